@@ -1,0 +1,100 @@
+"""What xcnn needs of any array: its type in annotations, its namespace, and slice writes that immutable arrays allow.
+
+Everything here works by what an array can do, never by which library it comes from.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+
+from xcnn.errors import DtypeError
+
+__all__ = ["Array", "add_slice", "full", "is_array", "namespace", "namespace_of", "set_slice", "zeros"]
+
+Array = Any
+"""An array of any array-API library; shapes and dtypes are in the prose, which a type checker could not hold anyway."""
+
+is_array = array_api_compat.is_array_api_obj
+
+# `array_namespace` takes microseconds; these two turn the common case into a dictionary look-up.
+_NAMESPACES: dict[type, ModuleType] = {}
+_FLOATING: dict[tuple[ModuleType, Any], bool] = {}
+
+
+def namespace_of(array: Array) -> ModuleType:
+    """Return the array-API namespace of one array."""
+    try:
+        return _NAMESPACES[type(array)]
+    except KeyError:
+        xp = _NAMESPACES[type(array)] = array_api_compat.array_namespace(array)
+        return xp
+
+
+def namespace(op: str, **arrays: Array | None) -> ModuleType:
+    """Return the namespace that all `arrays` share, after checking that they can meet in one floating-point operation.
+
+    Parameters
+    ----------
+    op : name of the caller, which opens every error message.
+    **arrays : the arrays by argument name; None is passed over.
+
+    Raises
+    ------
+    DtypeError
+        For something that is no array, an array of another library, an integer or boolean array, or two floating dtypes
+        (xcnn never promotes silently).
+    """
+    xp: ModuleType | None = None
+    first, dtype = "", None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        try:
+            this = namespace_of(array)
+        except TypeError:
+            raise DtypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
+        if xp is None:
+            xp, first, dtype = this, name, array.dtype
+            if not _is_floating(xp, dtype):
+                raise DtypeError(f"{op}: {name} must be a floating-point array, got {dtype}; convert it first")
+        elif this is not xp:
+            raise DtypeError(f"{op}: {name} is a {this.__name__} array, {first} a {xp.__name__} array; move one")
+        elif array.dtype != dtype:
+            raise DtypeError(f"{op}: {name} is {array.dtype}, {first} is {dtype}; convert one")
+    assert xp is not None, "every op has at least one array"
+    return xp
+
+
+def _is_floating(xp: ModuleType, dtype: Any) -> bool:
+    try:
+        return _FLOATING[xp, dtype]
+    except KeyError:
+        answer = _FLOATING[xp, dtype] = bool(xp.isdtype(dtype, "real floating"))
+        return answer
+
+
+def full(xp: ModuleType, shape: tuple[int, ...], value: float, like: Array) -> Array:
+    """Return a new array of one value, with the dtype and on the device of `like`."""
+    return xp.full(shape, value, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
+    """Return a new array of zeros, with the dtype and on the device of `like`."""
+    return xp.zeros(shape, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+def set_slice(array: Array, index: Any, value: Array) -> Array:
+    """Write `value` into a slice and return the array: in place where that is possible, a new array where it is not."""
+    if hasattr(array, "at"):  # immutable arrays offer this instead of assignment
+        return array.at[index].set(value)
+    array[index] = value
+    return array
+
+
+def add_slice(array: Array, index: Any, value: Array) -> Array:
+    """Add `value` to a slice and return the array: in place where that is possible, a new array where it is not."""
+    if hasattr(array, "at"):
+        return array.at[index].add(value)
+    array[index] += value
+    return array

@@ -1,0 +1,73 @@
+"""The errors that xcnn raises on purpose: one sentence each, written for the person who made the mistake.
+
+`exit_code` is what the command line ends with: 2 for a request that cannot be meant, 1 for one that failed.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "DivergedError",
+    "DtypeError",
+    "ShapeError",
+    "UsageError",
+    "XcnnError",
+    "unknown",
+]
+
+
+class XcnnError(Exception):
+    """Any error that xcnn raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(XcnnError, ValueError):
+    """An argument that has no meaning: an unknown name, a number out of range, options that contradict each other."""
+
+    exit_code = 2
+
+
+class ShapeError(XcnnError, ValueError):
+    """Arrays whose shapes do not fit together, or do not fit the options."""
+
+    exit_code = 2
+
+
+class DtypeError(XcnnError, TypeError):
+    """An array of the wrong dtype or library, or something that is no array."""
+
+    exit_code = 2
+
+
+class DeviceError(XcnnError, RuntimeError):
+    """A device that is known but cannot be used here; the message says what is missing."""
+
+    exit_code = 2
+
+
+class DataError(XcnnError, ValueError):
+    """A data set that is missing, incomplete, damaged or empty."""
+
+
+class CheckpointError(XcnnError, ValueError):
+    """A weight file or checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class DivergedError(XcnnError, ArithmeticError):
+    """Training produced a loss that is not finite."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """Give the error for a name that is not in a table, with the nearest one that is.
+
+    >>> str(unknown("model", "lenet", ["lenet5", "report"]))
+    "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
+    """
+    known = sorted(choices)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    return UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

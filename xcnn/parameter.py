@@ -1,0 +1,29 @@
+"""One trainable array and its gradient: what layers own and optimizers update."""
+
+from xcnn._array import Array
+
+__all__ = ["Parameter"]
+
+
+class Parameter:
+    """A trainable array.
+
+    Attributes
+    ----------
+    data : the current value; an optimizer step replaces it by a new array, so an op that still holds the old one keeps
+        the numbers that it computed with.
+    grad : the gradient summed over the backward passes since the last `zero_grad`, of the shape of `data`, or None.
+    """
+
+    __slots__ = ("data", "grad")
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+        self.grad: Array | None = None
+
+    def accumulate(self, grad: Array) -> None:
+        """Add one backward pass's gradient."""
+        self.grad = grad if self.grad is None else self.grad + grad
+
+    def __repr__(self) -> str:
+        return f"Parameter{tuple(self.data.shape)}"
