@@ -1,0 +1,173 @@
+"""What a data set is in xcnn: images, labels and class names that fit together, checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
+
+__all__ = ["Dataset", "from_arrays", "split", "to_float"]
+
+_MOST_CLASSES = 100_000
+"""More classes than this are taken for labels that were never numbered 0, 1, 2, ..."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images in memory. `len(d)` counts them; `d[slice or index array]` is a smaller data set.
+
+    Parameters
+    ----------
+    images : (N, C, H, W), uint8 0..255, or float32 0..1.
+    labels : (N,), int64, each in 0..len(classes)-1.
+    classes : the name of each class.
+    name : what error messages and tables call it.
+
+    Raises
+    ------
+    DataError, DtypeError, ShapeError
+        For arrays that are not as above, or hold no image at all.
+
+    Examples
+    --------
+    >>> d = Dataset(np.zeros((3, 1, 8, 8), np.uint8), np.asarray([0, 1, 1]), ("cat", "dog"), "pets")
+    >>> len(d), d.shape, len(d[1:])
+    (3, (1, 8, 8), 2)
+    """
+
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype not in (np.uint8, np.float32):
+            raise DtypeError(f"{self.name}: images must be uint8 or float32, got {images.dtype}; see data.from_arrays")
+        if labels.dtype != np.int64:
+            raise DtypeError(f"{self.name}: labels must be int64, got {labels.dtype}; see data.from_arrays")
+        if images.ndim != 4 or 0 in images.shape[1:]:
+            raise ShapeError(f"{self.name}: images must be (N, C, H, W), got {images.shape}")
+        if labels.shape != images.shape[:1]:
+            raise ShapeError(
+                f"{self.name}: labels must be (N,) with one label per image, got {labels.shape} for {len(images)} images"
+            )
+        if len(images) == 0:
+            raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(f"{self.name}: labels run from {low} to {high}, {len(self.classes)} classes allow 0 to "
+                            f"{len(self.classes) - 1}")
+        if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
+            raise DataError(f"{self.name}: float images must lie in 0..1, got {images.min()} to {images.max()}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "Dataset":
+        if isinstance(index, int | np.integer):
+            raise UsageError(f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]")
+        return Dataset(self.images[index], self.labels[index], self.classes, self.name)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+
+def from_arrays(
+    images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
+) -> Dataset:
+    """Make a data set of your own arrays.
+
+    Parameters
+    ----------
+    images : (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, or floating point 0..1 (becomes float32).
+    labels : (N,), integers 0, 1, 2, ...
+    classes : the name of each class; by default the numbers up to the largest label.
+    name : what error messages and tables call the data set.
+
+    Raises
+    ------
+    DataError, DtypeError, ShapeError
+        For values, dtypes or shapes other than these; the message says how to convert.
+
+    Examples
+    --------
+    >>> d = from_arrays(np.zeros((2, 8, 8)), [0, 1], classes=["cat", "dog"])
+    >>> d.images.dtype, d.shape, d.classes
+    (dtype('float32'), (1, 8, 8), ('cat', 'dog'))
+    """
+    x, y = np.asarray(images), np.asarray(labels)
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise DtypeError(
+            f"from_arrays: images must be uint8 or floating point, got {x.dtype}; "
+            "if they run from 0 to 255, pass images.astype('uint8')"
+        )
+    if x.ndim == 3:
+        x = x[:, None]  # (N, H, W) -> (N, 1, H, W)
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] > 4:
+        raise ShapeError(
+            f"from_arrays: images must be (N, C, H, W), got {x.shape}, which looks like channels last; "
+            "pass images.transpose(0, 3, 1, 2)"
+        )
+    if y.ndim == 2:
+        raise ShapeError(f"from_arrays: labels must be (N,), got {y.shape}; of one-hot rows pass labels.argmax(axis=1)")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DtypeError(f"from_arrays: labels must be integers, got {y.dtype}; number the classes 0, 1, 2, ...")
+    if classes is None:
+        count = int(y.max(initial=0)) + 1
+        if count > _MOST_CLASSES:
+            raise DataError(f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ...")
+        classes = [str(k) for k in range(count)]
+    if x.dtype != np.uint8 and x.dtype != np.float32:
+        x = x.astype(np.float32)
+    return Dataset(x, y.astype(np.int64), tuple(classes), name)
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a random part of a data set, for validation. Both parts keep the order of the whole.
+
+    Parameters
+    ----------
+    dataset : what to split.
+    fraction : the part that the second of the two gets, above 0 and below 1 (rounded to whole images).
+    seed : decides which images; the same seed gives the same split.
+
+    Returns
+    -------
+    (rest, held_out) : two data sets, neither empty.
+
+    Raises
+    ------
+    UsageError
+        If the fraction is not between 0 and 1, or would leave a part empty.
+
+    Examples
+    --------
+    >>> d = from_arrays(np.zeros((10, 8, 8)), np.arange(10))
+    >>> [len(part) for part in split(d, 0.2, seed=0)]
+    [8, 2]
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"split: fraction must be above 0 and below 1, got {fraction}")
+    held = round(fraction * len(dataset))
+    if held in (0, len(dataset)):
+        raise UsageError(f"split: {fraction} of {len(dataset)} images leaves a part empty")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset[np.sort(order[held:])], dataset[np.sort(order[:held])]
+
+
+def to_float(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Give images as networks take them: float32 0..1. uint8 is divided by 255, float32 is returned as it is.
+
+    >>> to_float(np.asarray([0, 51, 255], np.uint8))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
+    if images.dtype == np.float32:
+        return images
+    return np.divide(images, np.float32(255), dtype=np.float32)

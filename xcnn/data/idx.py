@@ -1,0 +1,101 @@
+"""The IDX file format, in which MNIST comes: read with suspicion, written reproducibly.
+
+A file holds two zero bytes, a type code (8: unsigned byte, the only one here), the number of dimensions, each
+dimension as a big-endian 32-bit integer, then the values in C order; the whole often gzipped.
+Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcnn._files import replacing
+from xcnn.errors import DataError, DtypeError
+
+__all__ = ["read_idx", "write_idx"]
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_DEFLATE_RATIO = 1032
+"""The most bytes that one byte of deflate can stand for, so a small file cannot make us allocate a large array."""
+
+
+def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped or plain (told by its content, not by its name).
+
+    Parameters
+    ----------
+    path : the file.
+    ndim : how many dimensions it must have: 3 for images, 1 for labels.
+
+    Returns
+    -------
+    array : uint8, read-only, of the shape in the header.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, is damaged, is of another kind, or holds fewer or more values than its header says.
+        At most one byte more than the header declares is ever unpacked.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == _GZIP_MAGIC
+            file.seek(0)
+            room = path.stat().st_size * (_DEFLATE_RATIO if zipped else 1)
+            if zipped:
+                with gzip.GzipFile(fileobj=file) as stream:
+                    return _parse(path, stream, ndim, room)
+            return _parse(path, file, ndim, room)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"read_idx: {path} is damaged: {error}; get the file again") from None
+    except OSError as error:
+        raise DataError(f"read_idx: {path} cannot be read: {error.strerror or error}") from None
+
+
+def _parse(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int, room: int) -> npt.NDArray[np.uint8]:
+    magic = stream.read(4)
+    expected = bytes([0, 0, 8, ndim])
+    if magic != expected:
+        raise DataError(
+            f"read_idx: {path} must be an IDX file of unsigned bytes in {ndim} dimension{'s'[: ndim > 1]} "
+            f"(first bytes {expected.hex(' ')}), got {magic.hex(' ') or 'an empty file'}"
+        )
+    header = stream.read(4 * ndim)
+    if len(header) < 4 * ndim:
+        raise DataError(f"read_idx: {path} ends within its header")
+    shape = struct.unpack(f">{ndim}I", header)
+    size = math.prod(shape)
+    if size > room:
+        raise DataError(f"read_idx: {path} declares {size} bytes {shape}, more than a file of its length can hold")
+    payload = stream.read(size + 1)
+    if len(payload) != size:
+        came = f"only {len(payload)}" if len(payload) < size else "more"
+        raise DataError(f"read_idx: {path} declares {size} bytes {shape} after its header, it has {came}")
+    return np.frombuffer(payload, np.uint8).reshape(shape)
+
+
+def write_idx(path: Path, array: npt.NDArray[Any], compress: bool = True) -> None:
+    """Write an array of unsigned bytes as an IDX file; the same array always gives the same bytes.
+
+    Parameters
+    ----------
+    path : the file, replaced if it exists.
+    array : uint8, 1 to 255 dimensions.
+    compress : gzip it (without name or time).
+
+    Raises
+    ------
+    DtypeError
+        If the array is not uint8.
+    """
+    if array.dtype != np.uint8:
+        raise DtypeError(f"write_idx: array must be uint8, got {array.dtype}")
+    content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(content, 9, mtime=0) if compress else content)

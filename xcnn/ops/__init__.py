@@ -1,0 +1,12 @@
+"""Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library."""
+
+from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+]

@@ -1,0 +1,208 @@
+"""Sliding windows in any number of dimensions: output sizes, padding, im2col and col2im. Their only home.
+
+Convolution and pooling see an image as the windows that a kernel covers. A kernel position ("tap") `i` along one axis
+touches the padded pixels `i * dilation + stride * (0 .. out - 1)`: one strided slice. im2col stacks these slices, col2im
+adds them back, a pool folds them. Nothing else in xcnn computes an output size.
+
+Sizes: n images, c channels, `k` kernel, `o` output, one entry per spatial axis; `L` the product of the output sizes.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from xcnn._array import Array, add_slice, full, set_slice, zeros
+from xcnn.errors import ShapeError, UsageError
+
+__all__ = ["Axis", "Padding", "col2im", "im2col", "integers", "pad_windows", "taps", "transposed_axes", "window_axes"]
+
+Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The windows along one spatial axis: `out` of them, over `before + size + after` pixels."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    out: int
+
+    @property
+    def padded(self) -> int:
+        """Length of the axis with its padding."""
+        return self.before + self.size + self.after
+
+    def tap(self, i: int) -> slice:
+        """Give the padded pixels that kernel position `i` touches, one per window."""
+        start = i * self.dilation
+        return slice(start, start + self.stride * (self.out - 1) + 1, self.stride)
+
+
+Axes = tuple[Axis, ...]
+
+
+def integers(op: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
+    """Give one integer per spatial axis from an integer or a sequence of `rank` of them."""
+    entries = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(entries) != rank:
+        raise UsageError(f"{op}: {name} takes an integer or {rank} of them, got {value!r}")
+    for entry in entries:
+        if not hasattr(entry, "__index__") or isinstance(entry, bool) or entry < minimum:
+            raise UsageError(f"{op}: {name} takes integers of at least {minimum}, got {value!r}")
+    return entries
+
+
+def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] | str:
+    """Give (before, after) per axis, or 'same'."""
+    if isinstance(padding, str):
+        if padding == "same":
+            return "same"
+        if padding == "valid":
+            return ((0, 0),) * rank
+        raise UsageError(f"{op}: padding must be 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}")
+    if not isinstance(padding, int) and any(isinstance(entry, Sequence) for entry in padding):
+        if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
+            raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
+        before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)  # type: ignore[arg-type]
+        return tuple(zip(before, after, strict=True))
+    return tuple((p, p) for p in integers(op, "padding", padding, rank, 0))  # type: ignore[arg-type]
+
+
+def window_axes(
+    op: str,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+) -> Axes:
+    """Lay the windows of a kernel over a map: `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1`.
+
+    Parameters
+    ----------
+    op : name of the caller, for errors.
+    sizes, kernel : pixels per spatial axis.
+    stride, dilation : an integer or one per axis.
+    padding : pixels on both sides: an integer, one per axis, a (before, after) pair per axis, `'valid'` for none, or
+        `'same'` for `out = ceil(size / stride)` with the odd pixel at the end.
+    ceil_mode : round the division up, but let no window start in the padding after the map (PyTorch's rule). The padding
+        after then grows to what the last window covers.
+
+    Raises
+    ------
+    UsageError
+        For options that are no integers in range.
+    ShapeError
+        Where a map is empty or the kernel is larger than the padded map.
+    """
+    rank = len(sizes)
+    strides = integers(op, "stride", stride, rank)
+    dilations = integers(op, "dilation", dilation, rank)
+    return _window_axes(op, sizes, kernel, strides, _pads(op, padding, rank), dilations, ceil_mode)
+
+
+@functools.lru_cache(maxsize=1024)
+def _window_axes(
+    op: str,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...] | str,
+    dilation: tuple[int, ...],
+    ceil_mode: bool,
+) -> Axes:
+    axes = []
+    for i, (size, k, s, d) in enumerate(zip(sizes, kernel, stride, dilation, strict=True)):
+        extent = d * (k - 1) + 1
+        if isinstance(pads, str):
+            total = max((math.ceil(size / s) - 1) * s + extent - size, 0)
+            before, after = total // 2, total - total // 2
+        else:
+            before, after = pads[i]
+        room = size + before + after - extent
+        if room < 0 or size == 0:
+            padded = tuple(n if isinstance(pads, str) else n + sum(p) for n, p in zip(sizes, pads, strict=False))
+            raise ShapeError(
+                f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, {padded} with its padding"
+            )
+        out = room // s + 1
+        if ceil_mode:
+            out = -(-room // s) + 1
+            if (out - 1) * s >= size + before:
+                out -= 1
+            after = max(after, (out - 1) * s + extent - size - before)
+        axes.append(Axis(size, k, s, d, before, after, out))
+    return tuple(axes)
+
+
+def transposed_axes(
+    op: str,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    output_padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> Axes:
+    """Give the windows of the convolution whose input gradient a transposed convolution is.
+
+    Its outputs have `sizes`; its input, the result of the transposed convolution, has
+    `(size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1` pixels.
+    """
+    rank = len(sizes)
+    strides = integers(op, "stride", stride, rank)
+    dilations = integers(op, "dilation", dilation, rank)
+    extras = integers(op, "output_padding", output_padding, rank, 0)
+    pads = _pads(op, padding, rank)
+    if isinstance(pads, str):
+        raise UsageError(f"{op}: padding takes integers or (before, after) pairs, got {padding!r}")
+    axes = []
+    for size, k, s, (before, after), extra, d in zip(sizes, kernel, strides, pads, extras, dilations, strict=True):
+        if extra >= max(s, d):
+            raise UsageError(f"{op}: output_padding must be smaller than stride or dilation, got {output_padding!r}")
+        result = (size - 1) * s - before - after + d * (k - 1) + extra + 1
+        if size == 0 or result < 1:
+            raise ShapeError(f"{op}: a map of {sizes} with kernel {kernel} and padding {padding} gives no pixels")
+        axes.append(Axis(result, k, s, d, before, after, size))
+    return tuple(axes)
+
+
+@functools.lru_cache(maxsize=1024)
+def taps(axes: Axes) -> tuple[tuple[object, ...], ...]:
+    """Give the index of every kernel position's slice of a padded map, in row-major order of the kernel."""
+    positions = itertools.product(*(range(a.kernel) for a in axes))
+    return tuple((..., *(a.tap(i) for a, i in zip(axes, position, strict=True))) for position in positions)
+
+
+def _inside(axes: Axes) -> tuple[object, ...]:
+    return (..., *(slice(a.before, a.before + a.size) for a in axes))
+
+
+def pad_windows(xp: ModuleType, x: Array, axes: Axes, value: float = 0.0) -> Array:
+    """Surround the spatial axes of `x` by the padding of `axes`; `x` itself where there is none."""
+    if not any(a.before or a.after for a in axes):
+        return x
+    shape = (*x.shape[: -len(axes)], *(a.padded for a in axes))
+    return set_slice(full(xp, shape, value, x), _inside(axes), x)
+
+
+def im2col(xp: ModuleType, x: Array, axes: Axes) -> Array:
+    """Copy the windows of `x` (n, c, *sizes) into columns (n, c, K, *outs), K the product of the kernel sizes."""
+    padded = pad_windows(xp, x, axes)
+    return xp.stack([padded[tap] for tap in taps(axes)], axis=2)
+
+
+def col2im(xp: ModuleType, columns: Array, axes: Axes) -> Array:
+    """Add columns (n, c, K, *outs) back to the pixels they came from (n, c, *sizes): the transpose of `im2col`."""
+    padded = zeros(xp, (*columns.shape[:2], *(a.padded for a in axes)), columns)
+    for i, tap in enumerate(taps(axes)):
+        padded = add_slice(padded, tap, columns[:, :, i, ...])
+    return padded[_inside(axes)]
