@@ -53,14 +53,16 @@ class Dataset:
             raise ShapeError(f"{self.name}: images must be (N, C, H, W), got {images.shape}")
         if labels.shape != images.shape[:1]:
             raise ShapeError(
-                f"{self.name}: labels must be (N,) with one label per image, got {labels.shape} for {len(images)} images"
+                f"{self.name}: labels must be (N,), one per image, got {labels.shape} for {len(images)} images"
             )
         if len(images) == 0:
             raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(self.classes):
-            raise DataError(f"{self.name}: labels run from {low} to {high}, {len(self.classes)} classes allow 0 to "
-                            f"{len(self.classes) - 1}")
+            raise DataError(
+                f"{self.name}: labels run from {low} to {high}, {len(self.classes)} classes allow 0 to "
+                f"{len(self.classes) - 1}"
+            )
         if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
             raise DataError(f"{self.name}: float images must lie in 0..1, got {images.min()} to {images.max()}")
 
@@ -69,7 +71,9 @@ class Dataset:
 
     def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "Dataset":
         if isinstance(index, int | np.integer):
-            raise UsageError(f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]")
+            raise UsageError(
+                f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]"
+            )
         return Dataset(self.images[index], self.labels[index], self.classes, self.name)
 
     @property
@@ -170,4 +174,5 @@ def to_float(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """
     if images.dtype == np.float32:
         return images
-    return np.divide(images, np.float32(255), dtype=np.float32)
+    scaled: npt.NDArray[np.float32] = np.divide(images, np.float32(255), dtype=np.float32)
+    return scaled

@@ -16,7 +16,7 @@ Augmentation = Callable[[npt.NDArray[np.float32], np.random.Generator], npt.NDAr
 
 
 class Loader:
-    """Iterate over a data set in batches of (images float32 (n, C, H, W) 0..1, labels int64 (n,)); both are fresh arrays.
+    """Iterate over a data set in batches: (images float32 (n, C, H, W) 0..1, labels int64 (n,)), fresh arrays both.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Loader:
             raise UsageError(f"Loader: seed must be 0 or more, got {seed}")
         if drop_last and batch_size > len(dataset):
             raise UsageError(
-                f"Loader: drop_last leaves no batch: {dataset.name} has {len(dataset)} images, batch_size is {batch_size}"
+                f"Loader: drop_last leaves no batch: {len(dataset)} images in {dataset.name}, batch_size is {batch_size}"
             )
         for function in augment:
             if not callable(function):

@@ -1,0 +1,71 @@
+"""The table of data sets that xcnn knows by name. A new one is a loader in a file of its own and one entry here."""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xcnn.data.dataset import Dataset
+from xcnn.data.digits import load_digits
+from xcnn.errors import UsageError, unknown
+
+__all__ = ["DATASETS", "Entry", "load"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes
+    ----------
+    summary : what it is, in one line.
+    load : (data_dir: Path | None, **options) -> (train, test).
+    shape : channels, height and width of an image; None where the files decide.
+    classes : how many there are; None where the files decide.
+    sizes : training and test images; None where the files decide.
+    """
+
+    summary: str
+    load: Callable[..., tuple[Dataset, Dataset]]
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    sizes: tuple[int, int] | None = None
+
+
+DATASETS: dict[str, Entry] = {
+    "digits": Entry("handwritten digits, inside the package", load_digits, (1, 8, 8), 10, (1437, 360)),
+}
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> tuple[Dataset, Dataset]:
+    """Load a data set by name, as (train, test).
+
+    Parameters
+    ----------
+    name : one of `DATASETS`.
+    data_dir : a folder that holds its files already; by default they are downloaded once and kept (see `download.py`).
+    **options : what else the loader takes; only `folder` takes any: `size`.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or an option that this data set does not take.
+    DataError
+        If files are missing or damaged, or no mirror can be reached.
+
+    Examples
+    --------
+    >>> train, test = load("digits")
+    >>> len(train), len(test), train.shape
+    (1437, 360, (1, 8, 8))
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    loader = DATASETS[name].load
+    known = [option for option in inspect.signature(loader).parameters if option != "data_dir"]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"load: {name} takes no option {option!r} (it takes: {', '.join(known) or 'none'})")
+    return loader(None if data_dir is None else Path(data_dir), **options)
