@@ -1,0 +1,235 @@
+"""What a device string means: one table of array libraries, how to open each, and how arrays move.
+
+    cpu                 NumPy
+    cuda, cuda:1        CuPy on an NVIDIA GPU
+    torch, torch:cuda:0 PyTorch's arrays
+    jax                 JAX's arrays
+    strict:device1      array-api-strict: nothing but the standard, on a pretended device
+    auto                cuda if it truly works, else cpu
+
+Another array-API library is one more `Library` in `LIBRARIES`. No transfer is implicit: arrays move by `asarray` and
+`to_numpy` alone.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+from xcnn._array import Array, namespace_of
+from xcnn.errors import DeviceError, UsageError, unknown
+
+__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "to_numpy"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """An opened device.
+
+    Attributes
+    ----------
+    name : the string that opens it, in full (`cuda:0`).
+    xp : its array-API namespace.
+    handle : what the library's creation functions take as `device=`.
+    summary : one line for people.
+    """
+
+    name: str
+    xp: ModuleType
+    handle: Any
+    summary: str
+
+    def asarray(self, array: Any) -> Array:
+        """Copy a host array to this device; its dtype stays."""
+        return _place(self.xp, array, self.handle)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """Copy an array of this device to the host."""
+        return to_numpy(array)
+
+    def __repr__(self) -> str:
+        return f"device({self.name!r})"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One row of the table: an array library and how to reach its devices.
+
+    Attributes
+    ----------
+    module : what to import.
+    mend : how to get it, where the import fails.
+    open : gives the device for the part of the string after the name; raises DeviceError with a reason.
+    to_numpy : copies one of its arrays to the host.
+    """
+
+    module: str
+    mend: str
+    open: Callable[[str], Device]
+    to_numpy: Callable[[Array], np.ndarray]
+
+
+def _cpu(rest: str) -> Device:
+    if rest:
+        raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
+    return Device("cpu", array_api_compat.numpy, "cpu", f"NumPy {np.__version__}")
+
+
+def _cuda(rest: str) -> Device:
+    index = _index("cuda", rest)
+    cupy = _import("cuda")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise DeviceError(f"cuda: CuPy finds no CUDA driver ({_line(error)}); install NVIDIA's driver") from None
+    if index >= count:
+        raise DeviceError(f"cuda:{index}: there are {count} CUDA devices here, numbered from 0")
+    # A device count alone promises little: the libraries behind either operation may be missing or too old.
+    with cupy.cuda.Device(index):
+        for what, probe in (
+            ("elementwise operations", lambda: (cupy.ones(4) + 1).sum().item()),
+            ("matrix products", lambda: (cupy.ones((4, 4)) @ cupy.ones((4, 4))).sum().item()),
+        ):
+            try:
+                probe()
+            except Exception as error:
+                mend = LIBRARIES["cuda"].mend
+                raise DeviceError(f"cuda:{index}: {what} fail ({_line(error)}); reinstall CuPy: {mend}") from None
+    # CuPy's creation functions go by the current device and ignore `device=`.
+    cupy.cuda.Device(index).use()
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+    xp = importlib.import_module("array_api_compat.cupy")
+    return Device(f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name}")
+
+
+def _torch(rest: str) -> Device:
+    torch = _import("torch")
+    rest = rest or "cpu"
+    try:
+        handle = torch.device(rest)
+        torch.zeros(1, device=handle)
+    except Exception as error:
+        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({_line(error)})") from None
+    xp = importlib.import_module("array_api_compat.torch")
+    return Device(f"torch:{rest}", xp, handle, f"PyTorch {torch.__version__}")
+
+
+def _jax(rest: str) -> Device:
+    jax = _import("jax")
+    rest = rest or "cpu"
+    kind, _, number = rest.partition(":")
+    try:
+        handle = jax.devices(kind)[_index("jax", number)]
+    except (RuntimeError, IndexError) as error:
+        raise DeviceError(f"jax:{rest}: JAX cannot use it ({_line(error)})") from None
+    return Device(f"jax:{rest}", importlib.import_module("jax.numpy"), handle, f"JAX {jax.__version__}")
+
+
+def _strict(rest: str) -> Device:
+    strict = _import("strict")
+    rest = rest or "CPU_DEVICE"
+    try:
+        handle = strict.Device(rest)
+    except ValueError as error:
+        raise DeviceError(f"strict:{rest}: array-api-strict has no such device ({_line(error)})") from None
+    name = "strict" if rest == "CPU_DEVICE" else f"strict:{rest}"
+    return Device(name, strict, handle, f"array-api-strict {strict.__version__}")
+
+
+def _strict_to_numpy(array: Array) -> np.ndarray:
+    strict = importlib.import_module("array_api_strict")
+    return np.asarray(array.to_device(strict.Device("CPU_DEVICE")))
+
+
+LIBRARIES: dict[str, Library] = {
+    "cpu": Library("numpy", "pip install numpy", _cpu, np.asarray),
+    "cuda": Library("cupy", "pip install 'xcnn[cuda12]' (or cuda13, by your driver)", _cuda, lambda array: array.get()),
+    "torch": Library("torch", "pip install torch", _torch, lambda array: array.detach().cpu().numpy()),
+    "jax": Library("jax", "pip install jax", _jax, np.asarray),
+    "strict": Library("array_api_strict", "pip install array-api-strict", _strict, _strict_to_numpy),
+}
+"""Every array library by the first part of its device strings."""
+
+
+def device(spec: str | Device) -> Device:
+    """Open a device by its string; an opened one is returned as it is.
+
+    Raises
+    ------
+    UsageError
+        For a string that names no device; it names the nearest.
+    DeviceError
+        For a device that cannot be used here; it says what is missing and the mend.
+    """
+    if isinstance(spec, Device):
+        return spec
+    name, _, rest = spec.partition(":")
+    if name == "auto" and not rest:
+        try:
+            return device("cuda")
+        except DeviceError:
+            return device("cpu")
+    if name not in LIBRARIES:
+        raise unknown("device", spec, [*LIBRARIES, "auto"])
+    return LIBRARIES[name].open(rest)
+
+
+def devices() -> dict[str, Device | DeviceError]:
+    """Try the first device of every library: the opened device, or the error that says why not and what to do."""
+    found: dict[str, Device | DeviceError] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = device(name)
+        except DeviceError as error:
+            found[name] = error
+    return found
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Copy an array of any library to the host."""
+    xp = namespace_of(array).__name__
+    library = next(lib for lib in LIBRARIES.values() if lib.module in xp.split("."))
+    return library.to_numpy(array)
+
+
+def like(array: np.ndarray, other: Array) -> Array:
+    """Copy a host array to the library, device and dtype of `other`."""
+    xp = namespace_of(other)
+    return xp.astype(_place(xp, array, array_api_compat.device(other)), other.dtype)
+
+
+def on_host(array: Array) -> bool:
+    """Say whether reading a number from the array costs no synchronisation with a device."""
+    return isinstance(array, np.ndarray)
+
+
+def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
+    # A private copy: the result must not change when the caller's buffer does, and may come from a read-only one.
+    return xp.asarray(np.array(array), device=handle)
+
+
+def _import(name: str) -> Any:
+    library = LIBRARIES[name]
+    try:
+        return importlib.import_module(library.module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == library.module
+        reason = "is not installed" if missing else f"does not import ({_line(error)})"
+        raise DeviceError(f"{name}: the package {library.module} {reason}; {library.mend}") from None
+
+
+def _index(name: str, rest: str) -> int:
+    if not rest:
+        return 0
+    if not rest.isdecimal():
+        raise UsageError(f"device '{name}:{rest}': expected a device number after the colon, as in '{name}:0'")
+    return int(rest)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
