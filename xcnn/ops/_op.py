@@ -49,7 +49,9 @@ class Backward:
     def __call__(self, dy: Array | None = None, needs: Sequence[bool] | None = None) -> Gradients:
         if dy is None:
             if self._loss is None:
-                raise ShapeError(f"{self._name}: backward needs dy of shape {tuple(self.shape)}; only a 0-d y may omit it")
+                raise ShapeError(
+                    f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}"
+                )
             dy = self.xp.ones_like(self._loss)
         elif not is_array(dy) or namespace_of(dy) is not self.xp or dy.dtype != self.dtype:
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"

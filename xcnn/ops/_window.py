@@ -1,8 +1,8 @@
 """Sliding windows in any number of dimensions: output sizes, padding, im2col and col2im. Their only home.
 
 Convolution and pooling see an image as the windows that a kernel covers. A kernel position ("tap") `i` along one axis
-touches the padded pixels `i * dilation + stride * (0 .. out - 1)`: one strided slice. im2col stacks these slices, col2im
-adds them back, a pool folds them. Nothing else in xcnn computes an output size.
+touches the padded pixels `i * dilation + stride * (0 .. out - 1)`: one strided slice. im2col stacks these slices,
+col2im adds them back, a pool folds them. Nothing else in xcnn computes an output size.
 
 Sizes: n images, c channels, `k` kernel, `o` output, one entry per spatial axis; `L` the product of the output sizes.
 """
@@ -66,7 +66,9 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
             return "same"
         if padding == "valid":
             return ((0, 0),) * rank
-        raise UsageError(f"{op}: padding must be 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}")
+        raise UsageError(
+            f"{op}: padding takes 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}"
+        )
     if not isinstance(padding, int) and any(isinstance(entry, Sequence) for entry in padding):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
@@ -84,7 +86,9 @@ def window_axes(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
 ) -> Axes:
-    """Lay the windows of a kernel over a map: `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1`.
+    """Lay the windows of a kernel over a map.
+
+    Each axis has `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1` of them.
 
     Parameters
     ----------
@@ -93,8 +97,8 @@ def window_axes(
     stride, dilation : an integer or one per axis.
     padding : pixels on both sides: an integer, one per axis, a (before, after) pair per axis, `'valid'` for none, or
         `'same'` for `out = ceil(size / stride)` with the odd pixel at the end.
-    ceil_mode : round the division up, but let no window start in the padding after the map (PyTorch's rule). The padding
-        after then grows to what the last window covers.
+    ceil_mode : round the division up, but let no window start in the padding after the map (PyTorch's rule). The
+        padding after then grows to what the last window covers.
 
     Raises
     ------
@@ -131,7 +135,7 @@ def _window_axes(
         if room < 0 or size == 0:
             padded = tuple(n if isinstance(pads, str) else n + sum(p) for n, p in zip(sizes, pads, strict=False))
             raise ShapeError(
-                f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, {padded} with its padding"
+                f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, padded {padded}"
             )
         out = room // s + 1
         if ceil_mode:

@@ -63,13 +63,17 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, groups: int, transposed: bool) -> None:
     shapes = f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
     if x.ndim not in (rank + 1, rank + 2):
-        raise ShapeError(f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {x.shape}")
+        raise ShapeError(
+            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {x.shape}"
+        )
     if weight.ndim != rank + 2 or 0 in weight.shape:
         raise ShapeError(f"{name}: weight must have {rank + 2} axes, none of them empty, got {tuple(weight.shape)}")
     if not isinstance(groups, int) or groups < 1:
         raise UsageError(f"{name}: groups must be an integer of at least 1, got {groups!r}")
     if weight.shape[0] % groups:
-        raise ShapeError(f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes}")
+        raise ShapeError(
+            f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes}"
+        )
     c = x.shape[-rank - 1]
     takes = weight.shape[0] if transposed else weight.shape[1] * groups
     if c != takes:
@@ -138,7 +142,7 @@ def _conv_transpose(
 
 
 def _samples(rank: int) -> list[Any]:
-    """Give the options that matter at each rank: plain, everything at once, depthwise, and one image without a batch."""
+    """Give the options that matter at each rank: plain, everything at once, depthwise, one image without a batch."""
     sizes, kernel = (7, 6, 5)[:rank], (3, 2, 2)[:rank]
     return [
         sample({"x": (2, 3, *sizes), "weight": (4, 3, *kernel), "bias": (4,)}),
@@ -182,8 +186,8 @@ def conv2d(
 ) -> Result:
     """Convolve images with a bank of kernels (cross-correlation: the kernel is not flipped).
 
-    `y[n, o, i, j] = bias[o] + sum over c, p, q of weight[o, c, p, q] * x[n, c, i * stride + p * dilation - padding, ...]`
-    where the sum runs over the channels of o's group.
+    `y[n, o, i, ...] = bias[o] + sum over c, p, ... of weight[o, c, p, ...] * x[n, c, i * stride + p * dilation - before,
+    ...]` where the sum runs over the channels of o's group and the positions of the kernel.
 
     Parameters
     ----------
@@ -197,7 +201,8 @@ def conv2d(
 
     Returns
     -------
-    y : (n, o, oh, ow) with `oh = (h + before + after - dilation * (kh - 1) - 1) // stride + 1`; (o, oh, ow) for one image.
+    y : (n, o, oh, ow) with `oh = (h + before + after - dilation * (kh - 1) - 1) // stride + 1`, and `(o, oh, ow)` for
+        one image.
     backward : dy -> (dx, dweight, dbias). It keeps x and weight.
 
     Raises

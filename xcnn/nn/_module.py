@@ -1,0 +1,195 @@
+"""`Module`: what every layer and container is.
+
+A layer owns parameters and buffers, calls ops, and in its backward adds the gradients into its parameters. To write one:
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            self.weight = nn.Parameter(np.ones((), np.float32))
+
+        def _forward(self, x, train):
+            weight = self.weight.data
+            def backward(dy, need_dx):
+                self.weight.accumulate((dy * x).sum())
+                return dy * weight if need_dx else None
+            return x * weight, backward
+
+Parameters, buffers and child modules are found among the attributes, in the order of their assignment.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from xcnn._array import Array
+from xcnn.device import Device, device, like, to_numpy
+from xcnn.errors import CheckpointError
+from xcnn.parameter import Parameter
+
+__all__ = ["Buffer", "Module", "Once"]
+
+
+class Buffer:
+    """An array that belongs to a layer's state but is not trained, such as running statistics."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+
+
+class Once:
+    """A module's backward pass: callable once, after which the arrays that it kept are released.
+
+    Call it with `dy`, the gradient with respect to the module's output. It adds into the gradient of every parameter
+    and returns the gradient with respect to the module's input, or None if `need_dx` is False.
+    """
+
+    __slots__ = ("_function", "_name")
+
+    def __init__(self, name: str, function: Callable[[Any, bool], Any]) -> None:
+        self._name = name
+        self._function: Callable[[Any, bool], Any] | None = function
+
+    def __call__(self, dy: Any, need_dx: bool = True) -> Any:
+        function, self._function = self._function, None
+        if function is None:
+            raise RuntimeError(f"{self._name}: backward was called already; call forward again first")
+        return function(dy, need_dx)
+
+
+class Module:
+    """Base of all layers and containers.
+
+    A subclass gives `_forward(x, train)`, which returns `y` and a function `backward(dy, need_dx)`; layers with several
+    inputs take and return tuples. Users call `forward` (training) or the module itself (inference).
+    """
+
+    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
+        raise NotImplementedError(f"{type(self).__name__} gives no _forward(x, train)")
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Once]:
+        """Return `y` and its backward pass.
+
+        Parameters
+        ----------
+        x : the input, an array on the module's device; a tuple of arrays where the layer takes several.
+        train : whether dropout drops and batch normalisation uses, and learns from, the statistics of the batch.
+        """
+        y, backward = self._forward(x, train)
+        return y, Once(type(self).__name__, backward)
+
+    def __call__(self, x: Any) -> Any:
+        """Return the output in inference mode."""
+        return self.forward(x, train=False)[0]
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """Yield the direct child modules with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """Yield this module and all below it with their dotted names, parents first."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+
+    def _state(self) -> Iterator[tuple[str, Parameter | Buffer]]:
+        for prefix, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter | Buffer):
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield the parameters of this module and all below it with their dotted names."""
+        for name, value in self._state():
+            if isinstance(value, Parameter):
+                yield name, value
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters of this module and all below it."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, where: str | Device, dtype: str | None = None) -> "Module":
+        """Move parameters and buffers to a device, gradients being forgotten, and return the module.
+
+        Parameters
+        ----------
+        where : a device or its name, such as `"cuda:1"`.
+        dtype : `"float32"` or `"float64"` to convert floating-point state; None keeps it.
+        """
+        target = device(where)
+        for name, array in self.state_dict().items():
+            if dtype is not None and array.dtype.kind == "f":
+                array = array.astype(dtype)
+            self._slot(name).data = target.asarray(array)
+        self.zero_grad()
+        return self
+
+    def _slot(self, name: str) -> Parameter | Buffer:
+        return dict(self._state())[name]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
+        return {name: to_numpy(slot.data) for name, slot in self._state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over parameters and buffers by name, converted to the dtype and device that the module has.
+
+        Nothing is changed where an error is raised.
+
+        Parameters
+        ----------
+        state : host arrays by name, as `state_dict` gives them.
+        strict : whether names that are missing or unknown are errors, or passed over.
+
+        Raises
+        ------
+        CheckpointError
+            For missing or unknown names, and for arrays of another shape.
+        """
+        slots = dict(self._state())
+        missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
+        if strict and (missing or unexpected):
+            parts = [
+                f"{kind} {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+                for kind, names in (("missing", missing), ("unknown", unexpected))
+                if names
+            ]
+            raise CheckpointError(f"load_state_dict: the state is not of this model: {'; '.join(parts)}")
+        shared = [name for name in slots if name in state]
+        for name in shared:
+            have, came = tuple(slots[name].data.shape), tuple(np.shape(state[name]))
+            if have != came:
+                raise CheckpointError(f"load_state_dict: {name} has shape {have} in this model, {came} in the state")
+        for name in shared:
+            slots[name].data = like(np.asarray(state[name]), slots[name].data)
+
+    def reset_parameters(self, rng: np.random.Generator | int) -> None:
+        """Draw every initial weight of this module and those below it anew, and seed every dropout.
+
+        Parameters
+        ----------
+        rng : a generator, or the seed for one. Numbers are drawn on the host in the order of `modules()`, so the weights
+            are the same on every device.
+        """
+        rng = np.random.default_rng(rng)
+        for _, module in self.modules():
+            module._reset(rng)
+
+    def _reset(self, rng: np.random.Generator) -> None:
+        """Draw the initial state of this module alone; layers with parameters or random streams override it."""
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        """Return the multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
+        return 0
+
+    def __repr__(self) -> str:
+        inner = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children())
+        return f"{type(self).__name__}({inner}{chr(10) if inner else ''})"
