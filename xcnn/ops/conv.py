@@ -186,8 +186,8 @@ def conv2d(
 ) -> Result:
     """Convolve images with a bank of kernels (cross-correlation: the kernel is not flipped).
 
-    `y[n, o, i, ...] = bias[o] + sum over c, p, ... of weight[o, c, p, ...] * x[n, c, i * stride + p * dilation - before,
-    ...]` where the sum runs over the channels of o's group and the positions of the kernel.
+    `y[n, o, i, j] = bias[o] + sum over c, p, q of weight[o, c, p, q] * x[n, c, i * sh + p * dh - top, j * sw + q * dw -
+    left]` with strides s, dilations d, and the sum over the channels of o's group and the kernel's positions.
 
     Parameters
     ----------
