@@ -4,8 +4,25 @@
 batches. The names that `load` knows are in `catalog.py`; the functions that distort images are in `augment.py`.
 """
 
+from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
 from xcnn.data.catalog import DATASETS, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
+from xcnn.data.folder import read_image
 from xcnn.data.loader import Loader
 
-__all__ = ["DATASETS", "Dataset", "Loader", "from_arrays", "load", "split", "to_float"]
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Dataset",
+    "Loader",
+    "crop",
+    "cutout",
+    "flip",
+    "from_arrays",
+    "load",
+    "read_image",
+    "rotate",
+    "shift",
+    "split",
+    "to_float",
+]

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xcnn.data.cifar import load_cifar10
 from xcnn.data.dataset import Dataset
 from xcnn.data.digits import load_digits
+from xcnn.data.folder import load_folder
+from xcnn.data.mnist import load_fashion_mnist, load_mnist
 from xcnn.errors import UsageError, unknown
 
 __all__ = ["DATASETS", "Entry", "load"]
@@ -36,6 +39,10 @@ class Entry:
 
 DATASETS: dict[str, Entry] = {
     "digits": Entry("handwritten digits, inside the package", load_digits, (1, 8, 8), 10, (1437, 360)),
+    "mnist": Entry("handwritten digits", load_mnist, (1, 28, 28), 10, (60_000, 10_000)),
+    "fashion-mnist": Entry("pieces of clothing", load_fashion_mnist, (1, 28, 28), 10, (60_000, 10_000)),
+    "cifar10": Entry("small colour photographs", load_cifar10, (3, 32, 32), 10, (50_000, 10_000)),
+    "folder": Entry("your own images, one subfolder of data_dir per class", load_folder),
 }
 
 

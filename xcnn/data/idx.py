@@ -8,7 +8,6 @@ Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._files import replacing
+from xcnn.data._stream import opened
 from xcnn.errors import DataError, DtypeError
 
 __all__ = ["read_idx", "write_idx"]
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_DEFLATE_RATIO = 1032
-"""The most bytes that one byte of deflate can stand for, so a small file cannot make us allocate a large array."""
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
@@ -43,22 +39,19 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
         If the file cannot be read, is damaged, is of another kind, or holds fewer or more values than its header says.
         At most one byte more than the header declares is ever unpacked.
     """
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
-            room = path.stat().st_size * (_DEFLATE_RATIO if zipped else 1)
-            if zipped:
-                with gzip.GzipFile(fileobj=file) as stream:
-                    return _parse(path, stream, ndim, room)
-            return _parse(path, file, ndim, room)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"read_idx: {path} is damaged: {error}; get the file again") from None
-    except OSError as error:
-        raise DataError(f"read_idx: {path} cannot be read: {error.strerror or error}") from None
+    with opened("read_idx", path) as (stream, room):
+        shape = _read_shape(path, stream, ndim)
+        size = math.prod(shape)
+        if size > room:
+            raise DataError(f"read_idx: {path} declares {size} bytes {shape}, more than a file of its length can hold")
+        payload = stream.read(size + 1)
+    if len(payload) != size:
+        came = f"only {len(payload)}" if len(payload) < size else "more"
+        raise DataError(f"read_idx: {path} declares {size} bytes {shape} after its header, it has {came}")
+    return np.frombuffer(payload, np.uint8).reshape(shape)
 
 
-def _parse(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int, room: int) -> npt.NDArray[np.uint8]:
+def _read_shape(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int) -> tuple[int, ...]:
     magic = stream.read(4)
     expected = bytes([0, 0, 8, ndim])
     if magic != expected:
@@ -69,15 +62,7 @@ def _parse(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int, room: int) 
     header = stream.read(4 * ndim)
     if len(header) < 4 * ndim:
         raise DataError(f"read_idx: {path} ends within its header")
-    shape = struct.unpack(f">{ndim}I", header)
-    size = math.prod(shape)
-    if size > room:
-        raise DataError(f"read_idx: {path} declares {size} bytes {shape}, more than a file of its length can hold")
-    payload = stream.read(size + 1)
-    if len(payload) != size:
-        came = f"only {len(payload)}" if len(payload) < size else "more"
-        raise DataError(f"read_idx: {path} declares {size} bytes {shape} after its header, it has {came}")
-    return np.frombuffer(payload, np.uint8).reshape(shape)
+    return struct.unpack(f">{ndim}I", header)
 
 
 def write_idx(path: Path, array: npt.NDArray[Any], compress: bool = True) -> None:

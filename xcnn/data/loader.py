@@ -1,18 +1,16 @@
 """Batches of a data set, in an order that the seed and the epoch alone decide."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.errors import UsageError
 
-__all__ = ["Augmentation", "Loader"]
-
-Augmentation = Callable[[npt.NDArray[np.float32], np.random.Generator], npt.NDArray[np.float32]]
-"""A function of a batch (n, C, H, W) and a generator that gives a batch of the same shape; see `augment.py`."""
+__all__ = ["Loader"]
 
 
 class Loader:
@@ -60,7 +58,7 @@ class Loader:
             raise UsageError(f"Loader: seed must be 0 or more, got {seed}")
         if drop_last and batch_size > len(dataset):
             raise UsageError(
-                f"Loader: drop_last leaves no batch: {len(dataset)} images in {dataset.name}, batch_size is {batch_size}"
+                f"Loader: drop_last leaves no batch: {dataset.name} has {len(dataset)} images, batch_size {batch_size}"
             )
         for function in augment:
             if not callable(function):

@@ -1,0 +1,108 @@
+"""Random distortions of a batch, for training: plain functions (images, rng, options) -> images, listed in one table.
+
+Each takes a float32 batch (n, C, H, W), draws for every image on its own from `rng`, and returns a new batch of the
+same shape; what moves in from outside an image is zero. To add one, write the function and enter it in `AUGMENTATIONS`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from xcnn.errors import DtypeError, ShapeError, UsageError
+
+__all__ = ["AUGMENTATIONS", "Augmentation", "crop", "cutout", "flip", "rotate", "shift"]
+
+Images = npt.NDArray[np.float32]
+Augmentation = Callable[[Images, np.random.Generator], Images]
+
+
+def flip(images: Images, rng: np.random.Generator, p: float = 0.5) -> Images:
+    """Mirror left and right, with probability `p`. Not for digits or letters."""
+    _check("flip", images, 0 <= p <= 1, f"p must be a probability, got {p}")
+    chosen = rng.random(len(images)) < p
+    return np.where(chosen[:, None, None, None], images[..., ::-1], images)
+
+
+def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
+    """Move by up to `pixels` whole pixels, both down and to the right, each way equally likely."""
+    _check("shift", images, pixels >= 0, f"pixels must be 0 or more, got {pixels}")
+    h, w = images.shape[2:]
+    top, left = rng.integers(0, 2 * pixels + 1, size=(2, len(images)))
+    padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(2, 3))  # (n, C, 2p+1, 2p+1, H, W)
+    shifted: Images = windows[np.arange(len(images)), :, top, left]
+    return shifted
+
+
+def crop(images: Images, rng: np.random.Generator, pad: int = 4) -> Images:
+    """Pad by `pad` zeros on every side, then cut out a window of the old size: what CIFAR-10 is usually trained with.
+
+    It is `shift` by up to `pad` pixels, under the name that people look for.
+    """
+    return shift(images, rng, pad)
+
+
+def rotate(images: Images, rng: np.random.Generator, degrees: float = 10) -> Images:
+    """Turn about the centre by an angle drawn evenly from -degrees..degrees, with bilinear interpolation."""
+    _check("rotate", images, degrees >= 0, f"degrees must be 0 or more, got {degrees}")
+    return _turn(images, np.deg2rad(rng.uniform(-degrees, degrees, len(images))))
+
+
+def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
+    """Turn each image anticlockwise by its angle in radians."""
+    n, c, h, w = images.shape
+    cos, sin = (f(angles).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    v = np.arange(h, dtype=np.float32)[:, None] - np.float32((h - 1) / 2)  # (H, 1), downwards from the centre
+    u = np.arange(w, dtype=np.float32) - np.float32((w - 1) / 2)  # (W,), to the right
+    # Where each pixel comes from (n, H, W), counted in an image with a border of one zero pixel; what comes from
+    # farther away is put on that border.
+    y = np.clip(sin * u + cos * v + np.float32((h + 1) / 2), 0, h + 1)
+    x = np.clip(cos * u - sin * v + np.float32((w + 1) / 2), 0, w + 1)
+    top = np.minimum(y.astype(np.int64), h)
+    left = np.minimum(x.astype(np.int64), w)
+    down, right = (y - top).astype(np.float32), (x - left).astype(np.float32)  # 0..1
+
+    pixels = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))).reshape(n, c, -1)
+    corner = (top * (w + 2) + left).reshape(n, 1, h * w)
+    turned = np.zeros_like(images)
+    for offset, weight in (
+        (0, (1 - down) * (1 - right)),
+        (1, (1 - down) * right),
+        (w + 2, down * (1 - right)),
+        (w + 3, down * right),
+    ):
+        turned += weight[:, None] * np.take_along_axis(pixels, corner + offset, axis=2).reshape(images.shape)
+    return turned
+
+
+def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
+    """Blank a square of `size` x `size` pixels around a random pixel; near an edge, the part that is inside.
+
+    Source: T. DeVries and G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+    arXiv:1708.04552.
+    """
+    _check("cutout", images, size >= 0, f"size must be 0 or more, got {size}")
+    n, _, h, w = images.shape
+    y = np.arange(h) - rng.integers(0, h, size=(n, 1)) + size // 2  # (n, H), counted from the square's first row
+    x = np.arange(w) - rng.integers(0, w, size=(n, 1)) + size // 2  # (n, W)
+    inside = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]  # (n, H, W)
+    return np.where(inside[:, None], np.float32(0), images)
+
+
+def _check(name: str, images: Images, valid: bool, message: str) -> None:
+    if not valid:
+        raise UsageError(f"{name}: {message}")
+    if images.ndim != 4:
+        raise ShapeError(f"{name}: images must be (n, C, H, W), got {images.shape}")
+    if images.dtype != np.float32:
+        raise DtypeError(f"{name}: images must be float32, got {images.dtype}; use data.to_float")
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "flip": flip,
+    "shift": shift,
+    "crop": crop,
+    "rotate": rotate,
+    "cutout": cutout,
+}

@@ -1,0 +1,109 @@
+"""CIFAR-10 in its binary version: records of one label byte and 3,072 pixel bytes (red, green, blue planes of 32x32).
+
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html. The Python version of the data is pickled, so xcnn does not read it.
+"""
+
+import io
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcnn.data._stream import opened
+from xcnn.data.dataset import Dataset
+from xcnn.data.download import fetch
+from xcnn.errors import DataError
+
+__all__ = ["load_cifar10"]
+
+_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
+_TEST = "test_batch.bin"
+_RECORD = 1 + 3 * 32 * 32
+_MOST_BYTES = 10_000 * _RECORD  # of one batch
+_MOST_TAR = 6 * _MOST_BYTES + (1 << 20)  # six batches, and room for what describes them
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def load_cifar10(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+    """Return (train, test): up to 50,000 and 10,000 images of (3, 32, 32) in ten classes.
+
+    Parameters
+    ----------
+    data_dir : a folder with `data_batch_1.bin` ... and `test_batch.bin`, or with `cifar-10-batches-bin/` that holds
+        them, or with one `cifar-10-binary*.tar.gz`; None to download. Training batches may be missing, but not all.
+
+    Raises
+    ------
+    DataError
+        If there is no training batch or no test batch, or a file is damaged.
+    """
+    folder = fetch("cifar10") if data_dir is None else data_dir
+    where, batches = _find(folder)
+    train = [batches[file] for file in _TRAIN if file in batches]
+    if not train or _TEST not in batches:
+        missing = _TEST if train else "data_batch_1.bin to data_batch_5.bin"
+        raise DataError(f"load: cifar10: no {missing} in {where}; the binary version of CIFAR-10 is needed")
+    return _dataset(train), _dataset([batches[_TEST]])
+
+
+def _find(folder: Path) -> tuple[Path, dict[str, Bytes]]:
+    """Return where the batches were found, and the records (n, 3073) of each."""
+    for place in (folder, folder / "cifar-10-batches-bin"):
+        paths = [place / file for file in (*_TRAIN, _TEST) if (place / file).is_file()]
+        if paths:
+            return place, {path.name: _read_batch(path) for path in paths}
+    archives = sorted(folder.glob("cifar-10-binary*.tar*"))
+    if len(archives) > 1:
+        raise DataError(f"load: cifar10: {folder} has {len(archives)} archives cifar-10-binary*.tar.gz; leave one")
+    return (archives[0], _read_archive(archives[0])) if archives else (folder, {})
+
+
+def _read_batch(path: Path) -> Bytes:
+    with opened("load: cifar10", path) as (stream, _):
+        return _records(stream.read(_MOST_BYTES + 1), str(path))
+
+
+def _read_archive(path: Path) -> dict[str, Bytes]:
+    """Read the batches by their names alone: nothing is written to disk, so no path in the archive matters."""
+    with opened("load: cifar10", path) as (stream, room):
+        content = stream.read(min(room, _MOST_TAR) + 1)
+    if len(content) > _MOST_TAR:
+        raise DataError(f"load: cifar10: {path} unpacks to more than {_MOST_TAR} bytes, CIFAR-10 does not")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            members = archive.getmembers()
+    except (tarfile.TarError, ValueError) as error:
+        raise DataError(f"load: cifar10: {path} is no tar archive ({error}); get the file again") from None
+    if content[archive.offset :][: tarfile.BLOCKSIZE].strip(b"\0"):  # tarfile stops silently at a damaged header
+        raise DataError(f"load: cifar10: {path} is damaged after {len(members)} members; get the file again")
+    batches = {}
+    for member in members:
+        file = PurePosixPath(member.name).name
+        if file in (*_TRAIN, _TEST) and member.isfile() and not member.issparse():
+            data = memoryview(content)[member.offset_data :][: member.size]
+            if len(data) < member.size:
+                raise DataError(f"load: cifar10: {path} ends within {file}; get the file again")
+            batches[file] = _records(data, f"{file} of {path}")
+    return batches
+
+
+def _records(data: Any, where: str) -> Bytes:
+    """Check a batch's bytes and give them as (n, 3073), without a copy."""
+    if not 0 < len(data) <= _MOST_BYTES or len(data) % _RECORD:
+        size = f"{len(data)}" if len(data) <= _MOST_BYTES else f"more than {_MOST_BYTES}"
+        raise DataError(f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, it has {size} bytes")
+    records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
+    if (label := int(records[:, 0].max())) >= len(_CLASSES):
+        raise DataError(f"load: cifar10: {where} has a label {label}, CIFAR-10 has classes 0 to {len(_CLASSES) - 1}")
+    return records
+
+
+def _dataset(batches: list[Bytes]) -> Dataset:
+    images = np.concatenate([records[:, 1:] for records in batches]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([records[:, 0] for records in batches]).astype(np.int64)
+    return Dataset(images, labels, _CLASSES, "cifar10")

@@ -1,0 +1,123 @@
+"""Fetching data sets once, from whichever mirror answers, and keeping them.
+
+Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file is
+kept only if its SHA-256 is the one below, and checked again each time it is used.
+
+Where the checksums come from: those of MNIST's test files were computed from the official files, those of its training
+files and of Fashion-MNIST are the ones that TensorFlow Datasets records (Fashion-MNIST's authors publish MD5 sums of
+the same files); CIFAR-10's belongs to the archive whose MD5 its page gives, c32a1d4ab5d03f1284b67883e8d87530.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from xcnn.errors import DataError
+
+__all__ = ["SOURCES", "Source", "cache_folder", "fetch"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set's files are (addresses that a file name is appended to, tried in order), and their SHA-256."""
+
+    mirrors: tuple[str, ...]
+    files: dict[str, str]
+
+
+SOURCES: dict[str, Source] = {
+    "mnist": Source(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "fashion-mnist": Source(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+    "cifar10": Source(
+        (
+            "https://www.cs.toronto.edu/~kriz/",
+            "https://cave.cs.toronto.edu/kriz/",
+            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
+            "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/",
+        ),
+        {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloads are kept in; it need not exist yet."""
+    if home := os.environ.get("XCNN_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcnn"
+
+
+def fetch(name: str) -> Path:
+    """Return the folder that holds a data set's files, after downloading those that are not there yet.
+
+    Parameters
+    ----------
+    name : one of `SOURCES`.
+
+    Raises
+    ------
+    DataError
+        If no mirror has a file with the right checksum, or the folder cannot be written. Nothing unfinished stays.
+    """
+    import pooch  # type: ignore[import-untyped, unused-ignore]
+
+    pooch.get_logger().setLevel(logging.ERROR)  # our own messages say it, and only where somebody listens
+    source = SOURCES[name]
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"load: {name}: cannot make the folder {folder} ({error.strerror}); set XCNN_HOME to one that you can write"
+        ) from None
+    mirrors = list(source.mirrors)
+    for file, sha256 in source.files.items():
+        reason = ""
+        for mirror in tuple(mirrors):
+            try:
+                if not (folder / file).exists():
+                    _log.info("downloading %s%s", mirror, file)
+                pooch.retrieve(mirror + file, f"sha256:{sha256}", fname=file, path=folder)
+                break
+            except (OSError, ValueError) as error:  # no answer or no such file; a wrong checksum
+                reason = f"{mirror}: {_reason(error)}"
+                _log.info("%s", reason)
+                mirrors.append(mirrors.pop(0))  # ask it last from now on
+        else:
+            raise DataError(
+                f"load: {name}: could not download {file} from any of {len(mirrors)} mirrors (last, {reason}); "
+                "if you have the files, give their folder as data_dir (--data-dir)"
+            )
+    return folder
+
+
+def _reason(error: OSError | ValueError) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP status {response.status_code}"
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "wrong checksum"

@@ -1,0 +1,58 @@
+"""Data sets in MNIST's layout, four IDX files: MNIST itself, and Fashion-MNIST, made to replace it.
+
+MNIST: Y. LeCun, C. Cortes and C. J. C. Burges, http://yann.lecun.com/exdb/mnist/. Fashion-MNIST: H. Xiao, K. Rasul and
+R. Vollgraf, arXiv:1708.07747.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from xcnn.data.dataset import Dataset
+from xcnn.data.download import fetch
+from xcnn.data.idx import read_idx
+from xcnn.errors import DataError
+
+__all__ = ["load_fashion_mnist", "load_mnist"]
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def load_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+    """Return (train, test): 60,000 and 10,000 handwritten digits of (1, 28, 28). Errors: as `data.load`."""
+    return _load("mnist", data_dir, _DIGITS)
+
+
+def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+    """Return (train, test): 60,000 and 10,000 pieces of clothing of (1, 28, 28). Errors: as `data.load`."""
+    return _load("fashion-mnist", data_dir, _CLOTHES)
+
+
+def _load(name: str, data_dir: Path | None, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
+    folder = fetch(name) if data_dir is None else data_dir
+    paths = [path for file in _FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
+    found = {path.name.removesuffix(".gz"): path for path in paths}
+    if missing := [file for file in _FILES if file not in found]:
+        raise DataError(f"load: {name}: {folder} has no {', '.join(missing)} (with or without .gz)")
+    train_images, train_labels, test_images, test_labels = (found[file] for file in _FILES)
+    return _read(name, train_images, train_labels, classes), _read(name, test_images, test_labels, classes)
+
+
+def _read(name: str, images_path: Path, labels_path: Path, classes: tuple[str, ...]) -> Dataset:
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(labels) != len(images):
+        raise DataError(f"load: {name}: {labels_path} has {len(labels)} labels for {len(images)} images")
+    return Dataset(images[:, None], labels.astype(np.int64), classes, name)
