@@ -1,6 +1,40 @@
-"""Optimizers: rules that turn gradients into new parameters."""
+"""Optimizers: update rules, learning rates that change over a run, and bounds on gradients.
 
+optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+schedule = optim.CosineAnnealingLR(optimizer, T_max=steps)
+for each batch: backward; optim.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(); schedule.step()
+"""
+
+from xcnn.optim.clip import clip_grad_norm_, clip_grad_value_
+from xcnn.optim.named import OPTIMIZERS, SCHEDULES, make_schedule
 from xcnn.optim.optimizer import Optimizer
-from xcnn.optim.rules import OPTIMIZERS, SGD
+from xcnn.optim.rules import SGD, Adam, AdamW, RMSprop
+from xcnn.optim.schedule import (
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    Schedule,
+    SequentialLR,
+    StepLR,
+)
 
-__all__ = ["OPTIMIZERS", "SGD", "Optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "LinearLR",
+    "OneCycleLR",
+    "Optimizer",
+    "RMSprop",
+    "ReduceLROnPlateau",
+    "Schedule",
+    "SequentialLR",
+    "StepLR",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "make_schedule",
+]

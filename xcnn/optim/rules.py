@@ -1,9 +1,10 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
-To add one: a class that hands its options to `Optimizer.__init__` and gives `_update`, and a line in `OPTIMIZERS`.
+To add one: a class that hands its options to `Optimizer.__init__` and gives `_update`, a line in `named.OPTIMIZERS`.
 Nothing is updated in place: whoever still holds an old array keeps its numbers.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Optimizer
 from xcnn.parameter import Parameter
 
-__all__ = ["OPTIMIZERS", "SGD"]
+__all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
 
 Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
@@ -72,5 +73,130 @@ class SGD(Optimizer):
         return data - float(group["lr"]) * grad  # a NumPy float64 here would widen float32 parameters
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD}
-"""Every update rule by its name on the command line."""
+class Adam(Optimizer):
+    """Adaptive moments: steps of about `lr`, whatever the size of the gradients.
+
+    With g the gradient plus `weight_decay * data`, m and v the running means of g and g^2 and t the step:
+    `data -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)`.
+
+    Parameters
+    ----------
+    params : iterable of Parameter or of group dicts, see `Optimizer`.
+    lr : learning rate.
+    betas : shares of m and of v that are kept each step.
+    eps : added to the denominator.
+    weight_decay : L2 penalty.
+
+    References
+    ----------
+    Kingma and Ba 2015, Adam: a method for stochastic optimization.
+    """
+
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
+        xp = namespace_of(data)
+        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
+        if not state:
+            state.update(step=0, exp_avg=xp.zeros_like(data), exp_avg_sq=xp.zeros_like(data))
+        if decay and self._decoupled:
+            data = (1 - lr * decay) * data
+        elif decay:
+            grad = grad + decay * data
+        step, mean, square = state["step"] + 1, state["exp_avg"], state["exp_avg_sq"]
+        mean = mean + (1 - beta1) * (grad - mean)
+        square = beta2 * square + (1 - beta2) * (grad * grad)
+        state.update(step=step, exp_avg=mean, exp_avg_sq=square)
+        root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
+        return data - lr / (1 - beta1**step) * (mean / (root + group["eps"]))
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: `data *= 1 - lr * weight_decay` before a step on the bare gradient.
+
+    Parameters
+    ----------
+    params, lr, betas, eps : as in `Adam`.
+    weight_decay : shrinks the parameters directly, unscaled by the running means.
+
+    References
+    ----------
+    Loshchilov and Hutter 2019, Decoupled weight decay regularization.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+class RMSprop(Optimizer):
+    """Gradient divided by its running root mean square.
+
+    With g the gradient plus `weight_decay * data` and v the running mean of g^2 (if centered, less the square of the
+    running mean of g): `u = g / (sqrt(v) + eps)`, `b = momentum * b + u`, `data -= lr * b`.
+
+    Parameters
+    ----------
+    params : iterable of Parameter or of group dicts, see `Optimizer`.
+    lr : learning rate.
+    alpha : share of the running means that is kept each step.
+    eps : added to the denominator.
+    weight_decay : L2 penalty.
+    momentum : share of the last step's direction that is kept.
+    centered : divide by the standard deviation of the gradient in place of its root mean square.
+
+    References
+    ----------
+    Tieleman and Hinton 2012, Lecture 6.5; Graves 2013, Generating sequences with recurrent neural networks (centered).
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
+        )
+
+    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
+        xp = namespace_of(data)
+        alpha, momentum = group["alpha"], group["momentum"]
+
+        def running(name: str) -> Array:
+            return state[name] if name in state else xp.zeros_like(data)
+
+        if group["weight_decay"]:
+            grad = grad + group["weight_decay"] * data
+        state["square_avg"] = square = alpha * running("square_avg") + (1 - alpha) * (grad * grad)
+        if group["centered"]:
+            mean = running("grad_avg")
+            state["grad_avg"] = mean = mean + (1 - alpha) * (grad - mean)
+            square = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
+        update = grad / (xp.sqrt(square) + group["eps"])
+        if momentum:
+            state["momentum_buffer"] = update = momentum * running("momentum_buffer") + update
+        return data - float(group["lr"]) * update

@@ -1,0 +1,411 @@
+"""Update rules against PyTorch's and against float64 loops; groups, resuming, every array library, every refusal."""
+
+import inspect
+import itertools
+import json
+import math
+
+import array_api_compat
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xcnn import optim
+from xcnn.device import to_numpy
+from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, XcnnError
+from xcnn.parameter import Parameter
+
+SHAPES = [(3, 2), (4,), ()]
+STEPS = 35
+
+DECAYS, RATES = (0.0, 0.03), (1e-3, 0.1)
+RULES = {
+    "sgd": {
+        "lr": RATES,
+        "momentum": (0.0, 0.9),
+        "dampening": (0.0, 0.3),
+        "weight_decay": DECAYS,
+        "nesterov": (False, True),
+    },
+    "adam": {"lr": RATES, "betas": ((0.9, 0.999), (0.5, 0.8)), "eps": (1e-8, 1e-2), "weight_decay": DECAYS},
+    "adamw": {"lr": RATES, "betas": ((0.9, 0.999), (0.0, 0.8)), "eps": (1e-8, 1e-2), "weight_decay": DECAYS},
+    "rmsprop": {
+        "lr": RATES,
+        "alpha": (0.99, 0.5),
+        "eps": (1e-8, 1e-2),
+        "weight_decay": DECAYS,
+        "momentum": (0.0, 0.9),
+        "centered": (False, True),
+    },
+}
+TORCH = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
+
+
+def combinations():
+    for name, choices in RULES.items():
+        for values in itertools.product(*choices.values()):
+            options = dict(zip(choices, values, strict=True))
+            if options.get("nesterov") and (not options["momentum"] or options["dampening"]):
+                continue
+            yield name, options
+
+
+# One option set per rule with everything switched on, for the tests that are not about arithmetic.
+FULL = [
+    ("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    ("adam", {"lr": 0.05, "weight_decay": 0.01}),
+    ("adamw", {"lr": 0.05}),
+    ("rmsprop", {"lr": 0.05, "momentum": 0.5, "centered": True, "weight_decay": 0.01}),
+]
+
+
+def draw(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(shape)) for shape in shapes]
+
+
+def run(optimizer, steps, place=np.asarray, every=lambda step, index: True):
+    """Take `steps` (a range) with the gradients that the step's number draws, leaving out those not `every`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step in steps:
+        optimizer.zero_grad()
+        for index, (parameter, grad) in enumerate(zip(parameters, draw(SHAPES, 1000 + step), strict=True)):
+            if every(step, index):
+                parameter.grad = place(grad)
+        optimizer.step()
+
+
+def make(name, options, dtype=np.float64):
+    parameters = [Parameter(array.astype(dtype)) for array in draw(SHAPES, 0)]
+    return parameters, optim.OPTIMIZERS[name](parameters, **options)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@pytest.mark.parametrize(("name", "options"), list(combinations()), ids=str)
+def test_every_rule_takes_torchs_steps(name, options):
+    torch = pytest.importorskip("torch")
+    parameters, optimizer = make(name, options)
+    theirs = [torch.tensor(array) for array in draw(SHAPES, 0)]
+    reference = getattr(torch.optim, TORCH[name])(theirs, **options)
+
+    def every(step, index):  # the second parameter sits out every third step
+        return index != 1 or step % 3
+
+    for step in range(STEPS):
+        run(optimizer, range(step, step + 1), every=every)
+        for index, (tensor, grad) in enumerate(zip(theirs, draw(SHAPES, 1000 + step), strict=True)):
+            tensor.grad = torch.tensor(grad) if every(step, index) else None
+        reference.step()
+    for parameter, tensor in zip(parameters, theirs, strict=True):
+        np.testing.assert_allclose(parameter.data, tensor.numpy(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_defaults_and_argument_order_are_torchs(name):
+    torch = pytest.importorskip("torch")
+    ours = inspect.signature(optim.OPTIMIZERS[name]).parameters
+    theirs = inspect.signature(getattr(torch.optim, TORCH[name])).parameters
+    assert list(ours) == [key for key in theirs if key in ours]
+    for key in list(ours)[1:]:
+        assert ours[key].default == theirs[key].default, key
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grads=st.lists(st.floats(-3, 3), min_size=1, max_size=40),
+    lr=st.floats(0, 0.5),
+    momentum=st.floats(0, 0.99),
+    decay=st.floats(0, 0.5),
+    nesterov=st.booleans(),
+)
+def test_sgd_is_its_formula(grads, lr, momentum, decay, nesterov):
+    nesterov = nesterov and momentum > 0
+    parameter = Parameter(np.asarray(0.7))
+    optimizer = optim.SGD([parameter], lr, momentum, 0.0, decay, nesterov)
+    x, b = 0.7, 0.0
+    for grad in grads:
+        parameter.grad = np.asarray(grad)
+        optimizer.step()
+        g = grad + decay * x
+        b = momentum * b + g
+        x -= lr * (g + momentum * b if nesterov else b)
+    assert float(parameter.data) == pytest.approx(x, rel=1e-12, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grads=st.lists(st.floats(-3, 3), min_size=1, max_size=40),
+    lr=st.floats(0, 0.5),
+    betas=st.tuples(st.floats(0, 0.99), st.floats(0.1, 0.999)),
+    decay=st.floats(0, 0.5),
+    decoupled=st.booleans(),
+)
+def test_adam_is_its_formula(grads, lr, betas, decay, decoupled):
+    parameter = Parameter(np.asarray(0.7))
+    optimizer = (optim.AdamW if decoupled else optim.Adam)([parameter], lr, betas, 1e-3, decay)
+    x, m, v = 0.7, 0.0, 0.0
+    for t, grad in enumerate(grads, start=1):
+        parameter.grad = np.asarray(grad)
+        optimizer.step()
+        if decoupled:
+            x -= lr * decay * x
+            g = grad
+        else:
+            g = grad + decay * x
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        x -= lr * (m / (1 - betas[0] ** t)) / (math.sqrt(v / (1 - betas[1] ** t)) + 1e-3)
+    assert float(parameter.data) == pytest.approx(x, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_rmsprop_is_its_formula(centered):
+    parameter = Parameter(np.asarray(0.7))
+    optimizer = optim.RMSprop([parameter], 0.1, 0.9, 1e-3, 0.02, 0.5, centered)
+    x, v, mean, b = 0.7, 0.0, 0.0, 0.0
+    for grad in np.random.default_rng(0).standard_normal(40):
+        parameter.grad = np.asarray(grad)
+        optimizer.step()
+        g = float(grad) + 0.02 * x
+        v = 0.9 * v + 0.1 * g**2
+        mean = 0.9 * mean + 0.1 * g
+        b = 0.5 * b + g / (math.sqrt(v - mean**2 * centered) + 1e-3)
+        x -= 0.1 * b
+    assert float(parameter.data) == pytest.approx(x, rel=1e-12)
+
+
+def test_centered_rmsprop_stays_finite_where_the_variance_vanishes():
+    parameter = Parameter(np.ones(64, np.float32))
+    optimizer = optim.RMSprop([parameter], lr=1e-6, alpha=0.5, centered=True)
+    grad = np.linspace(0.1, 3, 64, dtype=np.float32)
+    for _ in range(200):
+        parameter.grad = grad
+        optimizer.step()
+    assert np.isfinite(parameter.data).all()
+
+
+@pytest.mark.parametrize(("name", "options"), FULL)
+def test_groups_have_their_own_options(name, options):
+    weights, biases, frozen = (Parameter(array) for array in draw(SHAPES, 0))
+    optimizer = optim.OPTIMIZERS[name](
+        [{"params": [weights]}, {"params": biases, "weight_decay": 0, "lr": 0.5}, {"params": (frozen,), "lr": 0}],
+        **options,
+    )
+    assert [group["lr"] for group in optimizer.param_groups] == [options["lr"], 0.5, 0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+    run(optimizer, range(5))
+    for index, parameter in enumerate((weights, biases)):
+        alone = Parameter(draw(SHAPES, 0)[index])
+        own = {**options, "weight_decay": 0, "lr": 0.5} if index else options
+        single = optim.OPTIMIZERS[name]([alone], **own)
+        for step in range(5):
+            alone.grad = draw(SHAPES, 1000 + step)[index]
+            single.step()
+        same(alone.data, parameter.data)
+    same(frozen.data, draw(SHAPES, 0)[2])
+
+
+@pytest.mark.parametrize(("name", "options"), FULL)
+def test_a_group_added_later_is_trained_from_then_on(name, options):
+    first, second = Parameter(np.ones(2)), Parameter(np.ones(2))
+    optimizer = optim.OPTIMIZERS[name]([first], **options)
+    optimizer.add_param_group({"params": [second], "lr": 0.25})
+    first.grad = second.grad = np.ones(2)
+    optimizer.step()
+    assert optimizer.param_groups[1]["lr"] == 0.25
+    assert (second.data != 1).all()
+
+
+@pytest.mark.parametrize("place", ["numpy", "strict", "device1", "torch"])
+@pytest.mark.parametrize(("name", "options"), FULL)
+def test_resuming_is_bit_for_bit_and_every_library_works(name, options, place):
+    if place == "torch":
+        torch = pytest.importorskip("torch")
+        put = torch.tensor
+    elif place == "numpy":
+        put = np.asarray
+    else:
+        where = array_api_strict.Device("CPU_DEVICE" if place == "strict" else place)
+
+        def put(array):
+            return array_api_strict.asarray(array, device=where)
+
+    def fresh(arrays):
+        parameters = [Parameter(put(array)) for array in arrays]
+        return parameters, optim.OPTIMIZERS[name](parameters, **options)
+
+    parameters, optimizer = fresh(draw(SHAPES, 0))
+    run(optimizer, range(10), put)
+    halfway, state = [to_numpy(p.data) for p in parameters], optimizer.state_dict()
+    held = [np.array(value) for entry in state["state"].values() for value in entry.values()]
+    run(optimizer, range(10, 20), put)
+    for value, before in zip([v for entry in state["state"].values() for v in entry.values()], held, strict=True):
+        np.testing.assert_array_equal(value, before)  # the state is a snapshot
+
+    resumed, second = fresh(halfway)
+    second.load_state_dict(state)
+    run(second, range(10, 20), put)
+    for mine, theirs in zip(parameters, resumed, strict=True):
+        assert array_api_compat.device(theirs.data) == array_api_compat.device(put(np.ones(1)))
+        same(mine.data, theirs.data)
+
+    host, reference = make(name, options)
+    run(reference, range(20))
+    for mine, theirs in zip(parameters, host, strict=True):
+        np.testing.assert_allclose(to_numpy(mine.data), theirs.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), FULL)
+def test_the_state_is_plain_and_survives_json(name, options):
+    parameters, optimizer = make(name, options)
+    run(optimizer, range(3), every=lambda step, index: index != 1)
+    state = optimizer.state_dict()
+    assert set(state["state"]) == {0, 2}
+    assert state["param_groups"][0]["params"] == [0, 1, 2]
+    copied = json.loads(json.dumps(state, default=lambda array: array.tolist()))
+    other = optim.OPTIMIZERS[name]([Parameter(p.data) for p in parameters])
+    other.load_state_dict(copied)
+    assert other.param_groups[0] == {**optimizer.param_groups[0], "params": other.param_groups[0]["params"]}
+    for index, entry in other.state_dict()["state"].items():
+        for key, value in entry.items():
+            np.testing.assert_array_equal(value, state["state"][index][key])
+
+
+@pytest.mark.parametrize(("name", "options"), FULL)
+def test_float32_stays_and_nothing_is_changed_in_place(name, options):
+    parameters, optimizer = make(name, options, np.float32)
+    optimizer.param_groups[0]["lr"] = np.float64(0.1)  # as an array library's arithmetic may leave it
+    for step in range(3):
+        for parameter in parameters:
+            parameter.data = np.asarray(parameter.data)
+            parameter.grad = np.full(parameter.data.shape, 0.5 + step, np.float32)
+            parameter.data.flags.writeable = parameter.grad.flags.writeable = False
+        optimizer.step()
+    assert {str(parameter.data.dtype) for parameter in parameters} == {"float32"}
+    arrays = [v for entry in optimizer.state.values() for v in entry.values() if not isinstance(v, int)]
+    assert arrays
+    assert {str(array.dtype) for array in arrays} == {"float32"}
+
+
+def test_momentum_keeps_no_hold_on_the_gradient():
+    parameter = Parameter(np.ones(2))
+    optimizer = optim.SGD([parameter], lr=1.0, momentum=0.5)
+    parameter.grad = np.ones(2)
+    optimizer.step()
+    parameter.grad[...] = 0
+    optimizer.step()
+    np.testing.assert_array_equal(parameter.data, [-0.5, -0.5])
+
+
+def test_zero_grad_and_parameters_without_gradient():
+    parameters, optimizer = make("adam", {})
+    before = [p.data for p in parameters]
+    optimizer.step()
+    assert all(p.data is old for p, old in zip(parameters, before, strict=True))
+    parameters[0].grad = np.ones((3, 2))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in parameters)
+
+
+class TestRefusals:
+    p = Parameter(np.ones(2))
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda p: optim.SGD([]), "SGD: there are no parameters; is a generator used up, or has the model none?"),
+            (lambda p: optim.SGD({}), "SGD: expected parameters, got dict; pass model.parameters()"),
+            (lambda p: optim.SGD(3), "SGD: expected parameters, got int; pass model.parameters()"),
+            (lambda p: optim.SGD("p"), "SGD: expected parameters, got str; pass model.parameters()"),
+            (lambda p: optim.SGD([np.ones(2)]), "SGD: expected parameters, one is a ndarray; pass model.parameters()"),
+            (
+                lambda p: optim.SGD([p, {"params": []}]),
+                "SGD: expected parameters, one is a dict; pass model.parameters()",
+            ),
+            (lambda p: optim.SGD([{"params": []}]), "SGD: there are no parameters; is a generator used up, "),
+            (lambda p: optim.SGD([{"lr": 1}]), "SGD: a parameter group needs the key 'params', got ['lr']"),
+            (
+                lambda p: optim.SGD([{"params": p, "weight-decay": 0}]),
+                "unknown SGD option 'weight-decay'; did you mean 'weight_decay'? (known: ",
+            ),
+            (
+                lambda p: optim.SGD([{"params": p}, {"params": p}]),
+                "SGD: Parameter(2,) is given twice; a parameter belongs to one group, once",
+            ),
+            (lambda p: optim.SGD([p, p]), "SGD: Parameter(2,) is given twice; "),
+            (lambda p: optim.SGD(p, lr=-1), "SGD: lr must be a number in [0, inf), got -1"),
+            (lambda p: optim.SGD(p, lr=math.inf), "SGD: lr must be a number in [0, inf), got inf"),
+            (lambda p: optim.SGD(p, lr=math.nan), "SGD: lr must be a number in [0, inf), got nan"),
+            (lambda p: optim.SGD(p, lr=True), "SGD: lr must be a number in [0, inf), got True"),
+            (lambda p: optim.SGD(p, lr="1"), "SGD: lr must be a number in [0, inf), got '1'"),
+            (lambda p: optim.SGD([{"params": p, "lr": -2}]), "SGD: lr must be a number in [0, inf), got -2"),
+            (lambda p: optim.SGD(p, momentum=1.5), "SGD: momentum must be a number in [0, 1], got 1.5"),
+            (lambda p: optim.SGD(p, dampening=-1), "SGD: dampening must be a number in [0, 1], got -1"),
+            (lambda p: optim.SGD(p, weight_decay=-1), "SGD: weight_decay must be a number in [0, inf), got -1"),
+            (lambda p: optim.SGD(p, nesterov=1), "SGD: nesterov must be True or False, got 1"),
+            (lambda p: optim.SGD(p, nesterov=True), "SGD: nesterov needs a momentum above 0 and no dampening"),
+            (lambda p: optim.Adam(p, betas=0.9), "Adam: betas must be two numbers, got 0.9"),
+            (lambda p: optim.Adam(p, betas=(0.9, 1.0)), "Adam: betas[1] must be a number in [0, 1), got 1.0"),
+            (lambda p: optim.AdamW(p, eps=-1e-8), "AdamW: eps must be a number in [0, inf), got -1e-08"),
+            (lambda p: optim.RMSprop(p, alpha=1), "RMSprop: alpha must be a number in [0, 1), got 1"),
+            (lambda p: optim.RMSprop(p, centered=None), "RMSprop: centered must be True or False, got None"),
+        ],
+    )
+    def test_arguments(self, make, message):
+        with pytest.raises(UsageError) as caught:
+            make(self.p)
+        assert str(caught.value).startswith(message)
+
+    def test_a_gradient_that_does_not_fit(self):
+        parameter = Parameter(np.ones(2, np.float32))
+        optimizer = optim.SGD([parameter])
+        parameter.grad = np.ones(1, np.float32)
+        with pytest.raises(ShapeError, match=r"^SGD: the gradient of Parameter\(2,\) has shape \(1,\)$"):
+            optimizer.step()
+        parameter.grad = np.ones(2)
+        with pytest.raises(DtypeError, match=r"^SGD: the gradient of Parameter\(2,\) is float64, it is float32$"):
+            optimizer.step()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda s: s["param_groups"].pop(), "Adam: the state has groups of [] parameters, here are groups of [3]"),
+            (
+                lambda s: s["param_groups"][0].update(params=[0]),
+                "Adam: the state has groups of [1] parameters, here are groups of [3]",
+            ),
+            (
+                lambda s: s["param_groups"][0].update(momentum=0.9),
+                "Adam: the state has the options lr, betas, eps, weight_decay, momentum, "
+                "not lr, betas, eps, weight_decay; is it of another optimizer?",
+            ),
+            (lambda s: s["param_groups"][0].update(lr=-1), "Adam: lr must be a number in [0, inf), got -1"),
+            (lambda s: s["state"].update({7: {}}), "Adam: the state is of parameter 7, here are 3"),
+            (
+                lambda s: s["state"][1].update(exp_avg=np.ones(5)),
+                "Adam: exp_avg of parameter 1 has shape (5,), its Parameter(4,)",
+            ),
+        ],
+    )
+    def test_states_of_others_change_nothing(self, change, message):
+        _, optimizer = make("adam", {})
+        run(optimizer, range(2))
+        before, state = optimizer.state_dict(), optimizer.state_dict()
+        change(state)
+        with pytest.raises((CheckpointError, UsageError)) as caught:
+            optimizer.load_state_dict(state)
+        assert str(caught.value) == message
+        assert str(optimizer.state_dict()) == str(before)
+
+    def test_another_rule(self):
+        with pytest.raises(CheckpointError, match="is it of another optimizer"):
+            make("sgd", {})[1].load_state_dict(make("adam", {})[1].state_dict())
+
+    def test_all_are_of_xcnn(self):
+        with pytest.raises(XcnnError):
+            optim.SGD([])

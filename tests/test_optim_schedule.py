@@ -1,0 +1,358 @@
+"""Schedules against PyTorch's, step by step; the named ones by their shape; resuming; every refusal."""
+
+import inspect
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xcnn import optim
+from xcnn.errors import CheckpointError, UsageError
+from xcnn.parameter import Parameter
+
+STEPS = 36
+RATES = [0.4, 0.03]
+
+
+def make(rule="SGD", **options):
+    """Return an optimizer of two groups with different rates."""
+    groups = [{"params": [Parameter(np.ones(1))], "lr": lr} for lr in RATES]
+    return getattr(optim, rule)(groups, **options)
+
+
+def trace(optimizer, schedule, steps=STEPS):
+    """Return the options of each group at each step, the first included."""
+    seen = [settings_of(optimizer)]
+    for _ in range(steps):
+        schedule.step()
+        seen.append(settings_of(optimizer))
+    return seen
+
+
+def settings_of(optimizer):
+    return [[g["lr"], *([g["momentum"]] if "momentum" in g else g["betas"])] for g in optimizer.param_groups]
+
+
+def torch_trace(build, rule="SGD", steps=STEPS, **options):
+    """Return the same of PyTorch's optimizer, with the schedule that `build(module, optimizer)` makes."""
+    torch = pytest.importorskip("torch")
+    groups = [{"params": [torch.ones(1, dtype=torch.float64, requires_grad=True)], "lr": lr} for lr in RATES]
+    optimizer = getattr(torch.optim, rule)(groups, **options)
+    schedule = build(torch.optim.lr_scheduler, optimizer)
+    seen = [settings_of(optimizer)]
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+        seen.append(settings_of(optimizer))
+    return seen
+
+
+BUILDS = {
+    "step": lambda m, o: m.StepLR(o, 7),
+    "step-gamma": lambda m, o: m.StepLR(o, 1, 0.9),
+    "cosine": lambda m, o: m.CosineAnnealingLR(o, 35),
+    "cosine-back": lambda m, o: m.CosineAnnealingLR(o, 13, 0.01),
+    "linear": lambda m, o: m.LinearLR(o),
+    "linear-down": lambda m, o: m.LinearLR(o, 1.0, 0.25, 20),
+    "warm-cosine": lambda m, o: m.SequentialLR(o, [m.LinearLR(o, 0.1, 1.0, 6), m.CosineAnnealingLR(o, 30)], [6]),
+    "three": lambda m, o: m.SequentialLR(
+        o, [m.LinearLR(o, 0.2, 1.0, 9), m.StepLR(o, 4, 0.5), m.CosineAnnealingLR(o, 16, 1e-3)], milestones=[5, 19]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_learning_rates_are_torchs(name):
+    optimizer = make()
+    ours = trace(optimizer, BUILDS[name](optim, optimizer))
+    # PyTorch computes most of these by recursion and so rounds at every step.
+    np.testing.assert_allclose(ours, torch_trace(BUILDS[name]), rtol=1e-12, atol=1e-15)
+
+
+CYCLES = [
+    {"max_lr": 0.5, "total_steps": 37},
+    {"max_lr": [0.5, 0.1], "epochs": 4, "steps_per_epoch": 10},
+    {"max_lr": 1, "total_steps": 37, "anneal_strategy": "linear", "pct_start": 0.5, "div_factor": 5.0},
+    {"max_lr": 1, "total_steps": 40, "three_phase": True, "final_div_factor": 10.0},
+    {"max_lr": 1, "total_steps": 37, "base_momentum": 0.5, "max_momentum": 0.8, "pct_start": 0.0},
+    {"max_lr": 1, "total_steps": 37, "cycle_momentum": False},
+]
+
+
+@pytest.mark.parametrize(("rule", "options"), [("SGD", {"momentum": 0.9}), ("Adam", {}), ("RMSprop", {})])
+@pytest.mark.parametrize("cycle", CYCLES, ids=str)
+def test_one_cycle_is_torchs(rule, options, cycle):
+    optimizer = make(rule, **options)
+    ours = trace(optimizer, optim.OneCycleLR(optimizer, **cycle))
+    theirs = torch_trace(lambda m, o: m.OneCycleLR(o, **cycle), rule, **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    metrics=st.lists(st.sampled_from([0.1, 0.5, 0.50001, 0.8, 1.0, 2.0, math.nan]), min_size=1, max_size=40),
+    mode=st.sampled_from(["min", "max"]),
+    threshold_mode=st.sampled_from(["rel", "abs"]),
+    patience=st.integers(0, 3),
+    cooldown=st.integers(0, 3),
+    threshold=st.sampled_from([0.0, 1e-4, 0.3]),
+    min_lr=st.sampled_from([0.0, 0.02, [0.1, 0.0]]),
+)
+def test_plateau_is_torchs(metrics, **options):
+    torch = pytest.importorskip("torch")
+    theirs = torch.optim.SGD([{"params": [torch.ones(1)], "lr": lr} for lr in RATES])
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.5, **options)
+    optimizer = make()
+    schedule = optim.ReduceLROnPlateau(optimizer, factor=0.5, **options)
+    assert schedule.unit == "epoch"
+    for metric in metrics:
+        reference.step(metric)
+        schedule.step(metric)
+        assert schedule.get_last_lr() == [group["lr"] for group in theirs.param_groups]
+
+
+def test_plateau_by_hand():
+    optimizer = make()
+    schedule = optim.ReduceLROnPlateau(optimizer, patience=1)
+    for metric, lr in [(1.0, 0.4), (0.9, 0.4), (0.95, 0.4), (0.9, 0.04), (0.8, 0.04)]:
+        schedule.step(metric)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_defaults_and_argument_order_are_torchs():
+    torch = pytest.importorskip("torch")
+    for name in ("StepLR", "CosineAnnealingLR", "LinearLR", "SequentialLR", "OneCycleLR", "ReduceLROnPlateau"):
+        ours = inspect.signature(getattr(optim, name)).parameters
+        theirs = inspect.signature(getattr(torch.optim.lr_scheduler, name)).parameters
+        assert list(ours) == [key for key in theirs if key != "last_epoch"], name
+        assert [p.default for p in ours.values()] == [theirs[key].default for key in ours], name
+
+
+@pytest.mark.parametrize("name", [*BUILDS, "cycle"])
+def test_a_resumed_schedule_goes_on_bit_for_bit(name):
+    build = BUILDS.get(name, lambda m, o: m.OneCycleLR(o, 1.0, 40))
+    optimizer = make(momentum=0.9)
+    schedule = build(optim, optimizer)
+    trace(optimizer, schedule, 15)
+    saved = json.loads(json.dumps([optimizer.state_dict(), schedule.state_dict()]))
+    expected = trace(optimizer, schedule, 20)
+    assert saved[1] == {"last_epoch": 15}
+
+    resumed = make(momentum=0.9)
+    later = build(optim, resumed)
+    resumed.load_state_dict(saved[0])
+    later.load_state_dict(saved[1])
+    assert trace(resumed, later, 20) == expected
+
+    after = make(momentum=0.9)  # also where the schedule is made after the optimizer was loaded
+    after.load_state_dict(saved[0])
+    later = build(optim, after)
+    later.load_state_dict(saved[1])
+    np.testing.assert_allclose(trace(after, later, 20), expected, rtol=1e-15)
+
+
+def test_a_resumed_plateau_goes_on():
+    metrics = np.random.default_rng(0).uniform(0, 1, 30).tolist()
+    optimizer = make()
+    schedule = optim.ReduceLROnPlateau(optimizer, patience=2, cooldown=1)
+    for metric in metrics[:13]:
+        schedule.step(metric)
+    saved = json.loads(json.dumps([optimizer.state_dict(), schedule.state_dict()]))
+    resumed = make()
+    later = optim.ReduceLROnPlateau(resumed, patience=2, cooldown=1)
+    resumed.load_state_dict(saved[0])
+    later.load_state_dict(saved[1])
+    for metric in metrics[13:]:
+        schedule.step(metric)
+        later.step(metric)
+        assert later.get_last_lr() == schedule.get_last_lr()
+    assert schedule.get_last_lr()[0] < 0.4
+
+
+def test_a_group_added_later_follows():
+    optimizer = make()
+    schedule = optim.StepLR(optimizer, 2)
+    optimizer.add_param_group({"params": [Parameter(np.ones(1))], "lr": 8.0})
+    schedule.step()
+    schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([0.04, 0.003, 0.8])
+
+
+class TestNamed:
+    """`make_schedule`, what the command line calls."""
+
+    def rates(self, name, warmup=0, total=60, rule="SGD", **options):
+        optimizer = make(rule, **options)
+        schedule = optim.make_schedule(name, optimizer, total, 10, warmup)
+        if schedule is None:
+            return [0.4] * total
+        assert schedule.unit == "step"
+        return [groups[0][0] for groups in trace(optimizer, schedule, total)]
+
+    def test_table(self):
+        assert list(optim.SCHEDULES) == ["constant", "step", "cosine", "one-cycle", "plateau"]
+        assert list(optim.OPTIMIZERS) == ["sgd", "adam", "adamw", "rmsprop"]
+        assert [rule.__name__.lower() for rule in optim.OPTIMIZERS.values()] == list(optim.OPTIMIZERS)
+
+    def test_constant(self):
+        assert set(self.rates("constant")) == {0.4}
+        assert self.rates("constant", warmup=3)[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+    def test_step(self):
+        expected = [0.4] * 20 + [0.04] * 20 + [0.004] * 20
+        assert self.rates("step")[:60] == pytest.approx(expected)
+        assert self.rates("step", warmup=3, total=63)[:63] == pytest.approx([0.1, 0.2, 0.3, *expected])
+
+    def test_cosine(self):
+        rates = self.rates("cosine", warmup=9)
+        assert rates[:10] == pytest.approx([0.04 * i for i in range(1, 11)])
+        assert rates[9:] == sorted(rates[9:], reverse=True)
+        assert rates[60] == pytest.approx(0, abs=1e-15)
+
+    @pytest.mark.parametrize(("warmup", "peak"), [(0, 17), (5, 5), (58, 58)])
+    def test_one_cycle(self, warmup, peak):
+        rates = self.rates("one-cycle", warmup)
+        assert np.argmax(rates) == peak
+        assert rates[peak] == pytest.approx(0.4)
+        assert rates[0] == pytest.approx(0.4 / 25)
+
+    def test_one_cycle_leaves_a_run_without_momentum_alone(self):
+        optimizer = make()
+        optim.make_schedule("one-cycle", optimizer, 20, 5)
+        assert optimizer.param_groups[0]["momentum"] == 0
+        optimizer = make(momentum=0.9)
+        optim.make_schedule("one-cycle", optimizer, 20, 5)
+        assert optimizer.param_groups[0]["momentum"] == 0.95
+
+    def test_plateau(self):
+        assert isinstance(optim.make_schedule("plateau", make(), 20, 5), optim.ReduceLROnPlateau)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("cosin", 20, 5), "unknown schedule 'cosin'; did you mean 'cosine'? (known: "),
+            (("step", 0, 5), "make_schedule: total_steps must be a whole number, 1 or more, got 0"),
+            (("step", 10, 2.5), "make_schedule: steps_per_epoch must be a whole number, 1 or more, got 2.5"),
+            (("step", 10, 2, -1), "make_schedule: warmup must be a whole number, 0 or more, got -1"),
+            (("step", 10, 2, 10), "make_schedule: warmup of 10 steps leaves nothing of a run of 10"),
+            (
+                ("plateau", 10, 2, 3),
+                "make_schedule: plateau counts epochs and takes no warmup; choose another schedule",
+            ),
+        ],
+    )
+    def test_refusals(self, arguments, message):
+        with pytest.raises(UsageError) as caught:
+            optim.make_schedule(arguments[0], make(), *arguments[1:])
+        assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda o: optim.StepLR(3, 1), "StepLR: expected an optimizer, got int"),
+        (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be a whole number, 1 or more, got 0"),
+        (lambda o: optim.StepLR(o, 1, -1), "StepLR: gamma must be a number in (0, inf), got -1"),
+        (
+            lambda o: optim.CosineAnnealingLR(o, 1.5),
+            "CosineAnnealingLR: T_max must be a whole number, 1 or more, got 1.5",
+        ),
+        (
+            lambda o: optim.CosineAnnealingLR(o, 1, -1),
+            "CosineAnnealingLR: eta_min must be a number in [0, inf), got -1",
+        ),
+        (lambda o: optim.LinearLR(o, 0), "LinearLR: start_factor must be a number in (0, 1], got 0"),
+        (lambda o: optim.LinearLR(o, 1, 2), "LinearLR: end_factor must be a number in [0, 1], got 2"),
+        (lambda o: optim.LinearLR(o, 1, 1, 0), "LinearLR: total_iters must be a whole number, 1 or more, got 0"),
+        (
+            lambda o: optim.SequentialLR(o, [], []),
+            "SequentialLR: milestones must be one fewer than schedulers, got 0 and 0",
+        ),
+        (
+            lambda o: optim.SequentialLR(o, [optim.StepLR(o, 1)] * 3, [4, 2]),
+            "SequentialLR: milestones must rise, got [4, 2]",
+        ),
+        (
+            lambda o: optim.SequentialLR(o, [optim.StepLR(o, 1), optim.ReduceLROnPlateau(o)], [4]),
+            "SequentialLR: ReduceLROnPlateau is no function of the step; leave it out",
+        ),
+        (
+            lambda o: optim.SequentialLR(o, [optim.StepLR(make(), 1)], []),
+            "SequentialLR: the StepLR is of another optimizer",
+        ),
+        (lambda o: optim.OneCycleLR(3, 1, 9), "OneCycleLR: expected an optimizer, got int"),
+        (lambda o: optim.OneCycleLR(o, 1), "OneCycleLR: give total_steps, or epochs and steps_per_epoch"),
+        (lambda o: optim.OneCycleLR(o, 1, 0), "OneCycleLR: total_steps must be a whole number, 1 or more, got 0"),
+        (lambda o: optim.OneCycleLR(o, 1, None, 0, 3), "OneCycleLR: epochs must be a whole number, 1 or more, got 0"),
+        (
+            lambda o: optim.OneCycleLR(o, [1], 9),
+            "OneCycleLR: max_lr must be one number or one per group, got 1 for 2 groups",
+        ),
+        (lambda o: optim.OneCycleLR(o, -1, 9), "OneCycleLR: max_lr must be a number in [0, inf), got -1"),
+        (lambda o: optim.OneCycleLR(o, 1, 9, pct_start=2), "OneCycleLR: pct_start must be a number in [0, 1], got 2"),
+        (
+            lambda o: optim.OneCycleLR(o, 1, 9, pct_start=0.7, three_phase=True),
+            "OneCycleLR: pct_start must be a number in [0, 0.5], got 0.7",
+        ),
+        (
+            lambda o: optim.OneCycleLR(o, 1, 9, anneal_strategy="cosine"),
+            "unknown OneCycleLR anneal_strategy 'cosine'; did you mean 'cos'? (known: cos, linear)",
+        ),
+        (
+            lambda o: optim.OneCycleLR(o, 1, 9, div_factor=0),
+            "OneCycleLR: div_factor must be a number in (0, inf), got 0",
+        ),
+        (lambda o: optim.ReduceLROnPlateau(o, "mix"), "unknown ReduceLROnPlateau mode 'mix'; did you mean"),
+        (lambda o: optim.ReduceLROnPlateau(o, factor=1), "ReduceLROnPlateau: factor must be a number in (0, 1), got 1"),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, patience=-1),
+            "ReduceLROnPlateau: patience must be a whole number, 0 or more",
+        ),
+        (lambda o: optim.ReduceLROnPlateau(o, threshold_mode="x"), "unknown ReduceLROnPlateau threshold_mode 'x'"),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, min_lr=[0]),
+            "ReduceLROnPlateau: min_lr must be one number or one per group",
+        ),
+        (
+            lambda o: optim.ReduceLROnPlateau(o).step(),
+            "ReduceLROnPlateau: step needs the metric of the epoch, such as ",
+        ),
+    ],
+)
+def test_refusals(build, message):
+    optimizer = make()
+    with pytest.raises(UsageError) as caught:
+        build(optimizer)
+    assert str(caught.value).startswith(message)
+
+
+def test_one_cycle_needs_a_momentum_to_cycle():
+    class Plain(optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+
+    optimizer = Plain([Parameter(np.ones(1))], 0.1)
+    with pytest.raises(UsageError, match="OneCycleLR: Plain has no momentum; pass cycle_momentum=False"):
+        optim.OneCycleLR(optimizer, 1, 9)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optim.OneCycleLR(optimizer, 1, 9, cycle_momentum=False)
+
+
+def test_one_cycle_ends():
+    optimizer = make()
+    schedule = optim.OneCycleLR(optimizer, 1.0, 3)
+    for _ in range(3):
+        schedule.step()
+    with pytest.raises(UsageError, match="OneCycleLR: step 4 is beyond total_steps 3; make the cycle longer"):
+        schedule.step()
+
+
+def test_the_state_of_another_schedule_is_refused():
+    schedule = optim.StepLR(make(), 1)
+    with pytest.raises(CheckpointError, match="StepLR: the state must have last_epoch, got last_epoch, best, "):
+        schedule.load_state_dict(optim.ReduceLROnPlateau(make()).state_dict())
+    with pytest.raises(CheckpointError, match="got nothing; is it of another schedule"):
+        schedule.load_state_dict({})
