@@ -18,9 +18,23 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of
 from xcnn.errors import DtypeError, ShapeError, UsageError
 
-__all__ = ["OPS", "Backward", "Draw", "Op", "Sample", "labels", "op", "positive", "probabilities", "sample"]
+__all__ = [
+    "OPS",
+    "Backward",
+    "Draw",
+    "Gradients",
+    "Op",
+    "Result",
+    "Sample",
+    "labels",
+    "op",
+    "positive",
+    "probabilities",
+    "sample",
+]
 
 Gradients = tuple[Array | None, ...]
+Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -49,9 +63,7 @@ class Backward:
     def __call__(self, dy: Array | None = None, needs: Sequence[bool] | None = None) -> Gradients:
         if dy is None:
             if self._loss is None:
-                raise ShapeError(
-                    f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}"
-                )
+                raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
             dy = self.xp.ones_like(self._loss)
         elif not is_array(dy) or namespace_of(dy) is not self.xp or dy.dtype != self.dtype:
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"

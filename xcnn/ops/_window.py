@@ -17,8 +17,22 @@ from types import ModuleType
 from xcnn._array import Array, add_slice, full, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError
 
-__all__ = ["Axis", "Padding", "col2im", "im2col", "integers", "pad_windows", "taps", "transposed_axes", "window_axes"]
+__all__ = [
+    "Axes",
+    "Axis",
+    "Integers",
+    "Padding",
+    "col2im",
+    "im2col",
+    "inner_taps",
+    "integers",
+    "pad_windows",
+    "taps",
+    "transposed_axes",
+    "window_axes",
+]
 
+Integers = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 
@@ -39,10 +53,26 @@ class Axis:
         """Length of the axis with its padding."""
         return self.before + self.size + self.after
 
+    @property
+    def extent(self) -> int:
+        """Padded pixels from the first to the last of a window."""
+        return self.dilation * (self.kernel - 1) + 1
+
     def tap(self, i: int) -> slice:
         """Give the padded pixels that kernel position `i` touches, one per window."""
         start = i * self.dilation
         return slice(start, start + self.stride * (self.out - 1) + 1, self.stride)
+
+    def inner_tap(self, i: int) -> tuple[slice, slice] | None:
+        """Give the windows whose kernel position `i` is no padding, and the pixels it is there, or None without any."""
+        start = i * self.dilation - self.before
+        first = max(0, -(start // self.stride))
+        last = min(self.out - 1, (self.size - 1 - start) // self.stride)
+        if first > last:
+            return None
+        pixel = start + first * self.stride
+        pixels = slice(pixel, pixel + self.stride * (last - first) + 1, self.stride)
+        return slice(first, last + 1), pixels
 
 
 Axes = tuple[Axis, ...]
@@ -66,9 +96,7 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
             return "same"
         if padding == "valid":
             return ((0, 0),) * rank
-        raise UsageError(
-            f"{op}: padding takes 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}"
-        )
+        raise UsageError(f"{op}: padding takes 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}")
     if not isinstance(padding, int) and any(isinstance(entry, Sequence) for entry in padding):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
@@ -132,14 +160,13 @@ def _window_axes(
         else:
             before, after = pads[i]
         room = size + before + after - extent
-        if room < 0 or size == 0:
+        out = -(-room // s) + 1 if ceil_mode else room // s + 1
+        if out < 1 or size == 0:
             padded = tuple(n if isinstance(pads, str) else n + sum(p) for n, p in zip(sizes, pads, strict=False))
             raise ShapeError(
                 f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, padded {padded}"
             )
-        out = room // s + 1
         if ceil_mode:
-            out = -(-room // s) + 1
             if (out - 1) * s >= size + before:
                 out -= 1
             after = max(after, (out - 1) * s + extent - size - before)
@@ -184,6 +211,17 @@ def taps(axes: Axes) -> tuple[tuple[object, ...], ...]:
     """Give the index of every kernel position's slice of a padded map, in row-major order of the kernel."""
     positions = itertools.product(*(range(a.kernel) for a in axes))
     return tuple((..., *(a.tap(i) for a, i in zip(axes, position, strict=True))) for position in positions)
+
+
+@functools.lru_cache(maxsize=1024)
+def inner_taps(axes: Axes) -> tuple[tuple[tuple[object, ...], tuple[object, ...]], ...]:
+    """Give, for every kernel position in row-major order, the windows where it is no padding, and its pixels there.
+
+    These are the `taps` of the map without its padding: a gradient that walks them never meets a padding pixel.
+    """
+    positions = itertools.product(*([a.inner_tap(i) for i in range(a.kernel)] for a in axes))
+    pairs = [tuple(zip(*position, strict=True)) for position in positions if None not in position]
+    return tuple(((..., *windows), (..., *pixels)) for windows, pixels in pairs)
 
 
 def _inside(axes: Axes) -> tuple[object, ...]:

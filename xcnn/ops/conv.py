@@ -13,19 +13,16 @@ Sizes: n images, c input channels, o output channels, g groups, cg = c / g, og =
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, op, sample
-from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
+from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._window import Axes, Integers, Padding, col2im, im2col, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
-
-Integers = int | Sequence[int]
-Result = tuple[Array, Callable[..., Gradients]]
 
 
 def _convolve(xp: ModuleType, x: Array, weight: Array, axes: Axes, g: int) -> Array:
