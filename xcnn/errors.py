@@ -23,6 +23,8 @@ class XcnnError(Exception):
     """Any error that xcnn raises on purpose."""
 
     exit_code = 1
+    layer = ""
+    """Dotted name of the layer that it came from, where it came from one; the sentence opens with it."""
 
 
 class UsageError(XcnnError, ValueError):

@@ -1,6 +1,6 @@
 """`Module`: what every layer and container is.
 
-A layer owns parameters and buffers, calls ops, and in its backward adds the gradients into its parameters. To write one:
+A layer owns parameters and buffers, calls ops, and in its backward adds gradients into its parameters. To write one:
 
     class Scale(nn.Module):
         def __init__(self) -> None:
@@ -13,17 +13,20 @@ A layer owns parameters and buffers, calls ops, and in its backward adds the gra
                 return dy * weight if need_dx else None
             return x * weight, backward
 
-Parameters, buffers and child modules are found among the attributes, in the order of their assignment.
+Parameters, buffers, random generators and child modules are found among the attributes, in the order of their
+assignment. A layer that is one op takes two lines: see `_layer.py`.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from xcnn._array import Array
 from xcnn.device import Device, device, like, to_numpy
-from xcnn.errors import CheckpointError
+from xcnn.errors import CheckpointError, UsageError
+from xcnn.ops._op import captured
 from xcnn.parameter import Parameter
 
 __all__ = ["Buffer", "Module", "Once"]
@@ -54,8 +57,12 @@ class Once:
     def __call__(self, dy: Any, need_dx: bool = True) -> Any:
         function, self._function = self._function, None
         if function is None:
-            raise RuntimeError(f"{self._name}: backward was called already; call forward again first")
+            raise UsageError(f"{self._name}: backward was called already; call forward again first")
         return function(dy, need_dx)
+
+    def saved(self) -> dict[str, Array]:
+        """Return the arrays that this backward keeps alive; those of a container's layers are not among them."""
+        return {} if self._function is None else captured(self._function)
 
 
 class Module:
@@ -95,17 +102,23 @@ class Module:
         for name, child in self.children():
             yield from child.modules(f"{prefix}.{name}" if prefix else name)
 
-    def _state(self) -> Iterator[tuple[str, Parameter | Buffer]]:
+    def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         for prefix, module in self.modules():
             for name, value in vars(module).items():
-                if isinstance(value, Parameter | Buffer):
+                if isinstance(value, kinds):
                     yield f"{prefix}.{name}" if prefix else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield the parameters of this module and all below it with their dotted names."""
-        for name, value in self._state():
-            if isinstance(value, Parameter):
-                yield name, value
+        """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
+        seen = set()
+        for name, parameter in self._attributes(Parameter):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
+        """Yield the random streams of this module and all below it (dropout's) with their dotted names."""
+        yield from self._attributes(np.random.Generator)
 
     def parameters(self) -> list[Parameter]:
         """Return the parameters of this module and all below it."""
@@ -116,7 +129,7 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def to(self, where: str | Device, dtype: str | None = None) -> "Module":
+    def to(self, where: str | Device, dtype: str | None = None) -> Self:
         """Move parameters and buffers to a device, gradients being forgotten, and return the module.
 
         Parameters
@@ -125,19 +138,15 @@ class Module:
         dtype : `"float32"` or `"float64"` to convert floating-point state; None keeps it.
         """
         target = device(where)
-        for name, array in self.state_dict().items():
-            if dtype is not None and array.dtype.kind == "f":
-                array = array.astype(dtype)
-            self._slot(name).data = target.asarray(array)
+        for _, slot in self._attributes(Parameter, Buffer):
+            array = to_numpy(slot.data)
+            slot.data = target.asarray(array.astype(dtype) if dtype is not None and array.dtype.kind == "f" else array)
         self.zero_grad()
         return self
 
-    def _slot(self, name: str) -> Parameter | Buffer:
-        return dict(self._state())[name]
-
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
-        return {name: to_numpy(slot.data) for name, slot in self._state()}
+        return {name: np.array(to_numpy(slot.data)) for name, slot in self._attributes(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take over parameters and buffers by name, converted to the dtype and device that the module has.
@@ -154,7 +163,7 @@ class Module:
         CheckpointError
             For missing or unknown names, and for arrays of another shape.
         """
-        slots = dict(self._state())
+        slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
         if strict and (missing or unexpected):
             parts = [
@@ -168,16 +177,17 @@ class Module:
             have, came = tuple(slots[name].data.shape), tuple(np.shape(state[name]))
             if have != came:
                 raise CheckpointError(f"load_state_dict: {name} has shape {have} in this model, {came} in the state")
-        for name in shared:
-            slots[name].data = like(np.asarray(state[name]), slots[name].data)
+        arrays = {name: like(np.asarray(state[name]), slots[name].data) for name in shared}
+        for name, array in arrays.items():
+            slots[name].data = array
 
     def reset_parameters(self, rng: np.random.Generator | int) -> None:
         """Draw every initial weight of this module and those below it anew, and seed every dropout.
 
         Parameters
         ----------
-        rng : a generator, or the seed for one. Numbers are drawn on the host in the order of `modules()`, so the weights
-            are the same on every device.
+        rng : a generator, or the seed for one. Numbers are drawn on the host in the order of `modules()`, so the
+            weights are the same on every device.
         """
         rng = np.random.default_rng(rng)
         for _, module in self.modules():
@@ -192,4 +202,17 @@ class Module:
 
     def __repr__(self) -> str:
         inner = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children())
-        return f"{type(self).__name__}({inner}{chr(10) if inner else ''})"
+        return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
+
+    def _arguments(self) -> str:
+        """Write the constructor's arguments, as far as attributes of the same names tell and they are no defaults."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if isinstance(parameter.default, bool) and not isinstance(value, bool):
+                value = value is not None  # `bias`: a flag to the constructor, then the parameter or None
+            if parameter.default is inspect.Parameter.empty:
+                shown.append(repr(value))
+            elif value != parameter.default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)

@@ -1,0 +1,71 @@
+"""The table of networks that xcnn knows by name. A new one is a function in `networks.py` and one entry here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from xcnn import nn
+from xcnn.errors import ShapeError, UsageError, unknown
+from xcnn.models import networks
+
+__all__ = ["MODELS", "Entry", "build"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Attributes
+    ----------
+    summary : what it is, in one line.
+    builder : (shape, classes) -> the network, for images of shape (channels, height, width).
+    smallest : the least height and width that it takes.
+    """
+
+    summary: str
+    builder: Callable[[tuple[int, int, int], int], nn.Module]
+    smallest: int
+
+
+MODELS: dict[str, Entry] = {
+    "report": Entry("the report's network: one 3x3 filter and one linear layer", networks.report, 2),
+    "lenet5": Entry("LeNet-5 with ReLU and max pooling: two convolutions, three linear layers", networks.lenet5, 12),
+}
+"""Every network by name."""
+
+
+def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int = 0) -> nn.Module:
+    """Build a network by name, with float32 weights on the host.
+
+    Parameters
+    ----------
+    name : one of `MODELS`.
+    shape : channels, height and width of the images.
+    classes : how many scores it gives per image.
+    seed : the weights depend on it alone.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or no class at all.
+    ShapeError
+        For a shape that is none of an image, or images smaller than the network takes; it names the smallest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> build("lenet5")(np.zeros((2, 1, 28, 28), np.float32)).shape
+    (2, 10)
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    entry = MODELS[name]
+    if len(shape) != 3 or min(shape) < 1:
+        raise ShapeError(f"{name}: shape must be (channels, height, width), got {tuple(shape)}")
+    c, h, w = shape
+    if min(h, w) < entry.smallest:
+        raise ShapeError(f"{name}: images must have at least {entry.smallest} x {entry.smallest} pixels, got {h} x {w}")
+    if classes < 1:
+        raise UsageError(f"{name}: classes must be at least 1, got {classes}")
+    model = entry.builder((c, h, w), classes)
+    model.reset_parameters(seed)
+    return model

@@ -1,0 +1,164 @@
+"""Containers: modules made of modules. `Graph` runs any directed acyclic graph; the others are common graphs.
+
+    nn.Sequential(a, b, c)             c(b(a(x)))
+    nn.Residual(body, shortcut)        body(x) + shortcut(x)
+    nn.Branches(a, b)                  a(x) and b(x), side by side
+    nn.Graph([("a", a, "x"), ("b", b, "a"), ("sum", nn.Add(), ("a", "b"))])
+
+All forward and backward logic is in `Graph`. Its backward is the idea of HIPS/autograd's `backward_pass`: visit the
+nodes in reverse, adding up per name the gradients that its consumers return.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xcnn.errors import UsageError, XcnnError, unknown
+from xcnn.nn._module import Module, Once
+
+__all__ = ["Graph", "Node", "Sequential"]
+
+Node = tuple[str, Module, str | Sequence[str]]
+"""Name, module, and what it takes: one name for one array, a sequence of names for a tuple of arrays."""
+
+
+class Graph(Module):
+    """Modules connected as a directed acyclic graph.
+
+    Parameters
+    ----------
+    nodes : (name, module, inputs) in an order in which inputs come before their use. `inputs` is the name of an earlier
+        node or `"x"`, the graph's own input; a sequence of such names gives the module a tuple.
+    output : the node whose result is the graph's; by default the last. Nodes that do not lead to it are not run.
+
+    Raises
+    ------
+    UsageError
+        For names that are unknown, taken, or no valid key, and for nodes that are no modules.
+
+    Examples
+    --------
+    >>> graph = Graph([("a", Sequential(), "x"), ("b", Sequential(), "a")])
+    >>> graph(1.5)
+    1.5
+    """
+
+    def __init__(self, nodes: Sequence[Node], output: str | None = None) -> None:
+        kind = type(self).__name__
+        known = ["x"]
+        for name, module, inputs in nodes:
+            if not name or "." in name or name in known:
+                raise UsageError(f"{kind}: {name!r} cannot name a node; names are new, not 'x' and without a dot")
+            if not isinstance(module, Module):
+                raise UsageError(f"{kind}: node {name!r} must be a module, got {module!r}")
+            for source in _names(inputs):
+                if source not in known:
+                    raise UsageError(f"{kind}: node {name!r}: {unknown('input', source, known)}")
+            known.append(name)
+        self._output = known[-1] if output is None else output
+        if self._output not in known:
+            raise UsageError(f"{kind}: {unknown('output', self._output, known)}")
+        self._nodes = tuple(nodes)
+        self._steps = _steps(self._nodes, self._output)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the modules with the names of their nodes."""
+        for name, module, _ in self._nodes:
+            yield name, module
+
+    def __call__(self, x: Any) -> Any:
+        """Return the output in inference mode, keeping no result longer than it is needed."""
+        return self._run(x, lambda name, module, value: module(value))
+
+    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
+        backs: dict[str, Once] = {}
+
+        def forward(name: str, module: Module, value: Any) -> Any:
+            y, backs[name] = module.forward(value, train)
+            return y
+
+        def backward(dy: Any, need_dx: bool) -> Any:
+            wanted = self._wanted(need_dx)
+            grads = {self._output: dy}
+            for name, _, inputs, _ in reversed(self._steps):
+                back, dy = backs.pop(name), grads.pop(name, None)
+                if name not in wanted or dy is None:
+                    continue
+                sources = _names(inputs)
+                dx = back(dy, any(source in wanted for source in sources))
+                for source, grad in zip(sources, (dx,) if isinstance(inputs, str) else dx or (), strict=False):
+                    if source in wanted and grad is not None:
+                        grads[source] = grads[source] + grad if source in grads else grad
+            return grads.get("x") if need_dx else None
+
+        return self._run(x, forward), backward
+
+    def _run(self, x: Any, call: Callable[[str, Module, Any], Any]) -> Any:
+        values = {"x": x}
+        for name, module, inputs, done in self._steps:
+            value = values[inputs] if isinstance(inputs, str) else tuple(values[source] for source in inputs)
+            try:
+                values[name] = call(name, module, value)
+            except XcnnError as error:
+                _locate(error, name, module)
+                raise
+            for source in done:
+                del values[source]
+        return values[self._output]
+
+    def _wanted(self, need_dx: bool) -> set[str]:
+        """Return the names whose gradients lead to a parameter, or to x where that is wanted."""
+        wanted = {"x"} if need_dx else set()
+        for name, module, inputs, _ in self._steps:
+            if any(source in wanted for source in _names(inputs)) or any(module.named_parameters()):
+                wanted.add(name)
+        return wanted
+
+
+def _names(inputs: str | Sequence[str]) -> Sequence[str]:
+    return (inputs,) if isinstance(inputs, str) else inputs
+
+
+def _steps(nodes: Sequence[Node], output: str) -> list[tuple[str, Module, str | Sequence[str], set[str]]]:
+    """Return the nodes that lead to the output, each with the names that nothing needs after it."""
+    steps = []
+    needed = {output}
+    for name, module, inputs in reversed(nodes):
+        if name in needed:
+            steps.append((name, module, inputs, set(_names(inputs)) - needed))
+            needed.update(_names(inputs))
+    return steps[::-1]
+
+
+def _locate(error: XcnnError, name: str, module: Module) -> None:
+    """Open the error's sentence with the layer it came from: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
+    inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
+    error.layer = f"{name}.{error.layer}" if error.layer else name
+    error.args = (f"{inside}{error}",)
+
+
+class Sequential(Graph):
+    """Modules one after the other; their names are their positions, as in PyTorch: `0.weight`.
+
+    Parameters
+    ----------
+    *modules : in the order of the forward pass.
+
+    Raises
+    ------
+    UsageError
+        For something that is no module.
+    """
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__([(str(i), module, str(i - 1) if i else "x") for i, module in enumerate(modules)])
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for _, module in self.children())
+
+    def __getitem__(self, index: int | slice) -> Module:
+        """Return one module, or a Sequential of a slice of them, which shares their parameters."""
+        modules = list(self)[index]
+        return modules if isinstance(modules, Module) else Sequential(*modules)

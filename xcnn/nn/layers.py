@@ -1,0 +1,212 @@
+"""Layers with weights: convolution, transposed convolution and linear. Names, order and defaults are PyTorch's.
+
+Each is one op; its attributes carry the names of the op's arguments. All draw their weights at construction, from fresh
+entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xcnn import ops
+from xcnn.device import like
+from xcnn.errors import UsageError
+from xcnn.nn import init as inits
+from xcnn.nn._layer import Layer, positive
+from xcnn.ops._window import Padding, integers
+from xcnn.parameter import Parameter
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Linear",
+]
+
+Integers = int | Sequence[int]
+Init = str | inits.Init
+
+
+class _Weighted(Layer):
+    """A layer with a weight and, unless `bias` is False, a bias."""
+
+    weight: Parameter
+    bias: Parameter | None
+    init: Init
+
+    def _set(self, weight: tuple[int, ...], outputs: int, bias: bool, init: Init) -> None:
+        inits.resolve(init)
+        self.init = init
+        self.weight = Parameter(np.zeros(weight, np.float32))
+        self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
+        self._reset(np.random.default_rng())
+
+    def _reset(self, rng: np.random.Generator) -> None:
+        weight, bias = self.weight, self.bias
+        shape = tuple(weight.data.shape)
+        weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
+        if bias is not None:
+            # PyTorch's default draws the bias as it draws the weight; the papers behind the other names start at zero.
+            bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
+            bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)
+
+
+class Linear(_Weighted, op=ops.linear):
+    """Map features linearly: `y = x @ weight.T + bias`, x (..., in_features), y (..., out_features).
+
+    Parameters
+    ----------
+    in_features, out_features : sizes of the last axis.
+    bias : whether there is one.
+    init : how the weight is drawn: a name of `nn.init.INITS` or a function of (rng, shape). By default weight and bias
+        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch; with another `init` the bias is zero.
+
+    Raises
+    ------
+    UsageError
+        For sizes below 1 and unknown initialisers.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, init: Init = "fan_in_uniform"
+    ) -> None:
+        positive("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self._set((out_features, in_features), out_features, bias, init)
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        """Return one per weight and output row."""
+        return math.prod(y.shape) * self.in_features
+
+
+class _AnyConv(_Weighted):
+    """What convolution and transposed convolution share: the checks and the shape of the weight."""
+
+    _rank: ClassVar[int]
+
+    def _open(self, in_channels: int, out_channels: int, kernel_size: Integers, groups: int) -> tuple[int, ...]:
+        """Check and keep the sizes, and return the kernel's."""
+        name = type(self).__name__
+        positive(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        for side, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise UsageError(f"{name}: groups must divide {side}, got groups={groups} and {side}={channels}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = integers(name, "kernel_size", kernel_size, self._rank)
+        return self.kernel_size
+
+
+class _Conv(_AnyConv):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Integers,
+        stride: Integers = 1,
+        padding: Padding = 0,
+        dilation: Integers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        init: Init = "fan_in_uniform",
+    ) -> None:
+        kernel = self._open(in_channels, out_channels, kernel_size, groups)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self._set((out_channels, in_channels // groups, *kernel), out_channels, bias, init)
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        """Return one per output pixel and weight of its channel."""
+        return math.prod(y.shape) * math.prod(self.weight.data.shape[1:])
+
+
+class _ConvTranspose(_AnyConv):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Integers,
+        stride: Integers = 1,
+        padding: Integers = 0,
+        output_padding: Integers = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Integers = 1,
+        *,
+        init: Init = "fan_in_uniform",
+    ) -> None:
+        kernel = self._open(in_channels, out_channels, kernel_size, groups)
+        self.stride, self.padding, self.output_padding, self.dilation = stride, padding, output_padding, dilation
+        self._set((in_channels, out_channels // groups, *kernel), out_channels, bias, init)
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        """Return one per input pixel and weight of its channel."""
+        return math.prod(x.shape) * math.prod(self.weight.data.shape[1:])
+
+
+class Conv2d(_Conv, op=ops.conv2d):
+    """Convolve images (n, in_channels, h, w) with learned kernels; see `ops.conv2d` for sizes and options.
+
+    Parameters
+    ----------
+    in_channels, out_channels : of x and y.
+    kernel_size, stride, dilation : an integer, or one per axis.
+    padding : an integer, one per axis, (before, after) pairs, `'same'` or `'valid'`.
+    groups : splits the channels; divides both of their numbers.
+    bias : whether there is one.
+    init : as in `Linear`.
+
+    Raises
+    ------
+    UsageError
+        For sizes below 1, groups that do not divide the channels, and unknown initialisers.
+    """
+
+    _rank = 2
+
+
+class Conv1d(_Conv, op=ops.conv1d):
+    """Convolve signals (n, in_channels, w): `Conv2d` with one spatial axis."""
+
+    _rank = 1
+
+
+class Conv3d(_Conv, op=ops.conv3d):
+    """Convolve volumes (n, in_channels, d, h, w): `Conv2d` with three spatial axes."""
+
+    _rank = 3
+
+
+class ConvTranspose2d(_ConvTranspose, op=ops.conv_transpose2d):
+    """Spread the pixels of images (n, in_channels, h, w) over learned kernels; see `ops.conv_transpose2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : of x and y.
+    kernel_size, stride, padding, dilation : of the convolution that this one transposes.
+    output_padding : pixels added at the end of each axis.
+    groups, bias, init : as in `Conv2d`.
+
+    Raises
+    ------
+    UsageError
+        For sizes below 1, groups that do not divide the channels, and unknown initialisers.
+    """
+
+    _rank = 2
+
+
+class ConvTranspose1d(_ConvTranspose, op=ops.conv_transpose1d):
+    """Spread signals (n, in_channels, w): `ConvTranspose2d` with one spatial axis."""
+
+    _rank = 1
+
+
+class ConvTranspose3d(_ConvTranspose, op=ops.conv_transpose3d):
+    """Spread volumes (n, in_channels, d, h, w): `ConvTranspose2d` with three spatial axes."""
+
+    _rank = 3
