@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, unknown
 from xcnn.parameter import Parameter
 
-__all__ = ["flag", "number", "parameters", "whole"]
+__all__ = ["choice", "flag", "number", "parameters", "whole"]
 
 
 def number(caller: str, name: str, value: Any, interval: str) -> float:
@@ -18,7 +18,7 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
     0.9
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         x = float(value)
         above = x >= low if interval[0] == "[" else x > low
         below = x <= high if interval[-1] == "]" else x < high
@@ -29,7 +29,7 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
 
 def whole(caller: str, name: str, value: Any, least: int) -> int:
     """Return `value` as an int if it is a whole number of at least `least`."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least:
         return int(value)
     raise UsageError(f"{caller}: {name} must be a whole number, {least} or more, got {value!r}")
 
@@ -39,6 +39,13 @@ def flag(caller: str, name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
+
+
+def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if value not in choices:
+        raise unknown(f"{caller} {name}", str(value), choices)
+    return value
 
 
 def parameters(caller: str, values: Any) -> list[Parameter]:

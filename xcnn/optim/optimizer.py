@@ -68,7 +68,7 @@ class Optimizer:
         self.defaults = self._options(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Parameter, dict[str, Any]] = {}
-        groups = list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping | str) else params
+        groups: Any = list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping | str) else params
         if isinstance(groups, list) and groups and all(isinstance(group, Mapping) for group in groups):
             for group in groups:
                 self.add_param_group(group)

@@ -7,11 +7,11 @@ schedule is to write `_at`.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from xcnn.errors import CheckpointError, UsageError, unknown
-from xcnn.optim._check import flag, number, whole
+from xcnn.errors import CheckpointError, UsageError
+from xcnn.optim._check import choice, flag, number, whole
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [
@@ -94,7 +94,14 @@ class Schedule:
 
 
 class StepLR(Schedule):
-    """Multiply the learning rate by `gamma` every `step_size` steps."""
+    """Multiply the learning rate by `gamma` every `step_size` steps.
+
+    Parameters
+    ----------
+    optimizer : whose groups to change.
+    step_size : steps from one change to the next.
+    gamma : what to multiply by.
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = whole("StepLR", "step_size", step_size, 1)
@@ -107,6 +114,12 @@ class StepLR(Schedule):
 
 class CosineAnnealingLR(Schedule):
     """Fall along half a cosine from the initial learning rate to `eta_min` in `T_max` steps, then back, and so on.
+
+    Parameters
+    ----------
+    optimizer : whose groups to change.
+    T_max : steps from the top to the bottom.
+    eta_min : learning rate at the bottom.
 
     References
     ----------
@@ -124,7 +137,14 @@ class CosineAnnealingLR(Schedule):
 
 
 class LinearLR(Schedule):
-    """Warm up: from `start_factor` straight to `end_factor` of the initial learning rate in `total_iters` steps."""
+    """Warm up: from `start_factor` straight to `end_factor` of the initial learning rate in `total_iters` steps.
+
+    Parameters
+    ----------
+    optimizer : whose groups to change.
+    start_factor, end_factor : shares of the initial learning rate.
+    total_iters : steps from one to the other; after them it stays.
+    """
 
     def __init__(
         self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
@@ -140,9 +160,13 @@ class LinearLR(Schedule):
 
 
 class SequentialLR(Schedule):
-    """One schedule after another, each counting from its own 0: the next takes over at each of `milestones`.
+    """One schedule after another, each counting from its own 0.
 
-    The schedules given are followed, not stepped: step this one alone.
+    Parameters
+    ----------
+    optimizer : whose groups to change; that of all the schedules.
+    schedulers : schedules of the unit `"step"`; they are only asked for their values, so step this one alone.
+    milestones : the steps at which the second, third, ... takes over.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
@@ -217,7 +241,7 @@ class OneCycleLR(Schedule):
             total_steps = whole(me, "epochs", epochs, 1) * whole(me, "steps_per_epoch", steps_per_epoch, 1)
         self.total_steps = whole(me, "total_steps", total_steps, 1)
         pct_start = number(me, "pct_start", pct_start, "[0, 0.5]" if three_phase else "[0, 1]")
-        self._anneal = _ANNEAL[_choice(f"{me} anneal_strategy", anneal_strategy, _ANNEAL)]
+        self._anneal = _ANNEAL[choice(me, "anneal_strategy", anneal_strategy, _ANNEAL)]
         low = number(me, "base_momentum", base_momentum, "[0, 1)")
         high = number(me, "max_momentum", max_momentum, "[0, 1)")
         rise = number(me, "div_factor", div_factor, "(0, inf)")
@@ -281,10 +305,10 @@ class ReduceLROnPlateau(Schedule):
         eps: float = 1e-8,
     ) -> None:
         me = "ReduceLROnPlateau"
-        self._sign = _SIGN[_choice(f"{me} mode", mode, _SIGN)]
+        self._sign = _SIGN[choice(me, "mode", mode, _SIGN)]
         self.factor = number(me, "factor", factor, "(0, 1)")
         self.patience = whole(me, "patience", patience, 0)
-        self.relative = _choice(f"{me} threshold_mode", threshold_mode, ("rel", "abs")) == "rel"
+        self.relative = choice(me, "threshold_mode", threshold_mode, ("rel", "abs")) == "rel"
         self.threshold = number(me, "threshold", threshold, "[0, 1)" if self.relative else "[0, inf)")
         self.cooldown = whole(me, "cooldown", cooldown, 0)
         _per_group(me, "min_lr", min_lr, _checked(me, optimizer))
@@ -333,13 +357,6 @@ def _checked(caller: str, optimizer: Optimizer) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"{caller}: expected an optimizer, got {type(optimizer).__name__}")
     return optimizer
-
-
-def _choice(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return a name that is in a table."""
-    if name not in choices:
-        raise unknown(kind, name, choices)
-    return name
 
 
 def _per_group(caller: str, name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
