@@ -59,12 +59,12 @@ def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
     # farther away is put on that border.
     y = np.clip(sin * u + cos * v + np.float32((h + 1) / 2), 0, h + 1)
     x = np.clip(cos * u - sin * v + np.float32((w + 1) / 2), 0, w + 1)
-    top = np.minimum(y.astype(np.int64), h)
-    left = np.minimum(x.astype(np.int64), w)
-    down, right = (y - top).astype(np.float32), (x - left).astype(np.float32)  # 0..1
+    top, left = np.minimum(np.floor(y), h), np.minimum(np.floor(x), w)
+    down, right = y - top, x - left  # 0..1
 
-    pixels = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))).reshape(n, c, -1)
-    corner = (top * (w + 2) + left).reshape(n, 1, h * w)
+    pixels = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))).reshape(n, c, (h + 2) * (w + 2))
+    corner = top.astype(np.int64) * (w + 2) + left.astype(np.int64)
+    corner = corner.reshape(n, 1, h * w)
     turned = np.zeros_like(images)
     for offset, weight in (
         (0, (1 - down) * (1 - right)),

@@ -45,6 +45,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for name, array in (("images", images), ("labels", labels)):
+            if not isinstance(array, np.ndarray):
+                raise DtypeError(
+                    f"{self.name}: {name} must be NumPy arrays, got {type(array).__name__}; see data.from_arrays"
+                )
         if images.dtype not in (np.uint8, np.float32):
             raise DtypeError(f"{self.name}: images must be uint8 or float32, got {images.dtype}; see data.from_arrays")
         if labels.dtype != np.int64:
@@ -129,7 +134,8 @@ def from_arrays(
             raise DataError(f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ...")
         classes = [str(k) for k in range(count)]
     if x.dtype != np.uint8 and x.dtype != np.float32:
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):  # what overflows is out of range, and refused as such
+            x = x.astype(np.float32)
     return Dataset(x, y.astype(np.int64), tuple(classes), name)
 
 

@@ -84,7 +84,7 @@ def fetch(name: str) -> Path:
     DataError
         If no mirror has a file with the right checksum, or the folder cannot be written. Nothing unfinished stays.
     """
-    import pooch  # type: ignore[import-untyped, unused-ignore]
+    import pooch
 
     pooch.get_logger().setLevel(logging.ERROR)  # our own messages say it, and only where somebody listens
     source = SOURCES[name]

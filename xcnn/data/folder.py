@@ -51,30 +51,12 @@ def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, 
         raise UsageError("load: folder needs data_dir (--data-dir), a folder with one subfolder of images per class")
     if size < 1:
         raise UsageError(f"load: folder: size must be at least 1 pixel, got {size}")
-    names = {path.name for path in _subfolders(data_dir)}
-    if {"train", "test"} <= names:
-        train_files = _files_by_class(data_dir / "train")
-        test_files = _files_by_class(data_dir / "test")
-    elif names & {"train", "test"}:
-        raise DataError(f"load: {data_dir} has one of the folders train and test; it needs both or neither")
-    else:
-        files = _files_by_class(data_dir)
-        test_files = {name: paths[_EVERY - 1 :: _EVERY] for name, paths in files.items()}
-        train_files = {
-            name: [path for k, path in enumerate(paths) if k % _EVERY != _EVERY - 1] for name, paths in files.items()
-        }
-        if not any(test_files.values()):
-            raise DataError(
-                f"load: {data_dir} has too few images to hold some out: {_EVERY} or more in a class are needed"
-            )
+    train_files, test_files = _find(data_dir)
     classes = tuple(train_files)
-    for name in test_files:
-        if name not in classes:
-            raise DataError(f"load: {data_dir}/test has a class {name}, {data_dir}/train does not")
-
     every = [path for files in (train_files, test_files) for paths in files.values() for path in paths]
     shape = (1 if all(_is_grey(path) for path in every) else 3, size, size)
-    return _read(train_files, classes, shape, data_dir.name), _read(test_files, classes, shape, data_dir.name)
+    name = data_dir.resolve().name
+    return _read(train_files, classes, shape, name), _read(test_files, classes, shape, name)
 
 
 def _read(files: Files, classes: tuple[str, ...], shape: tuple[int, int, int], name: str) -> Dataset:
@@ -135,7 +117,7 @@ def _decode(path: Path, use: Any) -> Any:
             with Image.open(path) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise DataError(
-                        f"read_image: {path} has {image.width} x {image.height} pixels, more than are read ({_MOST_PIXELS})"
+                        f"read_image: {path} has {image.width} x {image.height} pixels, at most {_MOST_PIXELS} are read"
                     )
                 if image.mode not in _GREY_MODES | _COLOUR_MODES:
                     raise DataError(f"read_image: {path} is of mode {image.mode}; save it with 8 bits per channel")
@@ -149,14 +131,35 @@ def _decode(path: Path, use: Any) -> Any:
         raise DataError(f"read_image: {path} cannot be read as an image ({reason})") from None
 
 
-def _files_by_class(folder: Path) -> Files:
+def _find(folder: Path) -> tuple[Files, Files]:
+    """Return the training and the test images."""
+    names = {path.name for path in _subfolders(folder)}
+    if {"train", "test"} <= names:
+        train, test = _files_by_class(folder / "train"), _files_by_class(folder / "test", least=1)
+        if extra := [name for name in test if name not in train]:
+            raise DataError(f"load: {folder}/test has the classes {', '.join(extra)}, {folder}/train has not")
+        return train, test
+    if names & {"train", "test"}:
+        raise DataError(f"load: {folder} has one of the folders train and test; it needs both or neither")
+    train, test = {}, {}
+    for name, paths in _files_by_class(folder).items():
+        test[name] = paths[_EVERY - 1 :: _EVERY]
+        train[name] = [path for k, path in enumerate(paths, start=1) if k % _EVERY]
+    if not any(test.values()):
+        raise DataError(f"load: {folder} needs {_EVERY} or more images in a class, to hold some out, or a test folder")
+    return train, test
+
+
+def _files_by_class(folder: Path, least: int = 2) -> Files:
     found = {}
     for place in _subfolders(folder):
         found[place.name] = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES)
         if not found[place.name]:
             raise DataError(f"load: {place} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    if len(found) < 2:
-        raise DataError(f"load: {folder} needs two or more subfolders of images, one per class; it has {len(found)}")
+    if len(found) < least:
+        raise DataError(
+            f"load: {folder} needs {least} or more subfolders of images, one per class; it has {len(found)}"
+        )
     return found
 
 

@@ -1,0 +1,284 @@
+"""Data sets, their splits, the table of names, and the loader."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xcnn import data
+from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, XcnnError
+
+CLASSES = ("a", "b", "c")
+
+
+def small(n=10, name="small"):
+    """Images that each hold their own index, so that order and coverage can be read off a batch."""
+    images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 2, 3))
+    return data.Dataset(images, np.arange(n) % 3, CLASSES, name)
+
+
+def test_a_dataset_has_a_length_a_shape_and_parts():
+    d = small(10)
+    assert len(d) == 10
+    assert d.shape == (1, 2, 3)
+    part = d[np.asarray([7, 2])]
+    assert part.images[:, 0, 0, 0].tolist() == [7, 2]
+    assert part.labels.tolist() == [1, 2]
+    assert part.classes == CLASSES
+    assert len(d[2:5]) == 3
+
+
+U8, I64 = np.uint8, np.int64
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "says"),
+    [
+        ([[[[0]]]], np.zeros(1, I64), DtypeError, "list"),
+        (np.zeros((2, 1, 2, 2), np.float64), np.zeros(2, I64), DtypeError, "float64"),
+        (np.zeros((2, 1, 2, 2), U8), np.zeros(2, np.int32), DtypeError, "int32"),
+        (np.zeros((2, 2, 2), U8), np.zeros(2, I64), ShapeError, "(N, C, H, W)"),
+        (np.zeros((2, 1, 0, 2), U8), np.zeros(2, I64), ShapeError, "(2, 1, 0, 2)"),
+        (np.zeros((2, 1, 2, 2), U8), np.zeros(3, I64), ShapeError, "2 images"),
+        (np.zeros((2, 1, 2, 2), U8), np.zeros((2, 1), I64), ShapeError, "(2, 1)"),
+        (np.zeros((0, 1, 2, 2), U8), np.zeros(0, I64), DataError, "empty"),
+        (np.zeros((2, 1, 2, 2), U8), np.asarray([0, 3]), DataError, "0 to 3"),
+        (np.zeros((2, 1, 2, 2), U8), np.asarray([-1, 2]), DataError, "-1"),
+        (np.full((2, 1, 2, 2), 1.5, np.float32), np.zeros(2, I64), DataError, "1.5"),
+        (np.full((2, 1, 2, 2), np.nan, np.float32), np.zeros(2, I64), DataError, "nan"),
+    ],
+)
+def test_a_dataset_refuses_arrays_that_do_not_fit(images, labels, error, says):
+    with pytest.raises(error) as caught:
+        data.Dataset(images, labels, CLASSES, "mine")
+    assert_one_sentence(caught, "mine: ", says)
+
+
+def assert_one_sentence(caught, start, says):
+    message = str(caught.value)
+    assert message.startswith(start)
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_dataset_is_not_indexed_by_one_number():
+    with pytest.raises(UsageError, match="small"):
+        small()[3]
+
+
+def test_from_arrays_converts_to_what_a_dataset_holds():
+    grey = data.from_arrays(np.full((4, 5, 6), 0.5), [0, 1, 2, 1])
+    assert grey.images.dtype == np.float32
+    assert grey.shape == (1, 5, 6)
+    assert grey.labels.dtype == np.int64
+    assert grey.classes == ("0", "1", "2")
+    colour = data.from_arrays(np.zeros((2, 3, 5, 6), U8), np.asarray([1, 0], U8), classes=["x", "y"], name="mine")
+    assert colour.images.dtype == U8
+    assert (colour.name, colour.classes) == ("mine", ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "says"),
+    [
+        (np.zeros((2, 4, 4), np.int64), [0, 1], DtypeError, "astype('uint8')"),
+        (np.zeros((2, 4, 4), bool), [0, 1], DtypeError, "bool"),
+        (np.zeros((2, 32, 32, 3), U8), [0, 1], ShapeError, "transpose(0, 3, 1, 2)"),
+        (np.zeros((2, 4, 4), U8), [0.0, 1.0], DtypeError, "integers"),
+        (np.zeros((2, 4, 4), U8), np.eye(2, dtype=I64), ShapeError, "argmax"),
+        (np.zeros((2, 4, 4), U8), [0, 2**40], DataError, str(2**40)),
+    ],
+)
+def test_from_arrays_says_how_to_convert(images, labels, error, says):
+    with pytest.raises(error) as caught:
+        data.from_arrays(images, labels)
+    assert_one_sentence(caught, "from_arrays: ", says)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, 1.1, 255.0, 1e300])
+def test_from_arrays_refuses_floats_outside_0_to_1(bad):
+    images = np.zeros((2, 4, 4))
+    images[1, 2, 3] = bad
+    with pytest.raises(DataError, match="must lie in"):
+        data.from_arrays(images, [0, 1])
+
+
+def test_split_holds_out_a_part_that_the_seed_decides():
+    d = small(100)
+    rest, held = data.split(d, 0.25, seed=3)
+    assert (len(rest), len(held)) == (75, 25)
+    ids = [part.images[:, 0, 0, 0].tolist() for part in (rest, held)]
+    assert sorted(ids[0] + ids[1]) == list(range(100))
+    assert ids[0] == sorted(ids[0])
+    assert np.array_equal(held.images, data.split(d, 0.25, seed=3)[1].images)
+    assert not np.array_equal(held.images, data.split(d, 0.25, seed=4)[1].images)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 0.001, 0.999, float("nan")])
+def test_split_leaves_no_part_empty(fraction):
+    with pytest.raises(UsageError, match="split: "):
+        data.split(small(10), fraction, seed=0)
+
+
+def test_to_float_is_exact_division():
+    values = np.arange(256, dtype=U8)
+    scaled = data.to_float(values)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(scaled, values.astype(np.float32) / np.float32(255))
+    assert data.to_float(scaled) is scaled
+
+
+# Names
+
+
+def test_digits_are_the_ones_of_scikit_learn():
+    train, test = data.load("digits")
+    assert (len(train), len(test), train.shape) == (1437, 360, (1, 8, 8))
+    original = pytest.importorskip("sklearn.datasets").load_digits()
+    held_out = np.arange(1797) % 5 == 0
+    for part, chosen in ((train, ~held_out), (test, held_out)):
+        assert np.array_equal(part.labels, original.target[chosen])
+        assert np.array_equal(part.images[:, 0], np.rint(original.images[chosen] * 255 / 16))
+
+
+def test_digits_have_the_published_class_counts():
+    train, test = data.load("digits")
+    counts = np.bincount(train.labels) + np.bincount(test.labels)
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(test.labels).min() > 20
+    assert (train.images.min(), train.images.max()) == (0, 255)
+
+
+def test_mnist_is_mnist(shared_data):
+    train, test = data.load("mnist", shared_data)
+    assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
+    assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert abs(data.to_float(train.images).mean() - 0.1307) < 1e-4  # the figure that everybody normalises with
+
+
+def test_cifar10_is_cifar10(shared_data):
+    train, test = data.load("cifar10", str(shared_data))
+    assert (train.images.shape, test.images.shape) == ((20000, 3, 32, 32), (1000, 3, 32, 32))
+    assert train.classes[train.labels[0]] == "frog"
+    assert test.labels[:4].tolist() == [3, 8, 8, 0]
+    assert np.bincount(train.labels[:10000]).tolist() == [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
+    means = data.to_float(train.images).mean(axis=(0, 2, 3))
+    assert np.abs(means - [0.4914, 0.4822, 0.4465]).max() < 5e-3  # of the whole set; this is two fifths of it
+
+
+def test_the_table_tells_the_truth(shared_data):
+    for name in ("digits", "mnist"):
+        entry = data.DATASETS[name]
+        train, test = data.load(name, None if name == "digits" else shared_data)
+        assert (train.shape, len(train.classes), (len(train), len(test))) == (entry.shape, entry.classes, entry.sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "says"),
+    [
+        (["mnst"], {}, UsageError, "did you mean 'mnist'?"),
+        (["digits", "somewhere"], {}, UsageError, "comes with the package"),
+        (["folder"], {}, UsageError, "--data-dir"),
+        (["mnist"], {"size": 3}, UsageError, "no option 'size'"),
+        (["folder", "x"], {"sise": 3}, UsageError, "it takes: size"),
+        (["mnist", "/nowhere"], {}, DataError, "train-images-idx3-ubyte, train-labels"),
+        (["cifar10", "/nowhere"], {}, DataError, "data_batch_1.bin"),
+        (["folder", "/nowhere"], {}, DataError, "no folder /nowhere"),
+    ],
+)
+def test_load_says_what_is_wrong(arguments, options, error, says):
+    with pytest.raises(error) as caught:
+        data.load(*arguments, **options)
+    assert_one_sentence(caught, "", says)
+    assert isinstance(caught.value, XcnnError)
+
+
+def test_importing_the_data_room_is_light():
+    code = "import json, sys, xcnn.data; xcnn.data.load('digits'); print(json.dumps(list(sys.modules)))"
+    loaded = set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+    assert not loaded & {"PIL", "pooch", "requests", "torch", "jax", "cupy", "matplotlib", "rich", "cyclopts"}
+
+
+# Loader
+
+
+def ids(loader):
+    return [int(i) for images, _ in loader for i in np.rint(images[:, 0, 0, 0] * 255)]
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_pass_shows_each_image_once(n, shuffle, drop_last):
+    d = small(n)
+    size = min(n, 4)
+    loader = data.Loader(d, size, shuffle=shuffle, drop_last=drop_last)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    assert all(images.shape[1:] == d.shape and len(images) == len(labels) for images, labels in batches)
+    assert all(images.dtype == np.float32 and labels.dtype == np.int64 for images, labels in batches)
+    seen = ids(loader)
+    assert len(set(seen)) == len(seen) == (n - n % size if drop_last else n)
+    if not shuffle:
+        assert seen == list(range(len(seen)))
+    for images, labels in batches:
+        assert np.array_equal(np.rint(images[:, 0, 0, 0] * 255) % 3, labels)
+
+
+def test_seed_and_epoch_alone_decide_the_order():
+    first, second = (data.Loader(small(50), 8, seed=1) for _ in range(2))
+    orders = [ids(first) for _ in range(3)]
+    assert orders == [ids(second) for _ in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    assert ids(data.Loader(small(50), 8, seed=2)) != orders[0]
+    resumed = data.Loader(small(50), 8, seed=1)
+    resumed.epoch = 2
+    assert ids(resumed) == orders[2]
+    assert resumed.epoch == 3
+
+
+def test_seed_and_epoch_decide_the_augmentation():
+    def batches(epoch):
+        loader = data.Loader(data.load("digits")[1], 100, seed=5, augment=[data.shift, data.rotate])
+        loader.epoch = epoch
+        return np.concatenate([images for images, _ in loader])
+
+    assert np.array_equal(batches(0), batches(0))
+    assert not np.array_equal(batches(0), batches(1))
+
+
+def test_a_pass_that_is_broken_off_does_not_count():
+    loader = data.Loader(small(9), 3)
+    next(iter(loader))
+    assert loader.epoch == 0
+    before = ids(loader)
+    loader.epoch = 0
+    assert ids(loader) == before
+
+
+def test_batches_are_fresh_arrays():
+    for d in (small(4), data.from_arrays(np.zeros((4, 2, 2), np.float32), [0, 1, 1, 0])):
+        before = d.images.copy()
+        for images, labels in data.Loader(d, 4, shuffle=False):
+            images += 1
+            labels += 1
+        assert np.array_equal(d.images, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"batch_size": 11, "drop_last": True}, "no batch"),
+        ({"augment": ["flip"]}, "'flip'"),
+        ({"augment": "flip"}, "'f'"),
+    ],
+)
+def test_a_loader_refuses_what_makes_no_sense(options, says):
+    with pytest.raises(UsageError) as caught:
+        data.Loader(small(10), **options)
+    assert_one_sentence(caught, "Loader: ", says)
