@@ -194,7 +194,7 @@ def to_numpy(array: Array) -> np.ndarray:
     """Copy an array of any library to the host."""
     xp = namespace_of(array).__name__
     library = next(lib for lib in LIBRARIES.values() if lib.module in xp.split("."))
-    return library.to_numpy(array)
+    return np.array(library.to_numpy(array))  # a copy even where the library would share its memory
 
 
 def like(array: np.ndarray, other: Array) -> Array:

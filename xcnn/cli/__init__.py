@@ -1,0 +1,59 @@
+"""The command `xcnn`: one file per subcommand, each of which parses, calls one function below, and prints.
+
+Results go to stdout, everything for people (progress, notes, errors) to stderr. Exit codes: 0 done, 1 failed, 2 a
+request that cannot be meant, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from xcnn.cli._console import error_line
+from xcnn.cli.datasets import datasets
+from xcnn.cli.devices import devices
+from xcnn.cli.evaluate import evaluate
+from xcnn.cli.models import models
+from xcnn.cli.predict import predict
+from xcnn.cli.train import train
+from xcnn.errors import XcnnError
+
+__all__ = ["app", "main"]
+
+app = cyclopts.App(
+    name="xcnn",
+    help="Convolutional networks from hand-written passes. Add --debug to any command for tracebacks.",
+    version_flags=["--version"],
+)
+for _command in (train, evaluate, predict, models, datasets, devices):
+    app.command(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except cyclopts.CycloptsError as error:
+        error_line(" ".join(str(error).split()))
+        return 2
+    except BrokenPipeError:
+        # The reader left, as `head` does. Keep the interpreter from complaining when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        error_line("interrupted")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, XcnnError | OSError):
+            error_line(str(error))
+        else:
+            error_line(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+        return getattr(error, "exit_code", 1)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,105 @@
+"""What the commands print with: two consoles, JSON lines, and the progress of a training run."""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from xcnn.training import Callback, Metrics, Trainer
+
+__all__ = ["EpochReport", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
+
+# Rich honours NO_COLOR and plain pipes by itself; the wide soft limit keeps piped lines whole.
+stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+stderr = Console(stderr=True, highlight=False)
+
+
+def error_line(message: str) -> None:
+    """Print an error on stderr, on one line however long."""
+    stderr.print("[bold red]error:[/] ", end="")
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print a remark on stderr."""
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON line on stdout, at once; what JSON cannot hold (NaN) becomes null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    print(json.dumps(clean), flush=True)
+
+
+def print_table(*columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None) -> None:
+    """Print a table on stdout; `right` names the columns that are numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    for column in columns:
+        numeric = column in right.split()
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    stdout.print(table, soft_wrap=False)
+
+
+def percent(share: float | None) -> str:
+    """Format an accuracy."""
+    return "-" if share is None else f"{share:.2%}"
+
+
+class EpochReport(Callback):
+    """A progress bar on stderr while an epoch runs, and a line, or a JSON object on stdout, when it ends."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=stderr,
+            transient=True,
+            expand=True,
+            disable=not stderr.is_terminal,
+        )
+
+    def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
+        """Open the bar."""
+        self.batches, self.epochs = batches, epochs
+        self.started = time.perf_counter()
+        self.task = self.progress.add_task("", total=batches, figures="")
+        self.progress.start()
+
+    def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
+        """Move the bar."""
+        if self.progress.disable:
+            return
+        rate = metrics.images / (time.perf_counter() - self.started)
+        figures = f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s"
+        self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}", completed=batch, figures=figures)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Report the epoch and start the bar again."""
+        if self.as_json:
+            print_json(record)
+        held_out = record["val_loss"] is not None
+        validated = f"   val loss {record['val_loss']:.4f} acc {percent(record['val_accuracy'])}" if held_out else ""
+        self.progress.console.print(
+            f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
+            f"   train loss {record['train_loss']:.4f} acc {percent(record['train_accuracy'])}{validated}"
+            f"   {record['seconds']:.1f} s   {record['images_per_second']:,.0f} images/s",
+            soft_wrap=True,
+        )
+        self.started = time.perf_counter()
+        self.progress.reset(self.task, total=self.batches)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Remove the bar."""
+        self.progress.stop()

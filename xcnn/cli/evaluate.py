@@ -1,0 +1,55 @@
+"""`xcnn evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from xcnn.cli._console import percent, print_json, print_table
+from xcnn.training import restore
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    checkpoint: Path,
+    /,
+    *,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    model: str | None = None,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Test a checkpoint on the test images of a data set.
+
+    Parameters
+    ----------
+    checkpoint : a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+    dataset : another data set than the one it was trained on.
+    data_dir : folder that holds the data set's files.
+    model : the model that the weights are of, where the file does not say.
+    device : where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    json : print one JSON object on stdout.
+    """
+    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
+    metrics, test = restored.evaluate()
+    if json:
+        print_json(
+            {
+                "test_accuracy": metrics.accuracy,
+                "test_loss": metrics.loss,
+                "images": metrics.images,
+                "dataset": test.name,
+                "device": restored.device.name,
+                "checkpoint": str(checkpoint),
+            }
+        )
+    else:
+        rows = [
+            ("test accuracy", percent(metrics.accuracy)),
+            ("test loss", f"{metrics.loss:.4f}"),
+            ("images", f"{metrics.images:,}"),
+        ]
+        print_table(f"{restored.checkpoint.model} on {test.name}", "", rows=rows)
+    return 0

@@ -1,0 +1,42 @@
+"""`xcnn models`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from xcnn import models as room
+from xcnn.cli._console import print_json, print_table, stdout
+from xcnn.nn import summary
+
+__all__ = ["models"]
+
+
+def models(
+    name: str | None = None,
+    /,
+    *,
+    shape: tuple[int, int, int] = (1, 28, 28),
+    classes: int = 10,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """List the networks, or show one layer by layer.
+
+    Parameters
+    ----------
+    name : a network to show in detail.
+    shape : channels, height and width of its images.
+    classes : how many classes it tells apart.
+    json : print JSON lines on stdout.
+    """
+    if name is not None:
+        stdout.print(str(summary(room.build(name, shape, classes), shape)), markup=False)
+        return 0
+    rows = []
+    for key, entry in room.MODELS.items():
+        parameters = sum(p.data.size for p in room.build(key, shape, classes).parameters())
+        if json:
+            print_json({"model": key, "parameters": parameters, "summary": entry.summary})
+        rows.append((key, f"{parameters:,}", entry.summary))
+    if not json:
+        print_table("model", "parameters", "what it is", rows=rows, right="parameters")
+    return 0

@@ -1,0 +1,78 @@
+"""`xcnn predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from xcnn import plots
+from xcnn.cli._console import note, print_json, print_table
+from xcnn.errors import UsageError
+from xcnn.training import restore
+
+__all__ = ["predict"]
+
+
+def predict(
+    checkpoint: Path,
+    /,
+    *images: Path,
+    index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path(),
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    model: str | None = None,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Classify image files or test images: class, probabilities, and a picture of each.
+
+    Parameters
+    ----------
+    checkpoint : a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+    images : image files; converted to the channels and resized to the size that the model takes.
+    index : images of the test set, counted from 0.
+    out : folder for the pictures, `prediction-NAME.png`; the current one if left out.
+    dataset : another data set than the one it was trained on.
+    data_dir : folder that holds the data set's files.
+    model : the model that the weights are of, where the file does not say.
+    device : where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    json : print one JSON object per image on stdout.
+    """
+    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
+    classes = restored.checkpoint.classes
+    predictions = restored.predict(images, index)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
+    for one in predictions:
+        best = int(one.probabilities.argmax())
+        truth = None if one.truth is None else classes[one.truth]
+        picture: Path | None = out / f"prediction-{Path(one.name).stem}.png"
+        try:
+            assert picture is not None
+            plots.prediction(one.image, one.probabilities, classes, picture, truth)
+        except plots.PlotError as error:
+            note(f"no picture: {error}")
+            picture = None
+        if json:
+            print_json(
+                {
+                    "image": one.name,
+                    "class": classes[best],
+                    "probability": float(one.probabilities[best]),
+                    "truth": truth,
+                    "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
+                    "picture": None if picture is None else str(picture),
+                }
+            )
+            continue
+        known = "" if truth is None else f" (truth: {truth})"
+        title = f"{one.name}: class {classes[best]}{known}"
+        order = (-one.probabilities).argsort(kind="stable")[:10]
+        rows = [(classes[i], f"{one.probabilities[i]:.4f}") for i in order]
+        print_table("class", "probability", rows=rows, right="probability", title=title)
+        if picture is not None:
+            note(f"picture: {picture}")
+    return 0

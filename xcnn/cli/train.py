@@ -1,0 +1,91 @@
+"""`xcnn train`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from xcnn import plots
+from xcnn.cli._console import EpochReport, note, percent, print_json, print_table
+from xcnn.training import Config, Result
+from xcnn.training import train as run_training
+
+__all__ = ["Flags", "train"]
+
+
+def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    return tuple(name for token in tokens for name in token.value.split(",") if name)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Flags(Config):
+    """The settings of a run, with their short flags."""
+
+    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = Config.batch_size
+    augment: Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1)] = ()
+
+
+def train(
+    flags: Flags | None = None,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Train a network, test it, and write a folder with everything that came of it.
+
+    Parameters
+    ----------
+    out : folder for the results; `runs/DATASET-MODEL-TIME` if left out.
+    json : print JSON lines on stdout, one per epoch and a last one with the test figures.
+    """
+    config = Config(**dataclasses.asdict(flags or Flags()))
+    folder = out or Path("runs") / f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    result = run_training(config, folder, [EpochReport(json)])
+    _draw(result, config)
+    if result.interrupted:
+        note(f"{result.note}; what was learned is in {result.checkpoint}")
+        return 130
+    if result.note:
+        note(f"stopped early: {result.note}")
+    if json:
+        print_json(
+            {
+                "test_accuracy": result.test_accuracy,
+                "test_loss": result.test_loss,
+                "seconds": result.seconds,
+                "device": result.device,
+                "checkpoint": str(result.checkpoint),
+            }
+        )
+    else:
+        rows = [
+            ("test accuracy", percent(result.test_accuracy)),
+            ("test loss", f"{result.test_loss:.4f}"),
+            ("training time", f"{result.seconds:.1f} s on {result.device}"),
+            ("checkpoint", result.checkpoint),
+            ("everything else", f"{result.folder}/"),
+        ]
+        print_table(f"{config.model} on {config.dataset}", "", rows=rows)
+        note(f"next: xcnn predict {result.checkpoint} --index 0")
+    return 0
+
+
+def _draw(result: Result, config: Config) -> None:
+    """Add the pictures to the folder; a run without them is still a run."""
+    title = f"{config.model} on {config.dataset}"
+    pictures: list[Callable[[], Path]] = []
+    if result.history:
+        pictures.append(lambda: plots.curves(result.history, result.folder / "curves.png", title))
+    if (counts := result.confusion) is not None:
+        title = f"{title}: test accuracy {percent(result.test_accuracy)}"
+        pictures.append(lambda: plots.confusion(counts, result.classes, result.folder / "confusion.png", title))
+    try:
+        for draw in pictures:
+            draw()
+    except plots.PlotError as error:
+        note(f"no pictures: {error}")

@@ -1,0 +1,124 @@
+"""The pictures: learning curves, confusion matrix, one prediction. Matplotlib (extra `plots`) loads only when asked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcnn._files import replacing
+from xcnn.errors import XcnnError
+
+__all__ = ["PlotError", "confusion", "curves", "prediction"]
+
+_TRAIN, _VALIDATION = "#4477aa", "#ee6677"
+
+
+class PlotError(XcnnError):
+    """A picture that cannot be drawn or written here."""
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PlotError("pictures need matplotlib; pip install 'xcnn[plots]'") from None
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+    except OSError as error:
+        raise PlotError(f"cannot write the picture {path}: {error.strerror or error}") from None
+    return path
+
+
+def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path:
+    """Draw loss and accuracy over the epochs, training and validation, to a PNG.
+
+    Parameters
+    ----------
+    history : records as `Trainer.fit` returns them; at least one.
+    path : the PNG to write.
+    title : stands above both panels.
+    """
+    figure = _figure(9, 3.6)
+    epochs = [record["epoch"] for record in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, label, colour in (("train", "training", _TRAIN), ("val", "validation", _VALIDATION)):
+            values = [record[f"{key}_{name}"] for record in history]
+            if None not in values:
+                axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str = "") -> Path:
+    """Draw a confusion matrix to a PNG: a row per true class, shaded by its share, the counts written in.
+
+    Parameters
+    ----------
+    counts : (classes, classes) integers, rows true, columns predicted.
+    classes : their names.
+    path : the PNG to write.
+    title : stands above.
+    """
+    k = len(classes)
+    side = min(4 + 0.35 * k, 16)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if k <= 30:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            shade = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=shade)
+        long = any(len(name) > 3 for name in classes)
+        axes.set_xticks(range(k), classes, rotation=90 if long else 0)
+        axes.set_yticks(range(k), classes)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title(title)
+    return _save(figure, path)
+
+
+def prediction(
+    image: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: Path, truth: str | None = None
+) -> Path:
+    """Draw an image, titled with the predicted class, beside the probabilities of the likeliest ten, to a PNG.
+
+    Parameters
+    ----------
+    image : (c, h, w), 0..1, one channel or three.
+    probabilities : (classes,).
+    classes : their names.
+    path : the PNG to write.
+    truth : the name of the true class, if known.
+    """
+    figure = _figure(7, 3.4)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    best = int(probabilities.argmax())
+    if image.shape[0] == 3:
+        left.imshow(np.moveaxis(image, 0, -1))
+    else:
+        left.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+    left.set_axis_off()
+    known = "" if truth is None else f" (truth: {truth})"
+    left.set_title(f"predicted: {classes[best]}{known}")
+    shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
+    colours = [_TRAIN if i == best else "#bbbbbb" for i in shown]
+    bars = right.barh([classes[i] for i in shown], probabilities[shown], color=colours)
+    right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
+    right.set_xlim(0, 1.18)
+    right.set_xticks([0, 0.5, 1])
+    right.set_xlabel("probability")
+    right.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)

@@ -1,0 +1,118 @@
+"""What can listen to a training run: histories on disk, early stopping, the best checkpoint."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xcnn.errors import UsageError
+
+if TYPE_CHECKING:
+    from xcnn.training.inference import Metrics
+    from xcnn.training.trainer import Trainer
+
+__all__ = ["Callback", "EarlyStopping", "HistoryFile", "KeepBest"]
+
+
+class Callback:
+    """Base of all listeners: override what you need. `trainer.stop(reason)` ends the run after the epoch."""
+
+    def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
+        """Before the first epoch, with the number of batches in each."""
+
+    def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: "Metrics") -> None:
+        """After every step, with the metrics of the epoch so far; epochs and batches count from 1."""
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """After every epoch and its validation, with the record that `fit` returns."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
+
+
+class HistoryFile(Callback):
+    """Append each epoch's record to a file as it ends: CSV with a header, or JSON lines, by the file's suffix.
+
+    Parameters
+    ----------
+    path : ends in `.csv` or `.jsonl`; an existing file is appended to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".csv", ".jsonl"):
+            raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """Write one line."""
+        with self.path.open("a", newline="") as file:
+            if self.path.suffix == ".jsonl":
+                file.write(json.dumps(record) + "\n")
+                return
+            writer = csv.DictWriter(file, record)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(record)
+
+
+class _Monitor(Callback):
+    """Watches one entry of the records; losses are better when smaller, everything else when larger."""
+
+    def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
+        self.monitor, self.min_delta = monitor, min_delta
+        self.best: float | None = None
+        self.best_epoch = 0
+
+    def _improved(self, record: dict[str, Any]) -> bool:
+        value = record.get(self.monitor)
+        if value is None:
+            known = ", ".join(name for name, entry in record.items() if entry is not None)
+            raise UsageError(f"{type(self).__name__}: no {self.monitor!r} in this run's records (there are: {known})")
+        sign = -1.0 if self.monitor.endswith("loss") else 1.0
+        if self.best is not None and not sign * (value - self.best) > self.min_delta:
+            return False
+        self.best, self.best_epoch = value, record["epoch"]
+        return not math.isnan(value)
+
+
+class EarlyStopping(_Monitor):
+    """End the run when an entry of the records has not improved for some epochs.
+
+    Parameters
+    ----------
+    monitor : such as `"val_loss"` or `"val_accuracy"`.
+    patience : epochs without improvement that are put up with.
+    min_delta : a smaller change is no improvement.
+    """
+
+    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
+        super().__init__(monitor, min_delta)
+        if patience < 1:
+            raise UsageError(f"EarlyStopping: patience must be at least 1, got {patience}")
+        self.patience = patience
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """Compare with the best epoch."""
+        if not self._improved(record) and record["epoch"] - self.best_epoch >= self.patience:
+            trainer.stop(f"no better {self.monitor} than {self.best:.4g} of epoch {self.best_epoch}")
+
+
+class KeepBest(_Monitor):
+    """Save whenever an entry of the records is better than ever before.
+
+    Parameters
+    ----------
+    save : called with the record of the epoch; see `xcnn.training.save_checkpoint`.
+    monitor : such as `"val_loss"` or `"val_accuracy"`.
+    """
+
+    def __init__(self, save: Callable[[dict[str, Any]], None], monitor: str = "val_loss") -> None:
+        super().__init__(monitor)
+        self.save = save
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """Save if this epoch is the best."""
+        if self._improved(record):
+            self.save(record)

@@ -1,0 +1,243 @@
+"""Inference: a model's loss and accuracy on a data set, and what it says of single images."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcnn._array import Array, namespace_of
+from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
+from xcnn.device import Device, device, to_numpy
+from xcnn.errors import CheckpointError, ShapeError, UsageError, unknown
+from xcnn.nn import Module
+from xcnn.training.checkpoint import Checkpoint, load_checkpoint
+from xcnn.training.losses import LOSSES, Loss
+
+__all__ = [
+    "Batch",
+    "Data",
+    "Metrics",
+    "Prediction",
+    "Restored",
+    "batches",
+    "confusion_matrix",
+    "correct",
+    "evaluate",
+    "place",
+    "predict",
+    "restore",
+]
+
+Batch = tuple[Any, Any]
+Data = Loader | Dataset | tuple[np.ndarray, np.ndarray] | Sequence[Batch]
+"""Batches, or what they are made of: a `Loader`, a `Dataset`, (images, labels), or a list of (x, y) batches."""
+
+
+@dataclass
+class Metrics:
+    """Mean loss and accuracy over the images seen so far."""
+
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int | None = None
+
+    def add(self, images: int, loss: float, correct: int | None) -> None:
+        """Count one batch, whose loss is a mean over its images."""
+        self.images += images
+        self.loss_sum += loss * images
+        if correct is not None:
+            self.correct = (self.correct or 0) + correct
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image."""
+        return self.loss_sum / self.images if self.images else math.nan
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the images whose largest output is the right class; None where the loss does not classify."""
+        return None if self.correct is None else self.correct / self.images
+
+
+def batches(data: Data) -> Loader | Sequence[Batch]:
+    """Give batches to train on: data sets are shuffled from seed 0 in batches of 64."""
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
+        data = from_arrays(*data)
+    return Loader(data) if isinstance(data, Dataset) else data  # type: ignore[return-value]
+
+
+def _in_order(data: Data, batch_size: int) -> Iterator[Batch]:
+    """Give batches to evaluate: every image once, in the data set's order, not augmented."""
+    made = batches(data)
+    return iter(Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
+
+
+def place(array: Any, where: Device) -> Array:
+    """Move a host array to the device; one of the device's library stays as it is."""
+    return array if namespace_of(array) is where.xp else where.asarray(array)
+
+
+def correct(loss: Loss, output: Array, y: Array) -> int | None:
+    """Count the rows of `output` (n, classes) whose largest entry is at `y` (n,); None where that means nothing."""
+    if not loss.classifies or output.ndim != 2 or y.ndim != 1:
+        return None
+    xp = namespace_of(output)
+    return int(xp.sum(xp.astype(xp.argmax(output, axis=1) == y, xp.int64)))
+
+
+def evaluate(model: Module, data: Data, loss: Loss, where: Device, batch_size: int = 256) -> Metrics:
+    """Return loss and accuracy over a data set, in inference mode; the model is on the device `where`."""
+    metrics = Metrics()
+    for x, y in _in_order(data, batch_size):
+        output, targets = model(place(x, where)), place(y, where)
+        value = float(loss.function(output, targets)[0])
+        metrics.add(len(x), value, correct(loss, output, targets))
+    return metrics
+
+
+def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
+    """Return what a model says of each image, on the host; see `Trainer.predict`."""
+    if isinstance(images, Dataset):
+        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size))
+    elif len(images) == 0:
+        raise ShapeError("predict: images is empty")
+    else:
+        parts = (images[i : i + batch_size, ...] for i in range(0, len(images), batch_size))
+    return np.concatenate([to_numpy(loss.activation(model(place(x, where)))) for x in parts])
+
+
+def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Count, per true class (row), the predicted classes (columns), from (n, classes) and (n,).
+
+    >>> confusion_matrix(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), np.array([0, 1, 1]))
+    array([[1, 0],
+           [1, 1]])
+    """
+    counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
+    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
+    return counts
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes
+    ----------
+    name : the file, or the data set with the index.
+    image : (c, h, w) float32 0..1, as the model saw it.
+    probabilities : (classes,).
+    truth : the true class, if known.
+    """
+
+    name: str
+    image: np.ndarray
+    probabilities: np.ndarray
+    truth: int | None = None
+
+
+class Restored:
+    """A trained model from a checkpoint, with the data set it knows.
+
+    Parameters
+    ----------
+    checkpoint : the weights and what they are of.
+    where : the device to compute on.
+    dataset, data_dir : the data set to test on, in place of the one in the checkpoint.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, where: Device, dataset: str | None = None, data_dir: Path | None = None
+    ) -> None:
+        self.checkpoint, self.device = checkpoint, where
+        self.dataset = dataset or checkpoint.dataset
+        recorded = checkpoint.config.get("data_dir") if self.dataset == checkpoint.dataset else None
+        self.data_dir = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
+        self.loss = LOSSES["cross_entropy"]
+        self.model = checkpoint.build().to(where)
+
+    def test_set(self) -> Dataset:
+        """Load the test images, which must be of the shape and number of classes that the model takes."""
+        shape, classes = self.checkpoint.shape, self.checkpoint.classes
+        options = {"size": shape[1]} if self.dataset == "folder" else {}
+        _, test = load(self.dataset, self.data_dir, **options)
+        if test.shape != shape or len(test.classes) != len(classes):
+            raise UsageError(
+                f"the model takes {shape} images of {len(classes)} classes, "
+                f"{self.dataset} has {test.shape} images of {len(test.classes)}"
+            )
+        return test
+
+    def evaluate(self) -> tuple[Metrics, Dataset]:
+        """Test the model."""
+        test = self.test_set()
+        return evaluate(self.model, test, self.loss, self.device), test
+
+    def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
+        """Classify image files and test images.
+
+        Raises
+        ------
+        DataError
+            For a file that is no image.
+        UsageError
+            For an index outside the test set, or nothing to classify.
+        """
+        if not files and not indices:
+            raise UsageError("nothing to predict; give image files, or --index for images of the test set")
+        names, truths = [str(path) for path in files], [None] * len(files)
+        images = [to_float(read_image(path, self.checkpoint.shape)[None])[0] for path in files]
+        if indices:
+            test = self.test_set()
+            for index in indices:
+                if not 0 <= index < len(test):
+                    raise UsageError(f"--index takes 0 .. {len(test) - 1} (test images of {test.name}), got {index}")
+            names += [f"{self.dataset}-{index}" for index in indices]
+            images += list(to_float(test.images[list(indices)]))
+            truths += test.labels[list(indices)].tolist()
+        stack = np.stack(images)
+        results = predict(self.model, stack, self.loss, self.device)
+        return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
+
+
+def restore(
+    path: Path,
+    where: str | Device = "cpu",
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+) -> Restored:
+    """Load a checkpoint for evaluation and prediction.
+
+    Parameters
+    ----------
+    path : the file.
+    where : the device.
+    model : its model; needed where the file holds plain weights, then with `dataset`, whose images the model must take.
+    dataset, data_dir : the data set to test on, in place of the one that it was trained on.
+
+    Raises
+    ------
+    XcnnError
+        For a file that is no checkpoint or does not fit, an unknown name, a device that cannot be used.
+    """
+    if dataset is not None and dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    opened = device(where)
+    fields: dict[str, Any] = {}
+    entry = DATASETS.get(dataset or "digits")
+    if entry is not None and entry.shape is not None:
+        fields = {
+            "shape": entry.shape,
+            "classes": tuple(str(i) for i in range(entry.classes or 0)),
+            "dataset": dataset or "digits",
+        }
+    checkpoint = load_checkpoint(path, model, **fields)
+    try:
+        return Restored(checkpoint, opened, dataset, data_dir)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
