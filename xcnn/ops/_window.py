@@ -100,7 +100,7 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
     if not isinstance(padding, int) and any(isinstance(entry, Sequence) for entry in padding):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
-        before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)  # type: ignore[arg-type]
+        before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)
         return tuple(zip(before, after, strict=True))
     return tuple((p, p) for p in integers(op, "padding", padding, rank, 0))  # type: ignore[arg-type]
 
@@ -162,7 +162,7 @@ def _window_axes(
         room = size + before + after - extent
         out = -(-room // s) + 1 if ceil_mode else room // s + 1
         if out < 1 or size == 0:
-            padded = tuple(n if isinstance(pads, str) else n + sum(p) for n, p in zip(sizes, pads, strict=False))
+            padded = sizes if isinstance(pads, str) else tuple(n + sum(p) for n, p in zip(sizes, pads, strict=True))
             raise ShapeError(
                 f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, padded {padded}"
             )

@@ -5,16 +5,19 @@ for an axis, not the product of the kernel. Only trailing axes are touched, so a
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import array_api_compat
+
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import Axes, Integers, inner_taps, integers, pad_windows, taps, window_axes
+from xcnn.ops._window import Axes, Axis, Integers, inner_taps, integers, pad_windows, taps, window_axes
 
-__all__ = ["max_pool1d", "max_pool2d", "max_pool3d"]
+__all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"]
 
 
 def _axes(
@@ -40,13 +43,34 @@ def _axes(
     return axes
 
 
+def _rest(axes: Axes, i: int) -> tuple[slice, ...]:
+    """Index the axes after axis `i` whole."""
+    return (slice(None),) * (len(axes) - 1 - i)
+
+
 def _fold(xp: ModuleType, function: Callable[[Array, Array], Array], x: Array, axes: Axes, fill: float) -> Array:
     """Fold the windows of x into one pixel each, along one axis after the other."""
     y = pad_windows(xp, x, axes, fill)
     for i, axis in enumerate(axes):
-        rest = (slice(None),) * (len(axes) - 1 - i)
-        y = functools.reduce(function, [y[(*tap, *rest)] for tap in taps((axis,))])
+        y = functools.reduce(function, [y[(*tap, *_rest(axes, i))] for tap in taps((axis,))])
     return y
+
+
+def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
+    """Add every dy to the pixels of its window, the transpose of folding with `+`."""
+    dx = dy
+    for i in reversed(range(len(axes))):
+        axis, rest, dy = axes[i], _rest(axes, i), dx
+        put = _put((axis,))
+        dx = zeros(xp, (*dy.shape[: dy.ndim - len(axes) + i], axis.size, *dy.shape[dy.ndim - len(rest) :]), dy)
+        for windows, pixels in inner_taps((axis,)):
+            dx = put(dx, (*pixels, *rest), dy[(*windows, *rest)])
+    return dx
+
+
+def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
+    """Choose how a gradient collects what windows send to pixels: by writing where no two windows share a pixel."""
+    return set_slice if all(a.stride >= a.extent for a in axes) else add_slice
 
 
 def _max_pool(
@@ -66,8 +90,7 @@ def _max_pool(
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        found = inner_taps(axes)
-        put = set_slice if all(a.stride >= a.extent for a in axes) else add_slice  # each pixel is in one window at most
+        found, put = inner_taps(axes), _put(axes)
         dx = zeros(xp, x.shape, x)
         left = xp.ones_like(y, dtype=xp.bool)  # windows whose maximum is not found yet
         for windows, pixels in found[:-1]:
@@ -154,3 +177,121 @@ def max_pool3d(
 ) -> Result:
     """Take the largest voxel of each window: `max_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
     return _max_pool(3, x, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@functools.lru_cache(maxsize=1024)
+def _counts(axis: Axis, padding: bool) -> tuple[int, ...]:
+    """Count the pixels of each window inside the map, or inside the padded map without what ceil_mode adds to it."""
+    margin = axis.before if padding else 0
+    starts = (o * axis.stride - axis.before for o in range(axis.out))
+    return tuple(min(s + axis.kernel, axis.size + margin) - max(s, -margin) for s in starts)
+
+
+def _divide(xp: ModuleType, a: Array, axes: Axes, padding: bool, divisor: int | None) -> Array:
+    """Divide each window by the number of its pixels, or all by `divisor`."""
+    if divisor is not None:
+        return a / divisor
+    scale = 1
+    for i, axis in enumerate(axes):
+        counts = _counts(axis, padding)
+        if min(counts) == max(counts):
+            scale *= counts[0]
+        else:
+            column = xp.asarray(counts, dtype=a.dtype, device=array_api_compat.device(a))
+            a = a / xp.reshape(column, (-1, *(1,) * len(_rest(axes, i))))
+    return a / scale
+
+
+def _avg_pool(
+    rank: int,
+    x: Array,
+    kernel_size: Integers,
+    stride: Integers | None,
+    padding: Integers,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None = None,
+) -> Result:
+    name = f"avg_pool{rank}d"
+    xp = namespace(name, x=x)
+    if divisor_override is not None:
+        (divisor_override,) = integers(name, "divisor_override", divisor_override, 1)
+    axes = _axes(name, rank, x, kernel_size, stride, padding, 1, ceil_mode)
+    y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), axes, count_include_pad, divisor_override)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        return (_spread(xp, _divide(xp, dy, axes, count_include_pad, divisor_override), axes),)
+
+    return y, backward
+
+
+def _avg_samples(rank: int) -> list[Any]:
+    sizes, common = (6, 5, 4)[:rank], {"kernel_size": 3, "stride": (1, 2, 2)[:rank], "padding": 1, "ceil_mode": True}
+    return [
+        sample({"x": (2, 3, *sizes)}, kernel_size=2),
+        sample({"x": (2, 2, *sizes)}, **common),
+        sample({"x": (3, *sizes)}, **common, count_include_pad=False),
+    ]
+
+
+@op("x", samples=[*_avg_samples(2), sample({"x": (2, 6, 5)}, kernel_size=(2, 3), divisor_override=4)])
+def avg_pool2d(
+    x: Array,
+    kernel_size: Integers,
+    stride: Integers | None = None,
+    padding: Integers = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Result:
+    """Take the mean of each window.
+
+    Parameters
+    ----------
+    x : (n, c, h, w), or (c, h, w) for one image; floating point.
+    kernel_size, stride : an integer, or one per axis; stride None means kernel_size.
+    padding : zeros on both sides of each axis, at most half the kernel.
+    ceil_mode : also pool the incomplete windows at the end, if they start inside the map or the padding before it.
+    count_include_pad : whether the padding counts as pixels; what `ceil_mode` adds never does.
+    divisor_override : divide every sum by this integer instead.
+
+    Returns
+    -------
+    y : (n, c, oh, ow), sized as by `max_pool2d`.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        Where x or the options have no meaning, or the kernel is larger than the padded map.
+    """
+    return _avg_pool(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@op("x", samples=_avg_samples(1))
+def avg_pool1d(
+    x: Array,
+    kernel_size: Integers,
+    stride: Integers | None = None,
+    padding: Integers = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Result:
+    """Take the mean of each window of a signal: `avg_pool2d` along one axis. x (n, c, w) or (c, w)."""
+    return _avg_pool(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+@op("x", samples=_avg_samples(3))
+def avg_pool3d(
+    x: Array,
+    kernel_size: Integers,
+    stride: Integers | None = None,
+    padding: Integers = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Result:
+    """Take the mean of each window of a volume: `avg_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    return _avg_pool(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
