@@ -4,6 +4,8 @@ All give scores (logits), which the loss turns into probabilities. Their `state_
 `torch.nn.Sequential` with the same layers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from xcnn.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
@@ -13,7 +15,7 @@ __all__ = ["lenet5", "report"]
 Shape = tuple[int, int, int]
 
 
-def _features(layers: list[Module], shape: Shape) -> int:
+def _features(layers: Sequence[Module], shape: Shape) -> int:
     """Count the features per image behind `layers`, by running them: the layers alone know their sizes."""
     return int(Sequential(*layers)(np.zeros((1, *shape), np.float32)).shape[1])
 

@@ -137,7 +137,7 @@ def orthogonal(rng: np.random.Generator, shape: Shape, gain: float = 1.0) -> np.
     rows, columns = shape[0], fans(shape)[0]
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diagonal(r))
-    return (gain * (q if rows >= columns else q.T)).reshape(shape).astype(np.float32)
+    return np.asarray(gain * (q if rows >= columns else q.T), np.float32).reshape(shape)
 
 
 INITS: dict[str, Init] = {

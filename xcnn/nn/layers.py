@@ -81,7 +81,7 @@ class Linear(_Weighted, op=ops.linear):
 
     def multiply_adds(self, x: Any, y: Any) -> int:
         """Return one per weight and output row."""
-        return math.prod(y.shape) * self.in_features
+        return int(math.prod(y.shape)) * self.in_features
 
 
 class _AnyConv(_Weighted):
@@ -121,7 +121,7 @@ class _Conv(_AnyConv):
 
     def multiply_adds(self, x: Any, y: Any) -> int:
         """Return one per output pixel and weight of its channel."""
-        return math.prod(y.shape) * math.prod(self.weight.data.shape[1:])
+        return int(math.prod(y.shape) * math.prod(self.weight.data.shape[1:]))
 
 
 class _ConvTranspose(_AnyConv):
@@ -145,7 +145,7 @@ class _ConvTranspose(_AnyConv):
 
     def multiply_adds(self, x: Any, y: Any) -> int:
         """Return one per input pixel and weight of its channel."""
-        return math.prod(x.shape) * math.prod(self.weight.data.shape[1:])
+        return int(math.prod(x.shape) * math.prod(self.weight.data.shape[1:]))
 
 
 class Conv2d(_Conv, op=ops.conv2d):

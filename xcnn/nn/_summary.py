@@ -1,0 +1,183 @@
+"""`summary`: what a network is made of and what it costs, measured by running it once."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from xcnn._array import Array, is_array, namespace_of
+from xcnn.device import like
+from xcnn.errors import UsageError
+from xcnn.nn._module import Buffer, Module, Once
+from xcnn.parameter import Parameter
+
+__all__ = ["Row", "Summary", "summary"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of a layer, or the total.
+
+    Attributes
+    ----------
+    name : its key in the network.
+    layer : its class.
+    shape : of its output.
+    parameters : numbers trained; those of a layer that is called again count once.
+    multiply_adds : of one forward pass; a backward pass takes about twice as many.
+    kept : bytes that stay in memory between its forward and its backward pass, parameters and the network's input
+        apart. An array that several layers keep counts at the first.
+    """
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows in the order of the forward pass, and their total; `str` gives a table.
+
+    Attributes
+    ----------
+    rows : one per call of a layer.
+    total : their sums, with the shape of the network's output.
+    """
+
+    rows: tuple[Row, ...]
+    total: Row
+
+    def __str__(self) -> str:
+        head = ("name", "layer", "output", "parameters", "multiply-adds", "kept")
+        lines = [head, *(_cells(row) for row in self.rows), _cells(self.total)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        texts = ("  ".join(map(str.ljust, line[:3], widths[:3])) for line in lines)
+        numbers = ("  ".join(map(str.rjust, line[3:], widths[3:])) for line in lines)
+        table = ["  ".join(halves) for halves in zip(texts, numbers, strict=True)]
+        rule = "-" * len(table[0])
+        return "\n".join([table[0], rule, *table[1:-1], rule, table[-1]])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name, layer, shape, parameters, multiply_adds, kept = astuple(row)
+    return name, layer, "x".join(map(str, shape)), f"{parameters:,}", f"{multiply_adds:,}", _bytes(kept)
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
+    """Run a network forward once, on zeros, and tell each layer's output, parameters, work and memory.
+
+    The state of the network stays as it is: running statistics and random streams are put back.
+
+    Parameters
+    ----------
+    module : on any device.
+    shape : of one input without its batch axis, such as (1, 28, 28).
+    batch : how many inputs; multiply-adds and kept bytes grow with it.
+
+    Raises
+    ------
+    UsageError
+        For a batch below 1.
+    ShapeError
+        Where a layer does not take what comes to it.
+
+    Examples
+    --------
+    >>> from xcnn import nn
+    >>> print(summary(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU()), (3, 2, 2)))
+    name   layer    output  parameters  multiply-adds  kept
+    -------------------------------------------------------
+    0      Flatten  1x12             0              0   0 B
+    1      Linear   1x5             65             60   0 B
+    2      ReLU     1x5              0              0  20 B
+    -------------------------------------------------------
+    total           1x5             65             60  20 B
+    """
+    if batch < 1:
+        raise UsageError(f"summary: batch must be at least 1, got {batch}")
+    x: Array = np.zeros((batch, *shape), np.float32)
+    for _, parameter in module.named_parameters():
+        x = like(x, parameter.data)
+    with _restored(module), _observed(module) as calls:
+        y, _ = module.forward(x, train=True)
+    rows = []
+    counted = {id(_root(array)) for array in [x, *(slot.data for _, slot in module._attributes(Parameter, Buffer))]}
+    for name, layer, shape, work, backward in calls:
+        fresh = {id(root): root for root in map(_root, backward.saved().values()) if id(root) not in counted}
+        owned = {id(p): p for p in layer.parameters() if id(p) not in counted}
+        counted |= fresh.keys() | owned.keys()
+        parameters, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
+        rows.append(Row(name, type(layer).__name__, shape, parameters, work, kept))
+    sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "multiply_adds", "kept"))
+    return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
+
+
+Call = tuple[str, Module, tuple[int, ...], int, Once]
+
+
+@contextlib.contextmanager
+def _observed(module: Module) -> Iterator[list[Call]]:
+    """Record the forward calls of the layers, the modules without children: name, layer, shape, work and backward."""
+    calls: list[Call] = []
+
+    def observer(name: str, layer: Module) -> Callable[..., tuple[Any, Once]]:
+        forward = layer.forward
+
+        def observed(x: Any, train: bool = True) -> tuple[Any, Once]:
+            y, backward = forward(x, train)
+            calls.append((name, layer, tuple(y.shape), layer.multiply_adds(x, y), backward))
+            return y, backward
+
+        return observed
+
+    layers = {layer: name for name, layer in module.modules() if not any(layer.children())}
+    for layer, name in layers.items():
+        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
+    try:
+        yield calls
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
+
+
+@contextlib.contextmanager
+def _restored(module: Module) -> Iterator[None]:
+    """Put buffers and random streams back to what they were."""
+    buffers = [(slot, slot.data) for _, slot in module._attributes(Buffer)]
+    streams = [(generator.bit_generator, generator.bit_generator.state) for _, generator in module.named_generators()]
+    try:
+        yield
+    finally:
+        for slot, data in buffers:
+            slot.data = data
+        for stream, state in streams:
+            stream.state = state
+
+
+def _root(array: Array) -> Array:
+    """Return the array whose memory a view holds."""
+    while is_array(getattr(array, "base", None)):
+        array = array.base
+    return array
+
+
+def _size(array: Array) -> int:
+    xp = namespace_of(array)
+    if xp.isdtype(array.dtype, "bool"):
+        return int(math.prod(array.shape))
+    info = xp.finfo if xp.isdtype(array.dtype, "real floating") else xp.iinfo
+    return int(math.prod(array.shape)) * int(info(array.dtype).bits) // 8
