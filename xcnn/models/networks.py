@@ -10,20 +10,20 @@ import numpy as np
 
 from xcnn.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
 
-__all__ = ["lenet5", "report"]
+__all__ = ["lenet5", "report", "vgg_small"]
 
 Shape = tuple[int, int, int]
 
 
-def _features(layers: Sequence[Module], shape: Shape) -> int:
-    """Count the features per image behind `layers`, by running them: the layers alone know their sizes."""
-    return int(Sequential(*layers)(np.zeros((1, *shape), np.float32)).shape[1])
+def _count(features: Sequence[Module], shape: Shape) -> int:
+    """Count the features per image by computing them: the layers alone know their sizes."""
+    return int(Sequential(*features)(np.zeros((1, *shape), np.float32)).shape[1])
 
 
 def report(shape: Shape, classes: int) -> Sequential:
     """Build the report's network: one 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer."""
-    layers = [Conv2d(shape[0], 1, 3, padding=1, bias=False), ReLU(), MaxPool2d(2), Flatten()]
-    return Sequential(*layers, Linear(_features(layers, shape), classes))
+    features = [Conv2d(shape[0], 1, 3, padding=1, bias=False), ReLU(), MaxPool2d(2), Flatten()]
+    return Sequential(*features, Linear(_count(features, shape), classes))
 
 
 def lenet5(shape: Shape, classes: int) -> Sequential:
@@ -33,14 +33,26 @@ def lenet5(shape: Shape, classes: int) -> Sequential:
     -----
     Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, Gradient-based learning applied to document recognition, 1998.
     """
-    layers = [
+    features = [
         *(Conv2d(shape[0], 6, 5, padding=2), ReLU(), MaxPool2d(2)),
         *(Conv2d(6, 16, 5), ReLU(), MaxPool2d(2)),
         Flatten(),
     ]
-    return Sequential(
-        *layers,
-        *(Linear(_features(layers, shape), 120), ReLU()),
-        *(Linear(120, 84), ReLU()),
-        Linear(84, classes),
-    )
+    scores = [Linear(_count(features, shape), 120), ReLU(), Linear(120, 84), ReLU(), Linear(84, classes)]
+    return Sequential(*features, *scores)
+
+
+def vgg_small(shape: Shape, classes: int) -> Sequential:
+    """Build a small network in the manner of VGG: pairs of 3x3 convolutions of 32 and 64 channels, then 256 features.
+
+    Notes
+    -----
+    K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, 2015,
+    arXiv:1409.1556.
+    """
+    features = [
+        *(Conv2d(shape[0], 32, 3, padding=1), ReLU(), Conv2d(32, 32, 3, padding=1), ReLU(), MaxPool2d(2)),
+        *(Conv2d(32, 64, 3, padding=1), ReLU(), Conv2d(64, 64, 3, padding=1), ReLU(), MaxPool2d(2)),
+        Flatten(),
+    ]
+    return Sequential(*features, Linear(_count(features, shape), 256), ReLU(), Linear(256, classes))

@@ -1,0 +1,105 @@
+"""The named networks: what they consist of, the images they take, and weights that move to and from PyTorch."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from xcnn import models, nn
+from xcnn.errors import CheckpointError, ShapeError, UsageError
+
+IMAGES = [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 13, 21)]
+
+
+@pytest.mark.parametrize("shape", IMAGES)
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_network_gives_scores_and_trains_on_images_of_any_size(name, shape):
+    if min(shape[1:]) < models.MODELS[name].smallest:
+        pytest.skip("smaller than the network takes")
+    model = models.build(name, shape, classes=7, seed=1)
+    x = np.random.default_rng(0).random((2, *shape), np.float32)
+    y, backward = model.forward(x)
+    assert y.shape == (2, 7)
+    assert y.dtype == np.float32
+    assert model(x).shape == (2, 7)
+    assert backward(np.ones_like(y), need_dx=False) is None
+    for parameter in model.parameters():
+        assert parameter.grad.shape == parameter.data.shape
+        assert parameter.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_smallest_image_is_what_the_table_says(name):
+    entry = models.MODELS[name]
+    size = entry.smallest
+    assert models.build(name, (1, size, size))(np.zeros((1, 1, size, size), np.float32)).shape == (1, 10)
+    if size > 1:
+        with pytest.raises(
+            ShapeError, match=f"{name}: images must have at least {size} x {size} pixels, got"
+        ):
+            models.build(name, (1, size, size - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [("report", 1979, 1979), ("lenet5", 61706, 61706), ("vgg_small", 870_000, 872_000), ("resnet20", 268_000, 275_000)],
+)
+def test_number_of_parameters(name, low, high):
+    assert low <= sum(p.data.size for p in models.build(name).parameters()) <= high
+
+
+def test_the_seed_alone_decides_the_weights():
+    a, b, c = (models.build("lenet5", seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert not any(np.array_equal(a[key], c[key]) for key in a)
+
+
+def test_bad_requests_are_one_sentence():
+    with pytest.raises(UsageError, match="unknown model 'resnet'; did you mean 'resnet20'"):
+        models.build("resnet")
+    with pytest.raises(ShapeError, match=r"lenet5: shape must be \(channels, height, width\), got \(28, 28\)"):
+        models.build("lenet5", (28, 28))
+    with pytest.raises(UsageError, match="lenet5: classes must be at least 1, got 0"):
+        models.build("lenet5", classes=0)
+
+
+def torch_lenet5():
+    torch = pytest.importorskip("torch")
+    t = torch.nn
+    return t.Sequential(
+        *(t.Conv2d(1, 6, 5, padding=2), t.ReLU(), t.MaxPool2d(2)),
+        *(t.Conv2d(6, 16, 5), t.ReLU(), t.MaxPool2d(2), t.Flatten()),
+        *(t.Linear(400, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10)),
+    )
+
+
+def test_a_weight_file_of_pytorch_loads_and_gives_its_logits(tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs = torch_lenet5()
+    save_file({key: value.numpy() for key, value in theirs.state_dict().items()}, tmp_path / "torch.safetensors")
+    ours = models.build("lenet5")
+    ours.load_state_dict(load_file(tmp_path / "torch.safetensors"))
+    x = np.random.default_rng(0).random((5, 1, 28, 28), np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_our_weight_file_loads_into_pytorch(tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs, ours = torch_lenet5(), models.build("lenet5", seed=5)
+    save_file(ours.state_dict(), tmp_path / "xcnn.safetensors")
+    state = {key: torch.from_numpy(value) for key, value in load_file(tmp_path / "xcnn.safetensors").items()}
+    theirs.load_state_dict(state, strict=True)
+    x = np.random.default_rng(0).random((5, 1, 28, 28), np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(CheckpointError, match=r"not of this model: missing 0\.bias, 3\.weight, .*; unknown 4\.weight"):
+        models.build("lenet5").load_state_dict(models.build("report").state_dict())
+
+
+def test_lenet5_is_built_of_the_layers_that_everyone_knows():
+    model = models.build("lenet5")
+    assert isinstance(model, nn.Sequential)
+    assert [key for key in model.state_dict() if "weight" in key] == [f"{i}.weight" for i in (0, 3, 7, 9, 11)]
