@@ -53,10 +53,11 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
                 axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
     return _save(figure, path)
 
@@ -72,7 +73,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
     title : stands above.
     """
     k = len(classes)
-    side = min(4 + 0.35 * k, 16)
+    side = min(3 + 0.3 * k, 16)
     figure = _figure(side, side)
     axes = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

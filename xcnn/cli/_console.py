@@ -39,7 +39,9 @@ def print_json(record: dict[str, Any]) -> None:
 
 def print_table(*columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None) -> None:
     """Print a table on stdout; `right` names the columns that are numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    if title is not None:
+        stdout.print(title, markup=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         numeric = column in right.split()
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")

@@ -15,7 +15,8 @@ def datasets(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
 
     Parameters
     ----------
-    json : print JSON lines on stdout.
+    json
+        print JSON lines on stdout.
     """
     rows = []
     for name, entry in data.DATASETS.items():

@@ -16,7 +16,8 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
 
     Parameters
     ----------
-    json : print JSON lines on stdout.
+    json
+        print JSON lines on stdout.
     """
     rows = []
     for name, found in try_devices().items():

@@ -25,12 +25,18 @@ def evaluate(
 
     Parameters
     ----------
-    checkpoint : a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
-    dataset : another data set than the one it was trained on.
-    data_dir : folder that holds the data set's files.
-    model : the model that the weights are of, where the file does not say.
-    device : where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    json : print one JSON object on stdout.
+    checkpoint
+        a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+    dataset
+        another data set than the one it was trained on.
+    data_dir
+        folder that holds the data set's files.
+    model
+        the model that the weights are of, where the file does not say.
+    device
+        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    json
+        print one JSON object on stdout.
     """
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
     metrics, test = restored.evaluate()

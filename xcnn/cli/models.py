@@ -23,10 +23,14 @@ def models(
 
     Parameters
     ----------
-    name : a network to show in detail.
-    shape : channels, height and width of its images.
-    classes : how many classes it tells apart.
-    json : print JSON lines on stdout.
+    name
+        a network to show in detail.
+    shape
+        channels, height and width of its images.
+    classes
+        how many classes it tells apart.
+    json
+        print JSON lines on stdout.
     """
     if name is not None:
         stdout.print(str(summary(room.build(name, shape, classes), shape)), markup=False)

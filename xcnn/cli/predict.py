@@ -29,15 +29,24 @@ def predict(
 
     Parameters
     ----------
-    checkpoint : a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
-    images : image files; converted to the channels and resized to the size that the model takes.
-    index : images of the test set, counted from 0.
-    out : folder for the pictures, `prediction-NAME.png`; the current one if left out.
-    dataset : another data set than the one it was trained on.
-    data_dir : folder that holds the data set's files.
-    model : the model that the weights are of, where the file does not say.
-    device : where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    json : print one JSON object per image on stdout.
+    checkpoint
+        a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+    images
+        image files; converted to the channels and resized to the size that the model takes.
+    index
+        images of the test set, counted from 0.
+    out
+        folder for the pictures, `prediction-NAME.png`; the current one if left out.
+    dataset
+        another data set than the one it was trained on.
+    data_dir
+        folder that holds the data set's files.
+    model
+        the model that the weights are of, where the file does not say.
+    device
+        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    json
+        print one JSON object per image on stdout.
     """
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
     classes = restored.checkpoint.classes

@@ -1,7 +1,7 @@
 """`xcnn train`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ class Flags(Config):
     """The settings of a run, with their short flags."""
 
     batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = Config.batch_size
-    augment: Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1)] = ()
+    augment: Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=False)] = ()
 
 
 def train(
@@ -40,8 +40,10 @@ def train(
 
     Parameters
     ----------
-    out : folder for the results; `runs/DATASET-MODEL-TIME` if left out.
-    json : print JSON lines on stdout, one per epoch and a last one with the test figures.
+    out
+        folder for the results; `runs/DATASET-MODEL-TIME` if left out.
+    json
+        print JSON lines on stdout, one per epoch and a last one with the test figures.
     """
     config = Config(**dataclasses.asdict(flags or Flags()))
     folder = out or Path("runs") / f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -78,14 +80,11 @@ def train(
 def _draw(result: Result, config: Config) -> None:
     """Add the pictures to the folder; a run without them is still a run."""
     title = f"{config.model} on {config.dataset}"
-    pictures: list[Callable[[], Path]] = []
-    if result.history:
-        pictures.append(lambda: plots.curves(result.history, result.folder / "curves.png", title))
-    if (counts := result.confusion) is not None:
-        title = f"{title}: test accuracy {percent(result.test_accuracy)}"
-        pictures.append(lambda: plots.confusion(counts, result.classes, result.folder / "confusion.png", title))
     try:
-        for draw in pictures:
-            draw()
+        if result.history:
+            plots.curves(result.history, result.folder / "curves.png", title)
+        if result.confusion is not None:
+            title = f"{title}: test accuracy {percent(result.test_accuracy)}"
+            plots.confusion(result.confusion, result.classes, result.folder / "confusion.png", title)
     except plots.PlotError as error:
         note(f"no pictures: {error}")

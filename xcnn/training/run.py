@@ -30,7 +30,49 @@ __all__ = ["Config", "Result", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings of a run. Every field has the meaning of the command-line flag of its name."""
+    """The settings of a run; each is also the command-line flag of its name.
+
+    Attributes
+    ----------
+    dataset
+        data set by name; see `xcnn datasets`.
+    data_dir
+        folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.
+    image_size
+        height and width that images of the data set `folder` are resized to (32).
+    model
+        network by name; see `xcnn models`.
+    epochs
+        passes over the training images.
+    batch_size
+        images per step.
+    opt
+        optimizer: sgd, adam, adamw, rmsprop.
+    lr
+        learning rate, at its peak.
+    momentum
+        of sgd and rmsprop.
+    wd
+        weight decay.
+    schedule
+        of the learning rate: constant, step, cosine, one-cycle, plateau.
+    warmup
+        steps in which the learning rate first rises.
+    label_smoothing
+        share of the target that is spread over all classes.
+    clip_norm
+        bound for the norm of all gradients.
+    augment
+        distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.
+    validation
+        share of the training images that is held out to choose the best epoch.
+    patience
+        stop after so many epochs without a better validation loss.
+    seed
+        decides weights, order, augmentation and the held-out images.
+    device
+        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    """
 
     dataset: str = "digits"
     data_dir: Path | None = None
