@@ -302,6 +302,41 @@ def test_two_archives_are_one_too_many(tmp_path):
         load_cifar10(tmp_path)
 
 
+def with_checksum(header):
+    """A tar header with the checksum that its other bytes call for, so that what they say is believed."""
+    blank = header[:148] + b" " * 8 + header[156:]
+    return header[:148] + b"%06o\0 " % sum(blank) + header[156:]
+
+
+@pytest.mark.parametrize(
+    ("position", "field", "says"),
+    [
+        (124, b"\x80" + b"\x7f" * 11, "ends within"),  # a size of 2**87
+        (124, b"\xff" * 12, "ends within"),  # a size of -1
+        (124, b"00000040000\0", "ends within"),  # 16 KiB, more than is there
+        (156, b"x", "no data_batch_1"),  # other types of member, whose data is passed over
+        (156, b"S", "no data_batch_1"),
+        (156, b"1", "no data_batch_1"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, position, field, says):
+    content = tar({"data_batch_1.bin": records(1).tobytes(), "test_batch.bin": records(1).tobytes()}, "")
+    header = with_checksum(content[:position] + field + content[position + len(field) : 512])
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(header + content[512:])
+    with pytest.raises(DataError, match=says):
+        load_cifar10(tmp_path)
+
+
+def test_an_archive_that_ends_early_is_refused_even_between_members(tmp_path):
+    content = tar({"data_batch_1.bin": records(1).tobytes(), "test_batch.bin": records(1).tobytes()}, "")
+    end = 2 * (512 + 3584)  # header and data of both, without the end mark
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content[:end])
+    with pytest.raises(DataError, match="empty header"):
+        load_cifar10(tmp_path)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content[: end + 512])
+    assert len(load_cifar10(tmp_path)[0]) == 1
+
+
 @quick
 @given(draw=st.data(), compress=st.sampled_from(["", "gz"]))
 def test_a_damaged_archive_is_refused_or_still_valid(tmp_path, draw, compress):
@@ -309,7 +344,7 @@ def test_a_damaged_archive_is_refused_or_still_valid(tmp_path, draw, compress):
     content = tar(files, compress)
     path = Path(tmp_path / "cifar-10-binary.tar.gz")
     # Headers are where a parser goes astray, so most damage goes there.
-    start = draw.draw(st.sampled_from([0, 0, 7168]))
+    start = draw.draw(st.sampled_from([0, 0, 4096]))
     path.write_bytes(content[:start] + draw.draw(damaged(content[start : start + 512])) + content[start + 512 :])
     loaded = read_or_refuse(tmp_path, load_cifar10, tmp_path)
     assert loaded is None or [len(part) for part in loaded] in ([2, 1], [1, 1], [1, 2])

@@ -4,10 +4,9 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 https://www.cs.toronto.edu/~kriz/cifar.html. The Python version of the data is pickled, so xcnn does not read it.
 """
 
-import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,30 +68,39 @@ def _read_batch(path: Path) -> Bytes:
 
 
 def _read_archive(path: Path) -> dict[str, Bytes]:
-    """Read the batches by their names alone: nothing is written to disk, so no path in the archive matters."""
     with opened("load: cifar10", path) as (stream, room):
-        content = stream.read(min(room, _MOST_TAR) + 1)
+        content = memoryview(stream.read(min(room, _MOST_TAR) + 1))
     if len(content) > _MOST_TAR:
         raise DataError(f"load: cifar10: {path} unpacks to more than {_MOST_TAR} bytes, CIFAR-10 does not")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            members = archive.getmembers()
-    except (tarfile.TarError, ValueError) as error:
-        raise DataError(f"load: cifar10: {path} is no tar archive ({error}); get the file again") from None
-    if content[archive.offset :][: tarfile.BLOCKSIZE].strip(b"\0"):  # tarfile stops silently at a damaged header
-        raise DataError(f"load: cifar10: {path} is damaged after {len(members)} members; get the file again")
-    batches = {}
-    for member in members:
+    return {file: _records(data, f"{file} of {path}") for file, data in _members(path, content)}
+
+
+def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """Give the batches in a tar archive by name: nothing is written to disk, so no path in the archive matters.
+
+    An archive is a row of 512-byte blocks: a header, its data, the next header, ..., a block of zeros. `tarfile`
+    reads each header, but does not walk: it overflows or loops on hostile ones and stops silently at a damaged one.
+    """
+    at = 0
+    while True:
+        header = content[at : at + tarfile.BLOCKSIZE].tobytes()
+        if header and not any(header):
+            return
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "replace")
+        except tarfile.HeaderError as error:
+            raise DataError(f"load: cifar10: {path} is no tar archive, or damaged ({error}); get it again") from None
+        at += tarfile.BLOCKSIZE
+        data = content[at : at + max(member.size, 0)]
+        if len(data) != member.size:
+            raise DataError(f"load: cifar10: {path} ends within {member.name!r}; get the file again")
+        at += -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         file = PurePosixPath(member.name).name
-        if file in (*_TRAIN, _TEST) and member.isfile() and not member.issparse():
-            data = memoryview(content)[member.offset_data :][: member.size]
-            if len(data) < member.size:
-                raise DataError(f"load: cifar10: {path} ends within {file}; get the file again")
-            batches[file] = _records(data, f"{file} of {path}")
-    return batches
+        if file in (*_TRAIN, _TEST) and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            yield file, data
 
 
-def _records(data: Any, where: str) -> Bytes:
+def _records(data: bytes | memoryview, where: str) -> Bytes:
     """Check a batch's bytes and give them as (n, 3073), without a copy."""
     if not 0 < len(data) <= _MOST_BYTES or len(data) % _RECORD:
         size = f"{len(data)}" if len(data) <= _MOST_BYTES else f"more than {_MOST_BYTES}"

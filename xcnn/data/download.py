@@ -3,9 +3,9 @@
 Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file is
 kept only if its SHA-256 is the one below, and checked again each time it is used.
 
-Where the checksums come from: those of MNIST's test files were computed from the official files, those of its training
-files and of Fashion-MNIST are the ones that TensorFlow Datasets records (Fashion-MNIST's authors publish MD5 sums of
-the same files); CIFAR-10's belongs to the archive whose MD5 its page gives, c32a1d4ab5d03f1284b67883e8d87530.
+Where the checksums come from: all are recorded by TensorFlow Datasets (its `url_checksums` folder). Those of MNIST's
+test files were also computed from the official files; Fashion-MNIST's authors and CIFAR-10's page publish MD5 sums of
+the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 """
 
 import logging
