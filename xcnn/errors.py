@@ -71,5 +71,5 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """
     known = sorted(choices)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
