@@ -2,22 +2,28 @@
 
 from xcnn.ops.activation import log_softmax, relu, softmax
 from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from xcnn.ops.cross_entropy import cross_entropy, nll_loss
 from xcnn.ops.linear import flatten, linear
-from xcnn.ops.pool import max_pool1d, max_pool2d, max_pool3d
+from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
 
 __all__ = [
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "conv1d",
     "conv2d",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cross_entropy",
     "flatten",
     "linear",
     "log_softmax",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "nll_loss",
     "relu",
     "softmax",
 ]

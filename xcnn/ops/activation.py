@@ -1,8 +1,8 @@
 """Activations: functions of one array that change each element, or each row of classes, and keep the shape.
 
 Where the gradient can be read off the result, backward keeps y and not x: y is what the next layer keeps anyway. All
-are written so that no intermediate overflows, and with masks as factors rather than `where`, which is several times slower
-on a CPU.
+are written so that no intermediate overflows, and with masks as factors rather than `where`, which is several times
+slower on a CPU.
 """
 
 from collections.abc import Callable, Sequence

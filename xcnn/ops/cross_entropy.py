@@ -1,0 +1,235 @@
+"""The losses of classification: cross entropy from logits, and negative log likelihood from log-probabilities.
+
+Both are `loss = -sum over classes of q * log(p)` for each row. q holds what the target asks for, times the class
+weights: a one at the labelled class, perhaps smoothed; nothing in an ignored row. Backward makes q again, so that only
+the target is kept. Labels become one-hot by comparison, because the array API has no scatter.
+
+Sizes: n rows, c classes. The class axis is axis 1, or axis 0 of a single row without a batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import array_api_compat
+
+from xcnn._array import Array, full, is_array, namespace, namespace_of
+from xcnn.device import on_host
+from xcnn.errors import DtypeError, ShapeError, UsageError
+from xcnn.ops._op import Gradients, labels, op, positive, probabilities, sample
+from xcnn.ops._reduction import check_reduction, reduce, spread
+from xcnn.ops.activation import log_probabilities
+
+__all__ = ["cross_entropy", "nll_loss"]
+
+Result = tuple[Array, Callable[..., Gradients]]
+Asked = Callable[[], tuple[Array, Array]]
+"""Makes q, of the shape of x, and the total weight of the labels (0-d), which the mean divides by."""
+
+
+def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int) -> bool:
+    """Check what the losses share, and say whether the target holds class indices.
+
+    Their range is only checked where that costs no synchronisation with a device.
+    """
+    axis = min(1, x.ndim - 1)
+    if axis < 0 or x.shape[axis] == 0:
+        raise ShapeError(f"{name}: x must be (n, classes, ...) or (classes,), got {tuple(x.shape)}")
+    c, rows = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
+    if weight is not None and weight.shape != (c,):
+        raise ShapeError(f"{name}: weight must have shape ({c},), one per class, got {tuple(weight.shape)}")
+    if not is_array(target) or namespace_of(target) is not xp:
+        raise DtypeError(f"{name}: target must be a {xp.__name__} array like x, got {type(target).__name__}")
+    soft = name == "cross_entropy"
+    if soft and target.shape == x.shape and target.dtype == x.dtype:
+        if ignore_index >= 0:
+            raise UsageError(f"{name}: ignore_index {ignore_index} needs class indices, target holds probabilities")
+        return False
+    expected = f"integer class indices of shape {tuple(rows)}"
+    expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
+    came = f"{target.dtype} of shape {tuple(target.shape)}"
+    if not xp.isdtype(target.dtype, "integral"):
+        raise DtypeError(f"{name}: target must hold {expected}, got {came}")
+    if target.shape != rows:
+        raise ShapeError(f"{name}: target must hold {expected}, got {came}")
+    if on_host(target):
+        bad = target[((target < 0) | (target >= c)) & (target != ignore_index)]
+        if bad.size:
+            known = f"class indices 0 .. {c - 1} (or ignore_index {ignore_index})"
+            raise UsageError(f"{name}: target holds {bad[0]}, expected {known}")
+    return True
+
+
+def _asked_by_labels(
+    xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, smoothing: float = 0.0
+) -> Asked:
+    axis, c, trailing, dtype = min(1, x.ndim - 1), x.shape[min(1, x.ndim - 1)], (1,) * (x.ndim - 2), x.dtype
+
+    def asked() -> tuple[Array, Array]:
+        wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
+        t = xp.expand_dims(target if wide else xp.astype(target, xp.int32), axis=axis)
+        counts = t != ignore_index
+        if on_host(t):
+            counts = xp.astype(counts, dtype)
+        else:  # nobody looked at the labels: one out of range makes its row NaN
+            counts = xp.where(counts & ((t < 0) | (t >= c)), math.nan, xp.astype(counts, dtype))
+        classes = xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t))
+        q = xp.astype(t == xp.reshape(classes, (c, *trailing)), dtype) * counts
+        if weight is not None:
+            counts = counts * xp.reshape(weight, (c, *trailing))
+            q = q * counts
+        total = xp.sum(q)
+        return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
+
+    return asked
+
+
+def _asked_by_probabilities(xp: ModuleType, target: Array, weight: Array | None, smoothing: float) -> Asked:
+    c, trailing = target.shape[min(1, target.ndim - 1)], (1,) * (target.ndim - 2)
+
+    def asked() -> tuple[Array, Array]:
+        q = target * (1.0 - smoothing) + smoothing / c if smoothing else target
+        q = q if weight is None else q * xp.reshape(weight, (c, *trailing))
+        return q, full(xp, (), math.prod(target.shape) // c, target)
+
+    return asked
+
+
+def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str) -> Array:
+    """Reduce `-sum(q log p)` of each row. An impossible class (log p = -inf) costs nothing where q is 0."""
+    losses = -xp.sum(q * xp.where(q == 0.0, 0.0, logp), axis=min(1, q.ndim - 1))
+    return reduce(xp, losses, reduction, xp.where(total == 0.0, math.nan, total))
+
+
+def _dlosses(xp: ModuleType, dy: Array, total: Array, reduction: str, axis: int) -> Array:
+    """Give the gradient of each row's loss, broadcasting to x; q is 0 anyway where the total is."""
+    dy = xp.expand_dims(dy, axis=axis) if reduction == "none" else dy
+    return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))
+
+
+_TARGETS = [
+    sample({"x": (4, 3), "target": labels(4, high=3), "weight": None}),
+    sample({"x": (4, 3, 2), "target": labels(4, 2, high=3), "weight": positive(3)}, ignore_index=1),
+    sample({"x": (4, 3), "target": labels(4, high=3), "weight": positive(3)}, reduction="none"),
+    sample({"x": (3,), "target": labels(high=3), "weight": None}, reduction="sum"),
+]
+
+
+@op(
+    "x target weight",
+    saves="logp target weight",
+    samples=[
+        *_TARGETS,
+        sample({"x": (4, 3), "target": labels(4, high=3), "weight": positive(3)}, label_smoothing=0.2, ignore_index=0),
+        sample({"x": (4, 3), "target": probabilities(4, 3), "weight": None}),
+        sample({"x": (4, 3, 2), "target": probabilities(4, 3, 2), "weight": positive(3)}, label_smoothing=0.2),
+    ],
+)
+def cross_entropy(
+    x: Array,
+    target: Array,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Result:
+    """Compare logits with labels: `-log softmax(x)[label]`, or `-sum over classes of target * log softmax(x)`.
+
+    Parameters
+    ----------
+    x : (n, c), (n, c, ...) or (c,) for one row: logits, floating point.
+    target : integer class indices of the shape of x without its class axis; or probabilities, of x's shape and dtype.
+    weight : (c,), a factor per class, the dtype of x, or None.
+    ignore_index : a label whose rows do not count; not for probabilities.
+    reduction : `'mean'` over rows (weighted by `weight` of each label), `'sum'` or `'none'`.
+    label_smoothing : between 0 and 1, the share of the target that is spread evenly over the classes.
+
+    Returns
+    -------
+    y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
+    backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps log softmax(x), target and weight.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        Where the arrays do not fit each other.
+    UsageError
+        For an option out of range, or a label out of range in an array on the host. On other devices, where looking
+        would cost a synchronisation, such a row's loss and gradient are NaN.
+
+    Notes
+    -----
+    C. Szegedy et al., Rethinking the Inception architecture for computer vision, 2016, section 7 (label smoothing).
+    """
+    xp = namespace("cross_entropy", x=x, weight=weight)
+    check_reduction(reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise UsageError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
+    by_labels = _check("cross_entropy", xp, x, target, weight, ignore_index)
+    if by_labels:
+        asked = _asked_by_labels(xp, x, target, weight, ignore_index, label_smoothing)
+    else:
+        asked = _asked_by_probabilities(xp, target, weight, label_smoothing)
+    axis = min(1, x.ndim - 1)
+    logp = log_probabilities(xp, x, axis)
+    q, total = asked()
+    y = _losses(xp, q, logp, total, reduction)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        q, total = asked()
+        dlosses = _dlosses(xp, dy, total, reduction, axis)
+        dx = dtarget = None
+        if needs[0]:
+            dx = xp.exp(logp)
+            dx *= xp.sum(q, axis=axis, keepdims=True)
+            dx -= q
+            dx *= dlosses
+        if needs[1] and not by_labels:
+            dtarget = logp * (dlosses * (label_smoothing - 1.0))
+            dtarget = dtarget if weight is None else dtarget * xp.reshape(weight, (-1, *(1,) * (logp.ndim - 2)))
+        return dx, dtarget, None
+
+    return y, backward
+
+
+@op("x target weight", saves="target weight", samples=_TARGETS)
+def nll_loss(
+    x: Array,
+    target: Array,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Result:
+    """Compare log-probabilities with labels: `-x[label]`. After `log_softmax` this is `cross_entropy` in two steps.
+
+    Parameters
+    ----------
+    x : (n, c), (n, c, ...) or (c,) for one row: log-probabilities, floating point.
+    target : integer class indices of the shape of x without its class axis.
+    weight, ignore_index, reduction : as in `cross_entropy`.
+
+    Returns
+    -------
+    y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
+    backward : dy -> (dx, None, None). It keeps target and weight.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        As in `cross_entropy`.
+    """
+    xp = namespace("nll_loss", x=x, weight=weight)
+    check_reduction(reduction)
+    _check("nll_loss", xp, x, target, weight, ignore_index)
+    axis = min(1, x.ndim - 1)
+    asked = _asked_by_labels(xp, x, target, weight, ignore_index)
+    q, total = asked()
+    y = _losses(xp, q, x, total, reduction)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return None, None, None
+        q, total = asked()
+        return -q * _dlosses(xp, dy, total, reduction, axis), None, None
+
+    return y, backward
