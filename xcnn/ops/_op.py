@@ -33,7 +33,7 @@ __all__ = [
     "sample",
 ]
 
-Gradients = tuple[Array | None, ...]
+Gradients = tuple[Any, ...]  # an Array or None each; spelled so that a caller who asked for one need not prove it
 Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
 
