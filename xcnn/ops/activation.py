@@ -1,25 +1,27 @@
-"""Activations: functions of one array that change each element, or each row of classes, and keep the shape.
+"""Activations: functions of one array that change each element by itself and keep the shape.
 
 Where the gradient can be read off the result, backward keeps y and not x: y is what the next layer keeps anyway. All
 are written so that no intermediate overflows, and with masks as factors rather than `where`, which is several times
 slower on a CPU.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import UsageError, unknown
+from xcnn.ops._erf import erf
 from xcnn.ops._op import Gradients, op, sample
 
-__all__ = ["log_softmax", "relu", "softmax"]
+__all__ = ["elu", "gelu", "leaky_relu", "logistic", "relu", "sigmoid", "silu", "tanh"]
 
 Result = tuple[Array, Callable[..., Gradients]]
 
-_SAMPLES = [sample({"x": (2, 3, 4)}), sample({"x": (5,)})]
+_X = {"x": (2, 3, 4)}
 
 
-@op("x", saves="y", samples=_SAMPLES)
+@op("x", saves="y", samples=[sample(_X)])
 def relu(x: Array) -> Result:
     """Cut off negative numbers: `y = max(x, 0)`.
 
@@ -41,75 +43,211 @@ def relu(x: Array) -> Result:
     return y, backward
 
 
-def class_axis(name: str, x: Array, dim: int) -> int:
-    """Check the axis that a softmax runs over: one that x has and that is not empty."""
-    if not -x.ndim <= dim < x.ndim:
-        raise UsageError(f"{name}: dim must be an axis of x {tuple(x.shape)}, got {dim!r}")
-    if x.shape[dim] == 0:
-        raise ShapeError(f"{name}: axis {dim} of x must not be empty, got {tuple(x.shape)}")
-    return dim
-
-
-def log_probabilities(xp: ModuleType, x: Array, axis: int) -> Array:
-    """Give `x - log(sum(exp(x)))` along an axis: the logarithm of the softmax, of use to the losses too."""
-    below = x - xp.max(x, axis=axis, keepdims=True)
-    return below - xp.log(xp.sum(xp.exp(below), axis=axis, keepdims=True))
-
-
-@op("x", saves="y", samples=[*_SAMPLES, sample({"x": (2, 3, 4)}, dim=1)])
-def softmax(x: Array, dim: int = -1) -> Result:
-    """Turn numbers into probabilities: `y = exp(x) / sum(exp(x))` along `dim`.
+@op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
+    """Flatten negative numbers: `y = x` where x > 0, else `negative_slope * x`.
 
     Parameters
     ----------
-    x : any shape with at least one axis, floating point.
-    dim : the axis that sums to 1. The default is an axis of our own choice; PyTorch has none.
+    x : any shape, floating point.
+    negative_slope : at least 0, so that the sign of y tells that of x (PyTorch takes any, and keeps x).
 
     Returns
     -------
     y : the shape of x.
-    backward : dy -> (dx,). It keeps y.
+    backward : dy -> (dx,), with slope `negative_slope` at x = 0. It keeps y.
 
     Raises
     ------
-    UsageError, ShapeError
-        Where x has no such axis, or it is empty.
+    UsageError
+        For a negative slope below 0.
     """
-    xp = namespace("softmax", x=x)
-    axis = class_axis("softmax", x, dim)
-    y = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
-    y /= xp.sum(y, axis=axis, keepdims=True)
+    xp = namespace("leaky_relu", x=x)
+    if not negative_slope >= 0.0:
+        raise UsageError(f"leaky_relu: negative_slope must be at least 0, got {negative_slope!r}")
+    y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (y * (dy - xp.sum(y * dy, axis=axis, keepdims=True)) if needs[0] else None,)
+        if not needs[0]:
+            return (None,)
+        positive = xp.astype(y > 0.0, dy.dtype)
+        return (dy * (positive + negative_slope * (1.0 - positive)),)
 
     return y, backward
 
 
-@op("x", saves="y", samples=[*_SAMPLES, sample({"x": (2, 3, 4)}, dim=1)])
-def log_softmax(x: Array, dim: int = -1) -> Result:
-    """Give the logarithm of the softmax, `y = x - log(sum(exp(x)))` along `dim`, exact where the softmax underflows.
+@op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5)])
+def elu(x: Array, alpha: float = 1.0) -> Result:
+    """Bend negative numbers towards `-alpha`: `y = x` where x > 0, else `alpha * (exp(x) - 1)`.
 
     Parameters
     ----------
-    x : any shape with at least one axis, floating point.
-    dim : the axis whose exponentials sum to 1. The default is an axis of our own choice; PyTorch has none.
+    x : any shape, floating point.
+    alpha : at least 0, so that the sign of y tells that of x (PyTorch takes any, and keeps x).
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,), with slope `alpha` at x = 0. It keeps y.
+
+    Raises
+    ------
+    UsageError
+        For an alpha below 0.
+
+    Notes
+    -----
+    D.-A. Clevert, T. Unterthiner and S. Hochreiter, Fast and accurate deep network learning by exponential linear
+    units, 2016, arXiv:1511.07289.
+    """
+    xp = namespace("elu", x=x)
+    if not alpha >= 0.0:
+        raise UsageError(f"elu: alpha must be at least 0, got {alpha!r}")
+    y = xp.maximum(x, 0.0) + alpha * xp.expm1(xp.minimum(x, 0.0))
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        positive = xp.astype(y > 0.0, dy.dtype)
+        return (dy * (positive + (1.0 - positive) * (xp.minimum(y, 0.0) + alpha)),)
+
+    return y, backward
+
+
+@op("x", saves="y", samples=[sample(_X)])
+def sigmoid(x: Array) -> Result:
+    """Squeeze numbers into 0 .. 1: `y = 1 / (1 + exp(-x))`, to full relative precision in both tails.
+
+    Parameters
+    ----------
+    x : any shape, floating point.
 
     Returns
     -------
     y : the shape of x.
     backward : dy -> (dx,). It keeps y.
+    """
+    xp = namespace("sigmoid", x=x)
+    y = logistic(xp, x)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (dy * (y * (1.0 - y)) if needs[0] else None,)
+
+    return y, backward
+
+
+def logistic(xp: ModuleType, x: Array) -> Array:
+    """Give `1 / (1 + exp(-x))` with both sides of the fraction at most 2; the losses use it too."""
+    return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
+
+
+@op("x", saves="y", samples=[sample(_X)])
+def tanh(x: Array) -> Result:
+    """Squeeze numbers into -1 .. 1 by the hyperbolic tangent.
+
+    Parameters
+    ----------
+    x : any shape, floating point.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,). It keeps y.
+    """
+    xp = namespace("tanh", x=x)
+    y = xp.tanh(x)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (dy * (1.0 - y * y) if needs[0] else None,)
+
+    return y, backward
+
+
+@op("x", saves="x", samples=[sample(_X)])
+def silu(x: Array) -> Result:
+    """Gate numbers by their own sigmoid: `y = x * sigmoid(x)`, also called swish.
+
+    Parameters
+    ----------
+    x : any shape, floating point.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,). It keeps x.
+    """
+    xp = namespace("silu", x=x)
+    y = x * logistic(xp, x)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        gate = logistic(xp, x)
+        return (dy * (gate * (1.0 + x * (1.0 - gate))),)
+
+    return y, backward
+
+
+# GELU's gates, and their derivatives from u and the gate: the normal distribution function, and its approximation.
+
+
+def _normal(xp: ModuleType, u: Array) -> Array:
+    return 0.5 + 0.5 * erf(xp, u * math.sqrt(0.5))
+
+
+def _normal_slope(xp: ModuleType, u: Array, gate: Array) -> Array:
+    return math.sqrt(0.5 / math.pi) * xp.exp(-0.5 * u * u)
+
+
+def _tanh_normal(xp: ModuleType, u: Array) -> Array:
+    return 0.5 + 0.5 * xp.tanh(math.sqrt(2.0 / math.pi) * (u + 0.044715 * u * u * u))
+
+
+def _tanh_normal_slope(xp: ModuleType, u: Array, gate: Array) -> Array:
+    return 2.0 * gate * (1.0 - gate) * (math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * u * u))
+
+
+_GATES = {"none": (_normal, _normal_slope), "tanh": (_tanh_normal, _tanh_normal_slope)}
+
+
+@op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")])
+def gelu(x: Array, approximate: str = "none") -> Result:
+    """Gate numbers by the normal distribution function: `y = x * P(N <= x)`.
+
+    Parameters
+    ----------
+    x : any shape, floating point.
+    approximate : `'none'`, or `'tanh'` for the gate `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2`.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,). It keeps x.
 
     Raises
     ------
-    UsageError, ShapeError
-        Where x has no such axis, or it is empty.
+    UsageError
+        For another approximation.
+
+    Notes
+    -----
+    D. Hendrycks and K. Gimpel, Gaussian error linear units, 2016, arXiv:1606.08415.
     """
-    xp = namespace("log_softmax", x=x)
-    axis = class_axis("log_softmax", x, dim)
-    y = log_probabilities(xp, x, axis)
+    xp = namespace("gelu", x=x)
+    if approximate not in _GATES:
+        raise unknown("approximation of gelu", approximate, _GATES)
+    gate, slope = _GATES[approximate]
+
+    def clipped() -> Array:
+        return xp.maximum(xp.minimum(x, 40.0), -40.0)  # both gates are constant out there; powers of x would overflow
+
+    y = x * gate(xp, clipped())
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True) if needs[0] else None,)
+        if not needs[0]:
+            return (None,)
+        u = clipped()
+        g = gate(xp, u)
+        return (dy * (g + u * slope(xp, u, g)),)
 
     return y, backward

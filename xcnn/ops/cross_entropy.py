@@ -18,7 +18,7 @@ from xcnn.device import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, labels, op, positive, probabilities, sample
 from xcnn.ops._reduction import check_reduction, reduce, spread
-from xcnn.ops.activation import log_probabilities
+from xcnn.ops.softmax import log_probabilities
 
 __all__ = ["cross_entropy", "nll_loss"]
 
