@@ -1,16 +1,22 @@
 """Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library."""
 
 from xcnn.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from xcnn.ops.combine import add, concat
 from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from xcnn.ops.cross_entropy import cross_entropy, nll_loss
+from xcnn.ops.dropout import dropout
 from xcnn.ops.linear import flatten, linear
+from xcnn.ops.loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
 from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
 from xcnn.ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "add",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "binary_cross_entropy_with_logits",
+    "concat",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -18,15 +24,18 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "cross_entropy",
+    "dropout",
     "elu",
     "flatten",
     "gelu",
+    "l1_loss",
     "leaky_relu",
     "linear",
     "log_softmax",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mse_loss",
     "nll_loss",
     "relu",
     "sigmoid",
