@@ -1,20 +1,33 @@
 """Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library."""
 
 from xcnn.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from xcnn.ops.adaptive import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    global_avg_pool,
+    global_max_pool,
+)
 from xcnn.ops.combine import add, concat
 from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from xcnn.ops.cross_entropy import cross_entropy, nll_loss
 from xcnn.ops.dropout import dropout
 from xcnn.ops.linear import flatten, linear
 from xcnn.ops.loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
+from xcnn.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
+from xcnn.ops.pad import pad
 from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
 from xcnn.ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
     "add",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "batch_norm",
     "binary_cross_entropy_with_logits",
     "concat",
     "conv1d",
@@ -28,7 +41,12 @@ __all__ = [
     "elu",
     "flatten",
     "gelu",
+    "global_avg_pool",
+    "global_max_pool",
+    "group_norm",
+    "instance_norm",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
@@ -37,6 +55,7 @@ __all__ = [
     "max_pool3d",
     "mse_loss",
     "nll_loss",
+    "pad",
     "relu",
     "sigmoid",
     "silu",

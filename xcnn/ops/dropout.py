@@ -23,8 +23,8 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
     x : any shape, floating point.
     p : between 0 and 1.
     training : False returns x, as does p = 0; neither draws a number.
-    rng : the generator that the mask is drawn from, or a seed, which always gives the same mask. It is drawn on the host in
-        float32, so that every device and dtype sees the same one. (PyTorch has a global generator instead.)
+    rng : the generator that the mask is drawn from, or a seed, which always gives the same mask. It is drawn on the
+        host in float32, so that every device and dtype sees the same one. (PyTorch has a global generator instead.)
 
     Returns
     -------
