@@ -33,9 +33,7 @@ def test_the_smallest_image_is_what_the_table_says(name):
     size = entry.smallest
     assert models.build(name, (1, size, size))(np.zeros((1, 1, size, size), np.float32)).shape == (1, 10)
     if size > 1:
-        with pytest.raises(
-            ShapeError, match=f"{name}: images must have at least {size} x {size} pixels, got"
-        ):
+        with pytest.raises(ShapeError, match=f"{name}: images must have at least {size} x {size} pixels, got"):
             models.build(name, (1, size, size - 1))
 
 

@@ -30,6 +30,7 @@ MODELS: dict[str, Entry] = {
     "report": Entry("the report's network: one 3x3 filter and one linear layer", networks.report, 2),
     "lenet5": Entry("LeNet-5 with ReLU and max pooling: two convolutions, three linear layers", networks.lenet5, 12),
     "vgg_small": Entry("VGG in small: four 3x3 convolutions, two linear layers", networks.vgg_small, 4),
+    "resnet20": Entry("ResNet-20: residual blocks with batch norm, for 32x32 images", networks.resnet20, 4),
 }
 """Every network by name."""
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
+from xcnn.parameter import Parameter
 
 __all__ = ["Layer", "positive"]
 
@@ -25,7 +26,7 @@ class Layer(Module):
     """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`."""
 
     _op: ClassVar[Callable[..., Any]]
-    _weights: ClassVar[tuple[str, ...]]
+    _slots: ClassVar[tuple[str, ...]]
     _options: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, op: Callable[..., Any] | None = None) -> None:
@@ -33,24 +34,30 @@ class Layer(Module):
         if op is not None:
             arrays = OPS[op.__name__].arrays
             cls._op = staticmethod(op)
-            cls._weights = arrays[1:]
+            cls._slots = arrays[1:]
             cls._options = tuple(name for name in inspect.signature(op).parameters if name not in arrays)
 
     def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
-        parameters = [getattr(self, name) for name in self._weights]
-        arguments = {name: getattr(self, name) for name in self._options}
-        for name, parameter in zip(self._weights, parameters, strict=True):
-            arguments[name] = None if parameter is None else parameter.data
-        y, op_backward = self._op(x, **arguments)
+        return self._call(x)
+
+    def _call(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
+        """Call the op with `options`, and with attributes for all that is not among them."""
+        slots = [getattr(self, name) for name in self._slots]  # parameters, buffers and None
+        for name, slot in zip(self._slots, slots, strict=True):
+            options[name] = None if slot is None else slot.data
+        for name in self._options:
+            if name not in options:
+                options[name] = getattr(self, name)
+        y, op_backward = self._op(x, **options)
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            needs = need_dx, *(parameter is not None for parameter in parameters)
+            needs = need_dx, *(isinstance(slot, Parameter) for slot in slots)
             if not any(needs):
                 return None
             dx, *grads = op_backward(dy, needs)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                if parameter is not None:
-                    parameter.accumulate(grad)
+            for slot, grad in zip(slots, grads, strict=True):
+                if isinstance(slot, Parameter):
+                    slot.accumulate(grad)
             return dx
 
         return y, backward

@@ -161,7 +161,7 @@ class Module:
         Raises
         ------
         CheckpointError
-            For missing or unknown names, and for arrays of another shape.
+            For missing or unknown names, and for arrays of another shape or without numbers.
         """
         slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
@@ -174,9 +174,13 @@ class Module:
             raise CheckpointError(f"load_state_dict: the state is not of this model: {'; '.join(parts)}")
         shared = [name for name in slots if name in state]
         for name in shared:
-            have, came = tuple(slots[name].data.shape), tuple(np.shape(state[name]))
-            if have != came:
-                raise CheckpointError(f"load_state_dict: {name} has shape {have} in this model, {came} in the state")
+            have, came = tuple(slots[name].data.shape), np.asarray(state[name])
+            if have != came.shape:
+                raise CheckpointError(
+                    f"load_state_dict: {name} has shape {have} in this model, {came.shape} in the state"
+                )
+            if came.dtype.kind not in "fiub":
+                raise CheckpointError(f"load_state_dict: {name} must hold numbers, got dtype {came.dtype}")
         arrays = {name: like(np.asarray(state[name]), slots[name].data) for name in shared}
         for name, array in arrays.items():
             slots[name].data = array

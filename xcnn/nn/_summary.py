@@ -110,8 +110,8 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     if batch < 1:
         raise UsageError(f"summary: batch must be at least 1, got {batch}")
     x: Array = np.zeros((batch, *shape), np.float32)
-    for _, parameter in module.named_parameters():
-        x = like(x, parameter.data)
+    if parameters := module.parameters():
+        x = like(x, parameters[0].data)
     with _restored(module), _observed(module) as calls:
         y, _ = module.forward(x, train=True)
     rows = []
@@ -120,8 +120,8 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
         fresh = {id(root): root for root in map(_root, backward.saved().values()) if id(root) not in counted}
         owned = {id(p): p for p in layer.parameters() if id(p) not in counted}
         counted |= fresh.keys() | owned.keys()
-        parameters, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
-        rows.append(Row(name, type(layer).__name__, shape, parameters, work, kept))
+        trained, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
+        rows.append(Row(name, type(layer).__name__, shape, trained, work, kept))
     sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "multiply_adds", "kept"))
     return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._module import Module, Once
+from xcnn.nn.functions import Add, Concat
 
-__all__ = ["Graph", "Node", "Sequential"]
+__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
 
 Node = tuple[str, Module, str | Sequence[str]]
 """Name, module, and what it takes: one name for one array, a sequence of names for a tuple of arrays."""
@@ -50,6 +51,8 @@ class Graph(Module):
                 raise UsageError(f"{kind}: {name!r} cannot name a node; names are new, not 'x' and without a dot")
             if not isinstance(module, Module):
                 raise UsageError(f"{kind}: node {name!r} must be a module, got {module!r}")
+            if not inputs:
+                raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
             for source in _names(inputs):
                 if source not in known:
                     raise UsageError(f"{kind}: node {name!r}: {unknown('input', source, known)}")
@@ -162,3 +165,57 @@ class Sequential(Graph):
         """Return one module, or a Sequential of a slice of them, which shares their parameters."""
         modules = list(self)[index]
         return modules if isinstance(modules, Module) else Sequential(*modules)
+
+
+class Residual(Graph):
+    """A body with a shortcut around it: `body(x) + shortcut(x)`; state keys start with `body.` and `shortcut.`.
+
+    Parameters
+    ----------
+    body : keeps the shape, or changes it as `shortcut` does.
+    shortcut : by default x itself.
+
+    Raises
+    ------
+    UsageError
+        For something that is no module.
+    ShapeError
+        At a forward pass in which both give different shapes.
+
+    Notes
+    -----
+    K. He, X. Zhang, S. Ren and J. Sun, Deep residual learning for image recognition, 2016, arXiv:1512.03385.
+    """
+
+    def __init__(self, body: Module, shortcut: Module | None = None) -> None:
+        ways: list[Node] = [("body", body, "x")]
+        if shortcut is not None:
+            ways.append(("shortcut", shortcut, "x"))
+        super().__init__([*ways, ("add", Add(), ("body", "x" if shortcut is None else "shortcut"))])
+
+
+class Branches(Graph):
+    """Modules side by side on the same input, their results joined; their names are their positions.
+
+    Parameters
+    ----------
+    *modules : one or more.
+    merge : `"concat"` along axis `dim`, or `"add"`.
+    dim : the axis, by default the channels.
+
+    Raises
+    ------
+    UsageError
+        For something that is no module, no module at all, or an unknown merge.
+    ShapeError
+        At a forward pass in which the results do not fit together.
+    """
+
+    def __init__(self, *modules: Module, merge: str = "concat", dim: int = 1) -> None:
+        joins = {"concat": Concat(dim), "add": Add()}
+        if merge not in joins:
+            raise unknown("merge", merge, joins)
+        if not modules:
+            raise UsageError("Branches: at least one module is needed")
+        ways: list[Node] = [(str(i), module, "x") for i, module in enumerate(modules)]
+        super().__init__([*ways, (merge, joins[merge], [name for name, _, _ in ways])])

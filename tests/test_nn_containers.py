@@ -1,0 +1,368 @@
+"""Modules and containers: composed gradients, state by name, backward once, and errors that say where."""
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from xcnn import nn
+from xcnn.errors import CheckpointError, ShapeError, UsageError
+
+RNG = np.random.default_rng
+
+
+def mixed() -> nn.Module:
+    """Make a small network with every container, batch norm and strides."""
+    body = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 4, 3, padding=1)
+    )
+    skip = nn.Conv2d(3, 4, 1, stride=2)
+    graph = nn.Graph(
+        [
+            ("a", nn.Conv2d(4, 2, 1), "x"),
+            ("unused", nn.Conv2d(4, 1, 1), "x"),
+            ("b", nn.Tanh(), "a"),
+            ("c", nn.Conv2d(2, 2, 3, padding=1), "b"),
+            ("sum", nn.Add(), ("a", "c", "b")),
+            ("all", nn.Concat(), ["sum", "x", "a"]),
+            ("late", nn.ReLU(), "all"),
+        ],
+        output="all",
+    )
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Branches(nn.Conv2d(3, 2, 1), nn.Sequential(nn.Tanh(), nn.Conv2d(3, 1, 3, padding=1))),
+        nn.Residual(nn.Conv2d(3, 3, 3, padding=1)),
+        nn.Branches(nn.Tanh(), nn.Conv2d(3, 3, 1), merge="add"),
+        nn.Residual(body, skip),
+        graph,
+        nn.Flatten(),
+        nn.Linear(72, 3),
+    )
+
+
+def numeric(f, array):
+    """Central differences of the scalar `f()` for every element of `array`, which is changed in place."""
+    grad, h = np.zeros_like(array), 1e-6
+    for i in np.ndindex(array.shape):
+        kept = array[i]
+        array[i] = kept + h
+        high = f()
+        array[i] = kept - h
+        grad[i] = (high - f()) / (2 * h)
+        array[i] = kept
+    return grad
+
+
+@pytest.fixture(scope="module")
+def differences():
+    """The mixed network with its input, its dy and the central differences of x and of every parameter."""
+    model = mixed().to("cpu", "float64")
+    x, dy = RNG(1).standard_normal((2, 2, 5, 6)), RNG(2).standard_normal((2, 3))
+
+    def loss():
+        return float((model.forward(x)[0] * dy).sum())
+
+    grads = {name: numeric(loss, p.data) for name, p in model.named_parameters() if "unused" not in name}
+    return model, x, dy, numeric(loss, x), grads
+
+
+@pytest.mark.parametrize("need_dx", [True, False])
+def test_every_gradient_of_a_mixed_network_is_the_central_difference(differences, need_dx):
+    model, x, dy, dx, grads = differences
+    model.zero_grad()
+    _, backward = model.forward(x)
+    result = backward(dy, need_dx)
+    if need_dx:
+        np.testing.assert_allclose(result, dx, atol=1e-7)
+    else:
+        assert result is None
+    parameters = dict(model.named_parameters())
+    for name, grad in grads.items():
+        np.testing.assert_allclose(parameters[name].grad, grad, atol=1e-7, err_msg=name)
+    assert parameters["5.unused.weight"].grad is None
+
+
+def test_gradients_add_up_until_zero_grad():
+    layer, x = nn.Linear(3, 2), np.ones((1, 3), np.float32)
+    for _ in range(2):
+        y, backward = layer.forward(x)
+        backward(np.ones_like(y))
+    np.testing.assert_array_equal(layer.weight.grad, 2 * np.ones((2, 3)))
+    layer.zero_grad()
+    assert layer.weight.grad is None
+
+
+def test_backward_works_once():
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    y, backward = model.forward(np.ones((1, 3), np.float32))
+    backward(y)
+    with pytest.raises(UsageError, match="Sequential: backward was called already; call forward again first"):
+        backward(y)
+
+
+def recorded(monkeypatch, layers):
+    """Return a list to which every layer adds its place and `need_dx` when its backward runs."""
+    calls = []
+    for i, layer in enumerate(layers):
+
+        def observed(x, train, i=i, forward=layer._forward):
+            y, backward = forward(x, train)
+            return y, lambda dy, need_dx: (calls.append((i, need_dx)), backward(dy, need_dx))[1]
+
+        monkeypatch.setattr(layer, "_forward", observed)
+    return calls
+
+
+def test_without_dx_nothing_is_computed_up_to_the_first_parameters(monkeypatch):
+    layers = [nn.Tanh(), nn.ReLU(), nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Tanh())]
+    calls = recorded(monkeypatch, layers)
+    spread = []
+    import xcnn.ops.conv as conv
+
+    plain = conv._spread
+    monkeypatch.setattr(conv, "_spread", lambda *arguments: (spread.append(1), plain(*arguments))[1])
+    y, backward = nn.Sequential(*layers).forward(np.ones((1, 1, 5, 5), np.float32))
+    assert backward(y, need_dx=False) is None
+    assert calls == [(4, True), (3, True), (2, False)]
+    assert len(spread) == 1  # of the last convolution alone
+
+
+def test_a_branch_without_parameters_is_skipped_where_nothing_before_it_learns(monkeypatch):
+    layers = [nn.Tanh(), nn.Conv2d(1, 1, 1)]
+    calls = recorded(monkeypatch, layers)
+    y, backward = nn.Branches(*layers).forward(np.ones((1, 1, 5, 5), np.float32))
+    assert backward(y, need_dx=False) is None
+    assert calls == [(1, False)]
+
+
+def test_a_layer_used_twice_gets_both_gradients_and_counts_once():
+    layer = nn.Linear(3, 3, bias=False).to("cpu", "float64")
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    x, dy = RNG(0).standard_normal((2, 3)), RNG(1).standard_normal((2, 3))
+    _, backward = model.forward(x)
+    backward(dy)
+    expected = numeric(lambda: float((model(x) * dy).sum()), layer.weight.data)
+    np.testing.assert_allclose(layer.weight.grad, expected, atol=1e-8)
+    assert len(model.parameters()) == 1
+    assert list(model.state_dict()) == ["0.weight", "2.weight"]
+
+
+def test_keys_of_containers():
+    model = nn.Sequential(
+        nn.Residual(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2, bias=False)),
+        nn.Branches(nn.Linear(2, 1, bias=False), nn.Identity()),
+        nn.Graph([("head", nn.BatchNorm1d(3, affine=False), "x")]),
+    )
+    assert list(model.state_dict()) == [
+        *("0.body.0.weight", "0.body.0.bias", "0.shortcut.weight", "1.0.weight"),
+        *("2.head.running_mean", "2.head.running_var", "2.head.num_batches_tracked"),
+    ]
+
+
+def test_sequential_is_a_sequence():
+    a, b, c = nn.ReLU(), nn.Linear(2, 2), nn.Tanh()
+    model = nn.Sequential(a, b, c)
+    assert len(model) == 3
+    assert model[0] is a
+    assert model[-1] is c
+    assert list(model) == [a, b, c]
+    assert list(model[1:]) == [b, c]
+    assert model[1:].parameters() == b.parameters()
+    x = np.ones((1, 2), np.float32)
+    assert nn.Sequential()(x) is x
+
+
+def test_state_moves_to_and_from_pytorch_by_the_same_keys():
+    torch = pytest.importorskip("torch")
+    t = torch.nn
+    ours = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)))
+    theirs = t.Sequential(t.Conv2d(1, 2, 3), t.BatchNorm2d(2), t.Sequential(t.ReLU(), t.Flatten(), t.Linear(8, 3)))
+    x = RNG(0).random((4, 1, 4, 4), np.float32)
+    theirs(torch.from_numpy(x))  # moves the running statistics
+    theirs.eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict({key: value.numpy() for key, value in theirs.state_dict().items()})
+    np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+    ours.reset_parameters(3)
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in ours.state_dict().items()}, strict=True)
+    np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+def test_a_failed_load_changes_nothing():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    before, good = model.state_dict(), model.state_dict()
+    good["0.weight"] = good["0.weight"] + 1
+    for change, message in [
+        ({"1.bias": None}, "missing 1.bias"),
+        ({"2.bias": np.zeros(1)}, "unknown 2.bias"),
+        ({"1.weight": np.zeros((2, 1))}, r"1.weight has shape \(1, 2\) in this model, \(2, 1\) in the state"),
+        ({"1.weight": np.array([["a", "b"]])}, "1.weight must hold numbers, got dtype <U1"),
+    ]:
+        state = {key: value for key, value in {**good, **change}.items() if value is not None}
+        with pytest.raises(CheckpointError, match=f"^load_state_dict: .*{message}"):
+            model.load_state_dict(state)
+        for key, value in model.state_dict().items():
+            np.testing.assert_array_equal(value, before[key])
+
+
+def test_loading_that_is_not_strict_takes_what_fits_by_name():
+    model = nn.Linear(3, 2)
+    bias = model.bias.data.copy()
+    model.load_state_dict({"weight": np.ones((2, 3), np.float64), "other": np.ones(1)}, strict=False)
+    assert model.weight.data.dtype == np.float32
+    np.testing.assert_array_equal(model.weight.data, np.ones((2, 3)))
+    np.testing.assert_array_equal(model.bias.data, bias)
+
+
+def test_the_state_is_a_copy_both_ways():
+    model, x = nn.Linear(3, 2), np.ones((1, 3), np.float32)
+    y, state = model(x), model.state_dict()
+    state["weight"][:] = 0
+    np.testing.assert_array_equal(model(x), y)
+    model.load_state_dict(state)
+    state["weight"][:] = 1
+    assert not model.weight.data.any()
+
+
+def test_reset_parameters_repeats_in_module_order_and_keeps_dtype():
+    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Linear(2, 2))  # noqa: E731
+    a, b = make(), make()
+    assert not np.array_equal(a[0].weight.data, b[0].weight.data)
+    a.reset_parameters(1)
+    b.to("cpu", "float64").reset_parameters(RNG(1))
+    for key, value in a.state_dict().items():
+        np.testing.assert_array_equal(value, b.state_dict()[key].astype(value.dtype))
+    assert b[0].weight.data.dtype == np.float64
+    assert b[1].num_batches_tracked.data.dtype == np.int64
+    a[1].running_mean.data = a[1].running_mean.data + 1
+    a.reset_parameters(1)
+    assert not a[1].running_mean.data.any()
+
+
+@pytest.mark.parametrize("where", ["strict", "strict:device1", "torch"])
+def test_networks_train_on_other_devices(where):
+    pytest.importorskip("torch" if where == "torch" else "array_api_strict")
+    from xcnn.device import device, to_numpy
+
+    host, other = mixed(), mixed().to(where)
+    host.reset_parameters(4)
+    other.reset_parameters(4)
+    x, dy = RNG(0).standard_normal((2, 2, 5, 6)).astype(np.float32), RNG(1).standard_normal((2, 3)).astype(np.float32)
+    place = device(where).asarray
+    (y, backward), (z, other_backward) = host.forward(x), other.forward(place(x))
+    np.testing.assert_allclose(to_numpy(z), y, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(other_backward(place(dy))), backward(dy), atol=1e-4)
+    for mine, theirs in zip(host.parameters(), other.parameters(), strict=True):
+        if mine.grad is not None:
+            np.testing.assert_allclose(to_numpy(theirs.grad), mine.grad, atol=1e-4)
+    for key, value in other.state_dict().items():
+        np.testing.assert_allclose(value, host.state_dict()[key], atol=1e-5)
+    np.testing.assert_allclose(to_numpy(other.to("cpu")(x)), host(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.ReLU), "Sequential: node '0' must be a module, got <class"),
+        (lambda: nn.Graph([("a", nn.ReLU(), "x"), ("a", nn.ReLU(), "x")]), "Graph: 'a' cannot name a node"),
+        (lambda: nn.Graph([("x", nn.ReLU(), "x")]), "Graph: 'x' cannot name a node"),
+        (lambda: nn.Graph([("a.b", nn.ReLU(), "x")]), "Graph: 'a.b' cannot name a node"),
+        (lambda: nn.Graph([("aa", nn.ReLU(), "x"), ("b", nn.Add(), ("aa", "ab"))]), "input 'ab'; did you mean 'aa'?"),
+        (lambda: nn.Graph([("a", nn.ReLU(), "b"), ("b", nn.ReLU(), "x")]), "Graph: node 'a': unknown input 'b'"),
+        (lambda: nn.Graph([("a", nn.ReLU(), ())]), "Graph: node 'a' needs an input"),
+        (lambda: nn.Graph([("body", nn.ReLU(), "x")], output="bod"), "unknown output 'bod'; did you mean 'body'?"),
+        (lambda: nn.Branches(), "Branches: at least one module is needed"),
+        (lambda: nn.Branches(nn.ReLU(), merge="sum"), "unknown merge 'sum'"),
+        (lambda: nn.Residual(None), "Residual: node 'body' must be a module, got None"),
+    ],
+)
+def test_graphs_without_meaning_are_refused_at_construction(make, message):
+    with pytest.raises(UsageError) as error:
+        make()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("call", [lambda model, x: model.forward(x), lambda model, x: model(x)])
+def test_an_error_says_in_which_layer_it_arose(call):
+    inner = nn.Residual(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), inner)
+    with pytest.raises(ShapeError) as error:
+        call(model, np.ones((1, 1, 8, 8), np.float32))
+    assert str(error.value).startswith("1.body.1 (Conv2d): conv2d: weight takes 4 input channels, x has 3 (")
+    with pytest.raises(ShapeError) as error:
+        call(nn.Sequential(nn.ReLU(), inner), np.ones((1, 4, 8, 8), np.float32))
+    assert str(error.value).startswith("1.add (Add): ")
+    assert "(1, 4, 6, 6)" in str(error.value)
+    assert "(1, 4, 8, 8)" in str(error.value)
+
+
+def test_twelve_layers_keep_their_activations_once():
+    model = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())))
+    activation = 4 * 64 * 64 * 4  # bytes
+    total = nn.summary(model, (4, 64, 64)).total
+    assert total.kept == 12 * activation
+    # The same, as the allocator saw it: what forward leaves behind is the twelve results of ReLU.
+    x = np.ones((1, 4, 64, 64), np.float32)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    y, backward = model.forward(x)
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0] - before
+    backward(y)
+    tracemalloc.stop()
+    assert 12 * activation <= held < 12.5 * activation
+
+
+def test_inference_keeps_no_activations():
+    model = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())))
+    x = np.ones((1, 4, 64, 64), np.float32)
+    activation = x.nbytes
+
+    def peak(run):
+        tracemalloc.start()
+        kept = run()
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        del kept
+        return top
+
+    assert peak(lambda: model.forward(x)) - peak(lambda: model(x)) > 9 * activation
+
+
+def test_a_module_of_ones_own():
+    class Scale(nn.Module):
+        def __init__(self):
+            self.weight = nn.Parameter(np.full((), 3.0, np.float32))
+
+        def _forward(self, x, train):
+            weight = self.weight.data
+
+            def backward(dy, need_dx):
+                self.weight.accumulate((dy * x).sum())
+                return dy * weight if need_dx else None
+
+            return x * weight, backward
+
+    class Net(nn.Module):
+        def __init__(self):
+            self.scale, self.act = Scale(), nn.ReLU()
+
+        def _forward(self, x, train):
+            y, first = self.scale.forward(x, train)
+            y, second = self.act.forward(y, train)
+            return y, lambda dy, need_dx: first(second(dy), need_dx)
+
+    net, x = nn.Sequential(Net()), np.array([[1.0, -2.0]], np.float32)
+    y, backward = net.forward(x)
+    np.testing.assert_array_equal(y, [[3, 0]])
+    np.testing.assert_array_equal(backward(np.ones_like(y)), [[3, 0]])
+    assert list(net.state_dict()) == ["0.scale.weight"]
+    assert float(net.parameters()[0].grad) == 1.0
+    assert repr(net) == "Sequential(\n  (0): Net(\n    (scale): Scale()\n    (act): ReLU()\n  )\n)"
+
+
+def test_a_module_without_forward_says_so():
+    with pytest.raises(NotImplementedError, match="Module gives no _forward"):
+        nn.Module()(1)

@@ -1,0 +1,215 @@
+"""Every layer against the one of the same name in `torch.nn`, same weights, in float64; and what is our own."""
+
+import numpy as np
+import pytest
+
+from xcnn import nn, ops
+from xcnn.errors import ShapeError, UsageError
+
+# name, arguments (ours and PyTorch's alike), shape of x
+LAYERS = [
+    ("Conv1d", (3, 4, 3), {"stride": 2, "padding": 1, "bias": False}, (2, 3, 9)),
+    ("Conv2d", (4, 6, (3, 2), 2, (1, 0), 1, 2), {}, (2, 4, 7, 6)),
+    ("Conv2d", (2, 3, 3), {"padding": "same", "dilation": 2}, (2, 2, 5, 6)),
+    ("Conv3d", (2, 3, 2), {}, (2, 2, 3, 4, 3)),
+    ("ConvTranspose1d", (3, 2, 3), {"stride": 2}, (2, 3, 4)),
+    ("ConvTranspose2d", (4, 6, 3, 2, 1, 1, 2, False, 2), {}, (2, 4, 3, 4)),
+    ("ConvTranspose3d", (2, 3, 2), {}, (1, 2, 3, 2, 2)),
+    ("Linear", (5, 4), {}, (3, 5)),
+    ("Linear", (5, 4), {"bias": False}, (2, 3, 5)),
+    ("MaxPool1d", (2,), {}, (2, 3, 7)),
+    ("MaxPool2d", (3, 2, 1, 1), {"ceil_mode": True}, (2, 3, 8, 6)),
+    ("MaxPool3d", (2,), {}, (1, 2, 4, 4, 2)),
+    ("AvgPool1d", (3, 2), {}, (2, 3, 7)),
+    ("AvgPool2d", (3, 2, 1), {"count_include_pad": False}, (2, 3, 8, 6)),
+    ("AvgPool2d", (2,), {"divisor_override": 3}, (2, 3, 8, 6)),
+    ("AvgPool3d", (2,), {}, (1, 2, 4, 4, 2)),
+    ("AdaptiveAvgPool1d", (3,), {}, (2, 3, 7)),
+    ("AdaptiveAvgPool2d", ((2, None),), {}, (2, 3, 7, 5)),
+    ("AdaptiveAvgPool3d", (2,), {}, (2, 3, 3, 4, 5)),
+    ("Flatten", (), {}, (2, 3, 4)),
+    ("Flatten", (), {"start_dim": 0, "end_dim": 1}, (2, 3, 4)),
+    ("ReLU", (), {}, (3, 4)),
+    ("LeakyReLU", (0.2,), {}, (3, 4)),
+    ("ELU", (), {"alpha": 0.7}, (3, 4)),
+    ("GELU", (), {}, (3, 4)),
+    ("GELU", (), {"approximate": "tanh"}, (3, 4)),
+    ("SiLU", (), {}, (3, 4)),
+    ("Sigmoid", (), {}, (3, 4)),
+    ("Tanh", (), {}, (3, 4)),
+    ("Softmax", (1,), {}, (3, 4, 2)),
+    ("LogSoftmax", (-1,), {}, (3, 4)),
+    ("Identity", (), {}, (3, 4)),
+    ("BatchNorm1d", (3,), {}, (4, 3)),
+    ("BatchNorm1d", (3,), {"momentum": None}, (4, 3, 2)),
+    ("BatchNorm2d", (3, 1e-3, 0.2), {}, (4, 3, 2, 3)),
+    ("BatchNorm2d", (3,), {"affine": False}, (4, 3, 2, 3)),
+    ("BatchNorm2d", (3,), {"track_running_stats": False}, (4, 3, 2, 3)),
+    ("BatchNorm3d", (2,), {}, (2, 2, 2, 3, 2)),
+    ("LayerNorm", (5,), {}, (3, 5)),
+    ("LayerNorm", ((3, 4),), {"bias": False}, (2, 3, 4)),
+    ("LayerNorm", (5,), {"elementwise_affine": False, "eps": 1e-2}, (3, 5)),
+    ("GroupNorm", (2, 6), {}, (2, 6, 3)),
+    ("GroupNorm", (3, 6), {"affine": False}, (2, 6, 2, 2)),
+    ("InstanceNorm1d", (3,), {"affine": True}, (2, 3, 5)),
+    ("InstanceNorm2d", (3,), {}, (2, 3, 4, 3)),
+    ("InstanceNorm3d", (2,), {"affine": True}, (2, 2, 3, 2, 2)),
+]
+
+
+def pair(torch, name, arguments, options):
+    """Our layer and PyTorch's, in float64, with random weights that are the same in both."""
+    ours, theirs = getattr(nn, name)(*arguments, **options), getattr(torch.nn, name)(*arguments, **options)
+    rng = np.random.default_rng(7)
+    for parameter in theirs.parameters():
+        parameter.data = torch.from_numpy(rng.standard_normal(parameter.shape))
+    theirs.double()
+    ours.to("cpu", "float64").load_state_dict({key: value.numpy() for key, value in theirs.state_dict().items()})
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("name", "arguments", "options", "shape"), LAYERS)
+def test_results_gradients_and_state_are_those_of_pytorch(name, arguments, options, shape):
+    torch = pytest.importorskip("torch")
+    ours, theirs = pair(torch, name, arguments, options)
+    rng = np.random.default_rng(0)
+    for step in range(3):  # several, for running statistics and gradients that add up
+        x = 2 * rng.standard_normal(shape) + step
+        tx = torch.tensor(x, requires_grad=True)
+        y, backward = ours.forward(x)
+        ty = theirs(tx)
+        np.testing.assert_allclose(y, ty.detach().numpy(), atol=1e-11)
+        dy = rng.standard_normal(y.shape)
+        ty.backward(torch.from_numpy(dy))
+        np.testing.assert_allclose(backward(dy), tx.grad.numpy(), atol=1e-10)
+        for (key, mine), (_, torchs) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+            np.testing.assert_allclose(mine.grad, torchs.grad.numpy(), atol=1e-10, err_msg=key)
+    for key, value in theirs.state_dict().items():
+        mine = ours.state_dict()[key]
+        assert mine.dtype == value.numpy().dtype
+        np.testing.assert_allclose(mine, value.numpy(), atol=1e-12, err_msg=key)
+    theirs.eval()
+    np.testing.assert_allclose(ours(x), theirs(tx).detach().numpy(), atol=1e-11)
+    y, backward = ours.forward(x, train=False)
+    tx.grad = None
+    theirs(tx).backward(torch.from_numpy(dy))
+    np.testing.assert_allclose(backward(dy), tx.grad.numpy(), atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "arguments", "options", "shape"), LAYERS)
+def test_without_dx_the_parameters_get_the_same_gradients(name, arguments, options, shape):
+    layer = getattr(nn, name)(*arguments, **options)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    grads = []
+    for need_dx in (True, False):
+        layer.zero_grad()
+        y, backward = layer.forward(x)
+        dx = backward(np.cos(y), need_dx=need_dx)
+        assert (dx is not None) == need_dx
+        grads.append([parameter.grad for parameter in layer.parameters()])
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == np.float32
+
+
+def test_every_layer_is_compared_with_pytorch():
+    own = {"Add", "Branches", "Buffer", "Concat", "Dropout", "GlobalAvgPool", "GlobalMaxPool", "Graph", "Layer"}
+    own |= {"Module", "Pad", "Parameter", "Residual", "Sequential", "Summary"}
+    layers = {name for name in nn.__all__ if name[0].isupper()} - own
+    assert layers == {name for name, *_ in LAYERS}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(0, 4, 3), "Conv2d: in_channels must be an integer of at least 1, got 0"),
+        (lambda: nn.Conv2d(4, 2.5, 3), "Conv2d: out_channels must be an integer of at least 1, got 2.5"),
+        (
+            lambda: nn.Conv2d(4, 6, 3, groups=3),
+            "Conv2d: groups must divide in_channels, got groups=3 and in_channels=4",
+        ),
+        (lambda: nn.ConvTranspose1d(4, 6, 3, groups=4), "groups must divide out_channels, got groups=4 and out_"),
+        (lambda: nn.Conv3d(4, 6, (3, 3)), "Conv3d: kernel_size takes an integer or 3 of them"),
+        (lambda: nn.Conv1d(4, 6, 0), "Conv1d: kernel_size takes integers of at least 1, got 0"),
+        (lambda: nn.Linear(True, 2), "Linear: in_features must be an integer of at least 1, got True"),
+        (lambda: nn.BatchNorm2d(-1), "BatchNorm2d: num_features must be an integer of at least 1"),
+        (lambda: nn.GroupNorm(4, 6), "GroupNorm: num_groups must divide num_channels, got 4 and 6"),
+        (lambda: nn.LayerNorm((3, 0)), "LayerNorm: normalized_shape must be an integer of at least 1, got 0"),
+        (lambda: nn.Dropout(1.5), "Dropout: p must be a probability from 0 to 1, got 1.5"),
+    ],
+)
+def test_arguments_without_meaning_are_refused_at_construction(make, message):
+    with pytest.raises(UsageError) as error:
+        make()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm1d", "InstanceNorm2d"])
+def test_a_norm_refuses_x_of_another_rank(name):
+    with pytest.raises(ShapeError, match=rf"^{name}: x must have axes \(n, c.*\), got shape \(2, 3, 4, 4, 4, 4\)$"):
+        getattr(nn, name)(3)(np.ones((2, 3, 4, 4, 4, 4), np.float32))
+
+
+def test_a_failed_forward_leaves_the_running_statistics():
+    layer = nn.BatchNorm2d(3)
+    with pytest.raises(ShapeError):
+        layer.forward(np.ones((2, 4, 2, 2), np.float32))
+    assert layer.num_batches_tracked.data == 0
+
+
+@pytest.mark.parametrize("name", ["global_avg_pool", "global_max_pool"])
+def test_global_pools_are_their_ops(name):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    layer = {"global_avg_pool": nn.GlobalAvgPool, "global_max_pool": nn.GlobalMaxPool}[name]()
+    y, backward = layer.forward(x)
+    expected, op_backward = getattr(ops, name)(x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(backward(y), op_backward(y)[0])
+
+
+@pytest.mark.parametrize(("mode", "theirs"), [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")])
+def test_pad_has_the_modes_of_numpy(mode, theirs):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    np.testing.assert_array_equal(
+        nn.Pad((1, 2, 3, 0), mode)(x), np.pad(x, ((0, 0), (0, 0), (3, 0), (1, 2)), mode=theirs)
+    )
+
+
+def test_dropout_keeps_the_expected_sum_and_repeats_with_the_seed():
+    layer, x = nn.Dropout(0.3), np.ones((200, 200), np.float32)
+    layer.reset_parameters(5)
+    y, backward = layer.forward(x)
+    assert abs((y == 0).mean() - 0.3) < 0.02
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(backward(x), y)
+    z = layer.forward(x)[0]
+    assert not np.array_equal(y, z)
+    layer.reset_parameters(5)
+    np.testing.assert_array_equal(layer.forward(x)[0], y)
+    np.testing.assert_array_equal(layer.forward(x)[0], z)
+    np.testing.assert_array_equal(layer(x), x)
+
+
+def test_two_dropouts_of_one_network_draw_different_masks():
+    network = nn.Sequential(nn.Dropout(), nn.Dropout())
+    network.reset_parameters(0)
+    x = np.ones(1000, np.float32)
+    a, b = (layer.forward(x)[0] for layer in network)
+    assert not np.array_equal(a, b)
+    assert [name for name, _ in network.named_generators()] == ["0.rng", "1.rng"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.Conv2d(1, 6, 5, padding=2, bias=False), "Conv2d(1, 6, (5, 5), padding=2, bias=False)"),
+        (nn.MaxPool2d(2), "MaxPool2d(2)"),
+        (nn.ReLU(), "ReLU()"),
+        (nn.LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
+        (nn.BatchNorm2d(3, momentum=None), "BatchNorm2d(3, momentum=None)"),
+        (nn.Sequential(nn.Flatten()), "Sequential(\n  (0): Flatten()\n)"),
+    ],
+)
+def test_repr_tells_the_arguments(layer, text):
+    assert repr(layer) == text
