@@ -1,1 +1,27 @@
-"""Convolutional networks with hand-written forward and backward passes, on any array library."""
+"""Convolutional networks with hand-written forward and backward passes, on any array library.
+
+`xcnn.ops` are the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
+and loaders, `xcnn.models` named networks, `xcnn.training` the `Trainer` and what goes with it. `xcnn.device` opens a
+device by its string.
+"""
+
+from xcnn import data, errors, models, nn, ops, optim, training
+from xcnn.device import device
+from xcnn.errors import XcnnError
+from xcnn.training import Trainer
+
+__all__ = [
+    "Trainer",
+    "XcnnError",
+    "__version__",
+    "data",
+    "device",
+    "errors",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "training",
+]
+
+__version__ = "0.1.0"

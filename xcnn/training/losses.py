@@ -39,6 +39,11 @@ def _exp(output: Array) -> Array:
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(ops.cross_entropy, lambda output: ops.softmax(output, dim=1)[0], classifies=True),
     "nll_loss": Loss(ops.nll_loss, _exp, classifies=True),
+    "mse_loss": Loss(ops.mse_loss, _identity),
+    "l1_loss": Loss(ops.l1_loss, _identity),
+    "binary_cross_entropy_with_logits": Loss(
+        ops.binary_cross_entropy_with_logits, lambda output: ops.sigmoid(output)[0]
+    ),
 }
 """Every loss by name."""
 
