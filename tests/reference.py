@@ -1,0 +1,249 @@
+"""Every op once more, as the plainest float64 loop over its definition: what the ops are tested against.
+
+A function here has the name and the arguments of its op and returns y alone (all results where the op has several). It
+shares no code and no idea with the op: one Python loop per output element, indices tested against bounds instead of
+padding, no vectorised step. Gradients need no reference: they are differences of these functions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from reference_windows import *  # noqa: F403
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+def _each(function: Callable[[float], float], x: Any) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        y[index] = function(float(x[index]))
+    return y
+
+
+def _sigmoid(v: float) -> float:
+    return 1 / (1 + math.exp(-v)) if v > 0 else math.exp(v) / (1 + math.exp(v))
+
+
+def relu(x: Any) -> np.ndarray:
+    return _each(lambda v: v if v > 0 else 0.0, x)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> np.ndarray:
+    return _each(lambda v: v if v > 0 else negative_slope * v, x)
+
+
+def elu(x: Any, alpha: float = 1.0) -> np.ndarray:
+    return _each(lambda v: v if v > 0 else alpha * (math.exp(v) - 1), x)
+
+
+def gelu(x: Any, approximate: str = "none") -> np.ndarray:
+    if approximate == "tanh":
+        return _each(lambda v: v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))), x)
+    return _each(lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, x)
+
+
+def silu(x: Any) -> np.ndarray:
+    return _each(lambda v: v * _sigmoid(v), x)
+
+
+def sigmoid(x: Any) -> np.ndarray:
+    return _each(_sigmoid, x)
+
+
+def tanh(x: Any) -> np.ndarray:
+    return _each(math.tanh, x)
+
+
+def _line(x: Any, index: tuple[int, ...], dim: int) -> list[float]:
+    """The numbers of x along `dim` through one element."""
+    dim %= x.ndim
+    return [float(x[(*index[:dim], i, *index[dim + 1 :])]) for i in range(x.shape[dim])]
+
+
+def _log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+def log_softmax(x: Any, dim: int = -1) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        y[index] = x[index] - _log_sum_exp(_line(x, index, dim))
+    return y
+
+
+def softmax(x: Any, dim: int = -1) -> np.ndarray:
+    return _each(math.exp, log_softmax(x, dim))
+
+
+# --- linear, shapes, dropout ----------------------------------------------------------------------------------------
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> np.ndarray:
+    y = np.zeros((*x.shape[:-1], weight.shape[0]))
+    for index in np.ndindex(*y.shape):
+        y[index] = 0.0 if bias is None else bias[index[-1]]
+        for i in range(x.shape[-1]):
+            y[index] += x[(*index[:-1], i)] * weight[index[-1], i]
+    return y
+
+
+def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
+    start, end = start_dim % x.ndim, end_dim % x.ndim
+    y = np.zeros((*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
+    for index in np.ndindex(*x.shape):
+        position = 0
+        for i, size in zip(index[start : end + 1], x.shape[start : end + 1], strict=True):
+            position = position * size + i
+        y[(*index[:start], position, *index[end + 1 :])] = x[index]
+    return y
+
+
+def add(x: Any, other: Any) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        y[index] = x[index] + other[index]
+    return y
+
+
+def concat(xs: Any, dim: int = 0) -> np.ndarray:
+    shape = list(xs[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in xs)
+    y, first = np.zeros(shape), 0
+    for x in xs:
+        for index in np.ndindex(*x.shape):
+            target = list(index)
+            target[dim] += first
+            y[tuple(target)] = x[index]
+        first += x.shape[dim]
+    return y
+
+
+# --- normalisation --------------------------------------------------------------------------------------------------
+
+
+def _moments(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, sum((v - mean) ** 2 for v in values) / len(values)
+
+
+def _scaled(value: float, weight: Any, bias: Any, at: Any) -> float:
+    return value * (1.0 if weight is None else float(weight[at])) + (0.0 if bias is None else float(bias[at]))
+
+
+def batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    y = np.zeros(x.shape)
+    means = None if running_mean is None else np.array(running_mean, dtype=float)
+    variances = None if running_var is None else np.array(running_var, dtype=float)
+    for channel in range(x.shape[1]):
+        places = [index for index in np.ndindex(*x.shape) if index[1] == channel]
+        if training or running_mean is None:
+            mean, variance = _moments([float(x[index]) for index in places])
+            if means is not None:
+                unbiased = variance * len(places) / (len(places) - 1)
+                means[channel] = (1 - momentum) * means[channel] + momentum * mean
+                variances[channel] = (1 - momentum) * variances[channel] + momentum * unbiased
+        else:
+            mean, variance = float(running_mean[channel]), float(running_var[channel])
+        for index in places:
+            y[index] = _scaled((x[index] - mean) / math.sqrt(variance + eps), weight, bias, channel)
+    return y, means, variances
+
+
+def _normalized(x: Any, weight: Any, bias: Any, eps: float, cell: Any, at: Any) -> np.ndarray:
+    """Normalise over the elements that share `cell(index)`; weight and bias belong to `at(index)`."""
+    y, cells = np.zeros(x.shape), {}
+    for index in np.ndindex(*x.shape):
+        cells.setdefault(cell(index), []).append(index)
+    for places in cells.values():
+        mean, variance = _moments([float(x[index]) for index in places])
+        for index in places:
+            y[index] = _scaled((x[index] - mean) / math.sqrt(variance + eps), weight, bias, at(index))
+    return y
+
+
+def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
+    lead = x.ndim - np.size(normalized_shape)
+    return _normalized(x, weight, bias, eps, lambda index: index[:lead], lambda index: index[lead:])
+
+
+def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
+    size = x.shape[1] // num_groups
+    return _normalized(x, weight, bias, eps, lambda index: (index[0], index[1] // size), lambda index: index[1])
+
+
+def instance_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
+    return _normalized(x, weight, bias, eps, lambda index: index[:2], lambda index: index[1])
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def _reduced(losses: np.ndarray, reduction: str, count: float) -> np.ndarray:
+    if reduction == "none":
+        return losses
+    total = sum(float(losses[index]) for index in np.ndindex(*losses.shape))
+    return np.asarray(total if reduction == "sum" else total / count if count else math.nan)
+
+
+def _classified(
+    logp: Any, target: Any, weight: Any, ignore_index: int, reduction: str, label_smoothing: float
+) -> np.ndarray:
+    """`-sum over classes of target * weight * logp` for each row, with labels written as probabilities."""
+    axis = min(1, logp.ndim - 1)
+    classes = logp.shape[axis]
+    losses, count = np.zeros(logp.shape[:axis] + logp.shape[axis + 1 :]), 0.0
+    for row in np.ndindex(*losses.shape):
+        label = int(target[row]) if target.shape != logp.shape else None
+        if label == ignore_index:
+            continue
+        count += 1.0 if label is None or weight is None else float(weight[label])
+        for k in range(classes):
+            place = (*row[:axis], k, *row[axis:])
+            asked = float(target[place]) if label is None else float(k == label)
+            asked = asked * (1 - label_smoothing) + label_smoothing / classes
+            if asked:
+                losses[row] -= asked * (1.0 if weight is None else float(weight[k])) * logp[place]
+    return _reduced(losses, reduction, count)
+
+
+def cross_entropy(
+    x: Any,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> np.ndarray:
+    logp = log_softmax(x, dim=min(1, x.ndim - 1))
+    return _classified(logp, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def nll_loss(x: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> np.ndarray:
+    return _classified(x, target, weight, ignore_index, reduction, 0.0)
+
+
+def _compared(x: Any, target: Any, reduction: str, loss: Callable[[float, float], float]) -> np.ndarray:
+    losses = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        losses[index] = loss(float(x[index]), float(target[index]))
+    return _reduced(losses, reduction, losses.size)
+
+
+def mse_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
+    return _compared(x, target, reduction, lambda a, b: (a - b) ** 2)
+
+
+def l1_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
+    return _compared(x, target, reduction, lambda a, b: abs(a - b))
