@@ -227,7 +227,7 @@ def test_the_state_is_a_copy_both_ways():
 
 
 def test_reset_parameters_repeats_in_module_order_and_keeps_dtype():
-    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Linear(2, 2))  # noqa: E731
+    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(2, 2))  # noqa: E731
     a, b = make(), make()
     assert not np.array_equal(a[0].weight.data, b[0].weight.data)
     a.reset_parameters(1)
@@ -236,9 +236,11 @@ def test_reset_parameters_repeats_in_module_order_and_keeps_dtype():
         np.testing.assert_array_equal(value, b.state_dict()[key].astype(value.dtype))
     assert b[0].weight.data.dtype == np.float64
     assert b[1].num_batches_tracked.data.dtype == np.int64
-    a[1].running_mean.data = a[1].running_mean.data + 1
+    a.forward(RNG(0).random((4, 1, 3, 3), np.float32))
+    assert a[1].num_batches_tracked.data == 1
     a.reset_parameters(1)
-    assert not a[1].running_mean.data.any()
+    for key, value in a.state_dict().items():
+        np.testing.assert_array_equal(value, b.state_dict()[key].astype(value.dtype))
 
 
 @pytest.mark.parametrize("where", ["strict", "strict:device1", "torch"])
@@ -282,6 +284,14 @@ def test_graphs_without_meaning_are_refused_at_construction(make, message):
     with pytest.raises(UsageError) as error:
         make()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("layer", [nn.Add(), nn.Concat()])
+def test_a_layer_of_many_inputs_refuses_one(layer):
+    with pytest.raises(
+        UsageError, match=rf"^all \({type(layer).__name__}\): \w+: x must be a tuple of arrays, got ndarray$"
+    ):
+        nn.Graph([("all", layer, "x")])(np.ones((2, 2), np.float32))
 
 
 @pytest.mark.parametrize("call", [lambda model, x: model.forward(x), lambda model, x: model(x)])

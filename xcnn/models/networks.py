@@ -61,12 +61,18 @@ def vgg_small(shape: Shape, classes: int) -> Sequential:
     K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, 2015,
     arXiv:1409.1556.
     """
+    he = "kaiming_normal"  # learns several times faster here than the layers' default
+
+    def conv(c: int, o: int) -> tuple[Module, Module]:
+        return Conv2d(c, o, 3, padding=1, init=he), ReLU()
+
     features = [
-        *(Conv2d(shape[0], 32, 3, padding=1), ReLU(), Conv2d(32, 32, 3, padding=1), ReLU(), MaxPool2d(2)),
-        *(Conv2d(32, 64, 3, padding=1), ReLU(), Conv2d(64, 64, 3, padding=1), ReLU(), MaxPool2d(2)),
+        *(*conv(shape[0], 32), *conv(32, 32), MaxPool2d(2)),
+        *(*conv(32, 64), *conv(64, 64), MaxPool2d(2)),
         Flatten(),
     ]
-    return Sequential(*features, Linear(_count(features, shape), 256), ReLU(), Linear(256, classes))
+    scores = [Linear(_count(features, shape), 256, init=he), ReLU(), Linear(256, classes, init=he)]
+    return Sequential(*features, *scores)
 
 
 def resnet20(shape: Shape, classes: int) -> Sequential:

@@ -9,7 +9,7 @@ All forward and backward logic is in `Graph`. Its backward is the idea of HIPS/a
 nodes in reverse, adding up per name the gradients that its consumers return.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from xcnn.errors import UsageError, XcnnError, unknown
@@ -43,10 +43,11 @@ class Graph(Module):
     1.5
     """
 
-    def __init__(self, nodes: Sequence[Node], output: str | None = None) -> None:
+    def __init__(self, nodes: Iterable[Node], output: str | None = None) -> None:
         kind = type(self).__name__
+        self._nodes = tuple(nodes)
         known = ["x"]
-        for name, module, inputs in nodes:
+        for name, module, inputs in self._nodes:
             if not name or "." in name or name in known:
                 raise UsageError(f"{kind}: {name!r} cannot name a node; names are new, not 'x' and without a dot")
             if not isinstance(module, Module):
@@ -60,7 +61,6 @@ class Graph(Module):
         self._output = known[-1] if output is None else output
         if self._output not in known:
             raise UsageError(f"{kind}: {unknown('output', self._output, known)}")
-        self._nodes = tuple(nodes)
         self._steps = _steps(self._nodes, self._output)
 
     def children(self) -> Iterator[tuple[str, Module]]:

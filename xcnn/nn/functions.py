@@ -215,11 +215,17 @@ class GlobalMaxPool(Layer, op=ops.global_max_pool):
     """Take the maximum of each map: x (n, c, *sizes), y (n, c)."""
 
 
+def _arrays(layer: Module, x: Any) -> Sequence[Any]:
+    if not isinstance(x, tuple | list) or not x:
+        raise UsageError(f"{type(layer).__name__}: x must be a tuple of arrays, got {type(x).__name__}")
+    return x
+
+
 class Add(Module):
     """Add a tuple of arrays of one shape."""
 
     def _forward(self, x: Any, train: bool) -> tuple[Any, Backward]:
-        count = len(x)
+        count = len(_arrays(self, x))
         y = functools.reduce(lambda total, term: ops.add(total, term)[0], x)
         return y, lambda dy, need_dx: (dy,) * count if need_dx else None
 
@@ -231,5 +237,5 @@ class Concat(Module):
     dim: int = 1
 
     def _forward(self, x: Any, train: bool) -> tuple[Any, Backward]:
-        y, backward = ops.concat(x, self.dim)
+        y, backward = ops.concat(_arrays(self, x), self.dim)
         return y, lambda dy, need_dx: backward(dy) if need_dx else None
