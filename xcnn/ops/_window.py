@@ -22,6 +22,7 @@ __all__ = [
     "Axis",
     "Integers",
     "Padding",
+    "along",
     "col2im",
     "im2col",
     "inner_taps",
@@ -80,7 +81,7 @@ Axes = tuple[Axis, ...]
 
 def integers(op: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
     """Give one integer per spatial axis from an integer or a sequence of `rank` of them."""
-    entries = (value,) * rank if isinstance(value, int) else tuple(value)
+    entries = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
         raise UsageError(f"{op}: {name} takes an integer or {rank} of them, got {value!r}")
     for entry in entries:
@@ -204,6 +205,11 @@ def transposed_axes(
             raise ShapeError(f"{op}: a map of {sizes} with kernel {kernel} and padding {padding} gives no pixels")
         axes.append(Axis(result, k, s, d, before, after, size))
     return tuple(axes)
+
+
+def along(dim: int, part: slice) -> tuple[object, ...]:
+    """Give the index of a slice of the one axis `dim`, counted from the end: -1, -2, ..."""
+    return (..., part, *(slice(None),) * (-dim - 1))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ import array_api_compat
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import Axes, Axis, Integers, inner_taps, integers, pad_windows, taps, window_axes
+from xcnn.ops._window import Axes, Axis, Integers, along, inner_taps, integers, pad_windows, window_axes
 
 __all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"]
 
@@ -43,29 +43,29 @@ def _axes(
     return axes
 
 
-def _rest(axes: Axes, i: int) -> tuple[slice, ...]:
-    """Index the axes after axis `i` whole."""
-    return (slice(None),) * (len(axes) - 1 - i)
+def _dims(axes: Axes) -> list[tuple[int, Axis]]:
+    """Pair each spatial axis with its place in the array, counted from the end."""
+    return list(enumerate(axes, -len(axes)))
 
 
 def _fold(xp: ModuleType, function: Callable[[Array, Array], Array], x: Array, axes: Axes, fill: float) -> Array:
     """Fold the windows of x into one pixel each, along one axis after the other."""
     y = pad_windows(xp, x, axes, fill)
-    for i, axis in enumerate(axes):
-        y = functools.reduce(function, [y[(*tap, *_rest(axes, i))] for tap in taps((axis,))])
+    for dim, axis in _dims(axes):
+        y = functools.reduce(function, [y[along(dim, axis.tap(i))] for i in range(axis.kernel)])
     return y
 
 
 def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
     """Add every dy to the pixels of its window, the transpose of folding with `+`."""
-    dx = dy
-    for i in reversed(range(len(axes))):
-        axis, rest, dy = axes[i], _rest(axes, i), dx
-        put = _put((axis,))
-        dx = zeros(xp, (*dy.shape[: dy.ndim - len(axes) + i], axis.size, *dy.shape[dy.ndim - len(rest) :]), dy)
-        for windows, pixels in inner_taps((axis,)):
-            dx = put(dx, (*pixels, *rest), dy[(*windows, *rest)])
-    return dx
+    for dim, axis in reversed(_dims(axes)):
+        shape, put = list(dy.shape), _put((axis,))
+        shape[dim] = axis.size
+        dx = zeros(xp, tuple(shape), dy)
+        for windows, pixels in filter(None, map(axis.inner_tap, range(axis.kernel))):
+            dx = put(dx, along(dim, pixels), dy[along(dim, windows)])
+        dy = dx
+    return dy
 
 
 def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
@@ -192,13 +192,13 @@ def _divide(xp: ModuleType, a: Array, axes: Axes, padding: bool, divisor: int | 
     if divisor is not None:
         return a / divisor
     scale = 1
-    for i, axis in enumerate(axes):
+    for dim, axis in _dims(axes):
         counts = _counts(axis, padding)
         if min(counts) == max(counts):
             scale *= counts[0]
         else:
             column = xp.asarray(counts, dtype=a.dtype, device=array_api_compat.device(a))
-            a = a / xp.reshape(column, (-1, *(1,) * len(_rest(axes, i))))
+            a = a / xp.reshape(column, (-1, *(1,) * (-dim - 1)))
     return a / scale
 
 

@@ -1,0 +1,180 @@
+"""Pools that are told what to return instead of how to slide: adaptive average pooling, and pooling whole maps."""
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import array_api_compat
+
+from xcnn._array import Array, add_slice, namespace, zeros
+from xcnn.errors import ShapeError
+from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._window import along, integers
+
+__all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]
+
+Sizes = int | Sequence[int | None] | None
+
+
+def _windows(size: int, out: int) -> list[slice]:
+    """Cut an axis into `out` windows of nearly the same length, which overlap where `out` does not divide `size`."""
+    return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+
+
+def _shrink(xp: ModuleType, x: Array, dim: int, out: int) -> Array:
+    """Average the windows of one axis."""
+    if x.shape[dim] == out:
+        return x
+    means = [xp.mean(x[along(dim, window)], axis=dim, keepdims=True) for window in _windows(x.shape[dim], out)]
+    return xp.concat(means, axis=dim)
+
+
+def _grow(xp: ModuleType, dy: Array, dim: int, size: int) -> Array:
+    """Spread each dy evenly over its window, the transpose of `_shrink`."""
+    if dy.shape[dim] == size:
+        return dy
+    shape = list(dy.shape)
+    shape[dim] = size
+    dx = zeros(xp, tuple(shape), dy)
+    for i, window in enumerate(_windows(size, dy.shape[dim])):
+        dx = add_slice(dx, along(dim, window), dy[along(dim, slice(i, i + 1))] / (window.stop - window.start))
+    return dx
+
+
+def _adaptive_avg_pool(rank: int, x: Array, output_size: Sizes) -> Result:
+    name = f"adaptive_avg_pool{rank}d"
+    xp = namespace(name, x=x)
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ShapeError(
+            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
+        )
+    sizes = tuple(x.shape[-rank:])
+    if 0 in sizes:
+        raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
+    outs = integers(name, "output_size", [sizes[i % rank] if o is None else o for i, o in enumerate(wanted)], rank)
+    y = x
+    for i, out in enumerate(outs):
+        y = _shrink(xp, y, i - rank, out)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for i in reversed(range(rank)):
+            dy = _grow(xp, dy, i - rank, sizes[i])
+        return (dy,)
+
+    return y, backward
+
+
+@op(
+    "x",
+    samples=[
+        sample({"x": (2, 3, 7, 5)}, output_size=(3, 2)),
+        sample({"x": (2, 3, 3, 4)}, output_size=(5, None)),
+        sample({"x": (3, 6, 4)}, output_size=2),
+    ],
+)
+def adaptive_avg_pool2d(x: Array, output_size: Sizes) -> Result:
+    """Average each map down, or up, to a given size.
+
+    Along each axis output i is the mean of the pixels `floor(i * size / out) .. ceil((i + 1) * size / out) - 1`.
+
+    Parameters
+    ----------
+    x : (n, c, h, w), or (c, h, w) for one image; floating point, no empty maps.
+    output_size : an integer, or one per axis; None keeps the size of the axis.
+
+    Returns
+    -------
+    y : (n, c, oh, ow), or (c, oh, ow).
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        Where x or output_size has no meaning.
+    """
+    return _adaptive_avg_pool(2, x, output_size)
+
+
+@op("x", samples=[sample({"x": (2, 3, 7)}, output_size=3), sample({"x": (3, 4)}, output_size=6)])
+def adaptive_avg_pool1d(x: Array, output_size: Sizes) -> Result:
+    """Average each signal to a given length: `adaptive_avg_pool2d` along one axis. x (n, c, w) or (c, w)."""
+    return _adaptive_avg_pool(1, x, output_size)
+
+
+@op("x", samples=[sample({"x": (2, 2, 5, 4, 3)}, output_size=(2, None, 4)), sample({"x": (2, 3, 4, 5)}, output_size=2)])
+def adaptive_avg_pool3d(x: Array, output_size: Sizes) -> Result:
+    """Average each volume to a size: `adaptive_avg_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    return _adaptive_avg_pool(3, x, output_size)
+
+
+def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
+    """Give the maps of x as rows (n, c, pixels)."""
+    if x.ndim < 3 or 0 in x.shape[2:]:
+        raise ShapeError(f"{name}: x must be (n, c, *sizes) with at least one size, and none 0; got {tuple(x.shape)}")
+    return xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
+
+
+@op("x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
+def global_avg_pool(x: Array) -> Result:
+    """Take the mean of each map.
+
+    Parameters
+    ----------
+    x : (n, c, *sizes), floating point, any number of spatial axes.
+
+    Returns
+    -------
+    y : (n, c).
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        Where x has no spatial axis, an empty one, or no floating-point dtype.
+    """
+    xp = namespace("global_avg_pool", x=x)
+    y = xp.mean(_flat_maps("global_avg_pool", xp, x), axis=-1)
+    shape = x.shape
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        share = dy / math.prod(shape[2:])
+        return (zeros(xp, shape, dy) + xp.reshape(share, (*dy.shape, *(1,) * len(shape[2:]))),)
+
+    return y, backward
+
+
+@op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
+def global_max_pool(x: Array) -> Result:
+    """Take the largest pixel of each map.
+
+    Parameters
+    ----------
+    x : (n, c, *sizes), floating point, any number of spatial axes.
+
+    Returns
+    -------
+    y : (n, c); NaN where a map has one.
+    backward : dy -> (dx,), to the first maximum of each map. It keeps x.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        Where x has no spatial axis, an empty one, or no floating-point dtype.
+    """
+    xp = namespace("global_max_pool", x=x)
+    y = xp.max(_flat_maps("global_max_pool", xp, x), axis=-1)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        flat = _flat_maps("global_max_pool", xp, x)
+        first = xp.argmax(flat, axis=-1, keepdims=True)
+        hit = xp.arange(flat.shape[-1], dtype=first.dtype, device=array_api_compat.device(x)) == first  # (n, c, pixels)
+        return (xp.reshape(xp.astype(hit, dy.dtype) * dy[..., None], x.shape),)
+
+    return y, backward

@@ -1,0 +1,130 @@
+"""Padding and cropping of trailing axes, with a value or with pixels of the map itself.
+
+Every mode is a list of copies per axis: which pixels of x go where in y. Backward runs the same list the other way, and
+adds. To add a mode, say in `MODES` where its pixels come from.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
+from xcnn.errors import ShapeError, UsageError, unknown
+from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._window import along
+
+__all__ = ["pad"]
+
+
+class Mode(NamedTuple):
+    """Where padding comes from, for an axis of `size` pixels."""
+
+    source: Callable[[int, int], int | None]
+    """(i, size) -> the pixel to copy to position i, before 0 or after the last; None leaves it at the value."""
+    largest: Callable[[int], float]
+    """size -> the widest padding on one side."""
+
+
+MODES = {
+    "constant": Mode(lambda i, size: None, lambda size: math.inf),
+    "reflect": Mode(lambda i, size: size - 1 - abs(size - 1 - abs(i)), lambda size: max(0, size - 1)),
+    "replicate": Mode(lambda i, size: min(max(i, 0), size - 1), lambda size: math.inf if size else 0),
+    "circular": Mode(lambda i, size: i % size, lambda size: size),
+}
+
+
+def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice, slice]]:
+    """List the copies along one axis: pixels of x, pixels of y. Cropping comes first."""
+    first, kept, left = max(0, -before), size + min(0, before) + min(0, after), max(0, before)
+    copies = [(slice(first, first + kept), slice(left, left + kept))]
+    for i in (*range(-before, 0), *range(kept, kept + after)):
+        source = mode.source(i, kept)
+        if source is not None:
+            copies.append((slice(first + source, first + source + 1), slice(left + i, left + i + 1)))
+    return copies
+
+
+def _resized(a: Array, dim: int, size: int) -> tuple[int, ...]:
+    """Give the shape of `a` with another size along one axis."""
+    shape = list(a.shape)
+    shape[dim] = size
+    return tuple(shape)
+
+
+def _check(x: Array, pad: Sequence[int], mode: str) -> None:
+    if mode not in MODES:
+        raise unknown("pad mode", mode, MODES)
+    if (
+        not isinstance(pad, Sequence)
+        or len(pad) % 2
+        or len(pad) > 2 * x.ndim
+        or not all(hasattr(p, "__index__") for p in pad)
+    ):
+        raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
+    for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        place = f"{sides} for axis {-i - 1} of x {tuple(x.shape)}"
+        kept = x.shape[-i - 1] + sum(min(0, side) for side in sides)
+        if kept < 0:
+            raise ShapeError(f"pad: pad crops more pixels than there are, {place}")
+        largest = MODES[mode].largest(kept)
+        if max(0, *sides) > largest:
+            raise ShapeError(f"pad: mode {mode!r} adds at most {largest} to {kept} pixels, got {place}")
+
+
+@op(
+    "x",
+    samples=[
+        sample({"x": (2, 3, 4, 5)}, pad=(1, 2, 0, 1), value=0.5),
+        sample({"x": (2, 3, 4, 5)}, pad=(-1, 2, 1, -2)),
+        sample({"x": (2, 3, 4, 5)}, pad=(2, 1, 3, 0), mode="reflect"),
+        sample({"x": (2, 3, 4)}, pad=(2, 5), mode="replicate"),
+        sample({"x": (3, 2, 4)}, pad=(4, 1, 1, 2), mode="circular"),
+    ],
+)
+def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Result:
+    """Add pixels at the ends of the last axes, or take some away.
+
+    Parameters
+    ----------
+    x : any shape, floating point.
+    pad : two integers per axis, the last axis first: `(left, right, top, bottom, ...)`. A negative one crops,
+        before anything is added.
+    mode : `'constant'` pads with `value`; `'reflect'` with the mirror image, whose mirror is the outermost pixel (less
+        than size pixels); `'replicate'` with the outermost pixel; `'circular'` with the opposite end (at most size
+        pixels).
+    value : of the padding in mode `'constant'`.
+
+    Returns
+    -------
+    y : x with each padded axis longer by the sum of its two entries.
+    backward : dy -> (dx,): every pixel collects the gradients of its copies. It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        For an unknown mode, entries that do not pair up with axes, or more padding or cropping than an axis allows.
+    """
+    xp = namespace("pad", x=x)
+    _check(x, pad, mode)
+    plan = [  # per axis: its place from the end, its size in x, its size in y, the copies
+        (-i - 1, x.shape[-i - 1], x.shape[-i - 1] + sum(sides), _copies(x.shape[-i - 1], *sides, MODES[mode]))
+        for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))
+        if any(sides)
+    ]
+    y = x
+    for dim, _, size, copies in plan:
+        source, y = y, full(xp, _resized(y, dim, size), value, x)
+        for a, b in copies:
+            y = set_slice(y, along(dim, b), source[along(dim, a)])
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for dim, size, _, copies in reversed(plan):
+            dx = zeros(xp, _resized(dy, dim, size), dy)
+            for a, b in copies:
+                dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
+            dy = dx
+        return (dy,)
+
+    return y, backward
