@@ -45,16 +45,15 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
         if ignore_index >= 0:
             raise UsageError(f"{name}: ignore_index {ignore_index} needs class indices, target holds probabilities")
         return False
-    expected = f"integer class indices of shape {tuple(rows)}"
-    expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
-    came = f"{target.dtype} of shape {tuple(target.shape)}"
-    if not xp.isdtype(target.dtype, "integral"):
-        raise DtypeError(f"{name}: target must hold {expected}, got {came}")
-    if target.shape != rows:
-        raise ShapeError(f"{name}: target must hold {expected}, got {came}")
+    integral = xp.isdtype(target.dtype, "integral")
+    if not integral or target.shape != rows:
+        expected = f"integer class indices of shape {tuple(rows)}"
+        expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
+        came = f"{target.dtype} of shape {tuple(target.shape)}"
+        raise (ShapeError if integral else DtypeError)(f"{name}: target must hold {expected}, got {came}")
     if on_host(target):
-        bad = target[((target < 0) | (target >= c)) & (target != ignore_index)]
-        if bad.size:
+        out = (target < 0) | (target >= c)
+        if out.any() and (bad := target[out & (target != ignore_index)]).size:
             known = f"class indices 0 .. {c - 1} (or ignore_index {ignore_index})"
             raise UsageError(f"{name}: target holds {bad[0]}, expected {known}")
     return True
@@ -63,18 +62,19 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
 def _asked_by_labels(
     xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, smoothing: float = 0.0
 ) -> Asked:
-    axis, c, trailing, dtype = min(1, x.ndim - 1), x.shape[min(1, x.ndim - 1)], (1,) * (x.ndim - 2), x.dtype
+    axis, trailing, dtype = min(1, x.ndim - 1), (1,) * (x.ndim - 2), x.dtype
+    c, rows = x.shape[axis], (*target.shape[:axis], 1, *target.shape[axis:])
 
     def asked() -> tuple[Array, Array]:
         wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
-        t = xp.expand_dims(target if wide else xp.astype(target, xp.int32), axis=axis)
+        t = xp.reshape(target if wide else xp.astype(target, xp.int32), rows)
         counts = t != ignore_index
-        if on_host(t):
+        if on_host(target):
             counts = xp.astype(counts, dtype)
         else:  # nobody looked at the labels: one out of range makes its row NaN
             counts = xp.where(counts & ((t < 0) | (t >= c)), math.nan, xp.astype(counts, dtype))
-        classes = xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t))
-        q = xp.astype(t == xp.reshape(classes, (c, *trailing)), dtype) * counts
+        classes = xp.reshape(xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t)), (c, *trailing))
+        q = xp.astype(t == classes, dtype) * counts
         if weight is not None:
             counts = counts * xp.reshape(weight, (c, *trailing))
             q = q * counts
