@@ -1,0 +1,76 @@
+"""Every check of the project as a session of its own: `nox` runs the default ones, `nox -s lint types` some of them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "tests", "examples", "build", "backends(library='torch')"]
+
+DATA = Path(os.environ.get("XCNN_TEST_DATA", "../shared/data")).resolve()
+"""MNIST and CIFAR-10 files for the tests that want them; the others run without."""
+
+LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.7"}
+"""The array libraries of the portability matrix that `.[test]` does not bring, and what to install for each."""
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Look for mistakes and for lines that are not formatted."""
+    session.install("ruff>=0.14")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package and the examples, strictly."""
+    session.install(".[plots]", "mypy>=1.15")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; what follows `--` goes to pytest."""
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("library", list(LIBRARIES))
+def backends(session: nox.Session, library: str) -> None:
+    """Run the tests with one more array library, where its absence is a failure and not a skip."""
+    session.install(".[test]", LIBRARIES[library])
+    session.run("python", "-m", "pytest", f"--require-backend={library}", "--require-backend=strict", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the examples, the report's training run in full and checked, where there is MNIST."""
+    session.install(".[test]")
+    session.run("python", "examples/report_example.py")
+    if not DATA.is_dir():
+        session.warn(f"no MNIST in {DATA} (XCNN_TEST_DATA), so the training run is left out")
+        return
+    session.run("python", "examples/report_training.py", "--data-dir", str(DATA), "--limit", "5000")
+    session.run("python", "-m", "pytest", "tests/test_report.py", "-k", "whole", env={"XCNN_FULL_REPORT": "1"})
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel, and run the tests against the installed wheel, away from the source tree."""
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder)  # what an earlier run left
+    session.install("build>=1.2")
+    session.run("python", "-m", "build", "--outdir", str(folder))  # the wheel is made from the sdist
+    (wheel,) = folder.glob("*.whl")
+    session.install(f"{wheel}[test]")
+    for name in ("tests", "examples"):
+        shutil.copytree(name, folder / name)
+    shutil.copy("pyproject.toml", folder)
+    session.chdir(folder)
+    # Few examples for hypothesis: what is asked here is whether the wheel is complete.
+    environment = {"XCNN_HYPOTHESIS_EXAMPLES": "5", "XCNN_TEST_DATA": str(DATA)}
+    session.run("python", "-m", "pytest", "tests", "--pyargs", "xcnn", *session.posargs, env=environment)
