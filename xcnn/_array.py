@@ -27,7 +27,8 @@ def namespace_of(array: Array) -> ModuleType:
     try:
         return _NAMESPACES[type(array)]
     except KeyError:
-        xp = _NAMESPACES[type(array)] = array_api_compat.array_namespace(array)
+        xp: ModuleType = array_api_compat.array_namespace(array)
+        _NAMESPACES[type(array)] = xp
         return xp
 
 

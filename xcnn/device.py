@@ -90,11 +90,12 @@ def _cuda(rest: str) -> Device:
     if index >= count:
         raise DeviceError(f"cuda:{index}: there are {count} CUDA devices here, numbered from 0")
     # A device count alone promises little: the libraries behind either operation may be missing or too old.
+    probes: dict[str, Callable[[], Any]] = {
+        "elementwise operations": lambda: (cupy.ones(4) + 1).sum().item(),
+        "matrix products": lambda: (cupy.ones((4, 4)) @ cupy.ones((4, 4))).sum().item(),
+    }
     with cupy.cuda.Device(index):
-        for what, probe in (
-            ("elementwise operations", lambda: (cupy.ones(4) + 1).sum().item()),
-            ("matrix products", lambda: (cupy.ones((4, 4)) @ cupy.ones((4, 4))).sum().item()),
-        ):
+        for what, probe in probes.items():
             try:
                 probe()
             except Exception as error:
