@@ -71,10 +71,10 @@ class _Monitor(Callback):
             known = ", ".join(name for name, entry in record.items() if entry is not None)
             raise UsageError(f"{type(self).__name__}: no {self.monitor!r} in this run's records (there are: {known})")
         sign = -1.0 if self.monitor.endswith("loss") else 1.0
-        if self.best is not None and not sign * (value - self.best) > self.min_delta:
+        if math.isnan(value) or (self.best is not None and not sign * (value - self.best) > self.min_delta):
             return False
         self.best, self.best_epoch = value, record["epoch"]
-        return not math.isnan(value)
+        return True
 
 
 class EarlyStopping(_Monitor):
@@ -96,7 +96,8 @@ class EarlyStopping(_Monitor):
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         """Compare with the best epoch."""
         if not self._improved(record) and record["epoch"] - self.best_epoch >= self.patience:
-            trainer.stop(f"no better {self.monitor} than {self.best:.4g} of epoch {self.best_epoch}")
+            best = "no number" if self.best is None else f"{self.best:.4g} of epoch {self.best_epoch}"
+            trainer.stop(f"no better {self.monitor} than {best}")
 
 
 class KeepBest(_Monitor):

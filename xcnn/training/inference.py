@@ -36,7 +36,7 @@ Data = Loader | Dataset | tuple[np.ndarray, np.ndarray] | Sequence[Batch]
 """Batches, or what they are made of: a `Loader`, a `Dataset`, (images, labels), or a list of (x, y) batches."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Metrics:
     """Mean loss and accuracy over the images seen so far."""
 
@@ -61,6 +61,9 @@ class Metrics:
         """Share of the images whose largest output is the right class; None where the loss does not classify."""
         return None if self.correct is None else self.correct / self.images
 
+    def __repr__(self) -> str:
+        return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}, images={self.images})"
+
 
 def batches(data: Data) -> Loader | Sequence[Batch]:
     """Give batches to train on: data sets are shuffled from seed 0 in batches of 64."""
@@ -76,7 +79,9 @@ def _in_order(data: Data, batch_size: int) -> Iterator[Batch]:
 
 
 def place(array: Any, where: Device) -> Array:
-    """Move a host array to the device; one of the device's library stays as it is."""
+    """Move a host array, or a list, to the device; an array of the device's library stays as it is."""
+    if isinstance(array, list | tuple):
+        array = np.asarray(array)
     return array if namespace_of(array) is where.xp else where.asarray(array)
 
 

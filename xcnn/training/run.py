@@ -78,13 +78,13 @@ class Config:
     data_dir: Path | None = None
     image_size: int | None = None
     model: str = "vgg_small"
-    epochs: int = 10
+    epochs: int = 15
     batch_size: int = 64
     opt: str = "adam"
-    lr: float = 1e-3
+    lr: float = 3e-3
     momentum: float = 0.9
     wd: float = 0.0
-    schedule: str = "cosine"
+    schedule: str = "one-cycle"
     warmup: int = 0
     label_smoothing: float = 0.0
     clip_norm: float | None = None

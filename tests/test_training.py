@@ -1,0 +1,338 @@
+"""The trainer and its listeners: against a loop written out here, against PyTorch, and by what a broken run leaves."""
+
+import csv
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from xcnn import data, models, nn, ops, optim
+from xcnn.errors import DivergedError, DtypeError, UsageError
+from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
+
+
+def small_network(seed=0):
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.25), nn.Linear(48, 10)
+    )
+    network.reset_parameters(seed)
+    return network
+
+
+def make_trainer(seed=0, **options):
+    network = small_network(seed)
+    return Trainer(network, optim.SGD(network.parameters(), lr=0.1, momentum=0.9), **options)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test = data.load("digits")
+    return train[:200], test[:100]
+
+
+def test_step_is_forward_loss_backward_update(digits):
+    train, _ = digits
+    x, y = data.to_float(train.images[:16]), train.labels[:16]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    network.reset_parameters(1)
+    weight, bias = (p.data.astype(np.float64) for p in network.parameters())
+    loss = Trainer(network, optim.SGD(network.parameters(), lr=0.5)).step(x, y)
+    flat = x.reshape(16, 64).astype(np.float64)
+    logits = flat @ weight.T + bias
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert loss == pytest.approx(-np.log(p[range(16), y]).mean(), rel=1e-5)
+    p[range(16), y] -= 1
+    np.testing.assert_allclose(network[1].weight.data, weight - 0.5 * p.T @ flat / 16, atol=1e-6)
+    np.testing.assert_allclose(network[1].bias.data, bias - 0.5 * p.mean(axis=0), atol=1e-6)
+
+
+def test_training_follows_pytorch(digits):
+    """Thirty steps of momentum SGD with clipping and a schedule end at PyTorch's weights."""
+    torch = pytest.importorskip("torch")
+    train, _ = digits
+    ours = models.build("lenet5", (1, 16, 16), 10, seed=3).to("cpu", "float64")
+    layers = []
+    for layer in ours:
+        match type(layer).__name__:
+            case "Conv2d":
+                o, c, k, _ = layer.weight.data.shape
+                layers.append(torch.nn.Conv2d(c, o, k, padding=2 if k == 5 and c == 1 else 0))
+            case "Linear":
+                o, c = layer.weight.data.shape
+                layers.append(torch.nn.Linear(c, o))
+            case "MaxPool2d":
+                layers.append(torch.nn.MaxPool2d(2))
+            case name:
+                layers.append(getattr(torch.nn, name)())
+    theirs = torch.nn.Sequential(*layers).double()
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()})
+    our_optimizer = optim.SGD(ours.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    their_optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    trainer = Trainer(
+        ours, our_optimizer, schedule=optim.CosineAnnealingLR(our_optimizer, T_max=30), clip_norm=0.5, clip_value=0.1
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(their_optimizer, T_max=30)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        x, y = rng.random((8, 1, 16, 16)), rng.integers(0, 10, 8)
+        loss = trainer.step(x, y)
+        their_optimizer.zero_grad()
+        their_loss = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(y))
+        their_loss.backward()
+        torch.nn.utils.clip_grad_value_(theirs.parameters(), 0.1)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        their_optimizer.step()
+        scheduler.step()
+        assert loss == pytest.approx(their_loss.item(), rel=1e-9)
+    for name, value in theirs.state_dict().items():
+        np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def test_fit_reports_what_went_by(digits):
+    """The record of an epoch is the mean over its images, each batch seen before its update; short last batch too."""
+    train, test = digits
+    trainer, twin = make_trainer(), make_trainer()
+    (record,) = trainer.fit(data.Loader(train, 48, seed=5), 1, validation=test)
+    losses, right = [], 0
+    for x, y in data.Loader(train, 48, seed=5):
+        output, backward = twin.model.forward(x, train=True)
+        loss, loss_backward = ops.cross_entropy(output, y)
+        losses += [float(loss)] * len(x)
+        right += int((output.argmax(axis=1) == y).sum())
+        twin.optimizer.zero_grad()
+        backward(loss_backward()[0])
+        twin.optimizer.step()
+    assert record["epoch"] == 1
+    assert record["train_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert record["train_accuracy"] == right / 200
+    probabilities = trainer.predict(test)
+    assert record["val_accuracy"] == (probabilities.argmax(axis=1) == test.labels).mean()
+    assert record["val_loss"] == pytest.approx(-np.log(probabilities[range(100), test.labels]).mean(), rel=1e-4)
+    assert record["images_per_second"] == pytest.approx(200 / record["seconds"])
+
+
+def test_one_seed_gives_identical_bits(digits):
+    train, _ = digits
+    states = []
+    for _ in range(2):
+        trainer = make_trainer(seed=7)
+        trainer.fit(data.Loader(train, 32, seed=7, augment=[data.shift, data.flip]), 3)
+        states.append(trainer.model.state_dict())
+    for name, value in states[0].items():
+        assert value.tobytes() == states[1][name].tobytes(), name
+    other = make_trainer(seed=8)
+    other.fit(data.Loader(train, 32, seed=8), 3)
+    assert other.model.state_dict()["0.weight"].tobytes() != states[0]["0.weight"].tobytes()
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict", "strict:device1", "torch", "jax"])
+def test_trains_on_every_library(device, digits):
+    """Training, evaluation and prediction on another library end where NumPy ends (float64)."""
+    pytest.importorskip({"strict": "array_api_strict"}.get(device.partition(":")[0], device.replace("cpu", "numpy")))
+    train, test = digits
+    results = []
+    for where in ("cpu", device):
+        network = small_network(2).to("cpu", "float64")
+        trainer = Trainer(network, optim.Adam(network.parameters(), lr=0.01), device=where)
+        if where == "jax" and network.parameters()[0].data.dtype != np.float64:
+            pytest.skip("JAX has float64 only after jax.config.update('jax_enable_x64', True)")
+        for x, y in data.Loader(train, 50, seed=1):
+            trainer.step(x.astype(np.float64), y)
+        images = data.to_float(test.images).astype(np.float64)
+        results.append((network.state_dict(), trainer.predict(images)))
+    for name, value in results[0][0].items():
+        np.testing.assert_allclose(results[1][0][name], value, rtol=1e-10, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-9, atol=1e-12)
+
+
+def test_predict_gives_probabilities_for_any_batching(digits):
+    _, test = digits
+    trainer = make_trainer()
+    whole, pieces = trainer.predict(test), trainer.predict(data.to_float(test.images), batch_size=7)
+    assert whole.shape == (100, 10)
+    np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(whole, pieces, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="images is empty"):
+        trainer.predict(np.zeros((0, 1, 8, 8), np.float32))
+
+
+def test_regression_has_no_accuracy():
+    rng = np.random.default_rng(0)
+    network = nn.Linear(3, 1)
+    network.reset_parameters(0)
+    trainer = Trainer(network, optim.SGD(network.parameters(), lr=0.1), "mse_loss")
+    x = rng.standard_normal((64, 3)).astype(np.float32)
+    y = x @ np.array([[1.0], [-2.0], [0.5]], np.float32)
+    (*_, record) = trainer.fit([(x, y)] * 20, 3)
+    assert record["train_accuracy"] is None
+    assert record["train_loss"] < 1e-2
+    np.testing.assert_allclose(trainer.predict(x), network(x))
+
+
+def test_own_loss_function(digits):
+    train, _ = digits
+
+    def doubled(output, target):
+        loss, backward = ops.cross_entropy(output, target)
+        return 2 * loss, lambda: (2 * backward()[0],)
+
+    ours, theirs = make_trainer(loss=doubled), make_trainer()
+    theirs.optimizer.param_groups[0]["lr"] *= 2
+    x, y = data.to_float(train.images[:32]), train.labels[:32]
+    assert ours.step(x, y) == pytest.approx(2 * theirs.step(x, y))
+    np.testing.assert_allclose(ours.model[0].weight.data, theirs.model[0].weight.data, rtol=1e-6)
+
+
+def test_loss_options_reach_the_op():
+    loss = loss_named("cross_entropy", label_smoothing=0.2)
+    x, y = np.random.default_rng(0).standard_normal((4, 3)), np.array([0, 2, 1, 1])
+    assert float(loss.function(x, y)[0]) == float(ops.cross_entropy(x, y, label_smoothing=0.2)[0])
+    with pytest.raises(UsageError, match="unknown loss 'crossentropy'; did you mean 'cross_entropy'"):
+        loss_named("crossentropy")
+
+
+def test_nan_loss_stops_before_the_weights_are_hurt(digits):
+    train, _ = digits
+    trainer = make_trainer()
+    good = [(data.to_float(train.images[:8]), train.labels[:8])] * 3
+    bad = (np.full((8, 1, 8, 8), np.nan, np.float32), train.labels[:8])
+    seen = []
+
+    class Spy(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            seen.append(trainer.model.state_dict())
+
+    with pytest.raises(DivergedError, match=r"epoch 1, batch 4: the loss is nan"):
+        trainer.fit([*good, bad], 1, callbacks=[Spy()])
+    for name, value in trainer.model.state_dict().items():
+        assert value.tobytes() == seen[-1][name].tobytes()
+    assert trainer.history == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "strict:device1"])
+def test_labels_out_of_range_are_named(device):
+    pytest.importorskip("array_api_strict")
+    trainer = make_trainer(device=device)
+    with pytest.raises(UsageError, match=r"12.*0 \.\. 9"):
+        trainer.step(np.zeros((2, 1, 8, 8), np.float32), np.array([1, 12]))
+
+
+def test_wrong_inputs_are_named():
+    trainer = make_trainer()
+    with pytest.raises(DtypeError, match="x must be a floating-point array, got uint8"):
+        trainer.step(np.zeros((2, 1, 8, 8), np.uint8), np.array([1, 2]))
+    with pytest.raises(UsageError, match="epochs must be at least 1, got 0"):
+        trainer.fit([(np.zeros((2, 1, 8, 8), np.float32), np.array([1, 2]))], 0)
+
+
+def test_interrupt_falls_between_two_steps(digits):
+    """Ctrl-C inside a step lets it finish: the weights are those of whole steps, and fit raises KeyboardInterrupt."""
+    assert threading.current_thread() is threading.main_thread()
+    train, _ = digits
+    trainer, twin = make_trainer(), make_trainer()
+    batches = [(data.to_float(train.images[i : i + 8]), train.labels[i : i + 8]) for i in range(0, 64, 8)]
+    step, steps, ended = trainer.optimizer.step, [], []
+
+    def interrupted_step():
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        step()
+        steps.append(1)
+
+    class Spy(Callback):
+        def on_fit_end(self, trainer):
+            ended.append(True)
+
+    trainer.optimizer.step = interrupted_step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(batches, 1, callbacks=[Spy()])
+    assert len(steps) == 3
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    for batch in batches[:3]:
+        twin.step(*batch)
+    assert trainer.model.state_dict()["0.weight"].tobytes() == twin.model.state_dict()["0.weight"].tobytes()
+
+
+def test_second_interrupt_is_immediate(digits):
+    train, _ = digits
+    trainer = make_trainer()
+
+    def step():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    trainer.optimizer.step = step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(train, 1)
+
+
+def test_history_files_hold_every_epoch(tmp_path, digits):
+    train, test = digits
+    trainer = make_trainer()
+    files = [HistoryFile(tmp_path / "history.csv"), HistoryFile(tmp_path / "history.jsonl")]
+    history = trainer.fit(train, 2, validation=test, callbacks=files)
+    history += trainer.fit(train, 1, callbacks=files)
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert lines == history
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in rows] == [record["train_loss"] for record in history]
+    assert rows[2]["val_loss"] == ""
+    with pytest.raises(UsageError, match=r"must end in .csv or .jsonl, got 'x.txt'"):
+        HistoryFile("x.txt")
+
+
+def record(epoch, loss):
+    return {"epoch": epoch, "val_loss": loss, "val_accuracy": None}
+
+
+def test_early_stopping_waits_for_its_patience():
+    trainer, stopping = make_trainer(), EarlyStopping(patience=2, min_delta=0.05)
+    for epoch, loss in enumerate([1.0, 0.8, 0.79, 0.9], 1):
+        assert trainer.stop_reason == ""
+        stopping.on_epoch_end(trainer, record(epoch, loss))
+    assert trainer.stop_reason == "no better val_loss than 0.8 of epoch 2"
+    with pytest.raises(UsageError, match=r"no 'val_accuracy' in this run's records \(there are: epoch, val_loss\)"):
+        EarlyStopping("val_accuracy").on_epoch_end(trainer, record(1, 1.0))
+
+
+def test_early_stopping_ends_fit(digits):
+    train, test = digits
+    trainer = make_trainer()
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
+    assert len(trainer.fit(train, 10, validation=test, callbacks=[EarlyStopping(patience=2)])) == 3
+    assert len(trainer.history) == 3
+
+
+def test_keep_best_saves_only_better_epochs():
+    saved = []
+    keep = KeepBest(saved.append)
+    for epoch, loss in enumerate([float("nan"), 1.0, 1.2, 0.9, 0.9], 1):
+        keep.on_epoch_end(make_trainer(), record(epoch, loss))
+    assert [entry["epoch"] for entry in saved] == [2, 4]
+
+
+def test_plateau_schedule_steps_once_an_epoch(digits):
+    train, test = digits
+    network = small_network()
+    optimizer = optim.SGD(network.parameters(), lr=1e-12)
+    schedule = optim.ReduceLROnPlateau(optimizer, patience=0, threshold=1e6, threshold_mode="abs")
+    Trainer(network, optimizer, schedule=schedule).fit(train, 3, validation=test)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-14)
+
+
+def test_confusion_matrix_counts_pairs():
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.random((50, 4)), rng.integers(0, 4, 50)
+    counts = confusion_matrix(probabilities, labels)
+    for i in range(4):
+        for j in range(4):
+            assert counts[i, j] == sum(
+                1 for row, label in zip(probabilities, labels, strict=True) if label == i and max(row) == row[j]
+            )
