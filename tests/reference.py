@@ -121,6 +121,14 @@ def concat(xs: Any, dim: int = 0) -> np.ndarray:
     return y
 
 
+def dropout(x: Any, p: float = 0.5, training: bool = True, *, rng: Any) -> np.ndarray:
+    """Numbers are drawn one by one, in float32 and in row-major order."""
+    if not training or p == 0:
+        return np.array(x)
+    generator = np.random.default_rng(rng)
+    return _each(lambda v: v / (1 - p) if generator.random(dtype=np.float32) >= p else 0.0, x)
+
+
 # --- normalisation --------------------------------------------------------------------------------------------------
 
 
@@ -247,3 +255,25 @@ def mse_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
 
 def l1_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
     return _compared(x, target, reduction, lambda a, b: abs(a - b))
+
+
+def binary_cross_entropy_with_logits(
+    x: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
+) -> np.ndarray:
+    def factor(array: Any, index: tuple[int, ...]) -> float:
+        """The element that broadcasting puts at an index: axes are matched from the last, an axis of 1 repeats."""
+        if array is None:
+            return 1.0
+        own = index[len(index) - array.ndim :]
+        return float(array[tuple(0 if size == 1 else i for i, size in zip(own, array.shape, strict=True))])
+
+    losses = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        yes, no = -_log_sigmoid(float(x[index])), -_log_sigmoid(-float(x[index]))
+        cost = target[index] * yes * factor(pos_weight, index) + (1 - target[index]) * no
+        losses[index] = cost * factor(weight, index)
+    return _reduced(losses, reduction, losses.size)
+
+
+def _log_sigmoid(v: float) -> float:
+    return -math.log1p(math.exp(-v)) if v > 0 else v - math.log1p(math.exp(v))

@@ -29,6 +29,8 @@ Arrays = dict[str, Any]
 NO_GRADIENT = {
     ("batch_norm", "running_mean"),
     ("batch_norm", "running_var"),
+    ("binary_cross_entropy_with_logits", "pos_weight"),
+    ("binary_cross_entropy_with_logits", "weight"),
     ("cross_entropy", "weight"),
     ("nll_loss", "weight"),
 }
