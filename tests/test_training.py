@@ -49,10 +49,9 @@ def test_step_is_forward_loss_backward_update(digits):
     np.testing.assert_allclose(network[1].bias.data, bias - 0.5 * p.mean(axis=0), atol=1e-6)
 
 
-def test_training_follows_pytorch(digits):
+def test_training_follows_pytorch():
     """Thirty steps of momentum SGD with clipping and a schedule end at PyTorch's weights."""
     torch = pytest.importorskip("torch")
-    train, _ = digits
     ours = models.build("lenet5", (1, 16, 16), 10, seed=3).to("cpu", "float64")
     layers = []
     for layer in ours:

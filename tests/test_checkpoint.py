@@ -1,0 +1,148 @@
+"""Checkpoint files: what goes in comes out, PyTorch reads and writes them, and damage is refused with one sentence."""
+
+import json
+import os
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from xcnn import models
+from xcnn.errors import CheckpointError, UsageError, XcnnError
+from xcnn.training import Checkpoint, load_checkpoint, save_checkpoint
+
+DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0.1}, {"epoch": 2})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
+    model = models.build("resnet20", (1, 8, 8), 3, seed=4)
+    return save_checkpoint(path, model, DESCRIPTION), model
+
+
+def test_round_trip(saved):
+    path, model = saved
+    checkpoint = load_checkpoint(path)
+    for field in ("model", "shape", "classes", "dataset", "config", "metrics"):
+        assert getattr(checkpoint, field) == getattr(DESCRIPTION, field)
+    built = checkpoint.build().state_dict()
+    for name, value in model.state_dict().items():
+        assert built[name].dtype == value.dtype
+        assert built[name].shape == value.shape
+        assert built[name].tobytes() == value.tobytes(), name
+    assert [path.name for path in path.parent.iterdir()] == ["best.safetensors"]
+
+
+def test_pytorch_lenet5_moves_both_ways(tmp_path):
+    """A weight file of an nn.Sequential LeNet-5 loads into ours and gives its outputs; ours loads there, strictly."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file as torch_load
+    from safetensors.torch import save_file as torch_save
+
+    t = torch.nn
+    torch.manual_seed(0)
+    theirs = t.Sequential(
+        t.Conv2d(1, 6, 5, padding=2), t.ReLU(), t.MaxPool2d(2), t.Conv2d(6, 16, 5), t.ReLU(), t.MaxPool2d(2),
+        t.Flatten(), t.Linear(400, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10),
+    )  # fmt: skip
+    torch_save(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    plain = load_checkpoint(
+        tmp_path / "theirs.safetensors", "lenet5", shape=(1, 28, 28), classes=tuple("0123456789"), dataset="mnist"
+    )
+    ours = plain.build()
+    x = np.random.default_rng(0).random((16, 1, 28, 28), dtype=np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+    ours.reset_parameters(5)
+    save_checkpoint(
+        tmp_path / "ours.safetensors", ours, Checkpoint("lenet5", (1, 28, 28), tuple("0123456789"), "mnist")
+    )
+    theirs.load_state_dict(torch_load(tmp_path / "ours.safetensors"), strict=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_any_reader_of_safetensors_sees_the_weights(saved):
+    path, model = saved
+    assert load_file(path).keys() == model.state_dict().keys()
+
+
+@hypothesis.given(st.integers(0, 2**31), st.integers(1, 40))
+@hypothesis.settings(max_examples=60)
+def test_truncated_or_overwritten_files_raise_one_error(saved, place, count):
+    """Whatever happens to the header or the length of a file, loading gives an xcnn error or a checkpoint."""
+    path, _ = saved
+    content = path.read_bytes()
+    rng = np.random.default_rng(place)
+    header = int.from_bytes(content[:8], "little") + 8
+    mutant = bytearray(content)
+    for _ in range(count):
+        mutant[rng.integers(0, header)] = rng.integers(0, 256)
+    broken = path.with_name("broken.safetensors")
+    for damaged in (bytes(mutant), content[: place % len(content)], content + b"\0" * count):
+        broken.write_bytes(damaged)
+        try:
+            load_checkpoint(broken).build()
+        except XcnnError as error:
+            assert "\n" not in str(error)
+    broken.unlink()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "holds weights but does not name its model; name it with --model"),
+        ({"xcnn": "{"}, "is no xcnn checkpoint"),
+        ({"xcnn": "[]"}, "is no xcnn checkpoint"),
+        ({"xcnn": json.dumps({"format": 99})}, "written by a newer xcnn"),
+        ({"xcnn": json.dumps({"format": 1, "model": "lenet5", "shape": [1, 2], "classes": ["a"], "dataset": "x"})},
+         "is no xcnn checkpoint"),
+        ({"xcnn": json.dumps({"format": 1, "model": "vgg99", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"})},
+         "a model 'vgg99', which this xcnn does not have"),
+        ({"xcnn": json.dumps({"format": 1, "model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x",
+                              "evil": 1})}, "is no xcnn checkpoint"),
+    ],
+)  # fmt: skip
+def test_foreign_metadata_is_refused(tmp_path, metadata, message):
+    path = tmp_path / "weights.safetensors"
+    save_file({"0.weight": np.zeros(3, np.float32)}, path, metadata)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(saved):
+    path, _ = saved
+    with pytest.raises(UsageError, match="is a checkpoint of the model 'resnet20', not of 'lenet5'"):
+        load_checkpoint(path, "lenet5")
+    state = load_checkpoint(path).state
+    with pytest.raises(CheckpointError, match=r"not of this model: missing 0\.bias"):
+        Checkpoint("lenet5", (1, 28, 28), tuple("abc"), "mnist", state=state).build()
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at .*nothing.safetensors"):
+        load_checkpoint(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="RLIMIT_FSIZE is POSIX")
+def test_a_full_disk_leaves_the_old_file(saved, tmp_path):
+    import resource
+    import signal
+
+    path = tmp_path / "best.safetensors"
+    original = saved[0].read_bytes()
+    path.write_bytes(original)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+            save_checkpoint(path, saved[1], DESCRIPTION)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == original
+    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]

@@ -1,0 +1,336 @@
+"""The command `xcnn` as a person uses it: what it prints where, what it writes, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcnn import data, models, optim
+from xcnn.cli import main
+from xcnn.training import Checkpoint, save_checkpoint
+
+QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
+EPOCH_KEYS = [
+    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second",
+]  # fmt: skip
+
+
+@pytest.fixture
+def xcnn(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    assert main([*QUICK, "--json", "-o", str(folder)]) == 0
+    return folder / "best.safetensors"
+
+
+def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
+    code, out, err = xcnn(*QUICK, "--json", "-o", "out")
+    assert code == 0
+    *epochs, last = (json.loads(line) for line in out.splitlines())
+    assert [list(record) for record in epochs] == [EPOCH_KEYS] * 2
+    assert list(last) == ["test_accuracy", "test_loss", "seconds", "device", "checkpoint"]
+    assert last["device"] == "cpu"
+    assert "epoch 2/2" in err
+    folder = tmp_path / "out"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors", "config.json", "confusion.png", "curves.png", "history.csv", "history.jsonl",
+        "last.safetensors",
+    ]  # fmt: skip
+    for picture in folder.glob("*.png"):
+        with Image.open(picture) as image:
+            image.load()
+            assert np.asarray(image.convert("L")).std() > 5  # not blank
+    assert [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()] == epochs
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "report"
+    assert config["validation"] == 0.2
+    code, out, _ = xcnn("evaluate", last["checkpoint"], "--json")
+    assert code == 0
+    assert json.loads(out)["test_accuracy"] == last["test_accuracy"]
+    assert json.loads(out)["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+
+
+def test_train_prints_a_table(xcnn):
+    code, out, err = xcnn(*QUICK)
+    assert code == 0
+    assert "report on digits" in out
+    assert "test accuracy" in out
+    assert "next: xcnn predict runs/digits-report-" in err
+
+
+def test_one_seed_one_result(xcnn):
+    weights = []
+    for folder, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert xcnn(*QUICK, "--seed", seed, "--augment", "shift,rotate", "-o", folder)[0] == 0
+        with open(f"{folder}/last.safetensors", "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            file.seek(8 + size)  # the header holds the times
+            weights.append(file.read())
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["train", "--model", "lenet"], 2, "unknown model 'lenet'; did you mean 'lenet5'? (known: "),
+        (["train", "--dataset", "mnits"], 2, "unknown data set 'mnits'; did you mean 'mnist'?"),
+        (["train", "--device", "cdua"], 2, "unknown device 'cdua'; did you mean 'cuda'?"),
+        (["train", "--opt", "adm"], 2, "unknown optimizer 'adm'; did you mean 'adam'?"),
+        (["train", "--schedule", "cosin"], 2, "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        (["train", "--augment", "flip,shft"], 2, "unknown augmentation 'shft'; did you mean 'shift'?"),
+        (["train", "--epochs", "0"], 2, "--epochs must be at least 1, got 0"),
+        (["train", "--batch-size", "0"], 2, "--batch-size must be at least 1, got 0"),
+        (["train", "--lr", "nan"], 2, "--lr must be above 0, got nan"),
+        (["train", "--seed", "-1"], 2, "--seed must be 0 or more, got -1"),
+        (["train", "--validation", "1"], 2, "--validation must be at least 0 and below 1, got 1.0"),
+        (["train", "--patience", "3", "--validation", "0"], 2, "--patience needs validation images"),
+        (["train", "--epochs", "many"], 2, "--epochs"),
+        (["train", "--epoch", "3"], 2, "--epochs"),
+        (["trian"], 2, 'Unknown command "trian". Did you mean "train"?'),
+        (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
+        (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
+        (["train", "--dataset", "folder"], 2, "data_dir"),
+        (["train", "-o", "/dev/null/x"], 1, "--out /dev/null/x cannot be written"),
+        (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
+        (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
+        (["evaluate"], 2, "CHECKPOINT"),
+        (["models", "resnet"], 2, "unknown model 'resnet'; did you mean 'resnet20'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_sentence(xcnn, tmp_path, argv, code, message):
+    got, out, err = xcnn(*argv)
+    assert got == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cuda_without_a_gpu_says_what_is_missing(xcnn):
+    from xcnn.device import devices
+    from xcnn.errors import DeviceError
+
+    if not isinstance(devices()["cuda"], DeviceError):
+        pytest.skip("there is a GPU here")
+    code, _, err = xcnn("train", "--device", "cuda")
+    assert code == 2
+    assert err.startswith("error: cuda: ")
+    assert "install" in err
+    assert err.count("\n") == 1
+    assert xcnn(*QUICK, "--device", "auto")[0] == 0
+
+
+def test_no_network_is_one_sentence(xcnn, monkeypatch, tmp_path):
+    monkeypatch.setenv("XCNN_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    code, _, err = xcnn("train", "--dataset", "mnist")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "could not download" in err
+    assert "--data-dir" in err
+
+
+def test_a_folder_is_not_overwritten(xcnn, tmp_path, checkpoint):
+    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
+    code, _, err = xcnn(*QUICK, "-o", checkpoint.parent)
+    assert code == 2
+    assert "holds a run already" in err
+    assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
+
+
+def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, monkeypatch):
+    step, count = optim.SGD.step, [0]
+
+    def poisoned(self):
+        step(self)
+        count[0] += 1
+        if count[0] == 25:  # 18 batches of 64 an epoch
+            parameter = self.param_groups[0]["params"][0]
+            parameter.data = parameter.data * np.float32("nan")
+
+    monkeypatch.setattr(optim.SGD, "step", poisoned)
+    code, _, err = xcnn(*QUICK, "--opt", "sgd", "--lr", "0.01", "-o", "out")
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: epoch 2, batch 8: the loss is nan")
+    assert "holds epoch 1" in last
+    assert xcnn("evaluate", "out/last.safetensors")[0] == 0
+
+
+def test_debug_shows_the_traceback(xcnn):
+    with pytest.raises(Exception, match="unknown model"):
+        xcnn("train", "--model", "x", "--debug")
+
+
+def test_predict_an_index(xcnn, checkpoint, tmp_path):
+    code, out, _ = xcnn("predict", checkpoint, "--index", "3", "--json", "-o", "pictures")
+    assert code == 0
+    record = json.loads(out)
+    _, test = data.load("digits")
+    assert record["truth"] == test.classes[test.labels[3]]
+    assert sum(record["probabilities"].values()) == pytest.approx(1, rel=1e-5)
+    assert record["class"] == max(record["probabilities"], key=record["probabilities"].get)
+    assert record["probability"] == record["probabilities"][record["class"]]
+    with Image.open(record["picture"]) as picture:
+        assert min(picture.size) > 300
+
+
+def test_predict_files(xcnn, checkpoint, tmp_path):
+    """A test image written to a PNG gets the prediction that it has by its index; a large one is scaled down."""
+    _, test = data.load("digits")
+    Image.fromarray(test.images[3, 0]).save(tmp_path / "three.png")
+    Image.fromarray(test.images[3, 0]).convert("RGB").resize((80, 80), 0).save(tmp_path / "big.jpg")
+    code, out, err = xcnn("predict", checkpoint, "three.png", "big.jpg", "--index", "3", "--json")
+    assert code == 0, err
+    first, _, third = (json.loads(line) for line in out.splitlines())
+    assert first["probabilities"] == pytest.approx(third["probabilities"], rel=1e-4)
+    assert (tmp_path / "prediction-three.png").exists()
+    assert (tmp_path / "prediction-big.png").exists()
+    code, out, _ = xcnn("predict", checkpoint, "three.png")
+    assert code == 0
+    assert f"three.png: class {first['class']}" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ([], 2, "nothing to predict; give image files, or --index"),
+        (["--index", "360"], 2, "--index takes 0 .. 359 (test images of digits), got 360"),
+        (["--index", "-1"], 2, "--index"),
+        (["none.png"], 1, "none.png"),
+        (["text.png"], 1, "text.png"),
+        (["--index", "0", "--model", "lenet5"], 2, "is a checkpoint of the model 'report', not of 'lenet5'"),
+        (["--index", "0", "--dataset", "digit"], 2, "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--index", "0", "-o", "text.png"], 2, "--out text.png cannot be made"),
+    ],
+)  # fmt: skip
+def test_predict_mistakes(xcnn, checkpoint, tmp_path, argv, code, message):
+    (tmp_path / "text.png").write_text("no image")
+    got, out, err = xcnn("predict", checkpoint, *argv)
+    assert got == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_plain_weights_need_a_model(xcnn, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file(models.build("report", (1, 8, 8)).state_dict(), tmp_path / "w.safetensors")
+    code, _, err = xcnn("evaluate", "w.safetensors")
+    assert code == 1
+    assert "name it with --model" in err
+    assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
+    code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
+    assert code == 1
+    assert "not of this model" in err
+
+
+def test_without_matplotlib_a_run_is_still_a_run(xcnn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = xcnn(*QUICK, "-o", "out")
+    assert code == 0
+    assert "no pictures: pictures need matplotlib; pip install 'xcnn[plots]'" in err
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.parametrize("command", ["models", "datasets", "devices"])
+def test_lists(xcnn, command):
+    code, out, _ = xcnn(command)
+    assert code == 0
+    code, lines, _ = xcnn(command, "--json")
+    assert code == 0
+    names = [next(iter(json.loads(line).values())) for line in lines.splitlines()]
+    assert all(f"\n{name} " in out for name in names)
+    table = {"models": models.MODELS, "datasets": data.DATASETS}.get(command)
+    assert table is None or names == list(table)
+
+
+def test_models_shows_one_layer_by_layer(xcnn):
+    code, out, _ = xcnn("models", "lenet5", "--shape", "3", "32", "32", "--classes", "7")
+    assert code == 0
+    assert "Conv2d" in out
+    assert "1x7" in out
+
+
+def test_help_names_every_choice(xcnn):
+    """The help of train lists what its tables hold."""
+    code, out, _ = xcnn("train", "--help")
+    assert code == 0
+    words = out.replace("│", " ").split()
+    for table in (optim.OPTIMIZERS, optim.SCHEDULES, data.AUGMENTATIONS):
+        for name in table:
+            assert any(word.strip(".,:;") == name for word in words), name
+
+
+def start(*argv, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "xcnn", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupt_saves_what_is_learned(tmp_path):
+    process = start(
+        "train", "--model", "report", "--epochs", "100000", "--json", "-o", str(tmp_path / "out"), cwd=tmp_path
+    )
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert first["epoch"] == 1
+    assert "what was learned is in" in err
+    assert "Traceback" not in err
+    assert all(json.loads(line)["epoch"] for line in out.splitlines())
+    assert main(["evaluate", str(tmp_path / "out" / "last.safetensors")]) == 0
+    assert (tmp_path / "out" / "curves.png").exists()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    with start("models", "--json", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+    assert err == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["predict", "--help"]])
+def test_help_and_version(tmp_path, argv):
+    process = start(*argv, cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out
+    assert err == ""
+
+
+def test_evaluate_on_images_of_another_shape(xcnn, tmp_path):
+    path = tmp_path / "w.safetensors"
+    classes = tuple("0123456789")
+    save_checkpoint(path, models.build("report", (1, 28, 28)), Checkpoint("report", (1, 28, 28), classes, "digits"))
+    code, _, err = xcnn("evaluate", path)
+    assert code == 2
+    assert "the model takes (1, 28, 28) images of 10 classes, digits has (1, 8, 8) images of 10" in err
