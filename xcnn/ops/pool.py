@@ -97,7 +97,8 @@ def _max_pool(
             values = xp.asarray(x[pixels], copy=True)  # read the strided slice once
             hit = ((values == y[windows]) | (values != values)) & left[windows]
             left = set_slice(left, windows, left[windows] ^ hit)
-            dx = put(dx, pixels, xp.astype(hit, dy.dtype) * dy[windows])  # several times faster than xp.where
+            # a product is several times faster than xp.where; its price: an infinite dy makes its whole window NaN
+            dx = put(dx, pixels, xp.astype(hit, dy.dtype) * dy[windows])
         for windows, pixels in found[-1:]:  # what is left needs no look at x
             dx = put(dx, pixels, xp.astype(left[windows], dy.dtype) * dy[windows])
         return (dx,)
