@@ -6,17 +6,16 @@ slower on a CPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
 from xcnn.errors import UsageError, unknown
 from xcnn.ops._erf import erf
-from xcnn.ops._op import Gradients, op, sample
+from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["elu", "gelu", "leaky_relu", "logistic", "relu", "sigmoid", "silu", "tanh"]
 
-Result = tuple[Array, Callable[..., Gradients]]
 
 _X = {"x": (2, 3, 4)}
 

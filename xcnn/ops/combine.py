@@ -1,14 +1,12 @@
 """Several maps into one: the sum that a residual connection takes, and the concatenation of branches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, op, sample
+from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["add", "concat"]
-
-Result = tuple[Array, Callable[..., Gradients]]
 
 
 @op("x other", samples=[sample({"x": (2, 3, 4), "other": (2, 3, 4)})])

@@ -16,13 +16,12 @@ import array_api_compat
 from xcnn._array import Array, full, is_array, namespace, namespace_of
 from xcnn.device import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
-from xcnn.ops._op import Gradients, labels, op, positive, probabilities, sample
+from xcnn.ops._op import Gradients, Result, labels, op, positive, probabilities, sample
 from xcnn.ops._reduction import check_reduction, reduce, spread
 from xcnn.ops.softmax import log_probabilities
 
 __all__ = ["cross_entropy", "nll_loss"]
 
-Result = tuple[Array, Callable[..., Gradients]]
 Asked = Callable[[], tuple[Array, Array]]
 """Makes q, of the shape of x, and the total weight of the labels (0-d), which the mean divides by."""
 

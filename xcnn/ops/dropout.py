@@ -1,17 +1,15 @@
 """Dropout: numbers set to zero at random in training, so that no feature relies on another one alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from xcnn._array import Array, namespace
 from xcnn.device import like
 from xcnn.errors import UsageError
-from xcnn.ops._op import Gradients, op, sample
+from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["dropout"]
-
-Result = tuple[Array, Callable[..., Gradients]]
 
 
 @op("x", saves="mask", samples=[sample({"x": (3, 4)}, p=0.4, rng=0), sample({"x": (2, 3, 4)}, p=1.0, rng=0)])

@@ -1,15 +1,13 @@
 """The fully connected layer, and the flattening of maps into the vectors that it takes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, op, sample
+from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["flatten", "linear"]
-
-Result = tuple[Array, Callable[..., Gradients]]
 
 
 @op(

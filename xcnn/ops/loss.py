@@ -1,16 +1,15 @@
 """The losses that compare two arrays element by element: squared, absolute, and binary cross entropy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError
-from xcnn.ops._op import Gradients, op, positive, probabilities, sample
+from xcnn.ops._op import Gradients, Result, op, positive, probabilities, sample
 from xcnn.ops._reduction import check_reduction, reduce, size, spread
 from xcnn.ops.activation import logistic
 
 __all__ = ["binary_cross_entropy_with_logits", "l1_loss", "mse_loss"]
 
-Result = tuple[Array, Callable[..., Gradients]]
 
 _PAIR = {"x": (3, 4), "target": (3, 4)}
 _PAIRS = [sample(_PAIR), sample(_PAIR, reduction="sum"), sample(_PAIR, reduction="none")]

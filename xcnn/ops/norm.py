@@ -14,11 +14,9 @@ from types import ModuleType
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, op, positive, sample
+from xcnn.ops._op import Gradients, Result, op, positive, sample
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
-
-Result = tuple[Array, Callable[..., Gradients]]
 
 
 @dataclass(frozen=True, slots=True)

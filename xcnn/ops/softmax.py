@@ -1,15 +1,14 @@
 """Softmax and its logarithm: rows of numbers turned into probabilities, and what the losses share with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, op, sample
+from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["log_probabilities", "log_softmax", "softmax"]
 
-Result = tuple[Array, Callable[..., Gradients]]
 
 _SAMPLES = [sample({"x": (2, 3, 4)}), sample({"x": (5,)}), sample({"x": (2, 3, 4)}, dim=1)]
 
