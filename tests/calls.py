@@ -1,0 +1,365 @@
+"""Calls of ops, as hypothesis draws them, and what they are called in PyTorch: one strategy per family of ops."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+__all__ = ["FAMILIES", "Call"]
+
+
+@dataclass
+class Call:
+    """One call of an op and of what it must equal.
+
+    Attributes
+    ----------
+    arrays : shapes, or arrays, by argument name; None stays None, a list stands for many.
+    torch : the same in PyTorch, called as torch(F, *arrays, **options); `F.<name>` unless given.
+    seed : for the numbers and dy.
+    constants : names of arrays that have no gradient, as labels have none.
+    """
+
+    name: str
+    arrays: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    torch: Callable[..., Any] | None = None
+    seed: int = 0
+    constants: tuple[str, ...] = ()
+
+
+seeds = st.integers(0, 2**32 - 1)
+ranks = st.sampled_from([1, 2, 3])
+
+
+def per_axis(rank: int, low: int, high: int) -> st.SearchStrategy[Any]:
+    """An integer, or one per axis."""
+    numbers = st.integers(low, high)
+    return numbers | st.tuples(*[numbers] * rank)
+
+
+def spread(value: Any, rank: int) -> tuple[Any, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def torch_pads(pairs: Any) -> list[int]:
+    """(before, after) per axis in the order of `F.pad`: last axis first."""
+    return [side for pair in reversed(pairs) for side in pair]
+
+
+def batch(draw: Any) -> tuple[int, ...]:
+    """A batch axis of 0, 1 or 2 images, or none."""
+    return draw(st.sampled_from([(), (0,), (1,), (2,), (2,)]))
+
+
+def sizes(draw: Any, least: Any) -> tuple[int, ...]:
+    """Map sizes from the smallest that a kernel fits on."""
+    return tuple(draw(st.integers(max(1, low), max(1, low) + 4)) for low in least)
+
+
+@st.composite
+def convolutions(draw: Any) -> Call:
+    rank = draw(ranks)
+    groups, multiple, channels = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    kernel = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    stride, dilation = draw(per_axis(rank, 1, 3)), draw(per_axis(rank, 1, 2))
+    extents = [d * (k - 1) + 1 for d, k in zip(spread(dilation, rank), kernel, strict=True)]
+    padding = draw(
+        st.just("same")
+        | st.just("valid")
+        | per_axis(rank, 0, 2)
+        | st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * rank)
+    )
+    if padding == "same":
+        maps = sizes(draw, [1] * rank)
+        counts = [-(-n // s) for n, s in zip(maps, spread(stride, rank), strict=True)]
+        totals = [
+            max((count - 1) * s + extent - n, 0)
+            for count, s, extent, n in zip(counts, spread(stride, rank), extents, maps, strict=True)
+        ]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pairs = [(0, 0)] * rank if padding == "valid" else [spread(p, 2) for p in spread(padding, rank)]
+        maps = sizes(draw, [extent - sum(pair) for extent, pair in zip(extents, pairs, strict=True)])
+
+    def padded_first(F: Any, x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        """PyTorch has symmetric padding only, and 'same' only at stride 1."""
+        conv = getattr(F, f"conv{rank}d")
+        if isinstance(padding, str) and (padding == "valid" or stride == 1):
+            return conv(x, weight, bias, **options)
+        return conv(F.pad(x, torch_pads(pairs)), weight, bias, **{**options, "padding": 0})
+
+    return Call(
+        f"conv{rank}d",
+        {
+            "x": (*batch(draw), channels * groups, *maps),
+            "weight": (multiple * groups, channels, *kernel),
+            "bias": draw(st.sampled_from([None, (multiple * groups,)])),
+        },
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+        padded_first,
+        draw(seeds),
+    )
+
+
+@st.composite
+def transposed_convolutions(draw: Any) -> Call:
+    rank = draw(ranks)
+    groups, outs, channels = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    kernel = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    stride, dilation = draw(per_axis(rank, 1, 3)), draw(per_axis(rank, 1, 2))
+    axes = list(zip(spread(stride, rank), spread(dilation, rank), kernel, strict=True))
+    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d, _ in axes)
+    padding = tuple(draw(st.integers(0, 2)) for _ in axes)
+    least = [
+        1 + max(0, -(-(2 * p - d * (k - 1) - e) // s)) for (s, d, k), p, e in zip(axes, padding, extra, strict=True)
+    ]
+    return Call(
+        f"conv_transpose{rank}d",
+        {
+            "x": (*batch(draw), channels * groups, *(min(n, 6) for n in sizes(draw, least))),
+            "weight": (channels * groups, outs, *kernel),
+            "bias": draw(st.sampled_from([None, (outs * groups,)])),
+        },
+        {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": extra,
+            "groups": groups,
+            "dilation": dilation,
+        },
+        seed=draw(seeds),
+    )
+
+
+@st.composite
+def pools(draw: Any) -> Call:
+    rank, kind = draw(ranks), draw(st.sampled_from(["max", "avg"]))
+    kernel_size = draw(per_axis(rank, 1, 3))
+    kernel = spread(kernel_size, rank)
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    options = {
+        "kernel_size": kernel_size,
+        "stride": draw(st.none() | per_axis(rank, 1, 4)),
+        "padding": padding,
+        "ceil_mode": draw(st.booleans()),
+    }
+    dilation = (1,) * rank
+    if kind == "max":
+        options["dilation"] = draw(per_axis(rank, 1, 3))
+        dilation = spread(options["dilation"], rank)
+    else:
+        options["count_include_pad"] = draw(st.booleans())
+        if rank > 1:
+            options["divisor_override"] = draw(st.sampled_from([None, None, 1, 5]))
+    # A dilated window may step over a small map from padding to padding; PyTorch then writes out of bounds.
+    least = [max(d * (k - 1) + 1 - 2 * p, d) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    if kind == "avg" and rank == 3:
+        least = list(kernel)  # PyTorch's check forgets the padding here
+    lead = draw(st.sampled_from([(3,), (1, 2), (2, 1), (2, 3), (0, 2)]))
+    x: Any = (*lead, *sizes(draw, least))
+    seed = draw(seeds)
+    if kind == "max" and draw(st.booleans()):  # few different numbers, so that there are ties
+        x = np.random.default_rng(seed).choice([-np.inf, -1.0, 0.0, 2.0], size=x, p=[0.1, 0.3, 0.3, 0.3])
+    return Call(f"{kind}_pool{rank}d", {"x": x}, options, seed=seed)
+
+
+@st.composite
+def whole_map_pools(draw: Any) -> Call:
+    rank = draw(ranks)
+    shape = (draw(st.integers(0, 2)), draw(st.integers(1, 3)), *sizes(draw, [1] * rank))
+    kind = draw(st.sampled_from(["adaptive", "global_avg", "global_max"]))
+    if kind == "adaptive":
+        numbers = st.integers(1, 6)
+        size = draw(numbers | st.tuples(*[numbers | st.none()] * rank)) if rank > 1 else draw(numbers)
+        return Call(f"adaptive_avg_pool{rank}d", {"x": shape}, {"output_size": size}, seed=draw(seeds))
+
+    def reduced(F: Any, x: Any) -> Any:
+        flat = x.flatten(2)
+        return flat.mean(dim=2) if kind == "global_avg" else flat.max(dim=2).values
+
+    return Call(f"{kind}_pool", {"x": shape}, {}, reduced, draw(seeds))
+
+
+@st.composite
+def pads(draw: Any) -> Call:
+    mode = draw(st.sampled_from(["constant", "reflect", "replicate", "circular"]))
+    rank = draw(ranks)
+    maps = sizes(draw, [3] * rank)
+    low = draw(st.sampled_from([0, -1]))  # -1 crops
+    most = {"constant": lambda n: 3, "replicate": lambda n: 4, "reflect": lambda n: n - 1, "circular": lambda n: n}[
+        mode
+    ]
+    sides = [draw(st.integers(low, most(n + low))) for n in reversed(maps) for _ in range(2)]
+    options = {"pad": tuple(sides), "mode": mode}
+    if mode == "constant":
+        options["value"] = draw(st.sampled_from([0.0, -1.5]))
+    return Call("pad", {"x": (draw(st.integers(1, 2)), 2, *maps)}, options, seed=draw(seeds))
+
+
+shapes = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple)
+
+
+@st.composite
+def activations(draw: Any) -> Call:
+    name, options = draw(
+        st.sampled_from(
+            [
+                ("relu", {}),
+                ("leaky_relu", {}),
+                ("leaky_relu", {"negative_slope": 0.0}),
+                ("leaky_relu", {"negative_slope": 0.3}),
+                ("leaky_relu", {"negative_slope": 1.5}),
+                ("elu", {}),
+                ("elu", {"alpha": 0.0}),
+                ("elu", {"alpha": 2.0}),
+                ("gelu", {}),
+                ("gelu", {"approximate": "tanh"}),
+                ("silu", {}),
+                ("sigmoid", {}),
+                ("tanh", {}),
+            ]
+        )
+    )
+    seed, scale = draw(seeds), draw(st.sampled_from([1.0, 10.0, 1e3]))
+    return Call(name, {"x": scale * np.random.default_rng(seed).standard_normal(draw(shapes))}, options, seed=seed)
+
+
+@st.composite
+def softmaxes(draw: Any) -> Call:
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple))
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    seed, scale = draw(seeds), draw(st.sampled_from([1.0, 1e4]))
+    x = scale * np.random.default_rng(seed).standard_normal(shape)
+    return Call(draw(st.sampled_from(["softmax", "log_softmax"])), {"x": x}, {"dim": dim}, seed=seed)
+
+
+@st.composite
+def shape_ops(draw: Any) -> Call:
+    """Linear, flatten, add, concat and dropout in evaluation."""
+    kind, seed = draw(st.sampled_from(["linear", "flatten", "add", "concat", "dropout"])), draw(seeds)
+    lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
+    if kind == "linear":
+        o, i = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+        bias = draw(st.sampled_from([None, (o,)]))
+        return Call("linear", {"x": (*lead, i), "weight": (o, i), "bias": bias}, seed=seed)
+    if kind == "flatten":
+        shape = (2, *lead, 3)
+        start = draw(st.integers(0, len(shape) - 1))
+        end = draw(st.integers(start, len(shape) - 1)) - draw(st.sampled_from([0, len(shape)]))
+        options = {"start_dim": start, "end_dim": end}
+        return Call("flatten", {"x": shape}, options, lambda F, x, **dims: x.flatten(**dims), seed)
+    if kind == "add":
+        return Call("add", {"x": lead, "other": lead}, {}, lambda F, x, other: x + other, seed)
+    if kind == "concat":
+        dim = draw(st.integers(0, len(lead)))
+        xs = [(*lead[:dim], n, *lead[dim:]) for n in draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))]
+        dim -= draw(st.sampled_from([0, len(lead) + 1]))
+        return Call("concat", {"xs": xs}, {"dim": dim}, _torch_cat, seed)
+    return Call("dropout", {"x": lead}, {"training": False, "rng": seed}, lambda F, x, training, rng: x * 1, seed)
+
+
+def _torch_cat(F: Any, xs: Any, dim: int) -> Any:
+    return F.torch.cat(xs, dim)
+
+
+@st.composite
+def norms(draw: Any) -> Call:
+    kind = draw(st.sampled_from(["batch", "layer", "group", "instance"]))
+    n, g, per = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    maps = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+    shape, seed = (n, g * per, *maps), draw(seeds)
+    options = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
+    of = shape[1:2]
+    if kind == "layer":
+        of = shape[draw(st.integers(0, len(shape) - 1)) :]
+        options["normalized_shape"] = of
+    elif kind == "group":
+        options["num_groups"] = g
+    weight, bias = draw(st.sampled_from([(None, None), (of, of), (of, None), (None, of)]))
+    arrays: dict[str, Any] = {"x": shape, "weight": weight, "bias": bias}
+
+    several = math.prod(maps) > 1
+    if kind in ("group", "instance") and not several:  # PyTorch refuses groups of one number
+        arrays["x"] = (*shape, 2)
+    if kind == "batch":
+        training = draw(st.booleans()) and (several or n > 1)
+        options |= {"training": training, "momentum": draw(st.sampled_from([0.1, 0.7]))}
+        rng = np.random.default_rng(seed)
+        mean, var = rng.standard_normal(of), rng.uniform(0.5, 2, of)
+        if training and draw(st.booleans()):
+            mean = var = None
+        arrays = {"x": shape, "running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+
+        return Call("batch_norm", arrays, options, seed=seed, constants=("running_mean", "running_var"))
+
+    def by_name(F: Any, x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        if weight is None and bias is not None:  # the gradient of PyTorch's group_norm crashes on a bias alone
+            weight = bias.detach() * 0 + 1
+        return getattr(F, f"{kind}_norm")(x, weight=weight, bias=bias, **options)
+
+    return Call(f"{kind}_norm", arrays, options, by_name, seed)
+
+
+@st.composite
+def classification_losses(draw: Any) -> Call:
+    kind = draw(st.sampled_from(["labels", "probabilities", "nll"]))
+    classes, seed = draw(st.integers(1, 4)), draw(seeds)
+    rng = np.random.default_rng(seed)
+    lead = draw(st.sampled_from([(), (1,), (2,), (5,)]))
+    maps = draw(st.sampled_from([(), (), (3,), (2, 2)])) if lead else ()
+    shape = (*lead, classes, *maps)
+    weight = rng.uniform(0.2, 2.0, classes) if draw(st.booleans()) else None
+    options: dict[str, Any] = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
+    if kind != "nll":
+        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    if kind == "probabilities":
+        target = rng.uniform(0.1, 1.0, shape)
+        target /= target.sum(axis=len(lead), keepdims=True)
+    else:
+        target = np.asarray(rng.integers(0, classes, (*lead, *maps)))
+        if target.size and draw(st.booleans()):  # ignore the label of one row, which is not the only one that counts
+            options["ignore_index"] = draw(st.sampled_from([-100, 0, classes - 1]))
+            others = target.ravel()
+            if others.size > 1 and options["ignore_index"] == -100:
+                others[0] = -100
+    x = draw(st.sampled_from([1.0, 1e4])) * rng.standard_normal(shape)
+    name = "nll_loss" if kind == "nll" else "cross_entropy"
+
+    return Call(name, {"x": x, "target": target, "weight": weight}, options, seed=seed, constants=("weight",))
+
+
+@st.composite
+def elementwise_losses(draw: Any) -> Call:
+    name, seed, shape = draw(st.sampled_from(["mse_loss", "l1_loss", "bce"])), draw(seeds), draw(shapes)
+    options = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
+    if name != "bce":
+        return Call(name, {"x": shape, "target": shape}, options, seed=seed)
+    rng = np.random.default_rng(seed)
+    weight = rng.uniform(0.5, 2, draw(st.sampled_from([shape, shape[-1:], (1,)]))) if draw(st.booleans()) else None
+    pos_weight = rng.uniform(0.5, 2, draw(st.sampled_from([shape[-1:], (1,)]))) if draw(st.booleans()) else None
+    x = draw(st.sampled_from([1.0, 1e4])) * rng.standard_normal(shape)
+    arrays = {"x": x, "target": rng.uniform(0, 1, shape), "weight": weight, "pos_weight": pos_weight}
+
+    def ordered(F: Any, x: Any, target: Any, weight: Any, pos_weight: Any, reduction: str) -> Any:
+        return F.binary_cross_entropy_with_logits(x, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+    return Call("binary_cross_entropy_with_logits", arrays, options, ordered, seed, ("weight", "pos_weight"))
+
+
+FAMILIES = [
+    convolutions,
+    transposed_convolutions,
+    pools,
+    whole_map_pools,
+    pads,
+    activations,
+    softmaxes,
+    shape_ops,
+    norms,
+    classification_losses,
+    elementwise_losses,
+]
