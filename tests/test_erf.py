@@ -2,8 +2,8 @@
 
 import math
 
-import array_api_compat.numpy as xp
 import numpy as np
+import numpy as xp
 import pytest
 
 from xcnn.ops._erf import erf

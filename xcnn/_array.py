@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from xcnn.errors import DtypeError
 
@@ -27,7 +28,9 @@ def namespace_of(array: Array) -> ModuleType:
     try:
         return _NAMESPACES[type(array)]
     except KeyError:
-        xp: ModuleType = array_api_compat.array_namespace(array)
+        # NumPy follows the standard by itself, and array_api_compat's wrapper of it imports all of NumPy, f2py included.
+        own = isinstance(array, np.ndarray | np.generic)
+        xp: ModuleType = np if own else array_api_compat.array_namespace(array)
         _NAMESPACES[type(array)] = xp
         return xp
 

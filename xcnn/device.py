@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy
 import numpy as np
 
 from xcnn._array import Array, namespace_of
@@ -77,7 +76,7 @@ class Library:
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
-    return Device("cpu", array_api_compat.numpy, "cpu", f"NumPy {np.__version__}")
+    return Device("cpu", np, "cpu", f"NumPy {np.__version__}")
 
 
 def _cuda(rest: str) -> Device:
