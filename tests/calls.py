@@ -18,7 +18,7 @@ class Call:
     Attributes
     ----------
     arrays : shapes, or arrays, by argument name; None stays None, a list stands for many.
-    torch : the same in PyTorch, called as torch(F, *arrays, **options); `F.<name>` unless given.
+    torch : the same in PyTorch, called as torch(F, *tensors, **options); `F.<name>` unless given.
     seed : for the numbers and dy.
     constants : names of arrays that have no gradient, as labels have none.
     """
@@ -29,6 +29,30 @@ class Call:
     torch: Callable[..., Any] | None = None
     seed: int = 0
     constants: tuple[str, ...] = ()
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw the arrays that are given as shapes."""
+
+        def draw(spec: Any) -> Any:
+            if isinstance(spec, list):
+                return [draw(one) for one in spec]
+            return np.asarray(rng.standard_normal(spec)) if isinstance(spec, tuple) else spec
+
+        return {name: draw(spec) for name, spec in self.arrays.items()}
+
+    def in_torch(self, torch: Any, arrays: dict[str, Any]) -> tuple[Any, list[Any]]:
+        """Run it in PyTorch: its y, and all tensors that went in, in order."""
+
+        def tensor(name: str, array: Any) -> Any:
+            if isinstance(array, list):
+                return [tensor(name, one) for one in array]
+            varies = name not in self.constants and array is not None and array.dtype.kind == "f"
+            return None if array is None else torch.tensor(array, requires_grad=varies)
+
+        tensors = [tensor(name, array) for name, array in arrays.items()]
+        theirs = self.torch or (lambda F, *args, **options: getattr(F, self.name)(*args, **options))
+        y = theirs(torch.nn.functional, *tensors, **self.options)
+        return y, [one for value in tensors for one in (value if isinstance(value, list) else [value])]
 
 
 seeds = st.integers(0, 2**32 - 1)

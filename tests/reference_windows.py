@@ -252,6 +252,9 @@ _SOURCES: dict[str, Callable[[int, int], int | None]] = {
 
 def pad(x: Any, pad: Any, mode: str = "constant", value: float = 0.0) -> np.ndarray:
     sides = [(0, 0)] * (x.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    for axis, (before, after) in enumerate(sides):  # what is negative crops, first
+        x = np.take(x, range(max(0, -before), x.shape[axis] + min(0, after)), axis)
+    sides = [(max(0, before), max(0, after)) for before, after in sides]
     y = np.zeros([size + sum(side) for size, side in zip(x.shape, sides, strict=True)])
     for index in np.ndindex(*y.shape):
         source = [_SOURCES[mode](i - side[0], size) for i, side, size in zip(index, sides, x.shape, strict=True)]

@@ -22,23 +22,8 @@ def torch() -> Any:
 def compare(torch: Any, call: Call) -> None:
     """Run both; y and the gradient of every floating-point array must agree, for a random dy."""
     rng = np.random.default_rng(call.seed)
-
-    def draw(spec: Any) -> Any:
-        if isinstance(spec, list):
-            return [draw(one) for one in spec]
-        return rng.standard_normal(spec) if isinstance(spec, tuple) else spec
-
-    def tensor(name: str, array: Any) -> Any:
-        if isinstance(array, list):
-            return [tensor(name, one) for one in array]
-        varies = name not in call.constants and array is not None and array.dtype.kind == "f"
-        return None if array is None else torch.tensor(array, requires_grad=varies)
-
-    arrays = {name: draw(spec) for name, spec in call.arrays.items()}
-    tensors = {name: tensor(name, array) for name, array in arrays.items()}
-    theirs = call.torch or (lambda F, *args, **options: getattr(F, call.name)(*args, **options))
-
-    wanted = theirs(torch.nn.functional, *tensors.values(), **call.options)
+    arrays = call.draw(rng)
+    wanted, leaves = call.in_torch(torch, arrays)
     y, backward = getattr(ops, call.name)(**arrays, **call.options)
     y = y[0] if type(y) is tuple else y
     assert y.shape == tuple(wanted.shape)
@@ -47,8 +32,7 @@ def compare(torch: Any, call: Call) -> None:
     dy = np.asarray(rng.standard_normal(y.shape))
     if wanted.requires_grad:
         wanted.backward(torch.tensor(dy))
-    flat = [one for value in tensors.values() for one in (value if isinstance(value, list) else [value])]
-    for gradient, leaf in zip(backward(dy), flat, strict=True):
+    for gradient, leaf in zip(backward(dy), leaves, strict=True):
         if leaf is None or not leaf.requires_grad:
             assert gradient is None
             continue
