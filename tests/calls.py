@@ -179,8 +179,11 @@ def pools(draw: Any) -> Call:
         options["count_include_pad"] = draw(st.booleans())
         if rank > 1:
             options["divisor_override"] = draw(st.sampled_from([None, None, 1, 5]))
+    least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    if options["ceil_mode"]:  # the first window, too, may be incomplete
+        least = [low - s + 1 for low, s in zip(least, spread(options["stride"] or kernel, rank), strict=True)]
     # A dilated window may step over a small map from padding to padding; PyTorch then writes out of bounds.
-    least = [max(d * (k - 1) + 1 - 2 * p, d) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    least = [max(low, d) for low, d in zip(least, dilation, strict=True)]
     if kind == "avg" and rank == 3:
         least = list(kernel)  # PyTorch's check forgets the padding here
     lead = draw(st.sampled_from([(3,), (1, 2), (2, 1), (2, 3), (0, 2)]))

@@ -50,7 +50,7 @@ def window_starts(
     while start + extent <= size + after:
         starts.append(start)
         start += stride
-    uncovered = not starts or starts[-1] + extent < size + after
+    uncovered = start - stride + extent < size + after  # the window before, which may itself start too early
     if ceil_mode and uncovered and start < size:
         starts.append(start)
     return starts
