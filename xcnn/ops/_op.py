@@ -26,6 +26,7 @@ __all__ = [
     "Op",
     "Result",
     "Sample",
+    "captured",
     "labels",
     "op",
     "positive",

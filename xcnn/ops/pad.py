@@ -13,7 +13,7 @@ from xcnn.errors import ShapeError, UsageError, unknown
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._window import along
 
-__all__ = ["pad"]
+__all__ = ["MODES", "Mode", "pad"]
 
 
 class Mode(NamedTuple):

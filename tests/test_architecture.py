@@ -1,0 +1,151 @@
+"""The rooms of the package: who may import whom, what `__all__` says, and what `import xcnn` does not load."""
+
+import ast
+import graphlib
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xcnn
+
+ROOT = Path(xcnn.__file__).parent
+
+FLOORS = [
+    {"__main__"},
+    {"cli"},
+    {"compare", "plots"},
+    {"__init__"},
+    {"training"},
+    {"models"},
+    {"nn", "optim"},
+    {"ops"},
+    {"kernels", "data"},
+    {"device"},
+    {"parameter"},
+    {"_array", "_files"},
+    {"errors"},
+]
+"""From top to bottom. A room imports from itself and from lower floors; rooms of one floor do not know each other."""
+
+STRANGERS = {("ops", "data")}
+"""Pairs that the floors would allow, but that must not know each other either."""
+
+HEAVY = ["PIL", "cupy", "cyclopts", "jax", "matplotlib", "pooch", "rich", "torch"]
+"""What `import xcnn` must not load."""
+
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _name(path: Path) -> str:
+    parts = ("xcnn", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in PATHS.items()}
+every_module = pytest.mark.parametrize("module", PATHS)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in a file, but for type checking alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in PATHS else str(node.module)
+        else:
+            yield from imports(node)
+
+
+def own(module: str) -> set[str]:
+    return {name for name in imports(TREES[module]) if name in PATHS}
+
+
+@every_module
+def test_a_room_imports_only_from_rooms_below(module: str) -> None:
+    here = room(module)
+    assert here in FLOOR, "a new room needs a floor"
+    for other in own(module):
+        there = room(other)
+        assert here == there or FLOOR[here] < FLOOR[there], f"{module} imports {other}"
+        assert (here, there) not in STRANGERS, f"{module} imports {other}"
+
+
+def test_imports_have_no_cycles() -> None:
+    tuple(graphlib.TopologicalSorter({module: own(module) for module in PATHS}).static_order())
+
+
+@every_module
+def test_array_libraries_are_imported_in_one_room(module: str) -> None:
+    libraries = {name.split(".")[0] for name in imports(TREES[module])} & {"cupy", "torch", "jax", "array_api_strict"}
+    assert not libraries or room(module) in ("device", "kernels")
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if room(module) == "ops"])
+def test_ops_never_ask_which_library_they_run_on(module: str) -> None:
+    if module not in ("xcnn.ops._op", "xcnn.ops.dropout"):  # which draw numbers, and that on the host
+        assert not {"numpy", "array_api_compat.numpy"} & set(imports(TREES[module]))
+    asked = [ast.unparse(node) for node in ast.walk(TREES[module]) if isinstance(node, (ast.Compare, ast.Call))]
+    assert [
+        question for question in asked if re.search(r"is_\w+_(array|namespace)\(|__name__ (==|!=|in)", question)
+    ] == []
+
+
+@every_module
+def test_all_lists_the_public_names(module: str) -> None:
+    if module == "xcnn.__main__":
+        return
+    listed = getattr(importlib.import_module(module), "__all__", None)
+    assert listed is not None, "no __all__"
+    assert len(set(listed)) == len(listed)
+    for name in listed:
+        assert hasattr(importlib.import_module(module), name), f"{name} is listed but not there"
+    assert set(defined(TREES[module])) <= set(listed)
+
+
+def defined(tree: ast.Module) -> Iterator[str]:
+    """The public functions, classes and constants of a module. An alias for annotations may stay unlisted."""
+    for node in tree.body:
+        names = []
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            names = [name for name in names if name.islower() or (name.isupper() and len(name) > 1)]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+@every_module
+def test_every_file_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(TREES[module])
+
+
+def test_import_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
+    code = f"""
+import sys, time, numpy
+start = time.perf_counter()
+import xcnn
+from xcnn import data, device, models, nn, ops, optim, training
+print(round(time.perf_counter() - start, 3))
+print(*sorted(set(sys.modules) & set({HEAVY})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, loaded = done.stdout.splitlines()
+    with capsys.disabled():
+        print(f"\nimport xcnn takes {seconds} s over NumPy")
+    assert loaded == ""
