@@ -13,6 +13,7 @@ Another array-API library is one more `Library` in `LIBRARIES`. No transfer is i
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from xcnn._array import Array, namespace_of
 from xcnn.errors import DeviceError, UsageError, unknown
 
-__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "to_numpy"]
+__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "one_blas_thread", "to_numpy"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,17 @@ def like(array: np.ndarray, other: Array) -> Array:
     """Copy a host array to the library, device and dtype of `other`."""
     xp = namespace_of(other)
     return xp.astype(_place(xp, array, array_api_compat.device(other)), other.dtype)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Hold NumPy's matrix products to one thread inside a `with`.
+
+    A network's products are small: on two busy cores their threads spend ten times as long waiting for each other.
+    """
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def on_host(array: Array) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xcnn._array import Array, namespace_of
 from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
-from xcnn.device import Device, device, to_numpy
+from xcnn.device import Device, device, one_blas_thread, to_numpy
 from xcnn.errors import CheckpointError, ShapeError, UsageError, unknown
 from xcnn.nn import Module
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
@@ -96,10 +96,11 @@ def correct(loss: Loss, output: Array, y: Array) -> int | None:
 def evaluate(model: Module, data: Data, loss: Loss, where: Device, batch_size: int = 256) -> Metrics:
     """Return loss and accuracy over a data set, in inference mode; the model is on the device `where`."""
     metrics = Metrics()
-    for x, y in _in_order(data, batch_size):
-        output, targets = model(place(x, where)), place(y, where)
-        value = float(loss.function(output, targets)[0])
-        metrics.add(len(x), value, correct(loss, output, targets))
+    with one_blas_thread():
+        for x, y in _in_order(data, batch_size):
+            output, targets = model(place(x, where)), place(y, where)
+            value = float(loss.function(output, targets)[0])
+            metrics.add(len(x), value, correct(loss, output, targets))
     return metrics
 
 
@@ -111,7 +112,8 @@ def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: i
         raise ShapeError("predict: images is empty")
     else:
         parts = (images[i : i + batch_size, ...] for i in range(0, len(images), batch_size))
-    return np.concatenate([to_numpy(loss.activation(model(place(x, where)))) for x in parts])
+    with one_blas_thread():
+        return np.concatenate([to_numpy(loss.activation(model(place(x, where)))) for x in parts])
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from xcnn import optim
 from xcnn._array import Array
 from xcnn.data import Loader
-from xcnn.device import Device, to_numpy
+from xcnn.device import Device, one_blas_thread, to_numpy
 from xcnn.device import device as open_device
 from xcnn.errors import DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
@@ -136,7 +136,7 @@ class Trainer:
         for callback in callbacks:
             callback.on_fit_start(self, len(made), epochs)
         try:
-            with delayed_interrupt() as check_interrupt:
+            with one_blas_thread(), delayed_interrupt() as check_interrupt:
                 for epoch in range(first + 1, first + epochs + 1):
                     record = self._epoch(epoch, made, validation, callbacks, check_interrupt)
                     self.history.append(record)
