@@ -28,7 +28,7 @@ def namespace_of(array: Array) -> ModuleType:
     try:
         return _NAMESPACES[type(array)]
     except KeyError:
-        # NumPy follows the standard by itself, and array_api_compat's wrapper of it imports all of NumPy, f2py included.
+        # NumPy follows the standard by itself; array_api_compat's wrapper of it imports all of NumPy, f2py included.
         own = isinstance(array, np.ndarray | np.generic)
         xp: ModuleType = np if own else array_api_compat.array_namespace(array)
         _NAMESPACES[type(array)] = xp
@@ -41,7 +41,7 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
     Parameters
     ----------
     op : name of the caller, which opens every error message.
-    **arrays : the arrays by argument name; None is passed over.
+    **arrays : the arrays by argument name; None is passed over, except as the first.
 
     Raises
     ------
@@ -53,6 +53,8 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
     first, dtype = "", None
     for name, array in arrays.items():
         if array is None:
+            if xp is None:
+                raise DtypeError(f"{op}: {name} must be an array, got None")
             continue
         try:
             this = namespace_of(array)

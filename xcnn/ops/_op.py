@@ -73,8 +73,8 @@ class Backward:
             raise ShapeError(f"{self._name}: dy must have the shape of y {tuple(self.shape)}, got {tuple(dy.shape)}")
         if needs is None:
             needs = (True,) * self._count
-        elif len(needs) != self._count:
-            raise UsageError(f"{self._name}: needs takes {self._count} bools, one per array argument, got {len(needs)}")
+        elif not isinstance(needs, Sequence) or len(needs) != self._count:
+            raise UsageError(f"{self._name}: needs takes {self._count} bools, one per array argument, got {needs!r}")
         return self._function(dy, needs)
 
     def saved(self) -> dict[str, Array]:

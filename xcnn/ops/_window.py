@@ -85,7 +85,8 @@ def integers(op: str, name: str, value: int | Sequence[int], rank: int, minimum:
     if len(entries) != rank:
         raise UsageError(f"{op}: {name} takes an integer or {rank} of them, got {value!r}")
     for entry in entries:
-        if not hasattr(entry, "__index__") or isinstance(entry, bool) or entry < minimum:
+        number = hasattr(entry, "__index__") and not hasattr(entry, "__len__")  # an array has both
+        if not number or isinstance(entry, bool) or entry < minimum:
             raise UsageError(f"{op}: {name} takes integers of at least {minimum}, got {value!r}")
     return entries
 
@@ -98,10 +99,10 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
         if padding == "valid":
             return ((0, 0),) * rank
         raise UsageError(f"{op}: padding takes 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}")
-    if not isinstance(padding, int) and any(isinstance(entry, Sequence) for entry in padding):
+    if isinstance(padding, Sequence) and any(isinstance(entry, Sequence) for entry in padding):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
-        before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)
+        before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)  # type: ignore[arg-type]
         return tuple(zip(before, after, strict=True))
     return tuple((p, p) for p in integers(op, "padding", padding, rank, 0))  # type: ignore[arg-type]
 

@@ -63,8 +63,8 @@ def concat(xs: Sequence[Array], dim: int = 0) -> Result:
     ShapeError, DtypeError, UsageError
         Where the arrays do not fit each other, there are none, or they have no such axis.
     """
-    if len(xs) == 0:
-        raise UsageError("concat: xs must hold at least one array, got none")
+    if not isinstance(xs, Sequence) or len(xs) == 0:
+        raise UsageError(f"concat: xs must be a sequence of at least one array, got {type(xs).__name__}")
     xp = namespace("concat", **{f"xs[{i}]": x for i, x in enumerate(xs)})
     rank = xs[0].ndim
     if not -rank <= dim < rank:

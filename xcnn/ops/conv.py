@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import Axes, Integers, Padding, col2im, im2col, transposed_axes, window_axes
+from xcnn.ops._window import Axes, Integers, Padding, col2im, im2col, integers, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -65,8 +65,7 @@ def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, gr
         )
     if weight.ndim != rank + 2 or 0 in weight.shape:
         raise ShapeError(f"{name}: weight must have {rank + 2} axes, none of them empty, got {tuple(weight.shape)}")
-    if not isinstance(groups, int) or groups < 1:
-        raise UsageError(f"{name}: groups must be an integer of at least 1, got {groups!r}")
+    (groups,) = integers(name, "groups", groups, 1)
     if weight.shape[0] % groups:
         raise ShapeError(
             f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes}"

@@ -41,6 +41,8 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
     namespace("dropout", x=x)
     if not 0.0 <= p <= 1.0:
         raise UsageError(f"dropout: p must be between 0 and 1, got {p!r}")
+    if not isinstance(rng, np.random.Generator) and not (isinstance(rng, int | np.integer) and rng >= 0):
+        raise UsageError(f"dropout: rng must be a numpy.random.Generator or a seed of at least 0, got {rng!r}")
     if not training or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
     kept = np.random.default_rng(rng).random(x.shape, dtype=np.float32) >= p

@@ -15,6 +15,7 @@ from types import ModuleType
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
+from xcnn.ops._window import integers
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
@@ -223,7 +224,7 @@ def layer_norm(
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, 2016, arXiv:1607.06450.
     """
     xp = namespace("layer_norm", x=x, weight=weight, bias=bias)
-    trailing = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    trailing = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     lead = x.ndim - len(trailing)
     if not trailing or lead < 0 or x.shape[lead:] != trailing:
         raise ShapeError(f"layer_norm: x must end in normalized_shape {trailing}, got {tuple(x.shape)}")
@@ -282,7 +283,8 @@ def group_norm(
     xp = namespace("group_norm", x=x, weight=weight, bias=bias)
     _check_channels("group_norm", x)
     c = x.shape[1]
-    if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
+    (num_groups,) = integers("group_norm", "num_groups", num_groups, 1)
+    if c % num_groups:
         raise UsageError(f"group_norm: num_groups must divide the {c} channels of x, got {num_groups!r}")
     _check("group_norm", (c,), weight=weight, bias=bias)
     return _group_norm(xp, x, num_groups, weight, bias, eps)

@@ -58,7 +58,7 @@ def _check(x: Array, pad: Sequence[int], mode: str) -> None:
         not isinstance(pad, Sequence)
         or len(pad) % 2
         or len(pad) > 2 * x.ndim
-        or not all(hasattr(p, "__index__") for p in pad)
+        or not all(hasattr(p, "__index__") and not isinstance(p, bool) for p in pad)
     ):
         raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
     for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
