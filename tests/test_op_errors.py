@@ -1,0 +1,357 @@
+"""Bad calls of ops: each raises one of xcnn's errors, with one sentence that says what was expected and what came."""
+
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from xcnn import ops
+from xcnn.errors import DtypeError, ShapeError, UsageError, XcnnError
+
+
+def f(*shape: int, dtype: str = "float64") -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+def i(*shape: int, value: int = 1) -> np.ndarray:
+    return np.full(shape, value)
+
+
+def conv(**options: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    return "conv2d", (f(1, 4, 5, 5), f(4, 4, 3, 3)), options
+
+
+def call(name: str, *args: Any, **options: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    return name, args, options
+
+
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+AXES = "x must have 4 axes (n, c, *sizes), or 3 for one image; got (5, 5)"
+LABELS = "target must hold integer class indices of shape (3,)"
+LABELS_OR_SOFT = f"{LABELS}, or float64 probabilities of shape (3, 4)"
+KNOWN = "expected class indices 0 .. 3 (or ignore_index -100)"
+STATISTICS = "running_mean and running_var are needed, both of them; in training also neither"
+NO_FLOAT = "x must be a floating-point array, got int64; convert it first"
+
+BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
+    # arrays: rank, channels, sizes
+    (call("conv2d", f(5, 5), f(2, 3, 3, 3)), ShapeError, AXES),
+    (call("max_pool2d", f(5, 5), 2), ShapeError, AXES),
+    (call("adaptive_avg_pool2d", f(5, 5), 1), ShapeError, AXES),
+    (
+        call("conv2d", f(8, 4, 32, 32), f(2, 3, 3, 3)),
+        ShapeError,
+        "weight takes 3 input channels, x has 4 (x: (8, 4, 32, 32), weight: (2, 3, 3, 3))",
+    ),
+    (
+        call("conv_transpose2d", f(1, 4, 5, 5), f(3, 4, 3, 3)),
+        ShapeError,
+        "weight takes 3 input channels, x has 4 (x: (1, 4, 5, 5), weight: (3, 4, 3, 3))",
+    ),
+    (
+        call("conv2d", f(1, 3, 5, 5), f(2, 3, 3)),
+        ShapeError,
+        "weight must have 4 axes, none of them empty, got (2, 3, 3)",
+    ),
+    (
+        call("conv2d", f(1, 3, 5, 5), f(2, 3, 0, 3)),
+        ShapeError,
+        "weight must have 4 axes, none of them empty, got (2, 3, 0, 3)",
+    ),
+    (
+        call("conv2d", f(1, 3, 5, 5), f(2, 3, 3, 3), f(3)),
+        ShapeError,
+        "bias must have shape (2,), one per output channel, got (3,)",
+    ),
+    (
+        call("conv2d", f(1, 3, 5, 5), f(2, 3, 7, 3), padding=(0, 1)),
+        ShapeError,
+        "kernel (7, 3) with dilation (1, 1) does not fit the map (5, 5), padded (5, 7)",
+    ),
+    (
+        conv(dilation=3),
+        ShapeError,
+        "kernel (3, 3) with dilation (3, 3) does not fit the map (5, 5), padded (5, 5)",
+    ),
+    (
+        call("conv2d", f(1, 3, 0, 5), f(2, 3, 3, 3), padding=3),
+        ShapeError,
+        "kernel (3, 3) with dilation (1, 1) does not fit the map (0, 5), padded (6, 11)",
+    ),
+    (
+        call("conv_transpose1d", f(4, 5), f(4, 2, 3), padding=9),
+        ShapeError,
+        "a map of (5,) with kernel (3,) and padding 9 gives no pixels",
+    ),
+    (
+        call("max_pool1d", f(2, 5), 6),
+        ShapeError,
+        "kernel (6,) with dilation (1,) does not fit the map (5,), padded (5,)",
+    ),
+    (
+        call("adaptive_avg_pool2d", f(1, 2, 0, 5), 1),
+        ShapeError,
+        "the maps of x must not be empty, got (1, 2, 0, 5)",
+    ),
+    (
+        call("global_avg_pool", f(2, 3)),
+        ShapeError,
+        "x must be (n, c, *sizes) with at least one size, and none 0; got (2, 3)",
+    ),
+    (
+        call("global_max_pool", f(2, 3, 0)),
+        ShapeError,
+        "x must be (n, c, *sizes) with at least one size, and none 0; got (2, 3, 0)",
+    ),
+    (
+        call("linear", f(2, 3), f(4, 5)),
+        ShapeError,
+        "weight takes 5 features, x has 3 (x: (2, 3), weight: (4, 5))",
+    ),
+    (call("linear", f(2, 3), f(4, 3, 1)), ShapeError, "weight must have 2 axes (out, in), got (4, 3, 1)"),
+    (
+        call("linear", f(2, 3), f(4, 3), f(3)),
+        ShapeError,
+        "bias must have shape (4,), one per output feature, got (3,)",
+    ),
+    (call("add", f(2, 3), f(3)), ShapeError, "other must have the shape of x (2, 3), got (3,)"),
+    (
+        call("concat", [f(2, 3), f(2, 4)]),
+        ShapeError,
+        "xs[1] must have the shape of xs[0] (2, 3) but for axis 0, got (2, 4)",
+    ),
+    (call("log_softmax", f(2, 0)), ShapeError, "axis -1 of x must not be empty, got (2, 0)"),
+    (call("batch_norm", f(3)), ShapeError, "x must be (n, c, *sizes), got (3,)"),
+    (call("batch_norm", f(3, 2), f(3), f(3)), ShapeError, "running_mean must have shape (2,), got (3,)"),
+    (call("batch_norm", f(3, 2), f(2), f(2), f(1)), ShapeError, "weight must have shape (2,), got (1,)"),
+    (
+        call("batch_norm", f(1, 2), f(2), f(2), training=True),
+        ShapeError,
+        "training needs more than one number per channel, got x (1, 2)",
+    ),
+    (call("layer_norm", f(3, 2), 3), ShapeError, "x must end in normalized_shape (3,), got (3, 2)"),
+    (call("layer_norm", f(3, 2), (2,), f(3)), ShapeError, "weight must have shape (2,), got (3,)"),
+    (call("group_norm", f(3), 1), ShapeError, "x must be (n, c, *sizes), got (3,)"),
+    (
+        call("instance_norm", f(3, 4)),
+        ShapeError,
+        "x must be (n, c, *sizes) with at least one size, got (3, 4)",
+    ),
+    (
+        call("instance_norm", f(3, 4, 1)),
+        ShapeError,
+        "x needs more than one number per channel, got (3, 4, 1)",
+    ),
+    (call("mse_loss", f(3), f(4)), ShapeError, "target must have the shape of x (3,), got (4,)"),
+    (call("l1_loss", f(3), f(3, 1)), ShapeError, "target must have the shape of x (3,), got (3, 1)"),
+    (
+        call("binary_cross_entropy_with_logits", f(3), f(3), f(2)),
+        ShapeError,
+        "weight must broadcast to x (3,), got (2,)",
+    ),
+    (call("cross_entropy", f(3, 4), i(3), f(3)), ShapeError, "weight must have shape (4,), one per class, got (3,)"),
+    (call("cross_entropy", f(3, 0), i(3)), ShapeError, "x must be (n, classes, ...) or (classes,), got (3, 0)"),
+    # labels
+    (call("cross_entropy", f(3, 4), i(3, value=4)), UsageError, f"target holds 4, {KNOWN}"),
+    (call("cross_entropy", f(3, 4), i(3, value=-1)), UsageError, f"target holds -1, {KNOWN}"),
+    (call("nll_loss", f(3, 4), i(3, value=9)), UsageError, f"target holds 9, {KNOWN}"),
+    (call("cross_entropy", f(3, 4), i(4)), ShapeError, f"{LABELS_OR_SOFT}, got int64 of shape (4,)"),
+    (call("cross_entropy", f(3, 4), f(3)), DtypeError, f"{LABELS_OR_SOFT}, got float64 of shape (3,)"),
+    (call("cross_entropy", f(3, 4), i(3) > 0), DtypeError, f"{LABELS_OR_SOFT}, got bool of shape (3,)"),
+    (
+        call("cross_entropy", f(3, 4), f(3, 4, dtype="float32")),
+        DtypeError,
+        f"{LABELS_OR_SOFT}, got float32 of shape (3, 4)",
+    ),
+    (call("nll_loss", f(3, 4), f(3, 4)), DtypeError, f"{LABELS}, got float64 of shape (3, 4)"),
+    (call("cross_entropy", f(3, 4), [1, 2, 3]), DtypeError, "target must be a numpy array like x, got list"),
+    (
+        call("cross_entropy", f(3, 4), f(3, 4), ignore_index=0),
+        UsageError,
+        "ignore_index 0 needs class indices, target holds probabilities",
+    ),
+    (
+        call("cross_entropy", f(3, 4), i(3), label_smoothing=2),
+        UsageError,
+        "label_smoothing must be between 0 and 1, got 2",
+    ),
+    # dtypes and libraries
+    (call("conv2d", i(1, 4, 5, 5), f(4, 4, 3, 3)), DtypeError, NO_FLOAT),
+    (call("max_pool2d", i(1, 2, 5, 5), 2), DtypeError, NO_FLOAT),
+    (call("relu", i(2)), DtypeError, NO_FLOAT),
+    (call("cross_entropy", i(3, 4), i(3)), DtypeError, NO_FLOAT),
+    (
+        call("conv2d", f(1, 4, 5, 5, dtype="float32"), f(4, 4, 3, 3)),
+        DtypeError,
+        "weight is float64, x is float32; convert one",
+    ),
+    (
+        call("concat", [f(2, 3), f(2, 3, dtype="float32")]),
+        DtypeError,
+        "xs[1] is float32, xs[0] is float64; convert one",
+    ),
+    (call("mse_loss", f(3), i(3)), DtypeError, "target is int64, x is float64; convert one"),
+    (
+        call("conv2d", f(1, 4, 5, 5), array_api_strict.ones((4, 4, 3, 3))),
+        DtypeError,
+        "weight is a array_api_strict array, x a numpy array; move one",
+    ),
+    (call("conv2d", f(1, 4, 5, 5), f(4, 4, 3, 3), 3.0), DtypeError, "bias must be an array, got float"),
+    (call("relu", [1.0]), DtypeError, "x must be an array, got list"),
+    (call("relu", None), DtypeError, "x must be an array, got None"),
+    (call("concat", [f(2, 3), 3]), DtypeError, "xs[1] must be an array, got int"),
+    # options
+    (
+        conv(groups=3),
+        ShapeError,
+        "groups 3 does not divide the 4 leading channels of weight (x: (1, 4, 5, 5), weight: (4, 4, 3, 3))",
+    ),
+    (conv(groups=0), UsageError, "groups takes integers of at least 1, got 0"),
+    (conv(groups=True), UsageError, "groups takes integers of at least 1, got True"),
+    (conv(groups=1.0), UsageError, "groups takes integers of at least 1, got 1.0"),
+    (conv(stride=0), UsageError, "stride takes integers of at least 1, got 0"),
+    (conv(stride=True), UsageError, "stride takes integers of at least 1, got True"),
+    (conv(stride=1.5), UsageError, "stride takes integers of at least 1, got 1.5"),
+    (conv(stride=(1, 2, 3)), UsageError, "stride takes an integer or 2 of them, got (1, 2, 3)"),
+    (conv(dilation=(1, 0)), UsageError, "dilation takes integers of at least 1, got (1, 0)"),
+    (conv(padding=-1), UsageError, "padding takes integers of at least 0, got -1"),
+    (conv(padding=None), UsageError, "padding takes integers of at least 0, got None"),
+    (conv(padding=False), UsageError, "padding takes integers of at least 0, got False"),
+    (conv(padding=np.array([1, 1])), UsageError, "padding takes integers of at least 0, got array([1, 1])"),
+    (conv(padding=(1, 2, 3)), UsageError, "padding takes an integer or 2 of them, got (1, 2, 3)"),
+    (conv(padding=((1, 2), 3)), UsageError, "padding takes 2 (before, after) pairs, got ((1, 2), 3)"),
+    (conv(padding=((1, 2), (3, -1))), UsageError, "padding takes integers of at least 0, got (3, -1)"),
+    (
+        conv(padding="full"),
+        UsageError,
+        "padding takes 'same', 'valid', an integer, 2 integers or pairs, got 'full'",
+    ),
+    (
+        call("conv_transpose1d", f(4, 5), f(4, 2, 3), padding="same"),
+        UsageError,
+        "padding takes integers or (before, after) pairs, got 'same'",
+    ),
+    (
+        call("conv_transpose1d", f(4, 5), f(4, 2, 3), output_padding=1),
+        UsageError,
+        "output_padding must be smaller than stride or dilation, got 1",
+    ),
+    (call("max_pool1d", f(2, 5), 0), UsageError, "kernel_size takes integers of at least 1, got 0"),
+    (call("max_pool1d", f(2, 5), 2, 1, 2), UsageError, "padding (2,) must be at most half the kernel (2,)"),
+    (
+        call("avg_pool2d", f(1, 2, 5, 5), 2, divisor_override=0),
+        UsageError,
+        "divisor_override takes integers of at least 1, got 0",
+    ),
+    (
+        call("adaptive_avg_pool2d", f(1, 2, 5, 5), (1, 2, 3)),
+        UsageError,
+        "output_size takes an integer or 2 of them, got [1, 2, 3]",
+    ),
+    (
+        call("pad", f(2, 3), (1,)),
+        UsageError,
+        "pad takes integers, two for each of at most 2 axes, got (1,)",
+    ),
+    (
+        call("pad", f(2, 3), (True, 1)),
+        UsageError,
+        "pad takes integers, two for each of at most 2 axes, got (True, 1)",
+    ),
+    (
+        call("pad", f(2, 3), (3, 0), mode="reflect"),
+        ShapeError,
+        "mode 'reflect' adds at most 2 to 3 pixels, got (3, 0) for axis -1 of x (2, 3)",
+    ),
+    (
+        call("pad", f(2, 3), (-4, 0)),
+        ShapeError,
+        "pad crops more pixels than there are, (-4, 0) for axis -1 of x (2, 3)",
+    ),
+    (call("flatten", f(2, 3), 1, 0), UsageError, "x (2, 3) has no axes 1 to 0 in this order"),
+    (call("concat", []), UsageError, "xs must be a sequence of at least one array, got list"),
+    (call("concat", [f(2, 3)], 2), UsageError, "dim must be an axis of xs[0] (2, 3), got 2"),
+    (call("softmax", f(2), 1), UsageError, "dim must be an axis of x (2,), got 1"),
+    (call("dropout", f(2), 1.5, rng=0), UsageError, "p must be between 0 and 1, got 1.5"),
+    (
+        call("dropout", f(2), rng=None),
+        UsageError,
+        "rng must be a numpy.random.Generator or a seed of at least 0, got None",
+    ),
+    (call("leaky_relu", f(2), -1), UsageError, "negative_slope must be at least 0, got -1"),
+    (call("elu", f(2), -1), UsageError, "alpha must be at least 0, got -1"),
+    (call("batch_norm", f(3, 2)), UsageError, STATISTICS),
+    (call("batch_norm", f(3, 2), f(2), training=True), UsageError, STATISTICS),
+    (call("group_norm", f(3, 4), 3), UsageError, "num_groups must divide the 4 channels of x, got 3"),
+    (call("group_norm", f(3, 4), True), UsageError, "num_groups takes integers of at least 1, got True"),
+]
+"""What is called, the error, and its sentence after the name of the op."""
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "sentence"), BAD_CALLS, ids=[f"{n}-{c[0][0]}" for n, c in enumerate(BAD_CALLS)]
+)
+def test_a_bad_call_says_what_was_expected_and_what_came(bad: Call, error: type[XcnnError], sentence: str) -> None:
+    name, args, options = bad
+    with pytest.raises(error) as caught:
+        getattr(ops, name)(*args, **options)
+    assert str(caught.value) == f"{name}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (
+            call("pad", f(3), (1, 1), "mirror"),
+            "unknown pad mode 'mirror' (known: circular, constant, reflect, replicate)",
+        ),
+        (call("gelu", f(3), "tan"), "unknown approximation of gelu 'tan'; did you mean 'tanh'? (known: none, tanh)"),
+        (call("mse_loss", f(3), f(3), "men"), "unknown reduction 'men'; did you mean 'mean'? (known: mean, none, sum)"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_the_known_ones(bad: Call, sentence: str) -> None:
+    name, args, options = bad
+    with pytest.raises(UsageError) as caught:
+        getattr(ops, name)(*args, **options)
+    assert str(caught.value) == sentence
+
+
+LIKE_Y = "relu: dy must be a numpy array of float64 like y, got"
+
+BAD_BACKWARDS: list[tuple[tuple[Any, ...], type[XcnnError], str]] = [
+    ((), ShapeError, "relu: only a 0-d y may omit dy; pass one of shape (2, 3)"),
+    ((f(3, 2),), ShapeError, "relu: dy must have the shape of y (2, 3), got (3, 2)"),
+    ((f(2, 3, dtype="float32"),), DtypeError, f"{LIKE_Y} ndarray of float32"),
+    ((array_api_strict.ones((2, 3)),), DtypeError, f"{LIKE_Y} Array of array_api_strict.float64"),
+    ((1.0,), DtypeError, f"{LIKE_Y} float of no dtype"),
+    ((f(2, 3), (True, True)), UsageError, "relu: needs takes 1 bools, one per array argument, got (True, True)"),
+    ((f(2, 3), True), UsageError, "relu: needs takes 1 bools, one per array argument, got True"),
+]
+
+
+@pytest.mark.parametrize(("args", "error", "sentence"), BAD_BACKWARDS)
+def test_a_bad_backward_says_what_was_expected_and_what_came(
+    args: tuple[Any, ...], error: type[XcnnError], sentence: str
+) -> None:
+    _, backward = ops.relu(f(2, 3))
+    with pytest.raises(error) as caught:
+        backward(*args)
+    assert str(caught.value) == sentence
+
+
+def test_needs_counts_the_arrays_of_a_sequence() -> None:
+    _, backward = ops.concat([f(1), f(2)])
+    with pytest.raises(UsageError, match="concat: needs takes 2 bools"):
+        backward(f(3), (True,))
+
+
+def test_a_label_out_of_range_on_a_device_makes_its_row_nan() -> None:
+    """Reading it on the host would stop a GPU; no other row may notice, and no other class be trained in its place."""
+    x = array_api_strict.ones((2, 3))
+    target = array_api_strict.asarray([0, 3])
+    y, backward = ops.cross_entropy(x, target, reduction="none")
+    dx = np.asarray(backward(array_api_strict.ones((2,)))[0])
+    assert np.isnan(np.asarray(y)).tolist() == [False, True]
+    assert np.isnan(dx).tolist() == [[False] * 3, [True] * 3]
