@@ -16,10 +16,13 @@ from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._module import Module, Once
 from xcnn.nn.functions import Add, Concat
 
-__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
+__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential", "Step"]
 
 Node = tuple[str, Module, str | Sequence[str]]
 """Name, module, and what it takes: one name for one array, a sequence of names for a tuple of arrays."""
+
+Step = tuple[str, Module, str | Sequence[str], set[str]]
+"""A node that is run, with the names that nothing needs after it."""
 
 
 class Graph(Module):
@@ -62,6 +65,7 @@ class Graph(Module):
         if self._output not in known:
             raise UsageError(f"{kind}: {unknown('output', self._output, known)}")
         self._steps = _steps(self._nodes, self._output)
+        self._wanted = {need_dx: _wanted(self._steps, need_dx) for need_dx in (False, True)}
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the modules with the names of their nodes."""
@@ -80,7 +84,7 @@ class Graph(Module):
             return y
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            wanted = self._wanted(need_dx)
+            wanted = self._wanted[need_dx]
             grads = {self._output: dy}
             for name, _, inputs, _ in reversed(self._steps):
                 back, dy = backs.pop(name), grads.pop(name, None)
@@ -108,21 +112,22 @@ class Graph(Module):
                 del values[source]
         return values[self._output]
 
-    def _wanted(self, need_dx: bool) -> set[str]:
-        """Return the names whose gradients lead to a parameter, or to x where that is wanted."""
-        wanted = {"x"} if need_dx else set()
-        for name, module, inputs, _ in self._steps:
-            if any(source in wanted for source in _names(inputs)) or any(module.named_parameters()):
-                wanted.add(name)
-        return wanted
-
 
 def _names(inputs: str | Sequence[str]) -> Sequence[str]:
     return (inputs,) if isinstance(inputs, str) else inputs
 
 
-def _steps(nodes: Sequence[Node], output: str) -> list[tuple[str, Module, str | Sequence[str], set[str]]]:
-    """Return the nodes that lead to the output, each with the names that nothing needs after it."""
+def _wanted(steps: Sequence[Step], need_dx: bool) -> set[str]:
+    """Return the names whose gradients lead to a parameter, or to x where that is wanted."""
+    wanted = {"x"} if need_dx else set()
+    for name, module, inputs, _ in steps:
+        if any(source in wanted for source in _names(inputs)) or any(module.named_parameters()):
+            wanted.add(name)
+    return wanted
+
+
+def _steps(nodes: Sequence[Node], output: str) -> list[Step]:
+    """Return the nodes that lead to the output."""
     steps = []
     needed = {output}
     for name, module, inputs in reversed(nodes):

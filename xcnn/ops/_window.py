@@ -81,6 +81,8 @@ Axes = tuple[Axis, ...]
 
 def integers(op: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
     """Give one integer per spatial axis from an integer or a sequence of `rank` of them."""
+    if type(value) is int and value >= minimum:  # nearly always; what follows costs microseconds
+        return (value,) * rank
     entries = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
         raise UsageError(f"{op}: {name} takes an integer or {rank} of them, got {value!r}")
@@ -99,7 +101,11 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
         if padding == "valid":
             return ((0, 0),) * rank
         raise UsageError(f"{op}: padding takes 'same', 'valid', an integer, {rank} integers or pairs, got {padding!r}")
-    if isinstance(padding, Sequence) and any(isinstance(entry, Sequence) for entry in padding):
+    if (
+        not isinstance(padding, int)
+        and isinstance(padding, Sequence)
+        and any(isinstance(entry, Sequence) for entry in padding)
+    ):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
         before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)  # type: ignore[arg-type]

@@ -1,14 +1,14 @@
 """The losses of classification: cross entropy from logits, and negative log likelihood from log-probabilities.
 
 Both are `loss = -sum over classes of q * log(p)` for each row. q holds what the target asks for, times the class
-weights: a one at the labelled class, perhaps smoothed; nothing in an ignored row. Backward makes q again, so that only
-the target is kept. Labels become one-hot by comparison, because the array API has no scatter.
+weights: a one at the labelled class, perhaps smoothed; nothing in an ignored row. Labels become one-hot by comparison,
+because the array API has no scatter.
 
 Sizes: n rows, c classes. The class axis is axis 1, or axis 0 of a single row without a batch.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import array_api_compat
@@ -21,9 +21,6 @@ from xcnn.ops._reduction import check_reduction, reduce, spread
 from xcnn.ops.softmax import log_probabilities
 
 __all__ = ["cross_entropy", "nll_loss"]
-
-Asked = Callable[[], tuple[Array, Array]]
-"""Makes q, of the shape of x, and the total weight of the labels (0-d), which the mean divides by."""
 
 
 def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int) -> bool:
@@ -60,38 +57,34 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
 
 def _asked_by_labels(
     xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, smoothing: float = 0.0
-) -> Asked:
+) -> tuple[Array, Array]:
+    """Give q, of the shape of x, and the total weight of the labels (0-d), which the mean divides by."""
     axis, trailing, dtype = min(1, x.ndim - 1), (1,) * (x.ndim - 2), x.dtype
     c, rows = x.shape[axis], (*target.shape[:axis], 1, *target.shape[axis:])
-
-    def asked() -> tuple[Array, Array]:
-        wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
-        t = xp.reshape(target if wide else xp.astype(target, xp.int32), rows)
-        counts = t != ignore_index
-        if on_host(target):
-            counts = xp.astype(counts, dtype)
-        else:  # nobody looked at the labels: one out of range makes its row NaN
-            counts = xp.where(counts & ((t < 0) | (t >= c)), math.nan, xp.astype(counts, dtype))
-        classes = xp.reshape(xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t)), (c, *trailing))
-        q = xp.astype(t == classes, dtype) * counts
-        if weight is not None:
-            counts = counts * xp.reshape(weight, (c, *trailing))
-            q = q * counts
-        total = xp.sum(q)
-        return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
-
-    return asked
+    wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
+    t = xp.reshape(target if wide else xp.astype(target, xp.int32), rows)
+    counts = t != ignore_index
+    if on_host(target):
+        counts = xp.astype(counts, dtype)
+    else:  # nobody looked at the labels: one out of range makes its row NaN
+        counts = xp.where(counts & ((t < 0) | (t >= c)), math.nan, xp.astype(counts, dtype))
+    classes = xp.reshape(xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t)), (c, *trailing))
+    q = xp.astype(t == classes, dtype) * counts
+    if weight is not None:
+        counts = counts * xp.reshape(weight, (c, *trailing))
+        q = q * counts
+    total = xp.sum(q)
+    return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
 
 
-def _asked_by_probabilities(xp: ModuleType, target: Array, weight: Array | None, smoothing: float) -> Asked:
+def _asked_by_probabilities(
+    xp: ModuleType, target: Array, weight: Array | None, smoothing: float
+) -> tuple[Array, Array]:
+    """Give q, and the number of rows (0-d)."""
     c, trailing = target.shape[min(1, target.ndim - 1)], (1,) * (target.ndim - 2)
-
-    def asked() -> tuple[Array, Array]:
-        q = target * (1.0 - smoothing) + smoothing / c if smoothing else target
-        q = q if weight is None else q * xp.reshape(weight, (c, *trailing))
-        return q, full(xp, (), math.prod(target.shape) // c, target)
-
-    return asked
+    q = target * (1.0 - smoothing) + smoothing / c if smoothing else target
+    q = q if weight is None else q * xp.reshape(weight, (c, *trailing))
+    return q, full(xp, (), math.prod(target.shape) // c, target)
 
 
 def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str) -> Array:
@@ -116,7 +109,7 @@ _TARGETS = [
 
 @op(
     "x target weight",
-    saves="logp target weight",
+    saves="logp q total weight",
     samples=[
         *_TARGETS,
         sample({"x": (4, 3), "target": labels(4, high=3), "weight": positive(3)}, label_smoothing=0.2, ignore_index=0),
@@ -146,7 +139,8 @@ def cross_entropy(
     Returns
     -------
     y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
-    backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps log softmax(x), target and weight.
+    backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps
+        log softmax(x), what the target asks for (of x's shape) and weight.
 
     Raises
     ------
@@ -166,16 +160,14 @@ def cross_entropy(
         raise UsageError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
     by_labels = _check("cross_entropy", xp, x, target, weight, ignore_index)
     if by_labels:
-        asked = _asked_by_labels(xp, x, target, weight, ignore_index, label_smoothing)
+        q, total = _asked_by_labels(xp, x, target, weight, ignore_index, label_smoothing)
     else:
-        asked = _asked_by_probabilities(xp, target, weight, label_smoothing)
+        q, total = _asked_by_probabilities(xp, target, weight, label_smoothing)
     axis = min(1, x.ndim - 1)
     logp = log_probabilities(xp, x, axis)
-    q, total = asked()
     y = _losses(xp, q, logp, total, reduction)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        q, total = asked()
         dlosses = _dlosses(xp, dy, total, reduction, axis)
         dx = dtarget = None
         if needs[0]:
@@ -191,7 +183,7 @@ def cross_entropy(
     return y, backward
 
 
-@op("x target weight", saves="target weight", samples=_TARGETS)
+@op("x target weight", saves="q total", samples=_TARGETS)
 def nll_loss(
     x: Array,
     target: Array,
@@ -210,7 +202,7 @@ def nll_loss(
     Returns
     -------
     y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
-    backward : dy -> (dx, None, None). It keeps target and weight.
+    backward : dy -> (dx, None, None). It keeps what the target asks for, of x's shape.
 
     Raises
     ------
@@ -221,14 +213,12 @@ def nll_loss(
     check_reduction(reduction)
     _check("nll_loss", xp, x, target, weight, ignore_index)
     axis = min(1, x.ndim - 1)
-    asked = _asked_by_labels(xp, x, target, weight, ignore_index)
-    q, total = asked()
+    q, total = _asked_by_labels(xp, x, target, weight, ignore_index)
     y = _losses(xp, q, x, total, reduction)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return None, None, None
-        q, total = asked()
         return -q * _dlosses(xp, dy, total, reduction, axis), None, None
 
     return y, backward
