@@ -1,0 +1,88 @@
+"""Promises of single ops that `test_ops.py` does not reach: extreme numbers, dtypes of labels, generators."""
+
+import math
+
+import numpy as np
+import pytest
+
+from xcnn import ops
+from xcnn.ops._erf import erf
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
+def test_labels_may_have_any_integer_dtype(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((5, 200)), np.array([0, 100, 7, 7, 120])
+    y, backward = ops.cross_entropy(x, target, ignore_index=7)
+    other, other_backward = ops.cross_entropy(x, target.astype(dtype), ignore_index=7)
+    assert other == y
+    assert np.array_equal(other_backward()[0], backward()[0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_losses_of_enormous_logits_are_exact(sign: int) -> None:
+    x = np.array([[1e4, -1e4]], np.float32) * sign
+    y, backward = ops.cross_entropy(x, np.array([0]))
+    assert y == (0.0 if sign > 0 else 2e4)
+    assert np.array_equal(backward()[0], [[0, 0]] if sign > 0 else [[-1, 1]])
+    y, backward = ops.binary_cross_entropy_with_logits(x, np.array([[1, 0]], np.float32))
+    assert y == (0.0 if sign > 0 else 1e4)
+    assert np.array_equal(backward()[0], [[0, 0]] if sign > 0 else [[-0.5, 0.5]])
+
+
+def test_an_impossible_class_costs_nothing_where_the_target_is_zero() -> None:
+    x = np.array([[0.0, 0.0, -np.inf]])
+    y, backward = ops.cross_entropy(x, np.array([[0.5, 0.5, 0.0]]))
+    assert y == pytest.approx(math.log(2))
+    assert np.array_equal(backward(needs=(True, False, False))[0], [[0, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_activations_neither_overflow_nor_hide_nan(name: str, dtype: str) -> None:
+    """Warnings are errors here, so an intermediate that overflows would raise."""
+    huge = np.finfo(dtype).max
+    y, backward = getattr(ops, name)(np.array([huge, -huge, 0.0, np.nan], dtype))
+    (dx,) = backward(np.ones(4, dtype))
+    assert np.isfinite(y[:3]).all()
+    assert np.isnan(y[3])
+    assert np.isfinite(dx[:3]).all()
+
+
+def test_erf_is_exact_to_a_few_units_in_the_last_place() -> None:
+    x = np.concatenate([np.linspace(-7, 7, 20001), np.geomspace(1e-300, 1, 1000), [np.inf, -np.inf]])
+    wanted = np.array([math.erf(v) for v in x])
+    assert np.max(np.abs(erf(np, x) - wanted) / np.maximum(np.abs(wanted), 1e-308)) < 4 * np.finfo(float).eps
+
+
+def test_dropout_draws_from_the_generator_that_it_is_given() -> None:
+    x, rng = np.ones((100, 100), np.float32), np.random.default_rng(3)
+    first, backward = ops.dropout(x, 0.25, rng=rng)
+    second, _ = ops.dropout(x, 0.25, rng=rng)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, ops.dropout(x, 0.25, rng=3)[0])
+    assert set(np.unique(first)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert np.mean(first == 0) == pytest.approx(0.25, abs=0.02)
+    assert np.array_equal(backward(x)[0], first)
+
+
+def test_dropout_in_evaluation_draws_nothing() -> None:
+    rng = np.random.default_rng(3)
+    ops.dropout(np.ones(5), training=False, rng=rng)
+    ops.dropout(np.ones(5), p=0.0, rng=rng)
+    assert rng.random() == np.random.default_rng(3).random()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_max_pool_gives_its_gradient_to_the_first_of_equal_maxima(rank: int) -> None:
+    x = np.ones((1, 1, *(2,) * rank))
+    _, backward = getattr(ops, f"max_pool{rank}d")(x, 2)
+    (dx,) = backward(np.full((1, 1, *(1,) * rank), 5.0))
+    assert dx.ravel().tolist() == [5.0] + [0.0] * (2**rank - 1)
+
+
+def test_max_pool_gives_the_gradient_of_nan_to_nan() -> None:
+    x = np.array([[[1.0, np.nan, 3.0, 4.0]]])
+    y, backward = ops.max_pool1d(x, 2)
+    assert np.array_equal(y, [[[np.nan, 4.0]]], equal_nan=True)
+    assert np.array_equal(backward(np.array([[[10.0, 20.0]]]))[0], [[[0.0, 10.0, 0.0, 20.0]]])
