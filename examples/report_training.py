@@ -6,6 +6,9 @@ One 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer; batches
 of plain gradient descent on the cross entropy. Training loss and accuracy are counted as the images go by, each before
 its own update. Computed in float32, as xcnn does by default; float64 changes no figure by more than 0.0001.
 
+The step is written out in `xcnn.ops`, pass by pass, as the report derives it. `xcnn.Trainer` does the same with any
+network, at some cost in time that only a batch of one notices.
+
 With --json, JSON lines on stdout: one per epoch (epoch, train_loss, train_accuracy, seconds, images_per_second,
 speedup), then one with test_accuracy, test_loss, test_image, class, probability and probabilities.
 """
@@ -13,17 +16,19 @@ speedup), then one with test_accuracy, test_loss, test_image, class, probability
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
-from xcnn import data, models, nn, optim
+from xcnn import data, models, nn, ops, optim
+from xcnn.device import one_blas_thread
 from xcnn.errors import UsageError, XcnnError
-from xcnn.training import Callback, Metrics, Trainer
+from xcnn.training import Trainer
 
-__all__ = ["main", "network", "run"]
+__all__ = ["Network", "main", "run"]
 
 IMAGES = 60_000
 EPOCHS = {
@@ -36,57 +41,83 @@ TEST_ACCURACY = 0.9051
 TEST_IMAGE, TEST_IMAGE_CLASS, TEST_IMAGE_PROBABILITY = 400, 2, 0.937
 
 
-def network(shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> tuple[nn.Module, optim.SGD]:
-    """Build the report's network with the weights that the report starts from, and its optimizer.
+RATES = {"filters": 0.01, "weight": 0.001, "bias": 0.001}
+"""Learning rates. The report divides the linear layer's gradient by 10, taking the length of the one-hot vector for the
+batch size, and leaves the filter's as it is: hence two."""
 
-    NumPy's legacy generator draws the filter first, then the weights of the linear layer. The report divides the
-    linear layer's gradient by 10, taking the length of the one-hot vector for the batch size, and leaves the filter's
-    as it is: hence two learning rates.
+
+class Network:
+    """The report's network: its three parameters, and one step of training.
+
+    NumPy's legacy generator draws the filter first, then the weights of the linear layer, as in the report.
+
+    Parameters
+    ----------
+    shape : channels, height and width of the images.
+    classes : how many there are.
+    dtype : of parameters and images.
     """
-    model = models.build("report", shape, classes)
-    state = model.state_dict()
-    rng = np.random.RandomState(42)  # the report's generator, not ours to choose
-    for name in ("0.weight", "4.weight"):
-        state[name] = rng.randn(*state[name].shape) * 0.01
-    state["4.bias"] = np.zeros(classes)
-    model.load_state_dict(state)
-    filters, *linear = model.parameters()
-    return model, optim.SGD([{"params": [filters], "lr": 0.01}, {"params": linear, "lr": 0.001}])
+
+    def __init__(self, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, dtype: Any = np.float32) -> None:
+        c, h, w = shape
+        rng = np.random.RandomState(42)  # the report's generator, not ours to choose
+        self.filters = (rng.randn(1, c, 3, 3) * 0.01).astype(dtype)
+        self.weight = (rng.randn(classes, (h // 2) * (w // 2)) * 0.01).astype(dtype)
+        self.bias = np.zeros(classes, dtype)
+
+    def step(self, x: np.ndarray, label: np.ndarray) -> tuple[float, bool]:
+        """Learn from one image (1, c, h, w) and its label (1,); return the loss, and whether the network was right."""
+        maps, maps_backward = ops.conv2d(x, self.filters, padding=1)
+        positive, positive_backward = ops.relu(maps)
+        pooled, pooled_backward = ops.max_pool2d(positive, 2)
+        vector, vector_backward = ops.flatten(pooled)
+        scores, scores_backward = ops.linear(vector, self.weight, self.bias)
+        loss, loss_backward = ops.cross_entropy(scores, label)
+
+        dscores, *_ = loss_backward()
+        dvector, dweight, dbias = scores_backward(dscores)
+        (dpooled,) = vector_backward(dvector)
+        (dpositive,) = pooled_backward(dpooled)
+        (dmaps,) = positive_backward(dpositive)
+        _, dfilters, _ = maps_backward(dmaps, needs=(False, True, False))
+
+        self.filters = self.filters - RATES["filters"] * dfilters
+        self.weight = self.weight - RATES["weight"] * dweight
+        self.bias = self.bias - RATES["bias"] * dbias
+        return float(loss), bool(scores.argmax() == label[0])
+
+    def module(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Give the same network as a module, for testing and predicting in large batches."""
+        model = models.build("report", shape, len(self.bias))
+        model.load_state_dict({"0.weight": self.filters, "4.weight": self.weight, "4.bias": self.bias})
+        return model
 
 
-class Output(Callback):
+class Output:
     """Progress on stderr while an epoch runs; its row of the table, or its JSON object, on stdout when it ends."""
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-
-    def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
-        """Print the head of the table."""
-        self.batches, self.epochs = batches, epochs
+    def __init__(self, as_json: bool, images: int, epochs: int) -> None:
+        self.as_json, self.images, self.epochs = as_json, images, epochs
         if not self.as_json:
             figures = f"{'loss':>8}{'accuracy':>10}{'time':>10}{'images/s':>10}"
             print(f"{'':<9}{'the report':^38}  {'xcnn':^38}".rstrip())
             print(f"{'':<9}{figures}  {figures}{'faster':>10}")
 
-    def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
-        """Say how far it is every 1,000 images, over the line before."""
-        if batch % 1000 == 0 and sys.stderr.isatty():
-            place = f"epoch {epoch}/{self.epochs}, image {batch:,}/{self.batches:,}"
-            print(f"\r{place}: loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.4f}", end="", file=sys.stderr)
+    def progress(self, epoch: int, image: int, loss: float, accuracy: float) -> None:
+        """Say how far it is, over the line before."""
+        if sys.stderr.isatty():
+            place = f"epoch {epoch}/{self.epochs}, image {image:,}/{self.images:,}"
+            print(f"\r{place}: loss {loss:.4f}, accuracy {accuracy:.4f}", end="", file=sys.stderr)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Print the epoch."""
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Print an epoch."""
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
-        keys = ("epoch", "train_loss", "train_accuracy", "seconds", "images_per_second")
-        ours = {key: record[key] for key in keys}
-        ours["speedup"] = ours["images_per_second"] / (IMAGES / EPOCHS[1]["seconds"])
         if self.as_json:
-            print(json.dumps(ours), flush=True)
+            print(json.dumps(record), flush=True)
             return
-        epoch = f"epoch {record['epoch']}"
-        theirs = EPOCHS.get(record["epoch"])
-        print(f"{epoch:<9}{_figures(theirs):38}  {_figures(ours)}{ours['speedup']:>8,.0f} x", flush=True)
+        epoch, theirs = f"epoch {record['epoch']}", EPOCHS.get(record["epoch"])
+        print(f"{epoch:<9}{_figures(theirs):38}  {_figures(record)}{record['speedup']:>8,.0f} x", flush=True)
 
     def test(self, result: dict[str, Any]) -> None:
         """Print what the test set says."""
@@ -104,19 +135,21 @@ class Output(Callback):
 def _figures(epoch: dict[str, Any] | None) -> str:
     if epoch is None:
         return ""
-    time = str(timedelta(seconds=round(epoch["seconds"])))
+    duration = str(timedelta(seconds=round(epoch["seconds"])))
     rate = epoch.get("images_per_second", IMAGES / epoch["seconds"])
-    return f"{epoch['train_loss']:>8.4f}{epoch['train_accuracy']:>10.4f}{time:>10}{rate:>10,.{0 if rate > 100 else 1}f}"
+    digits = 0 if rate > 100 else 1
+    return f"{epoch['train_loss']:>8.4f}{epoch['train_accuracy']:>10.4f}{duration:>10}{rate:>10,.{digits}f}"
 
 
 def run(train: data.Dataset, test: data.Dataset, epochs: int, as_json: bool) -> None:
     """Train on `train` in its order, one image at a time, then test, printing everything."""
     if len(test) <= TEST_IMAGE:
         raise UsageError(f"the run shows test image {TEST_IMAGE}, the test set has {len(test)} images")
-    model, optimizer = network(test.shape, len(test.classes))
-    trainer = Trainer(model, optimizer, "cross_entropy")
-    output = Output(as_json)
-    trainer.fit(data.Loader(train, batch_size=1, shuffle=False), epochs, callbacks=[output])
+    network, output = Network(train.shape, len(train.classes)), Output(as_json, len(train), epochs)
+    with one_blas_thread():
+        for epoch in range(1, epochs + 1):
+            output.epoch(_epoch(epoch, network, data.Loader(train, batch_size=1, shuffle=False), output))
+    trainer = Trainer(model := network.module(test.shape), optim.SGD(model.parameters()), "cross_entropy")
     metrics = trainer.evaluate(test)
     probabilities = trainer.predict(test[TEST_IMAGE:][:1])[0].tolist()
     output.test(
@@ -129,6 +162,24 @@ def run(train: data.Dataset, test: data.Dataset, epochs: int, as_json: bool) -> 
             "probabilities": probabilities,
         }
     )
+
+
+def _epoch(epoch: int, network: Network, loader: data.Loader, output: Output) -> dict[str, Any]:
+    start, losses, right = time.perf_counter(), 0.0, 0
+    for image, (x, label) in enumerate(loader, 1):
+        loss, hit = network.step(x, label)
+        losses, right = losses + loss, right + hit
+        if image % 1000 == 0:
+            output.progress(epoch, image, losses / image, right / image)
+    seconds = time.perf_counter() - start
+    return {
+        "epoch": epoch,
+        "train_loss": losses / image,
+        "train_accuracy": right / image,
+        "seconds": seconds,
+        "images_per_second": image / seconds,
+        "speedup": image / seconds / (IMAGES / EPOCHS[1]["seconds"]),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -201,6 +201,8 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("conv2d", f(1, 4, 5, 5), f(4, 4, 3, 3), 3.0), DtypeError, "bias must be an array, got float"),
     (call("relu", [1.0]), DtypeError, "x must be an array, got list"),
     (call("relu", None), DtypeError, "x must be an array, got None"),
+    (call("linear", f(2, 3), None), DtypeError, "weight must be an array, got None"),
+    (call("conv2d", f(1, 1, 3, 3), None), DtypeError, "weight must be an array, got None"),
     (call("concat", [f(2, 3), 3]), DtypeError, "xs[1] must be an array, got int"),
     # options
     (

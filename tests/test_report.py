@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from xcnn import data
+from xcnn import data, optim
 from xcnn.training import Trainer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -149,22 +149,31 @@ def images(request) -> data.Dataset:
 
 
 def test_training_follows_the_report_step_by_step(training, images):
-    model, optimizer = training.network(images.shape)
-    report = _Numpy(images)
-    for name, value in model.state_dict().items():
+    """The example's own steps, and the Trainer's with the same two learning rates, give the report's numbers."""
+    network, report = training.Network(images.shape, dtype=np.float64), _Numpy(images)
+    for name, value in network.module(images.shape).state_dict().items():
         np.testing.assert_array_equal(value, report.state()[name].astype(np.float32))
     report.filters *= 100  # or so few images would teach it next to nothing
-    model.to("cpu", "float64").load_state_dict(report.state())
-    trainer = Trainer(model, optimizer, "cross_entropy")
+    network.filters = network.filters * 100
+    model = network.module(images.shape).to("cpu", "float64")
+    model.load_state_dict(report.state())
+    filters, *linear = model.parameters()
+    groups = [{"params": [filters], "lr": 0.01}, {"params": linear, "lr": 0.001}]
+    trainer = Trainer(model, optim.SGD(groups), "cross_entropy")
     losses = []
     for i, label in enumerate(images.labels):
-        loss, _ = report.step(i)
-        ours = trainer.step(report.images[i][None, None], label[None])
+        loss, right = report.step(i)
+        x, y = report.images[i][None, None], label[None]
+        assert trainer.step(x, y) == pytest.approx(loss, rel=1e-9, abs=1e-9), f"image {i}"
+        ours, hit = network.step(x, y)
         assert ours == pytest.approx(loss, rel=1e-9, abs=1e-9), f"image {i}"
+        assert hit == right
         losses.append(loss)
     assert np.mean(losses[-300:]) < 0.9 * np.mean(losses[:300])  # it did learn
     for name, value in model.state_dict().items():
         assert value.dtype == np.float64
+        np.testing.assert_allclose(value, report.state()[name], rtol=1e-9, atol=1e-9, err_msg=name)
+    for value, name in ((network.filters, "0.weight"), (network.weight, "4.weight"), (network.bias, "4.bias")):
         np.testing.assert_allclose(value, report.state()[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 

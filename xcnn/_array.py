@@ -11,7 +11,7 @@ import numpy as np
 
 from xcnn.errors import DtypeError
 
-__all__ = ["Array", "add_slice", "full", "is_array", "namespace", "namespace_of", "set_slice", "zeros"]
+__all__ = ["Array", "add_slice", "full", "is_array", "is_kind", "namespace", "namespace_of", "set_slice", "zeros"]
 
 Array = Any
 """An array of any array-API library; shapes and dtypes are in the prose, which a type checker could not hold anyway."""
@@ -20,7 +20,7 @@ is_array = array_api_compat.is_array_api_obj
 
 # `array_namespace` takes microseconds; these two turn the common case into a dictionary look-up.
 _NAMESPACES: dict[type, ModuleType] = {}
-_FLOATING: dict[tuple[ModuleType, Any], bool] = {}
+_KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -62,7 +62,7 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
             raise DtypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
         if xp is None:
             xp, first, dtype = this, name, array.dtype
-            if not _is_floating(xp, dtype):
+            if not is_kind(xp, dtype, "real floating"):
                 raise DtypeError(f"{op}: {name} must be a floating-point array, got {dtype}; convert it first")
         elif this is not xp:
             raise DtypeError(f"{op}: {name} is a {this.__name__} array, {first} a {xp.__name__} array; move one")
@@ -72,11 +72,12 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
     return xp
 
 
-def _is_floating(xp: ModuleType, dtype: Any) -> bool:
+def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
+    """Say whether a dtype is of one of the standard's kinds, such as `"integral"`: `isdtype` with a memory."""
     try:
-        return _FLOATING[xp, dtype]
+        return _KINDS[xp, dtype, kind]
     except KeyError:
-        answer = _FLOATING[xp, dtype] = bool(xp.isdtype(dtype, "real floating"))
+        answer = _KINDS[xp, dtype, kind] = bool(xp.isdtype(dtype, kind))
         return answer
 
 

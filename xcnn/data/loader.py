@@ -79,12 +79,16 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
         epoch = self.epoch
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
+        order = rng.permutation(len(self.dataset)) if self.shuffle else None
         for batch in range(len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            span = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             # Gather first: uint8 is a quarter of the bytes.
-            images = to_float(self.dataset.images[index])
+            images, labels = (
+                array[span].copy() if order is None else array[order[span]]
+                for array in (self.dataset.images, self.dataset.labels)
+            )
+            images = to_float(images)
             for function in self.augment:
                 images = function(images, rng)
-            yield images, self.dataset.labels[index]
+            yield images, labels
         self.epoch = epoch + 1

@@ -49,14 +49,14 @@ class Layer(Module):
             if name not in options:
                 options[name] = getattr(self, name)
         y, op_backward = self._op(x, **options)
+        trained = [isinstance(slot, Parameter) for slot in slots]
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            needs = need_dx, *(isinstance(slot, Parameter) for slot in slots)
-            if not any(needs):
+            if not need_dx and True not in trained:
                 return None
-            dx, *grads = op_backward(dy, needs)
+            dx, *grads = op_backward(dy, (need_dx, *trained))
             for slot, grad in zip(slots, grads, strict=True):
-                if isinstance(slot, Parameter):
+                if grad is not None:
                     slot.accumulate(grad)
             return dx
 

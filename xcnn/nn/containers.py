@@ -91,7 +91,7 @@ class Graph(Module):
                 if name not in wanted or dy is None:
                     continue
                 sources = _names(inputs)
-                dx = back(dy, any(source in wanted for source in sources))
+                dx = back(dy, not wanted.isdisjoint(sources))
                 for source, grad in zip(sources, (dx,) if isinstance(inputs, str) else dx or (), strict=False):
                     if source in wanted and grad is not None:
                         grads[source] = grads[source] + grad if source in grads else grad

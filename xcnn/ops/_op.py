@@ -66,16 +66,22 @@ class Backward:
             if self._loss is None:
                 raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
             dy = self.xp.ones_like(self._loss)
-        elif not is_array(dy) or namespace_of(dy) is not self.xp or dy.dtype != self.dtype:
+        elif not self._accepts(dy):
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"
             raise DtypeError(f"{self._name}: dy must be a {self.xp.__name__} array of {self.dtype} like y, got {came}")
         elif dy.shape != self.shape:
             raise ShapeError(f"{self._name}: dy must have the shape of y {tuple(self.shape)}, got {tuple(dy.shape)}")
         if needs is None:
             needs = (True,) * self._count
-        elif not isinstance(needs, Sequence) or len(needs) != self._count:
+        elif (type(needs) is not tuple and not isinstance(needs, Sequence)) or len(needs) != self._count:
             raise UsageError(f"{self._name}: needs takes {self._count} bools, one per array argument, got {needs!r}")
         return self._function(dy, needs)
+
+    def _accepts(self, dy: Any) -> bool:
+        try:
+            return namespace_of(dy) is self.xp and bool(dy.dtype == self.dtype)
+        except TypeError:
+            return False
 
     def saved(self) -> dict[str, Array]:
         """Return the arrays that this backward keeps alive, by the names they have in the op's source."""

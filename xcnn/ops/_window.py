@@ -246,13 +246,14 @@ def pad_windows(xp: ModuleType, x: Array, axes: Axes, value: float = 0.0) -> Arr
     if not any(a.before or a.after for a in axes):
         return x
     shape = (*x.shape[: -len(axes)], *(a.padded for a in axes))
-    return set_slice(full(xp, shape, value, x), _inside(axes), x)
+    padded = full(xp, shape, value, x) if value else zeros(xp, shape, x)
+    return set_slice(padded, _inside(axes), x)
 
 
 def im2col(xp: ModuleType, x: Array, axes: Axes) -> Array:
     """Copy the windows of `x` (n, c, *sizes) into columns (n, c, K, *outs), K the product of the kernel sizes."""
-    padded = pad_windows(xp, x, axes)
-    return xp.stack([padded[tap] for tap in taps(axes)], axis=2)
+    padded = pad_windows(xp, x, axes)[:, :, None, ...]
+    return xp.concat([padded[tap] for tap in taps(axes)], axis=2)
 
 
 def col2im(xp: ModuleType, columns: Array, axes: Axes) -> Array:

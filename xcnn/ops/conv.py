@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
-from xcnn.errors import ShapeError
+from xcnn.errors import DtypeError, ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._window import Axes, Integers, Padding, col2im, im2col, integers, transposed_axes, window_axes
 
@@ -58,7 +58,12 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 
 def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, groups: int, transposed: bool) -> None:
-    shapes = f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
+    if weight is None:
+        raise DtypeError(f"{name}: weight must be an array, got None")
+
+    def shapes() -> str:
+        return f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
+
     if x.ndim not in (rank + 1, rank + 2):
         raise ShapeError(
             f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {x.shape}"
@@ -68,12 +73,12 @@ def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, gr
     (groups,) = integers(name, "groups", groups, 1)
     if weight.shape[0] % groups:
         raise ShapeError(
-            f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes}"
+            f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes()}"
         )
     c = x.shape[-rank - 1]
     takes = weight.shape[0] if transposed else weight.shape[1] * groups
     if c != takes:
-        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes}")
+        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes()}")
     o = weight.shape[1] * groups if transposed else weight.shape[0]
     if bias is not None and bias.shape != (o,):
         raise ShapeError(f"{name}: bias must have shape ({o},), one per output channel, got {tuple(bias.shape)}")

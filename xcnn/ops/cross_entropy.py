@@ -13,7 +13,7 @@ from types import ModuleType
 
 import array_api_compat
 
-from xcnn._array import Array, full, is_array, namespace, namespace_of
+from xcnn._array import Array, full, is_array, is_kind, namespace, namespace_of
 from xcnn.device import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, labels, op, positive, probabilities, sample
@@ -41,7 +41,7 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
         if ignore_index >= 0:
             raise UsageError(f"{name}: ignore_index {ignore_index} needs class indices, target holds probabilities")
         return False
-    integral = xp.isdtype(target.dtype, "integral")
+    integral = is_kind(xp, target.dtype, "integral")
     if not integral or target.shape != rows:
         expected = f"integer class indices of shape {tuple(rows)}"
         expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
@@ -89,8 +89,10 @@ def _asked_by_probabilities(
 
 def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str) -> Array:
     """Reduce `-sum(q log p)` of each row. An impossible class (log p = -inf) costs nothing where q is 0."""
-    losses = -xp.sum(q * xp.where(q == 0.0, 0.0, logp), axis=min(1, q.ndim - 1))
-    return reduce(xp, losses, reduction, xp.where(total == 0.0, math.nan, total))
+    parts = -q * xp.where(q == 0.0, 0.0, logp)
+    if reduction == "none":
+        return xp.sum(parts, axis=min(1, q.ndim - 1))
+    return reduce(xp, parts, reduction, xp.where(total == 0.0, math.nan, total))
 
 
 def _dlosses(xp: ModuleType, dy: Array, total: Array, reduction: str, axis: int) -> Array:

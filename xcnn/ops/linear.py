@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["flatten", "linear"]
@@ -39,6 +39,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
         Where the arrays do not fit each other.
     """
     xp = namespace("linear", x=x, weight=weight, bias=bias)
+    if weight is None:
+        raise DtypeError("linear: weight must be an array, got None")
     if weight.ndim != 2:
         raise ShapeError(f"linear: weight must have 2 axes (out, in), got {tuple(weight.shape)}")
     o, i = weight.shape

@@ -90,7 +90,7 @@ def correct(loss: Loss, output: Array, y: Array) -> int | None:
     if not loss.classifies or output.ndim != 2 or y.ndim != 1:
         return None
     xp = namespace_of(output)
-    return int(xp.sum(xp.astype(xp.argmax(output, axis=1) == y, xp.int64)))
+    return int(xp.count_nonzero(xp.argmax(output, axis=1) == y))
 
 
 def evaluate(model: Module, data: Data, loss: Loss, where: Device, batch_size: int = 256) -> Metrics:
