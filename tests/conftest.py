@@ -1,10 +1,13 @@
 """What several test files share: the array libraries that a test runs on, settings of hypothesis, and data files."""
 
+import collections
+import contextlib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -26,11 +29,26 @@ hypothesis.settings.load_profile("xcnn")
 
 @dataclass(frozen=True)
 class Backend:
-    """One kind of array to run a test on: an opened device, and how a host array becomes an array there."""
+    """One kind of array to run a test on.
+
+    Attributes
+    ----------
+    name : its name in `BACKENDS`.
+    spec : the device string.
+    wrap : what is done to each array on the device.
+    run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
+    setting : a context that gives the library this dtype.
+    """
 
     name: str
-    device: Device
+    spec: str
     wrap: Callable[[Array], Array]
+    run: Callable[..., Any]
+    setting: Callable[[str], contextlib.AbstractContextManager[None]]
+
+    @property
+    def device(self) -> Device:
+        return device(self.spec)
 
     def array(self, host: np.ndarray) -> Array:
         return self.wrap(self.device.asarray(host))
@@ -58,18 +76,59 @@ def _strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
-# Strict arrays live on a pretended device: reading one on the host by accident, or mixing it with an array made on the
-# default device, raises as it would with a GPU.
-BACKENDS: dict[str, tuple[str, Callable[[Array], Array]]] = {
-    "cpu": ("cpu", _as_it_is),
-    "cpu-readonly": ("cpu", _read_only),
-    "cpu-strided": ("cpu", _strided),
-    "strict": ("strict:device1", _as_it_is),
-    "torch": ("torch", _as_it_is),
-    "jax": ("jax", _as_it_is),
-    "cuda": ("cuda", _as_it_is),
+def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
+    return function(*arrays)
+
+
+def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
+    """Run float32 call by call and float64 under `jax.jit`: either way works, and both in both would take minutes."""
+    return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
+
+
+@contextlib.contextmanager
+def jax_x64(dtype: str) -> Iterator[None]:
+    """Let JAX have 64-bit numbers for float64 only: float32 is tested with JAX as users find it."""
+    config = importlib.import_module("jax").config
+    before = config.jax_enable_x64
+    config.update("jax_enable_x64", dtype == "float64")
+    yield
+    config.update("jax_enable_x64", before)
+
+
+@contextlib.contextmanager
+def _no_setting(dtype: str) -> Iterator[None]:
+    yield
+
+
+def _backend(name: str, spec: str, wrap: Any = _as_it_is, run: Any = _run, setting: Any = _no_setting) -> Backend:
+    return Backend(name, spec, wrap, run, setting)
+
+
+# On a pretended device, reading an array on the host by accident, or mixing it with one that was made on the default
+# device, raises as it would with a GPU.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in [
+        _backend("numpy", "cpu"),
+        _backend("numpy-readonly", "cpu", _read_only),
+        _backend("numpy-strided", "cpu", _strided),
+        _backend("strict", "strict"),
+        _backend("strict-device1", "strict:device1"),
+        _backend("strict-no_float64", "strict:no_float64"),
+        _backend("torch", "torch"),
+        _backend("jax", "jax", run=_run_jax, setting=jax_x64),
+        _backend("cupy", "cuda"),
+    ]
 }
-"""Every kind of array: the device that holds it, and what is done to the array there."""
+"""Every kind of array that tests run on."""
+
+CANNOT: dict[tuple[str, str], str] = {
+    ("strict-no_float64", "float64"): "this pretended device has no float64, which is what it is for",
+}
+"""What a library cannot do, and why: the only reasons for which a test leaves out a library that is here."""
+
+LIBRARIES = ["numpy", "strict", "strict-device1", "torch", "jax", "cupy"]
+"""One backend per library, and the device that catches hidden transfers: for tests of whole training runs."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,23 +137,58 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         choices=list(BACKENDS),
-        help="fail instead of skipping where this array library is missing; may be given several times",
+        metavar="NAME",
+        help=f"fail instead of skipping where this array library is missing: {', '.join(BACKENDS)}; may be repeated",
     )
 
 
-@pytest.fixture(scope="session", params=list(BACKENDS))
+@pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each kind of array in turn; skipped with the reason where its library cannot be used here."""
-    spec, wrap = BACKENDS[request.param]
+    backend = BACKENDS[request.param]
     try:
-        opened = device(spec)
+        device(backend.spec)
     except DeviceError as error:
-        if request.param in request.config.getoption("--require-backend"):
+        if backend.name in request.config.getoption("--require-backend"):
             pytest.fail(str(error))
         pytest.skip(str(error))
-    if request.param == "jax":
-        importlib.import_module("jax").config.update("jax_enable_x64", True)  # else JAX makes every float64 a float32
-    return Backend(request.param, opened, wrap)
+    return backend
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
+    """Both precisions, as far as the backend has them."""
+    if reason := CANNOT.get((backend.name, request.param)):
+        pytest.skip(reason)
+    with backend.setting(request.param):
+        yield request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if name := getattr(item, "callspec", None) and item.callspec.params.get("backend"):
+            item.user_properties.append(("backend", name))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say per array library how many tests passed, failed and were skipped, and why."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            name = dict(report.user_properties).get("backend")
+            if name is not None:
+                counts[name][outcome] += 1
+                if outcome == "skipped":
+                    reasons[name][report.longrepr[2].removeprefix("Skipped: ")] += 1
+    if counts:
+        terminalreporter.section("array libraries")
+    for name in [name for name in BACKENDS if name in counts]:
+        failed = counts[name]["failed"] + counts[name]["error"]
+        line = f"{name}: {counts[name]['passed']} passed, {failed} failed, {counts[name]['skipped']} skipped"
+        terminalreporter.line(line)
+        for reason, count in reasons[name].items():
+            terminalreporter.line(f"    {count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """What a device string means: one table of array libraries, how to open each, and how arrays move.
 
-    cpu                 NumPy
-    cuda, cuda:1        CuPy on an NVIDIA GPU
-    torch, torch:cuda:0 PyTorch's arrays
-    jax                 JAX's arrays
-    strict:device1      array-api-strict: nothing but the standard, on a pretended device
-    auto                cuda if it truly works, else cpu
+    cpu                   NumPy
+    cuda, cuda:1          CuPy on an NVIDIA GPU
+    torch, torch:cuda:0   PyTorch's arrays
+    jax                   JAX's arrays
+    strict                array-api-strict: nothing but the standard
+    strict:device1        the same on a pretended device, from which nothing reaches the host unasked
+    strict:no_float64     the same on one without float64
+    auto                  cuda if it truly works, else cpu
 
 Another array-API library is one more `Library` in `LIBRARIES`. No transfer is implicit: arrays move by `asarray` and
 `to_numpy` alone.
@@ -22,7 +24,7 @@ import array_api_compat
 import numpy as np
 
 from xcnn._array import Array, namespace_of
-from xcnn.errors import DeviceError, UsageError, unknown
+from xcnn.errors import DeviceError, DtypeError, UsageError, unknown
 
 __all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "one_blas_thread", "to_numpy"]
 
@@ -45,7 +47,15 @@ class Device:
     summary: str
 
     def asarray(self, array: Any) -> Array:
-        """Copy a host array to this device; its dtype stays."""
+        """Copy a host array to this device.
+
+        Its dtype stays, but integers become 32 bits wide where the device has none of 64 (labels, counters).
+
+        Raises
+        ------
+        DtypeError
+            For a dtype that the device does not have, such as float64 on JAX's by default; nothing is rounded unasked.
+        """
         return _place(self.xp, array, self.handle)
 
     def to_numpy(self, array: Array) -> np.ndarray:
@@ -66,12 +76,14 @@ class Library:
     mend : how to get it, where the import fails.
     open : gives the device for the part of the string after the name; raises DeviceError with a reason.
     to_numpy : copies one of its arrays to the host.
+    wider : how to get a dtype that its devices lack by default; empty where there is no way.
     """
 
     module: str
     mend: str
     open: Callable[[str], Device]
     to_numpy: Callable[[Array], np.ndarray]
+    wider: str = ""
 
 
 def _cpu(rest: str) -> Device:
@@ -113,9 +125,13 @@ def _torch(rest: str) -> Device:
     rest = rest or "cpu"
     try:
         handle = torch.device(rest)
-        torch.zeros(1, device=handle)
+    except RuntimeError:
+        raise unknown("device", f"torch:{rest}", ("torch", "torch:cpu", "torch:cuda", "torch:cuda:0")) from None
+    try:
+        torch.zeros(1, device=handle).item()
     except Exception as error:
-        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({_line(error)})") from None
+        mend = "install a build of PyTorch that can, or use torch:cpu"
+        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({_line(error)}); {mend}") from None
     xp = importlib.import_module("array_api_compat.torch")
     return Device(f"torch:{rest}", xp, handle, f"PyTorch {torch.__version__}")
 
@@ -124,21 +140,25 @@ def _jax(rest: str) -> Device:
     jax = _import("jax")
     rest = rest or "cpu"
     kind, _, number = rest.partition(":")
+    index = _index(f"jax:{kind}", number)
     try:
-        handle = jax.devices(kind)[_index("jax", number)]
-    except (RuntimeError, IndexError) as error:
-        raise DeviceError(f"jax:{rest}: JAX cannot use it ({_line(error)})") from None
-    return Device(f"jax:{rest}", importlib.import_module("jax.numpy"), handle, f"JAX {jax.__version__}")
+        found = jax.devices(kind)
+    except RuntimeError as error:
+        mend = "install a build of JAX that can, or use jax:cpu"
+        raise DeviceError(f"jax:{rest}: JAX cannot use it ({_line(error)}); {mend}") from None
+    if index >= len(found):
+        raise DeviceError(f"jax:{rest}: JAX has {len(found)} devices of this kind here, numbered from 0")
+    return Device(f"jax:{rest}", importlib.import_module("jax.numpy"), found[index], f"JAX {jax.__version__}")
 
 
 def _strict(rest: str) -> Device:
     strict = _import("strict")
-    rest = rest or "CPU_DEVICE"
     try:
-        handle = strict.Device(rest)
-    except ValueError as error:
-        raise DeviceError(f"strict:{rest}: array-api-strict has no such device ({_line(error)})") from None
-    name = "strict" if rest == "CPU_DEVICE" else f"strict:{rest}"
+        handle = strict.Device(rest or "CPU_DEVICE")
+    except ValueError:
+        names = [str(one).split("'")[1] for one in strict.__array_namespace_info__().devices()]
+        raise unknown("device", f"strict:{rest}", ["strict", *(f"strict:{name}" for name in names[1:])]) from None
+    name = f"strict:{rest}" if rest else "strict"
     return Device(name, strict, handle, f"array-api-strict {strict.__version__}")
 
 
@@ -151,7 +171,7 @@ LIBRARIES: dict[str, Library] = {
     "cpu": Library("numpy", "pip install numpy", _cpu, np.asarray),
     "cuda": Library("cupy", "pip install 'xcnn[cuda12]' (or cuda13, by your driver)", _cuda, lambda array: array.get()),
     "torch": Library("torch", "pip install torch", _torch, lambda array: array.detach().cpu().numpy()),
-    "jax": Library("jax", "pip install jax", _jax, np.asarray),
+    "jax": Library("jax", "pip install jax", _jax, np.asarray, "JAX_ENABLE_X64=1 in the environment switches it on"),
     "strict": Library("array_api_strict", "pip install array-api-strict", _strict, _strict_to_numpy),
 }
 """Every array library by the first part of its device strings."""
@@ -169,6 +189,8 @@ def device(spec: str | Device) -> Device:
     """
     if isinstance(spec, Device):
         return spec
+    if not isinstance(spec, str):
+        raise UsageError(f"device takes a string such as 'cpu', or an opened device, got {spec!r}")
     name, _, rest = spec.partition(":")
     if name == "auto" and not rest:
         try:
@@ -193,15 +215,16 @@ def devices() -> dict[str, Device | DeviceError]:
 
 def to_numpy(array: Array) -> np.ndarray:
     """Copy an array of any library to the host."""
-    xp = namespace_of(array).__name__
-    library = next(lib for lib in LIBRARIES.values() if lib.module in xp.split("."))
-    return np.array(library.to_numpy(array))  # a copy even where the library would share its memory
+    moved = LIBRARIES[_library(namespace_of(array))].to_numpy(array)
+    return np.array(moved)  # a copy even where the library would share its memory
 
 
 def like(array: np.ndarray, other: Array) -> Array:
     """Copy a host array to the library, device and dtype of `other`."""
     xp = namespace_of(other)
-    return xp.astype(_place(xp, array, array_api_compat.device(other)), other.dtype)
+    # Convert on the host, as the device may lack the dtype that comes; but the host may lack the one wanted (bfloat16).
+    host = getattr(np, str(other.dtype).rpartition(".")[2], array.dtype)
+    return xp.astype(_place(xp, array.astype(host), array_api_compat.device(other)), other.dtype, copy=False)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
@@ -222,7 +245,35 @@ def on_host(array: Array) -> bool:
 
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
     # A private copy: the result must not change when the caller's buffer does, and may come from a read-only one.
-    return xp.asarray(np.array(array), device=handle)
+    host = np.array(array)
+    if host.dtype.itemsize > 4:  # every device has the narrow dtypes, and asking takes microseconds
+        host = _fitting(xp, host, handle)
+    return xp.asarray(host, device=handle)
+
+
+def _fitting(xp: ModuleType, host: np.ndarray, handle: Any) -> np.ndarray:
+    """Give a host array in a dtype that the device has: its own, or int32 for wider integers that fit into it."""
+    if host.dtype.name in xp.__array_namespace_info__().dtypes(device=handle):
+        return host
+    narrow = np.iinfo(np.int32)
+    if host.dtype.kind in "iu" and (not host.size or (host.min() >= narrow.min and host.max() <= narrow.max)):
+        return host.astype(np.int32)
+    wider = LIBRARIES[_library(xp)].wider
+    mend = f" ({wider})" if wider else ""
+    raise DtypeError(
+        f"{_library(xp)} has no {host.dtype} on {handle}{mend}; convert the array to a narrower dtype first"
+    )
+
+
+def _library(xp: ModuleType) -> str:
+    """Give the table's name of the library that a namespace belongs to, such as jax.numpy or array_api_compat.torch."""
+    module = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    for name, library in LIBRARIES.items():
+        if library.module == module:
+            return name
+    raise DtypeError(
+        f"{module} is no array library of xcnn.device.LIBRARIES; add it there, so that its arrays can move"
+    )
 
 
 def _import(name: str) -> Any:
