@@ -246,7 +246,8 @@ def on_host(array: Array) -> bool:
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
     # A private copy: the result must not change when the caller's buffer does, and may come from a read-only one.
     host = np.array(array)
-    if host.dtype.itemsize > 4:  # every device has the narrow dtypes, and asking takes microseconds
+    # Every device has the narrow dtypes, NumPy whatever NumPy has (long double), and asking takes microseconds.
+    if host.dtype.itemsize > 4 and xp is not np:
         host = _fitting(xp, host, handle)
     return xp.asarray(host, device=handle)
 

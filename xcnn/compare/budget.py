@@ -1,0 +1,192 @@
+"""The error budget of every op: the one table that says how its error is scaled and how large it may be.
+
+The unit of error is `|error| / (eps * S)`: eps is the machine epsilon of the dtype under test, S the size of what the
+op rounds, element by element (`scales.py` has it for every kind of op). The budget is
+
+    units <= constant + growth * sqrt(K)
+
+with K the number of terms that an element sums. In the worst case the units of a sum grow as K / 2 (Higham's gamma_K);
+roundings that fall as if by chance make it sqrt(K) (Higham, section 3.1; Higham and Mary 2019), and libraries that add
+pairwise or in blocks stay below even that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xcnn.compare import scales
+from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
+from xcnn.errors import UsageError
+
+__all__ = ["BUDGETS", "WIDE", "Budget", "Error", "Expected", "Reference", "errors", "reference", "tensors"]
+
+WIDE: dict[str, Any] = {"float32": np.float64, "float64": np.longdouble}
+"""The dtype of the reference for each dtype under test: its error must not count. (Where the platform has no long
+double, float64 is held to float64 itself, whose own error then counts as the device's.)"""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One row of the table.
+
+    Attributes
+    ----------
+    scale : gives S and K of each result and gradient; see `scales.py`.
+    constant, growth : the bound, in units.
+    """
+
+    scale: Callable[[Example], Scales]
+    constant: float
+    growth: float = 0.0
+
+    def bound(self, terms: float) -> float:
+        """Return the units that a sum of so many terms may be off by."""
+        return float(self.constant + self.growth * np.sqrt(terms))
+
+
+def _rows(names: str, budget: Budget) -> dict[str, Budget]:
+    return dict.fromkeys(names.split(), budget)
+
+
+BUDGETS: dict[str, Budget] = {
+    **_rows("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", Budget(scales.products, 2, 2)),
+    **_rows("linear add concat flatten pad", Budget(scales.products, 2, 2)),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d global_avg_pool", Budget(scales.means, 3, 0.5)),
+    **_rows("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", Budget(scales.means, 3, 0.5)),
+    **_rows("max_pool1d max_pool2d max_pool3d global_max_pool leaky_relu dropout", Budget(scales.selections, 3)),
+    "relu": Budget(scales.selections, 1),
+    **_rows("elu sigmoid", Budget(scales.curves, 4)),
+    "tanh": Budget(scales.curves, 12),
+    **_rows("silu gelu", Budget(scales.gates, 12)),
+    "batch_norm": Budget(scales.batch_norm, 6, 1),
+    "layer_norm": Budget(scales.layer_norm, 6, 1),
+    "group_norm": Budget(scales.group_norm, 6, 1),
+    "instance_norm": Budget(scales.instance_norm, 6, 1),
+    "softmax": Budget(scales.softmax, 6, 1),
+    "log_softmax": Budget(scales.log_softmax, 6, 1),
+    "cross_entropy": Budget(scales.cross_entropy, 6, 1),
+    "nll_loss": Budget(scales.nll_loss, 4, 0.1),
+    **_rows("mse_loss l1_loss", Budget(scales.differences, 4, 0.1)),
+    "binary_cross_entropy_with_logits": Budget(scales.binary_cross_entropy, 9, 0.1),
+}
+"""Every op by name.
+
+The numbers were measured and then multiplied by about three: the largest units of every op over its samples (five
+seeds) and over sizes met in practice (convolutions of up to 4,608 terms per pixel, matrices of 8,192 columns, 1,000
+classes, maps of 32 x 32, norms of numbers far from zero and close together; signed numbers and positive ones, whose
+sums err most), in float32 and float64, on NumPy, array-api-strict, PyTorch and JAX, all on one CPU.
+"""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One result or gradient of the reference run: its value, and what its error is measured by."""
+
+    value: np.ndarray
+    scale: Scale
+    bound: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One call in the reference's dtype: arrays and gradient of y as `dtype` holds them, and what is expected."""
+
+    arrays: Arrays
+    dy: np.ndarray
+    tensors: dict[str, Expected]
+
+
+@dataclass(frozen=True)
+class Error:
+    """The error of one tensor.
+
+    Attributes
+    ----------
+    tensor : `y`, `dx`, `dweight`, ...
+    units : the largest |error| / (eps * S) of its elements; infinite where one is NaN or missing.
+    bound : what they may be.
+    ulp : the largest |error| in spacings of the floating-point numbers there; large where terms cancel.
+    """
+
+    tensor: str
+    units: float
+    bound: float
+    ulp: float
+
+    @property
+    def share(self) -> float:
+        """The share of the budget that is used up; above 1 it is exceeded."""
+        return self.units / self.bound
+
+
+def _round(array: Any, dtype: str) -> Any:
+    """Give numbers that `dtype` holds exactly, in the reference's dtype; labels as they are."""
+    return np.asarray(array).astype(dtype).astype(WIDE[dtype]) if array.dtype.kind == "f" else array
+
+
+def reference(
+    op: str,
+    function: Callable[[Arrays], tuple[Any, Any]],
+    arrays: Arrays,
+    options: Mapping[str, Any],
+    dy: Callable[[tuple[int, ...]], np.ndarray],
+    dtype: str,
+) -> Reference:
+    """Run one op forward and backward in the reference's dtype, and say what is expected of whom.
+
+    Parameters
+    ----------
+    op : whose budget holds.
+    function : (arrays by name) -> (y, backward).
+    arrays : host arrays by name; their numbers, and those of dy, are first rounded to `dtype`.
+    options : that the scale may depend on; `function` knows them already.
+    dy : gives the gradient of y for its shape.
+    dtype : under test.
+    """
+    arrays = each(lambda array: _round(array, dtype), arrays)
+    y, backward = function(arrays)
+    results = y if type(y) is tuple else (y,)
+    gradient = _round(dy(results[0].shape), dtype)
+    example = Example(function, arrays, dict(options), gradient, results, backward, backward(gradient))
+    budget = BUDGETS[op]
+    sizes = tensors(arrays, *budget.scale(example))
+    values = tensors(arrays, results, example.gradients)
+    wanted = {n: Expected(np.asarray(values[n]), s, budget.bound(s.terms)) for n, s in sizes.items() if n in values}
+    return Reference(arrays, gradient, wanted)
+
+
+def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
+    """Name results and gradients: `y` (of batch norm also its statistics), and `d` + the name of each array argument.
+
+    An argument that is a list of arrays gives `dxs[0]`, `dxs[1]`, ...; what is None is left out.
+    """
+    names = ["y", "running_mean", "running_var"][: len(results)]
+    for name, value in arrays.items():
+        names += [f"d{name}[{i}]" for i in range(len(value))] if isinstance(value, list) else [f"d{name}"]
+    return {n: tensor for n, tensor in zip(names, (*results, *gradients), strict=True) if tensor is not None}
+
+
+def errors(wanted: Reference, got: Mapping[str, Any], dtype: str) -> list[Error]:
+    """Measure what a device computed, host arrays by tensor name, against what is expected."""
+    return [_error(name, want, got.get(name), dtype) for name, want in wanted.tensors.items()]
+
+
+def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:
+    if got is None or np.shape(got) != want.value.shape:
+        return Error(name, np.inf, want.bound, np.inf)
+    if str(got.dtype) != dtype:
+        raise UsageError(f"compare: {name} came as {got.dtype}, expected {dtype}")
+    info = np.finfo(dtype)
+    same = (got == want.value) | (np.isnan(got) & np.isnan(want.value))
+    with np.errstate(invalid="ignore"):
+        off = np.where(same, 0.0, np.abs(got.astype(want.value.dtype) - want.value))
+        # An error below the smallest normal number is underflow, which no relative budget covers.
+        units = off / (float(info.eps) * want.scale.size + float(info.tiny))
+        ulp = off / np.spacing(np.abs(want.value).astype(dtype)).astype(want.value.dtype)
+    return Error(name, _worst(units), want.bound, _worst(ulp))
+
+
+def _worst(array: Any) -> float:
+    return float(np.max(np.where(np.isnan(array), np.inf, array), initial=0.0))

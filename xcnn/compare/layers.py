@@ -1,0 +1,173 @@
+"""A network layer by layer: what each leaf layer computes on a device, against the same layer in a wide dtype.
+
+The whole network runs once on the host in float64. Each layer's input and gradient of its output are taken from that
+run, rounded to the dtype under test, and given both to the device and to the reference, so that the error of a layer is
+its own and not that of the layers before it.
+"""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xcnn import nn
+from xcnn.compare.budget import Error, Reference, errors, reference
+from xcnn.compare.op import call_op, place, run_op
+from xcnn.compare.scales import Arrays
+from xcnn.device import Device
+from xcnn.nn._layer import Layer
+from xcnn.nn._module import Buffer
+from xcnn.ops._op import OPS
+
+__all__ = ["LayerError", "layer_errors"]
+
+_JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Concat: "concat"}
+"""Layers that take several arrays, and the op whose budget is theirs."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of one tensor of one layer on one device."""
+
+    layer: str
+    kind: str
+    device: str
+    error: Error
+
+
+@dataclass
+class _Call:
+    """One call of a leaf layer in the float64 run: the layer as it was before, what came in, and the gradient of y."""
+
+    name: str
+    layer: nn.Module
+    x: Any
+    dy: Any = None
+
+
+def layer_errors(
+    model: nn.Module,
+    x: np.ndarray,
+    target: np.ndarray,
+    devices: Sequence[Device],
+    dtype: str = "float32",
+    loss: str = "cross_entropy",
+) -> Iterator[LayerError]:
+    """Yield the error of every result and gradient of every layer, and of the loss, on every device.
+
+    Layers that compute nothing (`Identity`), and those of one's own that are no single op, have no budget and are left
+    out.
+
+    Parameters
+    ----------
+    model : on the host; it stays as it is.
+    x : a batch of images (n, c, h, w), on the host.
+    target : what the loss takes beside the network's output, on the host.
+    devices : to run on.
+    dtype : `"float32"` or `"float64"`.
+    loss : the op that is the loss.
+    """
+    model = copy.deepcopy(model).to("cpu", "float64")
+    with _traced(model) as calls:
+        y, backward = model.forward(x.astype(np.float64), train=True)
+        _, loss_backward = OPS[loss].function(y, target)
+        backward(loss_backward()[0])
+    for call in calls:
+        wanted = _reference(call, dtype)
+        if wanted is not None:
+            for device in devices:
+                for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
+                    yield LayerError(call.name, type(call.layer).__name__, device.name, error)
+    arrays = dict.fromkeys(OPS[loss].arrays) | {"x": y, "target": target}
+    wanted = reference(loss, functools.partial(call_op, loss, {}), arrays, {}, np.ones, dtype)
+    for device in devices:
+        for error in errors(wanted, run_op(loss, {}, wanted, device, dtype), dtype):
+            yield LayerError("loss", loss, device.name, error)
+
+
+@contextlib.contextmanager
+def _traced(model: nn.Module) -> Iterator[list[_Call]]:
+    """Record the calls of the leaf layers, in the order of the forward pass."""
+    calls: list[_Call] = []
+
+    def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
+        forward = layer.forward
+
+        def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
+            before = copy.deepcopy(layer)
+            del vars(before)["forward"]
+            call = _Call(name, before, x)
+            calls.append(call)
+            y, backward = forward(x, train)
+
+            def keep(dy: Any, need_dx: bool = True) -> Any:
+                call.dy = dy
+                return backward(dy, need_dx)
+
+            return y, keep
+
+        return observed
+
+    layers = {layer: name for name, layer in model.modules() if not any(layer.children())}
+    for layer, name in layers.items():
+        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
+    try:
+        yield calls
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
+
+
+def _reference(call: _Call, dtype: str) -> Reference | None:
+    """Find the op that a layer calls, with its arrays and options, and run that; None where there is none."""
+    kind: Any = type(call.layer)
+    if call.dy is None:
+        return None
+    if kind in _JOINS:
+
+        def join(arrays: Arrays) -> tuple[Any, Any]:
+            return call.layer.forward(tuple(arrays["x"]))
+
+        return reference(_JOINS[kind], join, {"x": list(call.x)}, {}, lambda shape: call.dy, dtype)
+    if not isinstance(call.layer, Layer):
+        return None
+    arrays, options = _arguments(call)
+
+    def again(arrays: Arrays) -> tuple[Any, Any]:
+        return call_op(name, copy.deepcopy(options), arrays)  # a copy, for dropout's generator moves on
+
+    name = kind._op.__name__
+    return reference(name, again, arrays, options, lambda shape: call.dy, dtype)
+
+
+def _arguments(call: _Call) -> tuple[Arrays, dict[str, Any]]:
+    """Give the arrays and options that a layer calls its op with."""
+    given: dict[str, Any] = {}
+
+    def spy(x: Any, **arguments: Any) -> Any:
+        given.update(copy.deepcopy(arguments))
+        return type(layer)._op(x, **arguments)
+
+    layer: Any = copy.deepcopy(call.layer)
+    vars(layer)["_op"] = spy  # shadows the op on this instance alone
+    layer.forward(call.x)
+    names = OPS[type(layer)._op.__name__].arrays
+    arrays = {"x": call.x} | {name: given.pop(name) for name in names[1:]}
+    return arrays, given
+
+
+def _run(call: _Call, wanted: Reference, device: Device, dtype: str) -> dict[str, Any]:
+    """Run a layer forward and backward on a device; return its tensors by name, on the host."""
+    layer = copy.deepcopy(call.layer).to(device, dtype)
+    x = wanted.arrays["x"]
+    several = isinstance(x, list)
+    y, backward = layer.forward(tuple(place(a, device, dtype) for a in x) if several else place(x, device, dtype))
+    dx = backward(place(wanted.dy, device, dtype))
+    found = {"y": y} | ({f"dx[{i}]": one for i, one in enumerate(dx)} if several else {"dx": dx})
+    found |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
+    found |= {name: slot.data for name, slot in vars(layer).items() if isinstance(slot, Buffer)}
+    return {name: device.to_numpy(array) for name, array in found.items() if array is not None}

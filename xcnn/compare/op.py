@@ -1,0 +1,66 @@
+"""One op over its samples on one device: the errors of its results and gradients."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from xcnn.compare.budget import Error, Reference, errors, reference, tensors
+from xcnn.compare.scales import Arrays, each
+from xcnn.device import Device
+from xcnn.errors import unknown
+from xcnn.ops._op import OPS
+
+__all__ = ["call_op", "op_errors", "place", "run_op"]
+
+
+def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[tuple[int, Error]]:
+    """Run every sample of an op on a device; yield the number of the sample and the error of one tensor at a time.
+
+    Parameters
+    ----------
+    name : of the op.
+    device : where to run it.
+    dtype : `"float32"` or `"float64"`.
+    seed : of the numbers in the samples.
+
+    Raises
+    ------
+    UsageError
+        For an unknown op; it names the nearest.
+    """
+    if name not in OPS:
+        raise unknown("op", name, OPS)
+    for number, sample in enumerate(OPS[name].samples):
+        rng = np.random.default_rng([seed, number])
+        drawn, options = sample.draw(rng), sample.options
+        arrays = {argument: drawn[argument] for argument in OPS[name].arrays}  # in the order of the gradients
+        wanted = reference(
+            name, functools.partial(call_op, name, options), arrays, options, functools.partial(_normal, rng), dtype
+        )
+        for error in errors(wanted, run_op(name, options, wanted, device, dtype), dtype):
+            yield number, error
+
+
+def call_op(name: str, options: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Any]:
+    """Call an op by name."""
+    y, backward = OPS[name].function(**arrays, **options)
+    return y, backward
+
+
+def run_op(name: str, options: Mapping[str, Any], call: Reference, device: Device, dtype: str) -> dict[str, Any]:
+    """Run an op on a device with the arrays and dy of a reference; return its tensors by name, on the host."""
+    y, backward = call_op(name, options, each(functools.partial(place, device=device, dtype=dtype), call.arrays))
+    gradients = backward(place(call.dy, device, dtype))
+    found = tensors(call.arrays, y if type(y) is tuple else (y,), gradients)
+    return {name: device.to_numpy(array) for name, array in found.items()}
+
+
+def place(array: Any, device: Device, dtype: str) -> Any:
+    """Bring a host array to a device: numbers in `dtype`, labels as they are."""
+    return device.asarray(array.astype(dtype) if array.dtype.kind == "f" else array)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(rng.standard_normal(shape))

@@ -1,0 +1,307 @@
+"""What the rounding of each kind of op works on: for every result and gradient the scale S of its error, and K.
+
+A sum of K terms, added in any order, is off by at most `gamma_K * sum |terms|` with `gamma_K = K u / (1 - K u)` and
+u = eps / 2 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2). So S is
+that sum of magnitudes, and K says how the bound may grow. Not every op is a sum; the docstrings say what S is then.
+
+Each function takes an `Example`, evaluated in a wide dtype on the host, and returns one `Scale` per result and one (or
+None) per gradient. A new kind of op is one more function here; `budget.py` says which op is of which kind.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Arrays",
+    "Example",
+    "Scale",
+    "Scales",
+    "batch_norm",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "curves",
+    "differences",
+    "each",
+    "gates",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "log_softmax",
+    "means",
+    "nll_loss",
+    "products",
+    "selections",
+    "softmax",
+]
+
+Arrays = dict[str, Any]
+"""Array arguments by name: an array, a list of arrays, or None."""
+
+
+def each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
+    """Apply a function to every array."""
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, list):
+            return [mapped(one) for one in value]
+        return value if value is None else function(value)
+
+    return {name: mapped(value) for name, value in arrays.items()}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of an op with its backward pass, in a wide dtype on the host.
+
+    Attributes
+    ----------
+    function : (arrays by name) -> (y, backward), the options being fixed.
+    arrays : what it was called with.
+    options : for those scales that depend on them.
+    dy : gradient of y.
+    results : y, or all results where there are several.
+    backward : of this call.
+    gradients : what it gave for dy.
+    """
+
+    function: Callable[[Arrays], tuple[Any, Any]]
+    arrays: Arrays
+    options: dict[str, Any]
+    dy: np.ndarray
+    results: tuple[Any, ...]
+    backward: Any
+    gradients: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of one array's error.
+
+    Attributes
+    ----------
+    size : S, broadcasting to the array.
+    terms : K, how many terms an element sums at most.
+    """
+
+    size: Any
+    terms: float = 1.0
+
+
+Scales = tuple[list[Scale | None], list[Scale | None]]
+
+
+def _largest(array: Any) -> float:
+    return float(np.max(array, initial=1.0))
+
+
+def _magnitudes(array: Any) -> Any:
+    return np.abs(array) if array.dtype.kind == "f" else array
+
+
+def _shared(array: Any, terms: float = 1.0) -> Scale | None:
+    return None if array is None else Scale(np.abs(array), terms)
+
+
+def products(example: Example) -> Scales:
+    """Sums of products: S is the same op on |x|, |w|, |bias| and |dy|; K is counted by running it on ones."""
+    y, backward = example.function(each(_magnitudes, example.arrays))
+    ones, counts = example.function(each(np.ones_like, example.arrays))
+    sizes = backward(np.abs(example.dy))
+    terms = counts(np.ones_like(example.dy))
+    return [Scale(np.abs(y), _largest(ones))], [
+        None if size is None else Scale(size, _largest(count)) for size, count in zip(sizes, terms, strict=True)
+    ]
+
+
+def means(example: Example) -> Scales:
+    """Means over windows: S is the mean of |x|, and of |dy|; K is the size of the window."""
+    x = example.arrays["x"]
+    y, backward = example.function(each(np.abs, example.arrays))
+    kernel = example.options.get("kernel_size")
+    if kernel is None:  # adaptive: its windows share the map
+        rank = x.ndim - (1 if y.ndim == 2 < x.ndim else 0)
+        window = max(1.0, x.size / y.size) + rank
+    else:
+        window = float(kernel ** (x.ndim - 1) if isinstance(kernel, int) else math.prod(kernel))
+    return [Scale(y, window)], [_shared(g, window) for g in backward(np.abs(example.dy))]
+
+
+def selections(example: Example) -> Scales:
+    """Numbers that are picked, or scaled by a constant: S is |y|, and the sum of the |dy| that meet at one place."""
+    return [_shared(y) for y in example.results], [_shared(g) for g in example.backward(np.abs(example.dy))]
+
+
+def curves(example: Example) -> Scales:
+    """Smooth functions of each number: S is |y| + |x y'|, what an eps in x does; and |dx| + |dy| for the gradient.
+
+    The slope is of size 1, and known to an eps absolutely: near 0, `1 - y * y` has no more.
+    """
+    x, (y,), (dx,) = example.arrays["x"], example.results, example.gradients
+    (slope,) = example.backward(np.ones_like(y))
+    return [Scale(np.abs(y) + np.abs(x * slope))], [Scale(np.abs(dx) + np.abs(example.dy))]
+
+
+def gates(example: Example) -> Scales:
+    """`x * gate(x)` where the gate, from 0 to 1, is known to an eps absolutely: S is |x|, and |dx| + |dy| (1 + |x|)."""
+    x, (dx,) = np.abs(example.arrays["x"]), example.gradients
+    return [Scale(x)], [Scale(np.abs(dx) + np.abs(example.dy) * (1.0 + x))]
+
+
+def _norm(example: Example, view: tuple[int, ...], axes: tuple[int, ...], weights: tuple[int, ...]) -> Scales:
+    """Give S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
+
+    With `a = (|x| + mean |x|) * rstd`, the centred number before anything cancels, S of y is `a |weight| + |bias|`;
+    times another mean(a^2), as the variance is a mean of squares of such numbers, each off by an eps of a.
+    """
+    saved, x = example.backward.saved(), np.abs(example.arrays["x"])
+    weight, bias = (example.arrays[name] for name in ("weight", "bias"))
+    w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
+    b = 0.0 if bias is None else np.abs(np.reshape(bias, weights))
+    x, dy, rstd = np.reshape(x, view), np.reshape(np.abs(example.dy), view), saved["rstd"]
+    constant = example.options.get("training") is False  # batch norm by its running statistics
+
+    def mean(array: Any) -> Any:
+        return np.mean(array, axis=axes, keepdims=True)
+
+    a = (x + (np.abs(saved["mean"]) if constant else mean(x))) * rstd
+    spread = 1.0 if constant else np.maximum(1.0, mean(a * a))
+    count = 1.0 if constant else math.prod(view[axis] for axis in axes)
+    d = dy * w
+    dx = rstd * (d if constant else d + mean(d) + a * mean(d * a)) * spread
+    shared = tuple(axis for axis, size in enumerate(weights) if size == 1)
+    rows = math.prod(view[axis] for axis in shared)
+
+    def parameter(gradient: Any, terms: Any) -> Scale | None:
+        return None if gradient is None else Scale(np.reshape(np.sum(terms, axis=shared), gradient.shape), rows)
+
+    shape = example.arrays["x"].shape
+    dweight, dbias = example.gradients[-2:]
+    return [Scale(np.reshape(a * w * spread + b, shape), count)], [
+        Scale(np.reshape(dx, shape), count),
+        *[None] * (len(example.gradients) - 3),
+        parameter(dweight, dy * a * spread),
+        parameter(dbias, dy),
+    ]
+
+
+def batch_norm(example: Example) -> Scales:
+    """As `_norm`, per channel; the running statistics are means of |x| and of squares, mixed with the old ones."""
+    x, options = example.arrays["x"], example.options
+    c = x.shape[1]
+    axes = (0, *range(2, x.ndim))
+    (y, *_), gradients = _norm(example, (x.shape[0], c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
+    results: list[Scale | None] = [y]
+    momentum = options.get("momentum", 0.1)
+    for name, fresh in (("running_mean", np.abs(x)), ("running_var", 2 * x * x)):
+        old = example.arrays[name]
+        size = None if old is None else np.abs(old)
+        if size is not None and options.get("training"):
+            size = (1 - momentum) * size + momentum * np.mean(fresh, axis=axes)
+        results.append(None if size is None else Scale(size, x.size / c))
+    return results, gradients
+
+
+def layer_norm(example: Example) -> Scales:
+    """As `_norm`, over the trailing axes."""
+    x, trailing = example.arrays["x"], example.options["normalized_shape"]
+    features = trailing if isinstance(trailing, int) else math.prod(trailing)
+    return _norm(example, (x.size // features, features), (1,), (1, features))
+
+
+def _grouped(example: Example, groups: int) -> Scales:
+    n, c, *sizes = example.arrays["x"].shape
+    return _norm(example, (n, groups, c // groups, math.prod(sizes)), (2, 3), (1, groups, c // groups, 1))
+
+
+def group_norm(example: Example) -> Scales:
+    """As `_norm`, over groups of channels."""
+    return _grouped(example, example.options["num_groups"])
+
+
+def instance_norm(example: Example) -> Scales:
+    """As `_norm`, over each channel of each image."""
+    return _grouped(example, example.arrays["x"].shape[1])
+
+
+def softmax(example: Example) -> Scales:
+    """An exponential is off by an eps of its argument: with `a = 1 + |x - max x|`, S is `y (a + sum(y a))`.
+
+    That of the gradient is `a y (|dy| + sum(a y |dy|))`. K is the number of classes.
+    """
+    x, (y,), axis = example.arrays["x"], example.results, example.options.get("dim", -1)
+    a = 1.0 + np.max(x, axis=axis, keepdims=True) - x
+    dy = np.abs(example.dy)
+
+    def total(array: Any) -> Any:
+        return np.sum(array, axis=axis, keepdims=True)
+
+    classes = x.shape[axis]
+    return [Scale(y * (a + total(y * a)), classes)], [Scale(a * y * (dy + total(a * y * dy)), classes)]
+
+
+def _logarithms(x: Any, axis: int) -> Any:
+    """Give S of `log_softmax`: the numbers below the maximum, and the sum of at least 1 whose logarithm is taken."""
+    below = np.max(x, axis=axis, keepdims=True) - x
+    return 1.0 + below + np.log(np.sum(np.exp(-below), axis=axis, keepdims=True))
+
+
+def log_softmax(example: Example) -> Scales:
+    """S is `a = 1 + |x - max x| + log(sum(exp(x - max x)))`, and `|dy| + a exp(y) sum(|dy|)` for the gradient."""
+    x, (y,), axis = example.arrays["x"], example.results, example.options.get("dim", -1)
+    a, dy, classes = _logarithms(x, axis), np.abs(example.dy), x.shape[axis]
+    return [Scale(a, classes)], [Scale(dy + a * np.exp(y) * np.sum(dy, axis=axis, keepdims=True), classes)]
+
+
+def _rows(example: Example, parts: Any, divisor: Any) -> tuple[Scale, Any]:
+    """Give the scale of a loss from those of its parts, and |dy| / divisor, ready to broadcast to x."""
+    reduction, axis = example.options.get("reduction", "mean"), min(1, parts.ndim - 1)
+    divisor = np.abs(divisor) if reduction == "mean" else 1.0
+    dy = np.abs(example.dy) / divisor
+    if reduction == "none":
+        return Scale(np.sum(parts, axis=axis), parts.shape[axis]), np.expand_dims(dy, axis)
+    return Scale(np.sum(parts) / divisor, parts.size), dy
+
+
+def cross_entropy(example: Example) -> Scales:
+    """`sum(q a) / total` with a as in `log_softmax` and q what the target asks for; `(a p sum(q) + q) |dy| / total`."""
+    x, saved = example.arrays["x"], example.backward.saved()
+    axis, weight = min(1, x.ndim - 1), example.arrays["weight"]
+    a, q, logp = _logarithms(x, axis), np.abs(saved["q"]), saved["logp"]
+    y, dy = _rows(example, q * a, saved["total"])
+    classes = x.shape[axis]
+    dx = (a * np.exp(logp) * np.sum(q, axis=axis, keepdims=True) + q) * dy
+    dtarget = None
+    if example.gradients[1] is not None:
+        factor = 1.0 if weight is None else np.reshape(weight, (-1, *(1,) * (x.ndim - 2)))
+        dtarget = Scale(a * dy * factor * np.ones_like(x), classes)
+    return [y], [Scale(dx, classes), dtarget, None]
+
+
+def nll_loss(example: Example) -> Scales:
+    """`sum(q |x|) / total`, q being what the target asks for, and `q |dy| / total`; K is the number of terms."""
+    saved = example.backward.saved()
+    q = np.abs(saved["q"])
+    y, dy = _rows(example, q * np.abs(example.arrays["x"]), saved["total"])
+    return [y], [Scale(q * dy, q.size), None, None]
+
+
+def differences(example: Example) -> Scales:
+    """Sums of sizes of differences, which one rounding of each difference starts: S is y itself, and |dx|."""
+    (y,) = example.results
+    return [Scale(np.abs(y), example.arrays["x"].size / max(y.size, 1))], [_shared(g) for g in example.gradients]
+
+
+def binary_cross_entropy(example: Example) -> Scales:
+    """All terms of y are positive: S is y; `(s (1 - t + p t) + p t) |dy|` and `(yes + no) |dy|`, before they cancel."""
+    x, t = example.arrays["x"], example.arrays["target"]
+    weight, p = (1.0 if example.arrays[name] is None else example.arrays[name] for name in ("weight", "pos_weight"))
+    (y,) = example.results
+    mean = example.options.get("reduction", "mean") == "mean"
+    dy = np.abs(example.dy) * weight / (x.size if mean else 1)
+    yes, no = p * np.logaddexp(0, -x), np.logaddexp(0, x)
+    dx = (np.exp(-np.logaddexp(0, -x)) * (1 - t + p * t) + p * t) * dy
+    return [Scale(np.abs(y), x.size / max(y.size, 1))], [Scale(dx), Scale((yes + no) * dy), None, None]

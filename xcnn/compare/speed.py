@@ -1,0 +1,115 @@
+"""The speed of a training step, each device in a process of its own: the first step, the later ones, and memory.
+
+What is timed is `Trainer.step` on a batch that lies on the host: transfer, forward, backward, update, and reading the
+loss, which waits for the device. The first step is cold: it compiles kernels and fills caches.
+
+Memory is the resident memory of the process at its peak, over what it held just before the first step; the library
+itself, the weights and the batch are not in it, and nor is the memory of a GPU. Linux alone tells; elsewhere it is None.
+
+Run as a program (`python -m xcnn.compare.speed`) this file measures what its one argument, a JSON object, says.
+"""
+
+import dataclasses
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcnn import models
+from xcnn.compare.steps import trainer
+from xcnn.device import device as open_device
+from xcnn.device import one_blas_thread
+from xcnn.errors import XcnnError
+
+__all__ = ["Speed", "SpeedError", "main", "measure", "speed"]
+
+
+class SpeedError(XcnnError):
+    """A measurement that failed."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured on one device.
+
+    Attributes
+    ----------
+    cold : seconds of the first step.
+    warm : seconds of the later steps, the median.
+    images_per_second : batch size / warm.
+    memory : bytes, at the peak and over what was held before the first step; None where the system does not tell.
+    """
+
+    cold: float
+    warm: float
+    images_per_second: float
+    memory: int | None
+
+
+def speed(device: str, model: str, shape: tuple[int, ...], classes: int, batch: int, steps: int, dtype: str) -> Speed:
+    """Measure a device in a fresh process.
+
+    Parameters
+    ----------
+    device : by its string.
+    model : by name; `shape` and `classes` as in `models.build`.
+    batch : random images per step.
+    steps : warm ones; at least 1.
+    dtype : `"float32"` or `"float64"`.
+
+    Raises
+    ------
+    SpeedError
+        Where that process fails; it quotes its last line.
+    """
+    arguments = json.dumps([device, model, shape, classes, batch, steps, dtype])
+    command = [sys.executable, "-m", "xcnn.compare.speed", arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SpeedError(f"compare: measuring the speed of {device} failed: {last}")
+    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(device: str, model: str, shape: tuple[int, ...], classes: int, batch: int, steps: int, dtype: str) -> Speed:
+    """Measure a device in this process; the arguments are those of `speed`."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((batch, *shape)).astype(dtype), rng.integers(0, classes, batch)
+    training = trainer(models.build(model, shape, classes), open_device(device), dtype)
+    before, seconds = _memory("VmRSS"), []
+    with one_blas_thread():
+        for _ in range(1 + steps):
+            start = time.perf_counter()
+            training.step(x, y)
+            seconds.append(time.perf_counter() - start)
+    peak = _memory("VmHWM")
+    cold, warm = seconds[0], statistics.median(seconds[1:])
+    return Speed(cold, warm, batch / warm, None if before is None or peak is None else max(0, peak - before))
+
+
+def _memory(what: str) -> int | None:
+    """Read the resident memory, now (VmRSS) or at its peak (VmHWM), in bytes.
+
+    Not `ru_maxrss`: a process that was started with exec begins with its parent's.
+    """
+    try:
+        found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
+
+
+def main(arguments: list[Any]) -> None:
+    """Measure and print one JSON line."""
+    print(json.dumps(dataclasses.asdict(measure(*arguments))))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
