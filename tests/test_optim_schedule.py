@@ -234,9 +234,9 @@ class TestNamed:
         ("arguments", "message"),
         [
             (("cosin", 20, 5), "unknown schedule 'cosin'; did you mean 'cosine'? (known: "),
-            (("step", 0, 5), "make_schedule: total_steps must be a whole number, 1 or more, got 0"),
-            (("step", 10, 2.5), "make_schedule: steps_per_epoch must be a whole number, 1 or more, got 2.5"),
-            (("step", 10, 2, -1), "make_schedule: warmup must be a whole number, 0 or more, got -1"),
+            (("step", 0, 5), "make_schedule: total_steps must be an integer of at least 1, got 0"),
+            (("step", 10, 2.5), "make_schedule: steps_per_epoch must be an integer of at least 1, got 2.5"),
+            (("step", 10, 2, -1), "make_schedule: warmup must be an integer of at least 0, got -1"),
             (("step", 10, 2, 10), "make_schedule: warmup of 10 steps leaves nothing of a run of 10"),
             (
                 ("plateau", 10, 2, 3),
@@ -254,11 +254,11 @@ class TestNamed:
     ("build", "message"),
     [
         (lambda o: optim.StepLR(3, 1), "StepLR: expected an optimizer, got int"),
-        (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be a whole number, 1 or more, got 0"),
+        (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be an integer of at least 1, got 0"),
         (lambda o: optim.StepLR(o, 1, -1), "StepLR: gamma must be a number in (0, inf), got -1"),
         (
             lambda o: optim.CosineAnnealingLR(o, 1.5),
-            "CosineAnnealingLR: T_max must be a whole number, 1 or more, got 1.5",
+            "CosineAnnealingLR: T_max must be an integer of at least 1, got 1.5",
         ),
         (
             lambda o: optim.CosineAnnealingLR(o, 1, -1),
@@ -266,7 +266,7 @@ class TestNamed:
         ),
         (lambda o: optim.LinearLR(o, 0), "LinearLR: start_factor must be a number in (0, 1], got 0"),
         (lambda o: optim.LinearLR(o, 1, 2), "LinearLR: end_factor must be a number in [0, 1], got 2"),
-        (lambda o: optim.LinearLR(o, 1, 1, 0), "LinearLR: total_iters must be a whole number, 1 or more, got 0"),
+        (lambda o: optim.LinearLR(o, 1, 1, 0), "LinearLR: total_iters must be an integer of at least 1, got 0"),
         (
             lambda o: optim.SequentialLR(o, [], []),
             "SequentialLR: milestones must be one fewer than schedulers, got 0 and 0",
@@ -285,8 +285,8 @@ class TestNamed:
         ),
         (lambda o: optim.OneCycleLR(3, 1, 9), "OneCycleLR: expected an optimizer, got int"),
         (lambda o: optim.OneCycleLR(o, 1), "OneCycleLR: give total_steps, or epochs and steps_per_epoch"),
-        (lambda o: optim.OneCycleLR(o, 1, 0), "OneCycleLR: total_steps must be a whole number, 1 or more, got 0"),
-        (lambda o: optim.OneCycleLR(o, 1, None, 0, 3), "OneCycleLR: epochs must be a whole number, 1 or more, got 0"),
+        (lambda o: optim.OneCycleLR(o, 1, 0), "OneCycleLR: total_steps must be an integer of at least 1, got 0"),
+        (lambda o: optim.OneCycleLR(o, 1, None, 0, 3), "OneCycleLR: epochs must be an integer of at least 1, got 0"),
         (
             lambda o: optim.OneCycleLR(o, [1], 9),
             "OneCycleLR: max_lr must be one number or one per group, got 1 for 2 groups",
@@ -309,7 +309,7 @@ class TestNamed:
         (lambda o: optim.ReduceLROnPlateau(o, factor=1), "ReduceLROnPlateau: factor must be a number in (0, 1), got 1"),
         (
             lambda o: optim.ReduceLROnPlateau(o, patience=-1),
-            "ReduceLROnPlateau: patience must be a whole number, 0 or more",
+            "ReduceLROnPlateau: patience must be an integer of at least 0",
         ),
         (lambda o: optim.ReduceLROnPlateau(o, threshold_mode="x"), "unknown ReduceLROnPlateau threshold_mode 'x'"),
         (

@@ -14,9 +14,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
+from xcnn.ops._options import integer
 from xcnn.parameter import Parameter
 
 __all__ = ["Layer", "positive"]
@@ -66,5 +66,4 @@ class Layer(Module):
 def positive(layer: str, **arguments: int) -> None:
     """Refuse constructor arguments that are no integers of at least 1."""
     for name, value in arguments.items():
-        if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{layer}: {name} must be an integer of at least 1, got {value!r}")
+        integer(layer, name, value)

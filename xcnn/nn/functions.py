@@ -11,6 +11,7 @@ from xcnn import ops
 from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
+from xcnn.ops._options import Integers
 
 __all__ = [
     "ELU",
@@ -41,7 +42,6 @@ __all__ = [
     "Tanh",
 ]
 
-Integers = int | Sequence[int]
 Sizes = int | Sequence[int | None]
 Backward = Callable[[Any, bool], Any]
 

@@ -5,7 +5,6 @@ entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,8 @@ from xcnn.device import like
 from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer, positive
-from xcnn.ops._window import Padding, integers
+from xcnn.ops._options import Integers, integers
+from xcnn.ops._window import Padding
 from xcnn.parameter import Parameter
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Linear",
 ]
 
-Integers = int | Sequence[int]
 Init = str | inits.Init
 
 

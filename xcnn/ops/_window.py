@@ -16,24 +16,22 @@ from types import ModuleType
 
 from xcnn._array import Array, add_slice, full, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError
+from xcnn.ops._options import Integers, integers
 
 __all__ = [
     "Axes",
     "Axis",
-    "Integers",
     "Padding",
     "along",
     "col2im",
     "im2col",
     "inner_taps",
-    "integers",
     "pad_windows",
     "taps",
     "transposed_axes",
     "window_axes",
 ]
 
-Integers = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 
@@ -79,20 +77,6 @@ class Axis:
 Axes = tuple[Axis, ...]
 
 
-def integers(op: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
-    """Give one integer per spatial axis from an integer or a sequence of `rank` of them."""
-    if type(value) is int and value >= minimum:  # nearly always; what follows costs microseconds
-        return (value,) * rank
-    entries = tuple(value) if isinstance(value, Sequence) else (value,) * rank
-    if len(entries) != rank:
-        raise UsageError(f"{op}: {name} takes an integer or {rank} of them, got {value!r}")
-    for entry in entries:
-        number = hasattr(entry, "__index__") and not hasattr(entry, "__len__")  # an array has both
-        if not number or isinstance(entry, bool) or entry < minimum:
-            raise UsageError(f"{op}: {name} takes integers of at least {minimum}, got {value!r}")
-    return entries
-
-
 def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] | str:
     """Give (before, after) per axis, or 'same'."""
     if isinstance(padding, str):
@@ -117,9 +101,9 @@ def window_axes(
     op: str,
     sizes: tuple[int, ...],
     kernel: tuple[int, ...],
-    stride: int | Sequence[int] = 1,
+    stride: Integers = 1,
     padding: Padding = 0,
-    dilation: int | Sequence[int] = 1,
+    dilation: Integers = 1,
     ceil_mode: bool = False,
 ) -> Axes:
     """Lay the windows of a kernel over a map.
@@ -186,10 +170,10 @@ def transposed_axes(
     op: str,
     sizes: tuple[int, ...],
     kernel: tuple[int, ...],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-    dilation: int | Sequence[int],
+    stride: Integers,
+    padding: Integers,
+    output_padding: Integers,
+    dilation: Integers,
 ) -> Axes:
     """Give the windows of the convolution whose input gradient a transposed convolution is.
 

@@ -9,7 +9,8 @@ import array_api_compat
 from xcnn._array import Array, add_slice, namespace, zeros
 from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import along, integers
+from xcnn.ops._options import integers
+from xcnn.ops._window import along
 
 __all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]
 

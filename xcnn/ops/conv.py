@@ -20,7 +20,8 @@ from typing import Any
 from xcnn._array import Array, namespace
 from xcnn.errors import DtypeError, ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import Axes, Integers, Padding, col2im, im2col, integers, transposed_axes, window_axes
+from xcnn.ops._options import Integers, integers
+from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 

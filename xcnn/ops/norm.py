@@ -15,7 +15,7 @@ from types import ModuleType
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
-from xcnn.ops._window import integers
+from xcnn.ops._options import integers
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError, unknown
 from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._options import is_integer
 from xcnn.ops._window import along
 
 __all__ = ["MODES", "Mode", "pad"]
@@ -54,12 +55,7 @@ def _resized(a: Array, dim: int, size: int) -> tuple[int, ...]:
 def _check(x: Array, pad: Sequence[int], mode: str) -> None:
     if mode not in MODES:
         raise unknown("pad mode", mode, MODES)
-    if (
-        not isinstance(pad, Sequence)
-        or len(pad) % 2
-        or len(pad) > 2 * x.ndim
-        or not all(hasattr(p, "__index__") and not isinstance(p, bool) for p in pad)
-    ):
+    if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * x.ndim or not all(map(is_integer, pad)):
         raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
     for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         place = f"{sides} for axis {-i - 1} of x {tuple(x.shape)}"

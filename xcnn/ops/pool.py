@@ -15,7 +15,8 @@ import array_api_compat
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import Axes, Axis, Integers, along, inner_taps, integers, pad_windows, window_axes
+from xcnn.ops._options import Integers, integers
+from xcnn.ops._window import Axes, Axis, along, inner_taps, pad_windows, window_axes
 
 __all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"]
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from xcnn.errors import UsageError, unknown
 from xcnn.parameter import Parameter
 
-__all__ = ["choice", "flag", "number", "parameters", "whole"]
+__all__ = ["choice", "flag", "number", "parameters"]
 
 
 def number(caller: str, name: str, value: Any, interval: str) -> float:
@@ -27,13 +27,6 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
     raise UsageError(f"{caller}: {name} must be a number in {interval}, got {value!r}")
 
 
-def whole(caller: str, name: str, value: Any, least: int) -> int:
-    """Return `value` as an int if it is a whole number of at least `least`."""
-    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least:
-        return int(value)
-    raise UsageError(f"{caller}: {name} must be a whole number, {least} or more, got {value!r}")
-
-
 def flag(caller: str, name: str, value: Any) -> bool:
     """Return `value` if it is True or False."""
     if isinstance(value, bool):
@@ -44,7 +37,7 @@ def flag(caller: str, name: str, value: Any) -> bool:
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if value not in choices:
-        raise unknown(f"{caller} {name}", str(value), choices)
+        raise unknown(f"{caller} {name}", value, choices)
     return value
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from xcnn.errors import UsageError, unknown
-from xcnn.optim._check import whole
+from xcnn.ops._options import integer
 from xcnn.optim.optimizer import Optimizer
 from xcnn.optim.rules import SGD, Adam, AdamW, RMSprop
 from xcnn.optim.schedule import (
@@ -54,9 +54,9 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
-    total_steps = whole("make_schedule", "total_steps", total_steps, 1)
-    steps_per_epoch = whole("make_schedule", "steps_per_epoch", steps_per_epoch, 1)
-    warmup = whole("make_schedule", "warmup", warmup, 0)
+    total_steps = integer("make_schedule", "total_steps", total_steps, 1)
+    steps_per_epoch = integer("make_schedule", "steps_per_epoch", steps_per_epoch, 1)
+    warmup = integer("make_schedule", "warmup", warmup, 0)
     if warmup >= total_steps:
         raise UsageError(f"make_schedule: warmup of {warmup} steps leaves nothing of a run of {total_steps}")
     return SCHEDULES[name](optimizer, total_steps, steps_per_epoch, warmup)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from xcnn.errors import CheckpointError, UsageError
-from xcnn.optim._check import choice, flag, number, whole
+from xcnn.ops._options import integer
+from xcnn.optim._check import choice, flag, number
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [
@@ -104,7 +105,7 @@ class StepLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size = whole("StepLR", "step_size", step_size, 1)
+        self.step_size = integer("StepLR", "step_size", step_size, 1)
         self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         super().__init__(optimizer)
 
@@ -127,7 +128,7 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        self.T_max = whole("CosineAnnealingLR", "T_max", T_max, 1)
+        self.T_max = integer("CosineAnnealingLR", "T_max", T_max, 1)
         self.eta_min = number("CosineAnnealingLR", "eta_min", eta_min, "[0, inf)")
         super().__init__(optimizer)
 
@@ -151,7 +152,7 @@ class LinearLR(Schedule):
     ) -> None:
         self.start_factor = number("LinearLR", "start_factor", start_factor, "(0, 1]")
         self.end_factor = number("LinearLR", "end_factor", end_factor, "[0, 1]")
-        self.total_iters = whole("LinearLR", "total_iters", total_iters, 1)
+        self.total_iters = integer("LinearLR", "total_iters", total_iters, 1)
         super().__init__(optimizer)
 
     def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +172,7 @@ class SequentialLR(Schedule):
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
         self.schedulers = list(schedulers)
-        self.milestones = [whole("SequentialLR", "milestones", milestone, 1) for milestone in milestones]
+        self.milestones = [integer("SequentialLR", "milestones", milestone, 1) for milestone in milestones]
         if len(self.milestones) != len(self.schedulers) - 1:
             raise UsageError(
                 f"SequentialLR: milestones must be one fewer than schedulers, got {len(self.milestones)} and "
@@ -238,8 +239,8 @@ class OneCycleLR(Schedule):
         if total_steps is None:
             if epochs is None or steps_per_epoch is None:
                 raise UsageError("OneCycleLR: give total_steps, or epochs and steps_per_epoch")
-            total_steps = whole(me, "epochs", epochs, 1) * whole(me, "steps_per_epoch", steps_per_epoch, 1)
-        self.total_steps = whole(me, "total_steps", total_steps, 1)
+            total_steps = integer(me, "epochs", epochs, 1) * integer(me, "steps_per_epoch", steps_per_epoch, 1)
+        self.total_steps = integer(me, "total_steps", total_steps, 1)
         pct_start = number(me, "pct_start", pct_start, "[0, 0.5]" if three_phase else "[0, 1]")
         self._anneal = _ANNEAL[choice(me, "anneal_strategy", anneal_strategy, _ANNEAL)]
         low = number(me, "base_momentum", base_momentum, "[0, 1)")
@@ -307,10 +308,10 @@ class ReduceLROnPlateau(Schedule):
         me = "ReduceLROnPlateau"
         self._sign = _SIGN[choice(me, "mode", mode, _SIGN)]
         self.factor = number(me, "factor", factor, "(0, 1)")
-        self.patience = whole(me, "patience", patience, 0)
+        self.patience = integer(me, "patience", patience, 0)
         self.relative = choice(me, "threshold_mode", threshold_mode, ("rel", "abs")) == "rel"
         self.threshold = number(me, "threshold", threshold, "[0, 1)" if self.relative else "[0, inf)")
-        self.cooldown = whole(me, "cooldown", cooldown, 0)
+        self.cooldown = integer(me, "cooldown", cooldown, 0)
         _per_group(me, "min_lr", min_lr, _checked(me, optimizer))
         self.min_lr = min_lr
         self.eps = number(me, "eps", eps, "[0, inf)")
