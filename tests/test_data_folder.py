@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from xcnn import data
 from xcnn.errors import DataError, UsageError
@@ -52,10 +52,13 @@ def test_other_files_are_passed_over(tmp_path):
     (tmp_path / "cats" / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "readme.md").write_text("")
+    for hidden in ("._0.png", ".png", ".DS_Store"):
+        (tmp_path / "dogs" / hidden).write_bytes(b"no image")
+    (tmp_path / "dogs" / "Thumbs.db").write_bytes(b"no image")
     assert sum(map(len, data.load("folder", tmp_path))) == 11
 
 
-@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "gif", "tif", "webp", "jpg", "jpeg"])
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "gif", "tif", "tiff", "webp", "jpg", "jpeg", "ppm", "pgm"])
 def test_formats(tmp_path, suffix):
     pets(tmp_path)
     picture(tmp_path / "cats" / f"z.{suffix}", 77)
@@ -117,6 +120,15 @@ def test_a_damaged_image_is_named(tmp_path):
     pets(tmp_path / "pets")
     (tmp_path / "pets" / "dogs" / "x.png").write_bytes(content[:-30])
     refused(lambda: data.load("folder", tmp_path / "pets"), "x.png", "cannot be read")
+
+
+def test_content_of_a_format_that_starts_programs_is_refused_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: pytest.fail("started Ghostscript"))
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"  # Pillow would take it
+    refused(lambda: data.read_image(path, (1, 4, 4)), path, "cannot be read as an image")
 
 
 def test_any_changed_byte_gives_an_image_or_one_sentence(tmp_path):

@@ -21,7 +21,16 @@ __all__ = ["load_folder", "read_image"]
 Files = dict[str, list[Path]]
 """The images of each class."""
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_FORMATS = {  # what Pillow may decode, whatever a file's name says: others would start programs (EPS: Ghostscript)
+    "BMP": {".bmp"},
+    "GIF": {".gif"},
+    "JPEG": {".jpeg", ".jpg"},
+    "PNG": {".png"},
+    "PPM": {".pgm", ".ppm"},
+    "TIFF": {".tif", ".tiff"},
+    "WEBP": {".webp"},
+}
+_SUFFIXES = set().union(*_FORMATS.values())
 _GREY_MODES = {"1", "L", "LA", "I;16", "I;16L", "I;16B"}
 _COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 _MOST_PIXELS = 64 * 2**20
@@ -32,8 +41,9 @@ def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, 
     """Return (train, test) of a folder of images.
 
     Classes are the names of the subfolders, sorted; images are their files that end in .png, .jpg and the like,
-    sorted. With subfolders `train` and `test`, the classes are inside these; otherwise every fifth image of each class
-    is a test image. Images become RGB, or grey if all are grey, and are resized (not cropped) to size x size pixels.
+    sorted; names that start with a dot are passed over. With subfolders `train` and `test`, the classes are inside
+    these; otherwise every fifth image of each class is a test image. Images become RGB, or grey if all are grey, and
+    are resized (not cropped) to size x size pixels.
 
     Parameters
     ----------
@@ -70,7 +80,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
 
     Parameters
     ----------
-    path : the file, of any format that Pillow knows; 16-bit grey keeps its upper 8 bits, transparency is dropped.
+    path : the file, a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image (told by its content, not its name); 16-bit grey
+        keeps its upper 8 bits, transparency is dropped.
     shape : channels (1: converted to grey; 3: to RGB), height and width (resized, with bilinear filtering).
 
     Returns
@@ -114,7 +125,7 @@ def _decode(path: Path, use: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            with Image.open(path) as image:
+            with Image.open(path, formats=list(_FORMATS)) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise DataError(
                         f"read_image: {path} has {image.width} x {image.height} pixels, at most {_MOST_PIXELS} are read"
@@ -153,7 +164,7 @@ def _find(folder: Path) -> tuple[Files, Files]:
 def _files_by_class(folder: Path, least: int = 2) -> Files:
     found = {}
     for place in _subfolders(folder):
-        found[place.name] = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES)
+        found[place.name] = [path for path in _visible(place) if path.suffix.lower() in _SUFFIXES]
         if not found[place.name]:
             raise DataError(f"load: {place} holds no images ({', '.join(sorted(_SUFFIXES))})")
     if len(found) < least:
@@ -166,4 +177,9 @@ def _files_by_class(folder: Path, least: int = 2) -> Files:
 def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"load: no folder {folder}")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Give what a folder shows, sorted: file managers leave `._x.png` and the like beside images."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
