@@ -149,6 +149,19 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     assert max(asked) == 13
 
 
+def test_a_bomb_whose_header_owns_up_to_it_is_not_unpacked(tmp_path, monkeypatch):
+    bomb = tmp_path / "bomb.gz"
+    declared = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**28 // 784 + 1, 28, 28)
+    bomb.write_bytes(gzip.compress(declared + bytes(300_000)) + bytes(2**28 // 1000))  # long enough to hold that much
+    asked = []
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: asked.append(size) or read(self, size))
+    with pytest.raises(DataError, match="at most 268435456 are read") as caught:
+        read_idx(bomb, 3)
+    assert max(asked) == 12
+    assert_refused(caught, bomb)
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="No such file") as caught:
         read_idx(tmp_path / "none", 1)

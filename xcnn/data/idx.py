@@ -20,6 +20,9 @@ from xcnn.errors import DataError, DtypeError
 
 __all__ = ["read_idx", "write_idx"]
 
+_MOST_BYTES = 256 * 2**20
+"""More than any set of ten classes in MNIST's layout holds (MNIST: 45 MiB, EMNIST's digits: 180 MiB)."""
+
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or plain (told by its content, not by its name).
@@ -37,13 +40,16 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     ------
     DataError
         If the file cannot be read, is damaged, is of another kind, or holds fewer or more values than its header says.
-        At most one byte more than the header declares is ever unpacked.
+        Files that declare more than 256 MiB are refused; never more than one byte beyond what the header declares is
+        unpacked.
     """
     with opened("read_idx", path) as (stream, room):
         shape = _read_shape(path, stream, ndim)
         size = math.prod(shape)
         if size > room:
             raise DataError(f"read_idx: {path} declares {size} bytes {shape}, more than a file of its length can hold")
+        if size > _MOST_BYTES:
+            raise DataError(f"read_idx: {path} declares {size} bytes {shape}, at most {_MOST_BYTES} are read")
         payload = stream.read(size + 1)
     if len(payload) != size:
         came = f"only {len(payload)}" if len(payload) < size else "more"
