@@ -170,7 +170,7 @@ def test_cutout_blanks_a_square_and_nothing_else():
     ],
 )
 def test_options_out_of_range_are_refused(function, options):
-    with pytest.raises(UsageError, match="got"):
+    with pytest.raises(UsageError, match=f"^{function.__name__}: {next(iter(options))} .*got"):
         function(batch((1, 1, 3, 3)), np.random.default_rng(0), **options)
 
 

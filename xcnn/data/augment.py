@@ -40,6 +40,7 @@ def crop(images: Images, rng: np.random.Generator, pad: int = 4) -> Images:
 
     It is `shift` by up to `pad` pixels, under the name that people look for.
     """
+    _check("crop", images, pad >= 0, f"pad must be 0 or more, got {pad}")
     return shift(images, rng, pad)
 
 
