@@ -1,5 +1,6 @@
 """What a data set is in xcnn: images, labels and class names that fit together, checked once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ __all__ = ["Dataset", "from_arrays", "split", "to_float"]
 _MOST_CLASSES = 100_000
 """More classes than this are taken for labels that were never numbered 0, 1, 2, ..."""
 
+_MOST_SCALED = 16
+"""Float images without negative values that pass this are taken for unscaled pixels (scikit-learn's digits reach it)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -21,7 +25,7 @@ class Dataset:
 
     Parameters
     ----------
-    images : (N, C, H, W), uint8 0..255, or float32 0..1.
+    images : (N, C, H, W), uint8 0..255, which networks see as 0..1; or float32, any finite values, taken as they are.
     labels : (N,), int64, each in 0..len(classes)-1.
     classes : the name of each class.
     name : what error messages and tables call it.
@@ -62,14 +66,16 @@ class Dataset:
             )
         if len(images) == 0:
             raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= len(self.classes):
+        first, last = int(labels.min()), int(labels.max())
+        if first < 0 or last >= len(self.classes):
             raise DataError(
-                f"{self.name}: labels run from {low} to {high}, {len(self.classes)} classes allow 0 to "
+                f"{self.name}: labels run from {first} to {last}, {len(self.classes)} classes allow 0 to "
                 f"{len(self.classes) - 1}"
             )
-        if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):  # NaN fails both
-            raise DataError(f"{self.name}: float images must lie in 0..1, got {images.min()} to {images.max()}")
+        if images.dtype == np.float32:
+            low, high = float(images.min()), float(images.max())  # NaN if there is one
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise DataError(f"{self.name}: float images must be finite (no NaN), got {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,7 +101,9 @@ def from_arrays(
 
     Parameters
     ----------
-    images : (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, or floating point 0..1 (becomes float32).
+    images : (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, or floating point (becomes float32), finite and
+        scaled already. Floats from 0 or more to more than 16 are refused: pixels that somebody forgot to divide by 255.
+        If they are meant, make a `Dataset` of them.
     labels : (N,), integers 0, 1, 2, ...
     classes : the name of each class; by default the numbers up to the largest label.
     name : what error messages and tables call the data set.
@@ -134,8 +142,13 @@ def from_arrays(
             raise DataError(f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ...")
         classes = [str(k) for k in range(count)]
     if x.dtype != np.uint8 and x.dtype != np.float32:
-        with np.errstate(over="ignore"):  # what overflows is out of range, and refused as such
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
             x = x.astype(np.float32)
+    if x.dtype == np.float32 and x.size and 0 <= x.min() and _MOST_SCALED < x.max() < np.inf:
+        raise DataError(
+            f"from_arrays: float images from {x.min()} to {x.max()} look like pixels that were not scaled; "
+            "divide them by 255, or pass uint8"
+        )
     return Dataset(x, y.astype(np.int64), tuple(classes), name)
 
 
@@ -173,12 +186,14 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
 
 def to_float(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Give images as networks take them: float32 0..1. uint8 is divided by 255, float32 is returned as it is.
+    """Give images as networks take them, float32: uint8 is divided by 255, floating point keeps its values.
 
     >>> to_float(np.asarray([0, 51, 255], np.uint8))
     array([0. , 0.2, 1. ], dtype=float32)
     """
-    if images.dtype == np.float32:
-        return images
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
+    if images.dtype != np.uint8:
+        return images.astype(np.float32, copy=False)
     scaled: npt.NDArray[np.float32] = np.divide(images, np.float32(255), dtype=np.float32)
     return scaled

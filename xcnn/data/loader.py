@@ -14,7 +14,9 @@ __all__ = ["Loader"]
 
 
 class Loader:
-    """Iterate over a data set in batches: (images float32 (n, C, H, W) 0..1, labels int64 (n,)), fresh arrays both.
+    """Iterate over a data set in batches: (images float32 (n, C, H, W), labels int64 (n,)), fresh arrays both.
+
+    Images of uint8 become 0..1, images of floating point keep their values (`to_float`).
 
     Parameters
     ----------
