@@ -16,7 +16,7 @@ _MOST_CLASSES = 100_000
 """More classes than this are taken for labels that were never numbered 0, 1, 2, ..."""
 
 _MOST_SCALED = 16
-"""Float images without negative values that pass this are taken for unscaled pixels (scikit-learn's digits reach it)."""
+"""Float images that start at 0 and pass this are taken for pixels not scaled yet; scikit-learn's digits reach it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def from_arrays(
     if x.dtype != np.uint8 and x.dtype != np.float32:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
             x = x.astype(np.float32)
-    if x.dtype == np.float32 and x.size and 0 <= x.min() and _MOST_SCALED < x.max() < np.inf:
+    if x.dtype == np.float32 and x.size and x.min() >= 0 and _MOST_SCALED < x.max() < np.inf:
         raise DataError(
             f"from_arrays: float images from {x.min()} to {x.max()} look like pixels that were not scaled; "
             "divide them by 255, or pass uint8"
