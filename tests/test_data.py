@@ -145,7 +145,7 @@ def test_to_float_is_exact_division():
     double = data.to_float(scaled.astype(np.float64))
     assert double.dtype == np.float32
     assert np.array_equal(double, scaled)
-    with pytest.raises(DtypeError, match="to_float: .* int64"):
+    with pytest.raises(DtypeError, match=r"to_float: .* int64"):
         data.to_float(values.astype(np.int64))
 
 
@@ -202,8 +202,11 @@ def test_the_table_tells_the_truth(shared_data):
         (["mnst"], {}, UsageError, "did you mean 'mnist'?"),
         (["digits", "somewhere"], {}, UsageError, "comes with the package"),
         (["folder"], {}, UsageError, "--data-dir"),
-        (["mnist"], {"size": 3}, UsageError, "no option 'size'"),
-        (["folder", "x"], {"sise": 3}, UsageError, "it takes: size"),
+        ([5], {}, UsageError, "unknown data set 5"),
+        ([["mnist"]], {}, UsageError, "unknown data set ['mnist']"),
+        (["mnist"], {"size": 3}, UsageError, "mnist: size cannot be set (what can: nothing)"),
+        (["folder", "x"], {"sise": 3}, UsageError, "folder: sise cannot be set (what can: size)"),
+        (["folder", "x"], {"size": 0}, UsageError, "folder: size must be at least 1 pixel, got 0"),
         (["mnist", "/nowhere"], {}, DataError, "train-images-idx3-ubyte, train-labels"),
         (["cifar10", "/nowhere"], {}, DataError, "data_batch_1.bin"),
         (["folder", "/nowhere"], {}, DataError, "no folder /nowhere"),

@@ -66,11 +66,17 @@ def mirrors(server, cache, monkeypatch):
         content = bytearray((good / file).read_bytes())
         content[-1] ^= 1
         (bad / file).write_bytes(content)
-    checksums = {file: hashlib.sha256((good / file).read_bytes()).hexdigest() for file in FILES}
+    endless = server.folder / "endless"
+    endless.mkdir()
+    files = {}
+    for file in FILES:
+        content = (good / file).read_bytes()
+        files[file] = len(content), hashlib.sha256(content).hexdigest()
+        (endless / file).write_bytes(content + bytes(10_000_000))
 
     def use(*names):
         urls = tuple(name if "://" in name else f"{server.url}{name}/" for name in names)
-        monkeypatch.setitem(download.SOURCES, "mnist", download.Source(urls, checksums))
+        monkeypatch.setitem(download.SOURCES, "mnist", download.Source(urls, files))
 
     return use
 
@@ -101,7 +107,12 @@ def test_a_mirror_that_does_not_answer_is_passed_over(mirrors):
 
 
 @pytest.mark.parametrize(
-    ("names", "reason"), [(("bad", "nothing"), "HTTP status 404"), (("nothing", "bad"), "wrong checksum")]
+    ("names", "reason"),
+    [
+        (("bad", "nothing"), "HTTP status 404"),
+        (("nothing", "bad"), "wrong checksum"),
+        (("nothing", "endless"), "sent more than"),
+    ],
 )
 def test_when_all_mirrors_fail_one_sentence_says_so_and_nothing_is_left(mirrors, cache, names, reason):
     mirrors(*names)
@@ -140,6 +151,31 @@ def test_who_listens_hears_where_files_come_from(mirrors, caplog):
     assert any("good/train-images" in message for message in caplog.messages)
 
 
+def test_progress_is_told_of_each_file_from_its_first_byte_to_its_last(mirrors, cache, monkeypatch):
+    mirrors("bad", "good")
+    monkeypatch.setattr(download, "_CHUNK", 16)
+    told = []
+    data.load("mnist", progress=lambda *arguments: told.append(arguments))
+    sizes = {file: (cache / "mnist" / file).stat().st_size for file in FILES}
+    assert list(dict.fromkeys(file for file, _, _ in told)) == list(FILES)
+    for file, size in sizes.items():
+        counts = [done for name, done, total in told if name == file and total == size]
+        once = [*range(0, size, 16), size]
+        assert counts == once * (2 if file == FILES[0] else 1)  # the bad mirror is asked for the first file only
+    told.clear()
+    data.load("mnist", progress=lambda *arguments: told.append(arguments))
+    data.load("digits", progress=lambda *arguments: told.append(arguments))
+    assert told == []
+
+
+def test_a_mirror_that_never_ends_is_left(mirrors, monkeypatch):
+    mirrors("endless", "good")
+    monkeypatch.setattr(download, "_CHUNK", 1024)
+    told = []
+    assert len(data.load("mnist", progress=lambda *arguments: told.append(arguments))[0]) == 3
+    assert all(done <= total for _, done, total in told)
+
+
 def test_a_cache_that_cannot_be_made_is_named(mirrors, cache):
     mirrors("good")
     cache.write_text("a file, not a folder")
@@ -159,14 +195,14 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert download.cache_folder() == tmp_path / "c" / ".cache" / "xcnn"
 
 
-def test_every_data_set_has_two_mirrors_and_sha256_sums():
+def test_every_data_set_has_two_mirrors_sizes_and_sha256_sums():
     for source in download.SOURCES.values():
         assert len(set(source.mirrors)) >= 2
         assert all(mirror.endswith("/") for mirror in source.mirrors)
-        assert all(len(bytes.fromhex(checksum)) == 32 for checksum in source.files.values())
+        assert all(size > 0 and len(bytes.fromhex(checksum)) == 32 for size, checksum in source.files.values())
 
 
 def test_the_checksums_of_the_official_files_are_theirs(shared_data):
     for file in FILES[2:]:  # the training files of this folder are not the official ones
         content = (shared_data / file).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == download.SOURCES["mnist"].files[file]
+        assert (len(content), hashlib.sha256(content).hexdigest()) == download.SOURCES["mnist"].files[file]

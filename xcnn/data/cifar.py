@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from xcnn.data._stream import opened
 from xcnn.data.dataset import Dataset
-from xcnn.data.download import fetch
 from xcnn.errors import DataError
 
 __all__ = ["load_cifar10"]
@@ -28,21 +27,20 @@ _MOST_TAR = 6 * _MOST_BYTES + (1 << 20)  # six batches, and room for what descri
 Bytes = npt.NDArray[np.uint8]
 
 
-def load_cifar10(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+def load_cifar10(data_dir: Path) -> tuple[Dataset, Dataset]:
     """Return (train, test): up to 50,000 and 10,000 images of (3, 32, 32) in ten classes.
 
     Parameters
     ----------
     data_dir : a folder with `data_batch_1.bin` ... and `test_batch.bin`, or with `cifar-10-batches-bin/` that holds
-        them, or with one `cifar-10-binary*.tar.gz`; None to download. Training batches may be missing, but not all.
+        them, or with one `cifar-10-binary*.tar.gz`. Training batches may be missing, but not all.
 
     Raises
     ------
     DataError
         If there is no training batch or no test batch, or a file is damaged.
     """
-    folder = fetch("cifar10") if data_dir is None else data_dir
-    where, batches = _find(folder)
+    where, batches = _find(data_dir)
     train = [batches[file] for file in _TRAIN if file in batches]
     if not train or _TEST not in batches:
         missing = _TEST if train else "data_batch_1.bin to data_batch_5.bin"

@@ -3,29 +3,36 @@
 Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file is
 kept only if its SHA-256 is the one below, and checked again each time it is used.
 
-Where the checksums come from: all are recorded by TensorFlow Datasets (its `url_checksums` folder). Those of MNIST's
-test files were also computed from the official files; Fashion-MNIST's authors and CIFAR-10's page publish MD5 sums of
-the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
+Where sizes and checksums come from: TensorFlow Datasets records all of them (its `url_checksums` folder). Those of
+MNIST's test files were also computed from the official files; Fashion-MNIST's authors and CIFAR-10's page publish MD5
+sums of the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 """
 
+import errno
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xcnn.errors import DataError
 
-__all__ = ["SOURCES", "Source", "cache_folder", "fetch"]
+__all__ = ["SOURCES", "Progress", "Source", "cache_folder", "fetch"]
 
 _log = logging.getLogger(__name__)
+_CHUNK = 1 << 16
+
+Progress = Callable[[str, int, int], object]
+"""Told of a download: (file name, bytes so far, bytes in all). From 0 on, and from 0 again where a mirror failed."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set's files are (addresses that a file name is appended to, tried in order), and their SHA-256."""
+    """Where a data set's files are (addresses that a file name is appended to, tried in order), bytes and SHA-256."""
 
     mirrors: tuple[str, ...]
-    files: dict[str, str]
+    files: dict[str, tuple[int, str]]
 
 
 SOURCES: dict[str, Source] = {
@@ -35,10 +42,16 @@ SOURCES: dict[str, Source] = {
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
         {
-            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "train-images-idx3-ubyte.gz": (
+                9_912_422,
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            ),
+            "train-labels-idx1-ubyte.gz": (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            "t10k-images-idx3-ubyte.gz": (
+                1_648_877,
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            ),
+            "t10k-labels-idx1-ubyte.gz": (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         },
     ),
     "fashion-mnist": Source(
@@ -47,10 +60,16 @@ SOURCES: dict[str, Source] = {
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
         ),
         {
-            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "train-images-idx3-ubyte.gz": (
+                26_421_880,
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            ),
+            "train-labels-idx1-ubyte.gz": (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            "t10k-images-idx3-ubyte.gz": (
+                4_422_102,
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            ),
+            "t10k-labels-idx1-ubyte.gz": (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         },
     ),
     "cifar10": Source(
@@ -60,7 +79,7 @@ SOURCES: dict[str, Source] = {
             "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
             "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/",
         ),
-        {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+        {"cifar-10-binary.tar.gz": (170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")},
     ),
 }
 
@@ -72,12 +91,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcnn"
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, progress: Progress | None = None) -> Path:
     """Return the folder that holds a data set's files, after downloading those that are not there yet.
 
     Parameters
     ----------
     name : one of `SOURCES`.
+    progress : called as bytes of a file arrive; never for files that are there already.
 
     Raises
     ------
@@ -96,13 +116,14 @@ def fetch(name: str) -> Path:
             f"load: {name}: cannot make the folder {folder} ({error.strerror}); set XCNN_HOME to one that you can write"
         ) from None
     mirrors = list(source.mirrors)
-    for file, sha256 in source.files.items():
+    for file, (size, sha256) in source.files.items():
         reason = ""
         for mirror in tuple(mirrors):
             try:
                 if not (folder / file).exists():
                     _log.info("downloading %s%s", mirror, file)
-                pooch.retrieve(mirror + file, f"sha256:{sha256}", fname=file, path=folder)
+                downloader = _Downloader(file, size, progress)
+                pooch.retrieve(mirror + file, f"sha256:{sha256}", fname=file, path=folder, downloader=downloader)
                 break
             except (OSError, ValueError) as error:  # no answer or no such file; a wrong checksum
                 reason = f"{mirror}: {_reason(error)}"
@@ -114,6 +135,34 @@ def fetch(name: str) -> Path:
                 "if you have the files, give their folder as data_dir (--data-dir)"
             )
     return folder
+
+
+@dataclass
+class _Downloader:
+    """What pooch calls to download one file, and the stream that it writes to: counts the bytes, tells, and stops."""
+
+    file: str
+    size: int
+    progress: Progress | None
+    done: int = 0
+
+    def __call__(self, url: str, path: str, _: Any) -> None:
+        import pooch
+
+        with open(path, "wb") as self.stream:
+            self.write(b"")
+            pooch.HTTPDownloader(chunk_size=_CHUNK)(url, self, None)
+
+    def write(self, content: bytes) -> None:
+        self.done += len(content)
+        if self.done > self.size:
+            raise OSError(errno.EFBIG, f"sent more than {self.size} bytes")
+        self.stream.write(content)
+        if self.progress is not None:
+            self.progress(self.file, self.done, self.size)
+
+    def flush(self) -> None:
+        """Leave it to the end; pooch asks after every chunk."""
 
 
 def _reason(error: OSError | ValueError) -> str:

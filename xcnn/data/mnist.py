@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from xcnn.data.dataset import Dataset
-from xcnn.data.download import fetch
 from xcnn.data.idx import read_idx
 from xcnn.errors import DataError
 
@@ -31,18 +30,17 @@ _CLOTHES = (
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def load_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+def load_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
     """Return (train, test): 60,000 and 10,000 handwritten digits of (1, 28, 28). Errors: as `data.load`."""
     return _load("mnist", data_dir, _DIGITS)
 
 
-def load_fashion_mnist(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
+def load_fashion_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
     """Return (train, test): 60,000 and 10,000 pieces of clothing of (1, 28, 28). Errors: as `data.load`."""
     return _load("fashion-mnist", data_dir, _CLOTHES)
 
 
-def _load(name: str, data_dir: Path | None, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
-    folder = fetch(name) if data_dir is None else data_dir
+def _load(name: str, folder: Path, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
     paths = [path for file in _FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
     found = {path.name.removesuffix(".gz"): path for path in paths}
     if missing := [file for file in _FILES if file not in found]:
