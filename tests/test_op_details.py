@@ -49,6 +49,13 @@ def test_activations_neither_overflow_nor_hide_nan(name: str, dtype: str) -> Non
     assert np.isfinite(dx[:3]).all()
 
 
+@pytest.mark.parametrize("negative_slope", [0.0, 0.1, 1.5])
+def test_leaky_relu_of_infinity_is_infinity(negative_slope: float) -> None:
+    y, backward = ops.leaky_relu(np.array([np.inf, 1.0]), negative_slope)
+    assert y.tolist() == [np.inf, 1.0]
+    assert backward(np.ones(2))[0].tolist() == [1.0, 1.0]
+
+
 def test_erf_is_exact_to_a_few_units_in_the_last_place() -> None:
     x = np.concatenate([np.linspace(-7, 7, 20001), np.geomspace(1e-300, 1, 1000), [np.inf, -np.inf]])
     wanted = np.array([math.erf(v) for v in x])

@@ -286,6 +286,11 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("elu", f(2), -1), UsageError, "alpha must be at least 0, got -1"),
     (call("batch_norm", f(3, 2)), UsageError, STATISTICS),
     (call("batch_norm", f(3, 2), f(2), training=True), UsageError, STATISTICS),
+    (
+        call("layer_norm", f(3, 4), np.array([3, 4])),
+        UsageError,
+        "normalized_shape takes integers of at least 0, got array([3, 4])",
+    ),
     (call("group_norm", f(3, 4), 3), UsageError, "num_groups must divide the 4 channels of x, got 3"),
     (call("group_norm", f(3, 4), True), UsageError, "num_groups takes integers of at least 1, got True"),
 ]
@@ -310,6 +315,8 @@ def test_a_bad_call_says_what_was_expected_and_what_came(bad: Call, error: type[
             "unknown pad mode 'mirror' (known: circular, constant, reflect, replicate)",
         ),
         (call("gelu", f(3), "tan"), "unknown approximation of gelu 'tan'; did you mean 'tanh'? (known: none, tanh)"),
+        (call("gelu", f(3), None), "unknown approximation of gelu None; did you mean 'none'? (known: none, tanh)"),
+        (call("mse_loss", f(3), f(3), 5), "unknown reduction 5 (known: mean, none, sum)"),
         (call("mse_loss", f(3), f(3), "men"), "unknown reduction 'men'; did you mean 'mean'? (known: mean, none, sum)"),
     ],
 )

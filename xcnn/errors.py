@@ -63,13 +63,13 @@ class DivergedError(XcnnError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
     """Give the error for a name that is not in a table, with the nearest one that is.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
     """
     known = sorted(choices)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

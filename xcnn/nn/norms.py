@@ -10,6 +10,7 @@ from xcnn._array import full, namespace_of
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer, positive
 from xcnn.nn._module import Buffer, Module
+from xcnn.ops._options import Integers, integers
 from xcnn.parameter import Parameter
 
 __all__ = [
@@ -62,14 +63,13 @@ class LayerNorm(_Affine, op=ops.layer_norm):
 
     def __init__(
         self,
-        normalized_shape: int | Sequence[int],
+        normalized_shape: Integers,
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
     ) -> None:
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        for size in shape:
-            positive("LayerNorm", normalized_shape=size)
+        rank = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+        shape = integers("LayerNorm", "normalized_shape", normalized_shape, rank)
         self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
         self._set(shape, elementwise_affine, elementwise_affine and bias)
 

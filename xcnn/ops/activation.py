@@ -64,7 +64,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     xp = namespace("leaky_relu", x=x)
     if not negative_slope >= 0.0:
         raise UsageError(f"leaky_relu: negative_slope must be at least 0, got {negative_slope!r}")
-    y = (xp.maximum if negative_slope <= 1.0 else xp.minimum)(x, negative_slope * x)
+    y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)  # inf * 0 would be NaN
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:

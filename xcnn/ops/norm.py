@@ -15,7 +15,7 @@ from types import ModuleType
 from xcnn._array import Array, namespace
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
-from xcnn.ops._options import integers
+from xcnn.ops._options import Integers, integers
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
@@ -195,7 +195,7 @@ def batch_norm(
 )
 def layer_norm(
     x: Array,
-    normalized_shape: int | Sequence[int],
+    normalized_shape: Integers,
     weight: Array | None = None,
     bias: Array | None = None,
     eps: float = 1e-5,
@@ -216,15 +216,16 @@ def layer_norm(
 
     Raises
     ------
-    ShapeError, DtypeError
-        Where the arrays do not fit each other.
+    ShapeError, DtypeError, UsageError
+        Where the arrays do not fit each other, or normalized_shape holds no integers.
 
     Notes
     -----
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, 2016, arXiv:1607.06450.
     """
     xp = namespace("layer_norm", x=x, weight=weight, bias=bias)
-    trailing = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    rank = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+    trailing = integers("layer_norm", "normalized_shape", normalized_shape, rank, 0)
     lead = x.ndim - len(trailing)
     if not trailing or lead < 0 or x.shape[lead:] != trailing:
         raise ShapeError(f"layer_norm: x must end in normalized_shape {trailing}, got {tuple(x.shape)}")
