@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from xcnn import ops
 from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.ops._options import Integers
+from xcnn.ops._options import Integers, integer
+from xcnn.ops._window import ANY_SIZE
+from xcnn.ops.pool import pool_axes
 
 __all__ = [
     "ELU",
@@ -151,28 +153,42 @@ class Pad(Layer, op=ops.pad):
 
 @dataclass(eq=False, repr=False)
 class _MaxPool(Layer):
+    _rank: ClassVar[int]
+
     kernel_size: Integers
     stride: Integers | None = None
     padding: Integers = 0
     dilation: Integers = 1
     ceil_mode: bool = False
 
+    def __post_init__(self) -> None:
+        maps = (ANY_SIZE,) * self._rank
+        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
 
 class MaxPool1d(_MaxPool, op=ops.max_pool1d):
     """Take the maximum of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+
+    _rank = 1
 
 
 class MaxPool2d(_MaxPool, op=ops.max_pool2d):
     """Take the maximum of each window of images (n, c, h, w); by default the windows touch: stride = kernel_size."""
 
+    _rank = 2
+
 
 class MaxPool3d(_MaxPool, op=ops.max_pool3d):
     """Take the maximum of each window of volumes (n, c, d, h, w); by default the windows touch."""
+
+    _rank = 3
 
 
 @dataclass(eq=False, repr=False)
 class AvgPool1d(Layer, op=ops.avg_pool1d):
     """Take the mean of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+
+    _rank: ClassVar[int] = 1
 
     kernel_size: Integers
     stride: Integers | None = None
@@ -180,16 +196,29 @@ class AvgPool1d(Layer, op=ops.avg_pool1d):
     ceil_mode: bool = False
     count_include_pad: bool = True
 
+    def __post_init__(self) -> None:
+        maps = (ANY_SIZE,) * self._rank
+        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
+
 
 @dataclass(eq=False, repr=False)
 class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
     """Take the mean of each window of images (n, c, h, w); `divisor_override` replaces the number of pixels."""
 
+    _rank = 2
+
     divisor_override: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divisor_override is not None:
+            integer(type(self).__name__, "divisor_override", self.divisor_override)
 
 
 class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
     """Take the mean of each window of volumes (n, c, d, h, w); `divisor_override` replaces the number of voxels."""
+
+    _rank = 3
 
 
 @dataclass(eq=False, repr=False)

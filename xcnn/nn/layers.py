@@ -15,7 +15,7 @@ from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer, positive
 from xcnn.ops._options import Integers, integers
-from xcnn.ops._window import Padding
+from xcnn.ops._window import ANY_SIZE, Padding, transposed_axes, window_axes
 from xcnn.parameter import Parameter
 
 __all__ = [
@@ -63,7 +63,7 @@ class Linear(_Weighted, op=ops.linear):
     in_features, out_features : sizes of the last axis.
     bias : whether there is one.
     init : how the weight is drawn: a name of `nn.init.INITS` or a function of (rng, shape). By default weight and bias
-        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch; with another `init` the bias is zero.
+        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch. With any other `init` the bias starts at zero.
 
     Raises
     ------
@@ -115,6 +115,7 @@ class _Conv(_AnyConv):
         init: Init = "fan_in_uniform",
     ) -> None:
         kernel = self._open(in_channels, out_channels, kernel_size, groups)
+        window_axes(type(self).__name__, (ANY_SIZE,) * self._rank, kernel, stride, padding, dilation)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self._set((out_channels, in_channels // groups, *kernel), out_channels, bias, init)
 
@@ -139,6 +140,8 @@ class _ConvTranspose(_AnyConv):
         init: Init = "fan_in_uniform",
     ) -> None:
         kernel = self._open(in_channels, out_channels, kernel_size, groups)
+        maps = (ANY_SIZE,) * self._rank
+        transposed_axes(type(self).__name__, maps, kernel, stride, padding, output_padding, dilation)
         self.stride, self.padding, self.output_padding, self.dilation = stride, padding, output_padding, dilation
         self._set((in_channels, out_channels // groups, *kernel), out_channels, bias, init)
 
@@ -162,7 +165,7 @@ class Conv2d(_Conv, op=ops.conv2d):
     Raises
     ------
     UsageError
-        For sizes below 1, groups that do not divide the channels, and unknown initialisers.
+        For options out of range, groups that do not divide the channels, and unknown initialisers.
     """
 
     _rank = 2
@@ -193,7 +196,7 @@ class ConvTranspose2d(_ConvTranspose, op=ops.conv_transpose2d):
     Raises
     ------
     UsageError
-        For sizes below 1, groups that do not divide the channels, and unknown initialisers.
+        For options out of range, groups that do not divide the channels, and unknown initialisers.
     """
 
     _rank = 2

@@ -19,6 +19,7 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._options import Integers, integers
 
 __all__ = [
+    "ANY_SIZE",
     "Axes",
     "Axis",
     "Padding",
@@ -31,6 +32,9 @@ __all__ = [
     "transposed_axes",
     "window_axes",
 ]
+
+ANY_SIZE = 1 << 40
+"""Pixels of a map on which every kernel fits: to check options before there is a map."""
 
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 

@@ -18,27 +18,33 @@ from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers, integers
 from xcnn.ops._window import Axes, Axis, along, inner_taps, pad_windows, window_axes
 
-__all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"]
+__all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "pool_axes"]
 
 
-def _axes(
+def _maps(name: str, rank: int, x: Array) -> tuple[int, ...]:
+    """Give the sizes of the maps of x."""
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ShapeError(
+            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
+        )
+    return tuple(x.shape[-rank:])
+
+
+def pool_axes(
     name: str,
-    rank: int,
-    x: Array,
+    sizes: tuple[int, ...],
     kernel_size: Integers,
     stride: Integers | None,
     padding: Integers,
     dilation: Integers,
     ceil_mode: bool,
 ) -> Axes:
-    if x.ndim not in (rank + 1, rank + 2):
-        raise ShapeError(
-            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
-        )
+    """Lay the windows of a pool over maps of these sizes: `window_axes` with the rules that pools add."""
+    rank = len(sizes)
     kernel = integers(name, "kernel_size", kernel_size, rank)
     pads = integers(name, "padding", padding, rank, 0)
     stride = kernel if stride is None else stride
-    axes = window_axes(name, tuple(x.shape[-rank:]), kernel, stride, pads, dilation, ceil_mode)
+    axes = window_axes(name, sizes, kernel, stride, pads, dilation, ceil_mode)
     if any(p > k // 2 for p, k in zip(pads, kernel, strict=True)):
         raise UsageError(f"{name}: padding {pads} must be at most half the kernel {kernel}")
     return axes
@@ -85,7 +91,7 @@ def _max_pool(
 ) -> Result:
     name = f"max_pool{rank}d"
     xp = namespace(name, x=x)
-    axes = _axes(name, rank, x, kernel_size, stride, padding, dilation, ceil_mode)
+    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, dilation, ceil_mode)
     y = _fold(xp, xp.maximum, x, axes, -xp.inf)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -218,7 +224,7 @@ def _avg_pool(
     xp = namespace(name, x=x)
     if divisor_override is not None:
         (divisor_override,) = integers(name, "divisor_override", divisor_override, 1)
-    axes = _axes(name, rank, x, kernel_size, stride, padding, 1, ceil_mode)
+    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, 1, ceil_mode)
     y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), axes, count_include_pad, divisor_override)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
