@@ -219,13 +219,18 @@ class TestNamed:
         assert rates[peak] == pytest.approx(0.4)
         assert rates[0] == pytest.approx(0.4 / 25)
 
-    def test_one_cycle_leaves_a_run_without_momentum_alone(self):
-        optimizer = make()
-        optim.make_schedule("one-cycle", optimizer, 20, 5)
-        assert optimizer.param_groups[0]["momentum"] == 0
-        optimizer = make(momentum=0.9)
-        optim.make_schedule("one-cycle", optimizer, 20, 5)
-        assert optimizer.param_groups[0]["momentum"] == 0.95
+    @pytest.mark.parametrize(
+        ("rule", "options"), [("SGD", {}), ("SGD", {"momentum": 0.5}), ("Adam", {"betas": (0.8, 0.99)})]
+    )
+    def test_one_cycle_leaves_momentum_and_betas_alone(self, rule, options):
+        optimizer = make(rule, **options)
+        schedule = optim.make_schedule("one-cycle", optimizer, 20, 5)
+        for _ in range(20):
+            for name, value in options.items():
+                assert optimizer.param_groups[0][name] == value
+            assert optimizer.param_groups[0].get("momentum", 0) == options.get("momentum", 0)
+            optimizer.step()
+            schedule.step()
 
     def test_plateau(self):
         assert isinstance(optim.make_schedule("plateau", make(), 20, 5), optim.ReduceLROnPlateau)

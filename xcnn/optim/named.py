@@ -36,7 +36,8 @@ def make_schedule(
     Parameters
     ----------
     name : a key of `SCHEDULES`: `constant`; `step`, a tenth after each third of the epochs; `cosine`, down to 0;
-        `one-cycle`; `plateau`, a tenth when the validation loss has not fallen for 10 epochs.
+        `one-cycle`, which leaves momentum and betas as they are (`OneCycleLR` itself can cycle them too);
+        `plateau`, a tenth when the validation loss has not fallen for 10 epochs.
     optimizer : whose learning rates to change.
     total_steps : optimizer steps of the run.
     steps_per_epoch : optimizer steps of one epoch.
@@ -82,7 +83,7 @@ def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, war
         [group["lr"] for group in groups],
         total_steps,
         pct_start=(warmup + 1) / total_steps if warmup else 0.3,
-        cycle_momentum=all(group.get("momentum", True) for group in groups),  # whoever asked for none gets none
+        cycle_momentum=False,  # whoever gave a momentum means it
     )
 
 
