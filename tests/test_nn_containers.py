@@ -243,6 +243,16 @@ def test_reset_parameters_repeats_in_module_order_and_keeps_dtype():
         np.testing.assert_array_equal(value, b.state_dict()[key].astype(value.dtype))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float", 32])
+def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
+    model = nn.Linear(2, 2)
+    before = model.state_dict()
+    with pytest.raises(UsageError, match=rf"^to: dtype must be 'float32' or 'float64', got {dtype!r}$"):
+        model.to("cpu", dtype)
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
 @pytest.mark.parametrize("where", ["strict", "strict:device1", "torch"])
 def test_networks_train_on_other_devices(where):
     pytest.importorskip("torch" if where == "torch" else "array_api_strict")
@@ -274,6 +284,13 @@ def test_networks_train_on_other_devices(where):
         (lambda: nn.Graph([("aa", nn.ReLU(), "x"), ("b", nn.Add(), ("aa", "ab"))]), "input 'ab'; did you mean 'aa'?"),
         (lambda: nn.Graph([("a", nn.ReLU(), "b"), ("b", nn.ReLU(), "x")]), "Graph: node 'a': unknown input 'b'"),
         (lambda: nn.Graph([("a", nn.ReLU(), ())]), "Graph: node 'a' needs an input"),
+        (lambda: nn.Graph([("a", nn.ReLU(), 5)]), "Graph: node 'a' needs an input"),
+        (
+            lambda: nn.Graph([("a", nn.ReLU())]),
+            "Graph: a node must be a tuple (name, module, inputs), got ('a', ReLU())",
+        ),
+        (lambda: nn.Graph([nn.ReLU()]), "Graph: a node must be a tuple (name, module, inputs), got ReLU()"),
+        (lambda: nn.Graph([(1, nn.ReLU(), "x")]), "Graph: 1 cannot name a node"),
         (lambda: nn.Graph([("body", nn.ReLU(), "x")], output="bod"), "unknown output 'bod'; did you mean 'body'?"),
         (lambda: nn.Branches(), "Branches: at least one module is needed"),
         (lambda: nn.Branches(nn.ReLU(), merge="sum"), "unknown merge 'sum'"),

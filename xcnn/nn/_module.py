@@ -116,6 +116,10 @@ class Module:
                 seen.add(id(parameter))
                 yield name, parameter
 
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """Yield the buffers of this module and all below it (running statistics) with their dotted names."""
+        yield from self._attributes(Buffer)
+
     def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
         """Yield the random streams of this module and all below it (dropout's) with their dotted names."""
         yield from self._attributes(np.random.Generator)
@@ -136,7 +140,16 @@ class Module:
         ----------
         where : a device or its name, such as `"cuda:1"`.
         dtype : `"float32"` or `"float64"` to convert floating-point state; None keeps it.
+
+        Raises
+        ------
+        UsageError
+            For another dtype, or an unknown device.
+        DeviceError, DtypeError
+            For a device that cannot be used here, or that lacks a dtype.
         """
+        if dtype not in (None, "float32", "float64"):
+            raise UsageError(f"to: dtype must be 'float32' or 'float64', got {dtype!r}")
         target = device(where)
         for _, slot in self._attributes(Parameter, Buffer):
             array = to_numpy(slot.data)

@@ -37,7 +37,7 @@ class Graph(Module):
     Raises
     ------
     UsageError
-        For names that are unknown, taken, or no valid key, and for nodes that are no modules.
+        For nodes that are no such triples, and names that are unknown, taken, or no valid key.
 
     Examples
     --------
@@ -50,12 +50,15 @@ class Graph(Module):
         kind = type(self).__name__
         self._nodes = tuple(nodes)
         known = ["x"]
-        for name, module, inputs in self._nodes:
-            if not name or "." in name or name in known:
+        for node in self._nodes:
+            if not isinstance(node, Sequence) or len(node) != 3:
+                raise UsageError(f"{kind}: a node must be a tuple (name, module, inputs), got {node!r}")
+            name, module, inputs = node
+            if not isinstance(name, str) or not name or "." in name or name in known:
                 raise UsageError(f"{kind}: {name!r} cannot name a node; names are new, not 'x' and without a dot")
             if not isinstance(module, Module):
                 raise UsageError(f"{kind}: node {name!r} must be a module, got {module!r}")
-            if not inputs:
+            if not isinstance(inputs, Sequence) or not inputs:
                 raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
             for source in _names(inputs):
                 if source not in known:
