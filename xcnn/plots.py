@@ -1,6 +1,9 @@
-"""The pictures: learning curves, confusion matrix, one prediction. Matplotlib (extra `plots`) loads only when asked."""
+"""The pictures: learning curves, confusion matrix, one prediction, devices compared.
 
-from collections.abc import Sequence
+Matplotlib (extra `plots`) loads only when asked.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +12,27 @@ import numpy as np
 from xcnn._files import replacing
 from xcnn.errors import XcnnError
 
-__all__ = ["PlotError", "confusion", "curves", "prediction"]
+__all__ = ["NoMatplotlibError", "PlotError", "comparison", "confusion", "curves", "prediction"]
 
 _TRAIN, _VALIDATION = "#4477aa", "#ee6677"
+_DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
+_LEAST, _MOST = 1e-3, 1e6
+"""The ends of the axis of errors."""
 
 
 class PlotError(XcnnError):
     """A picture that cannot be drawn or written here."""
 
 
+class NoMatplotlibError(PlotError):
+    """Matplotlib is not installed."""
+
+
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise PlotError("pictures need matplotlib; pip install 'xcnn[plots]'") from None
+        raise NoMatplotlibError("pictures need matplotlib; pip install 'xcnn[plots]'") from None
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
@@ -33,6 +43,11 @@ def _save(figure: Any, path: Path) -> Path:
     except OSError as error:
         raise PlotError(f"cannot write the picture {path}: {error.strerror or error}") from None
     return path
+
+
+def _literal(text: str) -> str:
+    """Keep Matplotlib from reading mathematics into the dollar signs of a name."""
+    return text.replace("$", r"\$")
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path:
@@ -58,7 +73,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     return _save(figure, path)
 
 
@@ -83,11 +98,12 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
             shade = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=shade)
         long = any(len(name) > 3 for name in classes)
-        axes.set_xticks(range(k), classes, rotation=90 if long else 0)
-        axes.set_yticks(range(k), classes)
+        names = [_literal(name) for name in classes]
+        axes.set_xticks(range(k), names, rotation=90 if long else 0)
+        axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(title)
+    axes.set_title(_literal(title))
     return _save(figure, path)
 
 
@@ -113,13 +129,59 @@ def prediction(
         left.imshow(image[0], cmap="gray", vmin=0, vmax=1)
     left.set_axis_off()
     known = "" if truth is None else f" (truth: {truth})"
-    left.set_title(f"predicted: {classes[best]}{known}")
+    left.set_title(_literal(f"predicted: {classes[best]}{known}"))
     shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
     colours = [_TRAIN if i == best else "#bbbbbb" for i in shown]
-    bars = right.barh([classes[i] for i in shown], probabilities[shown], color=colours)
+    bars = right.barh([_literal(classes[i]) for i in shown], probabilities[shown], color=colours)
     right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.set_xlabel("probability")
     right.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def comparison(
+    shares: Mapping[str, Mapping[str, float]],
+    distances: Mapping[str, Sequence[float]],
+    path: Path,
+    title: str = "",
+) -> Path:
+    """Draw the errors of devices, and how far their weights part while training, to a PNG.
+
+    Parameters
+    ----------
+    shares : by device and place (a layer, an op), the share of the error budget that is used up; the places in order.
+    distances : by device, the relative distance of the weights from the cpu run's after each step; may be empty.
+    path : the PNG to write.
+    title : stands above.
+    """
+    places = list(dict.fromkeys(place for row in shares.values() for place in row))
+    parted = {name: steps for name, steps in distances.items() if any(steps)}
+    figure = _figure(5 + (3 if parted else 0), 1.8 + 0.16 * len(places))
+    left, *right = figure.subplots(1, 2 if parted else 1, squeeze=False, width_ratios=(1.7, 1) if parted else None)[0]
+    colours = {name: _DEVICES[i % len(_DEVICES)] for i, name in enumerate(shares)}
+    for i, (name, row) in enumerate(shares.items()):
+        # Errors of 0 stand at the left edge, those without a bound at the right; devices a little above each other.
+        values = [min(max(row.get(place, 0.0), _LEAST), _MOST) for place in places]
+        rows = [j + 0.6 * (i + 0.5) / len(shares) - 0.3 for j in range(len(places))]
+        left.plot(values, rows, ".", color=colours[name], markersize=5, label=name, clip_on=False)
+    left.axvline(1, color="black", linewidth=1)
+    left.set_xscale("log")
+    left.set_xlim(_LEAST, max(2.0, 1.5 * min(_MOST, max(max(row.values()) for row in shares.values()))))
+    left.set_ylim(len(places) - 0.5, -0.5)
+    left.set_yticks(range(len(places)), places, fontsize=6)
+    left.set_xlabel("share of the error budget (1: all of it)")
+    for axes in right:
+        for name, steps in parted.items():
+            axes.plot(range(1, len(steps) + 1), steps, color=colours[name], marker="o", markersize=3)
+        axes.set_yscale("log")
+        axes.set_xlabel("training steps")
+        axes.set_title("distance of the weights from the cpu run", fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (left, *right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(shares), frameon=False)
+    figure.suptitle(title)
     return _save(figure, path)

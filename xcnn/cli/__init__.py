@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 
 import cyclopts
+import numpy as np
 
 from xcnn.cli._console import error_line
+from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
 from xcnn.cli.evaluate import evaluate
@@ -26,7 +28,7 @@ app = cyclopts.App(
     help="Convolutional networks from hand-written passes. Add --debug to any command for tracebacks.",
     version_flags=["--version"],
 )
-for _command in (train, evaluate, predict, models, datasets, devices):
+for _command in (train, evaluate, predict, compare, models, datasets, devices):
     app.command(_command)
 
 
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        # Where a number leaves its range, xcnn says so itself, in one sentence.
+        with np.errstate(all="ignore"):
+            result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:
         error_line(" ".join(str(error).split()))

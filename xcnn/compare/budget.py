@@ -18,7 +18,6 @@ import numpy as np
 
 from xcnn.compare import scales
 from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
-from xcnn.errors import UsageError
 
 __all__ = ["BUDGETS", "WIDE", "Budget", "Error", "Expected", "Reference", "errors", "reference", "tensors"]
 
@@ -105,7 +104,7 @@ class Error:
     Attributes
     ----------
     tensor : `y`, `dx`, `dweight`, ...
-    units : the largest |error| / (eps * S) of its elements; infinite where one is NaN or missing.
+    units : the largest |error| / (eps * S) of its elements; infinite for NaN, and for a wrong shape or dtype.
     bound : what they may be.
     ulp : the largest |error| in spacings of the floating-point numbers there; large where terms cancel.
     """
@@ -119,6 +118,11 @@ class Error:
     def share(self) -> float:
         """The share of the budget that is used up; above 1 it is exceeded."""
         return self.units / self.bound
+
+    @property
+    def within(self) -> bool:
+        """Whether the budget holds."""
+        return self.units <= self.bound
 
 
 def _round(array: Any, dtype: str) -> Any:
@@ -174,10 +178,8 @@ def errors(wanted: Reference, got: Mapping[str, Any], dtype: str) -> list[Error]
 
 
 def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:
-    if got is None or np.shape(got) != want.value.shape:
+    if got is None or got.shape != want.value.shape or got.dtype != dtype:
         return Error(name, np.inf, want.bound, np.inf)
-    if str(got.dtype) != dtype:
-        raise UsageError(f"compare: {name} came as {got.dtype}, expected {dtype}")
     info = np.finfo(dtype)
     same = (got == want.value) | (np.isnan(got) & np.isnan(want.value))
     with np.errstate(invalid="ignore"):

@@ -3,8 +3,8 @@
 What is timed is `Trainer.step` on a batch that lies on the host: transfer, forward, backward, update, and reading the
 loss, which waits for the device. The first step is cold: it compiles kernels and fills caches.
 
-Memory is the resident memory of the process at its peak, over what it held just before the first step; the library
-itself, the weights and the batch are not in it, and nor is the memory of a GPU. Linux alone tells; elsewhere it is None.
+Memory is the resident memory of the process at its peak, over what it held just before the first step: the library
+itself, the weights and the batch are not in it, nor is a GPU's memory. Linux alone tells; elsewhere it is None.
 
 Run as a program (`python -m xcnn.compare.speed`) this file measures what its one argument, a JSON object, says.
 """

@@ -19,9 +19,9 @@ Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
 """How far, relative to their size, the weights may be from the cpu run's after at most 50 steps.
 
-In float64 the worst seen is 1e-15. In float32 a network stays within 1e-7 until the first number near zero falls on the
-other side of a ReLU's bend, or two pixels of a pool change places; then it jumps. The worst seen in 50 steps is 0.05, by
-resnet20 in batches of 8. This bound therefore tells a wrong step from a right one, no more; `layers.py` tells the rest.
+In float64 the worst seen is 1e-15. In float32 a network stays within 1e-7 until the first number near zero falls on
+the other side of a ReLU's bend, or two pixels of a pool change places; then it jumps. The worst seen in 50 steps is
+0.05, by resnet20 in batches of 8. So this bound tells a wrong step from a right one, no more; `layers.py` has the rest.
 """
 
 
