@@ -17,6 +17,12 @@ from xcnn.training import Checkpoint, load_checkpoint, save_checkpoint
 DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0.1}, {"epoch": 2})
 
 
+def described(**changes):
+    """The metadata of a checkpoint, with some fields changed."""
+    fields = {"model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x", "config": {}, "metrics": {}}
+    return json.dumps({"format": 1, **fields, **changes})
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
@@ -51,7 +57,9 @@ def test_pytorch_lenet5_moves_both_ways(tmp_path):
     )  # fmt: skip
     torch_save(theirs.state_dict(), tmp_path / "theirs.safetensors")
     plain = load_checkpoint(
-        tmp_path / "theirs.safetensors", "lenet5", shape=(1, 28, 28), classes=tuple("0123456789"), dataset="mnist"
+        tmp_path / "theirs.safetensors",
+        "lenet5",
+        lambda: {"shape": (1, 28, 28), "classes": tuple("0123456789"), "dataset": "mnist"},
     )
     ours = plain.build()
     x = np.random.default_rng(0).random((16, 1, 28, 28), dtype=np.float32)
@@ -97,14 +105,16 @@ def test_truncated_or_overwritten_files_raise_one_error(saved, place, count):
         ({"xcnn": "{"}, "is no xcnn checkpoint"),
         ({"xcnn": "[]"}, "is no xcnn checkpoint"),
         ({"xcnn": json.dumps({"format": 99})}, "written by a newer xcnn"),
-        ({"xcnn": json.dumps({"format": 1, "model": "lenet5", "shape": [1, 2], "classes": ["a"], "dataset": "x"})},
-         "is no xcnn checkpoint"),
-        ({"xcnn": json.dumps({"format": 1, "model": "vgg99", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"})},
-         "a model 'vgg99', which this xcnn does not have"),
-        ({"xcnn": json.dumps({"format": 1, "model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x",
-                              "evil": 1})}, "is no xcnn checkpoint"),
+        ({"xcnn": "[" * 200_000}, "is no xcnn checkpoint"),
+        ({"xcnn": described(config=[1])}, "its config is no dict"),
+        ({"xcnn": described(dataset=["digits"])}, "its dataset is no str"),
+        ({"xcnn": described(shape=[1, 60_000, 60_000])}, "its images .* are impossible"),
+        ({"xcnn": described(classes=[])}, "are impossible"),
+        ({"xcnn": described(shape=[1, 2])}, "is no xcnn checkpoint"),
+        ({"xcnn": described(model="vgg99")}, "a model 'vgg99', which this xcnn does not have"),
+        ({"xcnn": described(evil=1)}, "is no xcnn checkpoint"),
     ],
-)  # fmt: skip
+)
 def test_foreign_metadata_is_refused(tmp_path, metadata, message):
     path = tmp_path / "weights.safetensors"
     save_file({"0.weight": np.zeros(3, np.float32)}, path, metadata)

@@ -172,8 +172,42 @@ def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, mon
     assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith("error: epoch 2, batch 8: the loss is nan")
-    assert "holds epoch 1" in last
+    assert "out/last.safetensors holds the last good epoch" in last
     assert xcnn("evaluate", "out/last.safetensors")[0] == 0
+
+
+def test_ruined_weights_are_never_saved(xcnn, tmp_path):
+    """An update that explodes after the last look at the loss is noticed when the epoch is saved."""
+    ruin = ["--opt", "sgd", "--momentum", "0", "--schedule", "constant", "-b", "2000", "--validation", "0"]
+    code, out, err = xcnn("train", "--model", "report", "--epochs", "1", "--lr", "1e39", *ruin, "-o", "out", "--json")
+    assert code == 1
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert "is not finite; lower the learning rate" in err
+    assert not (tmp_path / "out").exists()  # nothing to keep: as if it had not been started
+
+
+def test_label_smoothing_is_not_tested_with(xcnn):
+    code, out, _ = xcnn(*QUICK, "--label-smoothing", "0.3", "--json", "-o", "out")
+    assert code == 0
+    last = json.loads(out.splitlines()[-1])
+    assert json.loads(xcnn("evaluate", last["checkpoint"], "--json")[1])["test_loss"] == pytest.approx(
+        last["test_loss"], rel=1e-6
+    )
+
+
+def test_the_default_run_learns_the_digits(xcnn):
+    code, out, _ = xcnn("train", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["test_accuracy"] >= 0.97
+
+
+def test_runs_of_the_same_second_get_their_own_folders(tmp_path):
+    processes = [start("train", "--model", "report", "--epochs", "1", cwd=tmp_path) for _ in range(3)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
 def test_debug_shows_the_traceback(xcnn):
@@ -205,6 +239,11 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
     assert first["probabilities"] == pytest.approx(third["probabilities"], rel=1e-4)
     assert (tmp_path / "prediction-three.png").exists()
     assert (tmp_path / "prediction-big.png").exists()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "three.png").rename(tmp_path / "sub" / "big.png")
+    assert xcnn("predict", checkpoint, "big.jpg", "sub/big.png", "-o", "both")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["prediction-big-2.png", "prediction-big.png"]
+    (tmp_path / "sub" / "big.png").rename(tmp_path / "three.png")
     code, out, _ = xcnn("predict", checkpoint, "three.png")
     assert code == 0
     assert f"three.png: class {first['class']}" in out
@@ -240,6 +279,9 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     code, _, err = xcnn("evaluate", "w.safetensors")
     assert code == 1
     assert "name it with --model" in err
+    code, _, err = xcnn("evaluate", "w.safetensors", "--model", "report")
+    assert code == 2
+    assert "name their data set with --dataset" in err
     assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1
@@ -271,6 +313,34 @@ def test_models_shows_one_layer_by_layer(xcnn):
     assert code == 0
     assert "Conv2d" in out
     assert "1x7" in out
+
+
+def test_models_as_json_and_for_small_images(xcnn):
+    code, out, _ = xcnn("models", "lenet5", "--json")
+    assert code == 0
+    assert [json.loads(line)["layer"] for line in out.splitlines()][:3] == ["Conv2d", "ReLU", "MaxPool2d"]
+    code, out, _ = xcnn("models", "--shape", "1", "8", "8", "--json")
+    assert code == 0
+    parameters = {record["model"]: record["parameters"] for record in map(json.loads, out.splitlines())}
+    assert parameters["lenet5"] is None
+    assert parameters["report"] == 9 + 170
+
+
+def test_class_names_with_dollar_signs(xcnn, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a$^$", "b"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    folder = ["--dataset", "folder", "--data-dir", "pets"]
+    code, _, err = xcnn(*QUICK, *folder, "--image-size", "8", "-o", "out")
+    assert code == 0, err
+    assert xcnn("predict", "out/best.safetensors", "--index", "0")[0] == 0
+    (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
+    code, _, err = xcnn("evaluate", "out/best.safetensors")
+    assert code == 2
+    assert "the model knows the classes a$^$, b, folder has a$^$, c" in err
 
 
 def test_help_names_every_choice(xcnn):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xcnn import data, models, nn, ops, optim
-from xcnn.errors import DivergedError, DtypeError, UsageError
+from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
 
 
@@ -211,12 +211,47 @@ def test_nan_loss_stops_before_the_weights_are_hurt(digits):
     assert trainer.history == []
 
 
+def test_divergence_leaves_running_statistics_alone():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+    trainer = Trainer(network, optim.SGD(network.parameters(), lr=0.1))
+    before = network.state_dict()
+    with pytest.raises(DivergedError):
+        trainer.step(np.full((4, 1, 8, 8), np.nan, np.float32), np.array([0, 1, 2, 0]))
+    for name, value in network.state_dict().items():
+        assert value.tobytes() == before[name].tobytes(), name
+
+
 @pytest.mark.parametrize("device", ["cpu", "strict:device1"])
-def test_labels_out_of_range_are_named(device):
+@pytest.mark.parametrize("label", [12, -1])
+def test_labels_out_of_range_are_named(device, label):
     pytest.importorskip("array_api_strict")
     trainer = make_trainer(device=device)
-    with pytest.raises(UsageError, match=r"12.*0 \.\. 9"):
-        trainer.step(np.zeros((2, 1, 8, 8), np.float32), np.array([1, 12]))
+    with pytest.raises(UsageError, match=rf"{label}.*0 \.\. 9"):
+        trainer.step(np.zeros((2, 1, 8, 8), np.float32), np.array([1, label]))
+
+
+class Spent(list):
+    """Batches that can be walked once, as an iterator's can."""
+
+    def __iter__(self):
+        while self:
+            yield self.pop()
+
+
+def test_no_batch_is_an_error():
+    trainer = make_trainer()
+    batch = (np.zeros((2, 1, 8, 8), np.float32), np.array([1, 2]))
+    with pytest.raises(DataError, match="epoch 1: there is no batch"):
+        trainer.fit([])
+    with pytest.raises(DataError, match="no batch to test on"):
+        trainer.evaluate([])
+    with pytest.raises(DataError, match="epoch 2: there is no batch"):
+        trainer.fit(Spent([batch]), 2)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(UsageError, match="the optimizer has parameters that are not the model's"):
+        Trainer(small_network(), optim.SGD(small_network().parameters(), lr=0.1))
 
 
 def test_wrong_inputs_are_named():
@@ -254,6 +289,21 @@ def test_interrupt_falls_between_two_steps(digits):
     for batch in batches[:3]:
         twin.step(*batch)
     assert trainer.model.state_dict()["0.weight"].tobytes() == twin.model.state_dict()["0.weight"].tobytes()
+
+
+def test_interrupt_during_the_last_validation_is_not_lost(digits):
+    train, test = digits
+    trainer = make_trainer()
+    evaluate = trainer.evaluate
+
+    def interrupted(data):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(data)
+
+    trainer.evaluate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(train, 1, validation=test)
+    assert len(trainer.history) == 1
 
 
 def test_second_interrupt_is_immediate(digits):

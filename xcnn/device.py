@@ -216,7 +216,7 @@ def devices() -> dict[str, Device | DeviceError]:
 def to_numpy(array: Array) -> np.ndarray:
     """Copy an array of any library to the host."""
     moved = LIBRARIES[_library(namespace_of(array))].to_numpy(array)
-    return np.array(moved)  # a copy even where the library would share its memory
+    return np.array(moved, order="C")  # a copy even where the library would share its memory
 
 
 def like(array: np.ndarray, other: Array) -> Array:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from xcnn.training import Callback, Metrics, Trainer
 
-__all__ = ["EpochReport", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
+__all__ = ["EpochReport", "TestBar", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
 
-# Rich honours NO_COLOR and plain pipes by itself; the wide soft limit keeps piped lines whole.
-stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# Rich honours NO_COLOR and plain pipes by itself; the width keeps piped tables from folding.
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -33,8 +33,13 @@ def note(message: str) -> None:
 
 def print_json(record: dict[str, Any]) -> None:
     """Print one JSON line on stdout, at once; what JSON cannot hold (NaN) becomes null."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    print(json.dumps(clean), flush=True)
+    print(json.dumps(_json(record)), flush=True)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(*columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None) -> None:
@@ -55,22 +60,49 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
 
+class TestBar:
+    """A progress bar on stderr over the test images, gone when all are seen."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def __call__(self, images: int, metrics: Metrics) -> None:
+        """Move the bar to the images that `metrics` has seen, of `images`."""
+        if self.progress is None:
+            self.progress, self.started = _bar(), time.perf_counter()
+            self.task = self.progress.add_task("test", total=images, figures="")
+            self.progress.start()
+        rate = metrics.images / max(time.perf_counter() - self.started, 1e-9)
+        self.progress.update(self.task, completed=metrics.images, figures=_figures(metrics, rate))
+        if metrics.images >= images:
+            self.progress.stop()
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        console=stderr,
+        transient=True,
+        expand=True,
+        disable=not stderr.is_terminal,
+    )
+
+
+def _figures(metrics: Metrics, rate: float) -> str:
+    return f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s"
+
+
 class EpochReport(Callback):
     """A progress bar on stderr while an epoch runs, and a line, or a JSON object on stdout, when it ends."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
-            console=stderr,
-            transient=True,
-            expand=True,
-            disable=not stderr.is_terminal,
-        )
+        self.progress = _bar()
+        self.testing = TestBar()
 
     def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
         """Open the bar."""
@@ -84,8 +116,8 @@ class EpochReport(Callback):
         if self.progress.disable:
             return
         rate = metrics.images / (time.perf_counter() - self.started)
-        figures = f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s"
-        self.progress.update(self.task, description=f"epoch {epoch}/{self.epochs}", completed=batch, figures=figures)
+        name = f"epoch {epoch}/{self.epochs}"
+        self.progress.update(self.task, description=name, completed=batch, figures=_figures(metrics, rate))
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Report the epoch and start the bar again."""
@@ -105,3 +137,7 @@ class EpochReport(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Remove the bar."""
         self.progress.stop()
+
+    def on_test_batch(self, trainer: Trainer, images: int, metrics: Metrics) -> None:
+        """Show the bar of the test."""
+        self.testing(images, metrics)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from xcnn.cli._console import percent, print_json, print_table
+from xcnn.cli._console import TestBar, percent, print_json, print_table
 from xcnn.training import restore
 
 __all__ = ["evaluate"]
@@ -39,7 +39,7 @@ def evaluate(
         print one JSON object on stdout.
     """
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
-    metrics, test = restored.evaluate()
+    metrics, test = restored.evaluate(TestBar())
     if json:
         print_json(
             {

@@ -1,11 +1,13 @@
 """`xcnn models`."""
 
+import dataclasses
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from xcnn import models as room
 from xcnn.cli._console import print_json, print_table, stdout
+from xcnn.errors import ShapeError
 from xcnn.nn import summary
 
 __all__ = ["models"]
@@ -33,14 +35,21 @@ def models(
         print JSON lines on stdout.
     """
     if name is not None:
-        stdout.print(str(summary(room.build(name, shape, classes), shape)), markup=False)
+        found = summary(room.build(name, shape, classes), shape)
+        if not json:
+            stdout.print(str(found), markup=False)
+        for row in found.rows if json else ():
+            print_json(dataclasses.asdict(row))
         return 0
     rows = []
     for key, entry in room.MODELS.items():
-        parameters = sum(p.data.size for p in room.build(key, shape, classes).parameters())
+        try:
+            parameters = sum(p.data.size for p in room.build(key, shape, classes).parameters())
+        except ShapeError:  # these images are too small for it
+            parameters = None
         if json:
             print_json({"model": key, "parameters": parameters, "summary": entry.summary})
-        rows.append((key, f"{parameters:,}", entry.summary))
+        rows.append((key, "-" if parameters is None else f"{parameters:,}", entry.summary))
     if not json:
         print_table("model", "parameters", "what it is", rows=rows, right="parameters")
     return 0

@@ -1,5 +1,6 @@
 """`xcnn predict`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from cyclopts import Parameter
 from xcnn import plots
 from xcnn.cli._console import note, print_json, print_table
 from xcnn.errors import UsageError
-from xcnn.training import restore
+from xcnn.training import Prediction, restore
 
 __all__ = ["predict"]
 
@@ -55,16 +56,15 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
-    for one in predictions:
+    for one, picture in zip(predictions, _pictures(out, predictions), strict=True):
         best = int(one.probabilities.argmax())
         truth = None if one.truth is None else classes[one.truth]
-        picture: Path | None = out / f"prediction-{Path(one.name).stem}.png"
+        drawn = True
         try:
-            assert picture is not None
             plots.prediction(one.image, one.probabilities, classes, picture, truth)
-        except plots.PlotError as error:
+        except plots.NoMatplotlibError as error:
             note(f"no picture: {error}")
-            picture = None
+            drawn = False
         if json:
             print_json(
                 {
@@ -73,7 +73,7 @@ def predict(
                     "probability": float(one.probabilities[best]),
                     "truth": truth,
                     "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
-                    "picture": None if picture is None else str(picture),
+                    "picture": str(picture) if drawn else None,
                 }
             )
             continue
@@ -82,6 +82,17 @@ def predict(
         order = (-one.probabilities).argsort(kind="stable")[:10]
         rows = [(classes[i], f"{one.probabilities[i]:.4f}") for i in order]
         print_table("class", "probability", rows=rows, right="probability", title=title)
-        if picture is not None:
+        if drawn:
             note(f"picture: {picture}")
     return 0
+
+
+def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
+    """Name a picture after each image; images of one name in several folders are numbered."""
+    taken: dict[str, int] = {}
+    paths = []
+    for one in predictions:
+        stem = Path(one.name).stem
+        taken[stem] = taken.get(stem, 0) + 1
+        paths.append(out / f"prediction-{stem}{'' if taken[stem] == 1 else f'-{taken[stem]}'}.png")
+    return paths

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +45,7 @@ def train(
         print JSON lines on stdout, one per epoch and a last one with the test figures.
     """
     config = Config(**dataclasses.asdict(flags or Flags()))
-    folder = out or Path("runs") / f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    result = run_training(config, folder, [EpochReport(json)])
+    result = run_training(config, out, [EpochReport(json)])
     _draw(result, config)
     if result.interrupted:
         note(f"{result.note}; what was learned is in {result.checkpoint}")
@@ -86,5 +84,5 @@ def _draw(result: Result, config: Config) -> None:
         if result.confusion is not None:
             title = f"{title}: test accuracy {percent(result.test_accuracy)}"
             plots.confusion(result.confusion, result.classes, result.folder / "confusion.png", title)
-    except plots.PlotError as error:
+    except plots.NoMatplotlibError as error:
         note(f"no pictures: {error}")

@@ -6,6 +6,7 @@ metadata holds one entry, `xcnn`: a JSON object with the fields of `Checkpoint` 
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ class Checkpoint:
 def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> Path:
     """Write a model's weights and the fields of `checkpoint`; an older file stays until the new one is whole.
 
+    Parameters
+    ----------
+    path : the file to write.
+    model : gives the weights.
+    checkpoint : describes them; its own `state` is not used.
+
     Raises
     ------
     CheckpointError
@@ -73,9 +80,7 @@ def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> 
     metadata = {"xcnn": json.dumps({"format": _FORMAT, **fields})}
     try:
         with replacing(path) as temporary:
-            # safetensors writes the buffer as it lies, whatever the strides.
-            state = {name: np.asarray(array, order="C") for name, array in model.state_dict().items()}
-            save_file(state, temporary, metadata)
+            save_file(model.state_dict(), temporary, metadata)
     except Exception as error:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from None
@@ -83,7 +88,9 @@ def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> 
     return path
 
 
-def load_checkpoint(path: str | Path, model: str | None = None, **fields: Any) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, model: str | None = None, describe: Callable[[], dict[str, Any]] | None = None
+) -> Checkpoint:
     """Read a checkpoint, or a plain safetensors weight file.
 
     Parameters
@@ -91,12 +98,14 @@ def load_checkpoint(path: str | Path, model: str | None = None, **fields: Any) -
     path : the file.
     model : the model's name, if you know it: it must then be the checkpoint's, and stands in for it where the file
         holds nothing but weights.
-    **fields : `shape`, `classes` and `dataset` for a file that holds nothing but weights.
+    describe : called for a file that holds nothing but weights; gives its `shape`, `classes` and `dataset`.
 
     Raises
     ------
     CheckpointError
-        For a file that is missing, damaged, no safetensors file, or of another model.
+        For a file that is missing, damaged, no safetensors file, or nothing but weights that nobody describes.
+    UsageError
+        For a checkpoint of another model than `model`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -107,16 +116,23 @@ def load_checkpoint(path: str | Path, model: str | None = None, **fields: Any) -
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
+    except TypeError as error:
+        raise CheckpointError(f"{path} holds a dtype that NumPy does not have: {error}") from None
     if "xcnn" not in metadata:
-        if model is None:
+        if model is None or describe is None:
             raise CheckpointError(f"{path} holds weights but does not name its model; name it with --model")
-        return Checkpoint(model=model, state=state, **fields)
+        return Checkpoint(model=model, state=state, **describe())
     checkpoint = _parse(path, metadata["xcnn"], state)
     if model is not None and model != checkpoint.model:
         raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
     return checkpoint
+
+
+_TYPES = {"model": str, "shape": list, "classes": list, "dataset": str, "config": dict, "metrics": dict}
+_MOST_PIXELS = 1 << 26
+"""No image that a checkpoint speaks of is larger: the layers that are built for it must fit in memory."""
 
 
 def _parse(path: Path, text: str, state: dict[str, np.ndarray]) -> Checkpoint:
@@ -124,12 +140,15 @@ def _parse(path: Path, text: str, state: dict[str, np.ndarray]) -> Checkpoint:
         raw = json.loads(text)
         if raw.pop("format") != _FORMAT:
             raise ValueError("it was written by a newer xcnn")
-        shape, classes = raw.pop("shape"), raw.pop("classes")
-        c, h, w = (int(size) for size in shape)
-        checkpoint = Checkpoint(shape=(c, h, w), classes=tuple(str(name) for name in classes), state=state, **raw)
-        if not isinstance(checkpoint.model, str) or min(c, h, w) < 1 or not checkpoint.classes:
-            raise ValueError("its fields have impossible values")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        for name, kind in _TYPES.items():
+            if not isinstance(raw.get(name), kind):
+                raise ValueError(f"its {name} is no {kind.__name__}")
+        c, h, w = (int(size) for size in raw.pop("shape"))
+        classes = tuple(str(name) for name in raw.pop("classes"))
+        if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS or not classes:
+            raise ValueError(f"its images {c, h, w} or its {len(classes)} classes are impossible")
+        checkpoint = Checkpoint(shape=(c, h, w), classes=classes, state=state, **raw)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no xcnn checkpoint: {error}") from None
     if checkpoint.model not in models.MODELS:
         raise CheckpointError(f"{path} is a checkpoint of a model {checkpoint.model!r}, which this xcnn does not have")

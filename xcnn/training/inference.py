@@ -1,7 +1,8 @@
 """Inference: a model's loss and accuracy on a data set, and what it says of single images."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from xcnn._array import Array, namespace_of
 from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
 from xcnn.device import Device, device, one_blas_thread, to_numpy
-from xcnn.errors import CheckpointError, ShapeError, UsageError, unknown
+from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unknown
 from xcnn.nn import Module
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
 from xcnn.training.losses import LOSSES, Loss
@@ -93,22 +94,36 @@ def correct(loss: Loss, output: Array, y: Array) -> int | None:
     return int(xp.count_nonzero(xp.argmax(output, axis=1) == y))
 
 
-def evaluate(model: Module, data: Data, loss: Loss, where: Device, batch_size: int = 256) -> Metrics:
-    """Return loss and accuracy over a data set, in inference mode; the model is on the device `where`."""
+def evaluate(
+    model: Module,
+    data: Data,
+    loss: Loss,
+    where: Device,
+    batch_size: int = 256,
+    watch: Callable[[Metrics], None] | None = None,
+) -> Metrics:
+    """Return loss and accuracy over a data set, in inference mode; the model is on the device `where`.
+
+    `watch` is called after each batch with the metrics so far. Raises DataError where there is no batch.
+    """
     metrics = Metrics()
     with one_blas_thread():
         for x, y in _in_order(data, batch_size):
             output, targets = model(place(x, where)), place(y, where)
             value = float(loss.function(output, targets)[0])
             metrics.add(len(x), value, correct(loss, output, targets))
+            if watch is not None:
+                watch(metrics)
+    if not metrics.images:
+        raise DataError("evaluate: there is no batch to test on")
     return metrics
 
 
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
     """Return what a model says of each image, on the host; see `Trainer.predict`."""
-    if isinstance(images, Dataset):
+    if isinstance(images, Loader | Dataset):
         parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size))
-    elif len(images) == 0:
+    elif len(images := np.asarray(images) if isinstance(images, list | tuple) else images) == 0:
         raise ShapeError("predict: images is empty")
     else:
         parts = (images[i : i + batch_size, ...] for i in range(0, len(images), batch_size))
@@ -147,41 +162,42 @@ class Prediction:
 
 
 class Restored:
-    """A trained model from a checkpoint, with the data set it knows.
+    """A trained model from a checkpoint, with the data set that it is tested on; made by `restore`.
 
-    Parameters
+    Attributes
     ----------
     checkpoint : the weights and what they are of.
-    where : the device to compute on.
-    dataset, data_dir : the data set to test on, in place of the one in the checkpoint.
+    device : where the model is.
+    model : ready to use.
+    dataset, data_dir : of the test images.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, where: Device, dataset: str | None = None, data_dir: Path | None = None
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, data_dir: Path | None) -> None:
         self.checkpoint, self.device = checkpoint, where
-        self.dataset = dataset or checkpoint.dataset
-        recorded = checkpoint.config.get("data_dir") if self.dataset == checkpoint.dataset else None
-        self.data_dir = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
+        self.dataset, self.data_dir = dataset, data_dir
         self.loss = LOSSES["cross_entropy"]
         self.model = checkpoint.build().to(where)
 
     def test_set(self) -> Dataset:
-        """Load the test images, which must be of the shape and number of classes that the model takes."""
+        """Load the test images, which must be of the shape and the classes that the model knows."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        options = {"size": shape[1]} if self.dataset == "folder" else {}
-        _, test = load(self.dataset, self.data_dir, **options)
+        test = _test_set(self.dataset, self.data_dir, shape[1])
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
                 f"{self.dataset} has {test.shape} images of {len(test.classes)}"
             )
+        if self.dataset == self.checkpoint.dataset and test.classes != classes:
+            raise UsageError(
+                f"the model knows the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
+            )
         return test
 
-    def evaluate(self) -> tuple[Metrics, Dataset]:
-        """Test the model."""
+    def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> tuple[Metrics, Dataset]:
+        """Test the model; `watch` is called after each batch with the number of images and the metrics so far."""
         test = self.test_set()
-        return evaluate(self.model, test, self.loss, self.device), test
+        told = None if watch is None else functools.partial(watch, len(test))
+        return evaluate(self.model, test, self.loss, self.device, watch=told), test
 
     def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
         """Classify image files and test images.
@@ -235,16 +251,24 @@ def restore(
     if dataset is not None and dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     opened = device(where)
-    fields: dict[str, Any] = {}
-    entry = DATASETS.get(dataset or "digits")
-    if entry is not None and entry.shape is not None:
-        fields = {
-            "shape": entry.shape,
-            "classes": tuple(str(i) for i in range(entry.classes or 0)),
-            "dataset": dataset or "digits",
-        }
-    checkpoint = load_checkpoint(path, model, **fields)
+    checkpoint = load_checkpoint(path, model, lambda: _described(path, dataset, data_dir))
     try:
-        return Restored(checkpoint, opened, dataset, data_dir)
+        chosen = dataset or checkpoint.dataset
+        recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
+        folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
+        return Restored(checkpoint, opened, chosen, folder)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _described(path: Path, dataset: str | None, data_dir: Path | None) -> dict[str, Any]:
+    """Say of plain weights what their file does not: the images and classes are those of the data set."""
+    if dataset is None:
+        raise UsageError(f"{path} holds weights but does not say of what images; name their data set with --dataset")
+    test = _test_set(dataset, data_dir)
+    return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
+
+
+def _test_set(dataset: str, data_dir: Path | None, size: int | None = None) -> Dataset:
+    options = {"size": size} if dataset == "folder" and size is not None else {}
+    return load(dataset, data_dir, **options)[1]

@@ -4,12 +4,15 @@ The folder: `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (b
 `last.safetensors` (the latest epoch). Pictures are added by whoever started the run.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from xcnn.device import Device, device
 from xcnn.errors import DivergedError, UsageError, XcnnError, unknown
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from xcnn.training.inference import confusion_matrix
+from xcnn.training.inference import Metrics, confusion_matrix, evaluate
 from xcnn.training.losses import loss_named
 from xcnn.training.trainer import Trainer
 
 __all__ = ["Config", "Result", "train"]
+
+_FILES = ("config.json", "history.csv", "history.jsonl", "best.safetensors", "last.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,20 +143,33 @@ class _Run:
     test: data.Dataset
 
     def save(self, name: str, record: dict[str, Any]) -> None:
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.config).items()}
+        """Write a checkpoint, unless the weights are ruined: then the file from before stays."""
+        for parameter, array in self.trainer.model.state_dict().items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DivergedError(f"epoch {record['epoch']}: {parameter} is not finite; lower the learning rate")
+        config = _plain(self.config)
         checkpoint = Checkpoint(
             self.config.model, self.test.shape, self.test.classes, self.config.dataset, config, record
         )
         save_checkpoint(self.folder / name, self.trainer.model, checkpoint)
 
+    def watch(self, callbacks: Sequence[Callback]) -> Callable[[Metrics], None]:
+        """Give what tells the listeners of every batch of the test."""
 
-def train(config: Config, folder: Path, callbacks: Sequence[Callback] = ()) -> Result:
+        def told(metrics: Metrics) -> None:
+            for callback in callbacks:
+                callback.on_test_batch(self.trainer, len(self.test), metrics)
+
+        return told
+
+
+def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
     """Train, test and save.
 
     Parameters
     ----------
     config : the settings.
-    folder : made if it is missing; must not hold a run already.
+    folder : made if it is missing; must not hold a run already. None makes a new `runs/DATASET-MODEL-TIME`.
     callbacks : further listeners, such as a progress bar.
 
     Returns
@@ -164,8 +182,8 @@ def train(config: Config, folder: Path, callbacks: Sequence[Callback] = ()) -> R
         For settings without meaning, missing data, a folder that cannot be written, a loss that is not finite.
     """
     run = _prepare(config, folder)
-    last = folder / "last.safetensors"
-    best = folder / "best.safetensors"
+    folder = run.folder
+    last, best = (folder / name for name in ("last.safetensors", "best.safetensors"))
     listeners: list[Callback] = [
         HistoryFile(folder / "history.csv"),
         HistoryFile(folder / "history.jsonl"),
@@ -182,16 +200,19 @@ def train(config: Config, folder: Path, callbacks: Sequence[Callback] = ()) -> R
         run.save("last.safetensors", {"epoch": len(trainer.history), "interrupted": True})
         interrupted = True
     except DivergedError as error:
-        kept = f"; {last} holds epoch {len(trainer.history)}" if trainer.history else ""
-        raise DivergedError(f"{error}{kept}") from None
+        if not last.exists():
+            _remove_folder(folder)
+            raise
+        raise DivergedError(f"{error}; {last} holds the last good epoch") from None
     seconds = time.perf_counter() - start
     common = (trainer.device.name, trainer.history)
     if interrupted:
-        note = f"interrupted in epoch {len(trainer.history) + 1} of {config.epochs}"
+        note = f"interrupted after {len(trainer.history)} of {config.epochs} epochs"
         return Result(folder, last, *common, None, None, None, run.test.classes, seconds, note, True)
     chosen = best if best.exists() else last
     trainer.model.load_state_dict(load_checkpoint(chosen).state)
-    metrics = trainer.evaluate(run.test)
+    plain = loss_named("cross_entropy")  # label smoothing is for training
+    metrics = evaluate(trainer.model, run.test, plain, trainer.device, watch=run.watch(callbacks))
     confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
     return Result(
         folder, chosen, *common, metrics.loss, metrics.accuracy, confusion, run.test.classes, seconds,
@@ -207,7 +228,7 @@ class _KeepLast(Callback):
         self.run.save("last.safetensors", record)
 
 
-def _prepare(config: Config, folder: Path) -> _Run:
+def _prepare(config: Config, folder: Path | None) -> _Run:
     """Check every setting and build the parts; nothing is written until all of them are right."""
     _check(config)
     where: Device = device(config.device)
@@ -225,8 +246,7 @@ def _prepare(config: Config, folder: Path) -> _Run:
     )
     loss = loss_named("cross_entropy", label_smoothing=config.label_smoothing)
     trainer = Trainer(model, optimizer, loss, where, schedule=schedule, clip_norm=config.clip_norm)
-    _make_folder(folder, config)
-    return _Run(config, folder, trainer, loader, validation, test)
+    return _Run(config, _make_folder(folder, config), trainer, loader, validation, test)
 
 
 def _check(config: Config) -> None:
@@ -265,13 +285,42 @@ def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     return kind(parameters, **options)
 
 
-def _make_folder(folder: Path, config: Config) -> None:
-    if (folder / "config.json").exists():
+def _make_folder(folder: Path | None, config: Config) -> Path:
+    if folder is not None and any((folder / name).exists() for name in _FILES):
         raise UsageError(f"--out {folder} holds a run already; choose another folder or remove it")
-    text = json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+    text = json.dumps(_plain(config), indent=2) + "\n"
     try:
+        if folder is None:
+            folder = _new_folder(f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "config.json") as temporary:
             temporary.write_text(text)
     except OSError as error:
-        raise XcnnError(f"--out {folder} cannot be written: {error.strerror or error}") from None
+        raise XcnnError(f"--out {folder or 'runs'} cannot be written: {error.strerror or error}") from None
+    return folder
+
+
+def _new_folder(name: str) -> Path:
+    """Make a folder that no other run has, even one that starts in the same second."""
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
+def _remove_folder(folder: Path) -> None:
+    """Take back what a run wrote before it had anything to keep."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Give the settings as JSON holds them, with a path that means the same from any folder."""
+    fields = dataclasses.asdict(config)
+    return fields | {"data_dir": None if config.data_dir is None else str(config.data_dir.resolve())}

@@ -12,7 +12,7 @@ from xcnn._array import Array
 from xcnn.data import Loader
 from xcnn.device import Device, one_blas_thread, to_numpy
 from xcnn.device import device as open_device
-from xcnn.errors import DivergedError, UsageError, XcnnError
+from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.training.callbacks import Callback
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
@@ -57,6 +57,10 @@ class Trainer:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.history: list[dict[str, Any]] = []
         self.stop_reason = ""
+        owned = {id(parameter) for parameter in model.parameters()}
+        if not all(id(parameter) in owned for parameter in self._parameters()):
+            raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
+        self._buffers = [buffer for _, buffer in model.named_buffers()]
         model.to(self.device)
 
     def step(self, x: Any, y: Any) -> float:
@@ -70,16 +74,21 @@ class Trainer:
         Raises
         ------
         DivergedError
-            Where the loss is not finite; the weights are then those from before this step.
+            Where the loss is not finite; the model's state is then that from before this step.
+        ShapeError, DtypeError, UsageError
+            Where the batch does not fit the model or the loss.
         """
         return self._step(x, y)[0]
 
     def _step(self, x: Any, y: Any) -> tuple[float, int | None]:
         x, y = place(x, self.device), place(y, self.device)
+        before = [buffer.data for buffer in self._buffers]
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
         value = float(loss)
         if not math.isfinite(value):
+            for buffer, array in zip(self._buffers, before, strict=True):
+                buffer.data = array
             raise self._diverged(value, output, y)
         self.optimizer.zero_grad()
         backward(loss_backward()[0], need_dx=False)
@@ -96,8 +105,9 @@ class Trainer:
         # Ops that cannot read labels without stopping the device give NaN for those that are no class.
         if self.loss.classifies and y.ndim == 1:
             labels = to_numpy(y)
-            if labels.max() >= output.shape[1]:
-                return UsageError(f"the labels hold {labels.max()}, the model has classes 0 .. {output.shape[1] - 1}")
+            strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
+            if strange.size:
+                return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
         return DivergedError(f"the loss is {value}; lower the learning rate, clip the gradients, or check the data")
 
     def fit(
@@ -125,8 +135,10 @@ class Trainer:
         ------
         DivergedError
             Where the loss is not finite; it says in which epoch and batch.
+        DataError
+            Where there is no batch.
         KeyboardInterrupt
-            On Ctrl-C, between two steps.
+            On Ctrl-C, between two steps or at the end of an epoch.
         """
         if epochs < 1:
             raise UsageError(f"fit: epochs must be at least 1, got {epochs}")
@@ -142,6 +154,7 @@ class Trainer:
                     self.history.append(record)
                     for callback in callbacks:
                         callback.on_epoch_end(self, record)
+                    check_interrupt()
                     if self.stop_reason:
                         break
         finally:
@@ -166,6 +179,8 @@ class Trainer:
             for callback in callbacks:
                 callback.on_batch_end(self, epoch, batch, metrics)
             check_interrupt()
+        if not metrics.images:
+            raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = time.perf_counter() - start
         validated = None if validation is None else self.evaluate(validation)
         if self.schedule is not None and self.schedule.unit == "epoch":
