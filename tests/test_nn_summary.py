@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcnn import nn
+from xcnn import models, nn
 from xcnn.errors import ShapeError, UsageError
 
 MODEL = nn.Sequential(
@@ -60,6 +60,22 @@ def test_kept_bytes_count_every_array_once():
     assert kept["2"] == 2 * 8 * 16 * 4  # y of ReLU ...
     assert kept["3.body"] == 0  # ... which the convolution keeps too
     assert kept["6"] == 0
+    assert kept["1"] == (2 * 8 * 16 + 8 + 8) * 4  # x, and the mean and rstd of each channel
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_keeps_here_what_it_keeps_in_training(shape, affine):
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](4, affine=affine)
+    _, backward = norm.forward(np.ones((2, *shape), np.float32))
+    kept = sum(array.nbytes for name, array in backward.saved().items() if name not in ("x", "weight"))
+    assert nn.summary(norm, shape, batch=2).total.kept == kept
+
+
+def test_a_batch_of_one_may_have_one_number_per_channel():
+    summary = nn.summary(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), (3,))
+    assert [row.kept for row in summary.rows] == [0, 3 * 4 * 4]
+    assert nn.summary(models.build("resnet20", (3, 4, 4)), (3, 4, 4)).total.shape == (1, 10)
 
 
 def test_a_shared_layer_has_a_row_per_call_and_parameters_once():

@@ -80,6 +80,7 @@ def _bytes(count: int) -> str:
 def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     """Run a network forward once, on zeros, and tell each layer's output, parameters, work and memory.
 
+    The run is one of training, but batch norm takes its running statistics: a batch of one may have none of its own.
     The state of the network stays as it is: running statistics and random streams are put back.
 
     Parameters
@@ -136,9 +137,10 @@ def _observed(module: Module) -> Iterator[list[Call]]:
 
     def observer(name: str, layer: Module) -> Callable[..., tuple[Any, Once]]:
         forward = layer.forward
+        has_statistics = any(layer._attributes(Buffer))
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Once]:
-            y, backward = forward(x, train)
+            y, backward = forward(x, train and not has_statistics)
             calls.append((name, layer, tuple(y.shape), layer.multiply_adds(x, y), backward))
             return y, backward
 
@@ -156,9 +158,14 @@ def _observed(module: Module) -> Iterator[list[Call]]:
 
 @contextlib.contextmanager
 def _restored(module: Module) -> Iterator[None]:
-    """Put buffers and random streams back to what they were."""
+    """Put buffers and random streams back to what they were.
+
+    The buffers are copies for the time, so that what a layer keeps of them counts, as the batch's statistics would.
+    """
     buffers = [(slot, slot.data) for _, slot in module._attributes(Buffer)]
     streams = [(generator.bit_generator, generator.bit_generator.state) for _, generator in module.named_generators()]
+    for slot, data in buffers:
+        slot.data = namespace_of(data).asarray(data, copy=True)
     try:
         yield
     finally:
