@@ -1,12 +1,14 @@
 """Promises of single ops that `test_ops.py` does not reach: extreme numbers, dtypes of labels, generators."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from xcnn import ops
 from xcnn.ops._erf import erf
+from xcnn.ops.pad import MODES, _copies
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
@@ -93,3 +95,24 @@ def test_max_pool_gives_the_gradient_of_nan_to_nan() -> None:
     y, backward = ops.max_pool1d(x, 2)
     assert np.array_equal(y, [[[np.nan, 4.0]]], equal_nan=True)
     assert np.array_equal(backward(np.array([[[10.0, 20.0]]]))[0], [[[0.0, 10.0, 0.0, 20.0]]])
+
+
+def test_a_constant_padding_of_any_width_is_one_copy() -> None:
+    """Not one per pixel of padding: the work would grow with the width."""
+    copies = _copies(5, 10**12, 10**12, MODES["constant"])
+    assert copies == [(slice(0, 5), slice(10**12, 10**12 + 5))]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dropout", {"training": False, "rng": 0}),
+        ("dropout", {"p": 0.0, "rng": 0}),
+        ("flatten", {}),
+        ("pad", {"pad": (0, 0)}),
+        ("adaptive_avg_pool2d", {"output_size": (None, 4)}),
+    ],
+)
+def test_what_changes_nothing_returns_the_memory_of_x(name: str, options: dict[str, Any]) -> None:
+    x = np.ones((2, 3, 5, 4))
+    assert np.shares_memory(getattr(ops, name)(x, **options)[0], x)

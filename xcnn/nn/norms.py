@@ -120,6 +120,8 @@ class _InstanceNorm(_Affine):
 class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
     """Normalise each channel of each image (n, c, h, w) over its pixels; see `ops.instance_norm`.
 
+    It has no running statistics, so its arguments are not in PyTorch's order: give `affine` by name.
+
     Parameters
     ----------
     num_features : channels of x.
@@ -136,13 +138,13 @@ class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
 
 
 class InstanceNorm1d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each signal (n, c, w): `InstanceNorm2d` with one spatial axis."""
+    """Normalise each channel of each signal (n, c, w): `InstanceNorm2d` with one axis, arguments too."""
 
     _axes = ("n c w",)
 
 
 class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each volume (n, c, d, h, w): `InstanceNorm2d` with three spatial axes."""
+    """Normalise each channel of each volume (n, c, d, h, w): `InstanceNorm2d` with three axes, arguments too."""
 
     _axes = ("n c d h w",)
 

@@ -31,7 +31,12 @@ def relu(x: Array) -> Result:
     Returns
     -------
     y : the shape of x.
-    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y.
+    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. An infinite dy becomes NaN, not 0, where the slope is 0.
+
+    Raises
+    ------
+    DtypeError
+        For something that is no floating-point array.
     """
     xp = namespace("relu", x=x)
     y = xp.maximum(x, 0.0)
@@ -58,8 +63,8 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
 
     Raises
     ------
-    UsageError
-        For a negative slope below 0.
+    UsageError, DtypeError
+        For a negative slope below 0, or something that is no floating-point array.
     """
     xp = namespace("leaky_relu", x=x)
     if not negative_slope >= 0.0:
@@ -91,8 +96,8 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
 
     Raises
     ------
-    UsageError
-        For an alpha below 0.
+    UsageError, DtypeError
+        For an alpha below 0, or something that is no floating-point array.
 
     Notes
     -----
@@ -125,6 +130,11 @@ def sigmoid(x: Array) -> Result:
     -------
     y : the shape of x.
     backward : dy -> (dx,). It keeps y.
+
+    Raises
+    ------
+    DtypeError
+        For something that is no floating-point array.
     """
     xp = namespace("sigmoid", x=x)
     y = logistic(xp, x)
@@ -152,6 +162,11 @@ def tanh(x: Array) -> Result:
     -------
     y : the shape of x.
     backward : dy -> (dx,). It keeps y.
+
+    Raises
+    ------
+    DtypeError
+        For something that is no floating-point array.
     """
     xp = namespace("tanh", x=x)
     y = xp.tanh(x)
@@ -174,6 +189,11 @@ def silu(x: Array) -> Result:
     -------
     y : the shape of x.
     backward : dy -> (dx,). It keeps x.
+
+    Raises
+    ------
+    DtypeError
+        For something that is no floating-point array.
     """
     xp = namespace("silu", x=x)
     y = x * logistic(xp, x)
@@ -225,8 +245,8 @@ def gelu(x: Array, approximate: str = "none") -> Result:
 
     Raises
     ------
-    UsageError
-        For another approximation.
+    UsageError, DtypeError
+        For another approximation, or something that is no floating-point array.
 
     Notes
     -----

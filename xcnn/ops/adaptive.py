@@ -88,7 +88,7 @@ def adaptive_avg_pool2d(x: Array, output_size: Sizes) -> Result:
 
     Returns
     -------
-    y : (n, c, oh, ow), or (c, oh, ow).
+    y : (n, c, oh, ow), or (c, oh, ow); x itself where it has that size.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
@@ -160,7 +160,8 @@ def global_max_pool(x: Array) -> Result:
     Returns
     -------
     y : (n, c); NaN where a map has one.
-    backward : dy -> (dx,), to the first maximum of each map. It keeps x.
+    backward : dy -> (dx,), to the first maximum of each map. It keeps x. An infinite dy makes the rest of its map NaN,
+        not 0.
 
     Raises
     ------

@@ -26,13 +26,13 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
 
     Returns
     -------
-    y : the shape of x.
+    y : the shape of x; x itself where nothing is dropped.
     backward : dy -> (dx,). It keeps the mask, which holds 0 and 1 / (1 - p), or nothing where y is x.
 
     Raises
     ------
-    UsageError
-        For a probability out of range.
+    UsageError, DtypeError
+        For a probability out of range, an rng that is none, or an x that is no floating-point array.
 
     Notes
     -----

@@ -84,13 +84,13 @@ def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
 
     Returns
     -------
-    y : x in row-major order with the joined axes' sizes multiplied.
+    y : x in row-major order with the joined axes' sizes multiplied; where the library can, a view of x.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
     ------
-    UsageError
-        Where x has no such axes, or they come in the wrong order.
+    UsageError, DtypeError
+        Where x has no such axes, they come in the wrong order, or x is no floating-point array.
     """
     xp = namespace("flatten", x=x)
     shape = x.shape

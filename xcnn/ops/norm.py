@@ -302,6 +302,8 @@ def group_norm(
 def instance_norm(x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Result:
     """Give each channel of each image mean 0 and variance 1: `group_norm` with a group per channel.
 
+    The order of arguments is not PyTorch's, which has running statistics before `weight`: pass them by name.
+
     Parameters
     ----------
     x : (n, c, *sizes) with at least one size, floating point.

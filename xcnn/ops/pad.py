@@ -20,14 +20,14 @@ __all__ = ["MODES", "Mode", "pad"]
 class Mode(NamedTuple):
     """Where padding comes from, for an axis of `size` pixels."""
 
-    source: Callable[[int, int], int | None]
-    """(i, size) -> the pixel to copy to position i, before 0 or after the last; None leaves it at the value."""
+    source: Callable[[int, int], int] | None
+    """(i, size) -> the pixel to copy to position i, before 0 or after the last; None leaves all at the value."""
     largest: Callable[[int], float]
     """size -> the widest padding on one side."""
 
 
 MODES = {
-    "constant": Mode(lambda i, size: None, lambda size: math.inf),
+    "constant": Mode(None, lambda size: math.inf),
     "reflect": Mode(lambda i, size: size - 1 - abs(size - 1 - abs(i)), lambda size: max(0, size - 1)),
     "replicate": Mode(lambda i, size: min(max(i, 0), size - 1), lambda size: math.inf if size else 0),
     "circular": Mode(lambda i, size: i % size, lambda size: size),
@@ -38,10 +38,10 @@ def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice,
     """List the copies along one axis: pixels of x, pixels of y. Cropping comes first."""
     first, kept, left = max(0, -before), size + min(0, before) + min(0, after), max(0, before)
     copies = [(slice(first, first + kept), slice(left, left + kept))]
-    for i in (*range(-before, 0), *range(kept, kept + after)):
-        source = mode.source(i, kept)
-        if source is not None:
-            copies.append((slice(first + source, first + source + 1), slice(left + i, left + i + 1)))
+    if mode.source is not None:
+        for i in (*range(-before, 0), *range(kept, kept + after)):
+            source = first + mode.source(i, kept)
+            copies.append((slice(source, source + 1), slice(left + i, left + i + 1)))
     return copies
 
 
@@ -92,7 +92,7 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
 
     Returns
     -------
-    y : x with each padded axis longer by the sum of its two entries.
+    y : x with each padded axis longer by the sum of its two entries; x itself where all of them are 0.
     backward : dy -> (dx,): every pixel collects the gradients of its copies. It keeps nothing.
 
     Raises

@@ -151,7 +151,8 @@ def max_pool2d(
     y : (n, c, oh, ow) with `oh = (h + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, the division
         rounded up in `ceil_mode`. NaN where a window has one.
     backward : dy -> (dx,). The first maximum of each window, in row-major order, gets its gradient; in a window with
-        NaN the first NaN. It keeps x and y, and finds the maxima again.
+        NaN the first NaN. It keeps x and y, and finds the maxima again. An infinite dy makes the rest of its window
+        NaN, not 0.
 
     Raises
     ------

@@ -35,7 +35,7 @@ def softmax(x: Array, dim: int = -1) -> Result:
     Parameters
     ----------
     x : any shape with at least one axis, floating point.
-    dim : the axis that sums to 1. The default is an axis of our own choice; PyTorch has none.
+    dim : the axis that sums to 1. The default is the last axis; PyTorch has none.
 
     Returns
     -------
@@ -44,8 +44,8 @@ def softmax(x: Array, dim: int = -1) -> Result:
 
     Raises
     ------
-    UsageError, ShapeError
-        Where x has no such axis, or it is empty.
+    UsageError, ShapeError, DtypeError
+        Where x has no such axis, it is empty, or x is no floating-point array.
     """
     xp = namespace("softmax", x=x)
     axis = _axis("softmax", x, dim)
@@ -65,7 +65,7 @@ def log_softmax(x: Array, dim: int = -1) -> Result:
     Parameters
     ----------
     x : any shape with at least one axis, floating point.
-    dim : the axis whose exponentials sum to 1. The default is an axis of our own choice; PyTorch has none.
+    dim : the axis whose exponentials sum to 1. The default is the last axis; PyTorch has none.
 
     Returns
     -------
@@ -74,8 +74,8 @@ def log_softmax(x: Array, dim: int = -1) -> Result:
 
     Raises
     ------
-    UsageError, ShapeError
-        Where x has no such axis, or it is empty.
+    UsageError, ShapeError, DtypeError
+        Where x has no such axis, it is empty, or x is no floating-point array.
     """
     xp = namespace("log_softmax", x=x)
     axis = _axis("log_softmax", x, dim)
