@@ -156,6 +156,8 @@ def batch_norm(
     variances = None if running_var is None else np.array(running_var, dtype=float)
     for channel in range(x.shape[1]):
         places = [index for index in np.ndindex(*x.shape) if index[1] == channel]
+        if not places:
+            continue
         if training or running_mean is None:
             mean, variance = _moments([float(x[index]) for index in places])
             if means is not None:
