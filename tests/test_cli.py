@@ -281,7 +281,7 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     assert "name it with --model" in err
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "report")
     assert code == 2
-    assert "name their data set with --dataset" in err
+    assert "name a data set with --dataset" in err
     assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cyclopts
 import numpy as np
 
-from xcnn.cli._console import error_line
+from xcnn.cli._console import error_line, stderr
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
@@ -60,4 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             error_line(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
         return getattr(error, "exit_code", 1)
+    finally:
+        stderr.show_cursor()  # a progress bar that an error ended would leave it hidden
     return result if isinstance(result, int) else 0

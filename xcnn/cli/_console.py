@@ -13,7 +13,7 @@ from rich.text import Text
 
 from xcnn.training import Callback, Metrics, Trainer
 
-__all__ = ["EpochReport", "TestBar", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
+__all__ = ["Bar", "EpochReport", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
 
 # Rich honours NO_COLOR and plain pipes by itself; the width keeps piped tables from folding.
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -60,22 +60,27 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
 
-class TestBar:
-    """A progress bar on stderr over the test images, gone when all are seen."""
+class Bar:
+    """A progress bar on stderr over one thing after another, each gone when it is done; also takes downloads."""
 
     def __init__(self) -> None:
-        self.progress: Progress | None = None
+        self.progress, self.name = _bar(), ""
 
-    def __call__(self, images: int, metrics: Metrics) -> None:
-        """Move the bar to the images that `metrics` has seen, of `images`."""
-        if self.progress is None:
-            self.progress, self.started = _bar(), time.perf_counter()
-            self.task = self.progress.add_task("test", total=images, figures="")
-            self.progress.start()
-        rate = metrics.images / max(time.perf_counter() - self.started, 1e-9)
-        self.progress.update(self.task, completed=metrics.images, figures=_figures(metrics, rate))
-        if metrics.images >= images:
+    def __call__(self, name: str, done: int, total: int | None, figures: str = "") -> None:
+        """Move the bar of `name`, opened at the first call, to `done` of `total`."""
+        if name != self.name:
             self.progress.stop()
+            self.progress, self.name, self.started = _bar(), name, time.perf_counter()
+            self.task = self.progress.add_task(name, total=total, figures="")
+            self.progress.start()
+        self.progress.update(self.task, completed=done, figures=figures)
+        if total is not None and done >= total:
+            self.progress.stop()
+
+    def test(self, images: int, metrics: Metrics) -> None:
+        """Move the bar of a test to what `metrics` has seen of `images`."""
+        rate = metrics.images / max(time.perf_counter() - self.started, 1e-9) if self.name == "test" else 0.0
+        self("test", metrics.images, images, _figures(metrics, rate))
 
 
 def _bar() -> Progress:
@@ -102,7 +107,7 @@ class EpochReport(Callback):
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.progress = _bar()
-        self.testing = TestBar()
+        self.bar = Bar()
 
     def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
         """Open the bar."""
@@ -140,4 +145,8 @@ class EpochReport(Callback):
 
     def on_test_batch(self, trainer: Trainer, images: int, metrics: Metrics) -> None:
         """Show the bar of the test."""
-        self.testing(images, metrics)
+        self.bar.test(images, metrics)
+
+    def on_download(self, file: str, done: int, total: int | None) -> None:
+        """Show the bar of a download."""
+        self.bar(file, done, total)

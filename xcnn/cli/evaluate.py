@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from xcnn.cli._console import TestBar, percent, print_json, print_table
+from xcnn.cli._console import Bar, percent, print_json, print_table
 from xcnn.training import restore
 
 __all__ = ["evaluate"]
@@ -38,8 +38,9 @@ def evaluate(
     json
         print one JSON object on stdout.
     """
-    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
-    metrics, test = restored.evaluate(TestBar())
+    bar = Bar()
+    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=bar)
+    metrics, test = restored.evaluate(bar.test)
     if json:
         print_json(
             {

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import note, print_json, print_table
+from xcnn.cli._console import Bar, note, print_json, print_table
 from xcnn.errors import UsageError
 from xcnn.training import Prediction, restore
 
@@ -49,7 +49,7 @@ def predict(
     json
         print one JSON object per image on stdout.
     """
-    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir)
+    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=Bar())
     classes = restored.checkpoint.classes
     predictions = restored.predict(images, index)
     try:

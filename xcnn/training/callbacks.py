@@ -28,6 +28,9 @@ class Callback:
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         """After every epoch and its validation, with the record that `fit` returns."""
 
+    def on_download(self, file: str, done: int, total: int | None) -> None:
+        """As the bytes of a data set arrive, before a whole run starts; never for files that are there already."""
+
     def on_test_batch(self, trainer: "Trainer", images: int, metrics: "Metrics") -> None:
         """After every batch of the test that ends a whole run, with the number of test images and what is seen."""
 

@@ -169,19 +169,19 @@ class Restored:
     checkpoint : the weights and what they are of.
     device : where the model is.
     model : ready to use.
-    dataset, data_dir : of the test images.
+    dataset : name of the data set of the test images.
     """
 
-    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, data_dir: Path | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, load_test: Callable[..., Dataset]) -> None:
         self.checkpoint, self.device = checkpoint, where
-        self.dataset, self.data_dir = dataset, data_dir
+        self.dataset, self._load_test = dataset, load_test
         self.loss = LOSSES["cross_entropy"]
         self.model = checkpoint.build().to(where)
 
     def test_set(self) -> Dataset:
         """Load the test images, which must be of the shape and the classes that the model knows."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        test = _test_set(self.dataset, self.data_dir, shape[1])
+        test = self._load_test(shape[1])
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
@@ -233,6 +233,7 @@ def restore(
     model: str | None = None,
     dataset: str | None = None,
     data_dir: Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Restored:
     """Load a checkpoint for evaluation and prediction.
 
@@ -242,6 +243,7 @@ def restore(
     where : the device.
     model : its model; needed where the file holds plain weights, then with `dataset`, whose images the model must take.
     dataset, data_dir : the data set to test on, in place of the one that it was trained on.
+    progress : told of a download; see `data.load`.
 
     Raises
     ------
@@ -251,24 +253,24 @@ def restore(
     if dataset is not None and dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     opened = device(where)
-    checkpoint = load_checkpoint(path, model, lambda: _described(path, dataset, data_dir))
+
+    def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
+        options = {"size": size} if chosen == "folder" and size is not None else {}
+        return load(chosen, folder, progress=progress, **options)[1]
+
+    def describe() -> dict[str, Any]:
+        if dataset is None:
+            raise UsageError(
+                f"{path} holds weights but does not say of what images; name their data set with --dataset"
+            )
+        test = load_test(dataset, data_dir)
+        return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
+
+    checkpoint = load_checkpoint(path, model, describe)
+    chosen = dataset or checkpoint.dataset
+    recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
+    folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
     try:
-        chosen = dataset or checkpoint.dataset
-        recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
-        folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
-        return Restored(checkpoint, opened, chosen, folder)
+        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _described(path: Path, dataset: str | None, data_dir: Path | None) -> dict[str, Any]:
-    """Say of plain weights what their file does not: the images and classes are those of the data set."""
-    if dataset is None:
-        raise UsageError(f"{path} holds weights but does not say of what images; name their data set with --dataset")
-    test = _test_set(dataset, data_dir)
-    return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
-
-
-def _test_set(dataset: str, data_dir: Path | None, size: int | None = None) -> Dataset:
-    options = {"size": size} if dataset == "folder" and size is not None else {}
-    return load(dataset, data_dir, **options)[1]

@@ -181,7 +181,7 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
     XcnnError
         For settings without meaning, missing data, a folder that cannot be written, a loss that is not finite.
     """
-    run = _prepare(config, folder)
+    run = _prepare(config, folder, callbacks)
     folder = run.folder
     last, best = (folder / name for name in ("last.safetensors", "best.safetensors"))
     listeners: list[Callback] = [
@@ -228,12 +228,17 @@ class _KeepLast(Callback):
         self.run.save("last.safetensors", record)
 
 
-def _prepare(config: Config, folder: Path | None) -> _Run:
+def _prepare(config: Config, folder: Path | None, callbacks: Sequence[Callback]) -> _Run:
     """Check every setting and build the parts; nothing is written until all of them are right."""
     _check(config)
     where: Device = device(config.device)
     options = {} if config.image_size is None else {"size": config.image_size}
-    train_set, test = data.load(config.dataset, config.data_dir, **options)
+
+    def arrived(file: str, done: int, total: int | None) -> None:
+        for callback in callbacks:
+            callback.on_download(file, done, total)
+
+    train_set, test = data.load(config.dataset, config.data_dir, progress=arrived, **options)
     validation = None
     if config.validation > 0:
         train_set, validation = data.split(train_set, config.validation, config.seed)
