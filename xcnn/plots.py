@@ -157,8 +157,8 @@ def comparison(
     title : stands above.
     """
     places = list(dict.fromkeys(place for row in shares.values() for place in row))
-    parted = {name: steps for name, steps in distances.items() if any(steps)}
-    figure = _figure(5 + (3 if parted else 0), 1.8 + 0.16 * len(places))
+    parted = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
+    figure = _figure(5 + (3 if parted else 0), max(3.6, 1.8 + 0.16 * len(places)))
     left, *right = figure.subplots(1, 2 if parted else 1, squeeze=False, width_ratios=(1.7, 1) if parted else None)[0]
     colours = {name: _DEVICES[i % len(_DEVICES)] for i, name in enumerate(shares)}
     for i, (name, row) in enumerate(shares.items()):
@@ -175,13 +175,16 @@ def comparison(
     for axes in right:
         for name, steps in parted.items():
             axes.plot(range(1, len(steps) + 1), steps, color=colours[name], marker="o", markersize=3)
+        seen = [step for steps in parted.values() for step in steps if 0 < step < np.inf]
         axes.set_yscale("log")
+        axes.set_ylim(10 ** np.floor(np.log10(min(seen))), 10 ** np.ceil(np.log10(max(seen))))
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("training steps")
-        axes.set_title("distance of the weights from the cpu run", fontsize=9)
+        axes.set_ylabel("distance from the cpu run's weights")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, *right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(shares), frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     return _save(figure, path)

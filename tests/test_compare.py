@@ -1,0 +1,320 @@
+"""`xcnn compare` and its room: budgets that hold, and a fault that is planted and found.
+
+A small network of two layers stands in where the network does not matter.
+"""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import LIBRARIES, Backend
+from PIL import Image
+
+from xcnn import compare, models, nn, plots
+from xcnn.cli import main
+from xcnn.compare.budget import errors, reference
+from xcnn.compare.op import call_op
+from xcnn.compare.scales import each
+from xcnn.compare.speed import measure
+from xcnn.compare.steps import PARTING
+from xcnn.device import device
+from xcnn.errors import UsageError
+from xcnn.ops._op import OPS
+
+every_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
+needs_strict = pytest.mark.usefixtures("strict")
+
+
+@pytest.fixture
+def strict():
+    pytest.importorskip("array_api_strict")
+
+
+@pytest.fixture
+def xcnn(capsys, monkeypatch, tmp_path):
+    """Run the command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main(["compare", *map(str, argv)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Enter a network of one convolution and one linear layer in the table of models."""
+
+    def build(shape, classes):
+        return nn.Sequential(nn.Conv2d(shape[0], 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 6 * 6, classes))
+
+    monkeypatch.setitem(models.MODELS, "tiny", models.Entry("for tests", build, 4))
+    return "tiny"
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Make the weight gradient of every linear layer wrong by a thousandth on array-api-strict."""
+    right = nn.Linear._op
+
+    @functools.wraps(right)
+    def wrong(x, weight, bias=None):
+        y, backward = right(x, weight, bias)
+
+        def faulty(dy, needs=None):
+            dx, dweight, dbias = backward(dy, needs)
+            return dx, dweight if isinstance(dweight, np.ndarray) else dweight * 1.001, dbias
+
+        return y, faulty
+
+    monkeypatch.setattr(nn.Linear, "_op", staticmethod(wrong))
+
+
+def test_every_op_has_a_budget():
+    assert set(compare.BUDGETS) == set(OPS)
+
+
+@pytest.mark.parametrize("name", OPS)
+@every_library
+def test_ops_stay_within_their_budgets(name: str, backend: Backend, dtype: str) -> None:
+    found = list(compare.op_errors(name, backend.device, dtype))
+    assert {number for number, _ in found} == set(range(len(OPS[name].samples)))
+    assert [f"sample {n}: {error}" for n, error in found if not error.within] == []
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_no_budget_hides_a_relative_error_of_a_thousandth(name: str) -> None:
+    """An error of 1e-3 of the largest element is out of budget, for each tensor of each sample."""
+    for number, sample in enumerate(OPS[name].samples):
+        rng = np.random.default_rng(number)
+        drawn = sample.draw(rng)
+        arrays = {argument: drawn[argument] for argument in OPS[name].arrays}
+        wanted = reference(
+            name,
+            functools.partial(call_op, name, sample.options),
+            arrays,
+            sample.options,
+            lambda shape, rng=rng: np.asarray(rng.standard_normal(shape)),
+            "float32",
+        )
+        nonzero = {tensor: want for tensor, want in wanted.tensors.items() if np.any(want.value)}
+        got = {tensor: (want.value * 1.001).astype(np.float32) for tensor, want in nonzero.items()}
+        found = {error.tensor: error for error in errors(wanted, got, "float32")}
+        assert [f"{number}: {found[tensor]}" for tensor in nonzero if found[tensor].within] == []
+
+
+def one_error(value, got, dtype="float32"):
+    def function(arrays):
+        return arrays["x"], lambda dy: (dy,)
+
+    wanted = reference("flatten", function, {"x": np.asarray(value)}, {}, np.ones, dtype)
+    return next(e for e in errors(wanted, {"y": got, "dx": np.ones_like(got)}, dtype) if e.tensor == "y")
+
+
+def test_units_and_ulp_by_hand() -> None:
+    eps = np.finfo(np.float32).eps
+    error = one_error([1.0, 1.5], np.asarray([1.0, 1.5 + 3 * eps], np.float32))
+    assert error.units == pytest.approx(2)  # 3 eps / (eps * 1.5)
+    assert error.ulp == 3
+    assert error.bound == 4  # 2 + 2 sqrt(1)
+    assert error.within
+    assert error.share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "got",
+    [
+        np.asarray([1.0, np.nan], np.float32),
+        np.asarray([1.0, np.inf], np.float32),
+        np.asarray([1.0], np.float32),
+        np.asarray([1.0, 1.5]),
+    ],
+    ids=["nan", "infinite", "shape", "dtype"],
+)
+def test_what_is_no_answer_is_an_infinite_error(got) -> None:
+    error = one_error([1.0, 1.5], got)
+    assert error.units == math.inf
+    assert not error.within
+
+
+def test_equal_infinities_and_underflow_are_no_error() -> None:
+    tiny = float(np.finfo(np.float32).tiny)
+    assert one_error([np.inf, -np.inf], np.asarray([np.inf, -np.inf], np.float32)).units == 0
+    assert one_error([tiny / 2], np.zeros(1, np.float32)).within
+
+
+def test_the_scale_of_a_convolution_is_the_sum_of_magnitudes() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.standard_normal((2, 3, 5, 5)), "weight": rng.standard_normal((4, 3, 3, 3)), "bias": None}
+    wanted = reference("conv2d", functools.partial(call_op, "conv2d", {}), arrays, {}, np.ones, "float64").tensors
+    x, weight = np.abs(arrays["x"]), np.abs(arrays["weight"])
+    assert float(wanted["y"].scale.size[1, 2, 0, 1]) == pytest.approx(np.sum(x[1, :, :3, 1:4] * weight[2]))
+    assert wanted["y"].scale.terms == 27  # channels x kernel
+    assert wanted["dx"].scale.terms == 36  # output channels x kernel
+    assert wanted["dweight"].scale.terms == 18  # images x output pixels
+    assert "dbias" not in wanted
+
+
+def network() -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU())
+    model = nn.Sequential(
+        nn.Residual(body), nn.MaxPool2d(2), nn.Branches(nn.AvgPool2d(2), nn.MaxPool2d(2)),
+        nn.Dropout(0.3), nn.Flatten(), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3),
+    )  # fmt: skip
+    model.reset_parameters(0)
+    return model
+
+
+@every_library
+def test_every_layer_of_a_network_is_measured(backend: Backend, dtype: str) -> None:
+    rng, model = np.random.default_rng(0), network()
+    before = model.state_dict()
+    x, target = rng.random((4, 2, 8, 8)).astype(np.float32), rng.integers(0, 3, 4)
+    found = list(compare.layer_errors(model, x, target, [backend.device], dtype))
+    tensors: dict[str, list[str]] = {}
+    for one in found:
+        tensors.setdefault(f"{one.layer} {one.kind}", []).append(one.error.tensor)
+    assert tensors == {
+        "0.body.0 Conv2d": ["y", "dx", "dweight", "dbias"],
+        "0.body.1 BatchNorm2d": ["y", "running_mean", "running_var", "dx", "dweight", "dbias"],
+        "0.body.2 ReLU": ["y", "dx"],
+        "0.add Add": ["y", "dx[0]", "dx[1]"],
+        "1 MaxPool2d": ["y", "dx"],
+        "2.0 AvgPool2d": ["y", "dx"],
+        "2.1 MaxPool2d": ["y", "dx"],
+        "2.concat Concat": ["y", "dx[0]", "dx[1]"],
+        "3 Dropout": ["y", "dx"],
+        "4 Flatten": ["y", "dx"],
+        "5 LayerNorm": ["y", "dx", "dweight", "dbias"],
+        "6 GELU": ["y", "dx"],
+        "7 Linear": ["y", "dx", "dweight", "dbias"],
+        "loss cross_entropy": ["y", "dx"],
+    }
+    assert [one for one in found if not one.error.within] == []
+    assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+    assert model.forward(x)[0].dtype == np.float32  # not left traced or converted
+
+
+@needs_strict
+def test_a_broken_gradient_is_found_where_it_is(broken) -> None:
+    rng, model = np.random.default_rng(0), network()
+    x, target = rng.random((4, 2, 8, 8)).astype(np.float32), rng.integers(0, 3, 4)
+    found = compare.layer_errors(model, x, target, [device("cpu"), device("strict")])
+    assert [(e.layer, e.device, e.error.tensor) for e in found if not e.error.within] == [("7", "strict", "dweight")]
+
+
+@needs_strict
+def test_the_command_names_the_place_of_a_broken_gradient(xcnn, tiny, broken) -> None:
+    code, out, err = xcnn("--devices", "cpu,strict", "--model", tiny, "--steps", 0)
+    assert code == 1
+    assert "error: over budget: 3 (Linear) dweight on strict: " in err.splitlines()[-1]
+    assert out.count("OVER") == 1
+    code, out, _ = xcnn("--devices", "cpu,strict", "--model", tiny, "--steps", 0, "--json")
+    assert code == 1
+    *lines, verdict = map(json.loads, out.splitlines())
+    assert verdict["within"] is False
+    assert verdict["exceeded"][0].startswith("3 (Linear) dweight on strict: ")
+    assert [(line["layer"], line["tensor"]) for line in lines if not line["within"]] == [("3", "dweight")]
+
+
+def test_json_lines_of_a_network(xcnn) -> None:
+    code, out, err = xcnn("--devices", "cpu", "--model", "report", "--steps", 2, "--json")
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    layers, steps, speeds, verdicts = (
+        [line for line in lines if line["kind"] == kind] for kind in ("layer", "steps", "speed", "verdict")
+    )
+    assert len(lines) == len(layers) + len(steps) + len(speeds) + len(verdicts)
+    keys = ["kind", "layer", "what", "device", "tensor", "units", "bound", "ulp", "within"]
+    assert {tuple(line) for line in layers} == {tuple(keys)}
+    assert [line["tensor"] for line in layers if line["what"] == "Linear"] == ["y", "dx", "dweight", "dbias"]
+    assert [(line["step"], line["distance"]) for line in steps] == [(1, 0.0), (2, 0.0)]
+    assert list(speeds[0]) == ["kind", "device", "cold", "warm", "images_per_second", "memory"]
+    assert speeds[0]["images_per_second"] == pytest.approx(8 / speeds[0]["warm"])
+    assert verdicts == [{"kind": "verdict", "within": True, "exceeded": []}]
+    assert "2 steps of training on cpu" in err
+
+
+@needs_strict
+def test_tables_of_ops(xcnn) -> None:
+    code, out, err = xcnn("--devices", "cpu,strict", "--op", "conv2d")
+    assert code == 0
+    header, *rows = out.splitlines()[1:]
+    assert header.split() == ["op", "cpu", "strict"]
+    assert len(rows) == len(OPS["conv2d"].samples)
+    assert "conv2d in float32 on cpu, strict" in err
+    code, out, _ = xcnn("--devices", "cpu", "--op", "all", "--dtype", "float64")
+    assert code == 0
+    assert len(out.splitlines()[2:]) == len(OPS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--devices", "cpu,cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
+        (["--devices", "cpu,torch:nonsense"], "torch"),
+        (["--devices", ","], "devices takes names with commas between"),
+        (["--devices", "cpu", "--op", "conv2"], "unknown op 'conv2'; did you mean 'conv"),
+        (["--devices", "cpu", "--model", "resnet"], "unknown model 'resnet'; did you mean 'resnet20'?"),
+        (["--devices", "cpu", "--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--devices", "cpu", "--dtype", "float16"], "unknown dtype 'float16'; did you mean 'float"),
+        (["--devices", "cpu", "--steps", "-1"], "steps must be 0 or more"),
+        (["--devices", "cpu", "-b", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_requests_that_cannot_be_meant(xcnn, argv, message) -> None:
+    code, out, err = xcnn(*argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+
+
+@needs_strict
+def test_a_device_without_the_dtype_is_one_sentence(xcnn) -> None:
+    code, out, err = xcnn("--devices", "strict:no_float64", "--op", "relu", "--dtype", "float64")
+    assert (code, out) == (2, "")
+    assert "float64" in err
+
+
+@every_library
+def test_weights_stay_together_on_every_library(backend: Backend, dtype: str) -> None:
+    batches, classes = compare.batches("digits", "lenet5", 8, 3)
+    assert batches[0][0].shape == (8, 1, 16, 16)  # digits, enlarged to what LeNet-5 takes
+    model = models.build("lenet5", batches[0][0].shape[1:], classes)
+    parted = compare.distances(model, batches, backend.device, dtype)
+    assert len(parted) == 3
+    assert max(parted) <= {"float32": 1e-6, "float64": 1e-14}[dtype] < PARTING[dtype]
+    assert (parted == [0.0] * 3) == backend.name.startswith(("numpy", "strict"))
+
+
+def test_batches_go_round_and_name_what_they_do_not_know() -> None:
+    batches, classes = compare.batches("digits", "report", 1000, 3)
+    assert [len(y) for _, y in batches] == [1000, 437, 1000]
+    assert classes == 10
+    with pytest.raises(UsageError, match="did you mean 'lenet5'"):
+        compare.batches("digits", "lenet", 8, 1)
+
+
+def test_speed_is_measured_here_or_in_a_process_of_its_own() -> None:
+    speed = measure("cpu", "vgg_small", (1, 16, 16), 10, 32, 2, "float32")
+    assert 0 < speed.warm
+    assert speed.memory is None or speed.memory >= 0
+    assert speed.images_per_second == pytest.approx(32 / speed.warm)
+    with pytest.raises(compare.SpeedError, match="measuring the speed of cdua failed: .*unknown device"):
+        compare.speed("cdua", "report", (1, 8, 8), 10, 4, 1, "float32")
+
+
+def test_the_picture_shows_every_device(tmp_path) -> None:
+    shares = {"cpu": {"0 Conv2d": 0.1, "1 ReLU": 0.0}, "torch:cpu": {"0 Conv2d": math.inf, "1 ReLU": 0.2}}
+    for distances in ({}, {"cpu": [0.0, 0.0], "torch:cpu": [1e-8, 3e-8]}):
+        path = plots.comparison(shares, distances, tmp_path / "compare.png", "lenet5 at $5 in float32")
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+def test_each_reaches_into_lists_and_leaves_none() -> None:
+    assert each(lambda a: a + 1, {"xs": [1, 2], "bias": None, "x": 3}) == {"xs": [2, 3], "bias": None, "x": 4}
