@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import LIBRARIES
 
 from xcnn import data, models, nn, ops, optim
 from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
@@ -127,21 +128,19 @@ def test_one_seed_gives_identical_bits(digits):
     assert other.model.state_dict()["0.weight"].tobytes() != states[0]["0.weight"].tobytes()
 
 
-@pytest.mark.parametrize("device", ["cpu", "strict", "strict:device1", "torch", "jax"])
-def test_trains_on_every_library(device, digits):
+@pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
+def test_trains_on_every_library(backend, digits):
     """Training, evaluation and prediction on another library end where NumPy ends (float64)."""
-    pytest.importorskip({"strict": "array_api_strict"}.get(device.partition(":")[0], device.replace("cpu", "numpy")))
     train, test = digits
     results = []
-    for where in ("cpu", device):
-        network = small_network(2).to("cpu", "float64")
-        trainer = Trainer(network, optim.Adam(network.parameters(), lr=0.01), device=where)
-        if where == "jax" and network.parameters()[0].data.dtype != np.float64:
-            pytest.skip("JAX has float64 only after jax.config.update('jax_enable_x64', True)")
-        for x, y in data.Loader(train, 50, seed=1):
-            trainer.step(x.astype(np.float64), y)
-        images = data.to_float(test.images).astype(np.float64)
-        results.append((network.state_dict(), trainer.predict(images)))
+    with backend.setting("float64"):
+        for where in ("cpu", backend.spec):
+            network = small_network(2).to("cpu", "float64")
+            trainer = Trainer(network, optim.Adam(network.parameters(), lr=0.01), device=where)
+            for x, y in data.Loader(train, 50, seed=1):
+                trainer.step(x.astype(np.float64), y)
+            images = data.to_float(test.images).astype(np.float64)
+            results.append((network.state_dict(), trainer.predict(images)))
     for name, value in results[0][0].items():
         np.testing.assert_allclose(results[1][0][name], value, rtol=1e-10, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-9, atol=1e-12)
