@@ -14,6 +14,7 @@ from conftest import LIBRARIES, Backend
 
 from xcnn import data, models, nn, ops, optim
 from xcnn.device import Device, devices, to_numpy
+from xcnn.parameter import Parameter
 from xcnn.training import Checkpoint, Trainer, load_checkpoint, save_checkpoint
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
@@ -230,8 +231,22 @@ def test_jax_compiles_a_whole_training_step(name: str, backend: Backend, dtype: 
 
 
 @pytest.mark.parametrize("backend", ["jax"], indirect=True)
-def test_what_jax_compiles_wrongly(backend: Backend) -> None:
-    """What the README warns of: a traced function runs once, so what it draws or counts on the host stands still."""
+def test_a_label_out_of_range_stays_nan_in_compiled_code(backend: Backend) -> None:
+    """A compiler may take 0 * NaN for 0, so the NaN must not depend on a product."""
+    import jax
+
+    def losses(x: Any, y: Any) -> tuple[Any, Any]:
+        loss, backward = ops.cross_entropy(x, y, reduction="none")
+        return loss, backward(backend.array(np.ones(3, np.float32)))[0]
+
+    loss, dx = jax.jit(losses)(backend.array(np.ones((3, 4), np.float32)), backend.array(np.array([0, 4, -1])))
+    assert np.isnan(loss).tolist() == [False, True, True]
+    assert np.isnan(dx).tolist() == [[False] * 4, [True] * 4, [True] * 4]
+
+
+@pytest.mark.parametrize("backend", ["jax"], indirect=True)
+def test_what_a_compiled_step_does_not_see(backend: Backend) -> None:
+    """What the README warns of: a traced function runs once, so what it draws or keeps on the host stands still."""
     import jax
 
     layer = nn.Dropout(0.5)
@@ -240,3 +255,14 @@ def test_what_jax_compiles_wrongly(backend: Backend) -> None:
     jitted = jax.jit(lambda x: layer.forward(x)[0])
     assert np.array_equal(jitted(x), jitted(x))
     assert not np.array_equal(layer.forward(x)[0], layer.forward(x)[0])
+
+    parameter = Parameter(x)
+    momentum = optim.SGD([parameter], lr=1.0, momentum=0.5)
+
+    def update(data: Any, grad: Any) -> Any:
+        parameter.data, parameter.grad = data, grad
+        momentum.step()
+        return parameter.data
+
+    jitted = jax.jit(update)
+    assert np.array_equal(jitted(jitted(x, x), x), -x)  # twice the first step; momentum would give 1 - 1 - 1.5

@@ -63,16 +63,17 @@ def _asked_by_labels(
     c, rows = x.shape[axis], (*target.shape[:axis], 1, *target.shape[axis:])
     wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
     t = xp.reshape(target if wide else xp.astype(target, xp.int32), rows)
-    counts = t != ignore_index
-    if on_host(target):
-        counts = xp.astype(counts, dtype)
-    else:  # nobody looked at the labels: one out of range makes its row NaN
-        counts = xp.where(counts & ((t < 0) | (t >= c)), math.nan, xp.astype(counts, dtype))
+    counted = t != ignore_index
+    counts = xp.astype(counted, dtype)
     classes = xp.reshape(xp.arange(c, dtype=t.dtype, device=array_api_compat.device(t)), (c, *trailing))
     q = xp.astype(t == classes, dtype) * counts
     if weight is not None:
         counts = counts * xp.reshape(weight, (c, *trailing))
         q = q * counts
+    if not on_host(
+        target
+    ):  # nobody looked: a label out of range makes its row NaN (set, as compilers take 0 * NaN for 0)
+        q = xp.where(counted & ((t < 0) | (t >= c)), math.nan, q)
     total = xp.sum(q)
     return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
 
