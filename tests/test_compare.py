@@ -301,10 +301,10 @@ def test_batches_go_round_and_name_what_they_do_not_know() -> None:
 
 def test_speed_is_measured_here_or_in_a_process_of_its_own() -> None:
     speed = measure("cpu", "vgg_small", (1, 16, 16), 10, 32, 2, "float32")
-    assert 0 < speed.warm
+    assert speed.warm > 0
     assert speed.memory is None or speed.memory >= 0
     assert speed.images_per_second == pytest.approx(32 / speed.warm)
-    with pytest.raises(compare.SpeedError, match="measuring the speed of cdua failed: .*unknown device"):
+    with pytest.raises(compare.SpeedError, match=r"measuring the speed of cdua failed: .*unknown device"):
         compare.speed("cdua", "report", (1, 8, 8), 10, 4, 1, "float32")
 
 
