@@ -27,6 +27,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("xcnn")
 
 
+def _as_it_is(array: Array) -> Array:
+    return array
+
+
+def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
+    return function(*arrays)
+
+
 @dataclass(frozen=True)
 class Backend:
     """One kind of array to run a test on.
@@ -42,9 +50,9 @@ class Backend:
 
     name: str
     spec: str
-    wrap: Callable[[Array], Array]
-    run: Callable[..., Any]
-    setting: Callable[[str], contextlib.AbstractContextManager[None]]
+    wrap: Callable[[Array], Array] = _as_it_is
+    run: Callable[..., Any] = _run
+    setting: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     @property
     def device(self) -> Device:
@@ -55,10 +63,6 @@ class Backend:
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return self.device.to_numpy(array)
-
-
-def _as_it_is(array: Array) -> Array:
-    return array
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -76,10 +80,6 @@ def _strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    return function(*arrays)
-
-
 def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
     """Run float32 call by call and float64 under `jax.jit`: either way works, and both in both would take minutes."""
     return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
@@ -91,17 +91,10 @@ def jax_x64(dtype: str) -> Iterator[None]:
     config = importlib.import_module("jax").config
     before = config.jax_enable_x64
     config.update("jax_enable_x64", dtype == "float64")
-    yield
-    config.update("jax_enable_x64", before)
-
-
-@contextlib.contextmanager
-def _no_setting(dtype: str) -> Iterator[None]:
-    yield
-
-
-def _backend(name: str, spec: str, wrap: Any = _as_it_is, run: Any = _run, setting: Any = _no_setting) -> Backend:
-    return Backend(name, spec, wrap, run, setting)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
 
 
 # On a pretended device, reading an array on the host by accident, or mixing it with one that was made on the default
@@ -109,15 +102,15 @@ def _backend(name: str, spec: str, wrap: Any = _as_it_is, run: Any = _run, setti
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
-        _backend("numpy", "cpu"),
-        _backend("numpy-readonly", "cpu", _read_only),
-        _backend("numpy-strided", "cpu", _strided),
-        _backend("strict", "strict"),
-        _backend("strict-device1", "strict:device1"),
-        _backend("strict-no_float64", "strict:no_float64"),
-        _backend("torch", "torch"),
-        _backend("jax", "jax", run=_run_jax, setting=jax_x64),
-        _backend("cupy", "cuda"),
+        Backend("numpy", "cpu"),
+        Backend("numpy-readonly", "cpu", _read_only),
+        Backend("numpy-strided", "cpu", _strided),
+        Backend("strict", "strict"),
+        Backend("strict-device1", "strict:device1"),
+        Backend("strict-no_float64", "strict:no_float64"),
+        Backend("torch", "torch"),
+        Backend("jax", "jax", run=_run_jax, setting=jax_x64),
+        Backend("cupy", "cuda"),
     ]
 }
 """Every kind of array that tests run on."""
