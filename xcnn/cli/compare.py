@@ -36,8 +36,8 @@ class _Finding:
 
 def compare(
     *,
-    devices: str = "",
-    op: str = "",
+    devices: str | None = None,
+    op: str | None = None,
     model: str = "resnet20",
     dataset: str = "digits",
     data_dir: Path | None = None,
@@ -82,7 +82,7 @@ def compare(
     opened = _open(devices, dtype)
     findings: list[_Finding] = []
     parted: dict[str, list[float]] = {}
-    if op:
+    if op is not None:
         for name in _ops(op):
             note(f"{name} in {dtype} on {', '.join(one.name for one in opened)}")
             findings += _op_findings(name, opened, dtype, each_sample=op != "all")
@@ -111,9 +111,9 @@ def compare(
     return _verdict(findings, parted, room.PARTING[dtype], json)
 
 
-def _open(names: str, dtype: str) -> list[Device]:
+def _open(names: str | None, dtype: str) -> list[Device]:
     """Open the devices that were asked for, or all that there are, and try the dtype on each."""
-    if names:
+    if names is not None:
         opened = [device(name) for name in names.split(",") if name]
     else:
         opened = [found for found in try_devices().values() if isinstance(found, Device)]

@@ -5,8 +5,6 @@ loss, which waits for the device. The first step is cold: it compiles kernels an
 
 Memory is the resident memory of the process at its peak, over what it held just before the first step: the library
 itself, the weights and the batch are not in it, nor is a GPU's memory. Linux alone tells; elsewhere it is None.
-
-Run as a program (`python -m xcnn.compare.speed`) this file measures what its one argument, a JSON object, says.
 """
 
 import dataclasses
@@ -18,7 +16,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -70,7 +67,7 @@ def speed(device: str, model: str, shape: tuple[int, ...], classes: int, batch: 
         Where that process fails; it quotes its last line.
     """
     arguments = json.dumps([device, model, shape, classes, batch, steps, dtype])
-    command = [sys.executable, "-m", "xcnn.compare.speed", arguments]
+    command = [sys.executable, "-c", "from xcnn.compare.speed import main; main()", arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -106,10 +103,6 @@ def _memory(what: str) -> int | None:
     return None if found is None else 1024 * int(found[1])
 
 
-def main(arguments: list[Any]) -> None:
-    """Measure and print one JSON line."""
-    print(json.dumps(dataclasses.asdict(measure(*arguments))))
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+def main() -> None:
+    """Measure what the process's one argument, a JSON list, says, and print one JSON line."""
+    print(json.dumps(dataclasses.asdict(measure(*json.loads(sys.argv[1])))))
