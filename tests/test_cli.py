@@ -61,7 +61,8 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["model"] == "report"
     assert config["validation"] == 0.2
-    code, out, _ = xcnn("evaluate", last["checkpoint"], "--json")
+    assert (folder / "best.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+    code, out, _ = xcnn("evaluate", "out", "--json")  # a run's folder stands for its best checkpoint
     assert code == 0
     assert json.loads(out)["test_accuracy"] == last["test_accuracy"]
     assert json.loads(out)["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
@@ -357,6 +358,27 @@ def start(*argv, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "xcnn", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def test_interrupt_during_the_test_says_where_the_weights_are(xcnn, monkeypatch):
+    from xcnn.training import run
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate", interrupted)
+    code, out, err = xcnn(*QUICK, "--json", "-o", "out")
+    assert code == 130
+    assert len(out.splitlines()) == 2
+    assert "interrupted during the test; what was learned is in out/best.safetensors" in err
+
+
+def test_interrupt_elsewhere_is_said(xcnn, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["xcnn.cli.datasets"], "print_table", interrupted)
+    assert xcnn("datasets") == (130, "", "error: interrupted\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

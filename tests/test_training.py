@@ -248,6 +248,18 @@ def test_no_batch_is_an_error():
         trainer.fit(Spent([batch]), 2)
 
 
+def test_wrong_pieces_are_named():
+    network = small_network()
+    with pytest.raises(UsageError, match="optimizer must be an instance of Optimizer, got 'adam'"):
+        Trainer(network, "adam")
+    with pytest.raises(UsageError, match="model must be an instance of Module, got 'lenet5'"):
+        Trainer("lenet5", optim.SGD(network.parameters()))
+    batch = (np.zeros((2, 1, 8, 8), np.float32), np.array([1, 2]))
+    for callbacks in (EarlyStopping(), [EarlyStopping]):
+        with pytest.raises(UsageError, match="callbacks must be a list of Callback objects"):
+            make_trainer().fit([batch], callbacks=callbacks)
+
+
 def test_an_optimizer_of_another_model_is_refused():
     with pytest.raises(UsageError, match="the optimizer has parameters that are not the model's"):
         Trainer(small_network(), optim.SGD(small_network().parameters(), lr=0.1))
@@ -257,7 +269,7 @@ def test_wrong_inputs_are_named():
     trainer = make_trainer()
     with pytest.raises(DtypeError, match="x must be a floating-point array, got uint8"):
         trainer.step(np.zeros((2, 1, 8, 8), np.uint8), np.array([1, 2]))
-    with pytest.raises(UsageError, match="epochs must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="epochs must be an integer of at least 1, got 0"):
         trainer.fit([(np.zeros((2, 1, 8, 8), np.float32), np.array([1, 2]))], 0)
 
 

@@ -16,11 +16,11 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files that only their owner may read; give this one the usual mode.
+        yield temporary
+        # mkstemp, and some writers of files, let only the owner read them; give this one the usual mode.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

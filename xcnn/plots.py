@@ -69,7 +69,10 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(epochs) <= 15:
+            axes.set_xticks(epochs)
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -88,7 +91,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
     title : stands above.
     """
     k = len(classes)
-    side = min(3 + 0.3 * k, 16)
+    side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
     figure = _figure(side, side)
     axes = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

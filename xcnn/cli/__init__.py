@@ -27,6 +27,7 @@ app = cyclopts.App(
     name="xcnn",
     help="Convolutional networks from hand-written passes. Add --debug to any command for tracebacks.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says something before it ends
 )
 for _command in (train, evaluate, predict, compare, models, datasets, devices):
     app.command(_command)

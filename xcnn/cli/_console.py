@@ -129,11 +129,11 @@ class EpochReport(Callback):
         if self.as_json:
             print_json(record)
         held_out = record["val_loss"] is not None
-        validated = f"   val loss {record['val_loss']:.4f} acc {percent(record['val_accuracy'])}" if held_out else ""
+        validated = f"  val {record['val_loss']:.4f} {percent(record['val_accuracy']):>7}" if held_out else ""
         self.progress.console.print(
             f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
-            f"   train loss {record['train_loss']:.4f} acc {percent(record['train_accuracy'])}{validated}"
-            f"   {record['seconds']:.1f} s   {record['images_per_second']:,.0f} images/s",
+            f"  loss {record['train_loss']:.4f} acc {percent(record['train_accuracy']):>7}{validated}"
+            f"  {record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )
         self.started = time.perf_counter()

@@ -17,7 +17,7 @@ def models(
     name: str | None = None,
     /,
     *,
-    shape: tuple[int, int, int] = (1, 28, 28),
+    shape: Annotated[tuple[int, int, int], Parameter(negative=())] = (1, 28, 28),
     classes: int = 10,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:

@@ -18,7 +18,7 @@ def predict(
     checkpoint: Path,
     /,
     *images: Path,
-    index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
+    index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path(),
     dataset: str | None = None,
     data_dir: Path | None = None,

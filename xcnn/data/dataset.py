@@ -19,7 +19,7 @@ _MOST_SCALED = 16
 """Float images that start at 0 and pass this are taken for pixels not scaled yet; scikit-learn's digits reach it."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Labelled images in memory. `len(d)` counts them; `d[slice or index array]` is a smaller data set.
 
@@ -79,6 +79,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"<Dataset {self.name}: {len(self):,} images {shape} {self.images.dtype}, {len(self.classes)} classes>"
 
     def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "Dataset":
         if isinstance(index, int | np.integer):

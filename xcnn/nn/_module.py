@@ -7,9 +7,9 @@ A layer owns parameters and buffers, calls ops, and in its backward adds gradien
             self.weight = nn.Parameter(np.ones((), np.float32))
 
         def _forward(self, x, train):
-            weight = self.weight.data
+            xp, weight = x.__array_namespace__(), self.weight.data
             def backward(dy, need_dx):
-                self.weight.accumulate((dy * x).sum())
+                self.weight.accumulate(xp.sum(dy * x))
                 return dy * weight if need_dx else None
             return x * weight, backward
 

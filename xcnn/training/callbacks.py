@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, XcnnError
 
 if TYPE_CHECKING:
     from xcnn.training.inference import Metrics
@@ -53,14 +53,17 @@ class HistoryFile(Callback):
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         """Write one line."""
-        with self.path.open("a", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                file.write(json.dumps(record) + "\n")
-                return
-            writer = csv.DictWriter(file, record)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(record)
+        try:
+            with self.path.open("a", newline="") as file:
+                if self.path.suffix == ".jsonl":
+                    file.write(json.dumps(record) + "\n")
+                    return
+                writer = csv.DictWriter(file, record)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(record)
+        except OSError as error:
+            raise XcnnError(f"cannot write {self.path}: {error.strerror or error}") from None
 
 
 class _Monitor(Callback):

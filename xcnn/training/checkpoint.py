@@ -95,7 +95,7 @@ def load_checkpoint(
 
     Parameters
     ----------
-    path : the file.
+    path : the file; of a run's folder, its best checkpoint, else its last.
     model : the model's name, if you know it: it must then be the checkpoint's, and stands in for it where the file
         holds nothing but weights.
     describe : called for a file that holds nothing but weights; gives its `shape`, `classes` and `dataset`.
@@ -110,6 +110,9 @@ def load_checkpoint(
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        best = path / "best.safetensors"
+        path = best if best.exists() else path / "last.safetensors"
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

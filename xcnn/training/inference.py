@@ -260,9 +260,7 @@ def restore(
 
     def describe() -> dict[str, Any]:
         if dataset is None:
-            raise UsageError(
-                f"{path} holds weights but does not say of what images; name a data set with --dataset"
-            )
+            raise UsageError(f"{path} holds weights but does not say of what images; name a data set with --dataset")
         test = load_test(dataset, data_dir)
         return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
 

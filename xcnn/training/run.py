@@ -210,10 +210,15 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
         note = f"interrupted after {len(trainer.history)} of {config.epochs} epochs"
         return Result(folder, last, *common, None, None, None, run.test.classes, seconds, note, True)
     chosen = best if best.exists() else last
-    trainer.model.load_state_dict(load_checkpoint(chosen).state)
-    plain = loss_named("cross_entropy")  # label smoothing is for training
-    metrics = evaluate(trainer.model, run.test, plain, trainer.device, watch=run.watch(callbacks))
-    confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
+    try:
+        trainer.model.load_state_dict(load_checkpoint(chosen).state)
+        plain = loss_named("cross_entropy")  # label smoothing is for training
+        metrics = evaluate(trainer.model, run.test, plain, trainer.device, watch=run.watch(callbacks))
+        confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
+    except KeyboardInterrupt:
+        return Result(
+            folder, chosen, *common, None, None, None, run.test.classes, seconds, "interrupted during the test", True
+        )
     return Result(
         folder, chosen, *common, metrics.loss, metrics.accuracy, confusion, run.test.classes, seconds,
         trainer.stop_reason,

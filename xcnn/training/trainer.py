@@ -31,7 +31,8 @@ class Trainer:
     optimizer : built on `model.parameters()`.
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
-    schedule : a schedule from `xcnn.optim` built on the optimizer; stepped as it asks to be.
+    schedule : a schedule from `xcnn.optim` built on the optimizer. It is stepped after every batch, so that its lengths
+        count batches, not epochs; `ReduceLROnPlateau` alone is stepped after an epoch, with the validation loss.
     clip_norm, clip_value : bounds for the gradients' common norm and for each of their entries; None for none.
 
     Attributes
@@ -51,6 +52,9 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
+        for name, value, kind in (("model", model, Module), ("optimizer", optimizer, optim.Optimizer)):
+            if not isinstance(value, kind):
+                raise UsageError(f"Trainer: {name} must be an instance of {kind.__name__}, got {value!r}")
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.loss = loss_named(loss)
         self.device = open_device(device)
@@ -65,6 +69,8 @@ class Trainer:
 
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
+
+        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.device`), which `fit` does by itself.
 
         Parameters
         ----------
@@ -140,8 +146,10 @@ class Trainer:
         KeyboardInterrupt
             On Ctrl-C, between two steps or at the end of an epoch.
         """
-        if epochs < 1:
-            raise UsageError(f"fit: epochs must be at least 1, got {epochs}")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise UsageError(f"fit: epochs must be an integer of at least 1, got {epochs!r}")
+        if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+            raise UsageError(f"fit: callbacks must be a list of Callback objects, got {callbacks!r}")
         made = batches(train)
         self.stop_reason = ""
         first = len(self.history)
