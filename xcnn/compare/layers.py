@@ -21,6 +21,7 @@ from xcnn.compare.scales import Arrays
 from xcnn.device import Device
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Buffer
+from xcnn.nn._observe import observing
 from xcnn.ops._op import OPS
 
 __all__ = ["LayerError", "layer_errors"]
@@ -112,14 +113,8 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
 
         return observed
 
-    layers = {layer: name for name, layer in model.modules() if not any(layer.children())}
-    for layer, name in layers.items():
-        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
-    try:
+    with observing(model, observer):
         yield calls
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
 
 
 def _reference(call: _Call, dtype: str) -> Reference | None:

@@ -12,6 +12,7 @@ from xcnn._array import Array, is_array, namespace_of
 from xcnn.device import like
 from xcnn.errors import UsageError
 from xcnn.nn._module import Buffer, Module, Once
+from xcnn.nn._observe import observing
 from xcnn.parameter import Parameter
 
 __all__ = ["Row", "Summary", "summary"]
@@ -146,14 +147,8 @@ def _observed(module: Module) -> Iterator[list[Call]]:
 
         return observed
 
-    layers = {layer: name for name, layer in module.modules() if not any(layer.children())}
-    for layer, name in layers.items():
-        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
-    try:
+    with observing(module, observer):
         yield calls
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""Watching the layers of a network while it runs."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from xcnn.nn._module import Module
+
+__all__ = ["observing"]
+
+Forward = Callable[..., tuple[Any, Any]]
+
+
+@contextlib.contextmanager
+def observing(module: Module, observer: Callable[[str, Module], Forward]) -> Iterator[None]:
+    """Replace `forward` of every layer (a module without children) inside a `with`.
+
+    Parameters
+    ----------
+    module : the network.
+    observer : called once with each layer's dotted name and the layer, before any is replaced; gives the function that
+        stands in for its `forward`.
+    """
+    layers = {layer: name for name, layer in module.modules() if not any(layer.children())}
+    for layer, name in layers.items():
+        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
