@@ -1,5 +1,6 @@
 """Devices: what their strings mean and say when they are wrong, how arrays move, and what it takes to add one."""
 
+import os
 import re
 import subprocess
 import sys
@@ -255,7 +256,8 @@ def test_a_required_library_that_is_missing_fails(required: list[str], tmp_path:
     hide = "import sys\nsys.modules |= dict.fromkeys(['array_api_strict', 'torch', 'jax', 'cupy'])\n"
     (tmp_path / "conftest.py").write_text(hide + (Path(__file__).parent / "conftest.py").read_text("utf-8"))
     (tmp_path / "test_one.py").write_text("def test(backend):\n    assert backend\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
+    # No settings from a pyproject.toml in the folders above: the temporary folder may lie in a copy of the project.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".", "."]
     command += [f"--require-backend={name}" for name in required]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
