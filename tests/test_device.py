@@ -1,8 +1,8 @@
 """Devices: what their strings mean and say when they are wrong, how arrays move, and what it takes to add one."""
 
-import os
 import importlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
