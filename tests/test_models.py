@@ -39,10 +39,19 @@ def test_the_smallest_image_is_what_the_table_says(name):
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("report", 1979, 1979), ("lenet5", 61706, 61706), ("vgg_small", 870_000, 872_000), ("resnet20", 268_000, 275_000)],
-)
+    [
+        ("report", 1979, 1979), ("lenet5", 61706, 61706), ("mnist_cnn", 1_199_882, 1_199_882),
+        ("vgg_small", 870_000, 872_000), ("resnet20", 268_000, 275_000),
+    ],
+)  # fmt: skip
 def test_number_of_parameters(name, low, high):
     assert low <= sum(p.data.size for p in models.build(name).parameters()) <= high
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_network_takes_the_images_that_it_is_measured_on(name):
+    shape = models.MODELS[name].shape
+    assert models.build(name, shape)(np.zeros((1, *shape), np.float32)).shape == (1, 10)
 
 
 def test_the_seed_alone_decides_the_weights():

@@ -19,18 +19,25 @@ class Entry:
     summary : what it is, in one line.
     builder : (shape, classes) -> the network, for images of shape (channels, height, width).
     smallest : the least height and width that it takes.
+    shape : of the images that it is usually given, and measured on.
     """
 
     summary: str
     builder: Callable[[tuple[int, int, int], int], nn.Module]
     smallest: int
+    shape: tuple[int, int, int] = (1, 28, 28)
 
 
 MODELS: dict[str, Entry] = {
     "report": Entry("the report's network: one 3x3 filter and one linear layer", networks.report, 2),
     "lenet5": Entry("LeNet-5 with ReLU and max pooling: two convolutions, three linear layers", networks.lenet5, 12),
-    "vgg_small": Entry("VGG in small: four 3x3 convolutions, two linear layers", networks.vgg_small, 4),
-    "resnet20": Entry("ResNet-20: residual blocks with batch norm, for 32x32 images", networks.resnet20, 4),
+    "mnist_cnn": Entry("PyTorch's MNIST example without dropout: two wide convolutions", networks.mnist_cnn, 6),
+    "vgg_small": Entry(
+        "VGG in small: four 3x3 convolutions, two linear layers", networks.vgg_small, 4, shape=(3, 32, 32)
+    ),
+    "resnet20": Entry(
+        "ResNet-20: residual blocks with batch norm, for 32x32 images", networks.resnet20, 4, shape=(3, 32, 32)
+    ),
 }
 """Every network by name."""
 

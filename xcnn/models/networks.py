@@ -21,7 +21,7 @@ from xcnn.nn import (
     Sequential,
 )
 
-__all__ = ["lenet5", "report", "resnet20", "vgg_small"]
+__all__ = ["lenet5", "mnist_cnn", "report", "resnet20", "vgg_small"]
 
 Shape = tuple[int, int, int]
 
@@ -51,6 +51,22 @@ def lenet5(shape: Shape, classes: int) -> Sequential:
     ]
     scores = [Linear(_count(features, shape), 120), ReLU(), Linear(120, 84), ReLU(), Linear(84, classes)]
     return Sequential(*features, *scores)
+
+
+def mnist_cnn(shape: Shape, classes: int) -> Sequential:
+    """Build the network of PyTorch's MNIST example without its dropout: 3x3 convolutions of 32 and 64 channels.
+
+    Notes
+    -----
+    https://github.com/pytorch/examples, `mnist/main.py`. Most of its work is in the second convolution, most of its 1.2
+    million weights are in the linear layer after it.
+    """
+    features = [
+        *(Conv2d(shape[0], 32, 3), ReLU()),
+        *(Conv2d(32, 64, 3), ReLU(), MaxPool2d(2)),
+        Flatten(),
+    ]
+    return Sequential(*features, Linear(_count(features, shape), 128), ReLU(), Linear(128, classes))
 
 
 def vgg_small(shape: Shape, classes: int) -> Sequential:
