@@ -2,7 +2,9 @@
 
 from xcnn.compare.batches import batches
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
-from xcnn.compare.layers import LayerError, layer_errors
+from xcnn.compare.finding import Finding, nearest
+from xcnn.compare.layers import layer_errors
+from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors
 from xcnn.compare.speed import Speed, SpeedError, speed
 from xcnn.compare.steps import PARTING, distances
@@ -13,12 +15,14 @@ __all__ = [
     "WIDE",
     "Budget",
     "Error",
-    "LayerError",
+    "Finding",
     "Speed",
     "SpeedError",
     "batches",
     "distances",
     "layer_errors",
+    "markdown",
+    "nearest",
     "op_errors",
     "speed",
 ]

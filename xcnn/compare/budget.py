@@ -44,6 +44,9 @@ class Budget:
         """Return the units that a sum of so many terms may be off by."""
         return float(self.constant + self.growth * np.sqrt(terms))
 
+    def __str__(self) -> str:
+        return f"{self.constant:g} + {self.growth:g} √K" if self.growth else f"{self.constant:g}"
+
 
 def _rows(names: str, budget: Budget) -> dict[str, Budget]:
     return dict.fromkeys(names.split(), budget)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
-from xcnn.compare.budget import Error, Reference, errors, reference
+from xcnn.compare.budget import Reference, errors, reference
+from xcnn.compare.finding import Finding
 from xcnn.compare.op import call_op, place, run_op
 from xcnn.compare.scales import Arrays
 from xcnn.device import Device
@@ -24,20 +25,10 @@ from xcnn.nn._module import Buffer
 from xcnn.nn._observe import observing
 from xcnn.ops._op import OPS
 
-__all__ = ["LayerError", "layer_errors"]
+__all__ = ["layer_errors"]
 
 _JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Concat: "concat"}
 """Layers that take several arrays, and the op whose budget is theirs."""
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """The error of one tensor of one layer on one device."""
-
-    layer: str
-    kind: str
-    device: str
-    error: Error
 
 
 @dataclass
@@ -57,7 +48,7 @@ def layer_errors(
     devices: Sequence[Device],
     dtype: str = "float32",
     loss: str = "cross_entropy",
-) -> Iterator[LayerError]:
+) -> Iterator[Finding]:
     """Yield the error of every result and gradient of every layer, and of the loss, on every device.
 
     Layers that compute nothing (`Identity`), and those of one's own that are no single op, have no budget and are left
@@ -78,16 +69,17 @@ def layer_errors(
         _, loss_backward = OPS[loss].function(y, target)
         backward(loss_backward()[0])
     for call in calls:
-        wanted = _reference(call, dtype)
-        if wanted is not None:
+        op = _op(call)
+        if op is not None:
+            wanted = _reference(call, op, dtype)
             for device in devices:
                 for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
-                    yield LayerError(call.name, type(call.layer).__name__, device.name, error)
+                    yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
     arrays = dict.fromkeys(OPS[loss].arrays) | {"x": y, "target": target}
     wanted = reference(loss, functools.partial(call_op, loss, {}), arrays, {}, np.ones, dtype)
     for device in devices:
         for error in errors(wanted, run_op(loss, {}, wanted, device, dtype), dtype):
-            yield LayerError("loss", loss, device.name, error)
+            yield Finding("loss", loss, loss, device.name, dtype, error)
 
 
 @contextlib.contextmanager
@@ -117,26 +109,28 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
         yield calls
 
 
-def _reference(call: _Call, dtype: str) -> Reference | None:
-    """Find the op that a layer calls, with its arrays and options, and run that; None where there is none."""
+def _op(call: _Call) -> str | None:
+    """Name the op that a layer calls; None where there is none."""
     kind: Any = type(call.layer)
     if call.dy is None:
         return None
-    if kind in _JOINS:
+    return _JOINS.get(kind) or (str(kind._op.__name__) if isinstance(call.layer, Layer) else None)
+
+
+def _reference(call: _Call, op: str, dtype: str) -> Reference:
+    """Run the op that a layer calls with the layer's arrays and options."""
+    if type(call.layer) in _JOINS:
 
         def join(arrays: Arrays) -> tuple[Any, Any]:
             return call.layer.forward(tuple(arrays["x"]))
 
-        return reference(_JOINS[kind], join, {"x": list(call.x)}, {}, lambda shape: call.dy, dtype)
-    if not isinstance(call.layer, Layer):
-        return None
+        return reference(op, join, {"x": list(call.x)}, {}, lambda shape: call.dy, dtype)
     arrays, options = _arguments(call)
 
     def again(arrays: Arrays) -> tuple[Any, Any]:
-        return call_op(name, copy.deepcopy(options), arrays)  # a copy, for dropout's generator moves on
+        return call_op(op, copy.deepcopy(options), arrays)  # a copy, for dropout's generator moves on
 
-    name = kind._op.__name__
-    return reference(name, again, arrays, options, lambda shape: call.dy, dtype)
+    return reference(op, again, arrays, options, lambda shape: call.dy, dtype)
 
 
 def _arguments(call: _Call) -> tuple[Arrays, dict[str, Any]]:

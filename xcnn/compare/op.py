@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xcnn.compare.budget import Error, Reference, errors, reference, tensors
+from xcnn.compare.budget import Reference, errors, reference, tensors
+from xcnn.compare.finding import Finding
 from xcnn.compare.scales import Arrays, each
 from xcnn.device import Device
 from xcnn.errors import unknown
@@ -15,8 +16,8 @@ from xcnn.ops._op import OPS
 __all__ = ["call_op", "op_errors", "place", "run_op"]
 
 
-def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[tuple[int, Error]]:
-    """Run every sample of an op on a device; yield the number of the sample and the error of one tensor at a time.
+def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[Finding]:
+    """Run every sample of an op on a device; yield the error of one tensor at a time.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) 
             name, functools.partial(call_op, name, options), arrays, options, functools.partial(_normal, rng), dtype
         )
         for error in errors(wanted, run_op(name, options, wanted, device, dtype), dtype):
-            yield number, error
+            yield Finding(name, f"sample {number}", name, device.name, dtype, error)
 
 
 def call_op(name: str, options: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Any]:

@@ -9,17 +9,16 @@ itself, the weights and the batch are not in it, nor is a GPU's memory. Linux al
 
 import dataclasses
 import json
-import re
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from xcnn import models
+from xcnn.compare import memory
 from xcnn.compare.steps import trainer
 from xcnn.device import device as open_device
 from xcnn.device import one_blas_thread
@@ -80,27 +79,14 @@ def measure(device: str, model: str, shape: tuple[int, ...], classes: int, batch
     rng = np.random.default_rng(0)
     x, y = rng.random((batch, *shape)).astype(dtype), rng.integers(0, classes, batch)
     training = trainer(models.build(model, shape, classes), open_device(device), dtype)
-    before, seconds = _memory("VmRSS"), []
+    grown, seconds = memory.growth(), []
     with one_blas_thread():
         for _ in range(1 + steps):
             start = time.perf_counter()
             training.step(x, y)
             seconds.append(time.perf_counter() - start)
-    peak = _memory("VmHWM")
     cold, warm = seconds[0], statistics.median(seconds[1:])
-    return Speed(cold, warm, batch / warm, None if before is None or peak is None else max(0, peak - before))
-
-
-def _memory(what: str) -> int | None:
-    """Read the resident memory, now (VmRSS) or at its peak (VmHWM), in bytes.
-
-    Not `ru_maxrss`: a process that was started with exec begins with its parent's.
-    """
-    try:
-        found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1])
+    return Speed(cold, warm, batch / warm, grown())
 
 
 def main() -> None:

@@ -1,0 +1,78 @@
+"""What is benchmarked: steps of one network on one batch, the same for every contestant, and the work in them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xcnn import models, nn
+from xcnn.errors import UsageError, unknown
+
+__all__ = ["MODES", "Case"]
+
+MODES = ("train", "infer")
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration.
+
+    Attributes
+    ----------
+    model : by name; its images have the shape that `models.MODELS` gives.
+    batch : images per step.
+    mode : `"train"`, steps of mean cross-entropy and SGD; or `"infer"`, the scores of a batch.
+    threads : how many each contestant may use.
+
+    Raises
+    ------
+    UsageError
+        For an unknown model or mode, or a number below 1.
+    """
+
+    model: str
+    batch: int
+    mode: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.model not in models.MODELS:
+            raise unknown("model", self.model, models.MODELS)
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES)
+        for name, value in (("batch size", self.batch), ("threads", self.threads)):
+            if value < 1:
+                raise UsageError(f"bench: {name} must be at least 1, got {value}")
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch}, {self.mode}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return models.MODELS[self.model].shape
+
+    def network(self) -> nn.Module:
+        """Build the network, with weights that are the same each time."""
+        return models.build(self.model, self.shape, CLASSES)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the batch: images (batch, *shape), float32, and labels (batch,), the same each time."""
+        rng = np.random.default_rng(0)
+        return rng.random((self.batch, *self.shape), np.float32), rng.integers(0, CLASSES, self.batch)
+
+    def flops(self) -> dict[str, int]:
+        """Count the floating-point operations of a step by layer: two per multiply-add of convolutions and linear ones.
+
+        A training step is the forward pass, the gradient of the weights and that of the input, each as much work as the
+        others; the first layer needs no gradient of its input. What other layers compute is left out.
+        """
+        passes = 3 if self.mode == "train" else 1
+        found: dict[str, int] = {}
+        for row in nn.summary(self.network(), self.shape).rows:
+            if row.multiply_adds:
+                spared = self.mode == "train" and not found
+                work = 2 * row.multiply_adds * self.batch * (passes - spared)
+                found[row.name] = found.get(row.name, 0) + work
+        return found

@@ -1,0 +1,100 @@
+"""PyTorch on the CPU: the modules of the same names, foreach SGD, both memory formats."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from xcnn import nn
+from xcnn.compare.case import Case
+from xcnn.compare.contestants import Step
+from xcnn.compare.steps import LR, MOMENTUM
+from xcnn.errors import unknown
+
+__all__ = ["opened"]
+
+
+@contextlib.contextmanager
+def opened(case: Case, variant: str) -> Iterator[Step]:
+    """Give the step of PyTorch in the memory format `variant`, `"NCHW"` or `"channels_last"`."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        yield _stepper(case, torch.channels_last if variant == "channels_last" else torch.contiguous_format)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _stepper(case: Case, layout: Any) -> Step:
+    import torch
+
+    x, y = (torch.from_numpy(array) for array in case.arrays())
+    network = case.network()
+    model = _converted(network, _modules())
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in network.state_dict().items()})
+    model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
+
+    @torch.inference_mode()
+    def infer() -> Any:
+        return model(x).numpy()
+
+    if case.mode == "infer":
+        model.eval()
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+
+    def train() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return train
+
+
+Table = dict[type[nn.Module], Callable[[Any], Any]]
+
+
+def _converted(module: Any, table: Table) -> Any:
+    """Make PyTorch's module for one of xcnn's."""
+    if type(module) not in table:
+        raise unknown("layer of PyTorch's", type(module).__name__, (kind.__name__ for kind in table))
+    return table[type(module)](module)
+
+
+def _modules() -> Table:
+    """Give what makes PyTorch's module from each of ours that the named networks use."""
+    import torch
+    from torch import nn as t
+
+    class Residual(t.Module):  # type: ignore[misc]
+        """`body(x) + shortcut(x)`, with the state keys of `nn.Residual`."""
+
+        def __init__(self, body: Any, shortcut: Any = None) -> None:
+            super().__init__()
+            self.body, self.shortcut = body, shortcut
+
+        def forward(self, x: Any) -> Any:
+            return torch.add(self.body(x), x if self.shortcut is None else self.shortcut(x))
+
+    def children(m: Any) -> dict[str, Any]:
+        return {name: _converted(child, table) for name, child in m.children() if name != "add"}
+
+    def conv(m: Any) -> Any:
+        options = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups}
+        return t.Conv2d(m.in_channels, m.out_channels, m.kernel_size, bias=m.bias is not None, **options)
+
+    table: Table = {
+        nn.Sequential: lambda m: t.Sequential(*children(m).values()),
+        nn.Residual: lambda m: Residual(**children(m)),
+        nn.Conv2d: conv,
+        nn.Linear: lambda m: t.Linear(m.in_features, m.out_features, bias=m.bias is not None),
+        nn.BatchNorm2d: lambda m: t.BatchNorm2d(m.num_features, m.eps, m.momentum),
+        nn.MaxPool2d: lambda m: t.MaxPool2d(m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode),
+        nn.GlobalAvgPool: lambda m: t.Sequential(t.AdaptiveAvgPool2d(1), t.Flatten()),
+        nn.Flatten: lambda m: t.Flatten(m.start_dim, m.end_dim),
+        nn.ReLU: lambda m: t.ReLU(),
+    }
+    return table

@@ -1,0 +1,51 @@
+"""One error that a comparison found, with its place, so that it can be named, grouped and printed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from xcnn.compare.budget import Error
+
+__all__ = ["Finding", "nearest"]
+
+_Key = TypeVar("_Key")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The error of one tensor.
+
+    Attributes
+    ----------
+    place : where: the name of a layer, or of an op.
+    what : what that is: the layer's class, or which sample of the op.
+    op : whose budget holds.
+    device : by its name.
+    dtype : under test.
+    error : what was measured there.
+    """
+
+    place: str
+    what: str
+    op: str
+    device: str
+    dtype: str
+    error: Error
+
+    def __str__(self) -> str:
+        e = self.error
+        place = f"{self.place} ({self.what}) {e.tensor} on {self.device} in {self.dtype}"
+        return f"{place}: {e.units:.2f} units of at most {e.bound:.1f}, {e.ulp:.0f} ULP"
+
+
+def nearest(
+    findings: Iterable[Finding], row: Callable[[Finding], _Key], column: Callable[[Finding], str]
+) -> dict[_Key, dict[str, Finding]]:
+    """Give, by row and column, the finding that takes the largest share of its budget."""
+    table: dict[_Key, dict[str, Finding]] = {}
+    for finding in findings:
+        cells = table.setdefault(row(finding), {})
+        best = cells.setdefault(column(finding), finding)
+        if finding.error.share > best.error.share:
+            cells[column(finding)] = finding
+    return table

@@ -1,0 +1,82 @@
+"""Findings as a Markdown document: a row per place and tensor, with its budget and what each device made of it.
+
+`docs/budgets.md` is one. What exceeds its budget stands there like the rest, marked.
+"""
+
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+
+from xcnn.compare.budget import BUDGETS
+from xcnn.compare.finding import Finding, nearest
+from xcnn.device import Device
+
+__all__ = ["markdown"]
+
+_ABOUT = """\
+Written by `{command}`; what is measured changes with the machine and the versions, the budgets are those of
+`xcnn/compare/budget.py`.
+
+A cell says how large the error of that tensor is at its worst, of what it may be there, and in brackets the largest
+error in ULP (spacings of the floating-point numbers; large where terms cancel). The unit is |error| / (eps S): eps is
+the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the magnitudes of its terms,
+both taken from a reference in a wider dtype. The budget is in the same units, K being the number of terms that an
+element sums: it is one for every dtype, as eps carries the difference. Where elements differ, so do K and the bound.
+"""
+
+
+def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str, command: str) -> str:
+    """Return the document: how it was made, on what, whether all budgets hold, and a table per dtype.
+
+    Parameters
+    ----------
+    findings : of one comparison; at least one.
+    devices : that were compared.
+    title : of the document.
+    command : what to type to make it again.
+    """
+    lines = [f"# {title}", "", _ABOUT.format(command=command), *_run(devices), "", *_verdict(findings)]
+    for dtype in dict.fromkeys(f.dtype for f in findings):
+        lines += ["", f"## {dtype}", "", *_table([f for f in findings if f.dtype == dtype])]
+    return "\n".join(lines) + "\n"
+
+
+def _run(devices: Sequence[Device]) -> list[str]:
+    """Say what was run on: the libraries' versions, and the kind of processor."""
+    simd = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    kind = ", ".join([platform.machine(), *simd[-1:]])
+    return [
+        *(f"- `{device.name}`: {device.summary}" for device in devices),
+        f"- Python {platform.python_version()}, {platform.system()}, processor: {kind}",
+    ]
+
+
+def _verdict(findings: Sequence[Finding]) -> list[str]:
+    over = sorted((f for f in findings if not f.error.within), key=lambda f: -f.error.share)
+    if over:
+        return [f"**{len(over)} of {len(findings)} errors exceed their budgets:**", "", *(f"- {f}" for f in over)]
+    most = max(f.error.share for f in findings)
+    return [f"**All {len(findings)} errors are within their budgets; the largest takes {most:.0%} of its own.**"]
+
+
+def _table(findings: Sequence[Finding]) -> list[str]:
+    places = any(f.place != f.op for f in findings)  # layers, which say little about their op
+    rows = nearest(findings, lambda f: (f.place, f.op, f.error.tensor), lambda f: f.device)
+    names = list(dict.fromkeys(f.device for f in findings))
+    lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
+    for (place, op, tensor), cells in rows.items():
+        measured = (_cell(cells[name]) for name in names)
+        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(BUDGETS[op]), *measured]))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(finding: Finding) -> str:
+    e = finding.error
+    text = f"{e.units:.2f} of {e.bound:.1f} ({e.ulp:.0f})"
+    return text if e.within else f"**{text} OVER**"
