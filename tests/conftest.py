@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from xcnn._array import Array
+from xcnn._dispatch import portable
 from xcnn.device import Device, device
 from xcnn.errors import DeviceError
 
@@ -45,7 +46,7 @@ class Backend:
     spec : the device string.
     wrap : what is done to each array on the device.
     run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
-    setting : a context that gives the library this dtype.
+    setting : a context that gives the library this dtype, or takes something from it.
     """
 
     name: str
@@ -103,6 +104,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
         Backend("numpy", "cpu"),
+        Backend("numpy-portable", "cpu", setting=lambda dtype: portable(np)),
         Backend("numpy-readonly", "cpu", _read_only),
         Backend("numpy-strided", "cpu", _strided),
         Backend("strict", "strict"),

@@ -94,9 +94,10 @@ def _conv(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: Any = None,
 ) -> np.ndarray:
     if x.ndim == rank + 1:
-        return _conv(rank, x[None], weight, bias, stride, padding, dilation, groups)[0]
+        return _conv(rank, x[None], weight, bias, stride, padding, dilation, groups, activation)[0]
     (n, _, *sizes), (o, channels, *kernel) = x.shape, weight.shape
     starts = _starts(sizes, kernel, stride, padding, dilation)
     y = np.zeros((n, o, *map(len, starts)))
@@ -107,7 +108,7 @@ def _conv(
             if _inside(pixel, sizes):
                 for channel in range(channels):
                     total += x[(image, first + channel, *pixel)] * weight[(out, channel, *tap)]
-        y[(image, out, *window)] = total
+        y[(image, out, *window)] = max(total, 0.0) if activation == "relu" else total
     return y
 
 

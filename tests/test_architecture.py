@@ -26,7 +26,7 @@ FLOORS = [
     {"ops"},
     {"kernels", "data"},
     {"device"},
-    {"parameter"},
+    {"parameter", "_dispatch", "threads"},
     {"_array", "_files"},
     {"errors"},
 ]
@@ -35,7 +35,7 @@ FLOORS = [
 STRANGERS = {("ops", "data")}
 """Pairs that the floors would allow, but that must not know each other either."""
 
-HEAVY = ["PIL", "cupy", "cyclopts", "jax", "matplotlib", "pooch", "rich", "torch"]
+HEAVY = ["PIL", "cupy", "cyclopts", "jax", "matplotlib", "numba", "pooch", "rich", "torch"]
 """What `import xcnn` must not load."""
 
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

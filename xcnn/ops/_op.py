@@ -201,7 +201,8 @@ def op(arrays: str, *, saves: str = "", samples: Sequence[Sample] = ()) -> Calla
     ----------
     arrays : names of the array arguments, in the order of the gradients; `*xs` for one argument that is a sequence of
         arrays.
-    saves : names of the arrays that backward keeps alive, as they are called in the source.
+    saves : names of the arrays that backward keeps alive, as they are called in the source; `y?` where options
+        decide.
     samples : example calls, which tests and `xcnn compare` run.
 
     The function itself returns `y, backward` with a plain `backward(dy, needs)`; where it returns more than one result,

@@ -1,4 +1,7 @@
-"""Integer options: what counts as one, and the sentences about what does not. Layers and optimizers use them too."""
+"""Options: what counts as an integer or an activation, and the sentences about what does not.
+
+Layers and optimizers use them too.
+"""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -6,7 +9,7 @@ from typing import Any
 
 from xcnn.errors import UsageError
 
-__all__ = ["Integers", "integer", "integers", "is_integer"]
+__all__ = ["Integers", "integer", "integers", "is_integer", "is_relu"]
 
 Integers = int | Sequence[int]
 
@@ -33,3 +36,10 @@ def integers(caller: str, name: str, value: Integers, rank: int, minimum: int = 
     if not all(is_integer(entry) and entry >= minimum for entry in entries):
         raise UsageError(f"{caller}: {name} takes integers of at least {minimum}, got {value!r}")
     return entries
+
+
+def is_relu(caller: str, activation: str | None) -> bool:
+    """Say whether an op is to apply ReLU to its result: the only activation that needs nothing but the result."""
+    if activation not in (None, "relu"):
+        raise UsageError(f"{caller}: activation must be None or 'relu', got {activation!r}")
+    return activation == "relu"

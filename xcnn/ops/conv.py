@@ -13,14 +13,15 @@ Sizes: n images, c input channels, o output channels, g groups, cg = c / g, og =
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
+from xcnn._dispatch import body
 from xcnn.errors import DtypeError, ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers, integers, is_relu
 from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
@@ -56,6 +57,26 @@ def _bias_gradient(xp: ModuleType, dy: Array) -> Array:
 
 def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
     return y if bias is None else y + xp.reshape(bias, (1, -1, *(1,) * (y.ndim - 2)))
+
+
+@body
+def _convolution(
+    xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool
+) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients]]:
+    """Convolve a batch, then cut off what is negative if `relu` says so."""
+    has_bias = bias is not None
+    result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
+    result = xp.maximum(result, 0.0) if relu else result
+    y = result if relu else None  # backward keeps it
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if y is not None:
+            dy = dy * xp.astype(y != 0.0, dy.dtype)
+        dx = _spread(xp, dy, weight, axes, g) if needs[0] else None
+        dweight = _weight_gradient(xp, x, dy, axes, g) if needs[1] else None
+        return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
+
+    return result, backward
 
 
 def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, groups: int, transposed: bool) -> None:
@@ -94,23 +115,22 @@ def _conv(
     padding: Padding,
     dilation: Integers,
     groups: int,
+    activation: str | None,
 ) -> Result:
     name = f"conv{rank}d"
     xp = namespace(name, x=x, weight=weight, bias=bias)
     _check(name, rank, x, weight, bias, groups, transposed=False)
-    single, has_bias = x.ndim == rank + 1, bias is not None
-    x = x[None, ...] if single else x
-    axes = window_axes(name, tuple(x.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation)
-    y = _add_bias(xp, _convolve(xp, x, weight, axes, groups), bias)
+    relu = is_relu(name, activation)
+    axes = window_axes(name, tuple(x.shape[-rank:]), tuple(weight.shape[2:]), stride, padding, dilation)
+    if x.ndim == rank + 2:
+        return _convolution(xp, x, weight, bias, axes, groups, relu)
+    batch, batch_backward = _convolution(xp, x[None, ...], weight, bias, axes, groups, relu)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dy = dy[None, ...] if single else dy
-        dx = _spread(xp, dy, weight, axes, groups) if needs[0] else None
-        dweight = _weight_gradient(xp, x, dy, axes, groups) if needs[1] else None
-        dbias = _bias_gradient(xp, dy) if needs[2] and has_bias else None
-        return dx[0, ...] if single and dx is not None else dx, dweight, dbias
+        dx, dweight, dbias = batch_backward(dy[None, ...], needs)
+        return None if dx is None else dx[0, ...], dweight, dbias
 
-    return y[0, ...] if single else y, backward
+    return batch[0, ...], backward
 
 
 def _conv_transpose(
@@ -156,7 +176,7 @@ def _samples(rank: int) -> list[Any]:
             groups=2,
         ),
         sample({"x": (2, 3, *sizes), "weight": (6, 1, *kernel), "bias": None}, stride=2, padding="same", groups=3),
-        sample({"x": (3, *sizes), "weight": (2, 3, *kernel), "bias": (2,)}, padding=1),
+        sample({"x": (3, *sizes), "weight": (2, 3, *kernel), "bias": (2,)}, padding=1, activation="relu"),
     ]
 
 
@@ -176,7 +196,7 @@ def _transposed_samples(rank: int) -> list[Any]:
     ]
 
 
-@op("x weight bias", saves="x weight", samples=_samples(2))
+@op("x weight bias", saves="x weight y?", samples=_samples(2))
 def conv2d(
     x: Array,
     weight: Array,
@@ -185,6 +205,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Integers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Result:
     """Convolve images with a bank of kernels (cross-correlation: the kernel is not flipped).
 
@@ -200,6 +221,7 @@ def conv2d(
     padding : zeros around each map: an integer, one per axis, a (before, after) pair per axis, `'valid'` (none) or
         `'same'`, which gives `ceil(size / stride)` outputs at any stride with the odd zero at the end.
     groups : the channels are split into so many groups, each with its own `o / groups` kernels; `c` is depthwise.
+    activation : None, or `'relu'` to apply it to y in the same pass; backward then keeps y, too.
 
     Returns
     -------
@@ -216,10 +238,10 @@ def conv2d(
     -----
     V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning, 2016, arXiv:1603.07285.
     """
-    return _conv(2, x, weight, bias, stride, padding, dilation, groups)
+    return _conv(2, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
-@op("x weight bias", saves="x weight", samples=_samples(1))
+@op("x weight bias", saves="x weight y?", samples=_samples(1))
 def conv1d(
     x: Array,
     weight: Array,
@@ -228,12 +250,13 @@ def conv1d(
     padding: Padding = 0,
     dilation: Integers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Result:
     """Convolve signals: `conv2d` with one spatial axis. x (n, c, w) or (c, w), weight (o, c / groups, kw)."""
-    return _conv(1, x, weight, bias, stride, padding, dilation, groups)
+    return _conv(1, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
-@op("x weight bias", saves="x weight", samples=_samples(3))
+@op("x weight bias", saves="x weight y?", samples=_samples(3))
 def conv3d(
     x: Array,
     weight: Array,
@@ -242,9 +265,10 @@ def conv3d(
     padding: Padding = 0,
     dilation: Integers = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Result:
     """Convolve volumes: `conv2d` with three spatial axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _conv(3, x, weight, bias, stride, padding, dilation, groups)
+    return _conv(3, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
 @op("x weight bias", saves="x weight", samples=_transposed_samples(2))

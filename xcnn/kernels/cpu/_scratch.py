@@ -1,0 +1,36 @@
+"""What all compiled code here shares: how it is compiled, and each thread's memory for what lives within a call."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__ = ["compiled", "scratch"]
+
+compiled: Callable[[Any], Any] = njit(nogil=True, cache=True, error_model="numpy")
+"""Compile a function at its first call, for good: the machine code is kept on disk."""
+
+_ALIGNED = 64
+_MOST = 256
+"""Arrays that a thread keeps; more are only needed where shapes change all the time."""
+
+_local = threading.local()
+
+
+def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
+    """Return this thread's array of that name as the last call with this owner left it, and zeros at first.
+
+    So what an owner never writes is always 0.
+    """
+    arrays: dict[Any, np.ndarray] = _local.__dict__.setdefault("arrays", {})
+    key = owner, name, dtype
+    array = arrays.get(key)
+    if array is None or array.size < size:
+        if len(arrays) >= _MOST:
+            arrays.clear()
+        room = np.zeros(size * dtype.itemsize + _ALIGNED, np.uint8)
+        start = -room.ctypes.data % _ALIGNED
+        array = arrays[key] = room[start : start + size * dtype.itemsize].view(dtype)
+    return array[:size]

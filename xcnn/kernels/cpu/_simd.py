@@ -1,0 +1,227 @@
+"""Two products of vectors, written as instructions: what NumPy's BLAS cannot do without copies.
+
+Both read vectors at any offset into a plane of pixels, so that a convolution needs no columns: the windows of a tap are
+the plane itself, shifted. Each is cut into blocks of so many rows and columns whose sums stay in registers.
+
+Indices count elements. Nothing checks bounds: the callers in `conv.py` lay out their planes so that all is inside.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "correlation", "shifted_product"]
+
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+
+BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+"""Size of a vector register."""
+
+# AVX-512 has 32 registers, all others are taken to have 16. One holds each sum, some what is multiplied.
+PRODUCT_BLOCKS = ((8, 3), (4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((6, 2), (4, 3), (2, 4), (1, 6))
+"""Rows and vectors of the blocks of `shifted_product`, largest first."""
+
+CORRELATION_BLOCKS = ((4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((4, 2), (2, 4), (1, 6))
+"""Rows and columns of the blocks of `correlation`, largest first."""
+
+_INT = ir.IntType(64)
+_LANE = ir.IntType(32)
+
+
+class _Emitter:
+    """Emits instructions on vectors of one element type."""
+
+    def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
+        self.context, self.builder = context, builder
+        self.align = array.dtype.bitwidth // 8
+        self.lanes = BYTES // self.align
+        self.vector = ir.VectorType(context.get_data_type(array.dtype), self.lanes)
+
+    def pointer(self, array: types.Array, value: Any, index: Any = 0) -> Any:
+        start = self.context.make_array(array)(self.context, self.builder, value).data
+        return self.at(start, (index, 1))
+
+    def at(self, pointer: Any, product: tuple[Any, Any], scale: int = 1) -> Any:
+        """Step a pointer on by the product of two numbers, and of a third."""
+        a, b = (_INT(factor) if isinstance(factor, int) else factor for factor in product)
+        return self.builder.gep(pointer, [self.builder.mul(self.builder.mul(a, b), _INT(scale))])
+
+    def strips(self, length: Any, many: int, unit: int = 0) -> Iterator[tuple[Any, int]]:
+        """Loop over 0 .. length - 1 in steps of `many` units, then of one; a unit is a vector unless given.
+
+        Yields the first index of a step and how many units it has. The last one may be longer than what is left.
+        """
+        unit = unit or self.lanes
+        wide = self.builder.mul(self.builder.udiv(length, _INT(many * unit)), _INT(many * unit))
+        with cgutils.for_range_slice(self.builder, _INT(0), wide, _INT(many * unit)) as (index, _):
+            yield index, many
+        with cgutils.for_range_slice(self.builder, wide, length, _INT(unit)) as (index, _):
+            yield index, 1
+
+    def load(self, pointer: Any) -> Any:
+        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+
+    def sums(self, rows: int, columns: int) -> list[list[Any]]:
+        """Make vectors of zeros, which become registers."""
+        sums = [[cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)] for _ in range(rows)]
+        for total in (total for row in sums for total in row):
+            self.builder.store(ir.Constant(self.vector, [0.0] * self.lanes), total)
+        return sums
+
+    def broadcast(self, pointer: Any) -> Any:
+        """Load one number into all lanes."""
+        empty = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(empty, self.builder.load(pointer), _LANE(0))
+        return self.builder.shuffle_vector(first, empty, self._lane_list([0] * self.lanes))
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> None:
+        """Do `total += a * b` with one rounding."""
+        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        self.builder.store(self.builder.call(fma, [a, b, self.builder.load(total)]), total)
+
+    def total(self, vector: Any) -> Any:
+        """Sum the lanes of a vector, by halves."""
+        half = self.lanes
+        while half > 1:
+            half //= 2
+            upper = self._lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
+            vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, vector, upper))
+        return self.builder.extract_element(vector, _LANE(0))
+
+    @staticmethod
+    def _lane_list(lanes: list[int]) -> Any:
+        return ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes)
+
+
+def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
+    """Make the product of a matrix and shifted vectors, in blocks of `rows` and `vectors`.
+
+    The result is a function `(x, x0, shifts, count, w, w0, y, y0, step, blocks, length)` that sets, for the
+    `blocks * rows` rows i and for j < `length`, rounded up to whole vectors:
+
+        y[y0 + i * step + j] = sum over k < count of w[i, k] * x[x0 + shifts[k] + j]
+
+    where `w[i, k]` is `w[w0 + (i // rows * count + k) * rows + i % rows]`.
+    """
+
+    @intrinsic
+    def product(
+        _: Any,
+        x: Any,
+        x0: Any,
+        shifts: Any,
+        count: Any,
+        w: Any,
+        w0: Any,
+        y: Any,
+        y0: Any,
+        step: Any,
+        blocks: Any,
+        length: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            x_, x0_, shifts_, count_, w_, w0_, y_, y0_, step_, blocks_, length_ = arguments
+            emit = _Emitter(context, builder, x)
+            source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
+            weights, shift = emit.pointer(w, w_, w0_), emit.pointer(shifts, shifts_)
+
+            def block(j: Any, b: Any, width: int) -> None:
+                sums = emit.sums(rows, width)
+                matrix = emit.at(weights, (b, count_), scale=rows)
+                with cgutils.for_range(builder, count_) as loop:
+                    pixels = builder.gep(source, [builder.add(j, builder.load(builder.gep(shift, [loop.index])))])
+                    values = [emit.load(emit.at(pixels, (v, emit.lanes))) for v in range(width)]
+                    column = emit.at(matrix, (loop.index, rows))
+                    for i, row in enumerate(sums):
+                        weight = emit.broadcast(emit.at(column, (i, 1)))
+                        for value, total in zip(values, row, strict=True):
+                            emit.multiply_add(weight, value, total)
+                first = emit.at(builder.gep(target, [j]), (b, step_), scale=rows)
+                for i, row in enumerate(sums):
+                    for v, total in enumerate(row):
+                        emit.store(builder.load(total), emit.at(emit.at(first, (i, step_)), (v, emit.lanes)))
+
+            # All rows of a few pixels, then the next pixels: the pixels stay in the nearest cache.
+            for j, width in emit.strips(length_, vectors):
+                with cgutils.for_range(builder, blocks_) as loop:
+                    block(j, loop.index, width)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, shifts, n, w, n, y, n, n, n, n), generate
+
+    return product  # type: ignore[no-any-return]
+
+
+def correlation(rows: int, columns: int) -> Callable[..., None]:
+    """Make the sums over images and pixels of vectors times shifted vectors, in blocks of `rows` and `columns`.
+
+    The result is a function `(a, a0, plane, a_step, x, x_step, shifts, count, images, length, out, out0, blocks)` that
+    adds, for the `blocks * rows` rows i and all k < `count`, with `length` rounded up to whole vectors:
+
+        out[out0 + i * count + k] += sum over n < images and l < length of
+            a[a0 + n * a_step + i * plane + l] * x[n * x_step + shifts[k] + l]
+    """
+
+    @intrinsic
+    def product(
+        _: Any,
+        a: Any,
+        a0: Any,
+        plane: Any,
+        a_step: Any,
+        x: Any,
+        x_step: Any,
+        shifts: Any,
+        count: Any,
+        images: Any,
+        length: Any,
+        out: Any,
+        out0: Any,
+        blocks: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a_, a0_, plane_, a_step_, x_, x_step_, shifts_, count_, images_, length_, out_, out0_, blocks_ = arguments
+            emit = _Emitter(context, builder, x)
+            left, right, target = emit.pointer(a, a_, a0_), emit.pointer(x, x_), emit.pointer(out, out_, out0_)
+            shift = emit.pointer(shifts, shifts_)
+            vectors = builder.udiv(builder.add(length_, _INT(emit.lanes - 1)), _INT(emit.lanes))
+
+            def block(b: Any, k: Any, width: int) -> None:
+                starts = [builder.load(emit.at(builder.gep(shift, [k]), (v, 1))) for v in range(width)]
+                sums = emit.sums(rows, width)
+                with cgutils.for_range(builder, images_) as image:
+                    upper = emit.at(emit.at(left, (image.index, a_step_)), (b, plane_), scale=rows)
+                    pixels = emit.at(right, (image.index, x_step_))
+                    with cgutils.for_range(builder, vectors) as loop:
+                        place = (loop.index, emit.lanes)
+                        values = [emit.load(emit.at(emit.at(upper, (i, plane_)), place)) for i in range(rows)]
+                        for v, start in enumerate(starts):
+                            pixel = emit.load(emit.at(builder.gep(pixels, [start]), place))
+                            for i, value in enumerate(values):
+                                emit.multiply_add(value, pixel, sums[i][v])
+                first = emit.at(builder.gep(target, [k]), (b, count_), scale=rows)
+                for i, row in enumerate(sums):
+                    for v, total in enumerate(row):
+                        entry = emit.at(emit.at(first, (i, count_)), (v, 1))
+                        builder.store(builder.fadd(builder.load(entry), emit.total(builder.load(total))), entry)
+
+            with cgutils.for_range(builder, blocks_) as loop:
+                for k, width in emit.strips(count_, columns, 1):
+                    block(loop.index, k, width)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, n, x, n, shifts, n, n, n, out, n, n), generate
+
+    return product  # type: ignore[no-any-return]

@@ -1,0 +1,75 @@
+"""The threads that kernels share, and how many there may be.
+
+A kernel cuts its work into parts, by the shapes alone, and adds up what the parts give in their order; threads take the
+next part when they are done with one. So no result depends on how many threads there are.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+
+from xcnn.errors import UsageError
+
+__all__ = ["get_num_threads", "parallel", "set_num_threads"]
+
+_pool: ThreadPoolExecutor | None = None
+_process = 0
+_threads = 0
+
+
+def get_num_threads() -> int:
+    """Return how many threads kernels use: by default as many as there are cores that the process may use."""
+    global _threads
+    if not _threads:
+        affinity = getattr(os, "sched_getaffinity", None)
+        _threads = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return _threads
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads kernels use. Results do not depend on it.
+
+    Raises
+    ------
+    UsageError
+        For anything but an integer of at least 1.
+    """
+    global _threads, _pool
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UsageError(f"set_num_threads: n must be an integer of at least 1, got {n!r}")
+    if _pool is not None:
+        _pool.shutdown()
+        _pool = None
+    _threads = n
+
+
+def parallel(task: Callable[[int], object], parts: int) -> None:
+    """Call `task(part)` for every part, in threads where there are several of both.
+
+    An exception of a task is raised again, after the others have ended.
+    """
+    threads = min(get_num_threads(), parts)
+    if threads == 1:
+        for part in range(parts):
+            task(part)
+        return
+    queue = iter(range(parts))  # next() on it is atomic
+
+    def work() -> None:
+        for part in queue:
+            task(part)
+
+    others = [_executor().submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool, _process
+    if _pool is None or _process != os.getpid():  # threads do not survive a fork
+        _pool, _process = ThreadPoolExecutor(get_num_threads() - 1, "xcnn"), os.getpid()
+    return _pool
