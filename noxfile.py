@@ -50,6 +50,14 @@ def backends(session: nox.Session) -> None:
 
 
 @nox.session
+def budgets(session: nox.Session) -> None:
+    """Measure the error of every op on every library anew, and write the table of docs/budgets.md."""
+    session.install(".[test]", *LIBRARIES.values())
+    command = "xcnn compare --op all --devices cpu,strict,torch,jax --dtype float32,float64 --markdown docs/budgets.md"
+    session.run(*command.split(), env={"JAX_ENABLE_X64": "1"})  # without it JAX has no float64
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Run the examples, the report's training run in full and checked, where there is MNIST."""
     session.install(".[test]")

@@ -45,7 +45,8 @@ class Budget:
         return float(self.constant + self.growth * np.sqrt(terms))
 
     def __str__(self) -> str:
-        return f"{self.constant:g} + {self.growth:g} √K" if self.growth else f"{self.constant:g}"
+        growth = "" if self.growth == 1 else f"{self.growth:g} "
+        return f"{self.constant:g} + {growth}√K" if self.growth else f"{self.constant:g}"
 
 
 def _rows(names: str, budget: Budget) -> dict[str, Budget]:

@@ -15,14 +15,17 @@ from xcnn.device import Device
 __all__ = ["markdown"]
 
 _ABOUT = """\
-Written by `{command}`; what is measured changes with the machine and the versions, the budgets are those of
-`xcnn/compare/budget.py`.
+Written by
 
-A cell says how large the error of that tensor is at its worst, of what it may be there, and in brackets the largest
-error in ULP (spacings of the floating-point numbers; large where terms cancel). The unit is |error| / (eps S): eps is
-the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the magnitudes of its terms,
-both taken from a reference in a wider dtype. The budget is in the same units, K being the number of terms that an
-element sums: it is one for every dtype, as eps carries the difference. Where elements differ, so do K and the bound.
+    {command}
+
+What is measured changes with the machine and the versions; the budgets are those of `xcnn/compare/budget.py`.
+
+A cell says how large the error of that tensor is where it comes nearest to its bound, what it may be there, and in
+brackets the error in ULP (spacings of the floating-point numbers; large where terms cancel). The unit is
+|error| / (eps S): eps is the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the
+magnitudes of its terms, taken like the error from a reference in a wider dtype. The budget is in the same units, K
+being the number of terms that an element sums; it is one for both dtypes, as eps carries the difference.
 """
 
 

@@ -1,0 +1,121 @@
+"""What `xcnn compare` prints: tables for people or JSON lines, of errors, of training steps and of speed."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from xcnn import compare as room
+from xcnn.cli._console import error_line, note, print_json, print_table
+from xcnn.compare import Finding
+
+__all__ = ["Parting", "report_errors", "report_speed", "report_steps", "report_verdict", "shares"]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How far the weights of a device's run are from the cpu's, after each step."""
+
+    device: str
+    dtype: str
+    distances: Sequence[float]
+
+    @property
+    def bound(self) -> float:
+        return room.PARTING[self.dtype]
+
+    @property
+    def within(self) -> bool:
+        return all(distance <= self.bound for distance in self.distances)
+
+    def __str__(self) -> str:
+        apart = f"{max(self.distances):.1e} from the cpu run, at most {self.bound:g}"
+        return f"weights on {self.device} in {self.dtype}: {apart}"
+
+
+def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
+    return lambda finding: (finding.place, finding.what) if what else (finding.place,)
+
+
+def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: bool) -> None:
+    """Print every error, or a table of those that take the most of their budgets, by place and device.
+
+    `place` and `what` say what `Finding.place` and `Finding.what` are; where `what` is empty, rows do not tell it.
+    """
+    if as_json:
+        for f in findings:
+            where = {"kind": place, place: f.place, "what": f.what, "device": f.device, "dtype": f.dtype}
+            print_json(where | dataclasses.asdict(f.error) | {"within": f.error.within})
+        return
+    table = room.nearest(findings, _row(bool(what)), lambda f: f.device)
+    names = list(dict.fromkeys(f.device for f in findings))
+    rows = [(*key, *(_cell(row[name].error) for name in names)) for key, row in table.items()]
+    title = f"{findings[0].dtype}: of each {place} the tensor nearest to its bound: error/bound in eps * S (and ULP)"
+    print_table(*([place, what] if what else [place]), *names, rows=rows, title=title)
+
+
+def _cell(error: room.Error) -> str:
+    return f"{error.tensor} {error.units:.2f}/{error.bound:.1f} ({error.ulp:.0f})" + ("" if error.within else " OVER")
+
+
+def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
+    """Print how far the weights are from the cpu run's after each step, or a table of a few."""
+    if as_json:
+        for one in parted:
+            for step, distance in enumerate(one.distances, 1):
+                record = {"kind": "steps", "device": one.device, "dtype": one.dtype, "step": step}
+                within = bool(distance <= one.bound)
+                print_json(record | {"distance": distance, "bound": one.bound, "within": within})
+        return
+    last = len(parted[0].distances)
+    shown = sorted({step for step in (1, 2, 5, 10, 20, 50, 100) if step < last} | {last})
+    names = [one.device for one in parted]
+    rows = [(step, *(f"{one.distances[step - 1]:.1e}" for one in parted)) for step in shown]
+    title = f"\n{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
+    right = " ".join(["steps", *names])
+    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})")
+
+
+def report_speed(speeds: dict[str, room.Speed], dtype: str, as_json: bool) -> None:
+    if as_json:
+        for name, speed in speeds.items():
+            print_json({"kind": "speed", "device": name, "dtype": dtype, **dataclasses.asdict(speed)})
+        return
+    rows = [
+        (
+            name,
+            f"{1e3 * s.cold:.1f} ms",
+            f"{1e3 * s.warm:.1f} ms",
+            f"{s.images_per_second:,.0f}",
+            "-" if s.memory is None else f"{s.memory / 2**20:.1f} MiB",
+        )
+        for name, s in speeds.items()
+    ]
+    title = (
+        f"\n{dtype}: a training step, cold (the first) and warm (the median of the later ones), a process per device;\n"
+        "memory: how far the process grew while training, at its peak"
+    )
+    columns = ("cold", "warm", "images/s", "memory")
+    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title)
+
+
+def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_json: bool) -> int:
+    """Say whether all budgets hold, or which do not, the worst first, and return the exit code."""
+    worst = sorted(findings, key=lambda f: -f.error.share)
+    over = [*(str(f) for f in worst if not f.error.within), *(str(one) for one in parted if not one.within)]
+    if as_json:
+        print_json({"kind": "verdict", "within": not over, "exceeded": over})
+    if over:
+        error_line(f"over budget: {over[0]}" + (f" (and {len(over) - 1} more)" if len(over) > 1 else ""))
+    else:
+        note(f"all {len(findings)} errors are within their budgets; the nearest to its own: {worst[0]}")
+    return int(bool(over))
+
+
+def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:
+    """Give the share of the budget by device and place."""
+    table: dict[str, dict[str, float]] = {}
+    every_op = len({f.place for f in findings}) > 1 and all(f.place == f.op for f in findings)
+    for place, row in room.nearest(findings, _row(not every_op), column).items():
+        for name, finding in row.items():
+            table.setdefault(name, {})[" ".join(place)] = finding.error.share
+    return table
