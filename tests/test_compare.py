@@ -13,6 +13,7 @@ from conftest import LIBRARIES, Backend
 from PIL import Image
 
 from xcnn import compare, models, nn, plots
+from xcnn._dispatch import BODIES, kernels
 from xcnn.cli import main
 from xcnn.compare.budget import errors, reference
 from xcnn.compare.op import call_op
@@ -321,3 +322,13 @@ def test_the_picture_shows_every_device(tmp_path) -> None:
 
 def test_each_reaches_into_lists_and_leaves_none() -> None:
     assert each(lambda a: a + 1, {"xs": [1, 2], "bias": None, "x": 3}) == {"xs": [2, 3], "bias": None, "x": 4}
+
+
+def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
+    """The reference is the portable code, also where there is a kernel for its dtype."""
+
+    def wrong(*arguments):
+        return BODIES["convolution"](np, *arguments) * 1.001
+
+    monkeypatch.setitem(kernels(np), "convolution", wrong)
+    assert "y" in [one.error.tensor for one in compare.op_errors("conv2d", device("cpu")) if not one.error.within]
