@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from xcnn import data, models, nn, ops, optim
-from xcnn.device import one_blas_thread
 from xcnn.errors import UsageError, XcnnError
+from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer
 
 __all__ = ["Network", "main", "run"]

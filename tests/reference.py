@@ -81,12 +81,13 @@ def softmax(x: Any, dim: int = -1) -> np.ndarray:
 # --- linear, shapes, dropout ----------------------------------------------------------------------------------------
 
 
-def linear(x: Any, weight: Any, bias: Any = None) -> np.ndarray:
+def linear(x: Any, weight: Any, bias: Any = None, activation: Any = None) -> np.ndarray:
     y = np.zeros((*x.shape[:-1], weight.shape[0]))
     for index in np.ndindex(*y.shape):
         y[index] = 0.0 if bias is None else bias[index[-1]]
         for i in range(x.shape[-1]):
             y[index] += x[(*index[:-1], i)] * weight[index[-1], i]
+        y[index] = max(y[index], 0.0) if activation == "relu" else y[index]
     return y
 
 

@@ -15,7 +15,6 @@ Another array-API library is one more `Library` in `LIBRARIES`. No transfer is i
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 from xcnn._array import Array, namespace_of
 from xcnn.errors import DeviceError, DtypeError, UsageError, unknown
 
-__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "one_blas_thread", "to_numpy"]
+__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "to_numpy"]
 
 
 @dataclass(frozen=True)
@@ -225,17 +224,6 @@ def like(array: np.ndarray, other: Array) -> Array:
     # Convert on the host, as the device may lack the dtype that comes; but the host may lack the one wanted (bfloat16).
     host = getattr(np, str(other.dtype).rpartition(".")[2], array.dtype)
     return xp.astype(_place(xp, array.astype(host), array_api_compat.device(other)), other.dtype, copy=False)
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Hold NumPy's matrix products to one thread inside a `with`.
-
-    A network's products are small: on two busy cores their threads spend ten times as long waiting for each other.
-    """
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
-    return limits
 
 
 def on_host(array: Array) -> bool:

@@ -4,17 +4,24 @@ A kernel cuts its work into parts, by the shapes alone, and adds up what the par
 next part when they are done with one. So no result depends on how many threads there are.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from xcnn.errors import UsageError
 
-__all__ = ["get_num_threads", "parallel", "set_num_threads"]
+__all__ = ["blas_is_held", "get_num_threads", "one_blas_thread", "parallel", "parts", "set_num_threads"]
+
+_PART_MICROSECONDS = 100
+"""What is worth a thread's while: to hand it over takes some 30."""
+
+_MOST_PARTS = 16
 
 _pool: ThreadPoolExecutor | None = None
 _process = 0
 _threads = 0
+_holders = 0
 
 
 def get_num_threads() -> int:
@@ -41,6 +48,11 @@ def set_num_threads(n: int) -> None:
         _pool.shutdown()
         _pool = None
     _threads = n
+
+
+def parts(most: int, microseconds: float) -> int:
+    """Say into how many parts, at most `most`, to cut work that takes one thread so long."""
+    return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 
 def parallel(task: Callable[[int], object], parts: int) -> None:
@@ -73,3 +85,26 @@ def _executor() -> ThreadPoolExecutor:
     if _pool is None or _process != os.getpid():  # threads do not survive a fork
         _pool, _process = ThreadPoolExecutor(get_num_threads() - 1, "xcnn"), os.getpid()
     return _pool
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold NumPy's matrix products to one thread inside a `with`.
+
+    A network's products are small: on two busy cores their threads spend ten times as long waiting for each other. What
+    is large, kernels cut into parts.
+    """
+    global _holders
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        _holders += 1
+        try:
+            yield
+        finally:
+            _holders -= 1
+
+
+def blas_is_held() -> bool:
+    """Say whether matrix products are held to one thread now, so that parts of them may run side by side."""
+    return _holders > 0

@@ -21,8 +21,8 @@ from xcnn import models
 from xcnn.compare import memory
 from xcnn.compare.steps import trainer
 from xcnn.device import device as open_device
-from xcnn.device import one_blas_thread
 from xcnn.errors import XcnnError
+from xcnn.threads import one_blas_thread
 
 __all__ = ["Speed", "SpeedError", "main", "measure", "speed"]
 

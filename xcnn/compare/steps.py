@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xcnn import nn
-from xcnn.device import Device, one_blas_thread
+from xcnn.device import Device
 from xcnn.device import device as open_device
 from xcnn.optim import SGD
+from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer
 
-__all__ = ["LR", "MOMENTUM", "PARTING", "Batches", "distances", "trainer"]
+__all__ = ["PARTING", "Batches", "distances", "trainer"]
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 """Images (n, c, h, w), float32, and labels (n,), on the host."""
-
-LR, MOMENTUM = 0.01, 0.9
-"""Of the SGD that everything here trains with."""
 
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
 """How far, relative to their size, the weights may be from the cpu run's after at most 50 steps.
@@ -29,9 +27,9 @@ the other side of a ReLU's bend, or two pixels of a pool change places; then it 
 
 
 def trainer(model: nn.Module, device: Device, dtype: str) -> Trainer:
-    """Make what trains a copy of a model on a device, with SGD."""
+    """Make what trains a copy of a model on a device: SGD with learning rate 0.01 and momentum 0.9."""
     model = copy.deepcopy(model).to("cpu", dtype)
-    return Trainer(model, SGD(model.parameters(), lr=LR, momentum=MOMENTUM), device=device)
+    return Trainer(model, SGD(model.parameters(), lr=0.01, momentum=0.9), device=device)
 
 
 def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "float32") -> list[float]:

@@ -1,25 +1,51 @@
 """The fully connected layer, and the flattening of maps into the vectors that it takes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from xcnn._array import Array, namespace
+from xcnn._dispatch import body
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._options import is_relu
 
 __all__ = ["flatten", "linear"]
 
 
+@body
+def _affine(
+    xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool
+) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients]]:
+    """Multiply rows x (n, i) by a matrix, then cut off what is negative if `relu` says so."""
+    has_bias = bias is not None
+    result = x @ weight.T  # (n, o)
+    if has_bias:
+        result += bias
+    result = xp.maximum(result, 0.0) if relu else result
+    y = result if relu else None  # backward keeps it
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if y is not None:
+            dy = dy * xp.astype(y != 0.0, dy.dtype)
+        dx = dy @ weight if needs[0] else None
+        dweight = dy.T @ x if needs[1] else None
+        return dx, dweight, xp.sum(dy, axis=0) if needs[2] and has_bias else None
+
+    return result, backward
+
+
 @op(
     "x weight bias",
-    saves="x weight",
+    saves="x weight y?",
     samples=[
         sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}),
         sample({"x": (2, 3, 5), "weight": (4, 5), "bias": (4,)}),
         sample({"x": (5,), "weight": (4, 5), "bias": None}),
+        sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}, activation="relu"),
     ],
 )
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
+def linear(x: Array, weight: Array, bias: Array | None = None, activation: str | None = None) -> Result:
     """Multiply vectors by a matrix: `y = x @ weight.T + bias`.
 
     Parameters
@@ -27,6 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     x : (..., i), any number of leading axes, floating point.
     weight : (o, i), the dtype of x.
     bias : (o,) or None.
+    activation : None, or `'relu'` to apply it to y in the same pass; backward then keeps y, too.
 
     Returns
     -------
@@ -35,8 +62,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
 
     Raises
     ------
-    ShapeError, DtypeError
-        Where the arrays do not fit each other.
+    ShapeError, DtypeError, UsageError
+        Where the arrays do not fit each other, or the activation is unknown.
     """
     xp = namespace("linear", x=x, weight=weight, bias=bias)
     if weight is None:
@@ -51,25 +78,17 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
         )
     if bias is not None and bias.shape != (o,):
         raise ShapeError(f"linear: bias must have shape ({o},), one per output feature, got {tuple(bias.shape)}")
-    has_bias, shape, n = bias is not None, x.shape, math.prod(x.shape[:-1])
-
-    def rows(array: Array, width: int) -> Array:
-        return array if array.ndim == 2 else xp.reshape(array, (n, width))
-
-    y = rows(x, i) @ weight.T  # (n, o): one product, however many leading axes
-    if has_bias:
-        y += bias
-    if len(shape) != 2:
-        y = xp.reshape(y, (*shape[:-1], o))
+    relu = is_relu("linear", activation)
+    if x.ndim == 2:
+        return _affine(xp, x, weight, bias, relu)
+    shape, n = x.shape, math.prod(x.shape[:-1])
+    y, rows_backward = _affine(xp, xp.reshape(x, (n, i)), weight, bias, relu)  # one product of all leading axes
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dy = rows(dy, o)
-        dx = xp.reshape(dy @ weight, shape) if needs[0] else None
-        dweight = dy.T @ rows(x, i) if needs[1] else None
-        dbias = xp.sum(dy, axis=0) if needs[2] and has_bias else None
-        return dx, dweight, dbias
+        dx, dweight, dbias = rows_backward(xp.reshape(dy, (n, o)), needs)
+        return None if dx is None else xp.reshape(dx, shape), dweight, dbias
 
-    return y, backward
+    return xp.reshape(y, (*shape[:-1], o)), backward
 
 
 @op("x", samples=[sample({"x": (2, 3, 4)}), sample({"x": (2, 3, 4, 5)}, start_dim=-3, end_dim=2)])

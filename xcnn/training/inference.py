@@ -11,9 +11,10 @@ import numpy as np
 
 from xcnn._array import Array, namespace_of
 from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
-from xcnn.device import Device, device, one_blas_thread, to_numpy
+from xcnn.device import Device, device, to_numpy
 from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unknown
 from xcnn.nn import Module
+from xcnn.threads import one_blas_thread
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
 from xcnn.training.losses import LOSSES, Loss
 

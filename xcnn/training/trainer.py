@@ -10,10 +10,11 @@ import numpy as np
 from xcnn import optim
 from xcnn._array import Array
 from xcnn.data import Loader
-from xcnn.device import Device, one_blas_thread, to_numpy
+from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
 from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
+from xcnn.threads import one_blas_thread
 from xcnn.training.callbacks import Callback
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
 from xcnn.training.interrupt import delayed_interrupt
@@ -70,7 +71,7 @@ class Trainer:
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
-        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.device`), which `fit` does by itself.
+        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.threads`), which `fit` does by itself.
 
         Parameters
         ----------

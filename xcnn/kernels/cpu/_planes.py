@@ -22,7 +22,7 @@ import numpy as np
 __all__ = ["FIELDS", "Planes", "planes"]
 
 FIELDS = ("size", "stride", "before", "out", "step", "last")
-"""What a row of `Planes.axes` holds for an axis: pixels, stride, padding before, outputs, the distance in places between
+"""What a row of `Planes.axes` holds for an axis: pixels, stride, padding before, outputs, the places between
 neighbours along the axis, and how many places matter."""
 
 _SLACK = 16

@@ -9,6 +9,7 @@ summed for one output, channels times taps.
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,16 +20,16 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._planes import planes
 from xcnn.kernels.cpu._scratch import compiled, scratch
 from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
-from xcnn.threads import parallel
+from xcnn.threads import parallel, parts
 
 __all__ = ["convolution"]
 
-_PART_FLOPS = 4_000_000
-"""Multiplications and additions that are worth a thread's while."""
-
-_MOST_PARTS = 16
+_FLOPS_PER_MICROSECOND = 80_000
 _CHUNK_BYTES = 400_000
 """Planes of x and dy that backward goes over together: they should stay in the second-level cache."""
+
+_PARTIAL_BYTES = 1 << 24
+"""Memory for the weight gradients of the parts, which are added at the end."""
 
 _R0, _R1, _R2, _R3 = (rows for rows, _ in PRODUCT_BLOCKS)
 _P0, _P1, _P2, _P3 = (shifted_product(*block) for block in PRODUCT_BLOCKS)
@@ -286,12 +287,6 @@ def _volume(a: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(*a.shape[:2], *(1,) * (5 - a.ndim), *a.shape[2:])
 
 
-def _parts(n: int, flops: int, result: int = 0) -> int:
-    """Cut n images into parts that are worth a thread, and whose results of so many bytes do not fill the memory."""
-    most = min(_MOST_PARTS, max(2, (16 << 20) // max(result, 1)))
-    return max(1, min(n, most, flops // _PART_FLOPS))
-
-
 @kernel(np)
 def convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
@@ -300,7 +295,7 @@ def convolution(
     if x.dtype.itemsize not in (4, 8) or not x.size:
         return NotImplemented
     n, c, o = x.shape[0], x.shape[1], weight.shape[0]
-    cg, og, taps = c // groups, o // groups, int(np.prod(weight.shape[2:]))
+    cg, og, taps = c // groups, o // groups, math.prod(weight.shape[2:])
     f = _layout(axes, cg, og)
     flops = 2 * n * o * f.length * cg * taps
     none, has_bias = np.empty(0, x.dtype), bias is not None
@@ -308,23 +303,24 @@ def convolution(
     result = np.empty((n, o, *(axis.out for axis in axes)), x.dtype)
     y = result if relu else None  # backward keeps it
     packed = _packed(np.ascontiguousarray(weight).reshape(groups, og, cg * taps))
-    parts = _parts(n, flops)
+    count = parts(n, flops / _FLOPS_PER_MICROSECOND)
 
     def forward(part: int) -> None:
         xs = scratch(f.number, "x", cg * f.phases * f.plane, x.dtype)
         ys = scratch(f.number, "y", og * f.row, x.dtype)
-        bounds = n * part // parts, n * (part + 1) // parts
+        bounds = n * part // count, n * (part + 1) // count
         _forward(volume, packed, none if bias is None else bias, _volume(result), *f[:5], groups, relu, *bounds, xs, ys)
 
-    parallel(forward, parts)
+    parallel(forward, count)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         f = _layout(axes, cg, og)
-        parts = _parts(n, 2 * flops, weight.nbytes)
+        most = min(n, max(2, _PARTIAL_BYTES // weight.nbytes))
+        count = parts(most, 2 * flops / _FLOPS_PER_MICROSECOND)
         dy_volume, volume = _volume(dy), _volume(x)
         dx = np.empty(x.shape if needs[0] else (0,) * x.ndim, x.dtype)
-        dweight = np.zeros((parts, weight.size if needs[1] else 0), x.dtype)
-        dbias = np.zeros((parts, o if needs[2] and has_bias else 0), x.dtype)
+        dweight = np.zeros((count, weight.size if needs[1] else 0), x.dtype)
+        dbias = np.zeros((count, o if needs[2] and has_bias else 0), x.dtype)
         matrices = weight.reshape(groups, og, cg, taps)
         chosen = [matrices[g][..., t].transpose(1, 0, 2).reshape(cg, -1) for g in range(groups) for t in f.order]
         packed = _packed([np.ascontiguousarray(m) for m in chosen]) if needs[0] else np.empty(0, x.dtype)
@@ -335,13 +331,13 @@ def convolution(
             xs = scratch(f.number, "x chunk", chunk * c * f.phases * f.plane, x.dtype)
             dys = scratch(f.number, "dy", chunk * o * f.dy_plane, x.dtype)
             ys = scratch(f.number, "dx", cg * f.row, x.dtype)
-            bounds = n * part // parts, n * (part + 1) // parts
+            bounds = n * part // count, n * (part + 1) // count
             _backward(
                 volume, dy_volume, mask, packed, _volume(dx), dweight[part], dbias[part], *f[:9], groups, *bounds,
                 chunk, xs, dys, ys,
             )  # fmt: skip
 
-        parallel(part_gradients, parts)
+        parallel(part_gradients, count)
         return (
             dx if needs[0] else None,
             dweight.sum(axis=0).reshape(weight.shape) if needs[1] else None,

@@ -1,0 +1,112 @@
+"""Products of rows with a matrix: BLAS for the products, compiled code for what stands around them.
+
+Large products are cut along their longest side where BLAS is held to one thread; each part is a product of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._scratch import compiled
+from xcnn.threads import blas_is_held, parallel, parts
+
+__all__ = ["affine"]
+
+_FLOPS_PER_MICROSECOND = 80_000
+_LEAST_WIDTH = 64
+"""Columns of a part: BLAS is slow on narrower matrices."""
+
+_FEW_ROWS = 4
+"""With so few images a weight gradient is bound by the memory that it is written to, and BLAS ten times slower."""
+
+
+@compiled
+def _finish(y, bias, relu):
+    """Add the bias to the rows of y and cut off what is negative, in place."""
+    zero = y.dtype.type(0)
+    for n in range(y.shape[0]):
+        row = y[n]
+        if bias.size:
+            for o in range(row.size):
+                row[o] += bias[o]
+        if relu:
+            for o in range(row.size):
+                row[o] = zero if row[o] <= zero else row[o]
+
+
+@compiled
+def _masked(dy, y, target):
+    """Set target to dy where y is not 0."""
+    zero = dy.dtype.type(0)
+    for n in range(dy.shape[0]):
+        row, mask, source = target[n], y[n], dy[n]
+        for o in range(row.size):
+            row[o] = source[o] if mask[o] != zero else zero
+
+
+@compiled
+def _sum_rows(dy, dbias):
+    dbias[:] = dy[0]
+    for n in range(1, dy.shape[0]):
+        row = dy[n]
+        for o in range(row.size):
+            dbias[o] += row[o]
+
+
+@compiled
+def _outer(dy, x, dweight):
+    """Set dweight to dy^T @ x."""
+    for o in range(dweight.shape[0]):
+        row = dweight[o]
+        value, source = dy[0, o], x[0]
+        for i in range(row.size):
+            row[i] = value * source[i]
+        for n in range(1, dy.shape[0]):
+            value, source = dy[n, o], x[n]
+            for i in range(row.size):
+                row[i] += value * source[i]
+
+
+def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
+    """Call a task for all columns of its result, in parts where that pays."""
+    count = parts(width // _LEAST_WIDTH, flops / _FLOPS_PER_MICROSECOND) if blas_is_held() else 1
+    parallel(lambda part: task(slice(width * part // count, width * (part + 1) // count)), count)
+
+
+@kernel(np)
+def affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
+    """Multiply, and apply bias and ReLU in place."""
+    if x.dtype.itemsize not in (4, 8) or not x.size or not weight.size:
+        return NotImplemented
+    (n, i), o, has_bias = x.shape, weight.shape[0], bias is not None
+    flops = 2 * n * i * o
+    result = np.empty((n, o), x.dtype)
+    _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
+    if has_bias or relu:
+        _finish(result, np.empty(0, x.dtype) if bias is None else bias, relu)
+    y = result if relu else None  # backward keeps it
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dy = np.ascontiguousarray(dy)
+        if y is not None:
+            masked = np.empty((n, o), x.dtype)
+            _masked(dy, y, masked)
+            dy = masked
+        dx = dweight = dbias = None
+        if needs[0]:
+            dx = np.empty((n, i), x.dtype)
+            _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
+        if needs[1]:
+            dweight = np.empty((o, i), x.dtype)
+            if n <= _FEW_ROWS:
+                _outer(dy, np.ascontiguousarray(x), dweight)
+            else:
+                _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
+        if needs[2] and has_bias:
+            dbias = np.empty(o, x.dtype)
+            _sum_rows(dy, dbias)
+        return dx, dweight, dbias
+
+    return result, backward
