@@ -52,7 +52,7 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
     """Make a function the kernel of the body of its name, for the arrays of one library."""
 
     def register(function: F) -> F:
-        _KERNELS[xp][function.__name__] = function
+        _KERNELS.setdefault(xp, {})[function.__name__] = function
         return function
 
     return register
