@@ -1,0 +1,62 @@
+"""Every block of code in `docs/research.md` runs, where its library is installed."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "research.md"
+
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="runs away from the source tree, without docs/")
+
+LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cupy", "mine": "array_api_strict"}
+"""What a block may import, and the package that this needs."""
+
+
+def blocks() -> list[str]:
+    text = PAGE.read_text("utf-8") if PAGE.exists() else ""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def libraries(block: str) -> list[str]:
+    return [name for name in LIBRARIES if re.search(rf"^import {name}\b", block, flags=re.MULTILINE)]
+
+
+def name(block: str) -> str:
+    return "-".join(libraries(block))
+
+
+def stand_in(folder: Path) -> None:
+    """Write the library `mine`: a copy of array-api-strict that goes by that name, so that it is one xcnn never saw."""
+    source = Path(importlib.util.find_spec("array_api_strict").origin).parent
+    shutil.copytree(source, folder / "mine", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    for path in (folder / "mine").rglob("*.py"):
+        path.write_text(path.read_text("utf-8").replace("array_api_strict", "mine"), "utf-8")
+
+
+def test_every_section_has_its_blocks() -> None:
+    assert [name(block) for block in blocks()] == ["torch", "jax", "cupy", "torch", "mine", "jax"]
+
+
+@pytest.mark.parametrize("block", blocks(), ids=name)
+def test_a_block_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for library in libraries(block):
+        if importlib.util.find_spec(LIBRARIES[library]) is None:
+            reason = f"{LIBRARIES[library]} is not installed"
+            if library in request.config.getoption("--require-backend"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        if library == "mine":
+            stand_in(tmp_path)
+    # The block's own folder first, then whatever this process finds xcnn and the libraries by.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
