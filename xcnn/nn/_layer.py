@@ -29,6 +29,8 @@ class Layer(Module):
     _slots: ClassVar[tuple[str, ...]]
     _options: ClassVar[tuple[str, ...]]
 
+    activation: ClassVar[str | None] = None  # for ops that have this option: a container may run a ReLU with the layer
+
     def __init_subclass__(cls, op: Callable[..., Any] | None = None) -> None:
         super().__init_subclass__()
         if op is not None:

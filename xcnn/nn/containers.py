@@ -5,14 +5,15 @@
     nn.Branches(a, b)                  a(x) and b(x), side by side
     nn.Graph([("a", a, "x"), ("b", b, "a"), ("sum", nn.Add(), ("a", "b"))])
 
-All forward and backward logic is in `Graph`. Its backward is the idea of HIPS/autograd's `backward_pass`: visit the
-nodes in reverse, adding up per name the gradients that its consumers return.
+All forward and backward logic is in `Graph`; which nodes it runs as one, `_fused.py` says. Its backward is the idea of
+HIPS/autograd's `backward_pass`: visit the nodes in reverse, adding up per name the gradients that its consumers return.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from xcnn.errors import UsageError, XcnnError, unknown
+from xcnn.nn._fused import Fused, fuse
 from xcnn.nn._module import Module, Once
 from xcnn.nn.functions import Add, Concat
 
@@ -67,8 +68,11 @@ class Graph(Module):
         self._output = known[-1] if output is None else output
         if self._output not in known:
             raise UsageError(f"{kind}: {unknown('output', self._output, known)}")
-        self._steps = _steps(self._nodes, self._output)
-        self._wanted = {need_dx: _wanted(self._steps, need_dx) for need_dx in (False, True)}
+        needed = _leading(self._nodes, self._output)
+        together = fuse(needed)
+        self._singly, self._jointly = _steps(needed, self._output), _steps(together, self._output)
+        self._fused = [module for _, module, _ in together if isinstance(module, Fused)]
+        self._wanted = {need_dx: _wanted(self._singly, need_dx) for need_dx in (False, True)}
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the modules with the names of their nodes."""
@@ -77,10 +81,10 @@ class Graph(Module):
 
     def __call__(self, x: Any) -> Any:
         """Return the output in inference mode, keeping no result longer than it is needed."""
-        return self._run(x, lambda name, module, value: module(value))
+        return self._run(x, self._plan(), lambda name, module, value: module(value))
 
     def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
-        backs: dict[str, Once] = {}
+        steps, backs = self._plan(), dict[str, Once]()
 
         def forward(name: str, module: Module, value: Any) -> Any:
             y, backs[name] = module.forward(value, train)
@@ -89,7 +93,7 @@ class Graph(Module):
         def backward(dy: Any, need_dx: bool) -> Any:
             wanted = self._wanted[need_dx]
             grads = {self._output: dy}
-            for name, _, inputs, _ in reversed(self._steps):
+            for name, _, inputs, _ in reversed(steps):
                 back, dy = backs.pop(name), grads.pop(name, None)
                 if name not in wanted or dy is None:
                     continue
@@ -100,11 +104,15 @@ class Graph(Module):
                         grads[source] = grads[source] + grad if source in grads else grad
             return grads.get("x") if need_dx else None
 
-        return self._run(x, forward), backward
+        return self._run(x, steps, forward), backward
 
-    def _run(self, x: Any, call: Callable[[str, Module, Any], Any]) -> Any:
+    def _plan(self) -> list[Step]:
+        """Return what to run: layers with their ReLUs, or, while one is watched, each by itself."""
+        return self._singly if any(fused.watched() for fused in self._fused) else self._jointly
+
+    def _run(self, x: Any, steps: list[Step], call: Callable[[str, Module, Any], Any]) -> Any:
         values = {"x": x}
-        for name, module, inputs, done in self._steps:
+        for name, module, inputs, done in steps:
             value = values[inputs] if isinstance(inputs, str) else tuple(values[source] for source in inputs)
             try:
                 values[name] = call(name, module, value)
@@ -129,19 +137,31 @@ def _wanted(steps: Sequence[Step], need_dx: bool) -> set[str]:
     return wanted
 
 
-def _steps(nodes: Sequence[Node], output: str) -> list[Step]:
+def _leading(nodes: Sequence[Node], output: str) -> list[Node]:
     """Return the nodes that lead to the output."""
+    leading = []
+    needed = {output}
+    for node in reversed(nodes):
+        if node[0] in needed:
+            leading.append(node)
+            needed.update(_names(node[2]))
+    return leading[::-1]
+
+
+def _steps(nodes: Sequence[Node], output: str) -> list[Step]:
+    """Return the nodes with the names that nothing needs after each."""
     steps = []
     needed = {output}
     for name, module, inputs in reversed(nodes):
-        if name in needed:
-            steps.append((name, module, inputs, set(_names(inputs)) - needed))
-            needed.update(_names(inputs))
+        steps.append((name, module, inputs, set(_names(inputs)) - needed))
+        needed.update(_names(inputs))
     return steps[::-1]
 
 
 def _locate(error: XcnnError, name: str, module: Module) -> None:
     """Open the error's sentence with the layer it came from: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
+    if isinstance(module, Fused):
+        name, module = module.name, module.layer
     inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
     error.layer = f"{name}.{error.layer}" if error.layer else name
     error.args = (f"{inside}{error}",)

@@ -101,8 +101,6 @@ class _AnyConv(_Weighted):
 
 
 class _Conv(_AnyConv):
-    activation: ClassVar[str | None] = None  # a container may run the layer with the ReLU that follows it
-
     def __init__(
         self,
         in_channels: int,

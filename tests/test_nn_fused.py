@@ -1,0 +1,100 @@
+"""A layer and the ReLU behind it run as one call, and nobody can tell but by the time it takes."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from xcnn import nn, ops
+from xcnn._dispatch import portable
+from xcnn.errors import ShapeError
+from xcnn.nn._observe import observing
+
+NETWORKS = {
+    "conv": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, bias=False), nn.ReLU()
+    ),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.ReLU(), nn.Linear(5, 3)),
+    "nested": lambda: nn.Sequential(
+        nn.Residual(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)), nn.ReLU()),
+        nn.ReLU(),
+    ),
+    "graph": lambda: nn.Graph(
+        [
+            ("a", nn.Conv2d(2, 2, 1), "x"),
+            ("b", nn.Conv2d(2, 2, 1), "x"),
+            ("shared", nn.Conv2d(2, 2, 1), "x"),
+            ("relu a", nn.ReLU(), "a"),
+            ("relu b", nn.ReLU(), "b"),
+            ("relu shared", nn.ReLU(), "shared"),
+            ("sum", nn.Add(), ("relu a", "shared", "relu shared", "relu b", "x")),
+        ]
+    ),
+}
+
+
+def results(model, x):
+    """Run a network forward and backward, and once for inference: all arrays that come out, by name."""
+    model.zero_grad()
+    y, backward = model.forward(x)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    dx = backward(dy.astype(x.dtype))
+    return {"y": y, "dx": dx, "inference": model(x), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fused_is_unfused(name, monkeypatch):
+    model, x = NETWORKS[name](), np.random.default_rng(0).standard_normal((4, 2, 6, 6)).astype(np.float32)
+    model.reset_parameters(0)
+    calls = []
+    plain = nn.ReLU._op
+    monkeypatch.setattr(nn.ReLU, "_op", staticmethod(lambda x: (calls.append(1), plain(x))[1]))
+
+    def single():
+        with observing(model, lambda name, layer: layer.forward):
+            return results(model, x)
+
+    with portable(np):
+        fused, count = results(model, x), len(calls)
+        unfused = single()
+        assert len(calls) - count > count
+        assert count == {"conv": 0, "linear": 0, "nested": 4, "graph": 2}[name]
+        for key, array in fused.items():
+            np.testing.assert_array_equal(array, unfused[key], key)
+    compiled, unfused = results(model, x), single()
+    for key, array in compiled.items():
+        np.testing.assert_allclose(array, unfused[key], rtol=1e-5, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(array, fused[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_what_runs_in_a_way_of_its_own_is_left_alone(monkeypatch):
+    class Doubled(nn.Conv2d):
+        def _forward(self, x, train):
+            y, backward = super()._forward(x, train)
+            return 2 * y, lambda dy, need_dx: backward(2 * dy, need_dx)
+
+    class Leaky(nn.ReLU, op=ops.leaky_relu):
+        negative_slope = 0.5
+
+    x = np.random.default_rng(0).standard_normal((1, 1, 5, 5)).astype(np.float32)
+    layer = Doubled(1, 2, 3)
+    y = layer(x)
+    np.testing.assert_array_equal(nn.Sequential(layer, nn.ReLU())(x), np.maximum(y, 0))
+    np.testing.assert_array_equal(nn.Sequential(layer, Leaky())(x), np.maximum(y, y / 2))
+    np.testing.assert_array_equal(nn.Graph([("a", layer, "x"), ("b", nn.ReLU(), "a")], output="a")(x), y)
+
+
+def test_names_stay_and_copies_learn_by_themselves():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    assert list(model.state_dict()) == ["0.weight", "0.bias"]
+    assert [name for name, _ in model.modules()] == ["", "0", "1"]
+    assert [row.layer for row in nn.summary(model, (1, 5, 5)).rows] == ["Conv2d", "ReLU"]
+    with pytest.raises(ShapeError, match=r"^0 \(Conv2d\): conv2d: weight takes 1 input channels, x has 3"):
+        model(np.ones((1, 3, 5, 5), np.float32))
+    x = np.ones((1, 1, 5, 5), np.float32)
+    twin = copy.deepcopy(model)
+    twin[0].weight.data = -np.ones_like(twin[0].weight.data)
+    twin[0].bias.data = -np.ones_like(twin[0].bias.data)
+    assert not twin(x).any()
+    model[0].bias.data = np.full_like(model[0].bias.data, 10)
+    assert model(x).all()
