@@ -17,15 +17,16 @@ import numpy as np
 from numba import njit
 
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._planes import planes
-from xcnn.kernels.cpu._scratch import compiled, scratch
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
 from xcnn.threads import parallel, parts
 
 __all__ = ["convolution"]
 
 _FLOPS_PER_MICROSECOND = 80_000
-_CHUNK_BYTES = 400_000
+_CHUNK_BYTES = 800_000
 """Planes of x and dy that backward goes over together: they should stay in the second-level cache."""
 
 _PARTIAL_BYTES = 1 << 24
@@ -102,13 +103,13 @@ def _lay(image, axes, plane, xs, x0):
                         for j in range(ny):
                             at = x0 + (tz + i) * axes[0, 4] + (ty + j) * axes[1, 4] + tx
                             target = xs[at : at + nx]
-                            source = image[c, z + i * axes[0, 1], y + j * axes[1, 1]]
+                            source = image[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
                             if axes[2, 1] == 1:
                                 for k in range(nx):
-                                    target[k] = source[x + k]
+                                    target[k] = source[k]
                             else:
                                 for k in range(nx):
-                                    target[k] = source[x + k * axes[2, 1]]
+                                    target[k] = source[k * axes[2, 1]]
                     x0 += plane
 
 
@@ -123,13 +124,13 @@ def _gather(ys, step, axes, phase, dx):
             for j in range(ny):
                 at = c * step + i * axes[0, 4] + j * axes[1, 4]
                 source = ys[at : at + nx]
-                target = dx[c, z + i * axes[0, 1], y + j * axes[1, 1]]
+                target = dx[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
                 if axes[2, 1] == 1:
                     for k in range(nx):
-                        target[x + k] = source[k]
+                        target[k] = source[k]
                 else:
                     for k in range(nx):
-                        target[x + k * axes[2, 1]] = source[k]
+                        target[k * axes[2, 1]] = source[k]
 
 
 @compiled
