@@ -188,6 +188,7 @@ def comparison(
     for axes in (left, *right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(shares), frameon=False)
+    columns = min(len(shares), 4 if parted else 3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(_literal(title))
     return _save(figure, path)
