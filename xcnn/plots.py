@@ -15,7 +15,7 @@ from xcnn.errors import XcnnError
 __all__ = ["NoMatplotlibError", "PlotError", "comparison", "confusion", "curves", "prediction"]
 
 _TRAIN, _VALIDATION = "#4477aa", "#ee6677"
-_DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
+_DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
@@ -188,7 +188,7 @@ def comparison(
     for axes in (left, *right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    columns = min(len(shares), 4 if parted else 3)
+    columns = min(len(shares), 4 if parted else 2)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(_literal(title))
     return _save(figure, path)
