@@ -1,4 +1,4 @@
-"""The pictures: learning curves, confusion matrix, one prediction, devices compared.
+"""The pictures: learning curves, confusion matrix, one prediction, devices compared, speeds.
 
 Matplotlib (extra `plots`) loads only when asked.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from xcnn._files import replacing
 from xcnn.errors import XcnnError
 
-__all__ = ["NoMatplotlibError", "PlotError", "comparison", "confusion", "curves", "prediction"]
+__all__ = ["NoMatplotlibError", "PlotError", "comparison", "confusion", "curves", "prediction", "speeds"]
 
 _TRAIN, _VALIDATION = "#4477aa", "#ee6677"
 _DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
@@ -190,5 +190,36 @@ def comparison(
         axes.grid(alpha=0.3)
     columns = min(len(shares), 4 if parted else 2)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(_literal(title))
+    return _save(figure, path)
+
+
+def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, title: str = "") -> Path:
+    """Draw how many images per second contestants process, case by case, to a PNG.
+
+    Parameters
+    ----------
+    rates : by case and contestant: images per second, and the ends of the line through the dot that shows the spread.
+    path : the PNG to write.
+    title : stands above.
+    """
+    names = list(dict.fromkeys(name for row in rates.values() for name in row))
+    figure = _figure(8, 1.6 + 0.3 * len(rates))
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        shown = [(j, row[name]) for j, row in enumerate(rates.values()) if name in row]
+        height = [j + 0.5 * (i + 0.5) / len(names) - 0.25 for j, _ in shown]
+        colour = _DEVICES[i % len(_DEVICES)]
+        axes.hlines(height, [low for _, (_, low, _) in shown], [high for _, (_, _, high) in shown], color=colour)
+        axes.plot([rate for _, (rate, _, _) in shown], height, ".", color=colour, markersize=6, label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(len(rates) - 0.5, -0.5)
+    axes.set_yticks(range(len(rates)), [_literal(case) for case in rates], fontsize=7)
+    axes.set_xlabel("images per second (lines: quartiles of the rounds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 4), frameon=False
+    )
     figure.suptitle(_literal(title))
     return _save(figure, path)

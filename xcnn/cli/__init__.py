@@ -12,6 +12,7 @@ import cyclopts
 import numpy as np
 
 from xcnn.cli._console import error_line, stderr
+from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
@@ -29,7 +30,7 @@ app = cyclopts.App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says something before it ends
 )
-for _command in (train, evaluate, predict, compare, models, datasets, devices):
+for _command in (train, evaluate, predict, compare, bench, models, datasets, devices):
     app.command(_command)
 
 

@@ -1,9 +1,16 @@
-"""Devices side by side: the error of every op and layer in units of a budget, how far training parts, and speed."""
+"""Devices side by side: the error of every op and layer in units of a budget, how far training parts, and speed.
+
+`bench` compares speed and memory with other libraries, too.
+"""
 
 from xcnn.compare.batches import batches
+from xcnn.compare.bench import Result, Timing, bench, contestants
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
+from xcnn.compare.case import MODES, Case
+from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.layers import layer_errors
+from xcnn.compare.machine import machine
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors
 from xcnn.compare.speed import Speed, SpeedError, speed
@@ -11,16 +18,25 @@ from xcnn.compare.steps import PARTING, distances
 
 __all__ = [
     "BUDGETS",
+    "MODES",
     "PARTING",
+    "PEERS",
     "WIDE",
     "Budget",
+    "Case",
+    "Contestant",
     "Error",
     "Finding",
+    "Result",
     "Speed",
     "SpeedError",
+    "Timing",
     "batches",
+    "bench",
+    "contestants",
     "distances",
     "layer_errors",
+    "machine",
     "markdown",
     "nearest",
     "op_errors",

@@ -7,11 +7,16 @@ import numpy as np
 from xcnn import models, nn
 from xcnn.errors import UsageError, unknown
 
-__all__ = ["MODES", "Case"]
+__all__ = ["CLASSES", "MODES", "MOMENTUM", "Case"]
 
 MODES = ("train", "infer")
+"""What a step may be."""
 
 CLASSES = 10
+"""How many scores a network gives per image."""
+
+MOMENTUM = 0.9
+"""Of the SGD that all train with."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class Case:
     batch : images per step.
     mode : `"train"`, steps of mean cross-entropy and SGD; or `"infer"`, the scores of a batch.
     threads : how many each contestant may use.
+    lr : the learning rate; by default so small that the weights stay, and each step is as much work as the first. A
+        batch of one is learned by heart in a few steps, or kills the network: no gradient is left then, and what
+        momentum keeps decays into subnormal numbers, which some processors are slow at.
 
     Raises
     ------
@@ -35,6 +43,7 @@ class Case:
     batch: int
     mode: str
     threads: int
+    lr: float = 1e-9
 
     def __post_init__(self) -> None:
         if self.model not in models.MODELS:

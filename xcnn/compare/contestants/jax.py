@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
-from xcnn.compare.case import Case
+from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.compare.steps import LR, MOMENTUM
 from xcnn.errors import unknown
 from xcnn.ops._options import integers
 
@@ -38,7 +37,7 @@ def opened(case: Case, variant: str) -> Iterator[Step]:
     def train(weights: Arrays, velocity: Arrays, statistics: Arrays, *batch: Any) -> tuple[Any, ...]:
         (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(weights, statistics, *batch)
         velocity = {name: MOMENTUM * velocity[name] + grads[name] for name in grads}
-        return loss, {name: weights[name] - LR * velocity[name] for name in weights}, velocity, statistics
+        return loss, {name: weights[name] - case.lr * velocity[name] for name in weights}, velocity, statistics
 
     def infer(arrays: Arrays, images: Any) -> Any:
         return _Pass(arrays, variant, train=False)(network, "", images)

@@ -8,9 +8,10 @@ import numpy as np
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Step
 
-__all__ = ["FLOPS", "opened"]
+__all__ = ["FLOPS", "SIZE", "opened"]
 
 SIZE = 1536
+"""Rows and columns of both."""
 
 FLOPS = 2 * SIZE**3
 """Floating-point operations of a step."""

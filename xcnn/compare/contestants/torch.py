@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from xcnn import nn
-from xcnn.compare.case import Case
+from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.compare.steps import LR, MOMENTUM
 from xcnn.errors import unknown
 
 __all__ = ["opened"]
@@ -35,14 +34,14 @@ def _stepper(case: Case, layout: Any) -> Step:
     model.load_state_dict({name: torch.from_numpy(array) for name, array in network.state_dict().items()})
     model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
 
-    @torch.inference_mode()
     def infer() -> Any:
-        return model(x).numpy()
+        with torch.inference_mode():
+            return model(x).numpy()
 
     if case.mode == "infer":
         model.eval()
         return infer
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM)
 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)

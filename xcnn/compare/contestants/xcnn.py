@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
-from xcnn.compare.case import Case
+from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.compare.steps import trainer
-from xcnn.device import device, one_blas_thread
+from xcnn.device import device
+from xcnn.optim import SGD
+from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
 from xcnn.training import Trainer
 from xcnn.training.inference import place
 
@@ -23,9 +24,15 @@ def opened(case: Case, variant: str) -> Iterator[Step]:
 @contextlib.contextmanager
 def ready(case: Case, variant: str) -> Iterator[Trainer]:
     """Give a trainer on the device `variant`, threads set as in `fit`."""
-    training = trainer(case.network(), device(variant), "float32")
-    with one_blas_thread():
-        yield training
+    model = case.network()
+    training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=device(variant))
+    threads = get_num_threads()
+    set_num_threads(case.threads)
+    try:
+        with one_blas_thread():
+            yield training
+    finally:
+        set_num_threads(threads)
 
 
 def stepper(case: Case, training: Trainer) -> Step:

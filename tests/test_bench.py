@@ -1,0 +1,283 @@
+"""`xcnn bench` and its room: all contestants compute the same, work is counted right, no worker hangs or is lost."""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcnn import compare, models, plots
+from xcnn.cli import main
+from xcnn.compare import worker
+from xcnn.compare.bench import Result, Timing
+from xcnn.compare.memory import growth
+from xcnn.compare.profile import profile
+from xcnn.errors import UsageError
+
+OURS = compare.Contestant("xcnn", "cpu")
+PEERS = compare.contestants([], compare.PEERS)
+QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
+
+
+@pytest.fixture
+def xcnn(capsys, monkeypatch, tmp_path):
+    """Run the command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main(["bench", *map(str, argv)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def steps(contestant, case, count):
+    with contestant.opened(case) as step:
+        return [step() for _ in range(count)]
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("model", models.MODELS)
+def test_a_peer_trains_as_we_do(model, peer):
+    """With a learning rate that lets the losses tell of the gradients."""
+    pytest.importorskip(peer.name)
+    case = compare.Case(model, 4, "train", 1, lr=1e-3)
+    ours, theirs = steps(OURS, case, 4), steps(peer, case, 4)
+    assert max(ours) - min(ours) > 1e-3
+    np.testing.assert_allclose(theirs, ours, rtol=2e-5)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("model", models.MODELS)
+def test_a_peer_infers_as_we_do(model, peer):
+    pytest.importorskip(peer.name)
+    case = compare.Case(model, 3, "infer", 1)
+    (ours,), (theirs,) = steps(OURS, case, 1), steps(peer, case, 1)
+    assert ours.shape == (3, 10)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5 * np.abs(ours).max())
+
+
+def test_the_threads_of_a_contestant_are_set_back():
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    with compare.Contestant("torch", "NCHW").opened(compare.Case("report", 1, "train", before + 1)):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_work_is_counted_as_by_hand():
+    first, second = 28 * 28 * 6 * 25, 10 * 10 * 16 * 6 * 25
+    linear = [400 * 120, 120 * 84, 84 * 10]
+    forward = dict(zip(["0", "3", "7", "9", "11"], [first, second, *linear], strict=True))
+    found = compare.Case("lenet5", 8, "infer", 1).flops()
+    assert found == {name: 2 * 8 * work for name, work in forward.items()}
+    found = compare.Case("lenet5", 8, "train", 1).flops()
+    assert found == {name: 2 * 8 * work * (2 if name == "0" else 3) for name, work in forward.items()}
+
+
+def test_every_step_is_as_much_work_as_the_first():
+    """The weights hardly move, so that no gradient vanishes and nothing decays into subnormal numbers."""
+    losses = steps(OURS, compare.Case("lenet5", 1, "train", 1), 200)
+    assert losses[-1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def timing(contestant, *rounds):
+    return Timing(contestant, 10, 1.0, rounds, None)
+
+
+def test_statistics_by_hand():
+    ours = timing(OURS, 1.0, 2.0, 4.0)
+    fast, slow = (timing(compare.Contestant("torch", layout), *rounds) for layout, rounds in
+                  (("channels_last", (3.0, 2.0, 2.0)), ("NCHW", (9.0, 9.0, 1.0))))  # fmt: skip
+    assert ours.images_per_second == 5
+    assert ours.quartiles == (3.75, 7.5)
+    assert timing(OURS, 2.0).quartiles == (5, 5)
+    assert ours.ratio(fast) == 1  # of 3, 1 and 1/2
+    assert ours.ratio(slow) == 4.5  # of 9, 4.5 and 1/4
+    case = compare.Case("report", 10, "train", 1)
+    assert Result(case, (ours,), (slow, fast), 1, 1.0).best is fast
+    assert Result(case, (ours,), (), 1, 1.0).best is None
+
+
+def test_memory_is_what_was_taken_meanwhile():
+    grown = growth()
+    if grown() is None:
+        pytest.skip("the system does not tell")
+    np.ones(2**23)  # 64 MiB, written to
+    assert 0.9 * 2**26 < grown() < 2**27  # the system counts in lumps
+    assert growth()() < 2**22  # a new peak begins
+
+
+@pytest.mark.parametrize("mode", compare.MODES)
+def test_a_profile_accounts_for_the_whole_step(mode):
+    case = compare.Case("resnet20", 2, mode, 1)
+    rows = profile(case, "cpu", 0.01)
+    assert [row.what for row in rows[-2:]] == (
+        ["update", "loss and the rest"] if mode == "train" else ["Linear", "the rest"]
+    )
+    assert sum(row.share for row in rows) == pytest.approx(1, abs=0.3)  # medians need not add up
+    conv = next(row for row in rows if row.name == "3.body.0")
+    assert conv.what == "Conv2d"
+    assert conv.forward > 0
+    assert (conv.backward > 0) == (mode == "train")
+    assert conv.flops == 2 * 2 * 32 * 32 * 16 * 16 * 9 * (3 if mode == "train" else 1)
+
+
+def test_a_worker_that_dies_is_one_sentence_at_once():
+    with worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one:
+        assert one.ask("ready") is None
+        one.process.kill()
+        with pytest.raises(compare.SpeedError, match=r"xcnn cpu fails at report, batch 1, train: .* exit code -9"):
+            one.ask("burst", seconds=0.1)
+
+
+def test_a_worker_that_fails_gives_its_reason():
+    with (
+        worker.Worker(compare.Contestant("xcnn", "cdua"), compare.Case("report", 1, "train", 1)) as one,
+        pytest.raises(compare.SpeedError, match=r"xcnn cdua fails at .*: .*unknown device 'cdua'; did you mean 'cuda'"),
+    ):
+        one.ask("ready")
+
+
+def test_a_worker_that_is_silent_is_given_up(monkeypatch):
+    monkeypatch.setattr(worker, "PATIENCE", 0.5)
+    with (
+        worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one,
+        pytest.raises(compare.SpeedError, match=r"no answer in 0\.5 seconds"),
+    ):
+        one.ask("burst", seconds=60)
+
+
+def test_workers_end_with_the_context():
+    with worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one:
+        pass
+    assert one.process.returncode is not None
+
+
+def test_json_lines(xcnn):
+    code, out, err = xcnn(*QUICK, "--mode", "both", "--json", "--profile")
+    assert code == 0
+    head, *lines = map(json.loads, out.splitlines())
+    assert list(head) == ["kind", "cpu", "cores", "load", "versions", "threads"]
+    assert head["threads"] == 1
+    assert head["versions"]["numpy"] == np.__version__
+    speeds = [line for line in lines if line["kind"] == "speed"]
+    assert [(line["mode"], line["contestant"], line["variant"]) for line in speeds] == [
+        ("train", "xcnn", "cpu"), ("infer", "xcnn", "cpu"),
+    ]  # fmt: skip
+    for line in speeds:
+        assert line["images_per_second"] == pytest.approx(2 / line["rounds"][0])
+        assert line["first"] > 0
+        assert line["gflops"] > 0
+        assert line["ratios"] == {}
+    layers = [line for line in lines if line["kind"] == "profile" and line["mode"] == "train"]
+    assert [line["what"] for line in layers] == [
+        "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "update", "loss and the rest",
+    ]  # fmt: skip
+    assert len(speeds) + sum(line["kind"] == "profile" for line in lines) == len(lines)
+    assert "report, batch 2, infer (2 of 2)" in err
+
+
+def test_table_against_pytorch(xcnn, tmp_path):
+    pytest.importorskip("torch")
+    code, out, err = xcnn(*QUICK, "--against", "torch", "--profile", "--plot", "speeds.png")
+    assert code == 0
+    lines = out.splitlines()
+    assert "1 thread of" in lines[0]
+    assert "torch 2" in lines[0]
+    (header,) = (line for line in lines if line.startswith("model"))
+    ours, theirs = "images/s  spread  GFLOP/s  of-peak memory first", "ratio best peer images/s spread memory"
+    assert header.split() == f"model batch {ours} {theirs}".split()
+    (row,) = (line for line in lines if line.startswith("report "))
+    assert any(layout in row for layout in compare.PEERS["torch"])
+    (mean,) = (line for line in lines if line.startswith("train on cpu: geometric mean of the ratios"))
+    assert mean.endswith("(report, batch 2)")
+    assert any(line.split()[:2] == ["0", "Conv2d"] for line in lines)
+    assert "picture: speeds.png" in err
+    with Image.open(tmp_path / "speeds.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+def test_means_in_json(xcnn):
+    pytest.importorskip("torch")
+    code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], "--against", "torch", "--json")
+    assert code == 0
+    *_, mean = lines = [json.loads(line) for line in out.splitlines()]
+    ratios = {line["model"]: line["ratio"] for line in lines if line.get("contestant") == "xcnn"}
+    assert mean["kind"] == "mean"
+    assert mean["geometric_mean"] == pytest.approx(math.sqrt(ratios["report"] * ratios["lenet5"]))
+    assert mean["lowest"] == min(ratios.values())
+    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == set(compare.PEERS["torch"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--models", "lenet"], "unknown model 'lenet'; did you mean 'lenet5'?"),
+        (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
+        (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
+        (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
+        (["--batch-sizes", "1,many"], "--batch-sizes takes integers with commas between, got '1,many'"),
+        (["--batch-sizes", "0"], "batch size must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
+        (["--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["--seconds", "0"], "seconds must be more than 0, got 0"),
+        (["--models", ","], "name at least one model"),
+    ],
+)
+def test_requests_that_cannot_be_meant(xcnn, argv, message):
+    code, out, err = xcnn(*argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_peer_that_is_not_installed(xcnn, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, out, err = xcnn(*QUICK, "--against", "jax")
+    assert (code, out) == (1, "")
+    assert "error: bench: jax is not installed; pip install jax" in err
+
+
+def test_no_round_is_no_benchmark():
+    cases = [compare.Case("report", 1, "train", 1)]
+    with pytest.raises(UsageError, match="rounds must be at least 1"):
+        list(compare.bench(cases, [OURS], 0, 0.1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_ctrl_c_ends_the_workers(tmp_path):
+    """They are in sessions of their own, which the signal does not reach."""
+    command = [sys.executable, "-m", "xcnn", "bench", "--models", "report", "--batch-sizes", "2", "--seconds", "60"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "(1 of 1)" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+        assert process.wait(30) == 130
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert workers
+    for one in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(one), 0)
+
+
+def test_the_picture_shows_every_contestant(tmp_path):
+    rates = {
+        "lenet5 at $5": {"xcnn cpu": (10.0, 9.0, 12.0), "torch NCHW": (20.0, 20.0, 20.0)},
+        "report": {"xcnn cpu": (5, 4, 6)},
+    }
+    with Image.open(plots.speeds(rates, tmp_path / "speeds.png", "2 threads")) as image:
+        assert np.asarray(image.convert("L")).std() > 5  # not blank

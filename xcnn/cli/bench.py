@@ -1,0 +1,235 @@
+"""`xcnn bench`."""
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from xcnn import compare as room
+from xcnn import plots
+from xcnn.cli._console import note, print_json, print_table, stdout
+from xcnn.device import LIBRARIES, device
+from xcnn.errors import UsageError, unknown
+from xcnn.threads import get_num_threads
+
+__all__ = ["bench"]
+
+
+def bench(
+    *,
+    models: str = "report,lenet5,mnist_cnn,vgg_small",
+    batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
+    mode: str = "train",
+    devices: str = "cpu",
+    against: str = "",
+    threads: int | None = None,
+    rounds: int = 5,
+    seconds: float = 0.4,
+    profile: Annotated[bool, Parameter(negative=())] = False,
+    plot: Path | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Measure the speed and memory of training and inference, and of other libraries at the same work.
+
+    Each contestant has a process of its own; they take turns, round by round. Peers build the same network with the
+    same weights, batch, loss and optimizer, in several memory layouts, of which the fastest counts. A ratio is that of
+    our images/s to theirs, within a round, the median over the rounds; above 1 we are faster.
+
+    Parameters
+    ----------
+    models
+        networks by name, with commas between; see `xcnn models`.
+    batch_sizes
+        images per step, with commas between.
+    mode
+        train (with the optimizer's update), infer, or both.
+    devices
+        where xcnn computes, with commas between; see `xcnn devices`.
+    against
+        the libraries to compare with, with commas between: torch, jax.
+    threads
+        how many each may use; all cores that this process may use if left out.
+    rounds
+        how often each contestant has its turn.
+    seconds
+        how long a turn is, about.
+    profile
+        say where our time goes, layer by layer, forward and backward.
+    plot
+        a PNG to draw the speeds to.
+    json
+        print JSON lines on stdout: one about the machine, one per contestant and case, and the mean ratios.
+    """
+    threads = get_num_threads() if threads is None else threads
+    peers, ours = _names(against), [device(name).name for name in _names(devices)]
+    modes = room.MODES if mode == "both" else (mode,)
+    cases = [
+        room.Case(model, batch, one, threads)
+        for one in modes
+        for model in _names(models)
+        for batch in _numbers(batch_sizes)
+    ]
+    if not cases or not ours:
+        raise UsageError("bench: name at least one model, one batch size and one device, with commas between")
+    _check(peers)
+    running = room.bench(cases, room.contestants(ours, peers), rounds, seconds, profile)
+    _head(room.machine([LIBRARIES[name].module for name in peers]), threads, json)
+    results: list[room.Result] = []
+    for number, case in enumerate(cases, 1):
+        note(f"{case} ({number} of {len(cases)})")
+        results.append(next(running))
+        if json:
+            _print_lines(results[-1])
+    for one in modes:
+        chosen = [result for result in results if result.case.mode == one]
+        if not json:
+            _print_results(one, chosen)
+        _print_means(one, chosen, json)
+    if profile and not json:
+        for result in results:
+            _print_profiles(result)
+    if plot is not None:
+        rows = {str(r.case): {str(t.contestant): (t.images_per_second, *t.quartiles) for t in (*r.ours, *r.peers)}
+                for r in results}  # fmt: skip
+        note(f"picture: {plots.speeds(rows, plot, _threads(threads))}")
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name for name in text.replace(" ", "").split(",") if name))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise UsageError(f"--batch-sizes takes integers with commas between, got {text!r}") from None
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _check(peers: Sequence[str]) -> None:
+    for name in peers:
+        if name not in room.PEERS:
+            raise unknown("peer", name, room.PEERS)
+    for name in peers:
+        if importlib.util.find_spec(LIBRARIES[name].module) is None:
+            raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].mend}")
+
+
+def _head(machine: dict[str, Any], threads: int, as_json: bool) -> None:
+    """Say what it is measured on, and whether others are at work there."""
+    if as_json:
+        print_json({"kind": "machine", **machine, "threads": threads})
+    else:
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
+        stdout.print(f"{where}; {versions}", markup=False, soft_wrap=True)
+    if machine["load"] is not None and machine["load"] > 0.5:
+        note(f"other programs are at work here (load {machine['load']:.1f}): all figures suffer, and not all alike")
+
+
+def _print_lines(result: room.Result) -> None:
+    """Print a JSON line per contestant, and per line of its profile."""
+    case = {"mode": result.case.mode, "model": result.case.model, "batch": result.case.batch}
+    for timing in (*result.ours, *result.peers):
+        rate = result.flops / timing.seconds
+        who = {"contestant": timing.contestant.name, "variant": timing.contestant.variant}
+        low, high = timing.quartiles
+        figures = {
+            "images_per_second": timing.images_per_second,
+            "quartiles": [low, high],
+            "rounds": timing.rounds,
+            "first": timing.first,
+            "memory": timing.memory,
+            "gflops": rate / 1e9,
+            "peak_share": rate / result.peak,
+        }
+        ratios = {str(peer.contestant): timing.ratio(peer) for peer in result.peers}
+        best = {"best_peer": str(result.best.contestant), "ratio": timing.ratio(result.best)} if result.best else {}
+        ours = {"ratios": ratios, **best} if timing in result.ours else {}
+        print_json({"kind": "speed", **case, **who, **figures, **ours})
+        for row in timing.profile:
+            print_json({"kind": "profile", **case, **who, **dataclasses.asdict(row)})
+
+
+def _print_results(mode: str, results: Sequence[room.Result]) -> None:
+    columns = ["model", "batch", "device", "images/s", "spread", "GFLOP/s", "of-peak", "memory", "first"]
+    theirs = ["ratio", "best peer", "images/s", "spread", "memory"]
+    peers, several = any(result.peers for result in results), any(len(result.ours) > 1 for result in results)
+    rows = []
+    for result in results:
+        for timing in result.ours:
+            rate = result.flops / timing.seconds
+            work = (f"{rate / 1e9:.1f}", f"{rate / result.peak:.0%}", _bytes(timing.memory), _time(timing.first))
+            row: tuple[Any, ...] = (result.case.model, result.case.batch, timing.contestant.variant, *_rate(timing))
+            row = (*row, *work)
+            if best := result.best:
+                row = (*row, f"{timing.ratio(best):.2f}", str(best.contestant), *_rate(best), _bytes(best.memory))
+            rows.append(row if several else (*row[:2], *row[3:]))
+    if not several:
+        columns.remove("device")
+    title = (
+        f"\n{mode}: medians over the rounds; spread: half the distance of their quartiles; of-peak: share of a large"
+        "\nmatrix product's speed; memory: growth of the process since before the first step; first: the first step"
+    )
+    right = "batch images/s spread GFLOP/s of-peak memory first ratio"
+    print_table(*columns, *(theirs if peers else ()), rows=rows, right=right, title=title)
+
+
+def _rate(timing: room.Timing) -> tuple[str, str]:
+    low, high = timing.quartiles
+    return f"{timing.images_per_second:,.0f}", f"{(high - low) / 2 / timing.images_per_second:.0%}"
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s"
+
+
+def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> None:
+    """Say, for each device, the geometric mean of the ratios to the best peer, and the lowest."""
+    ratios: dict[str, dict[str, float]] = {}
+    for result in results:
+        if result.best is not None:
+            for timing in result.ours:
+                of = f"{result.case.model}, batch {result.case.batch}"
+                ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(result.best)
+    for name, found in ratios.items():
+        mean, lowest = (
+            math.exp(math.fsum(map(math.log, found.values())) / len(found)),
+            min(found, key=found.__getitem__),
+        )
+        if as_json:
+            line = {"kind": "mean", "mode": mode, "device": name, "geometric_mean": mean}
+            print_json(line | {"lowest": found[lowest], "lowest_of": lowest})
+        else:
+            text = f"geometric mean of the ratios {mean:.2f}, lowest {found[lowest]:.2f} ({lowest})"
+            stdout.print(f"\n{mode} on {name}: {text}", markup=False, soft_wrap=True)
+
+
+def _print_profiles(result: room.Result) -> None:
+    for timing in result.ours:
+        rows: list[tuple[Any, ...]] = []
+        for row in timing.profile:
+            both = row.forward + row.backward
+            speed = f"{row.flops / both / 1e9:.1f}" if row.flops and both else ""
+            rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
+        whole = [sum(times) for times in zip(*((row.forward, row.backward) for row in timing.profile), strict=True)]
+        rows.append(("", "all", *map(_milli, whole), "", ""))
+        title = f"\n{result.case}, {timing.contestant}: milliseconds of a step, medians"
+        columns = ("layer", "what", "forward", "backward", "share", "GFLOP/s")
+        print_table(*columns, rows=rows, right="forward backward share GFLOP/s", title=title)
+
+
+def _milli(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f}" if seconds else ""
