@@ -7,6 +7,7 @@ from types import ModuleType
 import array_api_compat
 
 from xcnn._array import Array, add_slice, namespace, zeros
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import integers
@@ -118,6 +119,17 @@ def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
     return xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
 
 
+@body
+def _map_means(xp: ModuleType, x: Array) -> Result:
+    """Take the means of rows (n, c, pixels)."""
+    y, shape = xp.mean(x, axis=-1), x.shape
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (zeros(xp, shape, dy) + (dy / shape[2])[..., None] if needs[0] else None,)
+
+    return y, backward
+
+
 @op("x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
 def global_avg_pool(x: Array) -> Result:
     """Take the mean of each map.
@@ -137,14 +149,12 @@ def global_avg_pool(x: Array) -> Result:
         Where x has no spatial axis, an empty one, or no floating-point dtype.
     """
     xp = namespace("global_avg_pool", x=x)
-    y = xp.mean(_flat_maps("global_avg_pool", xp, x), axis=-1)
+    y, rows_backward = _map_means(xp, _flat_maps("global_avg_pool", xp, x))
     shape = x.shape
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        share = dy / math.prod(shape[2:])
-        return (zeros(xp, shape, dy) + xp.reshape(share, (*dy.shape, *(1,) * len(shape[2:]))),)
+        (dx,) = rows_backward(dy, needs)
+        return (None if dx is None else xp.reshape(dx, shape),)
 
     return y, backward
 

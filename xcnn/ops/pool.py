@@ -13,6 +13,7 @@ from typing import Any
 import array_api_compat
 
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers, integers
@@ -80,18 +81,8 @@ def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
     return set_slice if all(a.stride >= a.extent for a in axes) else add_slice
 
 
-def _max_pool(
-    rank: int,
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None,
-    padding: Integers,
-    dilation: Integers,
-    ceil_mode: bool,
-) -> Result:
-    name = f"max_pool{rank}d"
-    xp = namespace(name, x=x)
-    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, dilation, ceil_mode)
+@body
+def _max_pooling(xp: ModuleType, x: Array, axes: Axes) -> Result:
     y = _fold(xp, xp.maximum, x, axes, -xp.inf)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -113,6 +104,21 @@ def _max_pool(
     return y, backward
 
 
+def _max_pool(
+    rank: int,
+    x: Array,
+    kernel_size: Integers,
+    stride: Integers | None,
+    padding: Integers,
+    dilation: Integers,
+    ceil_mode: bool,
+) -> Result:
+    name = f"max_pool{rank}d"
+    xp = namespace(name, x=x)
+    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pooling(xp, x, axes)
+
+
 def _max_samples(rank: int) -> list[Any]:
     sizes = (6, 5, 4)[:rank]
     return [
@@ -128,7 +134,7 @@ def _max_samples(rank: int) -> list[Any]:
     ]
 
 
-@op("x", saves="x y", samples=_max_samples(2))
+@op("x", saves="x? y? winners?", samples=_max_samples(2))
 def max_pool2d(
     x: Array,
     kernel_size: Integers,
@@ -151,8 +157,8 @@ def max_pool2d(
     y : (n, c, oh, ow) with `oh = (h + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, the division
         rounded up in `ceil_mode`. NaN where a window has one.
     backward : dy -> (dx,). The first maximum of each window, in row-major order, gets its gradient; in a window with
-        NaN the first NaN. It keeps x and y, and finds the maxima again. An infinite dy makes the rest of its window
-        NaN, not 0.
+        NaN the first NaN. It keeps x and y, and finds the maxima again; or, in compiled code, a byte per window. An
+        infinite dy may make the rest of its window NaN, not 0.
 
     Raises
     ------
@@ -162,7 +168,7 @@ def max_pool2d(
     return _max_pool(2, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("x", saves="x y", samples=_max_samples(1))
+@op("x", saves="x? y? winners?", samples=_max_samples(1))
 def max_pool1d(
     x: Array,
     kernel_size: Integers,
@@ -175,7 +181,7 @@ def max_pool1d(
     return _max_pool(1, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("x", saves="x y", samples=_max_samples(3))
+@op("x", saves="x? y? winners?", samples=_max_samples(3))
 def max_pool3d(
     x: Array,
     kernel_size: Integers,
@@ -196,19 +202,32 @@ def _counts(axis: Axis, padding: bool) -> tuple[int, ...]:
     return tuple(min(s + axis.kernel, axis.size + margin) - max(s, -margin) for s in starts)
 
 
-def _divide(xp: ModuleType, a: Array, axes: Axes, padding: bool, divisor: int | None) -> Array:
+Counts = tuple[tuple[int, ...], ...]
+"""Per axis, the pixels that count of each window."""
+
+
+def _divide(xp: ModuleType, a: Array, counts: Counts, divisor: int | None) -> Array:
     """Divide each window by the number of its pixels, or all by `divisor`."""
     if divisor is not None:
         return a / divisor
     scale = 1
-    for dim, axis in _dims(axes):
-        counts = _counts(axis, padding)
-        if min(counts) == max(counts):
-            scale *= counts[0]
+    for dim, along_axis in enumerate(counts, -len(counts)):
+        if min(along_axis) == max(along_axis):
+            scale *= along_axis[0]
         else:
-            column = xp.asarray(counts, dtype=a.dtype, device=array_api_compat.device(a))
+            column = xp.asarray(along_axis, dtype=a.dtype, device=array_api_compat.device(a))
             a = a / xp.reshape(column, (-1, *(1,) * (-dim - 1)))
     return a / scale
+
+
+@body
+def _average_pooling(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int | None) -> Result:
+    y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), counts, divisor)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (_spread(xp, _divide(xp, dy, counts, divisor), axes) if needs[0] else None,)
+
+    return y, backward
 
 
 def _avg_pool(
@@ -226,14 +245,8 @@ def _avg_pool(
     if divisor_override is not None:
         (divisor_override,) = integers(name, "divisor_override", divisor_override, 1)
     axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, 1, ceil_mode)
-    y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), axes, count_include_pad, divisor_override)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        return (_spread(xp, _divide(xp, dy, axes, count_include_pad, divisor_override), axes),)
-
-    return y, backward
+    counts = tuple(_counts(axis, count_include_pad) for axis in axes)
+    return _average_pooling(xp, x, axes, counts, divisor_override)
 
 
 def _avg_samples(rank: int) -> list[Any]:

@@ -1,8 +1,13 @@
-"""Kernels for NumPy arrays."""
+"""Kernels for NumPy arrays. A later module's kernel takes the place of an earlier one's of the same name."""
 
 import importlib.util
+
+from xcnn.kernels.cpu import columns  # noqa: F401
+from xcnn.kernels.cpu._memory import keep_freed_memory
 
 __all__: list[str] = []
 
 if importlib.util.find_spec("numba") is not None:
-    from xcnn.kernels.cpu import conv, linear  # noqa: F401
+    from xcnn.kernels.cpu import conv, linear, optim, pool  # noqa: F401
+
+keep_freed_memory()
