@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
+from xcnn._dispatch import body
 from xcnn.errors import UsageError, unknown
 from xcnn.ops._erf import erf
 from xcnn.ops._op import Gradients, Result, op, sample
@@ -18,6 +19,16 @@ __all__ = ["elu", "gelu", "leaky_relu", "logistic", "relu", "sigmoid", "silu", "
 
 
 _X = {"x": (2, 3, 4)}
+
+
+@body
+def _rectifier(xp: ModuleType, x: Array) -> Result:
+    y = xp.maximum(x, 0.0)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (dy * xp.astype(y != 0.0, dy.dtype) if needs[0] else None,)
+
+    return y, backward
 
 
 @op("x", saves="y", samples=[sample(_X)])
@@ -31,20 +42,15 @@ def relu(x: Array) -> Result:
     Returns
     -------
     y : the shape of x.
-    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. An infinite dy becomes NaN, not 0, where the slope is 0.
+    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. An infinite dy may become NaN, not 0, where the slope is
+        0.
 
     Raises
     ------
     DtypeError
         For something that is no floating-point array.
     """
-    xp = namespace("relu", x=x)
-    y = xp.maximum(x, 0.0)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * xp.astype(y != 0.0, dy.dtype) if needs[0] else None,)
-
-    return y, backward
+    return _rectifier(namespace("relu", x=x), x)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
