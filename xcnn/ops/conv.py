@@ -51,6 +51,20 @@ def _weight_gradient(xp: ModuleType, x: Array, dy: Array, axes: Axes, g: int) ->
     return xp.reshape(xp.sum(dweight, axis=0), (o, c // g, *(a.kernel for a in axes)))
 
 
+@body
+def _transposed_convolution(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
+    """Spread a batch."""
+    has_bias = bias is not None
+    y = _add_bias(xp, _spread(xp, x, weight, axes, g), bias)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = _convolve(xp, dy, weight, axes, g) if needs[0] else None
+        dweight = _weight_gradient(xp, dy, x, axes, g) if needs[1] else None
+        return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
+
+    return y, backward
+
+
 def _bias_gradient(xp: ModuleType, dy: Array) -> Array:
     return xp.sum(dy, axis=(0, *range(2, dy.ndim)))
 
@@ -60,9 +74,7 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 
 @body
-def _convolution(
-    xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool
-) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients]]:
+def _convolution(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
     """Convolve a batch, then cut off what is negative if `relu` says so."""
     has_bias = bias is not None
     result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
@@ -122,15 +134,7 @@ def _conv(
     _check(name, rank, x, weight, bias, groups, transposed=False)
     relu = is_relu(name, activation)
     axes = window_axes(name, tuple(x.shape[-rank:]), tuple(weight.shape[2:]), stride, padding, dilation)
-    if x.ndim == rank + 2:
-        return _convolution(xp, x, weight, bias, axes, groups, relu)
-    batch, batch_backward = _convolution(xp, x[None, ...], weight, bias, axes, groups, relu)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx, dweight, dbias = batch_backward(dy[None, ...], needs)
-        return None if dx is None else dx[0, ...], dweight, dbias
-
-    return batch[0, ...], backward
+    return _batched(_convolution, rank, xp, x, weight, bias, axes, groups, relu)
 
 
 def _conv_transpose(
@@ -147,20 +151,22 @@ def _conv_transpose(
     name = f"conv_transpose{rank}d"
     xp = namespace(name, x=x, weight=weight, bias=bias)
     _check(name, rank, x, weight, bias, groups, transposed=True)
-    single, has_bias = x.ndim == rank + 1, bias is not None
-    x = x[None, ...] if single else x
-    sizes, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+    sizes, kernel = tuple(x.shape[-rank:]), tuple(weight.shape[2:])
     axes = transposed_axes(name, sizes, kernel, stride, padding, output_padding, dilation)
-    y = _add_bias(xp, _spread(xp, x, weight, axes, groups), bias)
+    return _batched(_transposed_convolution, rank, xp, x, weight, bias, axes, groups)
+
+
+def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *rest: Any) -> Result:
+    """Call a body, which takes a batch, also for one image without a batch axis."""
+    if x.ndim == rank + 2:
+        return body(xp, x, *rest)
+    y, batch_backward = body(xp, x[None, ...], *rest)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dy = dy[None, ...] if single else dy
-        dx = _convolve(xp, dy, weight, axes, groups) if needs[0] else None
-        dweight = _weight_gradient(xp, dy, x, axes, groups) if needs[1] else None
-        dbias = _bias_gradient(xp, dy) if needs[2] and has_bias else None
-        return dx[0, ...] if single and dx is not None else dx, dweight, dbias
+        dx, dweight, dbias = batch_backward(dy[None, ...], needs)
+        return None if dx is None else dx[0, ...], dweight, dbias
 
-    return y[0, ...] if single else y, backward
+    return y[0, ...], backward
 
 
 def _samples(rank: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """The fully connected layer, and the flattening of maps into the vectors that it takes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
@@ -14,9 +14,7 @@ __all__ = ["flatten", "linear"]
 
 
 @body
-def _affine(
-    xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool
-) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients]]:
+def _affine(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
     """Multiply rows x (n, i) by a matrix, then cut off what is negative if `relu` says so."""
     has_bias = bias is not None
     result = x @ weight.T  # (n, o)

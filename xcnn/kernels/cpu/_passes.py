@@ -1,0 +1,231 @@
+"""The compiled passes of a convolution over some images: lay out, multiply, write. What they take is in `conv.py`.
+
+Names: x0, dy0 are places where something starts; cg, og channels of a group; K the products that are summed for one
+output, channels times taps.
+"""
+
+from numba import njit
+
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
+
+__all__ = ["convolve", "gradients", "pack", "pack_transposed"]
+
+_R0, _R1, _R2, _R3 = (rows for rows, _ in PRODUCT_BLOCKS)
+_P0, _P1, _P2, _P3 = (shifted_product(*block) for block in PRODUCT_BLOCKS)
+_S0, _S1, _S2 = (rows for rows, _ in CORRELATION_BLOCKS)
+_C0, _C1, _C2 = (correlation(*block) for block in CORRELATION_BLOCKS)
+
+
+@compiled
+def pack(weight, packed):
+    """Copy weight (g, og, K) as `_product` reads it: blocks of rows o, in each the K columns of its rows."""
+    groups, og, count = weight.shape
+    at = 0
+    for g in range(groups):
+        r = 0
+        for size in (_R0, _R1, _R2, _R3):
+            while r + size <= og:
+                for i in range(size):
+                    source = weight[g, r + i]
+                    for k in range(count):
+                        packed[at + k * size + i] = source[k]
+                r += size
+                at += size * count
+
+
+@compiled
+def pack_transposed(weight, order, bounds, packed):
+    """Copy weight (g, og, cg, taps) for the input gradient: by group and phase, rows c, a column for each o and tap."""
+    groups, og, cg, _ = weight.shape
+    at = 0
+    for g in range(groups):
+        for phase in range(bounds.size - 1):
+            r = 0
+            for size in (_R0, _R1, _R2, _R3):
+                while r + size <= cg:
+                    for o in range(og):
+                        for tap in order[bounds[phase] : bounds[phase + 1]]:
+                            for i in range(size):
+                                packed[at + i] = weight[g, o, r + i, tap]
+                            at += size
+                    r += size
+
+
+@compiled
+def _product(x, x0, shifts, w, w0, y, step, rows, length):
+    """Set y (rows, step) to the packed matrix times the shifted x."""
+    count = shifts.size
+    b0 = rows // _R0
+    _P0(x, x0, shifts, count, w, w0, y, 0, step, b0, length)
+    r = b0 * _R0
+    b1 = (rows - r) // _R1
+    _P1(x, x0, shifts, count, w, w0 + r * count, y, r * step, step, b1, length)
+    r += b1 * _R1
+    b2 = (rows - r) // _R2
+    _P2(x, x0, shifts, count, w, w0 + r * count, y, r * step, step, b2, length)
+    r += b2 * _R2
+    _P3(x, x0, shifts, count, w, w0 + r * count, y, r * step, step, (rows - r) // _R3, length)
+
+
+@compiled
+def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, out0, rows):
+    """Add the products of dy's rows with the shifted x to out (rows, K)."""
+    count = shifts.size
+    b0 = rows // _S0
+    _C0(dy, dy0, plane, dy_step, x, x_step, shifts, count, images, length, out, out0, b0)
+    r = b0 * _S0
+    b1 = (rows - r) // _S1
+    _C1(dy, dy0 + r * plane, plane, dy_step, x, x_step, shifts, count, images, length, out, out0 + r * count, b1)
+    r += b1 * _S1
+    b2 = (rows - r) // _S2
+    _C2(dy, dy0 + r * plane, plane, dy_step, x, x_step, shifts, count, images, length, out, out0 + r * count, b2)
+
+
+@compiled
+def _span(axis, phase):
+    """Give the first place of a phase that is a pixel, its pixel, and how many there are."""
+    size, stride, before = axis[0], axis[1], axis[2]
+    first = max(0, -((phase - before) // stride))
+    return first, first * stride + phase - before, (size - 1 + before - phase) // stride - first + 1
+
+
+@compiled
+def _lay(image, axes, plane, xs, x0):
+    """Sort the pixels of an image (c, d, h, w) into the planes of x, c * phases of them."""
+    for c in range(image.shape[0]):
+        for pz in range(axes[0, 1]):
+            tz, z, nz = _span(axes[0], pz)
+            for py in range(axes[1, 1]):
+                ty, y, ny = _span(axes[1], py)
+                for px in range(axes[2, 1]):
+                    tx, x, nx = _span(axes[2], px)
+                    for i in range(nz):
+                        for j in range(ny):
+                            at = x0 + (tz + i) * axes[0, 4] + (ty + j) * axes[1, 4] + tx
+                            target = xs[at : at + nx]
+                            source = image[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
+                            if axes[2, 1] == 1:
+                                for k in range(nx):
+                                    target[k] = source[k]
+                            else:
+                                for k in range(nx):
+                                    target[k] = source[k * axes[2, 1]]
+                    x0 += plane
+
+
+@compiled
+def _gather(ys, step, axes, phase, dx):
+    """Write the rows of one phase of the input gradient to its pixels in dx (c, d, h, w)."""
+    _, z, nz = _span(axes[0], phase // (axes[1, 1] * axes[2, 1]))
+    _, y, ny = _span(axes[1], phase // axes[2, 1] % axes[1, 1])
+    _, x, nx = _span(axes[2], phase % axes[2, 1])
+    for c in range(dx.shape[0]):
+        for i in range(nz):
+            for j in range(ny):
+                at = c * step + i * axes[0, 4] + j * axes[1, 4]
+                source = ys[at : at + nx]
+                target = dx[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
+                if axes[2, 1] == 1:
+                    for k in range(nx):
+                        target[k] = source[k]
+                else:
+                    for k in range(nx):
+                        target[k * axes[2, 1]] = source[k]
+
+
+@compiled
+def _write(ys, step, axes, bias, relu, y):
+    """Write the rows of outputs to y (o, od, oh, ow), adding the bias and cutting off what is negative."""
+    zero = ys.dtype.type(0)
+    for o in range(y.shape[0]):
+        b = bias[o] if bias.size else zero
+        for i in range(axes[0, 3]):
+            for j in range(axes[1, 3]):
+                at = o * step + i * axes[0, 4] + j * axes[1, 4]
+                source = ys[at : at + axes[2, 3]]
+                target = y[o, i, j]
+                if relu:
+                    for k in range(axes[2, 3]):
+                        value = source[k] + b
+                        target[k] = zero if value <= zero else value
+                else:
+                    for k in range(axes[2, 3]):
+                        target[k] = source[k] + b
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"}, error_model="numpy")
+def _lay_gradient(dy, y, axes, plane, start, dys, dy0, dbias):
+    """Copy dy (o, od, oh, ow) to its planes, where y is not 0 if there is a y, and add its sums to dbias."""
+    zero = dys.dtype.type(0)
+    for o in range(dy.shape[0]):
+        total = zero
+        for i in range(axes[0, 3]):
+            for j in range(axes[1, 3]):
+                at = dy0 + o * plane + start + i * axes[0, 4] + j * axes[1, 4]
+                target = dys[at : at + axes[2, 3]]
+                source = dy[o, i, j]
+                if y.size:
+                    mask = y[o, i, j]
+                    for k in range(axes[2, 3]):
+                        value = source[k] if mask[k] != zero else zero
+                        target[k] = value
+                        total += value
+                else:
+                    for k in range(axes[2, 3]):
+                        target[k] = source[k]
+                        total += source[k]
+        if dbias.size:
+            dbias[o] += total
+
+
+@compiled
+def convolve(x, weights, bias, y, axes, plane, phases, length, shifts, groups, relu, first, last, xs, ys):
+    """Convolve images first .. last - 1."""
+    cg, og, count = x.shape[1] // groups, y.shape[1] // groups, shifts.size
+    step = ys.size // og
+    for n in range(first, last):
+        for g in range(groups):
+            _lay(x[n, g * cg : (g + 1) * cg], axes, plane, xs, 0)
+            _product(xs, 0, shifts, weights, g * og * count, ys, step, og, length)
+            _write(ys, step, axes, bias[g * og : (g + 1) * og], relu, y[n, g * og : (g + 1) * og])
+
+
+@compiled
+def gradients(
+    x, dy, y, weights, dx, dweight, dbias, axes, plane, phases, length, shifts, dy_plane, start, phase_shifts, bounds,
+    groups, first, last, chunk, xs, dys, ys,
+):  # fmt: skip
+    """Add the gradients of images first .. last - 1, `chunk` at a time; those whose array is empty are not wanted."""
+    c, o = dx.shape[1], dy.shape[1]
+    cg, og, count = c // groups, o // groups, shifts.size
+    step = ys.size // max(cg, 1)
+    for n in range(first, last, chunk):
+        images = min(chunk, last - n)
+        for i in range(images):
+            mask = y[n + i] if y.size else y[0]
+            _lay_gradient(dy[n + i], mask, axes, dy_plane, start, dys, i * o * dy_plane, dbias)
+            if dweight.size:
+                _lay(x[n + i], axes, plane, xs, i * c * phases * plane)
+        if dweight.size:
+            for g in range(groups):
+                planes_of_x = xs[g * cg * phases * plane :]
+                _correlate(
+                    dys, g * og * dy_plane + start, dy_plane, o * dy_plane, planes_of_x, c * phases * plane, shifts,
+                    images, length, dweight, g * og * count, og,
+                )  # fmt: skip
+        if dx.size:
+            for i in range(images):
+                for g in range(groups):
+                    for phase in range(phases):
+                        tz, _, nz = _span(axes[0], phase // (axes[1, 1] * axes[2, 1]))
+                        ty, _, ny = _span(axes[1], phase // axes[2, 1] % axes[1, 1])
+                        tx, _, nx = _span(axes[2], phase % axes[2, 1])
+                        if nz <= 0 or ny <= 0 or nx <= 0:
+                            continue
+                        begin = (i * o + g * og) * dy_plane + tz * axes[0, 4] + ty * axes[1, 4] + tx
+                        places = (nz - 1) * axes[0, 4] + (ny - 1) * axes[1, 4] + nx
+                        taps = phase_shifts[og * bounds[phase] : og * bounds[phase + 1]]
+                        w0 = g * cg * phase_shifts.size + cg * og * bounds[phase]
+                        _product(dys, begin, taps, weights, w0, ys, step, cg, places)
+                        _gather(ys, step, axes, phase, dx[n + i, g * cg : (g + 1) * cg])
