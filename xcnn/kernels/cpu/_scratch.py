@@ -1,16 +1,11 @@
-"""What all compiled code here shares: how it is compiled, and each thread's memory for what lives within a call."""
+"""Each thread's memory for what lives within a call, so that no call but the first waits for fresh memory."""
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-__all__ = ["compiled", "scratch"]
-
-compiled: Callable[[Any], Any] = njit(nogil=True, cache=True, error_model="numpy")
-"""Compile a function at its first call, for good: the machine code is kept on disk."""
+__all__ = ["scratch"]
 
 _ALIGNED = 64
 _MOST = 256

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._scratch import compiled
+from xcnn.kernels.cpu._compile import compiled
 from xcnn.threads import blas_is_held, parallel, parts
 
 __all__ = ["affine"]
