@@ -70,6 +70,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure speed and memory beside PyTorch, as in the README's table; what follows `--` goes to `xcnn bench`."""
+    session.install(".[plots]", LIBRARIES["torch"])
+    session.run("xcnn", "bench", "--against", "torch", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and run the tests against the installed wheel, away from the source tree."""
     folder = Path(session.create_tmp())

@@ -91,7 +91,7 @@ def test_every_step_is_as_much_work_as_the_first():
 
 
 def timing(contestant, *rounds):
-    return Timing(contestant, 10, 1.0, rounds, None)
+    return Timing(contestant, 10, 1.0, rounds, None, None)
 
 
 def test_statistics_by_hand():
@@ -177,6 +177,7 @@ def test_json_lines(xcnn):
     for line in speeds:
         assert line["images_per_second"] == pytest.approx(2 / line["rounds"][0])
         assert line["first"] > 0
+        assert line["waited"] is None or line["waited"] >= 0
         assert line["gflops"] > 0
         assert line["ratios"] == {}
     layers = [line for line in lines if line["kind"] == "profile" and line["mode"] == "train"]

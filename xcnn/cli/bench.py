@@ -16,7 +16,10 @@ from xcnn.device import LIBRARIES, device
 from xcnn.errors import UsageError, unknown
 from xcnn.threads import get_num_threads
 
-__all__ = ["bench"]
+__all__ = ["DISTURBED", "bench"]
+
+DISTURBED = 0.05
+"""The share of its time that a contestant may wait for a core."""
 
 
 def bench(
@@ -82,6 +85,7 @@ def bench(
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")
         results.append(next(running))
+        _warn(results[-1])
         if json:
             _print_lines(results[-1])
     for one in modes:
@@ -124,15 +128,21 @@ def _check(peers: Sequence[str]) -> None:
 
 
 def _head(machine: dict[str, Any], threads: int, as_json: bool) -> None:
-    """Say what it is measured on, and whether others are at work there."""
+    """Say what it is measured on."""
     if as_json:
         print_json({"kind": "machine", **machine, "threads": threads})
     else:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
         stdout.print(f"{where}; {versions}", markup=False, soft_wrap=True)
-    if machine["load"] is not None and machine["load"] > 0.5:
-        note(f"other programs are at work here (load {machine['load']:.1f}): all figures suffer, and not all alike")
+
+
+def _warn(result: room.Result) -> None:
+    """Say where other programs had the cores: figures suffer then, and those of several threads most."""
+    shares = {str(t.contestant): t.waited for t in (*result.ours, *result.peers) if t.waited and t.waited > DISTURBED}
+    if shares:
+        found = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        note(f"not to be trusted: other programs are at work, for which these waited so much of their time: {found}")
 
 
 def _print_lines(result: room.Result) -> None:
@@ -148,6 +158,7 @@ def _print_lines(result: room.Result) -> None:
             "rounds": timing.rounds,
             "first": timing.first,
             "memory": timing.memory,
+            "waited": timing.waited,
             "gflops": rate / 1e9,
             "peak_share": rate / result.peak,
         }

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import PEERS, SGEMM, Contestant
@@ -34,6 +35,8 @@ class Timing:
     first : seconds of the first step.
     rounds : seconds per step, the median of each round.
     memory : bytes at the peak, over what was held before the first step; None where the system does not tell.
+    waited : the share of its time that its threads waited for a core, which others had; None where unknown. More than
+        a few percent, and the figures tell of them.
     profile : where the time went; empty unless asked for.
     """
 
@@ -42,6 +45,7 @@ class Timing:
     first: float
     rounds: tuple[float, ...]
     memory: int | None
+    waited: float | None
     profile: tuple[Row, ...] = ()
 
     @property
@@ -144,21 +148,23 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
         for worker in workers:
             worker.ask("ready")
         first = {worker: _alone(worker, "first") for worker in workers}
-        times: dict[Worker, list[float]] = {worker: [] for worker in workers}
+        turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in workers}
         for number in range(rounds):
             for worker in workers if number % 2 == 0 else workers[::-1]:  # so that drift favours none
-                times[worker].append(_alone(worker, "burst", seconds=seconds))
+                turns[worker].append(_alone(worker, "burst", seconds=seconds))
         timings = []
         for worker in workers:
             memory = worker.ask("memory")
             rows: tuple[Row, ...] = ()
             if profiled and worker.contestant.name == "xcnn":
                 rows = tuple(Row(**row) for row in worker.ask("profile", seconds=rounds * seconds))
-            timings.append(Timing(worker.contestant, case.batch, first[worker], tuple(times[worker]), memory, rows))
+            times, waits = zip(*turns[worker], strict=True)
+            waited = None if None in waits else statistics.fmean(waits)
+            timings.append(Timing(worker.contestant, case.batch, first[worker], times, memory, waited, rows))
         return timings
 
 
-def _alone(worker: Worker, request: str, **arguments: float) -> float:
-    answer = float(worker.ask(request, **arguments))
+def _alone(worker: Worker, request: str, **arguments: float) -> Any:
+    answer = worker.ask(request, **arguments)
     time.sleep(SETTLE)
     return answer

@@ -1,4 +1,4 @@
-"""What figures were measured on: the processor, what else it had to do, and the versions of the libraries."""
+"""What figures were measured on: the processor, how busy it was with other things, and the versions of libraries."""
 
 import contextlib
 import importlib.metadata
@@ -11,7 +11,7 @@ from typing import Any
 
 import xcnn
 
-__all__ = ["machine"]
+__all__ = ["machine", "waited"]
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -29,6 +29,18 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {"cpu": _processor(), "cores": os.cpu_count(), "load": _load(), "versions": versions}
+
+
+def waited() -> float | None:
+    """Return how long this process's threads have waited for a core so far, in seconds, summed; None where unknown.
+
+    They wait while others compute: what is measured meanwhile is not what the machine can do.
+    """
+    try:
+        tasks = [path.read_text("ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")]
+    except OSError:
+        return None
+    return sum(int(delay) for _, delay, _ in tasks) / 1e9 if tasks else None
 
 
 def _load() -> float | None:

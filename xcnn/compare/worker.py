@@ -7,6 +7,7 @@ nothing in between. It ends when stdin does.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Contestant, Step
+from xcnn.compare.machine import waited
 from xcnn.compare.memory import growth
 from xcnn.compare.profile import profile
 from xcnn.compare.speed import SpeedError
@@ -122,17 +124,20 @@ def _first(worker: _Ready) -> float:
     return time.perf_counter() - start
 
 
-def _burst(worker: _Ready, seconds: float) -> float:
-    """Do steps for about so many seconds and give the median of their times, in seconds."""
+def _burst(worker: _Ready, seconds: float) -> tuple[float, float | None]:
+    """Do steps for about so many seconds; give the median of their times, in seconds, and the share spent waiting."""
     worker.step()  # wakes threads and fills the processor's caches after the others had them
     times: list[float] = []
+    before = waited()
     start = time.perf_counter()
     end = start + seconds
     while not times or start < end:
         start = time.perf_counter()
         worker.step()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    after = waited()
+    lost = None if before is None or after is None else (after - before) / worker.case.threads / math.fsum(times)
+    return statistics.median(times), lost
 
 
 def _memory(worker: _Ready) -> int | None:
