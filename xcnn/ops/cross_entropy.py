@@ -14,6 +14,7 @@ from types import ModuleType
 import array_api_compat
 
 from xcnn._array import Array, full, is_array, is_kind, namespace, namespace_of
+from xcnn._dispatch import body
 from xcnn.device import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, labels, op, positive, probabilities, sample
@@ -24,10 +25,7 @@ __all__ = ["cross_entropy", "nll_loss"]
 
 
 def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int) -> bool:
-    """Check what the losses share, and say whether the target holds class indices.
-
-    Their range is only checked where that costs no synchronisation with a device.
-    """
+    """Check what the losses share but for the range of labels, and say whether the target holds such."""
     axis = min(1, x.ndim - 1)
     if axis < 0 or x.shape[axis] == 0:
         raise ShapeError(f"{name}: x must be (n, classes, ...) or (classes,), got {tuple(x.shape)}")
@@ -47,12 +45,17 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
         expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
         came = f"{target.dtype} of shape {tuple(target.shape)}"
         raise (ShapeError if integral else DtypeError)(f"{name}: target must hold {expected}, got {came}")
-    if on_host(target):
-        out = (target < 0) | (target >= c)
-        if out.any() and (bad := target[out & (target != ignore_index)]).size:
-            known = f"class indices 0 .. {c - 1} (or ignore_index {ignore_index})"
-            raise UsageError(f"{name}: target holds {bad[0]}, expected {known}")
     return True
+
+
+def _check_range(name: str, c: int, target: Array, ignore_index: int) -> None:
+    """Check that labels are class indices, where looking costs no synchronisation with a device."""
+    if not on_host(target):
+        return
+    out = (target < 0) | (target >= c)
+    if out.any() and (bad := target[out & (target != ignore_index)]).size:
+        known = f"class indices 0 .. {c - 1} (or ignore_index {ignore_index})"
+        raise UsageError(f"{name}: target holds {bad[0]}, expected {known}")
 
 
 def _asked_by_labels(
@@ -110,9 +113,45 @@ _TARGETS = [
 ]
 
 
+@body
+def _entropies(
+    xp: ModuleType,
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    by_labels: bool,
+) -> Result:
+    axis = min(1, x.ndim - 1)
+    if by_labels:
+        _check_range("cross_entropy", x.shape[axis], target, ignore_index)
+        q, total = _asked_by_labels(xp, x, target, weight, ignore_index, smoothing)
+    else:
+        q, total = _asked_by_probabilities(xp, target, weight, smoothing)
+    logp = log_probabilities(xp, x, axis)
+    y = _losses(xp, q, logp, total, reduction)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dlosses = _dlosses(xp, dy, total, reduction, axis)
+        dx = dtarget = None
+        if needs[0]:
+            dx = xp.exp(logp)
+            dx *= xp.sum(q, axis=axis, keepdims=True)
+            dx -= q
+            dx *= dlosses
+        if needs[1] and not by_labels:
+            dtarget = logp * (dlosses * (smoothing - 1.0))
+            dtarget = dtarget if weight is None else dtarget * xp.reshape(weight, (-1, *(1,) * (logp.ndim - 2)))
+        return dx, dtarget, None
+
+    return y, backward
+
+
 @op(
     "x target weight",
-    saves="logp q total weight",
+    saves="logp? q? total? p? target? weight",
     samples=[
         *_TARGETS,
         sample({"x": (4, 3), "target": labels(4, high=3), "weight": positive(3)}, label_smoothing=0.2, ignore_index=0),
@@ -143,7 +182,7 @@ def cross_entropy(
     -------
     y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
     backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps
-        log softmax(x), what the target asks for (of x's shape) and weight.
+        log softmax(x), what the target asks for (of x's shape) and weight; or, in compiled code, softmax(x) and target.
 
     Raises
     ------
@@ -162,28 +201,7 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise UsageError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
     by_labels = _check("cross_entropy", xp, x, target, weight, ignore_index)
-    if by_labels:
-        q, total = _asked_by_labels(xp, x, target, weight, ignore_index, label_smoothing)
-    else:
-        q, total = _asked_by_probabilities(xp, target, weight, label_smoothing)
-    axis = min(1, x.ndim - 1)
-    logp = log_probabilities(xp, x, axis)
-    y = _losses(xp, q, logp, total, reduction)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dlosses = _dlosses(xp, dy, total, reduction, axis)
-        dx = dtarget = None
-        if needs[0]:
-            dx = xp.exp(logp)
-            dx *= xp.sum(q, axis=axis, keepdims=True)
-            dx -= q
-            dx *= dlosses
-        if needs[1] and not by_labels:
-            dtarget = logp * (dlosses * (label_smoothing - 1.0))
-            dtarget = dtarget if weight is None else dtarget * xp.reshape(weight, (-1, *(1,) * (logp.ndim - 2)))
-        return dx, dtarget, None
-
-    return y, backward
+    return _entropies(xp, x, target, weight, ignore_index, reduction, label_smoothing, by_labels)
 
 
 @op("x target weight", saves="q total", samples=_TARGETS)
@@ -216,6 +234,7 @@ def nll_loss(
     check_reduction(reduction)
     _check("nll_loss", xp, x, target, weight, ignore_index)
     axis = min(1, x.ndim - 1)
+    _check_range("nll_loss", x.shape[axis], target, ignore_index)
     q, total = _asked_by_labels(xp, x, target, weight, ignore_index)
     y = _losses(xp, q, x, total, reduction)
 

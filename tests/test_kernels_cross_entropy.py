@@ -1,0 +1,57 @@
+"""The kernel of cross entropy against the portable code, and that it leaves to that what is an error."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xcnn import ops
+from xcnn._dispatch import portable
+from xcnn.errors import UsageError
+
+pytest.importorskip("numba")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 10), (7, 1), (64, 10), (3, 4000), (5, 4000)])
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "sum"}, {"ignore_index": 0}, {"ignore_index": 0, "weight": None}]
+)
+@pytest.mark.parametrize("scale", [1, 100])
+def test_it_is_the_portable_one(shape: tuple[int, int], options: dict[str, Any], scale: float, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, target = (scale * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], shape[0])
+    y, backward = ops.cross_entropy(x, target, **options)
+    with portable(np):
+        wanted, wanted_backward = ops.cross_entropy(x, target, **options)
+        (wanted_dx, *_) = wanted_backward(np.asarray(0.7, dtype))
+    dx, *others = backward(np.asarray(0.7, dtype))
+    eps = 20 * np.finfo(dtype).eps
+    assert y.dtype == wanted.dtype
+    np.testing.assert_allclose(y, wanted, rtol=eps, atol=eps)
+    np.testing.assert_allclose(dx, wanted_dx, rtol=eps, atol=eps * scale)
+    assert others == [None, None]
+
+
+@pytest.mark.parametrize("label", [-1, 3, -100])
+def test_a_label_out_of_range_is_refused_wherever_it_is(label: int) -> None:
+    for place in range(3):
+        target = np.zeros(3, np.int64)
+        target[place] = label
+        with pytest.raises(UsageError, match=f"^cross_entropy: target holds {label}, expected class indices 0 .. 2"):
+            ops.cross_entropy(np.ones((3, 3), np.float32), target, ignore_index=-7)
+
+
+def test_an_ignored_row_has_no_gradient_even_if_it_is_not_finite() -> None:
+    x = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0]])
+    y, backward = ops.cross_entropy(x, np.array([-100, 1, -100]))
+    assert y == pytest.approx(np.log(2))
+    assert backward()[0].tolist() == [[0.0, 0.0], [0.5, -0.5], [0.0, 0.0]]
+
+
+def test_impossible_classes_and_enormous_scores() -> None:
+    y, backward = ops.cross_entropy(np.array([[-np.inf, 0.0, 0.0], [1e30, 0.0, -1e30]]), np.array([1, 0]))
+    assert y == pytest.approx(np.log(2) / 2)
+    assert backward()[0].tolist() == [[0.0, -0.25, 0.25], [0.0, 0.0, 0.0]]
+    assert np.isnan(ops.cross_entropy(np.array([[np.nan, 0.0]]), np.array([1]))[0])
+    assert ops.cross_entropy(np.array([[-np.inf, 0.0]]), np.array([0]))[0] == np.inf

@@ -1,0 +1,88 @@
+"""Cross entropy of rows of logits with class indices, in one call each way.
+
+Forward keeps the softmax and the labels, so that backward needs no exponentials. Weights, smoothing, other shapes and
+everything that is an error are left to the portable code.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._compile import compiled
+
+__all__ = ["entropies"]
+
+_MOST = 1 << 14
+"""Numbers of x: from here on NumPy's exponentials, which are vector instructions, are faster."""
+
+
+@compiled
+def _forward(x, target, ignored, p):
+    """Set p to the softmax of x; return the sum of the losses and the rows that count, -1 for a label out of range."""
+    total, rows = 0.0, 0
+    for n in range(x.shape[0]):
+        scores, row, label = x[n], p[n], target[n]
+        if label != ignored and (label < 0 or label >= scores.size):
+            return total, -1
+        largest = scores[0]
+        for c in range(scores.size):
+            largest = scores[c] if scores[c] > largest or scores[c] != scores[c] else largest
+        mass = x.dtype.type(0)
+        for c in range(scores.size):
+            row[c] = math.exp(scores[c] - largest)
+            mass += row[c]
+        for c in range(scores.size):
+            row[c] /= mass
+        if label != ignored:
+            total += math.log(mass) - (scores[label] - largest)
+            rows += 1
+    return total, rows
+
+
+@compiled
+def _backward(p, target, ignored, factor, dx):
+    """Set dx to `factor * (p - one-hot label)`."""
+    for n in range(p.shape[0]):
+        row, gradient, label = p[n], dx[n], target[n]
+        if label == ignored:
+            gradient[:] = 0
+            continue
+        for c in range(row.size):
+            gradient[c] = row[c] * factor
+        gradient[label] = (row[label] - row.dtype.type(1)) * factor
+
+
+@kernel(np)
+def entropies(
+    x: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    by_labels: bool,
+) -> Any:
+    """Compare rows of logits with class indices."""
+    if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
+        return NotImplemented
+    if not 0 < x.size <= _MOST or x.dtype.itemsize not in (4, 8) or target.dtype == np.uint64:
+        return NotImplemented
+    p, labels = np.empty(x.shape, x.dtype), np.ascontiguousarray(target, np.int64)
+    total, rows = _forward(np.ascontiguousarray(x), labels, ignore_index, p)
+    if rows < 0:
+        return NotImplemented
+    count = rows if reduction == "mean" else 1
+    loss = total / count if count else math.nan
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return None, None, None
+        dx = np.empty(p.shape, p.dtype)
+        labels = np.ascontiguousarray(target, np.int64)
+        _backward(p, labels, ignore_index, p.dtype.type(float(dy) / (count or 1)), dx)
+        return dx, None, None
+
+    return x.dtype.type(loss), backward
