@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcnn import optim
+from xcnn._dispatch import kernels, portable
 from xcnn.device import to_numpy
 from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, XcnnError
 from xcnn.parameter import Parameter
@@ -277,7 +278,7 @@ def test_the_state_is_plain_and_survives_json(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), FULL)
-def test_float32_stays_and_nothing_is_changed_in_place(name, options):
+def test_float32_stays_and_what_is_read_only_is_replaced(name, options):
     parameters, optimizer = make(name, options, np.float32)
     optimizer.param_groups[0]["lr"] = np.float64(0.1)  # as an array library's arithmetic may leave it
     for step in range(3):
@@ -290,6 +291,45 @@ def test_float32_stays_and_nothing_is_changed_in_place(name, options):
     arrays = [v for entry in optimizer.state.values() for v in entry.values() if not isinstance(v, int)]
     assert arrays
     assert {str(array.dtype) for array in arrays} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("name", "options"), [*FULL, ("sgd", {}), ("sgd", {"momentum": 0.5, "dampening": 0.5})], ids=str
+)
+def test_kernels_take_the_portable_steps_in_place(name, options, dtype):
+    if not kernels(np).keys() & {"sgd", "adam", "rmsprop"}:
+        pytest.skip("no kernels without Numba")
+    shapes = [(3, 2), (), (90_001,)]  # the last is worth several parts
+
+    def trained():
+        parameters = [Parameter(array.astype(dtype)) for array in draw(shapes, 0)]
+        optimizer, arrays = optim.OPTIMIZERS[name](parameters, **options), [p.data for p in parameters]
+        for step in range(3):
+            for parameter, grad in zip(parameters, draw(shapes, step), strict=True):
+                parameter.grad = grad.astype(dtype)
+            optimizer.step()
+        state = [v for entry in optimizer.state.values() for v in entry.values() if not isinstance(v, int)]
+        return [p.data for p in parameters], state, arrays
+
+    data, state, before = trained()
+    with portable(np):
+        expected, expected_state, unchanged = trained()
+    for mine, theirs in zip([*data, *state], [*expected, *expected_state], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert all(mine is old for mine, old in zip(data, before, strict=True))
+    for array, start in zip(unchanged, draw(shapes, 0), strict=True):
+        np.testing.assert_array_equal(array, start.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "longdouble"])
+def test_dtypes_and_layouts_without_kernel_are_updated_all_the_same(dtype):
+    for name, array in itertools.product(RULES, (np.ones((4, 3), dtype), np.ones((3, 4), dtype).T)):
+        parameter = Parameter(array)
+        parameter.grad = np.ones_like(array)
+        optim.OPTIMIZERS[name]([parameter], lr=0.5).step()
+        assert parameter.data.dtype == dtype
+        assert (parameter.data < 1).all()
 
 
 def test_momentum_keeps_no_hold_on_the_gradient():

@@ -10,8 +10,8 @@ class Parameter:
 
     Attributes
     ----------
-    data : the current value; an optimizer step replaces it by a new array, so an op that still holds the old one keeps
-        the numbers that it computed with.
+    data : the current value. An optimizer step may write the next one into the same array, as it does for NumPy arrays
+        where there are kernels, so whoever wants to keep the numbers must copy them, as `state_dict` does.
     grad : the gradient summed over the backward passes since the last `zero_grad`, of the shape of `data`, or None.
     """
 

@@ -96,7 +96,7 @@ class Optimizer:
         return {name: _OPTIONS[name](self._name, name, value) for name, value in options.items()}
 
     def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        """Return the new value of a parameter, a new array, and keep in `state` what the next step needs."""
+        """Return the new value of a parameter, in `data` or a new array; keep in `state` what the next step needs."""
         raise NotImplementedError(f"{self._name} gives no _update(data, grad, state, group)")
 
     def step(self) -> None:

@@ -1,14 +1,16 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
 To add one: a class that hands its options to `Optimizer.__init__` and gives `_update`, a line in `named.OPTIMIZERS`.
-Nothing is updated in place: whoever still holds an old array keeps its numbers.
+The arithmetic of each is a body, which makes new arrays; a kernel may write to those that it is given instead.
 """
 
 import math
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace_of
+from xcnn._dispatch import body
 from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Optimizer
 from xcnn.parameter import Parameter
@@ -16,6 +18,27 @@ from xcnn.parameter import Parameter
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
 
 Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
+
+
+@body
+def _sgd(
+    xp: ModuleType,
+    data: Array,
+    grad: Array,
+    velocity: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> tuple[Array, Array | None]:
+    """Return the new data and velocity."""
+    if weight_decay:
+        grad = grad + weight_decay * data
+    if momentum:
+        velocity = xp.asarray(grad, copy=True) if velocity is None else momentum * velocity + (1 - dampening) * grad
+        grad = grad + momentum * velocity if nesterov else velocity
+    return data - lr * grad, velocity
 
 
 class SGD(Optimizer):
@@ -59,18 +82,46 @@ class SGD(Optimizer):
         return checked
 
     def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        momentum = group["momentum"]
-        if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * data
-        if momentum:
-            velocity = state.get("momentum_buffer")
-            if velocity is None:
-                velocity = namespace_of(grad).asarray(grad, copy=True)
-            else:
-                velocity = momentum * velocity + (1 - group["dampening"]) * grad
+        data, velocity = _sgd(
+            namespace_of(data),
+            data,
+            grad,
+            state.get("momentum_buffer"),
+            float(group["lr"]),  # a NumPy float64 here would widen float32 parameters
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+        )
+        if velocity is not None:
             state["momentum_buffer"] = velocity
-            grad = grad + momentum * velocity if group["nesterov"] else velocity
-        return data - float(group["lr"]) * grad  # a NumPy float64 here would widen float32 parameters
+        return data
+
+
+@body
+def _adam(
+    xp: ModuleType,
+    data: Array,
+    grad: Array,
+    mean: Array,
+    square: Array,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> tuple[Array, Array, Array]:
+    """Return the new data, mean and mean square."""
+    beta1, beta2 = betas
+    if weight_decay and decoupled:
+        data = (1 - lr * weight_decay) * data
+    elif weight_decay:
+        grad = grad + weight_decay * data
+    mean = mean + (1 - beta1) * (grad - mean)
+    square = beta2 * square + (1 - beta2) * (grad * grad)
+    root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
+    return data - lr / (1 - beta1**step) * (mean / (root + eps)), mean, square
 
 
 class Adam(Optimizer):
@@ -106,19 +157,23 @@ class Adam(Optimizer):
 
     def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
         xp = namespace_of(data)
-        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], group["weight_decay"]
         if not state:
             state.update(step=0, exp_avg=xp.zeros_like(data), exp_avg_sq=xp.zeros_like(data))
-        if decay and self._decoupled:
-            data = (1 - lr * decay) * data
-        elif decay:
-            grad = grad + decay * data
-        step, mean, square = state["step"] + 1, state["exp_avg"], state["exp_avg_sq"]
-        mean = mean + (1 - beta1) * (grad - mean)
-        square = beta2 * square + (1 - beta2) * (grad * grad)
-        state.update(step=step, exp_avg=mean, exp_avg_sq=square)
-        root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
-        return data - lr / (1 - beta1**step) * (mean / (root + group["eps"]))
+        state["step"] += 1
+        data, state["exp_avg"], state["exp_avg_sq"] = _adam(
+            xp,
+            data,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["step"],
+            float(group["lr"]),
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            self._decoupled,
+        )
+        return data
 
 
 class AdamW(Adam):
@@ -145,6 +200,33 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+@body
+def _rmsprop(
+    xp: ModuleType,
+    data: Array,
+    grad: Array,
+    square: Array,
+    mean: Array | None,
+    velocity: Array | None,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Return the new data, mean square, mean (None unless centered) and velocity (None without momentum)."""
+    if weight_decay:
+        grad = grad + weight_decay * data
+    square = spread = alpha * square + (1 - alpha) * (grad * grad)
+    if mean is not None:
+        mean = mean + (1 - alpha) * (grad - mean)
+        spread = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
+    update = grad / (xp.sqrt(spread) + eps)
+    if velocity is not None:
+        velocity = update = momentum * velocity + update
+    return data - lr * update, square, mean, velocity
 
 
 class RMSprop(Optimizer):
@@ -184,19 +266,23 @@ class RMSprop(Optimizer):
 
     def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
         xp = namespace_of(data)
-        alpha, momentum = group["alpha"], group["momentum"]
-
-        def running(name: str) -> Array:
-            return state[name] if name in state else xp.zeros_like(data)
-
-        if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * data
-        state["square_avg"] = square = alpha * running("square_avg") + (1 - alpha) * (grad * grad)
-        if group["centered"]:
-            mean = running("grad_avg")
-            state["grad_avg"] = mean = mean + (1 - alpha) * (grad - mean)
-            square = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
-        update = grad / (xp.sqrt(square) + group["eps"])
-        if momentum:
-            state["momentum_buffer"] = update = momentum * running("momentum_buffer") + update
-        return data - float(group["lr"]) * update
+        wanted = {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"] > 0}
+        for name, want in wanted.items():
+            if want and name not in state:
+                state[name] = xp.zeros_like(data)
+        square, mean, velocity = (state[name] if want else None for name, want in wanted.items())
+        data, *arrays = _rmsprop(
+            xp,
+            data,
+            grad,
+            square,
+            mean,
+            velocity,
+            float(group["lr"]),
+            group["alpha"],
+            group["eps"],
+            group["weight_decay"],
+            group["momentum"],
+        )
+        state.update({name: array for name, array in zip(wanted, arrays, strict=True) if array is not None})
+        return data
