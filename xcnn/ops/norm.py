@@ -1,7 +1,7 @@
 """Normalisations: batch, layer, group and instance norm, which differ in the axes that they average over.
 
-All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_normalise` is this formula with its gradient, on a
-view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per group,
+All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_normalisation` is this formula with its gradient, on
+a view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per group,
 not the normalised x, which it makes again: x is the result of the layer before and mostly alive anyway.
 
 Sizes: n images, c channels, g groups.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from xcnn._array import Array, namespace
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
 from xcnn.ops._options import Integers, integers
@@ -39,7 +40,8 @@ class _View:
         return tuple(axis for axis, size in enumerate(self.weight) if size == 1)
 
 
-def _normalise(
+@body
+def _normalisation(
     xp: ModuleType,
     x: Array,
     weight: Array | None,
@@ -171,7 +173,7 @@ def batch_norm(
         raise UsageError("batch_norm: running_mean and running_var are needed, both of them; in training also neither")
     if training and view.count == 1:
         raise ShapeError(f"batch_norm: training needs more than one number per channel, got x {tuple(x.shape)}")
-    y, gradients, mean, var = _normalise(xp, x, weight, bias, eps, view, given)
+    y, gradients, mean, var = _normalisation(xp, x, weight, bias, eps, view, given)
     if training and running_mean is not None and running_var is not None and view.count:
         unbiased = xp.reshape(var, (c,)) * (view.count / (view.count - 1))
         running_mean = (1.0 - momentum) * running_mean + momentum * xp.reshape(mean, (c,))
@@ -232,14 +234,14 @@ def layer_norm(
     _check("layer_norm", trailing, weight=weight, bias=bias)
     features = math.prod(trailing)
     view = _View((math.prod(x.shape[:lead]), features), (1,), (1, features))
-    y, backward, _, _ = _normalise(xp, x, weight, bias, eps, view)
+    y, backward, _, _ = _normalisation(xp, x, weight, bias, eps, view)
     return y, backward
 
 
 def _group_norm(xp: ModuleType, x: Array, g: int, weight: Array | None, bias: Array | None, eps: float) -> Result:
     n, c = x.shape[0], x.shape[1]
     view = _View((n, g, c // g, math.prod(x.shape[2:])), (2, 3), (1, g, c // g, 1))
-    y, backward, _, _ = _normalise(xp, x, weight, bias, eps, view)
+    y, backward, _, _ = _normalisation(xp, x, weight, bias, eps, view)
     return y, backward
 
 

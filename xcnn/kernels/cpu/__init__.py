@@ -8,6 +8,6 @@ from xcnn.kernels.cpu._memory import keep_freed_memory
 __all__: list[str] = []
 
 if importlib.util.find_spec("numba") is not None:
-    from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, optim, pool  # noqa: F401
+    from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
 
 keep_freed_memory()
