@@ -1,8 +1,8 @@
 """Normalisations: batch, layer, group and instance norm, which differ in the axes that they average over.
 
 All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_normalisation` is this formula with its gradient, on
-a view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per group,
-not the normalised x, which it makes again: x is the result of the layer before and mostly alive anyway.
+a view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per
+group, not the normalised x, which it makes again: x is the result of the layer before and mostly alive anyway.
 
 Sizes: n images, c channels, g groups.
 """
