@@ -139,10 +139,13 @@ def _head(machine: dict[str, Any], threads: int, as_json: bool) -> None:
 
 def _warn(result: room.Result) -> None:
     """Say where other programs had the cores: figures suffer then, and those of several threads most."""
-    shares = {str(t.contestant): t.waited for t in (*result.ours, *result.peers) if t.waited and t.waited > DISTURBED}
+    shares = [f"{t.contestant} {_lost(t):.0%}" for t in (*result.ours, *result.peers) if _lost(t) > DISTURBED]
     if shares:
-        found = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        note(f"not to be trusted: other programs are at work, for which these waited so much of their time: {found}")
+        note(f"other programs are at work; waited for a core: {', '.join(shares)} of the time")
+
+
+def _lost(timing: room.Timing) -> float:
+    return timing.waited or 0.0
 
 
 def _print_lines(result: room.Result) -> None:
@@ -192,6 +195,10 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     )
     right = "batch images/s spread GFLOP/s of-peak memory first ratio"
     print_table(*columns, *(theirs if peers else ()), rows=rows, right=right, title=title)
+    lost = max((_lost(timing) for result in results for timing in (*result.ours, *result.peers)), default=0.0)
+    if lost > DISTURBED:
+        text = f"not to be trusted: for up to {lost:.0%} of a contestant's time other programs had the cores"
+        stdout.print(f"\n{text}", markup=False, soft_wrap=True)
 
 
 def _rate(timing: room.Timing) -> tuple[str, str]:

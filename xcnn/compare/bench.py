@@ -34,7 +34,8 @@ class Timing:
     batch : images per step.
     first : seconds of the first step.
     rounds : seconds per step, the median of each round.
-    memory : bytes at the peak, over what was held before the first step; None where the system does not tell.
+    memory : bytes at the peak, over what was held before the first step; None where the system does not tell. What the
+        first step compiles is in it; compiled kernels come from the disk the next time.
     waited : the share of its time that its threads waited for a core, which others had; None where unknown. More than
         a few percent, and the figures tell of them.
     profile : where the time went; empty unless asked for.
