@@ -9,7 +9,8 @@ __all__ = ["scratch"]
 
 _ALIGNED = 64
 _MOST = 256
-"""Arrays that a thread keeps; more are only needed where shapes change all the time."""
+_MOST_BYTES = 256 << 20
+"""Arrays that a thread keeps, and their size; more are only needed where shapes change all the time."""
 
 _local = threading.local()
 
@@ -23,9 +24,9 @@ def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
     key = owner, name, dtype
     array = arrays.get(key)
     if array is None or array.size < size:
-        if len(arrays) >= _MOST:
-            arrays.clear()
         room = np.zeros(size * dtype.itemsize + _ALIGNED, np.uint8)
+        if len(arrays) >= _MOST or sum(a.nbytes for a in arrays.values()) + room.nbytes > _MOST_BYTES:
+            arrays.clear()
         start = -room.ctypes.data % _ALIGNED
         array = arrays[key] = room[start : start + size * dtype.itemsize].view(dtype)
     return array[:size]

@@ -4,12 +4,15 @@ The same three products as in `xcnn/ops/conv.py`, but of so few images, or rows 
 columns stay in the second-level cache; bias and ReLU are applied while the products are there, too. Images are shared
 out to the threads. So BLAS has to be held to one: its own would spend their time waiting for each other.
 
+A part is a slice of images, cut by shapes alone; what parts add to a weight gradient is summed in their order.
+
 Names: m images of a tile; cg, og channels of one of g groups; K kernel positions, L outputs.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +22,13 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.threads import blas_is_held, parallel, parts
 
-__all__ = ["convolution"]
+__all__ = ["convolution", "transposed_convolution"]
 
-_TILE_BYTES = 512 * 1024
+_TILE_BYTES = 1 << 20
 """Columns that are made, and used, together."""
+
+_LEAST_MICROSECONDS = 50
+"""Work that takes one thread less is done at once: its columns are in the cache anyway."""
 
 _COPIED, _MULTIPLIED = 2_000, 40_000
 """Numbers that a core copies into columns, and that it multiplies and adds, in a microsecond."""
@@ -94,7 +100,13 @@ def _columns(x: np.ndarray, axes: tuple[Any, ...], g: int) -> Iterator[tuple[sli
         yield images, places, columns.reshape(len(columns), g, -1, places.stop - places.start)
 
 
-def _convolve(
+@functools.lru_cache(maxsize=256)
+def _taps(axes: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    positions = itertools.product(*(range(a.kernel) for a in axes))
+    return tuple((..., *(a.tap(i) for a, i in zip(axes, position, strict=True))) for position in positions)
+
+
+def _multiply(
     x: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], relu: bool, y: np.ndarray
 ) -> None:
     """Set y (n, g, og, L) to the products of a matrix (g, og, cg K) and the columns of x."""
@@ -107,7 +119,7 @@ def _convolve(
             np.maximum(part, 0, out=part)
 
 
-def _add_weight_gradient(x: np.ndarray, dy: np.ndarray, axes: tuple[Any, ...], dweight: np.ndarray) -> None:
+def _add_products(x: np.ndarray, dy: np.ndarray, axes: tuple[Any, ...], dweight: np.ndarray) -> None:
     """Add the products of dy (n, g, og, L) and the columns of x to dweight (g, og, cg K)."""
     for images, places, columns in _columns(x, axes, len(dweight)):
         m = len(columns)
@@ -117,22 +129,22 @@ def _add_weight_gradient(x: np.ndarray, dy: np.ndarray, axes: tuple[Any, ...], d
             dweight += product
 
 
-def _spread(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.ndarray) -> None:
-    """Add the columns that are the products of a matrix (g, cg K, og) and dy (n, g, og, L) up to the pixels of dx."""
-    c = dx.shape[1]
-    padded = dx
+def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.ndarray) -> None:
+    """Set dx to the products of a matrix (g, cg K, og) and dy (n, g, og, L), columns that are added to its pixels."""
+    c, padded = dx.shape[1], dx
     for images, top, bottom in _tiles(len(dx), c, axes, dx.itemsize):
         m = len(dx[images])
         if top == 0:
             padded = _zeros(m, c, axes, dx.dtype)
         some = replace(axes[0], out=bottom - top), *axes[1:]
-        shape = m, c, math.prod(a.kernel for a in axes), *(a.out for a in some)
+        taps, places = _taps(some), _places(axes, top, bottom)
+        shape = m, c, len(taps), *(a.out for a in some)
         columns = scratch(_OWNER, "columns", math.prod(shape), dx.dtype)
-        np.matmul(matrix, dy[images, ..., _places(axes, top, bottom)], out=columns.reshape(m, *matrix.shape[:2], -1))
+        np.matmul(matrix, dy[images, ..., places], out=columns.reshape(m, *matrix.shape[:2], -1))
         columns = columns.reshape(shape)
-        below = padded[:, :, top * axes[0].stride :]
-        for k, position in enumerate(itertools.product(*(range(a.kernel) for a in axes))):
-            below[(..., *(a.tap(i) for a, i in zip(some, position, strict=True)))] += columns[:, :, k]
+        rows = padded[:, :, top * axes[0].stride :]
+        for k, tap in enumerate(taps):
+            rows[tap] += columns[:, :, k]
         if bottom == axes[0].out:
             dx[images] = padded[_inside(axes)]
 
@@ -148,74 +160,113 @@ def _mirrored(axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
     )
 
 
+class _Products:
+    """The three products of one convolution: of the columns of x (n, c, *sizes) with weight (o, cg, *kernel)."""
+
+    def __init__(self, n: int, weight: np.ndarray, axes: tuple[Any, ...], g: int) -> None:
+        self.n, self.axes, self.g = n, axes, g
+        self.o, self.cg, self.k = weight.shape[0], weight.shape[1], math.prod(weight.shape[2:])
+        self.c, self.og = self.cg * g, self.o // g
+        self.sizes, self.outs = (tuple(a.size for a in axes), tuple(a.out for a in axes))
+        numbers = n * self.c * self.k * math.prod(self.outs)
+        self.microseconds = numbers / _COPIED + numbers * self.og / _MULTIPLIED
+        self.images = next(_tiles(n, self.c, axes, weight.itemsize))[0].stop
+
+    def share(self, task: Callable[[int, slice], object]) -> None:
+        """Call `task(part, its images)` for every part of the batch."""
+        count = self.parts
+        parallel(lambda part: task(part, slice(self.n * part // count, self.n * (part + 1) // count)), count)
+
+    @property
+    def parts(self) -> int:
+        return parts(-(-self.n // self.images), self.microseconds)
+
+    def y(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, relu: bool = False) -> np.ndarray:
+        x, y = np.ascontiguousarray(x), np.empty((self.n, self.o, *self.outs), x.dtype)
+        products = y.reshape(self.n, self.g, self.og, -1)
+        matrix = weight.reshape(self.g, self.og, -1)
+        column = None if bias is None else bias.reshape(self.g, self.og, 1)
+        self.share(lambda _, some: _multiply(x[some], matrix, column, self.axes, relu, products[some]))
+        return y
+
+    def dx(self, dy: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        """Give the input gradient, or what a transposed convolution is: the same plus a bias."""
+        dy, dx = np.ascontiguousarray(dy), np.empty((self.n, self.c, *self.sizes), dy.dtype)
+        mirrored = _mirrored(self.axes)
+        moved = self.o * math.prod(self.sizes) if self.k > 1 else 0
+        if mirrored is not None and moved <= self.c * math.prod(self.outs):
+            flipped = weight.reshape(self.g, self.og, self.cg, self.k)[..., ::-1].swapaxes(1, 2)
+            matrix = np.ascontiguousarray(flipped).reshape(self.g, self.cg, -1)
+            column = None if bias is None else bias.reshape(self.g, self.cg, 1)
+            products = dx.reshape(self.n, self.g, self.cg, -1)
+            self.share(lambda _, some: _multiply(dy[some], matrix, column, mirrored, False, products[some]))
+            return dx
+        transposed = weight.reshape(self.g, self.og, -1).swapaxes(1, 2)
+        rows = dy.reshape(self.n, self.g, self.og, -1)
+        self.share(lambda _, some: _add_up(rows[some], transposed, self.axes, dx[some]))
+        if bias is not None:
+            dx += bias.reshape(-1, *(1,) * len(self.axes))
+        return dx
+
+    def dweight(self, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+        x, rows = np.ascontiguousarray(x), np.ascontiguousarray(dy).reshape(self.n, self.g, self.og, -1)
+        sums = np.zeros((self.parts, self.g, self.og, self.cg * self.k), x.dtype)
+        self.share(lambda part, some: _add_products(x[some], rows[some], self.axes, sums[part]))
+        dweight: np.ndarray = np.sum(sums, axis=0)
+        return dweight.reshape(self.o, self.cg, *(a.kernel for a in self.axes))
+
+
+def _products(x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int) -> _Products | None:
+    """Prepare the products where it pays to make them here."""
+    if not x.size or not blas_is_held():
+        return None
+    products = _Products(len(x), weight, axes, groups)
+    return products if products.microseconds >= _LEAST_MICROSECONDS else None
+
+
+def _dbias(dy: np.ndarray) -> np.ndarray:
+    dbias: np.ndarray = np.sum(dy, axis=(0, *range(2, dy.ndim)))
+    return dbias
+
+
 @kernel(np)
 def convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
 ) -> Any:
     """Convolve, and apply bias and ReLU to each tile."""
-    if not x.size or not blas_is_held():
+    products, has_bias = _products(x, weight, axes, groups), bias is not None
+    if products is None:
         return NotImplemented
-    n, c, o = x.shape[0], x.shape[1], weight.shape[0]
-    g, cg, og, k = groups, c // groups, o // groups, math.prod(weight.shape[2:])
-    outs = tuple(a.out for a in axes)
-    numbers = n * c * k * math.prod(outs)
-    microseconds = numbers / _COPIED + numbers * og / _MULTIPLIED
-    images = next(_tiles(n, c, axes, x.itemsize))[0].stop
-    has_bias = bias is not None
-
-    def cut(microseconds: float) -> list[slice]:
-        count = parts(-(-n // images), microseconds)
-        return [slice(n * part // count, n * (part + 1) // count) for part in range(count)]
-
-    pixels = np.ascontiguousarray(x)
-    result = np.empty((n, o, *outs), x.dtype)
-    products = result.reshape(n, g, og, -1)
-    matrix = weight.reshape(g, og, cg * k)
-    shift = None if bias is None else bias.reshape(g, og, 1)
+    result = products.y(x, weight, bias, relu)
     y = result if relu else None  # backward keeps it
-    slices = cut(microseconds)
-    parallel(
-        lambda part: _convolve(pixels[slices[part]], matrix, shift, axes, relu, products[slices[part]]), len(slices)
-    )
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        need_dx, need_dweight, need_dbias = needs[0], needs[1], needs[2] and has_bias
-        pixels, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy).reshape(n, g, og, -1)
-        mask = None if y is None else y.reshape(dy.shape)
-        mirrored = _mirrored(axes)
-        if mirrored is not None and o * math.prod(a.size for a in axes) > c * math.prod(outs):
-            mirrored = None
-        matrices = weight.reshape(g, og, cg, k)
-        flipped = np.ascontiguousarray(matrices[..., ::-1].swapaxes(1, 2)).reshape(g, cg, og * k)
-        transposed = weight.reshape(g, og, cg * k).swapaxes(1, 2)
-        slices = cut(2 * microseconds)
-        dx = np.empty(x.shape, x.dtype) if need_dx else None
-        dweight = np.zeros((len(slices), g, og, cg * k), x.dtype)
-        dbias = np.zeros((len(slices), g, og), x.dtype)
-
-        def gradients(part: int) -> None:
-            for i in range(slices[part].start, slices[part].stop, images):
-                some = slice(i, min(i + images, slices[part].stop))
-                d = dy[some]
-                if mask is not None:
-                    d = scratch(_OWNER, "dy", d.size, d.dtype).reshape(d.shape)
-                    np.multiply(dy[some], mask[some] != 0, out=d)
-                if need_dbias:
-                    dbias[part] += d.sum(axis=(0, 3))
-                if need_dweight:
-                    _add_weight_gradient(pixels[some], d, axes, dweight[part])
-                if dx is not None and mirrored is not None:
-                    _convolve(
-                        d.reshape(-1, o, *outs), flipped, None, mirrored, False, dx[some].reshape(len(d), g, cg, -1)
-                    )
-                elif dx is not None:
-                    _spread(d, transposed, axes, dx[some])
-
-        parallel(gradients, len(slices))
+        if y is not None:
+            given, dy = dy, np.empty(y.shape, y.dtype)
+            products.share(lambda _, some: np.multiply(given[some], y[some] != 0, out=dy[some]))
         return (
-            dx,
-            dweight.sum(axis=0).reshape(weight.shape) if need_dweight else None,
-            dbias.sum(axis=0).reshape(o) if need_dbias else None,
+            products.dx(dy, weight) if needs[0] else None,
+            products.dweight(x, dy) if needs[1] else None,
+            _dbias(dy) if needs[2] and has_bias else None,
         )
 
     return result, backward
+
+
+@kernel(np)
+def transposed_convolution(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
+) -> Any:
+    """Convolve with x and y in each other's place."""
+    products, has_bias = _products(x, weight, axes, groups), bias is not None
+    if products is None:
+        return NotImplemented
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        return (
+            products.y(dy, weight) if needs[0] else None,
+            products.dweight(dy, x) if needs[1] else None,
+            _dbias(dy) if needs[2] and has_bias else None,
+        )
+
+    return products.dx(x, weight, bias), backward

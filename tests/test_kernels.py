@@ -1,0 +1,374 @@
+"""Kernels against the portable code: the same numbers within rounding, whatever the threads, and a way back."""
+
+import contextlib
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from calls import FAMILIES, Call, convolutions, seeds, transposed_convolutions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xcnn import Trainer, models, ops, optim, threads
+from xcnn._dispatch import BODIES, body, kernel, kernels, portable
+from xcnn.kernels.cpu import _scratch, columns
+from xcnn.ops._op import OPS
+
+Arrays = dict[str, Any]
+
+
+@contextlib.contextmanager
+def columns_alone() -> Iterator[None]:
+    """Run the convolutions for those who have no Numba."""
+    ours = [getattr(columns, name) for name in columns.__all__]
+    with portable(np):
+        for function in ours:
+            kernel(np)(function)
+        try:
+            yield
+        finally:
+            for function in ours:
+                del kernels(np)[function.__name__]
+
+
+ENGINES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "kernels": contextlib.nullcontext,
+    "columns": columns_alone,
+}
+every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+
+
+@pytest.fixture(autouse=True)
+def many_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cut even the smallest work into parts, for two threads, as matrix products are cut inside of `fit`."""
+    monkeypatch.setattr(threads, "_PART_MICROSECONDS", 1)
+    monkeypatch.setattr(columns, "_LEAST_MICROSECONDS", 0)
+    before = threads.get_num_threads()
+    threads.set_num_threads(2)
+    with threads.one_blas_thread():
+        yield
+    threads.set_num_threads(before)
+
+
+def numbers(arrays: Arrays) -> Iterator[np.ndarray]:
+    for value in arrays.values():
+        yield from value if isinstance(value, list) else [] if value is None else [value]
+
+
+def cast(call: Call, dtype: Any) -> tuple[Arrays, np.random.Generator]:
+    """Draw the arrays of a call in a dtype; labels stay what they are."""
+    rng = np.random.default_rng(call.seed)
+
+    def one(a: Any) -> Any:
+        return a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+
+    arrays = call.draw(rng)
+    return {name: [one(a) for a in v] if isinstance(v, list) else one(v) for name, v in arrays.items()}, rng
+
+
+def run(call: Call, arrays: Arrays) -> tuple[tuple[Any, ...], Any]:
+    y, backward = getattr(ops, call.name)(**arrays, **call.options)
+    return (y if type(y) is tuple else (y,)), backward
+
+
+def assert_within(actual: Any, wanted: Any, size: Any, terms: int) -> None:
+    """Compare two roundings of one sum: 4 eps sqrt(terms) of the magnitudes that were added."""
+    assert (actual is None) == (wanted is None)
+    if wanted is None:
+        return
+    assert (actual.shape, actual.dtype) == (wanted.shape, wanted.dtype)
+    if wanted.dtype.kind != "f":
+        np.testing.assert_array_equal(actual, wanted)
+        return
+    bound = np.broadcast_to(4 * np.finfo(wanted.dtype).eps * math.sqrt(terms) * size, wanted.shape)
+    finite = np.isfinite(wanted)
+    np.testing.assert_array_equal(actual[~finite], wanted[~finite])
+    assert np.all(np.abs(actual[finite] - wanted[finite]) <= bound[finite])
+
+
+def assert_needs(backward: Any, dy: np.ndarray, full: tuple[Any, ...]) -> None:
+    """Check that asking for fewer gradients changes none, bit for bit."""
+    for needs in itertools.product((False, True), repeat=len(full)):
+        for wanted, gradient, need in zip(full, backward(dy, needs), needs, strict=True):
+            assert gradient is None if wanted is None or not need else np.array_equal(gradient, wanted)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("engine", "family"),
+    [("kernels", family) for family in FAMILIES] + [("columns", convolutions), ("columns", transposed_convolutions)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_kernels_agree_with_the_portable_code(
+    family: Callable[[], st.SearchStrategy[Call]], dtype: Any, engine: Any
+) -> None:
+    if engine is columns_alone and family.__name__ != "convolutions":
+        pytest.skip("columns are for convolutions")
+
+    @settings(max_examples=15)
+    @given(family())
+    def agree(call: Call) -> None:
+        arrays, rng = cast(call, dtype)
+        with portable(np):
+            wanted, portable_backward = run(call, arrays)
+        dy = np.asarray(rng.standard_normal(wanted[0].shape), dtype)
+        gradients = portable_backward(dy)
+        with ENGINES[engine]():
+            results, backward = run(call, arrays)
+        together = (*numbers(arrays), dy, *(a for a in (*wanted, *gradients) if a is not None))
+        size = max(1.0, *(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) for a in together))
+        terms = max(1, *(np.size(a) for a in together))
+        for actual, y in zip(results, wanted, strict=True):
+            assert_within(actual, y, size, terms)
+        full = backward(dy)
+        for actual, gradient in zip(full, gradients, strict=True):
+            assert_within(actual, gradient, size, terms)
+        if len(full) <= 5:
+            assert_needs(backward, dy, full)
+
+    agree()
+
+
+@st.composite
+def batches(draw: Any) -> Call:
+    """Convolutions of many images and channels: several parts, several tiles, whole and broken blocks."""
+    rank = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    cg, og = draw(st.integers(1, 20 // groups)), draw(st.integers(1, 20 // groups))
+    kernel_size = draw(st.tuples(*[st.integers(1, 5 if rank < 3 else 3)] * rank))
+    stride, dilation = (draw(st.tuples(*[st.integers(1, most)] * rank)) for most in (3, 2))
+    pads = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * rank)
+    padding = draw(st.sampled_from(["same", 0, 1]) | pads)
+    extents = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    maps = tuple(draw(st.integers(extent, extent + (10, 10, 3)[rank - 1])) for extent in extents)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    options["activation"] = draw(st.sampled_from([None, "relu"]))
+    bias = draw(st.sampled_from([None, (og * groups,)]))
+    arrays = {
+        "x": (draw(st.integers(1, 40)), cg * groups, *maps),
+        "weight": (og * groups, cg, *kernel_size),
+        "bias": bias,
+    }
+    return Call(f"conv{rank}d", arrays, options, seed=draw(seeds))
+
+
+@every_engine
+@every_dtype
+@settings(max_examples=25)
+@given(call=batches(), tile=st.sampled_from([2_000, 30_000, 1 << 19]))
+def test_convolutions_of_batches_agree_in_units_of_rounding(engine: Any, dtype: Any, call: Call, tile: int) -> None:
+    arrays, rng = cast(call, dtype)
+    plain = {**call.options, "activation": None}
+    op = getattr(ops, call.name)
+    with portable(np), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_TILE_BYTES", tile)
+        before_relu, _ = op(**arrays, **plain)
+        wanted, portable_backward = op(**arrays, **call.options)
+        dy = rng.standard_normal(wanted.shape).astype(dtype)
+        magnitudes, of_gradients = op(**{k: v if v is None else np.abs(v) for k, v in arrays.items()}, **plain)
+        # Where an output is 0 but for rounding, either side of ReLU's edge is right.
+        dy[np.abs(before_relu) <= 1e-3 * magnitudes] = 0
+        gradients, sizes = portable_backward(dy), of_gradients(np.abs(dy))
+        with engine():
+            actual, backward = op(**arrays, **call.options)
+            taps, places = math.prod(arrays["weight"].shape[1:]), math.prod(wanted.shape[2:])
+            assert_within(actual, wanted, magnitudes, taps + 1)
+            terms = [wanted.shape[1] * taps, len(wanted) * places, len(wanted) * places]
+            full = backward(dy)
+            for one, gradient, size, count in zip(full, gradients, sizes, terms, strict=True):
+                assert_within(one, gradient, size, count)
+            assert_needs(backward, dy, full)
+
+
+@every_engine
+@settings(max_examples=15)
+@given(call=batches())
+def test_no_bit_depends_on_the_number_of_threads(engine: Any, call: Call) -> None:
+    arrays, rng = cast(call, np.float32)
+    results = []
+    dy: Any = None
+    with engine():
+        for n in (1, 2, 3):
+            threads.set_num_threads(n)
+            (y,), backward = run(call, arrays)
+            dy = rng.standard_normal(y.shape).astype(np.float32) if dy is None else dy
+            results.append([None if a is None else a.tobytes() for a in (y, *backward(dy))])
+    assert results[0] == results[1] == results[2]
+
+
+def trained(optimizer: Callable[..., optim.Optimizer] = optim.Adam, name: str = "lenet5", steps: int = 3) -> Arrays:
+    model = models.build(name, seed=1)
+    trainer = Trainer(model, optimizer(model.parameters(), lr=1e-3))
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        trainer.step(rng.random((24, 1, 28, 28), np.float32), rng.integers(0, 10, 24))
+    return model.state_dict()
+
+
+@every_engine
+def test_no_bit_of_a_training_run_depends_on_the_number_of_threads(engine: Any) -> None:
+    runs = []
+    with engine():
+        for n in (1, 2, 3):
+            threads.set_num_threads(n)
+            runs.append(b"".join(a.tobytes() for a in trained().values()))
+    assert runs[0] == runs[1] == runs[2]
+
+
+@every_engine
+@pytest.mark.parametrize("optimizer", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop])
+def test_training_is_the_same_within_rounding(optimizer: Any, engine: Any) -> None:
+    with portable(np):
+        wanted = trained(optimizer, steps=2)
+    with engine():
+        actual = trained(optimizer, steps=2)
+    for name in wanted:
+        # Rules that divide by the gradient's size blow up its rounding, but move no weight by more than lr a step.
+        np.testing.assert_allclose(actual[name], wanted[name], rtol=0, atol=1e-5 if optimizer is optim.SGD else 5e-4)
+
+
+def test_every_kernel_has_a_body_with_its_arguments() -> None:
+    for name, function in kernels(np).items():
+        count = len(inspect.signature(BODIES[name]).parameters)
+        assert len(inspect.signature(function).parameters) == count - 1, name
+
+
+def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = set()
+
+    def spy(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def spied(*arguments: Any) -> Any:
+            result = function(*arguments)
+            if result is not NotImplemented:
+                taken.add(name)
+            return result
+
+        return spied
+
+    of_ops = {n: f for n, f in kernels(np).items() if BODIES[n].__module__.startswith("xcnn.ops.")}
+    for name, function in of_ops.items():
+        monkeypatch.setitem(kernels(np), name, spy(name, function))
+    for op in OPS.values():
+        for sample in op.samples:
+            arrays = sample.draw(np.random.default_rng(0))
+            op.function(**arrays, **sample.options)
+    assert taken == set(of_ops)
+
+
+@pytest.fixture
+def choice() -> Iterator[Callable[[np.ndarray], Any]]:
+    """A body with a kernel, which takes no array of more than one number."""
+
+    @body
+    def _choice(xp: Any, x: np.ndarray) -> Any:
+        return "portable"
+
+    def choice(x: np.ndarray) -> Any:
+        return "kernel" if x.size == 1 else NotImplemented
+
+    kernels(np)
+    kernel(np)(choice)
+    yield lambda x: _choice(np, x)
+    del kernels(np)["choice"], BODIES["choice"]
+
+
+ONE, TWO = np.zeros(1), np.zeros(2)
+
+
+def test_a_kernel_that_takes_no_such_arguments_falls_back(choice: Callable[[np.ndarray], Any]) -> None:
+    assert (choice(ONE), choice(TWO)) == ("kernel", "portable")
+
+
+def test_portable_switches_kernels_off_and_on_again(choice: Callable[[np.ndarray], Any]) -> None:
+    before = dict(kernels(np))
+    with portable(np):
+        assert choice(ONE) == "portable"
+        with portable(np):
+            assert choice(ONE) == "portable"
+        assert choice(ONE) == "portable"
+        assert kernels(np) == {}
+    assert choice(ONE) == "kernel"
+    with pytest.raises(KeyError), portable(np), portable(np):
+        raise KeyError
+    assert choice(ONE) == "kernel"
+    assert kernels(np) == before
+
+
+@every_engine
+def test_ops_in_several_threads_do_not_disturb_each_other(engine: Any) -> None:
+    def work(i: int) -> list[bytes]:
+        rng = np.random.default_rng(i)
+        x = rng.standard_normal((1 + i % 5, 2 + i % 3, 6 + i % 7, 9)).astype(np.float32)
+        w = rng.standard_normal((3, x.shape[1], 3, 3)).astype(np.float32)
+        y, backward = ops.conv2d(x, w, None, 1 + i % 2, 1, activation="relu")
+        pooled, pool_backward = ops.max_pool2d(y, 2)
+        dy, *_ = pool_backward(rng.standard_normal(pooled.shape).astype(np.float32))
+        return [a.tobytes() for a in (y, pooled, dy, *backward(dy)[:2])]
+
+    with engine():
+        wanted = [work(i) for i in range(60)]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(3):
+                assert list(pool.map(work, range(60))) == wanted
+
+
+@every_engine
+def test_hundreds_of_shapes_stay_right_in_bounded_memory(engine: Any) -> None:
+    rng = np.random.default_rng(0)
+    threads.set_num_threads(1)
+    shapes = list(itertools.product(range(3, 13), range(3, 13), (1, 2, 3, 4)))
+    for h, w, c in shapes:
+        x, weight = rng.standard_normal((2, c, h, w)), rng.standard_normal((2, c, 3, 3))
+        dy = rng.standard_normal((2, 2, h, w))
+        with engine():
+            y, backward = ops.conv2d(x, weight, None, 1, 1)
+            results = y, *backward(dy)[:2]
+        with portable(np):
+            y, backward = ops.conv2d(x, weight, None, 1, 1)
+        for actual, wanted in zip(results, (y, *backward(dy)[:2]), strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-12 * 400)
+    assert len(shapes) > 300
+    assert len(_scratch._local.arrays) <= 256
+
+
+def test_scratch_memory_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scratch, "_MOST_BYTES", 10_000)
+    _scratch._local.arrays = {}
+    for size in range(1, 100):
+        array = _scratch.scratch(-2, str(size), size, np.dtype(np.float32))
+        assert array.size == size
+        assert not array.any()
+        assert sum(a.nbytes for a in _scratch._local.arrays.values()) <= 10_000
+    assert _scratch.scratch(-2, "large", 5_000, np.dtype(np.float32)).size == 5_000
+    _scratch._local.arrays = {}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_exception_of_a_part_is_raised_and_the_pool_lives_on(n: int) -> None:
+    threads.set_num_threads(n)
+    done: list[int] = []
+
+    def task(part: int) -> None:
+        if part == 3:
+            raise KeyError("part 3")
+        done.append(part)
+
+    for _ in range(3):
+        with pytest.raises(KeyError, match="part 3"):
+            threads.parallel(task, 8)
+        done.clear()
+        threads.parallel(done.append, 8)
+        assert sorted(done) == list(range(8))
+
+
+@pytest.mark.parametrize("n", [0, -1, True, 1.5, "2", None])
+def test_a_strange_number_of_threads_is_refused(n: Any) -> None:
+    with pytest.raises(ValueError, match=r"^set_num_threads: n must be an integer of at least 1, got [^\n]*$"):
+        threads.set_num_threads(n)
+    assert threads.get_num_threads() == 2

@@ -1,0 +1,111 @@
+"""Kernels in processes of their own: without Numba, after a fork, and over thousands of steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xcnn import Trainer, models, ops, optim
+from xcnn._dispatch import portable
+
+
+def run(code: str, *arguments: str) -> str:
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def results() -> dict[str, np.ndarray]:
+    """A convolution there and back, and one step of training."""
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(70, 3, 14, 14), (5, 3, 3, 3), (5,)])
+    y, backward = ops.conv2d(x, w, b, 1, 1, activation="relu")
+    model = models.build("lenet5", seed=1)
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
+    loss = trainer.step(rng.random((40, 1, 28, 28), np.float32), rng.integers(0, 10, 40))
+    gradients = dict(zip(("dx", "dw", "db"), backward(np.ones_like(y)), strict=True))
+    return {"y": y, "loss": np.array(loss), **gradients, **model.state_dict()}
+
+
+def test_all_works_without_numba(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["numba"] = sys.modules["llvmlite"] = None
+import numpy as np
+from test_kernels_processes import results
+from xcnn._dispatch import kernels
+from xcnn.threads import one_blas_thread
+assert kernels(np)["convolution"].__module__ == "xcnn.kernels.cpu.columns"
+np.savez(sys.argv[1], **results())
+with one_blas_thread():
+    np.savez(sys.argv[2], **results())
+"""
+    files = [tmp_path / "portable.npz", tmp_path / "columns.npz"]
+    run(code, *map(str, files))
+    with portable(np):
+        wanted = results()
+    for file in files:
+        with np.load(file, allow_pickle=False) as actual:
+            assert set(actual) == set(wanted)
+            for name in wanted:
+                size = max(1.0, float(np.max(np.abs(wanted[name]))))
+                np.testing.assert_allclose(actual[name], wanted[name], rtol=0, atol=2e-5 * size)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_kernels_work_after_a_fork() -> None:
+    code = """
+import os, warnings
+import numpy as np
+from test_kernels_processes import results
+from xcnn.threads import one_blas_thread, set_num_threads
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
+set_num_threads(3)
+with one_blas_thread():
+    wanted = results()
+    for again in range(3):
+        if not (child := os.fork()):
+            if again == 2:
+                set_num_threads(2)
+            right = all(np.array_equal(a, wanted[name]) for name, a in results().items())
+            os._exit(0 if right else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert all(np.array_equal(a, wanted[name]) for name, a in results().items())
+"""
+    run(code)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+def test_two_thousand_steps_do_not_grow_memory() -> None:
+    code = """
+import numpy as np
+from xcnn import Trainer, models, optim
+from xcnn.threads import one_blas_thread
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+model = models.build("lenet5", seed=0)
+trainer = Trainer(model, optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
+rng = np.random.default_rng(0)
+x, y = rng.random((16, 1, 28, 28), np.float32), rng.integers(0, 10, 16)
+with one_blas_thread():
+    for step in range(1, 2001):
+        trainer.step(x, y)
+        if step in (200, 2000):
+            print(resident())
+"""
+    early, late = map(int, run(code).split())
+    assert late <= 1.02 * early
