@@ -344,6 +344,27 @@ def test_twelve_layers_keep_their_activations_once():
     assert 12 * activation <= held < 12.5 * activation
 
 
+def test_backward_lets_go_of_activations_as_it_goes():
+    class Probe(nn.Module):
+        def _forward(self, x, train):
+            def backward(dy, need_dx):
+                seen.append(tracemalloc.get_traced_memory()[0] - before)
+                return dy
+
+            return x, backward
+
+    blocks = [nn.Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())) for _ in range(6)]
+    model, seen = nn.Sequential(Probe(), *blocks, Probe()), []
+    x = np.ones((1, 4, 64, 64), np.float32)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    y, backward = model.forward(x)
+    backward(y)
+    tracemalloc.stop()
+    assert seen[0] > 11 * x.nbytes
+    assert seen[1] < 4 * x.nbytes  # y, dx and what is being worked on
+
+
 def test_inference_keeps_no_activations():
     model = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())))
     x = np.ones((1, 4, 64, 64), np.float32)

@@ -97,9 +97,12 @@ class Graph(Module):
                 back, dy = backs.pop(name), grads.pop(name, None)
                 if name not in wanted or dy is None:
                     continue
-                sources = _names(inputs)
-                dx = back(dy, not wanted.isdisjoint(sources))
-                for source, grad in zip(sources, (dx,) if isinstance(inputs, str) else dx or (), strict=False):
+                pairs: Iterable[tuple[str, Any]]
+                if isinstance(inputs, str):
+                    pairs = ((inputs, back(dy, inputs in wanted)),)
+                else:
+                    pairs = zip(inputs, back(dy, not wanted.isdisjoint(inputs)) or (), strict=False)
+                for source, grad in pairs:
                     if source in wanted and grad is not None:
                         grads[source] = grads[source] + grad if source in grads else grad
             return grads.get("x") if need_dx else None

@@ -28,8 +28,11 @@ def integer(caller: str, name: str, value: Any, minimum: int = 1) -> int:
 
 def integers(caller: str, name: str, value: Integers, rank: int, minimum: int = 1) -> tuple[int, ...]:
     """Give one integer per axis from an integer or a sequence of `rank` of them."""
-    if type(value) is int and value >= minimum:  # nearly always; what follows costs microseconds
+    # Nearly always one of these two; what follows costs microseconds.
+    if type(value) is int and value >= minimum:
         return (value,) * rank
+    if type(value) is tuple and len(value) == rank and {*map(type, value)} == {int} and min(value) >= minimum:
+        return value
     entries: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
         raise UsageError(f"{caller}: {name} takes an integer or {rank} of them, got {value!r}")

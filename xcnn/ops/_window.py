@@ -92,13 +92,15 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
     if (
         not isinstance(padding, int)
         and isinstance(padding, Sequence)
+        and {*map(type, padding)} != {int}  # as nearly always; to look for pairs costs microseconds
         and any(isinstance(entry, Sequence) for entry in padding)
     ):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
             raise UsageError(f"{op}: padding takes {rank} (before, after) pairs, got {padding!r}")
         before, after = zip(*(integers(op, "padding", entry, 2, 0) for entry in padding), strict=True)  # type: ignore[arg-type]
         return tuple(zip(before, after, strict=True))
-    return tuple((p, p) for p in integers(op, "padding", padding, rank, 0))  # type: ignore[arg-type]
+    pads = integers(op, "padding", padding, rank, 0)  # type: ignore[arg-type]
+    return tuple(zip(pads, pads, strict=True))
 
 
 def window_axes(

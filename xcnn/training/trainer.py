@@ -85,10 +85,10 @@ class Trainer:
         ShapeError, DtypeError, UsageError
             Where the batch does not fit the model or the loss.
         """
-        return self._step(x, y)[0]
+        return self._step(place(x, self.device), place(y, self.device))[0]
 
-    def _step(self, x: Any, y: Any) -> tuple[float, int | None]:
-        x, y = place(x, self.device), place(y, self.device)
+    def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+        """Train on a batch on the device; return its loss and the output."""
         before = [buffer.data for buffer in self._buffers]
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
@@ -106,7 +106,7 @@ class Trainer:
         self.optimizer.step()
         if self.schedule is not None and self.schedule.unit == "step":
             self.schedule.step()
-        return value, correct(self.loss, output, y)
+        return value, output
 
     def _diverged(self, value: float, output: Array, y: Array) -> XcnnError:
         # Ops that cannot read labels without stopping the device give NaN for those that are no class.
@@ -181,10 +181,12 @@ class Trainer:
     ) -> dict[str, Any]:
         metrics, start = Metrics(), time.perf_counter()
         for batch, (x, y) in enumerate(made, 1):
+            x, y = place(x, self.device), place(y, self.device)
             try:
-                metrics.add(len(x), *self._step(x, y))
+                loss, output = self._step(x, y)
             except DivergedError as error:
                 raise DivergedError(f"epoch {epoch}, batch {batch}: {error}") from None
+            metrics.add(x.shape[0], loss, correct(self.loss, output, y))
             for callback in callbacks:
                 callback.on_batch_end(self, epoch, batch, metrics)
             check_interrupt()
