@@ -9,7 +9,7 @@ from numba import njit
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
 
-__all__ = ["convolve", "gradients", "pack", "pack_transposed"]
+__all__ = ["convolve", "gradients", "lay", "pack", "pack_transposed"]
 
 _R0, _R1, _R2, _R3 = (rows for rows, _ in PRODUCT_BLOCKS)
 _P0, _P1, _P2, _P3 = (shifted_product(*block) for block in PRODUCT_BLOCKS)
@@ -91,7 +91,7 @@ def _span(axis, phase):
 
 
 @compiled
-def _lay(image, axes, plane, xs, x0):
+def lay(image, axes, plane, xs, x0):
     """Sort the pixels of an image (c, d, h, w) into the planes of x, c * phases of them."""
     for c in range(image.shape[0]):
         for pz in range(axes[0, 1]):
@@ -186,7 +186,7 @@ def convolve(x, weights, bias, y, axes, plane, phases, length, shifts, groups, r
     step = ys.size // og
     for n in range(first, last):
         for g in range(groups):
-            _lay(x[n, g * cg : (g + 1) * cg], axes, plane, xs, 0)
+            lay(x[n, g * cg : (g + 1) * cg], axes, plane, xs, 0)
             _product(xs, 0, shifts, weights, g * og * count, ys, step, og, length)
             _write(ys, step, axes, bias[g * og : (g + 1) * og], relu, y[n, g * og : (g + 1) * og])
 
@@ -206,7 +206,7 @@ def gradients(
             mask = y[n + i] if y.size else y[0]
             _lay_gradient(dy[n + i], mask, axes, dy_plane, start, dys, i * o * dy_plane, dbias)
             if dweight.size:
-                _lay(x[n + i], axes, plane, xs, i * c * phases * plane)
+                lay(x[n + i], axes, plane, xs, i * c * phases * plane)
         if dweight.size:
             for g in range(groups):
                 planes_of_x = xs[g * cg * phases * plane :]

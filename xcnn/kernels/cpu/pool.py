@@ -2,12 +2,12 @@
 
 Max pooling keeps one byte per window, the kernel position of its maximum, and neither x nor y: backward has nothing to
 find again. Windows of 2 x 2 pixels side by side, the usual ones, have loops of their own, which become vector
-instructions.
+instructions. For all others a map is laid out as for a convolution (`_planes.py`): the pixels that a kernel position
+sees are one stretch of memory, and challenge the maxima of all windows at once.
 
-All others are done for three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3)
-has for each window along an axis the first kernel position that is no padding, the end of these, and the pixel at
-position 0, which may be padding; `steps` (3, 2) the distance between two kernel positions along an axis, in pixels of
-the map and in kernel positions.
+These are done for three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has
+for each window along an axis the first kernel position that is no padding, the end of these, and the pixel at position
+0, which may be padding.
 """
 
 import functools
@@ -20,6 +20,8 @@ from numba import njit
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._passes import lay
+from xcnn.kernels.cpu._planes import planes
 from xcnn.kernels.cpu._share import share
 
 __all__ = ["average_pooling", "map_means", "max_pooling"]
@@ -29,33 +31,44 @@ _NO_PIXEL = 255
 
 
 @compiled
-def _max(x, windows, steps, y, winners, begin, end):
-    """Set y and winners (maps, od, oh, ow) of some maps of x (maps, pixels)."""
+def _challenge(pixels, best, winner, position):
+    """Let the pixels of one kernel position challenge the maxima so far."""
+    for o in range(best.size):
+        new, old, holder = pixels[o], best[o], winner[o]
+        wins = (new > old) | ((new != new) & (old == old))
+        best[o] = new if wins else old
+        winner[o] = position if wins else holder
+
+
+@compiled
+def _max(x, axes, plane, phases, length, shifts, windows, strides, y, winners, begin, end):
+    """Set y and winners (maps, od, oh, ow) of some maps of x (maps, d, h, w).
+
+    `strides` are the distances between the kernel positions along each axis, in positions.
+    """
+    lowest = x.dtype.type(-np.inf)
+    planes_of_x = np.full(phases * plane, lowest, x.dtype)  # as padding never wins
+    best, winner = np.empty(length, x.dtype), np.empty(length, np.int32)
     for p in range(begin, end):
-        pixels = x[p]
+        lay(x[p : p + 1], axes, plane, planes_of_x, 0)
+        best[:] = lowest
+        winner[:] = _NO_PIXEL
+        for position in range(shifts.size):
+            _challenge(planes_of_x[shifts[position] :], best, winner, np.int32(position))
         for i in range(y.shape[1]):
-            a0, a1, z = windows[0, i]
             for j in range(y.shape[2]):
-                b0, b1, t = windows[1, j]
+                at = i * axes[0, 4] + j * axes[1, 4]
                 top, won = y[p, i, j], winners[p, i, j]
+                values, positions = best[at : at + top.size], winner[at : at + top.size]
                 for o in range(top.size):
-                    k0, k1, u = windows[2, o]
-                    if a0 >= a1 or b0 >= b1 or k0 >= k1:
-                        top[o], won[o] = -np.inf, _NO_PIXEL
-                        continue
-                    corner = z + t + u
-                    best = pixels[corner + a0 * steps[0, 0] + b0 * steps[1, 0] + k0 * steps[2, 0]]
-                    winner = a0 * steps[0, 1] + b0 * steps[1, 1] + k0
-                    for a in range(a0, a1):
-                        for b in range(b0, b1):
-                            row = corner + a * steps[0, 0] + b * steps[1, 0]
-                            position = a * steps[0, 1] + b * steps[1, 1]
-                            for k in range(k0, k1):
-                                value = pixels[row + k * steps[2, 0]]
-                                wins = (value > best) | ((value != value) & (best == best))
-                                best = value if wins else best
-                                winner = position + k if wins else winner
-                    top[o], won[o] = best, winner
+                    top[o] = values[o]
+                for o in range(top.size):
+                    won[o] = positions[o]
+                for o in range(top.size):
+                    if won[o] == _NO_PIXEL:  # the first pixel wins if all are the lowest number
+                        a, b, k = windows[0, i], windows[1, j], windows[2, o]
+                        if a[0] < a[1] and b[0] < b[1] and k[0] < k[1]:
+                            won[o] = a[0] * strides[0] + b[0] * strides[1] + k[0] * strides[2]
 
 
 @compiled
@@ -153,10 +166,10 @@ def _spread_means(dy, dx, begin, end):
 
 
 class _Layout(NamedTuple):
-    """The windows of a pool: what is said above, and the pixels from the corner of a window to its positions."""
+    """The windows of a pool: what compiled code takes, and the pixels from the corner of a window to its positions."""
 
     windows: np.ndarray
-    steps: np.ndarray
+    strides: np.ndarray
     offsets: np.ndarray
     outs: tuple[int, ...]
     are_2x2: bool
@@ -167,20 +180,20 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
     missing = 3 - len(axes)
     windows = np.zeros((3, max(axis.out for axis in axes), 3), np.int64)
     windows[:, :, 1] = 1
-    steps = np.ones((3, 2), np.int64)
-    offsets = np.zeros(1, np.int64)
+    strides, offsets = np.ones(3, np.int64), np.zeros(1, np.int64)
     for row, axis in enumerate(axes, missing):
-        step = math.prod(a.size for a in axes[row - missing + 1 :])
+        inner = axes[row - missing + 1 :]
+        step = math.prod(a.size for a in inner)
         start = np.arange(axis.out) * axis.stride - axis.before
         first = np.maximum(-(start // axis.dilation), 0)
         end = np.minimum((axis.size - 1 - start) // axis.dilation + 1, axis.kernel)
         windows[row, : axis.out] = np.stack([first, end, start * step], axis=1)
-        steps[row] = axis.dilation * step, math.prod(a.kernel for a in axes[row - missing + 1 :])
+        strides[row] = math.prod(a.kernel for a in inner)
         offsets = np.add.outer(offsets, np.arange(axis.kernel) * axis.dilation * step).ravel()
     are_2x2 = len(axes) == 2 and all(
         a.kernel == a.stride == 2 and a.dilation == 1 and a.before == 0 and 2 * a.out <= a.size for a in axes
     )
-    return _Layout(windows, steps, offsets, tuple(axis.out for axis in axes), are_2x2)
+    return _Layout(windows, strides, offsets, tuple(axis.out for axis in axes), are_2x2)
 
 
 def _maps(a: np.ndarray, rank: int) -> np.ndarray:
@@ -215,8 +228,10 @@ def max_pooling(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
         work = 2 * x.size
         share(_max_2x2, work, _maps(x, rank), _maps(y, rank), _maps(winners, rank))
     else:
-        work = 4 * f.offsets.size * y.size
-        share(_max, work, _rows(x, rank), f.windows, f.steps, _volumes(y, rank), _volumes(winners, rank))
+        layout = planes(axes)
+        results = _volumes(y, rank), _volumes(winners, rank)
+        work = 2 * x.size + f.offsets.size * y.size
+        share(_max, work, _volumes(x, rank), *layout[:5], f.windows, f.strides, *results)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
