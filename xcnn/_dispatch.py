@@ -15,7 +15,25 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["BODIES", "body", "kernel", "kernels", "portable"]
+__all__ = ["BODIES", "COMPILATION", "Compilation", "body", "kernel", "kernels", "portable"]
+
+
+class Compilation:
+    """What compiling kernels has cost this process.
+
+    Attributes
+    ----------
+    seconds : spent on it so far, by one thread or several that waited for it.
+    announce : called when it begins for the first time.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.announce: Callable[[], object] = lambda: None
+
+
+COMPILATION = Compilation()
+"""The one record; kernels that compile themselves write it."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
