@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 
 from xcnn import data, models, optim
 from xcnn.cli import main
+from xcnn.threads import get_num_threads, set_num_threads
 from xcnn.training import Checkpoint, save_checkpoint
 
 QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
+SMALL = ["train", "--model", "vgg_small", "--epochs", "1", "--validation", "0.9"]
 EPOCH_KEYS = [
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second",
 ]  # fmt: skip
@@ -76,14 +79,17 @@ def test_train_prints_a_table(xcnn):
     assert "next: xcnn predict runs/digits-report-" in err
 
 
+def tensors(folder):
+    """Return the bytes of the last weights, without the header, which holds times."""
+    content = Path(folder, "last.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def test_one_seed_one_result(xcnn):
     weights = []
     for folder, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert xcnn(*QUICK, "--seed", seed, "--augment", "shift,rotate", "-o", folder)[0] == 0
-        with open(f"{folder}/last.safetensors", "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            file.seek(8 + size)  # the header holds the times
-            weights.append(file.read())
+        weights.append(tensors(folder))
     assert weights[0] == weights[1] != weights[2]
 
 
@@ -271,6 +277,29 @@ def test_predict_mistakes(xcnn, checkpoint, tmp_path, argv, code, message):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_results_do_not_depend_on_threads(xcnn):
+    before, weights = get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3):
+            assert xcnn(*SMALL, "--threads", threads, "--deterministic", "-o", threads)[0] == 0
+            assert get_num_threads() == threads
+            weights.add(tensors(str(threads)))
+    finally:
+        set_num_threads(before)
+    assert len(weights) == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "x"], ["predict", "x"], ["compare"]])
+def test_threads_are_at_least_one(xcnn, command):
+    assert xcnn(*command, "--threads", 0) == (2, "", "error: threads must be at least 1, got 0\n")
+
+
+def test_deterministic_refuses_what_cannot_promise(xcnn):
+    code, out, err = xcnn(*QUICK, "--deterministic", "--device", "strict")
+    assert (code, out) == (2, "")
+    assert err == "error: --deterministic: strict may round otherwise in every run; use --device cpu\n"
 
 
 def test_plain_weights_need_a_model(xcnn, tmp_path):

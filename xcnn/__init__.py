@@ -2,12 +2,13 @@
 
 `xcnn.ops` are the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
 and loaders, `xcnn.models` named networks, `xcnn.training` the `Trainer` and what goes with it. `xcnn.device` opens a
-device by its string.
+device by its string; `xcnn.set_num_threads` says how many threads compute on the CPU.
 """
 
 from xcnn import data, errors, models, nn, ops, optim, training
 from xcnn.device import device
 from xcnn.errors import XcnnError
+from xcnn.threads import get_num_threads, set_num_threads
 from xcnn.training import Trainer
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "data",
     "device",
     "errors",
+    "get_num_threads",
     "models",
     "nn",
     "ops",
     "optim",
+    "set_num_threads",
     "training",
 ]
 

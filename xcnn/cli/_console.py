@@ -1,4 +1,4 @@
-"""What the commands print with: two consoles, JSON lines, and the progress of a training run."""
+"""What the commands share: two consoles, JSON lines, the progress of a training run, and `--threads`."""
 
 import json
 import math
@@ -11,9 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from xcnn.errors import UsageError
+from xcnn.threads import set_num_threads
 from xcnn.training import Callback, Metrics, Trainer
 
-__all__ = ["Bar", "EpochReport", "error_line", "note", "percent", "print_json", "print_table", "stderr", "stdout"]
+__all__ = [
+    "Bar",
+    "EpochReport",
+    "error_line",
+    "note",
+    "percent",
+    "print_json",
+    "print_table",
+    "stderr",
+    "stdout",
+    "use_threads",
+]
 
 # Rich honours NO_COLOR and plain pipes by itself; the width keeps piped tables from folding.
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -24,6 +37,14 @@ def error_line(message: str) -> None:
     """Print an error on stderr, on one line however long."""
     stderr.print("[bold red]error:[/] ", end="")
     stderr.print(message, markup=False, soft_wrap=True)
+
+
+def use_threads(threads: int | None) -> None:
+    """Do what `--threads` says; None leaves kernels all the cores that the process may use."""
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        set_num_threads(threads)
 
 
 def note(message: str) -> None:

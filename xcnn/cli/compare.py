@@ -13,7 +13,7 @@ from xcnn import compare as room
 from xcnn import models, nn, plots
 from xcnn._files import replacing
 from xcnn.cli._comparison import Parting, report_errors, report_speed, report_steps, report_verdict, shares
-from xcnn.cli._console import note
+from xcnn.cli._console import note, use_threads
 from xcnn.compare import Finding
 from xcnn.compare.steps import Batches
 from xcnn.device import Device, device
@@ -34,6 +34,7 @@ def compare(
     batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 8,
     steps: int = 10,
     dtype: str = "float32",
+    threads: int | None = None,
     plot: Path | None = None,
     markdown: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -61,6 +62,9 @@ def compare(
         training steps to follow and to time; 0 leaves both out.
     dtype
         float32, float64, or both with a comma between.
+    threads
+        how many threads the cpu computes with; all cores that the process may use if left out. No error or distance
+        depends on it, and speeds are measured with all.
     plot
         a PNG to draw the errors to.
     markdown
@@ -69,6 +73,7 @@ def compare(
         print JSON lines on stdout: one per tensor, device and step, and a last one with the verdict.
     """
     dtypes = _dtypes(dtype)
+    use_threads(threads)
     if steps < 0:
         raise UsageError(f"steps must be 0 or more, got {steps}")
     for path in (plot, markdown):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from xcnn.cli._console import Bar, percent, print_json, print_table
+from xcnn.cli._console import Bar, percent, print_json, print_table, use_threads
 from xcnn.training import restore
 
 __all__ = ["evaluate"]
@@ -19,6 +19,7 @@ def evaluate(
     data_dir: Path | None = None,
     model: str | None = None,
     device: str = "cpu",
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Test a checkpoint on the test images of a data set.
@@ -35,9 +36,12 @@ def evaluate(
         the model that the weights are of, where the file does not say.
     device
         where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    threads
+        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
     json
         print one JSON object on stdout.
     """
+    use_threads(threads)
     bar = Bar()
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=bar)
     metrics, test = restored.evaluate(bar.test)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import Bar, note, print_json, print_table
+from xcnn.cli._console import Bar, note, print_json, print_table, use_threads
 from xcnn.errors import UsageError
 from xcnn.training import Prediction, restore
 
@@ -24,6 +24,7 @@ def predict(
     data_dir: Path | None = None,
     model: str | None = None,
     device: str = "cpu",
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Classify image files or test images: class, probabilities, and a picture of each.
@@ -46,9 +47,12 @@ def predict(
         the model that the weights are of, where the file does not say.
     device
         where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    threads
+        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
     json
         print one JSON object per image on stdout.
     """
+    use_threads(threads)
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=Bar())
     classes = restored.checkpoint.classes
     predictions = restored.predict(images, index)

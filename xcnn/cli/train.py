@@ -9,7 +9,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from xcnn import plots
-from xcnn.cli._console import EpochReport, note, percent, print_json, print_table
+from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
+from xcnn.device import device as open_device
+from xcnn.errors import UsageError
 from xcnn.training import Config, Result
 from xcnn.training import train as run_training
 
@@ -33,6 +35,8 @@ def train(
     flags: Flags | None = None,
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    threads: int | None = None,
+    deterministic: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Train a network, test it, and write a folder with everything that came of it.
@@ -41,10 +45,18 @@ def train(
     ----------
     out
         folder for the results; `runs/DATASET-MODEL-TIME` if left out.
+    threads
+        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
+    deterministic
+        refuse a device that does not promise the same bits from the same seed. On the cpu they are always the same, for
+        any number of threads, given the same versions and kind of processor.
     json
         print JSON lines on stdout, one per epoch and a last one with the test figures.
     """
     config = Config(**dataclasses.asdict(flags or Flags()))
+    use_threads(threads)
+    if deterministic and open_device(config.device).name != "cpu":
+        raise UsageError(f"--deterministic: {config.device} may round otherwise in every run; use --device cpu")
     result = run_training(config, out, [EpochReport(json)])
     _draw(result, config)
     if result.interrupted:
