@@ -1,8 +1,8 @@
-"""Batch normalisation: a pass for the mean, one for the variance, one that normalises; backward has two.
+"""Batch normalisation: a pass for mean and variance, one that normalises; backward has two.
 
-The sums that statistics and gradients come from are taken in float64, so one order is as good as another and they
-become vector instructions. A channel's numbers are the rows x[n, c] (pixels); threads share the channels. Every pass
-goes over the images first, as they lie in memory.
+A channel's numbers are the rows x[n, c] (pixels). Sums of rows are taken in float64, so one order is as good as another
+and they become vector instructions; a (n, c) table of them is added up after the pass. So threads share the images, as
+they lie in memory, and no result depends on how.
 """
 
 from collections.abc import Sequence
@@ -47,24 +47,33 @@ def _products(row, mean, dy):
 
 
 @compiled
-def _normalise(x, weight, bias, eps, mean, var, rstd, given, y, begin, end):
-    """Set some channels of y, and of the statistics unless they are given."""
-    count = x.shape[0] * x.shape[2]
-    if not given:
-        totals, squares = np.zeros(end), np.zeros(end)
-        for n in range(x.shape[0]):
-            for c in range(begin, end):
-                totals[c] += _sum(x[n, c])
-        for n in range(x.shape[0]):
-            for c in range(begin, end):
-                squares[c] += _squares(x[n, c], totals[c] / count)
-        for c in range(begin, end):
-            mean[c], var[c] = totals[c] / count, squares[c] / count
-    for c in range(begin, end):
-        rstd[c] = 1.0 / np.sqrt(np.float64(var[c]) + eps)
+def _moments(x, sums, begin, end):
+    """Set sums[0] to the sums of some images' rows, and sums[1] to the squares of what is off their own means."""
+    for n in range(begin, end):
+        for c in range(x.shape[1]):
+            sums[0, n, c] = _sum(x[n, c])
+            sums[1, n, c] = _squares(x[n, c], sums[0, n, c] / x.shape[2])
+
+
+@compiled
+def _statistics(sums, pixels, mean, var):
+    """Set mean and variance of each channel: squares off the mean are those off the rows' means, and these off it."""
+    count = sums.shape[1] * pixels
+    for c in range(mean.size):
+        total, squares = 0.0, 0.0
+        for n in range(sums.shape[1]):
+            total += sums[0, n, c]
+        for n in range(sums.shape[1]):
+            squares += sums[1, n, c] + (sums[0, n, c] / pixels - total / count) ** 2 * pixels
+        mean[c], var[c] = total / count, squares / count
+
+
+@compiled
+def _normalise(x, mean, rstd, weight, bias, y, begin, end):
+    """Set some images of y."""
     one = mean.dtype.type(1)
-    for n in range(x.shape[0]):
-        for c in range(begin, end):
+    for n in range(begin, end):
+        for c in range(x.shape[1]):
             centre, shift = mean[c], bias[c] if bias.size else one * 0
             factor = rstd[c] * (weight[c] if weight.size else one)
             source, target = x[n, c], y[n, c]
@@ -73,34 +82,27 @@ def _normalise(x, weight, bias, eps, mean, var, rstd, given, y, begin, end):
 
 
 @compiled
-def _gradients(x, dy, weight, mean, rstd, dx, dweight, dbias, constant, begin, end):
-    """Set the gradients of some channels; those whose array is empty are not wanted.
+def _gradient_sums(x, dy, mean, sums, begin, end):
+    """Set sums[0] to the sums of dy of some images' rows, and sums[1] to those of dy * (x - mean)."""
+    for n in range(begin, end):
+        for c in range(x.shape[1]):
+            sums[0, n, c], sums[1, n, c] = _products(x[n, c], mean[c], dy[n, c])
 
-    With f = rstd * weight, `dx = f * (dy - mean(dy) - (x - mean) * rstd^2 * mean(dy * (x - mean)))`, and `f * dy` where
-    mean and rstd are constants.
+
+@compiled
+def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
+    """Set some images of dx from the sums (2, c) of dy and dy * (x - mean), which are empty if mean is a constant.
+
+    With f = rstd * weight, `dx = f * (dy - mean(dy) - (x - mean) * rstd^2 * mean(dy * (x - mean)))`, else `f * dy`.
     """
-    count = x.shape[0] * x.shape[2]
-    totals, products = np.zeros(end), np.zeros(end)
-    if dweight.size or dbias.size or not constant:
-        for n in range(x.shape[0]):
-            for c in range(begin, end):
-                total, product = _products(x[n, c], mean[c], dy[n, c])
-                totals[c] += total
-                products[c] += product
-    for c in range(begin, end):
-        if dweight.size:
-            dweight[c] = products[c] * rstd[c]
-        if dbias.size:
-            dbias[c] = totals[c]
-    if dx.size == 0:
-        return
     one = mean.dtype.type(1)
-    for n in range(x.shape[0]):
-        for c in range(begin, end):
+    count = x.shape[0] * x.shape[2]
+    for n in range(begin, end):
+        for c in range(x.shape[1]):
             factor, slope, shift = rstd[c] * (weight[c] if weight.size else one), one * 0, one * 0
-            if not constant:
-                slope += factor * rstd[c] * rstd[c] * (products[c] / count)
-                shift += factor * (totals[c] / count)
+            if sums.size:
+                slope += factor * rstd[c] * rstd[c] * (sums[1, c] / count)
+                shift += factor * (sums[0, c] / count)
             centre, source, gradient, target = mean[c], x[n, c], dy[n, c], dx[n, c]
             for i in range(source.size):
                 target[i] = gradient[i] * factor - ((source[i] - centre) * slope + shift)
@@ -120,20 +122,34 @@ def normalisation(
         return NotImplemented
     dtype, shape, c = x.dtype, view.shape, view.shape[1]
     none, has_bias, constant = np.empty(0, dtype), bias is not None, given is not None
-    mean, var = (np.array(a) for a in given) if given else (np.empty(c, dtype), np.empty(c, dtype))
-    rstd, y = np.empty(c, dtype), np.empty(x.shape, dtype)
-    parameters = (none if a is None else np.ascontiguousarray(a) for a in (weight, bias))
     rows = np.ascontiguousarray(x).reshape(shape)
-    share(_normalise, 6 * x.size, rows, *parameters, eps, mean, var, rstd, constant, y.reshape(shape), n=c)
+    if given is None:
+        mean, var, sums = np.empty(c, dtype), np.empty(c, dtype), np.empty((2, *shape[:2]))
+        share(_moments, 4 * x.size, rows, sums)
+        _statistics(sums, shape[2], mean, var)
+    else:
+        mean, var = map(np.array, given)
+    rstd, y = 1.0 / np.sqrt(var + eps), np.empty(x.shape, dtype)
+    parameters = (none if a is None else np.ascontiguousarray(a) for a in (weight, bias))
+    share(_normalise, 2 * x.size, rows, mean, rstd, *parameters, y.reshape(shape))
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        wants = needs[0], needs[1] and weight is not None, needs[2] and has_bias
-        sources = (np.ascontiguousarray(a).reshape(shape) for a in (x, dy))
-        factor = np.empty(0, dtype) if weight is None else np.ascontiguousarray(weight)
-        dx = np.empty(x.shape if wants[0] else 0, dtype)
-        gradients = tuple(np.empty(c if want else 0, dtype) for want in wants[1:])
-        rows = dx.reshape(shape) if wants[0] else dx.reshape(0, 0, 0)
-        share(_gradients, 8 * x.size, *sources, factor, mean, rstd, rows, *gradients, constant, n=c)
-        return tuple(array if want else None for array, want in zip((dx, *gradients), wants, strict=True))
+        rows, gradients = (np.ascontiguousarray(a).reshape(shape) for a in (x, dy))
+        wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and has_bias
+        sums = np.empty((2, 0))
+        if wants_weight or wants_bias or not constant:
+            of_rows = np.empty((2, *shape[:2]))
+            share(_gradient_sums, 4 * x.size, rows, gradients, mean, of_rows)
+            sums = of_rows.sum(axis=1)
+        dx = None
+        if needs[0]:
+            dx, factor = (
+                np.empty(x.shape, dtype),
+                np.empty(0, dtype) if weight is None else np.ascontiguousarray(weight),
+            )
+            used = np.empty((2, 0)) if constant else sums
+            share(_input_gradient, 3 * x.size, rows, gradients, mean, rstd, factor, used, dx.reshape(shape))
+        dweight = (sums[1] * rstd).astype(dtype) if wants_weight else None
+        return dx, dweight, sums[0].astype(dtype) if wants_bias else None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
