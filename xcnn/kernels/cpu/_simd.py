@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "correlation", "shifted_product"]
+__all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "correlation", "shifted_product"]
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 
