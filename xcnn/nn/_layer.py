@@ -44,10 +44,15 @@ class Layer(Module):
 
     def _call(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
         """Call the op with `options`, and with attributes for all that is not among them."""
-        slots = [getattr(self, name) for name in self._slots]  # parameters, buffers and None
-        arrays = {name: None if slot is None else slot.data for name, slot in zip(self._slots, slots, strict=True)}
-        attributes = {name: getattr(self, name) for name in self._options if name not in options}
-        y, op_backward = self._op(x, **arrays, **attributes, **options)
+        slots = []  # parameters, buffers and None
+        for name in self._slots:
+            slot = getattr(self, name)
+            slots.append(slot)
+            options[name] = None if slot is None else slot.data
+        for name in self._options:
+            if name not in options:
+                options[name] = getattr(self, name)
+        y, op_backward = self._op(x, **options)
 
         def backward(dy: Any, need_dx: bool) -> Any:
             trained = [isinstance(slot, Parameter) for slot in slots]
