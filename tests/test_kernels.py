@@ -99,6 +99,27 @@ def assert_needs(backward: Any, dy: np.ndarray, full: tuple[Any, ...]) -> None:
             assert gradient is None if wanted is None or not need else np.array_equal(gradient, wanted)
 
 
+def assert_agrees(call: Call, dtype: Any, engine: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+    """Compare all results and gradients with those of the portable code."""
+    arrays, rng = cast(call, dtype)
+    with portable(np):
+        wanted, portable_backward = run(call, arrays)
+    dy = np.asarray(rng.standard_normal(wanted[0].shape), dtype)
+    gradients = portable_backward(dy)
+    with engine():
+        results, backward = run(call, arrays)
+    together = (*numbers(arrays), dy, *(a for a in (*wanted, *gradients) if a is not None))
+    size = max(1.0, *(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) for a in together))
+    terms = max(1, *(np.size(a) for a in together))
+    for actual, y in zip(results, wanted, strict=True):
+        assert_within(actual, y, size, terms)
+    full = backward(dy)
+    for actual, gradient in zip(full, gradients, strict=True):
+        assert_within(actual, gradient, size, terms)
+    if len(full) <= 5:
+        assert_needs(backward, dy, full)
+
+
 @every_dtype
 @pytest.mark.parametrize(
     ("engine", "family"),
@@ -114,25 +135,16 @@ def test_kernels_agree_with_the_portable_code(
     @settings(max_examples=15)
     @given(family())
     def agree(call: Call) -> None:
-        arrays, rng = cast(call, dtype)
-        with portable(np):
-            wanted, portable_backward = run(call, arrays)
-        dy = np.asarray(rng.standard_normal(wanted[0].shape), dtype)
-        gradients = portable_backward(dy)
-        with ENGINES[engine]():
-            results, backward = run(call, arrays)
-        together = (*numbers(arrays), dy, *(a for a in (*wanted, *gradients) if a is not None))
-        size = max(1.0, *(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) for a in together))
-        terms = max(1, *(np.size(a) for a in together))
-        for actual, y in zip(results, wanted, strict=True):
-            assert_within(actual, y, size, terms)
-        full = backward(dy)
-        for actual, gradient in zip(full, gradients, strict=True):
-            assert_within(actual, gradient, size, terms)
-        if len(full) <= 5:
-            assert_needs(backward, dy, full)
+        assert_agrees(call, dtype, ENGINES[engine])
 
     agree()
+
+
+@every_engine
+def test_a_transposed_convolution_of_stride_1_may_have_output_padding(engine: Any) -> None:
+    call = Call("conv_transpose1d", {"x": (2, 2, 5), "weight": (2, 3, 3), "bias": (3,)})
+    call.options = {"dilation": 2, "output_padding": 1}
+    assert_agrees(call, np.float64, engine)
 
 
 @st.composite

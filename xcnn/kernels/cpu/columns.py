@@ -152,7 +152,7 @@ def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.nd
 def _mirrored(axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Give the windows of dy whose products with the flipped kernel are the input gradient, where there are any."""
     before = [a.extent - 1 - a.before for a in axes]
-    after = [a.extent - 1 - a.after for a in axes]
+    after = [a.size + a.extent - 1 - a.out - b for a, b in zip(axes, before, strict=True)]
     if any(a.stride > 1 for a in axes) or min(before + after) < 0:
         return None
     return tuple(
