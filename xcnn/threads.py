@@ -6,8 +6,10 @@ next part when they are done with one. So no result depends on how many threads 
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 from xcnn.errors import UsageError
 
@@ -22,6 +24,8 @@ _pool: ThreadPoolExecutor | None = None
 _process = 0
 _threads = 0
 _holders = 0
+_limits: Any = None
+_lock = threading.Lock()
 
 
 def get_num_threads() -> int:
@@ -44,9 +48,7 @@ def set_num_threads(n: int) -> None:
     global _threads, _pool
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UsageError(f"set_num_threads: n must be an integer of at least 1, got {n!r}")
-    if _pool is not None:
-        _pool.shutdown()
-        _pool = None
+    _pool = None  # its threads end when nothing uses it any more
     _threads = n
 
 
@@ -75,8 +77,10 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
     try:
         work()
     finally:
-        wait(others)
-    for other in others:
+        # Nothing is left for those that have not begun, and all threads may be waiting for each other like this one.
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
         other.result()
 
 
@@ -94,15 +98,20 @@ def one_blas_thread() -> Iterator[None]:
     A network's products are small: on two busy cores their threads spend ten times as long waiting for each other. What
     is large, kernels cut into parts.
     """
-    global _holders
+    global _holders, _limits
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _lock:
+        if _holders == 0:
+            _limits = threadpool_limits(limits=1, user_api="blas")
         _holders += 1
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with _lock:
             _holders -= 1
+            if _holders == 0:
+                _limits.restore_original_limits()
 
 
 def blas_is_held() -> bool:

@@ -1,13 +1,15 @@
 """Kernels for NumPy arrays. A later module's kernel takes the place of an earlier one's of the same name."""
 
-import importlib.util
-
 from xcnn.kernels.cpu import columns  # noqa: F401
 from xcnn.kernels.cpu._memory import keep_freed_memory
 
 __all__: list[str] = []
 
-if importlib.util.find_spec("numba") is not None:
+try:
+    import numba  # noqa: F401
+except ImportError:  # it is not there, or not for this NumPy
+    pass
+else:
     from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
 
 keep_freed_memory()

@@ -1,14 +1,21 @@
-"""How work is shared out to threads where every image, map or channel has its own."""
+"""Which arrays kernels take, and how work is shared out to threads where every image, map or channel has its own."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from xcnn.threads import parallel, parts
 
-__all__ = ["share"]
+__all__ = ["share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """What a thread reads and writes where it has little else to do."""
+
+
+def supports(a: np.ndarray) -> bool:
+    """Say whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
+    return a.dtype.isnative and a.dtype.itemsize in (4, 8) and a.size > 0
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["rectifier"]
 
@@ -35,7 +35,7 @@ def _flat(a: np.ndarray) -> np.ndarray:
 @kernel(np)
 def rectifier(x: np.ndarray) -> Any:
     """Cut off what is negative, and let a gradient pass where something is left."""
-    if x.dtype.itemsize not in (4, 8) or not x.size:
+    if not supports(x):
         return NotImplemented
     y = np.empty(x.shape, x.dtype)
     share(_cut, 2 * x.size, _flat(x), y.reshape(-1))

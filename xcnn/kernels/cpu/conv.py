@@ -19,6 +19,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._passes import convolve, gradients, pack, pack_transposed
 from xcnn.kernels.cpu._planes import planes
 from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._share import supports
 from xcnn.threads import parallel, parts
 
 __all__ = ["convolution", "transposed_convolution"]
@@ -89,10 +90,6 @@ def _grouped(weight: np.ndarray, groups: int) -> np.ndarray:
     """Give weight as (g, og, cg, taps), in C order."""
     o, cg, *kernel = weight.shape
     return np.ascontiguousarray(weight).reshape(groups, o // groups, cg, math.prod(kernel))
-
-
-def _supports(x: np.ndarray) -> bool:
-    return x.dtype.itemsize in (4, 8) and x.size > 0
 
 
 def _flops(n: int, weight: np.ndarray, f: _Layout) -> int:
@@ -180,7 +177,7 @@ def convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
 ) -> Any:
     """Convolve, with bias and ReLU in the same pass."""
-    if not _supports(x):
+    if not supports(x):
         return NotImplemented
     has_bias = bias is not None
     result = _convolve(x, weight, bias, axes, groups, relu)
@@ -197,7 +194,7 @@ def transposed_convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: the input gradient of the convolution with these axes."""
-    if not _supports(x):
+    if not supports(x):
         return NotImplemented
     has_bias = bias is not None
     y, _, _ = _gradients(None, x, None, weight, axes, groups, (True, False, False))

@@ -12,6 +12,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._share import supports
 
 __all__ = ["entropies"]
 
@@ -68,7 +69,7 @@ def entropies(
     """Compare rows of logits with class indices."""
     if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
         return NotImplemented
-    if not 0 < x.size <= _MOST or x.dtype.itemsize not in (4, 8) or target.dtype == np.uint64:
+    if not supports(x) or x.size > _MOST or target.dtype == np.uint64:
         return NotImplemented
     p, labels = np.empty(x.shape, x.dtype), np.ascontiguousarray(target, np.int64)
     total, rows = _forward(np.ascontiguousarray(x), labels, ignore_index, p)

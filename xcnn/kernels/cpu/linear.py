@@ -10,6 +10,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._share import supports
 from xcnn.threads import blas_is_held, parallel, parts
 
 __all__ = ["affine"]
@@ -78,7 +79,7 @@ def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
 @kernel(np)
 def affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
     """Multiply, and apply bias and ReLU in place."""
-    if x.dtype.itemsize not in (4, 8) or not x.size or not weight.size:
+    if not supports(x) or not weight.size:
         return NotImplemented
     (n, i), o, has_bias = x.shape, weight.shape[0], bias is not None
     flops = 2 * n * i * o

@@ -13,7 +13,7 @@ from numba import njit
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["normalisation"]
 
@@ -118,7 +118,7 @@ def normalisation(
     given: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Any:
     """Normalise channels of several pixels over a batch; other groups are left to the portable code."""
-    if view.axes != (0, 2) or view.shape[2] == 1 or x.dtype.itemsize not in (4, 8) or not x.size:
+    if view.axes != (0, 2) or view.shape[2] == 1 or not supports(x):
         return NotImplemented
     dtype, shape, c = x.dtype, view.shape, view.shape[1]
     none, has_bias, constant = np.empty(0, dtype), bias is not None, given is not None

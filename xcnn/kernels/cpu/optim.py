@@ -11,7 +11,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["adam", "rmsprop", "sgd"]
 
@@ -82,7 +82,7 @@ def _takes(data: np.ndarray, grad: np.ndarray, *state: np.ndarray | None) -> boo
     for array in (data, *state):
         if array is not None and not (type(array) is np.ndarray and array.flags.carray):  # NumPy's scalars are neither
             return False
-    return data.dtype.itemsize in (4, 8) and type(grad) is np.ndarray and grad.flags.c_contiguous
+    return supports(data) and type(grad) is np.ndarray and grad.flags.c_contiguous
 
 
 def _update(function: Callable[..., object], work: int, data: np.ndarray, *arguments: Any) -> None:

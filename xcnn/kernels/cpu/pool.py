@@ -22,7 +22,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._planes import planes
-from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["average_pooling", "map_means", "max_pooling"]
 
@@ -211,15 +211,11 @@ def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(-1, *(1,) * (3 - rank), *a.shape[a.ndim - rank :])
 
 
-def _takes(a: np.ndarray) -> bool:
-    return a.dtype.itemsize in (4, 8) and a.size > 0
-
-
 @kernel(np)
 def max_pooling(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Find the maxima and where they are."""
     f = _layout(axes)
-    if not _takes(x) or f.offsets.size > _NO_PIXEL:
+    if not supports(x) or f.offsets.size > _NO_PIXEL:
         return NotImplemented
     rank, shape = len(axes), x.shape
     y = np.empty((*shape[: x.ndim - rank], *f.outs), x.dtype)
@@ -251,7 +247,7 @@ def max_pooling(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
 @kernel(np)
 def average_pooling(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows of 2 x 2 pixels, and spread gradients evenly."""
-    if not _takes(x) or not _layout(axes).are_2x2:
+    if not supports(x) or not _layout(axes).are_2x2:
         return NotImplemented
     shape, dtype = x.shape, x.dtype
     y = np.empty((*shape[:-2], *(axis.out for axis in axes)), dtype)
@@ -270,7 +266,7 @@ def average_pooling(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: 
 @kernel(np)
 def map_means(x: np.ndarray) -> Any:
     """Take the means of the rows of x (n, c, pixels)."""
-    if not _takes(x):
+    if not supports(x):
         return NotImplemented
     shape = x.shape
     y = np.empty(shape[:2], x.dtype)
