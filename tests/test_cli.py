@@ -48,7 +48,7 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     assert code == 0
     *epochs, last = (json.loads(line) for line in out.splitlines())
     assert [list(record) for record in epochs] == [EPOCH_KEYS] * 2
-    assert list(last) == ["test_accuracy", "test_loss", "seconds", "device", "checkpoint"]
+    assert list(last) == ["test_accuracy", "test_loss", "seconds", "compile_seconds", "device", "checkpoint"]
     assert last["device"] == "cpu"
     assert "epoch 2/2" in err
     folder = tmp_path / "out"

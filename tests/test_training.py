@@ -11,6 +11,7 @@ import pytest
 from conftest import LIBRARIES
 
 from xcnn import data, models, nn, ops, optim
+from xcnn._dispatch import COMPILATION
 from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
 
@@ -112,6 +113,19 @@ def test_fit_reports_what_went_by(digits):
     assert record["val_accuracy"] == (probabilities.argmax(axis=1) == test.labels).mean()
     assert record["val_loss"] == pytest.approx(-np.log(probabilities[range(100), test.labels]).mean(), rel=1e-4)
     assert record["images_per_second"] == pytest.approx(200 / record["seconds"])
+
+
+def test_compiling_kernels_is_no_training_time(monkeypatch):
+    class Compiles(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            COMPILATION.seconds += 1000.0  # as if the step had compiled so long
+
+    monkeypatch.setattr(COMPILATION, "seconds", 0.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    trainer = Trainer(model, optim.SGD(model.parameters()))
+    batches = [(np.ones((2, 1, 2, 2), np.float32), np.array([0, 1]))] * 3
+    (record,) = trainer.fit(batches, callbacks=[Compiles()])
+    assert -3000.0 <= record["seconds"] < -2000.0
 
 
 def test_one_seed_gives_identical_bits(digits):

@@ -11,6 +11,7 @@ one line in `_ROOMS`. Nothing else knows about kernels.
 import contextlib
 import functools
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, TypeVar
@@ -30,6 +31,10 @@ class Compilation:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.announce: Callable[[], object] = lambda: None
+
+    def clock(self) -> float:
+        """Return the time in seconds, from some beginning, which stands still while kernels are compiled."""
+        return time.perf_counter() - self.seconds
 
 
 COMPILATION = Compilation()

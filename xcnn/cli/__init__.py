@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import cyclopts
 import numpy as np
 
-from xcnn.cli._console import error_line, stderr
+from xcnn._dispatch import COMPILATION
+from xcnn.cli._console import announce_compiling, error_line, stderr
 from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
+    COMPILATION.announce = announce_compiling
     try:
         # Where a number leaves its range, xcnn says so itself, in one sentence.
         with np.errstate(all="ignore"):

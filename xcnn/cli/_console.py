@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from xcnn._dispatch import COMPILATION
 from xcnn.errors import UsageError
 from xcnn.threads import set_num_threads
 from xcnn.training import Callback, Metrics, Trainer
@@ -18,6 +19,7 @@ from xcnn.training import Callback, Metrics, Trainer
 __all__ = [
     "Bar",
     "EpochReport",
+    "announce_compiling",
     "error_line",
     "note",
     "percent",
@@ -45,6 +47,11 @@ def use_threads(threads: int | None) -> None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
         set_num_threads(threads)
+
+
+def announce_compiling() -> None:
+    """Say why nothing moves for a while."""
+    note("compiling kernels for this processor, once (up to a minute; it does not count as training)")
 
 
 def note(message: str) -> None:
@@ -133,7 +140,7 @@ class EpochReport(Callback):
     def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
         """Open the bar."""
         self.batches, self.epochs = batches, epochs
-        self.started = time.perf_counter()
+        self.started = COMPILATION.clock()
         self.task = self.progress.add_task("", total=batches, figures="")
         self.progress.start()
 
@@ -141,7 +148,7 @@ class EpochReport(Callback):
         """Move the bar."""
         if self.progress.disable:
             return
-        rate = metrics.images / (time.perf_counter() - self.started)
+        rate = metrics.images / (COMPILATION.clock() - self.started)
         name = f"epoch {epoch}/{self.epochs}"
         self.progress.update(self.task, description=name, completed=batch, figures=_figures(metrics, rate))
 
@@ -157,7 +164,7 @@ class EpochReport(Callback):
             f"  {record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )
-        self.started = time.perf_counter()
+        self.started = COMPILATION.clock()
         self.progress.reset(self.task, total=self.batches)
 
     def on_fit_end(self, trainer: Trainer) -> None:

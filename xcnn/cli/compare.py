@@ -64,7 +64,7 @@ def compare(
         float32, float64, or both with a comma between.
     threads
         how many threads the cpu computes with; all cores that the process may use if left out. No error or distance
-        depends on it, and speeds are measured with all.
+        depends on it.
     plot
         a PNG to draw the errors to.
     markdown

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from xcnn import plots
+from xcnn._dispatch import COMPILATION
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.device import device as open_device
 from xcnn.errors import UsageError
@@ -70,6 +71,7 @@ def train(
                 "test_accuracy": result.test_accuracy,
                 "test_loss": result.test_loss,
                 "seconds": result.seconds,
+                "compile_seconds": COMPILATION.seconds,
                 "device": result.device,
                 "checkpoint": str(result.checkpoint),
             }
@@ -78,13 +80,17 @@ def train(
         rows = [
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
-            ("training time", f"{result.seconds:.1f} s on {result.device}"),
+            ("training time", f"{result.seconds:.1f} s on {result.device}{_compiling()}"),
             ("checkpoint", result.checkpoint),
             ("everything else", f"{result.folder}/"),
         ]
         print_table(f"{config.model} on {config.dataset}", "", rows=rows)
         note(f"next: xcnn predict {result.checkpoint} --index 0")
     return 0
+
+
+def _compiling() -> str:
+    return f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
 
 
 def _draw(result: Result, config: Config) -> None:

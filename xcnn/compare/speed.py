@@ -22,7 +22,7 @@ from xcnn.compare import memory
 from xcnn.compare.steps import trainer
 from xcnn.device import device as open_device
 from xcnn.errors import XcnnError
-from xcnn.threads import one_blas_thread
+from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
 
 __all__ = ["Speed", "SpeedError", "main", "measure", "speed"]
 
@@ -65,7 +65,7 @@ def speed(device: str, model: str, shape: tuple[int, ...], classes: int, batch: 
     SpeedError
         Where that process fails; it quotes its last line.
     """
-    arguments = json.dumps([device, model, shape, classes, batch, steps, dtype])
+    arguments = json.dumps([get_num_threads(), [device, model, shape, classes, batch, steps, dtype]])
     command = [sys.executable, "-c", "from xcnn.compare.speed import main; main()", arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -90,5 +90,7 @@ def measure(device: str, model: str, shape: tuple[int, ...], classes: int, batch
 
 
 def main() -> None:
-    """Measure what the process's one argument, a JSON list, says, and print one JSON line."""
-    print(json.dumps(dataclasses.asdict(measure(*json.loads(sys.argv[1])))))
+    """Measure what the process's one argument, the number of threads and a list in JSON, says; print one JSON line."""
+    threads, arguments = json.loads(sys.argv[1])
+    set_num_threads(threads)
+    print(json.dumps(dataclasses.asdict(measure(*arguments))))

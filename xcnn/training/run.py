@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import data, models, optim
+from xcnn._dispatch import COMPILATION
 from xcnn._files import replacing
 from xcnn.device import Device, device
 from xcnn.errors import DivergedError, UsageError, XcnnError, unknown
@@ -113,7 +113,7 @@ class Result:
     test_loss, test_accuracy : over the test set; None if the run was interrupted.
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
     classes : their names.
-    seconds : of training and validation.
+    seconds : of training and validation, without the compiling of kernels.
     note : why the run ended early; empty if it did not.
     interrupted : whether Ctrl-C ended it.
     """
@@ -193,7 +193,7 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
         listeners.append(KeepBest(functools.partial(run.save, "best.safetensors")))
         if config.patience is not None:
             listeners.append(EarlyStopping(patience=config.patience))
-    trainer, start, interrupted = run.trainer, time.perf_counter(), False
+    trainer, start, interrupted = run.trainer, COMPILATION.clock(), False
     try:
         trainer.fit(run.train, config.epochs, run.validation, [*listeners, *callbacks])
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
             _remove_folder(folder)
             raise
         raise DivergedError(f"{error}; {last} holds the last good epoch") from None
-    seconds = time.perf_counter() - start
+    seconds = COMPILATION.clock() - start
     common = (trainer.device.name, trainer.history)
     if interrupted:
         note = f"interrupted after {len(trainer.history)} of {config.epochs} epochs"

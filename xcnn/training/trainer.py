@@ -1,7 +1,6 @@
 """`Trainer`: a model, an optimizer and a loss on one device; one step, many epochs, evaluation and prediction."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from xcnn import optim
 from xcnn._array import Array
+from xcnn._dispatch import COMPILATION
 from xcnn.data import Loader
 from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
@@ -136,7 +136,7 @@ class Trainer:
         Returns
         -------
         A list of dicts with `epoch`, `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` (None without
-        validation), `seconds` (of training, without validation) and `images_per_second`.
+        validation), `seconds` (of training, without validation and the compiling of kernels) and `images_per_second`.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class Trainer:
         callbacks: Sequence[Callback],
         check_interrupt: Callable[[], None],
     ) -> dict[str, Any]:
-        metrics, start = Metrics(), time.perf_counter()
+        metrics, start = Metrics(), COMPILATION.clock()
         for batch, (x, y) in enumerate(made, 1):
             x, y = place(x, self.device), place(y, self.device)
             try:
@@ -192,7 +192,7 @@ class Trainer:
             check_interrupt()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
-        seconds = time.perf_counter() - start
+        seconds = COMPILATION.clock() - start
         validated = None if validation is None else self.evaluate(validation)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)

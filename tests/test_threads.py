@@ -1,0 +1,77 @@
+"""The threads that kernels share."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import threadpoolctl
+
+from xcnn import threads
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = threads.get_num_threads()
+    threads.set_num_threads(2)
+    yield
+    threads.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_exception_of_a_part_is_raised_and_the_pool_lives_on(n: int) -> None:
+    threads.set_num_threads(n)
+    done: list[int] = []
+
+    def task(part: int) -> None:
+        if part == 3:
+            raise KeyError("part 3")
+        done.append(part)
+
+    for _ in range(3):
+        with pytest.raises(KeyError, match="part 3"):
+            threads.parallel(task, 8)
+        done.clear()
+        threads.parallel(done.append, 8)
+        assert sorted(done) == list(range(8))
+
+
+@pytest.mark.parametrize("n", [0, -1, True, 1.5, "2", None])
+def test_a_strange_number_of_threads_is_refused(n: Any) -> None:
+    with pytest.raises(ValueError, match=r"^set_num_threads: n must be an integer of at least 1, got [^\n]*$"):
+        threads.set_num_threads(n)
+    assert threads.get_num_threads() == 2
+
+
+def test_parts_may_be_cut_into_parts_again() -> None:
+    """With every thread waiting for another one, as long as there is anything to wait for."""
+    threads.set_num_threads(2)
+    done: list[tuple[int, int]] = []
+    outside = threading.Thread(
+        target=threads.parallel,
+        args=(lambda p: threads.parallel(lambda q: (time.sleep(0.001), done.append((p, q))), 4), 4),
+        daemon=True,
+    )
+    outside.start()
+    outside.join(30)
+    assert not outside.is_alive(), "the threads wait for each other"
+    assert sorted(done) == list(itertools.product(range(4), range(4)))
+
+
+def test_blas_is_held_until_the_last_has_left() -> None:
+    first, second = threads.one_blas_thread(), threads.one_blas_thread()
+    before = _blas_threads()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert threads.blas_is_held()
+    assert set(_blas_threads()) == {1}
+    second.__exit__(None, None, None)
+    assert not threads.blas_is_held()
+    assert _blas_threads() == before
+
+
+def _blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
