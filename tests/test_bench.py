@@ -91,8 +91,8 @@ def test_every_step_is_as_much_work_as_the_first():
     assert losses[-1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def timing(contestant, *rounds):
-    return Timing(contestant, 10, 1.0, rounds, None, None)
+def timing(contestant, *rounds, batch=10):
+    return Timing(contestant, batch, 1.0, rounds, None, None)
 
 
 def test_statistics_by_hand():
@@ -107,6 +107,31 @@ def test_statistics_by_hand():
     case = compare.Case("report", 10, "train", 1)
     assert Result(case, (ours,), (slow, fast), 1, 1.0).best is fast
     assert Result(case, (ours,), (), 1, 1.0).best is None
+
+
+def test_growth_by_hand():
+    def result(batch, size, seconds, model="report"):
+        case = compare.Case(model, batch, "train", 1, size=size)
+        return Result(case, (timing(OURS, seconds, batch=batch),), (timing(PEERS[0], 9.0, batch=batch),), 1, 1.0)
+
+    # Per image 1/2, 3/4 and 2/4 seconds.
+    batches = [result(batch, None, seconds) for batch, seconds in ((2, 1.0), (4, 3.0), (8, 4.0))]
+    assert compare.growths(batches) == [compare.Growth("report, train", "cpu", "image", 2, 8, 1.5)]
+    # Per pixel 1/2, 1/4 and 1/4 of the same; what is alone has nothing to be compared with.
+    sizes = [result(1, size, seconds) for size, seconds in ((8, 2.0), (16, 4.0), (32, 16.0))]
+    alone = [result(2, 8, 1.0, "vgg_small"), result(1, 16, 1.0, "vgg_small")]
+    assert compare.growths([*sizes, *alone]) == [compare.Growth("report, batch 1, train", "cpu", "pixel", 8, 32, 2.0)]
+
+
+@pytest.mark.parametrize("contestant", [OURS, *PEERS], ids=str)
+@pytest.mark.parametrize("model", models.MODELS)
+def test_images_of_another_size(model, contestant):
+    if contestant is not OURS:
+        pytest.importorskip(contestant.name)
+    case = compare.Case(model, 2, "infer", 1, size=24)
+    assert case.shape == (models.MODELS[model].shape[0], 24, 24)
+    (scores,) = steps(contestant, case, 1)
+    assert scores.shape == (2, 10)
 
 
 def test_memory_is_what_was_taken_meanwhile():
@@ -210,6 +235,26 @@ def test_table_against_pytorch(xcnn, tmp_path):
         assert np.asarray(image.convert("L")).std() > 5  # not blank
 
 
+def test_several_batches_and_sizes(xcnn):
+    code, out, _ = xcnn(*QUICK[:2], "-b", "2,3", "--sizes", "12,20", *QUICK[4:])
+    assert code == 0
+    assert [line.split(" on cpu")[0] for line in out.splitlines() if ": time per " in line] == [
+        "report at 12x12, train", "report, batch 2, train", "report at 20x20, train", "report, batch 3, train",
+    ]  # fmt: skip
+    assert "times its least, batch 2 to 3" in out
+    assert "times its least, 12 to 20 pixels square" in out
+    code, out, _ = xcnn(*QUICK, "--sizes", "12,20", "--json")
+    assert code == 0
+    *speeds, growth = [json.loads(line) for line in out.splitlines()[1:]]
+    assert [line["shape"] for line in speeds] == [[1, 12, 12], [1, 20, 20]]
+    small, large = (144 * speeds[0]["images_per_second"], 400 * speeds[1]["images_per_second"])
+    assert growth.pop("factor") == pytest.approx(max(small, large) / min(small, large))
+    assert growth == {
+        "kind": "growth", "cases": "report, batch 2, train", "device": "cpu", "unit": "pixel",
+        "smallest": 12, "largest": 20,
+    }  # fmt: skip
+
+
 def test_means_in_json(xcnn):
     pytest.importorskip("torch")
     code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], "--against", "torch", "--json")
@@ -230,6 +275,8 @@ def test_means_in_json(xcnn):
         (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
         (["--batch-sizes", "1,many"], "--batch-sizes takes integers with commas between, got '1,many'"),
+        (["--sizes", "28,x"], "--sizes takes integers with commas between, got '28,x'"),
+        (["--sizes", "8"], "lenet5 takes images of 12 x 12 or more, got 8"),
         (["--batch-sizes", "0"], "batch size must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--rounds", "0"], "rounds must be at least 1, got 0"),

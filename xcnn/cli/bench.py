@@ -26,6 +26,7 @@ def bench(
     *,
     models: str = "report,lenet5,mnist_cnn,vgg_small",
     batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
+    sizes: str = "",
     mode: str = "train",
     devices: str = "cpu",
     against: str = "",
@@ -48,6 +49,8 @@ def bench(
         networks by name, with commas between; see `xcnn models`.
     batch_sizes
         images per step, with commas between.
+    sizes
+        height and width of the images, with commas between; each network's usual ones if left out.
     mode
         train (with the optimizer's update), infer, or both.
     devices
@@ -65,16 +68,19 @@ def bench(
     plot
         a PNG to draw the speeds to.
     json
-        print JSON lines on stdout: one about the machine, one per contestant and case, and the mean ratios.
+        print JSON lines on stdout: one about the machine, one per contestant and case, the mean ratios, and how the
+        cost grows with batches and images.
     """
     threads = get_num_threads() if threads is None else threads
     peers, ours = _names(against), [device(name).name for name in _names(devices)]
     modes = room.MODES if mode == "both" else (mode,)
+    edges: list[int | None] = [*_numbers("--sizes", sizes)] or [None]
     cases = [
-        room.Case(model, batch, one, threads)
+        room.Case(model, batch, one, threads, size=edge)
         for one in modes
         for model in _names(models)
-        for batch in _numbers(batch_sizes)
+        for batch in _numbers("--batch-sizes", batch_sizes)
+        for edge in edges
     ]
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device, with commas between")
@@ -93,6 +99,7 @@ def bench(
         if not json:
             _print_results(one, chosen)
         _print_means(one, chosen, json)
+        _print_growths(chosen, json)
     if profile and not json:
         for result in results:
             _print_profiles(result)
@@ -107,11 +114,11 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(name for name in text.replace(" ", "").split(",") if name))
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(name) for name in _names(text)]
     except ValueError:
-        raise UsageError(f"--batch-sizes takes integers with commas between, got {text!r}") from None
+        raise UsageError(f"{flag} takes integers with commas between, got {text!r}") from None
 
 
 def _threads(count: int) -> str:
@@ -150,7 +157,12 @@ def _lost(timing: room.Timing) -> float:
 
 def _print_lines(result: room.Result) -> None:
     """Print a JSON line per contestant, and per line of its profile."""
-    case = {"mode": result.case.mode, "model": result.case.model, "batch": result.case.batch}
+    case = {
+        "mode": result.case.mode,
+        "model": result.case.model,
+        "batch": result.case.batch,
+        "shape": result.case.shape,
+    }
     for timing in (*result.ours, *result.peers):
         rate = result.flops / timing.seconds
         who = {"contestant": timing.contestant.name, "variant": timing.contestant.variant}
@@ -182,7 +194,7 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
         for timing in result.ours:
             rate = result.flops / timing.seconds
             work = (f"{rate / 1e9:.1f}", f"{rate / result.peak:.0%}", _bytes(timing.memory), _time(timing.first))
-            row: tuple[Any, ...] = (result.case.model, result.case.batch, timing.contestant.variant, *_rate(timing))
+            row: tuple[Any, ...] = (result.case.named, result.case.batch, timing.contestant.variant, *_rate(timing))
             row = (*row, *work)
             if best := result.best:
                 row = (*row, f"{timing.ratio(best):.2f}", str(best.contestant), *_rate(best), _bytes(best.memory))
@@ -220,7 +232,7 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
     for result in results:
         if result.best is not None:
             for timing in result.ours:
-                of = f"{result.case.model}, batch {result.case.batch}"
+                of = f"{result.case.named}, batch {result.case.batch}"
                 ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(result.best)
     for name, found in ratios.items():
         mean, lowest = (
@@ -233,6 +245,19 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
         else:
             text = f"geometric mean of the ratios {mean:.2f}, lowest {found[lowest]:.2f} ({lowest})"
             stdout.print(f"\n{mode} on {name}: {text}", markup=False, soft_wrap=True)
+
+
+def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
+    """Say how the cost of an image grows with the batch, and that of a pixel with the image, where several were run."""
+    for number, growth in enumerate(room.growths(results)):
+        if as_json:
+            print_json({"kind": "growth", **dataclasses.asdict(growth)})
+        else:
+            gap = "" if number else "\n"
+            what = f"{growth.smallest} to {growth.largest}"
+            span = f"batch {what}" if growth.unit == "image" else f"{what} pixels square"
+            times = f"time per {growth.unit} at most {growth.factor:.2f} times its least"
+            stdout.print(f"{gap}{growth.cases} on {growth.device}: {times}, {span}", markup=False, soft_wrap=True)
 
 
 def _print_profiles(result: room.Result) -> None:

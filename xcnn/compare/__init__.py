@@ -9,6 +9,7 @@ from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
+from xcnn.compare.growth import Growth, growths
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.machine import machine
 from xcnn.compare.markdown import markdown
@@ -27,6 +28,7 @@ __all__ = [
     "Contestant",
     "Error",
     "Finding",
+    "Growth",
     "Result",
     "Speed",
     "SpeedError",
@@ -35,6 +37,7 @@ __all__ = [
     "bench",
     "contestants",
     "distances",
+    "growths",
     "layer_errors",
     "machine",
     "markdown",

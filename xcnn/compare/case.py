@@ -25,18 +25,19 @@ class Case:
 
     Attributes
     ----------
-    model : by name; its images have the shape that `models.MODELS` gives.
+    model : by name; its images have the shape that `models.MODELS` gives, but for `size`.
     batch : images per step.
     mode : `"train"`, steps of mean cross-entropy and SGD; or `"infer"`, the scores of a batch.
     threads : how many each contestant may use.
     lr : the learning rate; by default so small that the weights stay, and each step is as much work as the first. A
         batch of one is learned by heart in a few steps, or kills the network: no gradient is left then, and what
         momentum keeps decays into subnormal numbers, which some processors are slow at.
+    size : height and width of the images, where they are not the usual ones.
 
     Raises
     ------
     UsageError
-        For an unknown model or mode, or a number below 1.
+        For an unknown model or mode, a number below 1, or images smaller than the network takes.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Case:
     mode: str
     threads: int
     lr: float = 1e-9
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if self.model not in models.MODELS:
@@ -53,14 +55,23 @@ class Case:
         for name, value in (("batch size", self.batch), ("threads", self.threads)):
             if value < 1:
                 raise UsageError(f"bench: {name} must be at least 1, got {value}")
+        smallest = models.MODELS[self.model].smallest
+        if self.size is not None and self.size < smallest:
+            raise UsageError(f"bench: {self.model} takes images of {smallest} x {smallest} or more, got {self.size}")
 
     def __str__(self) -> str:
-        return f"{self.model}, batch {self.batch}, {self.mode}"
+        return f"{self.named}, batch {self.batch}, {self.mode}"
+
+    @property
+    def named(self) -> str:
+        """The model, and the size of the images where it is not the usual one."""
+        return self.model if self.size is None else f"{self.model} at {self.size}x{self.size}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
-        return models.MODELS[self.model].shape
+        channels, height, width = models.MODELS[self.model].shape
+        return channels, self.size or height, self.size or width
 
     def network(self) -> nn.Module:
         """Build the network, with weights that are the same each time."""
