@@ -3,10 +3,13 @@
 import collections
 import contextlib
 import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -184,6 +187,23 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.line(line)
         for reason, count in reasons[name].items():
             terminalreporter.line(f"    {count} skipped: {reason}")
+
+
+@pytest.fixture
+def load_example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a file of `examples/` by its name."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parents[1] / "examples" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look for it there
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """The report's figures: its worked example, and its training run against NumPy code written from its text alone."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,26 +10,15 @@ import pytest
 from xcnn import data, optim
 from xcnn.training import Trainer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def example(load_example) -> ModuleType:
+    return load_example("report_example")
 
 
 @pytest.fixture
-def example() -> ModuleType:
-    return _load("report_example")
-
-
-@pytest.fixture
-def training() -> ModuleType:
-    return _load("report_training")
+def training(load_example) -> ModuleType:
+    return load_example("report_training")
 
 
 # The worked example
