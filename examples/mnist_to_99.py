@@ -76,7 +76,7 @@ def _torch(model: nn.Module, steps: int, layout: str) -> Iterator[Learner]:
     )
     network.load_state_dict({name: torch.from_numpy(array) for name, array in model.state_dict().items()})
     network = network.to(memory_format=memory)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RECOMMENDED.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RECOMMENDED.lr, fused=True)  # the fastest
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
 
     def placed(x: np.ndarray) -> Any:

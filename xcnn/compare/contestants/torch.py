@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: the modules of the same names, foreach SGD, both memory formats."""
+"""PyTorch on the CPU: the modules of the same names, fused SGD (its fastest), both memory formats."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def _stepper(case: Case, layout: Any) -> Step:
     if case.mode == "infer":
         model.eval()
         return infer
-    optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM, fused=True)
 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)
