@@ -16,6 +16,19 @@ LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
 """The array libraries that `.[test]` does not bring, by their names in `tests/conftest.py`, and what to install."""
 
 
+BENCHMARKS = (
+    "--against torch --mode both",
+    "--against torch --mode both --models resnet20 --batch-sizes 128",
+    "--models lenet5,mnist_cnn,vgg_small --batch-sizes 64,256,1024,4096",
+    "--models report,vgg_small --batch-sizes 64 --sizes 28,56,112,224",
+    "--models resnet20 --batch-sizes 16 --sizes 28,56,112,224",
+)
+"""What `xcnn bench` measures for docs/speed.md: speed, a deeper network, and that cost grows linearly.
+
+The last ones' networks have padding: without it, a large map has more outputs per pixel than a small one.
+"""
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Look for mistakes and for lines that are not formatted."""
@@ -71,9 +84,21 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed and memory beside PyTorch, as in the README's table; what follows `--` goes to `xcnn bench`."""
-    session.install(".[plots]", LIBRARIES["torch"])
-    session.run("xcnn", "bench", "--against", "torch", *session.posargs)
+    """Measure everything that docs/speed.md shows; `-- --quick` tries it out in little time, with useless figures.
+
+    What else follows `--` goes to each `xcnn bench`. It wants a machine without other work, for about an hour.
+    """
+    session.install(".[fast,plots]", LIBRARIES["torch"])
+    quick, options = "--quick" in session.posargs, [option for option in session.posargs if option != "--quick"]
+    if quick:
+        options += ["--rounds", "1", "--seconds", "0.01"]
+    for measured in BENCHMARKS:
+        session.run("xcnn", "bench", *measured.split(), *options)
+    data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
+    limit = ["--limit", "2000"] if quick else []
+    for learner in ("--library xcnn", "--library torch --layout NCHW", "--library torch --layout channels_last"):
+        session.run("python", "examples/mnist_to_99.py", *learner.split(), *data, *limit)
+    session.run("python", "examples/report_training.py", *data, *limit)
 
 
 @nox.session
