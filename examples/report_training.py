@@ -16,7 +16,6 @@ speedup), then one with test_accuracy, test_loss, test_image, class, probability
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 from xcnn import data, models, nn, ops, optim
 from xcnn.errors import UsageError, XcnnError
 from xcnn.threads import one_blas_thread
-from xcnn.training import Trainer
+from xcnn.training import Trainer, clock
 
 __all__ = ["Network", "main", "run"]
 
@@ -165,13 +164,13 @@ def run(train: data.Dataset, test: data.Dataset, epochs: int, as_json: bool) -> 
 
 
 def _epoch(epoch: int, network: Network, loader: data.Loader, output: Output) -> dict[str, Any]:
-    start, losses, right = time.perf_counter(), 0.0, 0
+    start, losses, right = clock(), 0.0, 0
     for image, (x, label) in enumerate(loader, 1):
         loss, hit = network.step(x, label)
         losses, right = losses + loss, right + hit
         if image % 1000 == 0:
             output.progress(epoch, image, losses / image, right / image)
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return {
         "epoch": epoch,
         "train_loss": losses / image,

@@ -13,7 +13,9 @@ Another array-API library is one more `Library` in `LIBRARIES`. No transfer is i
 `to_numpy` alone.
 """
 
+import contextlib
 import importlib
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -88,7 +90,10 @@ class Library:
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
-    return Device("cpu", np, "cpu", f"NumPy {np.__version__}")
+    compiled = ""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        compiled = f", kernels compiled by Numba {importlib.metadata.version('numba')}"
+    return Device("cpu", np, "cpu", f"NumPy {np.__version__}{compiled}")
 
 
 def _cuda(rest: str) -> Device:

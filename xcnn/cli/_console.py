@@ -2,24 +2,27 @@
 
 import json
 import math
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from xcnn._dispatch import COMPILATION
 from xcnn.errors import UsageError
 from xcnn.threads import set_num_threads
-from xcnn.training import Callback, Metrics, Trainer
+from xcnn.training import Callback, Metrics, Trainer, clock
 
 __all__ = [
     "Bar",
     "EpochReport",
     "announce_compiling",
+    "check_writable",
     "error_line",
     "note",
     "percent",
@@ -54,6 +57,18 @@ def announce_compiling() -> None:
     note("compiling kernels for this processor, once (up to a minute; it does not count as training)")
 
 
+def check_writable(*files: Path | None) -> None:
+    """Refuse files that cannot be written, before anything is computed; None is passed over."""
+    for file in files:
+        if file is None:
+            continue
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise UsageError(f"cannot write {file}: there is no folder {file.parent}")
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"cannot write {file}: {file.parent} is read-only")
+
+
 def note(message: str) -> None:
     """Print a remark on stderr."""
     stderr.print(message, markup=False, soft_wrap=True)
@@ -80,7 +95,9 @@ def print_table(*columns: str, rows: list[tuple[Any, ...]], right: str = "", tit
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    stdout.print(table, soft_wrap=False)
+    # A table that is wider than the terminal is folded by it: better than columns of no width.
+    least = Measurement.get(stdout, stdout.options, table).minimum
+    stdout.print(table, width=max(stdout.width, least), crop=False)
 
 
 def percent(share: float | None) -> str:
@@ -140,7 +157,7 @@ class EpochReport(Callback):
     def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
         """Open the bar."""
         self.batches, self.epochs = batches, epochs
-        self.started = COMPILATION.clock()
+        self.started = clock()
         self.task = self.progress.add_task("", total=batches, figures="")
         self.progress.start()
 
@@ -148,7 +165,7 @@ class EpochReport(Callback):
         """Move the bar."""
         if self.progress.disable:
             return
-        rate = metrics.images / (COMPILATION.clock() - self.started)
+        rate = metrics.images / (clock() - self.started)
         name = f"epoch {epoch}/{self.epochs}"
         self.progress.update(self.task, description=name, completed=batch, figures=_figures(metrics, rate))
 
@@ -164,7 +181,7 @@ class EpochReport(Callback):
             f"  {record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )
-        self.started = COMPILATION.clock()
+        self.started = clock()
         self.progress.reset(self.task, total=self.batches)
 
     def on_fit_end(self, trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn.cli._console import note, print_json, print_table, stdout
+from xcnn.cli._console import check_writable, note, print_json, print_table, stdout
 from xcnn.device import LIBRARIES, device
 from xcnn.errors import UsageError, unknown
 from xcnn.threads import get_num_threads
@@ -85,6 +85,7 @@ def bench(
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device, with commas between")
     _check(peers)
+    check_writable(plot)
     running = room.bench(cases, room.contestants(ours, peers), rounds, seconds, profile)
     _head(room.machine([LIBRARIES[name].module for name in peers]), threads, json)
     results: list[room.Result] = []

@@ -13,7 +13,7 @@ from xcnn import compare as room
 from xcnn import models, nn, plots
 from xcnn._files import replacing
 from xcnn.cli._comparison import Parting, report_errors, report_speed, report_steps, report_verdict, shares
-from xcnn.cli._console import note, use_threads
+from xcnn.cli._console import check_writable, note, use_threads
 from xcnn.compare import Finding
 from xcnn.compare.steps import Batches
 from xcnn.device import Device, device
@@ -76,9 +76,7 @@ def compare(
     use_threads(threads)
     if steps < 0:
         raise UsageError(f"steps must be 0 or more, got {steps}")
-    for path in (plot, markdown):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+    check_writable(plot, markdown)
     opened = _open(devices, dtypes)
     parted: list[Parting] = []
     if op is not None:

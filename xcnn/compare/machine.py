@@ -21,10 +21,10 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
 
     Parameters
     ----------
-    packages : to give the versions of, beside those of Python, xcnn and NumPy; None for one that is not installed.
+    packages : to give the versions of, beside Python's, xcnn's, NumPy's and Numba's; None if not installed.
     """
     versions: dict[str, str | None] = {"python": platform.python_version(), "xcnn": xcnn.__version__}
-    for name in dict.fromkeys(["numpy", *packages]):
+    for name in dict.fromkeys(["numpy", "numba", *packages]):
         versions[name] = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

@@ -1,5 +1,6 @@
 """Training: the trainer, what listens to it, checkpoints, and whole runs."""
 
+from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.training.inference import Metrics, Prediction, Restored, confusion_matrix, restore
@@ -21,6 +22,7 @@ __all__ = [
     "Restored",
     "Result",
     "Trainer",
+    "clock",
     "confusion_matrix",
     "load_checkpoint",
     "loss_named",

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from xcnn import data, models, optim
-from xcnn._dispatch import COMPILATION
 from xcnn._files import replacing
 from xcnn.device import Device, device
 from xcnn.errors import DivergedError, UsageError, XcnnError, unknown
+from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.training.inference import Metrics, confusion_matrix, evaluate
@@ -193,7 +193,7 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
         listeners.append(KeepBest(functools.partial(run.save, "best.safetensors")))
         if config.patience is not None:
             listeners.append(EarlyStopping(patience=config.patience))
-    trainer, start, interrupted = run.trainer, COMPILATION.clock(), False
+    trainer, start, interrupted = run.trainer, clock(), False
     try:
         trainer.fit(run.train, config.epochs, run.validation, [*listeners, *callbacks])
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callba
             _remove_folder(folder)
             raise
         raise DivergedError(f"{error}; {last} holds the last good epoch") from None
-    seconds = COMPILATION.clock() - start
+    seconds = clock() - start
     common = (trainer.device.name, trainer.history)
     if interrupted:
         note = f"interrupted after {len(trainer.history)} of {config.epochs} epochs"

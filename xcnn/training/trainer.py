@@ -8,13 +8,13 @@ import numpy as np
 
 from xcnn import optim
 from xcnn._array import Array
-from xcnn._dispatch import COMPILATION
 from xcnn.data import Loader
 from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
 from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
+from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
 from xcnn.training.interrupt import delayed_interrupt
@@ -179,7 +179,7 @@ class Trainer:
         callbacks: Sequence[Callback],
         check_interrupt: Callable[[], None],
     ) -> dict[str, Any]:
-        metrics, start = Metrics(), COMPILATION.clock()
+        metrics, start = Metrics(), clock()
         for batch, (x, y) in enumerate(made, 1):
             x, y = place(x, self.device), place(y, self.device)
             try:
@@ -192,7 +192,7 @@ class Trainer:
             check_interrupt()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
-        seconds = COMPILATION.clock() - start
+        seconds = clock() - start
         validated = None if validation is None else self.evaluate(validation)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)

@@ -6,10 +6,12 @@ from xcnn.kernels.cpu._memory import keep_freed_memory
 __all__: list[str] = []
 
 try:
-    import numba  # noqa: F401
+    from numba import config
+
+    compiles = not config.DISABLE_JIT
 except ImportError:  # it is not there, or not for this NumPy
-    pass
-else:
+    compiles = False
+if compiles:
     from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
 
 keep_freed_memory()

@@ -1,5 +1,6 @@
 """How compiled code is compiled. It needs Numba, and so does whoever imports it."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,29 @@ from numba.core import event
 
 from xcnn._dispatch import COMPILATION
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "summing"]
 
-compiled: Callable[[Any], Any] = njit(nogil=True, cache=True, error_model="numpy")
-"""Compile a function at its first call, for good: the machine code is kept on disk."""
+
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile a function at its first call, for good: the machine code is kept on disk if possible."""
+    options = {"nogil": True, "error_model": "numpy"} | options
+    try:
+        dispatcher = njit(cache=True, **options)(function)
+    except RuntimeError:  # Numba finds no such folder
+        return njit(**options)(function)
+    save = dispatcher._cache.save_overload
+
+    def save_if_possible(signature: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the next process its time, and this one nothing
+            save(signature, data)
+
+    dispatcher._cache.save_overload = save_if_possible
+    return dispatcher
+
+
+def summing(function: Callable[..., Any]) -> Any:
+    """Compile a function whose sums may be added in another order: several at a time, in a vector."""
+    return compiled(function, fastmath={"reassoc"})
 
 
 class _Clock(event.Listener):  # type: ignore[misc]

@@ -4,9 +4,7 @@ Names: x0, dy0 are places where something starts; cg, og channels of a group; K 
 output, channels times taps.
 """
 
-from numba import njit
-
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
 
 __all__ = ["convolve", "gradients", "lay", "pack", "pack_transposed"]
@@ -154,7 +152,7 @@ def _write(ys, step, axes, bias, relu, y):
                         target[k] = source[k] + b
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"}, error_model="numpy")
+@summing
 def _lay_gradient(dy, y, axes, plane, start, dys, dy0, dbias):
     """Copy dy (o, od, oh, ow) to its planes, where y is not 0 if there is a y, and add its sums to dbias."""
     zero = dys.dtype.type(0)

@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["normalisation"]
 
-_summing = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
 
-
-@_summing
+@summing
 def _sum(row):
     total = 0.0
     for i in range(row.size):
@@ -28,7 +25,7 @@ def _sum(row):
     return total
 
 
-@_summing
+@summing
 def _squares(row, mean):
     total = 0.0
     for i in range(row.size):
@@ -36,7 +33,7 @@ def _squares(row, mean):
     return total
 
 
-@_summing
+@summing
 def _products(row, mean, dy):
     """Give the sums of dy and of dy * (row - mean)."""
     total, product = 0.0, 0.0

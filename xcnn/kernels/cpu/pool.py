@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._planes import planes
 from xcnn.kernels.cpu._share import share, supports
@@ -148,7 +147,7 @@ def _average_gradient_2x2(dy, count, dx, begin, end):
         dx[p, 2 * oh :] = 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+@summing
 def _means(x, y, begin, end):
     """Set y (maps,) to the means of the rows of x (maps, pixels)."""
     for p in range(begin, end):
