@@ -1,0 +1,71 @@
+"""The kernels of convolution: a layout that drawn shapes seldom meet, and that nothing outside of memory is read."""
+
+import ctypes
+import math
+import mmap
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from test_kernels_processes import run
+
+from xcnn import ops
+from xcnn._dispatch import portable
+
+pytest.importorskip("numba")
+
+
+def test_each_phase_has_a_first_pixel_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape) for shape in [(2, 2, 5, 1), (3, 2, 1, 2), (3,)])
+    options: dict[str, Any] = {"stride": (1, 2), "padding": ((0, 0), (1, 2)), "dilation": (1, 3)}
+    y, backward = ops.conv2d(x, weight, bias, **options)
+    with portable(np):
+        wanted, wanted_backward = ops.conv2d(x, weight, bias, **options)
+    dy = rng.standard_normal(y.shape)
+    for actual, expected in zip((y, *backward(dy)), (wanted, *wanted_backward(dy)), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+def at_the_edge(side: str) -> Callable[..., np.ndarray]:
+    """Give a `scratch` whose arrays lie directly behind, or before, a page that nobody may touch."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
+        nbytes = size * dtype.itemsize
+        pages = -(-nbytes // mmap.PAGESIZE)
+        memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        forbidden = 0 if side == "behind" else pages * mmap.PAGESIZE
+        assert libc.mprotect(start + forbidden, mmap.PAGESIZE, 0) == 0
+        first = mmap.PAGESIZE if side == "behind" else forbidden - nbytes
+        return np.frombuffer(memory, np.uint8, nbytes, first).view(dtype)
+
+    return scratch
+
+
+def convolve_at_the_edge(side: str) -> None:
+    """Run random convolutions there and back whose scratch memory is at the edge; one read too far ends the process."""
+    from xcnn.kernels.cpu import conv
+
+    conv.scratch = at_the_edge(side)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        sizes, stride, dilation = rng.integers(1, 5, 2), rng.integers(1, 4, 2), rng.integers(1, 3, 2)
+        maps = dilation * (sizes - 1) + rng.integers(1, 12, 2)
+        groups, cg, og = rng.integers(1, [3, 5, 12])
+        dtype = rng.choice(["f4", "f8"])
+        arrays = (groups * cg, *maps), (groups * og, cg, *sizes), (groups * og,)
+        x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(3, *arrays[0]), *arrays[1:]])
+        options = {"stride": tuple(map(int, stride)), "dilation": tuple(map(int, dilation)), "groups": int(groups)}
+        y, backward = ops.conv2d(x, weight, bias, padding=int(rng.integers(0, 3)), **options)
+        assert all(math.isfinite(a.sum()) for a in (y, *backward(y)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forbids pages by mprotect")
+@pytest.mark.parametrize("side", ["behind", "before"])
+def test_nothing_outside_of_scratch_memory_is_touched(side: str) -> None:
+    run("import sys; from test_kernels_conv import convolve_at_the_edge; convolve_at_the_edge(sys.argv[1])", side)
