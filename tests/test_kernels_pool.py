@@ -98,3 +98,14 @@ def test_pools_do_not_depend_on_the_number_of_threads(name: str, options: dict[s
     with portable(np):
         wanted, _ = getattr(ops, name)(x, **options)
     np.testing.assert_allclose(results[0][0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (15, 17)])
+def test_the_last_position_of_a_large_window_may_win(sizes: tuple[int, int]) -> None:
+    """Of 256 positions the last one is what a byte calls a window without pixels; of 255 it is just not."""
+    x = draw("normal", (1, 2, 2 * sizes[0], 2 * sizes[1]), "float64")
+    x[..., sizes[0] - 1 :: sizes[0], sizes[1] - 1 :: sizes[1]] = 10
+    (y, dx), (wanted_y, wanted_dx) = both("max_pool2d", x, kernel_size=sizes)
+    assert np.all(y == 10)
+    assert np.array_equal(y, wanted_y)
+    assert np.array_equal(dx, wanted_dx)

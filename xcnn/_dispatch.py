@@ -11,6 +11,7 @@ one line in `_ROOMS`. Nothing else knows about kernels.
 import contextlib
 import functools
 import importlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -48,7 +49,9 @@ _ROOMS = {"numpy": "xcnn.kernels.cpu"}
 BODIES: dict[str, Callable[..., Any]] = {}
 """The portable code of every body, by name."""
 
+_REGISTERED: dict[ModuleType, dict[str, Callable[..., Any]]] = {}
 _KERNELS: dict[ModuleType, dict[str, Callable[..., Any]]] = {}
+_LOCK = threading.RLock()
 
 
 def body(function: F) -> F:
@@ -75,7 +78,7 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
     """Make a function the kernel of the body of its name, for the arrays of one library."""
 
     def register(function: F) -> F:
-        _KERNELS.setdefault(xp, {})[function.__name__] = function
+        _REGISTERED.setdefault(xp, {})[function.__name__] = function
         return function
 
     return register
@@ -83,10 +86,11 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
 
 def kernels(xp: ModuleType) -> dict[str, Callable[..., Any]]:
     """Return the kernels for the arrays of one library by name, after loading them."""
-    if xp not in _KERNELS:
-        _KERNELS[xp] = {}
-        if xp.__name__ in _ROOMS:
-            importlib.import_module(_ROOMS[xp.__name__])
+    with _LOCK:
+        if xp not in _KERNELS:
+            if xp.__name__ in _ROOMS:
+                importlib.import_module(_ROOMS[xp.__name__])
+            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread is to see half of them
     return _KERNELS[xp]
 
 

@@ -73,7 +73,10 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
         for part in queue:
             task(part)
 
-    others = [_executor().submit(work) for _ in range(threads - 1)]
+    others = []
+    with contextlib.suppress(RuntimeError):  # at the end of the interpreter, when no thread can be had any more
+        for _ in range(threads - 1):
+            others.append(_executor().submit(work))
     try:
         work()
     finally:

@@ -2,7 +2,8 @@
 
 A clock runs around the calls of every layer. It counts the host's time: on a device that works on its own (CUDA), that
 is the time to launch. Time that belongs to no layer is the loss, the optimizer's update, and all that containers and
-the trainer do. Where layers are computed together, their time is the one's that is called.
+the trainer do. A layer that is watched runs by itself, so the
+sum is more than a step of `Trainer` takes, which runs a ReLU with the layer before it.
 """
 
 import contextlib

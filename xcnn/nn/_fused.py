@@ -32,8 +32,8 @@ class Fused(Module):
         return self.layer._call(x, activation="relu")
 
     def watched(self) -> bool:
-        """Say whether someone watches one of the two by itself: a `forward` of its own shadows the class's."""
-        return "forward" in vars(self.layer) or "forward" in vars(self.relu)
+        """Say whether someone watches one of the two by itself: a method of its own shadows the class's."""
+        return any(name in vars(one) for one in (self.layer, self.relu) for name in ("forward", "_forward"))
 
 
 def fuse(nodes: Sequence[Node]) -> list[Node]:
@@ -59,4 +59,4 @@ def fuse(nodes: Sequence[Node]) -> list[Node]:
 def _takes_relu(layer: Layer) -> bool:
     """Say whether a layer's op can apply ReLU; a subclass that runs in a way of its own is left alone."""
     plain = type(layer)._forward is Layer._forward and type(layer).forward is Module.forward
-    return plain and "activation" in layer._options
+    return plain and "activation" in layer._options and layer.activation is None

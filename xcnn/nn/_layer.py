@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
 from xcnn.ops._options import integer
@@ -53,11 +54,16 @@ class Layer(Module):
             if name not in options:
                 options[name] = getattr(self, name)
         y, op_backward = self._op(x, **options)
+        updates = [slot.updates for slot in slots if isinstance(slot, Parameter)]
 
         def backward(dy: Any, need_dx: bool) -> Any:
             trained = [isinstance(slot, Parameter) for slot in slots]
             if not need_dx and True not in trained:
                 return None
+            if updates != [slot.updates for slot in slots if isinstance(slot, Parameter)]:
+                raise UsageError(
+                    f"{type(self).__name__}: an optimizer has changed the parameters since forward; call backward first"
+                )
             dx, *grads = op_backward(dy, (need_dx, *trained))
             for slot, grad in zip(slots, grads, strict=True):
                 if grad is not None:

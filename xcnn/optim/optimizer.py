@@ -117,6 +117,7 @@ class Optimizer:
                 if grad.dtype != data.dtype:
                     raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {data.dtype}")
                 parameter.data = self._update(data, grad, self.state.setdefault(parameter, {}), group)
+                parameter.updates += 1
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""

@@ -18,8 +18,12 @@ __all__ = ["PEERS", "SGEMM", "Contestant", "Step"]
 
 Step = Callable[[], Any]
 
-PEERS: dict[str, tuple[str, ...]] = {"torch": ("NCHW", "channels_last"), "jax": ("NCHW", "NHWC")}
-"""The peers by the name of their library in `device.LIBRARIES`, with the memory layouts that each is measured in."""
+PEERS: dict[str, tuple[str, ...]] = {
+    "torch": ("NCHW", "channels_last", "NCHW 1 thread", "channels_last 1 thread"),
+    "jax": ("NCHW", "NHWC"),
+}
+"""The peers by the name of their library in `device.LIBRARIES`, with the ways that each is measured in: the memory
+layout, and whether on one thread instead of all, which is faster where there is little to do."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Contestant:
     Attributes
     ----------
     name : `"xcnn"`, a peer, or `"sgemm"`.
-    variant : the device of xcnn, the memory layout of a peer.
+    variant : the device of xcnn, the way of a peer.
     """
 
     name: str

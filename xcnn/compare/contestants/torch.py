@@ -14,13 +14,14 @@ __all__ = ["opened"]
 
 @contextlib.contextmanager
 def opened(case: Case, variant: str) -> Iterator[Step]:
-    """Give the step of PyTorch in the memory format `variant`, `"NCHW"` or `"channels_last"`."""
+    """Give the step of PyTorch in a memory format, on all threads or on one: `variant` is one of `PEERS`."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(case.threads)
+    layout, _, single = variant.partition(" ")
+    torch.set_num_threads(1 if single else case.threads)
     try:
-        yield _stepper(case, torch.channels_last if variant == "channels_last" else torch.contiguous_format)
+        yield _stepper(case, torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     finally:
         torch.set_num_threads(threads)
 

@@ -1,8 +1,11 @@
 """How compiled code is compiled. It needs Numba, and so does whoever imports it."""
 
 import contextlib
+import functools
+import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -20,6 +23,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
         dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # Numba finds no such folder
         return njit(**options)(function)
+    # Numba looks at the function's own file alone, but code of this room is in others' machine code.
+    dispatcher._cache._cache_file._source_stamp = _stamp()
     save = dispatcher._cache.save_overload
 
     def save_if_possible(signature: Any, data: Any) -> None:
@@ -28,6 +33,13 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
 
     dispatcher._cache.save_overload = save_if_possible
     return dispatcher
+
+
+@functools.cache
+def _stamp() -> str:
+    """Give what changes with any file of this room."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def summing(function: Callable[..., Any]) -> Any:

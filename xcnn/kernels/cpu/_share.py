@@ -15,7 +15,7 @@ _NUMBERS_PER_MICROSECOND = 4000
 
 def supports(a: np.ndarray) -> bool:
     """Say whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
-    return a.dtype.isnative and a.dtype.itemsize in (4, 8) and a.size > 0
+    return a.dtype.kind == "f" and a.dtype.itemsize in (4, 8) and a.dtype.isnative and a.size > 0
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

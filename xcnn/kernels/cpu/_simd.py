@@ -6,18 +6,23 @@ the plane itself, shifted. Each is cut into blocks of so many rows and columns w
 Indices count elements. Nothing checks bounds: the callers in `conv.py` lay out their planes so that all is inside.
 """
 
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "correlation", "shifted_product"]
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
+# NUMBA_CPU_NAME asks for another processor than this one, of which nothing is known here.
+_FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
+
+_FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+"""Whether a product and a sum are one instruction; if not, asking for one rounding would call a function per number."""
 
 BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 """Size of a vector register."""
@@ -83,7 +88,10 @@ class _Emitter:
         return self.builder.shuffle_vector(first, empty, self._lane_list([0] * self.lanes))
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
-        """Do `total += a * b` with one rounding."""
+        """Do `total += a * b`, with one rounding if the processor can."""
+        if not _FUSED:
+            self.builder.store(self.builder.fadd(self.builder.fmul(a, b), self.builder.load(total)), total)
+            return
         name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         fma = cgutils.get_or_insert_function(self.builder.module, kind, name)

@@ -4,6 +4,8 @@ Each image is laid out (`_planes.py`), multiplied (`_simd.py`) and written while
 applied on the way out, and the ReLU's mask on the way into backward (`_passes.py`). Images are shared
 out to the threads.
 
+Zeros stand between the rows of the planes of dy, so an infinite x can make NaN of more of dweight than im2col does.
+
 As in `ops/conv.py`, a transposed convolution is the input gradient used as a forward pass, and the other way round.
 """
 
@@ -31,6 +33,9 @@ _CHUNK_BYTES = 800_000
 
 _PARTIAL_BYTES = 1 << 24
 """Memory for the weight gradients of the parts, which are added at the end."""
+
+_MOST_SKIPPED = 4
+"""Pixels of x per kernel position that a window may be away from the next."""
 
 _numbers = itertools.count()
 
@@ -90,6 +95,11 @@ def _grouped(weight: np.ndarray, groups: int) -> np.ndarray:
     """Give weight as (g, og, cg, taps), in C order."""
     o, cg, *kernel = weight.shape
     return np.ascontiguousarray(weight).reshape(groups, o // groups, cg, math.prod(kernel))
+
+
+def _skips(axes: tuple[Any, ...]) -> bool:
+    """Say whether strides pass over most pixels: what no window touches would only fill planes."""
+    return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 
 def _flops(n: int, weight: np.ndarray, f: _Layout) -> int:
@@ -177,7 +187,7 @@ def convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
 ) -> Any:
     """Convolve, with bias and ReLU in the same pass."""
-    if not supports(x):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
     result = _convolve(x, weight, bias, axes, groups, relu)
@@ -194,7 +204,7 @@ def transposed_convolution(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: the input gradient of the convolution with these axes."""
-    if not supports(x):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
     y, _, _ = _gradients(None, x, None, weight, axes, groups, (True, False, False))

@@ -71,8 +71,9 @@ def entropies(
         return NotImplemented
     if not supports(x) or x.size > _MOST or target.dtype == np.uint64:
         return NotImplemented
-    p, labels = np.empty(x.shape, x.dtype), np.ascontiguousarray(target, np.int64)
-    total, rows = _forward(np.ascontiguousarray(x), labels, ignore_index, p)
+    p = np.empty(x.shape, x.dtype)
+    target = np.array(target, np.int64)  # checked here: backward must not read what a caller has changed since
+    total, rows = _forward(np.ascontiguousarray(x), target, ignore_index, p)
     if rows < 0:
         return NotImplemented
     count = rows if reduction == "mean" else 1
@@ -82,8 +83,7 @@ def entropies(
         if not needs[0]:
             return None, None, None
         dx = np.empty(p.shape, p.dtype)
-        labels = np.ascontiguousarray(target, np.int64)
-        _backward(p, labels, ignore_index, p.dtype.type(float(dy) / (count or 1)), dx)
+        _backward(p, target, ignore_index, p.dtype.type(float(dy) / (count or 1)), dx)
         return dx, None, None
 
     return x.dtype.type(loss), backward

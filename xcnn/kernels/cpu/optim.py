@@ -80,7 +80,9 @@ def _rmsprop(data, grad, square, mean, velocity, lr, alpha, eps, decay, momentum
 def _takes(data: np.ndarray, grad: np.ndarray, *state: np.ndarray | None) -> bool:
     """Say whether arrays can be read, and what changes be written, one number after the other."""
     for array in (data, *state):
-        if array is not None and not (type(array) is np.ndarray and array.flags.carray):  # NumPy's scalars are neither
+        if array is None:
+            continue
+        if type(array) is not np.ndarray or not array.flags.carray or array.dtype != data.dtype:  # or NumPy's scalars
             return False
     return supports(data) and type(grad) is np.ndarray and grad.flags.c_contiguous
 
