@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcnn import nn, ops
+from xcnn import nn, ops, optim
 from xcnn.errors import ShapeError, UsageError
 
 # name, arguments (ours and PyTorch's alike), shape of x
@@ -223,3 +223,18 @@ def test_two_dropouts_of_one_network_draw_different_masks():
 )
 def test_repr_tells_the_arguments(layer, text):
     assert repr(layer) == text
+
+
+def test_a_backward_that_an_update_overtook_is_refused(backend):
+    """Where the arrays are changed in place it would use the new weights: a wrong gradient, and only on some devices."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    model.reset_parameters(0)
+    model.to(backend.device)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    x = backend.device.asarray(np.ones((3, 2), np.float32))
+    y, first = model.forward(x)
+    _, second = model.forward(x)
+    first(y)
+    optimizer.step()
+    with pytest.raises(UsageError, match=r"an optimizer has changed the parameters since forward"):
+        second(y)
