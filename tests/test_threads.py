@@ -1,15 +1,18 @@
 """The threads that kernels share."""
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import threadpoolctl
+from test_kernels_processes import run
 
-from xcnn import threads
+from xcnn import Trainer, nn, optim, threads
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,41 @@ def test_parts_may_be_cut_into_parts_again() -> None:
     outside.join(30)
     assert not outside.is_alive(), "the threads wait for each other"
     assert sorted(done) == list(itertools.product(range(4), range(4)))
+
+
+def test_two_parts_run_at_the_same_time() -> None:
+    meeting = threading.Barrier(2, timeout=10)
+    for _ in range(3):
+        threads.parallel(lambda part: meeting.wait(), 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be taken from a process")
+def test_by_default_there_are_as_many_threads_as_cores_that_the_process_may_use() -> None:
+    code = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv[1])])
+from xcnn.threads import get_num_threads
+print(get_num_threads())
+"""
+    for n in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
+        assert int(run(code, str(n))) == n
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_blas_is_held_while_a_trainer_runs(method: str) -> None:
+    held = []
+
+    class Watch(nn.Module):
+        def _forward(self, x: Any, train: bool) -> Any:
+            held.append(threads.blas_is_held())
+            return x, lambda dy, need_dx: dy
+
+    model = nn.Sequential(Watch(), nn.Linear(3, 2))
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
+    x = np.ones((4, 3), np.float32)
+    getattr(trainer, method)(x if method == "predict" else [(x, np.zeros(4, np.int64))])
+    assert held == [True]
+    assert not threads.blas_is_held()
 
 
 def test_blas_is_held_until_the_last_has_left() -> None:
