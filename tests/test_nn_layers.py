@@ -226,7 +226,7 @@ def test_repr_tells_the_arguments(layer, text):
 
 
 def test_a_backward_that_an_update_overtook_is_refused(backend):
-    """Where the arrays are changed in place it would use the new weights: a wrong gradient, and only on some devices."""
+    """Where arrays are changed in place it would use the new weights: a wrong gradient, and on some devices only."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     model.reset_parameters(0)
     model.to(backend.device)

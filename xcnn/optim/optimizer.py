@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array
+from xcnn._array import Array, namespace_of
 from xcnn.device import like, to_numpy
 from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, unknown
 from xcnn.optim._check import flag, number, parameters
@@ -116,7 +116,11 @@ class Optimizer:
                     raise ShapeError(f"{self._name}: the gradient of {parameter!r} has shape {tuple(grad.shape)}")
                 if grad.dtype != data.dtype:
                     raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {data.dtype}")
-                parameter.data = self._update(data, grad, self.state.setdefault(parameter, {}), group)
+                state = self.state.setdefault(parameter, {})
+                for name, entry in state.items():
+                    if hasattr(entry, "dtype") and entry.dtype != data.dtype:  # the model was given another dtype
+                        state[name] = namespace_of(entry).astype(entry, data.dtype)
+                parameter.data = self._update(data, grad, state, group)
                 parameter.updates += 1
 
     def zero_grad(self) -> None:
