@@ -66,9 +66,8 @@ class Network:
 
     def step(self, x: np.ndarray, label: np.ndarray) -> tuple[float, bool]:
         """Learn from one image (1, c, h, w) and its label (1,); return the loss, and whether the network was right."""
-        maps, maps_backward = ops.conv2d(x, self.filters, padding=1)
-        positive, positive_backward = ops.relu(maps)
-        pooled, pooled_backward = ops.max_pool2d(positive, 2)
+        maps, maps_backward = ops.conv2d(x, self.filters, padding=1, activation="relu")
+        pooled, pooled_backward = ops.max_pool2d(maps, 2)
         vector, vector_backward = ops.flatten(pooled)
         scores, scores_backward = ops.linear(vector, self.weight, self.bias)
         loss, loss_backward = ops.cross_entropy(scores, label)
@@ -76,8 +75,7 @@ class Network:
         dscores, *_ = loss_backward()
         dvector, dweight, dbias = scores_backward(dscores)
         (dpooled,) = vector_backward(dvector)
-        (dpositive,) = pooled_backward(dpooled)
-        (dmaps,) = positive_backward(dpositive)
+        (dmaps,) = pooled_backward(dpooled)
         _, dfilters, _ = maps_backward(dmaps, needs=(False, True, False))
 
         self.filters = self.filters - RATES["filters"] * dfilters
