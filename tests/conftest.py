@@ -31,6 +31,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("xcnn")
 
 
+# Where the tests run in the background of a shell, SIGINT is ignored, and by all processes that they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _as_it_is(array: Array) -> Array:
     return array
 
