@@ -5,6 +5,7 @@ output, channels times taps.
 """
 
 from xcnn.kernels.cpu._compile import compiled, summing
+from xcnn.kernels.cpu._planes import BEFORE, OUT, SIZE, STEP, STRIDE
 from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
 
 __all__ = ["convolve", "gradients", "lay", "pack", "pack_transposed"]
@@ -83,53 +84,55 @@ def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, 
 @compiled
 def _span(axis, phase):
     """Give the first place of a phase that is a pixel, its pixel, and how many there are."""
-    size, stride, before = axis[0], axis[1], axis[2]
-    first = max(0, -((phase - before) // stride))
-    return first, first * stride + phase - before, (size - 1 + before - phase) // stride - first + 1
+    first = max(0, -((phase - axis[BEFORE]) // axis[STRIDE]))
+    pixel = first * axis[STRIDE] + phase - axis[BEFORE]
+    return first, pixel, (axis[SIZE] - 1 + axis[BEFORE] - phase) // axis[STRIDE] - first + 1
+
+
+@compiled
+def _spans(axes, phase):
+    """Give the span of a phase along each axis; phases are counted with the last axis running fastest."""
+    rest, px = divmod(phase, axes[2, STRIDE])
+    pz, py = divmod(rest, axes[1, STRIDE])
+    return _span(axes[0], pz), _span(axes[1], py), _span(axes[2], px)
 
 
 @compiled
 def lay(image, axes, plane, xs, x0):
     """Sort the pixels of an image (c, d, h, w) into the planes of x, c * phases of them."""
     for c in range(image.shape[0]):
-        for pz in range(axes[0, 1]):
-            tz, z, nz = _span(axes[0], pz)
-            for py in range(axes[1, 1]):
-                ty, y, ny = _span(axes[1], py)
-                for px in range(axes[2, 1]):
-                    tx, x, nx = _span(axes[2], px)
-                    for i in range(nz):
-                        for j in range(ny):
-                            at = x0 + (tz + i) * axes[0, 4] + (ty + j) * axes[1, 4] + tx
-                            target = xs[at : at + nx]
-                            source = image[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
-                            if axes[2, 1] == 1:
-                                for k in range(nx):
-                                    target[k] = source[k]
-                            else:
-                                for k in range(nx):
-                                    target[k] = source[k * axes[2, 1]]
-                    x0 += plane
+        for phase in range(axes[0, STRIDE] * axes[1, STRIDE] * axes[2, STRIDE]):
+            (tz, z, nz), (ty, y, ny), (tx, x, nx) = _spans(axes, phase)
+            for i in range(nz):
+                for j in range(ny):
+                    at = x0 + (tz + i) * axes[0, STEP] + (ty + j) * axes[1, STEP] + tx
+                    target = xs[at : at + nx]
+                    source = image[c, z + i * axes[0, STRIDE], y + j * axes[1, STRIDE]][x:]
+                    if axes[2, STRIDE] == 1:  # which a compiler turns into a copy of vectors
+                        for k in range(nx):
+                            target[k] = source[k]
+                    else:
+                        for k in range(nx):
+                            target[k] = source[k * axes[2, STRIDE]]
+            x0 += plane
 
 
 @compiled
 def _gather(ys, step, axes, phase, dx):
     """Write the rows of one phase of the input gradient to its pixels in dx (c, d, h, w)."""
-    _, z, nz = _span(axes[0], phase // (axes[1, 1] * axes[2, 1]))
-    _, y, ny = _span(axes[1], phase // axes[2, 1] % axes[1, 1])
-    _, x, nx = _span(axes[2], phase % axes[2, 1])
+    (_, z, nz), (_, y, ny), (_, x, nx) = _spans(axes, phase)
     for c in range(dx.shape[0]):
         for i in range(nz):
             for j in range(ny):
-                at = c * step + i * axes[0, 4] + j * axes[1, 4]
+                at = c * step + i * axes[0, STEP] + j * axes[1, STEP]
                 source = ys[at : at + nx]
-                target = dx[c, z + i * axes[0, 1], y + j * axes[1, 1]][x:]
-                if axes[2, 1] == 1:
+                target = dx[c, z + i * axes[0, STRIDE], y + j * axes[1, STRIDE]][x:]
+                if axes[2, STRIDE] == 1:
                     for k in range(nx):
                         target[k] = source[k]
                 else:
                     for k in range(nx):
-                        target[k * axes[2, 1]] = source[k]
+                        target[k * axes[2, STRIDE]] = source[k]
 
 
 @compiled
@@ -138,17 +141,17 @@ def _write(ys, step, axes, bias, relu, y):
     zero = ys.dtype.type(0)
     for o in range(y.shape[0]):
         b = bias[o] if bias.size else zero
-        for i in range(axes[0, 3]):
-            for j in range(axes[1, 3]):
-                at = o * step + i * axes[0, 4] + j * axes[1, 4]
-                source = ys[at : at + axes[2, 3]]
+        for i in range(axes[0, OUT]):
+            for j in range(axes[1, OUT]):
+                at = o * step + i * axes[0, STEP] + j * axes[1, STEP]
+                source = ys[at : at + axes[2, OUT]]
                 target = y[o, i, j]
                 if relu:
-                    for k in range(axes[2, 3]):
+                    for k in range(axes[2, OUT]):
                         value = source[k] + b
                         target[k] = zero if value <= zero else value
                 else:
-                    for k in range(axes[2, 3]):
+                    for k in range(axes[2, OUT]):
                         target[k] = source[k] + b
 
 
@@ -158,19 +161,19 @@ def _lay_gradient(dy, y, axes, plane, start, dys, dy0, dbias):
     zero = dys.dtype.type(0)
     for o in range(dy.shape[0]):
         total = zero
-        for i in range(axes[0, 3]):
-            for j in range(axes[1, 3]):
-                at = dy0 + o * plane + start + i * axes[0, 4] + j * axes[1, 4]
-                target = dys[at : at + axes[2, 3]]
+        for i in range(axes[0, OUT]):
+            for j in range(axes[1, OUT]):
+                at = dy0 + o * plane + start + i * axes[0, STEP] + j * axes[1, STEP]
+                target = dys[at : at + axes[2, OUT]]
                 source = dy[o, i, j]
                 if y.size:
                     mask = y[o, i, j]
-                    for k in range(axes[2, 3]):
+                    for k in range(axes[2, OUT]):
                         value = source[k] if mask[k] != zero else zero
                         target[k] = value
                         total += value
                 else:
-                    for k in range(axes[2, 3]):
+                    for k in range(axes[2, OUT]):
                         target[k] = source[k]
                         total += source[k]
         if dbias.size:
@@ -216,13 +219,11 @@ def gradients(
             for i in range(images):
                 for g in range(groups):
                     for phase in range(phases):
-                        tz, _, nz = _span(axes[0], phase // (axes[1, 1] * axes[2, 1]))
-                        ty, _, ny = _span(axes[1], phase // axes[2, 1] % axes[1, 1])
-                        tx, _, nx = _span(axes[2], phase % axes[2, 1])
+                        (tz, _, nz), (ty, _, ny), (tx, _, nx) = _spans(axes, phase)
                         if nz <= 0 or ny <= 0 or nx <= 0:
                             continue
-                        begin = (i * o + g * og) * dy_plane + tz * axes[0, 4] + ty * axes[1, 4] + tx
-                        places = (nz - 1) * axes[0, 4] + (ny - 1) * axes[1, 4] + nx
+                        begin = (i * o + g * og) * dy_plane + tz * axes[0, STEP] + ty * axes[1, STEP] + tx
+                        places = (nz - 1) * axes[0, STEP] + (ny - 1) * axes[1, STEP] + nx
                         taps = phase_shifts[og * bounds[phase] : og * bounds[phase + 1]]
                         w0 = g * cg * phase_shifts.size + cg * og * bounds[phase]
                         _product(dys, begin, taps, weights, w0, ys, step, cg, places)

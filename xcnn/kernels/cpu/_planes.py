@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["FIELDS", "Planes", "planes"]
+__all__ = ["BEFORE", "OUT", "PLACES", "SIZE", "STEP", "STRIDE", "Planes", "planes"]
 
-FIELDS = ("size", "stride", "before", "out", "step", "last")
+SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(6)
 """What a row of `Planes.axes` holds for an axis: pixels, stride, padding before, outputs, the places between
 neighbours along the axis, and how many places matter."""
 
@@ -34,7 +34,7 @@ class Planes(NamedTuple):
 
     Attributes
     ----------
-    axes : (3, len(FIELDS)).
+    axes : (3, 6), for each axis what is named above.
     plane : places of one phase of a channel of x; a channel has `phases` of them.
     phases : product of the strides.
     length : places from the first to the last output.
@@ -56,7 +56,7 @@ class Planes(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """The places along one axis: of the pixels (from `lead` to `last`), the largest shift, and the pitch they need."""
+    """The places along one axis: the last of a pixel, the largest shift, and the pitch that they need."""
 
     last: int
     shift: int

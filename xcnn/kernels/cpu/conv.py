@@ -19,7 +19,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._passes import convolve, gradients, pack, pack_transposed
-from xcnn.kernels.cpu._planes import planes
+from xcnn.kernels.cpu._planes import PLACES, STEP, planes
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import supports
 from xcnn.threads import parallel, parts
@@ -69,7 +69,7 @@ def _layout(axes: tuple[Any, ...], cg: int, og: int) -> _Layout:
     p = planes(axes)
     by_phase = [np.flatnonzero(p.dx_phase == phase) for phase in range(p.phases)]
     outputs = np.arange(og)[:, None] * p.dy_plane
-    longest = max(p.length, int(((p.axes[:, 5] - 1) * p.axes[:, 4]).sum()) + 1)
+    longest = max(p.length, int(((p.axes[:, PLACES] - 1) * p.axes[:, STEP]).sum()) + 1)
     return _Layout(
         axes=p.axes,
         plane=p.plane,

@@ -20,7 +20,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._passes import lay
-from xcnn.kernels.cpu._planes import planes
+from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["average_pooling", "map_means", "max_pooling"]
@@ -56,7 +56,7 @@ def _max(x, axes, plane, phases, length, shifts, windows, strides, y, winners, b
             _challenge(planes_of_x[shifts[position] :], best, winner, np.int32(position))
         for i in range(y.shape[1]):
             for j in range(y.shape[2]):
-                at = i * axes[0, 4] + j * axes[1, 4]
+                at = i * axes[0, STEP] + j * axes[1, STEP]
                 top, won = y[p, i, j], winners[p, i, j]
                 values, positions = best[at : at + top.size], winner[at : at + top.size]
                 for o in range(top.size):
