@@ -1,6 +1,7 @@
 """`xcnn bench` and its room: all contestants compute the same, work is counted right, no worker hangs or is lost."""
 
 import importlib.util
+import io
 import json
 import math
 import mmap
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from xcnn import compare, models, plots
-from xcnn.cli import main
+from xcnn.cli import _console, main
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
 from xcnn.compare.memory import growth
@@ -305,6 +307,27 @@ def test_no_round_is_no_benchmark():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(xcnn, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "bench", lambda *_: pytest.fail("measured"))
+    code, out, err = xcnn("--plot", "nowhere/x.png")
+    assert (code, out) == (2, "")
+    assert err == "error: cannot write nowhere/x.png: there is no folder nowhere\n"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    code, _, err = xcnn("--plot", str(tmp_path / "x.png"))
+    assert code == 2
+    assert err == f"error: cannot write {tmp_path}/x.png: {tmp_path} is read-only\n"
+
+
+def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch):
+    """Columns that shrink to nothing are worse than lines that the terminal folds."""
+    narrow = Console(width=20, file=io.StringIO())
+    monkeypatch.setattr(_console, "stdout", narrow)
+    _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
+    assert "mnist_cnn" in narrow.file.getvalue()
+    assert "1,234,567" in narrow.file.getvalue()
+    assert "images/s" in narrow.file.getvalue()
+
+
 def test_ctrl_c_ends_the_workers(tmp_path):
     """They are in sessions of their own, which the signal does not reach."""
     command = [sys.executable, "-m", "xcnn", "bench", "--models", "report", "--batch-sizes", "2", "--seconds", "60"]

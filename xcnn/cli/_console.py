@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +35,8 @@ __all__ = [
 # Rich honours NO_COLOR and plain pipes by itself; the width keeps piped tables from folding.
 stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 stderr = Console(stderr=True, highlight=False)
+
+_UNLIMITED = 10_000
 
 
 def error_line(message: str) -> None:
@@ -85,19 +86,20 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(*columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None) -> None:
-    """Print a table on stdout; `right` names the columns that are numbers."""
+def print_table(
+    *columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None, fold: bool = True
+) -> None:
+    """Print a table on stdout; `right` names the columns that are numbers, `fold` lets the others break their cells."""
     if title is not None:
         stdout.print(title, markup=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         numeric = column in right.split()
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric or not fold, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    # A table that is wider than the terminal is folded by it: better than columns of no width.
-    least = Measurement.get(stdout, stdout.options, table).minimum
-    stdout.print(table, width=max(stdout.width, least), crop=False)
+    # What must not break is left to the terminal to fold: better than columns of no width.
+    (stdout if fold else Console(file=stdout.file, highlight=False, width=_UNLIMITED)).print(table)
 
 
 def percent(share: float | None) -> str:

@@ -203,11 +203,11 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     if not several:
         columns.remove("device")
     title = (
-        f"\n{mode}: medians over the rounds; spread: half the distance of their quartiles; of-peak: share of a large"
-        "\nmatrix product's speed; memory: growth of the process since before the first step; first: the first step"
+        f"\n{mode}: medians over the rounds; spread: half the distance of their quartiles; of-peak: share of a large "
+        "matrix product's speed; memory: growth of the process since before the first step; first: the first step"
     )
     right = "batch images/s spread GFLOP/s of-peak memory first ratio"
-    print_table(*columns, *(theirs if peers else ()), rows=rows, right=right, title=title)
+    print_table(*columns, *(theirs if peers else ()), rows=rows, right=right, title=title, fold=False)
     lost = max((_lost(timing) for result in results for timing in (*result.ours, *result.peers)), default=0.0)
     if lost > DISTURBED:
         text = f"not to be trusted: for up to {lost:.0%} of a contestant's time other programs had the cores"
@@ -272,7 +272,7 @@ def _print_profiles(result: room.Result) -> None:
         rows.append(("", "all", *map(_milli, whole), "", ""))
         title = f"\n{result.case}, {timing.contestant}: milliseconds of a step, medians"
         columns = ("layer", "what", "forward", "backward", "share", "GFLOP/s")
-        print_table(*columns, rows=rows, right="forward backward share GFLOP/s", title=title)
+        print_table(*columns, rows=rows, right="forward backward share GFLOP/s", title=title, fold=False)
 
 
 def _milli(seconds: float) -> str:
