@@ -25,9 +25,20 @@ import array_api_compat
 import numpy as np
 
 from xcnn._array import Array, namespace_of
-from xcnn.errors import DeviceError, DtypeError, UsageError, unknown
+from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, unknown
 
-__all__ = ["LIBRARIES", "Device", "Library", "device", "devices", "like", "on_host", "to_numpy"]
+__all__ = [
+    "LIBRARIES",
+    "Device",
+    "Library",
+    "device",
+    "devices",
+    "free_memory",
+    "like",
+    "on_host",
+    "out_of_memory",
+    "to_numpy",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,8 @@ class Library:
     open : gives the device for the part of the string after the name; raises DeviceError with a reason.
     to_numpy : copies one of its arrays to the host.
     wider : how to get a dtype that its devices lack by default; empty where there is no way.
+    no_memory : what its RuntimeErrors say where memory ran out; a MemoryError needs no words.
+    free : gives the memory that it keeps of freed arrays back to the device.
     """
 
     module: str
@@ -85,6 +98,8 @@ class Library:
     open: Callable[[str], Device]
     to_numpy: Callable[[Array], np.ndarray]
     wider: str = ""
+    no_memory: tuple[str, ...] = ()
+    free: Callable[[], object] = lambda: None
 
 
 def _cpu(rest: str) -> Device:
@@ -122,6 +137,12 @@ def _cuda(rest: str) -> Device:
     name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
     xp = importlib.import_module("array_api_compat.cupy")
     return Device(f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name}")
+
+
+def _free_cuda() -> None:
+    cupy = _import("cuda")
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
 
 
 def _torch(rest: str) -> Device:
@@ -173,9 +194,30 @@ def _strict_to_numpy(array: Array) -> np.ndarray:
 
 LIBRARIES: dict[str, Library] = {
     "cpu": Library("numpy", "pip install numpy", _cpu, np.asarray),
-    "cuda": Library("cupy", "pip install 'xcnn[cuda12]' (or cuda13, by your driver)", _cuda, lambda array: array.get()),
-    "torch": Library("torch", "pip install torch", _torch, lambda array: array.detach().cpu().numpy()),
-    "jax": Library("jax", "pip install jax", _jax, np.asarray, "JAX_ENABLE_X64=1 in the environment switches it on"),
+    "cuda": Library(
+        "cupy",
+        "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
+        _cuda,
+        lambda array: array.get(),
+        no_memory=("out of memory", "ALLOC_FAILED"),  # CUDA's own words and its libraries'; the pool has a MemoryError
+        free=_free_cuda,
+    ),
+    "torch": Library(
+        "torch",
+        "pip install torch",
+        _torch,
+        lambda array: array.detach().cpu().numpy(),
+        no_memory=("out of memory", "can't allocate memory", "ALLOC_FAILED"),
+        free=lambda: _import("torch").cuda.empty_cache(),  # does nothing where CUDA is not in use
+    ),
+    "jax": Library(
+        "jax",
+        "pip install jax",
+        _jax,
+        np.asarray,
+        "JAX_ENABLE_X64=1 in the environment switches it on",
+        no_memory=("RESOURCE_EXHAUSTED",),
+    ),
     "strict": Library("array_api_strict", "pip install array-api-strict", _strict, _strict_to_numpy),
 }
 """Every array library by the first part of its device strings."""
@@ -234,6 +276,27 @@ def like(array: np.ndarray, other: Array) -> Array:
 def on_host(array: Array) -> bool:
     """Say whether reading a number from the array costs no synchronisation with a device."""
     return isinstance(array, np.ndarray)
+
+
+def out_of_memory(error: Exception, where: Device) -> bool:
+    """Say whether an exception that computing on a device raised means that memory ran out, and nobody said so yet."""
+    if isinstance(error, XcnnError):
+        return False
+    row = _row(where)
+    said = isinstance(error, RuntimeError) and row is not None and any(words in str(error) for words in row.no_memory)
+    return said or isinstance(error, MemoryError)
+
+
+def free_memory(where: Device) -> None:
+    """Give what a device's library keeps of the memory of freed arrays back, so that it can be used for any others."""
+    row = _row(where)
+    if row is not None:
+        row.free()
+
+
+def _row(where: Device) -> Library | None:
+    """Give the table's row of a device, if it is of a library in the table."""
+    return LIBRARIES.get(where.name.partition(":")[0])
 
 
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:

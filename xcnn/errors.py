@@ -4,6 +4,7 @@
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -12,11 +13,16 @@ __all__ = [
     "DeviceError",
     "DivergedError",
     "DtypeError",
+    "OutOfMemoryError",
     "ShapeError",
     "UsageError",
+    "WriteError",
     "XcnnError",
+    "printable",
     "unknown",
 ]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class XcnnError(Exception):
@@ -25,6 +31,9 @@ class XcnnError(Exception):
     exit_code = 1
     layer = ""
     """Dotted name of the layer that it came from, where it came from one; the sentence opens with it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(XcnnError, ValueError):
@@ -59,8 +68,27 @@ class CheckpointError(XcnnError, ValueError):
     """A weight file or checkpoint that is missing, damaged, or belongs to another model."""
 
 
+class WriteError(XcnnError, OSError):
+    """A file that cannot be written: the disk is full, the folder is read-only; what was there before still is."""
+
+
 class DivergedError(XcnnError, ArithmeticError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss or gradients that are not finite."""
+
+
+class OutOfMemoryError(XcnnError, MemoryError):
+    """A batch needed more memory than there is; what it had taken is free again, and the process can go on."""
+
+
+def printable(text: str) -> str:
+    r"""Write control characters, line ends and what is no Unicode as escapes, so that text stays one harmless line.
+
+    Names of files and classes may come from anybody, and a terminal obeys some of these characters.
+
+    >>> print(printable("cats\x1b[2J\n"))
+    cats\x1b[2J\n
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from xcnn import nn
 from xcnn.errors import ShapeError, UsageError, unknown
 from xcnn.models import networks
+from xcnn.nn.layers import undrawn
 
 __all__ = ["MODELS", "Entry", "build"]
 
@@ -42,7 +43,7 @@ MODELS: dict[str, Entry] = {
 """Every network by name."""
 
 
-def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int = 0) -> nn.Module:
+def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int | None = 0) -> nn.Module:
     """Build a network by name, with float32 weights on the host.
 
     Parameters
@@ -50,7 +51,8 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     name : one of `MODELS`.
     shape : channels, height and width of the images.
     classes : how many scores it gives per image.
-    seed : the weights depend on it alone.
+    seed : the weights depend on it alone. With None there are none yet: convolutions and linear layers have zeros that
+        take no memory and cannot be written to, until `load_state_dict` brings the weights.
 
     Raises
     ------
@@ -75,6 +77,10 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
         raise ShapeError(f"{name}: images must have at least {entry.smallest} x {entry.smallest} pixels, got {h} x {w}")
     if classes < 1:
         raise UsageError(f"{name}: classes must be at least 1, got {classes}")
-    model = entry.builder((c, h, w), classes)
-    model.reset_parameters(seed)
+    with undrawn():  # or the weights would be drawn twice
+        model = entry.builder((c, h, w), classes)
+        if seed is None:
+            model.reset_parameters(0)  # what is no weight, such as the streams of dropout
+    if seed is not None:
+        model.reset_parameters(seed)
     return model

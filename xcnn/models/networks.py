@@ -4,9 +4,8 @@ All give scores (logits), which the loss turns into probabilities. Their `state_
 `torch.nn.Sequential` with the same layers.
 """
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from xcnn.nn import (
     BatchNorm2d,
@@ -20,6 +19,8 @@ from xcnn.nn import (
     Residual,
     Sequential,
 )
+from xcnn.ops._window import window_axes
+from xcnn.ops.pool import pool_axes
 
 __all__ = ["lenet5", "mnist_cnn", "report", "resnet20", "vgg_small"]
 
@@ -27,8 +28,19 @@ Shape = tuple[int, int, int]
 
 
 def _count(features: Sequence[Module], shape: Shape) -> int:
-    """Count the features per image by computing them: the layers alone know their sizes."""
-    return int(Sequential(*features)(np.zeros((1, *shape), np.float32)).shape[1])
+    """Count the features per image by the rules of the layers for sizes; nothing is computed, however large it is."""
+    channels, sizes = shape[0], tuple(shape[1:])
+    for layer in features:
+        if isinstance(layer, Conv2d):
+            channels = layer.out_channels
+            axes = window_axes("conv2d", sizes, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        elif isinstance(layer, MaxPool2d):
+            window = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode
+            axes = pool_axes("max_pool2d", sizes, *window)
+        else:
+            continue
+        sizes = tuple(axis.out for axis in axes)
+    return channels * math.prod(sizes)
 
 
 def report(shape: Shape, classes: int) -> Sequential:

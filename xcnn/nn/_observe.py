@@ -13,7 +13,7 @@ Forward = Callable[..., tuple[Any, Any]]
 
 @contextlib.contextmanager
 def observing(module: Module, observer: Callable[[str, Module], Forward]) -> Iterator[None]:
-    """Replace `forward` of every layer (a module without children) inside a `with`.
+    """Replace `forward` of every layer (a module without children) inside a `with`; one may stand inside another.
 
     Parameters
     ----------
@@ -22,10 +22,13 @@ def observing(module: Module, observer: Callable[[str, Module], Forward]) -> Ite
         stands in for its `forward`.
     """
     layers = {layer: name for name, layer in module.modules() if not any(layer.children())}
-    for layer, name in layers.items():
-        vars(layer)["forward"] = observer(name, layer)  # shadows the method on this instance alone
+    watched = {layer: vars(layer)["forward"] for layer in layers if "forward" in vars(layer)}
+    for layer, forward in {layer: observer(name, layer) for layer, name in layers.items()}.items():
+        vars(layer)["forward"] = forward  # shadows the method on this instance alone
     try:
         yield
     finally:
         for layer in layers:
             del vars(layer)["forward"]
+        for layer, forward in watched.items():
+            vars(layer)["forward"] = forward

@@ -4,7 +4,10 @@ Each is one op; its attributes carry the names of the op's arguments. All draw t
 entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
 """
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,9 +29,32 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Linear",
+    "undrawn",
 ]
 
 Init = str | inits.Init
+
+_DRAWN = contextvars.ContextVar("_DRAWN", default=True)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let layers draw no weights inside a `with`; those that are made there have zeros that take no memory.
+
+    For a network whose weights come from elsewhere. The zeros cannot be written to; they are to be replaced.
+    """
+    token = _DRAWN.set(False)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
+
+
+def _zeros(shape: tuple[int, ...]) -> Parameter:
+    """Make a parameter of a shape that costs nothing, whatever the shape."""
+    parameter = Parameter(np.zeros((), np.float32))
+    parameter.data = np.broadcast_to(parameter.data, shape)
+    return parameter
 
 
 class _Weighted(Layer):
@@ -41,11 +67,13 @@ class _Weighted(Layer):
     def _set(self, weight: tuple[int, ...], outputs: int, bias: bool, init: Init) -> None:
         inits.resolve(init)
         self.init = init
-        self.weight = Parameter(np.zeros(weight, np.float32))
-        self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
+        self.weight = _zeros(weight)
+        self.bias = _zeros((outputs,)) if bias else None
         self._reset(np.random.default_rng())
 
     def _reset(self, rng: np.random.Generator) -> None:
+        if not _DRAWN.get():
+            return
         weight, bias = self.weight, self.bias
         shape = tuple(weight.data.shape)
         weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
