@@ -27,7 +27,7 @@ FLOORS = [
     {"kernels", "data"},
     {"device"},
     {"parameter", "_dispatch", "threads"},
-    {"_array", "_files"},
+    {"_array", "_files", "_random", "machine"},
     {"errors"},
 ]
 """From top to bottom. A room imports from itself and from lower floors; rooms of one floor do not know each other."""

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Writing files so that a reader sees the old content or the new, never a part, whatever happens meanwhile."""
 
 import contextlib
 import os
@@ -6,13 +6,32 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing"]
+from xcnn.errors import WriteError, XcnnError
+
+__all__ = ["locked", "replacing", "sweep"]
+
+_TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success sync it and rename it over `path`, on failure remove it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    """Give a temporary path beside `path`; on success sync it and rename it over `path`, on failure remove it.
+
+    Raises
+    ------
+    WriteError
+        Where the file cannot be written.
+    """
+    try:
+        with _temporary(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -27,3 +46,46 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder last, where the system knows how: without, a power cut may bring the old file back."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and some network drives do not sync them
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that processes left in a folder when they were killed; none may be writing there."""
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep every other process that asks for it out of a folder inside a `with`.
+
+    The operating system holds the lock, so a process that is killed leaves none behind.
+
+    Raises
+    ------
+    XcnnError
+        With the sentence `refusal` where another process has the lock.
+    OSError
+        Where the folder cannot be written.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise XcnnError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""What figures were measured on: the processor, how busy it was with other things, and the versions of libraries."""
+"""What something was computed on: the processor, how busy it was with other things, and the versions of libraries."""
 
 import contextlib
 import importlib.metadata
@@ -8,8 +8,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import xcnn
 
 __all__ = ["machine", "waited"]
 
@@ -23,8 +21,8 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
     ----------
     packages : to give the versions of, beside Python's, xcnn's, NumPy's and Numba's; None if not installed.
     """
-    versions: dict[str, str | None] = {"python": platform.python_version(), "xcnn": xcnn.__version__}
-    for name in dict.fromkeys(["numpy", "numba", *packages]):
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in dict.fromkeys(["xcnn", "numpy", "numba", *packages]):
         versions[name] = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

@@ -12,7 +12,7 @@ import numpy as np
 from xcnn._files import replacing
 from xcnn.errors import XcnnError
 
-__all__ = ["NoMatplotlibError", "PlotError", "comparison", "confusion", "curves", "prediction", "speeds"]
+__all__ = ["NoMatplotlibError", "comparison", "confusion", "curves", "prediction", "speeds"]
 
 _TRAIN, _VALIDATION = "#4477aa", "#ee6677"
 _DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
@@ -20,11 +20,7 @@ _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
 
-class PlotError(XcnnError):
-    """A picture that cannot be drawn or written here."""
-
-
-class NoMatplotlibError(PlotError):
+class NoMatplotlibError(XcnnError):
     """Matplotlib is not installed."""
 
 
@@ -37,11 +33,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
-    except OSError as error:
-        raise PlotError(f"cannot write the picture {path}: {error.strerror or error}") from None
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

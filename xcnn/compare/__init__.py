@@ -11,11 +11,11 @@ from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.growth import Growth, growths
 from xcnn.compare.layers import layer_errors
-from xcnn.compare.machine import machine
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors
 from xcnn.compare.speed import Speed, SpeedError, speed
 from xcnn.compare.steps import PARTING, distances
+from xcnn.machine import machine
 
 __all__ = [
     "BUDGETS",

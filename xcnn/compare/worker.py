@@ -20,10 +20,10 @@ from typing import Any, Self
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Contestant, Step
-from xcnn.compare.machine import waited
 from xcnn.compare.memory import growth
 from xcnn.compare.profile import profile
 from xcnn.compare.speed import SpeedError
+from xcnn.machine import waited
 
 __all__ = ["PATIENCE", "REQUESTS", "THREADS", "Worker", "main"]
 

@@ -1,13 +1,15 @@
 """What can listen to a training run: histories on disk, early stopping, the best checkpoint."""
 
 import csv
+import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xcnn.errors import UsageError, XcnnError
+from xcnn._files import replacing
+from xcnn.errors import CheckpointError, UsageError, XcnnError
 
 if TYPE_CHECKING:
     from xcnn.training.inference import Metrics
@@ -17,16 +19,25 @@ __all__ = ["Callback", "EarlyStopping", "HistoryFile", "KeepBest"]
 
 
 class Callback:
-    """Base of all listeners: override what you need. `trainer.stop(reason)` ends the run after the epoch."""
+    """Base of all listeners: override what you need. `trainer.stop(reason)` ends the run after the epoch.
+
+    One that remembers something gives it as `state_dict`, so that it is in the checkpoints of a run.
+    """
 
     def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
-        """Before the first epoch, with the number of batches in each."""
+        """Before the first epoch, with the number of batches in each and the number of the last one."""
 
     def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: "Metrics") -> None:
         """After every step, with the metrics of the epoch so far; epochs and batches count from 1."""
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         """After every epoch and its validation, with the record that `fit` returns."""
+
+    def on_interrupt(self, trainer: "Trainer") -> None:
+        """When Ctrl-C or SIGTERM ends the run, after a whole step, before `fit` raises."""
+
+    def on_note(self, message: str) -> None:
+        """When there is something to tell the user of a whole run, such as what differs in one that is resumed."""
 
     def on_download(self, file: str, done: int, total: int | None) -> None:
         """As the bytes of a data set arrive, before a whole run starts; never for files that are there already."""
@@ -36,6 +47,13 @@ class Callback:
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be known to go on: numbers, strings, lists, dicts, and NumPy arrays."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; called after `on_fit_start`, and only where there is a state."""
 
 
 class HistoryFile(Callback):
@@ -52,18 +70,33 @@ class HistoryFile(Callback):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        """Write one line."""
+        """Add one line."""
         try:
-            with self.path.open("a", newline="") as file:
-                if self.path.suffix == ".jsonl":
-                    file.write(json.dumps(record) + "\n")
-                    return
-                writer = csv.DictWriter(file, record)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(record)
-        except OSError as error:
-            raise XcnnError(f"cannot write {self.path}: {error.strerror or error}") from None
+            before = self.path.read_text("utf-8") if self.path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise XcnnError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from None
+        self._write(before + self._lines([record], header=not before))
+
+    def restart(self, records: Sequence[dict[str, Any]]) -> None:
+        """Replace the file by these records, or remove it where there are none."""
+        if records:
+            self._write(self._lines(records, header=True))
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _lines(self, records: Sequence[dict[str, Any]], header: bool) -> str:
+        if self.path.suffix == ".jsonl":
+            return "".join(json.dumps(record) + "\n" for record in records)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, records[0], lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue()
+
+    def _write(self, text: str) -> None:
+        with replacing(self.path) as temporary:
+            temporary.write_text(text, "utf-8", newline="")
 
 
 class _Monitor(Callback):
@@ -84,6 +117,18 @@ class _Monitor(Callback):
             return False
         self.best, self.best_epoch = value, record["epoch"]
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and its epoch."""
+        return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, unless it watched something else."""
+        best, epoch = state.get("best"), state.get("best_epoch")
+        if not isinstance(best, float | int | None) or not isinstance(epoch, int):
+            raise CheckpointError(f"{type(self).__name__}: the state must have best and best_epoch, got {dict(state)}")
+        if state.get("monitor") == self.monitor:
+            self.best, self.best_epoch = best, epoch
 
 
 class EarlyStopping(_Monitor):

@@ -16,6 +16,7 @@ from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unkn
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
+from xcnn.training.diagnosis import within_memory
 from xcnn.training.losses import LOSSES, Loss
 
 __all__ = [
@@ -105,14 +106,18 @@ def evaluate(
 ) -> Metrics:
     """Return loss and accuracy over a data set, in inference mode; the model is on the device `where`.
 
-    `watch` is called after each batch with the metrics so far. Raises DataError where there is no batch.
+    `watch` is called after each batch with the metrics so far. Raises DataError where there is no batch, and
+    OutOfMemoryError where one is too large.
     """
     metrics = Metrics()
+
+    def test(x: Any, y: Any) -> tuple[float, int | None]:
+        output, targets = model(place(x, where)), place(y, where)
+        return float(loss.function(output, targets)[0]), correct(loss, output, targets)
+
     with one_blas_thread():
         for x, y in _in_order(data, batch_size):
-            output, targets = model(place(x, where)), place(y, where)
-            value = float(loss.function(output, targets)[0])
-            metrics.add(len(x), value, correct(loss, output, targets))
+            metrics.add(len(x), *within_memory(test, x, y, where=where, option="batch_size"))
             if watch is not None:
                 watch(metrics)
     if not metrics.images:
@@ -128,8 +133,12 @@ def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: i
         raise ShapeError("predict: images is empty")
     else:
         parts = (images[i : i + batch_size, ...] for i in range(0, len(images), batch_size))
+
+    def say(x: Any) -> np.ndarray:
+        return to_numpy(loss.activation(model(place(x, where))))
+
     with one_blas_thread():
-        return np.concatenate([to_numpy(loss.activation(model(place(x, where)))) for x in parts])
+        return np.concatenate([within_memory(say, x, where=where, option="batch_size") for x in parts])
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,15 +1,16 @@
 """One training run from settings to results: data, model, optimizer, a folder that holds what came of it.
 
 The folder: `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (best validation loss) and
-`last.safetensors` (the latest epoch). Pictures are added by whoever started the run.
+`last.safetensors` (the latest epoch), `checkpoints/` with what a run that ended early goes on from. Pictures are added
+by whoever started the run.
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Collection, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,86 +19,24 @@ from typing import Any
 import numpy as np
 
 from xcnn import data, models, optim
-from xcnn._files import replacing
-from xcnn.device import Device, device
-from xcnn.errors import DivergedError, UsageError, XcnnError, unknown
+from xcnn._files import locked, replacing, sweep
+from xcnn.device import device
+from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
-from xcnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, require_finite, save_checkpoint
+from xcnn.training.checkpoints import Checkpoints
+from xcnn.training.config import Config, check, known_settings, plain, read_settings
 from xcnn.training.inference import Metrics, confusion_matrix, evaluate
 from xcnn.training.losses import loss_named
+from xcnn.training.resume import differences, origin
 from xcnn.training.trainer import Trainer
 
-__all__ = ["Config", "Result", "train"]
+__all__ = ["Result", "latest_run", "recorded_settings", "train"]
 
 _FILES = ("config.json", "history.csv", "history.jsonl", "best.safetensors", "last.safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The settings of a run; each is also the command-line flag of its name.
-
-    Attributes
-    ----------
-    dataset
-        data set by name; see `xcnn datasets`.
-    data_dir
-        folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.
-    image_size
-        height and width that images of the data set `folder` are resized to (32).
-    model
-        network by name; see `xcnn models`.
-    epochs
-        passes over the training images.
-    batch_size
-        images per step.
-    opt
-        optimizer: sgd, adam, adamw, rmsprop.
-    lr
-        learning rate, at its peak.
-    momentum
-        of sgd and rmsprop.
-    wd
-        weight decay.
-    schedule
-        of the learning rate: constant, step, cosine, one-cycle, plateau.
-    warmup
-        steps in which the learning rate first rises.
-    label_smoothing
-        share of the target that is spread over all classes.
-    clip_norm
-        bound for the norm of all gradients.
-    augment
-        distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.
-    validation
-        share of the training images that is held out to choose the best epoch.
-    patience
-        stop after so many epochs without a better validation loss.
-    seed
-        decides weights, order, augmentation and the held-out images.
-    device
-        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    """
-
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    image_size: int | None = None
-    model: str = "vgg_small"
-    epochs: int = 15
-    batch_size: int = 64
-    opt: str = "adam"
-    lr: float = 3e-3
-    momentum: float = 0.9
-    wd: float = 0.0
-    schedule: str = "one-cycle"
-    warmup: int = 0
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    augment: tuple[str, ...] = ()
-    validation: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-    device: str = "cpu"
+_CHECKPOINTS = "checkpoints"
+_RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -107,28 +46,29 @@ class Result:
     Attributes
     ----------
     folder : where everything was written.
-    checkpoint : the weights that were tested: the best on the validation images, or the last where there are none.
+    checkpoint : the weights that were tested: the best on the validation images, or the last where there are none; if
+        the run was interrupted, where it can go on from.
     device : the device's full name.
     history : one record per epoch, as `Trainer.fit` returns them.
+    classes : the names of the classes.
+    seconds : of training and validation in this process, without the compiling of kernels.
     test_loss, test_accuracy : over the test set; None if the run was interrupted.
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
-    classes : their names.
-    seconds : of training and validation, without the compiling of kernels.
     note : why the run ended early; empty if it did not.
-    interrupted : whether Ctrl-C ended it.
+    interrupted : the exit code of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM; 0 if none did.
     """
 
     folder: Path
     checkpoint: Path
     device: str
     history: list[dict[str, Any]]
-    test_loss: float | None
-    test_accuracy: float | None
-    confusion: np.ndarray | None
     classes: tuple[str, ...]
     seconds: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    confusion: np.ndarray | None = None
     note: str = ""
-    interrupted: bool = False
+    interrupted: int = 0
 
 
 @dataclass
@@ -141,88 +81,49 @@ class _Run:
     train: data.Loader
     validation: data.Dataset | None
     test: data.Dataset
+    callbacks: Sequence[Callback]
 
-    def save(self, name: str, record: dict[str, Any]) -> None:
-        """Write a checkpoint, unless the weights are ruined: then the file from before stays."""
-        for parameter, array in self.trainer.model.state_dict().items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DivergedError(f"epoch {record['epoch']}: {parameter} is not finite; lower the learning rate")
-        config = _plain(self.config)
-        checkpoint = Checkpoint(
-            self.config.model, self.test.shape, self.test.classes, self.config.dataset, config, record
+    def __post_init__(self) -> None:
+        config, test = self.config, self.test
+        self.best, self.last = (self.folder / name for name in ("best.safetensors", "last.safetensors"))
+        here = origin(self.trainer.device, self.train.dataset)
+        self.about = Checkpoint(config.model, test.shape, test.classes, config.dataset, plain(config), {}, here)
+        self.checkpoints = Checkpoints(
+            self.folder / _CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
-        save_checkpoint(self.folder / name, self.trainer.model, checkpoint)
+        self.history = [HistoryFile(self.folder / f"history.{suffix}") for suffix in ("csv", "jsonl")]
 
-    def watch(self, callbacks: Sequence[Callback]) -> Callable[[Metrics], None]:
-        """Give what tells the listeners of every batch of the test."""
+    def listeners(self) -> list[Callback]:
+        """Give all callbacks of the run in their order: checkpoints come when the others have done their part."""
+        ours: list[Callback] = [*self.history, _KeepLast(self)]
+        if self.validation is not None:
+            ours.append(KeepBest(functools.partial(self.save, self.best)))
+            if self.config.patience is not None:
+                ours.append(EarlyStopping(patience=self.config.patience))
+        return [*ours, *self.callbacks, self.checkpoints]
 
-        def told(metrics: Metrics) -> None:
-            for callback in callbacks:
-                callback.on_test_batch(self.trainer, len(self.test), metrics)
+    def save(self, path: Path, record: dict[str, Any]) -> None:
+        """Write the weights alone, for use, unless they are ruined: then the file from before stays."""
+        require_finite(self.trainer.model.state_dict(), f"epoch {record['epoch']}")
+        fields = {**vars(self.about), "metrics": record}
+        save_checkpoint(path, self.trainer.model, Checkpoint(**fields))
 
-        return told
+    def tell(self, message: str) -> None:
+        """Tell the listeners what the user should know."""
+        for callback in self.callbacks:
+            callback.on_note(message)
 
-
-def train(config: Config, folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
-    """Train, test and save.
-
-    Parameters
-    ----------
-    config : the settings.
-    folder : made if it is missing; must not hold a run already. None makes a new `runs/DATASET-MODEL-TIME`.
-    callbacks : further listeners, such as a progress bar.
-
-    Returns
-    -------
-    The result. On Ctrl-C too: the weights learned so far are then in `last.safetensors`, and nothing is tested.
-
-    Raises
-    ------
-    XcnnError
-        For settings without meaning, missing data, a folder that cannot be written, a loss that is not finite.
-    """
-    run = _prepare(config, folder, callbacks)
-    folder = run.folder
-    last, best = (folder / name for name in ("last.safetensors", "best.safetensors"))
-    listeners: list[Callback] = [
-        HistoryFile(folder / "history.csv"),
-        HistoryFile(folder / "history.jsonl"),
-        _KeepLast(run),
-    ]
-    if run.validation is not None:
-        listeners.append(KeepBest(functools.partial(run.save, "best.safetensors")))
-        if config.patience is not None:
-            listeners.append(EarlyStopping(patience=config.patience))
-    trainer, start, interrupted = run.trainer, clock(), False
-    try:
-        trainer.fit(run.train, config.epochs, run.validation, [*listeners, *callbacks])
-    except KeyboardInterrupt:
-        run.save("last.safetensors", {"epoch": len(trainer.history), "interrupted": True})
-        interrupted = True
-    except DivergedError as error:
-        if not last.exists():
-            _remove_folder(folder)
-            raise
-        raise DivergedError(f"{error}; {last} holds the last good epoch") from None
-    seconds = clock() - start
-    common = (trainer.device.name, trainer.history)
-    if interrupted:
-        note = f"interrupted after {len(trainer.history)} of {config.epochs} epochs"
-        return Result(folder, last, *common, None, None, None, run.test.classes, seconds, note, True)
-    chosen = best if best.exists() else last
-    try:
-        trainer.model.load_state_dict(load_checkpoint(chosen).state)
-        plain = loss_named("cross_entropy")  # label smoothing is for training
-        metrics = evaluate(trainer.model, run.test, plain, trainer.device, watch=run.watch(callbacks))
-        confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
-    except KeyboardInterrupt:
+    def result(self, checkpoint: Path, seconds: float, *test: Any, **how: Any) -> "Result":
+        """Give the result; `test` and `how` are its last fields."""
+        trainer = self.trainer
         return Result(
-            folder, chosen, *common, None, None, None, run.test.classes, seconds, "interrupted during the test", True
+            self.folder, checkpoint, trainer.device.name, trainer.history, self.test.classes, seconds, *test, **how
         )
-    return Result(
-        folder, chosen, *common, metrics.loss, metrics.accuracy, confusion, run.test.classes, seconds,
-        trainer.stop_reason,
-    )  # fmt: skip
+
+    def watch(self, metrics: Metrics) -> None:
+        """Tell the listeners of a batch of the test."""
+        for callback in self.callbacks:
+            callback.on_test_batch(self.trainer, len(self.test), metrics)
 
 
 class _KeepLast(Callback):
@@ -230,13 +131,188 @@ class _KeepLast(Callback):
         self.run = run
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.run.save("last.safetensors", record)
+        self.run.save(self.run.last, record)
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        self.run.save(self.run.last, {"epoch": len(trainer.history), "steps": trainer.steps, "interrupted": True})
 
 
-def _prepare(config: Config, folder: Path | None, callbacks: Sequence[Callback]) -> _Run:
-    """Check every setting and build the parts; nothing is written until all of them are right."""
-    _check(config)
-    where: Device = device(config.device)
+def train(
+    config: Config, folder: Path | None = None, callbacks: Sequence[Callback] = (), *, resume: bool = False
+) -> Result:
+    """Train, test and save.
+
+    Parameters
+    ----------
+    config : the settings.
+    folder : made if it is missing; must not hold a run already, unless it is resumed, or be at use by another run. None
+        makes a new `runs/DATASET-MODEL-TIME`.
+    callbacks : further listeners, such as a progress bar.
+    resume : go on with the run that the folder holds, from the newest checkpoint that is whole; from the beginning,
+        where it has none yet. On the same device, with the same versions and settings, it then ends with the same bits
+        as if it had never stopped. What differs is told to the callbacks (`on_note`).
+
+    Returns
+    -------
+    The result. On Ctrl-C and SIGTERM too: what was learned is then in a checkpoint and in `last.safetensors`, and
+    nothing is tested.
+
+    Raises
+    ------
+    XcnnError
+        For settings without meaning, or that cannot change in a resumed run; missing data; a folder that cannot be
+        written, or that another run is at work in; checkpoints none of which is whole; a loss that is not finite.
+    """
+    check(config)
+    parts = _prepare(config, callbacks)
+    if resume:
+        if folder is None or not _holds_run(folder):
+            raise UsageError(f"--resume {folder}: there is no run to go on with")
+        where = folder
+    else:
+        where = _make_folder(folder, config)
+    with _alone_in(where):
+        if not resume and _holds_run(where):
+            raise UsageError(f"--out {where} holds a run already; go on with it by --resume, or choose another folder")
+        run = _Run(config, where, *parts, callbacks)
+        if resume:
+            _go_on(run)
+        _write_config(run)
+        return _train_and_test(run, fresh=not resume)
+
+
+def _train_and_test(run: _Run, fresh: bool) -> Result:
+    trainer, epochs = run.trainer, run.config.epochs
+    left = 0 if trainer.stop_reason and not trainer.unfinished else epochs - len(trainer.history)
+    start = clock()
+    try:
+        if left:
+            trainer.fit(run.train, left, run.validation, run.listeners())
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not trainer.interrupted:
+            raise  # a second signal, inside a step
+        note = f"interrupted after {len(trainer.history)} of {epochs} epochs"
+        return run.result(run.checkpoints.newest or run.last, clock() - start, note=note, interrupted=_code(stop))
+    except (DivergedError, OutOfMemoryError) as error:
+        good = run.checkpoints.newest or (run.last if run.last.exists() else None)
+        if good is None:
+            if fresh:
+                _remove_folder(run.folder)
+            raise
+        raise type(error)(f"{error}; {good} holds the last good state") from None
+    seconds = clock() - start
+    chosen = run.best if run.best.exists() else run.last
+    try:
+        trainer.model.load_state_dict(load_checkpoint(chosen).state)
+        plain_loss = loss_named("cross_entropy")  # label smoothing is for training
+        metrics = evaluate(trainer.model, run.test, plain_loss, trainer.device, watch=run.watch)
+        confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        return run.result(chosen, seconds, note="interrupted during the test", interrupted=_code(stop))
+    return run.result(chosen, seconds, metrics.loss, metrics.accuracy, confusion, trainer.stop_reason)
+
+
+def _code(stop: BaseException) -> int:
+    """Return the exit code of the signal that raised this."""
+    return int(stop.code or 0) if isinstance(stop, SystemExit) else 130
+
+
+def _go_on(run: _Run) -> None:
+    """Bring the parts of a run to where its newest checkpoint left them."""
+    for place in (run.folder, run.folder / _CHECKPOINTS):
+        sweep(place)
+    found = run.checkpoints.find(run.tell)
+    if found is None:
+        run.tell(f"{run.folder} has no checkpoint yet: starting from the beginning")
+    else:
+        changed, remarks = differences(found, run.config, run.about.origin)
+        for remark in remarks:
+            run.tell(remark)
+        _load(run, found, options=bool(changed & {"lr", "momentum", "wd"}))
+        if changed & {"epochs", "patience"}:
+            run.trainer.stop_reason = ""  # what ended the run may not end it now
+        done, batch = len(run.trainer.history), run.trainer.unfinished
+        within = f"epoch {done + 1}, {batch} of {len(run.train)} batches done" if batch else f"after epoch {done}"
+        run.tell(f"going on from {run.checkpoints.newest} ({within})")
+    for file in run.history:
+        file.restart(run.trainer.history)
+
+
+def _load(run: _Run, found: Checkpoint, options: bool) -> None:
+    """Load a checkpoint into the trainer; with `options` the optimizer keeps those that the settings give."""
+    trainer = run.trainer
+    state: dict[str, Any] = {**(found.training or {}), "weights": found.state}
+    callbacks = state.get("callbacks")
+    if isinstance(callbacks, dict) and not _best_is(run, callbacks.get("KeepBest")):
+        callbacks.pop("KeepBest", None)
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in _groups(trainer)]
+    trainer.load_state_dict(state)
+    if options:
+        for group, given in zip(_groups(trainer), groups, strict=True):
+            group.update(given)
+        if trainer.schedule is not None:
+            trainer.schedule.load_state_dict(trainer.schedule.state_dict())  # works out the rate of this step
+
+
+def _groups(trainer: Trainer) -> list[dict[str, Any]]:
+    return trainer.optimizer.param_groups
+
+
+def _best_is(run: _Run, kept: Any) -> bool:
+    """Say whether `best.safetensors` is the one that a checkpoint remembers.
+
+    If not, the next epoch is the best so far. Where the file is from a later epoch, the run comes by that epoch again.
+    """
+    epoch = kept.get("best_epoch") if isinstance(kept, dict) else None
+    if not epoch:
+        return False
+    try:
+        found = read_checkpoint(run.best).metrics.get("epoch")
+    except CheckpointError as error:
+        run.tell(f"{error}; the next epoch takes its place")
+        return False
+    return bool(found == epoch)
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder by name, from its newest whole checkpoint, else its `config.json`.
+
+    Raises
+    ------
+    XcnnError
+        Where there is no run, or nothing of it that can be read.
+    """
+    if not _holds_run(folder):
+        raise UsageError(f"--resume {folder}: there is no run to go on with")
+    checkpoints = Checkpoints(folder / _CHECKPOINTS)
+    found = checkpoints.find()
+    if found is None or checkpoints.newest is None:
+        return read_settings(folder / "config.json")
+    return known_settings(found.config, checkpoints.newest)
+
+
+def latest_run(runs: Path = _RUNS) -> Path:
+    """Return the folder of the run below `runs` that was at work last.
+
+    Raises
+    ------
+    UsageError
+        Where there is none.
+    """
+    times = {}
+    for config in runs.glob("*/config.json"):
+        files = [config, *config.parent.glob(f"{_CHECKPOINTS}/*")]
+        times[config.parent] = max(file.stat().st_mtime_ns for file in files)
+    if not times:
+        raise UsageError(f"--resume latest: there is no run in {runs}/")
+    return max(times, key=lambda folder: times[folder])
+
+
+def _prepare(
+    config: Config, callbacks: Sequence[Callback]
+) -> tuple[Trainer, data.Loader, data.Dataset | None, data.Dataset]:
+    """Build the parts from the settings; nothing is written until all of them are right."""
+    where = device(config.device)
     options = {} if config.image_size is None else {"size": config.image_size}
 
     def arrived(file: str, done: int, total: int | None) -> None:
@@ -256,35 +332,7 @@ def _prepare(config: Config, folder: Path | None, callbacks: Sequence[Callback])
     )
     loss = loss_named("cross_entropy", label_smoothing=config.label_smoothing)
     trainer = Trainer(model, optimizer, loss, where, schedule=schedule, clip_norm=config.clip_norm)
-    return _Run(config, _make_folder(folder, config), trainer, loader, validation, test)
-
-
-def _check(config: Config) -> None:
-    names: list[tuple[str, str, Collection[str]]] = [
-        ("data set", config.dataset, data.DATASETS),
-        ("model", config.model, models.MODELS),
-        ("optimizer", config.opt, optim.OPTIMIZERS),
-        ("schedule", config.schedule, optim.SCHEDULES),
-        *(("augmentation", name, data.AUGMENTATIONS) for name in config.augment),
-    ]
-    for kind, name, table in names:
-        if name not in table:
-            raise unknown(kind, name, table)
-    for flag, good, wanted in (
-        ("epochs", config.epochs >= 1, "at least 1"),
-        ("batch-size", config.batch_size >= 1, "at least 1"),
-        ("seed", config.seed >= 0, "0 or more"),
-        ("lr", 0 < config.lr < float("inf"), "above 0"),
-        ("validation", 0 <= config.validation < 1, "at least 0 and below 1"),
-        ("label-smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
-        ("clip-norm", config.clip_norm is None or config.clip_norm > 0, "above 0"),
-        ("warmup", config.warmup >= 0, "0 or more steps"),
-        ("patience", config.patience is None or config.patience >= 1, "at least 1"),
-    ):
-        if not good:
-            raise UsageError(f"--{flag} must be {wanted}, got {getattr(config, flag.replace('-', '_'))}")
-    if config.patience is not None and config.validation == 0:
-        raise UsageError("--patience needs validation images; give --validation a share above 0")
+    return trainer, loader, validation, test
 
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
@@ -295,27 +343,45 @@ def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     return kind(parameters, **options)
 
 
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (*_FILES, _CHECKPOINTS))
+
+
 def _make_folder(folder: Path | None, config: Config) -> Path:
-    if folder is not None and any((folder / name).exists() for name in _FILES):
-        raise UsageError(f"--out {folder} holds a run already; choose another folder or remove it")
-    text = json.dumps(_plain(config), indent=2) + "\n"
     try:
         if folder is None:
-            folder = _new_folder(f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}")
+            return _new_folder(f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "config.json") as temporary:
-            temporary.write_text(text)
     except OSError as error:
-        raise XcnnError(f"--out {folder or 'runs'} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(folder, error) from None
     return folder
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, f"another run is at work in {folder}; wait for it, or stop it"))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        yield
+
+
+def _write_config(run: _Run) -> None:
+    with replacing(run.folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
+
+
+def _unwritable(folder: Path | None, error: OSError) -> XcnnError:
+    return XcnnError(f"--out {folder or _RUNS} cannot be written: {error.strerror or error}")
 
 
 def _new_folder(name: str) -> Path:
     """Make a folder that no other run has, even one that starts in the same second."""
-    runs = Path("runs")
-    runs.mkdir(exist_ok=True)
+    _RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
+        folder = _RUNS / (name if number == 1 else f"{name}-{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             break
@@ -324,13 +390,8 @@ def _new_folder(name: str) -> Path:
 
 def _remove_folder(folder: Path) -> None:
     """Take back what a run wrote before it had anything to keep."""
-    for name in _FILES:
+    for name in (*_FILES, ".lock"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     with contextlib.suppress(OSError):  # something else is in it
         folder.rmdir()
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """Give the settings as JSON holds them, with a path that means the same from any folder."""
-    fields = dataclasses.asdict(config)
-    return fields | {"data_dir": None if config.data_dir is None else str(config.data_dir.resolve())}

@@ -1,26 +1,50 @@
 """`Trainer`: a model, an optimizer and a loss on one device; one step, many epochs, evaluation and prediction."""
 
+import collections
+import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from xcnn import optim
 from xcnn._array import Array
+from xcnn._random import load_stream, stream_state
 from xcnn.data import Loader
 from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
-from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
+from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
+from xcnn.training.diagnosis import all_finite, divergence, memory_error, ran_out, remember
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
-from xcnn.training.interrupt import delayed_interrupt
+from xcnn.training.interrupt import delayed_signals
 from xcnn.training.losses import Loss, loss_named
 
 __all__ = ["Trainer"]
+
+
+@dataclass
+class _Epoch:
+    """An epoch in the making: how many batches are trained on, what was seen in them, and how long it took."""
+
+    batch: int = 0
+    seconds: float = 0.0
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "_Epoch":
+        """Make one of what `dataclasses.asdict` gave."""
+        seen, batch = state["metrics"], int(state["batch"])
+        right = None if seen["correct"] is None else int(seen["correct"])
+        if batch < 0:
+            raise ValueError(f"batch is {batch}")
+        return cls(batch, float(state["seconds"]), Metrics(int(seen["images"]), float(seen["loss_sum"]), right))
 
 
 class Trainer:
@@ -40,6 +64,8 @@ class Trainer:
     ----------
     history : one record per finished epoch, as `fit` returns them.
     stop_reason : why a callback ended the last `fit` before its last epoch; empty if none did.
+    steps : how many batches the model has been trained on.
+    interrupted : whether a signal ended the last `fit` after a whole step.
     """
 
     def __init__(
@@ -62,10 +88,21 @@ class Trainer:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.history: list[dict[str, Any]] = []
         self.stop_reason = ""
+        self.steps = 0
+        self.interrupted = False
+        self._epoch: _Epoch | None = None  # the one that is not finished
+        self._batches: Loader | Sequence[Batch] = ()
+        self._callbacks: Sequence[Callback] = ()
+        self._loaded: dict[str, Any] = {}  # the states of a loader and of callbacks that are not known yet
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
         self._buffers = [buffer for _, buffer in model.named_buffers()]
+        self._random = [
+            module
+            for _, module in model.modules()
+            if any(isinstance(v, np.random.Generator) for v in vars(module).values())
+        ]
         model.to(self.device)
 
     def step(self, x: Any, y: Any) -> float:
@@ -81,41 +118,70 @@ class Trainer:
         Raises
         ------
         DivergedError
-            Where the loss is not finite; the model's state is then that from before this step.
+            Where the loss or a gradient is not finite. It names the layer where that begins; weights, statistics,
+            random streams and the optimizer are then as they were before this step.
+        OutOfMemoryError
+            Where the batch is too large. What it took is free again, and all is as before this step, too, unless it
+            says otherwise.
         ShapeError, DtypeError, UsageError
             Where the batch does not fit the model or the loss.
         """
-        return self._step(place(x, self.device), place(y, self.device))[0]
+        return self._step(x, y)[0]
 
-    def _step(self, x: Array, y: Array) -> tuple[float, Array]:
-        """Train on a batch on the device; return its loss and the output."""
-        before = [buffer.data for buffer in self._buffers]
+    def _step(self, x: Any, y: Any) -> tuple[float, Array, Array]:
+        """Train on a batch and return its loss, the output, and the targets on the device."""
+        put_back, updating = remember(self._buffers, self._random), False
+        try:
+            value, output, y = self._gradients(x, y, put_back)
+            updating = True
+            self.optimizer.step()
+            if self.schedule is not None and self.schedule.unit == "step":
+                self.schedule.step()
+            return value, output, y
+        except Exception as error:
+            if not ran_out(error, self.device):
+                raise
+        # Out here nothing holds the exception any more, nor what the layers kept for it.
+        self.model.zero_grad()
+        if not updating:
+            put_back()
+        raise memory_error(x, self.device, "--batch-size", updating)
+
+    def _gradients(self, x: Any, y: Any, put_back: Callable[[], None]) -> tuple[float, Array, Array]:
+        """Give every parameter its gradient, bounded, and return the loss, the output, and the targets on the device.
+
+        Where one of these numbers is not finite, all but the gradients is as it was before.
+        """
+        x, y = place(x, self.device), place(y, self.device)
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
         value = float(loss)
         if not math.isfinite(value):
-            for buffer, array in zip(self._buffers, before, strict=True):
-                buffer.data = array
-            raise self._diverged(value, output, y)
+            del backward, loss_backward  # and with them what they keep: the batch is run once more
+            raise self._diverged(value, output, x, y, put_back)
         self.optimizer.zero_grad()
         backward(loss_backward()[0], need_dx=False)
+        if not all_finite([p.grad for group in self.optimizer.param_groups for p in group["params"]]):
+            raise self._diverged(value, output, x, y, put_back)
         if self.clip_value is not None:
             optim.clip_grad_value_(self._parameters(), self.clip_value)
         if self.clip_norm is not None:
             optim.clip_grad_norm_(self._parameters(), self.clip_norm)
-        self.optimizer.step()
-        if self.schedule is not None and self.schedule.unit == "step":
-            self.schedule.step()
-        return value, output
+        return value, output, y
 
-    def _diverged(self, value: float, output: Array, y: Array) -> XcnnError:
+    def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
+        """Put everything back and return the error that says where the loss, or else a gradient, began to fail."""
+        put_back()
         # Ops that cannot read labels without stopping the device give NaN for those that are no class.
         if self.loss.classifies and y.ndim == 1:
             labels = to_numpy(y)
             strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
             if strange.size:
                 return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
-        return DivergedError(f"the loss is {value}; lower the learning rate, clip the gradients, or check the data")
+        try:
+            return divergence(self.model, self.loss.function, value, x, y)
+        finally:
+            put_back()
 
     def fit(
         self,
@@ -129,7 +195,7 @@ class Trainer:
         Parameters
         ----------
         train : a `Loader`; a `Dataset` or (images, labels), in shuffled batches of 64; or a list of batches (x, y).
-        epochs : passes over `train`.
+        epochs : passes over `train`. One that `load_state_dict` brought back unfinished is finished first, and counts.
         validation : evaluated after each epoch, if given.
         callbacks : told of every batch and epoch; see `xcnn.training.Callback`.
 
@@ -141,29 +207,48 @@ class Trainer:
         Raises
         ------
         DivergedError
-            Where the loss is not finite; it says in which epoch and batch.
+            Where the loss or a gradient is not finite; it says in which epoch and batch, and in which layer.
+        OutOfMemoryError
+            Where a batch is too large.
         DataError
             Where there is no batch.
         KeyboardInterrupt
-            On Ctrl-C, between two steps or at the end of an epoch.
+            On Ctrl-C, between two steps or at the end of an epoch; a second one is not waited with.
+        SystemExit
+            On SIGTERM, likewise, unless the program handles it; the exit code is 143.
         """
         if not isinstance(epochs, int) or epochs < 1:
             raise UsageError(f"fit: epochs must be an integer of at least 1, got {epochs!r}")
         if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
             raise UsageError(f"fit: callbacks must be a list of Callback objects, got {callbacks!r}")
-        made = batches(train)
-        self.stop_reason = ""
+        self._batches, self._callbacks = batches(train), callbacks
+        if not self._loaded:
+            self._epoch = None  # what an interrupted `fit` left does not count
+        if self._epoch is None:
+            self.stop_reason = ""
+        self.interrupted = False
         first = len(self.history)
         for callback in callbacks:
-            callback.on_fit_start(self, len(made), epochs)
+            callback.on_fit_start(self, len(self._batches), first + epochs)
+        self._hand_out()
         try:
-            with one_blas_thread(), delayed_interrupt() as check_interrupt:
+            with one_blas_thread(), delayed_signals() as check_signals:
+
+                def go_on() -> None:
+                    try:
+                        check_signals()
+                    except (KeyboardInterrupt, SystemExit):
+                        for callback in callbacks:
+                            callback.on_interrupt(self)
+                        self.interrupted = True
+                        raise
+
                 for epoch in range(first + 1, first + epochs + 1):
-                    record = self._epoch(epoch, made, validation, callbacks, check_interrupt)
+                    record = self._train_epoch(epoch, validation, go_on)
                     self.history.append(record)
                     for callback in callbacks:
                         callback.on_epoch_end(self, record)
-                    check_interrupt()
+                    go_on()
                     if self.stop_reason:
                         break
         finally:
@@ -171,31 +256,27 @@ class Trainer:
                 callback.on_fit_end(self)
         return self.history[first:]
 
-    def _epoch(
-        self,
-        epoch: int,
-        made: Loader | Sequence[Batch],
-        validation: Data | None,
-        callbacks: Sequence[Callback],
-        check_interrupt: Callable[[], None],
-    ) -> dict[str, Any]:
-        metrics, start = Metrics(), clock()
-        for batch, (x, y) in enumerate(made, 1):
-            x, y = place(x, self.device), place(y, self.device)
+    def _train_epoch(self, epoch: int, validation: Data | None, go_on: Callable[[], None]) -> dict[str, Any]:
+        now = self._epoch = self._epoch or _Epoch()
+        metrics, start = now.metrics, clock() - now.seconds
+        for x, y in self._rest(now.batch):
             try:
-                loss, output = self._step(x, y)
+                loss, output, y = self._step(x, y)
             except DivergedError as error:
-                raise DivergedError(f"epoch {epoch}, batch {batch}: {error}") from None
-            metrics.add(x.shape[0], loss, correct(self.loss, output, y))
-            for callback in callbacks:
-                callback.on_batch_end(self, epoch, batch, metrics)
-            check_interrupt()
+                raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
+            metrics.add(output.shape[0], loss, correct(self.loss, output, y))
+            now.batch, now.seconds = now.batch + 1, clock() - start
+            self.steps += 1
+            for callback in self._callbacks:
+                callback.on_batch_end(self, epoch, now.batch, metrics)
+            go_on()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
         validated = None if validation is None else self.evaluate(validation)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)
+        self._epoch = None
         return {
             "epoch": epoch,
             "train_loss": metrics.loss,
@@ -205,6 +286,83 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": metrics.images / seconds,
         }
+
+    @property
+    def unfinished(self) -> int:
+        """How many batches of an epoch that is not finished are done."""
+        return 0 if self._epoch is None else self._epoch.batch
+
+    def _rest(self, batch: int) -> Iterator[Batch]:
+        """Give the batches of an epoch from one on; a loader knows by itself which they are."""
+        return (
+            iter(self._batches) if isinstance(self._batches, Loader) else itertools.islice(self._batches, batch, None)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that it takes to go on, in nested dicts and lists of NumPy arrays, numbers and strings.
+
+        That is the weights, the states of optimizer, schedule, random streams, loader and callbacks, the history, and
+        what is done of an epoch that is not finished. Inside `fit` it is that after the last whole step.
+        """
+        return {
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
+            "loader": self._batches.state_dict() if isinstance(self._batches, Loader) else None,
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
+            "history": self.history,
+            "steps": self.steps,
+            "stop_reason": self.stop_reason,
+            "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` of a trainer of the same parts was.
+
+        A loader and callbacks are brought there by the next `fit`, which must be given the like. After an error the
+        trainer may have some of the state, and is of no use.
+
+        Raises
+        ------
+        CheckpointError
+            For a state that does not fit this model, optimizer or schedule, or is none.
+        """
+        try:
+            streams = dict(self.model.named_generators())
+            if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
+                raise CheckpointError("Trainer: the state is of other parts: another schedule, or other layers")
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            self.model.load_state_dict(state["weights"])
+            for name, generator in streams.items():
+                load_stream(generator, state["streams"][name], name)
+            self.history = [dict(record) for record in state["history"]]
+            self.steps, self.stop_reason = int(state["steps"]), str(state["stop_reason"])
+            self._epoch = None if state["epoch"] is None else _Epoch.of(state["epoch"])
+            self._loaded = {"loader": state["loader"], "callbacks": dict(state["callbacks"])}
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, XcnnError):
+                raise
+            raise CheckpointError(f"Trainer: the state is of no trainer: {type(error).__name__}: {error}") from None
+
+    def _hand_out(self) -> None:
+        """Bring the loader and the callbacks of this `fit` to where `load_state_dict` found theirs."""
+        loaded, self._loaded = self._loaded, {}
+        if loaded and loaded["loader"] is not None and isinstance(self._batches, Loader):
+            self._batches.load_state_dict(loaded["loader"])
+        for name, callback in self._named_callbacks():
+            if name in loaded.get("callbacks", {}):
+                callback.load_state_dict(loaded["callbacks"][name])
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Name callbacks after their classes, numbered where there are several of one."""
+        count: collections.Counter[str] = collections.Counter()
+        for callback in self._callbacks:
+            name = type(callback).__name__
+            count[name] += 1
+            yield name if count[name] == 1 else f"{name}-{count[name]}", callback
 
     def stop(self, reason: str) -> None:
         """Ask `fit` to end after this epoch; for callbacks."""

@@ -1,0 +1,238 @@
+"""A folder of checkpoints: what is kept, what is found again, and what happens where files are damaged or missing."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from resumable import loader, make_trainer, small_digits
+
+from xcnn.errors import CheckpointError, DivergedError, UsageError
+from xcnn.training import Callback, Checkpoint, Checkpoints, save_checkpoint
+from xcnn.training.checkpoint import read_checkpoint
+from xcnn.training.checkpoints import Interval
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return small_digits()
+
+
+def trained(digits, folder, epochs=3, every="2steps", keep=3):
+    trainer = make_trainer()
+    checkpoints = Checkpoints(folder, every, keep)
+    trainer.fit(loader(digits[0]), epochs, callbacks=[checkpoints])
+    return trainer, checkpoints
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def listed(folder):
+    return json.loads((folder / "manifest.json").read_text())["checkpoints"]
+
+
+def test_the_last_few_are_kept_and_listed(digits, tmp_path):
+    trained(digits, tmp_path)
+    kept = [f"step-{step:08d}.safetensors" for step in (8, 10, 12)]
+    assert names(tmp_path) == ["manifest.json", *kept]
+    assert list(listed(tmp_path)) == kept
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [("5steps", [5, 10, 12]), ("1 step", list(range(1, 13))), ("2epochs", [8, 12]), ("1epoch", [4, 8, 12]),
+     ("1000minutes", [12]), ("0.000001minutes", list(range(1, 13)))],
+)  # fmt: skip
+def test_how_often(digits, tmp_path, every, steps):
+    trained(digits, tmp_path, every=every, keep=99)
+    assert list(listed(tmp_path)) == [f"step-{step:08d}.safetensors" for step in steps]
+
+
+def test_a_script_goes_on_after_it_was_killed(digits, tmp_path):
+    """The example of the docstring: the second process restores and ends as one that was left alone."""
+
+    class Killed(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            if trainer.steps == 7:
+                raise RuntimeError("killed")
+
+    first = make_trainer()
+    with pytest.raises(RuntimeError):
+        first.fit(loader(digits[0]), 3, callbacks=[Killed(), Checkpoints(tmp_path, "2steps")])
+    second, checkpoints = make_trainer(), Checkpoints(tmp_path, "2steps")
+    found = checkpoints.restore(second)
+    assert found is not None
+    assert checkpoints.newest == tmp_path / "step-00000006.safetensors"
+    assert (second.steps, second.unfinished) == (6, 2)
+    second.fit(loader(digits[0]), 3 - len(second.history), callbacks=[checkpoints])
+    alone, _ = trained(digits, tmp_path / "alone")
+    for name, value in alone.model.state_dict().items():
+        assert value.tobytes() == second.model.state_dict()[name].tobytes()
+    assert make_trainer().history == []
+    assert Checkpoints(tmp_path / "none").restore(make_trainer()) is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "empty", "swapped"])
+def test_where_the_newest_is_not_whole_the_one_before_is_taken(digits, tmp_path, damage):
+    trained(digits, tmp_path)
+    newest, before = (tmp_path / f"step-{step:08d}.safetensors" for step in (12, 10))
+    content = newest.read_bytes()
+    match damage:
+        case "missing":
+            newest.unlink()
+        case "flipped":
+            newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "truncated":
+            newest.write_bytes(content[:-5])
+        case "empty":
+            newest.write_bytes(b"")
+        case "swapped":
+            newest.write_bytes(before.read_bytes())
+    told, trainer = [], make_trainer()
+    checkpoints = Checkpoints(tmp_path, "1step", keep=2)
+    checkpoints.restore(trainer, told.append)
+    assert trainer.steps == 10
+    (message,) = told
+    assert str(newest) in message
+    assert "going on from step-00000010.safetensors, which is older" in message
+    trainer.fit(loader(digits[0]), 1, callbacks=[checkpoints])
+    assert list(listed(tmp_path)) == ["step-00000011.safetensors", "step-00000012.safetensors"]
+    assert names(tmp_path) == ["manifest.json", *listed(tmp_path)]
+
+
+def test_what_is_kept_is_whole_after_a_fall_back(digits, tmp_path):
+    """A damaged file does not count as one of those that are kept: the good one before it stays."""
+    trained(digits, tmp_path, keep=2)
+    (tmp_path / "step-00000012.safetensors").write_bytes(b"damaged")
+    trainer, checkpoints = make_trainer(), Checkpoints(tmp_path, keep=2)
+    checkpoints.restore(trainer)
+    trainer.steps += 1
+    checkpoints.save(trainer)
+    assert list(listed(tmp_path)) == ["step-00000010.safetensors", "step-00000011.safetensors"]
+
+
+def test_where_none_is_whole_it_says_so(digits, tmp_path):
+    trained(digits, tmp_path, keep=2)
+    for path in tmp_path.glob("step-*"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is whole: .*step-00000012"):
+        Checkpoints(tmp_path).restore(make_trainer())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"format": 2, "checkpoints": {}}',
+        b'{"format": 1}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"format": 1, "checkpoints": {"../../etc/passwd": "0"}}',
+        b'{"format": 1, "checkpoints": {"step-00000012.safetensors": 3}}',
+        b'{"format": 1, "checkpoints": ["step-00000012.safetensors"]}',
+    ],
+)
+def test_a_damaged_manifest_is_passed_over_and_told_of(digits, tmp_path, content):
+    trained(digits, tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    told, trainer = [], make_trainer()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.restore(trainer, told.append)
+    assert trainer.steps == 12
+    assert len(told) == 1
+    assert "manifest.json is damaged" in told[0]
+    trainer.steps += 1
+    checkpoints.save(trainer)
+    assert list(listed(tmp_path)) == ["step-00000012.safetensors", "step-00000013.safetensors"]
+
+
+def test_a_checkpoint_that_is_not_listed_yet_counts(digits, tmp_path):
+    """A kill between the two files that a checkpoint changes."""
+    trained(digits, tmp_path)
+    before = (tmp_path / "manifest.json").read_text()
+    trainer = make_trainer()
+    Checkpoints(tmp_path).restore(trainer)
+    trainer.steps = 13
+    Checkpoints(tmp_path, keep=9).save(trainer)
+    (tmp_path / "manifest.json").write_text(before)
+    again, told = make_trainer(), []
+    Checkpoints(tmp_path).restore(again, told.append)
+    assert (again.steps, told) == (13, [])
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(digits, tmp_path):
+    trainer, checkpoints = trained(digits, tmp_path, keep=1)
+    save_checkpoint(checkpoints.newest, trainer.model, Checkpoint())
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        Checkpoints(tmp_path).restore(make_trainer())
+
+
+def test_a_checkpoint_of_other_parts_is_no_reason_to_take_an_older_one(digits, tmp_path):
+    trained(digits, tmp_path)
+    with pytest.raises(CheckpointError, match="is it of another optimizer"):
+        Checkpoints(tmp_path).restore(make_trainer("sgd"))
+
+
+def test_ruined_weights_are_not_saved(digits, tmp_path):
+    trainer, checkpoints = trained(digits, tmp_path)
+    trainer.model[0].weight.data[0] = np.nan
+    trainer.steps += 1
+    with pytest.raises(DivergedError, match=r"step 13: 0\.weight is not finite"):
+        checkpoints.save(trainer)
+    assert list(listed(tmp_path))[-1] == "step-00000012.safetensors"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step(digits, tmp_path, number):
+    class Press(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            if trainer.steps == 3:
+                os.kill(os.getpid(), number)
+
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+        trainer.fit(loader(digits[0]), 2, callbacks=[Press(), Checkpoints(tmp_path, "1000steps")])
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert trainer.interrupted
+    assert list(listed(tmp_path)) == ["step-00000003.safetensors"]
+
+
+def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
+    about = Checkpoint("lenet5", (1, 8, 8), ("a", "b"), "digits", {"lr": 0.1}, {}, {"device": "cpu"})
+    trainer = make_trainer()
+    path = Checkpoints(tmp_path, about=about).save(trainer, {"epoch": 1})
+    back = read_checkpoint(path)
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("state", "training", "metrics"):
+            assert getattr(back, field.name) == getattr(about, field.name)
+    assert back.metrics == {"epoch": 1}
+    assert back.training.keys() == trainer.state_dict().keys() - {"weights"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("500", "must be a number and a unit, such as 500steps, 1epoch or 10minutes, got '500'"),
+        ("often", "must be a number and a unit"),
+        ("", "must be a number and a unit"),
+        ("-1steps", "must be a number and a unit"),
+        ("5 hours", "unknown unit of checkpoint-every 'hours'"),
+        ("2step5", "must be a number and a unit"),
+        ("0steps", "must be a whole number of steps, or minutes above 0, got '0steps'"),
+        ("1.5epochs", "must be a whole number of epochs"),
+        ("0minutes", "minutes above 0"),
+    ],
+)
+def test_intervals_without_meaning(text, message):
+    with pytest.raises(UsageError, match=message):
+        Interval.parse(text)
+    with pytest.raises(UsageError, match="keep-checkpoints must be at least 1, got 0"):
+        Checkpoints("x", keep=0)

@@ -1,0 +1,229 @@
+"""Going on from a checkpoint: a trainer that was saved at any step ends with the bits of one that was left alone."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
+
+from xcnn.errors import CheckpointError
+from xcnn.training import Callback, EarlyStopping
+from xcnn.training.sealed import pack, unpack
+
+TIMES = ("seconds", "images_per_second")
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return small_digits()
+
+
+class Spy(Callback):
+    """Keeps the state after every batch and every epoch, as a checkpoint does."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_batch_end(self, trainer, epoch, batch, metrics):
+        self.keep(trainer)
+
+    def on_epoch_end(self, trainer, record):
+        self.keep(trainer)
+
+    def keep(self, trainer):
+        plain, arrays = pack(trainer.state_dict(), "state")
+        self.states.append((json.dumps(plain), {name: array.copy() for name, array in arrays.items()}))
+
+
+def without_times(history):
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in history]
+
+
+def outcome(trainer):
+    """All that must be the same bits in the end."""
+    plain, arrays = pack({**trainer.state_dict(), "history": without_times(trainer.history)}, "state")
+    return plain, {name: array.tobytes() for name, array in arrays.items()}
+
+
+def assert_same_from_every_step(make, made_batches, validation):
+    spy, alone = Spy(), make()
+    alone.fit(made_batches(), EPOCHS, validation, [EarlyStopping(patience=9), spy])
+    expected = outcome(alone)
+    assert len(spy.states) == EPOCHS * 5
+    for plain, arrays in spy.states:
+        trainer = make()
+        trainer.load_state_dict(unpack(json.loads(plain), arrays))
+        left = EPOCHS - len(trainer.history)
+        stopping = EarlyStopping(patience=9)
+        if left:
+            trainer.fit(made_batches(), left, validation, [stopping, Spy()])
+            assert stopping.best is not None
+            assert outcome(trainer) == expected
+        assert trainer.steps == EPOCHS * 4
+        assert without_times(trainer.history) == without_times(alone.history)
+        assert trainer.history[0]["seconds"] > 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_ends_alike_from_every_step_with_each_schedule(digits, schedule):
+    train, test = digits
+    make = functools.partial(make_trainer, "sgd", schedule, clip_norm=1.0)
+    assert_same_from_every_step(make, lambda: loader(train), test)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_ends_alike_from_every_step_with_each_optimizer(digits, optimizer):
+    train, test = digits
+    assert_same_from_every_step(functools.partial(make_trainer, optimizer), lambda: loader(train), test)
+
+
+def test_a_list_of_batches_goes_on_where_it_was(digits):
+    train, test = digits
+    assert_same_from_every_step(make_trainer, lambda: batches(train), test)
+
+
+@pytest.mark.parametrize("where", ["strict:device1", "strict"])
+def test_another_device_can_go_on(digits, where):
+    """Saved on the CPU, finished elsewhere: the same run but for rounding."""
+    pytest.importorskip("array_api_strict")
+    train, test = digits
+    spy, alone = Spy(), make_trainer("sgd")  # Adam makes steps of the bias before batch norm, whose gradient is noise
+    alone.fit(loader(train), 2, test, [spy])
+    plain, arrays = spy.states[2]
+    other = make_trainer("sgd", device=where)
+    other.load_state_dict(unpack(json.loads(plain), arrays))
+    other.fit(loader(train), 2, test)
+    for name, value in alone.model.state_dict().items():
+        np.testing.assert_allclose(other.model.state_dict()[name], value, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
+def test_random_streams_of_every_kind_go_on(digits, kind):
+    train, _ = digits
+    trainer, other = make_trainer(), make_trainer()
+    trainer.model[5].rng = np.random.Generator(kind(5))
+    other.model[5].rng = np.random.Generator(kind(6))
+    trainer.step(*batches(train)[0])
+    plain, arrays = pack(trainer.state_dict(), "state")
+    other.load_state_dict(unpack(json.loads(json.dumps(plain)), arrays))
+    assert trainer.model[5].rng.random(5).tolist() == other.model[5].rng.random(5).tolist()
+
+
+def test_an_interrupted_fit_does_not_count_unless_its_state_is_loaded(digits):
+    train, _ = digits
+    trainer, twin = make_trainer(), make_trainer()
+
+    class Stop(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            if batch == 2:
+                raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        trainer.fit(loader(train), 1, callbacks=[Stop()])
+    assert trainer.unfinished == 2
+    trainer.fit(loader(train), 1)
+    for x, y in [*list(loader(train))[:2], *loader(train)]:
+        twin.step(x, y)
+    assert outcome(trainer)[1]["state.weights.0.weight"] == outcome(twin)[1]["state.weights.0.weight"]
+    assert trainer.unfinished == 0
+
+
+def state_of(digits):
+    trainer = make_trainer("sgd", "cosine")
+    spy = Spy()
+    trainer.fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss"), spy])
+    plain, arrays = spy.states[1]
+    return unpack(json.loads(plain), arrays)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("weights",), {}),
+        (("weights", "0.weight"), np.zeros(3)),
+        (("optimizer",), 3),
+        (("optimizer", "state"), {"99": {}}),
+        (("optimizer", "state"), {"x": {}}),
+        (("optimizer", "state"), [1]),
+        (("optimizer", "param_groups"), []),
+        (("optimizer", "param_groups"), [1]),
+        (("schedule",), None),
+        (("schedule",), {"last_epoch": "x"}),
+        (("schedule",), 3),
+        (("streams",), {}),
+        (("streams", "5.rng"), {}),
+        (("streams", "5.rng"), "x"),
+        (("history",), 3),
+        (("history",), [3]),
+        (("steps",), "many"),
+        (("epoch",), {}),
+        (("epoch", "batch"), -1),
+        (("epoch", "batch"), None),
+        (("epoch", "metrics"), {}),
+        (("epoch", "metrics", "images"), "x"),
+        (("callbacks",), 3),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(digits, path, value):
+    state = state_of(digits)
+    node = state
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(CheckpointError):
+        make_trainer("sgd", "cosine").load_state_dict(state)
+
+
+def test_a_state_without_a_part_is_refused(digits):
+    for missing in state_of(digits):
+        state = state_of(digits)
+        del state[missing]
+        with pytest.raises(CheckpointError):
+            make_trainer("sgd", "cosine").load_state_dict(state)
+    with pytest.raises(CheckpointError, match="is it of another optimizer"):
+        make_trainer("adam", "cosine").load_state_dict(state_of(digits))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("epoch",), -1),
+        (("epoch",), "x"),
+        (("pass",), 3),
+        (("pass", "batch"), 5),
+        (("pass", "batch"), -1),
+        (("pass", "batch"), 1.5),
+        (("pass", "order"), None),
+        (("pass", "order"), np.zeros(170, np.uint8)),
+        (("pass", "order"), np.arange(169)),
+        (("pass", "order"), [1]),
+        (("pass", "rng"), {}),
+        (("pass", "rng"), 3),
+        (("settings", "seed"), 4),
+        (("settings", "batch_size"), 49),
+        (("settings", "images"), 171),
+        (("settings",), None),
+    ],
+)
+def test_a_loader_refuses_the_state_of_another(digits, path, value):
+    made = loader(digits[0])
+    next(iter(made))
+    state = made.state_dict()
+    node = state
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    other = loader(digits[0])
+    with pytest.raises(CheckpointError, match="Loader"):
+        other.load_state_dict(state)
+    assert other.state_dict() == loader(digits[0]).state_dict()
+
+
+def test_a_callback_refuses_the_state_of_another(digits):
+    with pytest.raises(CheckpointError, match="EarlyStopping: the state must have best and best_epoch"):
+        EarlyStopping().load_state_dict({"best": "x"})
+    other = EarlyStopping("val_accuracy")
+    other.load_state_dict({"monitor": "val_loss", "best": 0.1, "best_epoch": 3})
+    assert other.best is None  # it watches something else now

@@ -1,0 +1,157 @@
+"""Sealed files: what is written comes back, and a file with a single other bit does not."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file, save_file
+
+from xcnn.errors import CheckpointError
+from xcnn.training.sealed import pack, read_sealed, unpack, write_sealed
+
+TENSORS = {
+    "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "count": np.asarray(7),
+    "empty": np.zeros((0, 3), np.float32),
+}
+ENTRIES = {"xcnn": {"name": 'quoted "sha256":"', "rate": 0.1, "big": 2**127}}
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    path = tmp_path / "some.safetensors"
+    return path, write_sealed(path, TENSORS, ENTRIES)
+
+
+def test_what_is_written_comes_back(sealed):
+    path, digest = sealed
+    back = read_sealed(path)
+    assert back.sha256 == digest
+    assert back.entries["xcnn"] == ENTRIES["xcnn"]
+    assert back.tensors.keys() == TENSORS.keys() == load_file(path).keys()
+    for name, tensor in TENSORS.items():
+        assert (back.tensors[name].dtype, back.tensors[name].shape) == (tensor.dtype, tensor.shape)
+        assert back.tensors[name].tobytes() == tensor.tobytes()
+        assert back.entries["tensors"][name] == hashlib.sha256(tensor.tobytes()).hexdigest()
+
+
+def test_the_digest_is_that_of_the_file_with_zeros_in_its_place(sealed):
+    path, digest = sealed
+    content = path.read_bytes()
+    assert content.count(digest.encode()) == 1
+    assert hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+
+
+def test_every_other_bit_is_refused(sealed):
+    """One bit of every byte, each in turn; lengths, too."""
+    path, _ = sealed
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in range(len(content)):
+        mutant = bytearray(content)
+        mutant[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(mutant)
+        with pytest.raises(CheckpointError):
+            refuse_plain(path)
+    for damaged in (b"", content[:-1], content + b"\0", content[:100], content[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            read_sealed(path)
+
+
+def refuse_plain(path):
+    """Read a file, and refuse it as every reader of checkpoints does where it does not say that xcnn wrote it."""
+    if not read_sealed(path).entries:
+        raise CheckpointError("it says nothing of a model")
+
+
+def test_a_damaged_tensor_is_named(sealed):
+    path, _ = sealed
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is damaged: (0\.weight|count) is not as it was written"):
+        read_sealed(path)
+
+
+def test_a_seal_of_another_file_is_refused(tmp_path):
+    """The metadata of one file with the tensors of another, by any writer of safetensors."""
+    path = tmp_path / "spliced.safetensors"
+    write_sealed(path, TENSORS, ENTRIES)
+    metadata = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])["__metadata__"]
+    save_file(TENSORS | {"count": np.asarray(8)}, path, metadata)
+    with pytest.raises(CheckpointError, match="count is not as it was written"):
+        read_sealed(path)
+    save_file({**TENSORS, "more": np.asarray(8)}, path, metadata)
+    with pytest.raises(CheckpointError, match="its list of tensors is another"):
+        read_sealed(path)
+    del metadata["sha256"]
+    save_file(TENSORS, path, metadata)
+    with pytest.raises(CheckpointError, match="is not sealed once"):
+        read_sealed(path)
+
+
+def test_plain_files_of_others_are_read_as_they_are(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    save_file(TENSORS, path, {"format": "pt"})
+    back = read_sealed(path)
+    assert back.entries == {}
+    assert back.tensors.keys() == TENSORS.keys()
+
+
+def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
+    path = tmp_path / "half.safetensors"
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(CheckpointError, match="holds a dtype that NumPy does not have: BF16"):
+        read_sealed(path)
+
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | hnp.arrays(st.sampled_from(["<f4", "<f8", "<i8", "u1", "<u2"]), hnp.array_shapes(min_dims=0, max_dims=2))
+)
+trees = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=12)
+
+
+def same(a, b):
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+@given(trees)
+@settings(max_examples=100)
+def test_a_tree_comes_back_through_json_and_arrays(tree):
+    plain, arrays = pack(tree, "some")
+    assert same(unpack(json.loads(json.dumps(plain)), arrays), tree)
+
+
+def test_numbers_of_numpy_become_pythons():
+    assert pack({"a": np.float64(0.5), "b": (np.int32(3),)}, "x") == ({"a": 0.5, "b": [3]}, {})
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"a": {"$array": "x.b"}}, "'x.b' that is not there"),
+        ({"a": {"$array": "x.a"}, "b": {"$array": "x.a"}}, "'x.a' that is not there"),
+        ({"a": {"$array": ["x.a"]}}, "that is not there"),
+        ({}, "does not say what the array 'x.a' is for"),
+    ],
+)
+def test_trees_that_do_not_fit_their_arrays_are_refused(plain, message):
+    with pytest.raises(CheckpointError, match=message):
+        unpack(plain, {"x.a": np.zeros(2)})

@@ -1,0 +1,190 @@
+"""Sealed files: named tensors and JSON in one safetensors file that shows when a single bit of it is not as written.
+
+The metadata holds JSON texts: those of the caller; `tensors`, the SHA-256 of each tensor's bytes by name; and `sha256`,
+that of the whole file, computed with this entry's own 64 digits as zeros. Any reader of safetensors can use the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcnn._files import replacing
+from xcnn.errors import CheckpointError
+
+__all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
+
+_SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
+_BLANK = b"0" * 64
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a safetensors file holds.
+
+    Attributes
+    ----------
+    tensors : host arrays by name.
+    entries : the parsed JSON texts of the metadata; empty for a file that something else than xcnn wrote.
+    sha256 : of the file, as above; empty for such a file.
+    """
+
+    tensors: dict[str, np.ndarray]
+    entries: dict[str, Any]
+    sha256: str
+
+
+def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> str:
+    """Write a sealed file, whole or not at all, and return its SHA-256.
+
+    Parameters
+    ----------
+    path : the file, replaced if it exists.
+    tensors : host arrays by name.
+    entries : what JSON can hold, by name.
+
+    Raises
+    ------
+    WriteError
+        Where the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    metadata = {name: json.dumps(entry) for name, entry in entries.items()}
+    metadata["tensors"] = json.dumps({name: _sha256(array) for name, array in arrays.items()})
+    metadata["sha256"] = _BLANK.decode()
+    content = memoryview(save(arrays, metadata))
+    digits = _find_seal(content)
+    digest = hashlib.sha256(content).hexdigest()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for part in (content[:digits], digest.encode(), content[digits + len(_BLANK) :]):
+            file.write(part)
+    return digest
+
+
+def read_sealed(path: Path) -> Sealed:
+    """Read a sealed file, or any safetensors file without checking what it does not promise.
+
+    Raises
+    ------
+    CheckpointError
+        For a file that is missing, no whole safetensors file, or not as it was written; it names the damaged tensor.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except KeyError as error:
+        raise CheckpointError(f"{path} holds a dtype that NumPy does not have: {error.args[0]}") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
+    metadata = header.get("__metadata__", {})
+    if "xcnn" not in metadata:
+        return Sealed(tensors, {}, "")
+    digest = _check(path, content, tensors, metadata)
+    return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}, digest)
+
+
+def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    try:
+        written = json.loads(metadata["tensors"])
+        digits = _find_seal(memoryview(content))
+        if written.keys() != tensors.keys():
+            raise ValueError("its list of tensors is another")
+        # First, as it says more than that something, somewhere is wrong.
+        for name, tensor in tensors.items():
+            if written[name] != _sha256(tensor):
+                raise ValueError(f"{name} is not as it was written")
+        whole = hashlib.sha256(content[:digits] + _BLANK)
+        whole.update(memoryview(content)[digits + len(_BLANK) :])
+        if content[digits : digits + len(_BLANK)] != whole.hexdigest().encode():
+            raise ValueError("its header is not as it was written")
+        for name, text in metadata.items():
+            if name != "sha256":
+                json.loads(text)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return whole.hexdigest()
+
+
+def _find_seal(content: memoryview) -> int:
+    """Return where the digits of the file's own SHA-256 begin."""
+    start = 8
+    header = bytes(content[start : start + int.from_bytes(content[:start], "little")])
+    if header.count(_SEAL) != 1:
+        raise ValueError("it is not sealed once")
+    return start + header.index(_SEAL) + len(_SEAL)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(array, order="C").data).hexdigest()
+
+
+_ARRAY = "$array"
+
+
+def pack(tree: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """Split nested dicts and lists into what JSON can hold and the arrays in them.
+
+    Returns
+    -------
+    (plain, arrays) : the tree with each array replaced by `{"$array": name}`; the arrays by names that open with
+        `prefix` and tell their place.
+
+    >>> pack({"step": 3, "mean": np.zeros(2)}, "adam")
+    ({'step': 3, 'mean': {'$array': 'adam.mean'}}, {'adam.mean': array([0., 0.])})
+    """
+    arrays: dict[str, np.ndarray] = {}
+
+    def walk(node: Any, name: str) -> Any:
+        if isinstance(node, Mapping):
+            return {str(key): walk(value, f"{name}.{key}") for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [walk(value, f"{name}.{index}") for index, value in enumerate(node)]
+        if isinstance(node, np.generic):
+            return node.item()
+        if not isinstance(node, np.ndarray):
+            return node
+        while name in arrays:  # keys may hold dots
+            name += "'"
+        arrays[name] = node
+        return {_ARRAY: name}
+
+    return walk(tree, prefix), arrays
+
+
+def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Put the tree that `pack` split together again; tuples have become lists, and keys strings.
+
+    Raises
+    ------
+    CheckpointError
+        Where an array is missing, used twice, or left over.
+    """
+    used: set[str] = set()
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            if node.keys() != {_ARRAY}:
+                return {key: walk(value) for key, value in node.items()}
+            name = node[_ARRAY]
+            if not isinstance(name, str) or name not in arrays or name in used:
+                raise CheckpointError(f"the training state refers to an array {name!r} that is not there")
+            used.add(name)
+            return arrays[name]
+        return [walk(value) for value in node] if isinstance(node, list) else node
+
+    tree = walk(plain)
+    if unused := arrays.keys() - used:
+        raise CheckpointError(f"the training state does not say what the array {min(unused)!r} is for")
+    return tree
