@@ -53,8 +53,8 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     assert "epoch 2/2" in err
     folder = tmp_path / "out"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "best.safetensors", "config.json", "confusion.png", "curves.png", "history.csv", "history.jsonl",
-        "last.safetensors",
+        ".lock", "best.safetensors", "checkpoints", "config.json", "confusion.png", "curves.png", "history.csv",
+        "history.jsonl", "last.safetensors",
     ]  # fmt: skip
     for picture in folder.glob("*.png"):
         with Image.open(picture) as image:
@@ -156,12 +156,16 @@ def test_no_network_is_one_sentence(xcnn, monkeypatch, tmp_path):
     assert "--data-dir" in err
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_is_not_overwritten(xcnn, tmp_path, checkpoint):
-    before = {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()}
+    before = contents(checkpoint.parent)
     code, _, err = xcnn(*QUICK, "-o", checkpoint.parent)
     assert code == 2
     assert "holds a run already" in err
-    assert {path.name: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
+    assert contents(checkpoint.parent) == before
 
 
 def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, monkeypatch):
@@ -179,7 +183,7 @@ def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, mon
     assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith("error: epoch 2, batch 8: the loss is nan")
-    assert "out/last.safetensors holds the last good epoch" in last
+    assert "out/checkpoints/step-00000018.safetensors holds the last good state" in last
     assert xcnn("evaluate", "out/last.safetensors")[0] == 0
 
 
@@ -426,7 +430,7 @@ def test_interrupt_saves_what_is_learned(tmp_path):
     assert all(json.loads(line)["epoch"] for line in out.splitlines())
     assert main(["evaluate", str(tmp_path / "out" / "last.safetensors")]) == 0
     assert (tmp_path / "out" / "curves.png").exists()
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):

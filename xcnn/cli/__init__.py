@@ -1,11 +1,13 @@
 """The command `xcnn`: one file per subcommand, each of which parses, calls one function below, and prints.
 
 Results go to stdout, everything for people (progress, notes, errors) to stderr. Exit codes: 0 done, 1 failed, 2 a
-request that cannot be meant, 130 interrupted.
+request that cannot be meant, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 import cyclopts
@@ -20,8 +22,9 @@ from xcnn.cli.devices import devices
 from xcnn.cli.evaluate import evaluate
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
-from xcnn.cli.train import train
+from xcnn.cli.train import fill_in, train
 from xcnn.errors import XcnnError
+from xcnn.training import terminate
 
 __all__ = ["app", "main"]
 
@@ -31,7 +34,8 @@ app = cyclopts.App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says something before it ends
 )
-for _command in (train, evaluate, predict, compare, bench, models, datasets, devices):
+app.command(train, config=[fill_in])
+for _command in (evaluate, predict, compare, bench, models, datasets, devices):
     app.command(_command)
 
 
@@ -41,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     COMPILATION.announce = announce_compiling
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # lets go of files and folders first
     try:
         # Where a number leaves its range, xcnn says so itself, in one sentence.
         with np.errstate(all="ignore"):
@@ -56,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         error_line("interrupted")
         return 130
+    except SystemExit as error:
+        error_line("terminated")
+        return int(error.code or 0)
     except Exception as error:
         if debug:
             raise

@@ -194,6 +194,10 @@ class EpochReport(Callback):
         """Show the bar of the test."""
         self.bar.test(images, metrics)
 
+    def on_note(self, message: str) -> None:
+        """Print it."""
+        note(message)
+
     def on_download(self, file: str, done: int, total: int | None) -> None:
         """Show the bar of a download."""
         self.bar(file, done, total)

@@ -1,11 +1,13 @@
 """`xcnn train`."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import cyclopts.config
 from cyclopts import Parameter, Token
 
 from xcnn import plots
@@ -13,10 +15,10 @@ from xcnn._dispatch import COMPILATION
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.device import device as open_device
 from xcnn.errors import UsageError
-from xcnn.training import Config, Result
+from xcnn.training import Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.training import train as run_training
 
-__all__ = ["Flags", "train"]
+__all__ = ["Flags", "fill_in", "train"]
 
 
 def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -36,6 +38,8 @@ def train(
     flags: Flags | None = None,
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    resume: str | None = None,
+    config: Path | None = None,
     threads: int | None = None,
     deterministic: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -46,6 +50,10 @@ def train(
     ----------
     out
         folder for the results; `runs/DATASET-MODEL-TIME` if left out.
+    resume
+        folder of a run that ended early, or `latest`: go on with it, with its settings but for those given here.
+    config
+        file with settings that are not given here: JSON, such as the `config.json` of a run, or TOML.
     threads
         how many threads to compute with; all cores that the process may use if left out. No result depends on it.
     deterministic
@@ -54,15 +62,19 @@ def train(
     json
         print JSON lines on stdout, one per epoch and a last one with the test figures.
     """
-    config = Config(**dataclasses.asdict(flags or Flags()))
+    settings = Config(**dataclasses.asdict(flags or Flags()))
     use_threads(threads)
-    if deterministic and open_device(config.device).name != "cpu":
-        raise UsageError(f"--deterministic: {config.device} may round otherwise in every run; use --device cpu")
-    result = run_training(config, out, [EpochReport(json)])
-    _draw(result, config)
+    if deterministic and open_device(settings.device).name != "cpu":
+        raise UsageError(f"--deterministic: {settings.device} may round otherwise in every run; use --device cpu")
+    if resume is not None and out is not None:
+        raise UsageError("--out cannot be given with --resume: the run goes on in its folder")
+    folder = out if resume is None else _folder(resume)
+    result = run_training(settings, folder, [EpochReport(json)], resume=resume is not None)
+    _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; what was learned is in {result.checkpoint}")
-        return 130
+        note(f"go on with: xcnn train --resume {shlex.quote(str(result.folder))}")
+        return result.interrupted
     if result.note:
         note(f"stopped early: {result.note}")
     if json:
@@ -84,9 +96,37 @@ def train(
             ("checkpoint", result.checkpoint),
             ("everything else", f"{result.folder}/"),
         ]
-        print_table(f"{config.model} on {config.dataset}", "", rows=rows)
+        print_table(f"{settings.model} on {settings.dataset}", "", rows=rows)
         note(f"next: xcnn predict {result.checkpoint} --index 0")
     return 0
+
+
+def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+    """Take settings that the command line leaves out from the run of `--resume`, or from the file of `--config`."""
+    resume, config = (_value(arguments, flag) for flag in ("--resume", "--config"))
+    if resume is not None and config is not None:
+        raise UsageError("--config cannot be given with --resume: the run has its settings")
+    if resume is not None:
+        source: Path = _folder(resume)
+        settings = recorded_settings(source)
+    elif config is not None:
+        source = Path(config)
+        settings = read_settings(source)
+    else:
+        return
+    # Lists as on the command line, with commas; an empty one is the default.
+    plain = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
+    given = {name: value for name, value in plain.items() if value != ""}
+    cyclopts.config.Dict(given, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _value(arguments: cyclopts.ArgumentCollection, flag: str) -> str | None:
+    tokens = arguments.match(flag)[0].tokens
+    return tokens[0].value if tokens else None
+
+
+def _folder(resume: str) -> Path:
+    return latest_run() if resume == "latest" else Path(resume)
 
 
 def _compiling() -> str:

@@ -1,0 +1,176 @@
+"""Kill training runs with SIGKILL at random moments, resume them, and compare their ends with one that was left alone.
+
+    python tests/kill_runs.py --kills 100
+
+Half of the kills come at a random time, the others right before or after one of the calls that write a file. Every run
+must end with the very bits of the one that was left alone, and no kill may leave a damaged checkpoint.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from xcnn.errors import XcnnError
+from xcnn.threads import set_num_threads
+from xcnn.training import Callback, Config, load_checkpoint, train
+
+CONFIG = Config(
+    model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
+    schedule="cosine", checkpoint_every="7steps",
+)  # fmt: skip
+WRITES = ("mkstemp", "fsync", "replace", "unlink", "rename", "mkdir")
+
+
+class Notes(Callback):
+    """A kill must not leave anything that has to be passed over."""
+
+    def on_note(self, message: str) -> None:
+        assert "damaged" not in message, message
+        assert "missing" not in message, message
+
+
+def result(folder: Path) -> dict[str, object]:
+    """Everything that must be the same, bit for bit."""
+    record = {
+        f"{name}:{tensor}": array.tobytes()
+        for name in ("last", "best")
+        for tensor, array in load_checkpoint(folder / f"{name}.safetensors").state.items()
+    }
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    times = ("seconds", "images_per_second")
+    rows = (folder / "history.csv").read_text().splitlines()
+    return record | {
+        "history": [{name: value for name, value in line.items() if name not in times} for line in lines],
+        "rows": [row.split(",")[:5] for row in rows],
+    }
+
+
+def fork(task: Callable[[], object]) -> int:
+    """Run a task in a child process and return its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            task()
+            code = 0
+        except XcnnError as error:
+            print(f"error: {error}", flush=True)
+        finally:
+            os._exit(code)
+    return child
+
+
+def live(folder: Path) -> None:
+    started = any((folder / name).exists() for name in ("config.json", "checkpoints"))
+    train(CONFIG, folder, [Notes()], resume=started)
+
+
+def watch_writes(on_write: Callable[[], object]) -> None:
+    """Call a function before and after every call that changes a folder."""
+
+    def watched(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            on_write()
+            try:
+                return function(*arguments, **options)
+            finally:
+                on_write()
+
+        return call
+
+    for module in (os, tempfile):
+        for name in WRITES:
+            if hasattr(module, name):
+                setattr(module, name, watched(getattr(module, name)))
+
+
+def live_until_write(folder: Path, number: int) -> None:
+    """Live until so many calls before and after writes, and then be killed."""
+    count = 0
+
+    def on_write() -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_writes(on_write)
+    live(folder)
+
+
+def count_writes(folder: Path) -> int:
+    """Live once and return how many moments around writes there are."""
+    count = 0
+
+    def on_write() -> None:
+        nonlocal count
+        count += 1
+
+    def task() -> None:
+        watch_writes(on_write)
+        live(folder)
+        (folder / "count").write_text(str(count))
+
+    assert ended(fork(task)) == 0
+    return int((folder / "count").read_text())
+
+
+def ended(child: int) -> int:
+    """Wait for a child and return its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> int:
+    """Kill, resume and compare until there were enough kills."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    set_num_threads(1)  # threads do not survive a fork
+    rng, root = random.Random(options.seed), Path(tempfile.mkdtemp())
+    try:
+        live(root / "warm")  # compiles and loads what the children then have
+        start = time.perf_counter()
+        assert ended(fork(lambda: live(root / "alone"))) == 0
+        seconds, expected = time.perf_counter() - start, result(root / "alone")
+        writes = count_writes(root / "counted")
+        kills = runs = at_writes = 0
+        while kills < options.kills:
+            folder = root / f"run-{runs}"
+            while True:
+                if rng.random() < 0.5:
+                    number = rng.randint(1, writes)
+                    code = ended(fork(lambda folder=folder, number=number: live_until_write(folder, number)))
+                    at_writes += code == -signal.SIGKILL
+                else:
+                    child = fork(lambda folder=folder: live(folder))
+                    time.sleep(rng.uniform(0, seconds))
+                    os.kill(child, signal.SIGKILL)
+                    code = ended(child)
+                if code != -signal.SIGKILL:
+                    break
+                kills += 1
+            which = f"run {runs} (seed {options.seed})"
+            assert code == 0, f"{which} ended with exit code {code}"
+            assert result(folder) == expected, f"{which} ended elsewhere than the one left alone"
+            left = [path for place in (folder, folder / "checkpoints") for path in place.glob(".*.tmp")]
+            assert not left, f"{which} left {left}"
+            shutil.rmtree(folder)
+            runs += 1
+        print(f"{kills} kills, {at_writes} of them around a write, of {runs} runs: all ended as the one left alone")
+    finally:
+        shutil.rmtree(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Runs that stop and go on, on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xcnn.cli import main
+from xcnn.training import latest_run, read_settings
+
+
+def start(*argv: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "xcnn", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
+FLAGS = ["--model", "report", "--epochs", "100000", "--json", "--checkpoint-every", "1000epochs"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, number, code):
+    process = start("train", *FLAGS, "-o", "my run", cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "go on with: xcnn train --resume 'my run'" in err
+    (saved,) = (tmp_path / "my run" / "checkpoints").glob("step-*")
+    assert str(saved.relative_to(tmp_path)) in err
+    epochs = 1 + len(out.splitlines())
+    process = start("train", "--resume", "my run", "--epochs", str(epochs + 1), "--json", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"going on from my run/checkpoints/{saved.name}" in err
+    records = [json.loads(line) for line in (tmp_path / "my run" / "history.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, epochs + 2))
+
+
+def test_sigterm_before_the_first_step_ends_the_command(tmp_path):
+    """While data are read: no step to finish, nothing to save, the same code."""
+    script = """
+import os, signal, sys
+from xcnn import data
+from xcnn.cli import main
+load = data.load
+data.load = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or load(*a, **k)
+sys.exit(main(["train", "--model", "report", "-o", "out"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "error: terminated\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_ctrl_c_ends_the_command_at_once(tmp_path):
+    """Inside a step that would take a minute."""
+    script = """
+import sys, time
+from xcnn import optim
+from xcnn.cli import main
+def endless(self):
+    print("step", flush=True)
+    time.sleep(60)
+optim.Adam.step = endless
+sys.exit(main(["train", "--model", "report", "-o", "out"]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "step\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None  # it waits for the step
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.fixture
+def xcnn(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp_path):
+    flags = [
+        "--model",
+        "report",
+        "--epochs",
+        "2",
+        "--augment",
+        "shift,flip",
+        "--lr",
+        "0.02",
+        "-b",
+        "100",
+        "--seed",
+        "4",
+    ]
+    assert xcnn("train", *flags, "-o", "run")[0] == 0
+    before = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert before["augment"] == ["shift", "flip"]
+    code, _, err = xcnn("train", "--resume", "run", "--epochs", "3", "--device", "cpu")
+    assert code == 0
+    assert "--epochs was 2 and is 3" in err
+    assert "epoch 3/3" in err
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 3}
+    (tmp_path / "run" / "config.json").write_text("{")  # the checkpoint knows them, too
+    assert xcnn("train", "--resume", "run", "--epochs", "4")[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 4}
+
+
+def test_resume_latest(xcnn, tmp_path):
+    code, _, err = xcnn("train", "--resume", "latest")
+    assert (code, err) == (2, "error: --resume latest: there is no run in runs/\n")
+    for seed in ("1", "2"):
+        assert xcnn("train", "--model", "report", "--epochs", "1", "--seed", seed)[0] == 0
+    first, second = sorted((tmp_path / "runs").iterdir(), key=lambda run: run.stat().st_mtime_ns)
+    assert latest_run() == second.relative_to(tmp_path)
+    time.sleep(0.01)
+    assert xcnn("train", "--resume", first, "--epochs", "2")[0] == 0
+    assert latest_run() == first.relative_to(tmp_path)
+    code, _, err = xcnn("train", "--resume", "latest", "--epochs", "3")
+    assert f"going on from runs/{first.name}/" in err
+
+
+def test_settings_come_from_a_file(xcnn, tmp_path):
+    (tmp_path / "my.toml").write_text('model = "report"\nepochs = 2\naugment = ["shift", "flip"]\nlr = 1\n')
+    assert xcnn("train", "--config", "my.toml", "--epochs", "1", "-o", "a")[0] == 0
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (written["model"], written["epochs"], written["augment"], written["lr"]) == (
+        "report",
+        1,
+        ["shift", "flip"],
+        1.0,
+    )
+    assert xcnn("train", "--config", "a/config.json", "-o", "b")[0] == 0
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == written
+    assert read_settings(tmp_path / "b" / "config.json") == {k: v for k, v in written.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("x.json", "{", 1, "cannot read the settings x.json: "),
+        ("x.json", "[]", 1, "it holds no table of settings by name"),
+        ("x.json", '{"epoch": 3}', 2, "unknown setting in x.json: 'epoch'; did you mean 'epochs'?"),
+        ("x.json", '{"epochs": "many"}', 2, "epochs"),
+        ("x.json", '{"epochs": [1, 2]}', 2, "epochs"),
+        ("x.json", '{"epochs": {"a": 1}}', 2, "epochs"),
+        ("x.json", '{"augment": "shft"}', 2, "unknown augmentation 'shft'; did you mean 'shift'?"),
+        ("x.json", "[" * 60_000, 1, "cannot read the settings x.json"),
+        ("x.json", " " * 70_000, 1, "it is longer than 65536 bytes"),
+        ("x.toml", "epochs = ", 1, "cannot read the settings x.toml"),
+        ("x.toml", "a = " + "[" * 60_000, 1, "cannot read the settings x.toml"),
+        ("x.yaml", "epochs: 3", 2, "a file of settings must end in .json or .toml, got x.yaml"),
+    ],
+)
+def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, message):
+    (tmp_path / name).write_text(content)
+    ended, out, err = xcnn("train", "--config", name, "-o", "out")
+    assert (ended, out) == (code, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--resume", "none"], 2, "--resume none: there is no run to go on with"),
+        (["--resume", "x", "-o", "y"], 2, "there is no run"),
+        (["--resume", "x", "--config", "y.json"], 2, "--config cannot be given with --resume"),
+        (["--config", "none.json"], 1, "cannot read the settings none.json: there is no such file"),
+        (["--config", "."], 2, "must end in .json or .toml"),
+        (["--checkpoint-every", "5"], 2, "must be a number and a unit, such as 500steps"),
+        (["--checkpoint-every", "5 hours"], 2, "unknown unit of checkpoint-every 'hours'"),
+        (["--keep-checkpoints", "0"], 2, "--keep-checkpoints must be at least 1, got 0"),
+    ],
+)
+def test_mistakes_are_named(xcnn, tmp_path, argv, code, message):
+    ended, out, err = xcnn("train", *argv)
+    assert (ended, out) == (code, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_and_resume_contradict_each_other(xcnn, tmp_path):
+    assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
+    code, _, err = xcnn("train", "--resume", "run", "-o", "other")
+    assert (code, err) == (2, "error: --out cannot be given with --resume: the run goes on in its folder\n")

@@ -1,0 +1,252 @@
+"""Whole runs that end early and go on: `train(resume=True)` and `xcnn train --resume`, as people use them."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kill_runs import result
+from PIL import Image
+
+from xcnn.errors import CheckpointError, UsageError, XcnnError
+from xcnn.training import Callback, Config, recorded_settings, train
+from xcnn.training.checkpoint import read_checkpoint
+from xcnn.training.config import plain
+from xcnn.training.resume import SETTINGS, differences
+
+CONFIG = Config(model="report", epochs=3, augment=("shift",), validation=0.2, checkpoint_every="5steps", opt="sgd")
+"""18 steps an epoch."""
+
+
+class Press(Callback):
+    """Presses Ctrl-C during a step, and keeps what is said."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step, self.told = step, []
+
+    def on_batch_end(self, trainer, epoch, batch, metrics):
+        if trainer.steps == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_note(self, message):
+        self.told.append(message)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    train(CONFIG, folder)
+    return result(folder)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was interrupted in its second epoch."""
+    press = Press(25)
+    ended = train(CONFIG, tmp_path / "run", [press])
+    assert ended.interrupted == 130
+    assert ended.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000025.safetensors"
+    assert ended.note == "interrupted after 1 of 3 epochs"
+    return tmp_path / "run"
+
+
+def test_a_run_that_goes_on_ends_where_it_would_have(stopped, alone):
+    press = Press()
+    ended = train(CONFIG, stopped, [press], resume=True)
+    assert result(stopped) == alone
+    assert ended.test_accuracy is not None
+    newest = stopped / "checkpoints" / "step-00000025.safetensors"
+    assert press.told == [f"going on from {newest} (epoch 2, 7 of 18 batches done)"]
+
+
+def test_a_run_that_is_done_is_tested_again(stopped, alone):
+    first = train(CONFIG, stopped, resume=True)
+    again = train(CONFIG, stopped, resume=True)
+    assert again.test_loss == first.test_loss
+    assert len(again.history) == 3
+    assert result(stopped) == alone
+
+
+def test_without_a_checkpoint_it_starts_again(tmp_path, alone):
+    """A kill before the first checkpoint leaves the settings, and maybe some history."""
+    folder = tmp_path / "run"
+    train(CONFIG, folder)
+    shutil.rmtree(folder / "checkpoints")
+    press = Press()
+    train(CONFIG, folder, [press], resume=True)
+    assert press.told == [f"{folder} has no checkpoint yet: starting from the beginning"]
+    assert result(folder) == alone
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_lost_best_checkpoint_is_told_of(tmp_path, damage):
+    folder = tmp_path / "run"
+    train(CONFIG, folder, [Press(40)])
+    best = folder / "best.safetensors"
+    best.unlink() if damage == "missing" else best.write_bytes(best.read_bytes()[:-1])
+    press = Press()
+    train(CONFIG, folder, [press], resume=True)
+    assert any(str(best) in message and "the next epoch takes its place" in message for message in press.told)
+    assert best.exists()
+
+
+def test_a_best_checkpoint_from_after_the_newest_is_come_by_again(tmp_path, alone):
+    """Killed between the best weights of epoch 2 and the checkpoint after it."""
+    folder = tmp_path / "run"
+    train(CONFIG, folder)
+    for path in sorted((folder / "checkpoints").glob("step-*"))[1:]:
+        path.unlink()
+    train(CONFIG, folder, resume=True)
+    assert result(folder) == alone
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_every_setting_says_whether_it_may_change(name):
+    assert SETTINGS[name].may_change or SETTINGS[name].meaning
+
+
+CHANGED = {
+    "dataset": "mnist", "image_size": 16, "model": "vgg_small", "epochs": 4, "batch_size": 32, "opt": "adam",
+    "lr": 0.001, "momentum": 0.8, "wd": 0.1, "schedule": "cosine", "warmup": 3, "label_smoothing": 0.1,
+    "clip_norm": 1.0, "augment": (), "validation": 0.1, "patience": 5, "seed": 1,
+    "checkpoint_every": "9steps", "keep_checkpoints": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_changed_setting_is_told_of_or_refused(stopped, name, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    changed = dataclasses.replace(CONFIG, **{name: CHANGED[name]})
+    press, flag = Press(), name.replace("_", "-")
+    if name in ("dataset", "image_size"):  # whose files are not there, or which digits do not have
+        found = read_checkpoint(stopped / "checkpoints" / "step-00000025.safetensors")
+        with pytest.raises(UsageError, match=f"--{flag} cannot change"):
+            differences(found, changed, found.origin)
+    elif SETTINGS[name].may_change:
+        ended = train(changed, stopped, [press], resume=True)
+        said = [message for message in press.told if message.startswith(f"--{flag} was ")]
+        assert len(said) == bool(SETTINGS[name].meaning)
+        assert len(ended.history) == changed.epochs
+        assert json.loads((stopped / "config.json").read_text())[name] == plain(changed)[name]
+    else:
+        with pytest.raises(UsageError, match=rf"--{flag} cannot change in a resumed run, as .*: it was .*, now "):
+            train(changed, stopped, [press], resume=True)
+        assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_rate_holds_from_there_on(stopped, monkeypatch):
+    rates = []
+
+    class Rates(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+    copy = stopped.with_name("copy")
+    shutil.copytree(stopped, copy)
+    train(CONFIG, copy, [Rates()], resume=True)
+    before, rates = rates, []
+    train(dataclasses.replace(CONFIG, lr=CONFIG.lr * 2), stopped, [Rates()], resume=True)
+    np.testing.assert_allclose(rates, 2 * np.asarray(before), rtol=1e-12)
+
+
+def test_more_epochs_and_more_patience_go_on_after_the_end(tmp_path):
+    config = dataclasses.replace(CONFIG, lr=1e-9, patience=1, schedule="constant", epochs=6)
+    ended = train(config, tmp_path / "run")
+    assert "no better val_loss" in ended.note
+    done = len(ended.history)
+    assert done < 6
+    assert len(train(config, tmp_path / "run", resume=True).history) == done
+    longer = dataclasses.replace(config, patience=9)
+    assert len(train(longer, tmp_path / "run", resume=True).history) == 6
+    with pytest.raises(UsageError, match="--epochs must be at least 6, which the run has finished, got 5"):
+        train(dataclasses.replace(longer, epochs=5), tmp_path / "run", resume=True)
+
+
+def test_another_device_says_what_that_means(stopped):
+    pytest.importorskip("array_api_strict")
+    press = Press()
+    train(dataclasses.replace(CONFIG, device="strict"), stopped, [press], resume=True)
+    (said,) = [message for message in press.told if "device was cpu and is strict" in message]
+    assert "rounding may differ, so not every bit will be the uninterrupted run's" in said
+
+
+def test_other_images_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for k in range(10):
+            Image.fromarray(rng.integers(0, 256, (8, 8)).astype(np.uint8)).save(tmp_path / "pets" / kind / f"{k}.png")
+    config = dataclasses.replace(
+        CONFIG, dataset="folder", data_dir=tmp_path / "pets", image_size=8, batch_size=2, checkpoint_every="2steps"
+    )
+    train(config, tmp_path / "run", [Press(3)])
+    shutil.move(tmp_path / "pets", tmp_path / "moved")
+    moved = dataclasses.replace(config, data_dir=tmp_path / "moved")
+    assert train(moved, tmp_path / "run", [Press(5)], resume=True).interrupted
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "moved" / "cats" / "0.png")
+    with pytest.raises(UsageError, match="the training images of folder are others than those that the run"):
+        train(moved, tmp_path / "run", resume=True)
+
+
+def test_there_must_be_a_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "none", None):
+        with pytest.raises(UsageError, match="there is no run to go on with"):
+            train(CONFIG, folder, resume=True)
+    train(CONFIG, tmp_path / "run", [Press(1)])
+    with pytest.raises(UsageError, match="holds a run already; go on with it by --resume"):
+        train(CONFIG, tmp_path / "run")
+
+
+def test_all_checkpoints_damaged_is_an_error_and_changes_nothing(stopped):
+    for path in (stopped / "checkpoints").glob("step-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        train(CONFIG, stopped, resume=True)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+# Two runs in one folder
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
+    script = f"""
+import sys, time
+from pathlib import Path
+from xcnn._files import locked
+with locked(Path({str(tmp_path)!r}), "no"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(XcnnError, match=f"another run is at work in {tmp_path}; wait for it, or stop it"):
+                train(CONFIG, tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        finally:
+            holder.kill()
+    assert train(CONFIG, tmp_path).test_accuracy is not None  # the kill has left no lock behind
+
+
+def test_runs_that_are_killed_at_random_moments_end_alike():
+    script = Path(__file__).with_name("kill_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "100"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills, " in done.stdout
+    assert "all ended as the one left alone" in done.stdout
+
+
+def test_settings_of_a_run_are_read_with_suspicion(tmp_path):
+    (tmp_path / "config.json").write_text('{"epochs": 3, "evil": 1}')
+    with pytest.raises(UsageError, match=r"unknown setting in .*config\.json: 'evil'"):
+        recorded_settings(tmp_path)
