@@ -48,8 +48,17 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     assert code == 0
     *epochs, last = (json.loads(line) for line in out.splitlines())
     assert [list(record) for record in epochs] == [EPOCH_KEYS] * 2
-    assert list(last) == ["test_accuracy", "test_loss", "seconds", "compile_seconds", "device", "checkpoint"]
+    assert list(last) == [
+        "test_accuracy",
+        "test_loss",
+        "seconds",
+        "checkpoint_seconds",
+        "compile_seconds",
+        "device",
+        "checkpoint",
+    ]
     assert last["device"] == "cpu"
+    assert 0 < last["checkpoint_seconds"] < last["seconds"]
     assert "epoch 2/2" in err
     folder = tmp_path / "out"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -5,9 +5,7 @@ request that cannot be meant, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
 """
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 import cyclopts
@@ -24,7 +22,7 @@ from xcnn.cli.models import models
 from xcnn.cli.predict import predict
 from xcnn.cli.train import fill_in, train
 from xcnn.errors import XcnnError
-from xcnn.training import terminate
+from xcnn.training import terminable
 
 __all__ = ["app", "main"]
 
@@ -45,11 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     COMPILATION.announce = announce_compiling
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # lets go of files and folders first
     try:
         # Where a number leaves its range, xcnn says so itself, in one sentence.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), terminable():
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:

@@ -83,6 +83,7 @@ def train(
                 "test_accuracy": result.test_accuracy,
                 "test_loss": result.test_loss,
                 "seconds": result.seconds,
+                "checkpoint_seconds": result.checkpoint_seconds,
                 "compile_seconds": COMPILATION.seconds,
                 "device": result.device,
                 "checkpoint": str(result.checkpoint),
@@ -92,7 +93,7 @@ def train(
         rows = [
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
-            ("training time", f"{result.seconds:.1f} s on {result.device}{_compiling()}"),
+            ("training time", f"{result.seconds:.1f} s on {result.device}{_saving(result)}{_compiling()}"),
             ("checkpoint", result.checkpoint),
             ("everything else", f"{result.folder}/"),
         ]
@@ -127,6 +128,11 @@ def _value(arguments: cyclopts.ArgumentCollection, flag: str) -> str | None:
 
 def _folder(resume: str) -> Path:
     return latest_run() if resume == "latest" else Path(resume)
+
+
+def _saving(result: Result) -> str:
+    share = result.checkpoint_seconds / result.seconds if result.seconds else 0.0
+    return f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
 
 
 def _compiling() -> str:

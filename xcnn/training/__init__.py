@@ -6,7 +6,7 @@ from xcnn.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from xcnn.training.checkpoints import Checkpoints
 from xcnn.training.config import Config, read_settings
 from xcnn.training.inference import Metrics, Prediction, Restored, confusion_matrix, restore
-from xcnn.training.interrupt import terminate
+from xcnn.training.interrupt import terminable
 from xcnn.training.losses import LOSSES, Loss, loss_named
 from xcnn.training.run import Result, latest_run, recorded_settings, train
 from xcnn.training.trainer import Trainer
@@ -35,6 +35,6 @@ __all__ = [
     "recorded_settings",
     "restore",
     "save_checkpoint",
-    "terminate",
+    "terminable",
     "train",
 ]

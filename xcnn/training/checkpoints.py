@@ -79,6 +79,7 @@ class Checkpoints(Callback):
     Attributes
     ----------
     newest : the last one that was written or restored; None if there is none.
+    seconds : how long this process has been writing them.
 
     Raises
     ------
@@ -102,6 +103,7 @@ class Checkpoints(Callback):
             raise UsageError(f"keep-checkpoints must be at least 1, got {keep}")
         self.about = Checkpoint() if about is None else about
         self.newest: Path | None = None
+        self.seconds = 0.0
 
     def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
         """Count from here."""
@@ -134,6 +136,7 @@ class Checkpoints(Callback):
         DivergedError
             Where a weight is not finite.
         """
+        start = clock()
         training = trainer.state_dict()
         weights = training.pop("weights")
         require_finite(weights, f"step {trainer.steps}")
@@ -150,11 +153,13 @@ class Checkpoints(Callback):
             if _steps(name) < trainer.steps and (self.folder / name).exists()
         }
         kept = dict([*older.items(), (path.name, write_checkpoint(path, checkpoint))][-self.keep :])
-        self.newest, self._saved_at = path, clock()
+        self.newest = path
         self._list(kept)
         for other in self.folder.iterdir():
             if _NAME.fullmatch(other.name) and other.name not in kept:
                 other.unlink(missing_ok=True)
+        self._saved_at = clock()
+        self.seconds += self._saved_at - start
         return path
 
     def restore(self, trainer: "Trainer", tell: Callable[[str], object] | None = None) -> Checkpoint | None:

@@ -52,6 +52,7 @@ class Result:
     history : one record per epoch, as `Trainer.fit` returns them.
     classes : the names of the classes.
     seconds : of training and validation in this process, without the compiling of kernels.
+    checkpoint_seconds : how many of them it took to write the checkpoints that `--resume` goes on from.
     test_loss, test_accuracy : over the test set; None if the run was interrupted.
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
     note : why the run ended early; empty if it did not.
@@ -64,6 +65,7 @@ class Result:
     history: list[dict[str, Any]]
     classes: tuple[str, ...]
     seconds: float
+    checkpoint_seconds: float
     test_loss: float | None = None
     test_accuracy: float | None = None
     confusion: np.ndarray | None = None
@@ -115,10 +117,9 @@ class _Run:
 
     def result(self, checkpoint: Path, seconds: float, *test: Any, **how: Any) -> "Result":
         """Give the result; `test` and `how` are its last fields."""
-        trainer = self.trainer
-        return Result(
-            self.folder, checkpoint, trainer.device.name, trainer.history, self.test.classes, seconds, *test, **how
-        )
+        trainer, saving = self.trainer, self.checkpoints.seconds
+        common = (trainer.device.name, trainer.history, self.test.classes, seconds, saving)
+        return Result(self.folder, checkpoint, *common, *test, **how)
 
     def watch(self, metrics: Metrics) -> None:
         """Tell the listeners of a batch of the test."""

@@ -145,22 +145,23 @@ def pack(tree: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
     ({'step': 3, 'mean': {'$array': 'adam.mean'}}, {'adam.mean': array([0., 0.])})
     """
     arrays: dict[str, np.ndarray] = {}
+    return _split(tree, prefix, arrays), arrays
 
-    def walk(node: Any, name: str) -> Any:
-        if isinstance(node, Mapping):
-            return {str(key): walk(value, f"{name}.{key}") for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return [walk(value, f"{name}.{index}") for index, value in enumerate(node)]
-        if isinstance(node, np.generic):
-            return node.item()
-        if not isinstance(node, np.ndarray):
-            return node
-        while name in arrays:  # keys may hold dots
-            name += "'"
-        arrays[name] = node
-        return {_ARRAY: name}
 
-    return walk(tree, prefix), arrays
+def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    # No function inside `pack`: one that calls itself would keep the arrays until the garbage collector comes.
+    if isinstance(node, Mapping):
+        return {str(key): _split(value, f"{name}.{key}", arrays) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_split(value, f"{name}.{index}", arrays) for index, value in enumerate(node)]
+    if isinstance(node, np.generic):
+        return node.item()
+    if not isinstance(node, np.ndarray):
+        return node
+    while name in arrays:  # keys may hold dots
+        name += "'"
+    arrays[name] = node
+    return {_ARRAY: name}
 
 
 def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -172,19 +173,21 @@ def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         Where an array is missing, used twice, or left over.
     """
     used: set[str] = set()
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, dict):
-            if node.keys() != {_ARRAY}:
-                return {key: walk(value) for key, value in node.items()}
-            name = node[_ARRAY]
-            if not isinstance(name, str) or name not in arrays or name in used:
-                raise CheckpointError(f"the training state refers to an array {name!r} that is not there")
-            used.add(name)
-            return arrays[name]
-        return [walk(value) for value in node] if isinstance(node, list) else node
-
-    tree = walk(plain)
+    tree = _join(plain, arrays, used)
     if unused := arrays.keys() - used:
         raise CheckpointError(f"the training state does not say what the array {min(unused)!r} is for")
     return tree
+
+
+def _join(node: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
+    if isinstance(node, list):
+        return [_join(value, arrays, used) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if node.keys() != {_ARRAY}:
+        return {key: _join(value, arrays, used) for key, value in node.items()}
+    name = node[_ARRAY]
+    if not isinstance(name, str) or name not in arrays or name in used:
+        raise CheckpointError(f"the training state refers to an array {name!r} that is not there")
+    used.add(name)
+    return arrays[name]

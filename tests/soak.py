@@ -1,0 +1,78 @@
+"""Train for many steps and watch the resident memory of the process, which must stay where it was.
+
+    python tests/soak.py --steps 20000
+
+First LeNet-5 on small augmented batches, a checkpoint every 100 steps: from a tenth of the way on, memory may not grow
+by more than 2 %. With --epochs, then a run in MNIST's shape, of so many epochs of 844 steps, with validation, too: what
+its larger batches leave between smaller arrays is filled up in the first epochs, so it is watched from half way on.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from xcnn import Trainer, data, models, optim
+from xcnn.training import Callback, Checkpoints, Metrics
+
+MOST = 1.02
+
+
+def resident() -> int:
+    """Return the resident memory of this process in KiB."""
+    with Path("/proc/self/status").open() as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+class Watch(Callback):
+    """Notes the memory every so many steps."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.seen = every, list[int]()
+
+    def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
+        if trainer.steps % self.every == 0:
+            self.seen.append(resident())
+
+
+def images(count: int) -> data.Dataset:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, 28, 28), np.uint8)
+    return data.from_arrays(pixels, rng.integers(0, 10, count))
+
+
+def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | None, start: float) -> bool:
+    """Train, print what memory did, and say whether it stayed where it was from `start`, a share of the way, on."""
+    model = models.build("lenet5", seed=0)
+    trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3))
+    steps = epochs * len(train)
+    watch = Watch(max(1, steps // 20))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.fit(train, epochs, validation, [watch, Checkpoints(folder, "100steps")])
+    settled = watch.seen[round(start * 20) - 1]
+    growth = max(watch.seen[round(start * 20) :]) / settled
+    print(
+        f"{name}: {trainer.steps} steps, MiB every {watch.every}: {' '.join(f'{kib / 1024:.1f}' for kib in watch.seen)}"
+    )
+    print(f"{name}: grown by {growth - 1:.2%} from step {round(start * 20) * watch.every} on")
+    return growth <= MOST
+
+
+def main() -> int:
+    """Soak and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=0)
+    options = parser.parse_args()
+    small = data.Loader(images(16 * 250), 16, augment=[data.shift])
+    good = soak("batches of 16", small, options.steps // 250, None, 0.1)
+    if options.epochs:
+        large = data.Loader(images(54_000), 64, augment=[data.shift])
+        good &= soak("batches of 64, validated", large, options.epochs, images(6_000), 0.5)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
