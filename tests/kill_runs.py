@@ -15,16 +15,16 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from xcnn.errors import XcnnError
 from xcnn.threads import set_num_threads
 from xcnn.training import Callback, Config, load_checkpoint, train
 
 CONFIG = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
-    schedule="cosine", checkpoint_every="7steps",
+    schedule="cosine", checkpoint_every="6steps",
 )  # fmt: skip
 WRITES = ("mkstemp", "fsync", "replace", "unlink", "rename", "mkdir")
 
@@ -33,8 +33,7 @@ class Notes(Callback):
     """A kill must not leave anything that has to be passed over."""
 
     def on_note(self, message: str) -> None:
-        assert "damaged" not in message, message
-        assert "missing" not in message, message
+        assert message.startswith("going on from ") or message.endswith("starting from the beginning"), message
 
 
 def result(folder: Path) -> dict[str, object]:
@@ -62,8 +61,8 @@ def fork(task: Callable[[], object]) -> int:
         try:
             task()
             code = 0
-        except XcnnError as error:
-            print(f"error: {error}", flush=True)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child

@@ -1,4 +1,4 @@
-"""Every block of code in `docs/research.md` runs, where its library is installed."""
+"""Every block of code in `docs/research.md` and `docs/runs.md` runs, where its library is installed."""
 
 import importlib.util
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs" / "research.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="runs away from the source tree, without docs/")
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="runs away from the source tree, without docs/")
 
 LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cupy", "mine": "array_api_strict"}
 """What a block may import, and the package that this needs."""
 
 
-def blocks() -> list[str]:
-    text = PAGE.read_text("utf-8") if PAGE.exists() else ""
+def blocks(page: str) -> list[str]:
+    text = (DOCS / page).read_text("utf-8") if DOCS.exists() else ""
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -28,7 +28,7 @@ def libraries(block: str) -> list[str]:
 
 
 def name(block: str) -> str:
-    return "-".join(libraries(block))
+    return "-".join(libraries(block)) or "numpy"
 
 
 def stand_in(folder: Path) -> None:
@@ -40,10 +40,11 @@ def stand_in(folder: Path) -> None:
 
 
 def test_every_section_has_its_blocks() -> None:
-    assert [name(block) for block in blocks()] == ["torch", "jax", "cupy", "torch", "mine", "jax"]
+    assert [name(block) for block in blocks("research.md")] == ["torch", "jax", "cupy", "torch", "mine", "jax"]
+    assert [name(block) for block in blocks("runs.md")] == ["numpy"]
 
 
-@pytest.mark.parametrize("block", blocks(), ids=name)
+@pytest.mark.parametrize("block", [*blocks("research.md"), *blocks("runs.md")], ids=name)
 def test_a_block_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for library in libraries(block):
         if importlib.util.find_spec(LIBRARIES[library]) is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xcnn.errors import WriteError, XcnnError
 
-__all__ = ["locked", "replacing", "sweep"]
+__all__ = ["locked", "make_folder", "replacing", "sweep"]
 
 _TEMPORARY = ".tmp"
 
@@ -57,6 +57,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it is in, where they are missing.
+
+    Raises
+    ------
+    WriteError
+        Where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {folder}: {error.strerror or error}") from None
 
 
 def sweep(folder: Path) -> None:

@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xcnn._files import replacing
+from xcnn._files import make_folder, replacing
 from xcnn.errors import CheckpointError, UsageError, XcnnError
 
 if TYPE_CHECKING:
@@ -57,46 +57,56 @@ class Callback:
 
 
 class HistoryFile(Callback):
-    """Append each epoch's record to a file as it ends: CSV with a header, or JSON lines, by the file's suffix.
+    """Add each epoch's record to a file as it ends: CSV with a header, or JSON lines, by the file's suffix.
 
     Parameters
     ----------
-    path : ends in `.csv` or `.jsonl`; an existing file is appended to.
+    path : ends in `.csv` or `.jsonl`; what an existing file holds stays before the records. A run that is resumed goes
+        on from what the file held at its checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.suffix not in (".csv", ".jsonl"):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
+        self._text: str | None = None
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
         """Add one line."""
-        try:
-            before = self.path.read_text("utf-8") if self.path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise XcnnError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from None
-        self._write(before + self._lines([record], header=not before))
-
-    def restart(self, records: Sequence[dict[str, Any]]) -> None:
-        """Replace the file by these records, or remove it where there are none."""
-        if records:
-            self._write(self._lines(records, header=True))
-        else:
-            self.path.unlink(missing_ok=True)
-
-    def _lines(self, records: Sequence[dict[str, Any]], header: bool) -> str:
+        before = self._before()
         if self.path.suffix == ".jsonl":
-            return "".join(json.dumps(record) + "\n" for record in records)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, records[0], lineterminator="\n")
-        if header:
+            self._write(before + json.dumps(record) + "\n")
+            return
+        line = io.StringIO()
+        writer = csv.DictWriter(line, record, lineterminator="\n")
+        if not before:
             writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        writer.writerow(record)
+        self._write(before + line.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the file holds."""
+        return {"text": self._before()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the file hold what it held then, and nothing of what came after."""
+        if not isinstance(text := state.get("text"), str):
+            raise CheckpointError(f"HistoryFile: the state must have a text, got {dict(state)}")
+        self._write(text)
+
+    def _before(self) -> str:
+        if self._text is None:
+            try:
+                self._text = self.path.read_text("utf-8") if self.path.exists() else ""
+            except (OSError, UnicodeDecodeError) as error:
+                raise XcnnError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from None
+        return self._text
 
     def _write(self, text: str) -> None:
+        make_folder(self.path.parent)
         with replacing(self.path) as temporary:
             temporary.write_text(text, "utf-8", newline="")
+        self._text = text
 
 
 class _Monitor(Callback):

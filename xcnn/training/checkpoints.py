@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xcnn._files import replacing
-from xcnn.errors import CheckpointError, UsageError, WriteError, unknown
+from xcnn._files import make_folder, replacing
+from xcnn.errors import CheckpointError, UsageError, unknown
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
 from xcnn.training.checkpoint import Checkpoint, read_checkpoint, require_finite, write_checkpoint
@@ -107,7 +107,7 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
         """Count from here."""
-        self._epochs, self._saved_at, self._saved_step = epochs, clock(), trainer.steps
+        self._epochs, self._saved_at = epochs, clock()
 
     def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: Metrics) -> None:
         """Save where the interval says so."""
@@ -141,23 +141,19 @@ class Checkpoints(Callback):
         weights = training.pop("weights")
         require_finite(weights, f"step {trainer.steps}")
         path = self.folder / f"step-{trainer.steps:08d}.safetensors"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"cannot make the folder {self.folder}: {error.strerror or error}") from None
+        make_folder(self.folder)
         checkpoint = dataclasses.replace(self.about, state=weights, training=training, metrics=record or {})
+        known = self._known()
         # Later steps than this one are of a course that was given up: their files were damaged.
-        older = {
-            name: digest
-            for name, digest in self._known().items()
-            if _steps(name) < trainer.steps and (self.folder / name).exists()
-        }
+        older = {name: digest for name, digest in known.items() if _steps(name) < trainer.steps and self._has(name)}
+        if known.get(path.name):
+            self._list(older)  # what it says of this file is not to be wrong for a moment
         kept = dict([*older.items(), (path.name, write_checkpoint(path, checkpoint))][-self.keep :])
         self.newest = path
         self._list(kept)
-        for other in self.folder.iterdir():
-            if _NAME.fullmatch(other.name) and other.name not in kept:
-                other.unlink(missing_ok=True)
+        for name in known:
+            if name not in kept:
+                (self.folder / name).unlink(missing_ok=True)
         self._saved_at = clock()
         self.seconds += self._saved_at - start
         return path
@@ -220,6 +216,9 @@ class Checkpoints(Callback):
             if tell is not None:
                 tell(f"{path} is damaged ({error}); going by the checkpoints that are there")
         return dict(sorted(known.items(), key=lambda item: _steps(item[0])))
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     def _list(self, files: dict[str, str | None]) -> None:
         """Write the manifest."""

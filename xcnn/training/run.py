@@ -93,11 +93,11 @@ class _Run:
         self.checkpoints = Checkpoints(
             self.folder / _CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
-        self.history = [HistoryFile(self.folder / f"history.{suffix}") for suffix in ("csv", "jsonl")]
 
     def listeners(self) -> list[Callback]:
         """Give all callbacks of the run in their order: checkpoints come when the others have done their part."""
-        ours: list[Callback] = [*self.history, _KeepLast(self)]
+        files = [HistoryFile(self.folder / f"history.{suffix}") for suffix in ("csv", "jsonl")]
+        ours: list[Callback] = [*files, _KeepLast(self)]
         if self.validation is not None:
             ours.append(KeepBest(functools.partial(self.save, self.best)))
             if self.config.patience is not None:
@@ -225,6 +225,8 @@ def _go_on(run: _Run) -> None:
     found = run.checkpoints.find(run.tell)
     if found is None:
         run.tell(f"{run.folder} has no checkpoint yet: starting from the beginning")
+        for name in _FILES:
+            (run.folder / name).unlink(missing_ok=True)
     else:
         changed, remarks = differences(found, run.config, run.about.origin)
         for remark in remarks:
@@ -235,8 +237,6 @@ def _go_on(run: _Run) -> None:
         done, batch = len(run.trainer.history), run.trainer.unfinished
         within = f"epoch {done + 1}, {batch} of {len(run.train)} batches done" if batch else f"after epoch {done}"
         run.tell(f"going on from {run.checkpoints.newest} ({within})")
-    for file in run.history:
-        file.restart(run.trainer.history)
 
 
 def _load(run: _Run, found: Checkpoint, options: bool) -> None:
