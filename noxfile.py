@@ -63,6 +63,34 @@ def backends(session: nox.Session) -> None:
 
 
 @nox.session
+def endurance(session: nox.Session) -> None:
+    """Kill runs 1,000 times, fill disks of every size, and watch memory over 20,000 steps, twice: some ten minutes."""
+    session.install(".[test]")
+    session.run("python", "tests/kill_runs.py", "--kills", "1000")
+    session.run("python", "tests/full_disk.py", "limit")
+    if shutil.which("unshare") is not None:
+        session.run("unshare", "-Urm", "python", "tests/full_disk.py", "tmpfs", session.create_tmp(), external=True)
+    session.run("python", "tests/soak.py", "--steps", "20000", "--epochs", "24")
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """Read 20,000 damaged variants of every kind of file; what follows `--` goes to tests/hostile.py."""
+    session.install(".[test]")
+    session.run("python", "tests/hostile.py", "--count", "20000", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Let a coverage-guided fuzzer look for files that are read wrongly, each kind for some minutes.
+
+    `-- --fuzz 60` takes a minute for each, `--kind png` one kind alone.
+    """
+    session.install(".[test]", "atheris>=2.3")
+    session.run("python", "tests/hostile.py", *(session.posargs or ["--fuzz", "180"]))
+
+
+@nox.session
 def budgets(session: nox.Session) -> None:
     """Measure the error of every op on every library anew, and write the table of docs/budgets.md."""
     session.install(".[test]", *LIBRARIES.values())
@@ -102,6 +130,11 @@ def bench(session: nox.Session) -> None:
     for learner in ("--library xcnn", "--library torch --layout NCHW", "--library torch --layout channels_last"):
         session.run("python", "examples/mnist_to_99.py", *learner.split(), *data, *limit)
     session.run("python", "examples/report_training.py", *data, *limit)
+    # What checkpoints cost: `checkpoint_seconds` of `seconds`.
+    often = "--dataset mnist --model lenet5 --epochs 1 --checkpoint-every 100steps --json"
+    for _ in range(1 if quick else 5):
+        session.run("xcnn", "train", *often.split(), *data, "--out", str(Path(session.create_tmp()) / "run"))
+        shutil.rmtree(Path(session.create_tmp()) / "run")
 
 
 @nox.session

@@ -130,6 +130,16 @@ def test_an_interrupted_fit_does_not_count_unless_its_state_is_loaded(digits):
     assert trainer.unfinished == 0
 
 
+def test_an_unfinished_epoch_wants_the_same_kind_of_batches(digits):
+    for first, second in ((loader, batches), (batches, loader)):
+        spy = Spy()
+        make_trainer().fit(first(digits[0]), 1, callbacks=[spy])
+        trainer = make_trainer()
+        trainer.load_state_dict(unpack(json.loads(spy.states[1][0]), spy.states[1][1]))
+        with pytest.raises(CheckpointError, match="train must be a Loader where the state is of one"):
+            trainer.fit(second(digits[0]), 1)
+
+
 def state_of(digits):
     trainer = make_trainer("sgd", "cosine")
     spy = Spy()

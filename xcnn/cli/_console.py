@@ -159,7 +159,7 @@ class EpochReport(Callback):
     def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
         """Open the bar."""
         self.batches, self.epochs = batches, epochs
-        self.started = clock()
+        self.seen: int | None = None
         self.task = self.progress.add_task("", total=batches, figures="")
         self.progress.start()
 
@@ -167,7 +167,9 @@ class EpochReport(Callback):
         """Move the bar."""
         if self.progress.disable:
             return
-        rate = metrics.images / (clock() - self.started)
+        if self.seen is None:  # the first batch here, maybe not of the epoch
+            self.seen, self.started = metrics.images, clock()
+        rate = (metrics.images - self.seen) / max(clock() - self.started, 1e-9)
         name = f"epoch {epoch}/{self.epochs}"
         self.progress.update(self.task, description=name, completed=batch, figures=_figures(metrics, rate))
 
@@ -183,7 +185,7 @@ class EpochReport(Callback):
             f"  {record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )
-        self.started = clock()
+        self.seen = None
         self.progress.reset(self.task, total=self.batches)
 
     def on_fit_end(self, trainer: Trainer) -> None:

@@ -311,7 +311,7 @@ class Trainer:
             "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
             "loader": self._batches.state_dict() if isinstance(self._batches, Loader) else None,
             "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
-            "history": self.history,
+            "history": [dict(record) for record in self.history],
             "steps": self.steps,
             "stop_reason": self.stop_reason,
             "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
@@ -350,8 +350,10 @@ class Trainer:
     def _hand_out(self) -> None:
         """Bring the loader and the callbacks of this `fit` to where `load_state_dict` found theirs."""
         loaded, self._loaded = self._loaded, {}
-        if loaded and loaded["loader"] is not None and isinstance(self._batches, Loader):
+        if isinstance(self._batches, Loader) and loaded.get("loader") is not None:
             self._batches.load_state_dict(loaded["loader"])
+        elif self._epoch is not None and (loaded["loader"] is None) == isinstance(self._batches, Loader):
+            raise CheckpointError("fit: train must be a Loader where the state is of one, and else a list of batches")
         for name, callback in self._named_callbacks():
             if name in loaded.get("callbacks", {}):
                 callback.load_state_dict(loaded["callbacks"][name])
