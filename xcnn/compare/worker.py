@@ -71,6 +71,8 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
+        with contextlib.suppress(BrokenPipeError):  # of a question that a dead process did not read
+            self.questions.close()
         with self.process, self.errors:  # closes the pipes and waits
             pass
 
