@@ -3,7 +3,11 @@
 import functools
 import hashlib
 import http.server
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -16,11 +20,28 @@ from xcnn.errors import DataError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serve a folder, and note what was asked for."""
+    """Serve a folder, and note what was asked for.
+
+    Files under `cut/` are those of `good/`, but the connection breaks off in the middle; those under `slow/` stop
+    there until the server's `gate` opens.
+    """
 
     def do_GET(self):
         self.server.asked.append(self.path)
-        super().do_GET()
+        _, mirror, file = self.path.split("/")
+        if mirror not in ("cut", "slow"):
+            return super().do_GET()
+        content = (self.server.folder / "good" / file).read_bytes()
+        half = len(content) // 2
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:half])
+        self.wfile.flush()
+        if mirror == "slow":
+            self.server.gate.wait(10)
+            self.wfile.write(content[half:])
+        return None
 
     def log_message(self, *arguments):
         pass
@@ -34,9 +55,12 @@ def server(tmp_path):
         running.asked = []
         running.url = f"http://127.0.0.1:{running.server_port}/"
         running.folder = tmp_path / "served"
+        running.gate = threading.Event()
+        running.handle_error = lambda *arguments: None  # who was downloading left
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield running
+        running.gate.set()
         running.shutdown()
         thread.join()
 
@@ -57,12 +81,17 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirrors(server, cache, monkeypatch):
-    """A small MNIST on a good mirror, the same with one byte changed on a bad one, and one that has nothing."""
+    """A small MNIST on a good mirror, the same with one byte changed on a bad one, and one that has nothing.
+
+    What it returns makes xcnn use some of them, and returns the same as an argument for `another_process`.
+    """
+    rng = np.random.default_rng(0)
     good, bad = server.folder / "good", server.folder / "bad"
     good.mkdir()
     bad.mkdir()
     for k, file in enumerate(FILES):
-        write_idx(good / file, np.full((3,) if "labels" in file else (3, 28, 28), k, np.uint8))
+        array = np.full(3, k, np.uint8) if "labels" in file else rng.integers(0, 256, (3, 100, 100)).astype(np.uint8)
+        write_idx(good / file, array)
         content = bytearray((good / file).read_bytes())
         content[-1] ^= 1
         (bad / file).write_bytes(content)
@@ -77,18 +106,39 @@ def mirrors(server, cache, monkeypatch):
     def use(*names):
         urls = tuple(name if "://" in name else f"{server.url}{name}/" for name in names)
         monkeypatch.setitem(download.SOURCES, "mnist", download.Source(urls, files))
+        return json.dumps([urls, files])
 
     return use
 
 
+CHILD = """
+import json, os, resource, sys
+from xcnn.data import download
+
+limit = int(sys.argv[2])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+mirrors, files = json.loads(sys.argv[1])
+download.SOURCES["mnist"] = download.Source(tuple(mirrors), files)
+download._CHUNK = 1024
+download.fetch("mnist", lambda *told: print(*told, sep="|", flush=True))
+"""
+
+
+def another_process(source, limit=0):
+    """Start a process that fetches MNIST, and prints what progress tells it; it writes no file larger than `limit`."""
+    command = [sys.executable, "-c", CHILD, source, str(limit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def kept(folder):
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
 
 
 def test_the_first_good_mirror_is_used_and_its_files_are_kept(mirrors, server, cache, capfd):
     mirrors("nothing", "bad", "good")
     train, test = data.load("mnist")
-    assert (len(train), len(test), train.images[0, 0, 0, 0], test.labels[0]) == (3, 3, 0, 3)
+    assert (len(train), len(test), train.labels[0], test.labels[0]) == (3, 3, 1, 3)
     assert kept(cache) == sorted(FILES)
     first = [path for path in server.asked if FILES[0] in path]
     assert [path.split("/")[1] for path in first] == ["nothing", "bad", "good"]
@@ -153,14 +203,14 @@ def test_who_listens_hears_where_files_come_from(mirrors, caplog):
 
 def test_progress_is_told_of_each_file_from_its_first_byte_to_its_last(mirrors, cache, monkeypatch):
     mirrors("bad", "good")
-    monkeypatch.setattr(download, "_CHUNK", 16)
+    monkeypatch.setattr(download, "_CHUNK", 500)
     told = []
     data.load("mnist", progress=lambda *arguments: told.append(arguments))
     sizes = {file: (cache / "mnist" / file).stat().st_size for file in FILES}
     assert list(dict.fromkeys(file for file, _, _ in told)) == list(FILES)
     for file, size in sizes.items():
         counts = [done for name, done, total in told if name == file and total == size]
-        once = [*range(0, size, 16), size]
+        once = [*range(0, size, 500), size]
         assert counts == once * (2 if file == FILES[0] else 1)  # the bad mirror is asked for the first file only
     told.clear()
     data.load("mnist", progress=lambda *arguments: told.append(arguments))
@@ -182,6 +232,101 @@ def test_a_cache_that_cannot_be_made_is_named(mirrors, cache):
     with pytest.raises(DataError, match="set XCNN_HOME") as caught:
         data.load("mnist")
     assert str(cache) in str(caught.value)
+
+
+def test_a_download_that_is_cut_off_starts_again(mirrors, server, cache):
+    mirrors("cut", "good")
+    assert len(data.load("mnist")[0]) == 3
+    assert [path.split("/")[1] for path in server.asked] == ["cut", "good", "good", "good", "good"]
+    (cache / "mnist" / FILES[0]).unlink()
+    mirrors("cut")
+    with pytest.raises(DataError, match="could not download train-images"):
+        data.load("mnist")
+    assert kept(cache) == sorted(FILES[1:])
+    mirrors("good")
+    assert len(data.load("mnist")[0]) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_download_leaves_nothing(mirrors, cache, monkeypatch, error):
+    def interrupt(file, done, total):
+        if done > 1000:
+            raise error
+
+    mirrors("good")
+    monkeypatch.setattr(download, "_CHUNK", 500)
+    with pytest.raises(error):
+        data.load("mnist", progress=interrupt)
+    assert kept(cache) == []
+    assert len(data.load("mnist")[0]) == 3
+
+
+def test_what_a_killed_process_leaves_is_removed(mirrors, server, cache):
+    with another_process(mirrors("slow")) as child:
+        while int(child.stdout.readline().split("|")[1]) < 10_000:
+            pass
+        child.kill()
+    server.gate.set()
+    (half,) = kept(cache)
+    assert half not in FILES
+    mirrors("good")
+    assert len(data.load("mnist")[0]) == 3
+    assert kept(cache) == sorted(FILES)
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(mirrors, server, cache):
+    source = mirrors("slow")
+    with another_process(source) as first:
+        while int(first.stdout.readline().split("|")[1]) < 10_000:
+            pass
+        with another_process(source) as second:
+            assert second.stdout.readline() == "waiting for another process that downloads mnist|0|1\n"
+            server.gate.set()
+            first.communicate()
+            assert second.communicate() == ("waiting for another process that downloads mnist|1|1\n", "")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert server.asked == [f"/slow/{file}" for file in FILES]
+    assert kept(cache) == sorted(FILES)
+
+
+def test_threads_wait_for_each_other_as_well(mirrors, server):
+    mirrors("good")
+    threads = [threading.Thread(target=data.load, args=("mnist",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.asked == [f"/good/{file}" for file in FILES]
+
+
+@pytest.mark.parametrize("limit", [10_000, 30_000])  # the last bytes are written when the file is closed
+def test_a_disk_that_is_full_is_not_the_mirrors_fault(mirrors, server, cache, limit):
+    with another_process(mirrors("good", "nothing", "good"), limit) as child:
+        _, error = child.communicate()
+    last = error.splitlines()[-1]
+    for part in ("DataError: load: mnist: cannot write to", str(cache / "mnist"), "File too large", "set XCNN_HOME"):
+        assert part in last
+    assert len(server.asked) == 1
+    assert kept(cache) == []
+
+
+def test_a_folder_in_a_files_place_is_not_the_mirrors_fault(mirrors, cache):
+    mirrors("good")
+    (cache / "mnist" / FILES[0]).mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot write to"):
+        data.load("mnist")
+    assert kept(cache) == []
+
+
+def test_complete_files_need_no_lock(mirrors, cache):
+    mirrors("good")
+    data.load("mnist")
+    os.remove(cache / "mnist" / ".lock")
+    (cache / "mnist" / ".lock").mkdir()  # here a lock cannot be had, as in a folder that is read-only
+    assert len(data.load("mnist")[0]) == 3
+    (cache / "mnist" / FILES[0]).unlink()
+    with pytest.raises(DataError, match="cannot write to"):
+        data.load("mnist")
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

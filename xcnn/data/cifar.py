@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from xcnn.data._stream import opened
+from xcnn.data._stream import blaming, unzipped
 from xcnn.data.dataset import Dataset
 from xcnn.errors import DataError
 
@@ -40,7 +40,8 @@ def load_cifar10(data_dir: Path) -> tuple[Dataset, Dataset]:
     DataError
         If there is no training batch or no test batch, or a file is damaged.
     """
-    where, batches = _find(data_dir)
+    with blaming("load: cifar10", data_dir):
+        where, batches = _find(data_dir)
     train = [batches[file] for file in _TRAIN if file in batches]
     if not train or _TEST not in batches:
         missing = _TEST if train else "data_batch_1.bin to data_batch_5.bin"
@@ -61,16 +62,23 @@ def _find(folder: Path) -> tuple[Path, dict[str, Bytes]]:
 
 
 def _read_batch(path: Path) -> Bytes:
-    with opened("load: cifar10", path) as (stream, _):
-        return _records(stream.read(_MOST_BYTES + 1), str(path))
+    return _records(_content(path, _MOST_BYTES), str(path))
 
 
 def _read_archive(path: Path) -> dict[str, Bytes]:
-    with opened("load: cifar10", path) as (stream, room):
-        content = memoryview(stream.read(min(room, _MOST_TAR) + 1))
-    if len(content) > _MOST_TAR:
-        raise DataError(f"load: cifar10: {path} unpacks to more than {_MOST_TAR} bytes, CIFAR-10 does not")
+    content = memoryview(_content(path, _MOST_TAR))
     return {file: _records(data, f"{file} of {path}") for file, data in _members(path, content)}
+
+
+def _content(path: Path, most: int) -> bytes:
+    """Read all of a file, unzipped if it is gzipped: up to `most` bytes."""
+    with unzipped("load: cifar10", path) as (stream, room):
+        content = stream.read(min(room, most) + 1)
+    if len(content) > most:
+        raise DataError(f"load: cifar10: {path} holds more than {most} bytes, CIFAR-10's files do not")
+    if len(content) > room:
+        raise DataError(f"load: cifar10: {path} unpacks to more than {room} bytes, too many for a file of its length")
+    return content
 
 
 def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]]:
@@ -101,8 +109,9 @@ def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]
 def _records(data: bytes | memoryview, where: str) -> Bytes:
     """Check a batch's bytes and give them as (n, 3073), without a copy."""
     if not 0 < len(data) <= _MOST_BYTES or len(data) % _RECORD:
-        size = f"{len(data)}" if len(data) <= _MOST_BYTES else f"more than {_MOST_BYTES}"
-        raise DataError(f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, it has {size} bytes")
+        raise DataError(
+            f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, it has {len(data)} bytes"
+        )
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     if (label := int(records[:, 0].max())) >= len(_CLASSES):
         raise DataError(f"load: cifar10: {where} has a label {label}, CIFAR-10 has classes 0 to {len(_CLASSES) - 1}")

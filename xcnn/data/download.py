@@ -1,21 +1,25 @@
 """Fetching data sets once, from whichever mirror answers, and keeping them.
 
-Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file is
-kept only if its SHA-256 is the one below, and checked again each time it is used.
+Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file gets
+its name only when it is complete and its SHA-256 is the one below, and is checked again each time it is used. What was
+cut off starts again. Of several processes that want a data set at once, one downloads it and the others wait.
 
 Where sizes and checksums come from: TensorFlow Datasets records all of them (its `url_checksums` folder). Those of
 MNIST's test files were also computed from the official files; Fashion-MNIST's authors and CIFAR-10's page publish MD5
 sums of the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 """
 
+import contextlib
 import errno
+import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
+from xcnn._files import replacing, sweep
 from xcnn.errors import DataError
 
 __all__ = ["SOURCES", "Progress", "Source", "cache_folder", "fetch"]
@@ -24,7 +28,10 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 16
 
 Progress = Callable[[str, int, int], object]
-"""Told of a download: (file name, bytes so far, bytes in all). From 0 on, and from 0 again where a mirror failed."""
+"""Told of a download: (file name, bytes so far, bytes in all). From 0 on, and from 0 again where a mirror failed.
+
+While another process downloads, told of that instead: ("waiting for ...", 0, 1), and (the same, 1, 1) at its end.
+"""
 
 
 @dataclass(frozen=True)
@@ -104,69 +111,120 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     DataError
         If no mirror has a file with the right checksum, or the folder cannot be written. Nothing unfinished stays.
     """
-    import pooch
-
-    pooch.get_logger().setLevel(logging.ERROR)  # our own messages say it, and only where somebody listens
-    source = SOURCES[name]
-    folder = cache_folder() / name
+    source, folder = SOURCES[name], cache_folder() / name
+    if all(_is_whole(folder / file, *expected) for file, expected in source.files.items()):
+        return folder  # without a lock, so that a folder that is read-only will do
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with _locked(name, folder, progress):
+            sweep(folder)  # what a process that was killed left
+            mirrors = list(source.mirrors)
+            for file, expected in source.files.items():
+                if not _is_whole(folder / file, *expected):
+                    _download(name, folder / file, expected, mirrors, progress)
     except OSError as error:
-        raise DataError(
-            f"load: {name}: cannot make the folder {folder} ({error.strerror}); set XCNN_HOME to one that you can write"
-        ) from None
-    mirrors = list(source.mirrors)
-    for file, (size, sha256) in source.files.items():
-        reason = ""
-        for mirror in tuple(mirrors):
-            try:
-                if not (folder / file).exists():
-                    _log.info("downloading %s%s", mirror, file)
-                downloader = _Downloader(file, size, progress)
-                pooch.retrieve(mirror + file, f"sha256:{sha256}", fname=file, path=folder, downloader=downloader)
-                break
-            except (OSError, ValueError) as error:  # no answer or no such file; a wrong checksum
-                reason = f"{mirror}: {_reason(error)}"
-                _log.info("%s", reason)
-                mirrors.append(mirrors.pop(0))  # ask it last from now on
-        else:
-            raise DataError(
-                f"load: {name}: could not download {file} from any of {len(mirrors)} mirrors (last, {reason}); "
-                "if you have the files, give their folder as data_dir (--data-dir)"
-            )
+        raise _cannot_write(name, folder, error) from None
     return folder
 
 
-@dataclass
-class _Downloader:
-    """What pooch calls to download one file, and the stream that it writes to: counts the bytes, tells, and stops."""
+def _is_whole(path: Path, size: int, sha256: str) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:  # a disk that cannot read it back
+        return False
 
-    file: str
+
+@contextlib.contextmanager
+def _locked(name: str, folder: Path, progress: Progress | None) -> Iterator[None]:
+    """Let one process at a time into a `with` block. The system holds the lock, so a killed process leaves none."""
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        waiting = f"waiting for another process that downloads {name}"
+        _log.info("%s to %s", waiting, folder)
+        if progress is not None:
+            progress(waiting, 0, 1)
+        lock.acquire()
+        if progress is not None:
+            progress(waiting, 1, 1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(name: str, path: Path, expected: tuple[int, str], mirrors: list[str], progress: Progress | None) -> None:
+    """Put one file in its place, from the first mirror that has it whole; one that failed becomes the last."""
+    import pooch
+
+    reason = ""
+    with replacing(path) as temporary:
+        for mirror in tuple(mirrors):
+            _log.info("downloading %s%s", mirror, path.name)
+            with temporary.open("wb") as stream:
+                sink = _Sink(name, path, stream, expected[0], progress)
+                try:
+                    sink.write(b"")
+                    pooch.HTTPDownloader(chunk_size=_CHUNK)(mirror + path.name, sink, None)
+                    reason = ""
+                except DataError:
+                    raise
+                except (OSError, ValueError) as error:  # no answer, no such file, or it broke off
+                    reason = _reason(error)
+            if not reason and not _is_whole(temporary, *expected):
+                reason = "wrong checksum"
+            if not reason:
+                return
+            reason = f"{mirror}: {reason}"
+            _log.info("%s", reason)
+            mirrors.append(mirrors.pop(0))
+        raise DataError(
+            f"load: {name}: could not download {path.name} from any of {len(mirrors)} mirrors (last, {reason}); "
+            "if you have the files, give their folder as data_dir (--data-dir)"
+        )
+
+
+@dataclass
+class _Sink:
+    """The stream that pooch writes a download to: counts the bytes, tells, and stops one that does not end."""
+
+    name: str
+    path: Path
+    stream: IO[bytes]
     size: int
     progress: Progress | None
     done: int = 0
-
-    def __call__(self, url: str, path: str, _: Any) -> None:
-        import pooch
-
-        with open(path, "wb") as self.stream:
-            self.write(b"")
-            pooch.HTTPDownloader(chunk_size=_CHUNK)(url, self, None)
 
     def write(self, content: bytes) -> None:
         self.done += len(content)
         if self.done > self.size:
             raise OSError(errno.EFBIG, f"sent more than {self.size} bytes")
-        self.stream.write(content)
+        try:
+            self.stream.write(content)
+        except OSError as error:  # another mirror would not help
+            raise _cannot_write(self.name, self.path.parent, error) from None
         if self.progress is not None:
-            self.progress(self.file, self.done, self.size)
+            self.progress(self.path.name, self.done, self.size)
 
     def flush(self) -> None:
         """Leave it to the end; pooch asks after every chunk."""
+
+
+def _cannot_write(name: str, folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"load: {name}: cannot write to {folder} ({error.strerror or error}); set XCNN_HOME to a folder that you can "
+        "write, with room for it"
+    )
 
 
 def _reason(error: OSError | ValueError) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP status {response.status_code}"
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "wrong checksum"
+    return getattr(error, "strerror", None) or type(error).__name__

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._files import replacing
-from xcnn.data._stream import opened
+from xcnn.data._stream import unzipped
 from xcnn.errors import DataError, DtypeError
 
 __all__ = ["read_idx", "write_idx"]
@@ -40,15 +40,16 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     ------
     DataError
         If the file cannot be read, is damaged, is of another kind, or holds fewer or more values than its header says.
-        Files that declare more than 256 MiB are refused; never more than one byte beyond what the header declares is
-        unpacked.
+        Files that declare more than 256 MiB, or gzipped ones that declare more than 32 times their own length and a
+        MiB, are refused; never more than one byte beyond what the header declares is unpacked.
     """
-    with opened("read_idx", path) as (stream, room):
+    with unzipped("read_idx", path) as (stream, room):
         shape = _read_shape(path, stream, ndim)
         size = math.prod(shape)
         if size > room:
-            raise DataError(f"read_idx: {path} declares {size} bytes {shape}, more than a file of its length can hold")
-        if size > _MOST_BYTES:
+            raise DataError(f"read_idx: {path} declares {size} bytes {shape}, too many for a file of its length")
+        # An array of no bytes may be too large as well: (0, 2**32 - 1, 2**32 - 1) is more than NumPy can count.
+        if math.prod(length or 1 for length in shape) > _MOST_BYTES:
             raise DataError(f"read_idx: {path} declares {size} bytes {shape}, at most {_MOST_BYTES} are read")
         payload = stream.read(size + 1)
     if len(payload) != size:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xcnn.data._stream import blaming
 from xcnn.data.dataset import Dataset
 from xcnn.data.idx import read_idx
 from xcnn.errors import DataError
@@ -41,7 +42,8 @@ def load_fashion_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
 
 
 def _load(name: str, folder: Path, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
-    paths = [path for file in _FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
+    with blaming(f"load: {name}", folder):
+        paths = [path for file in _FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
     found = {path.name.removesuffix(".gz"): path for path in paths}
     if missing := [file for file in _FILES if file not in found]:
         raise DataError(f"load: {name}: {folder} has no {', '.join(missing)} (with or without .gz)")
