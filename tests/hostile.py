@@ -2,7 +2,7 @@
 
     python tests/hostile.py --count 20000                   # every kind of file, a table, exit code 1 at a finding
     python tests/hostile.py --kind png --replay FILE        # one file again
-    python tests/hostile.py --kind png --fuzz 60            # guided by what the code does; needs `pip install atheris`
+    python tests/hostile.py --fuzz 60                       # guided by what the code does; needs `pip install atheris`
 
 `test_hostile.py` runs the same with fewer. A new kind of file is one entry in `KINDS`.
 """
@@ -10,6 +10,7 @@
 import argparse
 import contextlib
 import faulthandler
+import functools
 import importlib
 import io
 import os
@@ -17,6 +18,7 @@ import random
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -29,8 +31,9 @@ from pathlib import Path
 
 watching, fuzzing = contextlib.nullcontext(), any(argument.startswith("--fuzz") for argument in sys.argv)
 if fuzzing:
-    watching = importlib.import_module("atheris").instrument_imports(include=["xcnn.data", "PIL"])
+    watching = importlib.import_module("atheris").instrument_imports(include=["xcnn", "PIL"])
 with watching:
+    import hostile_runs as runs
     import numpy as np
     from PIL import Image
 
@@ -201,6 +204,14 @@ KINDS: dict[str, Kind] = {
     "ppm": Kind(make_image("x.ppm"), read_image),
     "ppm-text": Kind(make_text_ppm, read_image),
     "folder": Kind(make_folder, lambda path: data.load("folder", path.parents[2], size=8)),
+    "weights": Kind(runs.make_weights, runs.read_weights, checked=True),
+    "weights-sealed": Kind(runs.make_weights, runs.read_weights, mend=runs.mend_seal),
+    "checkpoint": Kind(runs.make_run, runs.read_run, checked=True),
+    "checkpoint-sealed": Kind(runs.make_run, runs.read_run, mend=runs.mend_seal),
+    "checkpoint-entry": Kind(runs.make_entry, runs.read_entry),
+    "manifest": Kind(runs.make_manifest, runs.read_manifest),
+    "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
+    "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }
 """Every kind of file that is made worse here."""
 
@@ -491,11 +502,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20_000, help="mutants of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", type=Path, metavar="FILE", help="read this file alone, as one of the kind")
-    parser.add_argument("--fuzz", type=int, metavar="SECONDS", help="guided by coverage, for so long; one kind")
+    parser.add_argument("--fuzz", type=int, metavar="SECONDS", help="guided by coverage, each kind for so long")
     options = parser.parse_args()
     kinds = options.kind or list(KINDS)
-    if (options.replay or options.fuzz) and len(kinds) != 1:
-        parser.error("--replay and --fuzz want one --kind")
+    if options.replay and len(kinds) != 1:
+        parser.error("--replay wants one --kind")
+    if options.fuzz and len(kinds) > 1:  # each ends its process
+        command = [sys.executable, __file__, "--fuzz", str(options.fuzz), "--kind"]
+        return 1 if any([subprocess.run([*command, name]).returncode for name in kinds]) else 0  # noqa: C419
     for name in kinds:  # loads what reading needs
         with made(KINDS[name]) as (path, _):
             KINDS[name].read(path)

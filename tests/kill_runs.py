@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xcnn.threads import set_num_threads
-from xcnn.training import Callback, Config, load_checkpoint, train
+from xcnn.training import Callback, Config, load_checkpoint, recorded_settings, train
 
 CONFIG = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
@@ -69,8 +69,11 @@ def fork(task: Callable[[], object]) -> int:
 
 
 def live(folder: Path) -> None:
-    started = any((folder / name).exists() for name in ("config.json", "checkpoints"))
-    train(CONFIG, folder, [Notes()], resume=started)
+    if not (folder / "config.json").exists():
+        train(CONFIG, folder, [Notes()])
+        return
+    settings = recorded_settings(folder)
+    train(Config(**{**settings, "augment": tuple(settings["augment"])}), folder, [Notes()], resume=True)
 
 
 def watch_writes(on_write: Callable[[], object]) -> None:

@@ -4,13 +4,17 @@ import dataclasses
 import json
 import os
 import signal
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 from resumable import loader, make_trainer, small_digits
 
-from xcnn.errors import CheckpointError, DivergedError, UsageError
-from xcnn.training import Callback, Checkpoint, Checkpoints, save_checkpoint
+from xcnn._files import locked, replacing
+from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
+from xcnn.training import Callback, Checkpoint, Checkpoints, EarlyStopping, save_checkpoint
+from xcnn.training import checkpoints as checkpoints_module
 from xcnn.training.checkpoint import read_checkpoint
 from xcnn.training.checkpoints import Interval
 
@@ -28,7 +32,7 @@ def trained(digits, folder, epochs=3, every="2steps", keep=3):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def listed(folder):
@@ -49,7 +53,7 @@ def test_the_last_few_are_kept_and_listed(digits, tmp_path):
 )  # fmt: skip
 def test_how_often(digits, tmp_path, every, steps):
     trained(digits, tmp_path, every=every, keep=99)
-    assert list(listed(tmp_path)) == [f"step-{step:08d}.safetensors" for step in steps]
+    assert list(listed(tmp_path)) == [f"step-{step:08d}.safetensors" for step in (0, *steps)]
 
 
 def test_a_script_goes_on_after_it_was_killed(digits, tmp_path):
@@ -68,7 +72,7 @@ def test_a_script_goes_on_after_it_was_killed(digits, tmp_path):
     assert found is not None
     assert checkpoints.newest == tmp_path / "step-00000006.safetensors"
     assert (second.steps, second.unfinished) == (6, 2)
-    second.fit(loader(digits[0]), 3 - len(second.history), callbacks=[checkpoints])
+    second.fit(loader(digits[0]), until=3, callbacks=[checkpoints])
     alone, _ = trained(digits, tmp_path / "alone")
     for name, value in alone.model.state_dict().items():
         assert value.tobytes() == second.model.state_dict()[name].tobytes()
@@ -202,7 +206,7 @@ def test_a_signal_saves_after_the_step(digits, tmp_path, number):
         assert caught.value.code == 143
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert trainer.interrupted
-    assert list(listed(tmp_path)) == ["step-00000003.safetensors"]
+    assert list(listed(tmp_path)) == ["step-00000000.safetensors", "step-00000003.safetensors"]
 
 
 def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
@@ -224,7 +228,8 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
         ("often", "must be a number and a unit"),
         ("", "must be a number and a unit"),
         ("-1steps", "must be a number and a unit"),
-        ("5 hours", "unknown unit of checkpoint-every 'hours'"),
+        ("5 hours", "unknown unit of every 'hours'"),
+        ("9" * 400 + "steps", "must be a number and a unit"),
         ("2step5", "must be a number and a unit"),
         ("0steps", "must be a whole number of steps, or minutes above 0, got '0steps'"),
         ("1.5epochs", "must be a whole number of epochs"),
@@ -234,5 +239,106 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
 def test_intervals_without_meaning(text, message):
     with pytest.raises(UsageError, match=message):
         Interval.parse(text)
-    with pytest.raises(UsageError, match="keep-checkpoints must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="Checkpoints: keep must be at least 1, got 0"):
         Checkpoints("x", keep=0)
+
+
+def test_after_a_fall_back_the_course_that_was_given_up_does_not_count(digits, tmp_path):
+    """Damaged at 12, gone on from 10: at 15 the checkpoint of 12 is no good one that could be kept."""
+    trained(digits, tmp_path, keep=2)
+    (tmp_path / "step-00000012.safetensors").write_bytes(b"damaged")
+    trainer, checkpoints = make_trainer(), Checkpoints(tmp_path, keep=2)
+    checkpoints.restore(trainer)
+    trainer.steps = 15
+    checkpoints.save(trainer)
+    assert list(listed(tmp_path)) == ["step-00000010.safetensors", "step-00000015.safetensors"]
+    assert names(tmp_path) == ["manifest.json", *listed(tmp_path)]
+
+
+def test_what_is_there_is_not_written_over_by_a_script_that_forgets_to_restore(digits, tmp_path):
+    trained(digits, tmp_path)
+    before = names(tmp_path)
+    with pytest.raises(UsageError, match=r"has checkpoints of an earlier run: call restore\(trainer\) first"):
+        make_trainer().fit(loader(digits[0]), 1, callbacks=[Checkpoints(tmp_path)])
+    assert names(tmp_path) == before
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(digits, tmp_path):
+    left, precious = tmp_path / ".step-00000004.safetensors.ab_d3fgh.tmp", tmp_path / ".precious.tmp"
+    left.write_bytes(b"half")
+    precious.write_bytes(b"whole")
+    trained(digits, tmp_path)
+    assert not left.exists()
+    assert precious.exists()
+
+
+def test_two_processes_do_not_write_into_one_folder(digits, tmp_path):
+    with locked(tmp_path, "no"), pytest.raises(XcnnError, match=f"another process writes checkpoints into {tmp_path}"):
+        trained(digits, tmp_path)
+    trained(digits, tmp_path)  # the first attempt has left no lock
+    Checkpoints(tmp_path).restore(make_trainer())
+
+
+def test_early_stopping_is_in_the_last_checkpoint_in_any_order(digits, tmp_path):
+    for order in (1, -1):
+        folder = tmp_path / str(order)
+        callbacks = [EarlyStopping("train_loss", patience=1, min_delta=99), Checkpoints(folder, "99epochs")][::order]
+        trainer = make_trainer()
+        trainer.fit(loader(digits[0]), until=9, callbacks=callbacks)
+        again = make_trainer()
+        Checkpoints(folder).restore(again)
+        assert again.history == trainer.history
+        assert again.stop_reason == trainer.stop_reason
+
+
+def test_the_manifest_is_never_wrong_about_a_file_that_is_written_again(digits, tmp_path, monkeypatch):
+    """The end of an epoch may fall on a step that was saved already: the list forgets it before it is replaced."""
+    trainer, checkpoints = trained(digits, tmp_path)
+    said = []
+    written = checkpoints_module.write_checkpoint
+
+    def watched(path, checkpoint):
+        said.append(listed(tmp_path))
+        return written(path, checkpoint)
+
+    monkeypatch.setattr(checkpoints_module, "write_checkpoint", watched)
+    checkpoints.save(trainer)
+    assert [list(files) for files in said] == [["step-00000008.safetensors", "step-00000010.safetensors"]]
+    assert list(listed(tmp_path))[-1] == "step-00000012.safetensors"
+
+
+def test_what_cannot_be_saved_is_named(digits, tmp_path):
+    class Odd(Callback):
+        value: object = tmp_path
+
+        def state_dict(self):
+            return {"it": self.value}
+
+    for value, says in (
+        (tmp_path, "callbacks.Odd.it cannot be saved in a checkpoint"),
+        (np.array(["a"]), "an array of <U1"),
+    ):
+        odd = Odd()
+        odd.value = value
+        with pytest.raises(UsageError, match=says):
+            make_trainer().fit(loader(digits[0]), 1, callbacks=[odd, Checkpoints(tmp_path / "x")])
+    assert not list((tmp_path / "x").glob("step-*"))
+
+
+def test_files_and_folder_are_synced_in_order(tmp_path, monkeypatch):
+    """What a power cut leaves depends on it, and nothing else in the tests would notice."""
+    calls, fsync, rename = [], os.fsync, Path.replace
+
+    def synced(handle):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def renamed(self, target):
+        calls.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("content")
+    assert calls == ["file", "rename", "folder"]

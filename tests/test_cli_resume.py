@@ -31,7 +31,7 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, numb
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert "go on with: xcnn train --resume 'my run'" in err
-    (saved,) = (tmp_path / "my run" / "checkpoints").glob("step-*")
+    _, saved = sorted((tmp_path / "my run" / "checkpoints").glob("step-*"))
     assert str(saved.relative_to(tmp_path)) in err
     epochs = 1 + len(out.splitlines())
     process = start("train", "--resume", "my run", "--epochs", str(epochs + 1), "--json", cwd=tmp_path)
@@ -81,7 +81,7 @@ sys.exit(main(["train", "--model", "report", "-o", "out"]))
         _, err = process.communicate(timeout=20)
         assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted"
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")] == ["step-00000000.safetensors"]
 
 
 @pytest.fixture
@@ -189,7 +189,9 @@ def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, me
         (["--config", "none.json"], 1, "cannot read the settings none.json: there is no such file"),
         (["--config", "."], 2, "must end in .json or .toml"),
         (["--checkpoint-every", "5"], 2, "must be a number and a unit, such as 500steps"),
-        (["--checkpoint-every", "5 hours"], 2, "unknown unit of checkpoint-every 'hours'"),
+        (["--checkpoint-every", "5 hours"], 2, "unknown unit of --checkpoint-every 'hours'"),
+        (["--checkpoint-every", "9" * 400 + "steps"], 2, "--checkpoint-every must be a number and a unit"),
+        (["--epochs", "9" * 400], 2, "--epochs must be from 1 to 1000000000, got 999"),
         (["--keep-checkpoints", "0"], 2, "--keep-checkpoints must be at least 1, got 0"),
     ],
 )

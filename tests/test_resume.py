@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
 
-from xcnn.errors import CheckpointError
+from xcnn.errors import CheckpointError, UsageError
 from xcnn.training import Callback, EarlyStopping
 from xcnn.training.sealed import pack, unpack
 
@@ -173,6 +173,18 @@ def state_of(digits):
         (("epoch", "batch"), None),
         (("epoch", "metrics"), {}),
         (("epoch", "metrics", "images"), "x"),
+        (("epoch", "metrics", "images"), 10**400),
+        (("epoch", "seconds"), [1]),
+        (("steps",), 10**400),
+        (("steps",), -1),
+        (("history",), [{"epoch": 1}]),
+        (("optimizer", "state", "0", "step"), -1),
+        (("optimizer", "state", "0", "momentum_buffer"), 10**400),
+        (("schedule", "last_epoch"), -1),
+        (("schedule", "last_epoch"), np.zeros(3)),
+        (("optimizer", "param_groups", 0, "lr"), 10**400),
+        (("streams",), np.zeros(3)),
+        (("epoch",), np.zeros(3)),
         (("callbacks",), 3),
     ],
 )
@@ -182,7 +194,7 @@ def test_a_state_that_does_not_fit_is_refused(digits, path, value):
     for key in path[:-1]:
         node = node[key]
     node[path[-1]] = value
-    with pytest.raises(CheckpointError):
+    with pytest.raises((CheckpointError, UsageError)):
         make_trainer("sgd", "cosine").load_state_dict(state)
 
 
@@ -219,8 +231,9 @@ def test_a_state_without_a_part_is_refused(digits):
 )
 def test_a_loader_refuses_the_state_of_another(digits, path, value):
     made = loader(digits[0])
-    next(iter(made))
-    state = made.state_dict()
+    begun = iter(made)
+    next(begun)
+    state = made.state_dict(begun)
     node = state
     for key in path[:-1]:
         node = node[key]
@@ -232,8 +245,114 @@ def test_a_loader_refuses_the_state_of_another(digits, path, value):
 
 
 def test_a_callback_refuses_the_state_of_another(digits):
-    with pytest.raises(CheckpointError, match="EarlyStopping: the state must have best and best_epoch"):
-        EarlyStopping().load_state_dict({"best": "x"})
+    for state in (
+        {},
+        {"best": "x", "best_epoch": 1},
+        {"best": 10**400, "best_epoch": 1},
+        {"best": 0.1, "best_epoch": -1},
+    ):
+        with pytest.raises(CheckpointError, match="EarlyStopping: the state must have best and best_epoch"):
+            EarlyStopping().load_state_dict(state)
     other = EarlyStopping("val_accuracy")
     other.load_state_dict({"monitor": "val_loss", "best": 0.1, "best_epoch": 3})
     assert other.best is None  # it watches something else now
+
+
+def test_looking_at_the_loader_meanwhile_changes_nothing(digits):
+    """A callback that draws a picture of a batch begins a pass of its own."""
+
+    class Peek(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            next(iter(trainer._batches))
+
+        def on_epoch_end(self, trainer, record):
+            next(iter(trainer._batches))
+
+    spy, alone = Spy(), make_trainer()
+    alone.fit(loader(digits[0]), 2, callbacks=[Peek(), spy])
+    for index in (1, 4):
+        plain, arrays = spy.states[index]
+        trainer = make_trainer()
+        trainer.load_state_dict(unpack(json.loads(plain), arrays))
+        trainer.fit(loader(digits[0]), until=2, callbacks=[Peek(), Spy()])
+        assert outcome(trainer) == outcome(alone)
+
+
+def test_a_state_is_whole_before_it_is_handed_out(digits):
+    """Saving right after restoring must not lose what the next `fit` will hand to loader and callbacks."""
+    spy = Spy()
+    make_trainer().fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss"), spy])
+    plain, arrays = spy.states[1]
+    trainer = make_trainer()
+    trainer.load_state_dict(unpack(json.loads(plain), arrays))
+    again, more = pack(trainer.state_dict(), "state")
+    assert json.loads(json.dumps(again)) == json.loads(plain)
+    assert {name: array.tobytes() for name, array in more.items()} == {n: a.tobytes() for n, a in arrays.items()}
+
+
+def test_until_trains_what_is_left(digits):
+    trainer = make_trainer()
+    assert len(trainer.fit(loader(digits[0]), until=2)) == 2
+    assert trainer.fit(loader(digits[0]), until=2) == []
+    assert len(trainer.fit(loader(digits[0]), until=3)) == 1
+    assert len(trainer.history) == 3
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(digits):
+    def stopping():
+        return EarlyStopping("train_loss", patience=1, min_delta=99)
+
+    spy, first = Spy(), make_trainer()
+    first.fit(loader(digits[0]), until=9, callbacks=[stopping(), spy])
+    assert len(first.history) == 2
+    plain, arrays = spy.states[-1]
+    second = make_trainer()
+    second.load_state_dict(unpack(json.loads(plain), arrays))
+    assert second.fit(loader(digits[0]), until=9, callbacks=[stopping()]) == []
+    assert second.stop_reason == first.stop_reason != ""
+    assert len(second.fit(loader(digits[0]), 1)) == 1  # unless it is asked for more
+
+
+def test_the_time_of_an_epoch_is_that_of_all_its_parts(digits):
+    spy = Spy()
+    make_trainer().fit(loader(digits[0]), 1, callbacks=[spy])
+    plain, arrays = spy.states[1]
+    state = unpack(json.loads(plain), arrays)
+    state["epoch"]["seconds"] = 1000.0
+    trainer = make_trainer()
+    trainer.load_state_dict(state)
+    (record,) = trainer.fit(loader(digits[0]), until=1)
+    assert 1000 < record["seconds"] < 1100
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("callbacks", "EarlyStopping"), 3),
+        (("callbacks", "EarlyStopping"), {"best": "x"}),
+        (("loader",), 3),
+        (("loader",), None),
+        (("loader", "pass"), None),
+        (("loader", "pass", "batch"), 1),
+        (("epoch", "batch"), 3),
+    ],
+)
+def test_what_is_handed_out_is_checked(digits, path, value):
+    state = state_of(digits)
+    node = state
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    trainer = make_trainer("sgd", "cosine")
+    trainer.load_state_dict(state)
+    with pytest.raises(CheckpointError):
+        trainer.fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss")])
+
+
+def test_a_list_that_has_become_too_short_is_refused(digits):
+    spy = Spy()
+    make_trainer().fit(batches(digits[0]), 1, callbacks=[spy])
+    trainer = make_trainer()
+    trainer.load_state_dict(unpack(json.loads(spy.states[2][0]), spy.states[2][1]))
+    with pytest.raises(CheckpointError, match="after 3 batches of the epoch, train has 2"):
+        trainer.fit(batches(digits[0])[:2], 1)

@@ -14,6 +14,7 @@ import pytest
 from kill_runs import result
 from PIL import Image
 
+from xcnn import optim
 from xcnn.errors import CheckpointError, UsageError, XcnnError
 from xcnn.training import Callback, Config, recorded_settings, train
 from xcnn.training.checkpoint import read_checkpoint
@@ -77,7 +78,9 @@ def test_without_a_checkpoint_it_starts_again(tmp_path, alone):
     """A kill before the first checkpoint leaves the settings, and maybe some history."""
     folder = tmp_path / "run"
     train(CONFIG, folder)
-    shutil.rmtree(folder / "checkpoints")
+    for path in [path for path in folder.iterdir() if path.name != "config.json"]:
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    (folder / "history.csv").write_text("epoch,train_loss\n1,0.5\n")
     press = Press()
     train(CONFIG, folder, [press], resume=True)
     assert press.told == [f"{folder} has no checkpoint yet: starting from the beginning"]
@@ -140,18 +143,80 @@ def test_a_changed_setting_is_told_of_or_refused(stopped, name, tmp_path, monkey
         assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-def test_a_changed_rate_holds_from_there_on(stopped, monkeypatch):
-    rates = []
+def test_results_without_checkpoints_are_not_written_over(tmp_path):
+    """Somebody has removed the checkpoints to save space."""
+    folder = tmp_path / "run"
+    train(CONFIG, folder)
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match=r"has best\.safetensors, but no checkpoint to go on from; start a new run"
+    ):
+        train(CONFIG, folder, resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_epoch_that_is_begun_counts(stopped):
+    with pytest.raises(UsageError, match="--epochs must be at least 2, which the run has begun, got 1"):
+        train(dataclasses.replace(CONFIG, epochs=1), stopped, resume=True)
+
+
+def test_changed_settings_outlive_the_process(stopped):
+    """Killed before its next checkpoint, a run that was resumed with other settings still has them."""
+    changed = dataclasses.replace(CONFIG, epochs=5, lr=0.001, checkpoint_every="9epochs")
+
+    class Killed(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        train(changed, stopped, [Killed()], resume=True)
+    assert Config(**{**recorded_settings(stopped), "augment": ("shift",)}) == changed
+    (stopped / "config.json").write_text("{")  # then those of the checkpoint
+    assert Config(**{**recorded_settings(stopped), "augment": ("shift",)}) == CONFIG
+
+
+def test_a_lost_best_checkpoint_of_a_run_that_is_done(tmp_path):
+    folder = tmp_path / "run"
+    train(CONFIG, folder)
+    (folder / "best.safetensors").write_bytes(b"damaged")
+    press = Press()
+    ended = train(CONFIG, folder, [press], resume=True)
+    assert ended.checkpoint == folder / "last.safetensors"
+    assert any("testing" in message and "last.safetensors" in message for message in press.told)
+
+
+def test_weight_decay_does_not_bring_back_the_rate_of_the_start(tmp_path):
+    """Of a schedule that has lowered it."""
+    config = dataclasses.replace(CONFIG, schedule="plateau", lr=1e-6, epochs=40)
 
     class Rates(Callback):
+        seen = ()
+
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            self.seen = (
+                *self.seen,
+                (trainer.optimizer.param_groups[0]["lr"], trainer.optimizer.param_groups[0]["weight_decay"]),
+            )
+
+    first, second = Rates(), Rates()
+    train(config, tmp_path / "run", [first, Press(18 * 14)])
+    assert first.seen[-1][0] < config.lr
+    train(dataclasses.replace(config, wd=0.25), tmp_path / "run", [second, Press(18 * 14 + 2)], resume=True)
+    assert second.seen[0] == (first.seen[-1][0], 0.25)
+
+
+def test_a_changed_rate_holds_from_there_on(stopped, monkeypatch):
+    """From the first step on."""
+    rates, step = [], optim.SGD.step
+    monkeypatch.setattr(optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
 
     copy = stopped.with_name("copy")
     shutil.copytree(stopped, copy)
-    train(CONFIG, copy, [Rates()], resume=True)
-    before, rates = rates, []
-    train(dataclasses.replace(CONFIG, lr=CONFIG.lr * 2), stopped, [Rates()], resume=True)
+    train(CONFIG, copy, resume=True)
+    before = rates[:]
+    rates.clear()
+    train(dataclasses.replace(CONFIG, lr=CONFIG.lr * 2), stopped, resume=True)
     np.testing.assert_allclose(rates, 2 * np.asarray(before), rtol=1e-12)
 
 
@@ -164,7 +229,7 @@ def test_more_epochs_and_more_patience_go_on_after_the_end(tmp_path):
     assert len(train(config, tmp_path / "run", resume=True).history) == done
     longer = dataclasses.replace(config, patience=9)
     assert len(train(longer, tmp_path / "run", resume=True).history) == 6
-    with pytest.raises(UsageError, match="--epochs must be at least 6, which the run has finished, got 5"):
+    with pytest.raises(UsageError, match="--epochs must be at least 6, which the run has begun, got 5"):
         train(dataclasses.replace(longer, epochs=5), tmp_path / "run", resume=True)
 
 

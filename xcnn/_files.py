@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from xcnn.errors import WriteError, XcnnError
 __all__ = ["locked", "make_folder", "replacing", "sweep"]
 
 _TEMPORARY = ".tmp"
+_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 @contextlib.contextmanager
@@ -76,7 +78,8 @@ def make_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove the temporary files that processes left in a folder when they were killed; none may be writing there."""
     for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

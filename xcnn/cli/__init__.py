@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, XcnnError | OSError):
             error_line(str(error))
+        elif isinstance(error, MemoryError):
+            error_line(f"out of memory ({error})")
         else:
             error_line(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
         return getattr(error, "exit_code", 1)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, printable
 from xcnn.threads import set_num_threads
 from xcnn.training import Callback, Metrics, Trainer, clock
 
@@ -71,8 +71,8 @@ def check_writable(*files: Path | None) -> None:
 
 
 def note(message: str) -> None:
-    """Print a remark on stderr."""
-    stderr.print(message, markup=False, soft_wrap=True)
+    """Print a remark on stderr; what it quotes may come from a file."""
+    stderr.print(printable(message), markup=False, soft_wrap=True)
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -109,6 +109,7 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         raise UsageError("--config cannot be given with --resume: the run has its settings")
     if resume is not None:
         source: Path = _folder(resume)
+        arguments.match("--resume")[0].tokens[:] = [Token(keyword="--resume", value=str(source))]  # not to ask twice
         settings = recorded_settings(source)
     elif config is not None:
         source = Path(config)
@@ -131,7 +132,7 @@ def _folder(resume: str) -> Path:
 
 
 def _saving(result: Result) -> str:
-    share = result.checkpoint_seconds / result.seconds if result.seconds else 0.0
+    share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # shorter runs tell nothing
     return f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
 
 

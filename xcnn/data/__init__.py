@@ -8,13 +8,14 @@ from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
 from xcnn.data.catalog import DATASETS, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
 from xcnn.data.folder import read_image
-from xcnn.data.loader import Loader
+from xcnn.data.loader import Loader, Pass
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
     "Loader",
+    "Pass",
     "crop",
     "cutout",
     "flip",

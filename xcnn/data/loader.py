@@ -1,7 +1,6 @@
 """Batches of a data set, in an order that the seed and the epoch alone decide."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,38 @@ from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.errors import CheckpointError, UsageError
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "Pass"]
 
 
-@dataclass
-class _Pass:
-    """One pass in the making: what is drawn for it so far, and how many batches are out."""
+class Pass(Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]):
+    """One pass over a data set in the making; what `iter(loader)` gives.
 
-    epoch: int
-    rng: np.random.Generator
-    order: npt.NDArray[Any] | None
-    batch: int = 0
+    Attributes
+    ----------
+    batch : how many batches are out.
+    """
+
+    def __init__(
+        self, loader: "Loader", epoch: int, rng: np.random.Generator, order: npt.NDArray[Any] | None, batch: int = 0
+    ) -> None:
+        self.loader, self.epoch, self.rng, self.order, self.batch = loader, epoch, rng, order, batch
+
+    def __next__(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        loader = self.loader
+        if self.batch >= len(loader):
+            loader.epoch = self.epoch + 1
+            raise StopIteration
+        span = slice(self.batch * loader.batch_size, (self.batch + 1) * loader.batch_size)
+        # Gather first: uint8 is a quarter of the bytes.
+        images, labels = (
+            array[span].copy() if self.order is None else array[self.order[span]]
+            for array in (loader.dataset.images, loader.dataset.labels)
+        )
+        images = to_float(images)
+        for function in loader.augment:
+            images = function(images, self.rng)
+        self.batch += 1
+        return images, labels
 
 
 class Loader:
@@ -84,47 +104,34 @@ class Loader:
         self.drop_last = drop_last
         self.augment = tuple(augment)
         self.epoch = 0
-        self._pass: _Pass | None = None
-        self._loaded: _Pass | None = None
+        self._loaded: Pass | None = None
 
     def __len__(self) -> int:
         """Batches in one pass."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
-        now, self._loaded = self._loaded or self._begin(), None
-        self._pass = now
-        for batch in range(now.batch, len(self)):
-            span = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            # Gather first: uint8 is a quarter of the bytes.
-            images, labels = (
-                array[span].copy() if now.order is None else array[now.order[span]]
-                for array in (self.dataset.images, self.dataset.labels)
-            )
-            images = to_float(images)
-            for function in self.augment:
-                images = function(images, now.rng)
-            now.batch = batch + 1
-            yield images, labels
-        self.epoch, self._pass = now.epoch + 1, None
-
-    def _begin(self) -> _Pass:
+    def __iter__(self) -> Pass:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            return loaded
         rng = np.random.default_rng([self.seed, self.epoch])
-        return _Pass(self.epoch, rng, rng.permutation(len(self.dataset)) if self.shuffle else None)
+        return Pass(self, self.epoch, rng, rng.permutation(len(self.dataset)) if self.shuffle else None)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the loader is: finished passes, and of a pass that is not, its batches so far, order and stream.
+    def state_dict(self, unfinished: Pass | None = None) -> dict[str, Any]:
+        """Return where the loader is.
 
-        The order is kept, as another version of NumPy may draw another one from the same seed.
+        Parameters
+        ----------
+        unfinished : what `iter` of this loader gave, to go on inside that pass; None for the start of the next. Its
+            order is kept, as another version of NumPy may draw another one from the same seed.
         """
-        now = self._pass
-        unfinished = None
-        if now is not None:
-            small = np.min_scalar_type(len(self.dataset))
-            order = None if now.order is None else now.order.astype(small)
-            unfinished = {"batch": now.batch, "order": order, "rng": stream_state(now.rng)}
-        return {"epoch": self.epoch, "settings": self._settings(), "pass": unfinished}
+        now = unfinished
+        if now is None:
+            return {"epoch": self.epoch, "settings": self._settings(), "pass": None}
+        order = None if now.order is None else now.order.astype(np.min_scalar_type(len(self.dataset)))
+        place = {"batch": now.batch, "order": order, "rng": stream_state(now.rng)}
+        return {"epoch": now.epoch, "settings": self._settings(), "pass": place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state_dict` of a loader like this one was: the next pass is the rest of the unfinished one.
@@ -137,21 +144,20 @@ class Loader:
         try:
             if state["settings"] != self._settings():
                 raise CheckpointError(f"Loader: the state is of {state['settings']}, here is {self._settings()}")
-            epoch, unfinished, loaded = state["epoch"], state["pass"], None
-            if not isinstance(epoch, int) or epoch < 0:
-                raise ValueError(f"epoch is {epoch!r}")
-            if unfinished is not None:
-                loaded = _Pass(epoch, np.random.default_rng(0), unfinished["order"], unfinished["batch"])
-                load_stream(loaded.rng, unfinished["rng"], "Loader")
-                if not isinstance(loaded.batch, int) or not 0 <= loaded.batch <= len(self):
-                    raise ValueError(f"batch is {loaded.batch!r}")
-                if (loaded.order is not None) != self.shuffle or not _permutes(loaded.order, len(self.dataset)):
-                    raise ValueError("order does not hold every image once")
-        except (KeyError, TypeError, ValueError) as error:
+            epoch = _count(state["epoch"], 2**53)
+            loaded = None if state["pass"] is None else self._pass_at(epoch, state["pass"])
+        except (LookupError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"Loader: the state is of no loader: {error}") from None
-        self.epoch, self._pass, self._loaded = epoch, loaded, loaded
+        self.epoch, self._loaded = epoch, loaded
+
+    def _pass_at(self, epoch: int, place: Mapping[str, Any]) -> Pass:
+        order, rng = place["order"], np.random.default_rng(0)
+        load_stream(rng, place["rng"], "Loader")
+        if (order is not None) != self.shuffle or not _permutes(order, len(self.dataset)):
+            raise ValueError("order does not hold every image once")
+        return Pass(self, epoch, rng, order, _count(place["batch"], len(self)))
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the batches, as far as numbers can tell it."""
@@ -166,3 +172,9 @@ def _permutes(order: Any, count: int) -> bool:
     if not isinstance(order, np.ndarray) or order.dtype.kind not in "iu" or order.shape != (count,):
         return False
     return np.array_equal(np.sort(order), np.arange(count))
+
+
+def _count(value: Any, most: int) -> int:
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no number from 0 to {most}")
+    return value

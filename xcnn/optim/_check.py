@@ -19,7 +19,10 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     if not isinstance(value, bool) and isinstance(value, Real):
-        x = float(value)
+        try:
+            x = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            x = math.inf
         above = x >= low if interval[0] == "[" else x > low
         below = x <= high if interval[-1] == "]" else x < high
         if above and below and math.isfinite(x):

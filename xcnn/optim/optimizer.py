@@ -174,7 +174,10 @@ class Optimizer:
                 raise CheckpointError(f"{self._name}: the state is of parameter {index}, here are {len(parameters)}")
             parameter = parameters[index]
             for name, value in saved.items():
-                if not isinstance(value, int) and np.shape(value) != tuple(parameter.data.shape):
+                if name == "step":
+                    if not isinstance(value, int) or not 0 <= value < 2**53:
+                        raise CheckpointError(f"{self._name}: step of parameter {index} is {value!r}")
+                elif isinstance(value, int) or np.shape(value) != tuple(parameter.data.shape):
                     came = f"{name} of parameter {index} has shape {np.shape(value)}"
                     raise CheckpointError(f"{self._name}: {came}, its {parameter!r}")
             entries[parameter] = {

@@ -157,9 +157,10 @@ class Adam(Optimizer):
 
     def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
         xp = namespace_of(data)
-        if not state:
-            state.update(step=0, exp_avg=xp.zeros_like(data), exp_avg_sq=xp.zeros_like(data))
-        state["step"] += 1
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in state:
+                state[name] = xp.zeros_like(data)
+        state["step"] = state.get("step", 0) + 1
         data, state["exp_avg"], state["exp_avg_sq"] = _adam(
             xp,
             data,

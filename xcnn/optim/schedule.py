@@ -90,7 +90,11 @@ class Schedule:
             names = f"{', '.join(self._saved)}, got {', '.join(state) or 'nothing'}"
             raise CheckpointError(f"{type(self).__name__}: the state must have {names}; is it of another schedule?")
         for name in self._saved:
-            setattr(self, name, state[name])
+            value = state[name]
+            counts = name != "best"  # which is a metric, infinite at first
+            if not isinstance(value, int if counts else float | int) or (counts and not 0 <= value < 2**53):
+                raise CheckpointError(f"{type(self).__name__}: {name} in the state is {value!r}")
+            setattr(self, name, value)
         self._apply()
 
 

@@ -1,7 +1,6 @@
 """What can listen to a training run: histories on disk, early stopping, the best checkpoint."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xcnn._files import make_folder, replacing
-from xcnn.errors import CheckpointError, UsageError, XcnnError
+from xcnn.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from xcnn.training.inference import Metrics
@@ -21,8 +20,11 @@ __all__ = ["Callback", "EarlyStopping", "HistoryFile", "KeepBest"]
 class Callback:
     """Base of all listeners: override what you need. `trainer.stop(reason)` ends the run after the epoch.
 
-    One that remembers something gives it as `state_dict`, so that it is in the checkpoints of a run.
+    One that remembers something gives it as `state_dict`, so that it is in the checkpoints of a run. Several are called
+    in their order, those whose class says `comes_last` after the others.
     """
+
+    comes_last = False
 
     def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
         """Before the first epoch, with the number of batches in each and the number of the last one."""
@@ -49,7 +51,7 @@ class Callback:
         """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must be known to go on: numbers, strings, lists, dicts, and NumPy arrays."""
+        """Return what must be known to go on: numbers, strings, lists, dicts by strings, and NumPy arrays."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -57,56 +59,28 @@ class Callback:
 
 
 class HistoryFile(Callback):
-    """Add each epoch's record to a file as it ends: CSV with a header, or JSON lines, by the file's suffix.
+    """Write the history of a trainer to a file after each epoch: CSV with a header, or JSON lines, by its suffix.
 
     Parameters
     ----------
-    path : ends in `.csv` or `.jsonl`; what an existing file holds stays before the records. A run that is resumed goes
-        on from what the file held at its checkpoint.
+    path : ends in `.csv` or `.jsonl`; its folder is made if it is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.suffix not in (".csv", ".jsonl"):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
-        self._text: str | None = None
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        """Add one line."""
-        before = self._before()
-        if self.path.suffix == ".jsonl":
-            self._write(before + json.dumps(record) + "\n")
-            return
-        line = io.StringIO()
-        writer = csv.DictWriter(line, record, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        writer.writerow(record)
-        self._write(before + line.getvalue())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the file holds."""
-        return {"text": self._before()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the file hold what it held then, and nothing of what came after."""
-        if not isinstance(text := state.get("text"), str):
-            raise CheckpointError(f"HistoryFile: the state must have a text, got {dict(state)}")
-        self._write(text)
-
-    def _before(self) -> str:
-        if self._text is None:
-            try:
-                self._text = self.path.read_text("utf-8") if self.path.exists() else ""
-            except (OSError, UnicodeDecodeError) as error:
-                raise XcnnError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from None
-        return self._text
-
-    def _write(self, text: str) -> None:
+        """Write all epochs: a run that was resumed may have lost some that are in the file."""
         make_folder(self.path.parent)
-        with replacing(self.path) as temporary:
-            temporary.write_text(text, "utf-8", newline="")
-        self._text = text
+        with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            if self.path.suffix == ".jsonl":
+                file.writelines(json.dumps(one) + "\n" for one in trainer.history)
+                return
+            writer = csv.DictWriter(file, record, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(trainer.history)
 
 
 class _Monitor(Callback):
@@ -135,7 +109,7 @@ class _Monitor(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, unless it watched something else."""
         best, epoch = state.get("best"), state.get("best_epoch")
-        if not isinstance(best, float | int | None) or not isinstance(epoch, int):
+        if not isinstance(best, float | None) or not isinstance(epoch, int) or not 0 <= epoch < 2**53:
             raise CheckpointError(f"{type(self).__name__}: the state must have best and best_epoch, got {dict(state)}")
         if state.get("monitor") == self.monitor:
             self.best, self.best_epoch = best, epoch

@@ -17,7 +17,19 @@ from xcnn.errors import CheckpointError, DivergedError, UsageError
 from xcnn.nn import Module
 from xcnn.training.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_checkpoint", "require_finite", "save_checkpoint", "write_checkpoint"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "Checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "require_finite",
+    "save_checkpoint",
+    "write_checkpoint",
+]
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""The weights for use in the folder of a run."""
 
 _FORMAT = 2
 _TRAINING = "xcnn:"
@@ -116,8 +128,7 @@ def load_checkpoint(
     """
     path = Path(path)
     if path.is_dir():
-        best = path / "best.safetensors"
-        path = best if best.exists() else path / "last.safetensors"
+        path = path / (BEST if (path / BEST).exists() else LAST)
     checkpoint = read_checkpoint(path)
     if checkpoint.model:
         if model not in (None, checkpoint.model):
@@ -159,8 +170,8 @@ _TYPES = {
     "model": str, "shape": list, "classes": list, "dataset": str, "config": dict, "metrics": dict, "origin": dict,
     "training": dict | None,
 }  # fmt: skip
-_MOST_PIXELS = 1 << 26
-"""No image that a checkpoint speaks of is larger: the layers that are built for it must fit in memory."""
+_MOST_PIXELS = 1 << 23
+"""No image that a checkpoint speaks of is larger: what the layers make of one must fit in memory."""
 
 
 def _parse(path: Path, sealed: Sealed) -> Checkpoint:

@@ -3,6 +3,7 @@
 The folder holds `step-NUMBER.safetensors`, after so many steps, and `manifest.json`: the SHA-256 of each, oldest first.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xcnn._files import make_folder, replacing
-from xcnn.errors import CheckpointError, UsageError, unknown
+from xcnn._files import locked, make_folder, replacing, sweep
+from xcnn.errors import CheckpointError, UsageError, WriteError, unknown
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
 from xcnn.training.checkpoint import Checkpoint, read_checkpoint, require_finite, write_checkpoint
@@ -21,7 +22,7 @@ from xcnn.training.inference import Metrics
 if TYPE_CHECKING:
     from xcnn.training.trainer import Trainer
 
-__all__ = ["Checkpoints", "Interval"]
+__all__ = ["Checkpoints", "Interval", "step_name"]
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -37,8 +38,8 @@ class Interval:
     unit: Literal["steps", "epochs", "minutes"]
 
     @classmethod
-    def parse(cls, text: str) -> "Interval":
-        """Read an interval such as `500steps`, `2 epochs` or `10minutes`.
+    def parse(cls, text: str, name: str = "every") -> "Interval":
+        """Read an interval such as `500steps`, `2 epochs` or `10minutes`; `name` opens the error.
 
         Raises
         ------
@@ -50,24 +51,25 @@ class Interval:
         >>> Interval.parse("1 epoch")
         Interval(count=1.0, unit='epochs')
         """
-        found = re.fullmatch(r"(\d+|\d*\.\d+) ?([a-z]*)", text.strip())
-        if found is None or not found[2]:
+        found = re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?([a-z]+)", text.strip())
+        if found is None:
             raise UsageError(
-                f"checkpoint-every must be a number and a unit, such as 500steps, 1epoch or 10minutes, got {text!r}"
+                f"{name} must be a number and a unit, such as 500steps, 1epoch or 10minutes, got {text[:40]!r}"
             )
         unit = found[2] if found[2].endswith("s") else f"{found[2]}s"
         if unit not in ("steps", "epochs", "minutes"):
-            raise unknown("unit of checkpoint-every", found[2], ("steps", "epochs", "minutes"))
+            raise unknown(f"unit of {name}", found[2], ("steps", "epochs", "minutes"))
         count = float(found[1])
         if count <= 0 or (unit != "minutes" and count != int(count)):
-            raise UsageError(f"checkpoint-every must be a whole number of {unit}, or minutes above 0, got {text!r}")
+            raise UsageError(f"{name} must be a whole number of {unit}, or minutes above 0, got {text!r}")
         return cls(count, unit)  # type: ignore[arg-type]
 
 
 class Checkpoints(Callback):
     """Saves everything that it takes to go on, every so often, at the end, and when Ctrl-C or SIGTERM ends the run.
 
-    Give it to `Trainer.fit` last, so that what the other callbacks remember is of the same moment.
+    The first is written before the first step, so that there always is one. While `fit` is at work no other process may
+    write into the folder.
 
     Parameters
     ----------
@@ -92,22 +94,41 @@ class Checkpoints(Callback):
 
         checkpoints = Checkpoints("run/checkpoints", every="500steps")
         checkpoints.restore(trainer)
-        trainer.fit(loader, 20 - len(trainer.history), callbacks=[checkpoints])
+        trainer.fit(loader, until=20, callbacks=[checkpoints])
     """
+
+    comes_last = True  # what the others remember is to be of the same moment
 
     def __init__(
         self, folder: str | Path, every: str = "1epoch", keep: int = 2, about: Checkpoint | None = None
     ) -> None:
         self.folder, self.interval, self.keep = Path(folder), Interval.parse(every), keep
         if keep < 1:
-            raise UsageError(f"keep-checkpoints must be at least 1, got {keep}")
+            raise UsageError(f"Checkpoints: keep must be at least 1, got {keep}")
         self.about = Checkpoint() if about is None else about
         self.newest: Path | None = None
         self.seconds = 0.0
+        self._held = contextlib.ExitStack()
 
     def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
-        """Count from here."""
+        """Take the folder, remove what a killed process left in it, and save where nothing is saved yet."""
         self._epochs, self._saved_at = epochs, clock()
+        make_folder(self.folder)
+        try:
+            self._held.enter_context(locked(self.folder, f"another process writes checkpoints into {self.folder}"))
+        except OSError as error:
+            raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        sweep(self.folder)
+        if self.newest is None:
+            if self._known():
+                raise UsageError(
+                    f"{self.folder} has checkpoints of an earlier run: call restore(trainer) first, or choose another"
+                )
+            self.save(trainer)
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """Let go of the folder."""
+        self._held.close()
 
     def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: Metrics) -> None:
         """Save where the interval says so."""
@@ -140,12 +161,13 @@ class Checkpoints(Callback):
         training = trainer.state_dict()
         weights = training.pop("weights")
         require_finite(weights, f"step {trainer.steps}")
-        path = self.folder / f"step-{trainer.steps:08d}.safetensors"
+        path = self.folder / step_name(trainer.steps)
         make_folder(self.folder)
         checkpoint = dataclasses.replace(self.about, state=weights, training=training, metrics=record or {})
         known = self._known()
-        # Later steps than this one are of a course that was given up: their files were damaged.
-        older = {name: digest for name, digest in known.items() if _steps(name) < trainer.steps and self._has(name)}
+        # What is later than where this course began, or came by last, is of one that was given up: it was damaged.
+        latest = trainer.steps - 1 if self.newest is None else min(trainer.steps - 1, _steps(self.newest.name))
+        older = {name: digest for name, digest in known.items() if _steps(name) <= latest and self._has(name)}
         if known.get(path.name):
             self._list(older)  # what it says of this file is not to be wrong for a moment
         kept = dict([*older.items(), (path.name, write_checkpoint(path, checkpoint))][-self.keep :])
@@ -224,6 +246,11 @@ class Checkpoints(Callback):
         """Write the manifest."""
         with replacing(self.folder / _MANIFEST) as temporary:
             temporary.write_text(json.dumps({"format": _FORMAT, "checkpoints": files}, indent=2) + "\n")
+
+
+def step_name(steps: int) -> str:
+    """Return the name of the checkpoint after so many steps."""
+    return f"step-{steps:08d}.safetensors"
 
 
 def _steps(name: str) -> int:

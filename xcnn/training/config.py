@@ -17,6 +17,8 @@ __all__ = ["Config", "check", "known_settings", "plain", "read_settings"]
 _MOST_BYTES = 1 << 16
 """Of a file of settings."""
 
+_MOST = 10**9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -110,8 +112,8 @@ def check(config: Config) -> None:
         if name not in table:
             raise unknown(kind, name, table)
     for flag, good, wanted in (
-        ("epochs", config.epochs >= 1, "at least 1"),
-        ("batch-size", config.batch_size >= 1, "at least 1"),
+        ("epochs", 1 <= config.epochs <= _MOST, f"from 1 to {_MOST}"),
+        ("batch-size", 1 <= config.batch_size <= _MOST, f"from 1 to {_MOST}"),
         ("seed", config.seed >= 0, "0 or more"),
         ("lr", 0 < config.lr < float("inf"), "above 0"),
         ("validation", 0 <= config.validation < 1, "at least 0 and below 1"),
@@ -125,7 +127,7 @@ def check(config: Config) -> None:
             raise UsageError(f"--{flag} must be {wanted}, got {getattr(config, flag.replace('-', '_'))}")
     if config.patience is not None and config.validation == 0:
         raise UsageError("--patience needs validation images; give --validation a share above 0")
-    Interval.parse(config.checkpoint_every)
+    Interval.parse(config.checkpoint_every, "--checkpoint-every")
 
 
 def plain(config: Config) -> dict[str, Any]:

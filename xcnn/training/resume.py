@@ -108,7 +108,8 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     parted = [f"{name} was {then.get(name)} and is {here[name]}" for name in here if then.get(name) != here[name]]
     if parted:
         remarks.append(f"{'; '.join(parted)}: rounding may differ, so not every bit will be the uninterrupted run's")
-    done = len((checkpoint.training or {}).get("history", ()))
-    if config.epochs < done:
-        raise UsageError(f"--epochs must be at least {done}, which the run has finished, got {config.epochs}")
+    training = checkpoint.training or {}
+    begun = len(training["history"]) + (training["epoch"] is not None)
+    if config.epochs < begun:
+        raise UsageError(f"--epochs must be at least {begun}, which the run has begun, got {config.epochs}")
     return changed, remarks

@@ -24,18 +24,26 @@ from xcnn.device import device
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
-from xcnn.training.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, require_finite, save_checkpoint
-from xcnn.training.checkpoints import Checkpoints
+from xcnn.training.checkpoint import (
+    BEST,
+    LAST,
+    Checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+    require_finite,
+    save_checkpoint,
+)
+from xcnn.training.checkpoints import Checkpoints, step_name
 from xcnn.training.config import Config, check, known_settings, plain, read_settings
 from xcnn.training.inference import Metrics, confusion_matrix, evaluate
 from xcnn.training.losses import loss_named
-from xcnn.training.resume import differences, origin
+from xcnn.training.resume import SETTINGS, differences, origin
 from xcnn.training.trainer import Trainer
 
 __all__ = ["Result", "latest_run", "recorded_settings", "train"]
 
-_FILES = ("config.json", "history.csv", "history.jsonl", "best.safetensors", "last.safetensors")
-_CHECKPOINTS = "checkpoints"
+_CONFIG, _CHECKPOINTS = "config.json", "checkpoints"
+_FILES = (_CONFIG, "history.csv", "history.jsonl", BEST, LAST)
 _RUNS = Path("runs")
 
 
@@ -87,7 +95,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         config, test = self.config, self.test
-        self.best, self.last = (self.folder / name for name in ("best.safetensors", "last.safetensors"))
+        self.best, self.last = self.folder / BEST, self.folder / LAST
         here = origin(self.trainer.device, self.train.dataset)
         self.about = Checkpoint(config.model, test.shape, test.classes, config.dataset, plain(config), {}, here)
         self.checkpoints = Checkpoints(
@@ -114,6 +122,11 @@ class _Run:
         """Tell the listeners what the user should know."""
         for callback in self.callbacks:
             callback.on_note(message)
+
+    def has_learned(self) -> bool:
+        """Say whether there is a checkpoint of more than the first weights."""
+        newest = self.checkpoints.newest
+        return newest is not None and newest.name != step_name(0)
 
     def result(self, checkpoint: Path, seconds: float, *test: Any, **how: Any) -> "Result":
         """Give the result; `test` and `how` are its last fields."""
@@ -172,45 +185,66 @@ def train(
         where = folder
     else:
         where = _make_folder(folder, config)
-    with _alone_in(where):
-        if not resume and _holds_run(where):
-            raise UsageError(f"--out {where} holds a run already; go on with it by --resume, or choose another folder")
-        run = _Run(config, where, *parts, callbacks)
-        if resume:
-            _go_on(run)
-        _write_config(run)
-        return _train_and_test(run, fresh=not resume)
-
-
-def _train_and_test(run: _Run, fresh: bool) -> Result:
-    trainer, epochs = run.trainer, run.config.epochs
-    left = 0 if trainer.stop_reason and not trainer.unfinished else epochs - len(trainer.history)
-    start = clock()
+    kept = resume  # whether there is anything in the folder that must stay, whatever happens
     try:
-        if left:
-            trainer.fit(run.train, left, run.validation, run.listeners())
+        with _alone_in(where):
+            if not resume and _holds_run(where):
+                kept = True
+                raise UsageError(
+                    f"--out {where} holds a run already; go on with it by --resume, or choose another folder"
+                )
+            run = _Run(config, where, *parts, callbacks)
+            if resume:
+                _go_on(run)
+            with replacing(where / _CONFIG) as temporary:
+                temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
+            try:
+                return _train_and_test(run)
+            finally:
+                kept = kept or run.has_learned()
+    except (DivergedError, OutOfMemoryError):
+        if not kept:
+            _remove_folder(where)
+        raise
+
+
+def _train_and_test(run: _Run) -> Result:
+    trainer, epochs, start = run.trainer, run.config.epochs, clock()
+    try:
+        trainer.fit(run.train, validation=run.validation, callbacks=run.listeners(), until=epochs)
     except (KeyboardInterrupt, SystemExit) as stop:
         if not trainer.interrupted:
             raise  # a second signal, inside a step
         note = f"interrupted after {len(trainer.history)} of {epochs} epochs"
         return run.result(run.checkpoints.newest or run.last, clock() - start, note=note, interrupted=_code(stop))
-    except (DivergedError, OutOfMemoryError) as error:
-        good = run.checkpoints.newest or (run.last if run.last.exists() else None)
-        if good is None:
-            if fresh:
-                _remove_folder(run.folder)
+    except DivergedError as error:
+        if not run.has_learned():
             raise
-        raise type(error)(f"{error}; {good} holds the last good state") from None
+        raise DivergedError(f"{error}; {run.checkpoints.newest} holds the last good state") from None
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{error}; another batch size needs a new run") from None
     seconds = clock() - start
-    chosen = run.best if run.best.exists() else run.last
     try:
-        trainer.model.load_state_dict(load_checkpoint(chosen).state)
+        chosen = _load_best(run)
         plain_loss = loss_named("cross_entropy")  # label smoothing is for training
         metrics = evaluate(trainer.model, run.test, plain_loss, trainer.device, watch=run.watch)
         confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
     except (KeyboardInterrupt, SystemExit) as stop:
+        chosen = run.best if run.best.exists() else run.last
         return run.result(chosen, seconds, note="interrupted during the test", interrupted=_code(stop))
     return run.result(chosen, seconds, metrics.loss, metrics.accuracy, confusion, trainer.stop_reason)
+
+
+def _load_best(run: _Run) -> Path:
+    """Load the weights that are to be tested, and return their file."""
+    if run.best.exists():
+        try:
+            run.trainer.model.load_state_dict(load_checkpoint(run.best).state)
+            return run.best
+        except CheckpointError as error:
+            run.tell(f"{error}; testing {run.last}")
+    run.trainer.model.load_state_dict(load_checkpoint(run.last).state)
+    return run.last
 
 
 def _code(stop: BaseException) -> int:
@@ -224,39 +258,47 @@ def _go_on(run: _Run) -> None:
         sweep(place)
     found = run.checkpoints.find(run.tell)
     if found is None:
+        for weights in (run.best, run.last):  # which come after the first checkpoint
+            if weights.exists():
+                settings = f"start a new run, with its settings by --config {run.folder / _CONFIG}"
+                raise CheckpointError(f"{run.folder} has {weights.name}, but no checkpoint to go on from; {settings}")
         run.tell(f"{run.folder} has no checkpoint yet: starting from the beginning")
-        for name in _FILES:
-            (run.folder / name).unlink(missing_ok=True)
-    else:
+        return
+    try:
         changed, remarks = differences(found, run.config, run.about.origin)
-        for remark in remarks:
-            run.tell(remark)
-        _load(run, found, options=bool(changed & {"lr", "momentum", "wd"}))
-        if changed & {"epochs", "patience"}:
-            run.trainer.stop_reason = ""  # what ended the run may not end it now
-        done, batch = len(run.trainer.history), run.trainer.unfinished
-        within = f"epoch {done + 1}, {batch} of {len(run.train)} batches done" if batch else f"after epoch {done}"
-        run.tell(f"going on from {run.checkpoints.newest} ({within})")
+        _load(run, found, changed)
+    except XcnnError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{run.checkpoints.newest} makes no sense: {type(error).__name__}: {error}") from None
+    for remark in remarks:
+        run.tell(remark)
+    done, batch = len(run.trainer.history), run.trainer.unfinished
+    within = f"epoch {done + 1}, {batch} of {len(run.train)} batches done" if batch else f"after epoch {done}"
+    run.tell(f"going on from {run.checkpoints.newest} ({within})")
 
 
-def _load(run: _Run, found: Checkpoint, options: bool) -> None:
-    """Load a checkpoint into the trainer; with `options` the optimizer keeps those that the settings give."""
+_OPTIONS = {"lr": ("lr", "initial_lr"), "momentum": ("momentum",), "wd": ("weight_decay",)}
+"""What settings give to the optimizer, by the names of its options."""
+
+
+def _load(run: _Run, found: Checkpoint, changed: set[str]) -> None:
+    """Load a checkpoint into the trainer, but for what settings that have changed give to the optimizer."""
     trainer = run.trainer
     state: dict[str, Any] = {**(found.training or {}), "weights": found.state}
-    callbacks = state.get("callbacks")
-    if isinstance(callbacks, dict) and not _best_is(run, callbacks.get("KeepBest")):
+    callbacks = dict(state["callbacks"])
+    if not _best_is(run, callbacks.get("KeepBest")):
         callbacks.pop("KeepBest", None)
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in _groups(trainer)]
-    trainer.load_state_dict(state)
-    if options:
-        for group, given in zip(_groups(trainer), groups, strict=True):
-            group.update(given)
-        if trainer.schedule is not None:
-            trainer.schedule.load_state_dict(trainer.schedule.state_dict())  # works out the rate of this step
-
-
-def _groups(trainer: Trainer) -> list[dict[str, Any]]:
-    return trainer.optimizer.param_groups
+    groups = trainer.optimizer.param_groups
+    given = [dict(group) for group in groups]
+    trainer.load_state_dict({**state, "callbacks": callbacks})
+    options = [option for name in _OPTIONS if name in changed for option in _OPTIONS[name]]
+    for group, before in zip(groups, given, strict=True):
+        group.update({option: before[option] for option in options if option in before})
+    if options and trainer.schedule is not None:
+        trainer.schedule.load_state_dict(trainer.schedule.state_dict())  # works out the rate of this step
+    if any(SETTINGS[name].meaning for name in changed):
+        trainer.stop_reason = ""  # what ended the run may not end it now
 
 
 def _best_is(run: _Run, kept: Any) -> bool:
@@ -265,7 +307,7 @@ def _best_is(run: _Run, kept: Any) -> bool:
     If not, the next epoch is the best so far. Where the file is from a later epoch, the run comes by that epoch again.
     """
     epoch = kept.get("best_epoch") if isinstance(kept, dict) else None
-    if not epoch:
+    if not isinstance(epoch, int) or epoch == 0:
         return False
     try:
         found = read_checkpoint(run.best).metrics.get("epoch")
@@ -276,7 +318,7 @@ def _best_is(run: _Run, kept: Any) -> bool:
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of the run in a folder by name, from its newest whole checkpoint, else its `config.json`.
+    """Return the settings of the run in a folder by name, from its `config.json`, else its newest whole checkpoint.
 
     Raises
     ------
@@ -285,11 +327,16 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     """
     if not _holds_run(folder):
         raise UsageError(f"--resume {folder}: there is no run to go on with")
-    checkpoints = Checkpoints(folder / _CHECKPOINTS)
-    found = checkpoints.find()
-    if found is None or checkpoints.newest is None:
-        return read_settings(folder / "config.json")
-    return known_settings(found.config, checkpoints.newest)
+    try:
+        return read_settings(folder / _CONFIG)
+    except UsageError:
+        raise
+    except XcnnError:
+        checkpoints = Checkpoints(folder / _CHECKPOINTS)
+        found = checkpoints.find()
+        if found is None or checkpoints.newest is None:
+            raise
+        return known_settings(found.config, checkpoints.newest)
 
 
 def latest_run(runs: Path = _RUNS) -> Path:
@@ -300,10 +347,11 @@ def latest_run(runs: Path = _RUNS) -> Path:
     UsageError
         Where there is none.
     """
-    times = {}
-    for config in runs.glob("*/config.json"):
-        files = [config, *config.parent.glob(f"{_CHECKPOINTS}/*")]
-        times[config.parent] = max(file.stat().st_mtime_ns for file in files)
+    times: dict[Path, int] = {}
+    for config in runs.glob(f"*/{_CONFIG}"):
+        for file in (*config.parent.iterdir(), *config.parent.glob(f"{_CHECKPOINTS}/*")):
+            with contextlib.suppress(FileNotFoundError):  # a run at work has removed it
+                times[config.parent] = max(times.get(config.parent, 0), file.stat().st_mtime_ns)
     if not times:
         raise UsageError(f"--resume latest: there is no run in {runs}/")
     return max(times, key=lambda folder: times[folder])
@@ -369,13 +417,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_config(run: _Run) -> None:
-    with replacing(run.folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
-
-
 def _unwritable(folder: Path | None, error: OSError) -> XcnnError:
-    return XcnnError(f"--out {folder or _RUNS} cannot be written: {error.strerror or error}")
+    return XcnnError(f"cannot write into {folder or _RUNS}: {error.strerror or error}")
 
 
 def _new_folder(name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._files import replacing
-from xcnn.errors import CheckpointError
+from xcnn.errors import CheckpointError, UsageError
 
 __all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
 
@@ -89,7 +89,7 @@ def read_sealed(path: Path) -> Sealed:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
     metadata = header.get("__metadata__", {})
-    if "xcnn" not in metadata:
+    if not {"xcnn", "tensors", "sha256"} & metadata.keys():  # ours, however damaged, has one of them
         return Sealed(tensors, {}, "")
     digest = _check(path, content, tensors, metadata)
     return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}, digest)
@@ -98,6 +98,7 @@ def read_sealed(path: Path) -> Sealed:
 def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
     try:
         written = json.loads(metadata["tensors"])
+        metadata["xcnn"]
         digits = _find_seal(memoryview(content))
         if written.keys() != tensors.keys():
             raise ValueError("its list of tensors is another")
@@ -157,7 +158,13 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(node, np.generic):
         return node.item()
     if not isinstance(node, np.ndarray):
+        if not isinstance(node, str | int | float | None):
+            raise UsageError(
+                f"{name} cannot be saved in a checkpoint: {type(node).__name__}, not a number, text or array"
+            )
         return node
+    if node.dtype.kind not in "biuf":
+        raise UsageError(f"{name} cannot be saved in a checkpoint: an array of {node.dtype}")
     while name in arrays:  # keys may hold dots
         name += "'"
     arrays[name] = node

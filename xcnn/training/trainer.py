@@ -1,6 +1,7 @@
 """`Trainer`: a model, an optimizer and a loss on one device; one step, many epochs, evaluation and prediction."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from xcnn import optim
 from xcnn._array import Array
 from xcnn._random import load_stream, stream_state
-from xcnn.data import Loader
+from xcnn.data import Loader, Pass
 from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, XcnnError
@@ -40,11 +41,39 @@ class _Epoch:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
         """Make one of what `dataclasses.asdict` gave."""
-        seen, batch = state["metrics"], int(state["batch"])
-        right = None if seen["correct"] is None else int(seen["correct"])
-        if batch < 0:
-            raise ValueError(f"batch is {batch}")
-        return cls(batch, float(state["seconds"]), Metrics(int(seen["images"]), float(seen["loss_sum"]), right))
+        seen = state["metrics"]
+        right = None if seen["correct"] is None else _count(seen["correct"])
+        metrics = Metrics(_count(seen["images"]), float(seen["loss_sum"]), right)
+        return cls(_count(state["batch"]), float(state["seconds"]), metrics)
+
+
+def _count(value: Any) -> int:
+    """Return a number of batches, images or steps from a state."""
+    if not isinstance(value, int) or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} counts nothing")
+    return value
+
+
+def _record(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of an epoch from a state."""
+    record = {name: state[name] for name in _RECORD}
+    if state.keys() != record.keys() or not all(isinstance(value, int | float | None) for value in record.values()):
+        raise ValueError(f"{dict(state)} is the record of no epoch")
+    return {name: value if value is None else type(value)(float(value)) for name, value in record.items()}
+
+
+_RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second")
+
+
+@contextlib.contextmanager
+def _sense(who: str) -> Iterator[None]:
+    """Turn what a state that makes no sense raises inside a `with` into one error."""
+    try:
+        yield
+    except XcnnError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{who}: the state makes no sense: {type(error).__name__}: {error}") from None
 
 
 class Trainer:
@@ -92,6 +121,7 @@ class Trainer:
         self.interrupted = False
         self._epoch: _Epoch | None = None  # the one that is not finished
         self._batches: Loader | Sequence[Batch] = ()
+        self._pass: Pass | None = None  # of the loader, while there is an unfinished epoch
         self._callbacks: Sequence[Callback] = ()
         self._loaded: dict[str, Any] = {}  # the states of a loader and of callbacks that are not known yet
         owned = {id(parameter) for parameter in model.parameters()}
@@ -189,6 +219,8 @@ class Trainer:
         epochs: int = 1,
         validation: Data | None = None,
         callbacks: Sequence[Callback] = (),
+        *,
+        until: int | None = None,
     ) -> list[dict[str, Any]]:
         """Train for some epochs and return one record for each.
 
@@ -198,6 +230,8 @@ class Trainer:
         epochs : passes over `train`. One that `load_state_dict` brought back unfinished is finished first, and counts.
         validation : evaluated after each epoch, if given.
         callbacks : told of every batch and epoch; see `xcnn.training.Callback`.
+        until : train until so many epochs are finished, in place of `epochs`. Nothing is done where they are, or where
+            the trainer was brought back to where a callback had stopped it.
 
         Returns
         -------
@@ -217,42 +251,46 @@ class Trainer:
         SystemExit
             On SIGTERM, likewise, unless the program handles it; the exit code is 143.
         """
-        if not isinstance(epochs, int) or epochs < 1:
-            raise UsageError(f"fit: epochs must be an integer of at least 1, got {epochs!r}")
+        for name, value in (("epochs", epochs), ("until", 1 if until is None else until)):
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"fit: {name} must be an integer of at least 1, got {value!r}")
         if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
             raise UsageError(f"fit: callbacks must be a list of Callback objects, got {callbacks!r}")
-        self._batches, self._callbacks = batches(train), callbacks
+        first = len(self.history)
+        last = first + epochs if until is None else until
         if not self._loaded:
-            self._epoch = None  # what an interrupted `fit` left does not count
+            self._epoch = self._pass = None  # what an interrupted `fit` left does not count
+        if last <= first or (until is not None and self._loaded and self.stop_reason and self._epoch is None):
+            return []
         if self._epoch is None:
             self.stop_reason = ""
         self.interrupted = False
-        first = len(self.history)
-        for callback in callbacks:
-            callback.on_fit_start(self, len(self._batches), first + epochs)
-        self._hand_out()
+        self._batches, self._callbacks = batches(train), sorted(callbacks, key=lambda callback: callback.comes_last)
         try:
+            for callback in self._callbacks:
+                callback.on_fit_start(self, len(self._batches), last)
+            self._hand_out()
             with one_blas_thread(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
-                        for callback in callbacks:
+                        for callback in self._callbacks:
                             callback.on_interrupt(self)
                         self.interrupted = True
                         raise
 
-                for epoch in range(first + 1, first + epochs + 1):
+                for epoch in range(first + 1, last + 1):
                     record = self._train_epoch(epoch, validation, go_on)
                     self.history.append(record)
-                    for callback in callbacks:
+                    for callback in self._callbacks:
                         callback.on_epoch_end(self, record)
                     go_on()
                     if self.stop_reason:
                         break
         finally:
-            for callback in callbacks:
+            for callback in self._callbacks:
                 callback.on_fit_end(self)
         return self.history[first:]
 
@@ -276,7 +314,7 @@ class Trainer:
         validated = None if validation is None else self.evaluate(validation)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)
-        self._epoch = None
+        self._epoch = self._pass = None
         return {
             "epoch": epoch,
             "train_loss": metrics.loss,
@@ -294,9 +332,10 @@ class Trainer:
 
     def _rest(self, batch: int) -> Iterator[Batch]:
         """Give the batches of an epoch from one on; a loader knows by itself which they are."""
-        return (
-            iter(self._batches) if isinstance(self._batches, Loader) else itertools.islice(self._batches, batch, None)
-        )
+        if not isinstance(self._batches, Loader):
+            return itertools.islice(self._batches, batch, None)
+        self._pass = iter(self._batches)
+        return self._pass
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that it takes to go on, in nested dicts and lists of NumPy arrays, numbers and strings.
@@ -304,17 +343,21 @@ class Trainer:
         That is the weights, the states of optimizer, schedule, random streams, loader and callbacks, the history, and
         what is done of an epoch that is not finished. Inside `fit` it is that after the last whole step.
         """
+        made = self._batches
+        handed = {
+            "loader": made.state_dict(self._pass) if isinstance(made, Loader) else None,
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
+        }
         return {
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
-            "loader": self._batches.state_dict() if isinstance(self._batches, Loader) else None,
-            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
             "history": [dict(record) for record in self.history],
             "steps": self.steps,
             "stop_reason": self.stop_reason,
             "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
+            **(self._loaded or handed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -328,7 +371,7 @@ class Trainer:
         CheckpointError
             For a state that does not fit this model, optimizer or schedule, or is none.
         """
-        try:
+        with _sense("Trainer"):
             streams = dict(self.model.named_generators())
             if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
                 raise CheckpointError("Trainer: the state is of other parts: another schedule, or other layers")
@@ -338,25 +381,34 @@ class Trainer:
             self.model.load_state_dict(state["weights"])
             for name, generator in streams.items():
                 load_stream(generator, state["streams"][name], name)
-            self.history = [dict(record) for record in state["history"]]
-            self.steps, self.stop_reason = int(state["steps"]), str(state["stop_reason"])
+            self.history = [_record(record) for record in state["history"]]
+            self.steps, self.stop_reason = _count(state["steps"]), str(state["stop_reason"])
             self._epoch = None if state["epoch"] is None else _Epoch.of(state["epoch"])
             self._loaded = {"loader": state["loader"], "callbacks": dict(state["callbacks"])}
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, XcnnError):
-                raise
-            raise CheckpointError(f"Trainer: the state is of no trainer: {type(error).__name__}: {error}") from None
 
     def _hand_out(self) -> None:
         """Bring the loader and the callbacks of this `fit` to where `load_state_dict` found theirs."""
-        loaded, self._loaded = self._loaded, {}
-        if isinstance(self._batches, Loader) and loaded.get("loader") is not None:
-            self._batches.load_state_dict(loaded["loader"])
-        elif self._epoch is not None and (loaded["loader"] is None) == isinstance(self._batches, Loader):
-            raise CheckpointError("fit: train must be a Loader where the state is of one, and else a list of batches")
-        for name, callback in self._named_callbacks():
-            if name in loaded.get("callbacks", {}):
-                callback.load_state_dict(loaded["callbacks"][name])
+        made, loaded, self._loaded = self._batches, self._loaded, {}
+        if not loaded:
+            return
+        with _sense("fit"):
+            of_loader = loaded["loader"] is not None
+            if isinstance(made, Loader) and of_loader:
+                made.load_state_dict(loaded["loader"])
+            if self._epoch is not None:
+                if isinstance(made, Loader) != of_loader:
+                    raise CheckpointError(
+                        "fit: train must be a Loader where the state is of one, and else a list of batches"
+                    )
+                place = loaded["loader"]["pass"]["batch"] if of_loader else self._epoch.batch
+                if place != self._epoch.batch or place > len(made):
+                    raise CheckpointError(
+                        f"fit: the state is after {self._epoch.batch} batches of the epoch, train has {len(made)} and "
+                        f"its state is after {place}"
+                    )
+            for name, callback in self._named_callbacks():
+                if name in loaded["callbacks"]:
+                    callback.load_state_dict(dict(loaded["callbacks"][name]))
 
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
         """Name callbacks after their classes, numbered where there are several of one."""

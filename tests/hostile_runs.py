@@ -1,0 +1,126 @@
+"""What `hostile.py` damages of a run: its checkpoints, their manifest, and files of settings.
+
+A sealed file refuses every change, so damage would never reach what is behind the seal. `mend` puts a new seal on a
+damaged file, and `checkpoint-entry` is the JSON of a checkpoint alone, sealed when it is read.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import cyclopts
+import numpy as np
+from resumable import make_trainer
+from safetensors.numpy import load, save
+
+from xcnn import models
+from xcnn.cli import app
+from xcnn.errors import UsageError
+from xcnn.training import Checkpoint, Checkpoints, Config, load_checkpoint, save_checkpoint
+from xcnn.training.config import check
+
+__all__ = [
+    "make_entry",
+    "make_manifest",
+    "make_run",
+    "make_settings",
+    "make_weights",
+    "mend_seal",
+    "read_entry",
+    "read_manifest",
+    "read_run",
+    "read_settings",
+    "read_weights",
+]
+
+ABOUT = Checkpoint("report", (1, 4, 4), ("cat", "dog"), "folder", {"lr": 0.1}, {"epoch": 3})
+
+
+def make_weights(folder: Path) -> Path:
+    return save_checkpoint(folder / "best.safetensors", models.build("report", (1, 4, 4), 2), ABOUT)
+
+
+def read_weights(path: Path) -> object:
+    return load_checkpoint(path).build()
+
+
+def make_run(folder: Path) -> Path:
+    """A checkpoint in the middle of an epoch, with every kind of state."""
+    trainer = make_trainer("adam", "one-cycle")
+    trainer.fit([(np.ones((4, 1, 8, 8), np.float32), np.arange(4))] * 2)
+    return Checkpoints(folder, about=ABOUT).save(trainer)
+
+
+def read_run(path: Path) -> object:
+    trainer = make_trainer("adam", "one-cycle")
+    assert Checkpoints(path.parent).restore(trainer) is not None
+    return trainer.state_dict()
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    header: dict[str, dict[str, str]] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header["__metadata__"]
+
+
+def seal(tensors: dict[str, np.ndarray], texts: dict[str, str]) -> bytes:
+    """Seal a file as a hostile writer would: all that xcnn checks of its bytes is right."""
+    sums = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()}
+    content = save(tensors, texts | {"tensors": json.dumps(sums), "sha256": "0" * 64})
+    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def mend_seal(content: bytes) -> bytes:
+    """Put a new seal on a file, if it still is one of safetensors."""
+    try:
+        return seal(load(content), metadata(content))
+    except Exception:
+        return content
+
+
+def make_entry(folder: Path) -> Path:
+    path = folder / "entry.json"
+    path.write_text(metadata(make_run(folder).read_bytes())["xcnn"])
+    (folder / "manifest.json").unlink()  # it knows the seal
+    return path
+
+
+def read_entry(path: Path) -> object:
+    (checkpoint,) = path.parent.glob("step-*")
+    before = checkpoint.read_bytes()
+    checkpoint.write_bytes(seal(load(before), {"xcnn": path.read_bytes().decode("utf-8", "replace")}))
+    try:
+        return read_run(checkpoint)
+    finally:
+        checkpoint.write_bytes(before)
+
+
+def make_manifest(folder: Path) -> Path:
+    make_run(folder)
+    return folder / "manifest.json"
+
+
+def read_manifest(path: Path) -> object:
+    return Checkpoints(path.parent).find(lambda message: None)
+
+
+SETTINGS = {
+    ".json": '{"model": "report", "epochs": 3, "lr": 0.01, "augment": ["shift"], "wd": null}',
+    ".toml": 'model = "report"\nepochs = 3\nlr = 0.01\naugment = ["shift"]\ncheckpoint_every = "5steps"\n',
+}
+
+
+def make_settings(suffix: str, folder: Path) -> Path:
+    path = folder / f"settings{suffix}"
+    path.write_text(SETTINGS[suffix])
+    return path
+
+
+def read_settings(path: Path) -> object:
+    """Read settings as `xcnn train --config` does, up to where it would load the data."""
+    try:
+        _, bound, _ = app.parse_args(["train", "--config", str(path)], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    settings = bound.arguments.get("flags", Config())
+    check(settings)
+    return settings
