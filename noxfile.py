@@ -78,6 +78,7 @@ def hostile(session: nox.Session) -> None:
     """Read 20,000 damaged variants of every kind of file; what follows `--` goes to tests/hostile.py."""
     session.install(".[test]")
     session.run("python", "tests/hostile.py", "--count", "20000", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/test_hostile_states.py", env={"XCNN_HOSTILE_STATES": "3000"})
 
 
 @nox.session

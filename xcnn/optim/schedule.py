@@ -92,7 +92,7 @@ class Schedule:
         for name in self._saved:
             value = state[name]
             counts = name != "best"  # which is a metric, infinite at first
-            if not isinstance(value, int if counts else float | int) or (counts and not 0 <= value < 2**53):
+            if not isinstance(value, int if counts else float) or (counts and not 0 <= value < 2**53):
                 raise CheckpointError(f"{type(self).__name__}: {name} in the state is {value!r}")
             setattr(self, name, value)
         self._apply()

@@ -54,10 +54,14 @@ def _count(value: Any) -> int:
     return value
 
 
-def _record(state: Mapping[str, Any]) -> dict[str, Any]:
+def _record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
     """Return the record of an epoch from a state."""
     record = {name: state[name] for name in _RECORD}
-    if state.keys() != record.keys() or not all(isinstance(value, int | float | None) for value in record.values()):
+    if (
+        state.keys() != record.keys()
+        or record["epoch"] != epoch
+        or not all(isinstance(value, int | float | None) for value in record.values())
+    ):
         raise ValueError(f"{dict(state)} is the record of no epoch")
     return {name: value if value is None else type(value)(float(value)) for name, value in record.items()}
 
@@ -381,7 +385,7 @@ class Trainer:
             self.model.load_state_dict(state["weights"])
             for name, generator in streams.items():
                 load_stream(generator, state["streams"][name], name)
-            self.history = [_record(record) for record in state["history"]]
+            self.history = [_record(record, number) for number, record in enumerate(state["history"], 1)]
             self.steps, self.stop_reason = _count(state["steps"]), str(state["stop_reason"])
             self._epoch = None if state["epoch"] is None else _Epoch.of(state["epoch"])
             self._loaded = {"loader": state["loader"], "callbacks": dict(state["callbacks"])}
