@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xcnn.errors import WriteError, XcnnError
@@ -83,25 +83,33 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, refusal: str) -> Iterator[None]:
+def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[None]:
     """Keep every other process that asks for it out of a folder inside a `with`.
 
     The operating system holds the lock, so a process that is killed leaves none behind.
 
+    Parameters
+    ----------
+    folder : must exist; its `.lock` stays in it.
+    otherwise : where another process has the lock: the sentence to refuse with; or what to call before waiting.
+
     Raises
     ------
     XcnnError
-        With the sentence `refusal` where another process has the lock.
+        With that sentence.
     OSError
         Where the folder cannot be written.
     """
     import filelock
 
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / ".lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise XcnnError(refusal) from None
+        if isinstance(otherwise, str):
+            raise XcnnError(otherwise) from None
+        otherwise()
+        lock.acquire()
     try:
         yield
     finally:

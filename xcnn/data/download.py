@@ -9,17 +9,16 @@ MNIST's test files were also computed from the official files; Fashion-MNIST's a
 sums of the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 """
 
-import contextlib
 import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xcnn._files import replacing, sweep
+from xcnn._files import locked, replacing, sweep
 from xcnn.errors import DataError
 
 __all__ = ["SOURCES", "Progress", "Source", "cache_folder", "fetch"]
@@ -116,7 +115,9 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         return folder  # without a lock, so that a folder that is read-only will do
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(name, folder, progress):
+        waiting = _Waiting(name, progress)
+        with locked(folder, waiting):
+            waiting.end()
             sweep(folder)  # what a process that was killed left
             mirrors = list(source.mirrors)
             for file, expected in source.files.items():
@@ -137,26 +138,24 @@ def _is_whole(path: Path, size: int, sha256: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _locked(name: str, folder: Path, progress: Progress | None) -> Iterator[None]:
-    """Let one process at a time into a `with` block. The system holds the lock, so a killed process leaves none."""
-    import filelock
+class _Waiting:
+    """Tells of the wait for another process, once it begins, and of its end."""
 
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        waiting = f"waiting for another process that downloads {name}"
-        _log.info("%s to %s", waiting, folder)
-        if progress is not None:
-            progress(waiting, 0, 1)
-        lock.acquire()
-        if progress is not None:
-            progress(waiting, 1, 1)
-    try:
-        yield
-    finally:
-        lock.release()
+    def __init__(self, name: str, progress: Progress | None) -> None:
+        self.what, self.progress, self.begun = f"waiting for another process that downloads {name}", progress, False
+
+    def __call__(self) -> None:
+        self.begun = True
+        _log.info("%s", self.what)
+        self._tell(0)
+
+    def end(self) -> None:
+        if self.begun:
+            self._tell(1)
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(self.what, done, 1)
 
 
 def _download(name: str, path: Path, expected: tuple[int, str], mirrors: list[str], progress: Progress | None) -> None:
