@@ -185,27 +185,20 @@ def train(
         where = folder
     else:
         where = _make_folder(folder, config)
-    kept = resume  # whether there is anything in the folder that must stay, whatever happens
-    try:
-        with _alone_in(where):
-            if not resume and _holds_run(where):
-                kept = True
-                raise UsageError(
-                    f"--out {where} holds a run already; go on with it by --resume, or choose another folder"
-                )
-            run = _Run(config, where, *parts, callbacks)
-            if resume:
-                _go_on(run)
-            with replacing(where / _CONFIG) as temporary:
-                temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
-            try:
-                return _train_and_test(run)
-            finally:
-                kept = kept or run.has_learned()
-    except (DivergedError, OutOfMemoryError):
-        if not kept:
-            _remove_folder(where)
-        raise
+    with _alone_in(where):
+        if not resume and _holds_run(where):
+            raise UsageError(f"--out {where} holds a run already; go on with it by --resume, or choose another folder")
+        run = _Run(config, where, *parts, callbacks)
+        if resume:
+            _go_on(run)
+        with replacing(where / _CONFIG) as temporary:
+            temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
+        try:
+            return _train_and_test(run)
+        except (DivergedError, OutOfMemoryError):
+            if not resume and not run.has_learned():
+                _remove_folder(where)
+            raise
 
 
 def _train_and_test(run: _Run) -> Result:
@@ -435,7 +428,8 @@ def _new_folder(name: str) -> Path:
 def _remove_folder(folder: Path) -> None:
     """Take back what a run wrote before it had anything to keep."""
     for name in (*_FILES, ".lock"):
-        (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
     with contextlib.suppress(OSError):  # something else is in it
         folder.rmdir()
