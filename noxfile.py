@@ -16,6 +16,18 @@ LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
 """The array libraries that `.[test]` does not bring, by their names in `tests/conftest.py`, and what to install."""
 
 
+ONCE = (
+    "full_disk",
+    "memory",
+    "hostile",
+    "hostile_states",
+    "data_download",
+    "data_files",
+    "data_folder",
+    "kernels_compile",
+)
+"""Test files that depend neither on the array library nor on where xcnn is installed: the session `tests` is enough."""
+
 BENCHMARKS = (
     "--against torch --mode both",
     "--against torch --mode both --models resnet20 --batch-sizes 128",
@@ -59,7 +71,7 @@ def backends(session: nox.Session) -> None:
     """
     session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
-    session.run("python", "-m", "pytest", *required, *session.posargs)
+    session.run("python", "-m", "pytest", *required, *_without_once("tests"), *session.posargs)
 
 
 @nox.session
@@ -153,4 +165,9 @@ def build(session: nox.Session) -> None:
     session.chdir(folder)
     # Few examples for hypothesis: what is asked here is whether the wheel is complete.
     environment = {"XCNN_HYPOTHESIS_EXAMPLES": "5", "XCNN_TEST_DATA": str(DATA)}
-    session.run("python", "-m", "pytest", "tests", "--pyargs", "xcnn", *session.posargs, env=environment)
+    options = ["tests", "--pyargs", "xcnn", *_without_once("tests"), *session.posargs]
+    session.run("python", "-m", "pytest", *options, env=environment)
+
+
+def _without_once(folder: str) -> list[str]:
+    return [f"--ignore={folder}/test_{name}.py" for name in ONCE]
