@@ -231,7 +231,7 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
         ("5 hours", "unknown unit of every 'hours'"),
         ("9" * 400 + "steps", "must be a number and a unit"),
         ("2step5", "must be a number and a unit"),
-        ("0steps", "must be a whole number of steps, or minutes above 0, got '0steps'"),
+        ("0steps", "must be a whole number of steps above 0, or minutes above 0, got '0steps'"),
         ("1.5epochs", "must be a whole number of epochs"),
         ("0minutes", "minutes above 0"),
     ],

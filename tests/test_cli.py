@@ -113,7 +113,7 @@ def test_one_seed_one_result(xcnn):
         (["train", "--augment", "flip,shft"], 2, "unknown augmentation 'shft'; did you mean 'shift'?"),
         (["train", "--epochs", "0"], 2, "--epochs must be from 1 to 1000000000, got 0"),
         (["train", "--batch-size", "0"], 2, "--batch-size must be from 1 to 1000000000, got 0"),
-        (["train", "--lr", "nan"], 2, "--lr must be above 0, got nan"),
+        (["train", "--lr", "nan"], 2, "--lr must be a number above 0, got nan"),
         (["train", "--seed", "-1"], 2, "--seed must be 0 or more, got -1"),
         (["train", "--validation", "1"], 2, "--validation must be at least 0 and below 1, got 1.0"),
         (["train", "--patience", "3", "--validation", "0"], 2, "--patience needs validation images"),
@@ -192,7 +192,7 @@ def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, mon
     assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith("error: epoch 2, batch 8: the loss is nan")
-    assert "out/checkpoints/step-00000018.safetensors holds the last good state" in last
+    assert last.endswith("; the last checkpoint is out/checkpoints/step-00000018.safetensors")
     assert xcnn("evaluate", "out/last.safetensors")[0] == 0
 
 

@@ -120,8 +120,33 @@ def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp
     assert "epoch 3/3" in err
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 3}
     (tmp_path / "run" / "config.json").write_text("{")  # the checkpoint knows them, too
-    assert xcnn("train", "--resume", "run", "--epochs", "4")[0] == 0
+    code, _, err = xcnn("train", "--resume", "run", "--epochs", "4")
+    assert code == 0
+    assert "cannot read the settings run/config.json" in err
+    assert "going by the settings in run/checkpoints/step-" in err
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 4}
+
+
+def test_a_run_that_is_done_says_so(xcnn):
+    assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
+    code, _, err = xcnn("train", "--resume", "run")
+    assert code == 0
+    assert "nothing is left to train; give it more --epochs" in err
+
+
+def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
+    """As `| head -1` does, of the JSON lines or of the table at the end."""
+    for flags in (["--json"], []):
+        folder = tmp_path / f"run{len(flags)}"
+        argv = ["train", "--model", "report", "--epochs", "3", "-o", str(folder), *flags]
+        with start(*argv, cwd=tmp_path) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            err = process.stderr.read()
+            assert process.wait(timeout=60) == 0
+        assert "error" not in err
+        assert len((folder / "history.jsonl").read_text().splitlines()) == 3
 
 
 def test_resume_latest(xcnn, tmp_path):

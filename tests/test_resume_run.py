@@ -16,7 +16,7 @@ from PIL import Image
 
 from xcnn import optim
 from xcnn.errors import CheckpointError, UsageError, XcnnError
-from xcnn.training import Callback, Config, recorded_settings, train
+from xcnn.training import Callback, Config, load_checkpoint, recorded_settings, train
 from xcnn.training.checkpoint import read_checkpoint
 from xcnn.training.config import plain
 from xcnn.training.resume import SETTINGS, differences
@@ -183,7 +183,15 @@ def test_a_lost_best_checkpoint_of_a_run_that_is_done(tmp_path):
     press = Press()
     ended = train(CONFIG, folder, [press], resume=True)
     assert ended.checkpoint == folder / "last.safetensors"
-    assert any("testing" in message and "last.safetensors" in message for message in press.told)
+    assert any(message.endswith("testing the last weights") for message in press.told)
+    last = result_of(folder)
+    (folder / "last.safetensors").unlink()
+    train(CONFIG, folder, resume=True)
+    assert result_of(folder) == last
+
+
+def result_of(folder):
+    return {name: array.tobytes() for name, array in load_checkpoint(folder / "last.safetensors").state.items()}
 
 
 def test_weight_decay_does_not_bring_back_the_rate_of_the_start(tmp_path):

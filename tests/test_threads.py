@@ -4,6 +4,7 @@ import itertools
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,3 +114,17 @@ def test_blas_is_held_until_the_last_has_left() -> None:
 
 def _blas_threads() -> list[int]:
     return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_threads_mind_floating_point_errors_as_their_caller_does() -> None:
+    large = np.full(2, 3e38, np.float32)
+
+    def overflow(part: int) -> object:
+        time.sleep(0.02)  # so that both threads have some
+        return large * large
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("error")
+        threads.parallel(overflow, 4)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        threads.parallel(overflow, 4)

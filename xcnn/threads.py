@@ -5,6 +5,7 @@ next part when they are done with one. So no result depends on how many threads 
 """
 
 import contextlib
+import contextvars
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,8 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
     others = []
     with contextlib.suppress(RuntimeError):  # at the end of the interpreter, when no thread can be had any more
         for _ in range(threads - 1):
-            others.append(_executor().submit(work))
+            # In this context, so that they mind what leaves its range as little as this thread does.
+            others.append(_executor().submit(contextvars.copy_context().run, work))
     try:
         work()
     finally:

@@ -51,16 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         error_line(" ".join(str(error).split()))
         return 2
-    except BrokenPipeError:
-        # The reader left, as `head` does. Keep the interpreter from complaining when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         error_line("interrupted")
         return 130
-    except SystemExit as error:
-        error_line("terminated")
-        return int(error.code or 0)
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == 143:
+            error_line("terminated")
+            return 143
+        # The reader left, as `head` does, for which Rich has an exit of its own. Keep the interpreter from complaining
+        # when it flushes stdout at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if debug:
             raise

@@ -1,5 +1,6 @@
 """What the commands share: two consoles, JSON lines, the progress of a training run, and `--threads`."""
 
+import contextlib
 import json
 import math
 import os
@@ -176,7 +177,8 @@ class EpochReport(Callback):
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Report the epoch and start the bar again."""
         if self.as_json:
-            print_json(record)
+            with contextlib.suppress(BrokenPipeError):  # the reader left; the training is still wanted
+                print_json(record)
         held_out = record["val_loss"] is not None
         validated = f"  val {record['val_loss']:.4f} {percent(record['val_accuracy']):>7}" if held_out else ""
         self.progress.console.print(

@@ -110,7 +110,8 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
     if resume is not None:
         source: Path = _folder(resume)
         arguments.match("--resume")[0].tokens[:] = [Token(keyword="--resume", value=str(source))]  # not to ask twice
-        settings = recorded_settings(source)
+        settings = recorded_settings(source, note)
+        source /= "config.json"
     elif config is not None:
         source = Path(config)
         settings = read_settings(source)

@@ -61,7 +61,7 @@ class Interval:
             raise unknown(f"unit of {name}", found[2], ("steps", "epochs", "minutes"))
         count = float(found[1])
         if count <= 0 or (unit != "minutes" and count != int(count)):
-            raise UsageError(f"{name} must be a whole number of {unit}, or minutes above 0, got {text!r}")
+            raise UsageError(f"{name} must be a whole number of {unit} above 0, or minutes above 0, got {text!r}")
         return cls(count, unit)  # type: ignore[arg-type]
 
 

@@ -115,7 +115,7 @@ def check(config: Config) -> None:
         ("epochs", 1 <= config.epochs <= _MOST, f"from 1 to {_MOST}"),
         ("batch-size", 1 <= config.batch_size <= _MOST, f"from 1 to {_MOST}"),
         ("seed", config.seed >= 0, "0 or more"),
-        ("lr", 0 < config.lr < float("inf"), "above 0"),
+        ("lr", 0 < config.lr < float("inf"), "a number above 0"),
         ("validation", 0 <= config.validation < 1, "at least 0 and below 1"),
         ("label-smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("clip-norm", config.clip_norm is None or config.clip_norm > 0, "above 0"),

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -211,9 +211,9 @@ def _train_and_test(run: _Run) -> Result:
         note = f"interrupted after {len(trainer.history)} of {epochs} epochs"
         return run.result(run.checkpoints.newest or run.last, clock() - start, note=note, interrupted=_code(stop))
     except DivergedError as error:
-        if not run.has_learned():
-            raise
-        raise DivergedError(f"{error}; {run.checkpoints.newest} holds the last good state") from None
+        newest = run.checkpoints.newest
+        kept = f"the last checkpoint is {newest}" if run.has_learned() else "nothing was learned that could be kept"
+        raise DivergedError(f"{error}; {kept}") from None
     except OutOfMemoryError as error:
         raise OutOfMemoryError(f"{error}; another batch size needs a new run") from None
     seconds = clock() - start
@@ -229,14 +229,14 @@ def _train_and_test(run: _Run) -> Result:
 
 
 def _load_best(run: _Run) -> Path:
-    """Load the weights that are to be tested, and return their file."""
+    """Load the best weights, unless the last, which the model has, are to be tested; return their file."""
     if run.best.exists():
         try:
             run.trainer.model.load_state_dict(load_checkpoint(run.best).state)
             return run.best
         except CheckpointError as error:
-            run.tell(f"{error}; testing {run.last}")
-    run.trainer.model.load_state_dict(load_checkpoint(run.last).state)
+            run.tell(f"{error}; testing the last weights")
+            run.save(run.last, run.trainer.history[-1])
     return run.last
 
 
@@ -269,6 +269,8 @@ def _go_on(run: _Run) -> None:
     done, batch = len(run.trainer.history), run.trainer.unfinished
     within = f"epoch {done + 1}, {batch} of {len(run.train)} batches done" if batch else f"after epoch {done}"
     run.tell(f"going on from {run.checkpoints.newest} ({within})")
+    if not batch and (done == run.config.epochs or run.trainer.stop_reason):
+        run.tell("nothing is left to train; give it more --epochs, or --patience where it has stopped early")
 
 
 _OPTIONS = {"lr": ("lr", "initial_lr"), "momentum": ("momentum",), "wd": ("weight_decay",)}
@@ -310,8 +312,10 @@ def _best_is(run: _Run, kept: Any) -> bool:
     return bool(found == epoch)
 
 
-def recorded_settings(folder: Path) -> dict[str, Any]:
+def recorded_settings(folder: Path, tell: Callable[[str], object] | None = None) -> dict[str, Any]:
     """Return the settings of the run in a folder by name, from its `config.json`, else its newest whole checkpoint.
+
+    `tell` is called with a sentence where they come from the checkpoint.
 
     Raises
     ------
@@ -324,11 +328,13 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
         return read_settings(folder / _CONFIG)
     except UsageError:
         raise
-    except XcnnError:
+    except XcnnError as error:
         checkpoints = Checkpoints(folder / _CHECKPOINTS)
         found = checkpoints.find()
         if found is None or checkpoints.newest is None:
             raise
+        if tell is not None:
+            tell(f"{error}; going by the settings in {checkpoints.newest}")
         return known_settings(found.config, checkpoints.newest)
 
 
