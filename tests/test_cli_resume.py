@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from xcnn.cli import main
 from xcnn.training import latest_run, read_settings
 
 
@@ -82,18 +81,6 @@ sys.exit(main(["train", "--model", "report", "-o", "out"]))
         assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted"
     assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")] == ["step-00000000.safetensors"]
-
-
-@pytest.fixture
-def xcnn(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        code = main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp_path):

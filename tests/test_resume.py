@@ -140,6 +140,14 @@ def test_an_unfinished_epoch_wants_the_same_kind_of_batches(digits):
             trainer.fit(second(digits[0]), 1)
 
 
+def put(state, path, value):
+    """Change one entry of a state."""
+    *above, last = path
+    for key in above:
+        state = state[key]
+    state[last] = value
+
+
 def state_of(digits):
     trainer = make_trainer("sgd", "cosine")
     spy = Spy()
@@ -190,10 +198,7 @@ def state_of(digits):
 )
 def test_a_state_that_does_not_fit_is_refused(digits, path, value):
     state = state_of(digits)
-    node = state
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
+    put(state, path, value)
     with pytest.raises((CheckpointError, UsageError)):
         make_trainer("sgd", "cosine").load_state_dict(state)
 
@@ -234,10 +239,7 @@ def test_a_loader_refuses_the_state_of_another(digits, path, value):
     begun = iter(made)
     next(begun)
     state = made.state_dict(begun)
-    node = state
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
+    put(state, path, value)
     other = loader(digits[0])
     with pytest.raises(CheckpointError, match="Loader"):
         other.load_state_dict(state)
@@ -339,10 +341,7 @@ def test_the_time_of_an_epoch_is_that_of_all_its_parts(digits):
 )
 def test_what_is_handed_out_is_checked(digits, path, value):
     state = state_of(digits)
-    node = state
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
+    put(state, path, value)
     trainer = make_trainer("sgd", "cosine")
     trainer.load_state_dict(state)
     with pytest.raises(CheckpointError):

@@ -91,7 +91,7 @@ def test_a_seal_of_another_file_is_refused(tmp_path):
         read_sealed(path)
     del metadata["sha256"]
     save_file(TENSORS, path, metadata)
-    with pytest.raises(CheckpointError, match="is not sealed once"):
+    with pytest.raises(CheckpointError, match="its metadata have no sha256"):
         read_sealed(path)
 
 

@@ -20,6 +20,7 @@ __all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
 
 _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
 _BLANK = b"0" * 64
+_OURS = {"xcnn", "tensors", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def read_sealed(path: Path) -> Sealed:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
     metadata = header.get("__metadata__", {})
-    if not {"xcnn", "tensors", "sha256"} & metadata.keys():  # ours, however damaged, has one of them
+    if not _OURS & metadata.keys():  # ours, however damaged, has one of them
         return Sealed(tensors, {}, "")
     digest = _check(path, content, tensors, metadata)
     return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}, digest)
@@ -97,8 +98,9 @@ def read_sealed(path: Path) -> Sealed:
 
 def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
     try:
+        if missing := _OURS - metadata.keys():
+            raise ValueError(f"its metadata have no {min(missing)}")
         written = json.loads(metadata["tensors"])
-        metadata["xcnn"]
         digits = _find_seal(memoryview(content))
         if written.keys() != tensors.keys():
             raise ValueError("its list of tensors is another")
