@@ -3,6 +3,7 @@
 Everything here works by what an array can do, never by which library it comes from.
 """
 
+import contextlib
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,18 @@ import numpy as np
 
 from xcnn.errors import DtypeError
 
-__all__ = ["Array", "add_slice", "full", "is_array", "is_kind", "namespace", "namespace_of", "set_slice", "zeros"]
+__all__ = [
+    "Array",
+    "add_slice",
+    "full",
+    "is_array",
+    "is_kind",
+    "namespace",
+    "namespace_of",
+    "on_device",
+    "set_slice",
+    "zeros",
+]
 
 Array = Any
 """An array of any array-API library; shapes and dtypes are in the prose, which a type checker could not hold anyway."""
@@ -21,6 +33,8 @@ is_array = array_api_compat.is_array_api_obj
 # `array_namespace` takes microseconds; these two turn the common case into a dictionary look-up.
 _NAMESPACES: dict[type, ModuleType] = {}
 _KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
+
+_ANYWHERE = contextlib.nullcontext()
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -81,14 +95,27 @@ def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
         return answer
 
 
+def on_device(where: Any) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which the creation functions of an array library make arrays on its device `where`.
+
+    CuPy's ignore `device=` and go by the thread's current device, which is changed for the time; others need nothing.
+    A device that can be made current (`use`) is copied: it notes in itself where to return to, and threads share it.
+    """
+    return type(where)(where) if hasattr(where, "use") else _ANYWHERE
+
+
 def full(xp: ModuleType, shape: tuple[int, ...], value: float, like: Array) -> Array:
     """Return a new array of one value, with the dtype and on the device of `like`."""
-    return xp.full(shape, value, dtype=like.dtype, device=array_api_compat.device(like))
+    where = array_api_compat.device(like)
+    with on_device(where):
+        return xp.full(shape, value, dtype=like.dtype, device=where)
 
 
 def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
     """Return a new array of zeros, with the dtype and on the device of `like`."""
-    return xp.zeros(shape, dtype=like.dtype, device=array_api_compat.device(like))
+    where = array_api_compat.device(like)
+    with on_device(where):
+        return xp.zeros(shape, dtype=like.dtype, device=where)
 
 
 def set_slice(array: Array, index: Any, value: Array) -> Array:

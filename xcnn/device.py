@@ -24,16 +24,19 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xcnn._array import Array, namespace_of
+from xcnn._array import Array, namespace_of, on_device
+from xcnn._cuda import Gpu, line, name_of, report, require
 from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, unknown
 
 __all__ = [
     "LIBRARIES",
     "Device",
+    "Gpu",
     "Library",
     "device",
     "devices",
     "free_memory",
+    "gpus",
     "like",
     "on_host",
     "out_of_memory",
@@ -73,6 +76,16 @@ class Device:
     def to_numpy(self, array: Array) -> np.ndarray:
         """Copy an array of this device to the host."""
         return to_numpy(array)
+
+    def active(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which new arrays are made on this device; it may be nested.
+
+        What moves arrays, trains, evaluates and compares enters it by itself. Only CuPy needs it, and there only other
+        GPUs than the first: its operations and creation functions go by a current device, which every thread has for
+        itself. So call ops and layers on `cuda:1` inside `with device.active():`. Opening a device does not make it
+        current, for then the one that was opened last would take the arrays meant for the others.
+        """
+        return on_device(self.handle)
 
     def __repr__(self) -> str:
         return f"device({self.name!r})"
@@ -114,29 +127,14 @@ def _cpu(rest: str) -> Device:
 def _cuda(rest: str) -> Device:
     index = _index("cuda", rest)
     cupy = _import("cuda")
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        raise DeviceError(f"cuda: CuPy finds no CUDA driver ({_line(error)}); install NVIDIA's driver") from None
-    if index >= count:
-        raise DeviceError(f"cuda:{index}: there are {count} CUDA devices here, numbered from 0")
-    # A device count alone promises little: the libraries behind either operation may be missing or too old.
-    probes: dict[str, Callable[[], Any]] = {
-        "elementwise operations": lambda: (cupy.ones(4) + 1).sum().item(),
-        "matrix products": lambda: (cupy.ones((4, 4)) @ cupy.ones((4, 4))).sum().item(),
-    }
-    with cupy.cuda.Device(index):
-        for what, probe in probes.items():
-            try:
-                probe()
-            except Exception as error:
-                mend = LIBRARIES["cuda"].mend
-                raise DeviceError(f"cuda:{index}: {what} fail ({_line(error)}); reinstall CuPy: {mend}") from None
-    # CuPy's creation functions go by the current device and ignore `device=`.
-    cupy.cuda.Device(index).use()
-    name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+    require(cupy, index, LIBRARIES["cuda"].mend)
     xp = importlib.import_module("array_api_compat.cupy")
-    return Device(f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name}")
+    return Device(f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name_of(cupy, index)}")
+
+
+def _cuda_to_numpy(array: Array) -> np.ndarray:
+    with on_device(array.device):
+        return np.asarray(array.get())
 
 
 def _free_cuda() -> None:
@@ -156,7 +154,7 @@ def _torch(rest: str) -> Device:
         torch.zeros(1, device=handle).item()
     except Exception as error:
         mend = "install a build of PyTorch that can, or use torch:cpu"
-        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({_line(error)}); {mend}") from None
+        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({line(error)}); {mend}") from None
     xp = importlib.import_module("array_api_compat.torch")
     return Device(f"torch:{rest}", xp, handle, f"PyTorch {torch.__version__}")
 
@@ -170,7 +168,7 @@ def _jax(rest: str) -> Device:
         found = jax.devices(kind)
     except RuntimeError as error:
         mend = "install a build of JAX that can, or use jax:cpu"
-        raise DeviceError(f"jax:{rest}: JAX cannot use it ({_line(error)}); {mend}") from None
+        raise DeviceError(f"jax:{rest}: JAX cannot use it ({line(error)}); {mend}") from None
     if index >= len(found):
         raise DeviceError(f"jax:{rest}: JAX has {len(found)} devices of this kind here, numbered from 0")
     return Device(f"jax:{rest}", importlib.import_module("jax.numpy"), found[index], f"JAX {jax.__version__}")
@@ -198,7 +196,7 @@ LIBRARIES: dict[str, Library] = {
         "cupy",
         "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
         _cuda,
-        lambda array: array.get(),
+        _cuda_to_numpy,
         no_memory=("out of memory", "ALLOC_FAILED"),  # CUDA's own words and its libraries'; the pool has a MemoryError
         free=_free_cuda,
     ),
@@ -259,6 +257,14 @@ def devices() -> dict[str, Device | DeviceError]:
     return found
 
 
+def gpus() -> list[Gpu]:
+    """Report on every GPU that CuPy sees, one that cannot be used included; where it sees none, `devices` says why."""
+    try:
+        return report(_import("cuda"))
+    except DeviceError:
+        return []
+
+
 def to_numpy(array: Array) -> np.ndarray:
     """Copy an array of any library to the host."""
     moved = LIBRARIES[_library(namespace_of(array))].to_numpy(array)
@@ -270,7 +276,9 @@ def like(array: np.ndarray, other: Array) -> Array:
     xp = namespace_of(other)
     # Convert on the host, as the device may lack the dtype that comes; but the host may lack the one wanted (bfloat16).
     host = getattr(np, str(other.dtype).rpartition(".")[2], array.dtype)
-    return xp.astype(_place(xp, array.astype(host), array_api_compat.device(other)), other.dtype, copy=False)
+    where = array_api_compat.device(other)
+    with on_device(where):
+        return xp.astype(_place(xp, array.astype(host), where), other.dtype, copy=False)
 
 
 def on_host(array: Array) -> bool:
@@ -291,7 +299,8 @@ def free_memory(where: Device) -> None:
     """Give what a device's library keeps of the memory of freed arrays back, so that it can be used for any others."""
     row = _row(where)
     if row is not None:
-        row.free()
+        with where.active():  # CuPy's pool frees what it keeps on the current device alone
+            row.free()
 
 
 def _row(where: Device) -> Library | None:
@@ -305,7 +314,8 @@ def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
     # Every device has the narrow dtypes, NumPy whatever NumPy has (long double), and asking takes microseconds.
     if host.dtype.itemsize > 4 and xp is not np:
         host = _fitting(xp, host, handle)
-    return xp.asarray(host, device=handle)
+    with on_device(handle):
+        return xp.asarray(host, device=handle)
 
 
 def _fitting(xp: ModuleType, host: np.ndarray, handle: Any) -> np.ndarray:
@@ -339,7 +349,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(library.module)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == library.module
-        reason = "is not installed" if missing else f"does not import ({_line(error)})"
+        reason = "is not installed" if missing else f"does not import ({line(error)})"
         raise DeviceError(f"{name}: the package {library.module} {reason}; {library.mend}") from None
 
 
@@ -349,7 +359,3 @@ def _index(name: str, rest: str) -> int:
     if not rest.isdecimal():
         raise UsageError(f"device '{name}:{rest}': expected a device number after the colon, as in '{name}:0'")
     return int(rest)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,11 +1,13 @@
 """`xcnn devices`."""
 
+import dataclasses
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from xcnn._cuda import ABILITIES
 from xcnn.cli._console import print_json, print_table
-from xcnn.device import Device
+from xcnn.device import Device, Gpu, gpus
 from xcnn.device import devices as try_devices
 
 __all__ = ["devices"]
@@ -13,6 +15,8 @@ __all__ = ["devices"]
 
 def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Show which array libraries and devices can be used here; for each that cannot: why, and the mend.
+
+    What is known of every GPU, and which of its abilities work, follows.
 
     Parameters
     ----------
@@ -26,6 +30,40 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
         if json:
             print_json({"device": name, "usable": usable, "detail": text})
         rows.append((name, "yes" if usable else "no", text))
-    if not json:
-        print_table("device", "usable", "what it is, or what is missing", rows=rows)
+    there = gpus()
+    if json:
+        for gpu in there:
+            print_json(_record(gpu))
+        return 0
+    print_table("device", "usable", "what it is, or what is missing", rows=rows)
+    if there:
+        facts = ("GPU", "name", "compute capability", "driver", "toolkit", "memory free")
+        print_table(*facts, rows=[_facts(gpu) for gpu in there], title="")
+        abilities = [ability.words for ability in ABILITIES.values()]
+        print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in there], title="")
     return 0
+
+
+def _record(gpu: Gpu) -> dict[str, object]:
+    """Give the JSON object of a GPU: an ability is true or false, and `faults` says why it is false."""
+    record = dataclasses.asdict(gpu)
+    faults = record.pop("faults")
+    works = {name: not fault for name, fault in faults.items()}
+    return {
+        **record,
+        "usable": gpu.usable,
+        "abilities": works,
+        "faults": {name: fault for name, fault in faults.items() if fault},
+    }
+
+
+def _facts(gpu: Gpu) -> tuple[str, ...]:
+    memory = "-"
+    if gpu.memory_free is not None and gpu.memory_total is not None:
+        memory = f"{gpu.memory_free / 2**30:.1f} of {gpu.memory_total / 2**30:.1f} GiB"
+    driver, toolkit = f"CUDA {gpu.driver or '-'}", f"CUDA {gpu.runtime or '-'}, NVRTC {gpu.nvrtc or '-'}"
+    return gpu.device, gpu.name or "-", gpu.compute_capability or "-", driver, toolkit, memory
+
+
+def _abilities(gpu: Gpu) -> tuple[str, ...]:
+    return gpu.device, "yes" if gpu.usable else "no", *(fault or "works" for fault in gpu.faults.values())

@@ -154,8 +154,9 @@ def _run(call: _Call, wanted: Reference, device: Device, dtype: str) -> dict[str
     layer = copy.deepcopy(call.layer).to(device, dtype)
     x = wanted.arrays["x"]
     several = isinstance(x, list)
-    y, backward = layer.forward(tuple(place(a, device, dtype) for a in x) if several else place(x, device, dtype))
-    dx = backward(place(wanted.dy, device, dtype))
+    with device.active():
+        y, backward = layer.forward(tuple(place(a, device, dtype) for a in x) if several else place(x, device, dtype))
+        dx = backward(place(wanted.dy, device, dtype))
     found = {"y": y} | ({f"dx[{i}]": one for i, one in enumerate(dx)} if several else {"dx": dx})
     found |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
     found |= {name: slot.data for name, slot in vars(layer).items() if isinstance(slot, Buffer)}

@@ -52,8 +52,9 @@ def call_op(name: str, options: Mapping[str, Any], arrays: Arrays) -> tuple[Any,
 
 def run_op(name: str, options: Mapping[str, Any], call: Reference, device: Device, dtype: str) -> dict[str, Any]:
     """Run an op on a device with the arrays and dy of a reference; return its tensors by name, on the host."""
-    y, backward = call_op(name, options, each(functools.partial(place, device=device, dtype=dtype), call.arrays))
-    gradients = backward(place(call.dy, device, dtype))
+    with device.active():
+        y, backward = call_op(name, options, each(functools.partial(place, device=device, dtype=dtype), call.arrays))
+        gradients = backward(place(call.dy, device, dtype))
     found = tensors(call.arrays, y if type(y) is tuple else (y,), gradients)
     return {name: device.to_numpy(array) for name, array in found.items()}
 

@@ -1,0 +1,455 @@
+"""GPUs: what is tried on them, what is said of them, and that arrays of each stay on it. Most of it without a GPU."""
+
+import json
+import re
+import sys
+import threading
+
+import fake_cupy
+import numpy as np
+import pytest
+from conftest import Backend
+from fake_cupy import Fake
+
+import xcnn as package
+from xcnn import _cuda, compare, nn, ops
+from xcnn._array import full, namespace_of, on_device, zeros
+from xcnn.compare.contestants.xcnn import ready, stepper
+from xcnn.device import Device, devices, free_memory, gpus, like, to_numpy
+from xcnn.errors import DeviceError
+from xcnn.training.inference import evaluate, predict
+from xcnn.training.losses import LOSSES
+
+MEND = "reinstall CuPy: pip install 'xcnn[cuda12]' (or cuda13, by your driver)"
+WORDS = {"elementwise": "elementwise operations", "matmul": "matrix products", "compilation": "compiled kernels"}
+NEEDED = list(WORDS)
+
+each_ability = pytest.mark.parametrize("ability", NEEDED)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A machine with two pretended GPUs."""
+    return fake_cupy.install(monkeypatch)
+
+
+def test_the_pretended_gpus_are_as_picky_as_real_ones(machine: Fake) -> None:
+    """Else the tests below would prove nothing."""
+    first, second = package.device("cuda:0"), package.device("cuda:1")
+    xp, host = second.xp, np.ones(2, np.float32)
+    there = second.asarray(host)
+    for operation in (lambda: there + there, lambda: xp.exp(there), lambda: there.get(), lambda: ops.relu(there)):
+        with pytest.raises(ValueError, match=r"resides \(1\) is different from the current device \(0\)"):
+            operation()
+    assert xp.zeros(2, device=second.handle).device.id == 0
+    assert xp.zeros_like(there).device.id == 0
+    with second.active(), pytest.raises(ValueError, match="two different devices"):
+        there + first.asarray(host)
+    with second.active(), pytest.raises(ValueError, match=r"resides \(0\) is different from the current device \(1\)"):
+        first.asarray(host) + 1
+
+
+def test_a_gpu_that_works_is_opened(machine: Fake) -> None:
+    assert package.device("cuda") == package.device("cuda:0")
+    opened = package.device("cuda:1")
+    assert opened.name == "cuda:1"
+    assert opened.summary == "CuPy 14.2.0 on NVIDIA Pretence 1"
+    assert opened.handle.id == 1
+    assert package.device("auto").name == "cuda:0"
+
+
+@each_ability
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_ability_that_fails_is_named_with_the_mend(machine: Fake, ability: str, index: int) -> None:
+    machine.broken[index, ability] = RuntimeError("\nCUDA_ERROR_NO_BINARY_FOR_GPU: too old\nmore lines\n")
+    with pytest.raises(DeviceError) as caught:
+        package.device(f"cuda:{index}")
+    reason = "CUDA_ERROR_NO_BINARY_FOR_GPU: too old"
+    assert str(caught.value) == f"cuda:{index}: {WORDS[ability]} fail ({reason}); {MEND}"
+    assert package.device(f"cuda:{1 - index}").name == f"cuda:{1 - index}"
+    assert machine.current == 0
+
+
+def test_an_exception_that_says_nothing_is_named(machine: Fake) -> None:
+    machine.broken[0, "matmul"] = OSError()
+    with pytest.raises(DeviceError, match=r"^cuda:0: matrix products fail \(OSError\); "):
+        package.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("ability", "came", "expected"),
+    [
+        ("elementwise", "[1.0, 1.0, 1.0, 1.0]", "[1.0, 3.0, 5.0, 7.0]"),
+        ("matmul", "[[0.0, 0.0], [0.0, 0.0]]", "[[10.0, 13.0], [28.0, 40.0]]"),
+        ("compilation", "[0.0, 0.0, 0.0, 0.0]", "[1.0, 3.0, 5.0, 7.0]"),
+    ],
+)
+def test_a_wrong_result_is_a_failure(machine: Fake, ability: str, came: str, expected: str) -> None:
+    machine.wrong.add((1, ability))
+    with pytest.raises(DeviceError) as caught:
+        package.device("cuda:1")
+    assert str(caught.value) == (f"cuda:1: {WORDS[ability]} fail (the result is {came}, expected {expected}); {MEND}")
+    assert package.device("cuda:0").name == "cuda:0"
+
+
+def test_what_is_expected_of_an_ability_is_what_numpy_gives() -> None:
+    x, a = np.arange(4.0), np.arange(6.0)
+    wanted = {
+        "elementwise": 2 * x + 1,
+        "matmul": a.reshape(2, 3) @ a.reshape(3, 2),
+        "compilation": 2 * x + 1,
+        "graph_capture": 2 * (2 * (2 * x + 1) + 1) + 1,
+    }
+    assert {name: ability.expected for name, ability in _cuda.ABILITIES.items()} == {
+        name: array.tolist() for name, array in wanted.items()
+    }
+    assert [name for name, ability in _cuda.ABILITIES.items() if ability.required] == NEEDED
+
+
+def test_gpus_that_are_not_there(machine: Fake) -> None:
+    for index in (2, 7):
+        with pytest.raises(DeviceError, match=rf"^cuda:{index}: there are 2 CUDA devices here, numbered from 0$"):
+            package.device(f"cuda:{index}")
+    machine.no_driver = RuntimeError("cudaErrorInsufficientDriver: too old\nfor this")
+    with pytest.raises(DeviceError) as caught:
+        package.device("cuda:1")
+    assert str(caught.value) == (
+        "cuda: CuPy finds no CUDA driver (cudaErrorInsufficientDriver: too old); install NVIDIA's driver"
+    )
+    assert gpus() == []
+    assert package.device("auto").name == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("cupy", "sentence"),
+    [
+        (None, "cuda: the package cupy is not installed; pip install "),
+        (
+            "raise ImportError('libcuda is\\nodd')",
+            r"cuda: the package cupy does not import \(libcuda is\); pip install ",
+        ),
+    ],
+)
+def test_a_cupy_that_does_not_import(monkeypatch, tmp_path, cupy, sentence) -> None:
+    if cupy is None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+    else:
+        (tmp_path / "cupy.py").write_text(cupy)
+        monkeypatch.delitem(sys.modules, "cupy", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DeviceError, match=f"^{sentence}"):
+        package.device("cuda")
+    assert gpus() == []
+
+
+def test_what_worked_is_not_tried_again(machine: Fake) -> None:
+    package.device("cuda:1")
+    assert machine.tried == [(1, ability) for ability in NEEDED]
+    package.device("cuda:1")
+    assert len(machine.tried) == 3
+    package.device("cuda:0")
+    assert machine.tried[3:] == [(0, ability) for ability in NEEDED]
+    machine.tried.clear()
+    gpus()
+    assert {ability for _, ability in machine.tried}.isdisjoint({"elementwise", "matmul"})
+    machine.tried.clear()
+    gpus()
+    assert machine.tried == [(0, "memory"), (1, "memory")]
+
+
+def test_what_failed_is_tried_again(machine: Fake) -> None:
+    machine.broken[0, "matmul"] = RuntimeError("busy")
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="matrix products"):
+            package.device("cuda")
+    assert machine.tried == [(0, "elementwise"), (0, "matmul"), (0, "matmul")]
+    machine.broken.clear()
+    assert package.device("cuda").name == "cuda:0"
+
+
+def test_the_report_has_a_row_for_every_gpu(machine: Fake) -> None:
+    first, second = gpus()
+    assert first == _cuda.Gpu(
+        "cuda:0",
+        *("NVIDIA Pretence 0", "9.0", "12.8", "12.9", "12.9"),
+        *(1 << 30, 80 << 30),
+        dict.fromkeys([*NEEDED, "graph_capture"], ""),
+    )
+    assert first.usable
+    assert (second.device, second.name, second.compute_capability) == ("cuda:1", "NVIDIA Pretence 1", "9.1")
+    assert second.memory_free == 2 << 30
+    assert machine.current == 0
+
+
+@each_ability
+def test_a_gpu_that_fails_does_not_hide_one_that_works(machine: Fake, ability: str) -> None:
+    machine.broken[0, ability] = RuntimeError("dead")
+    first, second = gpus()
+    assert (first.usable, second.usable) == (False, True)
+    assert first.faults[ability] == "dead"
+    assert not any(second.faults.values())
+    assert isinstance(devices()["cuda"], DeviceError)
+    assert package.device("cuda:1").name == "cuda:1"
+
+
+def test_a_gpu_that_tells_nothing_keeps_its_row(machine: Fake) -> None:
+    machine.broken |= {(1, what): RuntimeError("lost") for what in (*NEEDED, "memory", "properties")}
+    _, lost = gpus()
+    assert (lost.name, lost.compute_capability, lost.memory_free, lost.memory_total) == (None,) * 4
+    assert set(lost.faults.values()) == {"lost"}
+
+
+def test_graph_capture_is_told_but_not_required(machine: Fake) -> None:
+    machine.broken[0, "graph_capture"] = RuntimeError("cudaErrorNotSupported: no graphs")
+    first, second = gpus()
+    assert first.usable
+    assert first.faults["graph_capture"] == "cudaErrorNotSupported: no graphs"
+    assert second.faults["graph_capture"] == ""
+    assert package.device("cuda:0").name == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("what", "came"),
+    [
+        ("graph_capture", "[1.0, 3.0, 5.0, 7.0]"),  # a graph that does nothing
+        ("launch in capture", "[15.0, 31.0, 47.0, 63.0]"),  # a capture that works at once, too
+    ],
+)
+def test_a_graph_that_gives_a_wrong_result(machine: Fake, what: str, came: str) -> None:
+    machine.wrong.add((0, what))
+    fault = gpus()[0].faults["graph_capture"]
+    assert fault == f"the result is {came}, expected [7.0, 15.0, 23.0, 31.0]"
+
+
+def test_what_broke_a_capture_is_told_not_that_it_is_broken(machine: Fake) -> None:
+    machine.broken[0, "launch in capture"] = RuntimeError("the reason")
+    assert gpus()[0].faults["graph_capture"] == "the reason"
+    assert machine.streams[1:] == []
+    assert len(machine.made) > 1
+    assert all(stream.captured is None for stream in machine.made)
+
+
+def test_the_command_shows_every_gpu(machine: Fake, xcnn) -> None:
+    machine.broken[0, "graph_capture"] = RuntimeError("no graphs")
+    machine.broken |= {(1, what): RuntimeError("lost") for what in ("matmul", "memory", "properties")}
+    code, out, err = xcnn("devices")
+    assert (code, err) == (0, "")
+    libraries, facts, abilities = (
+        [re.sub(" +", " ", row).strip() for row in part.splitlines()] for part in out.split("\n\n")
+    )
+    assert "cuda yes CuPy 14.2.0 on NVIDIA Pretence 0" in libraries
+    assert facts == [
+        "GPU name compute capability driver toolkit memory free",
+        "cuda:0 NVIDIA Pretence 0 9.0 CUDA 12.8 CUDA 12.9, NVRTC 12.9 1.0 of 80.0 GiB",
+        "cuda:1 - - CUDA 12.8 CUDA 12.9, NVRTC 12.9 -",
+    ]
+    assert abilities == [
+        "GPU usable elementwise operations matrix products compiled kernels captured graphs",
+        "cuda:0 yes works works works no graphs",
+        "cuda:1 no works lost works works",
+    ]
+
+
+def test_the_command_gives_a_json_line_for_every_gpu(machine: Fake, xcnn) -> None:
+    machine.broken[1, "matmul"] = RuntimeError("lost")
+    code, out, _ = xcnn("devices", "--json")
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["device"] for line in lines] == ["cpu", "cuda", "torch", "jax", "strict", "cuda:0", "cuda:1"]
+    assert all(line.keys() == {"device", "usable", "detail"} for line in lines[:5])
+    works = dict.fromkeys([*NEEDED, "graph_capture"], True)
+    assert lines[5] == {
+        "device": "cuda:0",
+        "name": "NVIDIA Pretence 0",
+        "compute_capability": "9.0",
+        "driver": "12.8",
+        "runtime": "12.9",
+        "nvrtc": "12.9",
+        "memory_free": 1 << 30,
+        "memory_total": 80 << 30,
+        "usable": True,
+        "abilities": works,
+        "faults": {},
+    }
+    assert lines[6]["usable"] is False
+    assert lines[6]["abilities"] == works | {"matmul": False}
+    assert lines[6]["faults"] == {"matmul": "lost"}
+
+
+def test_without_a_gpu_the_command_shows_no_table_of_them(machine: Fake, xcnn) -> None:
+    machine.no_driver = RuntimeError("none")
+    assert "GPU " not in xcnn("devices")[1].replace("NVIDIA GPU", "")
+    assert len(xcnn("devices", "--json")[1].splitlines()) == 5
+
+
+def test_opening_a_device_makes_it_current_for_nobody(machine: Fake) -> None:
+    second, first = package.device("cuda:1"), package.device("cuda:0")
+    assert machine.current == 0
+    package.device("cuda:1")
+    gpus()
+    assert machine.current == 0
+    host = np.float32([1, 2])
+    assert (first.asarray(host).device.id, second.asarray(host).device.id) == (0, 1)
+
+
+def test_active_nests_and_returns_after_exceptions(machine: Fake) -> None:
+    first, second = package.device("cuda:0"), package.device("cuda:1")
+    with second.active():
+        assert machine.current == 1
+        with first.active(), second.active(), second.active():
+            assert machine.current == 1
+        assert machine.current == 1
+        with pytest.raises(ValueError, match="current device"), first.active():
+            second.asarray(np.ones(2)) + 1
+        assert machine.current == 1
+        assert second.xp.zeros(3).device.id == 1
+    assert machine.current == 0
+
+
+def test_threads_share_a_device(machine: Fake) -> None:
+    """Each enters it from another device, and leaves in an order that would cross what one object remembers."""
+    second, seen = package.device("cuda:1"), {}
+    entered, left = threading.Barrier(2, timeout=10), threading.Event()
+
+    def work(start: int) -> None:
+        machine.current = start
+        with second.active():
+            entered.wait()
+            if start == 1:
+                assert left.wait(10)
+            seen[start, "inside"] = machine.current
+        seen[start, "after"] = machine.current
+        left.set()
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {(0, "inside"): 1, (0, "after"): 0, (1, "inside"): 1, (1, "after"): 1}
+
+
+@pytest.mark.parametrize("spec", ["cpu", "strict", "strict:device1", "torch", "jax"])
+def test_other_libraries_need_no_current_device(spec: str) -> None:
+    try:
+        opened = package.device(spec)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    context = opened.active()
+    with context, context:  # one for all, which does nothing
+        assert context is on_device(None)
+
+
+def test_arrays_reach_their_gpu_and_leave_it(machine: Fake) -> None:
+    second, host = package.device("cuda:1"), np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = second.asarray(host)
+    found = [there, like(host.astype(np.float64), there), like(np.ones(2), second.asarray(np.arange(3)))]
+    found += [zeros(second.xp, (2,), there), full(second.xp, (2,), 3.0, there)]
+    assert [array.device.id for array in found] == [1] * 5
+    assert machine.current == 0
+    assert np.array_equal(second.to_numpy(there), host)
+    assert np.array_equal(to_numpy(found[4]), [3.0, 3.0])
+    assert found[2].dtype == second.xp.int64
+    assert machine.current == 0
+
+
+def test_a_dtype_that_the_host_lacks_is_made_on_its_gpu(machine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = package.device("cuda:1").asarray(np.ones(2, np.int16))
+    monkeypatch.delattr(np, "int16")
+    made = like(np.array([1.0, 2.0]), there)
+    assert (made.device.id, made.dtype) == (1, there.dtype)
+
+
+def test_memory_is_freed_on_its_gpu(machine: Fake) -> None:
+    free_memory(package.device("cuda:1"))
+    free_memory(package.device("cuda:0"))
+    assert machine.freed == [1, 0]
+
+
+def network() -> nn.Sequential:
+    layers = [nn.Conv2d(1, 2, 3, padding=1, init="kaiming_normal"), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3))
+    model.reset_parameters(0)
+    return model
+
+
+def lying_on(model: nn.Module) -> set[int]:
+    return {slot.data.device.id for slot in (*model.parameters(), *(buffer for _, buffer in model.named_buffers()))}
+
+
+def test_a_network_lives_on_its_gpu(machine: Fake) -> None:
+    second, model = package.device("cuda:1"), network()
+    state = model.state_dict()
+    model.to(second)
+    assert lying_on(model) == {1}
+    model.load_state_dict(state)
+    assert lying_on(model) == {1}
+    model.reset_parameters(0)
+    assert lying_on(model) == {1}
+    assert namespace_of(model[0].weight.data) is second.xp
+    for name, array in model.state_dict().items():
+        assert np.array_equal(array, state[name]), name
+    assert machine.current == 0
+
+
+def test_evaluation_and_prediction_run_on_their_gpu(machine: Fake) -> None:
+    package.device("cuda:0")
+    rng, loss = np.random.default_rng(1), LOSSES["cross_entropy"]
+    x, y = rng.standard_normal((5, 1, 4, 4)).astype(np.float32), np.array([0, 1, 2, 0, 1])
+    results = {}
+    for spec in ("cpu", "cuda:1"):
+        where, model = package.device(spec), network()
+        model.to(where)
+        results[spec] = (evaluate(model, (x, y), loss, where, 2), predict(model, x, loss, where, 2))
+        assert machine.current == 0
+    (here, said_here), (there, said_there) = results.values()
+    assert there.loss == pytest.approx(here.loss, rel=1e-5)
+    assert there.correct == here.correct
+    np.testing.assert_allclose(said_there, said_here, rtol=1e-4)
+
+
+def test_devices_are_compared_on_their_gpu(machine: Fake) -> None:
+    second = package.device("cuda:1")
+    findings = [*compare.op_errors("linear", second), *compare.op_errors("max_pool2d", second)]
+    x, y = np.random.default_rng(0).standard_normal((2, 1, 4, 4)), np.array([2, 0])
+    findings += compare.layer_errors(network(), x, y, [second])
+    assert {finding.device for finding in findings} == {"cuda:1"}
+    assert len(findings) > 20
+    assert [str(finding) for finding in findings if not finding.error.within] == []
+    assert machine.current == 0
+
+
+@pytest.mark.parametrize("mode", compare.MODES)
+def test_a_benchmark_runs_on_its_gpu(machine: Fake, mode: str) -> None:
+    case = compare.Case("report", 2, mode, 1)
+    with ready(case, "cuda:1") as training:
+        assert machine.current == 1
+        assert np.all(np.isfinite(stepper(case, training)()))
+    assert machine.current == 0
+
+
+@pytest.mark.parametrize("backend", ["cupy"], indirect=True)
+def test_a_real_gpu_reports_itself(backend: Backend) -> None:
+    gpu = gpus()[0]
+    assert gpu.device == "cuda:0"
+    assert gpu.usable
+    assert set(gpu.faults) == set(_cuda.ABILITIES)
+    assert gpu.faults["graph_capture"] == ""
+    assert None not in (gpu.name, gpu.compute_capability, gpu.driver, gpu.runtime, gpu.nvrtc)
+    assert 0 < gpu.memory_free <= gpu.memory_total
+
+
+@pytest.mark.parametrize("backend", ["cupy"], indirect=True)
+def test_two_real_gpus_keep_their_arrays(backend: Backend) -> None:
+    if len(gpus()) < 2:
+        pytest.skip("there is one GPU here, this takes two")
+    host, opened = np.arange(8, dtype=np.float32).reshape(2, 4), [package.device(f"cuda:{i}") for i in (1, 0)]
+    for where in opened:
+        assert isinstance(where, Device)
+        there = where.asarray(host)
+        with where.active():
+            y, backward = ops.softmax(there, dim=1)
+            (dx,) = backward(where.xp.ones_like(y))
+        for array in (there, y, dx, zeros(where.xp, (3,), there), like(host, there)):
+            assert array.device == where.handle
+        np.testing.assert_allclose(where.to_numpy(y), ops.softmax(host, dim=1)[0], rtol=1e-5)
