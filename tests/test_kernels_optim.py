@@ -72,6 +72,23 @@ def test_arrays_of_another_layout_are_updated_all_the_same(layout: str, place: s
 
 
 @every_rule
+@pytest.mark.parametrize("odd", [0, 2])
+def test_an_array_of_another_layout_costs_the_others_nothing(odd: int, rule: str) -> None:
+    """They are updated in place, and that of another layout is replaced by one that can be."""
+    shapes = [(4, 3), (2, 0), (3, 2), (5, 5)]
+    rng = np.random.default_rng(0)
+    parameters = [Parameter(rng.standard_normal(shape)) for shape in shapes]
+    parameters[odd].data = read_only(parameters[odd].data)
+    optimizer, before = RULES[rule](parameters), [p.data for p in parameters]
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = strided(rng.standard_normal(parameter.data.shape))
+        optimizer.step()
+        assert [p.data is not old for p, old in zip(parameters, before, strict=True)] == [i == odd for i in range(4)]
+        assert all(p.data.flags.carray for p in parameters)
+
+
+@every_rule
 def test_a_model_may_change_its_dtype_in_mid_training(rule: str) -> None:
     def run() -> list[Any]:
         rng = np.random.default_rng(0)

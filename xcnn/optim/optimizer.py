@@ -1,7 +1,8 @@
 """`Optimizer`: parameter groups with their options, the state of each parameter, and saving both.
 
-An update rule is a subclass that gives `_update` (see `rules.py`); its options are the keyword arguments that it hands
-to `Optimizer.__init__`, and each option has one line in `_OPTIONS`.
+An update rule is a subclass that gives `_update`, which sees many parameters at once, so that a kernel may update them
+in one go (see `rules.py`). Its options are the keyword arguments that it hands to `Optimizer.__init__`, and each option
+has one line in `_OPTIONS`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,6 +42,10 @@ _OPTIONS: dict[str, Callable[[str, str, Any], Any]] = {
     "alpha": _in("[0, 1)"),
     "centered": flag,
 }
+
+
+_Call = tuple[dict[str, Any], list[Parameter], list[Array], list[Array], list[dict[str, Any]]]
+"""A group and some of its parameters, with their data, gradients and states."""
 
 
 class Optimizer:
@@ -95,9 +100,22 @@ class Optimizer:
         """Check a group's options; rules whose options depend on each other extend it."""
         return {name: _OPTIONS[name](self._name, name, value) for name, value in options.items()}
 
-    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        """Return the new value of a parameter, in `data` or a new array; keep in `state` what the next step needs."""
-        raise NotImplementedError(f"{self._name} gives no _update(data, grad, state, group)")
+    def _update(
+        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> Iterable[Array]:
+        """Give the new value of one parameter after the other, in its array or a new one.
+
+        A generator is best: if memory runs out, the parameters that it has come to are updated and the others are not.
+
+        Parameters
+        ----------
+        data : of the parameters, at least one; all of one library, dtype and device. Rules may change the list.
+        grads : of the same shapes and dtype. Rules may change the list.
+        states : of each parameter, to keep in it what the next step needs; all have the same names, and the same `step`
+            if any.
+        group : the options.
+        """
+        raise NotImplementedError(f"{self._name} gives no _update(data, grads, states, group)")
 
     def step(self) -> None:
         """Update every parameter that has a gradient.
@@ -105,23 +123,48 @@ class Optimizer:
         Raises
         ------
         ShapeError, DtypeError
-            If a gradient has another shape or dtype than its parameter; those before it are updated already.
+            If a gradient has another shape or dtype than its parameter; nothing is updated then.
         """
+        for group, alike, data, grads, states in self._calls():
+            dtype = data[0].dtype
+            for state in states:
+                for name, entry in state.items():
+                    if getattr(entry, "dtype", dtype) != dtype:  # the model was given another dtype
+                        state[name] = namespace_of(entry).astype(entry, dtype)
+            for parameter, new in zip(alike, self._update(data, grads, states, group), strict=True):
+                parameter.data = new
+                parameter.updates += 1
+
+    def _calls(self) -> list[_Call]:
+        """Check every gradient and return what to call `_update` with."""
+        calls: list[_Call] = []
         for group in self.param_groups:
+            kinds: list[Any] = []  # of this group's calls, the last of all; no dict: CuPy's devices cannot be hashed
+            last: Any = None
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
                 if grad is None:
                     continue
+                dtype = data.dtype
                 if grad.shape != data.shape:
                     raise ShapeError(f"{self._name}: the gradient of {parameter!r} has shape {tuple(grad.shape)}")
-                if grad.dtype != data.dtype:
-                    raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {data.dtype}")
+                if grad.dtype != dtype:
+                    raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {dtype}")
                 state = self.state.setdefault(parameter, {})
-                for name, entry in state.items():
-                    if hasattr(entry, "dtype") and entry.dtype != data.dtype:  # the model was given another dtype
-                        state[name] = namespace_of(entry).astype(entry, data.dtype)
-                parameter.data = self._update(data, grad, state, group)
-                parameter.updates += 1
+                kind = (type(data), dtype, data.device, state.get("step"), *state)
+                if kind != last:
+                    last = kind
+                    if kind in kinds:
+                        call = calls[kinds.index(kind) - len(kinds)]
+                    else:
+                        kinds.append(kind)
+                        calls.append(call := (group, [], [], [], []))
+                    _, alike, arrays, grads, states = call
+                alike.append(parameter)
+                arrays.append(data)
+                grads.append(grad)
+                states.append(state)
+        return calls
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""

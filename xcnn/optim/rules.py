@@ -1,15 +1,17 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
 To add one: a class that hands its options to `Optimizer.__init__` and gives `_update`, a line in `named.OPTIMIZERS`.
-The arithmetic of each is a body, which makes new arrays; a kernel may write to those that it is given instead.
+The arithmetic of each is a body. It takes lists with an array of each parameter, all of one library, dtype and device,
+or None where no parameter has such an array, and gives the new arrays of one parameter after the other. A kernel may
+write to those that it is given instead, and update many parameters at once.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from xcnn._array import Array, namespace_of
+from xcnn._array import Array, namespace_of, zeros
 from xcnn._dispatch import body
 from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Optimizer
@@ -20,25 +22,39 @@ __all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
 Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
 
+def _each(*lists: list[Array] | None) -> Iterator[list[Any]]:
+    """Give the arrays of one parameter after the other, and let go of them: new ones may need their memory."""
+    for _ in range(len(lists[0] or ())):
+        yield [None if arrays is None else arrays.pop(0) for arrays in lists]
+
+
+def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Array]:
+    """Return what is kept of each parameter under a name, zeros at first."""
+    if name in states[0]:
+        return [state[name] for state in states]
+    return [zeros(namespace_of(w), w.shape, w) for w in data]
+
+
 @body
 def _sgd(
     xp: ModuleType,
-    data: Array,
-    grad: Array,
-    velocity: Array | None,
+    data: list[Array],
+    grads: list[Array],
+    velocities: list[Array] | None,
     lr: float,
     momentum: float,
     dampening: float,
     weight_decay: float,
     nesterov: bool,
-) -> tuple[Array, Array | None]:
-    """Return the new data and velocity."""
-    if weight_decay:
-        grad = grad + weight_decay * data
-    if momentum:
-        velocity = xp.asarray(grad, copy=True) if velocity is None else momentum * velocity + (1 - dampening) * grad
-        grad = grad + momentum * velocity if nesterov else velocity
-    return data - lr * grad, velocity
+) -> Iterable[tuple[Array, Array | None]]:
+    """Give the new data and velocity (None without momentum); there is none at first."""
+    for w, grad, velocity in _each(data, grads, velocities):
+        if weight_decay:
+            grad = grad + weight_decay * w
+        if momentum:
+            velocity = xp.asarray(grad, copy=True) if velocity is None else momentum * velocity + (1 - dampening) * grad
+            grad = grad + momentum * velocity if nesterov else velocity
+        yield w - lr * grad, velocity
 
 
 class SGD(Optimizer):
@@ -81,47 +97,52 @@ class SGD(Optimizer):
             raise UsageError("SGD: nesterov needs a momentum above 0 and no dampening")
         return checked
 
-    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        data, velocity = _sgd(
-            namespace_of(data),
+    def _update(
+        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> Iterable[Array]:
+        begun = group["momentum"] and "momentum_buffer" in states[0]
+        updated = _sgd(
+            namespace_of(data[0]),
             data,
-            grad,
-            state.get("momentum_buffer"),
+            grads,
+            [state["momentum_buffer"] for state in states] if begun else None,
             float(group["lr"]),  # a NumPy float64 here would widen float32 parameters
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
             group["nesterov"],
         )
-        if velocity is not None:
-            state["momentum_buffer"] = velocity
-        return data
+        for state, (w, velocity) in zip(states, updated, strict=True):
+            if velocity is not None:
+                state["momentum_buffer"] = velocity
+            yield w
 
 
 @body
 def _adam(
     xp: ModuleType,
-    data: Array,
-    grad: Array,
-    mean: Array,
-    square: Array,
+    data: list[Array],
+    grads: list[Array],
+    means: list[Array],
+    squares: list[Array],
     step: int,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     decoupled: bool,
-) -> tuple[Array, Array, Array]:
-    """Return the new data, mean and mean square."""
+) -> Iterable[tuple[Array, Array, Array]]:
+    """Give the new data, mean and mean square; `step` is 1 at first."""
     beta1, beta2 = betas
-    if weight_decay and decoupled:
-        data = (1 - lr * weight_decay) * data
-    elif weight_decay:
-        grad = grad + weight_decay * data
-    mean = mean + (1 - beta1) * (grad - mean)
-    square = beta2 * square + (1 - beta2) * (grad * grad)
-    root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
-    return data - lr / (1 - beta1**step) * (mean / (root + eps)), mean, square
+    for w, grad, mean, square in _each(data, grads, means, squares):
+        if weight_decay and decoupled:
+            w = (1 - lr * weight_decay) * w
+        elif weight_decay:
+            grad = grad + weight_decay * w
+        mean = mean + (1 - beta1) * (grad - mean)
+        square = beta2 * square + (1 - beta2) * (grad * grad)
+        root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
+        yield w - lr / (1 - beta1**step) * (mean / (root + eps)), mean, square
 
 
 class Adam(Optimizer):
@@ -155,26 +176,26 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        xp = namespace_of(data)
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name not in state:
-                state[name] = xp.zeros_like(data)
-        state["step"] = state.get("step", 0) + 1
-        data, state["exp_avg"], state["exp_avg_sq"] = _adam(
-            xp,
+    def _update(
+        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> Iterable[Array]:
+        step = states[0].get("step", 0) + 1
+        updated = _adam(
+            namespace_of(data[0]),
             data,
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
+            grads,
+            _kept("exp_avg", states, data),
+            _kept("exp_avg_sq", states, data),
+            step,
             float(group["lr"]),
             group["betas"],
             group["eps"],
             group["weight_decay"],
             self._decoupled,
         )
-        return data
+        for state, (w, mean, square) in zip(states, updated, strict=True):
+            state["exp_avg"], state["exp_avg_sq"], state["step"] = mean, square, step
+            yield w
 
 
 class AdamW(Adam):
@@ -206,28 +227,29 @@ class AdamW(Adam):
 @body
 def _rmsprop(
     xp: ModuleType,
-    data: Array,
-    grad: Array,
-    square: Array,
-    mean: Array | None,
-    velocity: Array | None,
+    data: list[Array],
+    grads: list[Array],
+    squares: list[Array],
+    means: list[Array] | None,
+    velocities: list[Array] | None,
     lr: float,
     alpha: float,
     eps: float,
     weight_decay: float,
     momentum: float,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """Return the new data, mean square, mean (None unless centered) and velocity (None without momentum)."""
-    if weight_decay:
-        grad = grad + weight_decay * data
-    square = spread = alpha * square + (1 - alpha) * (grad * grad)
-    if mean is not None:
-        mean = mean + (1 - alpha) * (grad - mean)
-        spread = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
-    update = grad / (xp.sqrt(spread) + eps)
-    if velocity is not None:
-        velocity = update = momentum * velocity + update
-    return data - lr * update, square, mean, velocity
+) -> Iterable[tuple[Array, Array, Array | None, Array | None]]:
+    """Give the new data, mean square, mean (None unless centered) and velocity (None without momentum)."""
+    for w, grad, square, mean, velocity in _each(data, grads, squares, means, velocities):
+        if weight_decay:
+            grad = grad + weight_decay * w
+        square = spread = alpha * square + (1 - alpha) * (grad * grad)
+        if mean is not None:
+            mean = mean + (1 - alpha) * (grad - mean)
+            spread = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
+        update = grad / (xp.sqrt(spread) + eps)
+        if velocity is not None:
+            velocity = update = momentum * velocity + update
+        yield w - lr * update, square, mean, velocity
 
 
 class RMSprop(Optimizer):
@@ -265,25 +287,23 @@ class RMSprop(Optimizer):
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
 
-    def _update(self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]) -> Array:
-        xp = namespace_of(data)
-        wanted = {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"] > 0}
-        for name, want in wanted.items():
-            if want and name not in state:
-                state[name] = xp.zeros_like(data)
-        square, mean, velocity = (state[name] if want else None for name, want in wanted.items())
-        data, *arrays = _rmsprop(
-            xp,
+    def _update(
+        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> Iterable[Array]:
+        updated = _rmsprop(
+            namespace_of(data[0]),
             data,
-            grad,
-            square,
-            mean,
-            velocity,
+            grads,
+            _kept("square_avg", states, data),
+            _kept("grad_avg", states, data) if group["centered"] else None,
+            _kept("momentum_buffer", states, data) if group["momentum"] else None,
             float(group["lr"]),
             group["alpha"],
             group["eps"],
             group["weight_decay"],
             group["momentum"],
         )
-        state.update({name: array for name, array in zip(wanted, arrays, strict=True) if array is not None})
-        return data
+        for state, (w, square, mean, velocity) in zip(states, updated, strict=True):
+            arrays = {"square_avg": square, "grad_avg": mean, "momentum_buffer": velocity}
+            state.update({name: array for name, array in arrays.items() if array is not None})
+            yield w

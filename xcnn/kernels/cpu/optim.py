@@ -4,19 +4,21 @@ What a rule does not keep, such as a velocity without momentum, is None; Numba c
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import share
 
 __all__ = ["adam", "rmsprop", "sgd"]
 
 _FEW = 10_000
 """Numbers that take a few microseconds."""
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @compiled
@@ -26,7 +28,7 @@ def _range(array, begin, end):
 
 
 @compiled
-def _sgd(data, grad, velocity, lr, decay, momentum, gain, nesterov, begin, end):
+def _sgd(grad, data, velocity, lr, decay, momentum, gain, nesterov, begin, end):
     number = data.dtype.type
     lr, decay, momentum, gain = number(lr), number(decay), number(momentum), number(gain)
     w, grads = _range(data, begin, end), _range(grad, begin, end)
@@ -40,7 +42,7 @@ def _sgd(data, grad, velocity, lr, decay, momentum, gain, nesterov, begin, end):
 
 
 @compiled
-def _adam(data, grad, mean, square, lr, shrink, decay, keep1, keep2, root, eps, begin, end):
+def _adam(grad, data, mean, square, lr, shrink, decay, keep1, keep2, root, eps, begin, end):
     number = data.dtype.type
     take1, take2, one = number(1 - keep1), number(1 - keep2), number(1)
     lr, shrink, decay, keep2 = number(lr), number(shrink), number(decay), number(keep2)
@@ -56,7 +58,7 @@ def _adam(data, grad, mean, square, lr, shrink, decay, keep1, keep2, root, eps, 
 
 
 @compiled
-def _rmsprop(data, grad, square, mean, velocity, lr, alpha, eps, decay, momentum, begin, end):
+def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum, begin, end):
     number = data.dtype.type
     take, alpha = number(1 - alpha), number(alpha)
     lr, eps, decay, momentum = number(lr), number(eps), number(decay), number(momentum)
@@ -77,52 +79,54 @@ def _rmsprop(data, grad, square, mean, velocity, lr, alpha, eps, decay, momentum
         w[i] -= lr * update
 
 
-def _takes(data: np.ndarray, grad: np.ndarray, *state: np.ndarray | None) -> bool:
-    """Say whether arrays can be read, and what changes be written, one number after the other."""
-    for array in (data, *state):
-        if array is None:
-            continue
-        if type(array) is not np.ndarray or not array.flags.carray or array.dtype != data.dtype:  # or NumPy's scalars
-            return False
-    return supports(data) and type(grad) is np.ndarray and grad.flags.c_contiguous
+def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
+    """Call a function for all numbers of each parameter and give the arrays of each, but for the gradient.
 
-
-def _update(function: Callable[..., object], work: int, data: np.ndarray, *arguments: Any) -> None:
-    """Call a function for all numbers of its arrays; those of most parameters are too few to be shared out."""
-    if data.size < _FEW:
-        function(data, *arguments, 0, data.size)
-    else:
-        share(function, work * data.size, data, *arguments, n=data.size)
+    Parameters
+    ----------
+    work : see `share`; the numbers of most parameters are too few to be shared out.
+    lists : the function's first arguments for each parameter: gradient, data, and what is kept or None.
+    """
+    for arrays in lists:
+        for i, array in enumerate(arrays):
+            if array is not None and not array.flags.carray:  # strided, read-only, a scalar of NumPy's
+                arrays[i] = np.array(array, order="C")
+    for one in zip(*lists, strict=True):
+        size = one[1].size
+        if size < _FEW:
+            function(*one, *numbers, 0, size)
+        else:
+            share(function, work * size, *one, *numbers, n=size)
+    return zip(*lists[1:], strict=True)
 
 
 @kernel(np)
 def sgd(
-    data: np.ndarray,
-    grad: np.ndarray,
-    velocity: np.ndarray | None,
+    data: list[np.ndarray],
+    grads: list[np.ndarray],
+    velocities: list[np.ndarray] | None,
     lr: float,
     momentum: float,
     dampening: float,
     weight_decay: float,
     nesterov: bool,
 ) -> Any:
-    """Update data and velocity, which starts as the first gradient."""
-    if not _takes(data, grad, velocity):
+    """Update data and velocities, which start as the first gradients."""
+    if data[0].dtype not in _DTYPES:
         return NotImplemented
-    gain = 1.0 if velocity is None else 1 - dampening
-    if momentum and velocity is None:
-        velocity = np.zeros_like(data)
-    numbers = lr, weight_decay, momentum, gain, nesterov
-    _update(_sgd, 5, data, grad, velocity if momentum else None, *numbers)
-    return data, velocity
+    gain = 1.0 if velocities is None else 1 - dampening
+    kept: list[Any] | None = velocities
+    if kept is None:
+        kept = [np.zeros(w.shape, w.dtype) if momentum else None for w in data]
+    return _updated(_sgd, 5, (lr, weight_decay, momentum, gain, nesterov), grads, data, kept)
 
 
 @kernel(np)
 def adam(
-    data: np.ndarray,
-    grad: np.ndarray,
-    mean: np.ndarray,
-    square: np.ndarray,
+    data: list[np.ndarray],
+    grads: list[np.ndarray],
+    means: list[np.ndarray],
+    squares: list[np.ndarray],
     step: int,
     lr: float,
     betas: tuple[float, float],
@@ -130,32 +134,31 @@ def adam(
     weight_decay: float,
     decoupled: bool,
 ) -> Any:
-    """Update data, mean and square."""
-    if not _takes(data, grad, mean, square):
+    """Update data, means and squares."""
+    if data[0].dtype not in _DTYPES:
         return NotImplemented
     beta1, beta2 = betas
     decays = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     numbers = lr / (1 - beta1**step), *decays, beta1, beta2, math.sqrt(1 - beta2**step), eps
-    _update(_adam, 12, data, grad, mean, square, *numbers)
-    return data, mean, square
+    return _updated(_adam, 12, numbers, grads, data, means, squares)
 
 
 @kernel(np)
 def rmsprop(
-    data: np.ndarray,
-    grad: np.ndarray,
-    square: np.ndarray,
-    mean: np.ndarray | None,
-    velocity: np.ndarray | None,
+    data: list[np.ndarray],
+    grads: list[np.ndarray],
+    squares: list[np.ndarray],
+    means: list[np.ndarray] | None,
+    velocities: list[np.ndarray] | None,
     lr: float,
     alpha: float,
     eps: float,
     weight_decay: float,
     momentum: float,
 ) -> Any:
-    """Update data and what there is of square, mean and velocity."""
-    if not _takes(data, grad, square, mean, velocity):
+    """Update data and what there is of squares, means and velocities."""
+    if data[0].dtype not in _DTYPES:
         return NotImplemented
-    numbers = lr, alpha, eps, weight_decay, momentum
-    _update(_rmsprop, 12, data, grad, square, mean, velocity, *numbers)
-    return data, square, mean, velocity
+    nothing: list[Any] = [None] * len(data)
+    kept = squares, means or nothing, velocities or nothing
+    return _updated(_rmsprop, 12, (lr, alpha, eps, weight_decay, momentum), grads, data, *kept)
