@@ -1,5 +1,6 @@
 """Every check of the project as a session of its own: `nox` runs the default ones, `nox -s lint types` some of them."""
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.10"
-nox.options.sessions = ["lint", "types", "tests", "examples", "build", "backends"]
+nox.options.sessions = ["lint", "types", "tests", "cuda", "examples", "build", "backends"]
 
 DATA = Path(os.environ.get("XCNN_TEST_DATA", "../shared/data")).resolve()
 """MNIST and CIFAR-10 files for the tests that want them; the others run without."""
+
+CUPY = "cupy-cuda12x>=14.0.1,!=14.1.0"
+"""CuPy without the CUDA libraries that the extra `cuda12` brings: they take gigabytes, and want a GPU."""
 
 LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
 """The array libraries that `.[test]` does not bring, by their names in `tests/conftest.py`, and what to install."""
@@ -72,6 +76,16 @@ def backends(session: nox.Session) -> None:
     session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
     session.run("python", "-m", "pytest", *required, *_without_once("tests"), *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Check the CUDA kernels without a GPU: NVRTC compiles them, and a C++ compiler, so that they run on the CPU."""
+    session.install(".[test]", CUPY, "nvidia-cuda-nvrtc-cu12")
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        session.install("ziglang")
+    required = [f"--require-backend={name}" for name in ("nvrtc", "numpy-cuda")]
+    session.run("python", "-m", "pytest", *required, *glob.glob("tests/test_cuda*.py"), *session.posargs)
 
 
 @nox.session

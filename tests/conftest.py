@@ -94,6 +94,12 @@ def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
     return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
 
 
+def _emulated(dtype: str) -> contextlib.AbstractContextManager[None]:
+    """Run the CUDA kernels, on the CPU."""
+    context: contextlib.AbstractContextManager[None] = importlib.import_module("cuda_emulator").emulated()
+    return context
+
+
 @contextlib.contextmanager
 def jax_x64(dtype: str) -> Iterator[None]:
     """Let JAX have 64-bit numbers for float64 only: float32 is tested with JAX as users find it."""
@@ -115,6 +121,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("numpy-portable", "cpu", setting=lambda dtype: portable(np)),
         Backend("numpy-readonly", "cpu", _read_only),
         Backend("numpy-strided", "cpu", _strided),
+        Backend("numpy-cuda", "cpu", setting=_emulated),
         Backend("strict", "strict"),
         Backend("strict-device1", "strict:device1"),
         Backend("strict-no_float64", "strict:no_float64"),
@@ -139,10 +146,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-backend",
         action="append",
         default=[],
-        choices=list(BACKENDS),
+        choices=[*BACKENDS, "nvrtc"],
         metavar="NAME",
-        help=f"fail instead of skipping where this array library is missing: {', '.join(BACKENDS)}; may be repeated",
+        help=f"fail instead of skipping where this is missing: {', '.join(BACKENDS)}, nvrtc; may be repeated",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "numpy-cuda" in config.getoption("--require-backend"):
+        os.environ["XCNN_REQUIRE_COMPILER"] = "1"  # for cuda_emulator.py
 
 
 @pytest.fixture(params=list(BACKENDS))
@@ -179,7 +191,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
-            name = dict(report.user_properties).get("backend")
+            name = dict(getattr(report, "user_properties", ())).get("backend")  # a file that cannot be read has none
             if name is not None:
                 counts[name][outcome] += 1
                 if outcome == "skipped":

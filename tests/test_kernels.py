@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from calls import FAMILIES, Call, convolutions, seeds, transposed_convolutions
+from cuda_emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,8 +40,10 @@ def columns_alone() -> Iterator[None]:
 ENGINES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "kernels": contextlib.nullcontext,
     "columns": columns_alone,
+    "cuda": emulated,
 }
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
+on_the_host = pytest.mark.parametrize("engine", [contextlib.nullcontext, columns_alone], ids=["kernels", "columns"])
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
@@ -123,7 +126,8 @@ def assert_agrees(call: Call, dtype: Any, engine: Callable[[], contextlib.Abstra
 @every_dtype
 @pytest.mark.parametrize(
     ("engine", "family"),
-    [("kernels", family) for family in FAMILIES] + [("columns", convolutions), ("columns", transposed_convolutions)],
+    [(engine, family) for engine in ("kernels", "cuda") for family in FAMILIES]
+    + [("columns", convolutions), ("columns", transposed_convolutions)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_kernels_agree_with_the_portable_code(
@@ -198,7 +202,7 @@ def test_convolutions_of_batches_agree_in_units_of_rounding(engine: Any, dtype: 
             assert_needs(backward, dy, full)
 
 
-@every_engine
+@on_the_host
 @settings(max_examples=15)
 @given(call=batches())
 def test_no_bit_depends_on_the_number_of_threads(engine: Any, call: Call) -> None:
@@ -223,7 +227,7 @@ def trained(optimizer: Callable[..., optim.Optimizer] = optim.Adam, name: str = 
     return model.state_dict()
 
 
-@every_engine
+@on_the_host
 def test_no_bit_of_a_training_run_depends_on_the_number_of_threads(engine: Any) -> None:
     runs = []
     with engine():
@@ -312,7 +316,7 @@ def test_portable_switches_kernels_off_and_on_again(choice: Callable[[np.ndarray
     assert kernels(np) == before
 
 
-@every_engine
+@on_the_host
 def test_ops_in_several_threads_do_not_disturb_each_other(engine: Any) -> None:
     def work(i: int) -> list[bytes]:
         rng = np.random.default_rng(i)
@@ -330,7 +334,7 @@ def test_ops_in_several_threads_do_not_disturb_each_other(engine: Any) -> None:
                 assert list(pool.map(work, range(60))) == wanted
 
 
-@every_engine
+@on_the_host
 def test_hundreds_of_shapes_stay_right_in_bounded_memory(engine: Any) -> None:
     rng = np.random.default_rng(0)
     threads.set_num_threads(1)

@@ -43,7 +43,7 @@ COMPILATION = Compilation()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ROOMS = {"numpy": "xcnn.kernels.cpu"}
+_ROOMS = {"numpy": "xcnn.kernels.cpu", "array_api_compat.cupy": "xcnn.kernels.cuda"}
 """Where the kernels of an array library are, by the name of its namespace."""
 
 BODIES: dict[str, Callable[..., Any]] = {}

@@ -98,6 +98,15 @@ def _normalisation(
     return xp.reshape(y, shape), backward, mean, var
 
 
+@body
+def _running_statistics(
+    xp: ModuleType, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, unbias: float
+) -> tuple[Array, Array]:
+    """Give the running statistics (c,) after a batch with these; `unbias` makes its variance divide by N - 1."""
+    keep = 1.0 - momentum
+    return keep * running_mean + momentum * mean, keep * running_var + momentum * (var * unbias)
+
+
 def _check(name: str, shape: tuple[int, ...], **parameters: Array | None) -> None:
     for parameter, array in parameters.items():
         if array is not None and array.shape != shape:
@@ -175,9 +184,9 @@ def batch_norm(
         raise ShapeError(f"batch_norm: training needs more than one number per channel, got x {tuple(x.shape)}")
     y, gradients, mean, var = _normalisation(xp, x, weight, bias, eps, view, given)
     if training and running_mean is not None and running_var is not None and view.count:
-        unbiased = xp.reshape(var, (c,)) * (view.count / (view.count - 1))
-        running_mean = (1.0 - momentum) * running_mean + momentum * xp.reshape(mean, (c,))
-        running_var = (1.0 - momentum) * running_var + momentum * unbiased
+        batch = xp.reshape(mean, (c,)), xp.reshape(var, (c,))
+        unbias = view.count / (view.count - 1)
+        running_mean, running_var = _running_statistics(xp, running_mean, running_var, *batch, momentum, unbias)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx, dweight, dbias = gradients(dy, (needs[0], needs[3], needs[4]))

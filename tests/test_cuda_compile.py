@@ -1,0 +1,122 @@
+"""The CUDA kernels under NVRTC and CuPy, without a GPU: all compile, and CuPy has what the room takes from it.
+
+NVRTC comes with `pip install 'xcnn[cuda12]'`, or with a wheel of its own: see the session `cuda` of noxfile.py.
+"""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cuda_emulator
+import pytest
+
+from xcnn import _dispatch
+
+ARCHITECTURES = ("sm_80", "sm_90")
+"""Of the devices that kernels are compiled for here: A100 and H100. CuPy compiles them for the one that is there."""
+
+
+@pytest.fixture(scope="module")
+def nvrtc(request: pytest.FixtureRequest) -> Any:
+    """CuPy's NVRTC; without it, a skip, or a failure under `--require-backend nvrtc`."""
+    try:
+        library = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+        library.getVersion()
+    except Exception as error:
+        reason = f"no NVRTC, so that no CUDA kernel is compiled ({error}); `nox -s cuda` brings it"
+        if "nvrtc" in request.config.getoption("--require-backend"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return library
+
+
+@pytest.fixture(scope="module")
+def launcher(nvrtc: Any) -> Any:
+    """The module that launches kernels, with CuPy itself."""
+    return importlib.import_module("xcnn.kernels.cuda._launch")
+
+
+def compiled(nvrtc: Any, source: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """Compile a source: the code for the device, and what the compiler says."""
+    program = nvrtc.createProgram(source, "xcnn.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_every_kernel_compiles(nvrtc: Any, launcher: Any, real: str, wide: bool, architecture: str) -> None:
+    options = (*launcher.OPTIONS, f"-arch={architecture}", "--ptxas-options=-v")
+    code, log = compiled(nvrtc, launcher.source(real, wide), options)
+    assert "warning" not in log
+    used = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
+    assert set(used) == set(launcher.PARAMETERS)
+    # 64 for each thread of a full processor; what is more would leave some of it idle.
+    assert max(map(int, used.values())) <= 64
+    assert all(name.encode() in code for name in launcher.PARAMETERS)
+
+
+def test_a_kernel_that_is_no_cuda_does_not_compile(nvrtc: Any, launcher: Any) -> None:
+    with pytest.raises(pytest.fail.Exception, match='identifier "nothing" is undefined'):
+        compiled(nvrtc, launcher.source("float", False) + "KERNEL bad() { nothing; }", launcher.OPTIONS)
+
+
+def test_cupy_has_what_the_kernels_take_from_it(launcher: Any) -> None:
+    """The room itself was imported with CuPy; here is what its functions use only when they run."""
+    library = importlib.import_module("xcnn.kernels.cuda._library")
+    used = set()
+    for path in Path(launcher.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "namespace":
+                used.add(node.attr)
+    assert {"maximum", "sqrt", "zeros_like"} <= used
+    for name in used:
+        assert hasattr(library.namespace, name)
+    assert library.RawModule(code=launcher.source("float", False), options=launcher.OPTIONS).options == launcher.OPTIONS
+    array = importlib.import_module("cupy").ndarray
+    for name in (
+        "astype",
+        "copy",
+        "data",
+        "dtype",
+        "flags",
+        "itemsize",
+        "ndim",
+        "reshape",
+        "size",
+        "strides",
+        "swapaxes",
+    ):
+        assert hasattr(array, name)
+
+
+def test_the_room_has_the_same_kernels_with_cupy(launcher: Any) -> None:
+    library = importlib.import_module("xcnn.kernels.cuda._library")
+    assert library.namespace.__name__ == "array_api_compat.cupy"
+    assert set(_dispatch.kernels(library.namespace)) == set(cuda_emulator.room())
+
+
+@pytest.mark.parametrize("command", ["train --epochs 1", "evaluate .", "predict . x.png", "bench", "compare"])
+def test_cuda_without_a_driver_is_one_sentence(nvrtc: Any, command: str, tmp_path: Path) -> None:
+    """With CuPy here and no GPU; with one, it works."""
+    if importlib.import_module("cupy").cuda.is_available():
+        pytest.skip("there is a GPU")
+    flag = "--devices" if command in ("bench", "compare") else "--device"
+    done = subprocess.run(
+        [sys.executable, "-m", "xcnn", *command.split(), flag, "cuda" if flag == "--device" else "cpu,cuda"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "300"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: cuda: CuPy finds no CUDA driver (")
+    assert list(tmp_path.iterdir()) == []

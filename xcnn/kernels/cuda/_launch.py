@@ -1,0 +1,178 @@
+"""Compiling and launching the CUDA kernels, whose sources lie beside this file, in `*.cu`.
+
+All are one module. It is compiled for a type of numbers and a type of indices at their first use, in seconds, and CuPy
+keeps what came of it on the disk. A kernel's parameters, read from its source, say what an argument has to become:
+CuPy itself would pass whatever it is given, and a kernel read it as what it expects.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xcnn._dispatch import COMPILATION
+from xcnn.kernels.cuda._library import RawModule
+
+__all__ = ["BLOCK", "LIMIT", "OPTIONS", "PARAMETERS", "TYPES", "launch", "launch_blocks", "source", "supports"]
+
+_SOURCES = (
+    "common.cuh",
+    "columns.cu",
+    "passes.cu",
+    "sums.cu",
+    "pool.cu",
+    "norm.cu",
+    "dropout.cu",
+    "entropy.cu",
+    "optim.cu",
+)
+
+BLOCK = 256
+"""Threads of a block."""
+
+LIMIT = (1 << 30) - (1 << 16)
+"""The most numbers of an array, and items of a launch, that 32-bit indices are used for: sums of two must fit."""
+
+_MOST_BLOCKS = 1 << 20
+"""Enough to fill any device; threads go on with the next item where there are more."""
+
+OPTIONS = ("-std=c++17", "--fmad=false")
+"""What kernels are compiled with. A product that is added is rounded, as in the portable code; the time is memory's."""
+
+TYPES = {"float32": "float", "float64": "double"}
+"""What `real` stands for, by dtype."""
+
+_FIXED = {"byte*": np.dtype(np.uint8), "double*": np.dtype(np.float64), "long long*": np.dtype(np.int64)}
+"""The dtypes of arrays whose kind does not depend on `real`."""
+
+_SCALARS: dict[str, Any] = {
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "long long": np.int64,
+    "float": np.float32,
+    "double": np.float64,
+}
+
+_NULL = np.uint64(0)
+
+
+class _Parameter(NamedTuple):
+    """One parameter of a kernel: its type without `const`, and whether any distance between images will do."""
+
+    kind: str
+    name: str
+    strided: bool
+
+
+def source(real: str, wide: bool) -> str:
+    """Return the whole source for a type of numbers, float or double, and wide or narrow indices."""
+    types = f"typedef {real} real;\ntypedef {'long long' if wide else 'int'} index;\n"
+    return types + "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in _SOURCES)
+
+
+def _parameters(code: str) -> dict[str, tuple[_Parameter, ...]]:
+    """Read the parameters of every kernel."""
+    found = {}
+    for name, inside in re.findall(r"^KERNEL (\w+)\((.*?)\) {", code, re.MULTILINE | re.DOTALL):
+        pairs = [re.fullmatch(r"(?:const )?(.+?\*?) (\w+)", " ".join(one.split())) for one in inside.split(",")]
+        kinds = {pair[2]: pair[1] for pair in pairs if pair is not None}
+        found[name] = tuple(_Parameter(kind, one, f"{one}_image" in kinds) for one, kind in kinds.items())
+    return found
+
+
+PARAMETERS = _parameters(source("float", False))
+"""The parameters of every kernel by its name."""
+
+
+_ARRAYS = {
+    name: [(i, p, _FIXED.get(p.kind)) for i, p in enumerate(parameters) if p.kind.endswith("*")]
+    for name, parameters in PARAMETERS.items()
+}
+"""The parameters of every kernel that are arrays: where they stand, and their dtype unless it is that of numbers."""
+
+
+def supports(*arrays: Any) -> bool:
+    """Say whether arrays hold something, in a type of numbers that kernels are compiled for."""
+    return all(array.size and str(array.dtype) in TYPES for array in arrays)
+
+
+def launch(name: str, count: int, *arguments: Any, dtype: Any = None) -> None:
+    """Run a kernel over `count` items, which its threads share out among themselves.
+
+    Parameters
+    ----------
+    name : of the kernel.
+    count : items.
+    *arguments : one for each parameter; None for an array that is left out.
+    dtype : of the numbers, where no argument is an array of them.
+    """
+    _start(name, min(-(-count // BLOCK), _MOST_BLOCKS), count, arguments, dtype)
+
+
+def launch_blocks(name: str, blocks: int, *arguments: Any) -> None:
+    """Run a kernel whose blocks have an item each."""
+    _start(name, blocks, blocks, arguments, None)
+
+
+def _start(name: str, blocks: int, count: int, arguments: Sequence[Any], dtype: Any) -> None:
+    if not blocks:
+        return
+    for place, parameter, fixed in _ARRAYS[name]:
+        array = arguments[place]
+        if array is None:
+            continue
+        if array.flags.c_contiguous:
+            size = array.size
+        elif parameter.strided:
+            size = _span(array)
+        else:
+            raise TypeError(f"kernel {name}: {parameter.name} takes a C-contiguous array")
+        count = max(count, size)
+        if fixed is None and dtype is None:
+            dtype = array.dtype
+        elif array.dtype != (fixed or dtype):
+            raise TypeError(f"kernel {name}: {parameter.name} takes {fixed or dtype}, got {array.dtype}")
+    try:
+        function, kinds = _READY[name, dtype.char, count > LIMIT]
+    except KeyError:
+        function, kinds = _ready(name, dtype, count > LIMIT)
+    passed = tuple([kind(argument) for kind, argument in zip(kinds, arguments, strict=True)])
+    function((blocks,), (BLOCK,), passed)
+
+
+def _span(array: Any) -> int:
+    """Count the numbers from an array's first in memory to its last."""
+    reach = sum((size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True))
+    return 1 + int(reach // array.itemsize)
+
+
+def _pointer(array: Any) -> Any:
+    return _NULL if array is None else array
+
+
+def _struct(argument: Any) -> Any:
+    return argument
+
+
+_MODULES: dict[tuple[str, bool], Any] = {}
+_READY: dict[tuple[str, str, bool], tuple[Any, tuple[Any, ...]]] = {}
+"""By kernel, type of numbers and width of indices: what to call, and what each argument becomes."""
+
+
+def _ready(name: str, dtype: np.dtype[Any], wide: bool) -> tuple[Any, tuple[Any, ...]]:
+    start = time.perf_counter()
+    if (dtype.name, wide) not in _MODULES:
+        COMPILATION.announce()
+        _MODULES[dtype.name, wide] = RawModule(code=source(TYPES[dtype.name], wide), options=OPTIONS)
+    function = _MODULES[dtype.name, wide].get_function(name)
+    COMPILATION.seconds += time.perf_counter() - start
+    scalars = {**_SCALARS, "index": np.int64 if wide else np.int32, "real": dtype.type}
+    kinds = tuple(
+        _pointer if parameter.kind.endswith("*") else scalars.get(parameter.kind, _struct)
+        for parameter in PARAMETERS[name]
+    )
+    _READY[name, dtype.char, wide] = function, kinds
+    return function, kinds

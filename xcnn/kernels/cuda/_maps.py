@@ -1,0 +1,88 @@
+"""How maps lie in memory, and their windows as kernels take them."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xcnn.kernels.cuda._launch import launch_blocks
+from xcnn.kernels.cuda._library import ascontiguousarray, empty
+
+__all__ = ["Maps", "column_sums", "contiguous", "maps", "row_sums", "slices", "windows"]
+
+_AXIS = ("size", "kernel", "stride", "dilation", "before", "out")
+_WINDOWS = np.dtype([(name, "3i4") for name in _AXIS])
+
+_SLICE = 4096
+"""Numbers that a block is to add up, so that a long sum keeps many blocks busy."""
+
+_MOST_SUMS = 2048
+"""Slices of all sums together; more keep no device busier."""
+
+
+@functools.lru_cache(maxsize=1024)
+def windows(axes: tuple[Any, ...]) -> np.ndarray:
+    """Return the windows along up to three axes as the `Windows` of the kernels, which are passed by value."""
+    made = np.ones((), _WINDOWS)
+    made["before"] = 0
+    for place, axis in enumerate(axes, 3 - len(axes)):
+        for name in _AXIS:
+            made[name][place] = getattr(axis, name)
+    return made
+
+
+def contiguous(a: Any) -> Any:
+    """Give an array in C order, itself if it lies so."""
+    # `ascontiguousarray` alone gives an array without axes an axis.
+    return a if a.flags.c_contiguous else ascontiguousarray(a)
+
+
+class Maps(NamedTuple):
+    """An array and the distances of its images and channels, in numbers: three arguments of a kernel."""
+
+    array: Any
+    image: int
+    channel: int
+
+
+def maps(a: Any, rank: int) -> Maps:
+    """View (images, channels, *sizes) or (channels, *sizes) as maps of `rank` axes; a copy if pixels are scattered."""
+    if not a.flags.c_contiguous:
+        step = a.itemsize
+        for size, stride in zip(a.shape[: -rank - 1 : -1], a.strides[: -rank - 1 : -1], strict=True):
+            if size != 1 and stride != step:
+                break
+            step *= size
+        else:
+            if min(a.strides[:-rank]) >= 0:
+                return Maps(a, *([0] + [stride // a.itemsize for stride in a.strides[:-rank]])[-2:])
+        a = ascontiguousarray(a)
+    pixels = math.prod(a.shape[-rank:])
+    return Maps(a, a.shape[-rank - 1] * pixels, pixels)
+
+
+def slices(sums: int, length: int) -> int:
+    """Say into how many slices so many sums of so many terms are cut; the shape alone decides, so results repeat."""
+    return max(1, min(-(-length // _SLICE), _MOST_SUMS // sums))
+
+
+def row_sums(x: Any) -> Any:
+    """Sum x (rows, length), C-contiguous, along its rows."""
+    rows, length = x.shape
+    if length == 1:
+        return x.reshape(rows)
+    cut = slices(rows, length)
+    sums = empty((rows, cut), x.dtype)
+    launch_blocks("row_sums", rows * cut, x, sums, length, cut)
+    return row_sums(sums)
+
+
+def column_sums(x: Any, y: Any = None, masked: Any = None) -> Any:
+    """Sum x (rows, columns), C-contiguous, along its columns; with y of x where y is not 0, which goes to `masked`."""
+    rows, columns = x.shape
+    groups = -(-columns // 32)
+    cut = slices(groups, rows)
+    sums = empty((cut, columns), x.dtype)
+    launch_blocks("column_sums", groups * cut, x, y, masked, sums, rows, columns, cut)
+    return column_sums(sums) if cut > 1 else sums.reshape(columns)

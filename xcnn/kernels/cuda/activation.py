@@ -1,0 +1,28 @@
+"""ReLU in one pass each way."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cuda._launch import launch, supports
+from xcnn.kernels.cuda._library import empty, namespace
+from xcnn.kernels.cuda._maps import contiguous
+
+__all__ = ["rectifier"]
+
+
+@kernel(namespace)
+def rectifier(x: Any) -> Any:
+    """Cut off what is negative, and let a gradient pass where something is left."""
+    if not supports(x):
+        return NotImplemented
+    y = namespace.maximum(x, 0.0)
+
+    def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        dx = empty(dy.shape, dy.dtype)
+        launch("mask", dx.size, contiguous(dy), contiguous(y), dx, dx.size)
+        return (dx,)
+
+    return y, backward

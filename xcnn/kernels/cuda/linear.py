@@ -1,0 +1,38 @@
+"""Products of rows with a matrix; bias and ReLU are applied in one pass over the product."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cuda._launch import launch, supports
+from xcnn.kernels.cuda._library import empty, matmul, namespace
+from xcnn.kernels.cuda._maps import column_sums, contiguous
+
+__all__ = ["affine"]
+
+
+@kernel(namespace)
+def affine(x: Any, weight: Any, bias: Any | None, relu: bool) -> Any:
+    """Multiply, and apply bias and ReLU in place."""
+    if not supports(x, weight):
+        return NotImplemented
+    has_bias = bias is not None
+    result = matmul(x, weight.T)  # (n, o)
+    if has_bias or relu:
+        launch("finish_rows", result.size, result, bias, result.size, result.shape[1], relu)
+    y = result if relu else None  # backward keeps it
+
+    def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dy = contiguous(dy)
+        masked = None if y is None else empty(dy.shape, dy.dtype)
+        dbias = None
+        if needs[2] and has_bias:
+            dbias = column_sums(dy, y, masked)
+        elif masked is not None:
+            launch("mask", masked.size, dy, y, masked, masked.size)
+        dy = dy if masked is None else masked
+        dx = matmul(dy, weight) if needs[0] else None
+        dweight = matmul(dy.T, x) if needs[1] else None
+        return dx, dweight, dbias
+
+    return result, backward

@@ -1,0 +1,77 @@
+"""Batch normalisation: a pass for mean and variance, one that normalises; backward has two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
+from xcnn.kernels.cuda._library import empty, namespace
+from xcnn.kernels.cuda._maps import Maps, maps, slices
+
+__all__ = ["normalisation", "running_statistics"]
+
+
+def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
+    """Give an empty array (n, c, *sizes) that lies in memory as x does: images outside, or channels."""
+    n, c, *sizes = shape
+    if x.channel <= x.image or n == 1:
+        made = empty(shape, x.array.dtype)
+    else:
+        made = empty((c, n, *sizes), x.array.dtype).swapaxes(0, 1)
+    return Maps(made, *(stride // made.itemsize for stride in made.strides[:2]))
+
+
+@kernel(namespace)
+def normalisation(
+    x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, given: tuple[Any, Any] | None = None
+) -> Any:
+    """Normalise channels over a batch; other groups are left to the portable code."""
+    if view.axes != (0, 2) or not supports(x):
+        return NotImplemented
+    n, c, pixels = view.shape
+    has_bias, constant, dtype, rank = bias is not None, given is not None, x.dtype, max(1, x.ndim - 2)
+    cut = slices(c, n * pixels)
+
+    def as_maps(a: Any) -> Maps:
+        return maps(a if a.ndim > 2 else a[..., None], rank)
+
+    if given is None:
+        mean, var, rstd = (empty(c, dtype) for _ in range(3))
+        totals = empty((2, c, cut), np.float64)
+        launch_blocks("moments", c * cut, *as_maps(x), totals, n, c, pixels, cut)
+        launch_blocks("statistics", c, totals, mean, var, rstd, eps, n * pixels, c, cut)
+    else:
+        mean, var = (a.copy() for a in given)
+        rstd = 1.0 / namespace.sqrt(var + eps)
+    y = empty(x.shape, dtype)
+    launch("normalise", y.size, *as_maps(x), mean, rstd, weight, bias, y, n, c, pixels)
+
+    def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
+        totals = empty((2, c, cut), np.float64)
+        dweight, dbias, slope, shift = (empty(c, dtype) for _ in range(4))
+        laid = as_maps(x)
+        launch_blocks("gradient_sums", c * cut, *laid, *as_maps(dy), mean, totals, n, c, pixels, cut)
+        rest = n * pixels, c, cut, constant
+        launch_blocks("gradient_statistics", c, totals, rstd, weight, dweight, dbias, slope, shift, *rest)
+        dx = None
+        if needs[0]:
+            made = _laid_like(laid, laid.array.shape)
+            factors = mean, rstd, weight, slope, shift
+            launch("input_gradient", x.size, *laid, *as_maps(dy), *factors, *made, n, c, pixels)
+            dx = made.array.reshape(x.shape) if x.ndim == 2 else made.array
+        return dx, dweight if needs[1] and weight is not None else None, dbias if needs[2] and has_bias else None
+
+    return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
+
+
+@kernel(namespace)
+def running_statistics(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, unbias: float) -> Any:
+    """Give the new running statistics in one pass."""
+    if not supports(mean):
+        return NotImplemented
+    made = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)
+    arrays = running_mean, running_var, mean, var
+    launch("running", mean.size, *arrays, *made, 1.0 - momentum, momentum, unbias, mean.size)
+    return made

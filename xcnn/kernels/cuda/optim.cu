@@ -1,0 +1,77 @@
+// Updates of many parameters in one launch: a table of their arrays is an argument. The arithmetic is that of
+// `optim/rules.py`, number by number.
+
+#define SLOTS 32
+
+// Addresses of arrays, 0 where a rule keeps nothing, and where each parameter's numbers end, all counted through.
+struct Slots {
+    u64 data[SLOTS], grad[SLOTS], first[SLOTS], second[SLOTS], third[SLOTS];
+    long long end[SLOTS];
+    long long count;
+};
+
+// A number of all those of a table: of which parameter, and its arrays from there on.
+struct Number {
+    real *data, *grad, *first, *second, *third;
+};
+
+__device__ inline real* at(u64 address, index i) { return address ? (real*)address + i : (real*)0; }
+
+__device__ inline Number number(const Slots& slots, index i) {
+    int low = 0, high = (int)slots.count - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (i < slots.end[middle]) high = middle;
+        else low = middle + 1;
+    }
+    if (low > 0) i -= (index)slots.end[low - 1];
+    return {at(slots.data[low], i), at(slots.grad[low], i), at(slots.first[low], i), at(slots.second[low], i),
+            at(slots.third[low], i)};
+}
+
+// first: velocity. `gain` is what of the gradient goes into it.
+KERNEL sgd(Slots slots, real lr, real decay, real momentum, real gain, int nesterov) {
+    EACH(i, (index)slots.end[slots.count - 1]) {
+        const Number n = number(slots, i);
+        real g = decay != 0 ? *n.grad + decay * *n.data : *n.grad;
+        if (n.first) {
+            const real velocity = momentum * *n.first + gain * g;
+            *n.first = velocity;
+            g = nesterov ? g + momentum * velocity : velocity;
+        }
+        *n.data -= lr * g;
+    }
+}
+
+// first: mean, second: mean square. `root` is the square root of the second bias correction; lr has the first in it.
+KERNEL adam(Slots slots, real lr, real shrink, real decay, real take1, real keep2, real take2, real root, real eps) {
+    EACH(i, (index)slots.end[slots.count - 1]) {
+        const Number n = number(slots, i);
+        const real value = shrink * *n.data, g = decay != 0 ? *n.grad + decay * value : *n.grad;
+        const real mean = *n.first + take1 * (g - *n.first), square = keep2 * *n.second + take2 * (g * g);
+        *n.first = mean;
+        *n.second = square;
+        *n.data = value - lr * (mean / (sqrt(square) / root + eps));
+    }
+}
+
+// first: mean square, second: mean, third: velocity.
+KERNEL rmsprop(Slots slots, real lr, real alpha, real take, real eps, real decay, real momentum) {
+    EACH(i, (index)slots.end[slots.count - 1]) {
+        const Number n = number(slots, i);
+        const real g = decay != 0 ? *n.grad + decay * *n.data : *n.grad;
+        real spread = alpha * *n.first + take * (g * g);
+        *n.first = spread;
+        if (n.second) {
+            const real mean = *n.second + take * (g - *n.second);
+            *n.second = mean;
+            spread = fabs(spread - mean * mean);
+        }
+        real update = g / (sqrt(spread) + eps);
+        if (n.third) {
+            update += momentum * *n.third;
+            *n.third = update;
+        }
+        *n.data -= lr * update;
+    }
+}

@@ -1,0 +1,112 @@
+"""Optimizer steps of many parameters in one launch, in place: a table of their arrays is an argument."""
+
+import math
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cuda._launch import TYPES, launch
+from xcnn.kernels.cuda._library import address, namespace
+from xcnn.kernels.cuda._maps import contiguous
+
+__all__ = ["adam", "rmsprop", "sgd"]
+
+_MOST = 32
+"""Parameters in a table: as many as `Slots` in optim.cu has."""
+
+_ARRAYS = ("grad", "data", "first", "second", "third")
+_SLOTS = np.dtype([*((name, "u8", _MOST) for name in ("data", "grad", "first", "second", "third")),
+                   ("end", "i8", _MOST), ("count", "i8")])  # fmt: skip
+
+
+def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> Iterator[Any]:
+    """Run a kernel for all parameters and give the arrays of each, but for the gradient.
+
+    Parameters
+    ----------
+    numbers : the kernel's arguments after the table.
+    lists : for each parameter gradient, data, and what is kept, in the kernel's order; None where nothing is.
+    """
+    plain = [None if arrays is None else [contiguous(a) for a in arrays] for arrays in lists]
+    data = plain[1] or []
+    for first in range(0, len(data), _MOST):
+        chosen = slice(first, first + _MOST)
+        slots = np.zeros((), _SLOTS)
+        for field, arrays in zip(_ARRAYS, plain, strict=False):
+            if arrays is not None:
+                addresses = [address(a) for a in arrays[chosen]]
+                slots[field][: len(addresses)] = addresses
+        ends = np.cumsum([w.size for w in data[chosen]])
+        slots["end"][: len(ends)], slots["count"] = ends, len(ends)
+        launch(name, int(ends[-1]), slots, *numbers, dtype=data[0].dtype)
+    kept = [repeat(None) if arrays is None else arrays for arrays in plain[1:]]
+    return zip(*kept, strict=False)  # what is repeated does not end
+
+
+def _takes(data: list[Any]) -> bool:
+    return data[0].dtype.name in TYPES
+
+
+@kernel(namespace)
+def sgd(
+    data: list[Any],
+    grads: list[Any],
+    velocities: list[Any] | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> Any:
+    """Update data and velocities, which start as the first gradients."""
+    if not _takes(data):
+        return NotImplemented
+    gain = 1.0 if velocities is None else 1 - dampening
+    if momentum and velocities is None:
+        velocities = [namespace.zeros_like(w) for w in data]
+    return _updated("sgd", (lr, weight_decay, momentum, gain, nesterov), grads, data, velocities if momentum else None)
+
+
+@kernel(namespace)
+def adam(
+    data: list[Any],
+    grads: list[Any],
+    means: list[Any],
+    squares: list[Any],
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> Any:
+    """Update data, means and squares."""
+    if not _takes(data):
+        return NotImplemented
+    beta1, beta2 = betas
+    decays = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    numbers = lr / (1 - beta1**step), *decays, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**step), eps
+    return _updated("adam", numbers, grads, data, means, squares)
+
+
+@kernel(namespace)
+def rmsprop(
+    data: list[Any],
+    grads: list[Any],
+    squares: list[Any],
+    means: list[Any] | None,
+    velocities: list[Any] | None,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+) -> Any:
+    """Update data and what there is of squares, means and velocities."""
+    if not _takes(data):
+        return NotImplemented
+    numbers = lr, alpha, 1 - alpha, eps, weight_decay, momentum
+    return _updated("rmsprop", numbers, grads, data, squares, means, velocities)

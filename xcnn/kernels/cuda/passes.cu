@@ -1,0 +1,46 @@
+// What stands around the matrix products: bias, ReLU and its mask, and the order of images and channels. A product over
+// all images has them as (channels, images, pixels), a batch as (images, channels, pixels).
+
+// y (images, channels, pixels) = products (channels, images, pixels) + bias, without what is negative under ReLU.
+KERNEL finish_maps(const real* products, const real* bias, real* y, index images, index channels, index size, int relu) {
+    EACH(i, images * channels * size) {
+        const index map = i / size, image = map / channels, channel = map - image * channels;
+        real value = products[(channel * images + image) * size + (i - map * size)];
+        if (bias) value += bias[channel];
+        y[i] = relu && value <= 0 ? (real)0 : value;  // NaN stays
+    }
+}
+
+// led (channels, images, pixels) = dy where y (images, channels, pixels) is not 0, everywhere without y; and with sums
+// (channels, slices) the sum of each slice of a channel. A block per slice.
+KERNEL lead_channels(const real* dy, index dy_image, index dy_channel, const real* y, real* led, real* sums,
+                     index images, index channels, index size, index slices) {
+    const index channel = blockIdx.x / slices, slice = blockIdx.x - channel * slices, length = images * size;
+    index first, end;
+    bounds(length, slices, slice, &first, &end);
+    real sum = 0;
+    for (index i = first + threadIdx.x; i < end; i += BLOCK) {
+        const index image = i / size, pixel = i - image * size;
+        const bool counts = !y || y[(image * channels + channel) * size + pixel] != 0;
+        const real value = counts ? dy[image * dy_image + channel * dy_channel + pixel] : (real)0;
+        led[channel * length + i] = value;
+        sum += value;
+    }
+    if (!sums) return;
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// y (rows, columns) += bias, without what is negative under ReLU, in place.
+KERNEL finish_rows(real* y, const real* bias, index count, index columns, int relu) {
+    EACH(i, count) {
+        real value = y[i];
+        if (bias) value += bias[i % columns];
+        y[i] = relu && value <= 0 ? (real)0 : value;
+    }
+}
+
+// dx = dy where y is not 0.
+KERNEL mask(const real* dy, const real* y, real* dx, index count) {
+    EACH(i, count) dx[i] = y[i] != 0 ? dy[i] : (real)0;
+}
