@@ -26,7 +26,7 @@ from xcnn.compare.profile import profile
 from xcnn.errors import UsageError
 
 OURS = compare.Contestant("xcnn", "cpu")
-PEERS = compare.contestants([], compare.PEERS)
+PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
 QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
 
 
@@ -72,7 +72,7 @@ def test_a_peer_infers_as_we_do(model, peer):
 def test_the_threads_of_a_contestant_are_set_back():
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
-    with compare.Contestant("torch", "NCHW").opened(compare.Case("report", 1, "train", before + 1)):
+    with compare.Contestant("torch", "torch:cpu", "NCHW").opened(compare.Case("report", 1, "train", before + 1)):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
@@ -87,6 +87,20 @@ def test_work_is_counted_as_by_hand():
     assert found == {name: 2 * 8 * work * (2 if name == "0" else 3) for name, work in forward.items()}
 
 
+def test_what_has_to_be_moved_is_counted_as_by_hand():
+    """Each layer's input x, output y and parameters p, of `lenet5` at batch 8."""
+    layers = [
+        (28 * 28, 6 * 28 * 28, 156),
+        (6 * 14 * 14, 16 * 10 * 10, 2416),
+        (400, 120, 48120),
+        (120, 84, 10164),
+        (84, 10, 850),
+    ]
+    assert compare.Case("lenet5", 8, "infer", 1).moved() == 4 * sum(8 * x + 8 * y + p for x, y, p in layers)
+    whole = sum(3 * 8 * x + 2 * 8 * y + 8 * p for x, y, p in layers)
+    assert compare.Case("lenet5", 8, "train", 1).moved() == 4 * (whole - 8 * 28 * 28 - 156)
+
+
 def test_every_step_is_as_much_work_as_the_first():
     """The weights hardly move, so that no gradient vanishes and nothing decays into subnormal numbers."""
     losses = steps(OURS, compare.Case("lenet5", 1, "train", 1), 200)
@@ -99,7 +113,7 @@ def timing(contestant, *rounds, batch=10):
 
 def test_statistics_by_hand():
     ours = timing(OURS, 1.0, 2.0, 4.0)
-    fast, slow = (timing(compare.Contestant("torch", layout), *rounds) for layout, rounds in
+    fast, slow = (timing(compare.Contestant("torch", "torch", layout), *rounds) for layout, rounds in
                   (("channels_last", (3.0, 2.0, 2.0)), ("NCHW", (9.0, 9.0, 1.0))))  # fmt: skip
     assert ours.images_per_second == 5
     assert ours.quartiles == (3.75, 7.5)
@@ -107,14 +121,22 @@ def test_statistics_by_hand():
     assert ours.ratio(fast) == 1  # of 3, 1 and 1/2
     assert ours.ratio(slow) == 4.5  # of 9, 4.5 and 1/4
     case = compare.Case("report", 10, "train", 1)
-    assert Result(case, (ours,), (slow, fast), 1, 1.0).best is fast
-    assert Result(case, (ours,), (), 1, 1.0).best is None
+    assert Result(case, (ours,), (slow, fast), 1, 1, {}).best(ours) is fast
+    assert Result(case, (ours,), (), 1, 1, {}).best(ours) is None
+
+
+def test_shares_by_hand():
+    ours, on_gpu = timing(OURS, 2.0), timing(compare.Contestant("xcnn", "cuda"), 0.5)
+    rates = {"cpu": {"sgemm": 100.0}, "cuda:0": {"sgemm": 1000.0, "copy": 400.0}}
+    result = Result(compare.Case("report", 10, "train", 1), (ours, on_gpu), (), 50, 20, rates)
+    assert [result.share(ours, name) for name in ("sgemm", "copy")] == [0.25, None]
+    assert [result.share(on_gpu, name) for name in ("sgemm", "copy")] == [0.1, 0.1]
 
 
 def test_growth_by_hand():
     def result(batch, size, seconds, model="report"):
         case = compare.Case(model, batch, "train", 1, size=size)
-        return Result(case, (timing(OURS, seconds, batch=batch),), (timing(PEERS[0], 9.0, batch=batch),), 1, 1.0)
+        return Result(case, (timing(OURS, seconds, batch=batch),), (timing(PEERS[0], 9.0, batch=batch),), 1, 1, {})
 
     # Per image 1/2, 3/4 and 2/4 seconds.
     batches = [result(batch, None, seconds) for batch, seconds in ((2, 1.0), (4, 3.0), (8, 4.0))]
@@ -177,6 +199,22 @@ def test_a_worker_that_fails_gives_its_reason():
         one.ask("ready")
 
 
+@pytest.mark.parametrize(
+    ("errors", "gist"),
+    [
+        ("", ""),
+        ("one\n\ntwo\n", "two"),
+        ("Traceback (most recent call last):\n  File\nx.Error: no triton\n\nSet FLAG for more\n", "x.Error: no triton"),
+        ("Traceback (most recent call last):\nA: b\n\nTraceback (most recent call last):\nC: it raised:\nD: e\n\nf\n",
+         "C: it raised: D: e"),
+        ("Traceback (most recent call last):\nC: it raised:\n", "C: it raised:"),
+        ("Traceback (most recent call last):\n", ""),
+    ],
+)  # fmt: skip
+def test_the_gist_of_what_a_process_wrote(errors, gist):
+    assert worker._gist(errors) == gist
+
+
 def test_a_worker_that_is_silent_is_given_up(monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE", 0.5)
     with (
@@ -228,7 +266,7 @@ def test_table_against_pytorch(xcnn, tmp_path):
     ours, theirs = "images/s  spread  GFLOP/s  of-peak memory first", "ratio best peer images/s spread memory"
     assert header.split() == f"model batch {ours} {theirs}".split()
     (row,) = (line for line in lines if line.startswith("report "))
-    assert any(layout in row for layout in compare.PEERS["torch"])
+    assert any(way in row for way in compare.PEERS["torch"]["cpu"])
     (mean,) = (line for line in lines if line.startswith("train on cpu: geometric mean of the ratios"))
     assert mean.endswith("(report, batch 2)")
     assert any(line.split()[:2] == ["0", "Conv2d"] for line in lines)
@@ -266,7 +304,9 @@ def test_means_in_json(xcnn):
     assert mean["kind"] == "mean"
     assert mean["geometric_mean"] == pytest.approx(math.sqrt(ratios["report"] * ratios["lenet5"]))
     assert mean["lowest"] == min(ratios.values())
-    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == set(compare.PEERS["torch"])
+    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == set(
+        compare.PEERS["torch"]["cpu"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ def bench(
     batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
     sizes: str = "",
     mode: str = "train",
-    devices: str = "cpu",
+    devices: Annotated[str, Parameter(name=["--devices", "--device"])] = "cpu",
     against: str = "",
     threads: int | None = None,
     rounds: int = 5,
@@ -40,8 +40,8 @@ def bench(
     """Measure the speed and memory of training and inference, and of other libraries at the same work.
 
     Each contestant has a process of its own; they take turns, round by round. Peers build the same network with the
-    same weights, batch, loss and optimizer, in several memory layouts, of which the fastest counts. A ratio is that of
-    our images/s to theirs, within a round, the median over the rounds; above 1 we are faster.
+    same weights, batch, loss and optimizer, on the same CPU or GPU, in several ways, of which the fastest counts. A
+    ratio is that of our images/s to theirs, within a round, the median over the rounds; above 1 we are faster.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def bench(
     devices
         where xcnn computes, with commas between; see `xcnn devices`.
     against
-        the libraries to compare with, with commas between: torch, jax.
+        the libraries to compare with, with commas between: torch, jax (on the CPU only).
     threads
         how many each may use; all cores that this process may use if left out.
     rounds
@@ -87,11 +87,13 @@ def bench(
     _check(peers)
     check_writable(plot)
     running = room.bench(cases, room.contestants(ours, peers), rounds, seconds, profile)
-    _head(room.machine([LIBRARIES[name].module for name in peers]), threads, json)
+    _head(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), threads, json)
     results: list[room.Result] = []
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")
         results.append(next(running))
+        for dropped in results[-1].dropped:
+            note(f"{dropped.contestant} takes no part: {dropped.reason}")
         _warn(results[-1])
         if json:
             _print_lines(results[-1])
@@ -135,14 +137,26 @@ def _check(peers: Sequence[str]) -> None:
             raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].mend}")
 
 
-def _head(machine: dict[str, Any], threads: int, as_json: bool) -> None:
+def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:
     """Say what it is measured on."""
+    machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
     if as_json:
-        print_json({"kind": "machine", **machine, "threads": threads})
+        print_json({"kind": "machine", **machine, "threads": threads, **({"gpus": list(gpus)} if gpus else {})})
     else:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
         stdout.print(f"{where}; {versions}", markup=False, soft_wrap=True)
+        for gpu in gpus:
+            tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
+            line = f"{gpu['device']}: {gpu['name'] or 'unknown GPU'}, driver {gpu['driver'] or 'unknown'}; TF32 {tf32}"
+            stdout.print(line, markup=False, soft_wrap=True)
+
+
+_TF32 = {
+    False: "off on both sides",
+    True: "on for {ours} (CUPY_TF32), off for its peers and the matrix product that of-peak refers to",
+    None: "as its library has it for {ours}, off for its peers",
+}
 
 
 def _warn(result: room.Result) -> None:
@@ -165,8 +179,7 @@ def _print_lines(result: room.Result) -> None:
         "shape": result.case.shape,
     }
     for timing in (*result.ours, *result.peers):
-        rate = result.flops / timing.seconds
-        who = {"contestant": timing.contestant.name, "variant": timing.contestant.variant}
+        who = _who(timing.contestant)
         low, high = timing.quartiles
         figures = {
             "images_per_second": timing.images_per_second,
@@ -175,66 +188,128 @@ def _print_lines(result: room.Result) -> None:
             "first": timing.first,
             "memory": timing.memory,
             "waited": timing.waited,
-            "gflops": rate / 1e9,
-            "peak_share": rate / result.peak,
+            "gflops": result.flops / timing.seconds / 1e9,
+            "peak_share": result.share(timing, "sgemm"),
+            "copy_share": result.share(timing, "copy"),
+            "rates": result.rates.get(timing.contestant.hardware, {}),
+            "launches": dataclasses.asdict(timing.launches),
         }
-        ratios = {str(peer.contestant): timing.ratio(peer) for peer in result.peers}
-        best = {"best_peer": str(result.best.contestant), "ratio": timing.ratio(result.best)} if result.best else {}
-        ours = {"ratios": ratios, **best} if timing in result.ours else {}
+        ratios = {str(peer.contestant): timing.ratio(peer) for peer in result.rivals(timing)}
+        best = result.best(timing)
+        of_best = {"best_peer": str(best.contestant), "ratio": timing.ratio(best)} if best else {}
+        ours = {"ratios": ratios, **of_best} if timing in result.ours else {}
         print_json({"kind": "speed", **case, **who, **figures, **ours})
         for row in timing.profile:
             print_json({"kind": "profile", **case, **who, **dataclasses.asdict(row)})
+    for one in result.dropped:
+        print_json({"kind": "dropped", **case, **_who(one.contestant), "reason": one.reason})
+
+
+def _who(contestant: room.Contestant) -> dict[str, str]:
+    return {"contestant": contestant.name, "variant": contestant.variant, "hardware": contestant.hardware}
+
+
+_YARDSTICKS = {
+    "sgemm": "a large matrix product does {:,.0f} GFLOP/s, without TF32",
+    "copy": "a large copy reads and writes {:,.0f} GB/s",
+}
+"""What a GPU's yardsticks reach, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A column of the table: what its cells hold, what its name means, when it is shown; and whether of peers, too."""
+
+    name: str
+    cell: Callable[[room.Result, room.Timing], str]
+    meaning: str = ""
+    when: str = ""
+    theirs: bool = False
+
+
+_COLUMNS = (
+    _Column("device", lambda result, one: one.contestant.variant, when="several"),
+    _Column("images/s", lambda result, one: f"{one.images_per_second:,.0f}", theirs=True),
+    _Column("spread", lambda result, one: _spread(one), "half the distance of their quartiles", theirs=True),
+    _Column("GFLOP/s", lambda result, one: f"{result.flops / one.seconds / 1e9:.1f}"),
+    _Column(
+        "of-peak", lambda result, one: _share(result.share(one, "sgemm")), "share of a large matrix product's speed"
+    ),
+    _Column(
+        "of-copy",
+        lambda result, one: _share(result.share(one, "copy")),
+        "share of a large copy's speed, of the bytes that layers have to move",
+        "gpu",
+    ),
+    _Column("launches", lambda result, one: _count(one.launches.kernels), "of kernels or graphs, a step", "gpu", True),
+    _Column("copies", lambda result, one: _count(one.launches.copies), "memory copied or filled, a step", "gpu", True),
+    _Column(
+        "memory",
+        lambda result, one: _bytes(one.memory),
+        "growth of the process, on a GPU of its library's pool, since before the first step",
+        theirs=True,
+    ),
+    _Column("first", lambda result, one: f"{one.first:.2f} s", "the first step"),
+)
 
 
 def _print_results(mode: str, results: Sequence[room.Result]) -> None:
-    columns = ["model", "batch", "device", "images/s", "spread", "GFLOP/s", "of-peak", "memory", "first"]
-    theirs = ["ratio", "best peer", "images/s", "spread", "memory"]
-    peers, several = any(result.peers for result in results), any(len(result.ours) > 1 for result in results)
+    rates = {place: rate for result in results for place, rate in result.rates.items() if place != room.CPU}
+    facts = {"": True, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
+    ours = [column for column in _COLUMNS if facts[column.when]]
+    theirs = [column for column in ours if column.theirs and any(result.peers for result in results)]
     rows = []
     for result in results:
         for timing in result.ours:
-            rate = result.flops / timing.seconds
-            work = (f"{rate / 1e9:.1f}", f"{rate / result.peak:.0%}", _bytes(timing.memory), _time(timing.first))
-            row: tuple[Any, ...] = (result.case.named, result.case.batch, timing.contestant.variant, *_rate(timing))
-            row = (*row, *work)
-            if best := result.best:
-                row = (*row, f"{timing.ratio(best):.2f}", str(best.contestant), *_rate(best), _bytes(best.memory))
-            rows.append(row if several else (*row[:2], *row[3:]))
-    if not several:
-        columns.remove("device")
-    title = (
-        f"\n{mode}: medians over the rounds; spread: half the distance of their quartiles; of-peak: share of a large "
-        "matrix product's speed; memory: growth of the process since before the first step; first: the first step"
-    )
-    right = "batch images/s spread GFLOP/s of-peak memory first ratio"
-    print_table(*columns, *(theirs if peers else ()), rows=rows, right=right, title=title, fold=False)
-    lost = max((_lost(timing) for result in results for timing in (*result.ours, *result.peers)), default=0.0)
+            row = [result.case.named, str(result.case.batch), *(column.cell(result, timing) for column in ours)]
+            if best := result.best(timing):
+                row += [f"{timing.ratio(best):.2f}", str(best.contestant)]
+                row += [column.cell(result, best) for column in theirs]
+            rows.append(tuple(row))
+    columns = ["model", "batch", *(column.name for column in ours)]
+    columns += ["ratio", "best peer", *(column.name for column in theirs)] if theirs else []
+    meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
+    title = "; ".join([f"\n{mode}: medians over the rounds", *meanings])
+    right = " ".join({*columns} - {"model", "device", "best peer"})
+    print_table(*columns, rows=rows, right=right, title=title, fold=False)
+    for place, rate in rates.items():
+        text = "; ".join(_YARDSTICKS[name].format(number / 1e9) for name, number in rate.items())
+        stdout.print(f"\n{place}: {text}", markup=False, soft_wrap=True)
+    timings = [timing for result in results for timing in (*result.ours, *result.peers)]
+    for reason in dict.fromkeys(timing.launches.missing for timing in timings):
+        if reason:
+            stdout.print(f"\nlaunches not counted: {reason}", markup=False, soft_wrap=True)
+    lost = max(map(_lost, timings), default=0.0)
     if lost > DISTURBED:
         text = f"not to be trusted: for up to {lost:.0%} of a contestant's time other programs had the cores"
         stdout.print(f"\n{text}", markup=False, soft_wrap=True)
 
 
-def _rate(timing: room.Timing) -> tuple[str, str]:
+def _spread(timing: room.Timing) -> str:
     low, high = timing.quartiles
-    return f"{timing.images_per_second:,.0f}", f"{(high - low) / 2 / timing.images_per_second:.0%}"
+    return f"{(high - low) / 2 / timing.images_per_second:.0%}"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _count(count: float | None) -> str:
+    return "-" if count is None else f"{count:,.0f}"
 
 
 def _bytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.1f} MiB"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s"
-
-
 def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> None:
     """Say, for each device, the geometric mean of the ratios to the best peer, and the lowest."""
     ratios: dict[str, dict[str, float]] = {}
     for result in results:
-        if result.best is not None:
-            for timing in result.ours:
+        for timing in result.ours:
+            if best := result.best(timing):
                 of = f"{result.case.named}, batch {result.case.batch}"
-                ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(result.best)
+                ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(best)
     for name, found in ratios.items():
         mean, lowest = (
             math.exp(math.fsum(map(math.log, found.values())) / len(found)),

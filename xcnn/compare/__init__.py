@@ -4,11 +4,12 @@
 """
 
 from xcnn.compare.batches import batches
-from xcnn.compare.bench import Result, Timing, bench, contestants
+from xcnn.compare.bench import Dropped, Result, Timing, bench, contestants
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
+from xcnn.compare.gpu import CPU, describe
 from xcnn.compare.growth import Growth, growths
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
@@ -19,6 +20,7 @@ from xcnn.machine import machine
 
 __all__ = [
     "BUDGETS",
+    "CPU",
     "MODES",
     "PARTING",
     "PEERS",
@@ -26,6 +28,7 @@ __all__ = [
     "Budget",
     "Case",
     "Contestant",
+    "Dropped",
     "Error",
     "Finding",
     "Growth",
@@ -36,6 +39,7 @@ __all__ = [
     "batches",
     "bench",
     "contestants",
+    "describe",
     "distances",
     "growths",
     "layer_errors",

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import PEERS, SGEMM, Contestant
-from xcnn.compare.contestants.sgemm import FLOPS
+from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant
+from xcnn.compare.gpu import CPU, hardware, kind
+from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
+from xcnn.compare.speed import SpeedError
 from xcnn.compare.worker import Worker
 from xcnn.errors import UsageError
 
-__all__ = ["SETTLE", "Result", "Timing", "bench", "contestants"]
+__all__ = ["SETTLE", "Dropped", "Result", "Timing", "bench", "contestants"]
 
 SETTLE = 0.03
 """Seconds between two contestants, in which the threads of the first fall asleep; they spin a while before."""
@@ -33,12 +35,14 @@ class Timing:
     contestant : who.
     batch : images per step.
     first : seconds of the first step.
-    rounds : seconds per step, the median of each round.
-    memory : bytes at the peak, over what was held before the first step; None where the system does not tell. What the
-        first step compiles is in it; compiled kernels come from the disk the next time.
+    rounds : seconds per step in each round: the median on the CPU, the mean by a GPU's events.
+    memory : bytes at the peak, over what was held before the first step; None where the system does not tell. On a GPU
+        what the library's pool holds; else the process, and what the first step compiles is in it; compiled kernels
+        come from the disk the next time.
     waited : the share of its time that its threads waited for a core, which others had; None where unknown. More than
         a few percent, and the figures tell of them.
     profile : where the time went; empty unless asked for.
+    launches : what a step calls a GPU for; counts nothing on the CPU.
     """
 
     contestant: Contestant
@@ -48,6 +52,7 @@ class Timing:
     memory: int | None
     waited: float | None
     profile: tuple[Row, ...] = ()
+    launches: Launches = UNCOUNTED
 
     @property
     def seconds(self) -> float:
@@ -74,6 +79,20 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """A way of a peer, or a yardstick, that does not work here.
+
+    Attributes
+    ----------
+    contestant : who.
+    reason : one line.
+    """
+
+    contestant: Contestant
+    reason: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What came of one case.
 
@@ -81,28 +100,55 @@ class Result:
     ----------
     case : what was run.
     ours : xcnn on each device.
-    peers : every peer in each of its layouts.
+    peers : every peer in each of its ways, on the hardware of each device.
     flops : floating-point operations of a step.
-    peak : floating-point operations per second of a large matrix product, the best of the same rounds.
+    moved : bytes that a step moves at the least.
+    rates : what the yardsticks reach, the best of the same rounds, by hardware and name: operations, or bytes read and
+        written, per second.
+    dropped : who does not work here.
     """
 
     case: Case
     ours: tuple[Timing, ...]
     peers: tuple[Timing, ...]
     flops: int
-    peak: float
+    moved: int
+    rates: dict[str, dict[str, float]]
+    dropped: tuple[Dropped, ...] = ()
 
-    @property
-    def best(self) -> Timing | None:
-        """The fastest peer; None where there is none."""
-        return min(self.peers, key=lambda timing: timing.seconds, default=None)
+    def rivals(self, timing: Timing) -> list[Timing]:
+        """Give the peers on the same hardware."""
+        return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
+
+    def best(self, timing: Timing) -> Timing | None:
+        """Give the fastest peer on the same hardware; None where there is none."""
+        return min(self.rivals(timing), key=lambda peer: peer.seconds, default=None)
+
+    def share(self, timing: Timing, yardstick: str) -> float | None:
+        """Give the operations (of `"sgemm"`) or bytes moved (of `"copy"`) per second, as a share of a yardstick's.
+
+        None where that was not measured on the same hardware.
+        """
+        rate = self.rates.get(timing.contestant.hardware, {}).get(yardstick)
+        done = {"sgemm": self.flops, "copy": self.moved}[yardstick]
+        return None if rate is None else done / timing.seconds / rate
 
 
 def contestants(devices: Sequence[str], peers: Sequence[str]) -> list[Contestant]:
-    """Give xcnn on each device and each peer in each of its layouts."""
-    return [Contestant("xcnn", device) for device in devices] + [
-        Contestant(peer, layout) for peer in peers for layout in PEERS[peer]
-    ]
+    """Give xcnn on each device, and each peer in each of its ways on the hardware of each.
+
+    Raises
+    ------
+    SpeedError
+        For a peer that is not measured on such hardware.
+    """
+    found = [Contestant("xcnn", device) for device in devices]
+    for where in dict.fromkeys(map(hardware, devices)):
+        for peer in peers:
+            if kind(where) not in PEERS[peer]:
+                raise SpeedError(f"bench: {peer} is measured on the {', '.join(PEERS[peer])} only, not on {where}")
+            found += [Contestant(peer, f"{peer}:{where}", way) for way in PEERS[peer][kind(where)]]
+    return found
 
 
 def bench(
@@ -123,32 +169,42 @@ def bench(
     UsageError
         For no round, or a turn of no length.
     SpeedError
-        Where a contestant fails.
+        Where xcnn fails, or all peers on some hardware do.
     """
     if rounds < 1:
         raise UsageError(f"bench: rounds must be at least 1, got {rounds}")
     if not seconds > 0:
         raise UsageError(f"bench: seconds must be more than 0, got {seconds}")
-    return (_result(case, _run(case, [*entered, SGEMM], rounds, seconds, profiled)) for case in cases)
+    # NumPy measures the CPU, our own library a GPU: CuPy where it takes part.
+    devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
+    devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
+    measures = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
+    return (_result(case, *_run(case, [*entered, *measures], rounds, seconds, profiled)) for case in cases)
 
 
-def _result(case: Case, timings: Sequence[Timing]) -> Result:
-    *found, sgemm = timings
+def _result(case: Case, timings: Sequence[Timing], dropped: Sequence[Dropped]) -> Result:
+    rates: dict[str, dict[str, float]] = {}
+    for timing in timings:
+        one = timing.contestant
+        if one.name in YARDSTICKS[kind(one.device)]:
+            rates.setdefault(one.hardware, {})[one.name] = one.work() / min(timing.rounds)
     return Result(
         case,
-        tuple(timing for timing in found if timing.contestant.name == "xcnn"),
-        tuple(timing for timing in found if timing.contestant.name != "xcnn"),
+        tuple(timing for timing in timings if timing.contestant.name == "xcnn"),
+        tuple(timing for timing in timings if timing.contestant.name in PEERS),
         sum(case.flops().values()),
-        FLOPS / min(sgemm.rounds),
+        case.moved(),
+        rates,
+        tuple(dropped),
     )
 
 
-def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> list[Timing]:
+def _run(
+    case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool
+) -> tuple[list[Timing], list[Dropped]]:
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(contestant, case)) for contestant in entered]
-        for worker in workers:
-            worker.ask("ready")
-        first = {worker: _alone(worker, "first") for worker in workers}
+        first, dropped = _begun([stack.enter_context(Worker(contestant, case)) for contestant in entered])
+        workers = list(first)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in workers}
         for number in range(rounds):
             for worker in workers if number % 2 == 0 else workers[::-1]:  # so that drift favours none
@@ -161,8 +217,41 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
                 rows = tuple(Row(**row) for row in worker.ask("profile", seconds=rounds * seconds))
             times, waits = zip(*turns[worker], strict=True)
             waited = None if None in waits else statistics.fmean(waits)
-            timings.append(Timing(worker.contestant, case.batch, first[worker], times, memory, waited, rows))
-        return timings
+            figures = (first[worker], times, memory, waited, rows, _launches(worker))
+            timings.append(Timing(worker.contestant, case.batch, *figures))
+        return timings, dropped
+
+
+def _begun(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
+    """Let all do their first step; give its seconds, and who cannot do it."""
+    first: dict[Worker, float] = {}
+    dropped: list[Dropped] = []
+    left = list(workers)
+    for request in ("ready", "first"):
+        for worker in tuple(left):
+            try:
+                first[worker] = _alone(worker, request)
+            except SpeedError as error:
+                if worker.contestant.name == "xcnn":
+                    raise
+                left.remove(worker)
+                first.pop(worker, None)
+                dropped.append(Dropped(worker.contestant, str(error).removeprefix("bench: ")))
+        played = {worker.contestant.hardware for worker in left if worker.contestant.name in PEERS}
+        for one in dropped:
+            if one.contestant.name in PEERS and one.contestant.hardware not in played:
+                raise SpeedError(f"bench: no peer is left on {one.contestant.hardware}: {one.reason}")
+    return first, dropped
+
+
+def _launches(worker: Worker) -> Launches:
+    """Count what a step calls a GPU for; nothing is lost where that fails, for it comes last."""
+    if worker.contestant.hardware == CPU or worker.contestant.name in YARDSTICKS[kind(worker.contestant.device)]:
+        return UNCOUNTED
+    try:
+        return Launches(**worker.ask("launches"))
+    except SpeedError as error:
+        return Launches(missing=str(error))
 
 
 def _alone(worker: Worker, request: str, **arguments: float) -> Any:

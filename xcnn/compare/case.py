@@ -1,11 +1,15 @@
 """What is benchmarked: steps of one network on one batch, the same for every contestant, and the work in them."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from xcnn import models, nn
 from xcnn.errors import UsageError, unknown
+from xcnn.nn._observe import observing
 
 __all__ = ["CLASSES", "MODES", "MOMENTUM", "Case"]
 
@@ -96,3 +100,32 @@ class Case:
                 work = 2 * row.multiply_adds * self.batch * (passes - spared)
                 found[row.name] = found.get(row.name, 0) + work
         return found
+
+    def moved(self) -> int:
+        """Count the bytes that a step has to move between memory and processor, at the least: no cache holds them all.
+
+        Counted are the layers with parameters, as what is between them can be done on the way. With x and y numbers in
+        and out and p parameters, inference reads x and p and writes y: `x + y + p` numbers of 4 bytes. Training does
+        that, reads dy, x and p again and writes dx and the gradient of p; the update reads p, its gradient and its
+        velocity and writes p and velocity: `3 x + 2 y + 8 p`. The first layer has no dx, and needs no p for it.
+        """
+        sizes: list[tuple[int, int, int]] = []
+
+        def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
+            forward, p = layer.forward, sum(math.prod(parameter.data.shape) for parameter in layer.parameters())
+
+            def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
+                y, backward = forward(x, train)
+                if p:
+                    sizes.append((self.batch * x.size, self.batch * y.size, p))
+                return y, backward
+
+            return observed
+
+        network = self.network()
+        with observing(network, observer):
+            network(np.zeros((1, *self.shape), np.float32))
+        if self.mode == "infer":
+            return 4 * sum(x + y + p for x, y, p in sizes)
+        first, _, weights = sizes[0]
+        return 4 * (sum(3 * x + 2 * y + 8 * p for x, y, p in sizes) - first - weights)

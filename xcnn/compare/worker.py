@@ -7,9 +7,7 @@ nothing in between. It ends when stdin does.
 import contextlib
 import dataclasses
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,13 +17,18 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import Contestant, Step
-from xcnn.compare.memory import growth
+from xcnn.compare.contestants import ENVIRONMENT, Contestant, Step
+from xcnn.compare.gpu import CPU
+from xcnn.compare.launches import launches
+from xcnn.compare.meter import Meter, meter
 from xcnn.compare.profile import profile
 from xcnn.compare.speed import SpeedError
 from xcnn.machine import waited
 
-__all__ = ["PATIENCE", "REQUESTS", "THREADS", "Worker", "main"]
+__all__ = ["COMMAND", "PATIENCE", "REQUESTS", "THREADS", "Worker", "main"]
+
+COMMAND = "from xcnn.compare.worker import main; main()"
+"""What the process runs."""
 
 PATIENCE = 300.0
 """Seconds without an answer after which a worker counts as stuck. Compiling a network is not to take that long."""
@@ -54,12 +57,12 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         arguments = json.dumps([dataclasses.asdict(contestant), dataclasses.asdict(case)])
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from xcnn.compare.worker import main; main()", arguments],
+            [sys.executable, "-c", COMMAND, arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=os.environ | dict.fromkeys(THREADS, str(case.threads)),
+            env=os.environ | dict.fromkeys(THREADS, str(case.threads)) | ENVIRONMENT.get(contestant.name, {}),
             start_new_session=True,  # Ctrl-C is for the parent, which ends the workers
         )
         assert self.process.stdin is not None
@@ -82,7 +85,7 @@ class Worker:
         Raises
         ------
         SpeedError
-            Where the process ends or is silent for too long; it quotes the last line that it wrote.
+            Where the process ends or is silent for too long; it quotes the exception, or the last line that it wrote.
         """
         stuck = threading.Timer(PATIENCE, self.process.kill)
         stuck.start()
@@ -101,8 +104,16 @@ class Worker:
     def _last_words(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines()
-        return lines[-1] if lines else f"the process ended with exit code {code}"
+        return _gist(self.errors.read()) or f"the process ended with exit code {code}"
+
+
+def _gist(errors: str) -> str:
+    """Give what an uncaught exception says, without what it adds in further lines; else the last line."""
+    lines = errors.strip().splitlines()
+    traced = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
+    said = [line for line in lines[traced[-1] + 1 :] if line[:1].strip()] if traced else lines[-1:]
+    whole = next((number for number, line in enumerate(said) if not line.endswith(":")), 0)  # "it raised:" goes on
+    return " ".join(said[: whole + 1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +123,7 @@ class _Ready:
     contestant: Contestant
     case: Case
     step: Step
+    meter: Meter
     grown: Callable[[], int | None]
 
 
@@ -123,23 +135,19 @@ def _first(worker: _Ready) -> float:
     """Time the first step, in seconds, which compiles and fills caches."""
     start = time.perf_counter()
     worker.step()
+    worker.meter.settle()
     return time.perf_counter() - start
 
 
 def _burst(worker: _Ready, seconds: float) -> tuple[float, float | None]:
-    """Do steps for about so many seconds; give the median of their times, in seconds, and the share spent waiting."""
+    """Do steps for about so many seconds; give the time of one, in seconds, and the share spent waiting."""
     worker.step()  # wakes threads and fills the processor's caches after the others had them
-    times: list[float] = []
+    worker.meter.settle()
     before = waited()
-    start = time.perf_counter()
-    end = start + seconds
-    while not times or start < end:
-        start = time.perf_counter()
-        worker.step()
-        times.append(time.perf_counter() - start)
+    one, whole = worker.meter.turn(worker.step, seconds)
     after = waited()
-    lost = None if before is None or after is None else (after - before) / worker.case.threads / math.fsum(times)
-    return statistics.median(times), lost
+    threads = worker.case.threads if worker.contestant.hardware == CPU else 1  # the one that launches
+    return one, None if before is None or after is None else (after - before) / threads / whole
 
 
 def _memory(worker: _Ready) -> int | None:
@@ -149,7 +157,12 @@ def _memory(worker: _Ready) -> int | None:
 
 def _profile(worker: _Ready, seconds: float) -> list[dict[str, Any]]:
     """Profile xcnn layer by layer for about so many seconds."""
-    return [dataclasses.asdict(row) for row in profile(worker.case, worker.contestant.variant, seconds)]
+    return [dataclasses.asdict(row) for row in profile(worker.case, worker.contestant.device, seconds)]
+
+
+def _launches(worker: _Ready) -> dict[str, Any]:
+    """Count what a step calls a GPU for. It loads PyTorch, so that nothing is to be measured afterwards."""
+    return dataclasses.asdict(launches(worker.step))
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {
@@ -158,6 +171,7 @@ REQUESTS: dict[str, Callable[..., Any]] = {
     "burst": _burst,
     "memory": _memory,
     "profile": _profile,
+    "launches": _launches,
 }
 """What a worker can be asked for."""
 
@@ -169,7 +183,8 @@ def main() -> None:
     contestant, case = json.loads(sys.argv[1])
     contestant, case = Contestant(**contestant), Case(**case)
     with contestant.opened(case) as step:
-        worker = _Ready(contestant, case, step, growth())
+        measures = meter(contestant.device)
+        worker = _Ready(contestant, case, step, measures, measures.growth())
         for line in sys.stdin:
             request, arguments = json.loads(line)
             print(json.dumps(REQUESTS[request](worker, **arguments)), file=answers, flush=True)

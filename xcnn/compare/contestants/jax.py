@@ -18,19 +18,19 @@ Arrays = dict[str, Any]
 
 
 @contextlib.contextmanager
-def opened(case: Case, variant: str) -> Iterator[Step]:
-    """Give the step of JAX in the memory layout `variant`, `"NCHW"` or `"NHWC"`; its threads are the environment's."""
+def opened(case: Case, device: str, way: str) -> Iterator[Step]:
+    """Give the step of JAX in the memory layout `way`, `"NCHW"` or `"NHWC"`; its threads are the environment's."""
     import jax
     import jax.numpy as jnp
 
     network = case.network()
-    arrays = {name: _placed(array, variant) for name, array in network.state_dict().items()}
+    arrays = {name: _placed(array, way) for name, array in network.state_dict().items()}
     trained = {name for name, _ in network.named_parameters()}
     x, y = case.arrays()
-    images, labels = jnp.asarray(x.transpose(0, 2, 3, 1) if variant == "NHWC" else x), jnp.asarray(y)
+    images, labels = jnp.asarray(x.transpose(0, 2, 3, 1) if way == "NHWC" else x), jnp.asarray(y)
 
     def loss_of(weights: Arrays, statistics: Arrays, images: Any, labels: Any) -> tuple[Any, Arrays]:
-        run = _Pass(weights | statistics, variant, train=True)
+        run = _Pass(weights | statistics, way, train=True)
         scores = jax.nn.log_softmax(run(network, "", images))
         return -jnp.mean(scores[jnp.arange(len(labels)), labels]), statistics | run.updates
 
@@ -40,7 +40,7 @@ def opened(case: Case, variant: str) -> Iterator[Step]:
         return loss, {name: weights[name] - case.lr * velocity[name] for name in weights}, velocity, statistics
 
     def infer(arrays: Arrays, images: Any) -> Any:
-        return _Pass(arrays, variant, train=False)(network, "", images)
+        return _Pass(arrays, way, train=False)(network, "", images)
 
     if case.mode == "infer":
         scores = jax.jit(infer)

@@ -1,4 +1,4 @@
-"""The yardstick: NumPy's product of two large float32 matrices, the fastest arithmetic that one can hope for."""
+"""The yardstick of arithmetic: the product of two large float32 matrices, by NumPy or, without TF32, by CuPy."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,23 +7,24 @@ import numpy as np
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Step
+from xcnn.compare.gpu import CPU, kind
+from xcnn.device import device as open_device
 
-__all__ = ["FLOPS", "SIZE", "opened"]
+__all__ = ["SIZES", "opened", "work"]
 
-SIZE = 1536
-"""Rows and columns of both."""
+SIZES = {"cpu": 1536, "cuda": 8192}
+"""Rows and columns of both, by the kind of hardware: enough to keep all of it at work."""
 
-FLOPS = 2 * SIZE**3
-"""Floating-point operations of a step."""
+
+def work(device: str) -> int:
+    """Give the floating-point operations of a step."""
+    return int(2 * SIZES[kind(device)] ** 3)
 
 
 @contextlib.contextmanager
-def opened(case: Case, variant: str) -> Iterator[Step]:
+def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     """Give the product; its threads are the environment's."""
-    a, b = np.random.default_rng(0).random((2, SIZE, SIZE), np.float32)
-    out = np.empty_like(a)
-
-    def step() -> float:
-        return float(np.matmul(a, b, out=out)[0, 0])
-
-    yield step
+    where, size = open_device(device), SIZES[kind(device)]
+    a, b = map(where.asarray, np.random.default_rng(0).random((2, size, size), np.float32))
+    target = {"out": np.empty_like(a)} if where.name == CPU else {}  # a GPU's pool has the last product's memory
+    yield lambda: float(where.xp.matmul(a, b, **target)[0, 0])

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: the modules of the same names, fused SGD (its fastest), both memory formats."""
+"""PyTorch: the modules of the same names, fused SGD (its fastest), both memory formats, eager or compiled."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,40 +7,46 @@ from typing import Any
 from xcnn import nn
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
+from xcnn.device import device as open_device
 from xcnn.errors import unknown
 
 __all__ = ["opened"]
 
 
 @contextlib.contextmanager
-def opened(case: Case, variant: str) -> Iterator[Step]:
-    """Give the step of PyTorch in a memory format, on all threads or on one: `variant` is one of `PEERS`."""
+def opened(case: Case, device: str, way: str) -> Iterator[Step]:
+    """Give the step of PyTorch on a device in one of the ways of `PEERS`: a memory format, then how it is run."""
     import torch
 
-    threads = torch.get_num_threads()
-    layout, _, single = variant.partition(" ")
-    torch.set_num_threads(1 if single else case.threads)
+    where = open_device(device).handle
+    threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    layout, _, how = way.partition(" ")
+    torch.set_num_threads(1 if how == "1 thread" else case.threads)
+    torch.backends.cudnn.benchmark = True  # shapes stay, so that it is worth while to try cuDNN's algorithms
     try:
-        yield _stepper(case, torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+        yield _stepper(case, where, layout, how == "compiled")
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = tuned
 
 
-def _stepper(case: Case, layout: Any) -> Step:
+def _stepper(case: Case, where: Any, layout: str, compiled: bool) -> Step:
     import torch
 
-    x, y = (torch.from_numpy(array) for array in case.arrays())
+    order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
     network = case.network()
     model = _converted(network, _modules())
     model.load_state_dict({name: torch.from_numpy(array) for name, array in network.state_dict().items()})
-    model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
+    model, x = model.to(where, memory_format=order), x.contiguous(memory_format=order)
+    model.train(case.mode == "train")
+    model = torch.compile(model) if compiled else model
 
     def infer() -> Any:
         with torch.inference_mode():
-            return model(x).numpy()
+            return model(x).cpu().numpy()
 
     if case.mode == "infer":
-        model.eval()
         return infer
     optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM, fused=True)
 

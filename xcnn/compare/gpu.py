@@ -1,0 +1,170 @@
+"""GPUs: which one a device string means, and how CuPy and PyTorch tell of work on it, a row per library in `GAUGES`.
+
+Nothing else in this room calls CUDA. A library is imported inside the functions: it may be missing.
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from xcnn.device import LIBRARIES, device
+
+__all__ = ["CPU", "GAUGES", "Gauge", "describe", "entered", "gauge", "hardware", "kind"]
+
+CPU = "cpu"
+"""What `hardware` calls the processor."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """What a library tells of a GPU.
+
+    Attributes
+    ----------
+    name : the maker's.
+    version : the library's.
+    tf32 : whether float32 matrices are multiplied in TF32 inside `setting`.
+    setting : a context in which the library, or what is said here, goes by this GPU.
+    mark : puts an event into the GPU's work, behind what it was given, and returns it; it has `synchronize()`.
+    elapsed : milliseconds from one event to another.
+    synchronize : waits until the GPU has done all that it was given.
+    reset : begins the peak of memory anew.
+    held : bytes that the library's pool had from the driver at the peak, in use or not.
+    """
+
+    name: str
+    version: str
+    tf32: bool
+    setting: Callable[[], AbstractContextManager[object]]
+    mark: Callable[[], Any]
+    elapsed: Callable[[Any, Any], float]
+    synchronize: Callable[[], object]
+    reset: Callable[[], object]
+    held: Callable[[], int]
+
+
+def _cupy(index: int) -> Gauge:
+    cupy = importlib.import_module(LIBRARIES["cuda"].module)
+    cuda = cupy.cuda
+    return Gauge(
+        name=cuda.runtime.getDeviceProperties(index)["name"].decode(),
+        version=cupy.__version__,
+        tf32=os.environ.get("CUPY_TF32", "0") not in ("", "0"),
+        setting=contextlib.nullcontext,  # `Device.active` does it
+        mark=lambda: cuda.get_current_stream().record(),
+        elapsed=cuda.get_elapsed_time,
+        synchronize=lambda: cuda.Device(index).synchronize(),
+        reset=lambda: None,  # the pool gives nothing back by itself: what it holds is its peak
+        held=lambda: cupy.get_default_memory_pool().total_bytes(),
+    )
+
+
+def _torch(index: int) -> Gauge:
+    torch = importlib.import_module(LIBRARIES["torch"].module)
+    cuda = torch.cuda
+
+    def mark() -> Any:
+        event = cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def setting() -> Iterator[None]:
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        before = [switch.allow_tf32 for switch in switches]
+        try:
+            for switch in switches:
+                switch.allow_tf32 = False  # cuDNN's is on by default
+            with cuda.device(index):
+                yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.allow_tf32 = value
+
+    return Gauge(
+        name=cuda.get_device_name(index),
+        version=torch.__version__,
+        tf32=False,
+        setting=setting,
+        mark=mark,
+        elapsed=lambda start, end: float(start.elapsed_time(end)),
+        synchronize=lambda: cuda.synchronize(index),
+        reset=lambda: cuda.reset_peak_memory_stats(index),
+        held=lambda: int(cuda.max_memory_reserved(index)),
+    )
+
+
+GAUGES: dict[str, Callable[[int], Gauge]] = {"cuda": _cupy, "torch": _torch}
+"""What tells of a GPU by its number, for each library in `device.LIBRARIES` that has events and tells of its memory."""
+
+
+def hardware(spec: str) -> str:
+    """Say what computes behind a device string, whatever the library.
+
+    >>> [hardware(spec) for spec in ("cpu", "torch", "cuda", "cuda:1", "torch:cuda:0", "jax:cpu")]
+    ['cpu', 'cpu', 'cuda:0', 'cuda:1', 'cuda:0', 'cpu']
+    """
+    found = re.search(r"\b(?:cuda|gpu)\b(?::(\d+))?", spec)
+    return f"cuda:{found[1] or 0}" if found else CPU
+
+
+def kind(spec: str) -> str:
+    """Say what sort of hardware computes behind a device string: `"cpu"` or `"cuda"`."""
+    return hardware(spec).partition(":")[0]
+
+
+def gauge(spec: str) -> Gauge | None:
+    """Open a device by its string and tell of its GPU; None on the CPU, and for a library without a row in `GAUGES`.
+
+    Raises
+    ------
+    DeviceError
+        Where it cannot be used.
+    """
+    device(spec)
+    where, row = hardware(spec), GAUGES.get(spec.partition(":")[0])
+    return None if where == CPU or row is None else row(int(where.partition(":")[2]))
+
+
+@contextlib.contextmanager
+def entered(spec: str) -> Iterator[None]:
+    """Compute on the device of this string inside a `with`; on a GPU, PyTorch does so without TF32."""
+    found = gauge(spec)
+    with device(spec).active(), contextlib.nullcontext() if found is None else found.setting():
+        yield
+
+
+def describe(specs: Sequence[str]) -> list[dict[str, Any]]:
+    """Tell of the GPUs among devices: name and driver, and of the library its version and whether it uses TF32.
+
+    What nothing tells is None.
+    """
+    found = {spec: gauge(spec) for spec in specs if hardware(spec) != CPU}
+    driver = _driver() if found else None
+    return [
+        {
+            "device": spec,
+            "name": one and one.name,
+            "driver": driver,
+            "library": LIBRARIES[spec.partition(":")[0]].module,
+            "version": one and one.version,
+            "tf32": one and one.tf32,
+        }
+        for spec, one in found.items()
+    ]
+
+
+def _driver() -> str | None:
+    """Ask for the version of NVIDIA's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0] if lines else None
