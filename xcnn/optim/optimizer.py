@@ -151,7 +151,8 @@ class Optimizer:
                 if grad.dtype != dtype:
                     raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {dtype}")
                 state = self.state.setdefault(parameter, {})
-                kind = (type(data), dtype, data.device, state.get("step"), *state)
+                # JAX's tracers have no device.
+                kind = (type(data), dtype, getattr(data, "device", None), state.get("step"), *state)
                 if kind != last:
                     last = kind
                     if kind in kinds:
