@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import LIBRARIES
 
 from xcnn import data
+from xcnn.device import to_numpy
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, XcnnError
 
 CLASSES = ("a", "b", "c")
@@ -147,6 +149,17 @@ def test_to_float_is_exact_division():
     assert np.array_equal(double, scaled)
     with pytest.raises(DtypeError, match=r"to_float: .* int64"):
         data.to_float(values.astype(np.int64))
+
+
+@pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
+def test_to_float_gives_the_same_bits_for_every_library(backend):
+    values = np.arange(256, dtype=U8).reshape(64, 4)
+    scaled = data.to_float(backend.device.asarray(values))
+    assert scaled.dtype == backend.device.xp.float32
+    assert to_numpy(scaled).tobytes() == data.to_float(values).tobytes()
+    assert data.to_float(scaled) is scaled
+    with pytest.raises(DtypeError, match=r"to_float: images must be uint8 or floating point, got .*int32"):
+        data.to_float(backend.device.asarray(values.astype(np.int32)))
 
 
 # Names

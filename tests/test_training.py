@@ -12,6 +12,7 @@ from conftest import LIBRARIES
 
 from xcnn import data, models, nn, ops, optim
 from xcnn._dispatch import COMPILATION
+from xcnn.device import Device
 from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
 
@@ -158,6 +159,87 @@ def test_trains_on_every_library(backend, digits):
     for name, value in results[0][0].items():
         np.testing.assert_allclose(results[1][0][name], value, rtol=1e-10, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-9, atol=1e-12)
+
+
+AWAY = pytest.mark.parametrize("backend", [name for name in LIBRARIES if name != "numpy"], indirect=True)
+
+
+def deep_network():
+    """Layers with running statistics and a random stream, too."""
+    network = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), *small_network()[2:])
+    network.reset_parameters(4)
+    return network
+
+
+def deep_trainer(where, **options):
+    network = deep_network()
+    optimizer = optim.Adam(network.parameters(), lr=0.01)
+    schedule = optim.CosineAnnealingLR(optimizer, T_max=20)
+    return Trainer(network, optimizer, device=where, schedule=schedule, clip_norm=1.0, clip_value=0.5, **options)
+
+
+@AWAY
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_batches_made_on_the_device_change_no_bit(backend, kind, digits):
+    """Training and validation end with the bits that batches from the host end with."""
+    results, parts = [], digits
+    if kind == "float32":
+        parts = [data.Dataset(data.to_float(part.images), part.labels, part.classes, "floats") for part in parts]
+    for where in (None, backend.spec):
+        trainer = deep_trainer(backend.spec)
+        train, test = (data.Loader(part, 50, seed=3, device=where) for part in parts)
+        trainer.fit(train, 2, validation=test)
+        results.append((trainer.model.state_dict(), untimed(trainer.history), trainer.predict(test)))
+    for name, value in results[0][0].items():
+        assert results[1][0][name].tobytes() == value.tobytes(), name
+    assert results[1][1] == results[0][1]
+    assert results[1][2].tobytes() == results[0][2].tobytes()
+
+
+def untimed(history):
+    return [{name: value for name, value in one.items() if name not in TIMES} for one in history]
+
+
+TIMES = ("seconds", "images_per_second")
+
+
+NUMBERS = ("__bool__", "__complex__", "__float__", "__index__", "__int__")
+READS = {
+    "strict-device1": (*NUMBERS, "to_device"),  # np.asarray raises there
+    "torch": (*NUMBERS, "__array__", "item", "tolist", "numpy"),
+}
+"""What makes something on the host of an array; the last one, what `to_numpy` calls."""
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("backend", READS, indirect=True)
+def test_a_step_waits_for_the_device_once(backend, shuffle, digits, monkeypatch):
+    """For the loss, whether its gradients are finite, and how many answers are right: all at once."""
+    trainer, seen, steps = deep_trainer(backend.spec), [], []
+    loader = data.Loader(digits[0], 50, shuffle=shuffle, device=backend.spec)
+    next(iter(loader))  # moves the data set
+
+    def note(kind, name):
+        method = getattr(kind, name)
+
+        def noted(self, *args, **options):
+            seen.append(np.shape(args[0]) if kind is Device else name)
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    class Spy(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            steps.append(seen.copy())
+            seen.clear()
+
+    kind = type(trainer.model[0].weight.data)
+    for name in READS[backend.name]:
+        note(kind, name)
+    note(Device, "asarray")
+    trainer.fit(loader, 2, callbacks=[Spy()])
+    indices = [(50,)] if shuffle else []
+    assert steps == [[*indices, READS[backend.name][-1]]] * 8
 
 
 def test_predict_gives_probabilities_for_any_batching(digits):

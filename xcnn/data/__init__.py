@@ -1,7 +1,8 @@
-"""Data sets, batches and augmentation, all on the host in NumPy arrays.
+"""Data sets and augmentation on the host in NumPy arrays, and batches on any device.
 
 `load("digits")` gives (train, test) data sets, `from_arrays` makes one of your own arrays, `Loader` gives one in
-batches. The names that `load` knows are in `catalog.py`; the functions that distort images are in `augment.py`.
+batches, on a device from a copy that stays there. The names that `load` knows are in `catalog.py`; the functions that
+distort images are in `augment.py`.
 """
 
 from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift

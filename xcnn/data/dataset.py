@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xcnn._array import Array, full, is_kind, namespace_of
+from xcnn.device import on_host
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
 
 __all__ = ["Dataset", "from_arrays", "split", "to_float"]
@@ -189,15 +191,20 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return dataset[np.sort(order[held:])], dataset[np.sort(order[:held])]
 
 
-def to_float(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def to_float(images: Array) -> Array:
     """Give images as networks take them, float32: uint8 is divided by 255, floating point keeps its values.
+
+    The bits are the same for arrays of every library.
 
     >>> to_float(np.asarray([0, 51, 255], np.uint8))
     array([0. , 0.2, 1. ], dtype=float32)
     """
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
-    if images.dtype != np.uint8:
-        return images.astype(np.float32, copy=False)
-    scaled: npt.NDArray[np.float32] = np.divide(images, np.float32(255), dtype=np.float32)
+    xp = namespace_of(images)
+    if images.dtype != xp.uint8:
+        if not is_kind(xp, images.dtype, "real floating"):
+            raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
+        return xp.astype(images, xp.float32, copy=False)
+    scaled = xp.astype(images, xp.float32)
+    # Where all are divided by one number, JAX, and PyTorch on CUDA, may multiply by its rounded inverse instead.
+    scaled /= np.float32(255) if on_host(images) else full(xp, scaled.shape, 255.0, scaled)
     return scaled

@@ -1,20 +1,25 @@
 """Batches of a data set, in an order that the seed and the epoch alone decide."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xcnn._array import Array
 from xcnn._random import load_stream, stream_state
 from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
+from xcnn.data.resident import Resident
+from xcnn.device import Device
+from xcnn.device import device as open_device
 from xcnn.errors import CheckpointError, UsageError
 
 __all__ = ["Loader", "Pass"]
 
 
-class Pass(Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]):
+class Pass(Iterator[tuple[Array, Array]]):
     """One pass over a data set in the making; what `iter(loader)` gives.
 
     Attributes
@@ -27,28 +32,22 @@ class Pass(Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]):
     ) -> None:
         self.loader, self.epoch, self.rng, self.order, self.batch = loader, epoch, rng, order, batch
 
-    def __next__(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        loader = self.loader
+    def __next__(self) -> tuple[Array, Array]:
+        loader, start = self.loader, self.batch * self.loader.batch_size
         if self.batch >= len(loader):
             loader.epoch = self.epoch + 1
             raise StopIteration
-        span = slice(self.batch * loader.batch_size, (self.batch + 1) * loader.batch_size)
-        # Gather first: uint8 is a quarter of the bytes.
-        images, labels = (
-            array[span].copy() if self.order is None else array[self.order[span]]
-            for array in (loader.dataset.images, loader.dataset.labels)
-        )
-        images = to_float(images)
-        for function in loader.augment:
-            images = function(images, self.rng)
+        end = min(start + loader.batch_size, len(loader.dataset))
+        made = loader._make(slice(start, end) if self.order is None else self.order[start:end], self.rng)
         self.batch += 1
-        return images, labels
+        return made
 
 
 class Loader:
     """Iterate over a data set in batches: (images float32 (n, C, H, W), labels int64 (n,)), fresh arrays both.
 
-    Images of uint8 become 0..1, images of floating point keep their values (`to_float`).
+    Images of uint8 become 0..1, images of floating point keep their values (`to_float`). The batches, their order and
+    what `state_dict` gives are the same bits on every device.
 
     Parameters
     ----------
@@ -58,6 +57,10 @@ class Loader:
     seed : with `epoch`, all that decides the order and the augmentation; 0 or more.
     drop_last : leave out a last batch that is smaller than the others.
     augment : functions (images, rng) -> images, applied to each batch in turn.
+    device : where the batches are to be; None for NumPy arrays. The data set is copied to a device once, when its first
+        batch is asked for, stays there as long as the loader, and is gathered there. With `augment`, whose functions
+        take NumPy arrays, or where the device has no room for it, batches are made on the host and moved.
+    tell : called with one sentence if there is no room.
 
     Attributes
     ----------
@@ -85,6 +88,8 @@ class Loader:
         seed: int = 0,
         drop_last: bool = False,
         augment: Sequence[Augmentation] = (),
+        device: str | Device | None = None,
+        tell: Callable[[str], object] = warnings.warn,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"Loader: batch_size must be at least 1, got {batch_size}")
@@ -103,8 +108,12 @@ class Loader:
         self.seed = seed
         self.drop_last = drop_last
         self.augment = tuple(augment)
+        self.device = None if device is None else open_device(device)
         self.epoch = 0
         self._loaded: Pass | None = None
+        self._resident: Resident | None = None
+        if self.device is not None and self.device.xp is not np:
+            self._resident = Resident(dataset, self.device, tell)
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -117,6 +126,29 @@ class Loader:
             return loaded
         rng = np.random.default_rng([self.seed, self.epoch])
         return Pass(self, self.epoch, rng, rng.permutation(len(self.dataset)) if self.shuffle else None)
+
+    def _make(self, chosen: slice | npt.NDArray[Any], rng: np.random.Generator) -> tuple[Array, Array]:
+        """Make a batch of the images at some places."""
+        if self._resident is not None and not self.augment and (made := self._resident.gather(chosen)) is not None:
+            return made
+        # Gather first: uint8 is a quarter of the bytes.
+        images, labels = (
+            array[chosen].copy() if isinstance(chosen, slice) else array[chosen]
+            for array in (self.dataset.images, self.dataset.labels)
+        )
+        images = to_float(images)
+        for function in self.augment:
+            images = function(images, rng)
+        return (images, labels) if self._resident is None else self._resident.move(images, labels)
+
+    def in_order(self, batch_size: int) -> "Loader":
+        """Give a loader of the same images, each once, in the data set's order and not augmented.
+
+        The two share what is on the device.
+        """
+        made = Loader(self.dataset, batch_size, shuffle=False, device=self.device)
+        made._resident = self._resident
+        return made
 
     def state_dict(self, unfinished: Pass | None = None) -> dict[str, Any]:
         """Return where the loader is.

@@ -8,7 +8,8 @@ from xcnn.training.config import Config, read_settings
 from xcnn.training.inference import Metrics, Prediction, Restored, confusion_matrix, restore
 from xcnn.training.interrupt import terminable
 from xcnn.training.losses import LOSSES, Loss, loss_named
-from xcnn.training.run import Result, latest_run, recorded_settings, train
+from xcnn.training.run import Result, train
+from xcnn.training.run_folder import latest_run, recorded_settings
 from xcnn.training.trainer import Trainer
 
 __all__ = [

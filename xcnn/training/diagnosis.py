@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xcnn._array import Array, is_kind, namespace_of
-from xcnn.device import Device, free_memory, on_host, out_of_memory
+from xcnn.device import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.errors import DivergedError, OutOfMemoryError
 from xcnn.nn import Buffer, Module
 from xcnn.nn._observe import observing
 
-__all__ = ["all_finite", "divergence", "memory_error", "ran_out", "remember", "within_memory"]
+__all__ = ["all_finite", "at_hand", "divergence", "look", "memory_error", "ran_out", "remember", "within_memory"]
 
 T = TypeVar("T")
 
@@ -45,22 +45,58 @@ def remember(buffers: Sequence[Buffer], random: Sequence[Module]) -> Callable[[]
     return put_back
 
 
-def all_finite(arrays: Iterable[Array]) -> bool:
-    """Say whether floating-point arrays hold finite numbers alone, waiting for the device once; None is passed over.
+_AT_HAND = (np.ndarray, np.generic, float, int)
 
-    A sum is not finite where one of its terms is not. It may also overflow: then each number is looked at.
+
+def at_hand(loss: Any) -> bool:
+    """Say whether a loss can be looked at without waiting for a device: it is a number, or of NumPy's."""
+    return isinstance(loss, _AT_HAND)
+
+
+def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
+    """Read what is to be known of a batch, waiting for the device once.
+
+    Parameters
+    ----------
+    loss : a number, or an array of one.
+    right : how many answers are right (exact below 2**24), likewise, or None.
+    gradients : floating-point arrays; None is passed over.
+
+    Returns
+    -------
+    The loss, how many are right, and whether the gradients hold finite numbers alone.
     """
-    total, summed = None, []
+    if at_hand(loss):
+        return float(loss), None if right is None else int(right), all_finite(gradients)
+    xp = namespace_of(loss)
+    there = [array for array in gradients if array is not None]
+    counts = () if right is None else (right,)
+    # In the dtype of the loss, whose bits must not change; but half precision cannot count.
+    dtype = xp.float64 if loss.dtype == xp.float64 else xp.float32
+    parts = [xp.astype(xp.reshape(part, ()), dtype, copy=False) for part in (loss, *counts, *_sums(there))]
+    value, *seen = to_numpy(xp.stack(parts)).tolist()
+    finite = not math.isfinite(value) or _all_finite(there, seen[len(counts) :])
+    return value, int(seen[0]) if counts else None, finite
+
+
+def all_finite(arrays: Iterable[Any]) -> bool:
+    """Say whether floating-point arrays hold finite numbers alone; None is passed over."""
     for array in arrays:
-        if on_host(array):
-            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # no other sum is as fast
-                return False
-        elif array is not None:
-            with np.errstate(all="ignore"):  # of libraries that compute with NumPy
-                part = namespace_of(array).sum(array)
-                total = part if total is None else total + part
-            summed.append(array)
-    return total is None or math.isfinite(float(total)) or all(map(_finite, summed))
+        if on_host(array) and math.isfinite(np.vdot(array, array)):  # no other sum is as fast
+            continue
+        if not _finite(array):
+            return False
+    return True
+
+
+def _sums(arrays: Sequence[Array]) -> list[Array]:
+    """Add the numbers of each array: a sum is not finite where one of its terms is not. It may also overflow."""
+    with np.errstate(all="ignore"):  # of libraries that compute with NumPy
+        return [namespace_of(array).sum(array) for array in arrays]
+
+
+def _all_finite(arrays: Sequence[Array], sums: Sequence[float]) -> bool:
+    return all(math.isfinite(total) or _finite(array) for array, total in zip(arrays, sums, strict=True))
 
 
 def _finite(value: Any) -> bool:

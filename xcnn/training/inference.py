@@ -16,7 +16,7 @@ from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unkn
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
-from xcnn.training.diagnosis import within_memory
+from xcnn.training.diagnosis import look, within_memory
 from xcnn.training.losses import LOSSES, Loss
 
 __all__ = [
@@ -68,17 +68,17 @@ class Metrics:
         return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}, images={self.images})"
 
 
-def batches(data: Data) -> Loader | Sequence[Batch]:
-    """Give batches to train on: data sets are shuffled from seed 0 in batches of 64."""
+def batches(data: Data, where: Device) -> Loader | Sequence[Batch]:
+    """Give batches to train on: data sets are shuffled from seed 0 in batches of 64, on the device."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
         data = from_arrays(*data)
-    return Loader(data) if isinstance(data, Dataset) else data  # type: ignore[return-value]
+    return Loader(data, device=where) if isinstance(data, Dataset) else data  # type: ignore[return-value]
 
 
-def _in_order(data: Data, batch_size: int) -> Iterator[Batch]:
+def _in_order(data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
     """Give batches to evaluate: every image once, in the data set's order, not augmented."""
-    made = batches(data)
-    return iter(Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
+    made = batches(data, where)
+    return iter(made.in_order(batch_size) if isinstance(made, Loader) else made)
 
 
 def place(array: Any, where: Device) -> Array:
@@ -88,12 +88,15 @@ def place(array: Any, where: Device) -> Array:
     return array if namespace_of(array) is where.xp else where.asarray(array)
 
 
-def correct(loss: Loss, output: Array, y: Array) -> int | None:
-    """Count the rows of `output` (n, classes) whose largest entry is at `y` (n,); None where that means nothing."""
+def correct(loss: Loss, output: Array, y: Array) -> Array | None:
+    """Count the rows of `output` (n, classes) whose largest entry is at `y` (n,); None where that means nothing.
+
+    The count is where the output is: an integer, or a 0-d array.
+    """
     if not loss.classifies or output.ndim != 2 or y.ndim != 1:
         return None
     xp = namespace_of(output)
-    return int(xp.count_nonzero(xp.argmax(output, axis=1) == y))
+    return xp.count_nonzero(xp.argmax(output, axis=1) == y)
 
 
 def evaluate(
@@ -111,13 +114,13 @@ def evaluate(
     """
     metrics = Metrics()
 
-    def test(x: Any, y: Any) -> tuple[float, int | None]:
+    def test(x: Any, y: Any) -> tuple[int, float, int | None]:
         output, targets = model(place(x, where)), place(y, where)
-        return float(loss.function(output, targets)[0]), correct(loss, output, targets)
+        return output.shape[0], *look(loss.function(output, targets)[0], correct(loss, output, targets))[:2]
 
-    with one_blas_thread():
-        for x, y in _in_order(data, batch_size):
-            metrics.add(len(x), *within_memory(test, x, y, where=where, option="batch_size"))
+    with one_blas_thread(), where.active():
+        for x, y in _in_order(data, batch_size, where):
+            metrics.add(*within_memory(test, x, y, where=where, option="batch_size"))
             if watch is not None:
                 watch(metrics)
     if not metrics.images:
@@ -128,7 +131,7 @@ def evaluate(
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
     """Return what a model says of each image, on the host; see `Trainer.predict`."""
     if isinstance(images, Loader | Dataset):
-        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size))
+        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size, where))
     elif len(images := np.asarray(images) if isinstance(images, list | tuple) else images) == 0:
         raise ShapeError("predict: images is empty")
     else:
@@ -137,7 +140,7 @@ def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: i
     def say(x: Any) -> np.ndarray:
         return to_numpy(loss.activation(model(place(x, where))))
 
-    with one_blas_thread():
+    with one_blas_thread(), where.active():
         return np.concatenate([within_memory(say, x, where=where, option="batch_size") for x in parts])
 
 

@@ -5,21 +5,17 @@ The folder: `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (b
 by whoever started the run.
 """
 
-import contextlib
 import functools
-import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xcnn import data, models, optim
-from xcnn._files import locked, replacing, sweep
+from xcnn._files import replacing, sweep
 from xcnn.device import device
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.training._clock import clock
@@ -34,17 +30,14 @@ from xcnn.training.checkpoint import (
     save_checkpoint,
 )
 from xcnn.training.checkpoints import Checkpoints, step_name
-from xcnn.training.config import Config, check, known_settings, plain, read_settings
+from xcnn.training.config import Config, check, plain
 from xcnn.training.inference import Metrics, confusion_matrix, evaluate
 from xcnn.training.losses import loss_named
 from xcnn.training.resume import SETTINGS, differences, origin
+from xcnn.training.run_folder import CHECKPOINTS, CONFIG, alone_in, holds_run, make_run_folder, remove_run
 from xcnn.training.trainer import Trainer
 
-__all__ = ["Result", "latest_run", "recorded_settings", "train"]
-
-_CONFIG, _CHECKPOINTS = "config.json", "checkpoints"
-_FILES = (_CONFIG, "history.csv", "history.jsonl", BEST, LAST)
-_RUNS = Path("runs")
+__all__ = ["Result", "train"]
 
 
 @dataclass(frozen=True)
@@ -89,17 +82,17 @@ class _Run:
     folder: Path
     trainer: Trainer
     train: data.Loader
-    validation: data.Dataset | None
-    test: data.Dataset
+    validation: data.Loader | None
+    test: data.Loader
     callbacks: Sequence[Callback]
 
     def __post_init__(self) -> None:
-        config, test = self.config, self.test
+        config, test = self.config, self.test.dataset
         self.best, self.last = self.folder / BEST, self.folder / LAST
         here = origin(self.trainer.device, self.train.dataset)
         self.about = Checkpoint(config.model, test.shape, test.classes, config.dataset, plain(config), {}, here)
         self.checkpoints = Checkpoints(
-            self.folder / _CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
+            self.folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
 
     def listeners(self) -> list[Callback]:
@@ -131,13 +124,13 @@ class _Run:
     def result(self, checkpoint: Path, seconds: float, *test: Any, **how: Any) -> "Result":
         """Give the result; `test` and `how` are its last fields."""
         trainer, saving = self.trainer, self.checkpoints.seconds
-        common = (trainer.device.name, trainer.history, self.test.classes, seconds, saving)
+        common = (trainer.device.name, trainer.history, self.test.dataset.classes, seconds, saving)
         return Result(self.folder, checkpoint, *common, *test, **how)
 
     def watch(self, metrics: Metrics) -> None:
         """Tell the listeners of a batch of the test."""
         for callback in self.callbacks:
-            callback.on_test_batch(self.trainer, len(self.test), metrics)
+            callback.on_test_batch(self.trainer, len(self.test.dataset), metrics)
 
 
 class _KeepLast(Callback):
@@ -180,24 +173,24 @@ def train(
     check(config)
     parts = _prepare(config, callbacks)
     if resume:
-        if folder is None or not _holds_run(folder):
+        if folder is None or not holds_run(folder):
             raise UsageError(f"--resume {folder}: there is no run to go on with")
         where = folder
     else:
-        where = _make_folder(folder, config)
-    with _alone_in(where):
-        if not resume and _holds_run(where):
+        where = make_run_folder(folder, config)
+    with alone_in(where):
+        if not resume and holds_run(where):
             raise UsageError(f"--out {where} holds a run already; go on with it by --resume, or choose another folder")
         run = _Run(config, where, *parts, callbacks)
         if resume:
             _go_on(run)
-        with replacing(where / _CONFIG) as temporary:
+        with replacing(where / CONFIG) as temporary:
             temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
         try:
             return _train_and_test(run)
         except (DivergedError, OutOfMemoryError):
             if not resume and not run.has_learned():
-                _remove_folder(where)
+                remove_run(where)
             raise
 
 
@@ -221,7 +214,7 @@ def _train_and_test(run: _Run) -> Result:
         chosen = _load_best(run)
         plain_loss = loss_named("cross_entropy")  # label smoothing is for training
         metrics = evaluate(trainer.model, run.test, plain_loss, trainer.device, watch=run.watch)
-        confusion = confusion_matrix(trainer.predict(run.test), run.test.labels)
+        confusion = confusion_matrix(trainer.predict(run.test), run.test.dataset.labels)
     except (KeyboardInterrupt, SystemExit) as stop:
         chosen = run.best if run.best.exists() else run.last
         return run.result(chosen, seconds, note="interrupted during the test", interrupted=_code(stop))
@@ -247,13 +240,13 @@ def _code(stop: BaseException) -> int:
 
 def _go_on(run: _Run) -> None:
     """Bring the parts of a run to where its newest checkpoint left them."""
-    for place in (run.folder, run.folder / _CHECKPOINTS):
+    for place in (run.folder, run.folder / CHECKPOINTS):
         sweep(place)
     found = run.checkpoints.find(run.tell)
     if found is None:
         for weights in (run.best, run.last):  # which come after the first checkpoint
             if weights.exists():
-                settings = f"start a new run, with its settings by --config {run.folder / _CONFIG}"
+                settings = f"start a new run, with its settings by --config {run.folder / CONFIG}"
                 raise CheckpointError(f"{run.folder} has {weights.name}, but no checkpoint to go on from; {settings}")
         run.tell(f"{run.folder} has no checkpoint yet: starting from the beginning")
         return
@@ -312,53 +305,9 @@ def _best_is(run: _Run, kept: Any) -> bool:
     return bool(found == epoch)
 
 
-def recorded_settings(folder: Path, tell: Callable[[str], object] | None = None) -> dict[str, Any]:
-    """Return the settings of the run in a folder by name, from its `config.json`, else its newest whole checkpoint.
-
-    `tell` is called with a sentence where they come from the checkpoint.
-
-    Raises
-    ------
-    XcnnError
-        Where there is no run, or nothing of it that can be read.
-    """
-    if not _holds_run(folder):
-        raise UsageError(f"--resume {folder}: there is no run to go on with")
-    try:
-        return read_settings(folder / _CONFIG)
-    except UsageError:
-        raise
-    except XcnnError as error:
-        checkpoints = Checkpoints(folder / _CHECKPOINTS)
-        found = checkpoints.find()
-        if found is None or checkpoints.newest is None:
-            raise
-        if tell is not None:
-            tell(f"{error}; going by the settings in {checkpoints.newest}")
-        return known_settings(found.config, checkpoints.newest)
-
-
-def latest_run(runs: Path = _RUNS) -> Path:
-    """Return the folder of the run below `runs` that was at work last.
-
-    Raises
-    ------
-    UsageError
-        Where there is none.
-    """
-    times: dict[Path, int] = {}
-    for config in runs.glob(f"*/{_CONFIG}"):
-        for file in (*config.parent.iterdir(), *config.parent.glob(f"{_CHECKPOINTS}/*")):
-            with contextlib.suppress(FileNotFoundError):  # a run at work has removed it
-                times[config.parent] = max(times.get(config.parent, 0), file.stat().st_mtime_ns)
-    if not times:
-        raise UsageError(f"--resume latest: there is no run in {runs}/")
-    return max(times, key=lambda folder: times[folder])
-
-
 def _prepare(
     config: Config, callbacks: Sequence[Callback]
-) -> tuple[Trainer, data.Loader, data.Dataset | None, data.Dataset]:
+) -> tuple[Trainer, data.Loader, data.Loader | None, data.Loader]:
     """Build the parts from the settings; nothing is written until all of them are right."""
     where = device(config.device)
     options = {} if config.image_size is None else {"size": config.image_size}
@@ -367,12 +316,17 @@ def _prepare(
         for callback in callbacks:
             callback.on_download(file, done, total)
 
+    def tell(message: str) -> None:
+        for callback in callbacks:
+            callback.on_note(message)
+
     train_set, test = data.load(config.dataset, config.data_dir, progress=arrived, **options)
     validation = None
     if config.validation > 0:
         train_set, validation = data.split(train_set, config.validation, config.seed)
     augment = [data.AUGMENTATIONS[name] for name in config.augment]
-    loader = data.Loader(train_set, config.batch_size, seed=config.seed, augment=augment)
+    batches = functools.partial(data.Loader, device=where, tell=tell)
+    loader = batches(train_set, config.batch_size, seed=config.seed, augment=augment)
     model = models.build(config.model, test.shape, len(test.classes), config.seed)
     optimizer = _optimizer(config, model.parameters())
     schedule = optim.make_schedule(
@@ -380,7 +334,7 @@ def _prepare(
     )
     loss = loss_named("cross_entropy", label_smoothing=config.label_smoothing)
     trainer = Trainer(model, optimizer, loss, where, schedule=schedule, clip_norm=config.clip_norm)
-    return trainer, loader, validation, test
+    return trainer, loader, None if validation is None else batches(validation), batches(test)
 
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
@@ -389,53 +343,3 @@ def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     if config.opt in ("sgd", "rmsprop"):
         options["momentum"] = config.momentum
     return kind(parameters, **options)
-
-
-def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*_FILES, _CHECKPOINTS))
-
-
-def _make_folder(folder: Path | None, config: Config) -> Path:
-    try:
-        if folder is None:
-            return _new_folder(f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    return folder
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, f"another run is at work in {folder}; wait for it, or stop it"))
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        yield
-
-
-def _unwritable(folder: Path | None, error: OSError) -> XcnnError:
-    return XcnnError(f"cannot write into {folder or _RUNS}: {error.strerror or error}")
-
-
-def _new_folder(name: str) -> Path:
-    """Make a folder that no other run has, even one that starts in the same second."""
-    _RUNS.mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        folder = _RUNS / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            break
-    return folder
-
-
-def _remove_folder(folder: Path) -> None:
-    """Take back what a run wrote before it had anything to keep."""
-    for name in (*_FILES, ".lock"):
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
-    with contextlib.suppress(OSError):  # something else is in it
-        folder.rmdir()

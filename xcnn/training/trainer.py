@@ -1,86 +1,32 @@
 """`Trainer`: a model, an optimizer and a loss on one device; one step, many epochs, evaluation and prediction."""
 
-import collections
-import contextlib
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from xcnn import optim
 from xcnn._array import Array
-from xcnn._random import load_stream, stream_state
-from xcnn.data import Loader, Pass
+from xcnn.data import Loader
 from xcnn.device import Device, to_numpy
 from xcnn.device import device as open_device
-from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, XcnnError
+from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
-from xcnn.training.diagnosis import all_finite, divergence, memory_error, ran_out, remember
+from xcnn.training.diagnosis import at_hand, divergence, look, memory_error, ran_out, remember
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
 from xcnn.training.interrupt import delayed_signals
 from xcnn.training.losses import Loss, loss_named
+from xcnn.training.state import Epoch, Resumable
 
 __all__ = ["Trainer"]
 
 
-@dataclass
-class _Epoch:
-    """An epoch in the making: how many batches are trained on, what was seen in them, and how long it took."""
-
-    batch: int = 0
-    seconds: float = 0.0
-    metrics: Metrics = field(default_factory=Metrics)
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """Make one of what `dataclasses.asdict` gave."""
-        seen = state["metrics"]
-        right = None if seen["correct"] is None else _count(seen["correct"])
-        metrics = Metrics(_count(seen["images"]), float(seen["loss_sum"]), right)
-        return cls(_count(state["batch"]), float(state["seconds"]), metrics)
-
-
-def _count(value: Any) -> int:
-    """Return a number of batches, images or steps from a state."""
-    if not isinstance(value, int) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} counts nothing")
-    return value
-
-
-def _record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """Return the record of an epoch from a state."""
-    record = {name: state[name] for name in _RECORD}
-    if (
-        state.keys() != record.keys()
-        or record["epoch"] != epoch
-        or not all(isinstance(value, int | float | None) for value in record.values())
-    ):
-        raise ValueError(f"{dict(state)} is the record of no epoch")
-    return {name: value if value is None else type(value)(float(value)) for name, value in record.items()}
-
-
-_RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second")
-
-
-@contextlib.contextmanager
-def _sense(who: str) -> Iterator[None]:
-    """Turn what a state that makes no sense raises inside a `with` into one error."""
-    try:
-        yield
-    except XcnnError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{who}: the state makes no sense: {type(error).__name__}: {error}") from None
-
-
-class Trainer:
+class Trainer(Resumable):
     """Trains a model on one device.
 
     Parameters
@@ -115,19 +61,11 @@ class Trainer:
         for name, value, kind in (("model", model, Module), ("optimizer", optimizer, optim.Optimizer)):
             if not isinstance(value, kind):
                 raise UsageError(f"Trainer: {name} must be an instance of {kind.__name__}, got {value!r}")
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        super().__init__(model, optimizer, schedule)
         self.loss = loss_named(loss)
         self.device = open_device(device)
         self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.history: list[dict[str, Any]] = []
-        self.stop_reason = ""
-        self.steps = 0
         self.interrupted = False
-        self._epoch: _Epoch | None = None  # the one that is not finished
-        self._batches: Loader | Sequence[Batch] = ()
-        self._pass: Pass | None = None  # of the loader, while there is an unfinished epoch
-        self._callbacks: Sequence[Callback] = ()
-        self._loaded: dict[str, Any] = {}  # the states of a loader and of callbacks that are not known yet
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
@@ -160,18 +98,19 @@ class Trainer:
         ShapeError, DtypeError, UsageError
             Where the batch does not fit the model or the loss.
         """
-        return self._step(x, y)[0]
+        with self.device.active():
+            return self._step(x, y)[0]
 
-    def _step(self, x: Any, y: Any) -> tuple[float, Array, Array]:
-        """Train on a batch and return its loss, the output, and the targets on the device."""
+    def _step(self, x: Any, y: Any, count: bool = False) -> tuple[float, int, int | None]:
+        """Train on a batch and return its loss, how many images it has, and how many answers are right, if asked."""
         put_back, updating = remember(self._buffers, self._random), False
         try:
-            value, output, y = self._gradients(x, y, put_back)
+            seen = self._gradients(x, y, count, put_back)
             updating = True
             self.optimizer.step()
             if self.schedule is not None and self.schedule.unit == "step":
                 self.schedule.step()
-            return value, output, y
+            return seen
         except Exception as error:
             if not ran_out(error, self.device):
                 raise
@@ -181,40 +120,42 @@ class Trainer:
             put_back()
         raise memory_error(x, self.device, "--batch-size", updating)
 
-    def _gradients(self, x: Any, y: Any, put_back: Callable[[], None]) -> tuple[float, Array, Array]:
-        """Give every parameter its gradient, bounded, and return the loss, the output, and the targets on the device.
+    def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[float, int, int | None]:
+        """Give every parameter its gradient, bounded, and return what `_step` does, waiting for the device once.
 
         Where one of these numbers is not finite, all but the gradients is as it was before.
         """
         x, y = place(x, self.device), place(y, self.device)
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
-        value = float(loss)
-        if not math.isfinite(value):
-            del backward, loss_backward  # and with them what they keep: the batch is run once more
-            raise self._diverged(value, output, x, y, put_back)
-        self.optimizer.zero_grad()
-        backward(loss_backward()[0], need_dx=False)
-        if not all_finite([p.grad for group in self.optimizer.param_groups for p in group["params"]]):
+        right = correct(self.loss, output, y) if count else None
+        if not at_hand(loss) or math.isfinite(loss):
+            self.optimizer.zero_grad()
+            backward(loss_backward()[0], need_dx=False)
+        del backward, loss_backward  # and with them what they keep: a bad batch is run once more
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
+        value, right, finite = look(loss, right, gradients)
+        if not (math.isfinite(value) and finite):
             raise self._diverged(value, output, x, y, put_back)
         if self.clip_value is not None:
             optim.clip_grad_value_(self._parameters(), self.clip_value)
         if self.clip_norm is not None:
             optim.clip_grad_norm_(self._parameters(), self.clip_norm)
-        return value, output, y
+        return value, output.shape[0], right
 
     def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
         """Put everything back and return the error that says where the loss, or else a gradient, began to fail."""
         put_back()
-        # Ops that cannot read labels without stopping the device give NaN for those that are no class.
-        if self.loss.classifies and y.ndim == 1:
-            labels = to_numpy(y)
-            strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
-            if strange.size:
-                return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
         try:
+            # Ops that cannot read labels without stopping the device give NaN for those that are no class.
+            if self.loss.classifies and y.ndim == 1:
+                labels = to_numpy(y)
+                strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
+                if strange.size:
+                    return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
             return divergence(self.model, self.loss.function, value, x, y)
         finally:
+            self.model.zero_grad()  # it may hold what a backward pass made of such a loss
             put_back()
 
     def fit(
@@ -269,12 +210,15 @@ class Trainer:
         if self._epoch is None:
             self.stop_reason = ""
         self.interrupted = False
-        self._batches, self._callbacks = batches(train), sorted(callbacks, key=lambda callback: callback.comes_last)
+        self._callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
+        self._batches = batches(train, self.device)
+        if validation is not None:
+            validation = batches(validation, self.device)  # once, so that they are moved once
         try:
             for callback in self._callbacks:
                 callback.on_fit_start(self, len(self._batches), last)
             self._hand_out()
-            with one_blas_thread(), delayed_signals() as check_signals:
+            with one_blas_thread(), self.device.active(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
                     try:
@@ -299,14 +243,14 @@ class Trainer:
         return self.history[first:]
 
     def _train_epoch(self, epoch: int, validation: Data | None, go_on: Callable[[], None]) -> dict[str, Any]:
-        now = self._epoch = self._epoch or _Epoch()
+        now = self._epoch = self._epoch or Epoch()
         metrics, start = now.metrics, clock() - now.seconds
         for x, y in self._rest(now.batch):
             try:
-                loss, output, y = self._step(x, y)
+                loss, images, right = self._step(x, y, count=True)
             except DivergedError as error:
                 raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
-            metrics.add(output.shape[0], loss, correct(self.loss, output, y))
+            metrics.add(images, loss, right)
             now.batch, now.seconds = now.batch + 1, clock() - start
             self.steps += 1
             for callback in self._callbacks:
@@ -329,98 +273,12 @@ class Trainer:
             "images_per_second": metrics.images / seconds,
         }
 
-    @property
-    def unfinished(self) -> int:
-        """How many batches of an epoch that is not finished are done."""
-        return 0 if self._epoch is None else self._epoch.batch
-
     def _rest(self, batch: int) -> Iterator[Batch]:
         """Give the batches of an epoch from one on; a loader knows by itself which they are."""
         if not isinstance(self._batches, Loader):
             return itertools.islice(self._batches, batch, None)
         self._pass = iter(self._batches)
         return self._pass
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that it takes to go on, in nested dicts and lists of NumPy arrays, numbers and strings.
-
-        That is the weights, the states of optimizer, schedule, random streams, loader and callbacks, the history, and
-        what is done of an epoch that is not finished. Inside `fit` it is that after the last whole step.
-        """
-        made = self._batches
-        handed = {
-            "loader": made.state_dict(self._pass) if isinstance(made, Loader) else None,
-            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
-        }
-        return {
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
-            "history": [dict(record) for record in self.history],
-            "steps": self.steps,
-            "stop_reason": self.stop_reason,
-            "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
-            **(self._loaded or handed),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where `state_dict` of a trainer of the same parts was.
-
-        A loader and callbacks are brought there by the next `fit`, which must be given the like. After an error the
-        trainer may have some of the state, and is of no use.
-
-        Raises
-        ------
-        CheckpointError
-            For a state that does not fit this model, optimizer or schedule, or is none.
-        """
-        with _sense("Trainer"):
-            streams = dict(self.model.named_generators())
-            if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
-                raise CheckpointError("Trainer: the state is of other parts: another schedule, or other layers")
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.schedule is not None:
-                self.schedule.load_state_dict(state["schedule"])
-            self.model.load_state_dict(state["weights"])
-            for name, generator in streams.items():
-                load_stream(generator, state["streams"][name], name)
-            self.history = [_record(record, number) for number, record in enumerate(state["history"], 1)]
-            self.steps, self.stop_reason = _count(state["steps"]), str(state["stop_reason"])
-            self._epoch = None if state["epoch"] is None else _Epoch.of(state["epoch"])
-            self._loaded = {"loader": state["loader"], "callbacks": dict(state["callbacks"])}
-
-    def _hand_out(self) -> None:
-        """Bring the loader and the callbacks of this `fit` to where `load_state_dict` found theirs."""
-        made, loaded, self._loaded = self._batches, self._loaded, {}
-        if not loaded:
-            return
-        with _sense("fit"):
-            of_loader = loaded["loader"] is not None
-            if isinstance(made, Loader) and of_loader:
-                made.load_state_dict(loaded["loader"])
-            if self._epoch is not None:
-                if isinstance(made, Loader) != of_loader:
-                    raise CheckpointError(
-                        "fit: train must be a Loader where the state is of one, and else a list of batches"
-                    )
-                place = loaded["loader"]["pass"]["batch"] if of_loader else self._epoch.batch
-                if place != self._epoch.batch or place > len(made):
-                    raise CheckpointError(
-                        f"fit: the state is after {self._epoch.batch} batches of the epoch, train has {len(made)} and "
-                        f"its state is after {place}"
-                    )
-            for name, callback in self._named_callbacks():
-                if name in loaded["callbacks"]:
-                    callback.load_state_dict(dict(loaded["callbacks"][name]))
-
-    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
-        """Name callbacks after their classes, numbered where there are several of one."""
-        count: collections.Counter[str] = collections.Counter()
-        for callback in self._callbacks:
-            name = type(callback).__name__
-            count[name] += 1
-            yield name if count[name] == 1 else f"{name}-{count[name]}", callback
 
     def stop(self, reason: str) -> None:
         """Ask `fit` to end after this epoch; for callbacks."""
