@@ -179,14 +179,28 @@ def dtype(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
         yield request.param
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note each test's array library; under `$XCNN_ONLY_SKIPPED`, keep what another run has skipped and listed."""
+    if only := os.environ.get("XCNN_ONLY_SKIPPED"):
+        skipped = set(Path(only).read_text("utf-8").splitlines())
+        chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            chosen[not skipped.isdisjoint((item.nodeid, item.nodeid.partition("::")[0]))].append(item)
+        config.hook.pytest_deselected(items=chosen[False])
+        items[:] = chosen[True]
     for item in items:
         if name := getattr(item, "callspec", None) and item.callspec.params.get("backend"):
             item.user_properties.append(("backend", name))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say per array library how many tests passed, failed and were skipped, and why."""
+    """Say per array library how many tests passed, failed and were skipped, and why.
+
+    The tests that were skipped are listed in the file `$XCNN_LIST_SKIPPED`.
+    """
+    if listing := os.environ.get("XCNN_LIST_SKIPPED"):
+        skipped = [report.nodeid for report in terminalreporter.stats.get("skipped", ())]
+        Path(listing).write_text("\n".join(skipped) + "\n", "utf-8")
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for outcome in ("passed", "failed", "error", "skipped"):

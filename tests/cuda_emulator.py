@@ -242,7 +242,7 @@ def room() -> dict[str, Any]:
     library = types.ModuleType(f"{ROOM}._library")
     space: Any = types.ModuleType("emulated")
     # What is not listed here is not known to be CuPy's: see tests/test_cuda_compile.py.
-    vars(space).update(maximum=np.maximum, sqrt=np.sqrt, zeros_like=np.zeros_like)
+    vars(space).update(maximum=np.maximum, sqrt=np.sqrt, zeros=np.zeros, zeros_like=np.zeros_like)
     names = {"RawModule": RawModule, "ascontiguousarray": np.ascontiguousarray, "empty": empty, "matmul": np.matmul}
     vars(library).update(names, namespace=space, address=lambda array: array.ctypes.data)
     library.__dict__["__all__"] = [*names, "address", "namespace"]

@@ -6,11 +6,13 @@ A good step pays for one look at its gradients. What a bad one did is found by t
 import gc
 import math
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from xcnn._array import Array, is_kind, namespace_of
+from xcnn._dispatch import body
 from xcnn.device import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.errors import DivergedError, OutOfMemoryError
 from xcnn.nn import Buffer, Module
@@ -73,8 +75,10 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
     counts = () if right is None else (right,)
     # In the dtype of the loss, whose bits must not change; but half precision cannot count.
     dtype = xp.float64 if loss.dtype == xp.float64 else xp.float32
-    parts = [xp.astype(xp.reshape(part, ()), dtype, copy=False) for part in (loss, *counts, *_sums(there))]
-    value, *seen = to_numpy(xp.stack(parts)).tolist()
+    parts = [xp.astype(xp.reshape(part, (1,)), dtype, copy=False) for part in (loss, *counts)]
+    if there:
+        parts.append(_totals(xp, there, dtype))
+    value, *seen = to_numpy(xp.concat(parts)).tolist()
     finite = not math.isfinite(value) or _all_finite(there, seen[len(counts) :])
     return value, int(seen[0]) if counts else None, finite
 
@@ -89,10 +93,14 @@ def all_finite(arrays: Iterable[Any]) -> bool:
     return True
 
 
-def _sums(arrays: Sequence[Array]) -> list[Array]:
-    """Add the numbers of each array: a sum is not finite where one of its terms is not. It may also overflow."""
+@body
+def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
+    """Give a number for each array, in one array, that is finite only where all of the array's numbers are.
+
+    It may overflow where they are: then they have to be looked at.
+    """
     with np.errstate(all="ignore"):  # of libraries that compute with NumPy
-        return [namespace_of(array).sum(array) for array in arrays]
+        return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
 
 def _all_finite(arrays: Sequence[Array], sums: Sequence[float]) -> bool:

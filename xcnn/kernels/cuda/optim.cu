@@ -10,7 +10,18 @@ struct Slots {
     long long count;
 };
 
-// A number of all those of a table: of which parameter, and its arrays from there on.
+// The parameter of a number, all of them counted through.
+__device__ inline int slot_of(const Slots& slots, index i) {
+    int low = 0, high = (int)slots.count - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (i < slots.end[middle]) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
+// The arrays of a parameter, from one of its numbers on.
 struct Number {
     real *data, *grad, *first, *second, *third;
 };
@@ -18,15 +29,18 @@ struct Number {
 __device__ inline real* at(u64 address, index i) { return address ? (real*)address + i : (real*)0; }
 
 __device__ inline Number number(const Slots& slots, index i) {
-    int low = 0, high = (int)slots.count - 1;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (i < slots.end[middle]) high = middle;
-        else low = middle + 1;
+    const int slot = slot_of(slots, i);
+    if (slot > 0) i -= (index)slots.end[slot - 1];
+    return {at(slots.data[slot], i), at(slots.grad[slot], i), at(slots.first[slot], i), at(slots.second[slot], i),
+            at(slots.third[slot], i)};
+}
+
+// totals = NaN for each parameter of whose gradient a number is not finite. Threads may write the same at once.
+KERNEL look(Slots slots, real* totals) {
+    EACH(i, (index)slots.end[slots.count - 1]) {
+        const real g = *number(slots, i).grad;
+        if (g - g != 0) totals[slot_of(slots, i)] = (real)NAN;
     }
-    if (low > 0) i -= (index)slots.end[low - 1];
-    return {at(slots.data[low], i), at(slots.grad[low], i), at(slots.first[low], i), at(slots.second[low], i),
-            at(slots.third[low], i)};
 }
 
 // first: velocity. `gain` is what of the gradient goes into it.

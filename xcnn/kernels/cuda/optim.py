@@ -1,7 +1,7 @@
-"""Optimizer steps of many parameters in one launch, in place: a table of their arrays is an argument."""
+"""Optimizer steps, and a look at the gradients before them, of many parameters in one launch: it is given a table."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -12,7 +12,7 @@ from xcnn.kernels.cuda._launch import TYPES, launch
 from xcnn.kernels.cuda._library import address, namespace
 from xcnn.kernels.cuda._maps import contiguous
 
-__all__ = ["adam", "rmsprop", "sgd"]
+__all__ = ["adam", "rmsprop", "sgd", "totals"]
 
 _MOST = 32
 """Parameters in a table: as many as `Slots` in optim.cu has."""
@@ -20,6 +20,32 @@ _MOST = 32
 _ARRAYS = ("grad", "data", "first", "second", "third")
 _SLOTS = np.dtype([*((name, "u8", _MOST) for name in ("data", "grad", "first", "second", "third")),
                    ("end", "i8", _MOST), ("count", "i8")])  # fmt: skip
+
+
+def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
+    """Run a kernel for a table of up to 32 parameters.
+
+    Parameters
+    ----------
+    lists : contiguous arrays of each, in the order of `_ARRAYS`; None where there are none.
+    numbers : the kernel's arguments after the table.
+    """
+    gradients = lists[0]
+    assert gradients, "a table has a parameter, and each a gradient"
+    slots, sizes = np.zeros((), _SLOTS), [a.size for a in gradients]
+    for field, arrays in zip(_ARRAYS, lists, strict=False):
+        if arrays is not None:
+            slots[field][: len(arrays)] = [address(a) for a in arrays]
+    slots["end"][: len(sizes)], slots["count"] = np.cumsum(sizes), len(sizes)
+    launch(name, sum(sizes), slots, *numbers, dtype=gradients[0].dtype)
+
+
+def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | None]]]:
+    """Cut lists of arrays, each in C order, into those of one table after the other, and say which these are."""
+    plain = [None if arrays is None else [contiguous(a) for a in arrays] for arrays in lists]
+    for first in range(0, len(plain[0] or ()), _MOST):
+        chosen = slice(first, first + _MOST)
+        yield chosen, [None if arrays is None else arrays[chosen] for arrays in plain]
 
 
 def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> Iterator[Any]:
@@ -30,23 +56,23 @@ def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> I
     numbers : the kernel's arguments after the table.
     lists : for each parameter gradient, data, and what is kept, in the kernel's order; None where nothing is.
     """
-    plain = [None if arrays is None else [contiguous(a) for a in arrays] for arrays in lists]
-    data = plain[1] or []
-    for first in range(0, len(data), _MOST):
-        chosen = slice(first, first + _MOST)
-        slots = np.zeros((), _SLOTS)
-        for field, arrays in zip(_ARRAYS, plain, strict=False):
-            if arrays is not None:
-                addresses = [address(a) for a in arrays[chosen]]
-                slots[field][: len(addresses)] = addresses
-        ends = np.cumsum([w.size for w in data[chosen]])
-        slots["end"][: len(ends)], slots["count"] = ends, len(ends)
-        launch(name, int(ends[-1]), slots, *numbers, dtype=data[0].dtype)
-    kept = [repeat(None) if arrays is None else arrays for arrays in plain[1:]]
-    return zip(*kept, strict=False)  # what is repeated does not end
+    for _, table in _tables(*lists):
+        _run(name, table, *numbers)
+        yield from zip(*(repeat(None) if arrays is None else arrays for arrays in table[1:]), strict=False)
 
 
-def _takes(data: list[Any]) -> bool:
+@kernel(namespace)
+def totals(arrays: Sequence[Any], dtype: Any) -> Any:
+    """Give NaN for each array of which a number is not finite, else 0."""
+    if not _takes(arrays) or any(a.dtype != dtype for a in arrays):
+        return NotImplemented
+    found = namespace.zeros(len(arrays), dtype=dtype)
+    for chosen, table in _tables(list(arrays)):
+        _run("look", table, found[chosen])
+    return found
+
+
+def _takes(data: Sequence[Any]) -> bool:
     return data[0].dtype.name in TYPES
 
 
