@@ -229,6 +229,16 @@ def test_narrow_indices_would_fail_on_them() -> None:
     assert done.returncode < 0 or "AssertionError" in done.stderr
 
 
+def test_the_documentation_says_what_a_step_launches() -> None:
+    script = Path(__file__).with_name("cuda_launches.py")
+    command = [sys.executable, str(script), "report", "lenet5", "mnist_cnn"]  # the others take their time
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    page = Path(__file__).parents[1] / "docs" / "cuda.md"
+    if not page.is_file():
+        pytest.skip("no documentation beside these tests")
+    assert done.stdout in page.read_text("utf-8")
+
+
 def test_maps_are_read_where_they_lie() -> None:
     """After a convolution without bias, whose result lies channels first, batch norm and the way back copy nothing."""
     rng = np.random.default_rng(0)
