@@ -122,6 +122,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("numpy-readonly", "cpu", _read_only),
         Backend("numpy-strided", "cpu", _strided),
         Backend("numpy-cuda", "cpu", setting=_emulated),
+        Backend("numpy-cuda-strided", "cpu", _strided, setting=_emulated),
         Backend("strict", "strict"),
         Backend("strict-device1", "strict:device1"),
         Backend("strict-no_float64", "strict:no_float64"),

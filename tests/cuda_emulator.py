@@ -30,7 +30,7 @@ import pytest
 
 from xcnn import _dispatch
 
-__all__ = ["BACKWARDS", "LAUNCHES", "compiler", "empty", "emulated", "room"]
+__all__ = ["BACKWARDS", "LAUNCHES", "check_guards", "compiler", "empty", "emulated", "room"]
 
 BACKWARDS = [False]
 """Whether threads and blocks run from the last to the first."""
@@ -187,7 +187,7 @@ class RawModule:
             fine = function(addresses, grid[0], blocks.start, blocks.stop, BACKWARDS[0])
             assert fine, f"{name}: some threads of a block do not reach a barrier"
             for argument in arguments:
-                _check_guards(name, argument)
+                check_guards(name, argument)
 
         return launch
 
@@ -222,7 +222,8 @@ def empty(shape: Any, dtype: Any = float) -> np.ndarray:
     return np.ndarray(shape, dtype, memory, _GUARD)
 
 
-def _check_guards(name: str, argument: Any) -> None:
+def check_guards(name: str, argument: Any) -> None:
+    """Check that nothing was written around an array that `empty` gave, or a view of one."""
     while isinstance(argument, np.ndarray) and not isinstance(argument, _Guarded):
         argument = argument.base
     if isinstance(argument, _Guarded):

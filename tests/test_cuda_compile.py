@@ -21,6 +21,10 @@ ARCHITECTURES = ("sm_80", "sm_90")
 """Of the devices that kernels are compiled for here: A100 and H100. CuPy compiles them for the one that is there."""
 
 
+CUPYS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy compiles every kernel with, besides: subnormal numbers of float32 are 0."""
+
+
 @pytest.fixture(scope="module")
 def nvrtc(request: pytest.FixtureRequest) -> Any:
     """CuPy's NVRTC; without it, a skip, or a failure under `--require-backend nvrtc`."""
@@ -55,7 +59,7 @@ def compiled(nvrtc: Any, source: str, options: tuple[str, ...]) -> tuple[bytes, 
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_every_kernel_compiles(nvrtc: Any, launcher: Any, real: str, wide: bool, architecture: str) -> None:
-    options = (*launcher.OPTIONS, f"-arch={architecture}", "--ptxas-options=-v")
+    options = (*launcher.OPTIONS, *CUPYS, f"-arch={architecture}", "--ptxas-options=-v")
     code, log = compiled(nvrtc, launcher.source(real, wide), options)
     assert "warning" not in log
     used = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn._dispatch import COMPILATION
-from xcnn.kernels.cuda._library import RawModule
+from xcnn.kernels.cuda._library import RawModule, ascontiguousarray
 
 __all__ = ["BLOCK", "LIMIT", "OPTIONS", "PARAMETERS", "TYPES", "launch", "launch_blocks", "source", "supports"]
 
@@ -60,10 +60,17 @@ _NULL = np.uint64(0)
 
 
 class _Parameter(NamedTuple):
-    """One parameter of a kernel: its type without `const`, and whether any distance between images will do."""
+    """One parameter of a kernel: its type without `const`.
+
+    Attributes
+    ----------
+    constant : whether the kernel only reads it.
+    strided : whether any distance between images will do.
+    """
 
     kind: str
     name: str
+    constant: bool
     strided: bool
 
 
@@ -76,10 +83,13 @@ def source(real: str, wide: bool) -> str:
 def _parameters(code: str) -> dict[str, tuple[_Parameter, ...]]:
     """Read the parameters of every kernel."""
     found = {}
-    for name, inside in re.findall(r"^KERNEL (\w+)\((.*?)\) {", code, re.MULTILINE | re.DOTALL):
-        pairs = [re.fullmatch(r"(?:const )?(.+?\*?) (\w+)", " ".join(one.split())) for one in inside.split(",")]
-        kinds = {pair[2]: pair[1] for pair in pairs if pair is not None}
-        found[name] = tuple(_Parameter(kind, one, f"{one}_image" in kinds) for one, kind in kinds.items())
+    for kernel, inside in re.findall(r"^KERNEL (\w+)\((.*?)\) {", code, re.MULTILINE | re.DOTALL):
+        parts = [" ".join(one.split()) for one in inside.split(",")]
+        kinds = {name: kind for kind, _, name in (part.rpartition(" ") for part in parts)}
+        found[kernel] = tuple(
+            _Parameter(kind.removeprefix("const "), name, kind.startswith("const "), f"{name}_image" in kinds)
+            for name, kind in kinds.items()
+        )
     return found
 
 
@@ -96,7 +106,7 @@ _ARRAYS = {
 
 def supports(*arrays: Any) -> bool:
     """Say whether arrays hold something, in a type of numbers that kernels are compiled for."""
-    return all(array.size and str(array.dtype) in TYPES for array in arrays)
+    return all(array.size and array.dtype.name in TYPES for array in arrays)
 
 
 def launch(name: str, count: int, *arguments: Any, dtype: Any = None) -> None:
@@ -106,7 +116,8 @@ def launch(name: str, count: int, *arguments: Any, dtype: Any = None) -> None:
     ----------
     name : of the kernel.
     count : items.
-    *arguments : one for each parameter; None for an array that is left out.
+    *arguments : one for each parameter; None for an array that is left out. An array that is only read may lie in any
+        way: what the kernel does not take so is copied.
     dtype : of the numbers, where no argument is an array of them.
     """
     _start(name, min(-(-count // BLOCK), _MOST_BLOCKS), count, arguments, dtype)
@@ -128,6 +139,9 @@ def _start(name: str, blocks: int, count: int, arguments: Sequence[Any], dtype: 
             size = array.size
         elif parameter.strided:
             size = _span(array)
+        elif parameter.constant:
+            array = ascontiguousarray(array)
+            arguments, size = (*arguments[:place], array, *arguments[place + 1 :]), array.size
         else:
             raise TypeError(f"kernel {name}: {parameter.name} takes a C-contiguous array")
         count = max(count, size)

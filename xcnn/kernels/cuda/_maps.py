@@ -9,7 +9,7 @@ import numpy as np
 from xcnn.kernels.cuda._launch import launch_blocks
 from xcnn.kernels.cuda._library import ascontiguousarray, empty
 
-__all__ = ["Maps", "column_sums", "contiguous", "maps", "row_sums", "slices", "windows"]
+__all__ = ["Maps", "column_sums", "contiguous", "maps", "row_sums", "slices", "total", "windows"]
 
 _AXIS = ("size", "kernel", "stride", "dilation", "before", "out")
 _WINDOWS = np.dtype([(name, "3i4") for name in _AXIS])
@@ -68,21 +68,24 @@ def slices(sums: int, length: int) -> int:
 
 
 def row_sums(x: Any) -> Any:
-    """Sum x (rows, length), C-contiguous, along its rows."""
+    """Sum x (rows, length) along its rows."""
     rows, length = x.shape
-    if length == 1:
-        return x.reshape(rows)
     cut = slices(rows, length)
     sums = empty((rows, cut), x.dtype)
     launch_blocks("row_sums", rows * cut, x, sums, length, cut)
-    return row_sums(sums)
+    return total(sums)
+
+
+def total(sums: Any) -> Any:
+    """Sum what slices gave (rows, slices) along the rows, which are not many."""
+    return sums.reshape(-1) if sums.shape[1] == 1 else row_sums(sums)
 
 
 def column_sums(x: Any, y: Any = None, masked: Any = None) -> Any:
-    """Sum x (rows, columns), C-contiguous, along its columns; with y of x where y is not 0, which goes to `masked`."""
+    """Sum x (rows, columns) along its columns; with y of x where y is not 0, which goes to `masked`."""
     rows, columns = x.shape
     groups = -(-columns // 32)
-    cut = slices(groups, rows)
+    cut = slices(groups, 32 * rows)
     sums = empty((cut, columns), x.dtype)
     launch_blocks("column_sums", groups * cut, x, y, masked, sums, rows, columns, cut)
-    return column_sums(sums) if cut > 1 else sums.reshape(columns)
+    return sums.reshape(-1) if cut == 1 else column_sums(sums)

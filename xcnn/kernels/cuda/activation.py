@@ -6,7 +6,6 @@ from typing import Any
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
-from xcnn.kernels.cuda._maps import contiguous
 
 __all__ = ["rectifier"]
 
@@ -22,7 +21,7 @@ def rectifier(x: Any) -> Any:
         if not needs[0]:
             return (None,)
         dx = empty(dy.shape, dy.dtype)
-        launch("mask", dx.size, contiguous(dy), contiguous(y), dx, dx.size)
+        launch("mask", dx.size, dy, y, dx, dx.size)
         return (dx,)
 
     return y, backward

@@ -1,8 +1,8 @@
 // What all kernels share. This file comes before them, and before it two types by which they are compiled anew:
 // `real`, float or double, and `index`, int, or long long where an array has more than some 2^30 numbers.
 //
-// A kernel is KERNEL name(parameters). `_launch.py` reads the parameters to know what an argument must become. An
-// array `x` is contiguous unless parameters `x_image` and `x_channel` follow, which give the distances of its images and
+// A kernel is KERNEL name(parameters). `_launch.py` reads the parameters to know what an argument must become: `const`
+// arrays are only read. An array `x` is contiguous unless parameters `x_image` and `x_channel` follow, which give the distances of its images and
 // of its channels in numbers; the pixels of a map are always next to each other.
 
 typedef unsigned char byte;

@@ -11,7 +11,7 @@ from typing import Any
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, matmul, namespace
-from xcnn.kernels.cuda._maps import maps, row_sums, slices, windows
+from xcnn.kernels.cuda._maps import maps, row_sums, slices, total, windows
 
 __all__ = ["convolution", "transposed_convolution"]
 
@@ -53,7 +53,7 @@ def _led(dy: Any, y: Any, groups: int, summed: bool = False) -> tuple[Any, Any]:
     cut = slices(o, n * pixels)
     led, sums = empty((groups, o // groups, n * pixels), dy.dtype), empty((o, cut), dy.dtype) if summed else None
     launch_blocks("lead_channels", o * cut, *source, y, led, sums, n, o, pixels, cut)
-    return led, row_sums(sums) if summed else None
+    return led, total(sums) if summed else None
 
 
 def _convolve(x: Any, weight: Any, axes: tuple[Any, ...], groups: int) -> Any:
@@ -76,7 +76,11 @@ def _spread(led: Any, weight: Any, n: int, axes: tuple[Any, ...], groups: int) -
 
 
 def _weight_gradient(x: Any, led: Any, shape: tuple[int, ...], axes: tuple[Any, ...], groups: int) -> Any:
-    return _product(led, _columns(x, axes, groups).swapaxes(1, 2)).reshape(shape)
+    columns = _columns(x, axes, groups)
+    if groups == 1:
+        return _product(led, columns.swapaxes(1, 2)).reshape(shape)
+    # Products of stacks copy what is transposed: led has fewer numbers.
+    return _product(columns, led.swapaxes(1, 2)).swapaxes(1, 2).reshape(shape)
 
 
 @kernel(namespace)

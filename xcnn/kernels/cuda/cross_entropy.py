@@ -11,7 +11,6 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, namespace
-from xcnn.kernels.cuda._maps import contiguous
 
 __all__ = ["entropies"]
 
@@ -34,7 +33,7 @@ def entropies(
     rows, classes = x.shape
     p, losses, count, loss = (empty(shape, x.dtype) for shape in (x.shape, rows, (), ()))
     target = target.astype(np.int64, order="C", copy=True)  # backward must not read what a caller has changed since
-    launch_blocks("entropies", rows, contiguous(x), target, ignore_index, p, losses, classes)
+    launch_blocks("entropies", rows, x, target, ignore_index, p, losses, classes)
     launch_blocks("total_loss", 1, losses, target, ignore_index, loss, count, rows, reduction == "mean")
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:

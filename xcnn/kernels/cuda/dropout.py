@@ -8,7 +8,6 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
-from xcnn.kernels.cuda._maps import contiguous
 
 __all__ = ["dropping"]
 
@@ -43,7 +42,6 @@ def dropping(x: Any, p: float, generator: np.random.Generator) -> Any:
     """Drop what the generator's next numbers say."""
     if not supports(x) or type(generator.bit_generator) is not np.random.PCG64:
         return NotImplemented
-    x = contiguous(x)
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     y, mask = empty(x.shape, x.dtype), empty(x.shape, np.uint8)
     pairs = -(-(x.size + 1) // 2)
@@ -53,7 +51,7 @@ def dropping(x: Any, p: float, generator: np.random.Generator) -> Any:
         if not needs[0]:
             return (None,)
         dx = empty(dy.shape, dy.dtype)
-        launch("drop_gradient", dx.size, contiguous(dy), mask, dx, dx.size, scale)
+        launch("drop_gradient", dx.size, dy, mask, dx, dx.size, scale)
         return (dx,)
 
     return y, backward

@@ -6,7 +6,7 @@ from typing import Any
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, matmul, namespace
-from xcnn.kernels.cuda._maps import column_sums, contiguous
+from xcnn.kernels.cuda._maps import column_sums
 
 __all__ = ["affine"]
 
@@ -23,7 +23,6 @@ def affine(x: Any, weight: Any, bias: Any | None, relu: bool) -> Any:
     y = result if relu else None  # backward keeps it
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dy = contiguous(dy)
         masked = None if y is None else empty(dy.shape, dy.dtype)
         dbias = None
         if needs[2] and has_bias:

@@ -1,5 +1,6 @@
 // Batch normalisation of x (images, channels, pixels). A block takes a slice of a channel's numbers; what the slices give
-// is put together by a block per channel. Sums are taken in double, which costs nothing next to reading x.
+// is put together by a block per channel. Sums are taken in double: devices for computing centres read x no slower for
+// it, those for games do.
 
 // The place of number `i` of a channel, images first.
 __device__ inline index place(index i, index size, index image, index channel_offset) {
@@ -8,7 +9,7 @@ __device__ inline index place(index i, index size, index image, index channel_of
 }
 
 // totals (2, channels, slices): the sum of each slice, and the squares of what is off its own mean. The second look at a
-// slice finds it in the cache.
+// slice finds it in a cache, unless it is a large one.
 KERNEL moments(const real* x, index x_image, index x_channel, double* totals, index images, index channels, index size,
                index slices) {
     const index channel = blockIdx.x / slices, slice = blockIdx.x - channel * slices;
@@ -86,9 +87,9 @@ KERNEL gradient_sums(const real* x, index x_image, index x_channel, const real* 
 }
 
 // dweight and dbias, and for dx (see `input_gradient`): slope = f * rstd^2 * mean(dy * (x - mean)), shift = f * mean(dy)
-// with f = rstd * weight. Where mean and rstd are constants, slope and shift are 0.
+// with f = rstd * weight.
 KERNEL gradient_statistics(const double* totals, const real* rstd, const real* weight, real* dweight, real* dbias,
-                           real* slope, real* shift, index count, index channels, index slices, int constant) {
+                           real* slope, real* shift, index count, index channels, index slices) {
     const index channel = blockIdx.x;
     const double* sums = totals + channel * slices;
     double sum = 0, product = 0;
@@ -102,12 +103,13 @@ KERNEL gradient_statistics(const double* totals, const real* rstd, const real* w
         const double scale = rstd[channel], factor = weight ? scale * weight[channel] : scale;
         dbias[channel] = (real)sum;
         dweight[channel] = (real)(product * scale);
-        slope[channel] = constant ? (real)0 : (real)(factor * scale * scale * (product / (double)count));
-        shift[channel] = constant ? (real)0 : (real)(factor * (sum / (double)count));
+        slope[channel] = (real)(factor * scale * scale * (product / (double)count));
+        shift[channel] = (real)(factor * (sum / (double)count));
     }
 }
 
-// dx = f * dy - ((x - mean) * slope + shift), laid out as x is: a convolution before finds it as its product was.
+// dx = f * dy - ((x - mean) * slope + shift), without slope f * dy as where mean and rstd are constants. It lies as x
+// does: a convolution before finds it as its product was.
 KERNEL input_gradient(const real* x, index x_image, index x_channel, const real* dy, index dy_image, index dy_channel,
                       const real* mean, const real* rstd, const real* weight, const real* slope, const real* shift,
                       real* dx, index dx_image, index dx_channel, index images, index channels, index size) {
@@ -116,7 +118,7 @@ KERNEL input_gradient(const real* x, index x_image, index x_channel, const real*
         const real factor = weight ? rstd[c] * weight[c] : rstd[c];
         const real centred = x[image * x_image + c * x_channel + pixel] - mean[c];
         const real gradient = dy[image * dy_image + c * dy_channel + pixel] * factor;
-        dx[image * dx_image + c * dx_channel + pixel] = gradient - (centred * slope[c] + shift[c]);
+        dx[image * dx_image + c * dx_channel + pixel] = slope ? gradient - (centred * slope[c] + shift[c]) : gradient;
     }
 }
 

@@ -49,19 +49,21 @@ def normalisation(
     launch("normalise", y.size, *as_maps(x), mean, rstd, weight, bias, y, n, c, pixels)
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
-        totals = empty((2, c, cut), np.float64)
-        dweight, dbias, slope, shift = (empty(c, dtype) for _ in range(4))
-        laid = as_maps(x)
-        launch_blocks("gradient_sums", c * cut, *laid, *as_maps(dy), mean, totals, n, c, pixels, cut)
-        rest = n * pixels, c, cut, constant
-        launch_blocks("gradient_statistics", c, totals, rstd, weight, dweight, dbias, slope, shift, *rest)
-        dx = None
+        laid, gradients = as_maps(x), as_maps(dy)
+        wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and has_bias
+        dx = dweight = dbias = slope = shift = None
+        if wants_weight or wants_bias or (needs[0] and not constant):
+            totals = empty((2, c, cut), np.float64)
+            dweight, dbias, slope, shift = (empty(c, dtype) for _ in range(4))
+            launch_blocks("gradient_sums", c * cut, *laid, *gradients, mean, totals, n, c, pixels, cut)
+            made = dweight, dbias, slope, shift
+            launch_blocks("gradient_statistics", c, totals, rstd, weight, *made, n * pixels, c, cut)
         if needs[0]:
-            made = _laid_like(laid, laid.array.shape)
-            factors = mean, rstd, weight, slope, shift
-            launch("input_gradient", x.size, *laid, *as_maps(dy), *factors, *made, n, c, pixels)
-            dx = made.array.reshape(x.shape) if x.ndim == 2 else made.array
-        return dx, dweight if needs[1] and weight is not None else None, dbias if needs[2] and has_bias else None
+            target = _laid_like(laid, laid.array.shape)
+            factors = mean, rstd, weight, *((None, None) if constant else (slope, shift))
+            launch("input_gradient", x.size, *laid, *gradients, *factors, *target, n, c, pixels)
+            dx = target.array.reshape(x.shape) if x.ndim == 2 else target.array
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
 

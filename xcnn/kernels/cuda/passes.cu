@@ -21,8 +21,8 @@ KERNEL lead_channels(const real* dy, index dy_image, index dy_channel, const rea
     real sum = 0;
     for (index i = first + threadIdx.x; i < end; i += BLOCK) {
         const index image = i / size, pixel = i - image * size;
-        const bool counts = !y || y[(image * channels + channel) * size + pixel] != 0;
-        const real value = counts ? dy[image * dy_image + channel * dy_channel + pixel] : (real)0;
+        const real gradient = dy[image * dy_image + channel * dy_channel + pixel];  // no load waits for another
+        const real value = !y || y[(image * channels + channel) * size + pixel] != 0 ? gradient : (real)0;
         led[channel * length + i] = value;
         sum += value;
     }
@@ -42,5 +42,8 @@ KERNEL finish_rows(real* y, const real* bias, index count, index columns, int re
 
 // dx = dy where y is not 0.
 KERNEL mask(const real* dy, const real* y, real* dx, index count) {
-    EACH(i, count) dx[i] = y[i] != 0 ? dy[i] : (real)0;
+    EACH(i, count) {
+        const real gradient = dy[i];
+        dx[i] = y[i] != 0 ? gradient : (real)0;
+    }
 }

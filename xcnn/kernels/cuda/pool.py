@@ -9,7 +9,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
-from xcnn.kernels.cuda._maps import contiguous, maps, windows
+from xcnn.kernels.cuda._maps import maps, windows
 
 __all__ = ["average_pooling", "max_pooling"]
 
@@ -26,7 +26,7 @@ def _lead(x: Any, rank: int) -> tuple[int, int]:
 def _spread(dy: Any, winners: Any, divisor: float, shape: tuple[int, ...], axes: tuple[Any, ...]) -> Any:
     dx = empty(shape, dy.dtype)
     count = math.prod(shape[: -len(axes)])
-    launch("pool_gradient", dx.size, contiguous(dy), winners, divisor, dx, count, windows(axes))
+    launch("pool_gradient", dx.size, dy, winners, divisor, dx, count, windows(axes))
     return dx
 
 

@@ -24,7 +24,7 @@ KERNEL column_sums(const real* x, const real* y, real* masked, real* sums, index
     if (column < columns)
         for (index row = first + lane; row < end; row += BLOCK / 32) {
             const index i = row * columns + column;
-            const real value = !y || y[i] != 0 ? x[i] : (real)0;
+            const real pixel = x[i], value = !y || y[i] != 0 ? pixel : (real)0;  // neither load waits for the other
             if (masked) masked[i] = value;
             sum += value;
         }
