@@ -112,6 +112,13 @@ def test_dropout_draws_the_numbers_of_the_generator(seed: int, ahead: int, count
     assert str(generators[0].bit_generator.state) == str(generators[1].bit_generator.state)
 
 
+def test_every_op_stays_within_its_error_budget(xcnn: Callable[..., tuple[int, str, str]]) -> None:
+    with emulated():
+        code, out, _ = xcnn("compare", "--op", "all", "--devices", "cpu", "--dtype", "float32,float64")
+    assert code == 0, out
+    assert "errors are within their budgets" in out
+
+
 def test_infinite_inputs_leave_a_constant_norm_its_gradient() -> None:
     x, ones = np.array([[np.inf, 2.0], [0.0, -np.inf]], np.float32), np.ones(2, np.float32)
     for context in (portable(np), emulated()):
