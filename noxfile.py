@@ -13,7 +13,9 @@ nox.options.sessions = ["lint", "types", "tests", "cuda", "examples", "build", "
 DATA = Path(os.environ.get("XCNN_TEST_DATA", "../shared/data")).resolve()
 """MNIST and CIFAR-10 files for the tests that want them; the others run without."""
 
-CUPY = "cupy-cuda12x>=14.0.1,!=14.1.0"
+EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
+
+CUPY = EXTRAS["cuda12"][0].replace("[ctk]", "")
 """CuPy without the CUDA libraries that the extra `cuda12` brings: they take gigabytes, and want a GPU."""
 
 LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
@@ -89,7 +91,8 @@ def cuda(session: nox.Session) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         session.install("ziglang")
     required = [f"--require-backend={name}" for name in ("nvrtc", "numpy-cuda")]
-    session.run("python", "-m", "pytest", *required, *glob.glob("tests/test_cuda*.py"), *session.posargs)
+    files = [*glob.glob("tests/test_cuda*.py"), "tests/test_ops.py", "tests/test_kernels.py"]
+    session.run("python", "-m", "pytest", *required, *files, "-k", "cuda", *session.posargs)
 
 
 @nox.session

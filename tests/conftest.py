@@ -186,7 +186,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skipped = set(Path(only).read_text("utf-8").splitlines())
         chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
         for item in items:
-            chosen[not skipped.isdisjoint((item.nodeid, item.nodeid.partition("::")[0]))].append(item)
+            again = item.get_closest_marker("with_libraries") is not None
+            names = item.nodeid, item.nodeid.partition("::")[0]
+            chosen[again or not skipped.isdisjoint(names)].append(item)
         config.hook.pytest_deselected(items=chosen[False])
         items[:] = chosen[True]
     for item in items:

@@ -17,7 +17,7 @@ import numpy as np
 
 from xcnn import Trainer, models, optim
 from xcnn._dispatch import portable
-from xcnn.training import diagnosis
+from xcnn.training import diagnosis, trainer
 
 COUNTS: collections.Counter[str] = collections.Counter()
 
@@ -70,16 +70,16 @@ def count(name: str, context: Callable[[], contextlib.AbstractContextManager[Non
     """Count the launches of a network's second step, batch 4, with momentum."""
     shape = models.MODELS[name].shape
     model = models.build(name, shape, seed=0)
-    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
+    training = Trainer(model, optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
     for slot in (*model.parameters(), *(buffer for _, buffer in model.named_buffers())):
         slot.data = _counting(slot.data)
     images = _counting(np.random.default_rng(0).random((4, *shape), np.float32))
     labels = _counting(np.arange(4))
     with context():
-        trainer.step(images, labels)
+        training.step(images, labels)
         COUNTS.clear()
         emulator.LAUNCHES.clear()
-        trainer.step(images, labels)
+        training.step(images, labels)
     return {**COUNTS, **collections.Counter(emulator.LAUNCHES)}
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     for module in emulator.LOADED.values():
         if hasattr(module, "empty"):
             module.empty = _empty
-    diagnosis.at_hand = diagnosis.on_host = lambda array: not isinstance(array, Counting)
+    diagnosis.on_host = trainer.on_host = lambda array: not isinstance(array, Counting)
     print("| network | portable code | kernels | of these matrix products |\n|---|---:|---:|---:|")
     for name in sys.argv[1:] or ["report", "lenet5", "mnist_cnn", "vgg_small", "resnet20"]:
         before, after = count(name, lambda: portable(np)), count(name, emulator.emulated)

@@ -141,6 +141,7 @@ def test_every_file_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(TREES[module])
 
 
+@pytest.mark.with_libraries
 def test_import_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
     code = f"""
 import sys, time, numpy

@@ -70,6 +70,29 @@ def test_an_ability_that_fails_is_named_with_the_mend(machine: Fake, ability: st
     assert machine.current == 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes)."),
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["pool", "runtime", "cublas"],
+)
+def test_a_full_gpu_is_not_told_to_reinstall(machine: Fake, error: Exception) -> None:
+    machine.broken[0, "matmul"] = error
+    with pytest.raises(DeviceError, match=r"; see what else uses its memory \(nvidia-smi\)$"):
+        package.device("cuda")
+
+
+def test_a_gpu_without_a_name_can_be_opened(machine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(index: int) -> None:
+        raise RuntimeError("no properties")
+
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDeviceProperties", nothing)
+    assert package.device("cuda:1").summary == "CuPy 14.2.0 on a GPU"
+
+
 def test_an_exception_that_says_nothing_is_named(machine: Fake) -> None:
     machine.broken[0, "matmul"] = OSError()
     with pytest.raises(DeviceError, match=r"^cuda:0: matrix products fail \(OSError\); "):

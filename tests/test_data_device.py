@@ -171,6 +171,66 @@ def out_of_memory(images):
     raise MemoryError
 
 
+@pytest.mark.parametrize("augment", [[], [data.shift]])
+def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch, augment):
+    """Without the copy, and with the same bits; where there is no copy to give up, the error is what it was."""
+    pytest.importorskip("array_api_strict")
+
+    def trained(loader, full):
+        model = models.build("report", (1, 8, 8), seed=0)
+        trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1")
+        step = trainer.optimizer.zero_grad
+
+        def zero_grad():
+            if full and trainer.steps == 1 and (augment or loader._resident._arrays is not None):
+                raise MemoryError
+            step()
+
+        trainer.optimizer.zero_grad = zero_grad
+        trainer.fit(loader, epochs=2)
+        return [array.tobytes() for array in model.state_dict().values()]
+
+    def loader():
+        return data.Loader(digits(), 32, device="strict:device1", augment=augment, tell=said.append)
+
+    said = []
+    wanted = trained(loader(), full=False)
+    if augment:
+        with pytest.raises(OutOfMemoryError, match="try a batch size of 16"):
+            trained(loader(), full=True)
+        assert said == []
+    else:
+        assert trained(loader(), full=True) == wanted
+        assert said == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
+
+
+def test_fit_leaves_no_copy_of_a_data_set_behind():
+    pytest.importorskip("array_api_strict")
+    model = models.build("report", (1, 8, 8), seed=0)
+    trainer, copies = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1"), []
+
+    class Watch(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            copies.append(weakref.ref(trainer._batches._resident._arrays[0]))
+
+    trainer.fit(digits(), validation=digits(), callbacks=[Watch()])
+    gc.collect()
+    assert [copy() for copy in copies] == [None, None]
+    own = data.Loader(digits(), 64, device="strict:device1")
+    trainer.fit(own)
+    assert own._resident._arrays is not None
+
+
+def test_evaluating_a_data_set_once_copies_no_more_than_a_batch(moved):
+    pytest.importorskip("array_api_strict")
+    model = models.build("report", (1, 8, 8), seed=0)
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1")
+    moved.clear()
+    trainer.evaluate(digits(), batch_size=40)
+    trainer.predict(digits(), batch_size=40)
+    assert max(shape[0] for shape in moved) == 40
+
+
 def test_a_batch_that_does_not_fit_is_an_error_of_ours(monkeypatch):
     pytest.importorskip("array_api_strict")
     fill(monkeypatch, 1000)

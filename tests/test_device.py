@@ -192,6 +192,7 @@ def test_ops_take_arrays_of_the_users_own_making_and_return_the_same_kind(backen
         np.testing.assert_allclose(to_numpy(mine), host, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.with_libraries
 @pytest.mark.parametrize("backend", ["numpy", "strict", "torch", "jax"], indirect=True)
 def test_dlpack_takes_arrays_in_and_out(backend: Backend) -> None:
     """In: the library's `from_dlpack` of a host array. Out: NumPy's and PyTorch's of a result. All in host memory."""

@@ -21,8 +21,8 @@ from xcnn.device import Device, free_memory, out_of_memory
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.nn.layers import undrawn
-from xcnn.training import Checkpoint, Trainer, load_checkpoint, save_checkpoint
-from xcnn.training.diagnosis import all_finite, look
+from xcnn.training import Checkpoint, Trainer, diagnosis, load_checkpoint, save_checkpoint
+from xcnn.training.diagnosis import look
 
 ADVICE = "; lower the learning rate, clip the gradients, or check the data"
 
@@ -65,7 +65,7 @@ def fails(trainer, x, y, kind=DivergedError):
     with pytest.raises(kind) as error:
         trainer.step(x, y)
     assert everything(trainer) == before
-    assert all_finite([parameter.grad for parameter in trainer.model.parameters()])
+    assert look(0.0, None, [parameter.grad for parameter in trainer.model.parameters()])[2]
     return str(error.value)
 
 
@@ -298,16 +298,34 @@ def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 def test_numpy_arrays_of_any_kind_are_looked_at(dtype):
     most = np.finfo(dtype).max
-    assert all_finite(
-        [np.full((4, 4), most, dtype)[::2, ::-1], np.array(1, dtype), dtype(most), np.ones((0, 3), dtype)]
-    )
+    arrays = [np.full((4, 4), most, dtype)[::2, ::-1], np.array(1, dtype), dtype(most), np.ones((0, 3), dtype)]
+    assert look(0.0, None, arrays)[2]
     for bad in (np.array(np.nan, dtype), dtype(np.inf), np.full((4, 4), np.inf, dtype)[::2, ::-1]):
-        assert not all_finite([np.ones(3, dtype), bad])
+        assert not look(0.0, None, [np.ones(3, dtype), bad])[2]
 
 
 def test_labels_out_of_range_are_still_named_first():
     x, _ = batch()
     assert "the labels hold 12" in fails(trainer_of(network(), "strict"), x, np.array([1, 2, 3, 12]), UsageError)
+
+
+def test_labels_that_the_op_itself_refuses_change_nothing():
+    x, _ = batch()
+    assert "12" in fails(trainer_of(network(), "cpu"), x, np.array([1, 2, 3, 12]), UsageError)
+
+
+def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
+    strict, read = pytest.importorskip("array_api_strict"), []
+    for name in ("__float__", "__bool__", "__int__"):
+        old = getattr(type(strict.ones(1)), name)
+        monkeypatch.setattr(type(strict.ones(1)), name, lambda self, old=old: (read.append(1), old(self))[1])
+    moved, to_host = [], diagnosis.to_numpy
+    monkeypatch.setattr(diagnosis, "to_numpy", lambda array: (moved.append(1), to_host(array))[1])
+    gradients = [strict.ones(n, dtype=strict.float32, device=strict.Device("device1")) for n in (1, 2, 3)]
+    assert look(0.1, 2, gradients) == (0.1, 2, True)
+    assert look(0.1, 2, [*gradients, gradients[0] * np.inf])[2] is False
+    assert moved == [1, 1]
+    assert len(read) <= 2  # to find which
 
 
 def test_one_may_watch_inside_another():

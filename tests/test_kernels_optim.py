@@ -89,6 +89,30 @@ def test_an_array_of_another_layout_costs_the_others_nothing(odd: int, rule: str
 
 
 @every_rule
+def test_a_step_that_is_broken_off_leaves_each_parameter_updated_or_not(rule: str) -> None:
+    rng = np.random.default_rng(0)
+    parameters = [Parameter(rng.standard_normal(3).astype(np.float32)) for _ in range(3)]
+    optimizer = RULES[rule](parameters)
+    for parameter in parameters:
+        parameter.grad = np.ones(3, np.float32)
+    optimizer.step()
+    before = [parameter.data.copy() for parameter in parameters]
+    update = optimizer._update
+
+    def broken(*arguments: Any) -> Any:
+        yield next(iter(update(*arguments)))
+        raise KeyboardInterrupt
+
+    optimizer._update = broken
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert [parameter.updates for parameter in parameters] == [2, 1, 1]
+    assert [np.array_equal(p.data, old) for p, old in zip(parameters, before, strict=True)] == [False, True, True]
+    steps = [optimizer.state[parameter].get("step") for parameter in parameters]
+    assert steps in ([2, 1, 1], [None, None, None])
+
+
+@every_rule
 def test_a_model_may_change_its_dtype_in_mid_training(rule: str) -> None:
     def run() -> list[Any]:
         rng = np.random.default_rng(0)

@@ -134,7 +134,8 @@ def require(cupy: Any, index: int, mend: str) -> None:
         raise DeviceError(f"cuda:{index}: there are {count} CUDA devices here, numbered from 0")
     for name, ability in ABILITIES.items():
         if ability.required and (reason := fault(cupy, index, name)):
-            mend = "another program may hold its memory" if "out of memory" in reason else f"reinstall CuPy: {mend}"
+            full = any(words in reason.lower() for words in ("out of memory", "alloc_failed"))
+            mend = "see what else uses its memory (nvidia-smi)" if full else f"reinstall CuPy: {mend}"
             raise DeviceError(f"cuda:{index}: {ability.words} fail ({reason}); {mend}")
 
 
@@ -193,7 +194,7 @@ def _gpu(cupy: Any, index: int) -> Gpu:
     free, total = _known(lambda: _memory(cupy, index)) or (None, None)
     return Gpu(
         f"cuda:{index}",
-        name=_known(lambda: name_of(cupy, index)),
+        name=name_of(cupy, index),
         compute_capability=_known(lambda: "{major}.{minor}".format(**runtime.getDeviceProperties(index))),
         driver=_known(lambda: _version(runtime.driverGetVersion())),
         runtime=_known(lambda: _version(runtime.runtimeGetVersion())),
@@ -204,9 +205,9 @@ def _gpu(cupy: Any, index: int) -> Gpu:
     )
 
 
-def name_of(cupy: Any, index: int) -> str:
-    """Give the name of a GPU's model."""
-    return str(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode())
+def name_of(cupy: Any, index: int) -> str | None:
+    """Give the name of a GPU's model, if it tells."""
+    return _known(lambda: str(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()))
 
 
 def _memory(cupy: Any, index: int) -> tuple[int, int]:

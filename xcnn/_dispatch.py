@@ -1,8 +1,8 @@
 """The one place where faster code for one array library stands in for the portable code.
 
-A body is what remains of an op, or of an optimizer's rule, once its arguments are checked: a function of a namespace,
-arrays and plain options. A kernel is a function of the same name and arguments, without the namespace, in a room of
-`kernels/`. It returns what the body would, or NotImplemented for arguments that it does not take.
+A body is what remains of an op, an optimizer's rule or another computation once its arguments are checked: a function
+of a namespace, arrays and plain options. A kernel is a function of the same name and arguments, without the namespace,
+in a room of `kernels/`. It returns what the body would, or NotImplemented for arguments that it does not take.
 
 To add a kernel: write it under `@kernel(numpy)` in the room of its library, with the name of the body. To add a room:
 one line in `_ROOMS`. Nothing else knows about kernels.

@@ -129,7 +129,9 @@ def _cuda(rest: str) -> Device:
     cupy = _import("cuda")
     require(cupy, index, LIBRARIES["cuda"].mend)
     xp = importlib.import_module("array_api_compat.cupy")
-    return Device(f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name_of(cupy, index)}")
+    return Device(
+        f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name_of(cupy, index) or 'a GPU'}"
+    )
 
 
 def _cuda_to_numpy(array: Array) -> np.ndarray:
@@ -281,9 +283,12 @@ def like(array: np.ndarray, other: Array) -> Array:
         return xp.astype(_place(xp, array.astype(host), where), other.dtype, copy=False)
 
 
-def on_host(array: Array) -> bool:
-    """Say whether reading a number from the array costs no synchronisation with a device."""
-    return isinstance(array, np.ndarray)
+_ON_HOST = (np.ndarray, np.generic, float, int)
+
+
+def on_host(array: Array | float) -> bool:
+    """Say whether reading a number from an array, or a plain number, costs no synchronisation with a device."""
+    return isinstance(array, _ON_HOST)
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:

@@ -59,7 +59,8 @@ class Loader:
     augment : functions (images, rng) -> images, applied to each batch in turn.
     device : where the batches are to be; None for NumPy arrays. The data set is copied to a device once, when its first
         batch is asked for, stays there as long as the loader, and is gathered there. With `augment`, whose functions
-        take NumPy arrays, or where the device has no room for it, batches are made on the host and moved.
+        take NumPy arrays, or where the device has no room for it, batches are made on the host and moved. Later changes
+        of the data set's arrays do not reach the copy.
     tell : called with one sentence if there is no room.
 
     Attributes
@@ -140,6 +141,18 @@ class Loader:
         for function in self.augment:
             images = function(images, rng)
         return (images, labels) if self._resident is None else self._resident.move(images, labels)
+
+    def make_room(self) -> bool:
+        """Give up the data set's copy on the device for good, as what else is there does not fit beside it.
+
+        Return whether there was a copy. Batches are made on the host then.
+        """
+        return self._resident is not None and self._resident.make_room()
+
+    def release(self) -> None:
+        """Drop the data set's copy on the device, until the next batch is asked for."""
+        if self._resident is not None:
+            self._resident.release()
 
     def in_order(self, batch_size: int) -> "Loader":
         """Give a loader of the same images, each once, in the data set's order and not augmented.

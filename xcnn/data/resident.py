@@ -49,14 +49,27 @@ class Resident:
         except Exception as error:
             if not out_of_memory(error, self.device):
                 raise
-        # Out here nothing holds the exception any more, nor what was copied before it.
+        self._give_up()  # out here nothing holds the exception any more
+        return None
+
+    def _give_up(self) -> None:
         self._arrays, self._fits = None, False
         free_memory(self.device)
         self.tell(
             f"{self.dataset.name}: {len(self.dataset)} images do not fit into the memory of {self.device.name}; "
             "batches are made on the host"
         )
-        return None
+
+    def make_room(self) -> bool:
+        """Give the copy's memory back for good and say so; return whether there was one."""
+        if self._arrays is None:
+            return False
+        self._give_up()
+        return True
+
+    def release(self) -> None:
+        """Drop the copy, until it is asked for again."""
+        self._arrays = None
 
     def _chosen(self, array: Array, index: Any) -> Array:
         xp = self.device.xp

@@ -5,7 +5,7 @@ A good step pays for one look at its gradients. What a bad one did is found by t
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from xcnn.errors import DivergedError, OutOfMemoryError
 from xcnn.nn import Buffer, Module
 from xcnn.nn._observe import observing
 
-__all__ = ["all_finite", "at_hand", "divergence", "look", "memory_error", "ran_out", "remember", "within_memory"]
+__all__ = ["divergence", "look", "memory_error", "ran_out", "remember", "within_memory"]
 
 T = TypeVar("T")
 
@@ -47,14 +47,6 @@ def remember(buffers: Sequence[Buffer], random: Sequence[Module]) -> Callable[[]
     return put_back
 
 
-_AT_HAND = (np.ndarray, np.generic, float, int)
-
-
-def at_hand(loss: Any) -> bool:
-    """Say whether a loss can be looked at without waiting for a device: it is a number, or of NumPy's."""
-    return isinstance(loss, _AT_HAND)
-
-
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
     """Read what is to be known of a batch, waiting for the device once.
 
@@ -68,29 +60,29 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
     -------
     The loss, how many are right, and whether the gradients hold finite numbers alone.
     """
-    if at_hand(loss):
-        return float(loss), None if right is None else int(right), all_finite(gradients)
-    xp = namespace_of(loss)
     there = [array for array in gradients if array is not None]
-    counts = () if right is None else (right,)
+    first = next((array for array in (loss, *there) if not on_host(array)), None)
+    if first is None:
+        return float(loss), None if right is None else int(right), all(map(_finite_here, there))
+    xp = namespace_of(first)
     # In the dtype of the loss, whose bits must not change; but half precision cannot count.
-    dtype = xp.float64 if loss.dtype == xp.float64 else xp.float32
-    parts = [xp.astype(xp.reshape(part, (1,)), dtype, copy=False) for part in (loss, *counts)]
+    dtype = xp.float64 if first.dtype == xp.float64 else xp.float32
+    asked = [number for number in (loss, right) if number is not None and not on_host(number)]
+    parts = [xp.astype(xp.reshape(number, (1,)), dtype, copy=False) for number in asked]
     if there:
         parts.append(_totals(xp, there, dtype))
-    value, *seen = to_numpy(xp.concat(parts)).tolist()
-    finite = not math.isfinite(value) or _all_finite(there, seen[len(counts) :])
-    return value, int(seen[0]) if counts else None, finite
+    seen = to_numpy(xp.concat(parts)).tolist()
+    value = float(loss) if on_host(loss) else seen.pop(0)
+    if right is not None:
+        right = int(right if on_host(right) else seen.pop(0))
+    if not math.isfinite(value):
+        return value, right, False
+    return value, right, all(math.isfinite(total) or _finite(a) for a, total in zip(there, seen, strict=True))
 
 
-def all_finite(arrays: Iterable[Any]) -> bool:
-    """Say whether floating-point arrays hold finite numbers alone; None is passed over."""
-    for array in arrays:
-        if on_host(array) and math.isfinite(np.vdot(array, array)):  # no other sum is as fast
-            continue
-        if not _finite(array):
-            return False
-    return True
+def _finite_here(array: np.ndarray) -> bool:
+    """Say whether an array on the host holds finite numbers alone."""
+    return math.isfinite(np.vdot(array, array)) or _finite(array)  # no other sum is as fast
 
 
 @body
@@ -101,10 +93,6 @@ def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
     """
     with np.errstate(all="ignore"):  # of libraries that compute with NumPy
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
-
-
-def _all_finite(arrays: Sequence[Array], sums: Sequence[float]) -> bool:
-    return all(math.isfinite(total) or _finite(array) for array, total in zip(arrays, sums, strict=True))
 
 
 def _finite(value: Any) -> bool:

@@ -68,16 +68,19 @@ class Metrics:
         return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}, images={self.images})"
 
 
-def batches(data: Data, where: Device) -> Loader | Sequence[Batch]:
-    """Give batches to train on: data sets are shuffled from seed 0 in batches of 64, on the device."""
+def batches(data: Data, where: Device | None) -> Loader | Sequence[Batch]:
+    """Give batches to train on: data sets are shuffled from seed 0 in batches of 64, on the device or the host."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
         data = from_arrays(*data)
     return Loader(data, device=where) if isinstance(data, Dataset) else data  # type: ignore[return-value]
 
 
-def _in_order(data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
-    """Give batches to evaluate: every image once, in the data set's order, not augmented."""
-    made = batches(data, where)
+def _in_order(data: Data, batch_size: int) -> Iterator[Batch]:
+    """Give batches to evaluate: every image once, in the data set's order, not augmented.
+
+    A data set that has no loader yet stays on the host: to move each of its images once takes no copy of all.
+    """
+    made = batches(data, None)
     return iter(made.in_order(batch_size) if isinstance(made, Loader) else made)
 
 
@@ -119,7 +122,7 @@ def evaluate(
         return output.shape[0], *look(loss.function(output, targets)[0], correct(loss, output, targets))[:2]
 
     with one_blas_thread(), where.active():
-        for x, y in _in_order(data, batch_size, where):
+        for x, y in _in_order(data, batch_size):
             metrics.add(*within_memory(test, x, y, where=where, option="batch_size"))
             if watch is not None:
                 watch(metrics)
@@ -131,7 +134,7 @@ def evaluate(
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
     """Return what a model says of each image, on the host; see `Trainer.predict`."""
     if isinstance(images, Loader | Dataset):
-        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size, where))
+        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size))
     elif len(images := np.asarray(images) if isinstance(images, list | tuple) else images) == 0:
         raise ShapeError("predict: images is empty")
     else:

@@ -10,14 +10,14 @@ import numpy as np
 from xcnn import optim
 from xcnn._array import Array
 from xcnn.data import Loader
-from xcnn.device import Device, to_numpy
+from xcnn.device import Device, on_host, to_numpy
 from xcnn.device import device as open_device
 from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
-from xcnn.training.diagnosis import at_hand, divergence, look, memory_error, ran_out, remember
+from xcnn.training.diagnosis import divergence, look, memory_error, ran_out, remember
 from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
 from xcnn.training.interrupt import delayed_signals
 from xcnn.training.losses import Loss, loss_named
@@ -112,12 +112,14 @@ class Trainer(Resumable):
                 self.schedule.step()
             return seen
         except Exception as error:
+            if not updating:
+                put_back()
             if not ran_out(error, self.device):
                 raise
         # Out here nothing holds the exception any more, nor what the layers kept for it.
         self.model.zero_grad()
-        if not updating:
-            put_back()
+        if not updating and isinstance(self._batches, Loader) and self._batches.make_room():
+            return self._step(x, y, count)
         raise memory_error(x, self.device, "--batch-size", updating)
 
     def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[float, int, int | None]:
@@ -129,7 +131,7 @@ class Trainer(Resumable):
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
         right = correct(self.loss, output, y) if count else None
-        if not at_hand(loss) or math.isfinite(loss):
+        if not on_host(loss) or math.isfinite(loss):
             self.optimizer.zero_grad()
             backward(loss_backward()[0], need_dx=False)
         del backward, loss_backward  # and with them what they keep: a bad batch is run once more
@@ -212,6 +214,7 @@ class Trainer(Resumable):
         self.interrupted = False
         self._callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self._batches = batches(train, self.device)
+        data = validation
         if validation is not None:
             validation = batches(validation, self.device)  # once, so that they are moved once
         try:
@@ -238,6 +241,9 @@ class Trainer(Resumable):
                     if self.stop_reason:
                         break
         finally:
+            for made, given in ((self._batches, train), (validation, data)):
+                if isinstance(made, Loader) and made is not given:  # nobody else can
+                    made.release()
             for callback in self._callbacks:
                 callback.on_fit_end(self)
         return self.history[first:]

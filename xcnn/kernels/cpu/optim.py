@@ -80,24 +80,26 @@ def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum
 
 
 def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
-    """Call a function for all numbers of each parameter and give the arrays of each, but for the gradient.
+    """Call a function for all numbers of one parameter after the other; give the arrays of each, but for the gradient.
 
     Parameters
     ----------
     work : see `share`; the numbers of most parameters are too few to be shared out.
     lists : the function's first arguments for each parameter: gradient, data, and what is kept or None.
     """
-    for arrays in lists:
-        for i, array in enumerate(arrays):
-            if array is not None and not array.flags.carray:  # strided, read-only, a scalar of NumPy's
-                arrays[i] = np.array(array, order="C")
-    for one in zip(*lists, strict=True):
-        size = one[1].size
+    for given in zip(*lists, strict=True):
+        arrays = [None if a is None else _plain(a) for a in given]
+        size = given[1].size
         if size < _FEW:
-            function(*one, *numbers, 0, size)
+            function(*arrays, *numbers, 0, size)
         else:
-            share(function, work * size, *one, *numbers, n=size)
-    return zip(*lists[1:], strict=True)
+            share(function, work * size, *arrays, *numbers, n=size)
+        yield arrays[1:]
+
+
+def _plain(a: Any) -> np.ndarray:
+    """Replace an array that is strided, read-only or a file's, and a scalar of NumPy's, by a copy."""
+    return a if type(a) is np.ndarray and a.flags.carray else np.array(a, order="C")
 
 
 @kernel(np)
