@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
 from xcnn.device import device as open_device
@@ -26,6 +27,7 @@ def ready(case: Case, device: str) -> Iterator[Trainer]:
     """Give a trainer on a device, which is active, threads set as in `fit`."""
     model = case.network()
     training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=open_device(device))
+    kernels(training.device.xp)  # as a peer's library is: imported, its code not yet loaded
     threads = get_num_threads()
     set_num_threads(case.threads)
     try:
