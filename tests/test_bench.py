@@ -394,3 +394,11 @@ def test_the_picture_shows_every_contestant(tmp_path):
     }
     with Image.open(plots.speeds(rates, tmp_path / "speeds.png", "2 threads")) as image:
         assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(xcnn, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else found(name))
+    code, out, err = xcnn("--plot", "speeds.png")
+    assert (code, out) == (1, "")
+    assert err == "error: pictures need matplotlib; pip install 'xcnn[plots]'\n"

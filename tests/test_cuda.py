@@ -131,13 +131,14 @@ def test_what_is_expected_of_an_ability_is_what_numpy_gives() -> None:
 
 def test_gpus_that_are_not_there(machine: Fake) -> None:
     for index in (2, 7):
-        with pytest.raises(DeviceError, match=rf"^cuda:{index}: there are 2 CUDA devices here, numbered from 0$"):
+        with pytest.raises(DeviceError, match=rf"^cuda:{index}: there are 2 GPUs here, numbered from 0$"):
             package.device(f"cuda:{index}")
     machine.no_driver = RuntimeError("cudaErrorInsufficientDriver: too old\nfor this")
     with pytest.raises(DeviceError) as caught:
         package.device("cuda:1")
     assert str(caught.value) == (
-        "cuda: CuPy finds no CUDA driver (cudaErrorInsufficientDriver: too old); install NVIDIA's driver"
+        "cuda: CuPy finds no CUDA driver, or one that is too old (cudaErrorInsufficientDriver: too old); "
+        "install a newer NVIDIA driver"
     )
     assert gpus() == []
     assert package.device("auto").name == "cpu"

@@ -9,7 +9,7 @@ from conftest import LIBRARIES
 
 from xcnn import data, models, optim
 from xcnn.device import Device, to_numpy
-from xcnn.errors import OutOfMemoryError
+from xcnn.errors import OutOfMemoryError, UsageError
 from xcnn.training import Callback, Config, Trainer, train
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
@@ -202,6 +202,18 @@ def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch
     else:
         assert trained(loader(), full=True) == wanted
         assert said == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
+
+
+def test_a_loader_on_another_device_than_the_network_is_refused():
+    pytest.importorskip("array_api_strict")
+    model = models.build("report", (1, 8, 8), seed=0)
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
+    loader = data.Loader(digits(), 32, device="strict:device1")
+    for use in (trainer.fit, trainer.evaluate, trainer.predict, lambda made: trainer.fit(digits(), validation=made)):
+        with pytest.raises(
+            UsageError, match="batches are on strict:device1, the network is on cpu: give both the same"
+        ):
+            use(loader)
 
 
 def test_fit_leaves_no_copy_of_a_data_set_behind():

@@ -65,6 +65,8 @@ def test_auto_is_a_device_that_works() -> None:
         ("strct", "unknown device 'strct'; did you mean 'strict'? (known: auto, cpu, cuda, jax, strict, torch)"),
         ("", "unknown device '' (known: auto, cpu, cuda, jax, strict, torch)"),
         ("auto:1", "unknown device 'auto:1'; did you mean 'auto'? (known: auto, cpu, cuda, jax, strict, torch)"),
+        ("gpu", "unknown device 'gpu'; did you mean 'cuda'? ("),
+        ("CUDA:0", "unknown device 'CUDA:0'; did you mean 'cuda'? ("),
         ("cpu:0", "device 'cpu:0': the CPU takes no number; write 'cpu'"),
         ("cuda:x", "device 'cuda:x': expected a device number after the colon, as in 'cuda:0'"),
         ("strict:divice1", "unknown device 'strict:divice1'; did you mean 'strict:device1'? (known: strict, strict:"),

@@ -4,6 +4,9 @@ import contextlib
 import inspect
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -292,6 +295,16 @@ def choice() -> Iterator[Callable[[np.ndarray], Any]]:
     kernel(np)(choice)
     yield lambda x: _choice(np, x)
     del kernels(np)["choice"], BODIES["choice"]
+
+
+def test_kernels_can_be_left_off() -> None:
+    code = "import numpy as np; from xcnn._dispatch import kernels; print(len(kernels(np)))"
+    counts = []
+    for setting in ("on", "off"):
+        environment = {**os.environ, "XCNN_KERNELS": setting}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        counts.append(int(done.stdout))
+    assert counts == [len(kernels(np)), 0]
 
 
 ONE, TWO = np.zeros(1), np.zeros(2)

@@ -131,7 +131,8 @@ def require(cupy: Any, index: int, mend: str) -> None:
     """
     count = _count(cupy)
     if index >= count:
-        raise DeviceError(f"cuda:{index}: there are {count} CUDA devices here, numbered from 0")
+        some = f"there are {count} GPUs here, numbered from 0" if count > 1 else "there is one GPU here, cuda:0"
+        raise DeviceError(f"cuda:{index}: {some if count else 'CuPy sees no GPU'}")
     for name, ability in ABILITIES.items():
         if ability.required and (reason := fault(cupy, index, name)):
             full = any(words in reason.lower() for words in ("out of memory", "alloc_failed"))
@@ -143,7 +144,10 @@ def _count(cupy: Any) -> int:
     try:
         return int(cupy.cuda.runtime.getDeviceCount())
     except Exception as error:
-        raise DeviceError(f"cuda: CuPy finds no CUDA driver ({line(error)}); install NVIDIA's driver") from None
+        if "NoDevice" in line(error):
+            raise DeviceError(f"cuda: CuPy sees no GPU ({line(error)})") from None
+        lacks = "no CUDA driver, or one that is too old"
+        raise DeviceError(f"cuda: CuPy finds {lacks} ({line(error)}); install a newer NVIDIA driver") from None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ one line in `_ROOMS`. Nothing else knows about kernels.
 import contextlib
 import functools
 import importlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,10 +86,10 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
 
 
 def kernels(xp: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Return the kernels for the arrays of one library by name, after loading them."""
+    """Return the kernels for the arrays of one library by name, after loading them; none if `XCNN_KERNELS` is `off`."""
     with _LOCK:
         if xp not in _KERNELS:
-            if xp.__name__ in _ROOMS:
+            if xp.__name__ in _ROOMS and os.environ.get("XCNN_KERNELS") != "off":
                 importlib.import_module(_ROOMS[xp.__name__])
             _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread is to see half of them
     return _KERNELS[xp]

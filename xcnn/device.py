@@ -244,7 +244,7 @@ def device(spec: str | Device) -> Device:
         except DeviceError:
             return device("cpu")
     if name not in LIBRARIES:
-        raise unknown("device", spec, [*LIBRARIES, "auto"])
+        raise unknown("device", spec, [*LIBRARIES, "auto"], {"gpu": "cuda", "cupy": "cuda", "numpy": "cpu"})
     return LIBRARIES[name].open(rest)
 
 

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CheckpointError",
@@ -91,13 +91,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
-    """Give the error for a name that is not in a table, with the nearest one that is.
+def unknown(kind: str, name: object, choices: Iterable[str], nicknames: Mapping[str, str] | None = None) -> UsageError:
+    """Give the error for a name that is not in a table, with the nearest one that is, or that of a nickname.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
     """
     known = sorted(choices)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    said = str(name).lower()
+    called = (nicknames or {}).get(said)
+    nearest = [called] if called else difflib.get_close_matches(said, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

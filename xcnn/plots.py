@@ -3,6 +3,7 @@
 Matplotlib (extra `plots`) loads only when asked.
 """
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 from xcnn._files import replacing
 from xcnn.errors import XcnnError
 
-__all__ = ["NoMatplotlibError", "comparison", "confusion", "curves", "prediction", "speeds"]
+__all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "prediction", "speeds"]
 
 _TRAIN, _VALIDATION = "#4477aa", "#ee6677"
 _DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
+
+
+_MEND = "pictures need matplotlib; pip install 'xcnn[plots]'"
 
 
 class NoMatplotlibError(XcnnError):
@@ -28,8 +32,14 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise NoMatplotlibError("pictures need matplotlib; pip install 'xcnn[plots]'") from None
+        raise NoMatplotlibError(_MEND) from None
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def check() -> None:
+    """Refuse to draw without Matplotlib, before anything is computed for a picture."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NoMatplotlibError(_MEND)
 
 
 def _save(figure: Any, path: Path) -> Path:

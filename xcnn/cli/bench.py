@@ -85,6 +85,8 @@ def bench(
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device, with commas between")
     _check(peers)
+    if plot is not None:
+        plots.check()
     check_writable(plot)
     running = room.bench(cases, room.contestants(ours, peers), rounds, seconds, profile)
     _head(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), threads, json)

@@ -26,7 +26,7 @@ __all__ = ["compare"]
 
 def compare(
     *,
-    devices: str | None = None,
+    devices: Annotated[str | None, Parameter(name=["--devices", "--device"])] = None,
     op: str | None = None,
     model: str = "resnet20",
     dataset: str = "digits",
@@ -76,6 +76,8 @@ def compare(
     use_threads(threads)
     if steps < 0:
         raise UsageError(f"steps must be 0 or more, got {steps}")
+    if plot is not None:
+        plots.check()
     check_writable(plot, markdown)
     opened = _open(devices, dtypes)
     parted: list[Parting] = []

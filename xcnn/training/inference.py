@@ -72,15 +72,28 @@ def batches(data: Data, where: Device | None) -> Loader | Sequence[Batch]:
     """Give batches to train on: data sets are shuffled from seed 0 in batches of 64, on the device or the host."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
         data = from_arrays(*data)
+    if isinstance(data, Loader) and where is not None:
+        _check_place(data, where)
     return Loader(data, device=where) if isinstance(data, Dataset) else data  # type: ignore[return-value]
 
 
-def _in_order(data: Data, batch_size: int) -> Iterator[Batch]:
+def _check_place(loader: Loader, where: Device) -> None:
+    """Refuse a loader whose batches are on another device than the network; those on the host are moved."""
+    made_on = loader.device
+    if made_on is not None and made_on.xp is not np and made_on != where:
+        raise UsageError(
+            f"the loader's batches are on {made_on.name}, the network is on {where.name}: give both the same device"
+        )
+
+
+def _in_order(data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
     """Give batches to evaluate: every image once, in the data set's order, not augmented.
 
     A data set that has no loader yet stays on the host: to move each of its images once takes no copy of all.
     """
     made = batches(data, None)
+    if isinstance(made, Loader):
+        _check_place(made, where)
     return iter(made.in_order(batch_size) if isinstance(made, Loader) else made)
 
 
@@ -122,7 +135,7 @@ def evaluate(
         return output.shape[0], *look(loss.function(output, targets)[0], correct(loss, output, targets))[:2]
 
     with one_blas_thread(), where.active():
-        for x, y in _in_order(data, batch_size):
+        for x, y in _in_order(data, batch_size, where):
             metrics.add(*within_memory(test, x, y, where=where, option="batch_size"))
             if watch is not None:
                 watch(metrics)
@@ -134,7 +147,7 @@ def evaluate(
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
     """Return what a model says of each image, on the host; see `Trainer.predict`."""
     if isinstance(images, Loader | Dataset):
-        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size))
+        parts: Iterable[Any] = (x for x, _ in _in_order(images, batch_size, where))
     elif len(images := np.asarray(images) if isinstance(images, list | tuple) else images) == 0:
         raise ShapeError("predict: images is empty")
     else:
