@@ -96,6 +96,26 @@ def cuda(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Check and measure what only a GPU can show, where there is one; it fails where there is none.
+
+    The op matrix and training with CuPy's arrays, errors against the CPU's, speed beside PyTorch, MNIST, memory.
+    """
+    session.install(".[test,cuda12]", "torch")
+    session.run("xcnn", "devices")
+    session.run("python", "-m", "pytest", "--require-backend=cupy", "-k", "cupy or cuda or gpu", *session.posargs)
+    for model in ("lenet5", "resnet20"):
+        session.run("xcnn", "compare", "--devices", "cpu,cuda", "--model", model)
+    measured = ("report,lenet5,mnist_cnn -b 64,256", "vgg_small,resnet20 -b 256")
+    for models in measured:
+        session.run("xcnn", "bench", "--device", "cuda", "--against", "torch", "--models", *models.split())
+    data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
+    for library in ("xcnn", "torch"):
+        session.run("python", "examples/mnist_to_99.py", "--library", library, "--device", "cuda", *data)
+    session.run("python", "tests/soak.py", "--steps", "10000", "--device", "cuda")
+
+
+@nox.session
 def endurance(session: nox.Session) -> None:
     """Kill runs 1,000 times, fill disks of every size, and watch memory over 20,000 steps, twice: some ten minutes."""
     session.install(".[test]")

@@ -1,6 +1,6 @@
 """How long it takes to learn MNIST: LeNet-5 until 99 % of the test images are right, by xcnn or by PyTorch.
 
-    python examples/mnist_to_99.py [--library torch] [--layout channels_last] [--data-dir D] [--seed 0] [--json]
+    python examples/mnist_to_99.py [--library torch] [--layout channels_last] [--device cuda] [--data-dir D] [--json]
 
 The settings are those that the README recommends. Both libraries start from the same weights, see the same augmented
 batches of `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle schedule on as many threads.
@@ -8,7 +8,7 @@ After each epoch the network is tested. The time is that of training alone; maki
 is part of it and told apart, too. A second network takes a step before, for what is done once: compiling kernels.
 
 With --json, JSON lines on stdout: one per epoch (epoch, train_loss, seconds, batch_seconds, test_accuracy), then one
-with library, layout, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.
+with library, layout, device, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.
 """
 
 import argparse
@@ -54,16 +54,17 @@ class Learner:
 
 
 @contextlib.contextmanager
-def _xcnn(model: nn.Module, steps: int, layout: str) -> Iterator[Learner]:
+def _xcnn(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[Learner]:
     optimizer = optim.Adam(model.parameters(), lr=RECOMMENDED.lr)
     schedule = optim.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
-    trainer = Trainer(model, optimizer, "cross_entropy", schedule=schedule)
-    with one_blas_thread():
-        yield Learner(trainer.step, lambda x: np.asarray(model(x)))
+    trainer = Trainer(model, optimizer, "cross_entropy", device, schedule=schedule)
+    where = trainer.device
+    with one_blas_thread(), where.active():
+        yield Learner(trainer.step, lambda x: where.to_numpy(model(where.asarray(x))))
 
 
 @contextlib.contextmanager
-def _torch(model: nn.Module, steps: int, layout: str) -> Iterator[Learner]:
+def _torch(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[Learner]:
     import torch
     from torch import nn as t
 
@@ -75,17 +76,17 @@ def _torch(model: nn.Module, steps: int, layout: str) -> Iterator[Learner]:
         *(t.Flatten(), t.Linear(400, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10)),
     )
     network.load_state_dict({name: torch.from_numpy(array) for name, array in model.state_dict().items()})
-    network = network.to(memory_format=memory)
+    network = network.to(device, memory_format=memory)
     optimizer = torch.optim.Adam(network.parameters(), lr=RECOMMENDED.lr, fused=True)  # the fastest
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
 
     def placed(x: np.ndarray) -> Any:
-        return torch.from_numpy(x).contiguous(memory_format=memory)
+        return torch.from_numpy(x).to(device, memory_format=memory)
 
     def step(x: np.ndarray, y: np.ndarray) -> float:
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        loss = t.functional.cross_entropy(network(placed(x)), torch.from_numpy(y))
+        loss = t.functional.cross_entropy(network(placed(x)), torch.from_numpy(y).to(device))
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -94,19 +95,19 @@ def _torch(model: nn.Module, steps: int, layout: str) -> Iterator[Learner]:
     def scores(x: np.ndarray) -> np.ndarray:
         network.eval()
         with torch.inference_mode():
-            found: np.ndarray = network(placed(x)).numpy()
+            found: np.ndarray = network(placed(x)).cpu().numpy()
         return found
 
     yield Learner(step, scores)
 
 
 LIBRARIES = {"xcnn": _xcnn, "torch": _torch}
-"""What makes a learner of a network of xcnn's, the number of steps that it will take, and PyTorch's layout."""
+"""What makes a learner of a network of xcnn's, the steps that it will take, PyTorch's layout, and a device."""
 
 
 def run(
-    library: str, train: data.Dataset, test: data.Dataset, *, layout: str = LAYOUTS[0], seed: int = 0,
-    epochs: int = RECOMMENDED.epochs, target: float = TARGET,
+    library: str, train: data.Dataset, test: data.Dataset, *, layout: str = LAYOUTS[0], device: str = "cpu",
+    seed: int = 0, epochs: int = RECOMMENDED.epochs, target: float = TARGET,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train until `target` of the test images are right, or the epochs are over; give the records of the JSON lines."""
     train, _ = data.split(train, RECOMMENDED.validation, seed)
@@ -117,13 +118,13 @@ def run(
     def model() -> nn.Module:
         return models.build(RECOMMENDED.model, test.shape, len(test.classes), seed)
 
-    with opened(model(), steps, layout) as learner:
+    with opened(model(), steps, layout, device) as learner:
         start, x = time.perf_counter(), np.zeros((RECOMMENDED.batch_size, *test.shape), np.float32)
         learner.step(x, np.zeros(len(x), np.int64))
         learner.scores(x)
         warm_up = time.perf_counter() - start
     records: list[dict[str, Any]] = []
-    with opened(model(), steps, layout) as learner:
+    with opened(model(), steps, layout, device) as learner:
         while len(records) < epochs and not (records and records[-1]["test_accuracy"] >= target):
             figures = _epoch(learner, loader)
             records.append({"epoch": loader.epoch, **figures, "test_accuracy": _accuracy(learner, test)})
@@ -131,6 +132,7 @@ def run(
     yield {
         "library": library,
         "layout": layout if library == "torch" else None,
+        "device": device,
         "threads": get_num_threads(),
         "epochs": len(records),
         "test_accuracy": records[-1]["test_accuracy"],
@@ -172,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--library", choices=LIBRARIES, default="xcnn", help="who trains (default: %(default)s)")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="PyTorch's (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
     parser.add_argument(
         "--data-dir", help="folder with MNIST's four files; left out, they are downloaded once and kept"
     )
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train, test = data.load("mnist", arguments.data_dir)
         for record in run(
             arguments.library, train[: arguments.limit], test,
-            layout=arguments.layout, seed=arguments.seed, target=target,
+            layout=arguments.layout, device=arguments.device, seed=arguments.seed, target=target,
         ):  # fmt: skip
             print(json.dumps(record) if arguments.json else _line(record), flush=True)
     except XcnnError as error:

@@ -89,7 +89,7 @@ def main() -> None:
         if hasattr(module, "empty"):
             module.empty = _empty
     diagnosis.on_host = trainer.on_host = lambda array: not isinstance(array, Counting)
-    print("| network | portable code | kernels | of these matrix products |\n|---|---:|---:|---:|")
+    print("| network | portable code | with kernels | matrix products |\n|---|---:|---:|---:|")
     for name in sys.argv[1:] or ["report", "lenet5", "mnist_cnn", "vgg_small", "resnet20"]:
         before, after = count(name, lambda: portable(np)), count(name, emulator.emulated)
         print(f"| `{name}` | {sum(before.values())} | {sum(after.values())} | {after['matmul']} |")

@@ -1,9 +1,10 @@
 """Train for many steps and watch the resident memory of the process, which must stay where it was.
 
-    python tests/soak.py --steps 20000
+    python tests/soak.py --steps 20000 [--device cuda]
 
 LeNet-5 on small augmented batches, a checkpoint every 100 steps; with --epochs then a run in MNIST's shape, of so many
-epochs of 844 steps, with validation, too. From a tenth of the way on, memory may not grow by more than 2 %.
+epochs of 844 steps, with validation, too. From a tenth of the way on, memory may not grow by more than 2 %: that of the
+process, and on a GPU what CuPy's pool holds, too.
 """
 
 import argparse
@@ -14,15 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from xcnn import Trainer, data, models, optim
+from xcnn.compare.gpu import gauge
 from xcnn.training import Callback, Checkpoints, Metrics
 
 MOST = 1.02
 
 
-def resident() -> int:
-    """Return the resident memory of this process in KiB."""
+def resident(device: str) -> int:
+    """Return the memory of this process, and of a GPU what its library holds for it, in KiB."""
+    on = gauge(device)
     with Path("/proc/self/status").open() as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+        own = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+    return own + (0 if on is None else on.held() // 1024)
 
 
 class Watch(Callback):
@@ -33,7 +37,7 @@ class Watch(Callback):
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
         if trainer.steps % self.every == 0:
-            self.seen.append(resident())
+            self.seen.append(resident(trainer.device.name))
 
 
 def images(count: int) -> data.Dataset:
@@ -42,10 +46,10 @@ def images(count: int) -> data.Dataset:
     return data.from_arrays(pixels, rng.integers(0, 10, count))
 
 
-def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | None) -> bool:
+def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | None, device: str) -> bool:
     """Train, print what memory did, and say whether it stayed where it was."""
     model = models.build("lenet5", seed=0)
-    trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3))
+    trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3), device=device)
     steps = epochs * len(train)
     watch = Watch(max(1, steps // 20))
     with tempfile.TemporaryDirectory() as folder:
@@ -62,12 +66,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     small = data.Loader(images(16 * 250), 16, augment=[data.shift])
-    good = soak("batches of 16", small, options.steps // 250, None)
+    good = soak("batches of 16", small, options.steps // 250, None, options.device)
     if options.epochs:
         large = data.Loader(images(54_000), 64, augment=[data.shift])
-        good &= soak("batches of 64, validated", large, options.epochs, images(6_000))
+        good &= soak("batches of 64, validated", large, options.epochs, images(6_000), options.device)
     return 0 if good else 1
 
 
