@@ -23,13 +23,13 @@ Step = Callable[[], Any]
 PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "torch": {
         "cpu": ("NCHW", "channels_last", "NCHW 1 thread", "channels_last 1 thread"),
-        "cuda": ("NCHW", "channels_last", "NCHW compiled"),
+        "cuda": ("NCHW", "channels_last", "NCHW compiled", "NCHW graphs"),
     },
     "jax": {"cpu": ("NCHW", "NHWC")},
 }
 """The peers by the name of their library in `device.LIBRARIES`, with the ways that each is measured in on a kind of
-hardware: the memory layout, then whether compiled, and whether on one thread instead of all, which is faster where
-there is little to do."""
+hardware: the memory layout, then whether compiled, or compiled and captured, and whether on one thread instead of all,
+which is faster where there is little to do."""
 
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
 """What each kind of hardware is measured with beside the contestants: a matrix product, copies in its memory."""

@@ -1,4 +1,4 @@
-"""PyTorch: the modules of the same names, fused SGD (its fastest), both memory formats, eager or compiled."""
+"""PyTorch: the modules of the same names, fused SGD (its fastest), both memory formats, eager, compiled or captured."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,13 +24,17 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     torch.set_num_threads(1 if how == "1 thread" else case.threads)
     torch.backends.cudnn.benchmark = True  # shapes stay, so that it is worth while to try cuDNN's algorithms
     try:
-        yield _stepper(case, where, layout, how == "compiled")
+        yield _stepper(case, where, layout, _MODES.get(how))
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = tuned
 
 
-def _stepper(case: Case, where: Any, layout: str, compiled: bool) -> Step:
+_MODES = {"compiled": "default", "graphs": "reduce-overhead"}
+"""The mode of `torch.compile` by the way: the second captures CUDA graphs, for networks that launches decide about."""
+
+
+def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     import torch
 
     order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -40,7 +44,7 @@ def _stepper(case: Case, where: Any, layout: str, compiled: bool) -> Step:
     model.load_state_dict({name: torch.from_numpy(array) for name, array in network.state_dict().items()})
     model, x = model.to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")
-    model = torch.compile(model) if compiled else model
+    model = model if mode is None else torch.compile(model, mode=mode)
 
     def infer() -> Any:
         with torch.inference_mode():
