@@ -54,6 +54,39 @@ __device__ inline int window_of(const Windows& w, int axis, int pixel, int tap) 
     return out * w.stride[axis] == start && out < w.out[axis] ? out : -1;
 }
 
+// Call see(tap, inside, pixel) for every kernel position of the window `out`, in row-major order, with its place in the
+// kernel, and in the map unless it is padding.
+template <typename See> __device__ inline void each_tap(const Windows& w, const int* out, See see) {
+    int tap[3], pixel[3];
+    for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++)
+        for (tap[1] = 0; tap[1] < w.kernel[1]; tap[1]++)
+            for (tap[2] = 0; tap[2] < w.kernel[2]; tap[2]++) {
+                bool inside = true;
+                for (int a = 0; a < 3; a++) {
+                    pixel[a] = pixel_of(w, a, out[a], tap[a]);
+                    inside = inside && 0 <= pixel[a] && pixel[a] < w.size[a];
+                }
+                see((int)join(tap, w.kernel), inside, join(pixel, w.size));
+            }
+}
+
+// Call see(tap, window) for every window that sees `pixel`, in the order of the kernel positions at which it does.
+template <typename See> __device__ inline void each_window(const Windows& w, const int* pixel, See see) {
+    int tap[3], out[3];
+    for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++) {
+        out[0] = window_of(w, 0, pixel[0], tap[0]);
+        if (out[0] < 0) continue;
+        for (tap[1] = 0; tap[1] < w.kernel[1]; tap[1]++) {
+            out[1] = window_of(w, 1, pixel[1], tap[1]);
+            if (out[1] < 0) continue;
+            for (tap[2] = 0; tap[2] < w.kernel[2]; tap[2]++) {
+                out[2] = window_of(w, 2, pixel[2], tap[2]);
+                if (out[2] >= 0) see((int)join(tap, w.kernel), join(out, w.out));
+            }
+        }
+    }
+}
+
 // Where a slice begins and ends of so many numbers, cut into so many slices; the last ones may be empty.
 __device__ inline void bounds(index count, index slices, index slice, index* first, index* end) {
     const index step = (count + slices - 1) / slices;

@@ -8,53 +8,19 @@ KERNEL max_pool(const real* x, index x_image, index x_channel, real* y, byte* wi
     EACH(i, images * channels * windows) {
         const index map = i / windows, image = map / channels, channel = map - image * channels;
         const real* source = x + image * x_image + channel * x_channel;
-        int out[3], tap[3], pixel[3], winner = -1;
+        int out[3], winner = 255;
         split(i - map * windows, w.out, out);
         real best = -INFINITY;
-        for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++)
-            for (tap[1] = 0; tap[1] < w.kernel[1]; tap[1]++)
-                for (tap[2] = 0; tap[2] < w.kernel[2]; tap[2]++) {
-                    bool inside = true;
-                    for (int a = 0; a < 3; a++) {
-                        pixel[a] = pixel_of(w, a, out[a], tap[a]);
-                        inside = inside && 0 <= pixel[a] && pixel[a] < w.size[a];
-                    }
-                    if (!inside) continue;
-                    const real value = source[join(pixel, w.size)];
-                    if (winner < 0 || value > best || (value != value && best == best)) {
-                        best = value;
-                        winner = (int)join(tap, w.kernel);
-                    }
-                }
-        y[i] = best;
-        winners[i] = (byte)(winner < 0 ? 255 : winner);
-    }
-}
-
-// dx (maps, pixels) = the sum of dy (maps, outs) over the windows that see the pixel; with winners, over those that it
-// has won.
-KERNEL pool_gradient(const real* dy, const byte* winners, real divisor, real* dx, index maps, Windows w) {
-    const index size = pixels(w), windows = outs(w);
-    EACH(i, maps * size) {
-        const index map = i / size;
-        int pixel[3], tap[3], out[3];
-        split(i - map * size, w.size, pixel);
-        real sum = 0;
-        for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++) {
-            out[0] = window_of(w, 0, pixel[0], tap[0]);
-            if (out[0] < 0) continue;
-            for (tap[1] = 0; tap[1] < w.kernel[1]; tap[1]++) {
-                out[1] = window_of(w, 1, pixel[1], tap[1]);
-                if (out[1] < 0) continue;
-                for (tap[2] = 0; tap[2] < w.kernel[2]; tap[2]++) {
-                    out[2] = window_of(w, 2, pixel[2], tap[2]);
-                    if (out[2] < 0) continue;
-                    const index window = map * windows + join(out, w.out);
-                    if (!winners || winners[window] == join(tap, w.kernel)) sum += dy[window] / divisor;
-                }
+        each_tap(w, out, [&](int tap, bool inside, index pixel) {
+            if (!inside) return;
+            const real value = source[pixel];
+            if (winner == 255 || value > best || (value != value && best == best)) {
+                best = value;
+                winner = tap;
             }
-        }
-        dx[i] = sum;
+        });
+        y[i] = best;
+        winners[i] = (byte)winner;
     }
 }
 
@@ -65,19 +31,29 @@ KERNEL average_pool(const real* x, index x_image, index x_channel, real divisor,
     EACH(i, images * channels * windows) {
         const index map = i / windows, image = map / channels, channel = map - image * channels;
         const real* source = x + image * x_image + channel * x_channel;
-        int out[3], tap[3], pixel[3];
+        int out[3];
         split(i - map * windows, w.out, out);
         real sum = 0;
-        for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++)
-            for (tap[1] = 0; tap[1] < w.kernel[1]; tap[1]++)
-                for (tap[2] = 0; tap[2] < w.kernel[2]; tap[2]++) {
-                    bool inside = true;
-                    for (int a = 0; a < 3; a++) {
-                        pixel[a] = pixel_of(w, a, out[a], tap[a]);
-                        inside = inside && 0 <= pixel[a] && pixel[a] < w.size[a];
-                    }
-                    if (inside) sum += source[join(pixel, w.size)];
-                }
+        each_tap(w, out, [&](int, bool inside, index pixel) {
+            if (inside) sum += source[pixel];
+        });
         y[i] = sum / divisor;
+    }
+}
+
+// dx (maps, pixels) = the sum of dy (maps, outs) over the windows that see the pixel; with winners, over those that it
+// has won.
+KERNEL pool_gradient(const real* dy, const byte* winners, real divisor, real* dx, index maps, Windows w) {
+    const index size = pixels(w), windows = outs(w);
+    EACH(i, maps * size) {
+        const index map = i / size;
+        int pixel[3];
+        split(i - map * size, w.size, pixel);
+        real sum = 0;
+        each_window(w, pixel, [&](int tap, index out) {
+            const index window = map * windows + out;
+            if (!winners || winners[window] == tap) sum += dy[window] / divisor;
+        });
+        dx[i] = sum;
     }
 }
