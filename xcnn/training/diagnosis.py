@@ -61,9 +61,14 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
     The loss, how many are right, and whether the gradients hold finite numbers alone.
     """
     there = [array for array in gradients if array is not None]
-    first = next((array for array in (loss, *there) if not on_host(array)), None)
-    if first is None:
-        return float(loss), None if right is None else int(right), all(map(_finite_here, there))
+    first = there[0] if there and on_host(loss) else loss  # gradients are all on one device
+    if on_host(first):
+        finite = True
+        for array in there:
+            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # no other sum is as fast
+                finite = False
+                break
+        return float(loss), None if right is None else int(right), finite
     xp = namespace_of(first)
     # In the dtype of the loss, whose bits must not change; but half precision cannot count.
     dtype = xp.float64 if first.dtype == xp.float64 else xp.float32
@@ -78,11 +83,6 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
     if not math.isfinite(value):
         return value, right, False
     return value, right, all(math.isfinite(total) or _finite(a) for a, total in zip(there, seen, strict=True))
-
-
-def _finite_here(array: np.ndarray) -> bool:
-    """Say whether an array on the host holds finite numbers alone."""
-    return math.isfinite(np.vdot(array, array)) or _finite(array)  # no other sum is as fast
 
 
 @body

@@ -87,9 +87,12 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
     work : see `share`; the numbers of most parameters are too few to be shared out.
     lists : the function's first arguments for each parameter: gradient, data, and what is kept or None.
     """
-    for given in zip(*lists, strict=True):
-        arrays = [None if a is None else _plain(a) for a in given]
-        size = given[1].size
+    for arrays in zip(*lists, strict=True):
+        for a in arrays:
+            if a is not None and (type(a) is not np.ndarray or not a.flags.carray):
+                arrays = tuple(map(_plain, arrays))
+                break
+        size = arrays[1].size
         if size < _FEW:
             function(*arrays, *numbers, 0, size)
         else:
@@ -97,9 +100,9 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
         yield arrays[1:]
 
 
-def _plain(a: Any) -> np.ndarray:
+def _plain(a: Any) -> Any:
     """Replace an array that is strided, read-only or a file's, and a scalar of NumPy's, by a copy."""
-    return a if type(a) is np.ndarray and a.flags.carray else np.array(a, order="C")
+    return a if a is None or (type(a) is np.ndarray and a.flags.carray) else np.array(a, order="C")
 
 
 @kernel(np)
