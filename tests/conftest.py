@@ -257,6 +257,12 @@ def xcnn(
     return run
 
 
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine with two pretended GPUs."""
+    return importlib.import_module("fake_cupy").install(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with MNIST and CIFAR-10 files: `$XCNN_TEST_DATA`, or `../shared/data` beside the repository."""

@@ -96,7 +96,6 @@ def _parameters(code: str) -> dict[str, tuple[_Parameter, ...]]:
 PARAMETERS = _parameters(source("float", False))
 """The parameters of every kernel by its name."""
 
-
 _ARRAYS = {
     name: [(i, p, _FIXED.get(p.kind)) for i, p in enumerate(parameters) if p.kind.endswith("*")]
     for name, parameters in PARAMETERS.items()
@@ -143,7 +142,7 @@ def _start(name: str, blocks: int, count: int, arguments: Sequence[Any], dtype: 
             array = ascontiguousarray(array)
             arguments, size = (*arguments[:place], array, *arguments[place + 1 :]), array.size
         else:
-            raise TypeError(f"kernel {name}: {parameter.name} takes a C-contiguous array")
+            raise TypeError(f"kernel {name}: {parameter.name} takes a C-contiguous array, got strides {array.strides}")
         count = max(count, size)
         if fixed is None and dtype is None:
             dtype = array.dtype

@@ -2,8 +2,8 @@
 // `real`, float or double, and `index`, int, or long long where an array has more than some 2^30 numbers.
 //
 // A kernel is KERNEL name(parameters). `_launch.py` reads the parameters to know what an argument must become: `const`
-// arrays are only read. An array `x` is contiguous unless parameters `x_image` and `x_channel` follow, which give the distances of its images and
-// of its channels in numbers; the pixels of a map are always next to each other.
+// arrays are only read. An array `x` is contiguous unless parameters `x_image` and `x_channel` follow, which give the
+// distances of its images and of its channels in numbers; the pixels of a map are always next to each other.
 
 typedef unsigned char byte;
 typedef unsigned long long u64;

@@ -33,7 +33,7 @@ def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
     gradients = lists[0]
     assert gradients, "a table has a parameter, and each a gradient"
     slots, sizes = np.zeros((), _SLOTS), [a.size for a in gradients]
-    for field, arrays in zip(_ARRAYS, lists, strict=False):
+    for field, arrays in zip(_ARRAYS, lists, strict=False):  # most rules keep fewer
         if arrays is not None:
             slots[field][: len(arrays)] = [address(a) for a in arrays]
     slots["end"][: len(sizes)], slots["count"] = np.cumsum(sizes), len(sizes)
@@ -50,6 +50,8 @@ def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | 
 
 def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> Iterator[Any]:
     """Run a kernel for all parameters and give the arrays of each, but for the gradient.
+
+    The parameters of a table are updated together, when the first of them is asked for.
 
     Parameters
     ----------
