@@ -91,7 +91,7 @@ def cuda(session: nox.Session) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         session.install("ziglang")
     required = [f"--require-backend={name}" for name in ("nvrtc", "numpy-cuda")]
-    files = [*glob.glob("tests/test_cuda*.py"), "tests/test_ops.py", "tests/test_kernels.py"]
+    files = [*sorted(glob.glob("tests/test_cuda*.py")), "tests/test_ops.py", "tests/test_kernels.py"]
     session.run("python", "-m", "pytest", *required, *files, "-k", "cuda", *session.posargs)
 
 

@@ -166,7 +166,7 @@ class RawModule:
         self.library = _library(code, tuple(os.environ.get("XCNN_EMULATOR_FLAGS", "").split()))
 
     def get_function(self, name: str) -> Any:
-        function, count = getattr(self.library, f"run_{name}"), len(_launch().PARAMETERS[name])
+        function, count = getattr(self.library, f"run_{name}"), len(LOADED[f"{ROOM}._launch"].PARAMETERS[name])
         function.restype = ctypes.c_bool
         sizes, pointers = (
             list((ctypes.c_int * count).in_dll(self.library, f"{what}_{name}")) for what in ("sizes", "pointers")
@@ -198,10 +198,6 @@ def _held(argument: Any) -> np.ndarray:
         return np.asarray(argument.ctypes.data, np.uint64)
     assert isinstance(argument, np.ndarray | np.generic), f"{argument!r} has no type"
     return np.asarray(argument)
-
-
-def _launch() -> Any:
-    return sys.modules.get(f"{ROOM}._launch") or LOADED[f"{ROOM}._launch"]
 
 
 _GUARD = 64
