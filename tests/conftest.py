@@ -19,7 +19,7 @@ import pytest
 
 from xcnn._array import Array
 from xcnn._dispatch import portable
-from xcnn.device import Device, device
+from xcnn.devices import Device, device
 from xcnn.errors import DeviceError
 
 hypothesis.settings.register_profile(

@@ -15,7 +15,7 @@ import numpy as np
 
 from xcnn.compare import gpu, worker
 from xcnn.compare.contestants import copy, sgemm
-from xcnn.device import LIBRARIES, Device
+from xcnn.devices import LIBRARIES, Device
 
 __all__ = ["COMMAND", "ELAPSED", "GROWN", "Event", "gauge", "install"]
 

@@ -26,7 +26,7 @@ FLOORS = [
     {"nn", "optim"},
     {"ops"},
     {"kernels", "data"},
-    {"device"},
+    {"devices"},
     {"parameter", "_cuda", "_dispatch", "threads"},
     {"_array", "_files", "_random", "machine"},
     {"errors"},

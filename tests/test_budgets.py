@@ -10,7 +10,7 @@ import pytest
 from xcnn import compare
 from xcnn.cli import main
 from xcnn.compare import Error, Finding
-from xcnn.device import device
+from xcnn.devices import device
 from xcnn.ops._op import OPS
 
 TABLE = Path(__file__).parents[1] / "docs" / "budgets.md"

@@ -128,7 +128,7 @@ def test_mistakes_end_in_one_sentence(xcnn, tmp_path, argv, code, message):
 
 
 def test_cuda_without_a_gpu_says_what_is_missing(xcnn):
-    from xcnn.device import devices
+    from xcnn.devices import devices
     from xcnn.errors import DeviceError
 
     if not isinstance(devices()["cuda"], DeviceError):

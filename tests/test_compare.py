@@ -20,7 +20,7 @@ from xcnn.compare.op import call_op
 from xcnn.compare.scales import each
 from xcnn.compare.speed import measure
 from xcnn.compare.steps import PARTING
-from xcnn.device import device
+from xcnn.devices import device
 from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
 
@@ -328,8 +328,8 @@ def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
     """The reference is the portable code, also where there is a kernel for its dtype."""
 
     def wrong(*arguments):
-        y, backward = BODIES["convolution"](np, *arguments)
+        y, backward = BODIES["conv"](np, *arguments)
         return y * 1.001, backward
 
-    monkeypatch.setitem(kernels(np), "convolution", wrong)
+    monkeypatch.setitem(kernels(np), "conv", wrong)
     assert "y" in [one.error.tensor for one in compare.op_errors("conv2d", device("cpu")) if not one.error.within]

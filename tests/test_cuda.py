@@ -11,7 +11,7 @@ from fake_cupy import Fake
 
 import xcnn as package
 from xcnn import _cuda, ops
-from xcnn.device import devices, gpus
+from xcnn.devices import devices, gpus
 from xcnn.errors import DeviceError
 
 MEND = "reinstall CuPy: pip install 'xcnn[cuda12]' (or cuda13, by your driver)"

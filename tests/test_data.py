@@ -9,7 +9,7 @@ import pytest
 from conftest import LIBRARIES
 
 from xcnn import data
-from xcnn.device import to_numpy
+from xcnn.devices import to_numpy
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, XcnnError
 
 CLASSES = ("a", "b", "c")

@@ -8,7 +8,7 @@ import pytest
 from conftest import LIBRARIES
 
 from xcnn import data, models, optim
-from xcnn.device import Device, to_numpy
+from xcnn.devices import Device, to_numpy
 from xcnn.errors import OutOfMemoryError, UsageError
 from xcnn.training import Callback, Config, Trainer, train
 

@@ -16,8 +16,8 @@ import pytest
 from conftest import LIBRARIES
 
 from xcnn import models, nn, ops, optim
-from xcnn.device import LIBRARIES as TABLE
-from xcnn.device import Device, free_memory, out_of_memory
+from xcnn.devices import LIBRARIES as TABLE
+from xcnn.devices import Device, free_memory, out_of_memory
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.nn.layers import undrawn

@@ -71,7 +71,7 @@ saved, caching.FunctionCache.save_overload = [], save
 
 
 def test_a_numba_that_is_told_not_to_compile(tmp_path: Path) -> None:
-    code = RELU + "from xcnn._dispatch import kernels\nprint(kernels(np)['convolution'].__module__)"
+    code = RELU + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'].__module__)"
     assert run(code, tmp_path, NUMBA_DISABLE_JIT="1").split() == ["0.0", "2.0", "xcnn.kernels.cpu.columns"]
     assert not kept(tmp_path)
 

@@ -46,7 +46,7 @@ import numpy as np
 from test_kernels_processes import results
 from xcnn._dispatch import kernels
 from xcnn.threads import one_blas_thread
-assert kernels(np)["convolution"].__module__ == "xcnn.kernels.cpu.columns"
+assert kernels(np)["conv"].__module__ == "xcnn.kernels.cpu.columns"
 np.savez(sys.argv[1], **results())
 with one_blas_thread():
     np.savez(sys.argv[2], **results())

@@ -258,7 +258,7 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
 @pytest.mark.parametrize("where", ["strict", "strict:device1", "torch"])
 def test_networks_train_on_other_devices(where):
     pytest.importorskip("torch" if where == "torch" else "array_api_strict")
-    from xcnn.device import device, to_numpy
+    from xcnn.devices import device, to_numpy
 
     host, other = mixed(), mixed().to(where)
     host.reset_parameters(4)

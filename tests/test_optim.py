@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xcnn import optim
 from xcnn._dispatch import kernels, portable
-from xcnn.device import to_numpy
+from xcnn.devices import to_numpy
 from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, XcnnError
 from xcnn.parameter import Parameter
 

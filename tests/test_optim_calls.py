@@ -11,7 +11,7 @@ from test_optim import FULL, draw
 
 from xcnn import optim
 from xcnn._dispatch import portable
-from xcnn.device import to_numpy
+from xcnn.devices import to_numpy
 from xcnn.parameter import Parameter
 
 

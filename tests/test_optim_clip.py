@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xcnn import optim
-from xcnn.device import to_numpy
+from xcnn.devices import to_numpy
 from xcnn.errors import UsageError
 from xcnn.parameter import Parameter
 

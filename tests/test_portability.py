@@ -13,7 +13,7 @@ import pytest
 from conftest import LIBRARIES, Backend
 
 from xcnn import data, models, nn, ops, optim
-from xcnn.device import Device, devices, to_numpy
+from xcnn.devices import Device, devices, to_numpy
 from xcnn.parameter import Parameter
 from xcnn.training import Checkpoint, Trainer, load_checkpoint, save_checkpoint
 

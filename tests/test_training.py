@@ -12,7 +12,7 @@ from conftest import LIBRARIES
 
 from xcnn import data, models, nn, ops, optim
 from xcnn._dispatch import COMPILATION
-from xcnn.device import Device
+from xcnn.devices import Device
 from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
 

@@ -6,7 +6,7 @@ device by its string; `xcnn.set_num_threads` says how many threads compute on th
 """
 
 from xcnn import data, errors, models, nn, ops, optim, training
-from xcnn.device import device
+from xcnn.devices import device
 from xcnn.errors import XcnnError
 from xcnn.threads import get_num_threads, set_num_threads
 from xcnn.training import Trainer

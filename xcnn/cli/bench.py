@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from xcnn import compare as room
 from xcnn import plots
 from xcnn.cli._console import check_writable, note, print_json, print_table, stdout
-from xcnn.device import LIBRARIES, device
+from xcnn.devices import LIBRARIES, device
 from xcnn.errors import UsageError, unknown
 from xcnn.threads import get_num_threads
 

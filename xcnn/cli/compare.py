@@ -16,8 +16,8 @@ from xcnn.cli._comparison import Parting, report_errors, report_speed, report_st
 from xcnn.cli._console import check_writable, note, use_threads
 from xcnn.compare import Finding
 from xcnn.compare.steps import Batches
-from xcnn.device import Device, device
-from xcnn.device import devices as try_devices
+from xcnn.devices import Device, device
+from xcnn.devices import devices as try_devices
 from xcnn.errors import UsageError, unknown
 from xcnn.ops._op import OPS
 

@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 from xcnn._cuda import ABILITIES
 from xcnn.cli._console import print_json, print_table
-from xcnn.device import Device, Gpu, gpus
-from xcnn.device import devices as try_devices
+from xcnn.devices import Device, Gpu, gpus
+from xcnn.devices import devices as try_devices
 
 __all__ = ["devices"]
 

@@ -13,7 +13,7 @@ from cyclopts import Parameter, Token
 from xcnn import plots
 from xcnn._dispatch import COMPILATION
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
 from xcnn.training import Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.training import train as run_training

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from xcnn.device import LIBRARIES, device
+from xcnn.devices import LIBRARIES, device
 
 __all__ = ["CPU", "GAUGES", "Gauge", "describe", "entered", "gauge", "hardware", "kind"]
 

@@ -19,7 +19,7 @@ from xcnn.compare.budget import Reference, errors, reference
 from xcnn.compare.finding import Finding
 from xcnn.compare.op import call_op, place, run_op
 from xcnn.compare.scales import Arrays
-from xcnn.device import Device
+from xcnn.devices import Device
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Buffer
 from xcnn.nn._observe import observing

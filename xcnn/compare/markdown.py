@@ -10,7 +10,7 @@ import numpy as np
 
 from xcnn.compare.budget import BUDGETS
 from xcnn.compare.finding import Finding, nearest
-from xcnn.device import Device
+from xcnn.devices import Device
 
 __all__ = ["markdown"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from xcnn.compare.budget import Reference, errors, reference, tensors
 from xcnn.compare.finding import Finding
 from xcnn.compare.scales import Arrays, each
-from xcnn.device import Device
+from xcnn.devices import Device
 from xcnn.errors import unknown
 from xcnn.ops._op import OPS
 

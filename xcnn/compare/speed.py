@@ -21,7 +21,7 @@ from xcnn import models
 from xcnn._dispatch import kernels
 from xcnn.compare import memory
 from xcnn.compare.steps import trainer
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 from xcnn.errors import XcnnError
 from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from xcnn import nn
-from xcnn.device import Device
-from xcnn.device import device as open_device
+from xcnn.devices import Device
+from xcnn.devices import device as open_device
 from xcnn.optim import SGD
 from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer

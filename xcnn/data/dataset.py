@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_kind, namespace_of
-from xcnn.device import on_host
+from xcnn.devices import on_host
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
 
 __all__ = ["Dataset", "from_arrays", "split", "to_float"]

@@ -12,8 +12,8 @@ from xcnn._random import load_stream, stream_state
 from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.data.resident import Resident
-from xcnn.device import Device
-from xcnn.device import device as open_device
+from xcnn.devices import Device
+from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, UsageError
 
 __all__ = ["Loader", "Pass"]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from xcnn._array import Array
 from xcnn.data.dataset import Dataset, to_float
-from xcnn.device import Device, free_memory, out_of_memory
+from xcnn.devices import Device, free_memory, out_of_memory
 from xcnn.errors import OutOfMemoryError
 
 __all__ = ["Resident"]

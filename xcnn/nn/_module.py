@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from xcnn._array import Array
-from xcnn.device import Device, device, like, to_numpy
+from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.ops._op import captured
 from xcnn.parameter import Parameter

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of
-from xcnn.device import like
+from xcnn.devices import like
 from xcnn.errors import UsageError
 from xcnn.nn._module import Buffer, Module, Once
 from xcnn.nn._observe import observing

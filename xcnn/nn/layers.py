@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xcnn import ops
-from xcnn.device import like
+from xcnn.devices import like
 from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer, positive

@@ -22,7 +22,7 @@ _X = {"x": (2, 3, 4)}
 
 
 @body
-def _rectifier(xp: ModuleType, x: Array) -> Result:
+def _relu(xp: ModuleType, x: Array) -> Result:
     y = xp.maximum(x, 0.0)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -50,7 +50,7 @@ def relu(x: Array) -> Result:
     DtypeError
         For something that is no floating-point array.
     """
-    return _rectifier(namespace("relu", x=x), x)
+    return _relu(namespace("relu", x=x), x)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])

@@ -120,7 +120,7 @@ def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
 
 
 @body
-def _map_means(xp: ModuleType, x: Array) -> Result:
+def _global_avg_pool(xp: ModuleType, x: Array) -> Result:
     """Take the means of rows (n, c, pixels)."""
     y, shape = xp.mean(x, axis=-1), x.shape
 
@@ -149,7 +149,7 @@ def global_avg_pool(x: Array) -> Result:
         Where x has no spatial axis, an empty one, or no floating-point dtype.
     """
     xp = namespace("global_avg_pool", x=x)
-    y, rows_backward = _map_means(xp, _flat_maps("global_avg_pool", xp, x))
+    y, rows_backward = _global_avg_pool(xp, _flat_maps("global_avg_pool", xp, x))
     shape = x.shape
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:

@@ -52,7 +52,7 @@ def _weight_gradient(xp: ModuleType, x: Array, dy: Array, axes: Axes, g: int) ->
 
 
 @body
-def _transposed_convolution(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
+def _conv_transpose(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
     """Spread a batch."""
     has_bias = bias is not None
     y = _add_bias(xp, _spread(xp, x, weight, axes, g), bias)
@@ -74,7 +74,7 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 
 @body
-def _convolution(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
+def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
     """Convolve a batch, then cut off what is negative if `relu` says so."""
     has_bias = bias is not None
     result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
@@ -118,7 +118,7 @@ def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, gr
         raise ShapeError(f"{name}: bias must have shape ({o},), one per output channel, got {tuple(bias.shape)}")
 
 
-def _conv(
+def _conv_nd(
     rank: int,
     x: Array,
     weight: Array,
@@ -134,10 +134,10 @@ def _conv(
     _check(name, rank, x, weight, bias, groups, transposed=False)
     relu = is_relu(name, activation)
     axes = window_axes(name, tuple(x.shape[-rank:]), tuple(weight.shape[2:]), stride, padding, dilation)
-    return _batched(_convolution, rank, xp, x, weight, bias, axes, groups, relu)
+    return _batched(_conv, rank, xp, x, weight, bias, axes, groups, relu)
 
 
-def _conv_transpose(
+def _conv_transpose_nd(
     rank: int,
     x: Array,
     weight: Array,
@@ -153,7 +153,7 @@ def _conv_transpose(
     _check(name, rank, x, weight, bias, groups, transposed=True)
     sizes, kernel = tuple(x.shape[-rank:]), tuple(weight.shape[2:])
     axes = transposed_axes(name, sizes, kernel, stride, padding, output_padding, dilation)
-    return _batched(_transposed_convolution, rank, xp, x, weight, bias, axes, groups)
+    return _batched(_conv_transpose, rank, xp, x, weight, bias, axes, groups)
 
 
 def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *rest: Any) -> Result:
@@ -244,7 +244,7 @@ def conv2d(
     -----
     V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning, 2016, arXiv:1603.07285.
     """
-    return _conv(2, x, weight, bias, stride, padding, dilation, groups, activation)
+    return _conv_nd(2, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
 @op("x weight bias", saves="x weight y?", samples=_samples(1))
@@ -259,7 +259,7 @@ def conv1d(
     activation: str | None = None,
 ) -> Result:
     """Convolve signals: `conv2d` with one spatial axis. x (n, c, w) or (c, w), weight (o, c / groups, kw)."""
-    return _conv(1, x, weight, bias, stride, padding, dilation, groups, activation)
+    return _conv_nd(1, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
 @op("x weight bias", saves="x weight y?", samples=_samples(3))
@@ -274,7 +274,7 @@ def conv3d(
     activation: str | None = None,
 ) -> Result:
     """Convolve volumes: `conv2d` with three spatial axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _conv(3, x, weight, bias, stride, padding, dilation, groups, activation)
+    return _conv_nd(3, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
 @op("x weight bias", saves="x weight", samples=_transposed_samples(2))
@@ -311,7 +311,7 @@ def conv_transpose2d(
     ShapeError, DtypeError, UsageError
         Where the arrays do not fit each other or the options.
     """
-    return _conv_transpose(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose_nd(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @op("x weight bias", saves="x weight", samples=_transposed_samples(1))
@@ -326,7 +326,7 @@ def conv_transpose1d(
     dilation: Integers = 1,
 ) -> Result:
     """Spread signals: `conv_transpose2d` with one spatial axis. x (n, c, w) or (c, w)."""
-    return _conv_transpose(1, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose_nd(1, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @op("x weight bias", saves="x weight", samples=_transposed_samples(3))
@@ -341,4 +341,4 @@ def conv_transpose3d(
     dilation: Integers = 1,
 ) -> Result:
     """Spread volumes: `conv_transpose2d` with three spatial axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _conv_transpose(3, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose_nd(3, x, weight, bias, stride, padding, output_padding, groups, dilation)

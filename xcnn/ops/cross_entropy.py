@@ -15,7 +15,7 @@ import array_api_compat
 
 from xcnn._array import Array, full, is_array, is_kind, namespace, namespace_of
 from xcnn._dispatch import body
-from xcnn.device import on_host
+from xcnn.devices import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, labels, op, positive, probabilities, sample
 from xcnn.ops._reduction import check_reduction, reduce, spread
@@ -114,7 +114,7 @@ _TARGETS = [
 
 
 @body
-def _entropies(
+def _cross_entropy(
     xp: ModuleType,
     x: Array,
     target: Array,
@@ -201,7 +201,7 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise UsageError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
     by_labels = _check("cross_entropy", xp, x, target, weight, ignore_index)
-    return _entropies(xp, x, target, weight, ignore_index, reduction, label_smoothing, by_labels)
+    return _cross_entropy(xp, x, target, weight, ignore_index, reduction, label_smoothing, by_labels)
 
 
 @op("x target weight", saves="q total", samples=_TARGETS)

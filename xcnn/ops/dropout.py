@@ -7,7 +7,7 @@ import numpy as np
 
 from xcnn._array import Array, namespace
 from xcnn._dispatch import body
-from xcnn.device import like
+from xcnn.devices import like
 from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 
@@ -15,7 +15,7 @@ __all__ = ["dropout"]
 
 
 @body
-def _dropping(xp: ModuleType, x: Array, p: float, generator: np.random.Generator) -> Result:
+def _dropout(xp: ModuleType, x: Array, p: float, generator: np.random.Generator) -> Result:
     """Drop what the generator's next float32 numbers, one for each of x in C order, are below p for."""
     mask = like(generator.random(x.shape, dtype=np.float32) >= p, x)
     if p < 1.0:
@@ -61,4 +61,4 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
         raise UsageError(f"dropout: rng must be a numpy.random.Generator or a seed of at least 0, got {rng!r}")
     if not training or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
-    return _dropping(xp, x, p, np.random.default_rng(rng))
+    return _dropout(xp, x, p, np.random.default_rng(rng))

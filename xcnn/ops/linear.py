@@ -14,7 +14,7 @@ __all__ = ["flatten", "linear"]
 
 
 @body
-def _affine(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
+def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
     """Multiply rows x (n, i) by a matrix, then cut off what is negative if `relu` says so."""
     has_bias = bias is not None
     result = x @ weight.T  # (n, o)
@@ -78,9 +78,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
         raise ShapeError(f"linear: bias must have shape ({o},), one per output feature, got {tuple(bias.shape)}")
     relu = is_relu("linear", activation)
     if x.ndim == 2:
-        return _affine(xp, x, weight, bias, relu)
+        return _linear(xp, x, weight, bias, relu)
     shape, n = x.shape, math.prod(x.shape[:-1])
-    y, rows_backward = _affine(xp, xp.reshape(x, (n, i)), weight, bias, relu)  # one product of all leading axes
+    y, rows_backward = _linear(xp, xp.reshape(x, (n, i)), weight, bias, relu)  # one product of all leading axes
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx, dweight, dbias = rows_backward(xp.reshape(dy, (n, o)), needs)

@@ -1,6 +1,6 @@
 """Normalisations: batch, layer, group and instance norm, which differ in the axes that they average over.
 
-All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_normalisation` is this formula with its gradient, on
+All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_norm` is this formula with its gradient, on
 a view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per
 group, not the normalised x, which it makes again: x is the result of the layer before and mostly alive anyway.
 
@@ -41,7 +41,7 @@ class _View:
 
 
 @body
-def _normalisation(
+def _norm(
     xp: ModuleType,
     x: Array,
     weight: Array | None,
@@ -182,7 +182,7 @@ def batch_norm(
         raise UsageError("batch_norm: running_mean and running_var are needed, both of them; in training also neither")
     if training and view.count == 1:
         raise ShapeError(f"batch_norm: training needs more than one number per channel, got x {tuple(x.shape)}")
-    y, gradients, mean, var = _normalisation(xp, x, weight, bias, eps, view, given)
+    y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, given)
     if training and running_mean is not None and running_var is not None and view.count:
         batch = xp.reshape(mean, (c,)), xp.reshape(var, (c,))
         unbias = view.count / (view.count - 1)
@@ -243,14 +243,14 @@ def layer_norm(
     _check("layer_norm", trailing, weight=weight, bias=bias)
     features = math.prod(trailing)
     view = _View((math.prod(x.shape[:lead]), features), (1,), (1, features))
-    y, backward, _, _ = _normalisation(xp, x, weight, bias, eps, view)
+    y, backward, _, _ = _norm(xp, x, weight, bias, eps, view)
     return y, backward
 
 
 def _group_norm(xp: ModuleType, x: Array, g: int, weight: Array | None, bias: Array | None, eps: float) -> Result:
     n, c = x.shape[0], x.shape[1]
     view = _View((n, g, c // g, math.prod(x.shape[2:])), (2, 3), (1, g, c // g, 1))
-    y, backward, _, _ = _normalisation(xp, x, weight, bias, eps, view)
+    y, backward, _, _ = _norm(xp, x, weight, bias, eps, view)
     return y, backward
 
 

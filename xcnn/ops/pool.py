@@ -82,7 +82,7 @@ def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
 
 
 @body
-def _max_pooling(xp: ModuleType, x: Array, axes: Axes) -> Result:
+def _max_pool(xp: ModuleType, x: Array, axes: Axes) -> Result:
     y = _fold(xp, xp.maximum, x, axes, -xp.inf)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -104,7 +104,7 @@ def _max_pooling(xp: ModuleType, x: Array, axes: Axes) -> Result:
     return y, backward
 
 
-def _max_pool(
+def _max_pool_nd(
     rank: int,
     x: Array,
     kernel_size: Integers,
@@ -116,7 +116,7 @@ def _max_pool(
     name = f"max_pool{rank}d"
     xp = namespace(name, x=x)
     axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pooling(xp, x, axes)
+    return _max_pool(xp, x, axes)
 
 
 def _max_samples(rank: int) -> list[Any]:
@@ -165,7 +165,7 @@ def max_pool2d(
     ShapeError, DtypeError, UsageError
         Where x or the options have no meaning, or the kernel is larger than the padded map.
     """
-    return _max_pool(2, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool_nd(2, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @op("x", saves="x? y? winners?", samples=_max_samples(1))
@@ -178,7 +178,7 @@ def max_pool1d(
     ceil_mode: bool = False,
 ) -> Result:
     """Take the largest value of each window of a signal: `max_pool2d` with one spatial axis. x (n, c, w) or (c, w)."""
-    return _max_pool(1, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool_nd(1, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @op("x", saves="x? y? winners?", samples=_max_samples(3))
@@ -191,7 +191,7 @@ def max_pool3d(
     ceil_mode: bool = False,
 ) -> Result:
     """Take the largest voxel of each window: `max_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _max_pool(3, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool_nd(3, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -221,7 +221,7 @@ def _divide(xp: ModuleType, a: Array, counts: Counts, divisor: int | None) -> Ar
 
 
 @body
-def _average_pooling(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int | None) -> Result:
+def _avg_pool(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int | None) -> Result:
     y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), counts, divisor)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -230,7 +230,7 @@ def _average_pooling(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divis
     return y, backward
 
 
-def _avg_pool(
+def _avg_pool_nd(
     rank: int,
     x: Array,
     kernel_size: Integers,
@@ -246,7 +246,7 @@ def _avg_pool(
         (divisor_override,) = integers(name, "divisor_override", divisor_override, 1)
     axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, 1, ceil_mode)
     counts = tuple(_counts(axis, count_include_pad) for axis in axes)
-    return _average_pooling(xp, x, axes, counts, divisor_override)
+    return _avg_pool(xp, x, axes, counts, divisor_override)
 
 
 def _avg_samples(rank: int) -> list[Any]:
@@ -289,7 +289,7 @@ def avg_pool2d(
     ShapeError, DtypeError, UsageError
         Where x or the options have no meaning, or the kernel is larger than the padded map.
     """
-    return _avg_pool(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg_pool_nd(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 @op("x", samples=_avg_samples(1))
@@ -302,7 +302,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Result:
     """Take the mean of each window of a signal: `avg_pool2d` along one axis. x (n, c, w) or (c, w)."""
-    return _avg_pool(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    return _avg_pool_nd(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 @op("x", samples=_avg_samples(3))
@@ -316,4 +316,4 @@ def avg_pool3d(
     divisor_override: int | None = None,
 ) -> Result:
     """Take the mean of each window of a volume: `avg_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _avg_pool(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg_pool_nd(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._array import Array, is_kind, namespace_of
 from xcnn._dispatch import body
-from xcnn.device import Device, free_memory, on_host, out_of_memory, to_numpy
+from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.errors import DivergedError, OutOfMemoryError
 from xcnn.nn import Buffer, Module
 from xcnn.nn._observe import observing

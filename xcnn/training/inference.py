@@ -11,7 +11,7 @@ import numpy as np
 
 from xcnn._array import Array, namespace_of
 from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
-from xcnn.device import Device, device, to_numpy
+from xcnn.devices import Device, device, to_numpy
 from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unknown
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xcnn.data import Dataset
-from xcnn.device import Device
+from xcnn.devices import Device
 from xcnn.errors import UsageError
 from xcnn.machine import machine
 from xcnn.training.checkpoint import Checkpoint

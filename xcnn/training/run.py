@@ -16,7 +16,7 @@ import numpy as np
 
 from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
-from xcnn.device import device
+from xcnn.devices import device
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest

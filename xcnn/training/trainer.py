@@ -10,8 +10,8 @@ import numpy as np
 from xcnn import optim
 from xcnn._array import Array
 from xcnn.data import Loader
-from xcnn.device import Device, on_host, to_numpy
-from xcnn.device import device as open_device
+from xcnn.devices import Device, on_host, to_numpy
+from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread

@@ -7,7 +7,7 @@ import numpy as np
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Step
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 
 __all__ = ["BYTES", "COPIES", "opened", "work"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import Step
 from xcnn.compare.gpu import CPU, kind
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 
 __all__ = ["SIZES", "opened", "work"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from xcnn import nn
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 from xcnn.errors import unknown
 
 __all__ = ["opened"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.device import device as open_device
+from xcnn.devices import device as open_device
 from xcnn.optim import SGD
 from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
 from xcnn.training import Trainer

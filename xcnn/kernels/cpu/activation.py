@@ -9,7 +9,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import share, supports
 
-__all__ = ["rectifier"]
+__all__ = ["relu"]
 
 
 @compiled
@@ -33,7 +33,7 @@ def _flat(a: np.ndarray) -> np.ndarray:
 
 
 @kernel(np)
-def rectifier(x: np.ndarray) -> Any:
+def relu(x: np.ndarray) -> Any:
     """Cut off what is negative, and let a gradient pass where something is left."""
     if not supports(x):
         return NotImplemented

@@ -22,7 +22,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.threads import blas_is_held, parallel, parts
 
-__all__ = ["convolution", "transposed_convolution"]
+__all__ = ["conv", "conv_transpose"]
 
 _TILE_BYTES = 1 << 20
 """Columns that are made, and used, together."""
@@ -230,7 +230,7 @@ def _dbias(dy: np.ndarray) -> np.ndarray:
 
 
 @kernel(np)
-def convolution(
+def conv(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
 ) -> Any:
     """Convolve, and apply bias and ReLU to each tile."""
@@ -254,7 +254,7 @@ def convolution(
 
 
 @kernel(np)
-def transposed_convolution(
+def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Convolve with x and y in each other's place."""

@@ -24,7 +24,7 @@ from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import supports
 from xcnn.threads import parallel, parts
 
-__all__ = ["convolution", "transposed_convolution"]
+__all__ = ["conv", "conv_transpose"]
 
 _FLOPS_PER_MICROSECOND = 80_000
 
@@ -183,7 +183,7 @@ def _total(partial: np.ndarray) -> np.ndarray:
 
 
 @kernel(np)
-def convolution(
+def conv(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
 ) -> Any:
     """Convolve, with bias and ReLU in the same pass."""
@@ -200,7 +200,7 @@ def convolution(
 
 
 @kernel(np)
-def transposed_convolution(
+def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: the input gradient of the convolution with these axes."""

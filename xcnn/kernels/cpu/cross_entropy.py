@@ -14,7 +14,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import supports
 
-__all__ = ["entropies"]
+__all__ = ["cross_entropy"]
 
 _MOST = 1 << 14
 """Numbers of x: from here on NumPy's exponentials, which are vector instructions, are faster."""
@@ -57,7 +57,7 @@ def _backward(p, target, ignored, factor, dx):
 
 
 @kernel(np)
-def entropies(
+def cross_entropy(
     x: np.ndarray,
     target: np.ndarray,
     weight: np.ndarray | None,

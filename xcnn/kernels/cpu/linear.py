@@ -13,7 +13,7 @@ from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import supports
 from xcnn.threads import blas_is_held, parallel, parts
 
-__all__ = ["affine"]
+__all__ = ["linear"]
 
 _FLOPS_PER_MICROSECOND = 80_000
 _LEAST_WIDTH = 64
@@ -77,7 +77,7 @@ def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
 
 
 @kernel(np)
-def affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
     """Multiply, and apply bias and ReLU in place."""
     if not supports(x) or not weight.size:
         return NotImplemented

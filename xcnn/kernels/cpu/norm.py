@@ -14,7 +14,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
 
-__all__ = ["normalisation"]
+__all__ = ["norm"]
 
 
 @summing
@@ -106,7 +106,7 @@ def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
 
 
 @kernel(np)
-def normalisation(
+def norm(
     x: np.ndarray,
     weight: np.ndarray | None,
     bias: np.ndarray | None,

@@ -23,7 +23,7 @@ from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._share import share, supports
 
-__all__ = ["average_pooling", "map_means", "max_pooling"]
+__all__ = ["avg_pool", "global_avg_pool", "max_pool"]
 
 _NO_PIXEL = 255
 """The winner of a window that is all padding, and one more than the last kernel position that fits a byte."""
@@ -211,7 +211,7 @@ def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
 
 
 @kernel(np)
-def max_pooling(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
+def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Find the maxima and where they are."""
     f = _layout(axes)
     if not supports(x) or f.offsets.size > _NO_PIXEL:
@@ -244,7 +244,7 @@ def max_pooling(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
 
 
 @kernel(np)
-def average_pooling(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
+def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows of 2 x 2 pixels, and spread gradients evenly."""
     if not supports(x) or not _layout(axes).are_2x2:
         return NotImplemented
@@ -263,7 +263,7 @@ def average_pooling(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: 
 
 
 @kernel(np)
-def map_means(x: np.ndarray) -> Any:
+def global_avg_pool(x: np.ndarray) -> Any:
     """Take the means of the rows of x (n, c, pixels)."""
     if not supports(x):
         return NotImplemented

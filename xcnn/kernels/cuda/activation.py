@@ -7,11 +7,11 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
 
-__all__ = ["rectifier"]
+__all__ = ["relu"]
 
 
 @kernel(namespace)
-def rectifier(x: Any) -> Any:
+def relu(x: Any) -> Any:
     """Cut off what is negative, and let a gradient pass where something is left."""
     if not supports(x):
         return NotImplemented

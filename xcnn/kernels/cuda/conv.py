@@ -13,7 +13,7 @@ from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, matmul, namespace
 from xcnn.kernels.cuda._maps import maps, row_sums, slices, total, windows
 
-__all__ = ["convolution", "transposed_convolution"]
+__all__ = ["conv", "conv_transpose"]
 
 
 def _outs(axes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def _weight_gradient(x: Any, led: Any, shape: tuple[int, ...], axes: tuple[Any, 
 
 
 @kernel(namespace)
-def convolution(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int, relu: bool) -> Any:
+def conv(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int, relu: bool) -> Any:
     """Convolve, with bias and ReLU in one pass over the product."""
     if not supports(x, weight):
         return NotImplemented
@@ -107,7 +107,7 @@ def convolution(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], gr
 
 
 @kernel(namespace)
-def transposed_convolution(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int) -> Any:
+def conv_transpose(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int) -> Any:
     """Spread x over the kernels: the input gradient of the convolution with these axes."""
     if not supports(x, weight):
         return NotImplemented

@@ -12,11 +12,11 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, namespace
 
-__all__ = ["entropies"]
+__all__ = ["cross_entropy"]
 
 
 @kernel(namespace)
-def entropies(
+def cross_entropy(
     x: Any,
     target: Any,
     weight: Any | None,

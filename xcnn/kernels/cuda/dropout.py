@@ -9,7 +9,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
 
-__all__ = ["dropping"]
+__all__ = ["dropout"]
 
 _STREAM = np.dtype([("state", "2u8"), ("increment", "2u8")])
 _HALF = (1 << 64) - 1
@@ -38,7 +38,7 @@ def _take(generator: np.random.Generator, count: int) -> tuple[np.ndarray, int, 
 
 
 @kernel(namespace)
-def dropping(x: Any, p: float, generator: np.random.Generator) -> Any:
+def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
     """Drop what the generator's next numbers say."""
     if not supports(x) or type(generator.bit_generator) is not np.random.PCG64:
         return NotImplemented

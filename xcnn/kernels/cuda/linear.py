@@ -8,11 +8,11 @@ from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, matmul, namespace
 from xcnn.kernels.cuda._maps import column_sums
 
-__all__ = ["affine"]
+__all__ = ["linear"]
 
 
 @kernel(namespace)
-def affine(x: Any, weight: Any, bias: Any | None, relu: bool) -> Any:
+def linear(x: Any, weight: Any, bias: Any | None, relu: bool) -> Any:
     """Multiply, and apply bias and ReLU in place."""
     if not supports(x, weight):
         return NotImplemented

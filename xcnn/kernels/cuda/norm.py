@@ -10,7 +10,7 @@ from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, namespace
 from xcnn.kernels.cuda._maps import Maps, maps, slices
 
-__all__ = ["normalisation", "running_statistics"]
+__all__ = ["norm", "running_statistics"]
 
 
 def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
@@ -24,7 +24,7 @@ def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
 
 
 @kernel(namespace)
-def normalisation(
+def norm(
     x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, given: tuple[Any, Any] | None = None
 ) -> Any:
     """Normalise channels over a batch; other groups are left to the portable code."""

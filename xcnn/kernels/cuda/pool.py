@@ -11,7 +11,7 @@ from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
 from xcnn.kernels.cuda._maps import maps, windows
 
-__all__ = ["average_pooling", "max_pooling"]
+__all__ = ["avg_pool", "max_pool"]
 
 _NO_PIXEL = 255
 """The winner of a window that is all padding, and one more than the last kernel position that fits a byte."""
@@ -31,7 +31,7 @@ def _spread(dy: Any, winners: Any, divisor: float, shape: tuple[int, ...], axes:
 
 
 @kernel(namespace)
-def max_pooling(x: Any, axes: tuple[Any, ...]) -> Any:
+def max_pool(x: Any, axes: tuple[Any, ...]) -> Any:
     """Find the maxima and where they are."""
     if not supports(x) or math.prod(axis.kernel for axis in axes) > _NO_PIXEL:
         return NotImplemented
@@ -47,7 +47,7 @@ def max_pooling(x: Any, axes: tuple[Any, ...]) -> Any:
 
 
 @kernel(namespace)
-def average_pooling(x: Any, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
+def avg_pool(x: Any, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows that all have as many pixels; others are left to the portable code."""
     if not supports(x) or (divisor is None and any(min(count) != max(count) for count in counts)):
         return NotImplemented

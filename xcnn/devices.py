@@ -344,7 +344,7 @@ def _library(xp: ModuleType) -> str:
         if library.module == module:
             return name
     raise DtypeError(
-        f"{module} is no array library of xcnn.device.LIBRARIES; add it there, so that its arrays can move"
+        f"{module} is no array library of xcnn.devices.LIBRARIES; add it there, so that its arrays can move"
     )
 
 

@@ -16,8 +16,8 @@ from conftest import BACKENDS, LIBRARIES, Backend, jax_x64
 import xcnn
 from xcnn import nn, ops, optim
 from xcnn._array import namespace_of
-from xcnn.device import LIBRARIES as TABLE
-from xcnn.device import Device, Library, devices, like, to_numpy
+from xcnn.devices import LIBRARIES as TABLE
+from xcnn.devices import Device, Library, devices, like, to_numpy
 from xcnn.errors import DeviceError, DtypeError, UsageError
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
@@ -173,7 +173,7 @@ def test_wide_integers_that_do_not_fit_are_refused(spec: str) -> None:
 def test_an_array_of_a_library_outside_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     strict = xcnn.device("strict")
     monkeypatch.delitem(TABLE, "strict")
-    with pytest.raises(DtypeError, match=r"array_api_strict is no array library of xcnn\.device\.LIBRARIES"):
+    with pytest.raises(DtypeError, match=r"array_api_strict is no array library of xcnn\.devices\.LIBRARIES"):
         to_numpy(strict.xp.ones(2))
 
 
