@@ -14,10 +14,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from xcnn._check import integer
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
-from xcnn.ops._options import integer
 from xcnn.parameter import Parameter
 
 __all__ = ["Layer", "positive"]

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xcnn import ops
+from xcnn._check import integer
 from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.ops._options import Integers, integer
+from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE
 from xcnn.ops.pool import pool_axes
 

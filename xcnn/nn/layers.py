@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xcnn import ops
+from xcnn._check import integers
 from xcnn.devices import like
 from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer, positive
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE, Padding, transposed_axes, window_axes
 from xcnn.parameter import Parameter
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from xcnn import ops
 from xcnn._array import full, namespace_of
+from xcnn._check import integers
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer, positive
 from xcnn.nn._module import Buffer, Module
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers
 from xcnn.parameter import Parameter
 
 __all__ = [

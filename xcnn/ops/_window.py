@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from xcnn._array import Array, add_slice, full, set_slice, zeros
+from xcnn._check import integers
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers
 
 __all__ = [
     "ANY_SIZE",

@@ -7,10 +7,10 @@ from types import ModuleType
 import array_api_compat
 
 from xcnn._array import Array, add_slice, namespace, zeros
+from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import integers
 from xcnn.ops._window import along
 
 __all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]

@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
+from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import DtypeError, ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import Integers, integers, is_relu
+from xcnn.ops._options import Integers, is_relu
 from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from xcnn._array import Array, namespace
+from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 

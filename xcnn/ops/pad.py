@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
+from xcnn._check import is_integer
 from xcnn.errors import ShapeError, UsageError, unknown
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import is_integer
 from xcnn.ops._window import along
 
 __all__ = ["MODES", "Mode", "pad"]

@@ -13,10 +13,11 @@ from typing import Any
 import array_api_compat
 
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
+from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import Integers, integers
+from xcnn.ops._options import Integers
 from xcnn.ops._window import Axes, Axis, along, inner_taps, pad_windows, window_axes
 
 __all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "pool_axes"]

@@ -1,47 +1,12 @@
-"""Check the numbers that users hand to optimizers and schedules: one sentence for each that makes no sense."""
+"""The parameters that users hand to optimizers and to gradient clipping."""
 
-import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
-from xcnn.errors import UsageError, unknown
+from xcnn.errors import UsageError
 from xcnn.parameter import Parameter
 
-__all__ = ["choice", "flag", "number", "parameters"]
-
-
-def number(caller: str, name: str, value: Any, interval: str) -> float:
-    """Return `value` as a float if it is a number in `interval`, written as in mathematics.
-
-    >>> number("SGD", "momentum", 0.9, "[0, 1)")
-    0.9
-    """
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    if not isinstance(value, bool) and isinstance(value, Real):
-        try:
-            x = float(value)
-        except OverflowError:  # an integer of hundreds of digits
-            x = math.inf
-        above = x >= low if interval[0] == "[" else x > low
-        below = x <= high if interval[-1] == "]" else x < high
-        if above and below and math.isfinite(x):
-            return x
-    raise UsageError(f"{caller}: {name} must be a number in {interval}, got {value!r}")
-
-
-def flag(caller: str, name: str, value: Any) -> bool:
-    """Return `value` if it is True or False."""
-    if isinstance(value, bool):
-        return value
-    raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
-
-
-def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`."""
-    if value not in choices:
-        raise unknown(f"{caller} {name}", value, choices)
-    return value
+__all__ = ["parameters"]
 
 
 def parameters(caller: str, values: Any) -> list[Parameter]:

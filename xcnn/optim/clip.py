@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 
 from xcnn._array import Array, full, namespace_of, zeros
-from xcnn.optim._check import number, parameters
+from xcnn._check import number
+from xcnn.optim._check import parameters
 from xcnn.parameter import Parameter
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]

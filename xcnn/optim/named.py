@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
+from xcnn._check import integer
 from xcnn.errors import UsageError, unknown
-from xcnn.ops._options import integer
 from xcnn.optim.optimizer import Optimizer
 from xcnn.optim.rules import SGD, Adam, AdamW, RMSprop
 from xcnn.optim.schedule import (

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from xcnn._array import Array, namespace_of
+from xcnn._check import flag, number
 from xcnn.devices import like, to_numpy
 from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, unknown
-from xcnn.optim._check import flag, number, parameters
+from xcnn.optim._check import parameters
 from xcnn.parameter import Parameter
 
 __all__ = ["Optimizer"]

@@ -10,9 +10,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from xcnn._check import choice, flag, integer, number
 from xcnn.errors import CheckpointError, UsageError
-from xcnn.ops._options import integer
-from xcnn.optim._check import choice, flag, number
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [

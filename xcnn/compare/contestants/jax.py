@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
+from xcnn._check import integers
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
 from xcnn.errors import unknown
-from xcnn.ops._options import integers
 
 __all__ = ["opened"]
 
