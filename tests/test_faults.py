@@ -20,7 +20,7 @@ from xcnn.devices import LIBRARIES as TABLE
 from xcnn.devices import Device, free_memory, out_of_memory
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.nn._observe import observing
-from xcnn.nn.layers import undrawn
+from xcnn.nn._weighted import undrawn
 from xcnn.training import Checkpoint, Trainer, diagnosis, load_checkpoint, save_checkpoint
 from xcnn.training.diagnosis import look
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from xcnn import nn
 from xcnn.errors import ShapeError, UsageError, unknown
 from xcnn.models import networks
-from xcnn.nn.layers import undrawn
+from xcnn.nn._weighted import undrawn
 
 __all__ = ["MODELS", "Entry", "build"]
 

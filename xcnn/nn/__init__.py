@@ -4,36 +4,12 @@ from xcnn.nn import init
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Buffer, Module
 from xcnn.nn._summary import Summary, summary
+from xcnn.nn.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from xcnn.nn.combine import Add, Concat
 from xcnn.nn.containers import Branches, Graph, Residual, Sequential
-from xcnn.nn.functions import (
-    ELU,
-    GELU,
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    Add,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    Concat,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    GlobalMaxPool,
-    Identity,
-    LeakyReLU,
-    LogSoftmax,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-    Pad,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Tanh,
-)
-from xcnn.nn.layers import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
+from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from xcnn.nn.dropout import Dropout
+from xcnn.nn.linear import Flatten, Identity, Linear
 from xcnn.nn.norms import (
     BatchNorm1d,
     BatchNorm2d,
@@ -43,6 +19,20 @@ from xcnn.nn.norms import (
     InstanceNorm2d,
     InstanceNorm3d,
     LayerNorm,
+)
+from xcnn.nn.padding import Pad
+from xcnn.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
 )
 from xcnn.parameter import Parameter
 

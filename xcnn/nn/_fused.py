@@ -9,7 +9,7 @@ from typing import Any
 
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.nn.functions import ReLU
+from xcnn.nn.activation import ReLU
 
 __all__ = ["Fused", "fuse"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._fused import Fused, fuse
 from xcnn.nn._module import Module, Once
-from xcnn.nn.functions import Add, Concat
+from xcnn.nn.combine import Add, Concat
 
 __all__ = ["Branches", "Graph", "Node", "Residual", "Sequential", "Step"]
 

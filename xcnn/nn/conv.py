@@ -1,118 +1,20 @@
-"""Layers with weights: convolution, transposed convolution and linear. Names, order and defaults are PyTorch's.
+"""Convolution and transposed convolution layers. Names, order and defaults are those of PyTorch."""
 
-Each is one op; its attributes carry the names of the op's arguments. All draw their weights at construction, from fresh
-entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
-"""
-
-import contextlib
-import contextvars
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar
-
-import numpy as np
 
 from xcnn import ops
 from xcnn._check import integers
-from xcnn.devices import like
 from xcnn.errors import UsageError
-from xcnn.nn import init as inits
-from xcnn.nn._layer import Layer, positive
+from xcnn.nn._layer import positive
+from xcnn.nn._weighted import Init, Weighted
 from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE, Padding, transposed_axes, window_axes
-from xcnn.parameter import Parameter
 
-__all__ = [
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "Linear",
-    "undrawn",
-]
-
-Init = str | inits.Init
-
-_DRAWN = contextvars.ContextVar("_DRAWN", default=True)
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 
 
-@contextlib.contextmanager
-def undrawn() -> Iterator[None]:
-    """Let layers draw no weights inside a `with`; those that are made there have zeros that take no memory.
-
-    For a network whose weights come from elsewhere. The zeros cannot be written to; they are to be replaced.
-    """
-    token = _DRAWN.set(False)
-    try:
-        yield
-    finally:
-        _DRAWN.reset(token)
-
-
-def _zeros(shape: tuple[int, ...]) -> Parameter:
-    """Make a parameter of a shape that costs nothing, whatever the shape."""
-    parameter = Parameter(np.zeros((), np.float32))
-    parameter.data = np.broadcast_to(parameter.data, shape)
-    return parameter
-
-
-class _Weighted(Layer):
-    """A layer with a weight and, unless `bias` is False, a bias."""
-
-    weight: Parameter
-    bias: Parameter | None
-    init: Init
-
-    def _set(self, weight: tuple[int, ...], outputs: int, bias: bool, init: Init) -> None:
-        inits.resolve(init)
-        self.init = init
-        self.weight = _zeros(weight)
-        self.bias = _zeros((outputs,)) if bias else None
-        self._reset(np.random.default_rng())
-
-    def _reset(self, rng: np.random.Generator) -> None:
-        if not _DRAWN.get():
-            return
-        weight, bias = self.weight, self.bias
-        shape = tuple(weight.data.shape)
-        weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
-        if bias is not None:
-            # PyTorch's default draws the bias as it draws the weight; the papers behind the other names start at zero.
-            bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
-            bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)
-
-
-class Linear(_Weighted, op=ops.linear):
-    """Map features linearly: `y = x @ weight.T + bias`, x (..., in_features), y (..., out_features).
-
-    Parameters
-    ----------
-    in_features, out_features : sizes of the last axis.
-    bias : whether there is one.
-    init : how the weight is drawn: a name of `nn.init.INITS` or a function of (rng, shape). By default weight and bias
-        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch. With any other `init` the bias starts at zero.
-
-    Raises
-    ------
-    UsageError
-        For sizes below 1 and unknown initialisers.
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, init: Init = "fan_in_uniform"
-    ) -> None:
-        positive("Linear", in_features=in_features, out_features=out_features)
-        self.in_features, self.out_features = in_features, out_features
-        self._set((out_features, in_features), out_features, bias, init)
-
-    def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return one per weight and output row."""
-        return int(math.prod(y.shape)) * self.in_features
-
-
-class _AnyConv(_Weighted):
+class _AnyConv(Weighted):
     """What convolution and transposed convolution share: the checks and the shape of the weight."""
 
     _rank: ClassVar[int]

@@ -1,0 +1,65 @@
+"""The base of layers with a weight and a bias, which are drawn at construction."""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from xcnn.devices import like
+from xcnn.nn import init as inits
+from xcnn.nn._layer import Layer
+from xcnn.parameter import Parameter
+
+__all__ = ["Weighted", "undrawn"]
+
+Init = str | inits.Init
+
+_DRAWN = contextvars.ContextVar("_DRAWN", default=True)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let layers draw no weights inside a `with`; those that are made there have zeros that take no memory.
+
+    For a network whose weights come from elsewhere. The zeros cannot be written to; they are to be replaced.
+    """
+    token = _DRAWN.set(False)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
+
+
+def _zeros(shape: tuple[int, ...]) -> Parameter:
+    """Make a parameter of a shape that costs nothing, whatever the shape."""
+    parameter = Parameter(np.zeros((), np.float32))
+    parameter.data = np.broadcast_to(parameter.data, shape)
+    return parameter
+
+
+class Weighted(Layer):
+    """A layer with a weight and, unless `bias` is False, a bias."""
+
+    weight: Parameter
+    bias: Parameter | None
+    init: Init
+
+    def _set(self, weight: tuple[int, ...], outputs: int, bias: bool, init: Init) -> None:
+        inits.resolve(init)
+        self.init = init
+        self.weight = _zeros(weight)
+        self.bias = _zeros((outputs,)) if bias else None
+        self._reset(np.random.default_rng())
+
+    def _reset(self, rng: np.random.Generator) -> None:
+        if not _DRAWN.get():
+            return
+        weight, bias = self.weight, self.bias
+        shape = tuple(weight.data.shape)
+        weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
+        if bias is not None:
+            # PyTorch's default draws the bias as it draws the weight; the papers behind the other names start at zero.
+            bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
+            bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)

@@ -1,0 +1,58 @@
+"""Linear layers, and the flattening of maps for them. Names, order and defaults are those of PyTorch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from xcnn import ops
+from xcnn.nn._layer import Layer, positive
+from xcnn.nn._module import Module
+from xcnn.nn._weighted import Init, Weighted
+
+__all__ = ["Flatten", "Identity", "Linear"]
+
+Backward = Callable[[Any, bool], Any]
+
+
+class Identity(Module):
+    """Return x."""
+
+    def _forward(self, x: Any, train: bool) -> tuple[Any, Backward]:
+        return x, lambda dy, need_dx: dy if need_dx else None
+
+
+class Linear(Weighted, op=ops.linear):
+    """Map features linearly: `y = x @ weight.T + bias`, x (..., in_features), y (..., out_features).
+
+    Parameters
+    ----------
+    in_features, out_features : sizes of the last axis.
+    bias : whether there is one.
+    init : how the weight is drawn: a name of `nn.init.INITS` or a function of (rng, shape). By default weight and bias
+        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch. With any other `init` the bias starts at zero.
+
+    Raises
+    ------
+    UsageError
+        For sizes below 1 and unknown initialisers.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, init: Init = "fan_in_uniform"
+    ) -> None:
+        positive("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self._set((out_features, in_features), out_features, bias, init)
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        """Return one per weight and output row."""
+        return int(math.prod(y.shape)) * self.in_features
+
+
+@dataclass(eq=False, repr=False)
+class Flatten(Layer, op=ops.flatten):
+    """Join the axes from `start_dim` to `end_dim` into one; by default all but the batch axis."""
+
+    start_dim: int = 1
+    end_dim: int = -1

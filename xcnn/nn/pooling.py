@@ -1,0 +1,121 @@
+"""Pooling layers. Names, order and defaults are those of PyTorch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xcnn import ops
+from xcnn._check import integer
+from xcnn.nn._layer import Layer
+from xcnn.ops._options import Integers
+from xcnn.ops._window import ANY_SIZE
+from xcnn.ops.pool import pool_axes
+
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
+
+Sizes = int | Sequence[int | None]
+
+
+@dataclass(eq=False, repr=False)
+class _MaxPool(Layer):
+    _rank: ClassVar[int]
+
+    kernel_size: Integers
+    stride: Integers | None = None
+    padding: Integers = 0
+    dilation: Integers = 1
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        maps = (ANY_SIZE,) * self._rank
+        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+
+class MaxPool1d(_MaxPool, op=ops.max_pool1d):
+    """Take the maximum of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+
+    _rank = 1
+
+
+class MaxPool2d(_MaxPool, op=ops.max_pool2d):
+    """Take the maximum of each window of images (n, c, h, w); by default the windows touch: stride = kernel_size."""
+
+    _rank = 2
+
+
+class MaxPool3d(_MaxPool, op=ops.max_pool3d):
+    """Take the maximum of each window of volumes (n, c, d, h, w); by default the windows touch."""
+
+    _rank = 3
+
+
+@dataclass(eq=False, repr=False)
+class AvgPool1d(Layer, op=ops.avg_pool1d):
+    """Take the mean of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+
+    _rank: ClassVar[int] = 1
+
+    kernel_size: Integers
+    stride: Integers | None = None
+    padding: Integers = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def __post_init__(self) -> None:
+        maps = (ANY_SIZE,) * self._rank
+        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
+
+
+@dataclass(eq=False, repr=False)
+class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
+    """Take the mean of each window of images (n, c, h, w); `divisor_override` replaces the number of pixels."""
+
+    _rank = 2
+
+    divisor_override: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divisor_override is not None:
+            integer(type(self).__name__, "divisor_override", self.divisor_override)
+
+
+class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
+    """Take the mean of each window of volumes (n, c, d, h, w); `divisor_override` replaces the number of voxels."""
+
+    _rank = 3
+
+
+@dataclass(eq=False, repr=False)
+class AdaptiveAvgPool1d(Layer, op=ops.adaptive_avg_pool1d):
+    """Average signals (n, c, w) to `output_size`, whatever their length."""
+
+    output_size: Sizes
+
+
+class AdaptiveAvgPool2d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool2d):
+    """Average images (n, c, h, w) to `output_size`, one integer or one per axis; None keeps the axis."""
+
+
+class AdaptiveAvgPool3d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool3d):
+    """Average volumes (n, c, d, h, w) to `output_size`, one integer or one per axis; None keeps the axis."""
+
+
+class GlobalAvgPool(Layer, op=ops.global_avg_pool):
+    """Take the mean of each map: x (n, c, *sizes), y (n, c)."""
+
+
+class GlobalMaxPool(Layer, op=ops.global_max_pool):
+    """Take the maximum of each map: x (n, c, *sizes), y (n, c)."""
