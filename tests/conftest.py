@@ -158,6 +158,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XCNN_REQUIRE_COMPILER"] = "1"  # for cuda_emulator.py
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name bytes by their argument: gzip writes the time into them, and a test's id must be the same in every process."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each kind of array in turn; skipped with the reason where its library cannot be used here."""
