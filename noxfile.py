@@ -1,4 +1,8 @@
-"""Every check of the project as a session of its own: `nox` runs the default ones, `nox -s lint types` some of them."""
+"""Every check of the project as a session: `nox` runs the default ones, `nox -s lint types` the named ones.
+
+`nox --no-venv --no-install -s gpu` runs a session with the packages of the current environment and installs nothing:
+for machines without a network, or with CUDA builds of their own.
+"""
 
 import glob
 import os
@@ -11,16 +15,15 @@ nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "tests", "cuda", "examples", "build", "backends"]
 
 DATA = Path(os.environ.get("XCNN_TEST_DATA", "../shared/data")).resolve()
-"""MNIST and CIFAR-10 files for the tests that want them; the others run without."""
+"""The MNIST and CIFAR-10 files. Tests that need them are skipped if the folder does not exist."""
 
 EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]
 
 CUPY = EXTRAS["cuda12"][0].replace("[ctk]", "")
-"""CuPy without the CUDA libraries that the extra `cuda12` brings: they take gigabytes, and want a GPU."""
+"""CuPy without the CUDA libraries that the extra `cuda12` installs: they take gigabytes and need a GPU."""
 
 LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
-"""The array libraries that `.[test]` does not bring, by their names in `tests/conftest.py`, and what to install."""
-
+"""The array libraries that `.[test]` does not install, by their names in `tests/conftest.py`."""
 
 ONCE = (
     "full_disk",
@@ -32,10 +35,10 @@ ONCE = (
     "data_folder",
     "kernels_compile",
 )
-"""Test files that depend neither on the array library nor on where xcnn is installed: the session `tests` is enough."""
+"""Test files that depend neither on the array library nor on where xcnn is installed: only `tests` runs them."""
 
 WHEEL = ("architecture", "bench", "cli", "compare", "cuda_kernels", "data", "kernels", "models", "ops", "training")
-"""Test files that touch every part of an installed wheel: what is asked of it is whether it is complete."""
+"""Test files that import every part of an installed wheel: they show that it is complete."""
 
 BENCHMARKS = (
     "--against torch --mode both",
@@ -44,15 +47,15 @@ BENCHMARKS = (
     "--models report,vgg_small --batch-sizes 64 --sizes 28,56,112,224",
     "--models resnet20 --batch-sizes 16 --sizes 28,56,112,224",
 )
-"""What `xcnn bench` measures for docs/speed.md: speed, a deeper network, and that cost grows linearly.
+"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, and how cost grows with batch and image size.
 
-The last ones' networks have padding: without it, a large map has more outputs per pixel than a small one.
+The networks of the last two pad: without padding, a large image has more outputs per pixel than a small one.
 """
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Look for mistakes and for lines that are not formatted."""
+    """Lint, and check the formatting."""
     session.install("ruff>=0.14")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -60,24 +63,24 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the package and the examples, strictly."""
+    """Check the types of the package and the examples with mypy in strict mode."""
     session.install(".[plots]", "mypy>=1.15")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; what follows `--` goes to pytest."""
+    """Run the tests. Arguments after `--` are passed to pytest."""
     session.install(".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def backends(session: nox.Session) -> None:
-    """Run the tests with every array library for the CPU, where one that is missing is a failure and not a skip.
+    """Run the tests with every array library for the CPU. A missing library is a failure, not a skip.
 
-    The end of the output counts the tests of each library, and its skips with their reasons. With `$XCNN_ONLY_SKIPPED`
-    (see tests/conftest.py) only those are run that a run without these libraries has skipped.
+    The output ends with the number of tests per library, and the reasons for skips. With `$XCNN_ONLY_SKIPPED` (see
+    tests/conftest.py), run only the tests that a run without these libraries skipped.
     """
     session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
@@ -86,7 +89,7 @@ def backends(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Check the CUDA kernels without a GPU: NVRTC compiles them, and a C++ compiler, so that they run on the CPU."""
+    """Check the CUDA kernels without a GPU: compile them with NVRTC, and with a C++ compiler to run them on the CPU."""
     session.install(".[test]", CUPY, "nvidia-cuda-nvrtc-cu12")
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         session.install("ziglang")
@@ -97,18 +100,23 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Check and measure what only a GPU can show, where there is one; it fails where there is none.
+    """Check and measure what needs a GPU. Fail if there is none.
 
-    The op matrix and training with CuPy's arrays, errors against the CPU's, speed beside PyTorch, MNIST, memory.
+    Runs the tests with CuPy arrays, compares errors with the CPU's, measures speed beside PyTorch, trains MNIST and
+    watches memory. CuPy is installed for CUDA 13, as PyTorch is.
     """
-    session.install(".[test,cuda12]", "torch")
-    session.run("xcnn", "devices")
-    session.run("python", "-m", "pytest", "--require-backend=cupy", "-k", "cupy or cuda or gpu", *session.posargs)
+    session.install(".[test,cuda13]", "torch")
+    xcnn = ("python", "-m", "xcnn")
+    session.run(*xcnn, "devices")
+    # Tests of an emulated or pretended GPU also run without one: other sessions cover them.
+    chosen = "cupy or goes_on_on_every_other_device or a_string_opens_a_device"
+    session.run("python", "-m", "pytest", "--require-backend=cupy", "-k", chosen, *session.posargs)
     for model in ("lenet5", "resnet20"):
-        session.run("xcnn", "compare", "--devices", "cpu,cuda", "--model", model)
-    measured = ("report,lenet5,mnist_cnn -b 64,256", "vgg_small,resnet20 -b 256")
-    for models in measured:
-        session.run("xcnn", "bench", "--device", "cuda", "--against", "torch", "--models", *models.split())
+        session.run(*xcnn, "compare", "--devices", "cpu,cuda", "--model", model)
+    # PyTorch's other ways compile each network, which takes minutes.
+    bench = (*xcnn, "bench", "--device", "cuda", "--against", "torch", "--ways", "NCHW,channels_last", "--models")
+    session.run(*bench, "report,lenet5,mnist_cnn", "-b", "64,256")
+    session.run(*bench, "vgg_small,resnet20", "-b", "256")
     data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
     for library in ("xcnn", "torch"):
         session.run("python", "examples/mnist_to_99.py", "--library", library, "--device", "cuda", *data)
@@ -117,7 +125,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Kill runs 1,000 times, fill disks of every size, and watch memory over 20,000 steps, twice: some ten minutes."""
+    """Kill runs 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps. Takes about ten minutes."""
     session.install(".[test]")
     session.run("python", "tests/kill_runs.py", "--kills", "1000")
     session.run("python", "tests/full_disk.py", "limit")
@@ -128,7 +136,7 @@ def endurance(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Read 20,000 damaged variants of every kind of file; what follows `--` goes to tests/hostile.py."""
+    """Read 20,000 damaged variants of every kind of file. Arguments after `--` are passed to tests/hostile.py."""
     session.install(".[test]")
     session.run("python", "tests/hostile.py", "--count", "20000", *session.posargs)
     session.run("python", "-m", "pytest", "tests/test_hostile_states.py", env={"XCNN_HOSTILE_STATES": "3000"})
@@ -136,9 +144,9 @@ def hostile(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Let a coverage-guided fuzzer look for files that are read wrongly, each kind for some minutes.
+    """Search for files that are read wrongly with a coverage-guided fuzzer, for three minutes per kind of file.
 
-    `-- --fuzz 60` takes a minute for each, `--kind png` one kind alone.
+    `-- --fuzz 60` takes a minute per kind; `-- --fuzz 60 --kind png` fuzzes one kind.
     """
     session.install(".[test]", "atheris>=2.3")
     session.run("python", "tests/hostile.py", *(session.posargs or ["--fuzz", "180"]))
@@ -146,7 +154,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def budgets(session: nox.Session) -> None:
-    """Measure the error of every op on every library anew, and write the table of docs/budgets.md."""
+    """Measure the error of every op on every library, and write docs/budgets.md."""
     session.install(".[test]", *LIBRARIES.values())
     command = "xcnn compare --op all --devices cpu,strict,torch,jax --dtype float32,float64 --markdown docs/budgets.md"
     session.run(*command.split(), env={"JAX_ENABLE_X64": "1"})  # without it JAX has no float64
@@ -154,11 +162,11 @@ def budgets(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Run the examples, the report's training run in full and checked, where there is MNIST."""
+    """Run the examples. The report's training run needs MNIST."""
     session.install(".[test]")
     session.run("python", "examples/report_example.py")
     if not DATA.is_dir():
-        session.warn(f"no MNIST in {DATA} (XCNN_TEST_DATA), so the training run is left out")
+        session.warn(f"no MNIST in {DATA} (XCNN_TEST_DATA), so the training run is skipped")
         return
     session.run("python", "examples/report_training.py", "--data-dir", str(DATA), "--limit", "5000")
     session.run("python", "-m", "pytest", "tests/test_report.py", "-k", "whole", env={"XCNN_FULL_REPORT": "1"})
@@ -166,15 +174,15 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure everything that docs/speed.md shows; `-- --quick` tries it out in little time, with useless figures.
+    """Measure everything in docs/speed.md. Needs an otherwise idle machine for about an hour.
 
-    What else follows `--` goes to each `xcnn bench`. It wants a machine without other work, for about an hour.
+    `-- --quick` runs every step briefly; its figures mean nothing. Other arguments are passed to each `xcnn bench`.
     """
     session.install(".[fast,plots]", LIBRARIES["torch"])
     quick, options = "--quick" in session.posargs, [option for option in session.posargs if option != "--quick"]
     if quick:
         options += ["--rounds", "1", "--seconds", "0.01"]
-    # The memory that compiling takes is not to be measured, so kernels are to be on the disk.
+    # Compile the kernels first: the memory that compiling takes must not be measured.
     every = "--models report,lenet5,mnist_cnn,vgg_small,resnet20 --batch-sizes 1,64 --mode both"
     session.run("xcnn", "bench", *every.split(), "--rounds", "1", "--seconds", "0.001", silent=True)
     for measured in BENCHMARKS:
@@ -184,7 +192,7 @@ def bench(session: nox.Session) -> None:
     for learner in ("--library xcnn", "--library torch --layout NCHW", "--library torch --layout channels_last"):
         session.run("python", "examples/mnist_to_99.py", *learner.split(), *data, *limit)
     session.run("python", "examples/report_training.py", *data, *limit)
-    # What checkpoints cost: `checkpoint_seconds` of `seconds`.
+    # The cost of checkpoints: `checkpoint_seconds` as a share of `seconds`.
     often = "--dataset mnist --model lenet5 --epochs 1 --checkpoint-every 100steps --json"
     for _ in range(1 if quick else 5):
         session.run("xcnn", "train", *often.split(), *data, "--out", str(Path(session.create_tmp()) / "run"))
@@ -193,9 +201,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel, and run tests against the installed wheel, away from the source tree."""
+    """Build sdist and wheel, and test the installed wheel outside the source tree."""
     folder = Path(session.create_tmp())
-    shutil.rmtree(folder)  # what an earlier run left
+    shutil.rmtree(folder)  # left by an earlier run
     session.install("build>=1.2")
     session.run("python", "-m", "build", "--outdir", str(folder))  # the wheel is made from the sdist
     (wheel,) = folder.glob("*.whl")

@@ -1,4 +1,4 @@
-"""What several test files share: the array libraries that a test runs on, settings of hypothesis, and data files."""
+"""Shared by the test files: the kinds of array that tests run on, the settings of hypothesis, and data files."""
 
 import collections
 import contextlib
@@ -32,8 +32,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("xcnn")
 
 
-# Where the tests run in the background of a shell, SIGINT is ignored, and by all processes that they start, too.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A JAX with CUDA otherwise opens every GPU, and reserves most of its memory, on behalf of `jax.devices("cpu")`.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _as_it_is(array: Array) -> Array:
@@ -46,15 +49,15 @@ def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
 
 @dataclass(frozen=True)
 class Backend:
-    """One kind of array to run a test on.
+    """A kind of array to run tests on.
 
     Attributes
     ----------
-    name : its name in `BACKENDS`.
+    name : key in `BACKENDS`.
     spec : the device string.
-    wrap : what is done to each array on the device.
-    run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
-    setting : a context that gives the library this dtype, or takes something from it.
+    wrap : applied to each array on the device.
+    run : calls a function with arrays of a dtype, compiled if the library would otherwise compile every operation.
+    setting : context in which tests of a dtype run.
     """
 
     name: str
@@ -80,7 +83,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 
 def _strided(array: np.ndarray) -> np.ndarray:
-    """Every second element, back to front, of a buffer that is full of NaN in between."""
+    """Return a view of every second element, in reverse, of a buffer that holds NaN in between."""
     if array.ndim == 0:
         return array
     buffer = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else -1, dtype=array.dtype)
@@ -90,19 +93,19 @@ def _strided(array: np.ndarray) -> np.ndarray:
 
 
 def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    """Run float32 call by call and float64 under `jax.jit`: either way works, and both in both would take minutes."""
+    """Run float64 under `jax.jit` and float32 without: every combination of both would take minutes."""
     return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
 
 
 def _emulated(dtype: str) -> contextlib.AbstractContextManager[None]:
-    """Run the CUDA kernels, on the CPU."""
+    """Run the CUDA kernels on the CPU."""
     context: contextlib.AbstractContextManager[None] = importlib.import_module("cuda_emulator").emulated()
     return context
 
 
 @contextlib.contextmanager
 def jax_x64(dtype: str) -> Iterator[None]:
-    """Let JAX have 64-bit numbers for float64 only: float32 is tested with JAX as users find it."""
+    """Enable 64-bit numbers in JAX for float64 only: float32 is tested with JAX's defaults."""
     config = importlib.import_module("jax").config
     before = config.jax_enable_x64
     config.update("jax_enable_x64", dtype == "float64")
@@ -112,8 +115,8 @@ def jax_x64(dtype: str) -> Iterator[None]:
         config.update("jax_enable_x64", before)
 
 
-# On a pretended device, reading an array on the host by accident, or mixing it with one that was made on the default
-# device, raises as it would with a GPU.
+# On a fake device of array-api-strict, as on a GPU, reading an array on the host raises, and so does mixing it with an
+# array of another device.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in [
@@ -131,15 +134,34 @@ BACKENDS: dict[str, Backend] = {
         Backend("cupy", "cuda"),
     ]
 }
-"""Every kind of array that tests run on."""
+"""The kinds of array that tests run on."""
 
 CANNOT: dict[tuple[str, str], str] = {
-    ("strict-no_float64", "float64"): "this pretended device has no float64, which is what it is for",
+    ("strict-no_float64", "float64"): "this fake device has no float64",
 }
-"""What a library cannot do, and why: the only reasons for which a test leaves out a library that is here."""
+"""What a library cannot do, and why. Tests skip an installed library for no other reason."""
 
 LIBRARIES = ["numpy", "strict", "strict-device1", "torch", "jax", "cupy"]
-"""One backend per library, and the device that catches hidden transfers: for tests of whole training runs."""
+"""One backend per library, and the fake device that catches hidden transfers: for tests of whole training runs."""
+
+APART: dict[tuple[int, str], dict[str, float]] = {
+    (3, "float64"): {"": 1e-14},
+    (3, "float32"): {"": 1e-6, "cupy": 1e-5},
+    (50, "float64"): {"": 1e-10},
+    (50, "float32"): {"": 1e-5, "cupy": 1e-3},
+}
+"""How far the weights may be from NumPy's, relative to their size, after so many steps in a dtype: the default, and
+bounds of single libraries.
+
+In float32 a rounding error of 6e-8 in the first steps is carried through all later ones, and a pixel may move to the
+other side of a ReLU or a maximum. The bounds of `cupy`, whose sums have another order, are not measured on a GPU yet.
+"""
+
+
+def apart(steps: int, dtype: str, backend: str) -> float:
+    """Return the bound of `APART` for a library."""
+    bounds = APART[steps, dtype]
+    return bounds.get(backend, bounds[""])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -149,7 +171,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         choices=[*BACKENDS, "nvrtc"],
         metavar="NAME",
-        help=f"fail instead of skipping where this is missing: {', '.join(BACKENDS)}, nvrtc; may be repeated",
+        help=f"fail instead of skipping if this is missing: {', '.join(BACKENDS)}, nvrtc; may be repeated",
     )
 
 
@@ -159,13 +181,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Name bytes by their argument: gzip writes the time into them, and a test's id must be the same in every process."""
+    """Name bytes by their argument. Compressed bytes hold the time, and ids must be the same in every process."""
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each kind of array in turn; skipped with the reason where its library cannot be used here."""
+    """Every kind of array in turn. Skips with the reason if its library cannot be used here."""
     backend = BACKENDS[request.param]
     try:
         device(backend.spec)
@@ -178,7 +200,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
-    """Both precisions, as far as the backend has them."""
+    """Both precisions, if the backend has them."""
     if reason := CANNOT.get((backend.name, request.param)):
         pytest.skip(reason)
     with backend.setting(request.param):
@@ -186,7 +208,7 @@ def dtype(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Note each test's array library; under `$XCNN_ONLY_SKIPPED`, keep what another run has skipped and listed."""
+    """Record each test's array library. With `$XCNN_ONLY_SKIPPED`, keep the tests that another run skipped."""
     if only := os.environ.get("XCNN_ONLY_SKIPPED"):
         skipped = set(Path(only).read_text("utf-8").splitlines())
         chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
@@ -202,9 +224,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say per array library how many tests passed, failed and were skipped, and why.
+    """Print per array library how many tests passed, failed and were skipped, and why.
 
-    The tests that were skipped are listed in the file `$XCNN_LIST_SKIPPED`.
+    Write the ids of skipped tests to the file `$XCNN_LIST_SKIPPED`, if set.
     """
     if listing := os.environ.get("XCNN_LIST_SKIPPED"):
         skipped = [report.nodeid for report in terminalreporter.stats.get("skipped", ())]
@@ -213,7 +235,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     reasons: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
-            name = dict(getattr(report, "user_properties", ())).get("backend")  # a file that cannot be read has none
+            name = dict(getattr(report, "user_properties", ())).get("backend")  # not if the file could not be imported
             if name is not None:
                 counts[name][outcome] += 1
                 if outcome == "skipped":
@@ -264,7 +286,7 @@ def xcnn(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with two pretended GPUs."""
+    """A machine with two fake GPUs."""
     return importlib.import_module("fake_cupy").install(monkeypatch)
 
 

@@ -99,7 +99,7 @@ def test_no_peer_is_left(xcnn, pretended, monkeypatch):
     assert error.startswith(
         "error: bench: no peer is left on cuda:0: torch cuda:0 NCHW fails at report, batch 2, train: "
     )
-    assert "PyTorch cannot use it (Torch not compiled with CUDA enabled)" in error
+    assert "PyTorch cannot use it (" in error  # the reason depends on whether this PyTorch is built with CUDA
 
 
 def test_jax_is_a_peer_on_the_cpu_only():

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import LIBRARIES, Backend
+from conftest import LIBRARIES, Backend, apart
 from PIL import Image
 
 from xcnn import compare, models, nn, plots
@@ -291,7 +291,7 @@ def test_weights_stay_together_on_every_library(backend: Backend, dtype: str) ->
     model = models.build("lenet5", batches[0][0].shape[1:], classes)
     parted = compare.distances(model, batches, backend.device, dtype)
     assert len(parted) == 3
-    assert max(parted) <= {"float32": 1e-6, "float64": 1e-14}[dtype] < PARTING[dtype]
+    assert max(parted) <= apart(3, dtype, backend.name) < PARTING[dtype]
     assert max(parted) == 0 or not backend.name.startswith("numpy")
 
 

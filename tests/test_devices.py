@@ -273,3 +273,10 @@ def test_a_required_library_that_is_missing_fails(required: list[str], tmp_path:
             assert f"{name}: 0 passed, 1 failed, 0 skipped" in done.stdout
         else:
             assert re.search(rf"{name}: 0 passed, 0 failed, 1 skipped\n +1 skipped: .* the package \w+ ", done.stdout)
+
+
+def test_a_device_can_be_a_key_though_its_handle_cannot() -> None:
+    """As `cupy.cuda.Device`, which defines equality and no hash."""
+    one, same = (Device("cuda:0", np, [0], "a GPU") for _ in range(2))
+    assert {one: 1}[same] == 1
+    assert one != Device("cuda:1", np, [1], "a GPU")

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from xcnn.devices import device
+from xcnn.errors import DeviceError
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="runs away from the source tree, without docs/")
 
-LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cupy", "mine": "array_api_strict"}
-"""What a block may import, and the package that this needs."""
+LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cuda", "mine": "strict"}
+"""The libraries that a block may import, and a device that can be used only if the block can run."""
 
 
 def blocks(page: str) -> list[str]:
@@ -47,11 +50,12 @@ def test_every_section_has_its_blocks() -> None:
 @pytest.mark.parametrize("block", [*blocks("research.md"), *blocks("runs.md")], ids=name)
 def test_a_block_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for library in libraries(block):
-        if importlib.util.find_spec(LIBRARIES[library]) is None:
-            reason = f"{LIBRARIES[library]} is not installed"
+        try:
+            device(LIBRARIES[library])
+        except DeviceError as error:
             if library in request.config.getoption("--require-backend"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+                pytest.fail(str(error))
+            pytest.skip(str(error))
         if library == "mine":
             stand_in(tmp_path)
     # The block's own folder first, then whatever this process finds xcnn and the libraries by.

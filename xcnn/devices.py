@@ -17,7 +17,7 @@ import contextlib
 import importlib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +58,7 @@ class Device:
 
     name: str
     xp: ModuleType
-    handle: Any
+    handle: Any = field(hash=False)  # CuPy's devices have no hash
     summary: str
 
     def asarray(self, array: Any) -> Array:
