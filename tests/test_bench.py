@@ -21,7 +21,7 @@ from xcnn import compare, models, plots
 from xcnn.cli import _console, main
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
-from xcnn.compare.memory import growth
+from xcnn.compare.meter import growth
 from xcnn.compare.profile import profile
 from xcnn.errors import UsageError
 
@@ -315,6 +315,8 @@ def test_means_in_json(xcnn):
         (["--models", "lenet"], "unknown model 'lenet'; did you mean 'lenet5'?"),
         (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
         (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
+        (["--against", "torch,jax", "--ways", "NHW"], "unknown way 'NHW'; did you mean 'NHWC'?"),
+        (["--ways", "NCHW"], "ways takes the ways of libraries to compare with; name one in against"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
         (["--batch-sizes", "1,many"], "--batch-sizes takes integers with commas between, got '1,many'"),
         (["--sizes", "28,x"], "--sizes takes integers with commas between, got '28,x'"),

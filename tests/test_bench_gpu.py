@@ -117,6 +117,15 @@ def test_who_takes_part():
     assert len({str(one) for one in found}) == len(found)
 
 
+def test_ways_choose_who_takes_part():
+    found = compare.contestants(["cpu", "cuda"], ["torch"], ["channels_last", "NCHW compiled"])
+    assert [(one.hardware, one.way) for one in found if one.name == "torch"] == [
+        ("cpu", "channels_last"), ("cuda:0", "channels_last"), ("cuda:0", "NCHW compiled"),
+    ]  # fmt: skip
+    with pytest.raises(compare.SpeedError, match="on cpu jax has the ways NCHW, NHWC, not channels_last"):
+        compare.contestants(["cpu"], ["torch", "jax"], ["channels_last"])
+
+
 def test_a_yardstick_that_fails_leaves_its_share_open(xcnn, pretended, monkeypatch):
     monkeypatch.setitem(YARDSTICKS, "cuda", ("sgemm", "ruler"))  # of which there is no file
     code, out, err = xcnn("bench", *QUICK, "--device", "cuda", "--json")
@@ -191,29 +200,28 @@ def test_events_time_all_steps_of_a_turn():
 
     pretended = SimpleNamespace(mark=Event, elapsed=lambda start, end: 1e3 * (end.at - start.at),
                                 synchronize=lambda: log.append("settle"))  # fmt: skip
-    one, whole = meter.by_events(pretended, step, 1e-3)
+    one, whole = meter.Events(pretended).turn(step, 1e-3)
     assert one == pytest.approx(3.0)
     assert whole == pytest.approx(clock[0] - 10)
     assert whole > 3.5  # a turn is not over after one step
     assert log == ["mark", "settle", "mark", "wait"]
-    assert meter.by_events(pretended, step, 0.0) == pytest.approx((3.0, 3.0))  # but has one in any case
+    assert meter.Events(pretended).turn(step, 0.0) == pytest.approx((3.0, 3.0))  # but has one in any case
 
 
 def test_memory_counts_from_where_it_began():
     said = iter([100, 700, 40])
     log = []
-    grown = meter.held(SimpleNamespace(held=lambda: next(said), reset=lambda: log.append("reset")))
+    grown = meter.Events(SimpleNamespace(held=lambda: next(said), reset=lambda: log.append("reset"))).growth()
     assert log == ["reset"]
     assert [grown(), grown()] == [600, 0]
 
 
-@pytest.mark.parametrize(("spec", "turn"), [("cpu", "by_clock"), ("torch", "by_clock"), ("cuda", "by_events")])
-def test_each_device_has_its_clock(spec, turn, monkeypatch):
+@pytest.mark.parametrize(("spec", "kind"), [("cpu", meter.Clock), ("torch", meter.Clock), ("cuda", meter.Events)])
+def test_each_device_has_its_clock(spec, kind, monkeypatch):
     fake_gpu.install(monkeypatch.setattr, monkeypatch.setitem)
     if spec == "torch":
         pytest.importorskip("torch")
-    found = meter.meter(spec).turn
-    assert getattr(found, "func", found).__name__ == turn
+    assert type(meter.meter(spec)) is kind
 
 
 def test_launches_are_counted_per_step():
@@ -387,7 +395,8 @@ def test_on_a_gpu(backend, xcnn):
         against = ["--against", "torch"] if importlib.import_module("torch").cuda.is_available() else []
     except ImportError:
         against = []
-    code, out, err = xcnn("bench", *QUICK, "--device", "cuda", "--mode", "both", *against, "--json")
+    ways = ["--ways", "NCHW,channels_last"] if against else []  # compiling takes minutes
+    code, out, err = xcnn("bench", *QUICK, "--device", "cuda", "--mode", "both", *against, *ways, "--json")
     assert code == 0, err
     found = lines_of(out)
     assert found["machine"][0]["gpus"][0]["name"]

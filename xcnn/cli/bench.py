@@ -30,6 +30,7 @@ def bench(
     mode: str = "train",
     devices: Annotated[str, Parameter(name=["--devices", "--device"])] = "cpu",
     against: str = "",
+    ways: str = "",
     threads: int | None = None,
     rounds: int = 5,
     seconds: float = 0.4,
@@ -57,6 +58,9 @@ def bench(
         where xcnn computes, with commas between; see `xcnn devices`.
     against
         the libraries to compare with, with commas between: torch, jax (on the CPU only).
+    ways
+        how those libraries run, with commas between; all ways if left out. `--ways NCHW,channels_last` leaves out
+        PyTorch's compiled networks on a GPU: compiling takes minutes.
     threads
         how many each may use; all cores that this process may use if left out.
     rounds
@@ -88,7 +92,7 @@ def bench(
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, room.contestants(ours, peers), rounds, seconds, profile)
+    running = room.bench(cases, room.contestants(ours, peers, _names(ways)), rounds, seconds, profile)
     _head(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), threads, json)
     results: list[room.Result] = []
     for number, case in enumerate(cases, 1):
@@ -116,7 +120,7 @@ def bench(
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name for name in text.replace(" ", "").split(",") if name))
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 
 def _numbers(flag: str, text: str) -> list[int]:

@@ -1,21 +1,19 @@
-"""Devices side by side: the error of every op and layer in units of a budget, how far training parts, and speed.
+"""Compare devices: the error of every op and layer against its budget, how far training parts, and speed.
 
-`bench` compares speed and memory with other libraries, too.
+`bench` compares speed and memory with other libraries.
 """
 
-from xcnn.compare.batches import batches
-from xcnn.compare.bench import Dropped, Result, Timing, bench, contestants
+from xcnn.compare.bench import Dropped, Growth, Result, Timing, bench, contestants, growths
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.gpu import CPU, describe
-from xcnn.compare.growth import Growth, growths
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors
 from xcnn.compare.speed import Speed, SpeedError, speed
-from xcnn.compare.steps import PARTING, distances
+from xcnn.compare.steps import PARTING, batches, distances
 from xcnn.machine import machine
 
 __all__ = [

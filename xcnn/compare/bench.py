@@ -1,13 +1,13 @@
-"""A benchmark: contestants run the same case in turns, round by round, so that all see the same noise of the machine.
+"""A benchmark: contestants run the same case in turns, round by round, so that all meet the same noise of the machine.
 
-What is compared is taken within a round, between neighbours in time, and the median over the rounds is given: a machine
-that slows down for a while slows all of them.
+Ratios are taken within a round, and the median over the rounds counts: a machine that slows down for a while slows all
+contestants.
 """
 
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +18,31 @@ from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
 from xcnn.compare.speed import SpeedError
 from xcnn.compare.worker import Worker
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, unknown
 
-__all__ = ["SETTLE", "Dropped", "Result", "Timing", "bench", "contestants"]
+__all__ = ["SETTLE", "Dropped", "Growth", "Result", "Timing", "bench", "contestants", "growths"]
 
 SETTLE = 0.03
-"""Seconds between two contestants, in which the threads of the first fall asleep; they spin a while before."""
+"""Seconds between two turns. Threads spin for a while after their work; they must be asleep before the next turn."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contestant did.
+    """What was measured of one contestant.
 
     Attributes
     ----------
-    contestant : who.
+    contestant : measured.
     batch : images per step.
     first : seconds of the first step.
     rounds : seconds per step in each round: the median on the CPU, the mean by a GPU's events.
-    memory : bytes at the peak, over what was held before the first step; None where the system does not tell. On a GPU
-        what the library's pool holds; else the process, and what the first step compiles is in it; compiled kernels
-        come from the disk the next time.
-    waited : the share of its time that its threads waited for a core, which others had; None where unknown. More than
-        a few percent, and the figures tell of them.
+    memory : bytes at the peak, over those held before the first step: of the library's pool on a GPU, else of the
+        process, including what compiling takes in the first step; compiled kernels are on disk the next time. None if
+        not known.
+    waited : share of its time that its threads waited for a core in use by other programs; None if not known. Do not
+        trust figures above a few percent.
     profile : where the time went; empty unless asked for.
-    launches : what a step calls a GPU for; counts nothing on the CPU.
+    launches : GPU calls of a step.
     """
 
     contestant: Contestant
@@ -56,7 +56,7 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """Per step: the median over the rounds."""
+        """Seconds per step: the median over the rounds."""
         return statistics.median(self.rounds)
 
     @property
@@ -66,7 +66,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Images per second that a quarter of the rounds stayed below, and above."""
+        """The lower and upper quartile of images per second over the rounds."""
         rates = [self.batch / seconds for seconds in self.rounds]
         if len(rates) == 1:
             return rates[0], rates[0]
@@ -74,19 +74,13 @@ class Timing:
         return low, high
 
     def ratio(self, other: "Timing") -> float:
-        """Say how many times as fast as another this one is: the median over the rounds."""
+        """Return how many times as fast as another this one is: the median over the rounds."""
         return statistics.median(theirs / ours for ours, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A way of a peer, or a yardstick, that does not work here.
-
-    Attributes
-    ----------
-    contestant : who.
-    reason : one line.
-    """
+    """A way of a peer, or a yardstick, that does not work here, and the reason in one line."""
 
     contestant: Contestant
     reason: str
@@ -94,18 +88,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one case.
+    """The result of one case.
 
     Attributes
     ----------
     case : what was run.
     ours : xcnn on each device.
-    peers : every peer in each of its ways, on the hardware of each device.
+    peers : each peer in each of its ways, on the hardware of each device.
     flops : floating-point operations of a step.
-    moved : bytes that a step moves at the least.
-    rates : what the yardsticks reach, the best of the same rounds, by hardware and name: operations, or bytes read and
-        written, per second.
-    dropped : who does not work here.
+    moved : least number of bytes that a step moves.
+    rates : best speed of each yardstick, by hardware and name: operations, or bytes read and written, per second.
+    dropped : contestants that do not work here.
     """
 
     case: Case
@@ -117,136 +110,151 @@ class Result:
     dropped: tuple[Dropped, ...] = ()
 
     def rivals(self, timing: Timing) -> list[Timing]:
-        """Give the peers on the same hardware."""
+        """Return the peers on the same hardware."""
         return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
 
     def best(self, timing: Timing) -> Timing | None:
-        """Give the fastest peer on the same hardware; None where there is none."""
+        """Return the fastest peer on the same hardware, or None if there is none."""
         return min(self.rivals(timing), key=lambda peer: peer.seconds, default=None)
 
     def share(self, timing: Timing, yardstick: str) -> float | None:
-        """Give the operations (of `"sgemm"`) or bytes moved (of `"copy"`) per second, as a share of a yardstick's.
+        """Return operations (`"sgemm"`) or bytes moved (`"copy"`) per second as a share of the yardstick's.
 
-        None where that was not measured on the same hardware.
+        None if the yardstick was not measured on the same hardware.
         """
         rate = self.rates.get(timing.contestant.hardware, {}).get(yardstick)
         done = {"sgemm": self.flops, "copy": self.moved}[yardstick]
         return None if rate is None else done / timing.seconds / rate
 
 
-def contestants(devices: Sequence[str], peers: Sequence[str]) -> list[Contestant]:
-    """Give xcnn on each device, and each peer in each of its ways on the hardware of each.
+def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str] = ()) -> list[Contestant]:
+    """Return xcnn on each device, and the ways of each peer on the hardware of each device.
+
+    Parameters
+    ----------
+    devices : device strings, for xcnn.
+    peers : names in `PEERS`.
+    ways : of `PEERS` that take part; by default all.
 
     Raises
     ------
+    UsageError
+        If no peer has such a way, or there is no peer.
     SpeedError
-        For a peer that is not measured on such hardware.
+        If a peer is not measured on the hardware of a device, or in none of the ways there.
     """
+    known = {way for peer in peers for kinds in PEERS[peer].values() for way in kinds}
+    if ways and not peers:
+        raise UsageError("bench: ways takes the ways of libraries to compare with; name one in against")
+    for way in ways:
+        if way not in known:
+            raise unknown("way", way, known)
     found = [Contestant("xcnn", device) for device in devices]
     for where in dict.fromkeys(map(hardware, devices)):
         for peer in peers:
             if kind(where) not in PEERS[peer]:
                 raise SpeedError(f"bench: {peer} is measured on the {', '.join(PEERS[peer])} only, not on {where}")
-            found += [Contestant(peer, f"{peer}:{where}", way) for way in PEERS[peer][kind(where)]]
+            possible = PEERS[peer][kind(where)]
+            chosen = [way for way in possible if way in ways or not ways]
+            if not chosen:
+                raise SpeedError(f"bench: on {where} {peer} has the ways {', '.join(possible)}, not {', '.join(ways)}")
+            found += [Contestant(peer, f"{peer}:{where}", way) for way in chosen]
     return found
 
 
 def bench(
     cases: Sequence[Case], entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool = False
 ) -> Iterator[Result]:
-    """Run one case after the other and give what came of each, when it is asked for.
+    """Run one case after another; yield the result of each.
 
     Parameters
     ----------
     cases : to run.
-    entered : who takes part.
-    rounds : how often each has its turn.
-    seconds : how long a turn is, about; a turn is a step or more.
-    profiled : whether xcnn is also profiled layer by layer, after the rounds, for as long as they took.
+    entered : the contestants.
+    rounds : number of turns of each contestant.
+    seconds : approximate length of a turn; a turn is at least one step.
+    profiled : also profile xcnn layer by layer after the rounds, for as long as the rounds took.
 
     Raises
     ------
     UsageError
-        For no round, or a turn of no length.
+        If `rounds` is below 1 or `seconds` is not positive.
     SpeedError
-        Where xcnn fails, or all peers on some hardware do.
+        If xcnn fails, or every peer on some hardware.
     """
     if rounds < 1:
         raise UsageError(f"bench: rounds must be at least 1, got {rounds}")
     if not seconds > 0:
         raise UsageError(f"bench: seconds must be more than 0, got {seconds}")
-    # NumPy measures the CPU, our own library a GPU: CuPy where it takes part.
+    # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
-    measures = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
-    return (_result(case, *_run(case, [*entered, *measures], rounds, seconds, profiled)) for case in cases)
+    yardsticks = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
+    return (_run(case, [*entered, *yardsticks], rounds, seconds, profiled) for case in cases)
 
 
-def _result(case: Case, timings: Sequence[Timing], dropped: Sequence[Dropped]) -> Result:
-    rates: dict[str, dict[str, float]] = {}
-    for timing in timings:
-        one = timing.contestant
-        if one.name in YARDSTICKS[kind(one.device)]:
-            rates.setdefault(one.hardware, {})[one.name] = one.work() / min(timing.rounds)
-    return Result(
-        case,
-        tuple(timing for timing in timings if timing.contestant.name == "xcnn"),
-        tuple(timing for timing in timings if timing.contestant.name in PEERS),
-        sum(case.flops().values()),
-        case.moved(),
-        rates,
-        tuple(dropped),
-    )
-
-
-def _run(
-    case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool
-) -> tuple[list[Timing], list[Dropped]]:
+def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> Result:
     with contextlib.ExitStack() as stack:
-        first, dropped = _begun([stack.enter_context(Worker(contestant, case)) for contestant in entered])
+        first, dropped = _begin([stack.enter_context(Worker(contestant, case)) for contestant in entered])
         workers = list(first)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in workers}
         for number in range(rounds):
-            for worker in workers if number % 2 == 0 else workers[::-1]:  # so that drift favours none
-                turns[worker].append(_alone(worker, "burst", seconds=seconds))
+            for worker in workers if number % 2 == 0 else workers[::-1]:  # so that a drift favours nobody
+                turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
         timings = []
         for worker in workers:
             memory = worker.ask("memory")
             rows: tuple[Row, ...] = ()
             if profiled and worker.contestant.name == "xcnn":
                 rows = tuple(Row(**row) for row in worker.ask("profile", seconds=rounds * seconds))
-            times, waits = zip(*turns[worker], strict=True)
-            waited = None if None in waits else statistics.fmean(waits)
-            figures = (first[worker], times, memory, waited, rows, _launches(worker))
-            timings.append(Timing(worker.contestant, case.batch, *figures))
-        return timings, dropped
+            waits = [wait for _, wait in turns[worker] if wait is not None]
+            timings.append(
+                Timing(
+                    worker.contestant,
+                    case.batch,
+                    first[worker],
+                    tuple(time for time, _ in turns[worker]),
+                    memory,
+                    statistics.fmean(waits) if waits else None,
+                    rows,
+                    _launches(worker),
+                )
+            )
+    rates: dict[str, dict[str, float]] = {}
+    for timing in timings:
+        one = timing.contestant
+        if one.is_yardstick:
+            rates.setdefault(one.hardware, {})[one.name] = one.work() / min(timing.rounds)
+    ours = tuple(timing for timing in timings if timing.contestant.name == "xcnn")
+    peers = tuple(timing for timing in timings if timing.contestant.name in PEERS)
+    return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, tuple(dropped))
 
 
-def _begun(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
-    """Let all do their first step; give its seconds, and who cannot do it."""
+def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
+    """Run the first step of each; return its seconds for those that can, and who cannot."""
     first: dict[Worker, float] = {}
-    dropped: list[Dropped] = []
-    left = list(workers)
+    dropped: dict[Worker, Dropped] = {}
     for request in ("ready", "first"):
-        for worker in tuple(left):
+        for worker in workers:
+            if worker in dropped:
+                continue
             try:
-                first[worker] = _alone(worker, request)
+                first[worker] = _ask_alone(worker, request)
             except SpeedError as error:
                 if worker.contestant.name == "xcnn":
                     raise
-                left.remove(worker)
                 first.pop(worker, None)
-                dropped.append(Dropped(worker.contestant, str(error).removeprefix("bench: ")))
-        played = {worker.contestant.hardware for worker in left if worker.contestant.name in PEERS}
-        for one in dropped:
-            if one.contestant.name in PEERS and one.contestant.hardware not in played:
+                dropped[worker] = Dropped(worker.contestant, str(error).removeprefix("bench: "))
+        left = {worker.contestant.hardware for worker in first if worker.contestant.name in PEERS}
+        for one in dropped.values():
+            if one.contestant.name in PEERS and one.contestant.hardware not in left:
                 raise SpeedError(f"bench: no peer is left on {one.contestant.hardware}: {one.reason}")
-    return first, dropped
+    return first, list(dropped.values())
 
 
 def _launches(worker: Worker) -> Launches:
-    """Count what a step calls a GPU for; nothing is lost where that fails, for it comes last."""
-    if worker.contestant.hardware == CPU or worker.contestant.name in YARDSTICKS[kind(worker.contestant.device)]:
+    """Count the GPU calls of a step. A failure loses nothing, as all else is measured by then."""
+    if worker.contestant.hardware == CPU or worker.contestant.is_yardstick:
         return UNCOUNTED
     try:
         return Launches(**worker.ask("launches"))
@@ -254,7 +262,45 @@ def _launches(worker: Worker) -> Launches:
         return Launches(missing=str(error))
 
 
-def _alone(worker: Worker, request: str, **arguments: float) -> Any:
+def _ask_alone(worker: Worker, request: str, **arguments: float) -> Any:
     answer = worker.ask(request, **arguments)
     time.sleep(SETTLE)
     return answer
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the cost of cases grows that differ in one size only. Cost that grows linearly has the factor 1.
+
+    Attributes
+    ----------
+    cases : what they have in common, such as `"lenet5, train"`.
+    device : where xcnn ran.
+    unit : of which the cost is taken: `"image"` for several batch sizes, `"pixel"` for several image sizes.
+    smallest, largest : batch size, or height and width of the images.
+    factor : the longest time of a unit over the shortest.
+    """
+
+    cases: str
+    device: str
+    unit: str
+    smallest: int
+    largest: int
+    factor: float
+
+
+def growths(results: Iterable[Result]) -> list[Growth]:
+    """Compare the results that differ in batch size only, and those that differ in image size only."""
+    groups: dict[tuple[str, str, str], dict[int, float]] = {}
+    for result in results:
+        case, (_, height, width) = result.case, result.case.shape
+        for timing in result.ours:
+            device, cost = timing.contestant.variant, timing.seconds / timing.batch
+            groups.setdefault((f"{case.named}, {case.mode}", device, "image"), {})[case.batch] = cost
+            alike = f"{case.model}, batch {case.batch}, {case.mode}"
+            groups.setdefault((alike, device, "pixel"), {})[height] = cost / (height * width)
+    return [
+        Growth(*group, min(costs), max(costs), max(costs.values()) / min(costs.values()))
+        for group, costs in groups.items()
+        if len(costs) > 1
+    ]

@@ -1,4 +1,4 @@
-"""What is benchmarked: steps of one network on one batch, the same for every contestant, and the work in them."""
+"""What is benchmarked: steps of a network on one batch, the same for every contestant, and how much work they are."""
 
 import math
 from collections.abc import Callable
@@ -14,34 +14,34 @@ from xcnn.nn._observe import observing
 __all__ = ["CLASSES", "MODES", "MOMENTUM", "Case"]
 
 MODES = ("train", "infer")
-"""What a step may be."""
+"""The kinds of step."""
 
 CLASSES = 10
-"""How many scores a network gives per image."""
+"""Number of scores per image."""
 
 MOMENTUM = 0.9
-"""Of the SGD that all train with."""
+"""The momentum of SGD, the optimizer of all contestants."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration.
+    """A configuration.
 
     Attributes
     ----------
-    model : by name; its images have the shape that `models.MODELS` gives, but for `size`.
+    model : name of the network.
     batch : images per step.
-    mode : `"train"`, steps of mean cross-entropy and SGD; or `"infer"`, the scores of a batch.
-    threads : how many each contestant may use.
-    lr : the learning rate; by default so small that the weights stay, and each step is as much work as the first. A
-        batch of one is learned by heart in a few steps, or kills the network: no gradient is left then, and what
-        momentum keeps decays into subnormal numbers, which some processors are slow at.
-    size : height and width of the images, where they are not the usual ones.
+    mode : `"train"`: a step of SGD on the mean cross-entropy; `"infer"`: the scores of a batch.
+    threads : of each contestant.
+    lr : learning rate. The default is so small that the weights stay the same, and every step is as much work as the
+        first: a network that has learned its only batch has no gradient left, and the momentum decays to subnormal
+        numbers, which are slow on some processors.
+    size : height and width of the images; by default those of `models.MODELS`.
 
     Raises
     ------
     UsageError
-        For an unknown model or mode, a number below 1, or images smaller than the network takes.
+        If the model or mode is unknown, a number is below 1, or the images are smaller than the network takes.
     """
 
     model: str
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def named(self) -> str:
-        """The model, and the size of the images where it is not the usual one."""
+        """The model, and the size of the images if it is not the default."""
         return self.model if self.size is None else f"{self.model} at {self.size}x{self.size}"
 
     @property
@@ -78,19 +78,20 @@ class Case:
         return channels, self.size or height, self.size or width
 
     def network(self) -> nn.Module:
-        """Build the network, with weights that are the same each time."""
+        """Return the network, always with the same weights."""
         return models.build(self.model, self.shape, CLASSES)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the batch: images (batch, *shape), float32, and labels (batch,), the same each time."""
+        """Return the batch, always the same: images (batch, *shape), float32, and labels (batch,)."""
         rng = np.random.default_rng(0)
         return rng.random((self.batch, *self.shape), np.float32), rng.integers(0, CLASSES, self.batch)
 
     def flops(self) -> dict[str, int]:
-        """Count the floating-point operations of a step by layer: two per multiply-add of convolutions and linear ones.
+        """Return the floating-point operations of a step per layer.
 
-        A training step is the forward pass, the gradient of the weights and that of the input, each as much work as the
-        others; the first layer needs no gradient of its input. What other layers compute is left out.
+        Two per multiply-add of convolutions and linear layers; other layers are not counted. In training, the forward
+        pass, the gradient of the weights and that of the input are the same amount of work; the first layer needs no
+        gradient of its input.
         """
         passes = 3 if self.mode == "train" else 1
         found: dict[str, int] = {}
@@ -102,12 +103,12 @@ class Case:
         return found
 
     def moved(self) -> int:
-        """Count the bytes that a step has to move between memory and processor, at the least: no cache holds them all.
+        """Return the least number of bytes that a step moves between memory and processor.
 
-        Counted are the layers with parameters, as what is between them can be done on the way. With x and y numbers in
-        and out and p parameters, inference reads x and p and writes y: `x + y + p` numbers of 4 bytes. Training does
-        that, reads dy, x and p again and writes dx and the gradient of p; the update reads p, its gradient and its
-        velocity and writes p and velocity: `3 x + 2 y + 8 p`. The first layer has no dx, and needs no p for it.
+        Only layers with parameters count, as the work between them needs no memory of its own. For x numbers in, y out
+        and p parameters of 4 bytes, inference reads x and p and writes y: `x + y + p` numbers. Training also reads dy,
+        x and p and writes dx and the gradient of p; the update reads p, its gradient and velocity and writes p and
+        velocity: `3 x + 2 y + 8 p`. The first layer has no dx, and does not read p for it.
         """
         sizes: list[tuple[int, int, int]] = []
 

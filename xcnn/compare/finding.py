@@ -1,4 +1,4 @@
-"""One error that a comparison found, with its place, so that it can be named, grouped and printed."""
+"""An error that a comparison found, with its place, to be named, grouped and printed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Finding:
 
     Attributes
     ----------
-    place : where: the name of a layer, or of an op.
-    what : what that is: the layer's class, or which sample of the op.
-    op : whose budget holds.
-    device : by its name.
+    place : name of a layer, or of an op.
+    what : class of the layer, or sample of the op.
+    op : whose budget applies.
+    device : name.
     dtype : under test.
-    error : what was measured there.
+    error : the measurement.
     """
 
     place: str
@@ -41,7 +41,7 @@ class Finding:
 def nearest(
     findings: Iterable[Finding], row: Callable[[Finding], _Key], column: Callable[[Finding], str]
 ) -> dict[_Key, dict[str, Finding]]:
-    """Give, by row and column, the finding that takes the largest share of its budget."""
+    """Return, by row and column, the finding with the largest share of its budget."""
     table: dict[_Key, dict[str, Finding]] = {}
     for finding in findings:
         cells = table.setdefault(row(finding), {})

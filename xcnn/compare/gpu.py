@@ -1,6 +1,6 @@
-"""GPUs: which one a device string means, and how CuPy and PyTorch tell of work on it, a row per library in `GAUGES`.
+"""GPUs: which one a device string means, and what CuPy and PyTorch report of it, a row per library in `GAUGES`.
 
-Nothing else in this room calls CUDA. A library is imported inside the functions: it may be missing.
+Nothing else in `xcnn.compare` calls CUDA. The libraries are imported inside functions, as they may be missing.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from xcnn.devices import LIBRARIES, device
 __all__ = ["CPU", "GAUGES", "Gauge", "describe", "entered", "gauge", "hardware", "kind"]
 
 CPU = "cpu"
-"""What `hardware` calls the processor."""
+"""The name of the processor in `hardware`."""
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """What a library tells of a GPU.
+    """What a library reports of a GPU.
 
     Attributes
     ----------
-    name : the maker's.
-    version : the library's.
+    name : of the GPU.
+    version : of the library.
     tf32 : whether float32 matrices are multiplied in TF32 inside `setting`.
-    setting : a context in which the library, or what is said here, goes by this GPU.
-    mark : puts an event into the GPU's work, behind what it was given, and returns it; it has `synchronize()`.
-    elapsed : milliseconds from one event to another.
-    synchronize : waits until the GPU has done all that it was given.
-    reset : begins the peak of memory anew.
-    held : bytes that the library's pool had from the driver at the peak, in use or not.
+    setting : context in which the library computes on this GPU.
+    mark : records an event behind the work submitted so far and returns it; the event has `synchronize()`.
+    elapsed : milliseconds between two events.
+    synchronize : waits until the GPU has done all work.
+    reset : starts a new peak of memory.
+    held : bytes that the library's pool held at the peak, in use or not.
     """
 
     name: str
@@ -56,11 +56,11 @@ def _cupy(index: int) -> Gauge:
         name=cuda.runtime.getDeviceProperties(index)["name"].decode(),
         version=cupy.__version__,
         tf32=os.environ.get("CUPY_TF32", "0") not in ("", "0"),
-        setting=contextlib.nullcontext,  # `Device.active` does it
+        setting=contextlib.nullcontext,  # `Device.active` selects the GPU
         mark=lambda: cuda.get_current_stream().record(),
         elapsed=cuda.get_elapsed_time,
         synchronize=lambda: cuda.Device(index).synchronize(),
-        reset=lambda: None,  # the pool gives nothing back by itself: what it holds is its peak
+        reset=lambda: None,  # the pool keeps freed memory: what it holds is its peak
         held=lambda: cupy.get_default_memory_pool().total_bytes(),
     )
 
@@ -101,11 +101,11 @@ def _torch(index: int) -> Gauge:
 
 
 GAUGES: dict[str, Callable[[int], Gauge]] = {"cuda": _cupy, "torch": _torch}
-"""What tells of a GPU by its number, for each library in `device.LIBRARIES` that has events and tells of its memory."""
+"""The gauge of a GPU by its number, per library of `devices.LIBRARIES` that has events and reports its memory."""
 
 
 def hardware(spec: str) -> str:
-    """Say what computes behind a device string, whatever the library.
+    """Return the hardware that a device string means, whatever the library.
 
     >>> [hardware(spec) for spec in ("cpu", "torch", "cuda", "cuda:1", "torch:cuda:0", "jax:cpu")]
     ['cpu', 'cpu', 'cuda:0', 'cuda:1', 'cuda:0', 'cpu']
@@ -115,17 +115,17 @@ def hardware(spec: str) -> str:
 
 
 def kind(spec: str) -> str:
-    """Say what sort of hardware computes behind a device string: `"cpu"` or `"cuda"`."""
+    """Return the kind of hardware that a device string means: `"cpu"` or `"cuda"`."""
     return hardware(spec).partition(":")[0]
 
 
 def gauge(spec: str) -> Gauge | None:
-    """Open a device by its string and tell of its GPU; None on the CPU, and for a library without a row in `GAUGES`.
+    """Return the gauge of a device's GPU. None on the CPU, and for a library without a row in `GAUGES`.
 
     Raises
     ------
     DeviceError
-        Where it cannot be used.
+        If the device cannot be used.
     """
     device(spec)
     where, row = hardware(spec), GAUGES.get(spec.partition(":")[0])
@@ -134,16 +134,16 @@ def gauge(spec: str) -> Gauge | None:
 
 @contextlib.contextmanager
 def entered(spec: str) -> Iterator[None]:
-    """Compute on the device of this string inside a `with`; on a GPU, PyTorch does so without TF32."""
+    """Compute on a device inside a `with` block. PyTorch computes without TF32."""
     found = gauge(spec)
     with device(spec).active(), contextlib.nullcontext() if found is None else found.setting():
         yield
 
 
 def describe(specs: Sequence[str]) -> list[dict[str, Any]]:
-    """Tell of the GPUs among devices: name and driver, and of the library its version and whether it uses TF32.
+    """Describe the GPUs among devices: name, driver, and the library with its version and whether it uses TF32.
 
-    What nothing tells is None.
+    Unknown values are None.
     """
     found = {spec: gauge(spec) for spec in specs if hardware(spec) != CPU}
     driver = _driver() if found else None
@@ -161,7 +161,7 @@ def describe(specs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _driver() -> str | None:
-    """Ask for the version of NVIDIA's driver."""
+    """Return the version of NVIDIA's driver, or None if `nvidia-smi` does not report it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()

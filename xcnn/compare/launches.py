@@ -1,6 +1,6 @@
-"""How often a step makes a GPU do something: kernels that are launched, and copies.
+"""The GPU calls of a step: kernel launches and copies.
 
-PyTorch's profiler counts, through CUPTI, which sees the calls of the whole process, whichever library makes them.
+PyTorch's profiler counts them through CUPTI, which sees the calls of every library in the process.
 """
 
 import importlib
@@ -13,24 +13,24 @@ from xcnn.compare.contestants import Step
 __all__ = ["COPIES", "LAUNCHES", "STEPS", "UNCOUNTED", "Launches", "count", "launches", "profiled"]
 
 STEPS = 4
-"""So many are counted."""
+"""Number of steps that are counted."""
 
 LAUNCHES = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)")
-"""How the calls begin that start kernels, by the runtime or the driver: one, or all of a graph."""
+"""The beginnings of the calls that launch a kernel, or a graph of them, by the runtime or the driver."""
 
 COPIES = re.compile(r"cu(da)?Mem(cpy|set)")
-"""How the calls begin that copy or fill memory."""
+"""The beginnings of the calls that copy or fill memory."""
 
 
 @dataclass(frozen=True)
 class Launches:
-    """What a step calls for, the mean of several.
+    """The mean number of GPU calls per step.
 
     Attributes
     ----------
-    kernels : launches, that of a graph counting once; None where they were not counted.
-    copies : memory copied or filled; None likewise.
-    missing : why they were not counted.
+    kernels : launches; a graph counts once. None if not counted.
+    copies : copies and fills of memory. None if not counted.
+    missing : why they could not be counted.
     """
 
     kernels: float | None = None
@@ -39,11 +39,11 @@ class Launches:
 
 
 UNCOUNTED = Launches()
-"""Of what launches nothing, or was not asked."""
+"""Of a contestant on the CPU, or a yardstick."""
 
 
 def count(events: Iterable[tuple[str, int]]) -> tuple[int, int]:
-    """Give the launches, and the copies, among a profiler's events: (name, how often).
+    """Return the number of launches and of copies among a profiler's events (name, count).
 
     >>> count([("cudaLaunchKernel_v7000", 3), ("cuLaunchKernel", 2), ("cudaMemcpyAsync", 1), ("aten::add", 3)])
     (5, 1)
@@ -54,12 +54,12 @@ def count(events: Iterable[tuple[str, int]]) -> tuple[int, int]:
 
 
 def profiled(step: Step) -> list[tuple[str, int]]:
-    """Run `STEPS` steps under PyTorch's profiler; give its events.
+    """Run `STEPS` steps under PyTorch's profiler; return its events (name, count).
 
     Raises
     ------
     RuntimeError, ImportError
-        Where it cannot, with the reason.
+        If PyTorch cannot profile here.
     """
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
@@ -72,16 +72,16 @@ def profiled(step: Step) -> list[tuple[str, int]]:
 
 
 def launches(step: Step, profiled: Callable[[Step], Iterable[tuple[str, int]]] = profiled) -> Launches:
-    """Count what a step calls for; where that cannot be done, say why.
+    """Count the GPU calls of a warm step, or return why they cannot be counted.
 
     Parameters
     ----------
-    step : warm.
-    profiled : runs `STEPS` of them and gives the events.
+    step : to count.
+    profiled : runs `STEPS` steps and returns the events.
     """
     try:
         kernels, copies = count(profiled(step))
-    except Exception as error:  # whatever a profiler fails of, all else was measured
+    except Exception as error:  # a failing profiler must not lose the other measurements
         return Launches(missing=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
     if not kernels:
         return Launches(missing="the profiler saw no launch at all; it may not be permitted to look")

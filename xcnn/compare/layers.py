@@ -1,8 +1,8 @@
-"""A network layer by layer: what each leaf layer computes on a device, against the same layer in a wide dtype.
+"""The error of each leaf layer of a network on a device, against the same layer in a wider dtype.
 
-The whole network runs once on the host in float64. Each layer's input and gradient of its output are taken from that
-run, rounded to the dtype under test, and given both to the device and to the reference, so that the error of a layer is
-its own and not that of the layers before it.
+The network runs once on the host in float64. Each layer's input and the gradient of its output are taken from that run,
+rounded to the dtype under test, and passed to the device and to the reference, so that the errors of layers do not add
+up.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from xcnn.ops._op import OPS
 __all__ = ["layer_errors"]
 
 _JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Concat: "concat"}
-"""Layers that take several arrays, and the op whose budget is theirs."""
+"""The ops of the layers that take several arrays."""
 
 
 @dataclass
 class _Call:
-    """One call of a leaf layer in the float64 run: the layer as it was before, what came in, and the gradient of y."""
+    """A call of a leaf layer in the float64 run: the layer before it, its input, and the gradient of its output."""
 
     name: str
     layer: nn.Module
@@ -51,17 +51,17 @@ def layer_errors(
 ) -> Iterator[Finding]:
     """Yield the error of every result and gradient of every layer, and of the loss, on every device.
 
-    Layers that compute nothing (`Identity`), and those of one's own that are no single op, have no budget and are left
-    out.
+    Layers without a budget are left out: those that compute nothing (`Identity`), and custom ones that are not a single
+    op.
 
     Parameters
     ----------
-    model : on the host; it stays as it is.
-    x : a batch of images (n, c, h, w), on the host.
-    target : what the loss takes beside the network's output, on the host.
+    model : on the host; not changed.
+    x : batch of images (n, c, h, w), on the host.
+    target : second argument of the loss, on the host.
     devices : to run on.
     dtype : `"float32"` or `"float64"`.
-    loss : the op that is the loss.
+    loss : name of the op.
     """
     model = copy.deepcopy(model).to("cpu", "float64")
     with _traced(model) as calls:
@@ -84,7 +84,7 @@ def layer_errors(
 
 @contextlib.contextmanager
 def _traced(model: nn.Module) -> Iterator[list[_Call]]:
-    """Record the calls of the leaf layers, in the order of the forward pass."""
+    """Record the calls of the leaf layers in the order of the forward pass."""
     calls: list[_Call] = []
 
     def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
@@ -110,7 +110,7 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
 
 
 def _op(call: _Call) -> str | None:
-    """Name the op that a layer calls; None where there is none."""
+    """Return the name of the op that a layer calls, or None."""
     kind: Any = type(call.layer)
     if call.dy is None:
         return None
@@ -118,7 +118,7 @@ def _op(call: _Call) -> str | None:
 
 
 def _reference(call: _Call, op: str, dtype: str) -> Reference:
-    """Run the op that a layer calls with the layer's arrays and options."""
+    """Run the op of a layer in a wider dtype, with the layer's arrays and options."""
     if type(call.layer) in _JOINS:
 
         def join(arrays: Arrays) -> tuple[Any, Any]:
@@ -128,13 +128,13 @@ def _reference(call: _Call, op: str, dtype: str) -> Reference:
     arrays, options = _arguments(call)
 
     def again(arrays: Arrays) -> tuple[Any, Any]:
-        return call_op(op, copy.deepcopy(options), arrays)  # a copy, for dropout's generator moves on
+        return call_op(op, copy.deepcopy(options), arrays)  # a copy, as dropout advances its generator
 
     return reference(op, again, arrays, options, lambda shape: call.dy, dtype)
 
 
 def _arguments(call: _Call) -> tuple[Arrays, dict[str, Any]]:
-    """Give the arrays and options that a layer calls its op with."""
+    """Return the arrays and options that a layer passes to its op."""
     given: dict[str, Any] = {}
 
     def spy(x: Any, **arguments: Any) -> Any:
@@ -142,7 +142,7 @@ def _arguments(call: _Call) -> tuple[Arrays, dict[str, Any]]:
         return type(layer)._op(x, **arguments)
 
     layer: Any = copy.deepcopy(call.layer)
-    vars(layer)["_op"] = spy  # shadows the op on this instance alone
+    vars(layer)["_op"] = spy  # shadows the op of this instance only
     layer.forward(call.x)
     names = OPS[type(layer)._op.__name__].arrays
     arrays = {"x": call.x} | {name: given.pop(name) for name in names[1:]}

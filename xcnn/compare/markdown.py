@@ -1,7 +1,4 @@
-"""Findings as a Markdown document: a row per place and tensor, with its budget and what each device made of it.
-
-`docs/budgets.md` is one. What exceeds its budget stands there like the rest, marked.
-"""
+"""Findings as a Markdown document such as `docs/budgets.md`: a row per place and tensor, with budget and errors."""
 
 import platform
 from collections.abc import Sequence
@@ -19,25 +16,24 @@ Written by
 
     {command}
 
-What is measured changes with the machine and the versions; the budgets are those of `xcnn/compare/budget.py`.
+Errors depend on the machine and the versions; the budgets are those of `xcnn/compare/budget.py`.
 
-A cell says how large the error of that tensor is where it comes nearest to its bound, what it may be there, and in
-brackets the error in ULP (spacings of the floating-point numbers; large where terms cancel). The unit is
-|error| / (eps S): eps is the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the
-magnitudes of its terms, taken like the error from a reference in a wider dtype. The budget is in the same units, K
-being the number of terms that an element sums; it is one for both dtypes, as eps carries the difference.
+A cell holds the error of the tensor where it is nearest to its bound, the bound, and in parentheses the error in ULP
+(spacings of floating-point numbers; large where terms cancel). The unit of error and bound is |error| / (eps S): eps is
+the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the magnitudes of its terms.
+Errors and S are taken from a reference in a wider dtype. K is the number of terms that an element sums.
 """
 
 
 def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str, command: str) -> str:
-    """Return the document: how it was made, on what, whether all budgets hold, and a table per dtype.
+    """Return the document: the command, the devices, whether all budgets hold, and a table per dtype.
 
     Parameters
     ----------
     findings : of one comparison; at least one.
-    devices : that were compared.
+    devices : compared devices.
     title : of the document.
-    command : what to type to make it again.
+    command : that writes the document.
     """
     lines = [f"# {title}", "", _ABOUT.format(command=command), *_run(devices), "", *_verdict(findings)]
     for dtype in dict.fromkeys(f.dtype for f in findings):
@@ -46,7 +42,7 @@ def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str,
 
 
 def _run(devices: Sequence[Device]) -> list[str]:
-    """Say what was run on: the libraries' versions, and the kind of processor."""
+    """Return lines about the versions of the libraries and the kind of processor."""
     simd = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     kind = ", ".join([platform.machine(), *simd[-1:]])
     return [
@@ -64,7 +60,7 @@ def _verdict(findings: Sequence[Finding]) -> list[str]:
 
 
 def _table(findings: Sequence[Finding]) -> list[str]:
-    places = any(f.place != f.op for f in findings)  # layers, which say little about their op
+    places = any(f.place != f.op for f in findings)  # of a network
     rows = nearest(findings, lambda f: (f.place, f.op, f.error.tensor), lambda f: f.device)
     names = list(dict.fromkeys(f.device for f in findings))
     lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]

@@ -1,79 +1,105 @@
-"""How a contestant's steps are measured where they run: by the host's clock and memory, or by a GPU's."""
+"""How steps are measured: by the host's clock and the memory of this process, or by a GPU's events and memory pool."""
 
-import functools
+import contextlib
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from xcnn.compare.contestants import Step
 from xcnn.compare.gpu import CPU, Gauge, gauge, hardware
-from xcnn.compare.memory import growth
 
-__all__ = ["Meter", "Turn", "by_clock", "by_events", "held", "meter"]
-
-Turn = Callable[[Step, float], tuple[float, float]]
-"""(step, seconds): does a step or more, for about so long; gives the seconds of a step, and those of all."""
+__all__ = ["Clock", "Events", "growth", "meter"]
 
 
 @dataclass(frozen=True)
-class Meter:
-    """What measures.
+class Clock:
+    """The host's clock, and on the CPU the memory of this process.
 
-    Attributes
-    ----------
-    turn : times several steps.
-    settle : waits until all that was begun is done.
-    growth : begins to watch memory; gives the function that tells the bytes at the peak since, over what is held now,
-        or None where nobody knows.
+    On a device without events, a step ends when its value is on the host: an update that the device has not finished
+    by then counts in the next step. The memory of such a device is not known.
     """
 
-    turn: Turn
-    settle: Callable[[], object]
-    growth: Callable[[], Callable[[], int | None]]
+    on_cpu: bool = True
 
+    def settle(self) -> None:
+        """Return when all work is done, which is at once."""
 
-def meter(spec: str) -> Meter:
-    """Give what measures on a device: events where its library has them, else the clock of the host.
-
-    Without events a step counts until its value is on the host: an update that the device has not done yet by then
-    falls into the next step. The memory of a GPU is not known either then; that of the process is another.
-    """
-    found = gauge(spec)
-    if found is not None:
-        return Meter(functools.partial(by_events, found), found.synchronize, functools.partial(held, found))
-    return Meter(by_clock, lambda: None, growth if hardware(spec) == CPU else lambda: lambda: None)
-
-
-def by_clock(step: Step, seconds: float) -> tuple[float, float]:
-    """Time each step with the host's clock; a step's time is their median."""
-    times: list[float] = []
-    start = time.perf_counter()
-    end = start + seconds
-    while not times or start < end:
+    def turn(self, step: Step, seconds: float) -> tuple[float, float]:
+        """Run a step or more, for about so long; return the median seconds of a step, and the seconds of all."""
+        times: list[float] = []
         start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), math.fsum(times)
+        end = start + seconds
+        while not times or start < end:
+            start = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times), math.fsum(times)
+
+    def growth(self) -> Callable[[], int | None]:
+        """Start to watch memory; return a function that returns the bytes at the peak since, over those held now."""
+        return growth() if self.on_cpu else lambda: None
 
 
-def by_events(on: Gauge, step: Step, seconds: float) -> tuple[float, float]:
-    """Time all steps together, from an event before the first to one after the last; a step's time is their mean."""
-    count, end = 0, time.perf_counter() + seconds
-    before = on.mark()
-    while not count or time.perf_counter() < end:
-        step()
-        count += 1
-    on.synchronize()  # in whichever streams the work is
-    after = on.mark()
-    after.synchronize()
-    elapsed = on.elapsed(before, after) / 1e3
-    return elapsed / count, elapsed
+@dataclass(frozen=True)
+class Events:
+    """A GPU's events, and the memory pool of its library. The methods are those of `Clock`."""
+
+    gauge: Gauge
+
+    def settle(self) -> None:
+        """Wait until the GPU has done all work."""
+        self.gauge.synchronize()
+
+    def turn(self, step: Step, seconds: float) -> tuple[float, float]:
+        """Return the mean seconds of a step, and those of all, from an event before the first to one after the last."""
+        count, end = 0, time.perf_counter() + seconds
+        before = self.gauge.mark()
+        while not count or time.perf_counter() < end:
+            step()
+            count += 1
+        self.gauge.synchronize()  # the work may be in several streams
+        after = self.gauge.mark()
+        after.synchronize()
+        elapsed = self.gauge.elapsed(before, after) / 1e3
+        return elapsed / count, elapsed
+
+    def growth(self) -> Callable[[], int]:
+        """Start to watch the pool."""
+        self.gauge.reset()
+        before = self.gauge.held()
+        return lambda: max(0, self.gauge.held() - before)
 
 
-def held(on: Gauge) -> Callable[[], int]:
-    """Begin to watch a GPU's memory."""
-    on.reset()
-    before = on.held()
-    return lambda: max(0, on.held() - before)
+def meter(spec: str) -> Clock | Events:
+    """Return what measures on a device: events if its library has them, else the host's clock."""
+    found = gauge(spec)
+    return Clock(hardware(spec) == CPU) if found is None else Events(found)
+
+
+def growth() -> Callable[[], int | None]:
+    """Start to watch the memory of this process, as `Clock.growth` does. The bytes are None outside Linux."""
+    with contextlib.suppress(OSError):  # start a new peak: importing a library may have taken more than is held now
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    before = _resident("VmRSS")
+
+    def grown() -> int | None:
+        peak = _resident("VmHWM")
+        return None if before is None or peak is None else max(0, peak - before)
+
+    return grown
+
+
+def _resident(what: str) -> int | None:
+    """Return the bytes of resident memory, now (VmRSS) or at its peak (VmHWM).
+
+    `ru_maxrss` would start at the peak of the parent process.
+    """
+    try:
+        found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])

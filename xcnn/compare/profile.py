@@ -1,9 +1,8 @@
-"""Where the time of a step goes: each layer of a network, forward and backward, and what is left over.
+"""Where the time of a step goes: each layer of a network, forward and backward, and the rest.
 
-A clock runs around the calls of every layer. It counts the host's time: on a device that works on its own (CUDA), that
-is the time to launch. Time that belongs to no layer is the loss, the optimizer's update, and all that containers and
-the trainer do. A layer that is watched runs by itself, so the
-sum is more than a step of `Trainer` takes, which runs a ReLU with the layer before it.
+The host's clock runs around the calls of every layer. On a GPU that is the time to launch. The rest is the loss, and
+all that containers and the trainer do. A watched layer runs by itself, so the sum exceeds a step of `Trainer`, which
+runs a ReLU together with the layer before it.
 """
 
 import contextlib
@@ -23,20 +22,20 @@ from xcnn.optim import Optimizer
 __all__ = ["STEPS", "Row", "profile"]
 
 STEPS = 3
-"""At least so many are profiled."""
+"""The least number of profiled steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, or what stands beside the layers.
+    """A layer, or something beside the layers.
 
     Attributes
     ----------
-    name : its key in the network; empty beside the layers.
-    what : its class; `"update"` for the optimizer, `"loss and the rest"`.
-    forward, backward : seconds per step, the medians.
+    name : key of the layer in the network; empty beside the layers.
+    what : class of the layer; else `"update"`, of the optimizer, or `"loss and the rest"`.
+    forward, backward : median seconds per step.
     share : of the time of the whole step.
-    flops : floating-point operations of its multiply-adds, forward and backward, per step.
+    flops : floating-point operations of the layer's multiply-adds, forward and backward, per step.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Row:
 
 
 class _Clock:
-    """Adds up time under a key; one list of sums per key, an entry per step."""
+    """Adds up time per key and step."""
 
     def __init__(self) -> None:
         self.running: dict[Any, float] = defaultdict(float)
@@ -72,18 +71,11 @@ class _Clock:
 
 
 def profile(case: Case, device: str, seconds: float) -> list[Row]:
-    """Time the layers of xcnn's step in this process.
-
-    Parameters
-    ----------
-    case : what to run.
-    device : by its string.
-    seconds : how long, about.
-    """
+    """Time the layers of xcnn's step in this process, for about so many seconds."""
     clock, flops = _Clock(), case.flops()
     with ready(case, device) as training, _watched(training.model, training.optimizer, clock):
         step = clock.around("step", stepper(case, training))
-        step()  # the first is cold
+        step()  # the first step is cold
         clock.running.clear()
         end = time.perf_counter() + seconds
         while len(clock.steps) < STEPS or time.perf_counter() < end:
@@ -91,23 +83,20 @@ def profile(case: Case, device: str, seconds: float) -> list[Row]:
             clock.lap()
         layers = [(name, type(layer).__name__) for name, layer in training.model.modules() if not any(layer.children())]
     whole = clock.median("step")
-    rows = [
-        _row(name, what, clock.median((name, "forward")), clock.median((name, "backward")), whole, flops.get(name, 0))
-        for name, what in layers
-    ]
+
+    def row(name: str, what: str, forward: float, backward: float = 0.0) -> Row:
+        return Row(name, what, forward, backward, (forward + backward) / whole, flops.get(name, 0))
+
+    rows = [row(name, what, clock.median((name, "forward")), clock.median((name, "backward"))) for name, what in layers]
     if case.mode == "train":
-        rows.append(_row("", "update", 0.0, clock.median("update"), whole))
-    rest = whole - sum(row.forward + row.backward for row in rows)
-    return [*rows, _row("", "loss and the rest" if case.mode == "train" else "the rest", max(rest, 0.0), 0.0, whole)]
-
-
-def _row(name: str, what: str, forward: float, backward: float, whole: float, flops: int = 0) -> Row:
-    return Row(name, what, forward, backward, (forward + backward) / whole, flops)
+        rows.append(row("", "update", 0.0, clock.median("update")))
+    rest = max(0.0, whole - sum(one.forward + one.backward for one in rows))
+    return [*rows, row("", "loss and the rest" if case.mode == "train" else "the rest", rest)]
 
 
 @contextlib.contextmanager
 def _watched(model: nn.Module, optimizer: Optimizer, clock: _Clock) -> Iterator[None]:
-    """Time the layers and the optimizer's step inside a `with`."""
+    """Time the layers and the optimizer's step inside a `with` block."""
 
     def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
         forward = clock.around((name, "forward"), layer.forward)
@@ -118,7 +107,7 @@ def _watched(model: nn.Module, optimizer: Optimizer, clock: _Clock) -> Iterator[
 
         return observed
 
-    vars(optimizer)["step"] = clock.around("update", optimizer.step)  # shadows the method on this instance alone
+    vars(optimizer)["step"] = clock.around("update", optimizer.step)  # shadows the method of this instance only
     try:
         with observing(model, observer):
             yield

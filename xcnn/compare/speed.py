@@ -1,10 +1,7 @@
-"""The speed of a training step, each device in a process of its own: the first step, the later ones, and memory.
+"""The speed of a training step, and its memory, measured for each device in a process of its own.
 
-What is timed is `Trainer.step` on a batch that lies on the host: transfer, forward, backward, update, and reading the
-loss, which waits for the device. The first step is cold: it compiles kernels and fills caches.
-
-Memory is the resident memory of the process at its peak, over what it held just before the first step: the library
-itself, the weights and the batch are not in it, nor is a GPU's memory. Linux alone tells; elsewhere it is None.
+A step is `Trainer.step` on a batch on the host: transfer, forward, backward, update, and reading the loss, which waits
+for the device. The first step is cold: it compiles kernels and fills caches.
 """
 
 import dataclasses
@@ -19,7 +16,7 @@ import numpy as np
 
 from xcnn import models
 from xcnn._dispatch import kernels
-from xcnn.compare import memory
+from xcnn.compare.meter import growth
 from xcnn.compare.steps import trainer
 from xcnn.devices import device as open_device
 from xcnn.errors import XcnnError
@@ -29,19 +26,20 @@ __all__ = ["Speed", "SpeedError", "main", "measure", "speed"]
 
 
 class SpeedError(XcnnError):
-    """A measurement that failed."""
+    """Raised when a measurement fails."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured on one device.
+    """The speed of one device.
 
     Attributes
     ----------
     cold : seconds of the first step.
-    warm : seconds of the later steps, the median.
+    warm : median seconds of the later steps.
     images_per_second : batch size / warm.
-    memory : bytes, at the peak and over what was held before the first step; None where the system does not tell.
+    memory : bytes of the process at the peak, over those held before the first step, which include the library, the
+        weights and the batch. Not a GPU's memory. None outside Linux.
     """
 
     cold: float
@@ -55,16 +53,16 @@ def speed(device: str, model: str, shape: tuple[int, ...], classes: int, batch: 
 
     Parameters
     ----------
-    device : by its string.
-    model : by name; `shape` and `classes` as in `models.build`.
+    device : device string.
+    model : name; `shape` and `classes` as in `models.build`.
     batch : random images per step.
-    steps : warm ones; at least 1.
+    steps : number of warm steps; at least 1.
     dtype : `"float32"` or `"float64"`.
 
     Raises
     ------
     SpeedError
-        Where that process fails; it quotes its last line.
+        If that process fails; quotes its last line.
     """
     arguments = json.dumps([get_num_threads(), [device, model, shape, classes, batch, steps, dtype]])
     command = [sys.executable, "-c", "from xcnn.compare.speed import main; main()", arguments]
@@ -80,8 +78,8 @@ def measure(device: str, model: str, shape: tuple[int, ...], classes: int, batch
     rng = np.random.default_rng(0)
     x, y = rng.random((batch, *shape)).astype(dtype), rng.integers(0, classes, batch)
     training = trainer(models.build(model, shape, classes), open_device(device), dtype)
-    kernels(training.device.xp)  # imported with the library, not by the first step
-    grown, seconds = memory.growth(), []
+    kernels(training.device.xp)  # so that the first step does not import them
+    grown, seconds = growth(), []
     with one_blas_thread():
         for _ in range(1 + steps):
             start = time.perf_counter()
@@ -92,7 +90,7 @@ def measure(device: str, model: str, shape: tuple[int, ...], classes: int, batch
 
 
 def main() -> None:
-    """Measure what the process's one argument, the number of threads and a list in JSON, says; print one JSON line."""
+    """Run the process: read [threads, arguments of `measure`] as JSON from its argument; print JSON."""
     threads, arguments = json.loads(sys.argv[1])
     set_num_threads(threads)
     print(json.dumps(dataclasses.asdict(measure(*arguments))))

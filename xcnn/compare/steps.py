@@ -1,51 +1,78 @@
 """Training side by side: the same weights and batches on every device, and how far the weights part, step by step."""
 
 import copy
+import itertools
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from xcnn import nn
+from xcnn import data, nn
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
+from xcnn.errors import unknown
+from xcnn.models import MODELS
 from xcnn.optim import SGD
 from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer
 
-__all__ = ["PARTING", "Batches", "distances", "trainer"]
+__all__ = ["PARTING", "Batches", "batches", "distances", "trainer"]
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 """Images (n, c, h, w), float32, and labels (n,), on the host."""
 
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
-"""How far, relative to their size, the weights may be from the cpu run's after at most 50 steps.
+"""How far the weights may be from the CPU run's after at most 50 steps, relative to their size.
 
-In float64 the worst seen is 1e-15. In float32 a network stays within 1e-7 until the first number near zero falls on
-the other side of a ReLU's bend, or two pixels of a pool change places; then it jumps. The worst seen in 50 steps is
-0.05, by resnet20 in batches of 8. So this bound tells a wrong step from a right one, no more; `layers.py` has the rest.
+In float64 the largest distance seen is 1e-15. In float32 a network stays within 1e-7 until a number near zero falls on
+the other side of a ReLU's kink, or two pixels of a pool change places; then it jumps. The largest distance seen in 50
+steps is 0.05, for resnet20 in batches of 8. This bound only tells a wrong step from a right one; `layers.py` compares
+closely.
 """
 
 
+def batches(
+    dataset: str, model: str, batch_size: int, count: int, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[Batches, int]:
+    """Return `count` batches of training images, shuffled with seed 0, and the number of classes.
+
+    Images that are too small for the network are enlarged by repeating pixels, so that the digits of 8 x 8 pixels fit
+    every network.
+
+    Raises
+    ------
+    UsageError
+        If the data set or model is unknown; the message names the nearest.
+    """
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    train, _ = data.load(dataset, data_dir)
+    times = -(-MODELS[model].smallest // min(train.shape[1:]))
+    loader = data.Loader(train, batch_size)
+    epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+    found = itertools.islice(epochs, count)
+    return [(x.repeat(times, axis=2).repeat(times, axis=3), y) for x, y in found], len(train.classes)
+
+
 def trainer(model: nn.Module, device: Device, dtype: str) -> Trainer:
-    """Make what trains a copy of a model on a device: SGD with learning rate 0.01 and momentum 0.9."""
+    """Return a trainer of a copy of a model on a device: SGD with learning rate 0.01 and momentum 0.9."""
     model = copy.deepcopy(model).to("cpu", dtype)
     return Trainer(model, SGD(model.parameters(), lr=0.01, momentum=0.9), device=device)
 
 
 def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "float32") -> list[float]:
-    """Train on the cpu and on a device; return after each step `|w - w_cpu| / |w_cpu|`, the norms over all weights.
+    """Train on the CPU and on a device; return `|w - w_cpu| / |w_cpu|` after each step, the norms over all weights.
 
     Parameters
     ----------
-    model : on the host; it stays as it is.
+    model : on the host; not changed.
     batches : one per step.
-    device : to compare with the cpu.
+    device : compared with the CPU.
     dtype : of weights, images and arithmetic, on both.
     """
-    pairs = zip(
-        _weights(model, batches, open_device("cpu"), dtype), _weights(model, batches, device, dtype), strict=True
-    )
-    return [float(np.linalg.norm(there - here) / np.linalg.norm(here)) for here, there in pairs]
+    here = _weights(model, batches, open_device("cpu"), dtype)
+    there = _weights(model, batches, device, dtype)
+    return [float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in zip(here, there, strict=True)]
 
 
 def _weights(model: nn.Module, batches: Batches, device: Device, dtype: str) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
-"""A contestant in a process of its own, so that its threads, its allocator and its peak of memory are its own.
+"""A contestant in a process of its own, with its own threads, allocator and peak of memory.
 
-The parent asks, one JSON line on stdin, and blocks until the answer comes, one JSON line on stdout; the worker does
-nothing in between. It ends when stdin does.
+The parent sends a request as a line of JSON on stdin and waits for the answer, a line of JSON on stdout. The worker
+does nothing in between, and ends when stdin does.
 """
 
 import contextlib
@@ -13,25 +13,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Self
 
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import ENVIRONMENT, Contestant, Step
 from xcnn.compare.gpu import CPU
 from xcnn.compare.launches import launches
-from xcnn.compare.meter import Meter, meter
+from xcnn.compare.meter import meter
 from xcnn.compare.profile import profile
 from xcnn.compare.speed import SpeedError
 from xcnn.machine import waited
 
-__all__ = ["COMMAND", "PATIENCE", "REQUESTS", "THREADS", "Worker", "main"]
+__all__ = ["COMMAND", "PATIENCE", "THREADS", "Worker", "main"]
 
 COMMAND = "from xcnn.compare.worker import main; main()"
-"""What the process runs."""
+"""The Python code that the process runs."""
 
 PATIENCE = 300.0
-"""Seconds without an answer after which a worker counts as stuck. Compiling a network is not to take that long."""
+"""Seconds without an answer after which a worker is killed. Compiling a network takes less."""
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -40,15 +39,15 @@ THREADS = (
     "NUMBA_NUM_THREADS",
     "NPROC",  # XLA's
 )
-"""The environment variables that libraries take their number of threads from when they load."""
+"""The environment variables from which libraries take their number of threads on import."""
 
 
 class Worker:
-    """A process that is started; a context that ends it.
+    """A running process, which ends with the `with` block.
 
     Parameters
     ----------
-    contestant : who runs in it.
+    contestant : measured in it.
     case : what it runs.
     """
 
@@ -63,7 +62,7 @@ class Worker:
             stderr=self.errors,
             text=True,
             env=os.environ | dict.fromkeys(THREADS, str(case.threads)) | ENVIRONMENT.get(contestant.name, {}),
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the workers
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -74,18 +73,18 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
-        with contextlib.suppress(BrokenPipeError):  # of a question that a dead process did not read
+        with contextlib.suppress(BrokenPipeError):  # a dead process did not read its last request
             self.questions.close()
         with self.process, self.errors:  # closes the pipes and waits
             pass
 
     def ask(self, request: str, **arguments: Any) -> Any:
-        """Wait for the answer to one of `REQUESTS`.
+        """Call a method of `_Work` in the process, and return its result.
 
         Raises
         ------
         SpeedError
-            Where the process ends or is silent for too long; it quotes the exception, or the last line that it wrote.
+            If the process ends or does not answer; quotes its exception, or the last line that it wrote.
         """
         stuck = threading.Timer(PATIENCE, self.process.kill)
         stuck.start()
@@ -108,83 +107,64 @@ class Worker:
 
 
 def _gist(errors: str) -> str:
-    """Give what an uncaught exception says, without what it adds in further lines; else the last line."""
+    """Return the message of an uncaught exception in one line, else the last line."""
     lines = errors.strip().splitlines()
     traced = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
-    said = [line for line in lines[traced[-1] + 1 :] if line[:1].strip()] if traced else lines[-1:]
-    whole = next((number for number, line in enumerate(said) if not line.endswith(":")), 0)  # "it raised:" goes on
-    return " ".join(said[: whole + 1])
+    # Below a traceback, indented lines are its stack. A line that ends with a colon ("it raised:") goes on in the next.
+    message = [line for line in lines[traced[-1] + 1 :] if line[:1].strip()] if traced else lines[-1:]
+    end = next((number for number, line in enumerate(message) if not line.endswith(":")), 0)
+    return " ".join(message[: end + 1])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ready:
-    """What a worker works with."""
+class _Work:
+    """What the process does on request. Arguments and results of the public methods are values of JSON."""
 
-    contestant: Contestant
-    case: Case
-    step: Step
-    meter: Meter
-    grown: Callable[[], int | None]
+    def __init__(self, contestant: Contestant, case: Case, step: Step) -> None:
+        self._contestant, self._case, self._step = contestant, case, step
+        self._meter = meter(contestant.device)
+        self._grown = self._meter.growth()
 
+    def ready(self) -> None:
+        """Answer as soon as the contestant is ready."""
 
-def _ready(worker: _Ready) -> None:
-    """Answer once the contestant is ready."""
+    def first(self) -> float:
+        """Return the seconds of the first step, which compiles kernels and fills caches."""
+        start = time.perf_counter()
+        self._step()
+        self._meter.settle()
+        return time.perf_counter() - start
 
+    def burst(self, seconds: float) -> tuple[float, float | None]:
+        """Run steps for about so long; return the seconds of one, and the share of time spent waiting for a core."""
+        self._step()  # wakes the threads, and fills the processor's caches after the others' turns
+        self._meter.settle()
+        before = waited()
+        one, whole = self._meter.turn(self._step, seconds)
+        after = waited()
+        threads = self._case.threads if self._contestant.hardware == CPU else 1  # the thread that launches
+        return one, None if before is None or after is None else (after - before) / threads / whole
 
-def _first(worker: _Ready) -> float:
-    """Time the first step, in seconds, which compiles and fills caches."""
-    start = time.perf_counter()
-    worker.step()
-    worker.meter.settle()
-    return time.perf_counter() - start
+    def memory(self) -> int | None:
+        """Return the bytes at the peak of the steps, over those held when the contestant was ready."""
+        return self._grown()
 
+    def profile(self, seconds: float) -> list[dict[str, Any]]:
+        """Profile xcnn layer by layer for about so long."""
+        return [dataclasses.asdict(row) for row in profile(self._case, self._contestant.device, seconds)]
 
-def _burst(worker: _Ready, seconds: float) -> tuple[float, float | None]:
-    """Do steps for about so many seconds; give the time of one, in seconds, and the share spent waiting."""
-    worker.step()  # wakes threads and fills the processor's caches after the others had them
-    worker.meter.settle()
-    before = waited()
-    one, whole = worker.meter.turn(worker.step, seconds)
-    after = waited()
-    threads = worker.case.threads if worker.contestant.hardware == CPU else 1  # the one that launches
-    return one, None if before is None or after is None else (after - before) / threads / whole
-
-
-def _memory(worker: _Ready) -> int | None:
-    """Tell how many bytes the steps took at the peak, over what was held when the contestant was ready."""
-    return worker.grown()
-
-
-def _profile(worker: _Ready, seconds: float) -> list[dict[str, Any]]:
-    """Profile xcnn layer by layer for about so many seconds."""
-    return [dataclasses.asdict(row) for row in profile(worker.case, worker.contestant.device, seconds)]
-
-
-def _launches(worker: _Ready) -> dict[str, Any]:
-    """Count what a step calls a GPU for. It loads PyTorch, so that nothing is to be measured afterwards."""
-    return dataclasses.asdict(launches(worker.step))
-
-
-REQUESTS: dict[str, Callable[..., Any]] = {
-    "ready": _ready,
-    "first": _first,
-    "burst": _burst,
-    "memory": _memory,
-    "profile": _profile,
-    "launches": _launches,
-}
-"""What a worker can be asked for."""
+    def launches(self) -> dict[str, Any]:
+        """Count the GPU calls of a step. Loads PyTorch, so no measurement may follow."""
+        return dataclasses.asdict(launches(self._step))
 
 
 def main() -> None:
-    """Be the worker that the process's one argument describes, until stdin ends."""
+    """Run the worker that the process's only argument describes, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # so that no print of a library is taken for an answer
     contestant, case = json.loads(sys.argv[1])
     contestant, case = Contestant(**contestant), Case(**case)
     with contestant.opened(case) as step:
-        measures = meter(contestant.device)
-        worker = _Ready(contestant, case, step, measures, measures.growth())
+        work = _Work(contestant, case, step)
         for line in sys.stdin:
             request, arguments = json.loads(line)
-            print(json.dumps(REQUESTS[request](worker, **arguments)), file=answers, flush=True)
+            print(json.dumps(getattr(work, request)(**arguments)), file=answers, flush=True)

@@ -1,10 +1,9 @@
-"""Who takes part in a benchmark: xcnn on each device, and its peers. A file each, by its name.
+"""The contestants of a benchmark: xcnn, its peers and the yardsticks, a module each of the same name.
 
-Such a file has one function, `opened(case, device, way)`, a context that gives the step to be timed: a function without
-arguments that returns the loss of a training step or the scores of an inference as a host value. All start from the
-same weights and see the same batch, which lies where the library wants it. Another peer is a file and a line in
-`PEERS`. A library is imported inside the functions: it may be missing. A yardstick has one function more,
-`work(device)`: how much a step does.
+A module has a function `opened(case, device, way)`, a context manager that yields the step to be timed: a function
+without arguments that returns the loss of a training step, or the scores of inference, on the host. All start with the
+same weights and the same batch, already on the device. A yardstick also has `work(device)`, the amount of work of a
+step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module and a row of `PEERS`.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xcnn.compare.case import Case
-from xcnn.compare.gpu import CPU, entered, hardware
+from xcnn.compare.gpu import CPU, entered, hardware, kind
 
 __all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step"]
 
@@ -27,29 +26,31 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "jax": {"cpu": ("NCHW", "NHWC")},
 }
-"""The peers by the name of their library in `device.LIBRARIES`, with the ways that each is measured in on a kind of
-hardware: the memory layout, then whether compiled, or compiled and captured, and whether on one thread instead of all,
-which is faster where there is little to do."""
+"""The ways in which each peer is measured, by its name in `devices.LIBRARIES` and the kind of hardware.
+
+A way is a memory layout, then nothing, `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than all
+threads if there is little to do).
+"""
 
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
-"""What each kind of hardware is measured with beside the contestants: a matrix product, copies in its memory."""
+"""The yardsticks of each kind of hardware: a matrix product, and copies in its memory."""
 
 ENVIRONMENT: dict[str, dict[str, str]] = {
-    "sgemm": {"CUPY_TF32": "0"},  # TF32 is no float32 arithmetic, whatever we were told to use
-    "jax": {"JAX_PLATFORMS": "cpu"},  # else it takes most of a GPU's memory for itself
+    "sgemm": {"CUPY_TF32": "0"},  # the peak of float32 arithmetic, even if xcnn uses TF32
+    "jax": {"JAX_PLATFORMS": "cpu"},  # otherwise JAX reserves most of a GPU's memory
 }
-"""The environment variables that a contestant's process is started with."""
+"""Environment variables of a contestant's process."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who is timed.
+    """A library that is timed.
 
     Attributes
     ----------
     name : `"xcnn"`, a peer, or a yardstick.
-    device : where it computes, by the string of its library's device.
-    way : of a peer.
+    device : device string.
+    way : of `PEERS`; empty except for peers.
     """
 
     name: str
@@ -62,22 +63,27 @@ class Contestant:
 
     @property
     def hardware(self) -> str:
-        """What it computes on: contestants with the same are compared."""
+        """What it computes on. Contestants on the same hardware are compared."""
         return hardware(self.device)
 
     @property
     def variant(self) -> str:
-        """What tells it from others of its name: the device of xcnn, the way of a peer."""
+        """What distinguishes it from others of its name: the device of xcnn, the way of a peer."""
         return self.way or self.device
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Whether it measures the hardware."""
+        return self.name in YARDSTICKS[kind(self.device)]
 
     @contextlib.contextmanager
     def opened(self, case: Case) -> Iterator[Step]:
-        """Make ready; the first step is still cold."""
+        """Yield the step. Its first call is cold."""
         with entered(self.device), self._module().opened(case, self.device, self.way) as step:
             yield step
 
     def work(self) -> int:
-        """Say how much a step of a yardstick does."""
+        """Return the amount of work of a yardstick's step."""
         return int(self._module().work(self.device))
 
     def _module(self) -> Any:

@@ -1,4 +1,4 @@
-"""The yardstick of memory: copies of a large array from one place of a device to another."""
+"""The yardstick of memory: copies of a large array within a device."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from xcnn.devices import device as open_device
 __all__ = ["BYTES", "COPIES", "opened", "work"]
 
 BYTES = 2**28
-"""Size of the array: more than caches hold."""
+"""Size of the array: larger than caches."""
 
 COPIES = 16
-"""In a step, so that to wait for its end takes no share worth mentioning."""
+"""Copies per step, so many that waiting for the last takes a negligible share."""
 
 
 def work(device: str) -> int:
-    """Give the bytes that a step reads and writes."""
+    """Return the bytes that a step reads and writes."""
     return 2 * BYTES * COPIES
 
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Give the copies."""
+    """Yield the copies."""
     where = open_device(device)
     source = where.asarray(np.ones(BYTES // 4, np.float32))
     target = where.xp.zeros_like(source)

@@ -1,7 +1,7 @@
-"""JAX on the CPU: one jitted function for a whole step, its buffers donated, in both memory layouts."""
+"""JAX on the CPU: one jitted function for a whole step, with donated buffers, in both memory layouts."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from xcnn import nn
 from xcnn._check import integers
 from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
-from xcnn.errors import unknown
+from xcnn.errors import UsageError
 
 __all__ = ["opened"]
 
@@ -19,7 +19,7 @@ Arrays = dict[str, Any]
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Give the step of JAX in the memory layout `way`, `"NCHW"` or `"NHWC"`; its threads are the environment's."""
+    """Yield the step of JAX in a memory layout, `"NCHW"` or `"NHWC"`. The environment sets the number of threads."""
     import jax
     import jax.numpy as jnp
 
@@ -31,7 +31,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
     def loss_of(weights: Arrays, statistics: Arrays, images: Any, labels: Any) -> tuple[Any, Arrays]:
         run = _Pass(weights | statistics, way, train=True)
-        scores = jax.nn.log_softmax(run(network, "", images))
+        scores = jax.nn.log_softmax(run.forward(network, "", images))
         return -jnp.mean(scores[jnp.arange(len(labels)), labels]), statistics | run.updates
 
     def train(weights: Arrays, velocity: Arrays, statistics: Arrays, *batch: Any) -> tuple[Any, ...]:
@@ -40,7 +40,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
         return loss, {name: weights[name] - case.lr * velocity[name] for name in weights}, velocity, statistics
 
     def infer(arrays: Arrays, images: Any) -> Any:
-        return _Pass(arrays, way, train=False)(network, "", images)
+        return _Pass(arrays, way, train=False).forward(network, "", images)
 
     if case.mode == "infer":
         scores = jax.jit(infer)
@@ -60,16 +60,16 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 def _placed(array: np.ndarray, layout: str) -> Any:
-    """Give the weights of a convolution in the order of axes that fits the layout, all else as it is."""
+    """Return an array with the axes of a convolution's weights in the order that fits the layout."""
     import jax.numpy as jnp
 
     return jnp.asarray(array.transpose(2, 3, 1, 0) if layout == "NHWC" and array.ndim == 4 else array)
 
 
 class _Pass:
-    """One forward pass through a network of xcnn's in JAX's operations, while JAX traces it.
+    """A forward pass through one of the named networks in JAX's operations, for JAX to trace.
 
-    `updates` are the running statistics that come of it.
+    `updates` holds the new running statistics.
     """
 
     def __init__(self, arrays: Arrays, layout: str, train: bool) -> None:
@@ -77,95 +77,74 @@ class _Pass:
         self.updates: Arrays = {}
         self.maps = (layout.index("H"), layout.index("W"))
 
-    def __call__(self, module: Any, name: str, x: Any) -> Any:
-        if type(module) not in _LAYERS:
-            raise unknown("layer of JAX's", type(module).__name__, (kind.__name__ for kind in _LAYERS))
-        return _LAYERS[type(module)](self, module, f"{name}." if name else "", x)
+    def forward(self, m: Any, name: str, x: Any) -> Any:
+        """Return the output of a layer, whose arrays have the prefix `name`."""
+        import jax
 
-    def by_channel(self, array: Any) -> Any:
+        kind, key = type(m), f"{name}." if name else ""
+        if kind is nn.Sequential:
+            for child, layer in m.children():
+                x = self.forward(layer, key + child, x)
+            return x
+        if kind is nn.Residual:
+            ways = dict(m.children())
+            shortcut = self.forward(ways["shortcut"], key + "shortcut", x) if "shortcut" in ways else x
+            return self.forward(ways["body"], key + "body", x) + shortcut
+        if kind is nn.Conv2d:
+            return self._conv(m, key, x)
+        if kind is nn.Linear:
+            y = x @ self.arrays[key + "weight"].T
+            return y if m.bias is None else y + self.arrays[key + "bias"]
+        if kind is nn.BatchNorm2d:
+            return self._batch_norm(m, key, x)
+        if kind is nn.MaxPool2d:
+            return self._max_pool(m, x)
+        if kind is nn.GlobalAvgPool:
+            return x.mean(self.maps)
+        if kind is nn.ReLU:
+            return jax.nn.relu(x)
+        if kind is nn.Flatten:  # in the order of the linear layer's weights
+            x = x.transpose(0, 3, 1, 2) if self.layout == "NHWC" and x.ndim == 4 else x
+            return x.reshape(len(x), -1)
+        raise UsageError(f"bench: there is no {kind.__name__} for JAX")
+
+    def _conv(self, m: Any, key: str, x: Any) -> Any:
+        from jax import lax
+
+        y = lax.conv_general_dilated(
+            x,
+            self.arrays[key + "weight"],
+            integers("conv", "stride", m.stride, 2),
+            [(p, p) for p in integers("conv", "padding", m.padding, 2, 0)],
+            rhs_dilation=integers("conv", "dilation", m.dilation, 2),
+            dimension_numbers=(self.layout, "HWIO" if self.layout == "NHWC" else "OIHW", self.layout),
+            feature_group_count=m.groups,
+        )
+        return y if m.bias is None else y + self._per_channel(self.arrays[key + "bias"])
+
+    def _batch_norm(self, m: Any, key: str, x: Any) -> Any:
+        import jax.numpy as jnp
+
+        weight, bias, mean, var = (self.arrays[key + n] for n in ("weight", "bias", "running_mean", "running_var"))
+        if self.train:
+            old_mean, old_var, count = mean, var, x.size / m.num_features
+            mean, var = x.mean((0, *self.maps)), x.var((0, *self.maps))
+            self.updates[key + "running_mean"] = old_mean + m.momentum * (mean - old_mean)
+            self.updates[key + "running_var"] = old_var + m.momentum * (var * count / (count - 1) - old_var)
+        scale = weight / jnp.sqrt(var + m.eps)
+        return x * self._per_channel(scale) + self._per_channel(bias - mean * scale)
+
+    def _max_pool(self, m: Any, x: Any) -> Any:
+        from jax import lax
+
+        def per_axis(values: Any, other: Any) -> tuple[Any, ...]:
+            return tuple(values[self.maps.index(axis)] if axis in self.maps else other for axis in range(4))
+
+        size = integers("pool", "kernel_size", m.kernel_size, 2)
+        stride = size if m.stride is None else integers("pool", "stride", m.stride, 2)
+        padding = [(p, p) for p in integers("pool", "padding", m.padding, 2, 0)]
+        window = per_axis(size, 1), per_axis(stride, 1), per_axis(padding, (0, 0))
+        return lax.reduce_window(x, -np.inf, lax.max, *window)
+
+    def _per_channel(self, array: Any) -> Any:
         return array if self.layout == "NHWC" else array[:, None, None]
-
-    def on_maps(self, values: Any, other: Any) -> tuple[Any, ...]:
-        """Give a value per axis: `values` for height and width, `other` for the rest."""
-        return tuple(values[self.maps.index(axis)] if axis in self.maps else other for axis in range(4))
-
-
-def _sequential(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    for key, child in m.children():
-        x = run(child, name + key, x)
-    return x
-
-
-def _residual(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    ways = dict(m.children())
-    shortcut = run(ways["shortcut"], name + "shortcut", x) if "shortcut" in ways else x
-    return run(ways["body"], name + "body", x) + shortcut
-
-
-def _conv(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    from jax import lax
-
-    y = lax.conv_general_dilated(
-        x,
-        run.arrays[name + "weight"],
-        integers("conv", "stride", m.stride, 2),
-        [(p, p) for p in integers("conv", "padding", m.padding, 2, 0)],
-        rhs_dilation=integers("conv", "dilation", m.dilation, 2),
-        dimension_numbers=(run.layout, "HWIO" if run.layout == "NHWC" else "OIHW", run.layout),
-        feature_group_count=m.groups,
-    )
-    return y if m.bias is None else y + run.by_channel(run.arrays[name + "bias"])
-
-
-def _linear(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    y = x @ run.arrays[name + "weight"].T
-    return y if m.bias is None else y + run.arrays[name + "bias"]
-
-
-def _batch_norm(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    import jax.numpy as jnp
-
-    weight, bias, mean, var = (run.arrays[name + key] for key in ("weight", "bias", "running_mean", "running_var"))
-    if run.train:
-        old_mean, old_var, count = mean, var, x.size / m.num_features
-        mean, var = jnp.mean(x, (0, *run.maps)), jnp.var(x, (0, *run.maps))
-        run.updates[name + "running_mean"] = old_mean + m.momentum * (mean - old_mean)
-        run.updates[name + "running_var"] = old_var + m.momentum * (var * count / (count - 1) - old_var)
-    scale = weight / jnp.sqrt(var + m.eps)
-    return x * run.by_channel(scale) + run.by_channel(bias - mean * scale)
-
-
-def _max_pool(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    from jax import lax
-
-    size = integers("pool", "kernel_size", m.kernel_size, 2)
-    stride = size if m.stride is None else integers("pool", "stride", m.stride, 2)
-    padding = [(p, p) for p in integers("pool", "padding", m.padding, 2, 0)]
-    window = run.on_maps(size, 1), run.on_maps(stride, 1), run.on_maps(padding, (0, 0))
-    return lax.reduce_window(x, -np.inf, lax.max, *window)
-
-
-def _relu(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    import jax
-
-    return jax.nn.relu(x)
-
-
-def _flatten(run: _Pass, m: Any, name: str, x: Any) -> Any:
-    if run.layout == "NHWC" and x.ndim == 4:  # the linear layer's weights know the other order
-        x = x.transpose(0, 3, 1, 2)
-    return x.reshape(len(x), -1)
-
-
-_LAYERS: dict[type[nn.Module], Callable[[_Pass, Any, str, Any], Any]] = {
-    nn.Sequential: _sequential,
-    nn.Residual: _residual,
-    nn.Conv2d: _conv,
-    nn.Linear: _linear,
-    nn.BatchNorm2d: _batch_norm,
-    nn.MaxPool2d: _max_pool,
-    nn.GlobalAvgPool: lambda run, m, name, x: x.mean(run.maps),
-    nn.Flatten: _flatten,
-    nn.ReLU: _relu,
-}
-"""What computes each of our layers that the named networks use, with the options that they use."""

@@ -13,18 +13,20 @@ from xcnn.devices import device as open_device
 __all__ = ["SIZES", "opened", "work"]
 
 SIZES = {"cpu": 1536, "cuda": 8192}
-"""Rows and columns of both, by the kind of hardware: enough to keep all of it at work."""
+"""Rows and columns of the matrices by kind of hardware, large enough to keep all of it busy."""
 
 
 def work(device: str) -> int:
-    """Give the floating-point operations of a step."""
+    """Return the floating-point operations of a step."""
     return int(2 * SIZES[kind(device)] ** 3)
 
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Give the product; its threads are the environment's."""
+    """Yield the product. The environment sets the number of threads."""
     where, size = open_device(device), SIZES[kind(device)]
     a, b = map(where.asarray, np.random.default_rng(0).random((2, size, size), np.float32))
-    target = {"out": np.empty_like(a)} if where.name == CPU else {}  # a GPU's pool has the last product's memory
+    target = (
+        {"out": np.empty_like(a)} if where.name == CPU else {}
+    )  # a GPU's pool reuses the memory of the last product
     yield lambda: float(where.xp.matmul(a, b, **target)[0, 0])

@@ -1,4 +1,4 @@
-"""PyTorch: the modules of the same names, fused SGD (its fastest), both memory formats, eager, compiled or captured."""
+"""PyTorch: modules of the same names, fused SGD (the fastest), both memory formats, eager, compiled or captured."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ __all__ = ["opened"]
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Give the step of PyTorch on a device in one of the ways of `PEERS`: a memory format, then how it is run."""
+    """Yield the step of PyTorch on a device, in a way of `PEERS`."""
     import torch
 
     where = open_device(device).handle
     threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
     layout, _, how = way.partition(" ")
     torch.set_num_threads(1 if how == "1 thread" else case.threads)
-    torch.backends.cudnn.benchmark = True  # shapes stay, so that it is worth while to try cuDNN's algorithms
+    torch.backends.cudnn.benchmark = True  # shapes do not change, so trying cuDNN's algorithms pays
     try:
         yield _stepper(case, where, layout, _MODES.get(how))
     finally:
@@ -31,7 +31,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
-"""The mode of `torch.compile` by the way: the second captures CUDA graphs, for networks that launches decide about."""
+"""The mode of `torch.compile` by way. The second captures CUDA graphs, for networks bound by launches."""
 
 
 def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
@@ -68,14 +68,14 @@ Table = dict[type[nn.Module], Callable[[Any], Any]]
 
 
 def _converted(module: Any, table: Table) -> Any:
-    """Make PyTorch's module for one of xcnn's."""
+    """Return PyTorch's module for one of xcnn's."""
     if type(module) not in table:
         raise unknown("layer of PyTorch's", type(module).__name__, (kind.__name__ for kind in table))
     return table[type(module)](module)
 
 
 def _modules() -> Table:
-    """Give what makes PyTorch's module from each of ours that the named networks use."""
+    """Return what makes PyTorch's module from each layer of xcnn that the named networks use."""
     import torch
     from torch import nn as t
 

@@ -1,4 +1,4 @@
-"""xcnn itself, as its users run it: `Trainer.step`, and what `evaluate` and `predict` do with a batch."""
+"""xcnn as users run it: `Trainer.step` for training, and the forward pass of `evaluate` and `predict`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ __all__ = ["opened", "ready", "stepper"]
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Give the step of xcnn on a device, in its one way."""
+    """Yield the step of xcnn on a device. There is one way only."""
     with ready(case, device) as training:
         yield stepper(case, training)
 
 
 @contextlib.contextmanager
 def ready(case: Case, device: str) -> Iterator[Trainer]:
-    """Give a trainer on a device, which is active, threads set as in `fit`."""
+    """Yield a trainer on an active device, with threads set as in `fit`."""
     model = case.network()
     training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=open_device(device))
-    kernels(training.device.xp)  # as a peer's library is: imported, its code not yet loaded
+    kernels(training.device.xp)  # imports the kernels, as a peer's library is imported, and compiles nothing yet
     threads = get_num_threads()
     set_num_threads(case.threads)
     try:
@@ -38,7 +38,7 @@ def ready(case: Case, device: str) -> Iterator[Trainer]:
 
 
 def stepper(case: Case, training: Trainer) -> Step:
-    """Give the function that does one step, on a batch that lies on the device."""
+    """Return the function that runs a step on a batch on the device."""
     where, model = training.device, training.model
     x, y = (place(array, where) for array in case.arrays())
     if case.mode == "train":
