@@ -315,7 +315,7 @@ def test_means_in_json(xcnn):
         (["--models", "lenet"], "unknown model 'lenet'; did you mean 'lenet5'?"),
         (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
         (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
-        (["--against", "torch,jax", "--ways", "NHW"], "unknown way 'NHW'; did you mean 'NHWC'?"),
+        (["--against", "torch", "--ways", "channel_last"], "unknown way 'channel_last'; did you mean 'channels_last'?"),
         (["--ways", "NCHW"], "ways takes the ways of libraries to compare with; name one in against"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
         (["--batch-sizes", "1,many"], "--batch-sizes takes integers with commas between, got '1,many'"),

@@ -18,7 +18,6 @@ from xcnn.cli import main
 from xcnn.compare.budget import errors, reference
 from xcnn.compare.op import call_op
 from xcnn.compare.scales import each
-from xcnn.compare.speed import measure
 from xcnn.compare.steps import PARTING
 from xcnn.devices import device
 from xcnn.errors import UsageError
@@ -303,13 +302,18 @@ def test_batches_go_round_and_name_what_they_do_not_know() -> None:
         compare.batches("digits", "lenet", 8, 1)
 
 
-def test_speed_is_measured_here_or_in_a_process_of_its_own() -> None:
-    speed = measure("cpu", "vgg_small", (1, 16, 16), 10, 32, 2, "float32")
-    assert speed.warm > 0
+def test_speed_is_measured_in_a_process_of_its_own() -> None:
+    case = compare.Case("vgg_small", 32, "train", 1, images=(1, 16, 16), classes=7, dtype="float64")
+    assert case.arrays()[0].shape == (32, 1, 16, 16)
+    assert case.arrays()[0].dtype == case.network().parameters()[0].data.dtype == "float64"
+    assert case.arrays()[1].max() == 6
+    speed = compare.speed(case, "cpu", 2)
+    assert speed.first > 0
+    assert len(speed.rounds) == 2
     assert speed.memory is None or speed.memory >= 0
-    assert speed.images_per_second == pytest.approx(32 / speed.warm)
-    with pytest.raises(compare.SpeedError, match=r"measuring the speed of cdua failed: .*unknown device"):
-        compare.speed("cdua", "report", (1, 8, 8), 10, 4, 1, "float32")
+    assert speed.images_per_second == pytest.approx(32 / speed.seconds)
+    with pytest.raises(compare.SpeedError, match=r"xcnn cdua fails at vgg_small, batch 32, train: .*unknown device"):
+        compare.speed(case, "cdua", 1)
 
 
 def test_the_picture_shows_every_device(tmp_path) -> None:

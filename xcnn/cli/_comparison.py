@@ -75,24 +75,26 @@ def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
     print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})")
 
 
-def report_speed(speeds: dict[str, room.Speed], dtype: str, as_json: bool) -> None:
+def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> None:
+    """Print the speed of a training step on each device: JSON lines, or a table."""
     if as_json:
-        for name, speed in speeds.items():
-            print_json({"kind": "speed", "device": name, "dtype": dtype, **dataclasses.asdict(speed)})
+        for name, one in timings.items():
+            times = {"cold": one.first, "warm": one.seconds, "images_per_second": one.images_per_second}
+            print_json({"kind": "speed", "device": name, "dtype": dtype, **times, "memory": one.memory})
         return
     rows = [
         (
             name,
-            f"{1e3 * s.cold:.1f} ms",
-            f"{1e3 * s.warm:.1f} ms",
-            f"{s.images_per_second:,.0f}",
-            "-" if s.memory is None else f"{s.memory / 2**20:.1f} MiB",
+            f"{1e3 * one.first:.1f} ms",
+            f"{1e3 * one.seconds:.1f} ms",
+            f"{one.images_per_second:,.0f}",
+            "-" if one.memory is None else f"{one.memory / 2**20:.1f} MiB",
         )
-        for name, s in speeds.items()
+        for name, one in timings.items()
     ]
     title = (
         f"\n{dtype}: a training step, cold (the first) and warm (the median of the later ones), a process per device;\n"
-        "memory: how far the process grew while training, at its peak"
+        "memory: growth of the process, on a GPU of its library's pool, since before the first step"
     )
     columns = ("cold", "warm", "images/s", "memory")
     print_table("device", *columns, rows=rows, right=" ".join(columns), title=title)

@@ -20,6 +20,7 @@ from xcnn.devices import Device, device
 from xcnn.devices import devices as try_devices
 from xcnn.errors import UsageError, unknown
 from xcnn.ops._op import OPS
+from xcnn.threads import get_num_threads
 
 __all__ = ["compare"]
 
@@ -177,7 +178,11 @@ def _compare_network(
         parted += apart
         for one in opened:
             note(f"speed of {one.name}")
-            speeds[one.name] = room.speed(one.name, network.name, x.shape[1:], network.classes, len(x), steps, dtype)
+            _, c, h, w = x.shape
+            case = room.Case(
+                network.name, len(x), "train", get_num_threads(), images=(c, h, w), classes=network.classes, dtype=dtype
+            )
+            speeds[one.name] = room.speed(case, one.name, steps)
         report_speed(speeds, dtype, as_json)
     return findings, parted
 

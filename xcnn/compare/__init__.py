@@ -3,7 +3,7 @@
 `bench` compares speed and memory with other libraries.
 """
 
-from xcnn.compare.bench import Dropped, Growth, Result, Timing, bench, contestants, growths
+from xcnn.compare.bench import Dropped, Growth, Result, Timing, bench, contestants, growths, speed
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
@@ -12,8 +12,8 @@ from xcnn.compare.gpu import CPU, describe
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors
-from xcnn.compare.speed import Speed, SpeedError, speed
 from xcnn.compare.steps import PARTING, batches, distances
+from xcnn.compare.worker import SpeedError
 from xcnn.machine import machine
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Finding",
     "Growth",
     "Result",
-    "Speed",
     "SpeedError",
     "Timing",
     "batches",

@@ -16,11 +16,10 @@ from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
-from xcnn.compare.speed import SpeedError
-from xcnn.compare.worker import Worker
+from xcnn.compare.worker import SpeedError, Worker
 from xcnn.errors import UsageError, unknown
 
-__all__ = ["SETTLE", "Dropped", "Growth", "Result", "Timing", "bench", "contestants", "growths"]
+__all__ = ["SETTLE", "Dropped", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
 
 SETTLE = 0.03
 """Seconds between two turns. Threads spin for a while after their work; they must be asleep before the next turn."""
@@ -244,7 +243,7 @@ def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped
                 if worker.contestant.name == "xcnn":
                     raise
                 first.pop(worker, None)
-                dropped[worker] = Dropped(worker.contestant, str(error).removeprefix("bench: "))
+                dropped[worker] = Dropped(worker.contestant, str(error))
         left = {worker.contestant.hardware for worker in first if worker.contestant.name in PEERS}
         for one in dropped.values():
             if one.contestant.name in PEERS and one.contestant.hardware not in left:
@@ -266,6 +265,20 @@ def _ask_alone(worker: Worker, request: str, **arguments: float) -> Any:
     answer = worker.ask(request, **arguments)
     time.sleep(SETTLE)
     return answer
+
+
+def speed(case: Case, device: str, steps: int) -> Timing:
+    """Measure xcnn alone: the first step on a device, and so many later ones.
+
+    Raises
+    ------
+    SpeedError
+        If it fails.
+    """
+    with Worker(Contestant("xcnn", device), case) as worker:
+        first = worker.ask("first")
+        rounds = tuple(worker.ask("burst", seconds=0)[0] for _ in range(steps))
+        return Timing(worker.contestant, case.batch, first, rounds, worker.ask("memory"), None)
 
 
 @dataclass(frozen=True)

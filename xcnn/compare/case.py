@@ -11,13 +11,10 @@ from xcnn import models, nn
 from xcnn.errors import UsageError, unknown
 from xcnn.nn._observe import observing
 
-__all__ = ["CLASSES", "MODES", "MOMENTUM", "Case"]
+__all__ = ["MODES", "MOMENTUM", "Case"]
 
 MODES = ("train", "infer")
 """The kinds of step."""
-
-CLASSES = 10
-"""Number of scores per image."""
 
 MOMENTUM = 0.9
 """The momentum of SGD, the optimizer of all contestants."""
@@ -36,7 +33,10 @@ class Case:
     lr : learning rate. The default is so small that the weights stay the same, and every step is as much work as the
         first: a network that has learned its only batch has no gradient left, and the momentum decays to subnormal
         numbers, which are slow on some processors.
-    size : height and width of the images; by default those of `models.MODELS`.
+    size : height and width of the images, if not those of `images`.
+    images : their shape (c, h, w); by default that of `models.MODELS`.
+    classes : number of scores per image.
+    dtype : of images, weights and arithmetic. Peers have float32 only.
 
     Raises
     ------
@@ -50,6 +50,9 @@ class Case:
     threads: int
     lr: float = 1e-9
     size: int | None = None
+    images: tuple[int, int, int] | None = None
+    classes: int = 10
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.model not in models.MODELS:
@@ -74,17 +77,17 @@ class Case:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
-        channels, height, width = models.MODELS[self.model].shape
+        channels, height, width = self.images or models.MODELS[self.model].shape
         return channels, self.size or height, self.size or width
 
     def network(self) -> nn.Module:
         """Return the network, always with the same weights."""
-        return models.build(self.model, self.shape, CLASSES)
+        return models.build(self.model, self.shape, self.classes).to("cpu", self.dtype)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the batch, always the same: images (batch, *shape), float32, and labels (batch,)."""
+        """Return the batch, always the same: images (batch, *shape) and labels (batch,)."""
         rng = np.random.default_rng(0)
-        return rng.random((self.batch, *self.shape), np.float32), rng.integers(0, CLASSES, self.batch)
+        return rng.random((self.batch, *self.shape)).astype(self.dtype), rng.integers(0, self.classes, self.batch)
 
     def flops(self) -> dict[str, int]:
         """Return the floating-point operations of a step per layer.
@@ -125,7 +128,7 @@ class Case:
 
         network = self.network()
         with observing(network, observer):
-            network(np.zeros((1, *self.shape), np.float32))
+            network(np.zeros((1, *self.shape), self.dtype))
         if self.mode == "infer":
             return 4 * sum(x + y + p for x, y, p in sizes)
         first, _, weights = sizes[0]

@@ -21,10 +21,10 @@ from xcnn.compare.gpu import CPU
 from xcnn.compare.launches import launches
 from xcnn.compare.meter import meter
 from xcnn.compare.profile import profile
-from xcnn.compare.speed import SpeedError
+from xcnn.errors import XcnnError
 from xcnn.machine import waited
 
-__all__ = ["COMMAND", "PATIENCE", "THREADS", "Worker", "main"]
+__all__ = ["COMMAND", "PATIENCE", "THREADS", "SpeedError", "Worker", "main"]
 
 COMMAND = "from xcnn.compare.worker import main; main()"
 """The Python code that the process runs."""
@@ -40,6 +40,10 @@ THREADS = (
     "NPROC",  # XLA's
 )
 """The environment variables from which libraries take their number of threads on import."""
+
+
+class SpeedError(XcnnError):
+    """Raised when a measurement fails."""
 
 
 class Worker:
@@ -98,7 +102,7 @@ class Worker:
         if line:
             return json.loads(line)
         why = f"no answer in {PATIENCE:g} seconds" if late else self._last_words()
-        raise SpeedError(f"bench: {self.contestant} fails at {self.case}: {why}")
+        raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
 
     def _last_words(self) -> str:
         code = self.process.wait()
