@@ -38,6 +38,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A JAX with CUDA otherwise opens every GPU, and reserves most of its memory, on behalf of `jax.devices("cpu")`.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# PyTorch's idle threads otherwise spin: on a busy machine its small networks take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def _as_it_is(array: Array) -> Array:
     return array
