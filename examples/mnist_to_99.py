@@ -25,8 +25,9 @@ import numpy as np
 
 from xcnn import data, models, nn, optim
 from xcnn.errors import XcnnError
+from xcnn.runs import Config
 from xcnn.threads import get_num_threads, one_blas_thread
-from xcnn.training import Config, Trainer
+from xcnn.training import Trainer
 
 __all__ = ["LAYOUTS", "LIBRARIES", "RECOMMENDED", "TARGET", "Learner", "main", "run"]
 

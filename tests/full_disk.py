@@ -25,8 +25,8 @@ from kill_runs import ended, fork, result
 
 from xcnn import optim
 from xcnn.cli import main as xcnn
+from xcnn.runs import Checkpoints
 from xcnn.threads import set_num_threads
-from xcnn.training import Checkpoints
 
 FLAGS = "--model report --epochs 3 --validation 0.2 --checkpoint-every 5steps"
 OTHERS = {

@@ -13,11 +13,11 @@ import numpy as np
 from resumable import make_trainer
 from safetensors.numpy import load, save
 
-from xcnn import models, training
+from xcnn import models, runs
 from xcnn.cli import app
 from xcnn.errors import UsageError
-from xcnn.training import Checkpoint, Checkpoints, Config, load_checkpoint, save_checkpoint
-from xcnn.training.config import check
+from xcnn.runs import Checkpoint, Checkpoints, Config, load_checkpoint, save_checkpoint
+from xcnn.runs.settings import check
 
 __all__ = [
     "make_entry",
@@ -124,7 +124,7 @@ def make_settings(suffix: str, folder: Path) -> Path:
 
 def read_settings(path: Path) -> object:
     """Read settings as `xcnn train --config` does, up to where it would load the data."""
-    training.read_settings(path)  # the command does this, too, but takes longer to get there
+    runs.read_settings(path)  # the command does this, too, but takes longer to get there
     try:
         _, bound, _ = app.parse_args(["train", "--config", str(path)], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:

@@ -19,8 +19,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from xcnn.runs import Config, load_checkpoint, recorded_settings, train
 from xcnn.threads import set_num_threads
-from xcnn.training import Callback, Config, load_checkpoint, recorded_settings, train
+from xcnn.training import Callback
 
 CONFIG = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,

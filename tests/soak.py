@@ -16,7 +16,8 @@ import numpy as np
 
 from xcnn import Trainer, data, models, optim
 from xcnn.compare.gpu import gauge
-from xcnn.training import Callback, Checkpoints, Metrics
+from xcnn.runs import Checkpoints
+from xcnn.training import Callback, Metrics
 
 MOST = 1.02
 

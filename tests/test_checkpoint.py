@@ -8,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from xcnn import models
 from xcnn.errors import CheckpointError, UsageError, WriteError
-from xcnn.training import Checkpoint, load_checkpoint, save_checkpoint
-from xcnn.training.sealed import write_sealed
+from xcnn.runs import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.runs.sealed import write_sealed
 
 DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0.1}, {"epoch": 2})
 

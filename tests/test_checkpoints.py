@@ -13,10 +13,11 @@ from resumable import loader, make_trainer, small_digits
 
 from xcnn._files import locked, replacing
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
-from xcnn.training import Callback, Checkpoint, Checkpoints, EarlyStopping, save_checkpoint
-from xcnn.training import checkpoints as checkpoints_module
-from xcnn.training.checkpoint import read_checkpoint
-from xcnn.training.checkpoints import Interval
+from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
+from xcnn.runs import saving as checkpoints_module
+from xcnn.runs.checkpoint import read_checkpoint
+from xcnn.runs.saving import Interval
+from xcnn.training import Callback, EarlyStopping
 
 
 @pytest.fixture(scope="module")

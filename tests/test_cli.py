@@ -13,8 +13,8 @@ from PIL import Image
 
 from xcnn import data, models, optim
 from xcnn.cli import main
+from xcnn.runs import Checkpoint, save_checkpoint
 from xcnn.threads import get_num_threads, set_num_threads
-from xcnn.training import Checkpoint, save_checkpoint
 
 QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
 SMALL = ["train", "--model", "vgg_small", "--epochs", "1", "--validation", "0.9"]
@@ -391,7 +391,7 @@ def start(*argv, **options):
 
 
 def test_interrupt_during_the_test_says_where_the_weights_are(xcnn, monkeypatch):
-    from xcnn.training import run
+    from xcnn.runs import run
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xcnn.training import latest_run, read_settings
+from xcnn.runs import latest_run, read_settings
 
 
 def start(*argv: str, cwd: Path) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from xcnn._array import full, namespace_of, on_device, zeros
 from xcnn.compare.contestants.xcnn import ready, stepper
 from xcnn.devices import Device, free_memory, gpus, like, to_numpy
 from xcnn.errors import DeviceError
-from xcnn.training.inference import evaluate, predict
+from xcnn.training.evaluation import evaluate, predict
 from xcnn.training.losses import LOSSES
 
 

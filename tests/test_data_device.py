@@ -10,7 +10,8 @@ from conftest import LIBRARIES
 from xcnn import data, models, optim
 from xcnn.devices import Device, to_numpy
 from xcnn.errors import OutOfMemoryError, UsageError
-from xcnn.training import Callback, Config, Trainer, train
+from xcnn.runs import Config, train
+from xcnn.training import Callback, Trainer
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
 

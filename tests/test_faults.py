@@ -21,8 +21,9 @@ from xcnn.devices import Device, free_memory, out_of_memory
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.nn._weighted import undrawn
-from xcnn.training import Checkpoint, Trainer, diagnosis, load_checkpoint, save_checkpoint
-from xcnn.training.diagnosis import look
+from xcnn.runs import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.training import Trainer, divergence
+from xcnn.training.divergence import look
 
 ADVICE = "; lower the learning rate, clip the gradients, or check the data"
 
@@ -319,8 +320,8 @@ def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
     for name in ("__float__", "__bool__", "__int__"):
         old = getattr(type(strict.ones(1)), name)
         monkeypatch.setattr(type(strict.ones(1)), name, lambda self, old=old: (read.append(1), old(self))[1])
-    moved, to_host = [], diagnosis.to_numpy
-    monkeypatch.setattr(diagnosis, "to_numpy", lambda array: (moved.append(1), to_host(array))[1])
+    moved, to_host = [], divergence.to_numpy
+    monkeypatch.setattr(divergence, "to_numpy", lambda array: (moved.append(1), to_host(array))[1])
     gradients = [strict.ones(n, dtype=strict.float32, device=strict.Device("device1")) for n in (1, 2, 3)]
     assert look(0.1, 2, gradients) == (0.1, 2, True)
     assert look(0.1, 2, [*gradients, gradients[0] * np.inf])[2] is False

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from xcnn.cli import main
-from xcnn.training import Checkpoints
+from xcnn.runs import Checkpoints
 
 SCRIPT = Path(__file__).with_name("full_disk.py")
 

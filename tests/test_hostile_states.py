@@ -16,8 +16,9 @@ import pytest
 
 from xcnn import plots
 from xcnn.errors import XcnnError
-from xcnn.training import Callback, Config, train
-from xcnn.training.checkpoint import read_checkpoint, write_checkpoint
+from xcnn.runs import Config, train
+from xcnn.runs.checkpoint import read_checkpoint, write_checkpoint
+from xcnn.training import Callback
 
 COUNT = int(os.environ.get("XCNN_HOSTILE_STATES", "60"))
 

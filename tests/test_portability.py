@@ -15,7 +15,8 @@ from conftest import LIBRARIES, Backend, apart
 from xcnn import data, models, nn, ops, optim
 from xcnn.devices import Device, devices, to_numpy
 from xcnn.parameter import Parameter
-from xcnn.training import Checkpoint, Trainer, load_checkpoint, save_checkpoint
+from xcnn.runs import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.training import Trainer
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
 

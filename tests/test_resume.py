@@ -8,8 +8,8 @@ import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
 
 from xcnn.errors import CheckpointError, UsageError
+from xcnn.runs.sealed import pack, unpack
 from xcnn.training import Callback, EarlyStopping
-from xcnn.training.sealed import pack, unpack
 
 TIMES = ("seconds", "images_per_second")
 EPOCHS = 3

@@ -16,10 +16,11 @@ from PIL import Image
 
 from xcnn import optim
 from xcnn.errors import CheckpointError, UsageError, XcnnError
-from xcnn.training import Callback, Config, load_checkpoint, recorded_settings, train
-from xcnn.training.checkpoint import read_checkpoint
-from xcnn.training.config import plain
-from xcnn.training.resume import SETTINGS, differences
+from xcnn.runs import Config, load_checkpoint, recorded_settings, train
+from xcnn.runs.checkpoint import read_checkpoint
+from xcnn.runs.resume import SETTINGS, differences
+from xcnn.runs.settings import plain
+from xcnn.training import Callback
 
 CONFIG = Config(model="report", epochs=3, augment=("shift",), validation=0.2, checkpoint_every="5steps", opt="sgd")
 """18 steps an epoch."""

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from xcnn.errors import CheckpointError
-from xcnn.training.sealed import pack, read_sealed, unpack, write_sealed
+from xcnn.runs.sealed import pack, read_sealed, unpack, write_sealed
 
 TENSORS = {
     "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

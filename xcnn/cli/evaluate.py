@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn.cli._console import Bar, percent, print_json, print_table, use_threads
-from xcnn.training import restore
+from xcnn.runs import restore
 
 __all__ = ["evaluate"]
 

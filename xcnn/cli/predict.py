@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from xcnn import plots
 from xcnn.cli._console import Bar, note, print_json, print_table, use_threads
 from xcnn.errors import UsageError
-from xcnn.training import Prediction, restore
+from xcnn.runs import Prediction, restore
 
 __all__ = ["predict"]
 

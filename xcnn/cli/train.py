@@ -15,8 +15,8 @@ from xcnn._dispatch import COMPILATION
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
-from xcnn.training import Config, Result, latest_run, read_settings, recorded_settings
-from xcnn.training import train as run_training
+from xcnn.runs import Config, Result, latest_run, read_settings, recorded_settings
+from xcnn.runs import train as run_training
 
 __all__ = ["Flags", "fill_in", "train"]
 

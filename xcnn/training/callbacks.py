@@ -11,7 +11,7 @@ from xcnn._files import make_folder, replacing
 from xcnn.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from xcnn.training.inference import Metrics
+    from xcnn.training.evaluation import Metrics
     from xcnn.training.trainer import Trainer
 
 __all__ = ["Callback", "EarlyStopping", "HistoryFile", "KeepBest"]

@@ -13,7 +13,7 @@ from xcnn.data import Loader, Pass
 from xcnn.errors import CheckpointError, XcnnError
 from xcnn.nn import Module
 from xcnn.training.callbacks import Callback
-from xcnn.training.inference import Batch, Metrics
+from xcnn.training.evaluation import Batch, Metrics
 
 __all__ = ["Epoch", "Resumable"]
 

@@ -17,10 +17,10 @@ from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
-from xcnn.training.diagnosis import divergence, look, memory_error, ran_out, remember
-from xcnn.training.inference import Batch, Data, Metrics, batches, correct, evaluate, place, predict
-from xcnn.training.interrupt import delayed_signals
+from xcnn.training.divergence import divergence, look, memory_error, ran_out, remember
+from xcnn.training.evaluation import Batch, Data, Metrics, batches, correct, evaluate, place, predict
 from xcnn.training.losses import Loss, loss_named
+from xcnn.training.signals import delayed_signals
 from xcnn.training.state import Epoch, Resumable
 
 __all__ = ["Trainer"]

@@ -16,8 +16,8 @@ from xcnn._files import locked, make_folder, replacing, sweep
 from xcnn.errors import CheckpointError, UsageError, WriteError, unknown
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback
-from xcnn.training.checkpoint import Checkpoint, read_checkpoint, require_finite, write_checkpoint
-from xcnn.training.inference import Metrics
+from xcnn.runs.checkpoint import Checkpoint, read_checkpoint, require_finite, write_checkpoint
+from xcnn.training.evaluation import Metrics
 
 if TYPE_CHECKING:
     from xcnn.training.trainer import Trainer

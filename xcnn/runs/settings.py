@@ -10,7 +10,7 @@ from typing import Any
 
 from xcnn import data, models, optim
 from xcnn.errors import UsageError, XcnnError, unknown
-from xcnn.training.checkpoints import Interval
+from xcnn.runs.saving import Interval
 
 __all__ = ["Config", "check", "known_settings", "plain", "read_settings"]
 

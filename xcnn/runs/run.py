@@ -20,7 +20,7 @@ from xcnn.devices import device
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, XcnnError
 from xcnn.training._clock import clock
 from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
-from xcnn.training.checkpoint import (
+from xcnn.runs.checkpoint import (
     BEST,
     LAST,
     Checkpoint,
@@ -29,12 +29,12 @@ from xcnn.training.checkpoint import (
     require_finite,
     save_checkpoint,
 )
-from xcnn.training.checkpoints import Checkpoints, step_name
-from xcnn.training.config import Config, check, plain
-from xcnn.training.inference import Metrics, confusion_matrix, evaluate
+from xcnn.runs.saving import Checkpoints, step_name
+from xcnn.runs.settings import Config, check, plain
+from xcnn.training.evaluation import Metrics, confusion_matrix, evaluate
 from xcnn.training.losses import loss_named
-from xcnn.training.resume import SETTINGS, differences, origin
-from xcnn.training.run_folder import CHECKPOINTS, CONFIG, alone_in, holds_run, make_run_folder, remove_run
+from xcnn.runs.resume import SETTINGS, differences, origin
+from xcnn.runs.folder import CHECKPOINTS, CONFIG, alone_in, holds_run, make_run_folder, remove_run
 from xcnn.training.trainer import Trainer
 
 __all__ = ["Result", "train"]

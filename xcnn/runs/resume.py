@@ -10,8 +10,8 @@ from xcnn.data import Dataset
 from xcnn.devices import Device
 from xcnn.errors import UsageError
 from xcnn.machine import machine
-from xcnn.training.checkpoint import Checkpoint
-from xcnn.training.config import Config, plain
+from xcnn.runs.checkpoint import Checkpoint
+from xcnn.runs.settings import Config, plain
 
 __all__ = ["SETTINGS", "Setting", "differences", "origin"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from xcnn._files import locked
 from xcnn.errors import UsageError, XcnnError
-from xcnn.training.checkpoint import BEST, LAST
-from xcnn.training.checkpoints import Checkpoints
-from xcnn.training.config import Config, known_settings, read_settings
+from xcnn.runs.checkpoint import BEST, LAST
+from xcnn.runs.saving import Checkpoints
+from xcnn.runs.settings import Config, known_settings, read_settings
 
 __all__ = [
     "CHECKPOINTS",

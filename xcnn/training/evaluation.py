@@ -1,37 +1,31 @@
 """Inference: a model's loss and accuracy on a data set, and what it says of single images."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xcnn._array import Array, namespace_of
-from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
-from xcnn.devices import Device, device, to_numpy
-from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unknown
+from xcnn.data import Dataset, Loader, from_arrays
+from xcnn.devices import Device, to_numpy
+from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
-from xcnn.training.checkpoint import Checkpoint, load_checkpoint
-from xcnn.training.diagnosis import look, within_memory
-from xcnn.training.losses import LOSSES, Loss
+from xcnn.training.divergence import look, within_memory
+from xcnn.training.losses import Loss
 
 __all__ = [
     "Batch",
     "Data",
     "Metrics",
-    "Prediction",
-    "Restored",
     "batches",
     "confusion_matrix",
     "correct",
     "evaluate",
     "place",
     "predict",
-    "restore",
 ]
 
 Batch = tuple[Any, Any]
@@ -170,134 +164,3 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image.
-
-    Attributes
-    ----------
-    name : the file, or the data set with the index.
-    image : (c, h, w) float32 0..1, as the model saw it.
-    probabilities : (classes,).
-    truth : the true class, if known.
-    """
-
-    name: str
-    image: np.ndarray
-    probabilities: np.ndarray
-    truth: int | None = None
-
-
-class Restored:
-    """A trained model from a checkpoint, with the data set that it is tested on; made by `restore`.
-
-    Attributes
-    ----------
-    checkpoint : the weights and what they are of.
-    device : where the model is.
-    model : ready to use.
-    dataset : name of the data set of the test images.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, load_test: Callable[..., Dataset]) -> None:
-        self.checkpoint, self.device = checkpoint, where
-        self.dataset, self._load_test = dataset, load_test
-        self.loss = LOSSES["cross_entropy"]
-        self.model = checkpoint.build().to(where)
-
-    def test_set(self) -> Dataset:
-        """Load the test images, which must be of the shape and the classes that the model knows."""
-        shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        test = self._load_test(shape[1])
-        if test.shape != shape or len(test.classes) != len(classes):
-            raise UsageError(
-                f"the model takes {shape} images of {len(classes)} classes, "
-                f"{self.dataset} has {test.shape} images of {len(test.classes)}"
-            )
-        if self.dataset == self.checkpoint.dataset and test.classes != classes:
-            raise UsageError(
-                f"the model knows the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
-            )
-        return test
-
-    def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> tuple[Metrics, Dataset]:
-        """Test the model; `watch` is called after each batch with the number of images and the metrics so far."""
-        test = self.test_set()
-        told = None if watch is None else functools.partial(watch, len(test))
-        return evaluate(self.model, test, self.loss, self.device, watch=told), test
-
-    def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
-        """Classify image files and test images.
-
-        Raises
-        ------
-        DataError
-            For a file that is no image.
-        UsageError
-            For an index outside the test set, or nothing to classify.
-        """
-        if not files and not indices:
-            raise UsageError("nothing to predict; give image files, or --index for images of the test set")
-        names, truths = [str(path) for path in files], [None] * len(files)
-        images = [to_float(read_image(path, self.checkpoint.shape)[None])[0] for path in files]
-        if indices:
-            test = self.test_set()
-            for index in indices:
-                if not 0 <= index < len(test):
-                    raise UsageError(f"--index takes 0 .. {len(test) - 1} (test images of {test.name}), got {index}")
-            names += [f"{self.dataset}-{index}" for index in indices]
-            images += list(to_float(test.images[list(indices)]))
-            truths += test.labels[list(indices)].tolist()
-        stack = np.stack(images)
-        results = predict(self.model, stack, self.loss, self.device)
-        return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
-
-
-def restore(
-    path: Path,
-    where: str | Device = "cpu",
-    *,
-    model: str | None = None,
-    dataset: str | None = None,
-    data_dir: Path | None = None,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> Restored:
-    """Load a checkpoint for evaluation and prediction.
-
-    Parameters
-    ----------
-    path : the file.
-    where : the device.
-    model : its model; needed where the file holds plain weights, then with `dataset`, whose images the model must take.
-    dataset, data_dir : the data set to test on, in place of the one that it was trained on.
-    progress : told of a download; see `data.load`.
-
-    Raises
-    ------
-    XcnnError
-        For a file that is no checkpoint or does not fit, an unknown name, a device that cannot be used.
-    """
-    if dataset is not None and dataset not in DATASETS:
-        raise unknown("data set", dataset, DATASETS)
-    opened = device(where)
-
-    def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
-        options = {"size": size} if chosen == "folder" and size is not None else {}
-        return load(chosen, folder, progress=progress, **options)[1]
-
-    def describe() -> dict[str, Any]:
-        if dataset is None:
-            raise UsageError(f"{path} holds weights but does not say of what images; name a data set with --dataset")
-        test = load_test(dataset, data_dir)
-        return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
-
-    checkpoint = load_checkpoint(path, model, describe)
-    chosen = dataset or checkpoint.dataset
-    recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
-    folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
-    try:
-        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None

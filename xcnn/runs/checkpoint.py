@@ -15,7 +15,7 @@ import numpy as np
 from xcnn import models
 from xcnn.errors import CheckpointError, DivergedError, UsageError
 from xcnn.nn import Module
-from xcnn.training.sealed import Sealed, pack, read_sealed, unpack, write_sealed
+from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 
 __all__ = [
     "BEST",
