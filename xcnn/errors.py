@@ -22,7 +22,12 @@ __all__ = [
     "unknown",
 ]
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Control characters, line ends, what reorders or hides the text around it, and what is not Unicode. The two joiners
+# (U+200C, U+200D) stay: Persian words and emoji are spelled with them.
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]"
+)
 
 
 class XcnnError(Exception):
@@ -37,9 +42,18 @@ class XcnnError(Exception):
 
 
 class UsageError(XcnnError, ValueError):
-    """An argument that has no meaning: an unknown name, a number out of range, options that contradict each other."""
+    """An argument that has no meaning: an unknown name, a number out of range, options that contradict each other.
+
+    Attributes
+    ----------
+    setting : name of the setting of a run that is wrong, such as `batch_size`, or "". The command names its flag.
+    """
 
     exit_code = 2
+
+    def __init__(self, *message: object, setting: str = "") -> None:
+        super().__init__(*message)
+        self.setting = setting
 
 
 class ShapeError(XcnnError, ValueError):
@@ -81,9 +95,10 @@ class OutOfMemoryError(XcnnError, MemoryError):
 
 
 def printable(text: str) -> str:
-    r"""Write control characters, line ends and what is no Unicode as escapes, so that text stays one harmless line.
+    r"""Return text as one harmless line: characters that a terminal obeys, or that are not Unicode, become escapes.
 
-    Names of files and classes may come from anybody, and a terminal obeys some of these characters.
+    These are control characters, line ends, and marks that reorder or hide the text around them. Names of files and
+    classes may come from anybody.
 
     >>> print(printable("cats\x1b[2J\n"))
     cats\x1b[2J\n
