@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
 
+from xcnn import data
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs.sealed import pack, unpack
 from xcnn.training import Callback, EarlyStopping
@@ -48,17 +49,18 @@ def outcome(trainer):
 
 
 def assert_same_from_every_step(make, made_batches, validation):
-    spy, alone = Spy(), make()
-    alone.fit(made_batches(), EPOCHS, validation, [EarlyStopping(patience=9), spy])
+    spy = Spy()
+    alone = make(callbacks=[EarlyStopping(patience=9), spy])
+    alone.fit(made_batches(), EPOCHS, validation)
     expected = outcome(alone)
     assert len(spy.states) == EPOCHS * 5
     for plain, arrays in spy.states:
-        trainer = make()
+        stopping = EarlyStopping(patience=9)
+        trainer = make(callbacks=[stopping, Spy()])
         trainer.load_state_dict(unpack(json.loads(plain), arrays))
         left = EPOCHS - len(trainer.history)
-        stopping = EarlyStopping(patience=9)
         if left:
-            trainer.fit(made_batches(), left, validation, [stopping, Spy()])
+            trainer.fit(made_batches(), left, validation)
             assert stopping.best is not None
             assert outcome(trainer) == expected
         assert trainer.steps == EPOCHS * 4
@@ -89,8 +91,10 @@ def test_another_device_can_go_on(digits, where):
     """Saved on the CPU, finished elsewhere: the same run but for rounding."""
     pytest.importorskip("array_api_strict")
     train, test = digits
-    spy, alone = Spy(), make_trainer("sgd")  # Adam makes steps of the bias before batch norm, whose gradient is noise
-    alone.fit(loader(train), 2, test, [spy])
+    spy = Spy()
+    # Adam makes steps of the bias before batch norm, whose gradient is noise.
+    alone = make_trainer("sgd", callbacks=[spy])
+    alone.fit(loader(train), 2, test)
     plain, arrays = spy.states[2]
     other = make_trainer("sgd", device=where)
     other.load_state_dict(unpack(json.loads(plain), arrays))
@@ -113,15 +117,15 @@ def test_random_streams_of_every_kind_go_on(digits, kind):
 
 def test_an_interrupted_fit_does_not_count_unless_its_state_is_loaded(digits):
     train, _ = digits
-    trainer, twin = make_trainer(), make_trainer()
 
     class Stop(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            if batch == 2:
+            if trainer.steps == 2:
                 raise ValueError("stop")
 
+    trainer, twin = make_trainer(callbacks=[Stop()]), make_trainer()
     with pytest.raises(ValueError, match="stop"):
-        trainer.fit(loader(train), 1, callbacks=[Stop()])
+        trainer.fit(loader(train), 1)
     assert trainer.unfinished == 2
     trainer.fit(loader(train), 1)
     for x, y in [*list(loader(train))[:2], *loader(train)]:
@@ -133,10 +137,12 @@ def test_an_interrupted_fit_does_not_count_unless_its_state_is_loaded(digits):
 def test_an_unfinished_epoch_wants_the_same_kind_of_batches(digits):
     for first, second in ((loader, batches), (batches, loader)):
         spy = Spy()
-        make_trainer().fit(first(digits[0]), 1, callbacks=[spy])
+        make_trainer(callbacks=[spy]).fit(first(digits[0]), 1)
         trainer = make_trainer()
         trainer.load_state_dict(unpack(json.loads(spy.states[1][0]), spy.states[1][1]))
-        with pytest.raises(CheckpointError, match="train must be a Loader where the state is of one"):
+        with pytest.raises(
+            CheckpointError, match=r"but the state is inside an epoch of (no|a) Loader"
+        ):
             trainer.fit(second(digits[0]), 1)
 
 
@@ -149,9 +155,9 @@ def put(state, path, value):
 
 
 def state_of(digits):
-    trainer = make_trainer("sgd", "cosine")
     spy = Spy()
-    trainer.fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss"), spy])
+    trainer = make_trainer("sgd", "cosine", callbacks=[EarlyStopping("train_loss"), spy])
+    trainer.fit(loader(digits[0]), 1)
     plain, arrays = spy.states[1]
     return unpack(json.loads(plain), arrays)
 
@@ -214,36 +220,21 @@ def test_a_state_without_a_part_is_refused(digits):
 
 
 @pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("epoch",), -1),
-        (("epoch",), "x"),
-        (("pass",), 3),
-        (("pass", "batch"), 5),
-        (("pass", "batch"), -1),
-        (("pass", "batch"), 1.5),
-        (("pass", "order"), None),
-        (("pass", "order"), np.zeros(170, np.uint8)),
-        (("pass", "order"), np.arange(169)),
-        (("pass", "order"), [1]),
-        (("pass", "rng"), {}),
-        (("pass", "rng"), 3),
-        (("settings", "seed"), 4),
-        (("settings", "batch_size"), 49),
-        (("settings", "images"), 171),
-        (("settings",), None),
-    ],
+    ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("images", 171)]
 )
-def test_a_loader_refuses_the_state_of_another(digits, path, value):
-    made = loader(digits[0])
-    begun = iter(made)
-    next(begun)
-    state = made.state_dict(begun)
-    put(state, path, value)
-    other = loader(digits[0])
-    with pytest.raises(CheckpointError, match="Loader"):
-        other.load_state_dict(state)
-    assert other.state_dict() == loader(digits[0]).state_dict()
+def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, value):
+    """What decides the batches must be as it was, until the epoch is finished."""
+    state = state_of(digits)
+    train = data.load("digits")[0][:171] if name == "images" else digits[0]
+    options = {"batch_size": 50, "seed": 3} | ({} if name == "images" else {name: value})
+    other = data.Loader(train, **options)
+    trainer = make_trainer("sgd", "cosine", callbacks=[EarlyStopping("train_loss")])
+    trainer.load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"fit: train is a Loader with .*, but the state is inside an epoch of a"):
+        trainer.fit(other)
+    put(state, ("epoch",), None)
+    trainer.load_state_dict(state)
+    trainer.fit(other)
 
 
 def test_a_callback_refuses_the_state_of_another(digits):
@@ -265,27 +256,28 @@ def test_looking_at_the_loader_meanwhile_changes_nothing(digits):
 
     class Peek(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            next(iter(trainer._batches))
+            next(iter(batches))
 
         def on_epoch_end(self, trainer, record):
-            next(iter(trainer._batches))
+            list(batches)
 
-    spy, alone = Spy(), make_trainer()
-    alone.fit(loader(digits[0]), 2, callbacks=[Peek(), spy])
+    spy, batches = Spy(), loader(digits[0])
+    alone = make_trainer(callbacks=[Peek(), spy])
+    alone.fit(batches, 2)
     for index in (1, 4):
         plain, arrays = spy.states[index]
-        trainer = make_trainer()
+        trainer, batches = make_trainer(callbacks=[Peek(), Spy()]), loader(digits[0])
         trainer.load_state_dict(unpack(json.loads(plain), arrays))
-        trainer.fit(loader(digits[0]), until=2, callbacks=[Peek(), Spy()])
+        trainer.fit(batches, until=2)
         assert outcome(trainer) == outcome(alone)
 
 
-def test_a_state_is_whole_before_it_is_handed_out(digits):
-    """Saving right after restoring must not lose what the next `fit` will hand to loader and callbacks."""
+def test_a_state_goes_in_when_it_is_loaded(digits):
+    """Saving right after loading gives the same state."""
     spy = Spy()
-    make_trainer().fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss"), spy])
+    make_trainer(callbacks=[EarlyStopping("train_loss"), spy]).fit(loader(digits[0]), 1)
     plain, arrays = spy.states[1]
-    trainer = make_trainer()
+    trainer = make_trainer(callbacks=[EarlyStopping("train_loss"), Spy()])
     trainer.load_state_dict(unpack(json.loads(plain), arrays))
     again, more = pack(trainer.state_dict(), "state")
     assert json.loads(json.dumps(again)) == json.loads(plain)
@@ -304,20 +296,21 @@ def test_a_run_that_was_stopped_early_stays_stopped(digits):
     def stopping():
         return EarlyStopping("train_loss", patience=1, min_delta=99)
 
-    spy, first = Spy(), make_trainer()
-    first.fit(loader(digits[0]), until=9, callbacks=[stopping(), spy])
+    spy = Spy()
+    first = make_trainer(callbacks=[stopping(), spy])
+    first.fit(loader(digits[0]), until=9)
     assert len(first.history) == 2
     plain, arrays = spy.states[-1]
-    second = make_trainer()
+    second = make_trainer(callbacks=[stopping()])
     second.load_state_dict(unpack(json.loads(plain), arrays))
-    assert second.fit(loader(digits[0]), until=9, callbacks=[stopping()]) == []
+    assert second.fit(loader(digits[0]), until=9) == []
     assert second.stop_reason == first.stop_reason != ""
     assert len(second.fit(loader(digits[0]), 1)) == 1  # unless it is asked for more
 
 
 def test_the_time_of_an_epoch_is_that_of_all_its_parts(digits):
     spy = Spy()
-    make_trainer().fit(loader(digits[0]), 1, callbacks=[spy])
+    make_trainer(callbacks=[spy]).fit(loader(digits[0]), 1)
     plain, arrays = spy.states[1]
     state = unpack(json.loads(plain), arrays)
     state["epoch"]["seconds"] = 1000.0
@@ -332,26 +325,30 @@ def test_the_time_of_an_epoch_is_that_of_all_its_parts(digits):
     [
         (("callbacks", "EarlyStopping"), 3),
         (("callbacks", "EarlyStopping"), {"best": "x"}),
-        (("loader",), 3),
-        (("loader",), None),
-        (("loader", "pass"), None),
-        (("loader", "pass", "batch"), 1),
-        (("epoch", "batch"), 3),
+        (("epoch", "settings"), 3),
+        (("epoch", "settings"), None),
+        (("epoch", "settings"), {}),
+        (("epoch", "settings", "batch_size"), 1),
+        (("epoch", "batch"), 5),
     ],
 )
-def test_what_is_handed_out_is_checked(digits, path, value):
+def test_callbacks_and_the_place_in_the_epoch_are_checked(digits, path, value):
     state = state_of(digits)
     put(state, path, value)
-    trainer = make_trainer("sgd", "cosine")
-    trainer.load_state_dict(state)
+    trainer = make_trainer("sgd", "cosine", callbacks=[EarlyStopping("train_loss")])
     with pytest.raises(CheckpointError):
-        trainer.fit(loader(digits[0]), 1, callbacks=[EarlyStopping("train_loss")])
+        load_and_fit(trainer, state, digits)
+
+
+def load_and_fit(trainer, state, digits):
+    trainer.load_state_dict(state)
+    trainer.fit(loader(digits[0]), 1)
 
 
 def test_a_list_that_has_become_too_short_is_refused(digits):
     spy = Spy()
-    make_trainer().fit(batches(digits[0]), 1, callbacks=[spy])
+    make_trainer(callbacks=[spy]).fit(batches(digits[0]), 1)
     trainer = make_trainer()
     trainer.load_state_dict(unpack(json.loads(spy.states[2][0]), spy.states[2][1]))
-    with pytest.raises(CheckpointError, match="after 3 batches of the epoch, train has 2"):
+    with pytest.raises(CheckpointError, match="train has 2 batches, but the state is after 3 of the epoch"):
         trainer.fit(batches(digits[0])[:2], 1)

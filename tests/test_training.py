@@ -14,7 +14,7 @@ from xcnn import data, models, nn, ops, optim
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
-from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, loss_named
+from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, feed, loss_named
 
 
 def small_network(seed=0):
@@ -123,9 +123,9 @@ def test_compiling_kernels_is_no_training_time(monkeypatch):
 
     monkeypatch.setattr(COMPILATION, "seconds", 0.0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    trainer = Trainer(model, optim.SGD(model.parameters()))
+    trainer = Trainer(model, optim.SGD(model.parameters()), callbacks=[Compiles()])
     batches = [(np.ones((2, 1, 2, 2), np.float32), np.array([0, 1]))] * 3
-    (record,) = trainer.fit(batches, callbacks=[Compiles()])
+    (record,) = trainer.fit(batches)
     assert -3000.0 <= record["seconds"] < -2000.0
 
 
@@ -180,14 +180,15 @@ def deep_trainer(where, **options):
 
 @AWAY
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
-def test_batches_made_on_the_device_change_no_bit(backend, kind, digits):
+def test_batches_made_on_the_device_change_no_bit(backend, kind, digits, monkeypatch):
     """Training and validation end with the bits that batches from the host end with."""
     results, parts = [], digits
     if kind == "float32":
         parts = [data.Dataset(data.to_float(part.images), part.labels, part.classes, "floats") for part in parts]
-    for where in (None, backend.spec):
+    for where in ("cpu", backend.spec):
         trainer = deep_trainer(backend.spec)
-        train, test = (data.Loader(part, 50, seed=3, device=where) for part in parts)
+        train, test = (data.Loader(part.to(where), 50, seed=3) for part in parts)
+        monkeypatch.setattr(feed, "_MOST_BYTES", 0)  # `fit` moves none by itself
         trainer.fit(train, 2, validation=test)
         results.append((trainer.model.state_dict(), untimed(trainer.history), trainer.predict(test)))
     for name, value in results[0][0].items():
@@ -215,9 +216,8 @@ READS = {
 @pytest.mark.parametrize("backend", READS, indirect=True)
 def test_a_step_waits_for_the_device_once(backend, shuffle, digits, monkeypatch):
     """For the loss, whether its gradients are finite, and how many answers are right: all at once."""
-    trainer, seen, steps = deep_trainer(backend.spec), [], []
-    loader = data.Loader(digits[0], 50, shuffle=shuffle, device=backend.spec)
-    next(iter(loader))  # moves the data set
+    seen, steps = [], []
+    loader = data.Loader(digits[0].to(backend.spec), 50, shuffle=shuffle)
 
     def note(kind, name):
         method = getattr(kind, name)
@@ -233,11 +233,12 @@ def test_a_step_waits_for_the_device_once(backend, shuffle, digits, monkeypatch)
             steps.append(seen.copy())
             seen.clear()
 
+    trainer = deep_trainer(backend.spec, callbacks=[Spy()])
     kind = type(trainer.model[0].weight.data)
     for name in READS[backend.name]:
         note(kind, name)
     note(Device, "asarray")
-    trainer.fit(loader, 2, callbacks=[Spy()])
+    trainer.fit(loader, 2)
     indices = [(50,)] if shuffle else []
     assert steps == [[*indices, READS[backend.name][-1]]] * 8
 
@@ -290,7 +291,6 @@ def test_loss_options_reach_the_op():
 
 def test_nan_loss_stops_before_the_weights_are_hurt(digits):
     train, _ = digits
-    trainer = make_trainer()
     good = [(data.to_float(train.images[:8]), train.labels[:8])] * 3
     bad = (np.full((8, 1, 8, 8), np.nan, np.float32), train.labels[:8])
     seen = []
@@ -299,8 +299,9 @@ def test_nan_loss_stops_before_the_weights_are_hurt(digits):
         def on_batch_end(self, trainer, epoch, batch, metrics):
             seen.append(trainer.model.state_dict())
 
+    trainer = make_trainer(callbacks=[Spy()])
     with pytest.raises(DivergedError, match=r"epoch 1, batch 4: the loss is nan"):
-        trainer.fit([*good, bad], 1, callbacks=[Spy()])
+        trainer.fit([*good, bad], 1)
     for name, value in trainer.model.state_dict().items():
         assert value.tobytes() == seen[-1][name].tobytes()
     assert trainer.history == []
@@ -350,10 +351,9 @@ def test_wrong_pieces_are_named():
         Trainer(network, "adam")
     with pytest.raises(UsageError, match="model must be an instance of Module, got 'lenet5'"):
         Trainer("lenet5", optim.SGD(network.parameters()))
-    batch = (np.zeros((2, 1, 8, 8), np.float32), np.array([1, 2]))
     for callbacks in (EarlyStopping(), [EarlyStopping]):
         with pytest.raises(UsageError, match="callbacks must be a list of Callback objects"):
-            make_trainer().fit([batch], callbacks=callbacks)
+            make_trainer(callbacks=callbacks)
 
 
 def test_an_optimizer_of_another_model_is_refused():
@@ -373,9 +373,8 @@ def test_interrupt_falls_between_two_steps(digits):
     """Ctrl-C inside a step lets it finish: the weights are those of whole steps, and fit raises KeyboardInterrupt."""
     assert threading.current_thread() is threading.main_thread()
     train, _ = digits
-    trainer, twin = make_trainer(), make_trainer()
     batches = [(data.to_float(train.images[i : i + 8]), train.labels[i : i + 8]) for i in range(0, 64, 8)]
-    step, steps, ended = trainer.optimizer.step, [], []
+    steps, ended = [], []
 
     def interrupted_step():
         if len(steps) == 2:
@@ -387,9 +386,10 @@ def test_interrupt_falls_between_two_steps(digits):
         def on_fit_end(self, trainer):
             ended.append(True)
 
-    trainer.optimizer.step = interrupted_step
+    trainer, twin = make_trainer(callbacks=[Spy()]), make_trainer()
+    step, trainer.optimizer.step = trainer.optimizer.step, interrupted_step
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(batches, 1, callbacks=[Spy()])
+        trainer.fit(batches, 1)
     assert len(steps) == 3
     assert ended == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -429,10 +429,10 @@ def test_second_interrupt_is_immediate(digits):
 
 def test_history_files_hold_every_epoch(tmp_path, digits):
     train, test = digits
-    trainer = make_trainer()
     files = [HistoryFile(tmp_path / "history.csv"), HistoryFile(tmp_path / "history.jsonl")]
-    history = trainer.fit(train, 2, validation=test, callbacks=files)
-    history += trainer.fit(train, 1, callbacks=files)
+    trainer = make_trainer(callbacks=files)
+    history = trainer.fit(train, 2, validation=test)
+    history += trainer.fit(train, 1)
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert lines == history
     assert [line["epoch"] for line in lines] == [1, 2, 3]
@@ -460,9 +460,9 @@ def test_early_stopping_waits_for_its_patience():
 
 def test_early_stopping_ends_fit(digits):
     train, test = digits
-    trainer = make_trainer()
+    trainer = make_trainer(callbacks=[EarlyStopping(patience=2)])
     trainer.optimizer.param_groups[0]["lr"] = 0.0
-    assert len(trainer.fit(train, 10, validation=test, callbacks=[EarlyStopping(patience=2)])) == 3
+    assert len(trainer.fit(train, 10, validation=test)) == 3
     assert len(trainer.history) == 3
 
 

@@ -18,11 +18,12 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def integer(caller: str, name: str, value: Any, minimum: int = 1) -> int:
-    """Return `value` as an int if it is an integer of at least `minimum`."""
-    if not is_integer(value) or value < minimum:
-        raise UsageError(f"{caller}: {name} must be an integer of at least {minimum}, got {value!r}")
-    return int(value)
+def integer(caller: str, name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return `value` as an int if it is an integer from `minimum` to `maximum`."""
+    if is_integer(value) and value >= minimum and (maximum is None or value <= maximum):
+        return int(value)
+    wanted = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    raise UsageError(f"{caller}: {name} must be an integer {wanted}, got {value!r}")
 
 
 def integers(caller: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from xcnn.errors import UsageError, printable
+from xcnn.runs import Reporter
 from xcnn.threads import set_num_threads
-from xcnn.training import Callback, Metrics, Trainer, clock
+from xcnn.training import Metrics, Trainer, clock
 
 __all__ = [
     "Bar",
@@ -149,7 +150,7 @@ def _figures(metrics: Metrics, rate: float) -> str:
     return f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s"
 
 
-class EpochReport(Callback):
+class EpochReport(Reporter):
     """A progress bar on stderr while an epoch runs, and a line, or a JSON object on stdout, when it ends."""
 
     def __init__(self, as_json: bool) -> None:
@@ -157,7 +158,7 @@ class EpochReport(Callback):
         self.progress = _bar()
         self.bar = Bar()
 
-    def on_fit_start(self, trainer: Trainer, batches: int, epochs: int) -> None:
+    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
         """Open the bar."""
         self.batches, self.epochs = batches, epochs
         self.seen: int | None = None
@@ -199,7 +200,7 @@ class EpochReport(Callback):
         self.bar.test(images, metrics)
 
     def on_note(self, message: str) -> None:
-        """Print it."""
+        """Print the note."""
         note(message)
 
     def on_download(self, file: str, done: int, total: int | None) -> None:

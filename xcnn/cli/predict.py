@@ -59,7 +59,7 @@ def predict(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
+        raise UsageError(f"the folder {out} cannot be made: {error.strerror}", setting="out") from None
     for one, picture in zip(predictions, _pictures(out, predictions), strict=True):
         best = int(one.probabilities.argmax())
         truth = None if one.truth is None else classes[one.truth]

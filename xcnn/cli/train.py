@@ -3,7 +3,6 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from xcnn._dispatch import COMPILATION
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
-from xcnn.runs import Config, Result, latest_run, read_settings, recorded_settings
+from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
 __all__ = ["Flags", "fill_in", "train"]
@@ -25,17 +24,28 @@ def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(name for token in tokens for name in token.value.split(",") if name)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Flags(Config):
-    """The settings of a run, with their short flags."""
+_PARAMETERS = {
+    "batch_size": {"name": ["--batch-size", "-b"]},
+    "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
+}
 
-    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = Config.batch_size
-    augment: Annotated[tuple[str, ...], Parameter(converter=_names, n_tokens=1, negative=(), show_default=False)] = ()
+
+def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
+    parameter = Parameter(help=SETTINGS[row.name].help, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
+    return row.name, Annotated[row.type, parameter], dataclasses.field(default=row.default)
+
+
+Flags = Parameter(name="*")(
+    dataclasses.make_dataclass(
+        "Flags", map(_flag, dataclasses.fields(Config)), bases=(Config,), frozen=True, kw_only=True
+    )
+)
+"""The settings of a run as flags: `Config` with the help of each."""
+Flags.__module__ = __name__  # not that of `make_dataclass`, whose types Cyclopts takes for builtin ones
 
 
 def train(
-    flags: Flags | None = None,
+    flags: Flags | None = None,  # type: ignore[valid-type]
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     resume: str | None = None,
@@ -51,7 +61,7 @@ def train(
     out
         folder for the results; `runs/DATASET-MODEL-TIME` if left out.
     resume
-        folder of a run that ended early, or `latest`: go on with it, with its settings but for those given here.
+        folder of a run that ended early, or `latest`: go on with it, with its settings except those given here.
     config
         file with settings that are not given here: JSON, such as the `config.json` of a run, or TOML.
     threads
@@ -62,7 +72,7 @@ def train(
     json
         print JSON lines on stdout, one per epoch and a last one with the test figures.
     """
-    settings = Config(**dataclasses.asdict(flags or Flags()))
+    settings: Config = flags or Flags()
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
         raise UsageError(f"--deterministic: {settings.device} may round otherwise in every run; use --device cpu")
@@ -109,7 +119,9 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         raise UsageError("--config cannot be given with --resume: the run has its settings")
     if resume is not None:
         source: Path = _folder(resume)
-        arguments.match("--resume")[0].tokens[:] = [Token(keyword="--resume", value=str(source))]  # not to ask twice
+        arguments.match("--resume")[0].tokens[:] = [
+            Token(keyword="--resume", value=str(source))
+        ]  # so that `latest` is looked up once
         settings = recorded_settings(source, note)
         source /= "config.json"
     elif config is not None:
@@ -142,7 +154,7 @@ def _compiling() -> str:
 
 
 def _draw(result: Result, config: Config) -> None:
-    """Add the pictures to the folder; a run without them is still a run."""
+    """Add the pictures to the folder; without Matplotlib there are none."""
     title = f"{config.model} on {config.dataset}"
     try:
         if result.history:

@@ -1,22 +1,21 @@
-"""Data sets and augmentation on the host in NumPy arrays, and batches on any device.
+"""Data sets, augmentation, and batches.
 
-`load("digits")` gives (train, test) data sets, `from_arrays` makes one of your own arrays, `Loader` gives one in
-batches, on a device from a copy that stays there. The names that `load` knows are in `catalog.py`; the functions that
-distort images are in `augment.py`.
+`load("digits")` returns (train, test) data sets, `from_arrays` makes one of your own arrays, `Dataset.to` moves one to
+a device, and `Loader` iterates over one in batches, where it is. The names that `load` knows are in `catalog.py`; the
+functions that distort images are in `augment.py`.
 """
 
 from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
 from xcnn.data.catalog import DATASETS, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
 from xcnn.data.folder import read_image
-from xcnn.data.loader import Loader, Pass
+from xcnn.data.loader import Loader
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
     "Loader",
-    "Pass",
     "crop",
     "cutout",
     "flip",

@@ -1,16 +1,19 @@
-"""What a data set is in xcnn: images, labels and class names that fit together, checked once."""
+"""`Dataset`: images, labels and class names that fit together, checked once, on the host or on a device."""
 
+import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_kind, namespace_of
-from xcnn.devices import on_host
-from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
+from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
+from xcnn.devices import device as open_device
+from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError
 
 __all__ = ["Dataset", "from_arrays", "split", "to_float"]
 
@@ -27,15 +30,16 @@ class Dataset:
 
     Parameters
     ----------
-    images : (N, C, H, W), uint8 0..255, which networks see as 0..1; or float32, any finite values, taken as they are.
-    labels : (N,), int64, each in 0..len(classes)-1.
+    images : (N, C, H, W), NumPy array of uint8 0..255, which networks see as 0..1; or of float32, any finite values,
+        which networks see as they are.
+    labels : (N,), NumPy array of int64, each in 0..len(classes)-1.
     classes : the name of each class.
     name : what error messages and tables call it.
 
     Raises
     ------
     DataError, DtypeError, ShapeError
-        For arrays that are not as above, or hold no image at all.
+        If the arrays are not as above, or hold no image at all.
 
     Examples
     --------
@@ -48,6 +52,7 @@ class Dataset:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     name: str
+    _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on what it returns
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -66,8 +71,7 @@ class Dataset:
             raise ShapeError(
                 f"{self.name}: labels must be (N,), one per image, got {labels.shape} for {len(images)} images"
             )
-        if len(images) == 0:
-            raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
+        self._check_filled()
         first, last = int(labels.min()), int(labels.max())
         if first < 0 or last >= len(self.classes):
             raise DataError(
@@ -79,8 +83,12 @@ class Dataset:
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise DataError(f"{self.name}: float images must be finite (no NaN), got {low} to {high}")
 
+    def _check_filled(self) -> None:
+        if len(self) == 0:
+            raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
+
     def __len__(self) -> int:
-        return len(self.images)
+        return int(self.images.shape[0])
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
@@ -91,7 +99,63 @@ class Dataset:
             raise UsageError(
                 f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]"
             )
-        return Dataset(self.images[index], self.labels[index], self.classes, self.name)
+        if self._device is None:
+            return Dataset(self.images[index], self.labels[index], self.classes, self.name)
+        chosen = self._with(*self.gather(np.arange(len(self))[index]), self._device)
+        chosen._check_filled()
+        return chosen
+
+    @property
+    def device(self) -> Device:
+        """Where the arrays are: the CPU, or the device of `to`."""
+        return self._device or _host()
+
+    def gather(self, places: slice | npt.NDArray[Any]) -> tuple[Array, Array]:
+        """Return images and labels as new arrays in their own dtypes, where the data set is.
+
+        Parameters
+        ----------
+        places : indices from 0, or a slice `start:stop` inside the data set. On a device these are all that is moved.
+        """
+        xp = self.device.xp
+        with self.device.active():
+            if isinstance(places, slice):  # which alone may share memory
+                images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.images, self.labels))
+                return images, labels
+            index = places if xp is np else self.device.asarray(places)
+            return xp.take(self.images, index, axis=0), xp.take(self.labels, index, axis=0)
+
+    def to(self, device: str | Device) -> "Dataset":
+        """Return the data set with its arrays on a device, in the dtype that they have (mostly uint8).
+
+        Raises
+        ------
+        OutOfMemoryError
+            If the device has no room for them.
+        DeviceError, UsageError
+            If the device cannot be used here, or there is none of that name.
+        """
+        where = open_device(device)
+        if where == self.device:
+            return self
+        try:
+            images, labels = (a if on_host(a) else to_numpy(a) for a in (self.images, self.labels))
+            if where.xp is np:
+                return self._with(images, labels, None)
+            images, labels = where.asarray(images), where.asarray(labels)
+            return self._with(images, labels, where)
+        except Exception as error:
+            if not out_of_memory(error, where):
+                raise
+        free_memory(where)  # out here nothing holds the exception any more, nor the arrays in its traceback
+        raise OutOfMemoryError(f"{self.name}: {len(self)} images do not fit into the memory of {where.name}")
+
+    def _with(self, images: Array, labels: Array, where: Device | None) -> "Dataset":
+        """Return a data set of arrays that are known to be right."""
+        made = copy.copy(self)
+        for name, value in (("images", images), ("labels", labels), ("_device", where)):
+            object.__setattr__(made, name, value)
+        return made
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -100,16 +164,21 @@ class Dataset:
         return c, h, w
 
 
+@functools.cache
+def _host() -> Device:
+    return open_device("cpu")
+
+
 def from_arrays(
     images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
 ) -> Dataset:
-    """Make a data set of your own arrays.
+    """Return a data set of your own arrays.
 
     Parameters
     ----------
     images : (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, or floating point (becomes float32), finite and
-        scaled already. Floats from 0 or more to more than 16 are refused: pixels that somebody forgot to divide by 255.
-        If they are meant, make a `Dataset` of them.
+        scaled already. Non-negative floats that exceed 16 are refused, as they look like pixels that were not divided
+        by 255; if they are meant, construct a `Dataset` directly.
     labels : (N,), integers 0, 1, 2, ...
     classes : the name of each class; by default the numbers up to the largest label.
     name : what error messages and tables call the data set.
@@ -192,7 +261,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
 
 def to_float(images: Array) -> Array:
-    """Give images as networks take them, float32: uint8 is divided by 255, floating point keeps its values.
+    """Return images as networks take them, float32: uint8 is divided by 255, floating point keeps its values.
 
     The bits are the same for arrays of every library.
 

@@ -1,10 +1,11 @@
-"""Checkpoints: a model's weights with what it takes to build the model again, in one sealed safetensors file.
+"""Checkpoint files: a model's weights with what is needed to build the model again, in one sealed safetensors file.
 
 The tensors are the model's `state_dict()` under PyTorch's keys, so any reader of safetensors can use them. A checkpoint
-that a run can go on from has the state of its trainer beside them, in tensors whose names open with `xcnn:`.
+that a run can go on from has the state of its trainer beside them, in tensors whose names begin with `xcnn:`.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,25 +20,32 @@ from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 
 __all__ = [
     "BEST",
-    "LAST",
+    "CHECKPOINTS",
     "Checkpoint",
+    "find_newest",
     "load_checkpoint",
     "read_checkpoint",
     "require_finite",
     "save_checkpoint",
+    "step_files",
+    "step_path",
     "write_checkpoint",
 ]
 
-BEST, LAST = "best.safetensors", "last.safetensors"
-"""The weights for use in the folder of a run."""
+BEST = "best.safetensors"
+"""The best weights, in the folder of a run."""
 
-_FORMAT = 2
+CHECKPOINTS = "checkpoints"
+"""The folder of what a run goes on from, in the folder of the run: `step-NUMBER.safetensors`, after so many steps."""
+
+_STEP = re.compile(r"step-(\d{8,12})\.safetensors")
+_FORMAT = 3
 _TRAINING = "xcnn:"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes
     ----------
@@ -47,9 +55,9 @@ class Checkpoint:
     dataset : the name of the data set it was trained on.
     config : the settings of the run.
     metrics : the record of the epoch it is from.
-    origin : what it was computed with, and from which images; see `resume.origin`.
+    origin : what it was computed with, and from which images; see `xcnn.runs.resume.origin`.
     state : the weights, host arrays by name.
-    training : what else `Trainer.state_dict()` gives; None where there are weights alone.
+    training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds weights alone.
     """
 
     model: str = ""
@@ -68,9 +76,9 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Where the weights do not fit the model.
+            If the weights do not fit the model.
         """
-        # Nothing is allocated for what the file only says of itself: the shapes of its arrays are compared first.
+        # Nothing is allocated for what the file only claims: the shapes of its arrays are compared first.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
         module.load_state_dict(self.state)
         return module
@@ -92,19 +100,22 @@ def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> 
     Raises
     ------
     WriteError
-        Where the file cannot be written.
+        If the file cannot be written.
     """
     path = Path(path)
     write_checkpoint(path, dataclasses.replace(checkpoint, state=model.state_dict()))
     return path
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint as `save_checkpoint` does, with the weights in its `state`; return the SHA-256 of the seal."""
-    training, arrays = pack(checkpoint.training, f"{_TRAINING}training")
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as `save_checkpoint` does, with the weights in its `state`."""
+    if problem := _impossible(checkpoint.shape, checkpoint.classes):
+        raise UsageError(f"a checkpoint cannot be written: {problem}")
+    beside = checkpoint.training and {k: part for k, part in checkpoint.training.items() if k != "weights"}
+    training, arrays = pack(beside, f"{_TRAINING}training")
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
     entry = {"format": _FORMAT, **fields, "training": training}
-    return write_sealed(path, {**checkpoint.state, **arrays}, {"xcnn": entry})
+    write_sealed(path, {**checkpoint.state, **arrays}, {"xcnn": entry})
 
 
 def load_checkpoint(
@@ -114,52 +125,99 @@ def load_checkpoint(
 
     Parameters
     ----------
-    path : the file; of a run's folder, its best checkpoint, else its last.
-    model : the model's name, if you know it: it must then be the checkpoint's, and stands in for it where the file
-        holds nothing but weights.
-    describe : called for a file that holds nothing but weights; gives its `shape`, `classes` and `dataset`.
+    path : the file; or the folder of a run, for its best weights, or those of its newest checkpoint if it has no best.
+    model : the model's name, if you know it: it must then be the checkpoint's, and is needed if the file holds nothing
+        but weights.
+    describe : called if the file holds nothing but weights; returns its `shape`, `classes` and `dataset`.
 
     Raises
     ------
     CheckpointError
-        For a file that is missing, damaged, no safetensors file, or nothing but weights that nobody describes.
+        If the file is missing, damaged, no safetensors file, or nothing but weights that are not described.
     UsageError
-        For a checkpoint of another model than `model`.
+        If the checkpoint is of another model than `model`.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / (BEST if (path / BEST).exists() else LAST)
-    checkpoint = read_checkpoint(path)
+    found = None
+    if path.is_dir() and not (path / BEST).exists():
+        found = find_newest(path / CHECKPOINTS)
+    if found is not None:
+        path, checkpoint = step_path(path / CHECKPOINTS, found[0]), found[1]
+    else:
+        path = path / BEST if path.is_dir() else path
+        checkpoint = read_checkpoint(path)
     if checkpoint.model:
         if model not in (None, checkpoint.model):
             raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
         return checkpoint
     if model is None or describe is None:
-        raise CheckpointError(f"{path} holds weights but does not name its model; name it with --model")
+        raise CheckpointError(f"{path} holds weights but does not name its model; name the model")
     return dataclasses.replace(checkpoint, model=model, **describe())
 
 
-def read_checkpoint(path: Path, sha256: str | None = None) -> Checkpoint:
-    """Read a checkpoint as it is; of a plain weight file, or of a network of one's own, it says nothing of the model.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint as it is; that of a plain weight file, or of a network of your own, names no model.
 
     Raises
     ------
     CheckpointError
-        For a file that is missing, damaged or no safetensors file, or whose seal is not `sha256`.
+        If the file is missing, damaged or no safetensors file.
     """
     sealed = read_sealed(path)
-    if sha256 not in (None, sealed.sha256):
-        raise CheckpointError(f"{path} is another file than was written there")
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
 
+def step_path(folder: Path, steps: int) -> Path:
+    """Return the path of the checkpoint after so many steps."""
+    return folder / f"step-{steps:08d}.safetensors"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by the number of their steps, in order."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return dict(sorted((int(found[1]), path) for path in there if (found := _STEP.fullmatch(path.name))))
+
+
+def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: None) -> tuple[int, Checkpoint] | None:
+    """Read the newest checkpoint in a folder that is whole, after so many steps; None if there are none at all.
+
+    Parameters
+    ----------
+    folder : holds the checkpoints.
+    tell : called with a sentence for each newer checkpoint that is damaged.
+
+    Raises
+    ------
+    CheckpointError
+        If there are some, but none is whole.
+    """
+    files, reasons = step_files(folder), []
+    for steps in reversed(files):
+        path = files[steps]
+        try:
+            found = read_checkpoint(path)
+            if found.training is None:
+                raise CheckpointError(f"{path} holds weights and nothing to go on from")
+            if found.training.get("steps") != steps:
+                raise CheckpointError(f"{path} is the checkpoint of another step")
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            tell(f"{reason}; going on from {path.name}, which is older")
+        return steps, found
+    if reasons:
+        raise CheckpointError(f"none of the {len(files)} checkpoints in {folder} is whole: {reasons[0]}")
+    return None
+
+
 def require_finite(weights: Mapping[str, np.ndarray], when: str) -> None:
-    """Refuse weights that are ruined: the file from before is to stay. `when` opens the sentence.
+    """Refuse weights that are not finite, so that the file from before stays. `when` opens the sentence.
 
     Raises
     ------
     DivergedError
-        Where one is not finite.
+        If one is not finite.
     """
     for name, array in weights.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -170,8 +228,23 @@ _TYPES = {
     "model": str, "shape": list, "classes": list, "dataset": str, "config": dict, "metrics": dict, "origin": dict,
     "training": dict | None,
 }  # fmt: skip
+
+# The layers make arrays in proportion to these, whatever else is in the file.
 _MOST_PIXELS = 1 << 23
-"""No image that a checkpoint speaks of is larger: what the layers make of one must fit in memory."""
+_MOST_CLASSES = 100_000
+_MOST_LETTERS = 1 << 20
+
+
+def _impossible(shape: tuple[int, int, int], classes: tuple[str, ...]) -> str:
+    """Return what is wrong with the images and the classes of a checkpoint; empty if nothing is."""
+    c, h, w = shape
+    letters = sum(map(len, classes))
+    if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS:
+        return f"its images {c, h, w} are impossible: they may have from 1 to {_MOST_PIXELS} numbers"
+    if len(classes) > _MOST_CLASSES or letters > _MOST_LETTERS:
+        most = f"at most {_MOST_CLASSES} with {_MOST_LETTERS} characters in all are possible"
+        return f"it has {len(classes)} classes with {letters} characters; {most}"
+    return ""
 
 
 def _parse(path: Path, sealed: Sealed) -> Checkpoint:
@@ -184,11 +257,15 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
                 raise ValueError(f"its {name} is no {getattr(kind, '__name__', 'dict')}")
         c, h, w = (int(size) for size in raw.pop("shape"))
         classes = tuple(str(name) for name in raw.pop("classes"))
-        if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS or (raw["model"] and not classes):
-            raise ValueError(f"its images {c, h, w} or its {len(classes)} classes are impossible")
+        if problem := _impossible((c, h, w), classes):
+            raise ValueError(problem)
+        if raw["model"] and not classes:
+            raise ValueError("it has no classes")
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
         rest = {name: tensor for name, tensor in tensors.items() if name not in own}
         training = unpack(raw.pop("training"), rest)
+        if training is not None:
+            training["weights"] = own
         checkpoint = Checkpoint(shape=(c, h, w), classes=classes, state=own, training=training, **raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is no xcnn checkpoint: {error}") from None

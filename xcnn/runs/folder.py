@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, how it is made, held by one process, taken back, and what is found in it."""
+"""The folder of a run: which files it has, how it is made, held by one process and removed, and what is found in it."""
 
 import contextlib
 import itertools
@@ -10,13 +10,12 @@ from typing import Any
 
 from xcnn._files import locked
 from xcnn.errors import UsageError, XcnnError
-from xcnn.runs.checkpoint import BEST, LAST
-from xcnn.runs.saving import Checkpoints
+from xcnn.runs.checkpoint import BEST, CHECKPOINTS, find_newest, step_path
 from xcnn.runs.settings import Config, known_settings, read_settings
 
 __all__ = [
-    "CHECKPOINTS",
     "CONFIG",
+    "HISTORY",
     "alone_in",
     "holds_run",
     "latest_run",
@@ -25,13 +24,13 @@ __all__ = [
     "remove_run",
 ]
 
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-_FILES = (CONFIG, "history.csv", "history.jsonl", BEST, LAST)
+CONFIG, HISTORY = "config.json", ("history.csv", "history.jsonl")
+_FILES = (CONFIG, *HISTORY, BEST)
 _RUNS = Path("runs")
 
 
 def holds_run(folder: Path) -> bool:
-    """Say whether there is anything of a run in a folder."""
+    """Return whether there is anything of a run in a folder."""
     return any((folder / name).exists() for name in (*_FILES, CHECKPOINTS))
 
 
@@ -48,7 +47,7 @@ def make_run_folder(folder: Path | None, config: Config) -> Path:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder."""
+    """Keep other runs out of a folder inside a `with`."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder, f"another run is at work in {folder}; wait for it, or stop it"))
@@ -73,7 +72,7 @@ def _new_folder(name: str) -> Path:
 
 
 def remove_run(folder: Path) -> None:
-    """Take back what a run wrote before it had anything to keep."""
+    """Remove what a run wrote before it had anything to keep."""
     for name in (*_FILES, ".lock"):
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
             (folder / name).unlink(missing_ok=True)
@@ -82,30 +81,29 @@ def remove_run(folder: Path) -> None:
         folder.rmdir()
 
 
-def recorded_settings(folder: Path, tell: Callable[[str], object] | None = None) -> dict[str, Any]:
+def recorded_settings(folder: Path, tell: Callable[[str], object] = lambda message: None) -> dict[str, Any]:
     """Return the settings of the run in a folder by name, from its `config.json`, else its newest whole checkpoint.
 
-    `tell` is called with a sentence where they come from the checkpoint.
+    `tell` is called with a sentence if they come from the checkpoint.
 
     Raises
     ------
     XcnnError
-        Where there is no run, or nothing of it that can be read.
+        If there is no run, or nothing of it that can be read.
     """
     if not holds_run(folder):
-        raise UsageError(f"--resume {folder}: there is no run to go on with")
+        raise UsageError(f"there is no run in {folder} to go on with", setting="resume")
     try:
         return read_settings(folder / CONFIG)
     except UsageError:
         raise
     except XcnnError as error:
-        checkpoints = Checkpoints(folder / CHECKPOINTS)
-        found = checkpoints.find()
-        if found is None or checkpoints.newest is None:
+        found = find_newest(folder / CHECKPOINTS)
+        if found is None:
             raise
-        if tell is not None:
-            tell(f"{error}; going by the settings in {checkpoints.newest}")
-        return known_settings(found.config, checkpoints.newest)
+        source = step_path(folder / CHECKPOINTS, found[0])
+        tell(f"{error}; going by the settings in {source}")
+        return known_settings(found[1].config, source)
 
 
 def latest_run(runs: Path = _RUNS) -> Path:
@@ -114,7 +112,7 @@ def latest_run(runs: Path = _RUNS) -> Path:
     Raises
     ------
     UsageError
-        Where there is none.
+        If there is none.
     """
     times: dict[Path, int] = {}
     for config in runs.glob(f"*/{CONFIG}"):
@@ -122,5 +120,5 @@ def latest_run(runs: Path = _RUNS) -> Path:
             with contextlib.suppress(FileNotFoundError):  # a run at work has removed it
                 times[config.parent] = max(times.get(config.parent, 0), file.stat().st_mtime_ns)
     if not times:
-        raise UsageError(f"--resume latest: there is no run in {runs}/")
+        raise UsageError(f"there is no run in {runs}/", setting="resume")
     return max(times, key=lambda folder: times[folder])

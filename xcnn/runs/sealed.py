@@ -1,4 +1,4 @@
-"""Sealed files: named tensors and JSON in one safetensors file that shows when a single bit of it is not as written.
+"""Sealed files: named tensors and JSON in one safetensors file that reveals every changed bit.
 
 The metadata holds JSON texts: those of the caller; `tensors`, the SHA-256 of each tensor's bytes by name; and `sha256`,
 that of the whole file, computed with this entry's own 64 digits as zeros. Any reader of safetensors can use the file.
@@ -21,26 +21,25 @@ __all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
 _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
 _BLANK = b"0" * 64
 _OURS = {"xcnn", "tensors", "sha256"}
+_DTYPES = {"float": "F", "int": "I", "uint": "U", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a safetensors file holds.
+    """The content of a safetensors file.
 
     Attributes
     ----------
     tensors : host arrays by name.
-    entries : the parsed JSON texts of the metadata; empty for a file that something else than xcnn wrote.
-    sha256 : of the file, as above; empty for such a file.
+    entries : the parsed JSON texts of the metadata; empty for a file that was not written by xcnn.
     """
 
     tensors: dict[str, np.ndarray]
     entries: dict[str, Any]
-    sha256: str
 
 
-def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> str:
-    """Write a sealed file, whole or not at all, and return its SHA-256.
+def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> None:
+    """Write a sealed file, whole or not at all. The tensors are written as they are, without a copy of them all.
 
     Parameters
     ----------
@@ -51,30 +50,53 @@ def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping
     Raises
     ------
     WriteError
-        Where the file cannot be written.
+        If the file cannot be written.
     """
-    from safetensors.numpy import save
-
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    # The widest first, so that each begins at a multiple of its width.
+    arrays = {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))}
     metadata = {name: json.dumps(entry) for name, entry in entries.items()}
     metadata["tensors"] = json.dumps({name: _sha256(array) for name, array in arrays.items()})
     metadata["sha256"] = _BLANK.decode()
-    content = memoryview(save(arrays, metadata))
-    digits = _find_seal(content)
-    digest = hashlib.sha256(content).hexdigest()
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _dtype(array), "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(head)
+    for array in arrays.values():
+        digest.update(_bytes(array))
+    digits = _find_seal(head)
+    head = head[:digits] + digest.hexdigest().encode() + head[digits + len(_BLANK) :]
     with replacing(path) as temporary, temporary.open("wb") as file:
-        for part in (content[:digits], digest.encode(), content[digits + len(_BLANK) :]):
-            file.write(part)
-    return digest
+        file.write(head)
+        for array in arrays.values():
+            file.write(_bytes(array))
+
+
+def _dtype(array: np.ndarray) -> str:
+    """Return the name that safetensors has for the dtype of an array."""
+    if array.dtype.kind not in "biuf" or array.itemsize > 8:
+        raise UsageError(f"an array of {array.dtype} cannot be saved")
+    kind = array.dtype.name.rstrip("0123456789")
+    return _DTYPES[kind] if kind == "bool" else f"{_DTYPES[kind]}{8 * array.itemsize}"
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """Return the bytes of an array as they are in a file: in C order, the lowest first."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Read a sealed file, or any safetensors file without checking what it does not promise.
+    """Read a sealed file, or any other safetensors file, which promises nothing that could be checked.
 
     Raises
     ------
     CheckpointError
-        For a file that is missing, no whole safetensors file, or not as it was written; it names the damaged tensor.
+        If the file is missing, no whole safetensors file, or not as it was written; the message names the damaged
+        tensor.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -91,17 +113,17 @@ def read_sealed(path: Path) -> Sealed:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
     metadata = header.get("__metadata__", {})
     if not _OURS & metadata.keys():  # ours, however damaged, has one of them
-        return Sealed(tensors, {}, "")
-    digest = _check(path, content, tensors, metadata)
-    return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}, digest)
+        return Sealed(tensors, {})
+    _check(path, content, tensors, metadata)
+    return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"})
 
 
-def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     try:
         if missing := _OURS - metadata.keys():
             raise ValueError(f"its metadata have no {min(missing)}")
         written = json.loads(metadata["tensors"])
-        digits = _find_seal(memoryview(content))
+        digits = _find_seal(content)
         if written.keys() != tensors.keys():
             raise ValueError("its list of tensors is another")
         # First, as it says more than that something, somewhere is wrong.
@@ -117,20 +139,18 @@ def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata:
                 json.loads(text)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    return whole.hexdigest()
 
 
-def _find_seal(content: memoryview) -> int:
+def _find_seal(content: bytes) -> int:
     """Return where the digits of the file's own SHA-256 begin."""
-    start = 8
-    header = bytes(content[start : start + int.from_bytes(content[:start], "little")])
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     if header.count(_SEAL) != 1:
         raise ValueError("it is not sealed once")
-    return start + header.index(_SEAL) + len(_SEAL)
+    return 8 + header.index(_SEAL) + len(_SEAL)
 
 
 def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array, order="C").data).hexdigest()
+    return hashlib.sha256(_bytes(array)).hexdigest()
 
 
 _ARRAY = "$array"
@@ -142,7 +162,7 @@ def pack(tree: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
     Returns
     -------
     (plain, arrays) : the tree with each array replaced by `{"$array": name}`; the arrays by names that open with
-        `prefix` and tell their place.
+        `prefix` and give their place.
 
     >>> pack({"step": 3, "mean": np.zeros(2)}, "adam")
     ({'step': 3, 'mean': {'$array': 'adam.mean'}}, {'adam.mean': array([0., 0.])})
@@ -179,7 +199,7 @@ def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     Raises
     ------
     CheckpointError
-        Where an array is missing, used twice, or left over.
+        If an array is missing, used twice, or left over.
     """
     used: set[str] = set()
     tree = _join(plain, arrays, used)

@@ -1,138 +1,245 @@
-"""The settings of a run: what there is, what makes sense, and reading them from a file."""
+"""The settings of a run, one table: for each its default, what it is, its check, and what a resumed run may change.
+
+A row is a field of `Config`. The command's flags and their help come from it, too.
+"""
 
 import dataclasses
 import json
 import tomllib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xcnn import data, models, optim
+from xcnn._check import integer, number
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.runs.saving import Interval
 
-__all__ = ["Config", "check", "known_settings", "plain", "read_settings"]
+__all__ = ["SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
 
 _MOST_BYTES = 1 << 16
 """Of a file of settings."""
 
-_MOST = 10**9
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table, beside the name, the type and the default of the field.
+
+    Attributes
+    ----------
+    help : what it is, in a few words.
+    check : takes a name and a value; returns the value or raises a UsageError that begins with the name.
+    fixed : why it cannot change in a resumed run; empty if it can.
+    change : what it means if it changes; empty if no number depends on it.
+    """
+
+    help: str
+    check: Callable[[str, Any], Any]
+    fixed: str = ""
+    change: str = ""
+
+
+def _row(help: str, check: Callable[[str, Any], Any], fixed: str = "", change: str = "") -> dict[str, Setting]:
+    return {"setting": Setting(help, check, fixed, change)}
+
+
+# Checks
+
+
+def _whole(minimum: int, maximum: int = 10**9) -> Callable[[str, Any], int]:
+    return lambda name, value: integer("", name, value, minimum, maximum)
+
+
+def _real(interval: str) -> Callable[[str, Any], float]:
+    return lambda name, value: number("", name, value, interval)
+
+
+def _one_of(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
+    def checked(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in table:
+            raise unknown(kind, value, table)
+        return value
+
+    return checked
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a string, got {value!r}")
+    return value
+
+
+def _folder(name: str, value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise UsageError(f"{name} must be a folder, got {value!r}")
+    return Path(value)
+
+
+def _augmentations(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{name} must be a list of names, got {value!r}")
+    return tuple(_one_of("augmentation", data.AUGMENTATIONS)(name, one) for one in value)
+
+
+def _interval(name: str, value: Any) -> str:
+    Interval.parse(value, name)
+    return str(value)
+
+
+_ON = "it holds from here on"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings of a run; each is also the command-line flag of its name.
+    """The settings of a run; each is also the command-line flag of its name."""
 
-    Attributes
-    ----------
-    dataset
-        data set by name; see `xcnn datasets`.
-    data_dir
-        folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.
-    image_size
-        height and width that images of the data set `folder` are resized to (32).
-    model
-        network by name; see `xcnn models`.
-    epochs
-        passes over the training images.
-    batch_size
-        images per step.
-    opt
-        optimizer: sgd, adam, adamw, rmsprop.
-    lr
-        learning rate, at its peak.
-    momentum
-        of sgd and rmsprop.
-    wd
-        weight decay.
-    schedule
-        of the learning rate: constant, step, cosine, one-cycle, plateau.
-    warmup
-        steps in which the learning rate first rises.
-    label_smoothing
-        share of the target that is spread over all classes.
-    clip_norm
-        bound for the norm of all gradients.
-    augment
-        distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.
-    validation
-        share of the training images that is held out to choose the best epoch.
-    patience
-        stop after so many epochs without a better validation loss.
-    seed
-        decides weights, order, augmentation and the held-out images.
-    device
-        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    checkpoint_every
-        how often to save everything that --resume needs, such as 500steps, 1epoch or 10minutes.
-    keep_checkpoints
-        how many of the last such checkpoints stay.
-    """
+    dataset: str = field(
+        default="digits",
+        metadata=_row(
+            "data set by name; see `xcnn datasets`.",
+            _one_of("data set", data.DATASETS),
+            fixed="the network has learned from its images",
+        ),
+    )
+    data_dir: Path | None = field(
+        default=None,
+        metadata=_row(
+            "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder
+        ),
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata=_row(
+            "height and width that images of the data set `folder` are resized to (32).",
+            _whole(1, 1024),
+            fixed="the network is made for it",
+        ),
+    )
+    model: str = field(
+        default="vgg_small",
+        metadata=_row(
+            "network by name; see `xcnn models`.",
+            _one_of("model", models.MODELS),
+            fixed="the weights are that network's",
+        ),
+    )
+    epochs: int = field(
+        default=15,
+        metadata=_row(
+            "passes over the training images.",
+            _whole(1),
+            change="a schedule that depends on it takes its new course from here on",
+        ),
+    )
+    batch_size: int = field(
+        default=64, metadata=_row("images per step.", _whole(1), fixed="the epochs are cut into batches of that size")
+    )
+    opt: str = field(
+        default="adam",
+        metadata=_row(
+            "optimizer: sgd, adam, adamw, rmsprop.",
+            _one_of("optimizer", optim.OPTIMIZERS),
+            fixed="the state is that optimizer's",
+        ),
+    )
+    lr: float = field(default=3e-3, metadata=_row("learning rate, at its peak.", _real("(0, inf)"), change=_ON))
+    momentum: float = field(default=0.9, metadata=_row("of sgd and rmsprop.", _real("[0, inf)"), change=_ON))
+    wd: float = field(default=0.0, metadata=_row("weight decay.", _real("[0, inf)"), change=_ON))
+    schedule: str = field(
+        default="one-cycle",
+        metadata=_row(
+            "of the learning rate: constant, step, cosine, one-cycle, plateau.",
+            _one_of("schedule", optim.SCHEDULES),
+            fixed="the state is that schedule's",
+        ),
+    )
+    warmup: int = field(
+        default=0,
+        metadata=_row("steps in which the learning rate first rises.", _whole(0), fixed="it is a part of the schedule"),
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata=_row(
+            "share of the target that is spread over all classes.",
+            _real("[0, 1)"),
+            change=f"{_ON}, and losses before and after are not alike",
+        ),
+    )
+    clip_norm: float | None = field(
+        default=None, metadata=_row("bound for the norm of all gradients.", _real("(0, inf)"), change=_ON)
+    )
+    augment: tuple[str, ...] = field(
+        default=(),
+        metadata=_row(
+            "distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.",
+            _augmentations,
+            change=_ON,
+        ),
+    )
+    validation: float = field(
+        default=0.1,
+        metadata=_row(
+            "share of the training images that is held out to choose the best epoch.",
+            _real("[0, 1)"),
+            fixed="images that were learned would be held out",
+        ),
+    )
+    patience: int | None = field(
+        default=None,
+        metadata=_row("stop after so many epochs without a better validation loss.", _whole(1), change=_ON),
+    )
+    seed: int = field(
+        default=0,
+        metadata=_row(
+            "decides weights, order, augmentation and the held-out images.",
+            _whole(0, 2**63 - 1),
+            fixed="it has decided the held-out images and the order",
+        ),
+    )
+    device: str = field(
+        default="cpu", metadata=_row("where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
+    )  # it is compared
+    checkpoint_every: str = field(
+        default="1epoch",
+        metadata=_row(
+            "how often to save everything that --resume needs, such as 500steps, 1epoch or 10minutes.", _interval
+        ),
+    )
+    keep_checkpoints: int = field(default=2, metadata=_row("how many of the last such checkpoints stay.", _whole(1)))
 
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    image_size: int | None = None
-    model: str = "vgg_small"
-    epochs: int = 15
-    batch_size: int = 64
-    opt: str = "adam"
-    lr: float = 3e-3
-    momentum: float = 0.9
-    wd: float = 0.0
-    schedule: str = "one-cycle"
-    warmup: int = 0
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
-    augment: tuple[str, ...] = ()
-    validation: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-    device: str = "cpu"
-    checkpoint_every: str = "1epoch"
-    keep_checkpoints: int = 2
+
+SETTINGS: dict[str, Setting] = {row.name: row.metadata["setting"] for row in dataclasses.fields(Config)}
+"""Every row of the table by name."""
+
+Config.__doc__ = f"{Config.__doc__}\n\n    Attributes\n    ----------\n" + "\n".join(
+    f"    {name} : {row.help}" for name, row in SETTINGS.items()
+)
 
 
-def check(config: Config) -> None:
-    """Refuse settings without meaning.
+def check(config: Config) -> Config:
+    """Return settings with every value checked and converted to its type.
 
     Raises
     ------
     UsageError
-        For the first of them; it names the flag.
+        For the first that makes no sense; its attribute `setting` is the name.
     """
-    names: list[tuple[str, str, Collection[str]]] = [
-        ("data set", config.dataset, data.DATASETS),
-        ("model", config.model, models.MODELS),
-        ("optimizer", config.opt, optim.OPTIMIZERS),
-        ("schedule", config.schedule, optim.SCHEDULES),
-        *(("augmentation", name, data.AUGMENTATIONS) for name in config.augment),
-    ]
-    for kind, name, table in names:
-        if name not in table:
-            raise unknown(kind, name, table)
-    for flag, good, wanted in (
-        ("epochs", 1 <= config.epochs <= _MOST, f"from 1 to {_MOST}"),
-        ("batch-size", 1 <= config.batch_size <= _MOST, f"from 1 to {_MOST}"),
-        ("seed", config.seed >= 0, "0 or more"),
-        ("lr", 0 < config.lr < float("inf"), "a number above 0"),
-        ("validation", 0 <= config.validation < 1, "at least 0 and below 1"),
-        ("label-smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
-        ("clip-norm", config.clip_norm is None or config.clip_norm > 0, "above 0"),
-        ("warmup", config.warmup >= 0, "0 or more steps"),
-        ("patience", config.patience is None or config.patience >= 1, "at least 1"),
-        ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
-    ):
-        if not good:
-            raise UsageError(f"--{flag} must be {wanted}, got {getattr(config, flag.replace('-', '_'))}")
-    if config.patience is not None and config.validation == 0:
-        raise UsageError("--patience needs validation images; give --validation a share above 0")
-    Interval.parse(config.checkpoint_every, "--checkpoint-every")
+    checked: dict[str, Any] = {}
+    for name, row in SETTINGS.items():
+        value, default = getattr(config, name), getattr(Config, name)
+        try:
+            checked[name] = None if value is None and default is None else row.check(name, value)
+        except UsageError as error:
+            raise UsageError(str(error).removeprefix(": "), setting=name) from None
+    if checked["patience"] is not None and checked["validation"] == 0:
+        raise UsageError("patience needs validation images; give validation a share above 0", setting="patience")
+    return Config(**checked)
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Give the settings as JSON holds them, with a path that means the same from any folder."""
-    fields = dataclasses.asdict(config)
+    """Return the settings as JSON holds them, with a path that means the same from any folder."""
+    fields = {name: getattr(config, name) for name in SETTINGS}
     folder = None if config.data_dir is None else str(config.data_dir.resolve())
     return fields | {"data_dir": folder, "augment": list(config.augment)}
 
@@ -140,14 +247,14 @@ def plain(config: Config) -> dict[str, Any]:
 def read_settings(path: Path) -> dict[str, Any]:
     """Read settings by name from a JSON file, such as the `config.json` of a run, or from a TOML file.
 
-    Their values are as the file has them; what they may be, whoever makes a `Config` of them says.
+    The values are as the file has them; `check` checks them.
 
     Raises
     ------
     XcnnError
-        For a file that cannot be read or is neither, by its suffix.
+        If the file cannot be read or is neither, by its suffix.
     UsageError
-        For a name that is no setting.
+        If a name is not that of a setting.
     """
     read = {".json": json.loads, ".toml": tomllib.loads}.get(path.suffix.lower())
     if read is None:
@@ -170,9 +277,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def known_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return settings that are not None, after refusing names that are none."""
-    names = [field.name for field in dataclasses.fields(Config)]
+    """Return the settings that are not None, after checking that each name is one."""
     for name in settings:
-        if name not in names:
-            raise unknown(f"setting in {path}:", name, names)
+        if name not in SETTINGS:
+            raise unknown(f"setting in {path}:", name, SETTINGS)
     return {name: value for name, value in settings.items() if value is not None}

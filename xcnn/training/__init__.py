@@ -1,11 +1,11 @@
 """Training: the trainer, what listens to it, losses, and evaluation."""
 
-from xcnn.training._clock import clock
-from xcnn.training.callbacks import Callback, EarlyStopping, HistoryFile, KeepBest
+from xcnn.training.callbacks import EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.evaluation import Metrics, confusion_matrix
 from xcnn.training.losses import LOSSES, Loss, loss_named
 from xcnn.training.signals import terminable
-from xcnn.training.trainer import Trainer
+from xcnn.training.timing import clock
+from xcnn.training.trainer import Callback, Trainer
 
 __all__ = [
     "LOSSES",

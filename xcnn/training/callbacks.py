@@ -1,65 +1,26 @@
-"""What can listen to a training run: histories on disk, early stopping, the best checkpoint."""
+"""Callbacks: a history file, early stopping, and keeping the best weights."""
 
 import csv
+import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from xcnn._check import integer
 from xcnn._files import make_folder, replacing
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, UsageError, WriteError
+from xcnn.training.trainer import Callback, Trainer
 
-if TYPE_CHECKING:
-    from xcnn.training.evaluation import Metrics
-    from xcnn.training.trainer import Trainer
-
-__all__ = ["Callback", "EarlyStopping", "HistoryFile", "KeepBest"]
-
-
-class Callback:
-    """Base of all listeners: override what you need. `trainer.stop(reason)` ends the run after the epoch.
-
-    One that remembers something gives it as `state_dict`, so that it is in the checkpoints of a run. Several are called
-    in their order, those whose class says `comes_last` after the others.
-    """
-
-    comes_last = False
-
-    def on_fit_start(self, trainer: "Trainer", batches: int, epochs: int) -> None:
-        """Before the first epoch, with the number of batches in each and the number of the last one."""
-
-    def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: "Metrics") -> None:
-        """After every step, with the metrics of the epoch so far; epochs and batches count from 1."""
-
-    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        """After every epoch and its validation, with the record that `fit` returns."""
-
-    def on_interrupt(self, trainer: "Trainer") -> None:
-        """When Ctrl-C or SIGTERM ends the run, after a whole step, before `fit` raises."""
-
-    def on_note(self, message: str) -> None:
-        """When there is something to tell the user of a whole run, such as what differs in one that is resumed."""
-
-    def on_download(self, file: str, done: int, total: int | None) -> None:
-        """As the bytes of a data set arrive, before a whole run starts; never for files that are there already."""
-
-    def on_test_batch(self, trainer: "Trainer", images: int, metrics: "Metrics") -> None:
-        """After every batch of the test that ends a whole run, with the number of test images and what is seen."""
-
-    def on_fit_end(self, trainer: "Trainer") -> None:
-        """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what must be known to go on: numbers, strings, lists, dicts by strings, and NumPy arrays."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave; called after `on_fit_start`, and only where there is a state."""
+__all__ = ["EarlyStopping", "HistoryFile", "KeepBest"]
 
 
 class HistoryFile(Callback):
-    """Write the history of a trainer to a file after each epoch: CSV with a header, or JSON lines, by its suffix.
+    """Write the history of a trainer to a file: CSV with a header, or JSON lines, by its suffix.
+
+    Each epoch appends a line. If the file does not hold the history when `fit` starts, as after a kill, it is replaced.
 
     Parameters
     ----------
@@ -70,21 +31,60 @@ class HistoryFile(Callback):
         self.path = Path(path)
         if self.path.suffix not in (".csv", ".jsonl"):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
+        self._columns: tuple[str, ...] = ()
+        self._size = -1  # of the file while it holds the history; -1 if it does not
 
-    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        """Write all epochs: a run that was resumed may have lost some that are in the file."""
+    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
+        """Replace the file if it does not hold the history."""
+        self._size = -1
+        if trainer.history:
+            self._replace(trainer.history)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Append the epoch."""
+        if self._size < 0 or not record.keys() <= set(self._columns) or self._length() != self._size:
+            self._replace(trainer.history)
+            return
+        line = self._lines([record])
+        try:
+            with self.path.open("r+b", buffering=0) as file:
+                file.seek(self._size)
+                try:
+                    written = file.write(line)
+                    if written != len(line):
+                        raise OSError(28, os.strerror(28))  # the disk is full
+                except OSError:
+                    file.truncate(self._size)
+                    raise
+        except OSError as error:
+            raise WriteError(f"cannot write {self.path}: {error.strerror or error}") from None
+        self._size += len(line)
+
+    def _replace(self, history: list[dict[str, Any]]) -> None:
+        """Make the file hold a history, which it may do already."""
         make_folder(self.path.parent)
-        with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                file.writelines(json.dumps(one) + "\n" for one in trainer.history)
-                return
-            writer = csv.DictWriter(file, record, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(trainer.history)
+        self._columns = tuple(dict.fromkeys(name for record in history for name in record))
+        content = (",".join(self._columns) + "\n").encode() if self.path.suffix == ".csv" else b""
+        content += self._lines(history)
+        if self._length() != len(content) or self.path.read_bytes() != content:
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(content)
+        self._size = len(content)
+
+    def _length(self) -> int:
+        """Return the size of the file, -1 if there is none."""
+        return self.path.stat().st_size if self.path.is_file() else -1
+
+    def _lines(self, history: Iterable[dict[str, Any]]) -> bytes:
+        if self.path.suffix == ".jsonl":
+            return "".join(json.dumps(record, default=float) + "\n" for record in history).encode()
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(history)
+        return text.getvalue().encode()
 
 
 class _Monitor(Callback):
-    """Watches one entry of the records; losses are better when smaller, everything else when larger."""
+    """Watches one entry of the records; a loss is better if smaller, everything else if larger."""
 
     def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
         self.monitor, self.min_delta = monitor, min_delta
@@ -107,7 +107,7 @@ class _Monitor(Callback):
         return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, unless it watched something else."""
+        """Take what `state_dict` returned, unless that watched another entry."""
         best, epoch = state.get("best"), state.get("best_epoch")
         if not isinstance(best, float | None) or not isinstance(epoch, int) or not 0 <= epoch < 2**53:
             raise CheckpointError(f"{type(self).__name__}: the state must have best and best_epoch, got {dict(state)}")
@@ -121,17 +121,15 @@ class EarlyStopping(_Monitor):
     Parameters
     ----------
     monitor : such as `"val_loss"` or `"val_accuracy"`.
-    patience : epochs without improvement that are put up with.
+    patience : epochs without improvement after which the run ends.
     min_delta : a smaller change is no improvement.
     """
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
         super().__init__(monitor, min_delta)
-        if patience < 1:
-            raise UsageError(f"EarlyStopping: patience must be at least 1, got {patience}")
-        self.patience = patience
+        self.patience = integer("EarlyStopping", "patience", patience)
 
-    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Compare with the best epoch."""
         if not self._improved(record) and record["epoch"] - self.best_epoch >= self.patience:
             best = "no number" if self.best is None else f"{self.best:.4g} of epoch {self.best_epoch}"
@@ -139,11 +137,11 @@ class EarlyStopping(_Monitor):
 
 
 class KeepBest(_Monitor):
-    """Save whenever an entry of the records is better than ever before.
+    """Save whenever an entry of the records is the best so far.
 
     Parameters
     ----------
-    save : called with the record of the epoch; see `xcnn.training.save_checkpoint`.
+    save : called with the record of the epoch; see `xcnn.runs.save_checkpoint`.
     monitor : such as `"val_loss"` or `"val_accuracy"`.
     """
 
@@ -151,7 +149,7 @@ class KeepBest(_Monitor):
         super().__init__(monitor)
         self.save = save
 
-    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Save if this epoch is the best."""
         if self._improved(record):
             self.save(record)

@@ -1,64 +1,40 @@
-"""What is said of a step that cannot be taken: where numbers stop being finite, or which batch memory is too small for.
+"""Where numbers stop being finite.
 
-A good step pays for one look at its gradients. What a bad one did is found by taking it again with every layer watched.
+A good step costs one look at its gradients. For a bad one, the batch is run again with every layer watched.
 """
 
-import gc
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from xcnn._array import Array, is_kind, namespace_of
 from xcnn._dispatch import body
-from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
-from xcnn.errors import DivergedError, OutOfMemoryError
-from xcnn.nn import Buffer, Module
+from xcnn.devices import on_host, to_numpy
+from xcnn.errors import DivergedError
+from xcnn.nn import Module
 from xcnn.nn._observe import observing
 
-__all__ = ["divergence", "look", "memory_error", "ran_out", "remember", "within_memory"]
-
-T = TypeVar("T")
+__all__ = ["divergence", "look"]
 
 Backward = Callable[..., Any]
 Function = Callable[..., tuple[Any, Backward]]
 
 
-def _nothing() -> None:
-    pass
-
-
-def remember(buffers: Sequence[Buffer], random: Sequence[Module]) -> Callable[[], None]:
-    """Note buffers and the random streams of some modules, and return the function that puts them back."""
-    if not buffers and not random:
-        return _nothing
-    arrays = [buffer.data for buffer in buffers]
-    streams = [stream.bit_generator for module in random for _, stream in module.named_generators()]
-    states = [stream.state for stream in streams]
-
-    def put_back() -> None:
-        for buffer, array in zip(buffers, arrays, strict=True):
-            buffer.data = array
-        for stream, state in zip(streams, states, strict=True):
-            stream.state = state
-
-    return put_back
-
-
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
-    """Read what is to be known of a batch, waiting for the device once.
+    """Read the figures of a batch, waiting for the device once.
 
     Parameters
     ----------
     loss : a number, or an array of one.
     right : how many answers are right (exact below 2**24), likewise, or None.
-    gradients : floating-point arrays; None is passed over.
+    gradients : floating-point arrays; None is skipped.
 
     Returns
     -------
-    The loss, how many are right, and whether the gradients hold finite numbers alone.
+    The loss, how many answers are right, and whether all gradients are finite.
     """
     there = [array for array in gradients if array is not None]
     first = there[0] if there and on_host(loss) else loss  # gradients are all on one device
@@ -87,21 +63,21 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
 
 @body
 def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
-    """Give a number for each array, in one array, that is finite only where all of the array's numbers are.
+    """Return a number for each array, in one array, that is finite only if all of the array's numbers are.
 
-    It may overflow where they are: then they have to be looked at.
+    It may overflow even if they are: then they have to be looked at.
     """
     with np.errstate(all="ignore"):  # of libraries that compute with NumPy
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
 
 def _finite(value: Any) -> bool:
-    """Say whether an array, or each of a tuple, holds no nan and no infinity."""
+    """Return whether an array, or each of a tuple, holds no nan and no infinity."""
     return not _strange(value)
 
 
 def _strange(value: Any) -> str:
-    """Say what an array, or one of a tuple, holds that is no finite number: nan, inf, or nothing."""
+    """Return "nan" or "inf" if an array, or one of a tuple, holds such a number, else an empty string."""
     for array in value if isinstance(value, tuple | list) else (value,):
         if array is None:
             continue
@@ -112,15 +88,15 @@ def _strange(value: Any) -> str:
 
 
 def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) -> DivergedError:
-    """Take a batch again, with every layer watched, and return the error that says where numbers stop being finite.
+    """Run a batch again with every layer watched, and return the error that says where numbers stop being finite.
 
-    Buffers and random streams must be those from before the batch; they move on. All gradients are forgotten.
+    Buffers and random streams must be those from before the batch; they change. All gradients are cleared.
 
     Parameters
     ----------
     model : the network.
     loss : `(output, target) -> (loss, backward)`.
-    value : the loss; where it is finite, a gradient is not.
+    value : the loss; if it is finite, a gradient is not.
     x, y : the batch, on the device.
     """
     lost = not math.isfinite(value)
@@ -134,7 +110,7 @@ def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) 
 
 
 def _first_number(model: Module, x: Array) -> str:
-    """Run a batch forward, as in training, and say where the first number that is not finite is."""
+    """Run a batch forward, as in training, and describe the first output that is not finite."""
     found: list[str] = []
 
     def observer(name: str, layer: Module) -> Function:
@@ -158,7 +134,7 @@ def _first_number(model: Module, x: Array) -> str:
 
 
 def _reason(layer: Module, x: Any) -> str:
-    """Say what a layer had when it gave numbers that are not finite."""
+    """Describe the weights and the input of a layer whose output is not finite."""
     for name, parameter in layer.named_parameters():
         if odd := _strange(parameter.data):
             return f": its {name} holds {odd}"
@@ -168,7 +144,7 @@ def _reason(layer: Module, x: Any) -> str:
 
 
 def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
-    """Run a batch forward and back, as in training, and say which gradient is the first that is not finite."""
+    """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
     ruined = [name for name, slot in model.named_parameters() if not _finite(slot.grad)]
     model.zero_grad()
     found: list[str] = []
@@ -206,49 +182,3 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
 def _called(name: str, layer: Module) -> str:
     kind = type(layer).__name__
     return f"layer {name} ({kind})" if name else f"the {kind}"
-
-
-def within_memory(function: Callable[..., T], images: Any, *rest: Any, where: Device, option: str) -> T:
-    """Call a function with a batch of images; where memory runs out, free what the call took and say so.
-
-    Raises
-    ------
-    OutOfMemoryError
-        See `memory_error`.
-    """
-    try:
-        return function(images, *rest)
-    except Exception as error:
-        if not ran_out(error, where):
-            raise
-    raise memory_error(images, where, option)  # out here nothing holds the exception any more
-
-
-def ran_out(error: Exception, where: Device) -> bool:
-    """Say whether memory ran out, and if so, let go of the arrays that the exception holds by its traceback."""
-    if not out_of_memory(error, where):
-        return False
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__, link = None, link.__context__
-    return True
-
-
-def memory_error(images: Any, where: Device, option: str, updating: bool = False) -> OutOfMemoryError:
-    """Give freed memory back to the device and return the error that says what to try.
-
-    Parameters
-    ----------
-    images : the batch.
-    where : the device whose memory ran out.
-    option : what sets the batch size.
-    updating : whether the optimizer was at work.
-    """
-    gc.collect()
-    free_memory(where)
-    n, *size = images.shape if hasattr(images, "shape") else np.shape(images)
-    smaller = f"a batch size of {n // 2} ({option})" if n > 1 else "smaller images"
-    return OutOfMemoryError(
-        f"out of memory on {where.name} with {n} image{'s' * (n > 1)} of {tuple(size)} at a time: "
-        f"try {smaller}, or a smaller network{'; some weights have changed already' * updating}"
-    )

@@ -18,7 +18,7 @@ class Loss:
 
     Attributes
     ----------
-    function : `loss, backward = function(output, target)`; `backward()` gives the gradient of output first.
+    function : `loss, backward = function(output, target)`; `backward()` returns the gradient of output first.
     activation : turns the network's output into what `Trainer.predict` returns: probabilities, or the output itself.
     classifies : whether the target is a class index per image, so that accuracy means something.
     """
@@ -26,6 +26,9 @@ class Loss:
     function: Callable[..., Any]
     activation: Callable[[Array], Array]
     classifies: bool = False
+
+
+# Functions with names, so that a Loss can be pickled.
 
 
 def _identity(output: Array) -> Array:
@@ -36,25 +39,31 @@ def _exp(output: Array) -> Array:
     return namespace_of(output).exp(output)
 
 
+def _softmax(output: Array) -> Array:
+    return ops.softmax(output, dim=1)[0]
+
+
+def _sigmoid(output: Array) -> Array:
+    return ops.sigmoid(output)[0]
+
+
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(ops.cross_entropy, lambda output: ops.softmax(output, dim=1)[0], classifies=True),
+    "cross_entropy": Loss(ops.cross_entropy, _softmax, classifies=True),
     "nll_loss": Loss(ops.nll_loss, _exp, classifies=True),
     "mse_loss": Loss(ops.mse_loss, _identity),
     "l1_loss": Loss(ops.l1_loss, _identity),
-    "binary_cross_entropy_with_logits": Loss(
-        ops.binary_cross_entropy_with_logits, lambda output: ops.sigmoid(output)[0]
-    ),
+    "binary_cross_entropy_with_logits": Loss(ops.binary_cross_entropy_with_logits, _sigmoid),
 }
 """Every loss by name."""
 
 
 def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
-    """Give a loss by its name with options such as `label_smoothing=0.1`; wrap a function of one's own.
+    """Return a loss by its name with options such as `label_smoothing=0.1`; wrap a function of your own.
 
     Raises
     ------
     UsageError
-        For an unknown name; it names the nearest.
+        If the name is unknown; the message names the nearest.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps, never inside one: the weights that are left are those of a whole step."""
+"""Ctrl-C and SIGTERM take effect between two steps, never inside one, so that the weights are those of a whole step."""
 
 import contextlib
 import signal
@@ -14,12 +14,15 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
-"""What ends a program, and what is to happen then: KeyboardInterrupt, or SystemExit with the code 143."""
+"""The signals that end a program, and what they raise: KeyboardInterrupt, or SystemExit with the code 143."""
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit inside a `with`, so that files and folders are let go of, unless it is handled."""
+    """Make SIGTERM raise SystemExit inside a `with`, so that files and locks are released.
+
+    A handler that the program has set stays in place.
+    """
     mine = _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if mine:
         signal.signal(signal.SIGTERM, _terminate)
@@ -31,16 +34,16 @@ def terminable() -> Iterator[None]:
 
 
 def _in_main_thread() -> bool:
-    """Say whether Python delivers signals here, and lets handlers be set."""
+    """Return whether this is the thread in which Python delivers signals and allows handlers to be set."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def delayed_signals() -> Iterator[Callable[[], None]]:
-    """Give a function to call between steps: it raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
+    """Provide a function to call between steps: it raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
 
-    A second signal raises at once, wherever it is. Outside the main thread, where Python delivers no signals, nothing
-    changes; neither does a handler of someone else.
+    A second signal raises at once. Outside the main thread, and where the program has set handlers of its own, nothing
+    changes.
     """
     came: list[int] = []
 
@@ -65,4 +68,4 @@ def delayed_signals() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
-    check()  # one that came after the last step
+    check()  # for a signal after the last step

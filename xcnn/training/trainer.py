@@ -1,32 +1,66 @@
-"""`Trainer`: a model, an optimizer and a loss on one device; one step, many epochs, evaluation and prediction."""
+"""`Trainer`: a model, an optimizer and a loss on one device; and `Callback`, what can listen to it."""
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+import collections
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xcnn import optim
-from xcnn._array import Array
-from xcnn.data import Loader
-from xcnn.devices import Device, on_host, to_numpy
+from xcnn._check import integer
+from xcnn._random import load_stream, stream_state
+from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import DataError, DivergedError, UsageError, XcnnError
+from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
-from xcnn.training._clock import clock
-from xcnn.training.callbacks import Callback
-from xcnn.training.divergence import divergence, look, memory_error, ran_out, remember
-from xcnn.training.evaluation import Batch, Data, Metrics, batches, correct, evaluate, place, predict
+from xcnn.training.evaluation import Metrics, evaluate, predict
+from xcnn.training.feed import Data, Feed
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
-from xcnn.training.state import Epoch, Resumable
+from xcnn.training.state import Epoch, count, making_sense, record
+from xcnn.training.step import Step
+from xcnn.training.timing import clock
 
-__all__ = ["Trainer"]
+__all__ = ["Callback", "Trainer"]
 
 
-class Trainer(Resumable):
+class Callback:
+    """Base of everything that listens to a `Trainer`; override what you need.
+
+    Callbacks are called in their order, those whose class has `comes_last` after the others. `trainer.stop(reason)`
+    ends the run after the epoch.
+    """
+
+    comes_last = False
+
+    def on_fit_start(self, trainer: "Trainer", batches: int | None, epochs: int) -> None:
+        """Before the first epoch, with the number of batches in each (None if unknown) and that of the last epoch."""
+
+    def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: Metrics) -> None:
+        """After every step, with the metrics of the epoch so far; epochs and batches count from 1."""
+
+    def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
+        """After every epoch and its validation, with the record that `fit` returns; numbers may be added to it."""
+
+    def on_interrupt(self, trainer: "Trainer") -> None:
+        """After the step during which Ctrl-C or SIGTERM came, before `fit` raises."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on: numbers, strings, lists, dicts with string keys, and NumPy arrays."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned. `Trainer.load_state_dict` calls it, so before `on_fit_start`."""
+
+
+class Trainer:
     """Trains a model on one device.
 
     Parameters
@@ -35,9 +69,11 @@ class Trainer(Resumable):
     optimizer : built on `model.parameters()`.
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
-    schedule : a schedule from `xcnn.optim` built on the optimizer. It is stepped after every batch, so that its lengths
-        count batches, not epochs; `ReduceLROnPlateau` alone is stepped after an epoch, with the validation loss.
+    schedule : a schedule from `xcnn.optim` built on the optimizer. It is stepped after every batch, so its lengths
+        count batches, not epochs; only `ReduceLROnPlateau` is stepped after an epoch, with the validation loss.
     clip_norm, clip_value : bounds for the gradients' common norm and for each of their entries; None for none.
+    callbacks : `Callback` objects that `fit` calls.
+    tell : called with a sentence when a data set does not fit into the memory of the device.
 
     Attributes
     ----------
@@ -57,30 +93,31 @@ class Trainer(Resumable):
         schedule: optim.Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        tell: Callable[[str], object] = warnings.warn,
     ) -> None:
         for name, value, kind in (("model", model, Module), ("optimizer", optimizer, optim.Optimizer)):
             if not isinstance(value, kind):
                 raise UsageError(f"Trainer: {name} must be an instance of {kind.__name__}, got {value!r}")
-        super().__init__(model, optimizer, schedule)
+        if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+            raise UsageError(f"Trainer: callbacks must be a list of Callback objects, got {callbacks!r}")
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.loss = loss_named(loss)
         self.device = open_device(device)
-        self.clip_norm, self.clip_value = clip_norm, clip_value
-        self.interrupted = False
-        owned = {id(parameter) for parameter in model.parameters()}
-        if not all(id(parameter) in owned for parameter in self._parameters()):
-            raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
-        self._buffers = [buffer for _, buffer in model.named_buffers()]
-        self._random = [
-            module
-            for _, module in model.modules()
-            if any(isinstance(v, np.random.Generator) for v in vars(module).values())
-        ]
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
+        self.history: list[dict[str, Any]] = []
+        self.stop_reason, self.steps, self.interrupted = "", 0, False
+        self._tell, self._fitting = tell, False
+        self._epoch: Epoch | None = None  # the unfinished one
+        self._loaded = False  # whether it is from load_state_dict, and no `fit` has taken it up yet
+        self._feeds: list[Feed] = []  # what `fit` trains on, and validates with
+        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value)
         model.to(self.device)
 
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
-        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.threads`), which `fit` does by itself.
+        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.threads`), as `fit` runs them.
 
         Parameters
         ----------
@@ -90,185 +127,143 @@ class Trainer(Resumable):
         Raises
         ------
         DivergedError
-            Where the loss or a gradient is not finite. It names the layer where that begins; weights, statistics,
+            If the loss or a gradient is not finite. The message names the layer where that begins; weights, statistics,
             random streams and the optimizer are then as they were before this step.
         OutOfMemoryError
-            Where the batch is too large. What it took is free again, and all is as before this step, too, unless it
-            says otherwise.
+            If the batch is too large. Its memory is free again, and all is as before this step, unless the message says
+            otherwise.
         ShapeError, DtypeError, UsageError
-            Where the batch does not fit the model or the loss.
+            If the batch does not fit the model or the loss.
         """
         with self.device.active():
             return self._step(x, y)[0]
 
-    def _step(self, x: Any, y: Any, count: bool = False) -> tuple[float, int, int | None]:
-        """Train on a batch and return its loss, how many images it has, and how many answers are right, if asked."""
-        put_back, updating = remember(self._buffers, self._random), False
-        try:
-            seen = self._gradients(x, y, count, put_back)
-            updating = True
-            self.optimizer.step()
-            if self.schedule is not None and self.schedule.unit == "step":
-                self.schedule.step()
-            return seen
-        except Exception as error:
-            if not updating:
-                put_back()
-            if not ran_out(error, self.device):
-                raise
-        # Out here nothing holds the exception any more, nor what the layers kept for it.
-        self.model.zero_grad()
-        if not updating and isinstance(self._batches, Loader) and self._batches.make_room():
-            return self._step(x, y, count)
-        raise memory_error(x, self.device, "--batch-size", updating)
-
-    def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[float, int, int | None]:
-        """Give every parameter its gradient, bounded, and return what `_step` does, waiting for the device once.
-
-        Where one of these numbers is not finite, all but the gradients is as it was before.
-        """
-        x, y = place(x, self.device), place(y, self.device)
-        output, backward = self.model.forward(x, train=True)
-        loss, loss_backward = self.loss.function(output, y)
-        right = correct(self.loss, output, y) if count else None
-        if not on_host(loss) or math.isfinite(loss):
-            self.optimizer.zero_grad()
-            backward(loss_backward()[0], need_dx=False)
-        del backward, loss_backward  # and with them what they keep: a bad batch is run once more
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
-        value, right, finite = look(loss, right, gradients)
-        if not (math.isfinite(value) and finite):
-            raise self._diverged(value, output, x, y, put_back)
-        if self.clip_value is not None:
-            optim.clip_grad_value_(self._parameters(), self.clip_value)
-        if self.clip_norm is not None:
-            optim.clip_grad_norm_(self._parameters(), self.clip_norm)
-        return value, output.shape[0], right
-
-    def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
-        """Put everything back and return the error that says where the loss, or else a gradient, began to fail."""
-        put_back()
-        try:
-            # Ops that cannot read labels without stopping the device give NaN for those that are no class.
-            if self.loss.classifies and y.ndim == 1:
-                labels = to_numpy(y)
-                strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
-                if strange.size:
-                    return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
-            return divergence(self.model, self.loss.function, value, x, y)
-        finally:
-            self.model.zero_grad()  # it may hold what a backward pass made of such a loss
-            put_back()
-
     def fit(
-        self,
-        train: Data,
-        epochs: int = 1,
-        validation: Data | None = None,
-        callbacks: Sequence[Callback] = (),
-        *,
-        until: int | None = None,
+        self, train: Data, epochs: int = 1, validation: Data | None = None, *, until: int | None = None
     ) -> list[dict[str, Any]]:
         """Train for some epochs and return one record for each.
 
+        A data set that is not augmented is copied to the device while `fit` runs, in its own dtype, if it takes at most
+        1 GiB there and fits; its batches are then gathered on the device. That changes no bit.
+
         Parameters
         ----------
-        train : a `Loader`; a `Dataset` or (images, labels), in shuffled batches of 64; or a list of batches (x, y).
-        epochs : passes over `train`. One that `load_state_dict` brought back unfinished is finished first, and counts.
+        train : a `Loader`; a `Dataset` or (images, labels), in shuffled batches of 64; or batches (x, y), as a list or
+            any other iterable.
+        epochs : passes over `train`. An unfinished one that `load_state_dict` brought back is finished first, and
+            counts.
         validation : evaluated after each epoch, if given.
-        callbacks : told of every batch and epoch; see `xcnn.training.Callback`.
-        until : train until so many epochs are finished, in place of `epochs`. Nothing is done where they are, or where
-            the trainer was brought back to where a callback had stopped it.
+        until : train until so many epochs are finished, instead of `epochs`. Nothing is done if they are, or if
+            the loaded state is that of a run that a callback had stopped.
 
         Returns
         -------
         A list of dicts with `epoch`, `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` (None without
-        validation), `seconds` (of training, without validation and the compiling of kernels) and `images_per_second`.
+        validation), `seconds` (of training, without validation and the compiling of kernels) and `images_per_second`,
+        and what callbacks add.
 
         Raises
         ------
         DivergedError
-            Where the loss or a gradient is not finite; it says in which epoch and batch, and in which layer.
+            If the loss or a gradient is not finite; the message says in which epoch and batch, and in which layer.
         OutOfMemoryError
-            Where a batch is too large.
+            If a batch is too large.
         DataError
-            Where there is no batch.
+            If there is no batch.
+        CheckpointError
+            If the loaded state is inside an epoch of other batches than those of `train`.
         KeyboardInterrupt
-            On Ctrl-C, between two steps or at the end of an epoch; a second one is not waited with.
+            On Ctrl-C, between two steps or at the end of an epoch; a second one acts at once.
         SystemExit
             On SIGTERM, likewise, unless the program handles it; the exit code is 143.
         """
-        for name, value in (("epochs", epochs), ("until", 1 if until is None else until)):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"fit: {name} must be an integer of at least 1, got {value!r}")
-        if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
-            raise UsageError(f"fit: callbacks must be a list of Callback objects, got {callbacks!r}")
+        integer("fit", "epochs", epochs)
+        if self._fitting:
+            raise UsageError("fit: this trainer is in fit already; call it again when that has returned")
         first = len(self.history)
-        last = first + epochs if until is None else until
+        last = first + epochs if until is None else integer("fit", "until", until)
         if not self._loaded:
-            self._epoch = self._pass = None  # what an interrupted `fit` left does not count
+            self._epoch = None  # what an interrupted `fit` left does not count
         if last <= first or (until is not None and self._loaded and self.stop_reason and self._epoch is None):
             return []
         if self._epoch is None:
             self.stop_reason = ""
-        self.interrupted = False
-        self._callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
-        self._batches = batches(train, self.device)
-        data = validation
-        if validation is not None:
-            validation = batches(validation, self.device)  # once, so that they are moved once
+        self._loaded = self.interrupted = False
+        self._fitting = True
         try:
-            for callback in self._callbacks:
-                callback.on_fit_start(self, len(self._batches), last)
-            self._hand_out()
+            feed = Feed("fit: train", train, self.device, self._tell)
+            held_out = None if validation is None else Feed("fit: validation", validation, self.device, self._tell)
+            self._feeds = [feed] if held_out is None else [feed, held_out]
+            if self._epoch is not None:
+                feed.check_place(self._epoch.settings, self._epoch.batch)
+            for callback in self.callbacks:
+                callback.on_fit_start(self, feed.length, last)
             with one_blas_thread(), self.device.active(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
-                        for callback in self._callbacks:
+                        for callback in self.callbacks:
                             callback.on_interrupt(self)
                         self.interrupted = True
                         raise
 
                 for epoch in range(first + 1, last + 1):
-                    record = self._train_epoch(epoch, validation, go_on)
+                    record = self._train_epoch(epoch, feed, held_out, go_on)
                     self.history.append(record)
-                    for callback in self._callbacks:
+                    for callback in self.callbacks:
                         callback.on_epoch_end(self, record)
                     go_on()
                     if self.stop_reason:
                         break
-        finally:
-            for made, given in ((self._batches, train), (validation, data)):
-                if isinstance(made, Loader) and made is not given:  # nobody else can
-                    made.release()
-            for callback in self._callbacks:
-                callback.on_fit_end(self)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first exception is the one to raise
+                self._end()
+            raise
+        self._end()
         return self.history[first:]
 
-    def _train_epoch(self, epoch: int, validation: Data | None, go_on: Callable[[], None]) -> dict[str, Any]:
-        now = self._epoch = self._epoch or Epoch()
-        metrics, start = now.metrics, clock() - now.seconds
-        for x, y in self._rest(now.batch):
+    def _end(self) -> None:
+        """Call `on_fit_end` of every callback, whichever of them raise, and raise the first exception."""
+        self._fitting, self._feeds = False, []  # and with them their copies on the device
+        errors = []
+        for callback in self.callbacks:
             try:
-                loss, images, right = self._step(x, y, count=True)
+                callback.on_fit_end(self)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _make_room(self) -> bool:
+        """Give up copies of data sets on the device, and return whether there were any."""
+        given_up = [feed.give_up() for feed in self._feeds]
+        return any(given_up)
+
+    def _train_epoch(
+        self, epoch: int, feed: Feed, validation: Feed | None, go_on: Callable[[], None]
+    ) -> dict[str, Any]:
+        now = self._epoch = self._epoch or Epoch(feed.settings)
+        metrics, start = now.metrics, clock() - now.seconds
+        for x, y in feed.batches(epoch, now.batch):
+            try:
+                loss, images, right = self._step(x, y, count=True, make_room=self._make_room)
             except DivergedError as error:
                 raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
             metrics.add(images, loss, right)
             now.batch, now.seconds = now.batch + 1, clock() - start
             self.steps += 1
-            for callback in self._callbacks:
+            for callback in self.callbacks:
                 callback.on_batch_end(self, epoch, now.batch, metrics)
             go_on()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
-        validated = None if validation is None else self.evaluate(validation)
+        validated = None if validation is None else self.evaluate(validation.source)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)
-        self._epoch = self._pass = None
+        self._epoch = None
         return {
             "epoch": epoch,
             "train_loss": metrics.loss,
@@ -279,13 +274,6 @@ class Trainer(Resumable):
             "images_per_second": metrics.images / seconds,
         }
 
-    def _rest(self, batch: int) -> Iterator[Batch]:
-        """Give the batches of an epoch from one on; a loader knows by itself which they are."""
-        if not isinstance(self._batches, Loader):
-            return itertools.islice(self._batches, batch, None)
-        self._pass = iter(self._batches)
-        return self._pass
-
     def stop(self, reason: str) -> None:
         """Ask `fit` to end after this epoch; for callbacks."""
         self.stop_reason = reason
@@ -295,7 +283,7 @@ class Trainer(Resumable):
         return evaluate(self.model, data, self.loss, self.device, batch_size)
 
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
-        """Return what the network says of each image, on the host.
+        """Return the predictions for some images, on the host.
 
         Parameters
         ----------
@@ -309,5 +297,61 @@ class Trainer(Resumable):
         """
         return predict(self.model, images, self.loss, self.device, batch_size)
 
-    def _parameters(self) -> list[Any]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+    @property
+    def unfinished(self) -> int:
+        """How many batches of an unfinished epoch are done."""
+        return 0 if self._epoch is None else self._epoch.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to go on, in nested dicts and lists of NumPy arrays, numbers and strings.
+
+        That is the weights, the states of optimizer, schedule, random streams and callbacks, the history, and the
+        position inside an unfinished epoch. During `fit` it is the state after the last whole step.
+        """
+        return {
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
+            "history": [dict(record) for record in self.history],
+            "steps": self.steps,
+            "stop_reason": self.stop_reason,
+            "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state of a trainer of the same parts; `fit` goes on from there.
+
+        After an error the trainer may have taken some of the state, and should not be used.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is none, or does not fit this model, optimizer, schedule or these callbacks.
+        """
+        with making_sense("Trainer"):
+            streams = dict(self.model.named_generators())
+            if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
+                raise CheckpointError("Trainer: the state is of other parts: another schedule, or other layers")
+            epoch, callbacks = state["epoch"], dict(state["callbacks"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            self.model.load_state_dict(state["weights"])
+            for name, generator in streams.items():
+                load_stream(generator, state["streams"][name], name)
+            self.history = [record(one, number) for number, one in enumerate(state["history"], 1)]
+            self.steps, self.stop_reason = count(state["steps"]), str(state["stop_reason"])
+            self._epoch, self._loaded = None if epoch is None else Epoch.of(epoch), True
+            for name, callback in self._named_callbacks():
+                if name in callbacks:
+                    callback.load_state_dict(dict(callbacks[name]))
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Name callbacks after their classes, numbered where there are several of one."""
+        seen: collections.Counter[str] = collections.Counter()
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            seen[name] += 1
+            yield name if seen[name] == 1 else f"{name}-{seen[name]}", callback

@@ -10,7 +10,7 @@ from xcnn.devices import device as open_device
 from xcnn.optim import SGD
 from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
 from xcnn.training import Trainer
-from xcnn.training.evaluation import place
+from xcnn.training.feed import place
 
 __all__ = ["opened", "ready", "stepper"]
 

@@ -1,0 +1,27 @@
+"""Runs: what the command does with folders; settings, checkpoints, going on, and models restored from their files."""
+
+from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.runs.folder import latest_run, recorded_settings
+from xcnn.runs.reporter import Reporter
+from xcnn.runs.restored import Prediction, Restored, restore
+from xcnn.runs.run import Result, train
+from xcnn.runs.saving import Checkpoints
+from xcnn.runs.settings import SETTINGS, Config, read_settings
+
+__all__ = [
+    "SETTINGS",
+    "Checkpoint",
+    "Checkpoints",
+    "Config",
+    "Prediction",
+    "Reporter",
+    "Restored",
+    "Result",
+    "latest_run",
+    "load_checkpoint",
+    "read_settings",
+    "recorded_settings",
+    "restore",
+    "save_checkpoint",
+    "train",
+]

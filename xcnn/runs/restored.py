@@ -1,0 +1,154 @@
+"""A trained model from its file: tested on a data set, or asked about single images."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcnn.data import DATASETS, Dataset, load, read_image, to_float
+from xcnn.devices import Device, device
+from xcnn.errors import CheckpointError, UsageError, unknown
+from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
+from xcnn.training import LOSSES, Metrics
+from xcnn.training.evaluation import evaluate, predict
+
+__all__ = ["Prediction", "Restored", "restore"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of a model for one image.
+
+    Attributes
+    ----------
+    name : the file, or the data set with the index.
+    image : (c, h, w) float32 0..1, as the model saw it.
+    probabilities : (classes,).
+    truth : the true class, if known.
+    """
+
+    name: str
+    image: np.ndarray
+    probabilities: np.ndarray
+    truth: int | None = None
+
+
+class Restored:
+    """A trained model from a checkpoint, with the data set that it is tested on; `restore` returns one.
+
+    Attributes
+    ----------
+    checkpoint : the weights and their description.
+    device : where the model is.
+    model : ready to use.
+    dataset : name of the data set of the test images.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, load_test: Callable[..., Dataset]) -> None:
+        self.checkpoint, self.device = checkpoint, where
+        self.dataset, self._load_test = dataset, load_test
+        self.loss = LOSSES["cross_entropy"]
+        self.model = checkpoint.build().to(where)
+
+    def test_set(self) -> Dataset:
+        """Load the test images, which must be of the shape and the classes that the model knows."""
+        shape, classes = self.checkpoint.shape, self.checkpoint.classes
+        test = self._load_test(shape[1])
+        if test.shape != shape or len(test.classes) != len(classes):
+            raise UsageError(
+                f"the model takes {shape} images of {len(classes)} classes, "
+                f"{self.dataset} has {test.shape} images of {len(test.classes)}"
+            )
+        if self.dataset == self.checkpoint.dataset and test.classes != classes:
+            raise UsageError(
+                f"the model knows the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
+            )
+        return test
+
+    def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> tuple[Metrics, Dataset]:
+        """Test the model; `watch` is called after each batch with the number of images and the metrics so far."""
+        test = self.test_set()
+        told = None if watch is None else functools.partial(watch, len(test))
+        return evaluate(self.model, test, self.loss, self.device, watch=told), test
+
+    def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
+        """Classify image files and test images.
+
+        Raises
+        ------
+        DataError
+            If a file is not an image.
+        UsageError
+            If an index is outside the test set, or there is nothing to classify.
+        """
+        if not files and not indices:
+            raise UsageError("nothing to predict; give image files, or indices of test images")
+        names, truths = [str(path) for path in files], [None] * len(files)
+        images = [to_float(read_image(path, self.checkpoint.shape)[None])[0] for path in files]
+        if indices:
+            test = self.test_set()
+            for index in indices:
+                if not 0 <= index < len(test):
+                    raise UsageError(
+                        f"index must be from 0 to {len(test) - 1} (test images of {test.name}), got {index}",
+                        setting="index",
+                    )
+            names += [f"{self.dataset}-{index}" for index in indices]
+            images += list(to_float(test.images[list(indices)]))
+            truths += test.labels[list(indices)].tolist()
+        stack = np.stack(images)
+        results = predict(self.model, stack, self.loss, self.device)
+        return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
+
+
+def restore(
+    path: Path,
+    where: str | Device = "cpu",
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Restored:
+    """Load a checkpoint for evaluation and prediction.
+
+    Parameters
+    ----------
+    path : the file, or the folder of a run; see `load_checkpoint`.
+    where : the device.
+    model : its model; needed if the file holds plain weights, then with `dataset`, whose images the model must take.
+    dataset, data_dir : the data set to test on, instead of the one that it was trained on.
+    progress : called during a download; see `data.load`.
+
+    Raises
+    ------
+    XcnnError
+        If the file is no checkpoint or does not fit, a name is unknown, or the device cannot be used.
+    """
+    if dataset is not None and dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    opened = device(where)
+
+    def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
+        options = {"size": size} if chosen == "folder" and size is not None else {}
+        return load(chosen, folder, progress=progress, **options)[1]
+
+    def describe() -> dict[str, Any]:
+        if dataset is None:
+            raise UsageError(
+                f"{path} holds weights but does not say of which images; name the data set", setting="dataset"
+            )
+        test = load_test(dataset, data_dir)
+        return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
+
+    checkpoint = load_checkpoint(path, model, describe)
+    chosen = dataset or checkpoint.dataset
+    recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
+    folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
+    try:
+        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -1,0 +1,134 @@
+"""One training step: gradients, their bounds and the update; where it cannot be taken, all is put back as it was."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xcnn import optim
+from xcnn._array import Array
+from xcnn.devices import Device, on_host, to_numpy
+from xcnn.errors import UsageError, XcnnError
+from xcnn.nn import Module
+from xcnn.parameter import Parameter
+from xcnn.training.divergence import divergence, look
+from xcnn.training.evaluation import correct
+from xcnn.training.feed import place
+from xcnn.training.losses import Loss
+from xcnn.training.memory import memory_error, ran_out
+
+__all__ = ["Step"]
+
+
+class Step:
+    """The step of a `Trainer`, whose arguments these are."""
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: optim.Optimizer,
+        loss: Loss,
+        device: Device,
+        schedule: optim.Schedule | None,
+        clip_norm: float | None,
+        clip_value: float | None,
+    ) -> None:
+        self.model, self.optimizer, self.loss, self.device, self.schedule = model, optimizer, loss, device, schedule
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        owned = {id(parameter) for parameter in model.parameters()}
+        if not all(id(parameter) in owned for parameter in self._parameters()):
+            raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
+        self._buffers = [buffer for _, buffer in model.named_buffers()]
+        self._random = [
+            module
+            for _, module in model.modules()
+            if any(isinstance(v, np.random.Generator) for v in vars(module).values())
+        ]
+
+    def __call__(
+        self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
+    ) -> tuple[float, int, int | None]:
+        """Train on a batch and return its loss, how many images it has, and if asked, how many answers are right.
+
+        Where memory runs out before the update, `make_room` is called; if it returns True, the step is taken again.
+        """
+        put_back, updating = self._remember(), False
+        try:
+            seen = self._gradients(x, y, count, put_back)
+            updating = True
+            self.optimizer.step()
+            if self.schedule is not None and self.schedule.unit == "step":
+                self.schedule.step()
+            return seen
+        except Exception as error:
+            if not updating:
+                put_back()
+            if not ran_out(error, self.device):
+                raise
+        # Out here nothing holds the exception any more, nor what the layers kept for it.
+        self.model.zero_grad()
+        if not updating and make_room():
+            return self(x, y, count, make_room)
+        raise memory_error(np.shape(x) if isinstance(x, list) else x.shape, self.device, updating)
+
+    def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[float, int, int | None]:
+        """Give every parameter its gradient, bounded, and return what the step does, waiting for the device once.
+
+        If one of these numbers is not finite, all but the gradients is as it was before.
+        """
+        x, y = place(x, self.device), place(y, self.device)
+        output, backward = self.model.forward(x, train=True)
+        loss, loss_backward = self.loss.function(output, y)
+        right = correct(self.loss, output, y) if count else None
+        if not on_host(loss) or math.isfinite(loss):
+            self.optimizer.zero_grad()
+            backward(loss_backward()[0], need_dx=False)
+        del backward, loss_backward  # and with them what they keep: a bad batch is run once more
+        gradients = [p.grad for p in self._parameters()]
+        value, right, finite = look(loss, right, gradients)
+        if not (math.isfinite(value) and finite):
+            raise self._diverged(value, output, x, y, put_back)
+        if self.clip_value is not None:
+            optim.clip_grad_value_(self._parameters(), self.clip_value)
+        if self.clip_norm is not None:
+            optim.clip_grad_norm_(self._parameters(), self.clip_norm)
+        return value, output.shape[0], right
+
+    def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
+        """Put everything back and return the error that says where the loss, or else a gradient, began to fail."""
+        put_back()
+        try:
+            # Ops that cannot read labels without stopping the device give NaN for those that are no class.
+            if self.loss.classifies and y.ndim == 1:
+                labels = to_numpy(y)
+                strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
+                if strange.size:
+                    return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
+            return divergence(self.model, self.loss.function, value, x, y)
+        finally:
+            self.model.zero_grad()  # it may hold what a backward pass made of such a loss
+            put_back()
+
+    def _parameters(self) -> list[Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _remember(self) -> Callable[[], None]:
+        """Note running statistics and random streams, and return the function that puts them back."""
+        if not self._buffers and not self._random:
+            return _nothing
+        arrays = [buffer.data for buffer in self._buffers]
+        streams = [stream.bit_generator for module in self._random for _, stream in module.named_generators()]
+        states = [stream.state for stream in streams]
+
+        def put_back() -> None:
+            for buffer, array in zip(self._buffers, arrays, strict=True):
+                buffer.data = array
+            for stream, state in zip(streams, states, strict=True):
+                stream.state = state
+
+        return put_back
+
+
+def _nothing() -> None:
+    pass
