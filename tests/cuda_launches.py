@@ -17,7 +17,7 @@ import numpy as np
 
 from xcnn import Trainer, models, optim
 from xcnn._dispatch import portable
-from xcnn.training import divergence, trainer
+from xcnn.training import divergence, step
 
 COUNTS: collections.Counter[str] = collections.Counter()
 
@@ -88,7 +88,7 @@ def main() -> None:
     for module in emulator.LOADED.values():
         if hasattr(module, "empty"):
             module.empty = _empty
-    divergence.on_host = trainer.on_host = lambda array: not isinstance(array, Counting)
+    divergence.on_host = step.on_host = lambda array: not isinstance(array, Counting)
     print("| network | portable code | with kernels | matrix products |\n|---|---:|---:|---:|")
     for name in sys.argv[1:] or ["report", "lenet5", "mnist_cnn", "vgg_small", "resnet20"]:
         before, after = count(name, lambda: portable(np)), count(name, emulator.emulated)

@@ -207,9 +207,8 @@ KINDS: dict[str, Kind] = {
     "weights": Kind(runs.make_weights, runs.read_weights, checked=True),
     "weights-sealed": Kind(runs.make_weights, runs.read_weights, mend=runs.mend_seal),
     "checkpoint": Kind(runs.make_run, runs.read_run, checked=True),
-    "checkpoint-sealed": Kind(runs.make_unlisted_run, runs.read_run, mend=runs.mend_seal),
+    "checkpoint-sealed": Kind(runs.make_run, runs.read_run, mend=runs.mend_seal),
     "checkpoint-entry": Kind(runs.make_entry, runs.read_entry),
-    "manifest": Kind(runs.make_manifest, runs.read_manifest),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }

@@ -1,4 +1,4 @@
-"""What `hostile.py` damages of a run: its checkpoints, their manifest, and files of settings.
+"""What `hostile.py` damages of a run: its checkpoints and files of settings.
 
 A sealed file refuses every change, so damage would never reach what is behind the seal. `mend` puts a new seal on a
 damaged file, and `checkpoint-entry` is the JSON of a checkpoint alone, sealed when it is read.
@@ -21,14 +21,11 @@ from xcnn.runs.settings import check
 
 __all__ = [
     "make_entry",
-    "make_manifest",
     "make_run",
     "make_settings",
-    "make_unlisted_run",
     "make_weights",
     "mend_seal",
     "read_entry",
-    "read_manifest",
     "read_run",
     "read_settings",
     "read_weights",
@@ -50,13 +47,6 @@ def make_run(folder: Path) -> Path:
     trainer = make_trainer("adam", "one-cycle")
     trainer.fit([(np.ones((4, 1, 8, 8), np.float32), np.arange(4))] * 2)
     return Checkpoints(folder, about=ABOUT).save(trainer)
-
-
-def make_unlisted_run(folder: Path) -> Path:
-    """The same without the manifest, which knows the seal: a stranger's file is in no list."""
-    path = make_run(folder)
-    (folder / "manifest.json").unlink()
-    return path
 
 
 def read_run(path: Path) -> object:
@@ -87,7 +77,7 @@ def mend_seal(content: bytes) -> bytes:
 
 def make_entry(folder: Path) -> Path:
     path = folder / "entry.json"
-    path.write_text(metadata(make_unlisted_run(folder).read_bytes())["xcnn"])
+    path.write_text(metadata(make_run(folder).read_bytes())["xcnn"])
     return path
 
 
@@ -99,15 +89,6 @@ def read_entry(path: Path) -> object:
         return read_run(checkpoint)
     finally:
         checkpoint.write_bytes(before)
-
-
-def make_manifest(folder: Path) -> Path:
-    make_run(folder)
-    return folder / "manifest.json"
-
-
-def read_manifest(path: Path) -> object:
-    return Checkpoints(path.parent).find(lambda message: None)
 
 
 SETTINGS = {

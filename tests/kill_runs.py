@@ -19,9 +19,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from xcnn.runs import Config, load_checkpoint, recorded_settings, train
+from xcnn.runs import Checkpoints, Config, Reporter, load_checkpoint, recorded_settings, train
 from xcnn.threads import set_num_threads
-from xcnn.training import Callback
 
 CONFIG = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
@@ -30,7 +29,7 @@ CONFIG = Config(
 WRITES = ("mkstemp", "fsync", "replace", "unlink", "rename", "mkdir")
 
 
-class Notes(Callback):
+class Notes(Reporter):
     """A kill must not leave anything that has to be passed over."""
 
     def on_note(self, message: str) -> None:
@@ -40,10 +39,12 @@ class Notes(Callback):
 
 def result(folder: Path) -> dict[str, object]:
     """Everything that must be the same, bit for bit."""
+    newest = Checkpoints(folder / "checkpoints").find()
+    assert newest is not None
     record = {
         f"{name}:{tensor}": array.tobytes()
-        for name in ("last", "best")
-        for tensor, array in load_checkpoint(folder / f"{name}.safetensors").state.items()
+        for name, checkpoint in (("last", newest), ("best", load_checkpoint(folder / "best.safetensors")))
+        for tensor, array in checkpoint.state.items()
     }
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     times = ("seconds", "images_per_second")

@@ -50,11 +50,12 @@ def images(count: int) -> data.Dataset:
 def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | None, device: str) -> bool:
     """Train, print what memory did, and say whether it stayed where it was."""
     model = models.build("lenet5", seed=0)
-    trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3), device=device)
     steps = epochs * len(train)
     watch = Watch(max(1, steps // 20))
     with tempfile.TemporaryDirectory() as folder:
-        trainer.fit(train, epochs, validation, [watch, Checkpoints(folder, "100steps")])
+        callbacks = [watch, Checkpoints(folder, "100steps")]
+        trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3), device=device, callbacks=callbacks)
+        trainer.fit(train, epochs, validation)
     growth = max(watch.seen[2:]) / watch.seen[1]
     series = " ".join(f"{kib / 1024:.1f}" for kib in watch.seen)
     print(f"{name}: {trainer.steps} steps, MiB every {watch.every}: {series}")

@@ -17,7 +17,7 @@ DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0
 def described(**changes):
     """What the metadata says of a checkpoint, with some fields changed."""
     fields = {"model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"}
-    return {"format": 2, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
+    return {"format": 3, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_any_reader_of_safetensors_sees_the_weights(saved):
 
 def test_a_plain_weight_file_does_not_name_its_model(tmp_path):
     save_file({"0.weight": np.zeros(3, np.float32)}, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="holds weights but does not name its model; name it with --model"):
+    with pytest.raises(CheckpointError, match="holds weights but does not name its model; name the model"):
         load_checkpoint(tmp_path / "weights.safetensors")
 
 
@@ -91,8 +91,11 @@ def test_a_plain_weight_file_does_not_name_its_model(tmp_path):
         (described(dataset=["digits"]), "its dataset is no str"),
         (described(shape=[1, 60_000, 60_000]), "its images .* are impossible"),
         (described(shape=[1, float("inf"), 3]), "is no xcnn checkpoint"),
-        (described(classes=[]), "are impossible"),
+        (described(classes=[]), "has no classes"),
         (described(shape=[1, 2]), "is no xcnn checkpoint"),
+        (described(classes=["a"] * 100_001), "it has 100001 classes with 100001 characters; at most 100000"),
+        (described(classes=["a" * 600_000] * 2), "it has 2 classes with 1200000 characters"),
+        (described(format=2), "written by another version of xcnn"),
         (described(model="vgg99"), "a model 'vgg99', which this xcnn does not have"),
         (described(evil=1), "is no xcnn checkpoint"),
         (described(training=[]), "its training is no"),

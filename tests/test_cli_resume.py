@@ -103,7 +103,7 @@ def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp
     assert before["augment"] == ["shift", "flip"]
     code, _, err = xcnn("train", "--resume", "run", "--epochs", "3", "--device", "cpu")
     assert code == 0
-    assert "--epochs was 2 and is 3" in err
+    assert "epochs was 2 and is 3" in err
     assert "epoch 3/3" in err
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 3}
     (tmp_path / "run" / "config.json").write_text("{")  # the checkpoint knows them, too
@@ -118,7 +118,7 @@ def test_a_run_that_is_done_says_so(xcnn):
     assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
     code, _, err = xcnn("train", "--resume", "run")
     assert code == 0
-    assert "nothing is left to train; give it more --epochs" in err
+    assert "nothing is left to train; give it more epochs" in err
 
 
 def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
@@ -138,7 +138,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
 
 def test_resume_latest(xcnn, tmp_path):
     code, _, err = xcnn("train", "--resume", "latest")
-    assert (code, err) == (2, "error: --resume latest: there is no run in runs/\n")
+    assert (code, err) == (2, "error: --resume: there is no run in runs/\n")
     for seed in ("1", "2"):
         assert xcnn("train", "--model", "report", "--epochs", "1", "--seed", seed)[0] == 0
     first, second = sorted((tmp_path / "runs").iterdir(), key=lambda run: run.stat().st_mtime_ns)
@@ -195,16 +195,16 @@ def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, me
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["--resume", "none"], 2, "--resume none: there is no run to go on with"),
+        (["--resume", "none"], 2, "--resume: there is no run in none to go on with"),
         (["--resume", "x", "-o", "y"], 2, "there is no run"),
         (["--resume", "x", "--config", "y.json"], 2, "--config cannot be given with --resume"),
         (["--config", "none.json"], 1, "cannot read the settings none.json: there is no such file"),
         (["--config", "."], 2, "must end in .json or .toml"),
         (["--checkpoint-every", "5"], 2, "must be a number and a unit, such as 500steps"),
-        (["--checkpoint-every", "5 hours"], 2, "unknown unit of --checkpoint-every 'hours'"),
+        (["--checkpoint-every", "5 hours"], 2, "unknown unit of checkpoint_every 'hours'"),
         (["--checkpoint-every", "9" * 400 + "steps"], 2, "--checkpoint-every must be a number and a unit"),
-        (["--epochs", "9" * 400], 2, "--epochs must be from 1 to 1000000000, got 999"),
-        (["--keep-checkpoints", "0"], 2, "--keep-checkpoints must be at least 1, got 0"),
+        (["--epochs", "9" * 400], 2, "--epochs must be an integer from 1 to 1000000000, got 999"),
+        (["--keep-checkpoints", "0"], 2, "--keep-checkpoints must be an integer from 1 to 1000000000, got 0"),
     ],
 )
 def test_mistakes_are_named(xcnn, tmp_path, argv, code, message):

@@ -286,6 +286,24 @@ def test_seed_and_epoch_decide_the_augmentation():
     assert not np.array_equal(batches(0), batches(1))
 
 
+def test_a_batch_is_decided_by_seed_epoch_and_number_alone():
+    """Whatever was taken before, from any batch on, with several passes at once."""
+    d = data.load("digits")[1]
+    loader = data.Loader(d, 100, seed=5, augment=[data.shift, data.rotate, data.cutout])
+    whole = [list(loader.batches(epoch)) for epoch in range(2)]
+    for epoch, start in ((1, 2), (0, 3), (0, 0), (1, 4)):
+        rest = list(loader.batches(epoch, start))
+        assert len(rest) == len(loader) - start
+        for (x, y), (images, labels) in zip(rest, whole[epoch][start:], strict=True):
+            assert x.tobytes() == images.tobytes()
+            assert y.tobytes() == labels.tobytes()
+    assert loader.epoch == 0
+    assert [x.tobytes() for x, _ in loader] == [x.tobytes() for x, _ in whole[0]]
+    assert loader.epoch == 1
+    first, *_ = whole[0][0]
+    assert first.tobytes() != next(iter(data.Loader(d, 100, seed=5)))[0].tobytes()  # it was augmented
+
+
 def test_a_pass_that_is_broken_off_does_not_count():
     loader = data.Loader(small(9), 3)
     next(iter(loader))
@@ -312,6 +330,9 @@ def test_batches_are_fresh_arrays():
         ({"batch_size": 11, "drop_last": True}, "no batch"),
         ({"augment": ["flip"]}, "'flip'"),
         ({"augment": "flip"}, "'f'"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"shuffle": "yes"}, "shuffle must be True or False, got 'yes'"),
     ],
 )
 def test_a_loader_refuses_what_makes_no_sense(options, says):

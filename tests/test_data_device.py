@@ -9,8 +9,8 @@ from conftest import LIBRARIES
 
 from xcnn import data, models, optim
 from xcnn.devices import Device, to_numpy
-from xcnn.errors import OutOfMemoryError, UsageError
-from xcnn.runs import Config, train
+from xcnn.errors import DataError, OutOfMemoryError, UsageError
+from xcnn.runs import Config, Reporter, train
 from xcnn.training import Callback, Trainer
 
 each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
@@ -33,10 +33,10 @@ def moved(monkeypatch):
 
 @each_library
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"augment": [data.shift, data.cutout]}])
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}])
 def test_batches_are_the_same_bits_on_every_device(backend, kind, options):
     host = data.Loader(digits(kind), 32, seed=3, **options)
-    there = data.Loader(digits(kind), 32, seed=3, device=backend.spec, **options)
+    there = data.Loader(digits(kind).to(backend.spec), 32, seed=3, **options)
     for _ in range(2):
         for (x, y), (images, labels) in zip(host, there, strict=True):
             for ours, theirs in ((x, images), (y, labels)):
@@ -44,13 +44,13 @@ def test_batches_are_the_same_bits_on_every_device(backend, kind, options):
                 assert (type(theirs), theirs.dtype) == (type(placed), placed.dtype)
                 assert getattr(theirs, "device", None) == getattr(placed, "device", None)
                 assert to_numpy(theirs).tobytes() == to_numpy(placed).tobytes()
-    assert there.state_dict() == host.state_dict()
+    assert there.settings() == host.settings()
 
 
 @each_library
 def test_batches_on_a_device_are_fresh_arrays(backend):
     for kind in (np.uint8, np.float32):
-        loader = data.Loader(digits(kind), 100, shuffle=False, device=backend.spec)
+        loader = data.Loader(digits(kind).to(backend.spec), 100, shuffle=False)
         for images, labels in loader:
             images += 1.0
             labels += 1
@@ -59,63 +59,53 @@ def test_batches_on_a_device_are_fresh_arrays(backend):
         assert np.array_equal(to_numpy(labels), digits().labels)
 
 
+@each_library
+def test_a_data_set_on_a_device_is_a_data_set(backend):
+    d = digits()
+    there = d.to(backend.spec)
+    assert (len(there), there.shape, there.classes) == (len(d), d.shape, d.classes)
+    assert there.device == backend.device
+    assert there.to(backend.spec) is there
+    for index in (slice(3, 50, 2), slice(-5, None), [4, 1, -1], np.arange(100) % 3 == 0):
+        part = there[index]
+        assert part.device == backend.device
+        assert np.array_equal(to_numpy(part.images), d[index].images)
+        assert np.array_equal(to_numpy(part.labels), d[index].labels)
+    back = there.to("cpu")
+    assert back.device.xp is np
+    assert np.array_equal(back.images, d.images)
+    with pytest.raises(DataError, match="the data set is empty"):
+        there[:0]
+    with pytest.raises(UsageError, match="index with a slice"):
+        there[0]
+
+
 def test_a_data_set_is_moved_once_and_then_only_indices_are(moved):
     pytest.importorskip("array_api_strict")
     d = digits()
-    loader = data.Loader(d, 64, device="strict:device1")
-    assert moved == []
+    there = d.to("strict:device1")
+    assert moved == [d.images.shape, d.labels.shape]
+    moved.clear()
+    loader = data.Loader(there, 64)
     for _ in range(2):
         assert sum(len(to_numpy(labels)) for _, labels in loader) == 100
-    assert moved == [d.images.shape, d.labels.shape, (64,), (36,), (64,), (36,)]
+    assert moved == [(64,), (36,), (64,), (36,)]
     moved.clear()
-    other = loader.in_order(30)
-    labels = [to_numpy(labels) for _, labels in other]
+    labels = [to_numpy(labels) for _, labels in data.Loader(there, 30, shuffle=False)]
     assert np.array_equal(np.concatenate(labels), d.labels)
     assert moved == []
 
 
-def test_a_data_set_stays_as_long_as_its_loaders():
-    strict = pytest.importorskip("array_api_strict")
-    loader = data.Loader(digits(), 64, device="strict:device1")
-    next(iter(loader))
-    copy = weakref.ref(loader._resident._arrays[0])
-    assert isinstance(copy(), type(strict.ones(1)))
-    other = loader.in_order(8)
-    del loader
-    gc.collect()
-    assert copy() is not None
-    del other
-    gc.collect()
-    assert copy() is None
-
-
 def test_nothing_is_moved_for_the_host(moved):
-    loader = data.Loader(digits(), 64, device="cpu")
+    loader = data.Loader(digits().to("cpu"), 64)
     assert all(type(images) is type(labels) is np.ndarray for images, labels in loader)
     assert moved == []
 
 
-def test_augmented_batches_are_made_on_the_host_and_moved(moved):
+def test_augmentation_wants_its_data_set_on_the_host():
     pytest.importorskip("array_api_strict")
-    loader = data.Loader(digits(), 64, augment=[data.flip], device="strict:device1")
-    assert [len(to_numpy(labels)) for _, labels in loader] == [64, 36]
-    assert moved == [(64, 1, 8, 8), (64,), (36, 1, 8, 8), (36,)]
-
-
-@each_library
-def test_a_pass_begun_on_one_device_ends_on_another(backend):
-    d = digits()
-    whole = [to_numpy(labels) for _, labels in data.Loader(d, 16, seed=4)]
-    for first, second in ((backend.spec, None), (None, backend.spec), (backend.spec, backend.spec)):
-        loader = data.Loader(d, 16, seed=4, device=first)
-        begun = iter(loader)
-        for _ in range(3):
-            next(begun)
-        other = data.Loader(d, 16, seed=4, device=second)
-        other.load_state_dict(loader.state_dict(begun))
-        rest = [to_numpy(labels) for _, labels in other]
-        assert len(rest) == 4
-        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(rest, whole[3:], strict=True))
+    with pytest.raises(UsageError, match="augment takes NumPy arrays, digits is on strict:device1; leave it on the"):
+        data.Loader(digits().to("strict:device1"), 64, augment=[data.flip])
 
 
 def fill(monkeypatch, most, error=MemoryError):
@@ -130,46 +120,16 @@ def fill(monkeypatch, most, error=MemoryError):
     monkeypatch.setattr(Device, "asarray", limited)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_what_does_not_fit_is_said_and_made_on_the_host(monkeypatch, kind):
-    pytest.importorskip("array_api_strict")
-    told, d = [], digits(kind)
-    fill(monkeypatch, 5000)
-    host, loader = data.Loader(d, 16), data.Loader(d, 16, device="strict:device1", tell=told.append)
-    for _ in range(2):
-        for (images, labels), (x, y) in zip(host, loader, strict=True):
-            assert x.device == y.device == loader.device.handle
-            assert to_numpy(x).tobytes() == images.tobytes()
-            assert to_numpy(y).tobytes() == labels.tobytes()
-    assert len(list(loader.in_order(10))) == 10
-    why = "images do not fit into the memory of strict:device1; batches are made on the host"
-    assert told == [f"{d.name}: 100 {why}"]
-
-
-def test_a_loader_warns_where_nobody_asked_to_be_told(monkeypatch):
+def test_a_data_set_that_does_not_fit_is_refused(monkeypatch):
     pytest.importorskip("array_api_strict")
     fill(monkeypatch, 5000)
-    with pytest.warns(UserWarning, match="digits: 100 images do not fit into the memory of strict:device1"):
-        next(iter(data.Loader(digits(), 16, device="strict:device1")))
-
-
-def test_memory_that_runs_out_later_is_given_back(monkeypatch):
-    """The copy of the data set goes, and is neither held by the loader nor by the error."""
-    pytest.importorskip("array_api_strict")
-    told = []
-    loader = data.Loader(digits(), 16, shuffle=False, device="strict:device1", tell=lambda said: told.append(copy()))
-    passing = iter(loader)
-    next(passing)
-    copy = weakref.ref(loader._resident._arrays[0])
-    with monkeypatch.context() as patch:
-        patch.setattr("xcnn.data.resident.to_float", out_of_memory)
-        x, _ = next(passing)
-    assert told == [None]
-    assert np.array_equal(to_numpy(x), data.to_float(digits().images[16:32]))
-
-
-def out_of_memory(images):
-    raise MemoryError
+    with pytest.raises(OutOfMemoryError) as caught:
+        digits().to("strict:device1")
+    assert str(caught.value) == "digits: 100 images do not fit into the memory of strict:device1"
+    assert caught.value.__context__ is None
+    fill(monkeypatch, 5000, ValueError)
+    with pytest.raises(ValueError, match="out of memory"):
+        digits().to("strict:device1")
 
 
 @pytest.mark.parametrize("augment", [[], [data.shift]])
@@ -178,12 +138,13 @@ def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch
     pytest.importorskip("array_api_strict")
 
     def trained(loader, full):
+        said.clear()
         model = models.build("report", (1, 8, 8), seed=0)
-        trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1")
+        trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1", tell=said.append)
         step = trainer.optimizer.zero_grad
 
         def zero_grad():
-            if full and trainer.steps == 1 and (augment or loader._resident._arrays is not None):
+            if full and trainer.steps == 1 and (augment or trainer._feeds[0]._host is not None):
                 raise MemoryError
             step()
 
@@ -192,7 +153,7 @@ def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch
         return [array.tobytes() for array in model.state_dict().values()]
 
     def loader():
-        return data.Loader(digits(), 32, device="strict:device1", augment=augment, tell=said.append)
+        return data.Loader(digits(), 32, augment=augment)
 
     said = []
     wanted = trained(loader(), full=False)
@@ -205,33 +166,55 @@ def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch
         assert said == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
 
 
+def test_memory_that_runs_out_while_a_batch_is_gathered_costs_the_copy(monkeypatch):
+    pytest.importorskip("array_api_strict")
+    results, told = [], []
+    for full in (False, True):
+        trainer = trainer_on("strict:device1", tell=told.append)
+        gather, calls = data.Dataset.gather, []
+
+        def limited(self, places, gather=gather, calls=calls, full=full):
+            calls.append(self.device.name)
+            if full and len(calls) > 2 and self.device.name != "cpu":
+                raise MemoryError
+            return gather(self, places)
+
+        monkeypatch.setattr(data.Dataset, "gather", limited)
+        trainer.fit(data.Loader(digits(), 32, seed=2), 2)
+        monkeypatch.setattr(data.Dataset, "gather", gather)
+        results.append([array.tobytes() for array in trainer.model.state_dict().values()])
+        assert trainer.steps == 8
+    assert calls == ["strict:device1"] * 3 + ["cpu"] * 6
+    assert results[0] == results[1]
+    assert told == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
+
+
 def test_a_loader_on_another_device_than_the_network_is_refused():
     pytest.importorskip("array_api_strict")
     model = models.build("report", (1, 8, 8), seed=0)
     trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
-    loader = data.Loader(digits(), 32, device="strict:device1")
+    loader = data.Loader(digits().to("strict:device1"), 32)
     for use in (trainer.fit, trainer.evaluate, trainer.predict, lambda made: trainer.fit(digits(), validation=made)):
-        with pytest.raises(
-            UsageError, match="batches are on strict:device1, the network is on cpu: give both the same"
-        ):
+        with pytest.raises(UsageError, match="is on strict:device1, the network is on cpu: give both the same"):
             use(loader)
 
 
 def test_fit_leaves_no_copy_of_a_data_set_behind():
     pytest.importorskip("array_api_strict")
-    model = models.build("report", (1, 8, 8), seed=0)
-    trainer, copies = Trainer(model, optim.SGD(model.parameters(), lr=0.1), device="strict:device1"), []
+    copies = []
 
     class Watch(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            copies.append(weakref.ref(trainer._batches._resident._arrays[0]))
+            copies.append(weakref.ref(trainer._feeds[0].source.dataset.images))
 
-    trainer.fit(digits(), validation=digits(), callbacks=[Watch()])
+    trainer = trainer_on("strict:device1", callbacks=[Watch()])
+    trainer.fit(digits(), validation=digits())
+    trainer.fit(data.Loader(digits()))
     gc.collect()
-    assert [copy() for copy in copies] == [None, None]
-    own = data.Loader(digits(), 64, device="strict:device1")
-    trainer.fit(own)
-    assert own._resident._arrays is not None
+    assert [copy() for copy in copies] == [None] * 4
+    there = digits().to("strict:device1")
+    trainer.fit(data.Loader(there))
+    assert copies[-1]() is there.images
 
 
 def test_evaluating_a_data_set_once_copies_no_more_than_a_batch(moved):
@@ -246,58 +229,50 @@ def test_evaluating_a_data_set_once_copies_no_more_than_a_batch(moved):
 
 def test_a_batch_that_does_not_fit_is_an_error_of_ours(monkeypatch):
     pytest.importorskip("array_api_strict")
+    trainer = trainer_on("strict:device1")
     fill(monkeypatch, 1000)
-    loader = data.Loader(digits(), 16, augment=[data.flip], device="strict:device1")
     with pytest.raises(OutOfMemoryError) as caught:
-        next(iter(loader))
-    assert str(caught.value) == (
-        "Loader: out of memory on strict:device1 with 16 images of (1, 8, 8) at a time: try a smaller batch_size"
-    )
+        trainer.fit(data.Loader(digits(), 16, augment=[data.flip]))
+    said = "out of memory on strict:device1 with 16 images of (1, 8, 8) at a time: try a batch size of 8"
+    assert str(caught.value) == f"{said}, or a smaller network"
     assert caught.value.__context__ is None
-
-
-def test_another_error_is_not_taken_for_memory(monkeypatch):
-    pytest.importorskip("array_api_strict")
-    for options in ({}, {"augment": [data.flip]}):
-        with monkeypatch.context() as patch:
-            fill(patch, 1000, ValueError)
-            with pytest.raises(ValueError, match="out of memory"):
-                next(iter(data.Loader(digits(), 16, device="strict:device1", **options)))
 
 
 # Training
 
 
-def trainer_on(where):
+def trainer_on(where, **options):
     model = models.build("report", (1, 8, 8), 10, seed=0)
-    return Trainer(model, optim.Adam(model.parameters(), lr=0.01), device=where)
+    return Trainer(model, optim.Adam(model.parameters(), lr=0.01), device=where, **options)
 
 
-def test_fit_moves_data_sets_once(moved):
+@pytest.mark.parametrize("made", [lambda d: d, data.Loader, lambda d: (d.images, d.labels)])
+def test_fit_moves_data_sets_once(moved, made):
     pytest.importorskip("array_api_strict")
     rest, held = data.split(digits(), 0.2, seed=0)
     trainer = trainer_on("strict:device1")
     moved.clear()
-    trainer.fit(rest, 3, validation=held)
-    batches = [(64,), (16,)]
-    assert moved[:6] == [rest.images.shape, rest.labels.shape, *batches, held.images.shape, held.labels.shape]
-    assert moved[6:] == batches * 2
+    trainer.fit(made(rest), 3, validation=made(held))
+    sets = [rest.images.shape, rest.labels.shape, held.images.shape, held.labels.shape]
+    assert moved == sets + [(64,), (16,)] * 3
     moved.clear()
     trainer.evaluate(held)
     assert moved == [held.images.shape, held.labels.shape]
 
 
-def test_a_loader_of_the_host_stays_there(moved):
-    """It is how somebody says that the data set is not to be moved."""
+def test_what_is_large_or_augmented_stays_on_the_host(moved, monkeypatch):
     pytest.importorskip("array_api_strict")
-    trainer = trainer_on("strict:device1")
+    trainer, batches = trainer_on("strict:device1"), [(64, 1, 8, 8), (64,), (36, 1, 8, 8), (36,)]
     moved.clear()
-    loader = data.Loader(digits(), 64)
-    trainer.fit(loader, 1, validation=loader)
-    assert moved == [(64, 1, 8, 8), (64,), (36, 1, 8, 8), (36,), (100, 1, 8, 8), (100,)]
+    trainer.fit(data.Loader(digits(), 64, augment=[data.flip]))
+    assert moved == batches
+    moved.clear()
+    monkeypatch.setattr("xcnn.training.feed._MOST_BYTES", digits().images.nbytes - 1)
+    trainer.fit(digits())
+    assert moved == batches
 
 
-class Notes(Callback):
+class Notes(Reporter):
     def __init__(self):
         self.told = []
 

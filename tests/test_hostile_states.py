@@ -72,7 +72,6 @@ def test_a_state_that_makes_no_sense_gives_a_result_or_one_of_our_errors(tmp_pat
     )  # fmt: skip
     assert train(config, tmp_path / "good", [Press()]).interrupted
     newest = max((tmp_path / "good" / "checkpoints").glob("step-*"))
-    (tmp_path / "good" / "checkpoints" / "manifest.json").unlink()
     good, rng, run, refused = read_checkpoint(newest), random.Random(f"{opt} {COUNT}"), tmp_path / "run", 0
     for _ in range(COUNT // 4):
         tree = {name: copy.deepcopy(getattr(good, name)) for name in ("training", "origin", "config")}

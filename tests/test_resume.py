@@ -140,9 +140,7 @@ def test_an_unfinished_epoch_wants_the_same_kind_of_batches(digits):
         make_trainer(callbacks=[spy]).fit(first(digits[0]), 1)
         trainer = make_trainer()
         trainer.load_state_dict(unpack(json.loads(spy.states[1][0]), spy.states[1][1]))
-        with pytest.raises(
-            CheckpointError, match=r"but the state is inside an epoch of (no|a) Loader"
-        ):
+        with pytest.raises(CheckpointError, match=r"but the state is inside an epoch of (no|a) Loader"):
             trainer.fit(second(digits[0]), 1)
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from xcnn import optim
 from xcnn.errors import CheckpointError, UsageError, XcnnError
-from xcnn.runs import Config, load_checkpoint, recorded_settings, train
+from xcnn.runs import SETTINGS, Config, Reporter, load_checkpoint, recorded_settings, restore, train
 from xcnn.runs.checkpoint import read_checkpoint
-from xcnn.runs.resume import SETTINGS, differences
+from xcnn.runs.resume import differences
 from xcnn.runs.settings import plain
 from xcnn.training import Callback
 
@@ -26,7 +26,7 @@ CONFIG = Config(model="report", epochs=3, augment=("shift",), validation=0.2, ch
 """18 steps an epoch."""
 
 
-class Press(Callback):
+class Press(Reporter):
     """Presses Ctrl-C during a step, and keeps what is said."""
 
     def __init__(self, step: int = 0) -> None:
@@ -112,7 +112,10 @@ def test_a_best_checkpoint_from_after_the_newest_is_come_by_again(tmp_path, alon
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
 def test_every_setting_says_whether_it_may_change(name):
-    assert SETTINGS[name].may_change or SETTINGS[name].meaning
+    """Why it cannot, what it means, or nothing where no number depends on it; never both."""
+    assert not (SETTINGS[name].fixed and SETTINGS[name].change)
+    if not (SETTINGS[name].fixed or SETTINGS[name].change):
+        assert name in ("data_dir", "device", "checkpoint_every", "keep_checkpoints")
 
 
 CHANGED = {
@@ -127,19 +130,20 @@ CHANGED = {
 def test_a_changed_setting_is_told_of_or_refused(stopped, name, tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     changed = dataclasses.replace(CONFIG, **{name: CHANGED[name]})
-    press, flag = Press(), name.replace("_", "-")
+    press = Press()
     if name in ("dataset", "image_size"):  # whose files are not there, or which digits do not have
         found = read_checkpoint(stopped / "checkpoints" / "step-00000025.safetensors")
-        with pytest.raises(UsageError, match=f"--{flag} cannot change"):
+        with pytest.raises(UsageError, match=f"{name} cannot change") as caught:
             differences(found, changed, found.origin)
-    elif SETTINGS[name].may_change:
+        assert caught.value.setting == name
+    elif not SETTINGS[name].fixed:
         ended = train(changed, stopped, [press], resume=True)
-        said = [message for message in press.told if message.startswith(f"--{flag} was ")]
-        assert len(said) == bool(SETTINGS[name].meaning)
+        said = [message for message in press.told if message.startswith(f"{name} was ")]
+        assert len(said) == bool(SETTINGS[name].change)
         assert len(ended.history) == changed.epochs
         assert json.loads((stopped / "config.json").read_text())[name] == plain(changed)[name]
     else:
-        with pytest.raises(UsageError, match=rf"--{flag} cannot change in a resumed run, as .*: it was .*, now "):
+        with pytest.raises(UsageError, match=rf"{name} cannot change in a resumed run, as .*: it was .*, now "):
             train(changed, stopped, [press], resume=True)
         assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
@@ -158,7 +162,7 @@ def test_results_without_checkpoints_are_not_written_over(tmp_path):
 
 
 def test_the_epoch_that_is_begun_counts(stopped):
-    with pytest.raises(UsageError, match="--epochs must be at least 2, which the run has begun, got 1"):
+    with pytest.raises(UsageError, match="epochs must be at least 2, which the run has begun, got 1"):
         train(dataclasses.replace(CONFIG, epochs=1), stopped, resume=True)
 
 
@@ -183,16 +187,24 @@ def test_a_lost_best_checkpoint_of_a_run_that_is_done(tmp_path):
     (folder / "best.safetensors").write_bytes(b"damaged")
     press = Press()
     ended = train(CONFIG, folder, [press], resume=True)
-    assert ended.checkpoint == folder / "last.safetensors"
+    assert ended.checkpoint == folder / "checkpoints" / "step-00000054.safetensors"
     assert any(message.endswith("testing the last weights") for message in press.told)
-    last = result_of(folder)
-    (folder / "last.safetensors").unlink()
-    train(CONFIG, folder, resume=True)
-    assert result_of(folder) == last
 
 
-def result_of(folder):
-    return {name: array.tobytes() for name, array in load_checkpoint(folder / "last.safetensors").state.items()}
+def test_the_folder_of_a_run_stands_for_its_best_weights_or_its_newest_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    train(dataclasses.replace(CONFIG, validation=0), folder)
+    assert not (folder / "best.safetensors").exists()
+    newest = folder / "checkpoints" / "step-00000069.safetensors"
+    assert bits(load_checkpoint(folder)) == bits(load_checkpoint(newest))
+    before = bits(load_checkpoint(folder / "checkpoints" / "step-00000065.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert bits(load_checkpoint(folder)) == before
+    assert restore(folder).predict(indices=[0])[0].probabilities.shape == (10,)
+
+
+def bits(checkpoint):
+    return {name: array.tobytes() for name, array in checkpoint.state.items()}
 
 
 def test_weight_decay_does_not_bring_back_the_rate_of_the_start(tmp_path):
@@ -238,7 +250,7 @@ def test_more_epochs_and_more_patience_go_on_after_the_end(tmp_path):
     assert len(train(config, tmp_path / "run", resume=True).history) == done
     longer = dataclasses.replace(config, patience=9)
     assert len(train(longer, tmp_path / "run", resume=True).history) == 6
-    with pytest.raises(UsageError, match="--epochs must be at least 6, which the run has begun, got 5"):
+    with pytest.raises(UsageError, match="epochs must be at least 6, which the run has begun, got 5"):
         train(dataclasses.replace(longer, epochs=5), tmp_path / "run", resume=True)
 
 
@@ -264,16 +276,47 @@ def test_other_images_are_refused(tmp_path):
     moved = dataclasses.replace(config, data_dir=tmp_path / "moved")
     assert train(moved, tmp_path / "run", [Press(5)], resume=True).interrupted
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "moved" / "cats" / "0.png")
-    with pytest.raises(UsageError, match="the training images of folder are others than those that the run"):
+    with pytest.raises(UsageError, match="the training images of folder differ from those that the run") as caught:
         train(moved, tmp_path / "run", resume=True)
+    assert caught.value.setting == "data_dir"
+
+
+def pets(folder, number, value):
+    """Write one image of each of two classes."""
+    for kind in ("cats", "dogs"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(folder / kind / f"{number}.png")
+
+
+def test_other_test_or_validation_images_are_noticed(tmp_path):
+    """Of those that are tested with it is said; those that chose the best epoch must be the same."""
+    for part, count in (("train", 10), ("test", 2)):
+        for number in range(count):
+            pets(tmp_path / "pets" / part, number, 20 * number)
+    config = dataclasses.replace(
+        CONFIG, dataset="folder", data_dir=tmp_path / "pets", image_size=8, batch_size=2, checkpoint_every="2steps"
+    )
+    train(config, tmp_path / "run", [Press(3)])
+    press = Press(5)
+    train(config, tmp_path / "run", [press], resume=True)
+    assert len(press.told) == 1  # where it goes on
+    pets(tmp_path / "pets" / "test", 2, 90)
+    press = Press(7)
+    train(config, tmp_path / "run", [press], resume=True)
+    said = "the test images of folder have changed: test figures before and after are not alike"
+    assert press.told[0] == said
+    found = read_checkpoint(max((tmp_path / "run" / "checkpoints").glob("step-*")))
+    here = {**found.origin, "images": {**found.origin["images"], "validation": "other"}}
+    with pytest.raises(UsageError, match="the validation images of folder differ"):
+        differences(found, config, here)
 
 
 def test_there_must_be_a_run(tmp_path):
     for folder in (tmp_path, tmp_path / "none", None):
-        with pytest.raises(UsageError, match="there is no run to go on with"):
+        with pytest.raises(UsageError, match=r"there is no run in .* to go on with"):
             train(CONFIG, folder, resume=True)
     train(CONFIG, tmp_path / "run", [Press(1)])
-    with pytest.raises(UsageError, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(UsageError, match="holds a run already; resume it, or choose another folder"):
         train(CONFIG, tmp_path / "run")
 
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, XcnnError | OSError):
-            error_line(str(error))
+            error_line(_with_flag(error))
         elif isinstance(error, MemoryError):
             error_line(f"out of memory ({error})")
         else:
@@ -75,3 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         stderr.show_cursor()  # a progress bar that an error ended would leave it hidden
     return result if isinstance(result, int) else 0
+
+
+def _with_flag(error: Exception) -> str:
+    """Return what an error says, with the flag in place of the setting that it is about."""
+    setting, message = getattr(error, "setting", ""), str(error)
+    if not setting:
+        return message
+    flag = f"--{setting.replace('_', '-')}"
+    return message.replace(setting, flag, 1) if message.startswith(setting) else f"{flag}: {message}"

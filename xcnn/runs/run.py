@@ -161,12 +161,12 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
-        ours: list[Callback] = []
+        files = [HistoryFile(folder / name) for name in HISTORY]
+        ours: list[Callback] = [_Finite(), *self.callbacks, *files]
         if self.validation is not None:
             ours.append(KeepBest(self._save_best))
             if config.patience is not None:
                 ours.append(EarlyStopping(patience=config.patience))
-        files = [HistoryFile(folder / name) for name in HISTORY]
         self.trainer = Trainer(
             self.model,
             self.optimizer,
@@ -174,7 +174,7 @@ class _Run:
             self.device,
             schedule=self.schedule,
             clip_norm=config.clip_norm,
-            callbacks=[*ours, *self.callbacks, *files, self.checkpoints],
+            callbacks=[*ours, self.checkpoints],
             tell=self.tell,
         )
 
@@ -192,8 +192,7 @@ class _Run:
             reporter.on_test_batch(self.trainer, len(self.test), metrics)
 
     def _save_best(self, record: dict[str, Any]) -> None:
-        """Write the weights alone, unless they are ruined: then the file from before stays."""
-        require_finite(self.model.state_dict(), f"epoch {record['epoch']}")
+        """Write the weights alone."""
         save_checkpoint(self.best, self.model, replace(self.about, metrics=record))
 
     def has_learned(self) -> bool:
@@ -291,6 +290,13 @@ class _Run:
             except CheckpointError as error:
                 self.tell(f"{error}; testing the last weights")
         return self._newest()
+
+
+class _Finite(Callback):
+    """Refuses weights that are not finite at the end of an epoch, before anything reports or saves it."""
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        require_finite(trainer.model.state_dict(), f"epoch {record['epoch']}")
 
 
 def _code(stop: BaseException) -> int:

@@ -49,10 +49,10 @@ def batches(who: str, data: Any, where: Device) -> Batches:
 def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
     """Yield batches to evaluate: every image of a data set once, in its order and not augmented."""
     made = batches(who, data, where)
-    return pairs(who, Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
+    return _pairs(who, Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
 
 
-def pairs(who: str, made: Batches) -> Iterator[Batch]:
+def _pairs(who: str, made: Batches) -> Iterator[Batch]:
     """Yield batches after checking that they are pairs."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -119,7 +119,7 @@ class Feed:
     def batches(self, epoch: int, done: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, which counts from 1, after the first `done`."""
         if not isinstance(self.source, Loader):
-            yield from itertools.islice(pairs(self.who, self.source), done, None)
+            yield from itertools.islice(_pairs(self.who, self.source), done, None)
             return
         while done < len(self.source):
             try:
