@@ -444,7 +444,7 @@ def test_all_that_a_step_took_is_released_before_the_pool_is_freed(freed, kind, 
     trainer = trainer_of(model)
     trainer.step(*batch())
     message = fails(trainer, *batch(1, 8), kind=OutOfMemoryError)
-    assert message.startswith("out of memory on cpu with 8 images of (1, 8, 8) at a time: try a batch size of 4 (")
+    assert message.startswith("out of memory on cpu with 8 images of (1, 8, 8) at a time: try a batch size of 4, ")
     assert held == [0]
     assert np.isfinite(trainer.step(*batch(1)))
 

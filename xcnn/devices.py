@@ -50,7 +50,7 @@ class Device:
 
     Attributes
     ----------
-    name : the string that opens it, in full (`cuda:0`).
+    name : the full string that opens it (`cuda:0`). A pickle or a deep copy of a device is opened by it again.
     xp : its array-API namespace.
     handle : what the library's creation functions take as `device=`.
     summary : one line for people.
@@ -60,6 +60,9 @@ class Device:
     xp: ModuleType
     handle: Any = field(hash=False)  # CuPy's devices have no hash
     summary: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return device, (self.name,)
 
     def asarray(self, array: Any) -> Array:
         """Copy a host array to this device.

@@ -114,7 +114,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     beside = checkpoint.training and {k: part for k, part in checkpoint.training.items() if k != "weights"}
     training, arrays = pack(beside, f"{_TRAINING}training")
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
-    entry = {"format": _FORMAT, **fields, "training": training}
+    metrics, _ = pack(dict(checkpoint.metrics), "metrics")  # NumPy's numbers become Python's
+    entry = {"format": _FORMAT, **fields, "metrics": metrics, "training": training}
     write_sealed(path, {**checkpoint.state, **arrays}, {"xcnn": entry})
 
 

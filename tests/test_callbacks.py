@@ -1,0 +1,228 @@
+"""What `fit` calls and when, whatever the callbacks do; the history file, line by line; a trainer that is copied."""
+
+import copy
+import csv
+import itertools
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from resumable import batches, loader, make_trainer, small_digits
+
+from xcnn import data
+from xcnn.errors import UsageError, WriteError
+from xcnn.runs import Checkpoints
+from xcnn.training import LOSSES, Callback, EarlyStopping, HistoryFile, loss_named
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return small_digits()
+
+
+class Watch(Callback):
+    """Keeps the names of what is called, and the numbers of batches."""
+
+    def __init__(self):
+        self.seen, self.batches = [], []
+
+    def on_fit_start(self, trainer, batches, epochs):
+        self.seen.append("start")
+        self.batches.append(batches)
+
+    def on_epoch_end(self, trainer, record):
+        self.seen.append("epoch")
+
+    def on_fit_end(self, trainer):
+        self.seen.append("end")
+
+
+def test_batches_of_a_generator_are_not_counted(digits):
+    watch = Watch()
+    trainer = make_trainer(callbacks=[watch])
+    (record,) = trainer.fit(batch for batch in batches(digits[0]))
+    trainer.fit(batches(digits[0]))
+    assert record["train_loss"] > 0
+    assert watch.batches == [None, 4]
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        (3, r"fit: train must be a Loader, a Dataset, \(images, labels\) or batches \(x, y\), got int"),
+        (None, "fit: train must be a Loader"),
+        ([1, 2], r"fit: train must give batches \(x, y\), got int"),
+        ([(1, 2, 3)], r"fit: train must give batches \(x, y\), got tuple"),
+    ],
+)
+def test_what_is_nothing_to_train_on_is_named(train, says):
+    with pytest.raises(UsageError, match=says):
+        make_trainer().fit(train)
+
+
+def test_fit_inside_a_callback_is_refused(digits):
+    class Again(Callback):
+        def on_epoch_end(self, trainer, record):
+            trainer.fit(batches(digits[0]))
+
+    trainer = make_trainer(callbacks=[Again()])
+    with pytest.raises(UsageError, match="fit: this trainer is in fit already; call it again when that has returned"):
+        trainer.fit(batches(digits[0]))
+    trainer.callbacks.clear()
+    assert [record["epoch"] for record in trainer.fit(batches(digits[0]))] == [2]
+
+
+class Fails(Callback):
+    def __init__(self, message):
+        self.message = message
+
+    def on_fit_end(self, trainer):
+        raise RuntimeError(self.message)
+
+
+def test_a_callback_that_fails_at_the_end_does_not_stop_the_others(digits, tmp_path):
+    watch, checkpoints = Watch(), Checkpoints(tmp_path)
+    trainer = make_trainer(callbacks=[Fails("first"), watch, Fails("second"), checkpoints])
+    with pytest.raises(RuntimeError, match="first"):
+        trainer.fit(batches(digits[0]))
+    assert watch.seen == ["start", "epoch", "end"]
+    other = Checkpoints(tmp_path)  # the folder is free again
+    again = make_trainer(callbacks=[other])
+    other.restore(again)
+    again.fit(batches(digits[0]))
+    with pytest.raises(RuntimeError, match="first"):
+        trainer.fit(batches(digits[0]), 1)
+
+
+def test_the_error_that_ended_fit_comes_before_those_of_its_end(digits):
+    class Stops(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            raise KeyError("the reason")
+
+    watch = Watch()
+    with pytest.raises(KeyError, match="the reason"):
+        make_trainer(callbacks=[Fails("later"), Stops(), watch]).fit(batches(digits[0]))
+    assert watch.seen == ["start", "end"]
+
+
+def test_the_state_of_callbacks_is_there_before_fit(digits, tmp_path):
+    first = make_trainer(callbacks=[EarlyStopping("train_loss"), Checkpoints(tmp_path)])
+    first.fit(loader(digits[0]), 2)
+    stopping, checkpoints = EarlyStopping("train_loss"), Checkpoints(tmp_path)
+    second = make_trainer(callbacks=[stopping, checkpoints])
+    checkpoints.restore(second)
+    assert (stopping.best, stopping.best_epoch) == (min(r["train_loss"] for r in first.history), 2)
+
+
+class Metric(Callback):
+    """Adds a number to every record, and another one from the second epoch on."""
+
+    def on_epoch_end(self, trainer, record):
+        record["steps"] = trainer.steps
+        if record["epoch"] > 1:
+            record["share"] = np.float32(0.5)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_numbers_that_callbacks_add_are_in_history_files_and_checkpoints(digits, tmp_path, suffix):
+    path = tmp_path / f"history.{suffix}"
+    trainer = make_trainer(callbacks=[Metric(), HistoryFile(path), Checkpoints(tmp_path / "checkpoints")])
+    trainer.fit(loader(digits[0]), 3)
+    if suffix == "csv":
+        with path.open() as file:
+            rows = [(row["steps"], row["share"]) for row in csv.DictReader(file)]
+        assert rows == [("4", ""), ("8", "0.5"), ("12", "0.5")]
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(row["steps"], row.get("share")) for row in rows] == [(4, None), (8, 0.5), (12, 0.5)]
+    other = make_trainer()
+    Checkpoints(tmp_path / "checkpoints").restore(other)
+    assert [(r["steps"], r.get("share")) for r in other.history] == [(4, None), (8, 0.5), (12, 0.5)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_an_epoch_appends_a_line(digits, tmp_path, suffix):
+    """The file is the same one, so what is there is not written again."""
+    path, seen = tmp_path / f"history.{suffix}", []
+
+    class Look(Callback):
+        def on_epoch_end(self, trainer, record):
+            seen.append((path.stat().st_ino, path.read_bytes()))
+
+    trainer = make_trainer(callbacks=[HistoryFile(path), Look()])
+    trainer.fit(batches(digits[0]), 3)
+    trainer.fit(batches(digits[0]), 1)
+    assert len({inode for inode, _ in seen}) == 1
+    for (_, before), (_, after) in itertools.pairwise(seen):
+        assert after.startswith(before)
+        assert after.count(b"\n") == before.count(b"\n") + 1
+
+
+@pytest.mark.parametrize("left", [b"", b"x", b"epoch,train_loss\n1,0.5\n2,0.", None])
+def test_a_file_that_does_not_hold_the_history_is_replaced(digits, tmp_path, left):
+    """Such as a line that a kill has torn, epochs after the newest checkpoint, or those of another run."""
+    path, checkpoints = tmp_path / "history.csv", Checkpoints(tmp_path / "checkpoints")
+    make_trainer(callbacks=[HistoryFile(path), checkpoints]).fit(batches(digits[0]), 2)
+    whole = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(left)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    trainer = make_trainer(callbacks=[HistoryFile(path), checkpoints])
+    checkpoints.restore(trainer)
+    trainer.fit(batches(digits[0]), 1)
+    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().count(b"\n") == 4
+    path.write_bytes(whole)  # meanwhile, by somebody else
+    trainer.fit(batches(digits[0]), 1)
+    assert path.read_bytes().count(b"\n") == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="RLIMIT_FSIZE is POSIX")
+def test_a_disk_that_is_full_leaves_whole_lines(digits, tmp_path):
+    import resource
+    import signal
+
+    path = tmp_path / "history.jsonl"
+    history = HistoryFile(path)
+    trainer = make_trainer(callbacks=[history])
+    trainer.fit(batches(digits[0]), 1)
+    whole = path.read_bytes()
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    try:
+        with pytest.raises(WriteError, match=f"cannot write {path}"):
+            history.on_epoch_end(trainer, trainer.history[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_can_be_pickled_and_copied(name):
+    loss = loss_named(name)
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert other == loss
+    smooth = loss_named("cross_entropy", label_smoothing=0.1)
+    x, y = np.random.default_rng(0).standard_normal((4, 3)), np.arange(4) % 3
+    assert float(pickle.loads(pickle.dumps(smooth)).function(x, y)[0]) == float(smooth.function(x, y)[0])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def test_a_trainer_can_be_copied(digits, duplicate):
+    """The copy goes its own way from where the other is: the same way, if it gets the same batches."""
+    trainer = make_trainer("adam", "cosine", clip_norm=1.0, callbacks=[EarlyStopping("train_loss")])
+    trainer.fit(loader(digits[0]), 1)
+    other = duplicate(trainer)
+    before = other.model.state_dict()
+    for x, y in data.Loader(digits[0], 50, seed=4):
+        trainer.step(x, y)
+    for name, value in other.model.state_dict().items():
+        assert value.tobytes() == before[name].tobytes()
+    for x, y in data.Loader(digits[0], 50, seed=4):
+        other.step(x, y)
+    for name, value in trainer.model.state_dict().items():
+        assert value.tobytes() == other.model.state_dict()[name].tobytes(), name
+    assert other.callbacks[0].best == trainer.callbacks[0].best
