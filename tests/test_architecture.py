@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -82,6 +83,20 @@ def test_a_room_imports_only_from_rooms_below(module: str) -> None:
         there = room(other)
         assert here == there or FLOOR[here] < FLOOR[there], f"{module} imports {other}"
         assert (here, there) not in STRANGERS, f"{module} imports {other}"
+
+
+def test_the_picture_in_the_readme_is_of_these_rooms() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    if not readme.exists():
+        pytest.skip("runs away from the source tree, without the README")
+    section = readme.read_text("utf-8").partition("## How it is built")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    (\w+(?:  ?\w+)*?)   +\S", section, flags=re.MULTILINE)
+    pictured = [line.split() for line in lines]
+    assert sorted(itertools.chain.from_iterable(pictured)) == sorted(FLOOR)
+    for line in pictured:
+        assert len({FLOOR[name] for name in line}) == 1, f"{line} are on several floors"
+    levels = [FLOOR[line[0]] for line in pictured]
+    assert levels == sorted(levels)
 
 
 def test_imports_have_no_cycles() -> None:

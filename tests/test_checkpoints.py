@@ -4,18 +4,20 @@ import dataclasses
 import os
 import signal
 import stat
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from resumable import loader, make_trainer, small_digits
 
+from xcnn import nn, optim
 from xcnn._files import locked, replacing
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
 from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
 from xcnn.runs.checkpoint import read_checkpoint
 from xcnn.runs.saving import Interval
-from xcnn.training import Callback, EarlyStopping
+from xcnn.training import Callback, EarlyStopping, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,25 @@ def test_early_stopping_is_in_the_last_checkpoint_in_any_order(digits, tmp_path)
         Checkpoints(folder).restore(again)
         assert again.history == trainer.history
         assert again.stop_reason == trainer.stop_reason
+
+
+def test_weights_are_copied_once_on_their_way_to_the_file(tmp_path):
+    """Counted by allocations, in units of the weights; the rest is a look at whether each number is finite."""
+    model = nn.Sequential(nn.Linear(1000, 1000, bias=False))
+    model.reset_parameters(0)
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
+    checkpoints, size = Checkpoints(tmp_path), model[0].weight.data.nbytes
+    checkpoints.save(trainer)  # imports what it needs
+    tracemalloc.start()
+    try:
+        state = trainer.state_dict()
+        assert tracemalloc.get_traced_memory()[1] < 1.05 * size
+        del state
+        tracemalloc.reset_peak()
+        checkpoints.save(trainer)
+        assert tracemalloc.get_traced_memory()[1] < 1.35 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_saved_is_named(digits, tmp_path):

@@ -159,7 +159,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
-        return {name: np.array(to_numpy(slot.data), order="C") for name, slot in self._attributes(Parameter, Buffer)}
+        return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take over parameters and buffers by name, converted to the dtype and device that the module has.
