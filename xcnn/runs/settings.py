@@ -94,119 +94,56 @@ _ON = "it holds from here on"
 class Config:
     """The settings of a run; each is also the command-line flag of its name."""
 
-    dataset: str = field(
-        default="digits",
-        metadata=_row(
-            "data set by name; see `xcnn datasets`.",
-            _one_of("data set", data.DATASETS),
-            fixed="the network has learned from its images",
-        ),
-    )
-    data_dir: Path | None = field(
-        default=None,
-        metadata=_row(
-            "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder
-        ),
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata=_row(
-            "height and width that images of the data set `folder` are resized to (32).",
-            _whole(1, 1024),
-            fixed="the network is made for it",
-        ),
-    )
-    model: str = field(
-        default="vgg_small",
-        metadata=_row(
-            "network by name; see `xcnn models`.",
-            _one_of("model", models.MODELS),
-            fixed="the weights are that network's",
-        ),
-    )
-    epochs: int = field(
-        default=15,
-        metadata=_row(
-            "passes over the training images.",
-            _whole(1),
-            change="a schedule that depends on it takes its new course from here on",
-        ),
-    )
-    batch_size: int = field(
-        default=64, metadata=_row("images per step.", _whole(1), fixed="the epochs are cut into batches of that size")
-    )
-    opt: str = field(
-        default="adam",
-        metadata=_row(
-            "optimizer: sgd, adam, adamw, rmsprop.",
-            _one_of("optimizer", optim.OPTIMIZERS),
-            fixed="the state is that optimizer's",
-        ),
-    )
+    # fmt: off
+    dataset: str = field(default="digits", metadata=_row(
+        "data set by name; see `xcnn datasets`.",
+        _one_of("data set", data.DATASETS), fixed="the network has learned from its images"))
+    data_dir: Path | None = field(default=None, metadata=_row(  # a resumed run compares what is in it
+        "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder))
+    image_size: int | None = field(default=None, metadata=_row(
+        "height and width that images of the data set `folder` are resized to (32).",
+        _whole(1, 1024), fixed="the network is made for it"))
+    model: str = field(default="vgg_small", metadata=_row(
+        "network by name; see `xcnn models`.", _one_of("model", models.MODELS), fixed="the weights are that network's"))
+    epochs: int = field(default=15, metadata=_row(
+        "passes over the training images.",
+        _whole(1), change="a schedule that depends on it takes its new course from here on"))
+    batch_size: int = field(default=64, metadata=_row(
+        "images per step.", _whole(1), fixed="the epochs are cut into batches of that size"))
+    opt: str = field(default="adam", metadata=_row(
+        "optimizer: sgd, adam, adamw, rmsprop.",
+        _one_of("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's"))
     lr: float = field(default=3e-3, metadata=_row("learning rate, at its peak.", _real("(0, inf)"), change=_ON))
     momentum: float = field(default=0.9, metadata=_row("of sgd and rmsprop.", _real("[0, inf)"), change=_ON))
     wd: float = field(default=0.0, metadata=_row("weight decay.", _real("[0, inf)"), change=_ON))
-    schedule: str = field(
-        default="one-cycle",
-        metadata=_row(
-            "of the learning rate: constant, step, cosine, one-cycle, plateau.",
-            _one_of("schedule", optim.SCHEDULES),
-            fixed="the state is that schedule's",
-        ),
-    )
-    warmup: int = field(
-        default=0,
-        metadata=_row("steps in which the learning rate first rises.", _whole(0), fixed="it is a part of the schedule"),
-    )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata=_row(
-            "share of the target that is spread over all classes.",
-            _real("[0, 1)"),
-            change=f"{_ON}, and losses before and after are not alike",
-        ),
-    )
-    clip_norm: float | None = field(
-        default=None, metadata=_row("bound for the norm of all gradients.", _real("(0, inf)"), change=_ON)
-    )
-    augment: tuple[str, ...] = field(
-        default=(),
-        metadata=_row(
-            "distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.",
-            _augmentations,
-            change=_ON,
-        ),
-    )
-    validation: float = field(
-        default=0.1,
-        metadata=_row(
-            "share of the training images that is held out to choose the best epoch.",
-            _real("[0, 1)"),
-            fixed="images that were learned would be held out",
-        ),
-    )
-    patience: int | None = field(
-        default=None,
-        metadata=_row("stop after so many epochs without a better validation loss.", _whole(1), change=_ON),
-    )
-    seed: int = field(
-        default=0,
-        metadata=_row(
-            "decides weights, order, augmentation and the held-out images.",
-            _whole(0, 2**63 - 1),
-            fixed="it has decided the held-out images and the order",
-        ),
-    )
-    device: str = field(
-        default="cpu", metadata=_row("where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
-    )  # it is compared
-    checkpoint_every: str = field(
-        default="1epoch",
-        metadata=_row(
-            "how often to save everything that --resume needs, such as 500steps, 1epoch or 10minutes.", _interval
-        ),
-    )
-    keep_checkpoints: int = field(default=2, metadata=_row("how many of the last such checkpoints stay.", _whole(1)))
+    schedule: str = field(default="one-cycle", metadata=_row(
+        "of the learning rate: constant, step, cosine, one-cycle, plateau.",
+        _one_of("schedule", optim.SCHEDULES), fixed="the state is that schedule's"))
+    warmup: int = field(default=0, metadata=_row(
+        "steps in which the learning rate first rises.", _whole(0), fixed="it is a part of the schedule"))
+    label_smoothing: float = field(default=0.0, metadata=_row(
+        "share of the target that is spread over all classes.",
+        _real("[0, 1)"), change=f"{_ON}, and losses before and after are not alike"))
+    clip_norm: float | None = field(default=None, metadata=_row(
+        "bound for the norm of all gradients.", _real("(0, inf)"), change=_ON))
+    augment: tuple[str, ...] = field(default=(), metadata=_row(
+        "distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.",
+        _augmentations, change=_ON))
+    validation: float = field(default=0.1, metadata=_row(
+        "share of the training images that is held out to choose the best epoch.",
+        _real("[0, 1)"), fixed="images that were learned would be held out"))
+    patience: int | None = field(default=None, metadata=_row(
+        "stop after so many epochs without a better validation loss.", _whole(1), change=_ON))
+    seed: int = field(default=0, metadata=_row(
+        "decides weights, order, augmentation and the held-out images.",
+        _whole(0, 2**63 - 1), fixed="it has decided the held-out images and the order"))
+    device: str = field(default="cpu", metadata=_row(  # a resumed run compares what it computes with
+        "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text))
+    checkpoint_every: str = field(default="1epoch", metadata=_row(
+        "how often to save what a resumed run needs, such as 500steps, 1epoch or 10minutes.", _interval))
+    keep_checkpoints: int = field(default=2, metadata=_row(
+        "how many of the last such checkpoints stay.", _whole(1)))
+    # fmt: on
 
 
 SETTINGS: dict[str, Setting] = {row.name: row.metadata["setting"] for row in dataclasses.fields(Config)}
