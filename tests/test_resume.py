@@ -230,6 +230,8 @@ def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, v
     trainer.load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"fit: train is a Loader with .*, but the state is inside an epoch of a"):
         trainer.fit(other)
+    assert trainer.unfinished == 2
+    trainer.fit(loader(digits[0]))  # the refusal has cost nothing
     put(state, ("epoch",), None)
     trainer.load_state_dict(state)
     trainer.fit(other)

@@ -77,6 +77,7 @@ class Trainer:
 
     Attributes
     ----------
+    callbacks : in the order in which they are called.
     history : one record per finished epoch, as `fit` returns them.
     stop_reason : why a callback ended the last `fit` before its last epoch; empty if none did.
     steps : how many batches the model has been trained on.
@@ -188,8 +189,7 @@ class Trainer:
             return []
         if self._epoch is None:
             self.stop_reason = ""
-        self._loaded = self.interrupted = False
-        self._fitting = True
+        self.interrupted, self._fitting = False, True
         try:
             feed = Feed("fit: train", train, self.device, self._tell)
             held_out = None if validation is None else Feed("fit: validation", validation, self.device, self._tell)
@@ -198,6 +198,7 @@ class Trainer:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             for callback in self.callbacks:
                 callback.on_fit_start(self, feed.length, last)
+            self._loaded = False  # not before, so that a `fit` that could not start may be tried again
             with one_blas_thread(), self.device.active(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
