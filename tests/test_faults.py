@@ -87,7 +87,7 @@ class Times(nn.Module):
     def __init__(self, forward=1.0, backward=1.0):
         self.forward_factor, self.backward_factor = forward, backward
 
-    def _forward(self, x, train):
+    def forward(self, x, train):
         return x * self.forward_factor, lambda dy, need_dx: dy * self.backward_factor if need_dx else None
 
 
@@ -175,7 +175,7 @@ class Own(nn.Module):
     def __init__(self, forward=1.0, backward=1.0):
         self.linear, self.factors = nn.Linear(64, 10), (forward, backward)
 
-    def _forward(self, x, train):
+    def forward(self, x, train):
         y, back = self.linear.forward(x, train)
         forward, backward = self.factors
         return y * forward, lambda dy, need_dx: back(dy * backward, need_dx)
@@ -238,8 +238,8 @@ def test_a_loss_may_give_the_first_gradient_that_is_not_finite():
 
 def test_a_layer_that_nobody_can_watch_is_still_named_by_its_parameter():
     class Hidden(Own):
-        def _forward(self, x, train):
-            y, back = self.linear._forward(x, train)
+        def forward(self, x, train):
+            y, back = self.linear.call_op(x)
             return y, lambda dy, need_dx: back(dy * np.float32(np.nan), need_dx)
 
     message = fails(trainer_of(nn.Sequential(nn.Flatten(), Hidden())), *batch())
@@ -410,7 +410,7 @@ class Greedy(nn.Module):
             raise self.error
         return mine
 
-    def _forward(self, x, train):
+    def forward(self, x, train):
         mine = np.ones(1000) if self.at_backward else self._take(x)
         self.taken.append(weakref.ref(mine))
 

@@ -108,11 +108,11 @@ def recorded(monkeypatch, layers):
     calls = []
     for i, layer in enumerate(layers):
 
-        def observed(x, train, i=i, forward=layer._forward):
+        def observed(x, train, i=i, forward=layer.forward):
             y, backward = forward(x, train)
-            return y, lambda dy, need_dx: (calls.append((i, need_dx)), backward(dy, need_dx))[1]
+            return y, lambda dy, need_dx=True: (calls.append((i, need_dx)), backward(dy, need_dx))[1]
 
-        monkeypatch.setattr(layer, "_forward", observed)
+        monkeypatch.setattr(layer, "forward", observed)
     return calls
 
 
@@ -346,7 +346,7 @@ def test_twelve_layers_keep_their_activations_once():
 
 def test_backward_lets_go_of_activations_as_it_goes():
     class Probe(nn.Module):
-        def _forward(self, x, train):
+        def forward(self, x, train):
             def backward(dy, need_dx):
                 seen.append(tracemalloc.get_traced_memory()[0] - before)
                 return dy
@@ -390,7 +390,7 @@ def test_a_module_of_ones_own():
         def __init__(self):
             self.weight = nn.Parameter(np.full((), 3.0, np.float32))
 
-        def _forward(self, x, train):
+        def forward(self, x, train):
             weight = self.weight.data
 
             def backward(dy, need_dx):
@@ -403,7 +403,7 @@ def test_a_module_of_ones_own():
         def __init__(self):
             self.scale, self.act = Scale(), nn.ReLU()
 
-        def _forward(self, x, train):
+        def forward(self, x, train):
             y, first = self.scale.forward(x, train)
             y, second = self.act.forward(y, train)
             return y, lambda dy, need_dx: first(second(dy), need_dx)
@@ -418,5 +418,5 @@ def test_a_module_of_ones_own():
 
 
 def test_a_module_without_forward_says_so():
-    with pytest.raises(NotImplementedError, match="Module gives no _forward"):
+    with pytest.raises(NotImplementedError, match=r"Module: forward is not defined; define forward\(x, train\)"):
         nn.Module()(1)

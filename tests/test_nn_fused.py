@@ -67,16 +67,15 @@ def test_fused_is_unfused(name, monkeypatch):
         np.testing.assert_allclose(array, fused[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("method", ["forward", "_forward"])
 @pytest.mark.parametrize("place", [0, 1], ids=["layer", "relu"])
-def test_whoever_watches_one_of_the_two_sees_it_run(place, method):
+def test_whoever_watches_one_of_the_two_sees_it_run(place):
     model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), np.random.default_rng(0).standard_normal((1, 2, 6, 6))
     model.reset_parameters(0)
     model.to("cpu", "float64")
     wanted, watched = model(x), model[place]
     seen = []
-    plain = getattr(watched, method)
-    setattr(watched, method, lambda x, train=True: (seen.append(x.shape), plain(x, train))[1])
+    plain = watched.forward
+    watched.forward = lambda x, train=True: (seen.append(x.shape), plain(x, train))[1]
     np.testing.assert_allclose(model(x), wanted, rtol=1e-12, atol=1e-12)
     model.forward(x)[1](np.ones_like(wanted))
     assert seen == [[(1, 2, 6, 6), (1, 3, 4, 4)][place]] * 2
@@ -84,8 +83,8 @@ def test_whoever_watches_one_of_the_two_sees_it_run(place, method):
 
 def test_what_runs_in_a_way_of_its_own_is_left_alone(monkeypatch):
     class Doubled(nn.Conv2d):
-        def _forward(self, x, train):
-            y, backward = super()._forward(x, train)
+        def forward(self, x, train):
+            y, backward = super().forward(x, train)
             return 2 * y, lambda dy, need_dx: backward(2 * dy, need_dx)
 
     class Leaky(nn.ReLU, op=ops.leaky_relu):

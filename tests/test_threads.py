@@ -87,7 +87,7 @@ def test_blas_is_held_while_a_trainer_runs(method: str) -> None:
     held = []
 
     class Watch(nn.Module):
-        def _forward(self, x: Any, train: bool) -> Any:
+        def forward(self, x: Any, train: bool = True) -> Any:
             held.append(threads.blas_is_held())
             return x, lambda dy, need_dx: dy
 

@@ -43,6 +43,8 @@ class XcnnError(Exception):
     exit_code = 1
     layer = ""
     """Dotted name of the layer that it came from, where it came from one; the sentence opens with it."""
+    module: object = None
+    """The module that it came through last; the one above it knows its name."""
 
     def __str__(self) -> str:
         return printable(super().__str__())

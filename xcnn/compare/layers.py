@@ -21,9 +21,9 @@ from xcnn.compare.op import call_op, place, run_op
 from xcnn.compare.scales import Arrays
 from xcnn.devices import Device
 from xcnn.nn._layer import Layer
-from xcnn.nn._module import Buffer
 from xcnn.nn._observe import observing
 from xcnn.ops._op import OPS
+from xcnn.parameter import Buffer
 
 __all__ = ["layer_errors"]
 

@@ -2,7 +2,7 @@
 
 from xcnn.nn import init
 from xcnn.nn._layer import Layer
-from xcnn.nn._module import Buffer, Module
+from xcnn.nn._module import Module, options
 from xcnn.nn._summary import Summary, summary
 from xcnn.nn.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
 from xcnn.nn.combine import Add, Concat
@@ -34,7 +34,7 @@ from xcnn.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
     "ELU",
@@ -88,5 +88,6 @@ __all__ = [
     "Summary",
     "Tanh",
     "init",
+    "options",
     "summary",
 ]

@@ -1,13 +1,16 @@
-"""`Layer`: a module that is one op. The op's arguments are found among the layer's attributes, by name.
+"""`Layer`: a module that is one op. The op's arguments are the layer's attributes of the same names.
 
-A layer without parameters is a dataclass whose fields are the op's options:
+    class ReLU(nn.Layer, op=ops.relu):
+        ...
 
-    @dataclass(eq=False, repr=False)
-    class LeakyReLU(Layer, op=ops.leaky_relu):
+One with options declares those that its constructor takes:
+
+    @nn.options
+    class LeakyReLU(nn.Layer, op=ops.leaky_relu):
         negative_slope: float = 0.01
 
-One with parameters assigns them under the names of the op's array arguments (`self.weight`, `self.bias`, which may be
-None) and draws them in `_reset`.
+A layer with parameters assigns them under the names of the op's array arguments (`self.weight`, `self.bias`; None for
+an argument that is left out) and draws them in `initialize`.
 """
 
 import inspect
@@ -18,41 +21,67 @@ from xcnn._check import integer
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Layer", "positive"]
 
+_SLOTS = (Parameter, Buffer)
+
 
 class Layer(Module):
-    """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`."""
+    """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`.
+
+    The op's first array argument is the layer's input. Each other one is the attribute of that name: a `Parameter`,
+    whose gradient backward adds to, a `Buffer`, or None where there is no such attribute. An option is the attribute of
+    that name, or the op's default where there is none; `training` is whether the layer is run for training.
+
+    Raises
+    ------
+    UsageError
+        When the class is defined, if `op` is not an op.
+    """
 
     _op: ClassVar[Callable[..., Any]]
     _slots: ClassVar[tuple[str, ...]]
-    _options: ClassVar[tuple[str, ...]]
+    _options: ClassVar[dict[str, Any]]
 
     activation: ClassVar[str | None] = None  # for ops that have this option: a container may run a ReLU with the layer
 
-    def __init_subclass__(cls, op: Callable[..., Any] | None = None) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, op: Callable[..., Any] | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
         if op is not None:
-            arrays = OPS[op.__name__].arrays
+            name = getattr(op, "__name__", "")
+            if name not in OPS:
+                raise UsageError(f"{cls.__name__}: op must be a function decorated with ops.op, got {op!r}")
+            arrays = OPS[name].arrays
             cls._op = staticmethod(op)
             cls._slots = arrays[1:]
-            cls._options = tuple(name for name in inspect.signature(op).parameters if name not in arrays)
+            signature = inspect.signature(op)
+            cls._options = {key: p.default for key, p in signature.parameters.items() if key not in arrays}
 
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
-        return self._call(x)
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        """Call the op; see `Module.forward`."""
+        return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
 
-    def _call(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
-        """Call the op with `options`, and with attributes for all that is not among them."""
-        slots = []  # parameters, buffers and None
+    def call_op(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
+        """Call the op with `options`, and with the layer's attributes for all arguments that are not among them.
+
+        Returns
+        -------
+        y : what the op returns as its result.
+        backward : `backward(dy, need_dx)` as `forward` is to return it.
+        """
+        slots: list[Parameter | Buffer | None] = []
         for name in self._slots:
-            slot = getattr(self, name)
+            slot = getattr(self, name, None)
+            if slot is not None and not isinstance(slot, _SLOTS):
+                kind = type(slot).__name__
+                raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
             slots.append(slot)
             options[name] = None if slot is None else slot.data
-        for name in self._options:
-            if name not in options:
-                options[name] = getattr(self, name)
+        for name, default in self._options.items():
+            if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
+                options[name] = value
         y, op_backward = self._op(x, **options)
         updates = [slot.updates for slot in slots if isinstance(slot, Parameter)]
 
@@ -66,7 +95,7 @@ class Layer(Module):
                 )
             dx, *grads = op_backward(dy, (need_dx, *trained))
             for slot, grad in zip(slots, grads, strict=True):
-                if grad is not None:
+                if grad is not None and isinstance(slot, Parameter):
                     slot.accumulate(grad)
             return dx
 
@@ -74,6 +103,6 @@ class Layer(Module):
 
 
 def positive(layer: str, **arguments: int) -> None:
-    """Refuse constructor arguments that are no integers of at least 1."""
+    """Raise an error unless all arguments are integers of at least 1."""
     for name, value in arguments.items():
         integer(layer, name, value)

@@ -1,44 +1,41 @@
-"""`Module`: what every layer and container is.
+"""`Module`: what every layer, container and network is.
 
-A layer owns parameters and buffers, calls ops, and in its backward adds gradients into its parameters. To write one:
+A module owns parameters and buffers, calls ops, and in its backward pass adds gradients into its parameters:
 
     class Scale(nn.Module):
         def __init__(self) -> None:
             self.weight = nn.Parameter(np.ones((), np.float32))
 
-        def _forward(self, x, train):
-            xp, weight = x.__array_namespace__(), self.weight.data
+        def forward(self, x, train):
+            weight = self.weight.data
             def backward(dy, need_dx):
-                self.weight.accumulate(xp.sum(dy * x))
+                self.weight.accumulate((dy * x).sum())
                 return dy * weight if need_dx else None
             return x * weight, backward
 
-Parameters, buffers, random generators and child modules are found among the attributes, in the order of their
-assignment. A layer that is one op takes two lines: see `_layer.py`.
+Parameters, buffers, random generators and child modules are found among the attributes, also in lists, tuples and
+dicts, in the order of their assignment. A layer that is one op takes two lines: see `_layer.py`.
 """
 
+import functools
 import inspect
+import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from xcnn._array import Array
 from xcnn.devices import Device, device, like, to_numpy
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, UsageError, XcnnError, wrong_call
 from xcnn.ops._op import captured
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Buffer", "Module", "Once"]
+__all__ = ["Module", "Once", "explained", "locate", "options"]
 
-
-class Buffer:
-    """An array that belongs to a layer's state but is not trained, such as running statistics."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: Array) -> None:
-        self.data = data
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class Once:
@@ -65,36 +62,90 @@ class Once:
         return {} if self._function is None else captured(self._function)
 
 
-class Module:
-    """Base of all layers and containers.
+def explained(init: F) -> F:
+    """Decorate an `__init__` so that a call with wrong arguments names the object's class and the nearest argument."""
 
-    A subclass gives `_forward(x, train)`, which returns `y` and a function `backward(dy, need_dx)`; layers with several
-    inputs take and return tuples. Users call `forward` (training) or the module itself (inference).
+    @functools.wraps(init)
+    def called(self: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except TypeError:
+            wrong = wrong_call(type(self).__name__, init, (self, *args), kwargs)
+            if wrong is None:
+                raise
+            raise wrong from None
+
+    return called  # type: ignore[return-value]
+
+
+@typing.dataclass_transform(eq_default=False)
+def options(cls: type[T]) -> type[T]:
+    """Make the annotated attributes of a module the arguments of its constructor; a dataclass that keeps its identity.
+
+    >>> @options
+    ... class Scale(Module):
+    ...     factor: float = 1.0
+    >>> Scale(factor=2.0)
+    Scale(factor=2.0)
+    """
+    made: Any = dataclass(eq=False, repr=False)(cls)
+    made.__init__ = explained(made.__init__)
+    return cls
+
+
+class Module:
+    """Base of all layers, containers and networks.
+
+    A subclass defines `forward(x, train)`, which returns `y` and a function `backward(dy, need_dx)`; modules with
+    several inputs take and return tuples. Callers use the same names, for subclasses are prepared for them: `train` and
+    `need_dx` become True where they are left out, a backward pass runs once, and an error names the layer it arose in.
     """
 
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
-        raise NotImplementedError(f"{type(self).__name__} gives no _forward(x, train)")
+    @explained
+    def __init__(self) -> None:
+        pass
 
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Once]:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
+        if "forward" in vars(cls):
+            cls.forward = _prepared(cls.forward)  # type: ignore[method-assign]
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Return `y` and its backward pass.
 
         Parameters
         ----------
-        x : the input, an array on the module's device; a tuple of arrays where the layer takes several.
-        train : whether dropout drops and batch normalisation uses, and learns from, the statistics of the batch.
+        x : the input, an array on the module's device; a tuple of arrays where the module takes several.
+        train : True to compute as in training: dropout drops, and batch normalisation uses the statistics of the batch
+            and updates its running ones. False to compute as in inference.
+
+        Returns
+        -------
+        y : the output.
+        backward : called once, as `backward(dy)` with the gradient with respect to y, it adds into the gradient of
+            every parameter and returns the gradient with respect to x; `backward(dy, need_dx=False)` returns None.
         """
-        y, backward = self._forward(x, train)
-        return y, Once(type(self).__name__, backward)
+        raise NotImplementedError(
+            f"{type(self).__name__}: forward is not defined; define forward(x, train) that returns (y, backward)"
+        )
 
     def __call__(self, x: Any) -> Any:
         """Return the output in inference mode."""
         return self.forward(x, train=False)[0]
 
+    def _members(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """Yield the attributes of some kinds with their names; `blocks.0` is the first entry of the list `blocks`."""
+        for name, value in vars(self).items():
+            if isinstance(value, kinds):
+                yield name, value
+            elif isinstance(value, _COLLECTIONS):
+                yield from _inside(name, value, kinds)
+
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield the direct child modules with their names."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+        return self._members(Module)
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module and all below it with their dotted names, parents first."""
@@ -103,10 +154,10 @@ class Module:
             yield from child.modules(f"{prefix}.{name}" if prefix else name)
 
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """Yield the members of some kinds of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, kinds):
-                    yield f"{prefix}.{name}" if prefix else name, value
+            for name, value in module._members(*kinds):
+                yield f"{prefix}.{name}" if prefix else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
@@ -199,7 +250,7 @@ class Module:
             slots[name].data = array
 
     def reset_parameters(self, rng: np.random.Generator | int) -> None:
-        """Draw every initial weight of this module and those below it anew, and seed every dropout.
+        """Draw the initial state of this module and all below it anew: weights, and the seed of each dropout.
 
         Parameters
         ----------
@@ -208,10 +259,13 @@ class Module:
         """
         rng = np.random.default_rng(rng)
         for _, module in self.modules():
-            module._reset(rng)
+            module.initialize(rng)
 
-    def _reset(self, rng: np.random.Generator) -> None:
-        """Draw the initial state of this module alone; layers with parameters or random streams override it."""
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Draw the initial state of this module alone, not of its children.
+
+        Subclasses with parameters or random streams override it; `reset_parameters` calls it. The base does nothing.
+        """
 
     def multiply_adds(self, x: Any, y: Any) -> int:
         """Return the multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
@@ -222,14 +276,65 @@ class Module:
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
 
     def _arguments(self) -> str:
-        """Write the constructor's arguments, as far as attributes of the same names tell and they are no defaults."""
+        """Write the constructor's arguments that are no defaults, as far as attributes of the same names hold them."""
         shown = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, parameter.default)
             if isinstance(parameter.default, bool) and not isinstance(value, bool):
                 value = value is not None  # `bias`: a flag to the constructor, then the parameter or None
-            if parameter.default is inspect.Parameter.empty:
-                shown.append(repr(value))
-            elif value != parameter.default:
-                shown.append(f"{name}={value!r}")
+            if parameter.default is not inspect.Parameter.empty:
+                if repr(value) != repr(parameter.default):
+                    shown.append(f"{name}={value!r}")
+            else:
+                shown.append("..." if value is inspect.Parameter.empty else repr(value))
         return ", ".join(shown)
+
+
+_COLLECTIONS = (list, tuple, dict)
+
+
+def _inside(name: str, value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of some kinds of a list, tuple or dict, and of those inside it, with their dotted names."""
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(entry, kinds):
+            yield f"{name}.{key}", entry
+        elif isinstance(entry, _COLLECTIONS):
+            yield from _inside(f"{name}.{key}", entry, kinds)
+
+
+def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a class's `forward` as callers see it."""
+
+    @functools.wraps(forward)
+    def called(self: Module, x: Any, train: bool = True) -> tuple[Any, Once]:
+        name = type(self).__name__
+        try:
+            result = forward(self, x, train)
+        except XcnnError as error:
+            _trace(error, self)
+            raise
+        except TypeError:
+            if wrong_call(name, forward, (self, x, train), {}) is not None:
+                raise UsageError(f"{name}: forward must take (x, train) and return (y, backward)") from None
+            raise
+        if type(result) is not tuple or len(result) != 2 or not callable(result[1]):
+            raise UsageError(f"{name}: forward must return (y, backward), got {type(result).__name__}")
+        return result[0], Once(name, result[1])
+
+    return called
+
+
+def _trace(error: XcnnError, module: Module) -> None:
+    """Note in an error that it passed through a module, and name the child of the module that it came from."""
+    for name, child in module.children() if error.module is not None else ():
+        if child is error.module:
+            locate(error, name, child)
+            break
+    error.module = module
+
+
+def locate(error: XcnnError, name: str, module: object) -> None:
+    """Open the error's sentence with the layer it came from: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
+    inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
+    error.layer = f"{name}.{error.layer}" if error.layer else name
+    error.args = (f"{inside}{error}",)

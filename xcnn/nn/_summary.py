@@ -11,9 +11,9 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of
 from xcnn.devices import like
 from xcnn.errors import UsageError
-from xcnn.nn._module import Buffer, Module, Once
+from xcnn.nn._module import Module
 from xcnn.nn._observe import observing
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -128,7 +128,7 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
 
 
-Call = tuple[str, Module, tuple[int, ...], int, Once]
+Call = tuple[str, Module, tuple[int, ...], int, Any]
 
 
 @contextlib.contextmanager
@@ -136,11 +136,11 @@ def _observed(module: Module) -> Iterator[list[Call]]:
     """Record the forward calls of the layers, the modules without children: name, layer, shape, work and backward."""
     calls: list[Call] = []
 
-    def observer(name: str, layer: Module) -> Callable[..., tuple[Any, Once]]:
+    def observer(name: str, layer: Module) -> Callable[..., tuple[Any, Any]]:
         forward = layer.forward
-        has_statistics = any(layer._attributes(Buffer))
+        has_statistics = any(layer.named_buffers())
 
-        def observed(x: Any, train: bool = True) -> tuple[Any, Once]:
+        def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, backward = forward(x, train and not has_statistics)
             calls.append((name, layer, tuple(y.shape), layer.multiply_adds(x, y), backward))
             return y, backward

@@ -51,9 +51,10 @@ class Weighted(Layer):
         self.init = init
         self.weight = _zeros(weight)
         self.bias = _zeros((outputs,)) if bias else None
-        self._reset(np.random.default_rng())
+        self.initialize(np.random.default_rng())
 
-    def _reset(self, rng: np.random.Generator) -> None:
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Draw the initial state; see `Module.initialize`."""
         if not _DRAWN.get():
             return
         weight, bias = self.weight, self.bias

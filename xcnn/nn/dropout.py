@@ -1,8 +1,5 @@
 """Dropout layers."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from xcnn import ops
@@ -10,8 +7,6 @@ from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
 
 __all__ = ["Dropout"]
-
-Backward = Callable[[Any, bool], Any]
 
 
 class Dropout(Layer, op=ops.dropout):
@@ -35,8 +30,6 @@ class Dropout(Layer, op=ops.dropout):
         self.p = p
         self.rng = np.random.default_rng()
 
-    def _reset(self, rng: np.random.Generator) -> None:
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Draw the initial state; see `Module.initialize`."""
         self.rng = np.random.default_rng(rng.integers(2**63))
-
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Backward]:
-        return self._call(x, training=train)

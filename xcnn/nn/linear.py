@@ -2,23 +2,23 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from xcnn import ops
 from xcnn.nn._layer import Layer, positive
-from xcnn.nn._module import Module
+from xcnn.nn._module import Module, options
 from xcnn.nn._weighted import Init, Weighted
 
 __all__ = ["Flatten", "Identity", "Linear"]
 
-Backward = Callable[[Any, bool], Any]
+Backward = Callable[..., Any]
 
 
 class Identity(Module):
     """Return x."""
 
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Backward]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
+        """Return y and its backward pass; see `Module.forward`."""
         return x, lambda dy, need_dx: dy if need_dx else None
 
 
@@ -50,7 +50,7 @@ class Linear(Weighted, op=ops.linear):
         return int(math.prod(y.shape)) * self.in_features
 
 
-@dataclass(eq=False, repr=False)
+@options
 class Flatten(Layer, op=ops.flatten):
     """Join the axes from `start_dim` to `end_dim` into one; by default all but the batch axis."""
 

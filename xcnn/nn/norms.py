@@ -10,9 +10,9 @@ from xcnn._array import full, namespace_of
 from xcnn._check import integers
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer, positive
-from xcnn.nn._module import Buffer, Module
+from xcnn.nn._module import Module
 from xcnn.ops._options import Integers
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
     "BatchNorm1d",
@@ -36,7 +36,8 @@ class _Affine(Layer):
         self.weight = Parameter(np.ones(shape, np.float32)) if weight else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
 
-    def _reset(self, rng: np.random.Generator) -> None:
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Draw the initial state; see `Module.initialize`."""
         _fill(self.weight, 1)
         _fill(self.bias, 0)
 
@@ -113,9 +114,10 @@ class _InstanceNorm(_Affine):
         self.num_features, self.eps, self.affine = num_features, eps, affine
         self._set((num_features,), affine, affine)
 
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        """Return y and its backward pass; see `Module.forward`."""
         _check_axes(self, x, self._axes)
-        return super()._forward(x, train)
+        return super().forward(x, train)
 
 
 class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
@@ -170,22 +172,24 @@ class _BatchNorm(_Affine):
         self.running_var = Buffer(np.ones(num_features, np.float32)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
-    def _reset(self, rng: np.random.Generator) -> None:
-        super()._reset(rng)
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Draw the initial state; see `Module.initialize`."""
+        super().initialize(rng)
         _fill(self.running_mean, 0)
         _fill(self.running_var, 1)
         _fill(self.num_batches_tracked, 0)
 
-    def _forward(self, x: Any, train: bool) -> tuple[Any, Callable[[Any, bool], Any]]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        """Return y and its backward pass; see `Module.forward`."""
         _check_axes(self, x, self._axes)
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
         if mean is None or var is None or count is None:
-            (y, _, _), backward = self._call(x, training=True, momentum=0.0)
+            (y, _, _), backward = self.call_op(x, training=True, momentum=0.0)
             return y, backward
         momentum = self.momentum
         if momentum is None:  # makes the running statistics the plain mean over all batches
             momentum = 1 / (int(count.data) + 1) if train else 0.0
-        (y, new_mean, new_var), backward = self._call(x, training=train, momentum=momentum)
+        (y, new_mean, new_var), backward = self.call_op(x, training=train, momentum=momentum)
         if train:
             mean.data, var.data, count.data = new_mean, new_var, namespace_of(x).asarray(count.data + 1)
         return y, backward

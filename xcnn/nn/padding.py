@@ -1,15 +1,15 @@
 """Padding layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from xcnn import ops
 from xcnn.nn._layer import Layer
+from xcnn.nn._module import options
 
 __all__ = ["Pad"]
 
 
-@dataclass(eq=False, repr=False)
+@options
 class Pad(Layer, op=ops.pad):
     """Pad the last axes by `pad = (left, right, top, bottom, ...)`, the last axis first; `ops.pad` has the modes."""
 

@@ -1,12 +1,12 @@
 """Pooling layers. Names, order and defaults are those of PyTorch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from xcnn import ops
 from xcnn._check import integer
 from xcnn.nn._layer import Layer
+from xcnn.nn._module import options
 from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE
 from xcnn.ops.pool import pool_axes
@@ -28,7 +28,7 @@ __all__ = [
 Sizes = int | Sequence[int | None]
 
 
-@dataclass(eq=False, repr=False)
+@options
 class _MaxPool(Layer):
     _rank: ClassVar[int]
 
@@ -61,7 +61,7 @@ class MaxPool3d(_MaxPool, op=ops.max_pool3d):
     _rank = 3
 
 
-@dataclass(eq=False, repr=False)
+@options
 class AvgPool1d(Layer, op=ops.avg_pool1d):
     """Take the mean of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
 
@@ -78,7 +78,7 @@ class AvgPool1d(Layer, op=ops.avg_pool1d):
         pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
 
 
-@dataclass(eq=False, repr=False)
+@options
 class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
     """Take the mean of each window of images (n, c, h, w); `divisor_override` replaces the number of pixels."""
 
@@ -98,7 +98,7 @@ class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
     _rank = 3
 
 
-@dataclass(eq=False, repr=False)
+@options
 class AdaptiveAvgPool1d(Layer, op=ops.adaptive_avg_pool1d):
     """Average signals (n, c, w) to `output_size`, whatever their length."""
 

@@ -1,0 +1,130 @@
+"""What a graph runs: its nodes in order, a layer and the ReLU behind it as one where the layer's op can apply it.
+
+To let another layer take part, give its op the option `activation`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from xcnn.nn._layer import Layer
+from xcnn.nn._module import Module, Once
+from xcnn.nn.activation import ReLU
+
+__all__ = ["Fused", "Node", "Plan", "Step", "names"]
+
+Node = tuple[str, Module, str | Sequence[str]]
+"""Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
+
+Step = tuple[str, "Module | Fused", str | Sequence[str], set[str]]
+"""A node that is run, with the names that nothing needs after it."""
+
+
+class Fused:
+    """A layer and the ReLU behind it, run in place of both.
+
+    Parameters
+    ----------
+    name : of the layer's node.
+    layer, relu : the two modules.
+    """
+
+    def __init__(self, name: str, layer: Layer, relu: ReLU) -> None:
+        self.name, self.layer, self.relu = name, layer, relu
+
+    def forward(self, x: Any, train: bool) -> tuple[Any, Once]:
+        """Return what the ReLU would return for the layer's output, and one backward pass for both."""
+        y, backward = self.layer.call_op(x, activation="relu")
+        return y, Once(type(self.layer).__name__, backward)
+
+    def __call__(self, x: Any) -> Any:
+        """Return the output in inference mode."""
+        return self.layer.call_op(x, activation="relu")[0]
+
+    def watched(self) -> bool:
+        """Return whether an attribute of one of the two replaces its `forward`, as `observing` does."""
+        return "forward" in vars(self.layer) or "forward" in vars(self.relu)
+
+
+class Plan:
+    """The steps of a graph, of the nodes that lead to its output.
+
+    Attributes
+    ----------
+    nodes : all nodes.
+    output : the name of the node whose result is the graph's.
+    wanted : by whether the gradient of x is wanted: the names whose gradients are computed, which lead to a parameter
+        or to x.
+    """
+
+    def __init__(self, nodes: Sequence[Node], output: str) -> None:
+        self.nodes, self.output = nodes, output
+        needed = _leading(nodes, output)
+        together = _fuse(needed)
+        self._singly, self._jointly = _steps(needed, output), _steps(together, output)
+        self._fused = [module for _, module, _ in together if isinstance(module, Fused)]
+        self.wanted = {need_dx: _wanted(needed, need_dx) for need_dx in (False, True)}
+
+    def steps(self) -> list[Step]:
+        """Return what to run: layers joined with their ReLUs, or, while one of them is watched, each by itself."""
+        return self._singly if any(fused.watched() for fused in self._fused) else self._jointly
+
+
+def names(inputs: str | Sequence[str]) -> Sequence[str]:
+    """Return the names among a node's inputs."""
+    return (inputs,) if isinstance(inputs, str) else inputs
+
+
+def _leading(nodes: Sequence[Node], output: str) -> list[Node]:
+    """Return the nodes that lead to the output."""
+    leading = []
+    needed = {output}
+    for node in reversed(nodes):
+        if node[0] in needed:
+            leading.append(node)
+            needed.update(names(node[2]))
+    return leading[::-1]
+
+
+def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -> list[Step]:
+    """Return the nodes with the names that nothing needs after each."""
+    steps = []
+    needed = {output}
+    for name, module, inputs in reversed(nodes):
+        steps.append((name, module, inputs, set(names(inputs)) - needed))
+        needed.update(names(inputs))
+    return steps[::-1]
+
+
+def _wanted(nodes: Sequence[Node], need_dx: bool) -> set[str]:
+    """Return the names whose gradients lead to a parameter, or to x where that is wanted."""
+    wanted = {"x"} if need_dx else set()
+    for name, module, inputs in nodes:
+        if not wanted.isdisjoint(names(inputs)) or any(module.named_parameters()):
+            wanted.add(name)
+    return wanted
+
+
+def _fuse(nodes: Sequence[Node]) -> list[tuple[str, Module | Fused, str | Sequence[str]]]:
+    """Join the nodes of layers with those of their ReLUs: the pair has the name of the ReLU and the layer's inputs."""
+    uses = Counter(name for _, _, inputs in nodes for name in names(inputs))
+    relus = {
+        inputs: (name, module)
+        for name, module, inputs in nodes
+        if type(module) is ReLU and isinstance(inputs, str) and uses[inputs] == 1
+    }
+    fused: list[tuple[str, Module | Fused, str | Sequence[str]]] = []
+    gone = set()
+    for name, module, inputs in nodes:
+        if name in relus and isinstance(module, Layer) and _takes_relu(module):
+            result, relu = relus[name]
+            fused.append((result, Fused(name, module, relu), inputs))
+            gone.add(result)
+        elif name not in gone:
+            fused.append((name, module, inputs))
+    return fused
+
+
+def _takes_relu(layer: Layer) -> bool:
+    """Return whether a layer's op can apply ReLU; a subclass with a `forward` of its own is left alone."""
+    return type(layer).forward is Layer.forward and "activation" in layer._options and layer.activation is None
