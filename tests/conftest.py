@@ -8,19 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
 
-from xcnn._array import Array
-from xcnn._dispatch import portable
-from xcnn.devices import Device, device
+from xcnn import testing
+from xcnn.devices import device
 from xcnn.errors import DeviceError
+from xcnn.testing import Backend
 
 hypothesis.settings.register_profile(
     "xcnn",
@@ -42,102 +40,24 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _as_it_is(array: Array) -> Array:
-    return array
-
-
-def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    return function(*arrays)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A kind of array to run tests on.
-
-    Attributes
-    ----------
-    name : key in `BACKENDS`.
-    spec : the device string.
-    wrap : applied to each array on the device.
-    run : calls a function with arrays of a dtype, compiled if the library would otherwise compile every operation.
-    setting : context in which tests of a dtype run.
-    """
-
-    name: str
-    spec: str
-    wrap: Callable[[Array], Array] = _as_it_is
-    run: Callable[..., Any] = _run
-    setting: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-
-    @property
-    def device(self) -> Device:
-        return device(self.spec)
-
-    def array(self, host: np.ndarray) -> Array:
-        return self.wrap(self.device.asarray(host))
-
-    def to_numpy(self, array: Array) -> np.ndarray:
-        return self.device.to_numpy(array)
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
-
-
-def _strided(array: np.ndarray) -> np.ndarray:
-    """Return a view of every second element, in reverse, of a buffer that holds NaN in between."""
-    if array.ndim == 0:
-        return array
-    buffer = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else -1, dtype=array.dtype)
-    view = buffer[(slice(None, None, -2),) * array.ndim]
-    view[...] = array
-    return view
-
-
-def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    """Run float64 under `jax.jit` and float32 without: every combination of both would take minutes."""
-    return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
-
-
 def _emulated(dtype: str) -> contextlib.AbstractContextManager[None]:
     """Run the CUDA kernels on the CPU."""
     context: contextlib.AbstractContextManager[None] = importlib.import_module("cuda_emulator").emulated()
     return context
 
 
-@contextlib.contextmanager
-def jax_x64(dtype: str) -> Iterator[None]:
-    """Enable 64-bit numbers in JAX for float64 only: float32 is tested with JAX's defaults."""
-    config = importlib.import_module("jax").config
-    before = config.jax_enable_x64
-    config.update("jax_enable_x64", dtype == "float64")
-    try:
-        yield
-    finally:
-        config.update("jax_enable_x64", before)
-
-
-# On a fake device of array-api-strict, as on a GPU, reading an array on the host raises, and so does mixing it with an
-# array of another device.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in [
-        Backend("numpy", "cpu"),
-        Backend("numpy-portable", "cpu", setting=lambda dtype: portable(np)),
-        Backend("numpy-readonly", "cpu", _read_only),
-        Backend("numpy-strided", "cpu", _strided),
-        Backend("numpy-cuda", "cpu", setting=_emulated),
-        Backend("numpy-cuda-strided", "cpu", _strided, setting=_emulated),
-        Backend("strict", "strict"),
-        Backend("strict-device1", "strict:device1"),
-        Backend("strict-no_float64", "strict:no_float64"),
-        Backend("torch", "torch"),
-        Backend("jax", "jax", run=_run_jax, setting=jax_x64),
-        Backend("cupy", "cuda"),
-    ]
+    **testing.BACKENDS,
+    **{
+        backend.name: backend
+        for backend in [
+            Backend("numpy-cuda", "cpu", setting=_emulated),
+            Backend("numpy-cuda-strided", "cpu", testing.BACKENDS["numpy-strided"].wrap, setting=_emulated),
+            Backend("strict-no_float64", "strict:no_float64"),
+        ]
+    },
 }
-"""The kinds of array that tests run on."""
+"""Every kind of array that tests run on: those of `xcnn.testing`, the CUDA kernels on the CPU, and an odd device."""
 
 CANNOT: dict[tuple[str, str], str] = {
     ("strict-no_float64", "float64"): "this fake device has no float64",

@@ -23,7 +23,7 @@ FLOORS = [
     {"compare", "plots"},
     {"__init__"},
     {"runs"},
-    {"training", "models"},
+    {"training", "models", "testing"},
     {"nn", "optim"},
     {"ops"},
     {"kernels", "data"},

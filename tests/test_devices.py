@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, LIBRARIES, Backend, jax_x64
+from conftest import BACKENDS, LIBRARIES, Backend
 
 import xcnn
 from xcnn import nn, ops, optim
@@ -152,7 +152,7 @@ def test_like_knows_dtypes_that_the_host_lacks() -> None:
 def test_jax_has_float64_when_it_is_switched_on(backend: Backend) -> None:
     with pytest.raises(DtypeError, match="JAX_ENABLE_X64=1 in the environment switches it on"):
         nn.Linear(2, 2).to(backend.spec, "float64")
-    with jax_x64("float64"):
+    with BACKENDS["jax"].setting("float64"):
         assert backend.array(np.ones(2)).dtype == np.float64
         assert nn.Linear(2, 2).to(backend.spec, "float64").weight.data.dtype == np.float64
 

@@ -1,5 +1,9 @@
-"""Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library."""
+"""Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library.
 
+`op` makes an op of a function, with example calls from `sample`; `OPS` is the table of all ops.
+"""
+
+from xcnn.ops._op import OPS, Draw, Op, Sample, labels, op, positive, probabilities, sample
 from xcnn.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
 from xcnn.ops.adaptive import (
     adaptive_avg_pool1d,
@@ -20,6 +24,10 @@ from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_po
 from xcnn.ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "OPS",
+    "Draw",
+    "Op",
+    "Sample",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
@@ -46,6 +54,7 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "l1_loss",
+    "labels",
     "layer_norm",
     "leaky_relu",
     "linear",
@@ -55,8 +64,12 @@ __all__ = [
     "max_pool3d",
     "mse_loss",
     "nll_loss",
+    "op",
     "pad",
+    "positive",
+    "probabilities",
     "relu",
+    "sample",
     "sigmoid",
     "silu",
     "softmax",

@@ -1,13 +1,14 @@
-"""What makes a function an op: the contract, the table of all ops, and the sample inputs each one carries.
+"""What makes a function an op: the contract, the table of all ops, and the sample inputs that each one carries.
 
 An op is a pure function `y, backward = op(arrays, options)`. `backward(dy, needs=None)` returns one gradient per array
-argument, in order: None where `needs` has False, where the argument was None, or where no gradient exists (labels).
+argument, in order: None where `needs` is False, where the argument was None, or where there is no gradient (labels).
 
-To add an op: write the function in its file under `@op(...)`, list it in `ops/__init__.py`, and give a naive float64
-loop of the same name in `tests/reference.py`. The generated tests do the rest.
+`docs/extending.md` shows how to write an op. To add one to this package, write it in a file of `ops/` under
+`@op(...)`, list it in `ops/__init__.py`, and add a naive float64 loop of the same name to `tests/reference.py`.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of
-from xcnn.errors import DtypeError, ShapeError, UsageError
+from xcnn.errors import DtypeError, ShapeError, UsageError, unknown, wrong_call
 
 __all__ = [
     "OPS",
@@ -40,24 +41,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Backward:
-    """The backward pass of one op call: a function of `dy` that may be called any number of times.
+    """The backward pass of one call of an op: a function of `dy` that may be called any number of times.
 
-    Parameters of a call
-    --------------------
-    dy : gradient of the loss with respect to `y`, of the same shape, dtype and library. May be left out where `y` is a
-        0-d loss; it is then 1.
-    needs : one bool per array argument, True where its gradient is wanted; None wants all.
-
-    Returns
-    -------
-    A tuple with one gradient, or None, per array argument.
+    It is called as `backward(dy, needs)`, where `dy` is the gradient of the loss with respect to `y`, of the same
+    shape, dtype and library; if `y` is a 0-d loss, `dy` may be left out and is 1. `needs` holds one bool per array
+    argument, True where its gradient is wanted; None wants all. It returns a tuple with one gradient, or None, per
+    array argument.
     """
 
     __slots__ = ("_count", "_function", "_loss", "_name", "dtype", "shape", "xp")
 
     def __init__(self, name: str, y: Array, count: int, function: Callable[[Array, Sequence[bool]], Gradients]) -> None:
         self._name, self._count, self._function = name, count, function
-        self.xp: ModuleType = namespace_of(y)
+        try:
+            self.xp: ModuleType = namespace_of(y)
+        except TypeError:
+            raise UsageError(f"{name}: an op must return an array and its backward, got {type(y).__name__}") from None
         self.shape, self.dtype = y.shape, y.dtype
         self._loss = y if y.shape == () else None
 
@@ -75,7 +74,11 @@ class Backward:
             needs = (True,) * self._count
         elif (type(needs) is not tuple and not isinstance(needs, Sequence)) or len(needs) != self._count:
             raise UsageError(f"{self._name}: needs takes {self._count} bools, one per array argument, got {needs!r}")
-        return self._function(dy, needs)
+        gradients = self._function(dy, needs)
+        if type(gradients) is not tuple or len(gradients) != self._count:
+            came = f"{len(gradients)}" if type(gradients) is tuple else type(gradients).__name__
+            raise UsageError(f"{self._name}: backward must return a tuple of {self._count} gradients, got {came}")
+        return gradients
 
     def _accepts(self, dy: Any) -> bool:
         try:
@@ -92,18 +95,21 @@ class Backward:
 
 
 def captured(function: Callable[..., Any]) -> dict[str, Array]:
-    """Return the arrays in a closure, and in the closures that it calls, by variable name."""
+    """Return the arrays in a closure, and in the closures that it calls, by variable name.
+
+    `slope.y` is the array y that `slope` keeps, the backward of another op that the closure calls.
+    """
     arrays: dict[str, Array] = {}
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
+    names = function.__code__.co_freevars if hasattr(function, "__code__") else ()
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
         try:
             value = cell.cell_contents
         except ValueError:  # a name that is not bound (yet)
             continue
-        if isinstance(value, Backward):
-            arrays |= value.saved()
-        elif is_array(value):
+        if is_array(value):
             arrays[name] = value
+        elif hasattr(value, "saved"):  # a backward pass of another op or of a module
+            arrays |= {f"{name}.{inner}": array for inner, array in value.saved().items()}
         elif hasattr(value, "__code__") and value is not function:
             arrays |= captured(value)
     return arrays
@@ -111,14 +117,22 @@ def captured(function: Callable[..., Any]) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to draw one sample array: standard normal unless `kind` says otherwise."""
+    """How one sample array is drawn.
+
+    Attributes
+    ----------
+    shape : of the array.
+    kind : `"normal"` for standard normal numbers; `"labels"`, `"positive"` or `"probabilities"` for what the functions
+        of these names say.
+    high : how many classes there are, for labels.
+    """
 
     shape: tuple[int, ...]
     kind: str = "normal"
     high: int = 0
 
     def array(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a float64 array, or an int64 one for labels."""
+        """Draw a float64 array, or an int64 array of labels."""
         match self.kind:
             case "labels":
                 return rng.integers(0, self.high, self.shape)
@@ -132,23 +146,29 @@ class Draw:
 
 
 def labels(*shape: int, high: int) -> Draw:
-    """Class indices 0 .. high - 1."""
+    """Return how to draw class indices from 0 to `high` - 1."""
     return Draw(shape, "labels", high)
 
 
 def positive(*shape: int) -> Draw:
-    """Numbers between 0.5 and 2."""
+    """Return how to draw numbers between 0.5 and 2."""
     return Draw(shape, "positive")
 
 
 def probabilities(*shape: int) -> Draw:
-    """Numbers that sum to 1 along the class axis."""
+    """Return how to draw numbers that sum to 1 along axis 1, or along the only axis."""
     return Draw(shape, "probabilities")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One example call of an op: how to draw each array argument, and the options."""
+    """One example call of an op.
+
+    Attributes
+    ----------
+    arrays : how each array argument is drawn, by name; None for one that is left out.
+    options : the other arguments.
+    """
 
     arrays: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
@@ -165,8 +185,17 @@ def _draw(spec: Any, rng: np.random.Generator) -> Any:
 
 
 def sample(arrays: dict[str, Any], **options: Any) -> Sample:
-    """Shorthand for a `Sample`: a tuple is the shape of a standard normal array, a list stands for many arrays.
+    """Return an example call of an op.
 
+    Parameters
+    ----------
+    arrays : how each array argument is drawn, by name: a shape for standard normal numbers; `labels(...)`,
+        `positive(...)` or `probabilities(...)`; a list of these for an argument of many arrays; None for an argument
+        that is left out.
+    **options : the other arguments of the call.
+
+    Examples
+    --------
     >>> sample({"x": (2, 3)}, p=0.5)
     Sample(arrays={'x': Draw(shape=(2, 3), kind='normal', high=0)}, options={'p': 0.5})
     """
@@ -181,12 +210,20 @@ def sample(arrays: dict[str, Any], **options: Any) -> Sample:
 
 @dataclass(frozen=True)
 class Op:
-    """One row of the table of ops."""
+    """One row of the table of ops.
+
+    Attributes
+    ----------
+    name : of the function.
+    function : the op as users call it.
+    arrays, saves, constants, samples : as given to `op`.
+    """
 
     name: str
     function: Callable[..., Any]
     arrays: tuple[str, ...]
     saves: tuple[str, ...]
+    constants: tuple[str, ...]
     samples: tuple[Sample, ...]
 
 
@@ -194,33 +231,71 @@ OPS: dict[str, Op] = {}
 """Every op by name."""
 
 
-def op(arrays: str, *, saves: str = "", samples: Sequence[Sample] = ()) -> Callable[[F], F]:
-    """Make a function an op and enter it in `OPS`.
+def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[Sample] = ()) -> Callable[[F], F]:
+    """Decorate a function to make it an op, and enter it in `OPS`.
+
+    The function returns `(y, backward)`, where `backward(dy, needs)` gets one bool per array argument and returns one
+    gradient, or None, per array argument as a tuple. If the function has several results, `y` is a tuple of them, and
+    `dy` belongs to the first.
 
     Parameters
     ----------
-    arrays : names of the array arguments, in the order of the gradients; `*xs` for one argument that is a sequence of
-        arrays.
-    saves : names of the arrays that backward keeps alive, as they are called in the source; `y?` where options
-        decide.
-    samples : example calls, which tests and `xcnn compare` run.
+    arrays : names of the array arguments, separated by spaces, in the order of the gradients; the first is the
+        function's first argument. `*xs` stands for one argument that is a sequence of arrays.
+    saves : names of the arrays that backward keeps in memory, as the function's source calls them; `y?` for one that is
+        kept depending on the options.
+    constants : names of floating-point arrays without a gradient, such as running statistics. Integer arrays have none
+        in any case.
+    samples : example calls, which `xcnn.testing.check_op` and `xcnn compare` run.
 
-    The function itself returns `y, backward` with a plain `backward(dy, needs)`; where it returns more than one result,
-    `y` is a tuple whose first entry `dy` belongs to.
+    Raises
+    ------
+    UsageError
+        If the names do not fit the function or the samples, or another module has an op of this name. A module that is
+        loaded again replaces its own.
     """
-    names = tuple(arrays.split())
-    variadic = names[0].startswith("*")
 
     def register(function: F) -> F:
         name = function.__name__
+        names = tuple(arrays.replace("*", "").split())
+        variadic = arrays.startswith("*")
+        parameters = inspect.signature(function).parameters
+        if not names or names[0] != next(iter(parameters), "") or not parameters.keys() >= {*names}:
+            raise UsageError(
+                f"{name}: arrays must name arguments of the function, its first one first; it takes "
+                f"{', '.join(parameters)}, got {arrays!r}"
+            )
+        for constant in constants.split():
+            if constant not in names:
+                raise unknown(f"constant of {name}", constant, names)
+        for one in samples:
+            for key in (*one.arrays, *one.options):
+                if key not in (names if key in one.arrays else parameters):
+                    raise unknown(f"argument in a sample of {name}", key, parameters)
+            for key in names:
+                if key not in one.arrays and parameters[key].default is not None:
+                    raise UsageError(f"{name}: a sample lacks the array argument {key!r}")
+        if name in OPS and OPS[name].function.__module__ != function.__module__:
+            home = OPS[name].function.__module__
+            raise UsageError(f"{name}: there is an op of this name already, in {home}; choose another name")
 
         @functools.wraps(function)
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            y, backward = function(*args, **kwargs)
-            count = len(args[0] if args else kwargs[names[0][1:]]) if variadic else len(names)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = function(*args, **kwargs)
+            except TypeError:
+                wrong = wrong_call(name, function, args, kwargs)
+                if wrong is None:
+                    raise
+                raise wrong from None
+            if type(result) is not tuple or len(result) != 2 or not callable(result[1]):
+                raise UsageError(f"{name}: an op must return (y, backward), got {type(result).__name__}")
+            y, backward = result
+            count = len(args[0] if args else kwargs[names[0]]) if variadic else len(names)
             return y, Backward(name, y[0] if type(y) is tuple else y, count, backward)
 
-        OPS[name] = Op(name, checked, tuple(n.lstrip("*") for n in names), tuple(saves.split()), tuple(samples))
-        return cast(F, checked)
+        filled = tuple(Sample({key: one.arrays.get(key) for key in names}, one.options) for one in samples)
+        OPS[name] = Op(name, called, names, tuple(saves.split()), tuple(constants.split()), filled)
+        return cast(F, called)
 
     return register

@@ -152,6 +152,7 @@ def _cross_entropy(
 @op(
     "x target weight",
     saves="logp? q? total? p? target? weight",
+    constants="weight",
     samples=[
         *_TARGETS,
         sample({"x": (4, 3), "target": labels(4, high=3), "weight": positive(3)}, label_smoothing=0.2, ignore_index=0),
@@ -204,7 +205,7 @@ def cross_entropy(
     return _cross_entropy(xp, x, target, weight, ignore_index, reduction, label_smoothing, by_labels)
 
 
-@op("x target weight", saves="q total", samples=_TARGETS)
+@op("x target weight", saves="q total", constants="weight", samples=_TARGETS)
 def nll_loss(
     x: Array,
     target: Array,

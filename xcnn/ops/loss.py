@@ -89,6 +89,7 @@ _LOGITS = {"x": (3, 4), "target": probabilities(3, 4), "weight": None, "pos_weig
 @op(
     "x target weight pos_weight",
     saves="x target weight pos_weight",
+    constants="weight pos_weight",
     samples=[
         sample(_LOGITS),
         sample({**_LOGITS, "weight": positive(3, 1), "pos_weight": positive(4)}),

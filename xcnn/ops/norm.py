@@ -127,6 +127,7 @@ _BARE = {"x": (4, 3), "running_mean": None, "running_var": None, "weight": None,
 @op(
     "x running_mean running_var weight bias",
     saves="x mean rstd weight",
+    constants="running_mean running_var",
     samples=[
         sample(_IMAGES, training=True),
         sample(_IMAGES, training=False),

@@ -1,0 +1,552 @@
+"""Checks of ops and modules, the same that xcnn's own pass: `check_op` and `check_gradients`.
+
+What is expected of an op is worked out once per sample, in float64 on the host: results by a reference or by the op
+itself, gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax cancel.)
+A check that fails raises an AssertionError whose one sentence says where, what was expected and what came.
+"""
+
+import contextlib
+import copy
+import functools
+import gc
+import importlib
+import itertools
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xcnn._array import Array, namespace_of
+from xcnn._dispatch import portable
+from xcnn.devices import Device, device
+from xcnn.errors import DeviceError, UsageError, XcnnError
+from xcnn.nn import Module
+from xcnn.ops import OPS, Op
+
+__all__ = ["BACKENDS", "DIFFERENCES", "Backend", "Case", "Expected", "check_gradients", "check_op", "kept"]
+
+Arrays = dict[str, Any]
+
+DIFFERENCES = 1e-9
+"""How far central differences in float64 may be off, relative to the largest gradient."""
+
+
+def _unchanged(array: Array) -> Array:
+    return array
+
+
+def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
+    return function(*arrays)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kind of array that ops are checked on.
+
+    Attributes
+    ----------
+    name : what errors call it.
+    spec : the device string.
+    wrap : what is done to each array on the device.
+    run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
+    setting : a context in which arrays of a dtype are made and computed with.
+    """
+
+    name: str
+    spec: str
+    wrap: Callable[[Array], Array] = _unchanged
+    run: Callable[..., Any] = _run
+    setting: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    @property
+    def device(self) -> Device:
+        """The opened device."""
+        return device(self.spec)
+
+    def array(self, host: np.ndarray) -> Array:
+        """Copy a host array to the device."""
+        return self.wrap(self.device.asarray(host))
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """Copy an array of the device to the host."""
+        return self.device.to_numpy(array)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _strided(array: np.ndarray) -> np.ndarray:
+    """Return every second element, back to front, of a buffer that holds NaN in between."""
+    if array.ndim == 0:
+        return array
+    buffer = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else -1, dtype=array.dtype)
+    view = buffer[(slice(None, None, -2),) * array.ndim]
+    view[...] = array
+    return view
+
+
+def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
+    """Run float32 call by call and float64 under `jax.jit`: either way works, and both in both would take minutes."""
+    return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
+
+
+@contextlib.contextmanager
+def _jax_x64(dtype: str) -> Iterator[None]:
+    """Allow JAX 64-bit numbers for float64 only: float32 is checked with JAX as it is by default."""
+    config = importlib.import_module("jax").config
+    before = config.jax_enable_x64
+    config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in [
+        Backend("numpy", "cpu"),
+        Backend("numpy-portable", "cpu", setting=lambda dtype: portable(np)),
+        Backend("numpy-readonly", "cpu", _read_only),
+        Backend("numpy-strided", "cpu", _strided),
+        Backend("strict", "strict"),
+        Backend("strict-device1", "strict:device1"),
+        Backend("torch", "torch"),
+        Backend("jax", "jax", run=_run_jax, setting=_jax_x64),
+        Backend("cupy", "cuda"),
+    ]
+}
+"""The kinds of array that `check_op` runs on, as far as their libraries are installed.
+
+On the pretended device of `strict-device1`, an op that reads an array on the host, or mixes it with one that was made
+on the default device, raises an error, as it would on a GPU.
+"""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A sample's inputs and results in float64; the inputs are float32 numbers, so that every dtype has the same."""
+
+    arrays: Arrays
+    results: tuple[Any, ...]
+    dy: np.ndarray
+    gradients: list[np.ndarray | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One sample of one op and its checks.
+
+    Attributes
+    ----------
+    op : the row of `OPS`.
+    number : of the sample.
+    reference : a function of the op's arguments that computes y from float64 arrays, in another way; None takes the op
+        itself.
+    """
+
+    op: Op
+    number: int
+    reference: Callable[..., Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op.name}-{self.number}"
+
+    @property
+    def _where(self) -> str:
+        return f"{self.op.name}: sample {self.number}"
+
+    def call(self, arrays: Arrays) -> tuple[tuple[Any, ...], Any]:
+        """Return the op's results as a tuple, and its backward."""
+        y, backward = self.op.function(**arrays, **self.op.samples[self.number].options)
+        return (y if type(y) is tuple else (y,)), backward
+
+    def refer(self, arrays: Arrays) -> tuple[Any, ...]:
+        """Return the reference's results as a tuple."""
+        if self.reference is None:
+            return self.call(arrays)[0]
+        y = self.reference(**arrays, **self.op.samples[self.number].options)
+        return y if type(y) is tuple else (y,)
+
+    def slots(self, arrays: Arrays) -> Iterator[tuple[str, Any]]:
+        """Yield each array, in the order of the gradients, with its name."""
+        for name in self.op.arrays:
+            value = arrays[name]
+            for i, array in enumerate(value if isinstance(value, list) else [value]):
+                yield f"{name}[{i}]" if isinstance(value, list) else name, array
+
+    def differentiable(self, name: str, array: Any) -> bool:
+        """Return whether a host array has a gradient."""
+        return array is not None and array.dtype.kind == "f" and name.partition("[")[0] not in self.op.constants
+
+    @functools.cached_property
+    def expected(self) -> Expected:
+        """The sample's arrays, and what is expected of the op."""
+        rng = np.random.default_rng(sum(map(ord, str(self))))
+        arrays = _each(_rounded, self.op.samples[self.number].draw(rng))
+        results = self.refer(_each(np.copy, arrays))
+        dy = _rounded(np.asarray(rng.standard_normal(np.shape(results[0]))))
+
+        def loss(arrays: Arrays) -> float:
+            return float(np.sum(self.call(_each(np.copy, arrays))[0][0] * dy))
+
+        gradients = [
+            _differences(functools.partial(loss, arrays), array) if self.differentiable(name, array) else None
+            for name, array in self.slots(arrays)
+        ]
+        return Expected(arrays, results, dy, gradients)
+
+    def check_results(self, backend: Backend, dtype: str) -> None:
+        """Check values, shapes, dtypes, libraries and devices of results and gradients, and that inputs stay unchanged.
+
+        It is called inside `backend.setting(dtype)`.
+        """
+        where, want = f"{self._where} on {backend.name}, {dtype}", self.expected
+        slots = list(self.slots(want.arrays))
+        terms = max(np.size(a) for a in (*want.results, *(array for _, array in slots)))
+        bound = 4 * float(np.finfo(dtype).eps) * math.sqrt(terms)
+
+        def place(host: np.ndarray) -> Array:
+            return backend.array(host.astype(dtype) if host.dtype.kind == "f" else host)
+
+        arrays, dy = _each(place, want.arrays), place(want.dy)
+        inputs = [("dy", dy), *(slot for slot in self.slots(arrays) if slot[1] is not None)]
+        originals = [backend.to_numpy(array) for _, array in inputs]
+
+        def run(arrays: Arrays, dy: Any) -> Any:
+            results, backward = self.call(arrays)
+            return results, backward(dy), backward(dy)
+
+        with _explained(where), backend.device.active():
+            results, gradients, again = backend.run(run, dtype, arrays, dy)
+        for (name, array), original in zip(inputs, originals, strict=True):
+            now = backend.to_numpy(array)
+            if now.tobytes() != original.tobytes():
+                _compare(f"{where}: input {name}, which the op must not modify,", now, original, 0.0)
+        names = ["y"] if len(results) == 1 else [f"y[{i}]" for i in range(len(results))]
+        _require(len(results) == len(want.results), where, "results", len(want.results), len(results))
+        for name, actual, wanted in zip(names, results, want.results, strict=True):
+            self._check_array(f"{where}: {name}", backend, actual, wanted, dtype, dy, bound)
+        for (name, _), actual, wanted, second in zip(slots, gradients, want.gradients, again, strict=True):
+            called = f"{where}: d{name}"
+            self._check_array(called, backend, actual, wanted, dtype, dy, bound + DIFFERENCES)
+            if actual is not None:
+                first = backend.to_numpy(actual)
+                _compare(f"{called} of a second call of backward", backend.to_numpy(second), first, 0.0)
+
+    def _check_array(
+        self, where: str, backend: Backend, actual: Any, wanted: Any, dtype: str, like: Array, bound: float
+    ) -> None:
+        if wanted is None or actual is None:
+            hint = "; name an array that has no gradient in `constants`" if wanted is not None else ""
+            if (wanted is None) != (actual is None):
+                came = "None" if actual is None else "an array"
+                raise AssertionError(f"{where} must be {'None' if wanted is None else 'an array'}, got {came}{hint}")
+            return
+        try:
+            library = namespace_of(actual).__name__
+        except TypeError:
+            library = type(actual).__name__
+        _require(library == namespace_of(like).__name__, where, "library", namespace_of(like).__name__, library)
+        homes = [array_api_compat.device(array) for array in (like, actual)]
+        _require(homes[0] == homes[1], where, "device", *homes)
+        _require(tuple(actual.shape) == np.shape(wanted), where, "shape", np.shape(wanted), tuple(actual.shape))
+        came = str(actual.dtype).rpartition(".")[2]
+        _require(actual.dtype == like.dtype, where, "dtype", dtype, came)
+        _compare(where, backend.to_numpy(actual), wanted, bound)
+
+    def check_needs(self) -> None:
+        """Check that `needs` selects gradients and changes none, in every combination."""
+        want = self.expected
+        _, backward = self.call(want.arrays)
+        full = backward(want.dy)
+        for needs in itertools.product((False, True), repeat=len(full)):
+            with _explained(f"{self._where} with needs={needs}"):
+                gradients = backward(want.dy, needs)
+            for (name, _), wanted, actual, need in zip(self.slots(want.arrays), full, gradients, needs, strict=True):
+                where = f"{self._where} with needs={needs} on numpy: d{name}"
+                if wanted is None or not need:
+                    if actual is not None:
+                        raise AssertionError(f"{where} must be None, got an array")
+                elif actual is None:
+                    raise AssertionError(f"{where} must be an array, got None")
+                else:
+                    _compare(where, actual, wanted, 0.0)
+
+    def check_saves(self) -> None:
+        """Check that backward keeps in memory the arrays that `saves` names, no copies of them, and no others."""
+        want, where = self.expected, f"{self._where} on numpy"
+        results, backward = self.call(want.arrays)
+        saved = backward.saved()
+        absent = {name for name, array in want.arrays.items() if array is None}
+        declared = {name.rstrip("?") for name in self.op.saves}
+        for name in saved.keys() - declared:
+            if not any(np.shares_memory(saved[name], saved[other]) for other in saved.keys() & declared):
+                saves = " ".join(self.op.saves)
+                raise AssertionError(f"{where}: backward keeps {name}, which is not in saves={saves!r}")
+        for name in {name for name in self.op.saves if not name.endswith("?")} - absent - saved.keys():
+            raise AssertionError(f"{where}: backward does not keep {name}, which saves names; write {name}? if it may")
+        known = {**want.arrays, "y": results[0]}
+        for name in saved.keys() & known.keys():
+            # Labels are few, and a copy is safe from what a caller does to them.
+            if known[name].dtype.kind == "f" and not np.shares_memory(saved[name], known[name]):
+                raise AssertionError(f"{where}: backward keeps a copy of {name}; keep {name} itself")
+        for array in kept(backward):
+            if not any(np.shares_memory(array, one) for one in saved.values()):
+                shape = tuple(array.shape)
+                raise AssertionError(f"{where}: backward keeps an array of shape {shape} that none of its variables is")
+
+    def check_reference(self) -> None:
+        """Check that the gradients are the slope of the reference along one random direction of all inputs together."""
+        want, rng = self.expected, np.random.default_rng(0)
+        slots = list(self.slots(want.arrays))
+        directions = [rng.standard_normal(a.shape) if self.differentiable(name, a) else None for name, a in slots]
+
+        def moved(step: float) -> float:
+            flat = iter(directions)
+            arrays = {name: _step(want.arrays[name], flat, step) for name in self.op.arrays}
+            return float(np.sum(self.refer(arrays)[0] * want.dy))
+
+        _, backward = self.call(want.arrays)
+        terms = [g * v for g, v in zip(backward(want.dy), directions, strict=True) if v is not None]
+        actual, scale = (sum(float(np.sum(f(term))) for term in terms) for f in (np.asarray, np.abs))
+        where = f"{self._where} on numpy: slope of the reference along a random direction"
+        _compare(where, np.asarray(actual), np.asarray(_slope(moved)), DIFFERENCES * max(1.0, scale))
+
+
+def check_op(
+    op: Callable[..., Any] | str,
+    *,
+    reference: Callable[..., Any] | None = None,
+    devices: Iterable[str] | None = None,
+    dtypes: Sequence[str] = ("float32", "float64"),
+) -> None:
+    """Check an op on every one of its samples: the contract, and every gradient against central differences.
+
+    Checked are, per sample: every element of every gradient, with a random dy; the values of y; shape, dtype, library
+    and device of all results; that inputs are not modified and may be read-only or strided; every combination of
+    `needs`; and that backward keeps in memory what `saves` names and nothing else.
+
+    Parameters
+    ----------
+    op : a function decorated with `xcnn.ops.op`, or its name.
+    reference : a function of the same arguments that computes y from float64 NumPy arrays in another way, such as with
+        plain loops. Without one, y is compared between the libraries, with the op's own in float64.
+    devices : device strings, such as `["cpu", "torch"]`, or names in `BACKENDS`; by default all backends whose library
+        is installed.
+    dtypes : of the arrays.
+
+    Raises
+    ------
+    AssertionError
+        If a check fails; the sentence names the op, the sample, the library, the array and the element, what was
+        expected and what came.
+    UsageError, DeviceError
+        If the op is unknown or has no samples, or a device that is asked for cannot be used.
+
+    Examples
+    --------
+    >>> from xcnn import ops
+    >>> check_op(ops.tanh, devices=["cpu"])
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPS:
+        raise UsageError(f"check_op: {name} is not an op; decorate it with xcnn.ops.op")
+    row = OPS[name]
+    if not row.samples:
+        raise UsageError(f"check_op: {name} has no samples; give ops.op(...) some, samples=[ops.sample(...)]")
+    backends = [BACKENDS.get(spec, Backend(spec, spec)) for spec in devices] if devices else list(_installed())
+    for number in range(len(row.samples)):
+        case = Case(row, number, reference)
+        with _explained(f"{name}: sample {number} on numpy"):
+            _ = case.expected
+        for backend, dtype in itertools.product(backends, dtypes):
+            with backend.setting(dtype):
+                case.check_results(backend, dtype)
+        case.check_needs()
+        case.check_saves()
+        if reference is not None:
+            case.check_reference()
+
+
+def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[Any], *, seed: int = 0) -> None:
+    """Check every gradient element of a function or a module against central differences in float64.
+
+    Parameters
+    ----------
+    f : a function of the arrays that returns `(y, backward)`, as ops do; or a module, of which the gradients of all
+        parameters are checked too. A module is copied, and its random streams are put back before each run, so
+        that dropout drops the same elements.
+    arrays : the arguments, as floating-point host arrays, by name or in order; they are converted to float64. Integer
+        arrays have no gradient. A module with one input takes one array.
+    seed : of the random dy.
+
+    Raises
+    ------
+    AssertionError
+        If an element differs; the sentence names the array and the element, what was expected and what came.
+
+    Notes
+    -----
+    `f` must be smooth near the arrays: within 2e-4 of a kink, such as that of ReLU at 0, central differences are wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xcnn import nn, ops
+    >>> check_gradients(ops.tanh, [np.linspace(-1, 1, 5)])
+    >>> check_gradients(nn.Linear(3, 2), [np.ones((4, 3))])
+    """
+    where = getattr(f, "__name__", type(f).__name__)
+    row = OPS.get(where)
+    if row is not None and row.function is f:
+        names = list(row.arrays)
+    else:
+        names = list(arrays) if isinstance(arrays, Mapping) else [f" {i}" for i in range(len(arrays))]
+    named = dict(arrays) if isinstance(arrays, Mapping) else dict(zip(names, arrays, strict=False))
+    inputs = {name: np.array(array) for name, array in named.items()}
+    inputs = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in inputs.items()}
+    parameters: dict[str, np.ndarray] = {}
+    if isinstance(f, Module):
+        model = copy.deepcopy(f).to("cpu", "float64")
+        parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+        streams = [(rng.bit_generator, rng.bit_generator.state) for _, rng in model.named_generators()]
+
+        def run() -> tuple[Any, Any]:
+            for stream, state in streams:
+                stream.state = state
+            return model.forward(next(iter(inputs.values())) if len(inputs) == 1 else tuple(inputs.values()))
+    else:
+
+        def run() -> tuple[Any, Any]:
+            y, backward = f(**inputs) if isinstance(arrays, Mapping) else f(*inputs.values())
+            return (y[0] if type(y) is tuple else y), backward
+
+    with _explained(where):
+        y, backward = run()
+        dy = np.asarray(np.random.default_rng(seed).standard_normal(np.shape(y)))
+        gradients = backward(dy)
+    several = gradients if isinstance(gradients, tuple | list) else (gradients,)
+    found = dict(zip(names, several, strict=False))
+    if isinstance(f, Module):
+        found |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, array in {**inputs, **parameters}.items():
+        if array.dtype.kind != "f":
+            continue
+        called = f"{where}: gradient{name}" if name.startswith(" ") else f"{where}: d{name}"
+        if found.get(name) is None:
+            raise AssertionError(f"{called} must be an array, got None")
+        wanted = _differences(lambda: float(np.sum(run()[0] * dy)), array)
+        actual = np.asarray(found[name])
+        _require(actual.shape == wanted.shape, called, "shape", wanted.shape, actual.shape)
+        _compare(called, actual, wanted, 10 * DIFFERENCES)
+
+
+def _installed() -> Iterator[Backend]:
+    """Yield the backends whose library can be used here."""
+    for backend in BACKENDS.values():
+        try:
+            device(backend.spec)
+        except DeviceError:
+            continue
+        yield backend
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Raise an AssertionError that says where, in place of an error that the code under check raises."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, XcnnError) else f"{type(error).__name__}: "
+        raise AssertionError(f"{where}: raised {kind}{next(iter(str(error).splitlines()), '')}") from error
+
+
+def _require(condition: bool, where: str, what: str, wanted: Any, came: Any) -> None:
+    if not condition:
+        raise AssertionError(f"{where} must have {what} {wanted}, got {came}")
+
+
+def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float) -> None:
+    """Raise an error that names the worst element, unless all are within `bound` times the largest, or 1."""
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    allowed = bound * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(actual.astype(np.float64) - wanted)
+    errors = np.where((actual == wanted) | (np.isnan(actual) & np.isnan(wanted)), 0.0, errors)
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    if errors.size and np.max(errors) > allowed:
+        index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))
+        element = f" at {list(index)}" if index else ""
+        close = f" within {allowed:.2g}" if allowed else ""
+        raise AssertionError(f"{where}{element} must be {wanted[index]:.9g}{close}, got {actual[index]:.9g}")
+
+
+def _each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
+    """Apply a function to every array."""
+
+    def apply(value: Any) -> Any:
+        if isinstance(value, list):
+            return [function(one) for one in value]
+        return None if value is None else function(value)
+
+    return {name: apply(value) for name, value in arrays.items()}
+
+
+def _step(value: Any, directions: Iterator[Any], step: float) -> Any:
+    """Move an array, or each of a list, along its direction, if it has one."""
+    if isinstance(value, list):
+        return [_step(one, directions, step) for one in value]
+    direction = next(directions)
+    return value if direction is None else value + step * direction
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32).astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _slope(function: Callable[[float], float]) -> float:
+    """Return the derivative at 0 by central differences of fourth order."""
+    h = 1e-4
+    return (8 * (function(h) - function(-h)) - (function(2 * h) - function(-2 * h))) / (12 * h)
+
+
+def _differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarray:
+    """Return the derivative of a loss by every element of an array, which is moved in place and put back."""
+    gradient = np.zeros(array.shape)
+    for index in np.ndindex(*array.shape):
+        old = array[index]
+
+        def moved(step: float, index: tuple[int, ...] = index, old: Any = old) -> float:
+            array[index] = old + step
+            value = loss()
+            array[index] = old
+            return value
+
+        gradient[index] = _slope(moved)
+    return gradient
+
+
+def kept(thing: Any) -> Iterator[np.ndarray]:
+    """Yield every array of more than one number that an object keeps alive, found by the garbage collector's means."""
+    seen: set[int] = set()
+    todo = [thing]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type | types.ModuleType | str | int | float):
+            continue
+        seen.add(id(one))
+        if isinstance(one, np.ndarray):
+            if one.size > 1:  # a single number is no storage
+                yield one
+        elif isinstance(one, types.FunctionType):  # not its globals
+            todo += [cell.cell_contents for cell in one.__closure__ or ()]
+            todo += [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
+        else:
+            todo += gc.get_referents(one)
