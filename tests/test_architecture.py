@@ -20,8 +20,8 @@ ROOT = Path(xcnn.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"compare", "plots"},
     {"__init__"},
+    {"compare", "plots"},
     {"runs"},
     {"training", "models", "testing"},
     {"nn", "optim"},
@@ -160,12 +160,22 @@ def test_import_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
 import sys, time, numpy
 start = time.perf_counter()
 import xcnn
-from xcnn import data, device, models, nn, ops, optim, runs, training
+rooms = [name for name in dir(xcnn) if f"xcnn.{{name}}" in sys.modules]
+for name in dir(xcnn):
+    getattr(xcnn, name)
 print(round(time.perf_counter() - start, 3))
 print(*sorted(set(sys.modules) & set({HEAVY})))
+print(*rooms)
+print(*(name for name in dir(xcnn) if f"xcnn.{{name}}" in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, loaded = done.stdout.splitlines()
+    seconds, loaded, at_once, used = done.stdout.splitlines()
     with capsys.disabled():
         print(f"\nimport xcnn takes {seconds} s over NumPy")
     assert loaded == ""
+    assert not {"compare", "data", "models", "nn", "ops", "optim", "plots", "runs", "testing", "training"} & set(
+        at_once.split()
+    )
+    assert {"compare", "data", "models", "nn", "ops", "optim", "plots", "runs", "testing", "training"} <= set(
+        used.split()
+    )

@@ -1,32 +1,53 @@
 """Convolutional networks with hand-written forward and backward passes, on any array library.
 
 `xcnn.ops` are the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
-and loaders, `xcnn.models` named networks, `xcnn.training` the `Trainer` and what goes with it, `xcnn.runs` whole runs
-and their files. `xcnn.device` opens a device by its string; `xcnn.set_num_threads` says how many threads compute on the
-CPU.
+and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and
+their files, `xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.device` opens a device by its string, and
+`xcnn.set_num_threads` sets how many threads compute on the CPU. Each room is imported when it is first used.
 """
 
-from xcnn import data, errors, models, nn, ops, optim, runs, training
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from xcnn.devices import device
 from xcnn.errors import XcnnError
 from xcnn.threads import get_num_threads, set_num_threads
-from xcnn.training import Trainer
+
+if TYPE_CHECKING:
+    from xcnn import compare, data, devices, errors, models, nn, ops, optim, plots, runs, testing, training
+    from xcnn.training import Trainer
 
 __all__ = [
     "Trainer",
     "XcnnError",
     "__version__",
+    "compare",
     "data",
     "device",
+    "devices",
     "errors",
     "get_num_threads",
     "models",
     "nn",
     "ops",
     "optim",
+    "plots",
     "runs",
     "set_num_threads",
+    "testing",
     "training",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Trainer":
+        return importlib.import_module("xcnn.training").Trainer
+    if name in __all__:
+        return importlib.import_module(f"xcnn.{name}")
+    raise AttributeError(f"module 'xcnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
