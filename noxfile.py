@@ -37,7 +37,20 @@ ONCE = (
 )
 """Test files that depend neither on the array library nor on where xcnn is installed: only `tests` runs them."""
 
-WHEEL = ("architecture", "bench", "cli", "compare", "cuda_kernels", "data", "kernels", "models", "ops", "training")
+WHEEL = (
+    "architecture",
+    "bench",
+    "cli",
+    "compare",
+    "cuda_kernels",
+    "data",
+    "extending",
+    "kernels",
+    "models",
+    "ops",
+    "testing",
+    "training",
+)
 """Test files that import every part of an installed wheel: they show that it is complete."""
 
 BENCHMARKS = (
@@ -208,7 +221,7 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(folder))  # the wheel is made from the sdist
     (wheel,) = folder.glob("*.whl")
     session.install(f"{wheel}[test]")
-    for name in ("tests", "examples"):
+    for name in ("tests", "examples", "docs"):
         shutil.copytree(name, folder / name)
     shutil.copy("pyproject.toml", folder)
     session.chdir(folder)

@@ -1,9 +1,10 @@
 """Convolutional networks with hand-written forward and backward passes, on any array library.
 
 `xcnn.ops` are the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
-and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and
-their files, `xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.device` opens a device by its string, and
-`xcnn.set_num_threads` sets how many threads compute on the CPU. Each room is imported when it is first used.
+and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and their files,
+`xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.device` opens a device
+by its string, and `xcnn.set_num_threads` sets how many threads compute on the CPU. Each room is imported when it is
+first used.
 """
 
 import importlib
