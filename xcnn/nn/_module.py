@@ -138,6 +138,8 @@ class Module:
     def _members(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of some kinds with their names; `blocks.0` is the first entry of the list `blocks`."""
         for name, value in vars(self).items():
+            if type(value) in _PLAIN:  # nearly all; asked first, as every step of training walks through a network
+                continue
             if isinstance(value, kinds):
                 yield name, value
             elif isinstance(value, _COLLECTIONS):
@@ -291,11 +293,14 @@ class Module:
 
 
 _COLLECTIONS = (list, tuple, dict)
+_PLAIN = {int, float, bool, str, type(None)}
 
 
 def _inside(name: str, value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
     """Yield the entries of some kinds of a list, tuple or dict, and of those inside it, with their dotted names."""
     for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        if type(entry) in _PLAIN:
+            continue
         if isinstance(entry, kinds):
             yield f"{name}.{key}", entry
         elif isinstance(entry, _COLLECTIONS):
