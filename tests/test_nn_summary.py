@@ -98,7 +98,7 @@ def test_other_devices_tell_the_same(where):
 
 
 def test_errors():
-    with pytest.raises(UsageError, match="summary: batch must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="summary: batch must be an integer of at least 1, got 0"):
         nn.summary(MODEL, (3, 4, 4), batch=0)
     with pytest.raises(ShapeError, match=r"^0 \(Conv2d\): conv2d: "):
         nn.summary(MODEL, (4, 4, 4))

@@ -182,12 +182,12 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
-        """Move parameters and buffers to a device, gradients being forgotten, and return the module.
+        """Move parameters and buffers to a device, set all gradients to None, and return the module.
 
         Parameters
         ----------
@@ -197,9 +197,9 @@ class Module:
         Raises
         ------
         UsageError
-            For another dtype, or an unknown device.
+            If the dtype is another one, or the device is unknown.
         DeviceError, DtypeError
-            For a device that cannot be used here, or that lacks a dtype.
+            If the device cannot be used here, or lacks a dtype.
         """
         if dtype not in (None, "float32", "float64"):
             raise UsageError(f"to: dtype must be 'float32' or 'float64', got {dtype!r}")
@@ -215,19 +215,19 @@ class Module:
         return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over parameters and buffers by name, converted to the dtype and device that the module has.
+        """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
-        Nothing is changed where an error is raised.
+        If an error is raised, nothing has changed.
 
         Parameters
         ----------
-        state : host arrays by name, as `state_dict` gives them.
-        strict : whether names that are missing or unknown are errors, or passed over.
+        state : host arrays by name, as `state_dict` returns them.
+        strict : True to raise an error for names that are missing or unknown, False to ignore them.
 
         Raises
         ------
         CheckpointError
-            For missing or unknown names, and for arrays of another shape or without numbers.
+            If names are missing or unknown, or an array has another shape or holds no numbers.
         """
         slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
@@ -270,7 +270,7 @@ class Module:
         """
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
+        """Return the number of multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
         return 0
 
     def __repr__(self) -> str:
@@ -278,7 +278,7 @@ class Module:
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
 
     def _arguments(self) -> str:
-        """Write the constructor's arguments that are no defaults, as far as attributes of the same names hold them."""
+        """Return the constructor's non-default arguments, as far as attributes of those names hold them."""
         shown = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, parameter.default)

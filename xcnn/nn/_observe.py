@@ -13,13 +13,13 @@ Forward = Callable[..., tuple[Any, Any]]
 
 @contextlib.contextmanager
 def observing(module: Module, observer: Callable[[str, Module], Forward]) -> Iterator[None]:
-    """Replace `forward` of every layer (a module without children) inside a `with`; one may stand inside another.
+    """Replace `forward` of every layer (a module without children) inside a `with`; the blocks may be nested.
 
     Parameters
     ----------
     module : the network.
-    observer : called once with each layer's dotted name and the layer, before any is replaced; gives the function that
-        stands in for its `forward`.
+    observer : called once with each layer's dotted name and the layer, before any is replaced; it returns the function
+        that replaces its `forward`.
     """
     layers = {layer: name for name, layer in module.modules() if not any(layer.children())}
     watched = {layer: vars(layer)["forward"] for layer in layers if "forward" in vars(layer)}

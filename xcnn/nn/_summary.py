@@ -1,4 +1,4 @@
-"""`summary`: what a network is made of and what it costs, measured by running it once."""
+"""`summary`: the layers of a network and their cost, measured by running it once."""
 
 import contextlib
 import math
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of
+from xcnn._check import integer
 from xcnn.devices import like
-from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.nn._observe import observing
 from xcnn.parameter import Buffer, Parameter
@@ -27,10 +27,10 @@ class Row:
     name : its key in the network.
     layer : its class.
     shape : of its output.
-    parameters : numbers trained; those of a layer that is called again count once.
+    parameters : how many numbers are trained; those of a layer that is called again count once.
     multiply_adds : of one forward pass; a backward pass takes about twice as many.
-    kept : bytes that stay in memory between its forward and its backward pass, parameters and the network's input
-        apart. An array that several layers keep counts at the first.
+    kept : bytes that stay in memory between its forward and its backward pass, without parameters and the network's
+        input. An array that several layers keep counts at the first.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows in the order of the forward pass, and their total; `str` gives a table.
+    """The rows in the order of the forward pass, and their total; `str` formats them as a table.
 
     Attributes
     ----------
@@ -79,23 +79,23 @@ def _bytes(count: int) -> str:
 
 
 def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
-    """Run a network forward once, on zeros, and tell each layer's output, parameters, work and memory.
+    """Run a network forward once, on zeros, and return the output, parameters, work and memory of each layer.
 
-    The run is one of training, but batch norm takes its running statistics: a batch of one may have none of its own.
-    The state of the network stays as it is: running statistics and random streams are put back.
+    The network runs as in training, but batch norm uses its running statistics, as a batch of one may have none of its
+    own. Running statistics and random streams are restored afterwards.
 
     Parameters
     ----------
-    module : on any device.
-    shape : of one input without its batch axis, such as (1, 28, 28).
-    batch : how many inputs; multiply-adds and kept bytes grow with it.
+    module : the network, on any device.
+    shape : shape of one input without its batch axis, such as (1, 28, 28).
+    batch : number of inputs; multiply-adds and kept bytes grow with it.
 
     Raises
     ------
     UsageError
-        For a batch below 1.
+        If `batch` is not an integer of at least 1.
     ShapeError
-        Where a layer does not take what comes to it.
+        If a layer does not take the shape of its input.
 
     Examples
     --------
@@ -109,8 +109,7 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     -------------------------------------------------------
     total           1x5             65             60  20 B
     """
-    if batch < 1:
-        raise UsageError(f"summary: batch must be at least 1, got {batch}")
+    integer("summary", "batch", batch)
     x: Array = np.zeros((batch, *shape), np.float32)
     if parameters := module.parameters():
         x = like(x, parameters[0].data)
@@ -153,9 +152,9 @@ def _observed(module: Module) -> Iterator[list[Call]]:
 
 @contextlib.contextmanager
 def _restored(module: Module) -> Iterator[None]:
-    """Put buffers and random streams back to what they were.
+    """Restore buffers and random streams at the end.
 
-    The buffers are copies for the time, so that what a layer keeps of them counts, as the batch's statistics would.
+    Inside, the buffers are copies, so that what a layer keeps of them counts, as the batch's statistics would.
     """
     buffers = [(slot, slot.data) for _, slot in module._attributes(Buffer)]
     streams = [(generator.bit_generator, generator.bit_generator.state) for _, generator in module.named_generators()]

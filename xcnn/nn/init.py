@@ -1,4 +1,4 @@
-"""Initialisers: how the first weights are drawn. Functions `(rng, shape, **options) -> float32 array`, in one table.
+"""Initialisers, which draw the first weights: functions `(rng, shape, **options) -> float32 array`, in one table.
 
 Layers take one as `init=`: a name of `INITS`, or any function of `(rng, shape)`, such as
 `functools.partial(init.normal, std=0.01)`.
@@ -87,8 +87,8 @@ def kaiming_normal(rng: np.random.Generator, shape: Shape, a: float = 0.0, mode:
 
     Parameters
     ----------
-    rng : where the numbers come from.
-    shape : of the weight.
+    rng : generator of the numbers.
+    shape : shape of the weight.
     a : negative slope of the leaky ReLU that follows; 0 for ReLU.
     mode : `"fan_in"` keeps the forward signal's size, `"fan_out"` that of the gradients.
 
@@ -127,7 +127,7 @@ def _xavier(shape: Shape, gain: float) -> float:
 
 
 def orthogonal(rng: np.random.Generator, shape: Shape, gain: float = 1.0) -> np.ndarray:
-    """Draw a weight whose (outputs, inputs * kernel) matrix has orthonormal rows or columns, the fewer of both.
+    """Draw a weight whose (outputs, inputs * kernel) matrix has orthonormal rows or columns, whichever are fewer.
 
     Notes
     -----
@@ -164,7 +164,7 @@ def resolve(init: str | Init) -> Init:
     Raises
     ------
     UsageError
-        For an unknown name; it names the nearest.
+        If the name is unknown; the error names the nearest.
     """
     if callable(init):
         return init
