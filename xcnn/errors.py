@@ -4,8 +4,11 @@
 """
 
 import difflib
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 __all__ = [
     "CheckpointError",
@@ -18,9 +21,13 @@ __all__ = [
     "UsageError",
     "WriteError",
     "XcnnError",
+    "explained",
     "printable",
     "unknown",
+    "wrong_call",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -37,7 +44,7 @@ class XcnnError(Exception):
 
 
 class UsageError(XcnnError, ValueError):
-    """An argument that has no meaning: an unknown name, a number out of range, options that contradict each other."""
+    """An argument that makes no sense: an unknown name, a number out of range, options that contradict each other."""
 
     exit_code = 2
 
@@ -92,14 +99,71 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], nicknames: Mapping[str, str] | None = None) -> UsageError:
-    """Give the error for a name that is not in a table, with the nearest one that is, or that of a nickname.
+    """Return the error for a name that is not in a table, with the nearest one that is, or that of a nickname.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
     """
     known = sorted(choices)
-    said = str(name).lower()
-    called = (nicknames or {}).get(said)
-    nearest = [called] if called else difflib.get_close_matches(said, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    called = (nicknames or {}).get(str(name).lower())
+    hint = f"; did you mean {called!r}?" if called else _nearest(name, known)
     return UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def _nearest(name: object, known: list[str]) -> str:
+    found = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def wrong_call(
+    name: str, function: Callable[..., Any], arguments: Iterable[Any], options: Mapping[str, Any]
+) -> UsageError | None:
+    """Return the error for a call with arguments that a function does not take, or None if it takes them.
+
+    Parameters
+    ----------
+    name : what the caller knows the function as; it opens the sentence.
+    function : the function, or an `__init__`, then with the object as the first of the arguments.
+    arguments, options : positional and keyword arguments of the call.
+
+    Examples
+    --------
+    >>> def conv(x, *, stride=1): ...
+    >>> str(wrong_call("conv", conv, [1], {"strid": 2}))
+    "conv: no argument 'strid'; did you mean 'stride'? (known: x, stride)"
+    >>> str(wrong_call("conv", conv, [], {}))
+    "conv: missing a required argument: 'x'"
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        said = str(error)
+    else:
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [key for key, parameter in signature.parameters.items() if parameter.kind in kinds and key != "self"]
+    for key in options:
+        if key not in known and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            return UsageError(f"{name}: no argument {key!r}{_nearest(key, known)} (known: {', '.join(known)})")
+    return UsageError(f"{name}: {said}")
+
+
+def explained(function: F) -> F:
+    """Decorate a function or an `__init__` so that a call with wrong arguments raises the error of `wrong_call`.
+
+    It costs nothing unless the call raises a TypeError. The sentence names the function, or the class of the method.
+    """
+    name = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[-2]
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except TypeError:
+            wrong = wrong_call(name, function, arguments, options)
+            if wrong is None:
+                raise
+            raise wrong from None
+
+    return called  # type: ignore[return-value]
