@@ -298,7 +298,7 @@ def on_host(array: Array | float) -> bool:
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:
-    """Return whether an exception from a computation on a device means that memory ran out, and is not yet xcnn's own."""
+    """Return whether an exception, unless it is xcnn's own, from computing on a device means that memory ran out."""
     if isinstance(error, XcnnError):
         return False
     row = _row(where)

@@ -96,7 +96,7 @@ def load(
     """
     loader = entry(name).load
     if wrong := wrong_call(name, loader, (data_dir,), options):
-        raise UsageError(f"{wrong}; it is called with data_dir and these options")
+        raise wrong
     if data_dir is None and name in SOURCES:
         data_dir = fetch(name, progress)
     loaded = loader(None if data_dir is None else Path(data_dir), **options)
