@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xcnn import data, models, optim
+from xcnn._plugins import find
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.training.checkpoints import Interval
 
@@ -101,7 +102,7 @@ def check(config: Config) -> None:
     UsageError
         For the first of them; it names the flag.
     """
-    names: list[tuple[str, str, Collection[str]]] = [
+    names: list[tuple[str, str, Mapping[str, Any]]] = [
         ("data set", config.dataset, data.DATASETS),
         ("model", config.model, models.MODELS),
         ("optimizer", config.opt, optim.OPTIMIZERS),
@@ -109,8 +110,7 @@ def check(config: Config) -> None:
         *(("augmentation", name, data.AUGMENTATIONS) for name in config.augment),
     ]
     for kind, name, table in names:
-        if name not in table:
-            raise unknown(kind, name, table)
+        find(kind, name, table)
     for flag, good, wanted in (
         ("epochs", 1 <= config.epochs <= _MOST, f"from 1 to {_MOST}"),
         ("batch-size", 1 <= config.batch_size <= _MOST, f"from 1 to {_MOST}"),

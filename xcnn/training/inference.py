@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from xcnn._array import Array, namespace_of
+from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, from_arrays, load, read_image, to_float
 from xcnn.devices import Device, device, to_numpy
-from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError, unknown
+from xcnn.errors import CheckpointError, DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.threads import one_blas_thread
 from xcnn.training.checkpoint import Checkpoint, load_checkpoint
@@ -195,11 +196,18 @@ class Restored:
     dataset : name of the data set of the test images.
     """
 
-    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, load_test: Callable[..., Dataset]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        where: Device,
+        dataset: str,
+        load_test: Callable[..., Dataset],
+        model: str | None = None,
+    ) -> None:
         self.checkpoint, self.device = checkpoint, where
         self.dataset, self._load_test = dataset, load_test
         self.loss = LOSSES["cross_entropy"]
-        self.model = checkpoint.build().to(where)
+        self.model = checkpoint.build(model).to(where)
 
     def test_set(self) -> Dataset:
         """Load the test images, which must be of the shape and the classes that the model knows."""
@@ -273,11 +281,13 @@ def restore(
     XcnnError
         For a file that is no checkpoint or does not fit, an unknown name, a device that cannot be used.
     """
-    if dataset is not None and dataset not in DATASETS:
-        raise unknown("data set", dataset, DATASETS)
+    if dataset is not None:
+        find("data set", dataset, DATASETS)
     opened = device(where)
 
     def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
+        if dataset is None:
+            refuse_foreign(path, dataset=chosen)
         options = {"size": size} if chosen == "folder" and size is not None else {}
         return load(chosen, folder, progress=progress, **options)[1]
 
@@ -292,6 +302,6 @@ def restore(
     recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
     folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
     try:
-        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder))
+        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder), model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
