@@ -1,6 +1,6 @@
-"""The errors that xcnn raises on purpose: one sentence each, written for the person who made the mistake.
+"""The errors of xcnn: one sentence each, for the person who can fix the mistake.
 
-`exit_code` is what the command line ends with: 2 for a request that cannot be meant, 1 for one that failed.
+`exit_code` is the exit code of the command: 2 for a request that makes no sense, 1 for one that failed.
 """
 
 import difflib
@@ -33,11 +33,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class XcnnError(Exception):
-    """Any error that xcnn raises on purpose."""
+    """Base of all errors that xcnn raises."""
 
     exit_code = 1
     layer = ""
-    """Dotted name of the layer that it came from, where it came from one; the sentence opens with it."""
+    """Dotted name of the layer in which the error was raised, or "". The sentence begins with it."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -50,13 +50,13 @@ class UsageError(XcnnError, ValueError):
 
 
 class ShapeError(XcnnError, ValueError):
-    """Arrays whose shapes do not fit together, or do not fit the options."""
+    """Shapes of arrays that do not fit each other or the options."""
 
     exit_code = 2
 
 
 class DtypeError(XcnnError, TypeError):
-    """An array of the wrong dtype or library, or something that is no array."""
+    """An array of the wrong dtype or library, or something that is not an array."""
 
     exit_code = 2
 
@@ -72,11 +72,11 @@ class DataError(XcnnError, ValueError):
 
 
 class CheckpointError(XcnnError, ValueError):
-    """A weight file or checkpoint that is missing, damaged, or belongs to another model."""
+    """A weight file or checkpoint that is missing, damaged or of another model."""
 
 
 class WriteError(XcnnError, OSError):
-    """A file that cannot be written: the disk is full, the folder is read-only; what was there before still is."""
+    """A file that cannot be written, as on a full disk or in a read-only folder. An older file is still there."""
 
 
 class DivergedError(XcnnError, ArithmeticError):
@@ -84,7 +84,7 @@ class DivergedError(XcnnError, ArithmeticError):
 
 
 class OutOfMemoryError(XcnnError, MemoryError):
-    """A batch needed more memory than there is; what it had taken is free again, and the process can go on."""
+    """A batch that needed more memory than there is. What it had taken is free again, and the process can go on."""
 
 
 def printable(text: str) -> str:
