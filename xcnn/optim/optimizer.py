@@ -167,12 +167,14 @@ class Optimizer:
             for new in self.update(data, grads, states, group):
                 if count == len(alike):
                     raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got more")
-                parameter = alike[count]
-                if new.shape != data[count].shape or new.dtype != dtype:
-                    kind = ShapeError if new.dtype == dtype else DtypeError
-                    got = f"{new.dtype} of shape {tuple(new.shape)}"
-                    raise kind(f"{self._name}: update must return {dtype} for {parameter!r}, got {got}")
-                parameter.data = data[count] = new  # the old array is free: a new one may need its memory
+                parameter, old = alike[count], data[count]
+                if new is not old:
+                    if new.shape != old.shape or new.dtype != dtype:
+                        kind = ShapeError if new.dtype == dtype else DtypeError
+                        got = f"{new.dtype} of shape {tuple(new.shape)}"
+                        raise kind(f"{self._name}: update must return {dtype} for {parameter!r}, got {got}")
+                    parameter.data = data[count] = new
+                    del old  # a new array may need its memory
                 parameter.updates += 1
                 count += 1
             if count < len(alike):
@@ -184,6 +186,8 @@ class Optimizer:
         for group in self.param_groups:
             kinds: list[Any] = []  # a list, as CuPy's devices cannot be hashed
             sets: list[list[Parameter]] = []
+            last: Any = None  # most parameters are of the kind of the one before
+            alike: list[Parameter] = []
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
                 if grad is None:
@@ -195,11 +199,14 @@ class Optimizer:
                 state = self.state.setdefault(parameter, {})
                 # JAX's tracers have no device.
                 kind = (type(data), data.dtype, getattr(data, "device", None), state.get("step"), *state)
-                if kind not in kinds:
-                    kinds.append(kind)
-                    sets.append([])
-                sets[kinds.index(kind)].append(parameter)
-            calls += [(group, alike) for alike in sets]
+                if kind != last:
+                    last = kind
+                    if kind not in kinds:
+                        kinds.append(kind)
+                        sets.append([])
+                    alike = sets[kinds.index(kind)]
+                alike.append(parameter)
+            calls += [(group, one) for one in sets]
         return calls
 
     def zero_grad(self) -> None:

@@ -38,13 +38,16 @@ def _stored(
     `lists` are what the body was given, by the names to store under. An old array leaves its list when the new one
     comes, so that its memory is free for the next.
     """
-    for index, (w, *kept) in enumerate(updated):
-        for (name, arrays), array in zip(lists.items(), kept, strict=True):
+    kept = [(place, name, arrays) for place, (name, arrays) in enumerate(lists.items(), 1)]
+    for index, new in enumerate(updated):
+        state = states[index]
+        for place, name, arrays in kept:
+            array = new[place]
             if array is not None:
-                states[index][name] = array
+                state[name] = array
                 if arrays is not None:
                     arrays[index] = array
-        yield w
+        yield new[0]
 
 
 @body
