@@ -175,14 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--library", choices=LIBRARIES, default="xcnn", help="what to train with (default: %(default)s)"
     )
-    parser.add_argument(
-        "--layout", choices=LAYOUTS, default=LAYOUTS[0], help="of PyTorch (default: %(default)s)"
-    )
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="of PyTorch (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
     parser.add_argument("--data-dir", help="folder with the four files of MNIST; by default they are downloaded once")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="for weights, order, augmentation (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="for weights, order, augmentation (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="train on the first LIMIT images for one epoch, to try it")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of sentences")
     arguments = parser.parse_args(argv)

@@ -451,3 +451,22 @@ def test_a_kernel_of_a_body_that_is_not_there_is_refused():
         @kernels.kernel(np)
         def rellu(x):
             return NotImplemented
+
+
+def test_a_kernel_from_outside_is_asked_first():
+    """Also where it is registered before the first op loads those of the package, so in a process of its own."""
+    code = """
+import numpy as np
+from xcnn import ops
+from xcnn.kernels import kernel
+asked = []
+@kernel(np)
+def relu(x):
+    asked.append(x.dtype.name)
+    return (x + 7, None) if x.dtype == np.float32 else NotImplemented
+assert ops.relu(np.zeros(2, np.float32))[0].tolist() == [7, 7]
+assert ops.relu(np.full(2, -1.0))[0].tolist() == [0, 0]
+assert asked == ["float32", "float64"]
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
-from xcnn._dispatch import BODIES
+from xcnn._dispatch import BODIES, kernels
 from xcnn._dispatch import kernel as _register
 from xcnn.errors import unknown
 
@@ -38,6 +38,7 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
     def register(function: F) -> F:
         if function.__name__ not in BODIES:
             raise unknown("body", function.__name__, BODIES)
+        kernels(xp)  # loads ours, so that they are there before
         return _register(xp)(function)
 
     return register
