@@ -1,14 +1,14 @@
-"""How long it takes to learn MNIST: LeNet-5 until 99 % of the test images are right, by xcnn or by PyTorch.
+"""Train LeNet-5 on MNIST until it classifies 99 % of the test images correctly, with xcnn or PyTorch, and time it.
 
     python examples/mnist_to_99.py [--library torch] [--layout channels_last] [--device cuda] [--data-dir D] [--json]
 
-The settings are those that the README recommends. Both libraries start from the same weights, see the same augmented
-batches of `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle schedule on as many threads.
-After each epoch the network is tested. The time is that of training alone; making the batches, the same work for both,
-is part of it and told apart, too. A second network takes a step before, for what is done once: compiling kernels.
+The settings are those that the README recommends. Both libraries start from the same weights, get the same augmented
+batches from `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle schedule on the same number of
+threads. The network is tested after each epoch. The time is that of training without testing. It includes the time to
+make the batches, which is also reported by itself. Another network takes a first step, untimed, to compile the kernels.
 
-With --json, JSON lines on stdout: one per epoch (epoch, train_loss, seconds, batch_seconds, test_accuracy), then one
-with library, layout, device, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.
+With --json, prints JSON lines: one per epoch (epoch, train_loss, seconds, batch_seconds, test_accuracy), then one with
+library, layout, device, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from xcnn.training import Trainer
 __all__ = ["LAYOUTS", "LIBRARIES", "RECOMMENDED", "TARGET", "Learner", "main", "run"]
 
 RECOMMENDED = Config(dataset="mnist", model="lenet5", epochs=20, augment=("shift", "rotate"))
-"""What the README says; all else is as in `xcnn train`: Adam, one cycle, batches of 64, a tenth held out."""
+"""The settings of the README; the others are the defaults of `xcnn train`: Adam, one-cycle, batches of 64."""
 
 TARGET = 0.99
 
@@ -42,12 +42,12 @@ LAYOUTS = ("NCHW", "channels_last")
 
 @dataclass(frozen=True)
 class Learner:
-    """A network in training.
+    """A network and how to train it.
 
     Attributes
     ----------
-    step : (images, labels) -> loss; learns from a batch.
-    scores : images -> scores (n, classes) on the host.
+    step : function `(images, labels)` that trains on a batch and returns its loss.
+    scores : function that returns the scores (n, classes) of images, on the host.
     """
 
     step: Callable[[np.ndarray, np.ndarray], float]
@@ -103,14 +103,14 @@ def _torch(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[L
 
 
 LIBRARIES = {"xcnn": _xcnn, "torch": _torch}
-"""What makes a learner of a network of xcnn's, the steps that it will take, PyTorch's layout, and a device."""
+"""Functions that make a `Learner` from a network, the number of steps, the layout for PyTorch, and a device."""
 
 
 def run(
     library: str, train: data.Dataset, test: data.Dataset, *, layout: str = LAYOUTS[0], device: str = "cpu",
     seed: int = 0, epochs: int = RECOMMENDED.epochs, target: float = TARGET,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Train until `target` of the test images are right, or the epochs are over; give the records of the JSON lines."""
+    """Train until the test accuracy is `target` or the epochs are over, and yield the records of the JSON lines."""
     train, _ = data.split(train, RECOMMENDED.validation, seed)
     augment = [data.AUGMENTATIONS[name] for name in RECOMMENDED.augment]
     loader = data.Loader(train, RECOMMENDED.batch_size, seed=seed, augment=augment)
@@ -173,15 +173,15 @@ def _line(record: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--library", choices=LIBRARIES, default="xcnn", help="who trains (default: %(default)s)")
-    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="PyTorch's (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
     parser.add_argument(
-        "--data-dir", help="folder with MNIST's four files; left out, they are downloaded once and kept"
+        "--library", choices=LIBRARIES, default="xcnn", help="what to train with (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="train on the first LIMIT images for an epoch, to try it out")
-    parser.add_argument("--json", action="store_true", help="print JSON lines in place of sentences")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="of PyTorch (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to train, such as cuda (default: %(default)s)")
+    parser.add_argument("--data-dir", help="folder with the four files of MNIST; by default they are downloaded once")
+    parser.add_argument("--seed", type=int, default=0, help="for weights, order, augmentation (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="train on the first LIMIT images for one epoch, to try it")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of sentences")
     arguments = parser.parse_args(argv)
     if arguments.seed < 0:
         parser.error(f"--seed must be 0 or more, got {arguments.seed}")

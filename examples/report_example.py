@@ -1,10 +1,10 @@
-"""The report's worked example, step by step: every figure that it prints beside what `xcnn.ops` computes.
+"""Compute the worked example of the report with `xcnn.ops`, and print every figure beside that of the report.
 
     python examples/report_example.py
 
-A 3x3 image goes through two 2x2 filters, ReLU, 2x2 max pooling, a fully connected layer and softmax; then every
-gradient, and one step of gradient descent. Each line is one call of an op and the pass back that it returned. Ends with
-exit code 1, naming the figure, where one is more than 0.01 away from the report's.
+A 3x3 image passes through two 2x2 filters, ReLU, 2x2 max pooling, a fully connected layer and softmax. Then all
+gradients are computed, and one step of gradient descent. An op returns its result and the function that computes its
+gradients. If a figure differs from that of the report by more than 0.01, the exit code is 1 and an error names it.
 """
 
 import sys
@@ -49,17 +49,17 @@ REPORT: Figures = {
         "new f2": [[-0.99, 2.033], [0.0268, 1]],
     }.items()
 }
-"""Every figure that the report prints, by the name that the output gives it."""
+"""Every figure of the report, by its name in the output."""
 
 
 class Network:
-    """The network of the example: the forward pass, keeping each op's pass back; then all gradients for a given dz.
+    """The network of the example. Making it runs the forward pass; `backward` computes all gradients from dz.
 
     Attributes
     ----------
     image, filters : (1, 1, 3, 3) and (2, 1, 2, 2).
-    maps, positive, pooled, x, z : what the convolution, ReLU, pooling, flattening and the fully connected layer give,
-        each with a leading axis for the batch of one image.
+    maps, positive, pooled, x, z : results of convolution, ReLU, pooling, flattening and the fully connected layer, each
+        with a leading axis for the batch of one image.
     """
 
     def __init__(self) -> None:
@@ -71,13 +71,13 @@ class Network:
         self.z, self._linear = ops.linear(self.x, WEIGHT, BIAS)
 
     def backward(self, dz: np.ndarray) -> Figures:
-        """Go back through every op, last first, from the gradient of the scores, and take one step of descent."""
+        """Return all gradients, computed from that of the scores, and the parameters after one step of descent."""
         dx, dweight, dbias = self._linear(dz[None])
         (dpooled,) = self._flatten(dx)
         (dpositive,) = self._pool(dpooled)
         (dmaps,) = self._relu(dpositive)
         dimage, dfilters, _ = self._conv(dmaps)
-        # The mistake of the report's program.
+        # What the program of the report computes by mistake.
         _, conv_flipped = ops.conv2d(self.image, self.filters[:, :, ::-1, ::-1])
         flipped = conv_flipped(dmaps, (True, False, False))[0]
 
@@ -94,7 +94,7 @@ class Network:
 
 
 def compute() -> tuple[Network, Figures, Figures]:
-    """Return the network, every figure exactly, and every figure with p rounded to two digits as the report does."""
+    """Return the network, all figures, and all figures with p rounded to two digits as in the report."""
     network = Network()
     p = ops.softmax(network.z)[0][0]
     loss, loss_backward = ops.cross_entropy(network.z, TARGET[None])
@@ -110,7 +110,7 @@ def compute() -> tuple[Network, Figures, Figures]:
 
 
 class Page:
-    """Prints the steps, and remembers which figures are off."""
+    """Prints the steps, and collects the figures that differ from the report."""
 
     def __init__(self, exact: Figures, rounded: Figures) -> None:
         self.exact, self.rounded = exact, rounded
@@ -125,14 +125,14 @@ class Page:
             print(f"    {remark}")
 
     def mistake(self, *lines: str) -> None:
-        """Print what the report has wrong."""
+        """Print a mistake of the report."""
         self.mistakes += 1
         print(f"\n    !! The report's mistake {self.mistakes} of 3")
         for line in lines:
             print(f"    !! {line}")
 
     def matrices(self, **named: np.ndarray) -> None:
-        """Print matrices side by side, each behind its name."""
+        """Print matrices side by side, each after its name."""
         blocks = [_block(array, _short) for array in named.values()]
         print()
         for row in range(max(map(len, blocks))):
@@ -143,7 +143,7 @@ class Page:
             print("".join(cells).rstrip())
 
     def table(self, *names: str, rounds: bool = True) -> None:
-        """Print figures beside the report's and check them; `rounds` where the report has rounded p before."""
+        """Print figures beside those of the report and check them; `rounds` if the report has rounded p before."""
         headings = ["report", "xcnn", "difference"] + ["xcnn, exact p"] * rounds
         print("\n" + " " * 21 + "".join(f"{heading:>22}" for heading in headings))
         for name in names:
@@ -159,7 +159,7 @@ class Page:
         for index in np.argwhere(~(np.abs(ours - report) <= TOLERANCE)).tolist():
             figure, came = report[tuple(index)], ours[tuple(index)]
             place = str(index) if report.size > 1 else ""
-            self.wrong.append(f"{name}{place}: the report prints {figure:g}, xcnn gives {came:.4f}")
+            self.wrong.append(f"{name}{place}: the report prints {figure:g}, xcnn computes {came:.4f}")
 
 
 def _short(value: float) -> str:
@@ -175,7 +175,7 @@ def _signed(value: float) -> str:
 
 
 def _block(array: np.ndarray, write: Callable[[float], str]) -> list[str]:
-    """Write a matrix as lines of the same width; a vector as one line."""
+    """Return a matrix as lines of the same width, a vector as one line."""
     return ["".join(write(float(value)) for value in row) for row in np.atleast_2d(array)]
 
 

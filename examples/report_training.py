@@ -1,15 +1,15 @@
-"""The report's training run on MNIST, repeated through the library, beside the report's figures.
+"""Repeat the training run of the report on MNIST with xcnn, and print the figures of both side by side.
 
     python examples/report_training.py [--data-dir D] [--limit N] [--epochs 2] [--json]
 
-One 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer; batches of one image, in file order, two epochs
-of plain gradient descent on the cross entropy. Training loss and accuracy are counted as the images go by, each before
-its own update. Computed in float32, as xcnn does by default; float64 changes no figure by more than 0.0001.
+The network has one 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer. It is trained for two epochs by
+gradient descent on the cross-entropy, in batches of one image, in the order of the file. Training loss and accuracy are
+those of each image before its update. All is computed in float32; float64 changes no figure by more than 0.0001.
 
-The step is written out in `xcnn.ops`, pass by pass, as the report derives it. `xcnn.Trainer` does the same with any
-network, at some cost in time that only a batch of one notices.
+The training step is written with `xcnn.ops`, op by op, as the report derives it. `xcnn.Trainer` trains any network, and
+is slower only where a batch is as small as one image.
 
-With --json, JSON lines on stdout: one per epoch (epoch, train_loss, train_accuracy, seconds, images_per_second,
+With --json, prints JSON lines: one per epoch (epoch, train_loss, train_accuracy, seconds, images_per_second,
 speedup), then one with test_accuracy, test_loss, test_image, class, probability and probabilities.
 """
 
@@ -34,27 +34,27 @@ EPOCHS = {
     1: {"train_loss": 0.4149, "train_accuracy": 0.8735, "seconds": 2 * 3600 + 17 * 60 + 26},
     2: {"train_loss": 0.3125, "train_accuracy": 0.9085, "seconds": 2 * 3600 + 14 * 60 + 5},
 }
-"""The report's epochs, each over all images."""
+"""Figures of the report by epoch."""
 
 TEST_ACCURACY = 0.9051
 TEST_IMAGE, TEST_IMAGE_CLASS, TEST_IMAGE_PROBABILITY = 400, 2, 0.937
 
 
 RATES = {"filters": 0.01, "weight": 0.001, "bias": 0.001}
-"""Learning rates. The report divides the linear layer's gradient by 10, taking the length of the one-hot vector for the
-batch size, and leaves the filter's as it is: hence two."""
+"""Learning rates. The report divides the gradient of the linear layer by 10, the length of the one-hot vector, which it
+takes for the batch size; it does not divide that of the filter."""
 
 
 class Network:
-    """The report's network: its three parameters, and one step of training.
+    """The network of the report: its three parameters, and one step of training.
 
-    NumPy's legacy generator draws the filter first, then the weights of the linear layer, as in the report.
+    As in the report, NumPy's legacy generator draws the filter first, then the weights of the linear layer.
 
     Parameters
     ----------
     shape : channels, height and width of the images.
-    classes : how many there are.
-    dtype : of parameters and images.
+    classes : number of classes.
+    dtype : dtype of parameters and images.
     """
 
     def __init__(self, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, dtype: Any = np.float32) -> None:
@@ -65,7 +65,7 @@ class Network:
         self.bias = np.zeros(classes, dtype)
 
     def step(self, x: np.ndarray, label: np.ndarray) -> tuple[float, bool]:
-        """Learn from one image (1, c, h, w) and its label (1,); return the loss, and whether the network was right."""
+        """Train on one image (1, c, h, w) and its label (1,); return the loss and whether the prediction was right."""
         maps, maps_backward = ops.conv2d(x, self.filters, padding=1, activation="relu")
         pooled, pooled_backward = ops.max_pool2d(maps, 2)
         vector, vector_backward = ops.flatten(pooled)
@@ -84,14 +84,14 @@ class Network:
         return float(loss), bool(scores.argmax() == label[0])
 
     def module(self, shape: tuple[int, int, int]) -> nn.Module:
-        """Give the same network as a module, for testing and predicting in large batches."""
+        """Return the same network as a module, to test and predict in large batches."""
         model = models.build("report", shape, len(self.bias))
         model.load_state_dict({"0.weight": self.filters, "4.weight": self.weight, "4.bias": self.bias})
         return model
 
 
 class Output:
-    """Progress on stderr while an epoch runs; its row of the table, or its JSON object, on stdout when it ends."""
+    """Prints progress on stderr during an epoch, and a row of the table or a JSON object on stdout after it."""
 
     def __init__(self, as_json: bool, images: int, epochs: int) -> None:
         self.as_json, self.images, self.epochs = as_json, images, epochs
@@ -101,13 +101,13 @@ class Output:
             print(f"{'':<9}{figures}  {figures}{'faster':>10}")
 
     def progress(self, epoch: int, image: int, loss: float, accuracy: float) -> None:
-        """Say how far it is, over the line before."""
+        """Overwrite the line with the progress."""
         if sys.stderr.isatty():
             place = f"epoch {epoch}/{self.epochs}, image {image:,}/{self.images:,}"
             print(f"\r{place}: loss {loss:.4f}, accuracy {accuracy:.4f}", end="", file=sys.stderr)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Print an epoch."""
+        """Print the figures of an epoch."""
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
         if self.as_json:
@@ -117,7 +117,7 @@ class Output:
         print(f"{epoch:<9}{_figures(theirs):38}  {_figures(record)}{record['speedup']:>8,.0f} x", flush=True)
 
     def test(self, result: dict[str, Any]) -> None:
-        """Print what the test set says."""
+        """Print the figures of the test set."""
         if self.as_json:
             print(json.dumps(result), flush=True)
             return
@@ -139,7 +139,7 @@ def _figures(epoch: dict[str, Any] | None) -> str:
 
 
 def run(train: data.Dataset, test: data.Dataset, epochs: int, as_json: bool) -> None:
-    """Train on `train` in its order, one image at a time, then test, printing everything."""
+    """Train on one image at a time in the order of `train`, then test, and print all figures."""
     if len(test) <= TEST_IMAGE:
         raise UsageError(f"the run shows test image {TEST_IMAGE}, the test set has {len(test)} images")
     network, output = Network(train.shape, len(train.classes)), Output(as_json, len(train), epochs)
@@ -182,12 +182,10 @@ def _epoch(epoch: int, network: Network, loader: data.Loader, output: Output) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--data-dir", help="folder with MNIST's four files; left out, they are downloaded once and kept"
-    )
+    parser.add_argument("--data-dir", help="folder with the four files of MNIST; by default they are downloaded once")
     parser.add_argument("--limit", type=int, help="train on the first LIMIT images only")
-    parser.add_argument("--epochs", type=int, default=len(EPOCHS), help="passes over the images (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON lines in place of the table")
+    parser.add_argument("--epochs", type=int, default=len(EPOCHS), help="number of epochs (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     arguments = parser.parse_args(argv)
     for flag, value in (("--limit", arguments.limit), ("--epochs", arguments.epochs)):
         if value is not None and value < 1:

@@ -486,14 +486,14 @@ def test_one_image_cannot_be_fewer(monkeypatch):
 
 def test_an_optimizer_that_ran_out_says_that_weights_have_changed(monkeypatch):
     trainer = trainer_of(network())
-    update = trainer.optimizer._update
+    update = trainer.optimizer.update
 
     def greedy(*arguments):
         updated = iter(update(*arguments))
         yield next(updated)
         raise MemoryError
 
-    monkeypatch.setattr(trainer.optimizer, "_update", greedy)
+    monkeypatch.setattr(trainer.optimizer, "update", greedy)
     with pytest.raises(OutOfMemoryError, match=r"or a smaller network; some weights have changed already$"):
         trainer.step(*batch())
 

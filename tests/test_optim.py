@@ -389,7 +389,7 @@ class TestRefusals:
             (lambda p: optim.SGD(p, weight_decay=-1), "SGD: weight_decay must be a number in [0, inf), got -1"),
             (lambda p: optim.SGD(p, nesterov=1), "SGD: nesterov must be True or False, got 1"),
             (lambda p: optim.SGD(p, nesterov=True), "SGD: nesterov needs a momentum above 0 and no dampening"),
-            (lambda p: optim.Adam(p, betas=0.9), "Adam: betas must be two numbers, got 0.9"),
+            (lambda p: optim.Adam(p, betas=0.9), "Adam: betas must be 2 numbers, got 0.9"),
             (lambda p: optim.Adam(p, betas=(0.9, 1.0)), "Adam: betas[1] must be a number in [0, 1), got 1.0"),
             (lambda p: optim.AdamW(p, eps=-1e-8), "AdamW: eps must be a number in [0, inf), got -1e-08"),
             (lambda p: optim.RMSprop(p, alpha=1), "RMSprop: alpha must be a number in [0, 1), got 1"),
@@ -448,7 +448,7 @@ class TestRefusals:
             (lambda s: s["state"].update({7: {}}), "Adam: the state is of parameter 7, here are 3"),
             (
                 lambda s: s["state"][1].update(exp_avg=np.ones(5)),
-                "Adam: exp_avg of parameter 1 has shape (5,), its Parameter(4,)",
+                "Adam: exp_avg of parameter 1 has shape (5,), expected (4,)",
             ),
         ],
     )

@@ -17,19 +17,19 @@ from xcnn.parameter import Parameter
 
 def spied(optimizer):
     """Note how many parameters each call of an optimizer's rule gets."""
-    calls, update = [], optimizer._update
+    calls, update = [], optimizer.update
 
     def noting(data, *others):
         calls.append(len(data))
         return update(data, *others)
 
-    optimizer._update = noting
+    optimizer.update = noting
     return calls
 
 
 @pytest.mark.parametrize("code", [contextlib.nullcontext, lambda: portable(np)], ids=["kernels", "portable"])
 @pytest.mark.parametrize(("name", "options"), FULL)
-def test_parameters_in_one_call_are_updated_as_each_by_itself(name, options, code):
+def test_parameters_in_one_call_areupdated_as_each_by_itself(name, options, code):
     """Also those that sat out some steps, which Adam counts."""
     shapes = [(3, 2), (4,), (1,), (2, 0), (5, 4, 3)]
 
@@ -83,7 +83,7 @@ class Lion(optim.Optimizer):
     def __init__(self, params, lr):
         super().__init__(params, lr=lr)
 
-    def _update(self, data, grads, states, group):
+    def update(self, data, grads, states, group):
         for w, grad, state in zip(data, grads, states, strict=True):
             if not np.isfinite(grad).all():
                 raise MemoryError
@@ -104,11 +104,11 @@ def test_a_rule_of_ones_own():
     resumed.load_state_dict(optimizer.state_dict())
     assert str(resumed.state_dict()) == str(optimizer.state_dict())
     parameters[0].grad = np.ones(2)
-    with pytest.raises(NotImplementedError, match=r"^Optimizer gives no _update\(data, grads, states, group\)$"):
+    with pytest.raises(NotImplementedError, match=r"^Optimizer must define update\(data, grads, states, group\)$"):
         optim.Optimizer(parameters).step()
 
 
-def test_a_rule_that_fails_has_updated_those_before_and_no_other():
+def test_a_rule_that_fails_hasupdated_those_before_and_no_other():
     parameters = [Parameter(np.zeros(n)) for n in (1, 2, 3)]
     optimizer = Lion(parameters, lr=1)
     for parameter, value in zip(parameters, (1, math.nan, 1), strict=True):

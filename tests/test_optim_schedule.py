@@ -242,7 +242,7 @@ class TestNamed:
             (("step", 0, 5), "make_schedule: total_steps must be an integer of at least 1, got 0"),
             (("step", 10, 2.5), "make_schedule: steps_per_epoch must be an integer of at least 1, got 2.5"),
             (("step", 10, 2, -1), "make_schedule: warmup must be an integer of at least 0, got -1"),
-            (("step", 10, 2, 10), "make_schedule: warmup of 10 steps leaves nothing of a run of 10"),
+            (("step", 10, 2, 10), "make_schedule: warmup must be less than total_steps=10, got 10"),
             (
                 ("plateau", 10, 2, 3),
                 "make_schedule: plateau counts epochs and takes no warmup; choose another schedule",
@@ -278,11 +278,11 @@ class TestNamed:
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(o, 1)] * 3, [4, 2]),
-            "SequentialLR: milestones must rise, got [4, 2]",
+            "SequentialLR: milestones must increase, got [4, 2]",
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(o, 1), optim.ReduceLROnPlateau(o)], [4]),
-            "SequentialLR: ReduceLROnPlateau is no function of the step; leave it out",
+            "SequentialLR: ReduceLROnPlateau does not count steps; leave it out",
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(make(), 1)], []),
@@ -351,7 +351,7 @@ def test_one_cycle_ends():
     schedule = optim.OneCycleLR(optimizer, 1.0, 3)
     for _ in range(3):
         schedule.step()
-    with pytest.raises(UsageError, match="OneCycleLR: step 4 is beyond total_steps 3; make the cycle longer"):
+    with pytest.raises(UsageError, match="OneCycleLR: step 4 is after the end; make total_steps, 3, larger"):
         schedule.step()
 
 

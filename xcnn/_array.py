@@ -1,6 +1,6 @@
-"""What xcnn needs of any array: its type in annotations, its namespace, and slice writes that immutable arrays allow.
+"""What xcnn needs from any array: a type for annotations, its namespace, and slice writes that immutable arrays allow.
 
-Everything here works by what an array can do, never by which library it comes from.
+Nothing here asks which library an array comes from, only what it can do.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 Array = Any
-"""An array of any array-API library; shapes and dtypes are in the prose, which a type checker could not hold anyway."""
+"""An array of any array-API library. Docstrings state shapes and dtypes, which a type checker cannot express."""
 
 is_array = array_api_compat.is_array_api_obj
 
-# `array_namespace` takes microseconds; these two turn the common case into a dictionary look-up.
+# `array_namespace` and `isdtype` take microseconds; these make the common case a dictionary look-up.
 _NAMESPACES: dict[type, ModuleType] = {}
 _KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
 
@@ -42,7 +42,7 @@ def namespace_of(array: Array) -> ModuleType:
     try:
         return _NAMESPACES[type(array)]
     except KeyError:
-        # NumPy follows the standard by itself; array_api_compat's wrapper of it imports all of NumPy, f2py included.
+        # NumPy follows the standard itself; array_api_compat's wrapper would import all of NumPy, f2py included.
         own = isinstance(array, np.ndarray | np.generic)
         xp: ModuleType = np if own else array_api_compat.array_namespace(array)
         _NAMESPACES[type(array)] = xp
@@ -50,18 +50,18 @@ def namespace_of(array: Array) -> ModuleType:
 
 
 def namespace(op: str, **arrays: Array | None) -> ModuleType:
-    """Return the namespace that all `arrays` share, after checking that they can meet in one floating-point operation.
+    """Return the namespace of `arrays`, after checking that all are of one library and one floating-point dtype.
 
     Parameters
     ----------
-    op : name of the caller, which opens every error message.
-    **arrays : the arrays by argument name; None is passed over, except as the first.
+    op : name of the caller, with which every error message begins.
+    **arrays : the arrays by argument name; None is skipped, except as the first.
 
     Raises
     ------
     DtypeError
-        For something that is no array, an array of another library, an integer or boolean array, or two floating dtypes
-        (xcnn never promotes silently).
+        If an argument is not an array, is of another library, or is an integer or boolean array. If the dtypes differ:
+        xcnn does not promote them.
     """
     xp: ModuleType | None = None
     first, dtype = "", None
@@ -87,7 +87,7 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
 
 
 def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
-    """Say whether a dtype is of one of the standard's kinds, such as `"integral"`: `isdtype` with a memory."""
+    """Return whether a dtype is of one of the standard's kinds, such as `"integral"`: `isdtype`, remembered."""
     try:
         return _KINDS[xp, dtype, kind]
     except KeyError:
@@ -96,16 +96,17 @@ def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
 
 
 def on_device(where: Any) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which the creation functions of an array library make arrays on its device `where`.
+    """Return a context manager in which an array library creates arrays on its device `where`.
 
-    CuPy's ignore `device=` and go by the thread's current device, which is changed for the time; others need nothing.
-    A device that can be made current (`use`) is copied: it notes in itself where to return to, and threads share it.
+    CuPy's creation functions ignore `device=` and use the current device of the thread, which the context changes.
+    Other libraries need nothing. A device that can be made current (`use`) is copied, as it stores the device to return
+    to and threads share it.
     """
     return type(where)(where) if hasattr(where, "use") else _ANYWHERE
 
 
 def full(xp: ModuleType, shape: tuple[int, ...], value: float, like: Array) -> Array:
-    """Return a new array of one value, with the dtype and on the device of `like`."""
+    """Return a new array filled with one value, with the dtype and on the device of `like`."""
     where = array_api_compat.device(like)
     with on_device(where):
         return xp.full(shape, value, dtype=like.dtype, device=where)
@@ -119,15 +120,15 @@ def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
 
 
 def set_slice(array: Array, index: Any, value: Array) -> Array:
-    """Write `value` into a slice and return the array: in place where that is possible, a new array where it is not."""
-    if hasattr(array, "at"):  # immutable arrays offer this instead of assignment
+    """Set a slice to `value` and return the array: the same one, changed in place, or a new one if it is immutable."""
+    if hasattr(array, "at"):  # immutable arrays have this instead of assignment
         return array.at[index].set(value)
     array[index] = value
     return array
 
 
 def add_slice(array: Array, index: Any, value: Array) -> Array:
-    """Add `value` to a slice and return the array: in place where that is possible, a new array where it is not."""
+    """Add `value` to a slice and return the array: the same one, changed in place, or a new one if it is immutable."""
     if hasattr(array, "at"):
         return array.at[index].add(value)
     array[index] += value

@@ -1,7 +1,7 @@
-"""What CuPy can do on the GPUs here: abilities that are tried, their results checked, and what is known of each GPU.
+"""What CuPy can do on the GPUs of this machine: each ability is tried and its result checked; and facts about each GPU.
 
-That there is a GPU promises little: the libraries behind a kind of operation may be missing, too old for it, or wrong.
-CuPy itself is given by the caller, who can say how to get it.
+A GPU that is there may still be unusable: the libraries behind a kind of operation may be missing, too old, or wrong.
+The caller imports CuPy and passes it, as the caller can say how to install it.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ _NUMBERS = np.arange(4, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that a GPU has to be able to do.
+    """Something that a GPU should be able to do.
 
     Attributes
     ----------
-    words : what errors and tables call it.
-    probe : tries it with CuPy on the current device and returns what came of it, on the host.
-    expected : what has to come, as lists of numbers that float32 holds exactly.
-    required : whether a GPU without it is of no use.
+    words : its name in errors and tables.
+    probe : function that tries it with CuPy on the current device and returns the result, on the host.
+    expected : the right result, as lists of numbers that float32 holds exactly.
+    required : whether a GPU without it cannot be used.
     """
 
     words: str
@@ -54,7 +54,7 @@ def _matmul(cupy: Any) -> np.ndarray:
 
 
 def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
-    """Give what launches a kernel of our own that replaces each number of x by 2 x + 1."""
+    """Return a function that launches a kernel of our own, which replaces each number of x by 2 x + 1."""
     kernel, n = cupy.RawKernel(_KERNEL, "xcnn_probe"), np.int32(_NUMBERS.size)
 
     def launch() -> None:
@@ -64,7 +64,7 @@ def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
 
 
 def _compilation(cupy: Any) -> np.ndarray:
-    # CuPy finds the compiled kernel on disk the next time, but asks NVRTC for its version in every process.
+    # CuPy may find the compiled kernel on disk, but it asks NVRTC for its version in every process.
     x = cupy.asarray(_NUMBERS)
     _launcher(cupy, x)()
     return _host(x)
@@ -78,9 +78,9 @@ def _graph_capture(cupy: Any) -> np.ndarray:
         launch()  # compiles and loads the kernel, which capturing forbids
         stream.begin_capture()
         try:
-            launch()  # is noted, not done
+            launch()  # is recorded, not run
         except Exception:
-            with contextlib.suppress(Exception):  # of a capture that is broken; why it broke says more
+            with contextlib.suppress(Exception):  # the first error says more
                 stream.end_capture()
             raise
         graph = stream.end_capture()
@@ -99,14 +99,14 @@ ABILITIES: dict[str, Ability] = {
     "compilation": Ability("compiled kernels", _compilation, [1.0, 3.0, 5.0, 7.0]),
     "graph_capture": Ability("captured graphs", _graph_capture, [7.0, 15.0, 23.0, 31.0], required=False),
 }
-"""Everything that is tried, in this order, by a name for machines."""
+"""Everything that is tried, in this order, by name."""
 
 PROVEN: set[tuple[int, str]] = set()
-"""The abilities that worked once in this process, with the index of the GPU: they are not tried again."""
+"""Index of the GPU and ability, for all that worked once in this process; they are not tried again."""
 
 
 def fault(cupy: Any, index: int, name: str) -> str:
-    """Try an ability on a GPU, and say in one line why it fails; the line is empty where it works."""
+    """Try an ability on a GPU and return one line that says why it fails, or "" if it works."""
     if (index, name) in PROVEN:
         return ""
     ability = ABILITIES[name]
@@ -121,13 +121,17 @@ def fault(cupy: Any, index: int, name: str) -> str:
     return ""
 
 
-def require(cupy: Any, index: int, mend: str) -> None:
-    """Check that a GPU is there and has the abilities that it needs.
+def require(cupy: Any, index: int, hint: str) -> None:
+    """Check that a GPU is there and has all abilities that are required.
+
+    Parameters
+    ----------
+    hint : how to install CuPy.
 
     Raises
     ------
     DeviceError
-        Where it has not; it says which of them fails, and the mend.
+        If there is no such GPU, or an ability fails; the error says which one and what to do.
     """
     count = _count(cupy)
     if index >= count:
@@ -136,8 +140,8 @@ def require(cupy: Any, index: int, mend: str) -> None:
     for name, ability in ABILITIES.items():
         if ability.required and (reason := fault(cupy, index, name)):
             full = any(words in reason.lower() for words in ("out of memory", "alloc_failed"))
-            mend = "see what else uses its memory (nvidia-smi)" if full else f"reinstall CuPy: {mend}"
-            raise DeviceError(f"cuda:{index}: {ability.words} fail ({reason}); {mend}")
+            advice = "see what else uses its memory (nvidia-smi)" if full else f"reinstall CuPy: {hint}"
+            raise DeviceError(f"cuda:{index}: {ability.words} fail ({reason}); {advice}")
 
 
 def _count(cupy: Any) -> int:
@@ -152,18 +156,18 @@ def _count(cupy: Any) -> int:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What is known of one GPU; None where the GPU, or CuPy, does not tell.
+    """Facts about one GPU; None if unknown.
 
     Attributes
     ----------
     device : the string that opens it, such as `cuda:0`.
-    name : of the model.
-    compute_capability : of the hardware, such as `9.0`.
-    driver : the newest CUDA that the driver knows, such as `12.8`.
-    runtime : the CUDA that CuPy is built with.
-    nvrtc : the CUDA of the compiler that CuPy has found.
-    memory_free, memory_total : bytes.
-    faults : why an ability fails, by its name in `ABILITIES`, in one line that is empty where it works.
+    name : name of the model.
+    compute_capability : compute capability of the hardware, such as `9.0`.
+    driver : newest CUDA version that the driver supports, such as `12.8`.
+    runtime : CUDA version that CuPy was built with.
+    nvrtc : CUDA version of the compiler that CuPy found.
+    memory_free, memory_total : in bytes.
+    faults : one line per ability of `ABILITIES`, by name, that says why it fails; "" if it works.
     """
 
     device: str
@@ -183,12 +187,12 @@ class Gpu:
 
 
 def report(cupy: Any) -> list[Gpu]:
-    """Tell of every GPU that CuPy sees, trying all abilities on each.
+    """Return facts about every GPU that CuPy sees; all abilities are tried on each.
 
     Raises
     ------
     DeviceError
-        Where there is no driver.
+        If there is no driver.
     """
     return [_gpu(cupy, index) for index in range(_count(cupy))]
 
@@ -210,7 +214,7 @@ def _gpu(cupy: Any, index: int) -> Gpu:
 
 
 def name_of(cupy: Any, index: int) -> str | None:
-    """Give the name of a GPU's model, if it tells."""
+    """Return the name of the model of a GPU, or None."""
     return _known(lambda: str(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()))
 
 
@@ -225,7 +229,7 @@ def _version(number: int) -> str:
 
 
 def _known(ask: Callable[[], T]) -> T | None:
-    """Ask for a fact; what is broken does not tell, but keeps its row."""
+    """Return a fact, or None if asking for it fails, so that a broken GPU still has its row."""
     try:
         return ask()
     except Exception:
@@ -233,6 +237,6 @@ def _known(ask: Callable[[], T]) -> T | None:
 
 
 def line(error: Exception) -> str:
-    """Give the first line of what an exception says, or its type where it says nothing."""
+    """Return the first line of the message of an exception, or its type if it has none."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__

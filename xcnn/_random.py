@@ -1,4 +1,4 @@
-"""The state of a random stream as plain data, so that a run can go on with the very numbers that were to come."""
+"""The state of a random stream as plain data, so that a resumed run draws the numbers that would have come next."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +11,22 @@ __all__ = ["load_stream", "stream_state"]
 
 
 def stream_state(generator: np.random.Generator) -> dict[str, Any]:
-    """Return the state of a generator: a dict of numbers, strings and, for some kinds, arrays."""
+    """Return the state of a generator: a dict of numbers, strings and, for some bit generators, arrays."""
     return dict(generator.bit_generator.state)
 
 
 def load_stream(generator: np.random.Generator, state: Any, name: str) -> None:
-    """Bring a generator to a state of `stream_state`; `name` opens the error.
+    """Set a generator to a state that `stream_state` returned; error messages begin with `name`.
 
     Raises
     ------
     CheckpointError
-        For a state of another kind of generator, or of none.
+        If the state is not one of this kind of generator.
     """
     try:
         if not isinstance(state, Mapping):
-            raise TypeError("it is no dict")
+            raise TypeError("it is not a dict")
         generator.bit_generator.state = dict(state)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         kind = type(generator.bit_generator).__name__
-        raise CheckpointError(f"{name}: the state of the random stream is none of {kind} ({error})") from None
+        raise CheckpointError(f"{name}: the state of the random stream is not one of {kind} ({error})") from None

@@ -1,16 +1,16 @@
-"""What a device string means: one table of array libraries, how to open each, and how arrays move.
+"""Devices by their strings: one table of array libraries, how to open each, and how arrays move.
 
     cpu                   NumPy
     cuda, cuda:1          CuPy on an NVIDIA GPU
     torch, torch:cuda:0   PyTorch's arrays
     jax                   JAX's arrays
     strict                array-api-strict: nothing but the standard
-    strict:device1        the same on a pretended device, from which nothing reaches the host unasked
+    strict:device1        the same on a simulated device, whose arrays NumPy cannot read by accident
     strict:no_float64     the same on one without float64
-    auto                  cuda if it truly works, else cpu
+    auto                  cuda if it works, else cpu
 
-Another array-API library is one more `Library` in `LIBRARIES`. No transfer is implicit: arrays move by `asarray` and
-`to_numpy` alone.
+Another array-API library is one more `Library` in `LIBRARIES`; `docs/extending.md` has an example. No transfer is
+implicit: arrays move only by `asarray` and `to_numpy`.
 """
 
 import contextlib
@@ -53,12 +53,12 @@ class Device:
     name : the full string that opens it (`cuda:0`). A pickle or a deep copy of a device is opened by it again.
     xp : its array-API namespace.
     handle : what the library's creation functions take as `device=`.
-    summary : one line for people.
+    summary : one line about it, for people.
     """
 
     name: str
     xp: ModuleType
-    handle: Any = field(hash=False)  # CuPy's devices have no hash
+    handle: Any = field(hash=False)  # CuPy's devices cannot be hashed
     summary: str
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,12 +67,13 @@ class Device:
     def asarray(self, array: Any) -> Array:
         """Copy a host array to this device.
 
-        Its dtype stays, but integers become 32 bits wide where the device has none of 64 (labels, counters).
+        The dtype stays the same, except that 64-bit integers become 32-bit ones if the device has no 64-bit integers.
 
         Raises
         ------
         DtypeError
-            For a dtype that the device does not have, such as float64 on JAX's by default; nothing is rounded unasked.
+            If the device does not have the dtype, such as float64 on JAX's by default: numbers are not rounded
+            silently. If an integer does not fit into 32 bits.
         """
         return _place(self.xp, array, self.handle)
 
@@ -81,12 +82,12 @@ class Device:
         return to_numpy(array)
 
     def active(self) -> contextlib.AbstractContextManager[object]:
-        """Return a context in which new arrays are made on this device; it may be nested.
+        """Return a context manager that makes this the current device; it can be nested.
 
-        What moves arrays, trains, evaluates and compares enters it by itself. Only CuPy needs it, and there only other
-        GPUs than the first: its operations and creation functions go by a current device, which every thread has for
-        itself. So call ops and layers on `cuda:1` inside `with device.active():`. Opening a device does not make it
-        current, for then the one that was opened last would take the arrays meant for the others.
+        Only CuPy needs it, and only for GPUs other than the first: its operations and creation functions use the
+        current device, which each thread has for itself. So call ops and layers on `cuda:1` inside
+        `with device.active():`. `Trainer` and everything else that moves arrays, evaluates or compares enters the
+        context itself. Opening a device does not make it the current one.
         """
         return on_device(self.handle)
 
@@ -100,17 +101,18 @@ class Library:
 
     Attributes
     ----------
-    module : what to import.
-    mend : how to get it, where the import fails.
-    open : gives the device for the part of the string after the name; raises DeviceError with a reason.
-    to_numpy : copies one of its arrays to the host.
-    wider : how to get a dtype that its devices lack by default; empty where there is no way.
-    no_memory : what its RuntimeErrors say where memory ran out; a MemoryError needs no words.
-    free : gives the memory that it keeps of freed arrays back to the device.
+    module : name of the module to import; the name of the namespace of its arrays begins with it.
+    hint : how to install it, for the error if the import fails.
+    open : function that takes the part of the string after `name:` and returns the `Device`, or raises a DeviceError
+        with the reason.
+    to_numpy : function that copies one of its arrays to the host.
+    wider : how to get dtypes that its devices lack by default, if there is a way.
+    no_memory : texts of which a RuntimeError contains one if memory ran out. A MemoryError is always recognized.
+    free : function that returns cached memory of freed arrays to the device.
     """
 
     module: str
-    mend: str
+    hint: str
     open: Callable[[str], Device]
     to_numpy: Callable[[Array], np.ndarray]
     wider: str = ""
@@ -130,7 +132,7 @@ def _cpu(rest: str) -> Device:
 def _cuda(rest: str) -> Device:
     index = _index("cuda", rest)
     cupy = _import("cuda")
-    require(cupy, index, LIBRARIES["cuda"].mend)
+    require(cupy, index, LIBRARIES["cuda"].hint)
     xp = importlib.import_module("array_api_compat.cupy")
     return Device(
         f"cuda:{index}", xp, cupy.cuda.Device(index), f"CuPy {cupy.__version__} on {name_of(cupy, index) or 'a GPU'}"
@@ -158,8 +160,8 @@ def _torch(rest: str) -> Device:
     try:
         torch.zeros(1, device=handle).item()
     except Exception as error:
-        mend = "install a build of PyTorch that can, or use torch:cpu"
-        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({line(error)}); {mend}") from None
+        hint = "install a build of PyTorch that can, or use torch:cpu"
+        raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({line(error)}); {hint}") from None
     xp = importlib.import_module("array_api_compat.torch")
     return Device(f"torch:{rest}", xp, handle, f"PyTorch {torch.__version__}")
 
@@ -172,8 +174,8 @@ def _jax(rest: str) -> Device:
     try:
         found = jax.devices(kind)
     except RuntimeError as error:
-        mend = "install a build of JAX that can, or use jax:cpu"
-        raise DeviceError(f"jax:{rest}: JAX cannot use it ({line(error)}); {mend}") from None
+        hint = "install a build of JAX that can, or use jax:cpu"
+        raise DeviceError(f"jax:{rest}: JAX cannot use it ({line(error)}); {hint}") from None
     if index >= len(found):
         raise DeviceError(f"jax:{rest}: JAX has {len(found)} devices of this kind here, numbered from 0")
     return Device(f"jax:{rest}", importlib.import_module("jax.numpy"), found[index], f"JAX {jax.__version__}")
@@ -202,7 +204,7 @@ LIBRARIES: dict[str, Library] = {
         "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
         _cuda,
         _cuda_to_numpy,
-        no_memory=("out of memory", "ALLOC_FAILED"),  # CUDA's own words and its libraries'; the pool has a MemoryError
+        no_memory=("out of memory", "ALLOC_FAILED"),  # CUDA says the one, its libraries the other
         free=_free_cuda,
     ),
     "torch": Library(
@@ -211,7 +213,7 @@ LIBRARIES: dict[str, Library] = {
         _torch,
         lambda array: array.detach().cpu().numpy(),
         no_memory=("out of memory", "can't allocate memory", "ALLOC_FAILED"),
-        free=lambda: _import("torch").cuda.empty_cache(),  # does nothing where CUDA is not in use
+        free=lambda: _import("torch").cuda.empty_cache(),  # does nothing if CUDA is not in use
     ),
     "jax": Library(
         "jax",
@@ -223,18 +225,18 @@ LIBRARIES: dict[str, Library] = {
     ),
     "strict": Library("array_api_strict", "pip install array-api-strict", _strict, _strict_to_numpy),
 }
-"""Every array library by the first part of its device strings."""
+"""Every array library, by the part of its device strings before the colon."""
 
 
 def device(spec: str | Device) -> Device:
-    """Open a device by its string; an opened one is returned as it is.
+    """Open a device by its string; a `Device` is returned as it is.
 
     Raises
     ------
     UsageError
-        For a string that names no device; it names the nearest.
+        If the string does not name a device; the error suggests the nearest.
     DeviceError
-        For a device that cannot be used here; it says what is missing and the mend.
+        If the device cannot be used here; the error says what is missing and what to do.
     """
     if isinstance(spec, Device):
         return spec
@@ -252,7 +254,7 @@ def device(spec: str | Device) -> Device:
 
 
 def devices() -> dict[str, Device | DeviceError]:
-    """Try the first device of every library: the opened device, or the error that says why not and what to do."""
+    """Try to open the first device of every library, and return for each the device or the error that was raised."""
     found: dict[str, Device | DeviceError] = {}
     for name in LIBRARIES:
         try:
@@ -263,7 +265,7 @@ def devices() -> dict[str, Device | DeviceError]:
 
 
 def gpus() -> list[Gpu]:
-    """Report on every GPU that CuPy sees, one that cannot be used included; where it sees none, `devices` says why."""
+    """Return facts about every GPU that CuPy sees, usable or not. If there are none, `devices` says why."""
     try:
         return report(_import("cuda"))
     except DeviceError:
@@ -279,8 +281,9 @@ def to_numpy(array: Array) -> np.ndarray:
 def like(array: np.ndarray, other: Array) -> Array:
     """Copy a host array to the library, device and dtype of `other`."""
     xp = namespace_of(other)
-    # Convert on the host, as the device may lack the dtype that comes; but the host may lack the one wanted (bfloat16).
-    host = getattr(np, str(other.dtype).rpartition(".")[2], array.dtype)
+    # Convert on the host, as the device may lack the dtype of the array; but the host may lack the new one (bfloat16).
+    known = xp.__array_namespace_info__().dtypes()
+    host = next((name for name, dtype in known.items() if dtype == other.dtype), array.dtype)
     where = array_api_compat.device(other)
     with on_device(where):
         return xp.astype(_place(xp, array.astype(host), where), other.dtype, copy=False)
@@ -290,12 +293,12 @@ _ON_HOST = (np.ndarray, np.generic, float, int)
 
 
 def on_host(array: Array | float) -> bool:
-    """Say whether reading a number from an array, or a plain number, costs no synchronisation with a device."""
+    """Return whether an array, or a plain number, can be read without waiting for a device."""
     return isinstance(array, _ON_HOST)
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:
-    """Say whether an exception that computing on a device raised means that memory ran out, and nobody said so yet."""
+    """Return whether an exception, unless it is xcnn's own, from computing on a device means that memory ran out."""
     if isinstance(error, XcnnError):
         return False
     row = _row(where)
@@ -304,22 +307,22 @@ def out_of_memory(error: Exception, where: Device) -> bool:
 
 
 def free_memory(where: Device) -> None:
-    """Give what a device's library keeps of the memory of freed arrays back, so that it can be used for any others."""
+    """Return the memory of freed arrays that the library of a device has cached to the device."""
     row = _row(where)
     if row is not None:
-        with where.active():  # CuPy's pool frees what it keeps on the current device alone
+        with where.active():  # CuPy frees only what is cached for the current device
             row.free()
 
 
 def _row(where: Device) -> Library | None:
-    """Give the table's row of a device, if it is of a library in the table."""
+    """Return the row of the table that a device belongs to, or None."""
     return LIBRARIES.get(where.name.partition(":")[0])
 
 
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
-    # A private copy: the result must not change when the caller's buffer does, and may come from a read-only one.
+    # A copy: the result must not change when the caller's buffer does, and that may be read-only.
     host = np.array(array)
-    # Every device has the narrow dtypes, NumPy whatever NumPy has (long double), and asking takes microseconds.
+    # Every device has the narrow dtypes, and NumPy every dtype of NumPy; to ask would take microseconds.
     if host.dtype.itemsize > 4 and xp is not np:
         host = _fitting(xp, host, handle)
     with on_device(handle):
@@ -327,27 +330,27 @@ def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
 
 
 def _fitting(xp: ModuleType, host: np.ndarray, handle: Any) -> np.ndarray:
-    """Give a host array in a dtype that the device has: its own, or int32 for wider integers that fit into it."""
+    """Return a host array in a dtype that the device has: its own, or int32 for wider integers that fit."""
     if host.dtype.name in xp.__array_namespace_info__().dtypes(device=handle):
         return host
     narrow = np.iinfo(np.int32)
     if host.dtype.kind in "iu" and (not host.size or (host.min() >= narrow.min and host.max() <= narrow.max)):
         return host.astype(np.int32)
     wider = LIBRARIES[_library(xp)].wider
-    mend = f" ({wider})" if wider else ""
+    hint = f" ({wider})" if wider else ""
     raise DtypeError(
-        f"{_library(xp)} has no {host.dtype} on {handle}{mend}; convert the array to a narrower dtype first"
+        f"{_library(xp)} has no {host.dtype} on {handle}{hint}; convert the array to a narrower dtype first"
     )
 
 
 def _library(xp: ModuleType) -> str:
-    """Give the table's name of the library that a namespace belongs to, such as jax.numpy or array_api_compat.torch."""
+    """Return the name in the table of the library of a namespace, such as jax.numpy or array_api_compat.torch."""
     module = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     for name, library in LIBRARIES.items():
         if library.module == module:
             return name
     raise DtypeError(
-        f"{module} is no array library of xcnn.devices.LIBRARIES; add it there, so that its arrays can move"
+        f"the array library {module} is not in xcnn.devices.LIBRARIES; add it there, so that its arrays can move"
     )
 
 
@@ -358,7 +361,7 @@ def _import(name: str) -> Any:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == library.module
         reason = "is not installed" if missing else f"does not import ({line(error)})"
-        raise DeviceError(f"{name}: the package {library.module} {reason}; {library.mend}") from None
+        raise DeviceError(f"{name}: the package {library.module} {reason}; {library.hint}") from None
 
 
 def _index(name: str, rest: str) -> int:

@@ -1,6 +1,6 @@
-"""The errors that xcnn raises on purpose: one sentence each, written for the person who made the mistake.
+"""The errors of xcnn: one sentence each, for the person who can fix the mistake.
 
-`exit_code` is what the command line ends with: 2 for a request that cannot be meant, 1 for one that failed.
+`exit_code` is the exit code of the command: 2 for a request that makes no sense, 1 for one that failed.
 """
 
 import difflib
@@ -38,13 +38,13 @@ _CONTROL = re.compile(
 
 
 class XcnnError(Exception):
-    """Any error that xcnn raises on purpose."""
+    """Base of all errors that xcnn raises."""
 
     exit_code = 1
     layer = ""
-    """Dotted name of the layer that it came from, where it came from one; the sentence opens with it."""
+    """Dotted name of the layer in which the error was raised, or "". The sentence begins with it."""
     module: object = None
-    """The module that it came through last; the one above it knows its name."""
+    """The module that raised it or passed it on last; the module above knows its name."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -66,13 +66,13 @@ class UsageError(XcnnError, ValueError):
 
 
 class ShapeError(XcnnError, ValueError):
-    """Arrays whose shapes do not fit together, or do not fit the options."""
+    """Shapes of arrays that do not fit each other or the options."""
 
     exit_code = 2
 
 
 class DtypeError(XcnnError, TypeError):
-    """An array of the wrong dtype or library, or something that is no array."""
+    """An array of the wrong dtype or library, or something that is not an array."""
 
     exit_code = 2
 
@@ -88,11 +88,11 @@ class DataError(XcnnError, ValueError):
 
 
 class CheckpointError(XcnnError, ValueError):
-    """A weight file or checkpoint that is missing, damaged, or belongs to another model."""
+    """A weight file or checkpoint that is missing, damaged or of another model."""
 
 
 class WriteError(XcnnError, OSError):
-    """A file that cannot be written: the disk is full, the folder is read-only; what was there before still is."""
+    """A file that cannot be written, as on a full disk or in a read-only folder. An older file is still there."""
 
 
 class DivergedError(XcnnError, ArithmeticError):
@@ -100,7 +100,7 @@ class DivergedError(XcnnError, ArithmeticError):
 
 
 class OutOfMemoryError(XcnnError, MemoryError):
-    """A batch needed more memory than there is; what it had taken is free again, and the process can go on."""
+    """A batch that needed more memory than there is. What it had taken is free again, and the process can go on."""
 
 
 def printable(text: str) -> str:
@@ -151,9 +151,11 @@ def wrong_call(
     >>> str(wrong_call("conv", conv, [], {}))
     "conv: missing a required argument: 'x'"
     """
-    signature = inspect.signature(function)
     try:
+        signature = inspect.signature(function)
         signature.bind(*arguments, **options)
+    except ValueError:  # some built-in functions have no signature
+        return None
     except TypeError as error:
         said = str(error)
     else:

@@ -1,4 +1,4 @@
-"""What something was computed on: the processor, how busy it was with other things, and the versions of libraries."""
+"""The machine that results come from: its processor, how busy it is, and the versions of the libraries."""
 
 import contextlib
 import importlib.metadata
@@ -13,13 +13,13 @@ __all__ = ["machine", "waited"]
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Describe the processor, its load (how many processes wanted a core in the last minute) and versions.
+    """Return the processor, its cores, its load (processes that wanted a core, over the last minute) and versions.
 
-    What the system does not tell is None.
+    A value is None if the system does not provide it, a version if the package is not installed.
 
     Parameters
     ----------
-    packages : to give the versions of, beside Python's, xcnn's, NumPy's and Numba's; None if not installed.
+    packages : names of packages whose versions to return, besides Python, xcnn, NumPy and Numba.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in dict.fromkeys(["xcnn", "numpy", "numba", *packages]):
@@ -30,9 +30,9 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def waited() -> float | None:
-    """Return how long this process's threads have waited for a core so far, in seconds, summed; None where unknown.
+    """Return how many seconds the threads of this process have waited for a core, in total; None if unknown.
 
-    They wait while others compute: what is measured meanwhile is not what the machine can do.
+    They wait while other processes compute, so a time measured meanwhile is longer than the machine needs.
     """
     try:
         tasks = [path.read_text("ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")]

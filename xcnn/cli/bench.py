@@ -140,7 +140,7 @@ def _check(peers: Sequence[str]) -> None:
             raise unknown("peer", name, room.PEERS)
     for name in peers:
         if importlib.util.find_spec(LIBRARIES[name].module) is None:
-            raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].mend}")
+            raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].hint}")
 
 
 def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:

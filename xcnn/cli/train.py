@@ -11,6 +11,7 @@ from cyclopts import Parameter, Token
 
 from xcnn import plots
 from xcnn._dispatch import COMPILATION
+from xcnn._plugins import refuse_foreign
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
@@ -129,6 +130,8 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         settings = read_settings(source)
     else:
         return
+    names = {name: settings.get(name) for name in ("dataset", "model", "opt", "schedule")}
+    refuse_foreign(source, **{name: value for name, value in names.items() if _value(arguments, f"--{name}") is None})
     # Lists as on the command line, with commas; an empty one is the default.
     plain = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
     given = {name: value for name, value in plain.items() if value != ""}

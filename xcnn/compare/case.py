@@ -55,14 +55,12 @@ class Case:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.model not in models.MODELS:
-            raise unknown("model", self.model, models.MODELS)
+        smallest = models.entry(self.model).smallest
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
         for name, value in (("batch size", self.batch), ("threads", self.threads)):
             if value < 1:
                 raise UsageError(f"bench: {name} must be at least 1, got {value}")
-        smallest = models.MODELS[self.model].smallest
         if self.size is not None and self.size < smallest:
             raise UsageError(f"bench: {self.model} takes images of {smallest} x {smallest} or more, got {self.size}")
 
@@ -77,7 +75,7 @@ class Case:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
-        channels, height, width = self.images or models.MODELS[self.model].shape
+        channels, height, width = self.images or models.entry(self.model).shape
         return channels, self.size or height, self.size or width
 
     def network(self) -> nn.Module:

@@ -10,8 +10,7 @@ import numpy as np
 from xcnn import data, nn
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import unknown
-from xcnn.models import MODELS
+from xcnn.models import entry
 from xcnn.optim import SGD
 from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer
@@ -44,10 +43,9 @@ def batches(
     UsageError
         If the data set or model is unknown; the message names the nearest.
     """
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    smallest = entry(model).smallest
     train, _ = data.load(dataset, data_dir)
-    times = -(-MODELS[model].smallest // min(train.shape[1:]))
+    times = -(-smallest // min(train.shape[1:]))
     loader = data.Loader(train, batch_size)
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     found = itertools.islice(epochs, count)

@@ -6,7 +6,7 @@ functions that distort images are in `augment.py`.
 """
 
 from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
-from xcnn.data.catalog import DATASETS, load
+from xcnn.data.catalog import DATASETS, Entry, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
 from xcnn.data.folder import read_image
 from xcnn.data.loader import Loader
@@ -15,6 +15,7 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
+    "Entry",
     "Loader",
     "crop",
     "cutout",

@@ -1,37 +1,39 @@
-"""The table of data sets that xcnn knows by name. A new one is a loader in a file of its own and one entry here.
+"""The table of data sets by name. A new one is a loader in a file of its own and one entry here.
 
-One that can be downloaded has an entry in `download.SOURCES` as well.
+One that can be downloaded also has an entry in `download.SOURCES`. Your own needs no entry: `package.module:function`
+names it wherever a name of the table does.
 """
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xcnn._plugins import find
 from xcnn.data.cifar import load_cifar10
 from xcnn.data.dataset import Dataset
 from xcnn.data.digits import load_digits
 from xcnn.data.download import SOURCES, Progress, fetch
 from xcnn.data.folder import load_folder
 from xcnn.data.mnist import load_fashion_mnist, load_mnist
-from xcnn.errors import UsageError, unknown
+from xcnn.errors import UsageError, wrong_call
 
-__all__ = ["DATASETS", "Entry", "load"]
+__all__ = ["DATASETS", "Entry", "entry", "load"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table.
+    """One row of the table.
 
     Attributes
     ----------
-    summary : what it is, in one line.
-    load : (data_dir: Path, **options) -> (train, test); without `download.SOURCES` for it, `data_dir` may be None.
-    shape : channels, height and width of an image; None where the files decide.
-    classes : how many there are; None where the files decide.
-    sizes : training and test images; None where the files decide.
+    summary : one line that says what the images are.
+    load : function `(data_dir, **options)` that returns (train, test), two `Dataset`s. `data_dir` is a Path, or None if
+        no folder was given and nothing can be downloaded.
+    shape : channels, height and width of an image; None if the files decide.
+    classes : number of classes; None if the files decide.
+    sizes : number of training and of test images; None if the files decide.
     """
 
     summary: str
@@ -48,6 +50,19 @@ DATASETS: dict[str, Entry] = {
     "cifar10": Entry("small colour photographs", load_cifar10, (3, 32, 32), 10, (50_000, 10_000)),
     "folder": Entry("your own images, one subfolder of data_dir per class", load_folder),
 }
+"""Every data set by name."""
+
+
+def entry(name: str) -> Entry:
+    """Return the entry of a data set by its name in `DATASETS`, or make one for `package.module:function`.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, or the module cannot be imported or has no such function.
+    """
+    found = find("data set", name, DATASETS)
+    return found if isinstance(found, Entry) else Entry(name, found)
 
 
 def load(
@@ -61,15 +76,15 @@ def load(
 
     Parameters
     ----------
-    name : one of `DATASETS`.
-    data_dir : a folder that holds its files already; by default they are downloaded once and kept (see `download.py`).
-    progress : told of a download, as (file name, bytes so far, bytes in all); see `download.Progress`.
-    **options : what else the loader takes; only `folder` takes any: `size`.
+    name : one of `DATASETS`, or `package.module:function`, a function `(data_dir)` that returns (train, test).
+    data_dir : a folder that has the files; by default they are downloaded once and kept (see `download.py`).
+    progress : called during a download with (file name, bytes so far, bytes in all); see `download.Progress`.
+    **options : further arguments of the loader; of the named data sets only `folder` has one, `size`.
 
     Raises
     ------
     UsageError
-        For an unknown name, or an option that this data set does not take.
+        If the name is unknown, the data set does not take an option, or the function does not return two `Dataset`s.
     DataError
         If files are missing or damaged, or no mirror can be reached.
 
@@ -79,13 +94,12 @@ def load(
     >>> len(train), len(test), train.shape
     (1437, 360, (1, 8, 8))
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    loader = DATASETS[name].load
-    known = [option for option in inspect.signature(loader).parameters if option != "data_dir"]
-    for option in options:
-        if option not in known:
-            raise UsageError(f"load: {name}: {option} cannot be set (what can: {', '.join(known) or 'nothing'})")
+    loader = entry(name).load
+    if wrong := wrong_call(name, loader, (data_dir,), options):
+        raise wrong
     if data_dir is None and name in SOURCES:
         data_dir = fetch(name, progress)
-    return loader(None if data_dir is None else Path(data_dir), **options)
+    loaded = loader(None if data_dir is None else Path(data_dir), **options)
+    if not isinstance(loaded, tuple | list) or [isinstance(part, Dataset) for part in loaded] != [True, True]:
+        raise UsageError(f"{name}: the function must return (train, test), two xcnn.data.Dataset")
+    return loaded[0], loaded[1]

@@ -1,5 +1,5 @@
-"""Named networks: builder functions and their table."""
+"""Networks by name: a table of functions that build them."""
 
-from xcnn.models.catalog import MODELS, Entry, build
+from xcnn.models.catalog import MODELS, Entry, build, entry
 
-__all__ = ["MODELS", "Entry", "build"]
+__all__ = ["MODELS", "Entry", "build", "entry"]

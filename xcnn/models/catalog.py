@@ -1,31 +1,36 @@
-"""The table of networks that xcnn knows by name. A new one is a function in `networks.py` and one entry here."""
+"""The table of networks by name. A new one is a function in `networks.py` and one entry here.
+
+Your own needs no entry: `package.module:function` names it wherever a name of the table does.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xcnn import nn
-from xcnn.errors import ShapeError, UsageError, unknown
+from xcnn._check import integer, is_integer
+from xcnn._plugins import find
+from xcnn.errors import ShapeError, UsageError, wrong_call
 from xcnn.models import networks
 from xcnn.nn._weighted import undrawn
 
-__all__ = ["MODELS", "Entry", "build"]
+__all__ = ["MODELS", "Entry", "build", "entry"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table.
+    """One row of the table.
 
     Attributes
     ----------
-    summary : what it is, in one line.
-    builder : (shape, classes) -> the network, for images of shape (channels, height, width).
-    smallest : the least height and width that it takes.
-    shape : of the images that it is usually given, and measured on.
+    summary : one line that says what the network is.
+    builder : function `(shape, classes)` that returns the network, for images of shape (channels, height, width).
+    smallest : smallest height and width that it takes.
+    shape : channels, height and width of the images it is usually given; benchmarks use it.
     """
 
     summary: str
     builder: Callable[[tuple[int, int, int], int], nn.Module]
-    smallest: int
+    smallest: int = 1
     shape: tuple[int, int, int] = (1, 28, 28)
 
 
@@ -43,23 +48,36 @@ MODELS: dict[str, Entry] = {
 """Every network by name."""
 
 
+def entry(name: str) -> Entry:
+    """Return the entry of a network by its name in `MODELS`, or make one for `package.module:function`.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, or the module cannot be imported or has no such function.
+    """
+    found = find("model", name, MODELS)
+    return found if isinstance(found, Entry) else Entry(name, found)
+
+
 def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int | None = 0) -> nn.Module:
     """Build a network by name, with float32 weights on the host.
 
     Parameters
     ----------
-    name : one of `MODELS`.
+    name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module.
     shape : channels, height and width of the images.
-    classes : how many scores it gives per image.
-    seed : the weights depend on it alone. With None there are none yet: convolutions and linear layers have zeros that
-        take no memory and cannot be written to, until `load_state_dict` brings the weights.
+    classes : number of scores per image.
+    seed : determines the weights. With None they are not drawn: convolutions and linear layers have read-only zeros
+        that take no memory, until `load_state_dict` brings the weights.
 
     Raises
     ------
     UsageError
-        For an unknown name, or no class at all.
+        If the name is unknown, `classes` is below 1, or the function does not take (shape, classes) or does not return
+        a module.
     ShapeError
-        For a shape that is none of an image, or images smaller than the network takes; it names the smallest.
+        If `shape` is not the shape of an image, or the image is smaller than the network takes.
 
     Examples
     --------
@@ -67,20 +85,22 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     >>> build("lenet5")(np.zeros((2, 1, 28, 28), np.float32)).shape
     (2, 10)
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    entry = MODELS[name]
-    if len(shape) != 3 or min(shape) < 1:
-        raise ShapeError(f"{name}: shape must be (channels, height, width), got {tuple(shape)}")
-    c, h, w = shape
-    if min(h, w) < entry.smallest:
-        raise ShapeError(f"{name}: images must have at least {entry.smallest} x {entry.smallest} pixels, got {h} x {w}")
-    if classes < 1:
-        raise UsageError(f"{name}: classes must be at least 1, got {classes}")
+    found = entry(name)
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if len(sizes) != 3 or not all(is_integer(size) and size >= 1 for size in sizes):
+        raise ShapeError(f"{name}: shape must be (channels, height, width), got {shape!r}")
+    c, h, w = sizes
+    if min(h, w) < found.smallest:
+        raise ShapeError(f"{name}: images must have at least {found.smallest} x {found.smallest} pixels, got {h} x {w}")
+    classes = integer(name, "classes", classes)
+    if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
+        raise UsageError(f"{wrong}; it is called with (shape, classes)")
     with undrawn():  # or the weights would be drawn twice
-        model = entry.builder((c, h, w), classes)
+        model = found.builder((c, h, w), classes)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{name}: the function must return an nn.Module, got {type(model).__name__}")
         if seed is None:
-            model.reset_parameters(0)  # what is no weight, such as the streams of dropout
+            model.reset_parameters(0)  # for what is not a weight, such as the streams of dropout
     if seed is not None:
         model.reset_parameters(seed)
     return model

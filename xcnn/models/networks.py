@@ -1,6 +1,6 @@
 """The networks themselves: functions `(shape, classes) -> nn.Sequential` for images of shape (channels, height, width).
 
-All give scores (logits), which the loss turns into probabilities. Their `state_dict` keys are those of the
+They return scores (logits), which the loss turns into probabilities. Their `state_dict` keys are those of a
 `torch.nn.Sequential` with the same layers.
 """
 
@@ -28,7 +28,7 @@ Shape = tuple[int, int, int]
 
 
 def _count(features: Sequence[Module], shape: Shape) -> int:
-    """Count the features per image by the rules of the layers for sizes; nothing is computed, however large it is."""
+    """Return the number of features per image, from the sizes alone: nothing is computed, however large the image."""
     channels, sizes = shape[0], tuple(shape[1:])
     for layer in features:
         if isinstance(layer, Conv2d):
@@ -50,7 +50,7 @@ def report(shape: Shape, classes: int) -> Sequential:
 
 
 def lenet5(shape: Shape, classes: int) -> Sequential:
-    """Build LeNet-5 as it is written today, with ReLU, max pooling and no partial connections.
+    """Build LeNet-5 in its usual modern form: ReLU, max pooling, all channels connected.
 
     Notes
     -----
@@ -70,8 +70,8 @@ def mnist_cnn(shape: Shape, classes: int) -> Sequential:
 
     Notes
     -----
-    https://github.com/pytorch/examples, `mnist/main.py`. Most of its work is in the second convolution, most of its 1.2
-    million weights are in the linear layer after it.
+    https://github.com/pytorch/examples, `mnist/main.py`. The second convolution does most of the work; the linear layer
+    after it has most of the 1.2 million weights.
     """
     features = [
         *(Conv2d(shape[0], 32, 3), ReLU()),
@@ -82,14 +82,14 @@ def mnist_cnn(shape: Shape, classes: int) -> Sequential:
 
 
 def vgg_small(shape: Shape, classes: int) -> Sequential:
-    """Build a small network in the manner of VGG: pairs of 3x3 convolutions of 32 and 64 channels, then 256 features.
+    """Build a small VGG: two pairs of 3x3 convolutions with 32 and 64 channels, then 256 features.
 
     Notes
     -----
     K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, 2015,
     arXiv:1409.1556.
     """
-    he = "kaiming_normal"  # learns several times faster here than the layers' default
+    he = "kaiming_normal"  # trains several times faster here than the default of the layers
 
     def conv(c: int, o: int) -> tuple[Module, Module]:
         return Conv2d(c, o, 3, padding=1, init=he), ReLU()
@@ -106,8 +106,8 @@ def vgg_small(shape: Shape, classes: int) -> Sequential:
 def resnet20(shape: Shape, classes: int) -> Sequential:
     """Build the residual network of 20 layers for small images: three stages of three blocks, 16, 32 and 64 channels.
 
-    The shortcut of a block that halves the map is a 1x1 convolution with batch norm (the paper's option B; its own
-    small networks use option A, which pads with zeros). It has 0.27 million parameters.
+    The shortcut of a block that halves the map is a 1x1 convolution with batch norm, the paper's option B; the paper's
+    own small networks use option A, which pads with zeros. The network has 0.27 million parameters.
 
     Notes
     -----
@@ -121,7 +121,7 @@ def resnet20(shape: Shape, classes: int) -> Sequential:
 
 
 def _block(c: int, o: int) -> tuple[Module, Module]:
-    """Make two 3x3 convolutions with their shortcut, and the ReLU after the sum; more channels halve the map."""
+    """Return two 3x3 convolutions with their shortcut, and the ReLU after the sum. More channels halve the map."""
     stride = o // c
     body = Sequential(_conv(c, o, 3, stride), BatchNorm2d(o), ReLU(), _conv(o, o, 3), BatchNorm2d(o))
     shortcut = Sequential(_conv(c, o, 1, stride), BatchNorm2d(o)) if stride > 1 else None

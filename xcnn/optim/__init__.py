@@ -1,15 +1,16 @@
-"""Optimizers: update rules, learning rates that change over a run, and bounds on gradients.
+"""Optimizers: update rules, learning rates that change during a run, and limits on gradients.
 
-optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-schedule = optim.CosineAnnealingLR(optimizer, T_max=steps)
-for each batch: backward; optim.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(); schedule.step()
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = optim.CosineAnnealingLR(optimizer, T_max=steps)
+
+After each backward pass: `optim.clip_grad_norm_(model.parameters(), 1.0)`, `optimizer.step()`, `schedule.step()`.
 """
 
 from xcnn.optim.clip import clip_grad_norm_, clip_grad_value_
-from xcnn.optim.named import OPTIMIZERS, SCHEDULES, make_schedule
 from xcnn.optim.optimizer import Optimizer
-from xcnn.optim.rules import SGD, Adam, AdamW, RMSprop
+from xcnn.optim.rules import OPTIMIZERS, SGD, Adam, AdamW, RMSprop
 from xcnn.optim.schedule import (
+    SCHEDULES,
     CosineAnnealingLR,
     LinearLR,
     OneCycleLR,
@@ -17,6 +18,7 @@ from xcnn.optim.schedule import (
     Schedule,
     SequentialLR,
     StepLR,
+    make_schedule,
 )
 
 __all__ = [

@@ -1,35 +1,35 @@
-"""Bound gradients between the backward pass and the optimizer step; nothing here waits for a device."""
+"""Limit gradients between the backward pass and the optimizer step. Nothing here waits for a device."""
 
 import math
 from collections.abc import Iterable
 
 from xcnn._array import Array, full, namespace_of, zeros
 from xcnn._check import number
-from xcnn.optim._check import parameters
+from xcnn.optim.optimizer import parameters
 from xcnn.parameter import Parameter
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 
 
 def clip_grad_norm_(params: Iterable[Parameter] | Parameter, max_norm: float, norm_type: float = 2.0) -> Array:
-    """Scale all gradients by one factor so that their joint norm is at most `max_norm`.
+    """Scale all gradients by one factor so that their total norm is at most `max_norm`.
 
     The factor is `min(1, max_norm / (norm + 1e-6))`, as in PyTorch.
 
     Parameters
     ----------
-    params : the parameters whose gradients count; those without one are passed over.
-    max_norm : largest norm to leave.
+    params : the parameters; those without a gradient are skipped.
+    max_norm : the largest norm allowed.
     norm_type : p of the p-norm, above 0; `math.inf` for the largest absolute value.
 
     Returns
     -------
-    The norm before scaling, a 0-d array on the gradients' device; 0 where there is no gradient.
+    The norm before scaling, a 0-d array on the gradients' device; 0 if no parameter has a gradient.
 
     Raises
     ------
     UsageError
-        For senseless numbers, or no parameters.
+        If a number is out of range, or there are no parameters.
 
     References
     ----------
@@ -55,17 +55,17 @@ def clip_grad_norm_(params: Iterable[Parameter] | Parameter, max_norm: float, no
 
 
 def clip_grad_value_(params: Iterable[Parameter] | Parameter, clip_value: float) -> None:
-    """Limit every element of every gradient to -clip_value..clip_value.
+    """Clamp every element of every gradient to the interval from -clip_value to clip_value.
 
     Parameters
     ----------
-    params : the parameters whose gradients are limited; those without one are passed over.
-    clip_value : largest absolute value to leave.
+    params : the parameters; those without a gradient are skipped.
+    clip_value : the largest absolute value allowed.
 
     Raises
     ------
     UsageError
-        For a senseless number, or no parameters.
+        If `clip_value` is out of range, or there are no parameters.
     """
     found = parameters("clip_grad_value_", params)
     bound = number("clip_grad_value_", "clip_value", clip_value, "[0, inf)")

@@ -1,77 +1,70 @@
-"""`Optimizer`: parameter groups with their options, the state of each parameter, and saving both.
+"""`Optimizer`: the base of the update rules. It holds the parameter groups and the state, and saves and loads both.
 
-An update rule is a subclass that gives `_update`, which sees many parameters at once, so that a kernel may update them
-in one go (see `rules.py`). Its options are the keyword arguments that it hands to `Optimizer.__init__`, and each option
-has one line in `_OPTIONS`.
+A rule is a subclass that passes its options to `Optimizer.__init__` and defines `update`. `update` gets many parameters
+at once, so that a kernel can update them together. `docs/extending.md` has an example.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from xcnn._array import Array, namespace_of
-from xcnn._check import flag, number
+from xcnn._array import Array, is_array, namespace_of
+from xcnn._check import flag, integer, number
 from xcnn.devices import like, to_numpy
-from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, unknown
-from xcnn.optim._check import parameters
+from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, explained, unknown
 from xcnn.parameter import Parameter
 
-__all__ = ["Optimizer"]
-
-
-def _in(interval: str) -> Callable[[str, str, Any], float]:
-    return lambda caller, name, value: number(caller, name, value, interval)
-
-
-def _betas(caller: str, name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise UsageError(f"{caller}: {name} must be two numbers, got {value!r}")
-    return number(caller, f"{name}[0]", value[0], "[0, 1)"), number(caller, f"{name}[1]", value[1], "[0, 1)")
-
-
-# What each option must be, whichever rule has it.
-_OPTIONS: dict[str, Callable[[str, str, Any], Any]] = {
-    "lr": _in("[0, inf)"),
-    "initial_lr": _in("[0, inf)"),  # left in a group by the schedules
-    "momentum": _in("[0, 1]"),
-    "dampening": _in("[0, 1]"),
-    "weight_decay": _in("[0, inf)"),
-    "nesterov": flag,
-    "betas": _betas,
-    "eps": _in("[0, inf)"),
-    "alpha": _in("[0, 1)"),
-    "centered": flag,
-}
-
-
-_Call = tuple[dict[str, Any], list[Parameter], list[Array], list[Array], list[dict[str, Any]]]
-"""A group and some of its parameters, with their data, gradients and states."""
+__all__ = ["Optimizer", "parameters"]
 
 
 class Optimizer:
     """Base of the update rules.
 
+    A subclass passes its options to `Optimizer.__init__` as keyword arguments and defines `update`. It may also set
+    `intervals`, and override `check_options` and `state_shape`.
+
     Parameters
     ----------
-    params : an iterable of Parameter; or of dicts, the parameter groups, each with its parameters under `"params"` and
-        any options that differ from the defaults: `{"params": biases, "weight_decay": 0}`.
-    **defaults : the rule's options and their values for groups that do not say otherwise.
+    params : an iterable of Parameter, or of dicts, the parameter groups. A group has its parameters under `"params"`
+        and any options that differ from the defaults: `{"params": biases, "weight_decay": 0}`.
+    **defaults : the options of the rule, for groups that do not set them.
 
     Attributes
     ----------
+    intervals : the interval of each numeric option, such as `{"beta": "[0, 1)"}`. A subclass lists those it adds.
     param_groups : list of dicts with the key `"params"` and every option. Schedules write `lr` here; so may you.
-    state : what the rule remembers of each parameter, by Parameter; filled by the first step that changes it.
+    state : what the rule keeps for each parameter, by Parameter; filled by the first step that changes it.
 
     Raises
     ------
     UsageError
-        For no parameters, a thing that is no Parameter, a Parameter given twice, and unknown or senseless options.
+        If there are no parameters, something is not a Parameter, a Parameter is given twice, or an option is unknown or
+        outside its interval.
     """
+
+    intervals: ClassVar[Mapping[str, str]] = {
+        "lr": "[0, inf)",
+        "initial_lr": "[0, inf)",  # schedules leave it in a group
+        "momentum": "[0, 1]",
+        "dampening": "[0, 1]",
+        "weight_decay": "[0, inf)",
+        "betas": "[0, 1)",
+        "eps": "[0, inf)",
+        "alpha": "[0, 1)",
+    }
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        bases = [vars(base).get("intervals", {}) for base in reversed(cls.__mro__)]
+        cls.intervals = {name: interval for intervals in bases for name, interval in intervals.items()}
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: Iterable[Parameter] | Iterable[Mapping[str, Any]], **defaults: Any) -> None:
         self._name = type(self).__name__
-        self.defaults = self._options(defaults)
+        self.defaults = self.check_options(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Parameter, dict[str, Any]] = {}
         groups: Any = list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping | str) else params
@@ -81,13 +74,71 @@ class Optimizer:
         else:
             self.add_param_group({"params": groups})
 
+    def update(
+        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> Iterable[Array]:
+        """Return the new value of each parameter, in the order given. Every rule defines this method.
+
+        Best written as a generator: if memory runs out, the parameters yielded so far are updated and the others are
+        not. A new value has the shape and dtype of the old one, and may be the same array, changed in place.
+
+        Parameters
+        ----------
+        data : the parameters' arrays, at least one; all of one library, dtype and device.
+        grads : the gradients, of the same shapes and dtype.
+        states : a dict for each parameter, empty at first, for what the next step needs: arrays, which are kept in the
+            dtype of the parameter, and Python numbers. All dicts of a call have the same keys, and the same `step` if
+            they have one.
+        group : the options.
+        """
+        raise NotImplementedError(f"{self._name} must define update(data, grads, states, group)")
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a group, checked; override it for options that depend on each other.
+
+        An option that defaults to True or False in `__init__` must be one of both. One that defaults to a float, or is
+        named in `intervals`, must be a number in its interval. One that defaults to a tuple takes as many numbers, each
+        in its interval. One that defaults to an integer takes integers of at least 0. Others are taken as they are.
+        """
+        signature = inspect.signature(type(self).__init__).parameters
+        checked = {}
+        for name, value in options.items():
+            default = signature[name].default if name in signature else None
+            interval = self.intervals.get(name)
+            if isinstance(default, bool):
+                value = flag(self._name, name, value)
+            elif isinstance(default, tuple):
+                if not isinstance(value, tuple | list) or len(value) != len(default):
+                    raise UsageError(f"{self._name}: {name} must be {len(default)} numbers, got {value!r}")
+                entries = enumerate(value)
+                value = tuple(number(self._name, f"{name}[{i}]", x, interval or "(-inf, inf)") for i, x in entries)
+            elif interval is not None or isinstance(default, float):
+                value = number(self._name, name, value, interval or "(-inf, inf)")
+            elif isinstance(default, int):
+                value = integer(self._name, name, value, 0)
+            checked[name] = value
+        return checked
+
+    def state_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape of the array that `update` keeps under a name, or None if it keeps a Python number there.
+
+        By default `step` is a number, and everything else has the shape of the parameter. A rule that keeps other
+        things overrides this method, so that they can be checked when they are loaded.
+
+        Parameters
+        ----------
+        name : the key in the dict of the parameter.
+        shape : the shape of the parameter.
+        """
+        return None if name == "step" else shape
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a dict with parameters under `"params"` and any options that differ from the defaults."""
         options = dict(group)
         if "params" not in options:
             raise UsageError(f"{self._name}: a parameter group needs the key 'params', got {sorted(options)}")
         added = parameters(self._name, options.pop("params"))
-        seen = {parameter for other in self.param_groups for parameter in other["params"]}
+        seen = set(self._parameters())
         for parameter in added:
             if parameter in seen:
                 raise UsageError(f"{self._name}: {parameter!r} is given twice; a parameter belongs to one group, once")
@@ -95,28 +146,7 @@ class Optimizer:
         for name in options:
             if name not in self.defaults:
                 raise unknown(f"{self._name} option", name, self.defaults)
-        self.param_groups.append({"params": added, **self._options({**self.defaults, **options})})
-
-    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a group's options; rules whose options depend on each other extend it."""
-        return {name: _OPTIONS[name](self._name, name, value) for name, value in options.items()}
-
-    def _update(
-        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> Iterable[Array]:
-        """Give the new value of one parameter after the other, in its array or a new one.
-
-        A generator is best: if memory runs out, the parameters that it has come to are updated and the others are not.
-
-        Parameters
-        ----------
-        data : of the parameters, at least one; all of one library, dtype and device. Rules may change the list.
-        grads : of the same shapes and dtype. Rules may change the list.
-        states : of each parameter, to keep in it what the next step needs; all have the same names, and the same `step`
-            if any.
-        group : the options.
-        """
-        raise NotImplementedError(f"{self._name} gives no _update(data, grads, states, group)")
+        self.param_groups.append({"params": added, **self.check_options({**self.defaults, **options})})
 
     def step(self) -> None:
         """Update every parameter that has a gradient.
@@ -124,55 +154,65 @@ class Optimizer:
         Raises
         ------
         ShapeError, DtypeError
-            If a gradient has another shape or dtype than its parameter; nothing is updated then.
+            If a gradient has another shape or dtype than its parameter; no parameter is updated then. If `update`
+            returns an array of another shape or dtype.
         """
-        for group, alike, data, grads, states in self._calls():
-            dtype = data[0].dtype
+        for group, alike in self._calls():
+            data, grads = [p.data for p in alike], [p.grad for p in alike]
+            states, dtype, count = [self.state[p] for p in alike], data[0].dtype, 0
             for state in states:
                 for name, entry in state.items():
-                    if getattr(entry, "dtype", dtype) != dtype:  # the model was given another dtype
+                    if getattr(entry, "dtype", dtype) != dtype:  # the model was moved to another dtype
                         state[name] = namespace_of(entry).astype(entry, dtype)
-            for parameter, new in zip(alike, self._update(data, grads, states, group), strict=True):
-                parameter.data = new
+            for new in self.update(data, grads, states, group):
+                if count == len(alike):
+                    raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got more")
+                parameter, old = alike[count], data[count]
+                if new is not old:
+                    if new.shape != old.shape or new.dtype != dtype:
+                        kind = ShapeError if new.dtype == dtype else DtypeError
+                        got = f"{new.dtype} of shape {tuple(new.shape)}"
+                        raise kind(f"{self._name}: update must return {dtype} for {parameter!r}, got {got}")
+                    parameter.data = data[count] = new
+                    del old  # a new array may need its memory
                 parameter.updates += 1
+                count += 1
+            if count < len(alike):
+                raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got {count}")
 
-    def _calls(self) -> list[_Call]:
-        """Check every gradient and return what to call `_update` with."""
-        calls: list[_Call] = []
+    def _calls(self) -> list[tuple[dict[str, Any], list[Parameter]]]:
+        """Check every gradient and return the groups, each with parameters that one call of `update` can take."""
+        calls: list[tuple[dict[str, Any], list[Parameter]]] = []
         for group in self.param_groups:
-            kinds: list[Any] = []  # of this group's calls, the last of all; no dict: CuPy's devices cannot be hashed
-            last: Any = None
+            kinds: list[Any] = []  # a list, as CuPy's devices cannot be hashed
+            sets: list[list[Parameter]] = []
+            last: Any = None  # most parameters are of the kind of the one before
+            alike: list[Parameter] = []
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
                 if grad is None:
                     continue
-                dtype = data.dtype
                 if grad.shape != data.shape:
                     raise ShapeError(f"{self._name}: the gradient of {parameter!r} has shape {tuple(grad.shape)}")
-                if grad.dtype != dtype:
-                    raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {dtype}")
+                if grad.dtype != data.dtype:
+                    raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {data.dtype}")
                 state = self.state.setdefault(parameter, {})
                 # JAX's tracers have no device.
-                kind = (type(data), dtype, getattr(data, "device", None), state.get("step"), *state)
+                kind = (type(data), data.dtype, getattr(data, "device", None), state.get("step"), *state)
                 if kind != last:
                     last = kind
-                    if kind in kinds:
-                        call = calls[kinds.index(kind) - len(kinds)]
-                    else:
+                    if kind not in kinds:
                         kinds.append(kind)
-                        calls.append(call := (group, [], [], [], []))
-                    _, alike, arrays, grads, states = call
+                        sets.append([])
+                    alike = sets[kinds.index(kind)]
                 alike.append(parameter)
-                arrays.append(data)
-                grads.append(grad)
-                states.append(state)
+            calls += [(group, one) for one in sets]
         return calls
 
     def zero_grad(self) -> None:
-        """Forget the gradient of every parameter."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        """Set the gradient of every parameter to None."""
+        for parameter in self._parameters():
+            parameter.grad = None
 
     def _parameters(self) -> list[Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -184,32 +224,36 @@ class Optimizer:
         -------
         `{"state": {index: {name: host array or number}}, "param_groups": [{option: value, "params": [index, ...]}]}`,
         where parameters are numbered through all groups.
+
+        Raises
+        ------
+        UsageError
+            If the rule keeps something that `state_shape` does not describe, so that it could not be loaded.
         """
+        state = {}
+        for index, parameter in enumerate(self._parameters()):
+            if entry := self.state.get(parameter):
+                state[index] = {name: to_numpy(value) if is_array(value) else value for name, value in entry.items()}
+                if wrong := self._wrong_entry(index, parameter, state[index]):
+                    raise UsageError(f"{wrong}; state_shape says what the rule keeps")
         numbered = {parameter: index for index, parameter in enumerate(self._parameters())}
-        state = {
-            numbered[parameter]: {
-                name: value if isinstance(value, int) else to_numpy(value) for name, value in entry.items()
-            }
-            for parameter, entry in self.state.items()
-            if entry
-        }
         groups = [{**group, "params": [numbered[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": dict(sorted(state.items())), "param_groups": groups}
+        return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over options and state; arrays go to the library, device and dtype of their parameter.
+        """Load options and state; arrays go to the library, device and dtype of their parameter.
 
-        Nothing is changed where an error is raised.
+        If an error is raised, nothing has changed.
 
         Parameters
         ----------
-        state : what `state_dict` of the same rule gave, for parameters of the same shapes in the same groups. It may
-            have been through JSON, which makes strings of indices and lists of tuples.
+        state : what `state_dict` of the same rule returned, for parameters of the same shapes in the same groups. JSON
+            keeps it well enough: indices may be strings, and tuples and arrays may be lists.
 
         Raises
         ------
         CheckpointError
-            If groups, options or shapes are others than here.
+            If groups, options, shapes or numbers are not those of this optimizer.
         """
         groups, parameters = self._loaded_groups(state.get("param_groups", ())), self._parameters()
         entries: dict[Parameter, dict[str, Any]] = {}
@@ -218,27 +262,33 @@ class Optimizer:
             if not 0 <= index < len(parameters):
                 raise CheckpointError(f"{self._name}: the state is of parameter {index}, here are {len(parameters)}")
             parameter = parameters[index]
-            for name, value in saved.items():
-                if name == "step":
-                    if not isinstance(value, int) or not 0 <= value < 2**53:
-                        raise CheckpointError(f"{self._name}: step of parameter {index} is {value!r}")
-                elif isinstance(value, int) or np.shape(value) != tuple(parameter.data.shape):
-                    came = f"{name} of parameter {index} has shape {np.shape(value)}"
-                    raise CheckpointError(f"{self._name}: {came}, its {parameter!r}")
+            if wrong := self._wrong_entry(index, parameter, saved):
+                raise CheckpointError(wrong)
+            shape = tuple(parameter.data.shape)
             entries[parameter] = {
-                name: value if isinstance(value, int) else like(np.asarray(value), parameter.data)
+                name: value if self.state_shape(name, shape) is None else like(np.asarray(value), parameter.data)
                 for name, value in saved.items()
             }
         self.state = entries
         for group, options in zip(self.param_groups, groups, strict=True):
             group.update(options)
 
+    def _wrong_entry(self, index: int, parameter: Parameter, entry: Mapping[str, Any]) -> str:
+        """Return a sentence about the first thing in the state of a parameter that does not belong there, or ""."""
+        for name, value in entry.items():
+            shape = self.state_shape(name, tuple(parameter.data.shape))
+            what = f"{self._name}: {name} of parameter {index}"
+            if shape is None:
+                if not isinstance(value, int | float) or (name == "step" and not (type(value) is int and value >= 0)):
+                    return f"{what} is {value!r}, expected a number"
+            elif np.asarray(value).dtype.kind in "OSU" or np.shape(value) != shape:
+                return f"{what} has shape {np.shape(value)}, expected {shape}"
+        return ""
+
     def _loaded_groups(self, saved: Any) -> list[dict[str, Any]]:
         """Check the groups of a state against those here and return their options."""
-        have, came = (
-            [len(group["params"]) for group in self.param_groups],
-            [len(group.get("params", ())) for group in saved],
-        )
+        have = [len(group["params"]) for group in self.param_groups]
+        came = [len(group.get("params", ())) for group in saved]
         if have != came:
             raise CheckpointError(f"{self._name}: the state has groups of {came} parameters, here are groups of {have}")
         groups = [{name: value for name, value in group.items() if name != "params"} for group in saved]
@@ -248,4 +298,19 @@ class Optimizer:
                     f"{self._name}: the state has the options {', '.join(group)}, not {', '.join(self.defaults)}; "
                     "is it of another optimizer?"
                 )
-        return [self._options(group) for group in groups]
+        return [self.check_options(group) for group in groups]
+
+
+def parameters(caller: str, values: Any) -> list[Parameter]:
+    """Return one Parameter or an iterable of them as a list, which must not be empty."""
+    if isinstance(values, Parameter):
+        return [values]
+    if not isinstance(values, Iterable) or isinstance(values, dict | str):
+        raise UsageError(f"{caller}: expected parameters, got {type(values).__name__}; pass model.parameters()")
+    found = list(values)
+    for value in found:
+        if not isinstance(value, Parameter):
+            raise UsageError(f"{caller}: expected parameters, one is a {type(value).__name__}; pass model.parameters()")
+    if not found:
+        raise UsageError(f"{caller}: there are no parameters; is a generator used up, or has the model none?")
+    return found

@@ -1,13 +1,14 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
-To add one: a class that hands its options to `Optimizer.__init__` and gives `_update`, a line in `named.OPTIMIZERS`.
-The arithmetic of each is a body. It takes lists with an array of each parameter, all of one library, dtype and device,
-or None where no parameter has such an array, and gives the new arrays of one parameter after the other. A kernel may
-write to those that it is given instead, and update many parameters at once.
+The arithmetic of each rule is a body, for which a library may have a kernel. A body takes lists with one array per
+parameter, all of one library, dtype and device, or None where there is nothing kept yet or nothing to keep. It yields
+the new arrays of one parameter after the other. A kernel may write into the arrays it is given, and update many
+parameters at once.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 from types import ModuleType
 from typing import Any
 
@@ -17,15 +18,9 @@ from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Optimizer
 from xcnn.parameter import Parameter
 
-__all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
+__all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "RMSprop"]
 
 Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
-
-
-def _each(*lists: list[Array] | None) -> Iterator[list[Any]]:
-    """Give the arrays of one parameter after the other, and let go of them: new ones may need their memory."""
-    for _ in range(len(lists[0] or ())):
-        yield [None if arrays is None else arrays.pop(0) for arrays in lists]
 
 
 def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Array]:
@@ -33,6 +28,26 @@ def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Ar
     if name in states[0]:
         return [state[name] for state in states]
     return [zeros(namespace_of(w), w.shape, w) for w in data]
+
+
+def _stored(
+    updated: Iterable[tuple[Array, ...]], states: list[dict[str, Any]], **lists: list[Array] | None
+) -> Iterator[Array]:
+    """Yield the new data of each parameter, and store the arrays that come with it in its state.
+
+    `lists` are what the body was given, by the names to store under. An old array leaves its list when the new one
+    comes, so that its memory is free for the next.
+    """
+    kept = [(place, name, arrays) for place, (name, arrays) in enumerate(lists.items(), 1)]
+    for index, new in enumerate(updated):
+        state = states[index]
+        for place, name, arrays in kept:
+            array = new[place]
+            if array is not None:
+                state[name] = array
+                if arrays is not None:
+                    arrays[index] = array
+        yield new[0]
 
 
 @body
@@ -47,8 +62,8 @@ def _sgd(
     weight_decay: float,
     nesterov: bool,
 ) -> Iterable[tuple[Array, Array | None]]:
-    """Give the new data and velocity (None without momentum); there is none at first."""
-    for w, grad, velocity in _each(data, grads, velocities):
+    """Yield the new data and velocity (None without momentum); `velocities` is None at the first step."""
+    for w, grad, velocity in zip(data, grads, velocities or repeat(None), strict=False):
         if weight_decay:
             grad = grad + weight_decay * w
         if momentum:
@@ -67,15 +82,15 @@ class SGD(Optimizer):
     ----------
     params : iterable of Parameter or of group dicts, see `Optimizer`.
     lr : learning rate.
-    momentum : share of the last step's direction that is kept.
-    dampening : share of the gradient that momentum leaves out.
+    momentum : share of the previous step's direction that is kept.
+    dampening : share of the gradient that is left out of the momentum.
     weight_decay : L2 penalty.
-    nesterov : look ahead along the momentum; needs momentum and no dampening.
+    nesterov : whether to use Nesterov momentum; needs momentum above 0 and no dampening.
 
     References
     ----------
-    Sutskever et al. 2013, On the importance of initialization and momentum in deep learning (with PyTorch's convention,
-    in which lr multiplies the momentum too).
+    Sutskever et al. 2013, On the importance of initialization and momentum in deep learning. As in PyTorch, lr also
+    multiplies the momentum.
     """
 
     def __init__(
@@ -91,31 +106,29 @@ class SGD(Optimizer):
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
 
-    def _options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        checked = super()._options(options)
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super().check_options(options)
         if checked["nesterov"] and (checked["momentum"] == 0 or checked["dampening"] != 0):
             raise UsageError("SGD: nesterov needs a momentum above 0 and no dampening")
         return checked
 
-    def _update(
+    def update(
         self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> Iterable[Array]:
         begun = group["momentum"] and "momentum_buffer" in states[0]
+        velocities = _kept("momentum_buffer", states, data) if begun else None
         updated = _sgd(
             namespace_of(data[0]),
             data,
             grads,
-            [state["momentum_buffer"] for state in states] if begun else None,
+            velocities,
             float(group["lr"]),  # a NumPy float64 here would widen float32 parameters
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
             group["nesterov"],
         )
-        for state, (w, velocity) in zip(states, updated, strict=True):
-            if velocity is not None:
-                state["momentum_buffer"] = velocity
-            yield w
+        return _stored(updated, states, momentum_buffer=velocities)
 
 
 @body
@@ -132,9 +145,9 @@ def _adam(
     weight_decay: float,
     decoupled: bool,
 ) -> Iterable[tuple[Array, Array, Array]]:
-    """Give the new data, mean and mean square; `step` is 1 at first."""
+    """Yield the new data, mean and mean square; `step` is 1 at first."""
     beta1, beta2 = betas
-    for w, grad, mean, square in _each(data, grads, means, squares):
+    for w, grad, mean, square in zip(data, grads, means, squares, strict=True):
         if weight_decay and decoupled:
             w = (1 - lr * weight_decay) * w
         elif weight_decay:
@@ -146,7 +159,7 @@ def _adam(
 
 
 class Adam(Optimizer):
-    """Adaptive moments: steps of about `lr`, whatever the size of the gradients.
+    """Adam, adaptive moments: steps of about `lr`, whatever the size of the gradients.
 
     With g the gradient plus `weight_decay * data`, m and v the running means of g and g^2 and t the step:
     `data -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)`.
@@ -155,7 +168,7 @@ class Adam(Optimizer):
     ----------
     params : iterable of Parameter or of group dicts, see `Optimizer`.
     lr : learning rate.
-    betas : shares of m and of v that are kept each step.
+    betas : shares of m and v that are kept each step, in [0, 1).
     eps : added to the denominator.
     weight_decay : L2 penalty.
 
@@ -176,16 +189,17 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(
+    def update(
         self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> Iterable[Array]:
         step = states[0].get("step", 0) + 1
+        means, squares = (_kept(name, states, data) for name in ("exp_avg", "exp_avg_sq"))
         updated = _adam(
             namespace_of(data[0]),
             data,
             grads,
-            _kept("exp_avg", states, data),
-            _kept("exp_avg_sq", states, data),
+            means,
+            squares,
             step,
             float(group["lr"]),
             group["betas"],
@@ -193,18 +207,18 @@ class Adam(Optimizer):
             group["weight_decay"],
             self._decoupled,
         )
-        for state, (w, mean, square) in zip(states, updated, strict=True):
-            state["exp_avg"], state["exp_avg_sq"], state["step"] = mean, square, step
+        for state, w in zip(states, _stored(updated, states, exp_avg=means, exp_avg_sq=squares), strict=True):
+            state["step"] = step
             yield w
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: `data *= 1 - lr * weight_decay` before a step on the bare gradient.
+    """Adam with decoupled weight decay: `data *= 1 - lr * weight_decay` before a step on the plain gradient.
 
     Parameters
     ----------
     params, lr, betas, eps : as in `Adam`.
-    weight_decay : shrinks the parameters directly, unscaled by the running means.
+    weight_decay : share of the parameters that each step removes, times lr; the running means do not scale it.
 
     References
     ----------
@@ -238,8 +252,9 @@ def _rmsprop(
     weight_decay: float,
     momentum: float,
 ) -> Iterable[tuple[Array, Array, Array | None, Array | None]]:
-    """Give the new data, mean square, mean (None unless centered) and velocity (None without momentum)."""
-    for w, grad, square, mean, velocity in _each(data, grads, squares, means, velocities):
+    """Yield the new data, mean square, mean (None unless centered) and velocity (None without momentum)."""
+    kept = squares, means or repeat(None), velocities or repeat(None)
+    for w, grad, square, mean, velocity in zip(data, grads, *kept, strict=False):
         if weight_decay:
             grad = grad + weight_decay * w
         square = spread = alpha * square + (1 - alpha) * (grad * grad)
@@ -253,9 +268,9 @@ def _rmsprop(
 
 
 class RMSprop(Optimizer):
-    """Gradient divided by its running root mean square.
+    """RMSprop: steps along the gradient divided by its running root mean square.
 
-    With g the gradient plus `weight_decay * data` and v the running mean of g^2 (if centered, less the square of the
+    With g the gradient plus `weight_decay * data` and v the running mean of g^2 (if centered, minus the square of the
     running mean of g): `u = g / (sqrt(v) + eps)`, `b = momentum * b + u`, `data -= lr * b`.
 
     Parameters
@@ -265,8 +280,8 @@ class RMSprop(Optimizer):
     alpha : share of the running means that is kept each step.
     eps : added to the denominator.
     weight_decay : L2 penalty.
-    momentum : share of the last step's direction that is kept.
-    centered : divide by the standard deviation of the gradient in place of its root mean square.
+    momentum : share of the previous step's direction that is kept.
+    centered : whether to divide by the standard deviation of the gradient instead of its root mean square.
 
     References
     ----------
@@ -287,23 +302,27 @@ class RMSprop(Optimizer):
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
 
-    def _update(
+    def update(
         self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> Iterable[Array]:
+        squares = _kept("square_avg", states, data)
+        means = _kept("grad_avg", states, data) if group["centered"] else None
+        velocities = _kept("momentum_buffer", states, data) if group["momentum"] else None
         updated = _rmsprop(
             namespace_of(data[0]),
             data,
             grads,
-            _kept("square_avg", states, data),
-            _kept("grad_avg", states, data) if group["centered"] else None,
-            _kept("momentum_buffer", states, data) if group["momentum"] else None,
+            squares,
+            means,
+            velocities,
             float(group["lr"]),
             group["alpha"],
             group["eps"],
             group["weight_decay"],
             group["momentum"],
         )
-        for state, (w, square, mean, velocity) in zip(states, updated, strict=True):
-            arrays = {"square_avg": square, "grad_avg": mean, "momentum_buffer": velocity}
-            state.update({name: array for name, array in arrays.items() if array is not None})
-            yield w
+        return _stored(updated, states, square_avg=squares, grad_avg=means, momentum_buffer=velocities)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
+"""Every update rule by the name that the command line gives it."""

@@ -1,20 +1,22 @@
 """Learning rates that change during training, with PyTorch's names, defaults, argument order and meaning.
 
-All but `ReduceLROnPlateau` are pure functions of the step count: `_at(step, group)` gives the options that a group has
-then, from its `initial_lr` (its `lr` when the first schedule was made). So the only state is the count, and to add a
-schedule is to write `_at`.
+All but `ReduceLROnPlateau` are functions of the step alone: `at(step, group)` returns the options of a group, computed
+from its `initial_lr` (its `lr` when the first schedule was made). So the only state is the number of steps.
+`docs/extending.md` has an example of a schedule of your own.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xcnn._check import choice, flag, integer, number
-from xcnn.errors import CheckpointError, UsageError
+from xcnn._plugins import find
+from xcnn.errors import CheckpointError, UsageError, explained
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [
+    "SCHEDULES",
     "CosineAnnealingLR",
     "LinearLR",
     "OneCycleLR",
@@ -22,6 +24,7 @@ __all__ = [
     "Schedule",
     "SequentialLR",
     "StepLR",
+    "make_schedule",
 ]
 
 
@@ -34,38 +37,47 @@ _SIGN = {"min": 1.0, "max": -1.0}
 
 
 class Schedule:
-    """Base of the schedules: making one sets the learning rates of step 0, `step()` those of the next.
+    """Base of the schedules. Making one sets the learning rates of step 0; each `step()` sets those of the next.
+
+    A subclass defines `at`. One that depends on more than the number of steps overrides `step`, and names the
+    attributes that it must remember in `saved`.
 
     Parameters
     ----------
-    optimizer : whose groups to change.
+    optimizer : the optimizer whose groups to change.
 
     Attributes
     ----------
-    unit : `"step"` where `step()` follows every optimizer step, `"epoch"` where it ends an epoch and takes the
-        validation loss. This is what a Trainer goes by.
-    last_epoch : how often `step()` was called; PyTorch's name.
+    unit : `"step"` if `step()` follows every optimizer step, `"epoch"` if it ends an epoch and takes the validation
+        loss. A Trainer calls it accordingly.
+    saved : names of the attributes that make up the state: integers of at least 0, or floats.
+    last_epoch : number of calls of `step()`; PyTorch's name.
     """
 
     unit: Literal["step", "epoch"] = "step"
-    _saved: tuple[str, ...] = ("last_epoch",)
+    saved: ClassVar[tuple[str, ...]] = ("last_epoch",)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = _checked(type(self).__name__, optimizer)
         self.last_epoch = 0
         self._apply()
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a group that this schedule decides, at a step."""
-        raise NotImplementedError(f"{type(self).__name__} gives no _at(step, group)")
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a group that this schedule sets, such as `{"lr": 0.1}`, at a step counted from 0."""
+        raise NotImplementedError(f"{type(self).__name__} must define at(step, group)")
 
     def _apply(self) -> None:
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-            group.update(self._at(self.last_epoch, group))
+            group.update(self.at(self.last_epoch, group))
 
     def step(self, metrics: float | None = None) -> None:
-        """Move on by one; call it after `optimizer.step()`. Only schedules of the unit `"epoch"` look at `metrics`."""
+        """Go to the next step; call it after `optimizer.step()`. Only schedules of the unit `"epoch"` use `metrics`."""
         self.last_epoch += 1
         self._apply()
 
@@ -75,25 +87,25 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain numbers."""
-        return {name: getattr(self, name) for name in self._saved}
+        return {name: getattr(self, name) for name in self.saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to the state that `state_dict` of the same schedule gave; load the optimizer's own before it.
+        """Load what `state_dict` of the same schedule returned. Load the state of the optimizer first.
 
         Raises
         ------
         CheckpointError
             If the state is of another kind of schedule.
         """
-        if set(state) != set(self._saved):
-            names = f"{', '.join(self._saved)}, got {', '.join(state) or 'nothing'}"
+        if set(state) != set(self.saved):
+            names = f"{', '.join(self.saved)}, got {', '.join(state) or 'nothing'}"
             raise CheckpointError(f"{type(self).__name__}: the state must have {names}; is it of another schedule?")
-        for name in self._saved:
-            value = state[name]
-            counts = name != "best"  # which is a metric, infinite at first
-            if not isinstance(value, int if counts else float) or (counts and not 0 <= value < 2**53):
+        for name in self.saved:
+            value, kind = state[name], type(getattr(self, name))
+            if type(value) is not kind or (kind is int and not 0 <= value < 2**53):
                 raise CheckpointError(f"{type(self).__name__}: {name} in the state is {value!r}")
-            setattr(self, name, value)
+        for name in self.saved:
+            setattr(self, name, state[name])
         self._apply()
 
 
@@ -102,9 +114,9 @@ class StepLR(Schedule):
 
     Parameters
     ----------
-    optimizer : whose groups to change.
-    step_size : steps from one change to the next.
-    gamma : what to multiply by.
+    optimizer : the optimizer whose groups to change.
+    step_size : number of steps from one change to the next.
+    gamma : factor of each change.
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
@@ -112,18 +124,18 @@ class StepLR(Schedule):
         self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         return {"lr": group["initial_lr"] * self.gamma ** (step // self.step_size)}
 
 
 class CosineAnnealingLR(Schedule):
-    """Fall along half a cosine from the initial learning rate to `eta_min` in `T_max` steps, then back, and so on.
+    """Lower the learning rate along half a cosine to `eta_min` in `T_max` steps; beyond them it rises again.
 
     Parameters
     ----------
-    optimizer : whose groups to change.
-    T_max : steps from the top to the bottom.
-    eta_min : learning rate at the bottom.
+    optimizer : the optimizer whose groups to change.
+    T_max : number of steps from the highest learning rate to the lowest.
+    eta_min : the lowest learning rate.
 
     References
     ----------
@@ -135,19 +147,19 @@ class CosineAnnealingLR(Schedule):
         self.eta_min = number("CosineAnnealingLR", "eta_min", eta_min, "[0, inf)")
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         height = (1 + math.cos(math.pi * step / self.T_max)) / 2
         return {"lr": self.eta_min + (group["initial_lr"] - self.eta_min) * height}
 
 
 class LinearLR(Schedule):
-    """Warm up: from `start_factor` straight to `end_factor` of the initial learning rate in `total_iters` steps.
+    """Change the learning rate linearly from `start_factor` to `end_factor` times its initial value; a warm-up.
 
     Parameters
     ----------
-    optimizer : whose groups to change.
-    start_factor, end_factor : shares of the initial learning rate.
-    total_iters : steps from one to the other; after them it stays.
+    optimizer : the optimizer whose groups to change.
+    start_factor, end_factor : factors of the initial learning rate.
+    total_iters : number of steps from one to the other; after them the learning rate stays.
     """
 
     def __init__(
@@ -158,19 +170,19 @@ class LinearLR(Schedule):
         self.total_iters = integer("LinearLR", "total_iters", total_iters, 1)
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         done = min(step, self.total_iters) / self.total_iters
         return {"lr": group["initial_lr"] * (self.start_factor + (self.end_factor - self.start_factor) * done)}
 
 
 class SequentialLR(Schedule):
-    """One schedule after another, each counting from its own 0.
+    """Run one schedule after another; each counts its steps from 0.
 
     Parameters
     ----------
-    optimizer : whose groups to change; that of all the schedules.
-    schedulers : schedules of the unit `"step"`; they are only asked for their values, so step this one alone.
-    milestones : the steps at which the second, third, ... takes over.
+    optimizer : the optimizer whose groups to change; all schedules must have this one.
+    schedulers : schedules of the unit `"step"`. Do not step them yourself.
+    milestones : the steps at which the second, third, ... begins.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
@@ -182,40 +194,40 @@ class SequentialLR(Schedule):
                 f"{len(self.schedulers)}"
             )
         if self.milestones != sorted(set(self.milestones)):
-            raise UsageError(f"SequentialLR: milestones must rise, got {self.milestones}")
+            raise UsageError(f"SequentialLR: milestones must increase, got {self.milestones}")
         for schedule in self.schedulers:
             if not isinstance(schedule, Schedule) or schedule.unit != "step":
-                raise UsageError(f"SequentialLR: {type(schedule).__name__} is no function of the step; leave it out")
+                raise UsageError(f"SequentialLR: {type(schedule).__name__} does not count steps; leave it out")
             if schedule.optimizer is not optimizer:
                 raise UsageError(f"SequentialLR: the {type(schedule).__name__} is of another optimizer")
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         index = bisect_right(self.milestones, step)
-        return self.schedulers[index]._at(step - self.milestones[index - 1] if index else step, group)
+        return self.schedulers[index].at(step - self.milestones[index - 1] if index else step, group)
 
 
 class OneCycleLR(Schedule):
-    """Rise to `max_lr`, then fall far below the start, within `total_steps` steps; the momentum goes the other way.
+    """Raise the learning rate to `max_lr`, then lower it far below the start; the momentum changes the other way.
 
     Parameters
     ----------
-    optimizer : whose groups to change; their own `lr` is replaced by `max_lr / div_factor`.
-    max_lr : peak; one number, or one per group.
-    total_steps : length of the cycle; or give `epochs` and `steps_per_epoch`.
-    epochs, steps_per_epoch : their product is the length where `total_steps` is None.
-    pct_start : share of the cycle that rises.
+    optimizer : the optimizer whose groups to change; `max_lr / div_factor` replaces their `lr`.
+    max_lr : the highest learning rate; one number, or one per group.
+    total_steps : number of steps of the cycle; or give `epochs` and `steps_per_epoch`.
+    epochs, steps_per_epoch : their product is the number of steps if `total_steps` is None.
+    pct_start : share of the cycle in which the learning rate rises.
     anneal_strategy : `"cos"` or `"linear"`.
     cycle_momentum : whether to change `momentum`, or the first of `betas`, too.
-    base_momentum, max_momentum : momentum at the peak, and at both ends.
-    div_factor : peak over start.
-    final_div_factor : start over end.
-    three_phase : come down as slowly as up, and only then fall to the end.
+    base_momentum, max_momentum : momentum at the highest learning rate, and at both ends.
+    div_factor : highest learning rate divided by the first.
+    final_div_factor : first learning rate divided by the last.
+    three_phase : whether to lower the learning rate as slowly as it rose, and only then to the last one.
 
     Raises
     ------
     UsageError
-        For senseless arguments; from `step()` beyond the cycle.
+        If an argument is out of range; from `step()` after the end of the cycle.
 
     References
     ----------
@@ -264,9 +276,9 @@ class OneCycleLR(Schedule):
             group["initial_lr"] = peak / rise
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         if step > self.total_steps:
-            raise UsageError(f"OneCycleLR: step {step} is beyond total_steps {self.total_steps}; make the cycle longer")
+            raise UsageError(f"OneCycleLR: step {step} is after the end; make total_steps, {self.total_steps}, larger")
         end = next((i for i, corner in enumerate(self._corners) if i and step < corner[0]), len(self._corners) - 1)
         (start, factor, momentum), (stop, next_factor, next_momentum) = self._corners[end - 1 : end + 1]
         done = min(1.0, (step - start) / (stop - start)) if stop > start else 1.0
@@ -282,19 +294,19 @@ class ReduceLROnPlateau(Schedule):
 
     Parameters
     ----------
-    optimizer : whose groups to change.
-    mode : `"min"` or `"max"`, what improving means.
-    factor : what to multiply by.
-    patience : epochs without improvement to sit through.
-    threshold : the least change that counts as improvement.
-    threshold_mode : `"rel"`, a share of the best metric, or `"abs"`.
-    cooldown : epochs after a reduction in which nothing is counted.
-    min_lr : least learning rate; one number, or one per group.
-    eps : a change smaller than this is not made.
+    optimizer : the optimizer whose groups to change.
+    mode : `"min"` if a lower metric is better, `"max"` if a higher one is.
+    factor : factor of each reduction.
+    patience : number of epochs without improvement before a reduction.
+    threshold : the smallest change that counts as an improvement.
+    threshold_mode : `"rel"`, the threshold is a share of the best metric, or `"abs"`.
+    cooldown : number of epochs after a reduction that are not counted.
+    min_lr : the lowest learning rate; one number, or one per group.
+    eps : smaller changes are not made.
     """
 
     unit = "epoch"
-    _saved = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
+    saved = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
 
     def __init__(
         self,
@@ -322,8 +334,8 @@ class ReduceLROnPlateau(Schedule):
         self.num_bad_epochs = self.cooldown_counter = 0
         super().__init__(optimizer)
 
-    def _at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        return {}  # the learning rate depends on what came before, so the optimizer's state holds it
+    def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {}  # it depends on the metrics so far, so `step` changes it and the optimizer's state holds it
 
     def step(self, metrics: float | None = None) -> None:
         """End an epoch.
@@ -370,3 +382,92 @@ def _per_group(caller: str, name: str, value: float | Sequence[float], optimizer
     if len(values) != count:
         raise UsageError(f"{caller}: {name} must be one number or one per group, got {len(values)} for {count} groups")
     return [number(caller, name, one, "[0, inf)") for one in values]
+
+
+def make_schedule(
+    name: str, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int = 0
+) -> Schedule | None:
+    """Make a schedule for a whole training run, whose highest learning rate is the `lr` of the optimizer.
+
+    To resume a run, make the schedule from a new optimizer, then load the state of both.
+
+    Step it after every optimizer step if its `unit` is `"step"`, and with the validation loss after every epoch if it
+    is `"epoch"` (`plateau` alone).
+
+    Parameters
+    ----------
+    name : a key of `SCHEDULES`: `constant`; `step`, times 0.1 after each third of the epochs; `cosine`, down to 0;
+        `one-cycle`, which does not change momentum and betas (`OneCycleLR` itself can); `plateau`, times 0.1 if the
+        validation loss has not improved for 10 epochs. Or `package.module:function`, a function like those of
+        `SCHEDULES`.
+    optimizer : the optimizer whose learning rates to change.
+    total_steps : number of optimizer steps of the run.
+    steps_per_epoch : number of optimizer steps of one epoch.
+    warmup : number of steps in which the learning rate first rises from near 0; the schedule covers the steps after
+        them. In `one-cycle` it is the rise of the cycle itself (0 for three tenths of the run).
+
+    Returns
+    -------
+    The schedule, or None if the learning rate does not change.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, the warm-up is longer than the run, or `plateau` gets a warm-up.
+    """
+    make: Callable[..., Schedule | None] = find("schedule", name, SCHEDULES)
+    total_steps = integer("make_schedule", "total_steps", total_steps, 1)
+    steps_per_epoch = integer("make_schedule", "steps_per_epoch", steps_per_epoch, 1)
+    warmup = integer("make_schedule", "warmup", warmup, 0)
+    if warmup >= total_steps:
+        raise UsageError(f"make_schedule: warmup must be less than total_steps={total_steps}, got {warmup}")
+    return make(optimizer, total_steps, steps_per_epoch, warmup)
+
+
+def _constant(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule | None:
+    return _rise(optimizer, warmup) if warmup else None
+
+
+def _step(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
+    third = math.ceil((total_steps - warmup) / steps_per_epoch / 3) * steps_per_epoch
+    return _after(warmup, StepLR(optimizer, third))
+
+
+def _cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
+    return _after(warmup, CosineAnnealingLR(optimizer, total_steps - warmup))
+
+
+def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
+    return OneCycleLR(
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        total_steps,
+        pct_start=(warmup + 1) / total_steps if warmup else 0.3,
+        cycle_momentum=False,  # a momentum that was chosen stays
+    )
+
+
+def _plateau(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
+    if warmup:
+        raise UsageError("make_schedule: plateau counts epochs and takes no warmup; choose another schedule")
+    return ReduceLROnPlateau(optimizer)
+
+
+def _rise(optimizer: Optimizer, steps: int) -> Schedule:
+    return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+
+
+def _after(warmup: int, schedule: Schedule) -> Schedule:
+    if not warmup:
+        return schedule
+    return SequentialLR(schedule.optimizer, [_rise(schedule.optimizer, warmup), schedule], [warmup])
+
+
+SCHEDULES: dict[str, Callable[[Optimizer, int, int, int], Schedule | None]] = {
+    "constant": _constant,
+    "step": _step,
+    "cosine": _cosine,
+    "one-cycle": _one_cycle,
+    "plateau": _plateau,
+}
+"""Every schedule by name: functions `(optimizer, total_steps, steps_per_epoch, warmup)`; see `make_schedule`."""

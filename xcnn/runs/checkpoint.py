@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import models
+from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.errors import CheckpointError, DivergedError, UsageError
 from xcnn.nn import Module
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
@@ -70,14 +71,22 @@ class Checkpoint:
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     training: dict[str, Any] | None = field(default=None, repr=False)
 
-    def build(self) -> Module:
+    def build(self, model: str | None = None) -> Module:
         """Build the model and load its weights.
+
+        Parameters
+        ----------
+        model : the name of the model again; needed if it is `package.module:function`, which no file may bring.
 
         Raises
         ------
         CheckpointError
             If the weights do not fit the model.
+        UsageError
+            If the model is code outside the table and `model` is not its name.
         """
+        if model != self.model:
+            refuse_foreign("the checkpoint", model=self.model)
         # Nothing is allocated for what the file only claims: the shapes of its arrays are compared first.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
         module.load_state_dict(self.state)
@@ -270,6 +279,6 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
         checkpoint = Checkpoint(shape=(c, h, w), classes=classes, state=own, training=training, **raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is no xcnn checkpoint: {error}") from None
-    if checkpoint.model and checkpoint.model not in models.MODELS:
+    if checkpoint.model and checkpoint.model not in models.MODELS and not is_foreign(checkpoint.model):
         raise CheckpointError(f"{path} is a checkpoint of a model {checkpoint.model!r}, which this xcnn does not have")
     return checkpoint

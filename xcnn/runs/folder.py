@@ -38,7 +38,8 @@ def make_run_folder(folder: Path | None, config: Config) -> Path:
     """Make the folder of a new run if it is missing; None makes a new `runs/DATASET-MODEL-TIME`."""
     try:
         if folder is None:
-            return _new_folder(f"{config.dataset}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}")
+            names = f"{config.dataset}-{config.model}".replace(":", ".")  # no file name on Windows has a colon
+            return _new_folder(f"{names}-{datetime.now():%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from None

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, load, read_image, to_float
 from xcnn.devices import Device, device
-from xcnn.errors import CheckpointError, UsageError, unknown
+from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
@@ -47,11 +48,18 @@ class Restored:
     dataset : name of the data set of the test images.
     """
 
-    def __init__(self, checkpoint: Checkpoint, where: Device, dataset: str, load_test: Callable[..., Dataset]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        where: Device,
+        dataset: str,
+        load_test: Callable[..., Dataset],
+        model: str | None = None,
+    ) -> None:
         self.checkpoint, self.device = checkpoint, where
         self.dataset, self._load_test = dataset, load_test
         self.loss = LOSSES["cross_entropy"]
-        self.model = checkpoint.build().to(where)
+        self.model = checkpoint.build(model).to(where)
 
     def test_set(self) -> Dataset:
         """Load the test images, which must be of the shape and the classes that the model knows."""
@@ -128,11 +136,13 @@ def restore(
     XcnnError
         If the file is no checkpoint or does not fit, a name is unknown, or the device cannot be used.
     """
-    if dataset is not None and dataset not in DATASETS:
-        raise unknown("data set", dataset, DATASETS)
+    if dataset is not None:
+        find("data set", dataset, DATASETS)
     opened = device(where)
 
     def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
+        if dataset is None:
+            refuse_foreign(path, dataset=chosen)
         options = {"size": size} if chosen == "folder" and size is not None else {}
         return load(chosen, folder, progress=progress, **options)[1]
 
@@ -149,6 +159,6 @@ def restore(
     recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
     folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
     try:
-        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder))
+        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder), model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -4,8 +4,9 @@ The folder: `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (b
 with what a run that ended early goes on from. Pictures are added by the caller.
 """
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
+from xcnn._plugins import find
 from xcnn.devices import device
 from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError
 from xcnn.runs.checkpoint import (
@@ -305,8 +307,7 @@ def _code(stop: BaseException) -> int:
 
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
-    kind = optim.OPTIMIZERS[config.opt]
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.wd}
-    if config.opt in ("sgd", "rmsprop"):
-        options["momentum"] = config.momentum
-    return kind(parameters, **options)
+    kind: Callable[..., optim.Optimizer] = find("optimizer", config.opt, optim.OPTIMIZERS)
+    options = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.wd}
+    known = inspect.signature(kind).parameters
+    return kind(parameters, **{name: value for name, value in options.items() if name in known})

@@ -13,6 +13,7 @@ from typing import Any
 
 from xcnn import data, models, optim
 from xcnn._check import integer, number
+from xcnn._plugins import is_foreign
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.runs.saving import Interval
 
@@ -64,6 +65,11 @@ def _one_of(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
     return checked
 
 
+def _named(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
+    """Take code of the user's own as well; it is imported where it is used, never because a file names it."""
+    return lambda name, value: str(value) if is_foreign(value) else _one_of(kind, table)(name, value)
+
+
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{name} must be a string, got {value!r}")
@@ -97,14 +103,14 @@ class Config:
     # fmt: off
     dataset: str = field(default="digits", metadata=_row(
         "data set by name; see `xcnn datasets`.",
-        _one_of("data set", data.DATASETS), fixed="the network has learned from its images"))
+        _named("data set", data.DATASETS), fixed="the network has learned from its images"))
     data_dir: Path | None = field(default=None, metadata=_row(  # a resumed run compares what is in it
         "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder))
     image_size: int | None = field(default=None, metadata=_row(
         "height and width that images of the data set `folder` are resized to (32).",
         _whole(1, 1024), fixed="the network is made for it"))
     model: str = field(default="vgg_small", metadata=_row(
-        "network by name; see `xcnn models`.", _one_of("model", models.MODELS), fixed="the weights are that network's"))
+        "network by name; see `xcnn models`.", _named("model", models.MODELS), fixed="the weights are that network's"))
     epochs: int = field(default=15, metadata=_row(
         "passes over the training images.",
         _whole(1), change="a schedule that depends on it takes its new course from here on"))
@@ -112,13 +118,13 @@ class Config:
         "images per step.", _whole(1), fixed="the epochs are cut into batches of that size"))
     opt: str = field(default="adam", metadata=_row(
         "optimizer: sgd, adam, adamw, rmsprop.",
-        _one_of("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's"))
+        _named("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's"))
     lr: float = field(default=3e-3, metadata=_row("learning rate, at its peak.", _real("(0, inf)"), change=_ON))
     momentum: float = field(default=0.9, metadata=_row("of sgd and rmsprop.", _real("[0, inf)"), change=_ON))
     wd: float = field(default=0.0, metadata=_row("weight decay.", _real("[0, inf)"), change=_ON))
     schedule: str = field(default="one-cycle", metadata=_row(
         "of the learning rate: constant, step, cosine, one-cycle, plateau.",
-        _one_of("schedule", optim.SCHEDULES), fixed="the state is that schedule's"))
+        _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's"))
     warmup: int = field(default=0, metadata=_row(
         "steps in which the learning rate first rises.", _whole(0), fixed="it is a part of the schedule"))
     label_smoothing: float = field(default=0.0, metadata=_row(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array, namespace_of
+from xcnn._array import Array
 from xcnn._check import integer
 from xcnn.data import Dataset, Loader
 from xcnn.devices import Device, to_numpy
@@ -52,14 +52,8 @@ class Metrics:
 
 
 def correct(loss: Loss, output: Array, y: Array) -> Array | None:
-    """Count the rows of `output` (n, classes) whose largest entry is at `y` (n,); None where that means nothing.
-
-    The count is where the output is: an integer, or a 0-d array.
-    """
-    if not loss.classifies or output.ndim != 2 or y.ndim != 1:
-        return None
-    xp = namespace_of(output)
-    return xp.count_nonzero(xp.argmax(output, axis=1) == y)
+    """Return how many images are predicted right, a number or an array on the device; None if that means nothing."""
+    return None if loss.correct is None else loss.correct(output, y)
 
 
 def evaluate(

@@ -2,77 +2,93 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xcnn import ops
 from xcnn._array import Array, namespace_of
-from xcnn.errors import UsageError, unknown
+from xcnn._plugins import find
+from xcnn.errors import UsageError
 
-__all__ = ["LOSSES", "Loss", "loss_named"]
+__all__ = ["LOSSES", "Loss", "count_classes", "exp", "identity", "loss_named", "sigmoid", "softmax"]
+
+
+def identity(output: Array) -> Array:
+    """Return the output itself."""
+    return output
+
+
+def exp(output: Array) -> Array:
+    """Return the probabilities of an output (n, classes, ...) of log-probabilities."""
+    return namespace_of(output).exp(output)
+
+
+def sigmoid(output: Array) -> Array:
+    """Return the probabilities of an output of any shape, one per number."""
+    return ops.sigmoid(output)[0]
+
+
+def softmax(output: Array) -> Array:
+    """Return the probabilities of an output (n, classes, ...) of scores."""
+    return ops.softmax(output, dim=1)[0]
+
+
+def count_classes(output: Array, target: Array) -> Array | None:
+    """Return the number of rows of an output (n, classes) whose largest entry is at the target (n,).
+
+    It is a 0-d array where the output is, or an integer; None for an output or a target of another rank.
+    """
+    if output.ndim != 2 or target.ndim != 1:
+        return None
+    xp = namespace_of(output)
+    return xp.count_nonzero(xp.argmax(output, axis=1) == target)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what it says about the network's output.
+    """A loss, and what it means for the network's output.
 
     Attributes
     ----------
-    function : `loss, backward = function(output, target)`; `backward()` returns the gradient of output first.
-    activation : turns the network's output into what `Trainer.predict` returns: probabilities, or the output itself.
-    classifies : whether the target is a class index per image, so that accuracy means something.
+    function : `loss, backward = function(output, target)`. The loss is a mean over the images, a 0-d array. The first
+        that `backward()` returns is the gradient of the output.
+    activation : function that turns the network's output into what `Trainer.predict` returns, such as probabilities.
+    correct : function `(output, target)` that returns how many images of a batch are predicted right, a 0-d array; None
+        if the loss has no accuracy.
     """
 
     function: Callable[..., Any]
-    activation: Callable[[Array], Array]
-    classifies: bool = False
+    activation: Callable[[Array], Array] = identity
+    correct: Callable[[Array, Array], Array | None] | None = None
 
-
-# Functions with names, so that a Loss can be pickled.
-
-
-def _identity(output: Array) -> Array:
-    return output
-
-
-def _exp(output: Array) -> Array:
-    return namespace_of(output).exp(output)
-
-
-def _softmax(output: Array) -> Array:
-    return ops.softmax(output, dim=1)[0]
-
-
-def _sigmoid(output: Array) -> Array:
-    return ops.sigmoid(output)[0]
+    @property
+    def classifies(self) -> bool:
+        """Whether the target is a class index per image."""
+        return self.correct is count_classes
 
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(ops.cross_entropy, _softmax, classifies=True),
-    "nll_loss": Loss(ops.nll_loss, _exp, classifies=True),
-    "mse_loss": Loss(ops.mse_loss, _identity),
-    "l1_loss": Loss(ops.l1_loss, _identity),
-    "binary_cross_entropy_with_logits": Loss(ops.binary_cross_entropy_with_logits, _sigmoid),
+    "cross_entropy": Loss(ops.cross_entropy, softmax, count_classes),
+    "nll_loss": Loss(ops.nll_loss, exp, count_classes),
+    "mse_loss": Loss(ops.mse_loss),
+    "l1_loss": Loss(ops.l1_loss),
+    "binary_cross_entropy_with_logits": Loss(ops.binary_cross_entropy_with_logits, sigmoid),
 }
 """Every loss by name."""
 
 
 def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
-    """Return a loss by its name with options such as `label_smoothing=0.1`; wrap a function of your own.
+    """Return a loss by its name, with options such as `label_smoothing=0.1`. A function becomes a `Loss` of its own.
 
     Raises
     ------
     UsageError
-        If the name is unknown; the message names the nearest.
+        If the name is unknown; the error suggests the nearest.
     """
     if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise unknown("loss", loss, LOSSES)
-        loss = LOSSES[loss]
-    elif not isinstance(loss, Loss):
+        loss = find("loss", loss, LOSSES)
+    if not isinstance(loss, Loss):
         if not callable(loss):
             raise UsageError(f"loss takes a name, a Loss or a function (output, target), got {loss!r}")
-        loss = Loss(loss, _identity)
-    if not options:
-        return loss
-    return Loss(functools.partial(loss.function, **options), loss.activation, loss.classifies)
+        loss = Loss(loss)
+    return replace(loss, function=functools.partial(loss.function, **options)) if options else loss
