@@ -22,6 +22,7 @@ from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._sums import BLOCK
 
 __all__ = ["avg_pool", "global_avg_pool", "max_pool"]
 
@@ -152,8 +153,11 @@ def _means(x, y, begin, end):
     """Set y (maps,) to the means of the rows of x (maps, pixels)."""
     for p in range(begin, end):
         pixels, total = x[p], 0.0
-        for k in range(pixels.size):
-            total += pixels[k]
+        for first in range(0, pixels.size, BLOCK):
+            block, part = pixels[first : first + BLOCK], 0.0
+            for k in range(block.size):
+                part += block[k]
+            total += part
         y[p] = total / pixels.size
 
 
