@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._array import sum_over
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.threads import blas_is_held, parallel, parts
@@ -125,8 +126,7 @@ def _add_products(x: np.ndarray, dy: np.ndarray, axes: tuple[Any, ...], dweight:
         m = len(columns)
         products = scratch(_OWNER, "products", m * dweight.size, x.dtype).reshape(m, *dweight.shape)
         np.matmul(dy[images, ..., places], columns.swapaxes(-1, -2), out=products)
-        for product in products:
-            dweight += product
+        dweight += sum_over(np, products, (0,))
 
 
 def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.ndarray) -> None:
@@ -225,7 +225,7 @@ def _products(x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: 
 
 
 def _dbias(dy: np.ndarray) -> np.ndarray:
-    dbias: np.ndarray = np.sum(dy, axis=(0, *range(2, dy.ndim)))
+    dbias: np.ndarray = sum_over(np, dy, (0, *range(2, dy.ndim)))
     return dbias
 
 
