@@ -1,4 +1,4 @@
-"""Long sums within their budgets: sums of equal numbers, whose roundings all go one way, show every sum term by term."""
+"""Long sums stay within their budgets. Equal numbers round the same way, so a sum taken term by term shows."""
 
 import functools
 from typing import Any

@@ -26,7 +26,7 @@ def _relu(xp: ModuleType, x: Array) -> Result:
     y = xp.maximum(x, 0.0)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * xp.astype(y != 0.0, dy.dtype) if needs[0] else None,)
+        return (xp.where(y != 0.0, dy, 0.0) if needs[0] else None,)
 
     return y, backward
 
@@ -42,8 +42,7 @@ def relu(x: Array) -> Result:
     Returns
     -------
     y : the shape of x.
-    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. An infinite dy may become NaN, not 0, where the slope is
-        0.
+    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. Where the slope is 0 an infinite dy becomes 0.
 
     Raises
     ------

@@ -91,7 +91,7 @@ def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axe
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
-            dy = dy * xp.astype(y != 0.0, dy.dtype)
+            dy = xp.where(y != 0.0, dy, 0.0)
         dx = _spread(xp, dy, weight, axes, g) if needs[0] else None
         dweight = _weight_gradient(xp, x, dy, axes, g) if needs[1] else None
         return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None

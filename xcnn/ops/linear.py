@@ -25,7 +25,7 @@ def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: b
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
-            dy = dy * xp.astype(y != 0.0, dy.dtype)
+            dy = xp.where(y != 0.0, dy, 0.0)
         dx = dy @ weight if needs[0] else None
         dweight = dy.T @ x if needs[1] else None
         return dx, dweight, sum_over(xp, dy, (0,)) if needs[2] and has_bias else None

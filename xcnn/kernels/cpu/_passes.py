@@ -86,7 +86,7 @@ def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, 
 
 @compiled
 def _span(axis, phase):
-    """Give the first place of a phase that is a pixel, its pixel, and how many there are."""
+    """Return the first place of a phase that is a pixel, its pixel, and how many there are."""
     first = max(0, -((phase - axis[BEFORE]) // axis[STRIDE]))
     pixel = first * axis[STRIDE] + phase - axis[BEFORE]
     return first, pixel, (axis[SIZE] - 1 + axis[BEFORE] - phase) // axis[STRIDE] - first + 1
@@ -94,7 +94,7 @@ def _span(axis, phase):
 
 @compiled
 def _spans(axes, phase):
-    """Give the span of a phase along each axis; phases are counted with the last axis running fastest."""
+    """Return the span of a phase along each axis; phases are counted with the last axis running fastest."""
     rest, px = divmod(phase, axes[2, STRIDE])
     pz, py = divmod(rest, axes[1, STRIDE])
     return _span(axes[0], pz), _span(axes[1], py), _span(axes[2], px)

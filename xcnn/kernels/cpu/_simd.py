@@ -159,7 +159,9 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
             def block(j: Any, b: Any, width: int) -> None:
                 matrix = emit.at(weights, (b, count_), scale=rows)
                 first = emit.at(builder.gep(target, [j]), (b, step_), scale=rows)
-                places = [emit.at(emit.at(first, (i, step_)), (v, emit.lanes)) for i in range(rows) for v in range(width)]
+                places = [
+                    emit.at(emit.at(first, (i, step_)), (v, emit.lanes)) for i in range(rows) for v in range(width)
+                ]
                 with cgutils.for_range(builder, runs) as run:
                     begin = builder.mul(run.index, _INT(TERMS))
                     end = emit.smaller(builder.add(begin, _INT(TERMS)), count_)

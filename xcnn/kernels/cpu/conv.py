@@ -88,18 +88,18 @@ def _layout(axes: tuple[Any, ...], cg: int, og: int) -> _Layout:
 
 
 def _volume(a: np.ndarray) -> np.ndarray:
-    """Give maps of one or two axes leading axes of one pixel, in C order."""
+    """Return maps of one or two axes leading axes of one pixel, in C order."""
     return np.ascontiguousarray(a).reshape(*a.shape[:2], *(1,) * (5 - a.ndim), *a.shape[2:])
 
 
 def _grouped(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Give weight as (g, og, cg, taps), in C order."""
+    """Return weight as (g, og, cg, taps), in C order."""
     o, cg, *kernel = weight.shape
     return np.ascontiguousarray(weight).reshape(groups, o // groups, cg, math.prod(kernel))
 
 
 def _skips(axes: tuple[Any, ...]) -> bool:
-    """Say whether strides pass over most pixels: what no window touches would only fill planes."""
+    """Return whether strides pass over most pixels: what no window touches would only fill planes."""
     return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 

@@ -205,12 +205,12 @@ def _maps(a: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _rows(a: np.ndarray, rank: int) -> np.ndarray:
-    """Give maps as rows (maps, pixels), in C order."""
+    """Return maps as rows (maps, pixels), in C order."""
     return np.ascontiguousarray(a).reshape(-1, math.prod(a.shape[a.ndim - rank :]))
 
 
 def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
-    """Give maps three axes (maps, d, h, w), in C order."""
+    """Return maps three axes (maps, d, h, w), in C order."""
     return np.ascontiguousarray(a).reshape(-1, *(1,) * (3 - rank), *a.shape[a.ndim - rank :])
 
 

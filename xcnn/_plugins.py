@@ -1,0 +1,81 @@
+"""What a name means: an entry of a table, or `package.module:function`, which names code of the user's own.
+
+Only the user may name code. A name that a file brings, such as a checkpoint, is never imported: see `refuse_foreign`.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from xcnn.errors import UsageError, unknown
+
+__all__ = ["find", "is_foreign", "refuse_foreign"]
+
+
+def is_foreign(name: Any) -> bool:
+    """Return whether a name has the form `package.module:function`."""
+    return isinstance(name, str) and ":" in name
+
+
+def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
+    """Return the entry of a table by its name, or the function or class that `package.module:function` names.
+
+    A module is looked for in the current folder as well, last of all.
+
+    Parameters
+    ----------
+    kind : what the table holds, such as `"model"`; for errors.
+
+    Raises
+    ------
+    UsageError
+        If the name is unknown, the module cannot be imported, or it has no such function.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    if not is_foreign(name):
+        raise unknown(kind, name, table)
+    module, _, path = name.partition(":")
+    found: Any = _imported(f"{kind} {name!r}", module)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            raise unknown(f"{kind} {name!r}: no such name in {module}:", part, public)
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{kind} {name!r}: expected a function or a class, got {type(found).__name__}")
+    return found
+
+
+def refuse_foreign(source: object, **names: Any) -> None:
+    """Raise a UsageError if one of the names that a file holds is code of someone's own.
+
+    Parameters
+    ----------
+    source : the file.
+    **names : what the file holds, by the argument that can name the same: `model="nets:small"`.
+    """
+    for argument, name in names.items():
+        if is_foreign(name):
+            raise UsageError(
+                f"{source} names the {argument} {name!r}, and xcnn runs no code because a file names it; "
+                f"if you trust it, name it yourself: {argument}={name}"
+            )
+
+
+def _imported(what: str, module: str) -> Any:
+    path = list(sys.path)
+    sys.path.append("")  # the command's own path has no current folder
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise UsageError(f"{what}: there is no module {error.name!r} here or in an installed package") from None
+        raise UsageError(f"{what}: importing {module} failed: {error}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{what}: importing {module} failed: {said}") from error
+    finally:
+        if sys.path == [*path, ""]:
+            sys.path.pop()
