@@ -36,9 +36,9 @@ def test_the_published_table_has_every_tensor_of_every_op_with_its_budget() -> N
     wanted = {(op, finding.error.tensor) for op in OPS for finding in compare.op_errors(op, cpu)}
     for header, *rows in published.values():
         assert header == ["op", "tensor", "budget", "cpu", "strict", "torch:cpu", "jax:cpu"]
-        mend = "the table is out of date: nox -s budgets"
-        assert {(op, tensor) for op, tensor, *_ in rows} == wanted, mend
-        assert [(op, budget) for op, _, budget, *_ in rows if budget != str(compare.BUDGETS[op])] == [], mend
+        hint = "the table is out of date: nox -s budgets"
+        assert {(op, tensor) for op, tensor, *_ in rows} == wanted, hint
+        assert [(op, budget) for op, _, budget, *_ in rows if budget != str(compare.BUDGETS[op])] == [], hint
 
 
 @in_the_source_tree

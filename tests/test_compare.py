@@ -337,3 +337,35 @@ def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
 
     monkeypatch.setitem(kernels(np), "conv", wrong)
     assert "y" in [one.error.tensor for one in compare.op_errors("conv2d", device("cpu")) if not one.error.within]
+
+
+OWN_OP = """
+from xcnn.ops._op import op, sample
+
+@op("x other", saves="x other", samples=[sample({"x": (40, 3), "other": (40, 3)})])
+def own_dot(x, other):
+    xp = x.__array_namespace__()
+    y = xp.sum(x * other, axis=0)
+
+    def backward(dy, needs):
+        return dy * other * FACTOR if needs[0] else None, dy * x if needs[1] else None
+
+    return y, backward
+
+def plain(x):
+    return x
+"""
+
+
+@pytest.mark.parametrize(("factor", "code"), [("1.0", 0), ("(1.0 if x.dtype == 'float64' else 1.001)", 1)])
+def test_an_op_from_outside_is_compared(tmp_path, monkeypatch, capsys, factor: str, code: int) -> None:
+    module = f"own_ops_{code}"
+    (tmp_path / f"{module}.py").write_text(OWN_OP.replace("FACTOR", factor), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("xcnn.ops._op.OPS", OPS)
+    try:
+        assert main(["compare", "--op", f"{module}:own_dot", "--devices", "cpu"]) == code
+        assert main(["compare", "--op", f"{module}:plain", "--devices", "cpu"]) == 2
+    finally:
+        OPS.pop("own_dot", None)
+    assert "expected a function made an op by @ops.op, got function" in capsys.readouterr().err

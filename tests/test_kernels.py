@@ -136,9 +136,6 @@ def assert_agrees(call: Call, dtype: Any, engine: Callable[[], contextlib.Abstra
 def test_kernels_agree_with_the_portable_code(
     family: Callable[[], st.SearchStrategy[Call]], dtype: Any, engine: Any
 ) -> None:
-    if engine is columns_alone and family.__name__ != "convolutions":
-        pytest.skip("columns are for convolutions")
-
     @settings(max_examples=15)
     @given(family())
     def agree(call: Call) -> None:

@@ -1,15 +1,18 @@
 """The kernel of cross entropy against the portable code, and that it leaves to that what is an error."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_emulator import emulated
 
 from xcnn import ops
 from xcnn._dispatch import portable
 from xcnn.errors import UsageError
 
 pytest.importorskip("numba")
+torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -42,11 +45,22 @@ def test_a_label_out_of_range_is_refused_wherever_it_is(label: int) -> None:
             ops.cross_entropy(np.ones((3, 3), np.float32), target, ignore_index=-7)
 
 
-def test_an_ignored_row_has_no_gradient_even_if_it_is_not_finite() -> None:
-    x = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0]])
-    y, backward = ops.cross_entropy(x, np.array([-100, 1, -100]))
+@pytest.mark.parametrize(
+    "engine", [contextlib.nullcontext, lambda: portable(np), emulated], ids=["kernels", "portable", "cuda"]
+)
+def test_an_ignored_row_counts_for_nothing_but_shows_that_it_is_not_finite(engine: Any) -> None:
+    """As in PyTorch: the loss is that of the other rows, the gradient of a row of NaN is NaN."""
+    x = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0], [3.0, -np.inf]])
+    target = np.array([-100, 1, -100, -100])
+    with engine(), np.errstate(invalid="ignore"):
+        y, backward = ops.cross_entropy(x, target)
+        dx = backward()[0]
+    nan = np.nan
     assert y == pytest.approx(np.log(2))
-    assert backward()[0].tolist() == [[0.0, 0.0], [0.5, -0.5], [0.0, 0.0]]
+    np.testing.assert_array_equal(dx, [[nan, nan], [0.5, -0.5], [nan, nan], [0.0, 0.0]])
+    logits = torch.tensor(x, requires_grad=True)
+    torch.nn.functional.cross_entropy(logits, torch.tensor(target)).backward()
+    np.testing.assert_array_equal(dx, logits.grad.numpy())
 
 
 def test_impossible_classes_and_enormous_scores() -> None:

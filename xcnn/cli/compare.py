@@ -50,7 +50,8 @@ def compare(
     devices
         what to compare, with commas between, such as cpu,torch,jax; everything that can be used here if left out.
     op
-        compare an op over its sample inputs instead of a network; `all` for every op.
+        compare an op over its sample inputs instead of a network: its name, package.module:name for one of your own,
+        or `all` for every op.
     model
         network by name; see `xcnn models`.
     dataset
@@ -129,9 +130,7 @@ def _open(names: str | None, dtypes: Sequence[str]) -> list[Device]:
 def _ops(name: str) -> list[str]:
     if name == "all":
         return list(OPS)
-    if name not in OPS:
-        raise unknown("op", name, [*OPS, "all"])
-    return [name]
+    return [room.op_name(name)]
 
 
 def _compare_ops(names: Sequence[str], opened: Sequence[Device], dtypes: Sequence[str], as_json: bool) -> list[Finding]:

@@ -11,7 +11,7 @@ from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.gpu import CPU, describe
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
-from xcnn.compare.op import op_errors
+from xcnn.compare.op import op_errors, op_name
 from xcnn.compare.steps import PARTING, batches, distances
 from xcnn.compare.worker import SpeedError
 from xcnn.machine import machine
@@ -44,5 +44,6 @@ __all__ = [
     "markdown",
     "nearest",
     "op_errors",
+    "op_name",
     "speed",
 ]

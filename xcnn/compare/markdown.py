@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xcnn.compare.budget import BUDGETS
+from xcnn.compare.budget import budget
 from xcnn.compare.finding import Finding, nearest
 from xcnn.devices import Device
 
@@ -67,7 +67,7 @@ def _table(findings: Sequence[Finding]) -> list[str]:
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (place, op, tensor), cells in rows.items():
         measured = (_cell(cells[name]) for name in names)
-        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(BUDGETS[op]), *measured]))
+        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(budget(op)), *measured]))
     return lines
 
 

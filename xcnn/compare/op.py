@@ -1,27 +1,40 @@
 """One op over its samples on one device: the errors of its results and gradients."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from xcnn._plugins import find
 from xcnn.compare.budget import Reference, errors, reference, tensors
 from xcnn.compare.finding import Finding
 from xcnn.compare.scales import Arrays, each
 from xcnn.devices import Device
-from xcnn.errors import unknown
+from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
 
-__all__ = ["call_op", "op_errors", "place", "run_op"]
+__all__ = ["call_op", "op_errors", "op_name", "place", "run_op"]
 
 
-def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[Finding]:
+def op_name(op: str | Callable[..., Any]) -> str:
+    """Return the name in `OPS` of an op, given itself, by name, or as `package.module:name`, which is imported."""
+    if isinstance(op, str) and op in OPS:
+        return op
+    function = find("op", op, OPS) if isinstance(op, str) else op
+    name = getattr(function, "__name__", "")
+    if name not in OPS or OPS[name].function is not function:
+        raise UsageError(f"op {op!r}: expected a function made an op by @ops.op, got {type(function).__name__}")
+    return name
+
+
+def op_errors(op: str | Callable[..., Any], device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[Finding]:
     """Run every sample of an op on a device; yield the error of one tensor at a time.
 
     Parameters
     ----------
-    name : of the op.
+    op : an op, its name, or `package.module:name` for one from outside; `BUDGETS` says what holds for those without
+        a budget of their own.
     device : where to run it.
     dtype : `"float32"` or `"float64"`.
     seed : of the numbers in the samples.
@@ -29,10 +42,9 @@ def op_errors(name: str, device: Device, dtype: str = "float32", seed: int = 0) 
     Raises
     ------
     UsageError
-        For an unknown op; it names the nearest.
+        If the op is unknown; the error names the nearest.
     """
-    if name not in OPS:
-        raise unknown("op", name, OPS)
+    name = op_name(op)
     for number, sample in enumerate(OPS[name].samples):
         rng = np.random.default_rng([seed, number])
         drawn, options = sample.draw(rng), sample.options

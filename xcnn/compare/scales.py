@@ -29,6 +29,7 @@ __all__ = [
     "gates",
     "group_norm",
     "instance_norm",
+    "largest",
     "layer_norm",
     "log_softmax",
     "means",
@@ -131,8 +132,29 @@ def means(example: Example) -> Scales:
 
 
 def selections(example: Example) -> Scales:
-    """Numbers that are picked, or scaled by a constant: S is |y|, and the sum of the |dy| that meet at one place."""
-    return [_shared(y) for y in example.results], [_shared(g) for g in example.backward(np.abs(example.dy))]
+    """Numbers that are picked, or scaled by a constant: S is |y|, and the sum of the |dy| that meet at one place.
+
+    K is how many can meet.
+    """
+    counts = example.backward(np.ones_like(example.dy))
+    sizes = example.backward(np.abs(example.dy))
+    pairs = zip(sizes, counts, strict=True)
+    return [_shared(y) for y in example.results], [None if s is None else _shared(s, _largest(n)) for s, n in pairs]
+
+
+def largest(example: Example) -> Scales:
+    """S is the largest magnitude of the tensor, the arguments and dy, and K the number of elements of all arguments."""
+    arrays = [a for value in example.arrays.values() for a in (value if isinstance(value, list) else [value])]
+    numbers = [a for a in arrays if a is not None and a.dtype.kind == "f"]
+    terms = sum(a.size for a in numbers)
+
+    def scale(array: Any) -> Scale | None:
+        if array is None:
+            return None
+        size = max(float(np.max(np.abs(a), initial=0.0)) for a in (array, example.dy, *numbers))
+        return Scale(np.full(array.shape, size), terms)
+
+    return [scale(y) for y in example.results], [scale(g) for g in example.gradients]
 
 
 def curves(example: Example) -> Scales:
@@ -152,22 +174,26 @@ def gates(example: Example) -> Scales:
 
 
 def _norm(example: Example, view: tuple[int, ...], axes: tuple[int, ...], weights: tuple[int, ...]) -> Scales:
-    """Give S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
+    """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
 
     With `a = (|x| + mean |x|) * rstd`, the centred number before anything cancels, S of y is `a |weight| + |bias|`;
     times another mean(a^2), as the variance is a mean of squares of such numbers, each off by an eps of a.
     """
-    saved, x = example.backward.saved(), np.abs(example.arrays["x"])
     weight, bias = (example.arrays[name] for name in ("weight", "bias"))
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
     b = 0.0 if bias is None else np.abs(np.reshape(bias, weights))
-    x, dy, rstd = np.reshape(x, view), np.reshape(np.abs(example.dy), view), saved["rstd"]
-    constant = example.options.get("training") is False  # batch norm by its running statistics
+    x, dy = np.reshape(example.arrays["x"], view), np.reshape(np.abs(example.dy), view)
+    constant = example.arrays.get("running_mean") is not None and not example.options.get("training", False)
 
     def mean(array: Any) -> Any:
         return np.mean(array, axis=axes, keepdims=True)
 
-    a = (x + (np.abs(saved["mean"]) if constant else mean(x))) * rstd
+    if constant:  # batch norm by its running statistics
+        centre, variance = (np.reshape(example.arrays[name], weights) for name in ("running_mean", "running_var"))
+    else:
+        centre, variance = mean(np.abs(x)), np.var(x, axis=axes, keepdims=True)
+    rstd = 1.0 / np.sqrt(variance + example.options.get("eps", 1e-5))
+    a = (np.abs(x) + np.abs(centre)) * rstd
     spread = 1.0 if constant else np.maximum(1.0, mean(a * a))
     count = 1.0 if constant else math.prod(view[axis] for axis in axes)
     d = dy * w
@@ -244,7 +270,7 @@ def softmax(example: Example) -> Scales:
 
 
 def _logarithms(x: Any, axis: int) -> Any:
-    """Give S of `log_softmax`: the numbers below the maximum, and the sum of at least 1 whose logarithm is taken."""
+    """Return S of `log_softmax`: the numbers below the maximum, and the sum of at least 1 whose logarithm is taken."""
     below = np.max(x, axis=axis, keepdims=True) - x
     return 1.0 + below + np.log(np.sum(np.exp(-below), axis=axis, keepdims=True))
 
@@ -257,7 +283,7 @@ def log_softmax(example: Example) -> Scales:
 
 
 def _rows(example: Example, parts: Any, divisor: Any) -> tuple[Scale, Any]:
-    """Give the scale of a loss from those of its parts, and |dy| / divisor, ready to broadcast to x."""
+    """Return the scale of a loss from those of its parts, and |dy| / divisor, ready to broadcast to x."""
     reduction, axis = example.options.get("reduction", "mean"), min(1, parts.ndim - 1)
     divisor = np.abs(divisor) if reduction == "mean" else 1.0
     dy = np.abs(example.dy) / divisor
@@ -266,14 +292,30 @@ def _rows(example: Example, parts: Any, divisor: Any) -> tuple[Scale, Any]:
     return Scale(np.sum(parts) / divisor, parts.size), dy
 
 
+def _asked(example: Example) -> tuple[Any, Any]:
+    """Return q, what the target asks for at every number of x, and what the mean divides by."""
+    x, target, options = example.arrays["x"], example.arrays["target"], example.options
+    axis, smoothing = min(1, x.ndim - 1), options.get("label_smoothing", 0.0)
+    c, trailing = x.shape[axis], (1,) * (x.ndim - 1 - axis)
+    weight = example.arrays["weight"]
+    w = np.ones((c, *trailing)) if weight is None else np.reshape(weight, (c, *trailing))
+    if target.dtype.kind == "f":
+        return (target * (1 - smoothing) + smoothing / c) * w, x.size / c
+    labels = np.expand_dims(target, axis)
+    counted = (labels != options.get("ignore_index", -100)) * w
+    q = (labels == np.reshape(np.arange(c), (c, *trailing))) * counted
+    return q * (1 - smoothing) + counted * smoothing / c, np.sum(q)
+
+
 def cross_entropy(example: Example) -> Scales:
     """`sum(q a) / total` with a as in `log_softmax` and q what the target asks for; `(a p sum(q) + q) |dy| / total`."""
-    x, saved = example.arrays["x"], example.backward.saved()
-    axis, weight = min(1, x.ndim - 1), example.arrays["weight"]
-    a, q, logp = _logarithms(x, axis), np.abs(saved["q"]), saved["logp"]
-    y, dy = _rows(example, q * a, saved["total"])
+    x, axis, weight = example.arrays["x"], min(1, example.arrays["x"].ndim - 1), example.arrays["weight"]
+    a, (q, total) = _logarithms(x, axis), _asked(example)
+    y, dy = _rows(example, q * a, total)
     classes = x.shape[axis]
-    dx = (a * np.exp(logp) * np.sum(q, axis=axis, keepdims=True) + q) * dy
+    p = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    p /= np.sum(p, axis=axis, keepdims=True)
+    dx = (a * p * np.sum(q, axis=axis, keepdims=True) + q) * dy
     dtarget = None
     if example.gradients[1] is not None:
         factor = 1.0 if weight is None else np.reshape(weight, (-1, *(1,) * (x.ndim - 2)))
@@ -283,9 +325,8 @@ def cross_entropy(example: Example) -> Scales:
 
 def nll_loss(example: Example) -> Scales:
     """`sum(q |x|) / total`, q being what the target asks for, and `q |dy| / total`; K is the number of terms."""
-    saved = example.backward.saved()
-    q = np.abs(saved["q"])
-    y, dy = _rows(example, q * np.abs(example.arrays["x"]), saved["total"])
+    q, total = _asked(example)
+    y, dy = _rows(example, q * np.abs(example.arrays["x"]), total)
     return [y], [Scale(q * dy, q.size), None, None]
 
 

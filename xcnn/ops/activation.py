@@ -26,7 +26,7 @@ def _relu(xp: ModuleType, x: Array) -> Result:
     y = xp.maximum(x, 0.0)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * xp.astype(y != 0.0, dy.dtype) if needs[0] else None,)
+        return (xp.where(y != 0.0, dy, 0.0) if needs[0] else None,)
 
     return y, backward
 
@@ -42,8 +42,7 @@ def relu(x: Array) -> Result:
     Returns
     -------
     y : the shape of x.
-    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. An infinite dy may become NaN, not 0, where the slope is
-        0.
+    backward : dy -> (dx,), with slope 0 at x = 0. It keeps y. Where the slope is 0 an infinite dy becomes 0.
 
     Raises
     ------
@@ -86,19 +85,20 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     return y, backward
 
 
-@op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5)])
+@op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
 def elu(x: Array, alpha: float = 1.0) -> Result:
     """Bend negative numbers towards `-alpha`: `y = x` where x > 0, else `alpha * (exp(x) - 1)`.
 
     Parameters
     ----------
     x : any shape, floating point.
-    alpha : at least 0, so that the sign of y tells that of x (PyTorch takes any, and keeps x).
+    alpha : at least 0.
 
     Returns
     -------
-    y : the shape of x.
-    backward : dy -> (dx,), with slope `alpha` at x = 0. It keeps y.
+    y : the shape of x. NaN stays NaN.
+    backward : dy -> (dx,), with slope `alpha` at x = 0, and NaN where x is NaN. It keeps x: `y + alpha`, the slope of
+        negative numbers, has no digits left where y is close to `-alpha`.
 
     Raises
     ------
@@ -118,8 +118,8 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        positive = xp.astype(y > 0.0, dy.dtype)
-        return (dy * (positive + (1.0 - positive) * (xp.minimum(y, 0.0) + alpha)),)
+        positive = xp.astype(x > 0.0, dy.dtype)
+        return (dy * (positive + (1.0 - positive) * (alpha * xp.exp(xp.minimum(x, 0.0)))),)
 
     return y, backward
 

@@ -12,12 +12,13 @@ columns are never kept: backward makes them again, which costs a copy and saves 
 Sizes: n images, c input channels, o output channels, g groups, cg = c / g, og = o / g, K kernel positions, L outputs.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, namespace, sum_over
 from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import DtypeError, ShapeError
@@ -26,6 +27,9 @@ from xcnn.ops._options import Integers, is_relu
 from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+
+_TERMS = 1 << 16
+"""Outputs of an image whose products are left to one matrix product: some libraries add them one after another."""
 
 
 def _convolve(xp: ModuleType, x: Array, weight: Array, axes: Axes, g: int) -> Array:
@@ -48,8 +52,11 @@ def _weight_gradient(xp: ModuleType, x: Array, dy: Array, axes: Axes, g: int) ->
     n, c, o = x.shape[0], x.shape[1], dy.shape[1]
     k, ell = math.prod(a.kernel for a in axes), math.prod(a.out for a in axes)
     columns = xp.reshape(im2col(xp, x, axes), (n, g, c // g * k, ell))
-    dweight = xp.reshape(dy, (n, g, o // g, ell)) @ xp.matrix_transpose(columns)  # (n, g, og, cg K)
-    return xp.reshape(xp.sum(dweight, axis=0), (o, c // g, *(a.kernel for a in axes)))
+    rows = xp.reshape(dy, (n, g, o // g, ell))
+    cuts = [*range(0, ell, _TERMS), ell]
+    products = [rows[..., i:j] @ xp.matrix_transpose(columns[..., i:j]) for i, j in itertools.pairwise(cuts)]
+    dweight = sum(products[1:], products[0])  # (n, g, og, cg K)
+    return xp.reshape(sum_over(xp, dweight, (0,)), (o, c // g, *(a.kernel for a in axes)))
 
 
 @body
@@ -67,7 +74,7 @@ def _conv_transpose(xp: ModuleType, x: Array, weight: Array, bias: Array | None,
 
 
 def _bias_gradient(xp: ModuleType, dy: Array) -> Array:
-    return xp.sum(dy, axis=(0, *range(2, dy.ndim)))
+    return sum_over(xp, dy, (0, *range(2, dy.ndim)))
 
 
 def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
@@ -84,7 +91,7 @@ def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axe
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
-            dy = dy * xp.astype(y != 0.0, dy.dtype)
+            dy = xp.where(y != 0.0, dy, 0.0)
         dx = _spread(xp, dy, weight, axes, g) if needs[0] else None
         dweight = _weight_gradient(xp, x, dy, axes, g) if needs[1] else None
         return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None

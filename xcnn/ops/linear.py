@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from types import ModuleType
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, namespace, sum_over
 from xcnn._dispatch import body
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
@@ -25,10 +25,10 @@ def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: b
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
-            dy = dy * xp.astype(y != 0.0, dy.dtype)
+            dy = xp.where(y != 0.0, dy, 0.0)
         dx = dy @ weight if needs[0] else None
         dweight = dy.T @ x if needs[1] else None
-        return dx, dweight, xp.sum(dy, axis=0) if needs[2] and has_bias else None
+        return dx, dweight, sum_over(xp, dy, (0,)) if needs[2] and has_bias else None
 
     return result, backward
 

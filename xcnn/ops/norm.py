@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, namespace, sum_over
 from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
@@ -56,9 +56,9 @@ def _norm(
     bias_shape = None if bias is None else bias.shape
     y = xp.reshape(x, view.shape)
     if given is None:
-        mean = xp.sum(y, axis=view.axes, keepdims=True) / count
+        mean = sum_over(xp, y, view.axes, keepdims=True) / count
         y = y - mean
-        var = xp.sum(y * y, axis=view.axes, keepdims=True) / count  # two passes: E[x^2] - E[x]^2 would lose digits
+        var = sum_over(xp, y * y, view.axes, keepdims=True) / count  # two passes: E[x^2] - E[x]^2 would lose digits
     else:
         mean, var = (xp.reshape(array, view.weight) for array in given)
         y = y - mean
@@ -78,20 +78,20 @@ def _norm(
         common = tuple(axis for axis in view.axes if axis in view.shared)
         statistics = needs[0] and not constant
         if statistics or (needs[2] and bias_shape is not None):
-            sums = xp.sum(dy, axis=common, keepdims=True)
+            sums = sum_over(xp, dy, common, keepdims=True)
             if needs[2] and bias_shape is not None:
-                dbias = xp.reshape(xp.sum(sums, axis=view.shared), bias_shape)
+                dbias = xp.reshape(sum_over(xp, sums, view.shared), bias_shape)
         if statistics or (needs[1] and weight is not None):
             centred = xp.reshape(x, view.shape) - mean
-            products = xp.sum(dy * centred, axis=common, keepdims=True) * rstd
+            products = sum_over(xp, dy * centred, common, keepdims=True) * rstd
             if needs[1] and weight is not None:
-                dweight = xp.reshape(xp.sum(products, axis=view.shared), weight.shape)
+                dweight = xp.reshape(sum_over(xp, products, view.shared), weight.shape)
         if needs[0]:
             factor = 1.0 if weight is None else xp.reshape(weight, view.weight)
             dx = dy * (rstd * factor)
             if statistics:
-                centred *= xp.sum(products * factor, axis=view.axes, keepdims=True) * (rstd * rstd / count)
-                centred += xp.sum(sums * factor, axis=view.axes, keepdims=True) * (rstd / count)
+                centred *= sum_over(xp, products * factor, view.axes, keepdims=True) * (rstd * rstd / count)
+                centred += sum_over(xp, sums * factor, view.axes, keepdims=True) * (rstd / count)
                 dx -= centred
             dx = xp.reshape(dx, shape)
         return dx, dweight, dbias

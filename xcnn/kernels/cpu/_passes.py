@@ -4,9 +4,12 @@ Names: x0, dy0 are places where something starts; cg, og channels of a group; K 
 output, channels times taps.
 """
 
+import math
+
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._planes import BEFORE, OUT, SIZE, STEP, STRIDE
-from xcnn.kernels.cpu._simd import CORRELATION_BLOCKS, PRODUCT_BLOCKS, correlation, shifted_product
+from xcnn.kernels.cpu._simd import BYTES, CORRELATION_BLOCKS, PRODUCT_BLOCKS, TERMS, correlation, shifted_product
+from xcnn.kernels.cpu._sums import BLOCK
 
 __all__ = ["convolve", "gradients", "lay", "pack", "pack_transposed"]
 
@@ -83,7 +86,7 @@ def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, 
 
 @compiled
 def _span(axis, phase):
-    """Give the first place of a phase that is a pixel, its pixel, and how many there are."""
+    """Return the first place of a phase that is a pixel, its pixel, and how many there are."""
     first = max(0, -((phase - axis[BEFORE]) // axis[STRIDE]))
     pixel = first * axis[STRIDE] + phase - axis[BEFORE]
     return first, pixel, (axis[SIZE] - 1 + axis[BEFORE] - phase) // axis[STRIDE] - first + 1
@@ -91,7 +94,7 @@ def _span(axis, phase):
 
 @compiled
 def _spans(axes, phase):
-    """Give the span of a phase along each axis; phases are counted with the last axis running fastest."""
+    """Return the span of a phase along each axis; phases are counted with the last axis running fastest."""
     rest, px = divmod(phase, axes[2, STRIDE])
     pz, py = divmod(rest, axes[1, STRIDE])
     return _span(axes[0], pz), _span(axes[1], py), _span(axes[2], px)
@@ -156,28 +159,35 @@ def _write(ys, step, axes, bias, relu, y):
 
 
 @summing
-def _lay_gradient(dy, y, axes, plane, start, dys, dy0, dbias):
-    """Copy dy (o, od, oh, ow) to its planes, where y is not 0 if there is a y, and add its sums to dbias."""
-    zero = dys.dtype.type(0)
+def _lay_gradient(dy, y, axes, plane, start, dys, dy0, dbias, first, end):
+    """Copy columns first .. end - 1 of dy (o, od, oh, ow) to its planes, where y is not 0 if there is a y.
+
+    Adds their sums to dbias (o,), unless it is empty.
+    """
+    zero, width = dys.dtype.type(0), end - first
+    many = int(math.sqrt(axes[0, OUT] * axes[1, OUT]))
     for o in range(dy.shape[0]):
-        total = zero
+        total, part, rows = zero, zero, 0
         for i in range(axes[0, OUT]):
             for j in range(axes[1, OUT]):
                 at = dy0 + o * plane + start + i * axes[0, STEP] + j * axes[1, STEP]
-                target = dys[at : at + axes[2, OUT]]
-                source = dy[o, i, j]
+                target = dys[at + first : at + end]
+                source = dy[o, i, j][first:]
                 if y.size:
-                    mask = y[o, i, j]
-                    for k in range(axes[2, OUT]):
+                    mask = y[o, i, j][first:]
+                    for k in range(width):
                         value = source[k] if mask[k] != zero else zero
                         target[k] = value
-                        total += value
+                        part += value
                 else:
-                    for k in range(axes[2, OUT]):
+                    for k in range(width):
                         target[k] = source[k]
-                        total += source[k]
+                        part += source[k]
+                rows += 1
+                if rows == many:
+                    total, part, rows = total + part, zero, 0
         if dbias.size:
-            dbias[o] += total
+            dbias[o] += total + part
 
 
 @compiled
@@ -197,24 +207,36 @@ def gradients(
     x, dy, y, weights, dx, dweight, dbias, axes, plane, phases, length, shifts, dy_plane, start, phase_shifts, bounds,
     groups, first, last, chunk, xs, dys, ys,
 ):  # fmt: skip
-    """Add the gradients of images first .. last - 1, `chunk` at a time; those whose array is empty are not wanted."""
+    """Make the gradients of images first .. last - 1, `chunk` at a time; those whose array is empty are not wanted.
+
+    Adds to dweight and to the images' rows of dbias (n, o), and sets those of dx.
+    """
     c, o = dx.shape[1], dy.shape[1]
+    span = TERMS * (BYTES // dys.itemsize)
+    places = min(length, span)
+    several = max(1, span // places)
     cg, og, count = c // groups, o // groups, shifts.size
     step = ys.size // max(cg, 1)
     for n in range(first, last, chunk):
         images = min(chunk, last - n)
         for i in range(images):
             mask = y[n + i] if y.size else y[0]
-            _lay_gradient(dy[n + i], mask, axes, dy_plane, start, dys, i * o * dy_plane, dbias)
+            for left in range(0, axes[2, OUT], BLOCK):
+                right = min(left + BLOCK, axes[2, OUT])
+                _lay_gradient(
+                    dy[n + i], mask, axes, dy_plane, start, dys, i * o * dy_plane, dbias[n + i], left, right
+                )  # fmt: skip
             if dweight.size:
                 lay(x[n + i], axes, plane, xs, i * c * phases * plane)
         if dweight.size:
             for g in range(groups):
-                planes_of_x = xs[g * cg * phases * plane :]
-                _correlate(
-                    dys, g * og * dy_plane + start, dy_plane, o * dy_plane, planes_of_x, c * phases * plane, shifts,
-                    images, length, dweight, g * og * count, og,
-                )  # fmt: skip
+                for i in range(0, images, several):
+                    for at in range(0, length, places):
+                        _correlate(
+                            dys, (i * o + g * og) * dy_plane + start + at, dy_plane, o * dy_plane,
+                            xs[(i * c + g * cg) * phases * plane + at :], c * phases * plane, shifts,
+                            min(several, images - i), min(places, length - at), dweight, g * og * count, og,
+                        )  # fmt: skip
         if dx.size:
             for i in range(images):
                 for g in range(groups):

@@ -16,7 +16,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "correlation", "shifted_product"]
+__all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "TERMS", "correlation", "shifted_product"]
 
 # NUMBA_CPU_NAME asks for another processor than this one, of which nothing is known here.
 _FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
@@ -33,6 +33,9 @@ PRODUCT_BLOCKS = ((8, 3), (4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((6, 2), (
 
 CORRELATION_BLOCKS = ((4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((4, 2), (2, 4), (1, 6))
 """Rows and columns of the blocks of `correlation`, largest first."""
+
+TERMS = 512
+"""Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
 
 _INT = ir.IntType(64)
 _LANE = ir.IntType(32)
@@ -67,6 +70,14 @@ class _Emitter:
             yield index, many
         with cgutils.for_range_slice(self.builder, wide, length, _INT(unit)) as (index, _):
             yield index, 1
+
+    def smaller(self, a: Any, b: Any) -> Any:
+        """Return the smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """Return the larger of two integers."""
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
 
     def load(self, pointer: Any) -> Any:
         return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
@@ -142,22 +153,35 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
             emit = _Emitter(context, builder, x)
             source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
             weights, shift = emit.pointer(w, w_, w0_), emit.pointer(shifts, shifts_)
+            # At least one run: without terms, y is 0.
+            runs = builder.udiv(builder.add(emit.larger(count_, _INT(1)), _INT(TERMS - 1)), _INT(TERMS))
 
             def block(j: Any, b: Any, width: int) -> None:
-                sums = emit.sums(rows, width)
                 matrix = emit.at(weights, (b, count_), scale=rows)
-                with cgutils.for_range(builder, count_) as loop:
-                    pixels = builder.gep(source, [builder.add(j, builder.load(builder.gep(shift, [loop.index])))])
-                    values = [emit.load(emit.at(pixels, (v, emit.lanes))) for v in range(width)]
-                    column = emit.at(matrix, (loop.index, rows))
-                    for i, row in enumerate(sums):
-                        weight = emit.broadcast(emit.at(column, (i, 1)))
-                        for value, total in zip(values, row, strict=True):
-                            emit.multiply_add(weight, value, total)
                 first = emit.at(builder.gep(target, [j]), (b, step_), scale=rows)
-                for i, row in enumerate(sums):
-                    for v, total in enumerate(row):
-                        emit.store(builder.load(total), emit.at(emit.at(first, (i, step_)), (v, emit.lanes)))
+                places = [
+                    emit.at(emit.at(first, (i, step_)), (v, emit.lanes)) for i in range(rows) for v in range(width)
+                ]
+                with cgutils.for_range(builder, runs) as run:
+                    begin = builder.mul(run.index, _INT(TERMS))
+                    end = emit.smaller(builder.add(begin, _INT(TERMS)), count_)
+                    sums = emit.sums(rows, width)
+                    with cgutils.for_range_slice(builder, begin, end, _INT(1)) as (k, _):
+                        pixels = builder.gep(source, [builder.add(j, builder.load(builder.gep(shift, [k])))])
+                        values = [emit.load(emit.at(pixels, (v, emit.lanes))) for v in range(width)]
+                        column = emit.at(matrix, (k, rows))
+                        for i, row in enumerate(sums):
+                            weight = emit.broadcast(emit.at(column, (i, 1)))
+                            for value, total in zip(values, row, strict=True):
+                                emit.multiply_add(weight, value, total)
+                    totals = [builder.load(total) for row in sums for total in row]
+                    with builder.if_else(builder.icmp_signed("==", run.index, _INT(0))) as (is_first, is_later):
+                        with is_first:
+                            for place, total in zip(places, totals, strict=True):
+                                emit.store(total, place)
+                        with is_later:
+                            for place, total in zip(places, totals, strict=True):
+                                emit.store(builder.fadd(emit.load(place), total), place)
 
             # All rows of a few pixels, then the next pixels: the pixels stay in the nearest cache.
             for j, width in emit.strips(length_, vectors):

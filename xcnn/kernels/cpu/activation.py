@@ -34,7 +34,7 @@ def _flat(a: np.ndarray) -> np.ndarray:
 
 @kernel(np)
 def relu(x: np.ndarray) -> Any:
-    """Cut off what is negative, and let a gradient pass where something is left."""
+    """Set negative numbers to 0; the gradient passes where y is not 0."""
     if not supports(x):
         return NotImplemented
     y = np.empty(x.shape, x.dtype)

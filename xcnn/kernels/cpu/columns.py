@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._array import sum_over
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.threads import blas_is_held, parallel, parts
@@ -55,7 +56,7 @@ def _inside(axes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _zeros(m: int, c: int, axes: tuple[Any, ...], dtype: Any) -> np.ndarray:
-    """Give zeros in place of m images with their padding."""
+    """Return zeros in place of m images with their padding."""
     shape = m, c, *(a.padded for a in axes)
     padded = scratch(_OWNER, "padded", math.prod(shape), dtype).reshape(shape)
     padded.fill(0)
@@ -87,7 +88,7 @@ def _windows(padded: np.ndarray, axes: tuple[Any, ...], top: int, bottom: int) -
 
 
 def _columns(x: np.ndarray, axes: tuple[Any, ...], g: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Give, tile by tile, the images, the outputs and their columns (m, g, cg K, L), which the next tile overwrites."""
+    """Yield, tile by tile, images, outputs and columns (m, g, cg K, L), which the next tile overwrites."""
     padded = x
     for images, top, bottom in _tiles(x.shape[0], x.shape[1], axes, x.itemsize):
         if top == 0:
@@ -125,8 +126,7 @@ def _add_products(x: np.ndarray, dy: np.ndarray, axes: tuple[Any, ...], dweight:
         m = len(columns)
         products = scratch(_OWNER, "products", m * dweight.size, x.dtype).reshape(m, *dweight.shape)
         np.matmul(dy[images, ..., places], columns.swapaxes(-1, -2), out=products)
-        for product in products:
-            dweight += product
+        dweight += sum_over(np, products, (0,))
 
 
 def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.ndarray) -> None:
@@ -150,7 +150,7 @@ def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.nd
 
 
 def _mirrored(axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Give the windows of dy whose products with the flipped kernel are the input gradient, where there are any."""
+    """Return the windows of dy whose products with the flipped kernel are the input gradient, where there are any."""
     before = [a.extent - 1 - a.before for a in axes]
     after = [a.size + a.extent - 1 - a.out - b for a, b in zip(axes, before, strict=True)]
     if any(a.stride > 1 for a in axes) or min(before + after) < 0:
@@ -190,7 +190,7 @@ class _Products:
         return y
 
     def dx(self, dy: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-        """Give the input gradient, or what a transposed convolution is: the same plus a bias."""
+        """Return the input gradient, or what a transposed convolution is: the same plus a bias."""
         dy, dx = np.ascontiguousarray(dy), np.empty((self.n, self.c, *self.sizes), dy.dtype)
         mirrored = _mirrored(self.axes)
         moved = self.o * math.prod(self.sizes) if self.k > 1 else 0
@@ -225,7 +225,7 @@ def _products(x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: 
 
 
 def _dbias(dy: np.ndarray) -> np.ndarray:
-    dbias: np.ndarray = np.sum(dy, axis=(0, *range(2, dy.ndim)))
+    dbias: np.ndarray = sum_over(np, dy, (0, *range(2, dy.ndim)))
     return dbias
 
 

@@ -22,6 +22,7 @@ from xcnn.kernels.cpu._passes import convolve, gradients, pack, pack_transposed
 from xcnn.kernels.cpu._planes import PLACES, STEP, planes
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._sums import add_rows
 from xcnn.threads import parallel, parts
 
 __all__ = ["conv", "conv_transpose"]
@@ -87,18 +88,18 @@ def _layout(axes: tuple[Any, ...], cg: int, og: int) -> _Layout:
 
 
 def _volume(a: np.ndarray) -> np.ndarray:
-    """Give maps of one or two axes leading axes of one pixel, in C order."""
+    """Return maps of one or two axes leading axes of one pixel, in C order."""
     return np.ascontiguousarray(a).reshape(*a.shape[:2], *(1,) * (5 - a.ndim), *a.shape[2:])
 
 
 def _grouped(weight: np.ndarray, groups: int) -> np.ndarray:
-    """Give weight as (g, og, cg, taps), in C order."""
+    """Return weight as (g, og, cg, taps), in C order."""
     o, cg, *kernel = weight.shape
     return np.ascontiguousarray(weight).reshape(groups, o // groups, cg, math.prod(kernel))
 
 
 def _skips(axes: tuple[Any, ...]) -> bool:
-    """Say whether strides pass over most pixels: what no window touches would only fill planes."""
+    """Return whether strides pass over most pixels: what no window touches would only fill planes."""
     return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 
@@ -155,7 +156,7 @@ def _gradients(
         pack_transposed(w, f.order, f.bounds, packed)
     count = parts(min(n, max(2, _PARTIAL_BYTES // weight.nbytes)), 2 * _flops(n, weight, f) / _FLOPS_PER_MICROSECOND)
     dweight = np.zeros((count, weight.size if needs[1] else 0), dtype)
-    dbias = np.zeros((count, o if needs[2] else 0), dtype)
+    of_images = np.zeros((n, o if needs[2] else 0), dtype)
     chunk = max(1, _CHUNK_BYTES // ((c * f.phases * f.plane + o * f.dy_plane) * dtype.itemsize))
     chunk = min(chunk, -(-n // count))
     arrays = (
@@ -167,18 +168,19 @@ def _gradients(
         dys = scratch(f.number, "dy", chunk * o * f.dy_plane, dtype)
         ys = scratch(f.number, "dx", cg * f.row, dtype)
         first, last = n * part // count, n * (part + 1) // count
-        gradients(*arrays, dweight[part], dbias[part], *f[:9], groups, first, last, chunk, xs, dys, ys)
+        gradients(*arrays, dweight[part], of_images, *f[:9], groups, first, last, chunk, xs, dys, ys)
 
     parallel(some, count)
     return (
         dx if needs[0] else None,
-        _total(dweight).reshape(weight.shape) if needs[1] else None,
-        _total(dbias) if needs[2] else None,
+        (dweight[0] if count == 1 else dweight.sum(axis=0)).reshape(weight.shape) if needs[1] else None,
+        _rows_sum(of_images) if needs[2] else None,
     )
 
 
-def _total(partial: np.ndarray) -> np.ndarray:
-    total: np.ndarray = partial[0] if len(partial) == 1 else partial.sum(axis=0)
+def _rows_sum(rows: np.ndarray) -> np.ndarray:
+    total = np.empty(rows.shape[1], rows.dtype)
+    add_rows(rows, total)
     return total
 
 
@@ -215,7 +217,7 @@ def conv_transpose(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dx = _convolve(dy, weight, None, axes, groups, False) if needs[0] else None
         dweight = _gradients(dy, x, None, weight, axes, groups, (False, True, False))[1] if needs[1] else None
-        dbias = dy.sum(axis=(0, *range(2, dy.ndim))) if needs[2] and has_bias else None
+        dbias = _rows_sum(dy.reshape(*dy.shape[:2], -1).sum(axis=2)) if needs[2] and has_bias else None
         return dx, dweight, dbias
 
     return y, backward

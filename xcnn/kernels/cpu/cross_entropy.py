@@ -19,28 +19,35 @@ __all__ = ["cross_entropy"]
 _MOST = 1 << 14
 """Numbers of x: from here on NumPy's exponentials, which are vector instructions, are faster."""
 
+_BLOCK = 128
+"""Classes whose exponentials are added one after another: the square root of the most there can be."""
+
 
 @compiled
-def _forward(x, target, ignored, p):
-    """Set p to the softmax of x; return the sum of the losses and the rows that count, -1 for a label out of range."""
-    total, rows = 0.0, 0
+def _forward(x, target, ignored, p, losses):
+    """Set p to the softmax of x and losses; return how many rows count, or -1 for a label out of range."""
+    rows = 0
     for n in range(x.shape[0]):
         scores, row, label = x[n], p[n], target[n]
         if label != ignored and (label < 0 or label >= scores.size):
-            return total, -1
+            return -1
         largest = scores[0]
         for c in range(scores.size):
             largest = scores[c] if scores[c] > largest or scores[c] != scores[c] else largest
         mass = x.dtype.type(0)
-        for c in range(scores.size):
-            row[c] = math.exp(scores[c] - largest)
-            mass += row[c]
+        for first in range(0, scores.size, _BLOCK):
+            part = x.dtype.type(0)
+            for c in range(first, min(first + _BLOCK, scores.size)):
+                row[c] = math.exp(scores[c] - largest)
+                part += row[c]
+            mass += part
         for c in range(scores.size):
             row[c] /= mass
+        losses[n] = 0
         if label != ignored:
-            total += math.log(mass) - (scores[label] - largest)
+            losses[n] = math.log(mass) - (scores[label] - largest)
             rows += 1
-    return total, rows
+    return rows
 
 
 @compiled
@@ -49,7 +56,7 @@ def _backward(p, target, ignored, factor, dx):
     for n in range(p.shape[0]):
         row, gradient, label = p[n], dx[n], target[n]
         if label == ignored:
-            gradient[:] = 0
+            gradient[:] = row * 0  # NaN stays
             continue
         for c in range(row.size):
             gradient[c] = row[c] * factor
@@ -73,11 +80,12 @@ def cross_entropy(
         return NotImplemented
     p = np.empty(x.shape, x.dtype)
     target = np.array(target, np.int64)  # checked here: backward must not read what a caller has changed since
-    total, rows = _forward(np.ascontiguousarray(x), target, ignore_index, p)
+    losses = np.empty(len(x))
+    rows = _forward(np.ascontiguousarray(x), target, ignore_index, p, losses)
     if rows < 0:
         return NotImplemented
     count = rows if reduction == "mean" else 1
-    loss = total / count if count else math.nan
+    loss = losses.sum() / count if count else math.nan
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:

@@ -11,6 +11,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._sums import add_rows
 from xcnn.threads import blas_is_held, parallel, parts
 
 __all__ = ["linear"]
@@ -45,15 +46,6 @@ def _masked(dy, y, target):
         row, mask, source = target[n], y[n], dy[n]
         for o in range(row.size):
             row[o] = source[o] if mask[o] != zero else zero
-
-
-@compiled
-def _sum_rows(dy, dbias):
-    dbias[:] = dy[0]
-    for n in range(1, dy.shape[0]):
-        row = dy[n]
-        for o in range(row.size):
-            dbias[o] += row[o]
 
 
 @compiled
@@ -107,7 +99,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
                 _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
-            _sum_rows(dy, dbias)
+            add_rows(dy, dbias)
         return dx, dweight, dbias
 
     return result, backward

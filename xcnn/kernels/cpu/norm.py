@@ -13,56 +13,62 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._sums import BLOCK, add_rows
 
 __all__ = ["norm"]
 
 
 @summing
-def _sum(row):
+def _sum(block):
     total = 0.0
-    for i in range(row.size):
-        total += row[i]
+    for i in range(block.size):
+        total += block[i]
     return total
 
 
 @summing
-def _squares(row, mean):
+def _squares(block, mean):
     total = 0.0
-    for i in range(row.size):
-        total += (row[i] - mean) ** 2
+    for i in range(block.size):
+        total += (block[i] - mean) ** 2
     return total
 
 
 @summing
-def _products(row, mean, dy):
-    """Give the sums of dy and of dy * (row - mean)."""
+def _products(block, mean, dy):
+    """Return the sums of dy and of dy * (block - mean)."""
     total, product = 0.0, 0.0
-    for i in range(row.size):
+    for i in range(block.size):
         total += dy[i]
-        product += dy[i] * np.float64(row[i] - mean)
+        product += dy[i] * np.float64(block[i] - mean)
     return total, product
 
 
 @compiled
 def _moments(x, sums, begin, end):
-    """Set sums[0] to the sums of some images' rows, and sums[1] to the squares of what is off their own means."""
+    """Set sums[0] to the sums of some images' rows, and sums[1] to the sums of squares about the rows' own means."""
     for n in range(begin, end):
         for c in range(x.shape[1]):
-            sums[0, n, c] = _sum(x[n, c])
-            sums[1, n, c] = _squares(x[n, c], sums[0, n, c] / x.shape[2])
+            row, total, squares = x[n, c], 0.0, 0.0
+            for first in range(0, row.size, BLOCK):
+                total += _sum(row[first : first + BLOCK])
+            for first in range(0, row.size, BLOCK):
+                squares += _squares(row[first : first + BLOCK], total / row.size)
+            sums[0, n, c], sums[1, n, c] = total, squares
 
 
 @compiled
 def _statistics(sums, pixels, mean, var):
-    """Set mean and variance of each channel: squares off the mean are those off the rows' means, and these off it."""
+    """Set mean and variance of each channel; sums[1] becomes the sums of squares about the channels' means."""
     count = sums.shape[1] * pixels
+    totals, squares = np.empty(mean.size), np.empty(mean.size)
+    add_rows(sums[0], totals)
+    for n in range(sums.shape[1]):
+        for c in range(mean.size):
+            sums[1, n, c] += (sums[0, n, c] / pixels - totals[c] / count) ** 2 * pixels
+    add_rows(sums[1], squares)
     for c in range(mean.size):
-        total, squares = 0.0, 0.0
-        for n in range(sums.shape[1]):
-            total += sums[0, n, c]
-        for n in range(sums.shape[1]):
-            squares += sums[1, n, c] + (sums[0, n, c] / pixels - total / count) ** 2 * pixels
-        mean[c], var[c] = total / count, squares / count
+        mean[c], var[c] = totals[c] / count, squares[c] / count
 
 
 @compiled
@@ -83,7 +89,12 @@ def _gradient_sums(x, dy, mean, sums, begin, end):
     """Set sums[0] to the sums of dy of some images' rows, and sums[1] to those of dy * (x - mean)."""
     for n in range(begin, end):
         for c in range(x.shape[1]):
-            sums[0, n, c], sums[1, n, c] = _products(x[n, c], mean[c], dy[n, c])
+            row, gradient, total, product = x[n, c], dy[n, c], 0.0, 0.0
+            for first in range(0, row.size, BLOCK):
+                one, other = _products(row[first : first + BLOCK], mean[c], gradient[first : first + BLOCK])
+                total += one
+                product += other
+            sums[0, n, c], sums[1, n, c] = total, product
 
 
 @compiled
@@ -101,8 +112,12 @@ def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
                 slope += factor * rstd[c] * rstd[c] * (sums[1, c] / count)
                 shift += factor * (sums[0, c] / count)
             centre, source, gradient, target = mean[c], x[n, c], dy[n, c], dx[n, c]
-            for i in range(source.size):
-                target[i] = gradient[i] * factor - ((source[i] - centre) * slope + shift)
+            if sums.size:
+                for i in range(source.size):
+                    target[i] = gradient[i] * factor - ((source[i] - centre) * slope + shift)
+            else:  # an infinite x has no part in it
+                for i in range(source.size):
+                    target[i] = gradient[i] * factor
 
 
 @kernel(np)
@@ -137,7 +152,9 @@ def norm(
         if wants_weight or wants_bias or not constant:
             of_rows = np.empty((2, *shape[:2]))
             share(_gradient_sums, 4 * x.size, rows, gradients, mean, of_rows)
-            sums = of_rows.sum(axis=1)
+            sums = np.empty((2, shape[1]))
+            for rows_sums, total in zip(of_rows, sums, strict=True):
+                add_rows(rows_sums, total)
         dx = None
         if needs[0]:
             dx, factor = (

@@ -23,7 +23,7 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 @compiled
 def _range(array, begin, end):
-    """Give some numbers of an array in C order; an index that starts at 0 compiles to vector instructions."""
+    """Return some numbers of an array in C order; an index that starts at 0 compiles to vector instructions."""
     return array.reshape(array.size)[begin:end]
 
 
@@ -80,7 +80,7 @@ def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum
 
 
 def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
-    """Call a function for all numbers of one parameter after the other; give the arrays of each, but for the gradient.
+    """Call a function for all numbers of one parameter after the other; yield the arrays of each, but for the gradient.
 
     Parameters
     ----------

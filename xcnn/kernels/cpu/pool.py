@@ -22,6 +22,7 @@ from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._sums import BLOCK
 
 __all__ = ["avg_pool", "global_avg_pool", "max_pool"]
 
@@ -152,8 +153,11 @@ def _means(x, y, begin, end):
     """Set y (maps,) to the means of the rows of x (maps, pixels)."""
     for p in range(begin, end):
         pixels, total = x[p], 0.0
-        for k in range(pixels.size):
-            total += pixels[k]
+        for first in range(0, pixels.size, BLOCK):
+            block, part = pixels[first : first + BLOCK], 0.0
+            for k in range(block.size):
+                part += block[k]
+            total += part
         y[p] = total / pixels.size
 
 
@@ -201,12 +205,12 @@ def _maps(a: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _rows(a: np.ndarray, rank: int) -> np.ndarray:
-    """Give maps as rows (maps, pixels), in C order."""
+    """Return maps as rows (maps, pixels), in C order."""
     return np.ascontiguousarray(a).reshape(-1, math.prod(a.shape[a.ndim - rank :]))
 
 
 def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
-    """Give maps three axes (maps, d, h, w), in C order."""
+    """Return maps three axes (maps, d, h, w), in C order."""
     return np.ascontiguousarray(a).reshape(-1, *(1,) * (3 - rank), *a.shape[a.ndim - rank :])
 
 

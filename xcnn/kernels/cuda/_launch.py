@@ -104,7 +104,7 @@ _ARRAYS = {
 
 
 def supports(*arrays: Any) -> bool:
-    """Say whether arrays hold something, in a type of numbers that kernels are compiled for."""
+    """Return whether arrays hold something, in a type of numbers that kernels are compiled for."""
     return all(array.size and array.dtype.name in TYPES for array in arrays)
 
 

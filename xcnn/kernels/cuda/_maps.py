@@ -33,7 +33,7 @@ def windows(axes: tuple[Any, ...]) -> np.ndarray:
 
 
 def contiguous(a: Any) -> Any:
-    """Give an array in C order, itself if it lies so."""
+    """Return an array in C order, itself if it lies so."""
     # `ascontiguousarray` alone gives an array without axes an axis.
     return a if a.flags.c_contiguous else ascontiguousarray(a)
 
@@ -63,7 +63,7 @@ def maps(a: Any, rank: int) -> Maps:
 
 
 def slices(sums: int, length: int) -> int:
-    """Say into how many slices so many sums of so many terms are cut; the shape alone decides, so results repeat."""
+    """Return into how many slices so many sums of so many terms are cut; the shape alone decides, so results repeat."""
     return max(1, min(-(-length // _SLICE), _MOST_SUMS // sums))
 
 

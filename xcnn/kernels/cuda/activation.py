@@ -12,7 +12,7 @@ __all__ = ["relu"]
 
 @kernel(namespace)
 def relu(x: Any) -> Any:
-    """Cut off what is negative, and let a gradient pass where something is left."""
+    """Set negative numbers to 0; the gradient passes where y is not 0."""
     if not supports(x):
         return NotImplemented
     y = namespace.maximum(x, 0.0)

@@ -21,7 +21,7 @@ def _outs(axes: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _grouped(weight: Any, groups: int) -> Any:
-    """Give weight as (g, og, cg K)."""
+    """Return weight as (g, og, cg K)."""
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
@@ -31,7 +31,7 @@ def _product(a: Any, b: Any) -> Any:
 
 
 def _columns(x: Any, axes: tuple[Any, ...], groups: int) -> Any:
-    """Give the windows of x (n, c, *sizes) as (g, cg K, n L)."""
+    """Return the windows of x (n, c, *sizes) as (g, cg K, n L)."""
     n, c = x.shape[:2]
     width = n * math.prod(_outs(axes))
     columns = empty((groups, c // groups * math.prod(axis.kernel for axis in axes), width), x.dtype)
@@ -40,7 +40,7 @@ def _columns(x: Any, axes: tuple[Any, ...], groups: int) -> Any:
 
 
 def _led(dy: Any, y: Any, groups: int, summed: bool = False) -> tuple[Any, Any]:
-    """Give dy (n, o, *outs) where y is not 0 as (g, og, n L), and if `summed` its sums (o,).
+    """Return dy (n, o, *outs) where y is not 0 as (g, og, n L), and if `summed` its sums (o,).
 
     It is a view where dy lies so and all of it counts.
     """
@@ -57,7 +57,7 @@ def _led(dy: Any, y: Any, groups: int, summed: bool = False) -> tuple[Any, Any]:
 
 
 def _convolve(x: Any, weight: Any, axes: tuple[Any, ...], groups: int) -> Any:
-    """Give the products (g, og, n L)."""
+    """Return the products (g, og, n L)."""
     return _product(_grouped(weight, groups), _columns(x, axes, groups))
 
 
@@ -66,8 +66,8 @@ def _as_maps(products: Any, n: int, axes: tuple[Any, ...]) -> Any:
     return products.reshape(-1, n, *_outs(axes)).swapaxes(0, 1)
 
 
-def _spread(led: Any, weight: Any, n: int, axes: tuple[Any, ...], groups: int) -> Any:
-    """Give the input gradient (n, c, *sizes) for led (g, og, n L)."""
+def _input_gradient(led: Any, weight: Any, n: int, axes: tuple[Any, ...], groups: int) -> Any:
+    """Return the input gradient (n, c, *sizes) for led (g, og, n L)."""
     c = weight.shape[1] * groups
     columns = _product(_grouped(weight, groups).swapaxes(1, 2), led)
     x = empty((n, c, *(axis.size for axis in axes)), led.dtype)
@@ -99,7 +99,7 @@ def conv(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: i
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
         led, dbias = _led(dy, y, groups, needs[2] and has_bias)
-        dx = _spread(led, weight, n, axes, groups) if needs[0] else None
+        dx = _input_gradient(led, weight, n, axes, groups) if needs[0] else None
         dweight = _weight_gradient(x, led, weight.shape, axes, groups) if needs[1] else None
         return dx, dweight, dbias
 
@@ -112,7 +112,7 @@ def conv_transpose(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...],
     if not supports(x, weight):
         return NotImplemented
     has_bias, n = bias is not None, x.shape[0]
-    y = _spread(_led(x, None, groups)[0], weight, n, axes, groups)
+    y = _input_gradient(_led(x, None, groups)[0], weight, n, axes, groups)
     if bias is not None:
         y += bias.reshape(-1, *(1,) * len(axes))
 

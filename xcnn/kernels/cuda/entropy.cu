@@ -51,7 +51,7 @@ KERNEL total_loss(const real* losses, const long long* target, long long ignored
     }
 }
 
-// dx = (p - one-hot label) * dy / count; 0 where the label is ignored.
+// dx = (p - one-hot label) * dy / count; 0 where the label is ignored, NaN where p is.
 KERNEL entropy_gradient(const real* p, const long long* target, long long ignored, const real* dy, const real* count,
                         real* dx, index rows, index classes) {
     const real factor = count[0] ? dy[0] / count[0] : dy[0];
@@ -59,6 +59,6 @@ KERNEL entropy_gradient(const real* p, const long long* target, long long ignore
         const index row = i / classes;
         const long long label = target[row], c = i - row * classes;
         const bool is_class = 0 <= label && label < classes;
-        dx[i] = label == ignored ? (real)0 : is_class ? (p[i] - (c == label ? 1 : 0)) * factor : (real)NAN;
+        dx[i] = label == ignored ? p[i] * 0 : is_class ? (p[i] - (c == label ? 1 : 0)) * factor : (real)NAN;
     }
 }

@@ -14,7 +14,7 @@ __all__ = ["norm", "running_statistics"]
 
 
 def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
-    """Give an empty array (n, c, *sizes) that lies in memory as x does: images outside, or channels."""
+    """Return an empty array (n, c, *sizes) that lies in memory as x does: images outside, or channels."""
     n, c, *sizes = shape
     if x.channel <= x.image or n == 1:
         made = empty(shape, x.array.dtype)
@@ -70,7 +70,7 @@ def norm(
 
 @kernel(namespace)
 def running_statistics(running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, unbias: float) -> Any:
-    """Give the new running statistics in one pass."""
+    """Return the new running statistics in one pass."""
     if not supports(mean):
         return NotImplemented
     made = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)

@@ -27,7 +27,7 @@ def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
 
     Parameters
     ----------
-    lists : contiguous arrays of each, in the order of `_ARRAYS`; None where there are none.
+    lists : contiguous arrays of each, in the order of `_ARRAYS`; None if there are none.
     numbers : the kernel's arguments after the table.
     """
     gradients = lists[0]
@@ -49,7 +49,7 @@ def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | 
 
 
 def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> Iterator[Any]:
-    """Run a kernel for all parameters and give the arrays of each, but for the gradient.
+    """Run a kernel for all parameters and yield the arrays of each, but for the gradient.
 
     The parameters of a table are updated together, when the first of them is asked for.
 
@@ -65,7 +65,7 @@ def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> I
 
 @kernel(namespace)
 def totals(arrays: Sequence[Any], dtype: Any) -> Any:
-    """Give NaN for each array of which a number is not finite, else 0."""
+    """Return NaN for each array of which a number is not finite, else 0."""
     if not _takes(arrays) or any(a.dtype != dtype for a in arrays):
         return NotImplemented
     found = namespace.zeros(len(arrays), dtype=dtype)

@@ -18,12 +18,12 @@ _NO_PIXEL = 255
 
 
 def _lead(x: Any, rank: int) -> tuple[int, int]:
-    """Give the numbers of images and of channels of (n, c, *sizes) or (c, *sizes)."""
+    """Return the numbers of images and of channels of (n, c, *sizes) or (c, *sizes)."""
     n, c = (1, *x.shape[:-rank])[-2:]
     return n, c
 
 
-def _spread(dy: Any, winners: Any, divisor: float, shape: tuple[int, ...], axes: tuple[Any, ...]) -> Any:
+def _gradient(dy: Any, winners: Any, divisor: float, shape: tuple[int, ...], axes: tuple[Any, ...]) -> Any:
     dx = empty(shape, dy.dtype)
     count = math.prod(shape[: -len(axes)])
     launch("pool_gradient", dx.size, dy, winners, divisor, dx, count, windows(axes))
@@ -41,7 +41,7 @@ def max_pool(x: Any, axes: tuple[Any, ...]) -> Any:
     launch("max_pool", y.size, *maps(x, rank), y, winners, *_lead(x, rank), windows(axes))
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
-        return (_spread(dy, winners, 1, shape, axes) if needs[0] else None,)
+        return (_gradient(dy, winners, 1, shape, axes) if needs[0] else None,)
 
     return y, backward
 
@@ -57,6 +57,6 @@ def avg_pool(x: Any, axes: tuple[Any, ...], counts: Any, divisor: int | None) ->
     launch("average_pool", y.size, *maps(x, rank), divisor, y, *_lead(x, rank), windows(axes))
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
-        return (_spread(dy, None, divisor, shape, axes) if needs[0] else None,)
+        return (_gradient(dy, None, divisor, shape, axes) if needs[0] else None,)
 
     return y, backward
