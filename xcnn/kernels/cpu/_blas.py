@@ -45,13 +45,13 @@ def _openblas(path: str) -> _Library | None:
     for name in _OPENBLAS:
         with contextlib.suppress(AttributeError):
             get, put = (getattr(library, name.format(verb)) for verb in ("get", "set"))
-            put.argtypes, put.restype = [ctypes.c_int], None
+            put.restype = None
             return _Library(get, put)
     return None
 
 
 class _OneThread:
-    """Holds NumPy's matrix products to one thread inside a `with`, which costs about a microsecond.
+    """Holds NumPy's matrix products to one thread inside a `with`, which costs less than a microsecond.
 
     Several threads may be inside. The last one that leaves restores the number of threads.
     """
