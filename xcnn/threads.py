@@ -87,7 +87,7 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
 
 
 def _executor() -> ThreadPoolExecutor:
-    """Return the threads beside the caller's, of which there is at least one, whatever another thread sets meanwhile."""
+    """Return the threads beside the caller's: at least one, whatever another thread sets meanwhile."""
     global _pool
     with _lock:
         if _pool is None:
@@ -103,8 +103,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-@contextlib.contextmanager
-def one_blas_thread():
-    yield

@@ -83,7 +83,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
         self.line = function.__code__.co_firstlineno
 
     def path(self, key: Any) -> Path:
-        """Return the file of a key, in which Numba says for which types, processor and byte code the machine code is."""
+        """Return the file of a key: types, processor and byte code."""
         return Path(self.cache_path, f"{self.base}{_stamp()}.{_digest(repr((self.line, key)).encode())}.nbc")
 
     def load(self, key: Any) -> Any:
