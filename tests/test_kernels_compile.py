@@ -46,7 +46,8 @@ def run(
         },
     )
     assert done.returncode == code_of_exit, done.stderr
-    assert done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), done.stderr
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == bool(says), done.stderr
     return done.stdout
 
 

@@ -42,7 +42,8 @@ print((after - before) / 200, blocks_after - blocks)
 
 def test_hundreds_of_steps_leave_nothing_alive() -> None:
     per_step, blocks = run(STEPS.format("")).split()
-    assert float(per_step) < 40, "bytes per step; four epochs leave four records of the history"
+    # Bytes per step. The records of four epochs are 50 of them; an array, even an empty one, takes 112.
+    assert float(per_step) < 100
     assert int(blocks) == 0
 
 
@@ -56,7 +57,7 @@ def forward(self, x, forward=nn.Sequential.forward, **how):
 nn.Sequential.forward = forward
 """
     per_step, _ = run(STEPS.format(leak)).split()
-    assert float(per_step) > 400
+    assert float(per_step) > 800
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")

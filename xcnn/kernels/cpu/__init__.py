@@ -2,8 +2,8 @@
 
 import logging
 
-from xcnn.kernels.cpu import products  # noqa: F401  isort: split
-from xcnn.kernels.cpu import columns  # noqa: F401
+from xcnn.kernels.cpu import products  # noqa: F401  isort: skip
+from xcnn.kernels.cpu import columns  # noqa: F401  isort: skip
 from xcnn.kernels.cpu._memory import keep_freed_memory
 
 __all__: list[str] = []

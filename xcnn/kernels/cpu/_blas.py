@@ -40,7 +40,7 @@ def _libraries() -> list[_Library]:
 
 
 def _openblas(path: str) -> _Library | None:
-    """Return the functions of OpenBLAS, at a tenth of the time that threadpoolctl takes to look them up at each call."""
+    """Return the functions of OpenBLAS. threadpoolctl looks them up at each call, which takes a microsecond."""
     library = ctypes.PyDLL(path)  # they return at once, so they need not let go of the interpreter
     for name in _OPENBLAS:
         with contextlib.suppress(AttributeError):
