@@ -26,7 +26,7 @@ import numpy as np
 from xcnn import data, models, nn, optim
 from xcnn.errors import XcnnError
 from xcnn.runs import Config
-from xcnn.threads import get_num_threads, one_blas_thread
+from xcnn.threads import get_num_threads
 from xcnn.training import Trainer
 
 __all__ = ["LAYOUTS", "LIBRARIES", "RECOMMENDED", "TARGET", "Learner", "main", "run"]
@@ -60,7 +60,7 @@ def _xcnn(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[Le
     schedule = optim.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
     trainer = Trainer(model, optimizer, "cross_entropy", device, schedule=schedule)
     where = trainer.device
-    with one_blas_thread(), where.active():
+    with where.active():
         yield Learner(trainer.step, lambda x: where.to_numpy(model(where.asarray(x))))
 
 

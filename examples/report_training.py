@@ -24,7 +24,6 @@ import numpy as np
 
 from xcnn import data, models, nn, ops, optim
 from xcnn.errors import UsageError, XcnnError
-from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer, clock
 
 __all__ = ["Network", "main", "run"]
@@ -143,9 +142,8 @@ def run(train: data.Dataset, test: data.Dataset, epochs: int, as_json: bool) -> 
     if len(test) <= TEST_IMAGE:
         raise UsageError(f"the run shows test image {TEST_IMAGE}, the test set has {len(test)} images")
     network, output = Network(train.shape, len(train.classes)), Output(as_json, len(train), epochs)
-    with one_blas_thread():
-        for epoch in range(1, epochs + 1):
-            output.epoch(_epoch(epoch, network, data.Loader(train, batch_size=1, shuffle=False), output))
+    for epoch in range(1, epochs + 1):
+        output.epoch(_epoch(epoch, network, data.Loader(train, batch_size=1, shuffle=False), output))
     trainer = Trainer(model := network.module(test.shape), optim.SGD(model.parameters()), "cross_entropy")
     metrics = trainer.evaluate(test)
     probabilities = trainer.predict(test[TEST_IMAGE:][:1])[0].tolist()

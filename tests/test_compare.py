@@ -335,7 +335,7 @@ def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
         y, backward = BODIES["conv"](np, *arguments)
         return y * 1.001, backward
 
-    monkeypatch.setitem(kernels(np), "conv", wrong)
+    monkeypatch.setitem(kernels(np), "conv", [wrong])
     assert "y" in [one.error.tensor for one in compare.op_errors("conv2d", device("cpu")) if not one.error.within]
 
 

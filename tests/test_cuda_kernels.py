@@ -368,11 +368,11 @@ def test_a_launch_refuses_what_a_kernel_would_misread(launcher: Any) -> None:
 
 def test_compiling_is_counted_and_announced(launcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[int] = []
-    monkeypatch.setattr(launcher.COMPILATION, "announce", lambda: said.append(1))
     monkeypatch.setattr(launcher, "_MODULES", {})
     monkeypatch.setattr(launcher, "_READY", {})
     before = launcher.COMPILATION.seconds
     y = np.ones(4, np.float32)
-    launcher.launch("mask", 4, y, y, y, 4)
+    with launcher.COMPILATION.announced(lambda: said.append(1)):
+        launcher.launch("mask", 4, y, y, y, 4)
     assert said == [1]
     assert launcher.COMPILATION.seconds > before

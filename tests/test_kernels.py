@@ -29,15 +29,10 @@ Arrays = dict[str, Any]
 @contextlib.contextmanager
 def columns_alone() -> Iterator[None]:
     """Run the convolutions for those who have no Numba."""
-    ours = [getattr(columns, name) for name in columns.__all__]
     with portable(np):
-        for function in ours:
-            kernel(np)(function)
-        try:
-            yield
-        finally:
-            for function in ours:
-                del kernels(np)[function.__name__]
+        for name in columns.__all__:
+            kernel(np)(getattr(columns, name))
+        yield
 
 
 ENGINES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
@@ -52,13 +47,12 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f
 
 @pytest.fixture(autouse=True)
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cut even the smallest work into parts, for two threads, as matrix products are cut inside of `fit`."""
+    """Cut even the smallest work into parts, for two threads."""
     monkeypatch.setattr(threads, "_PART_MICROSECONDS", 1)
     monkeypatch.setattr(columns, "_LEAST_MICROSECONDS", 0)
     before = threads.get_num_threads()
     threads.set_num_threads(2)
-    with threads.one_blas_thread():
-        yield
+    yield
     threads.set_num_threads(before)
 
 
@@ -250,9 +244,10 @@ def test_training_is_the_same_within_rounding(optimizer: Any, engine: Any) -> No
 
 
 def test_every_kernel_has_a_body_with_its_arguments() -> None:
-    for name, function in kernels(np).items():
+    for name, functions in kernels(np).items():
         count = len(inspect.signature(BODIES[name]).parameters)
-        assert len(inspect.signature(function).parameters) == count - 1, name
+        for function in functions:
+            assert len(inspect.signature(function).parameters) == count - 1, (name, function.__module__)
 
 
 def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,9 +262,9 @@ def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -
 
         return spied
 
-    of_ops = {n: f for n, f in kernels(np).items() if BODIES[n].__module__.startswith("xcnn.ops.")}
-    for name, function in of_ops.items():
-        monkeypatch.setitem(kernels(np), name, spy(name, function))
+    of_ops = {n: found for n, found in kernels(np).items() if BODIES[n].__module__.startswith("xcnn.ops.")}
+    for name, found in of_ops.items():
+        monkeypatch.setitem(kernels(np), name, [spy(name, found[0])])
     for op in OPS.values():
         for sample in op.samples:
             arrays = sample.draw(np.random.default_rng(0))
@@ -309,6 +304,31 @@ ONE, TWO = np.zeros(1), np.zeros(2)
 
 def test_a_kernel_that_takes_no_such_arguments_falls_back(choice: Callable[[np.ndarray], Any]) -> None:
     assert (choice(ONE), choice(TWO)) == ("kernel", "portable")
+
+
+def test_what_a_kernel_declines_goes_to_the_one_before_it(choice: Callable[[np.ndarray], Any]) -> None:
+    def second(x: np.ndarray) -> Any:
+        return NotImplemented if x.size == 1 else "second"
+
+    second.__name__ = "choice"
+    kernel(np)(second)
+    assert (choice(ONE), choice(TWO)) == ("kernel", "second")
+
+
+def test_convolutions_with_wide_strides_are_left_to_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code declines them, as no window touches most of its planes."""
+    taken = []
+
+    def spied(*arguments: Any) -> Any:
+        taken.append(True)
+        return columns.conv(*arguments)
+
+    compiled, second, last = kernels(np)["conv"]
+    assert second is columns.conv
+    monkeypatch.setitem(kernels(np), "conv", [compiled, spied, last])
+    x, weight = np.ones((4, 8, 33, 33), np.float32), np.ones((8, 8, 1, 1), np.float32)
+    np.testing.assert_array_equal(ops.conv2d(x, weight, None, stride=4)[0], 8)
+    assert taken
 
 
 def test_portable_switches_kernels_off_and_on_again(choice: Callable[[np.ndarray], Any]) -> None:

@@ -1,7 +1,8 @@
-"""Compiling kernels where it is hard: no folder for the code, a full disk, no compiler, code that has changed."""
+"""Compiling kernels where it is hard: no folder for the code, a full disk, no compiler, damage, code that changed."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,19 @@ print(*ops.relu(np.array([-1.0, 2.0]))[0])
 """
 
 
-def run(code: str, cache: Path, packages: Path | None = None, **environment: str) -> str:
-    """Run code in a new process, whose compiled code is kept in `cache`, with the xcnn of a folder."""
+COMPILED = "\nfrom xcnn._dispatch import COMPILATION\nprint(COMPILATION.seconds > 0)"
+
+
+def run(
+    code: str, cache: Path, packages: Path | None = None, *, says: str = "", code_of_exit: int = 0, **environment: str
+) -> str:
+    """Run code in a new process, whose compiled code is kept in `cache`, with the xcnn of a folder.
+
+    Warnings are errors in it. What it says on stderr begins with `says` and is one line, or nothing.
+    """
     paths = [packages or Path(xcnn.__file__).parents[1], *filter(None, sys.path)]
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         cwd=paths[0],
         capture_output=True,
         text=True,
@@ -36,8 +45,9 @@ def run(code: str, cache: Path, packages: Path | None = None, **environment: str
             **environment,
         },
     )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
+    assert done.returncode == code_of_exit, done.stderr
+    assert done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == bool(says), done.stderr
     return done.stdout
 
 
@@ -46,10 +56,40 @@ def kept(cache: Path) -> list[Path]:
 
 
 def test_code_is_kept_and_read_again(tmp_path: Path) -> None:
-    code = RELU + "from xcnn._dispatch import COMPILATION\nprint(COMPILATION.seconds > 0)"
-    assert run(code, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
     assert kept(tmp_path)
-    assert run(code, tmp_path).split() == ["0.0", "2.0", "False"]
+    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+
+
+def test_only_our_kernels_count_as_compiled_and_it_is_announced_once_and_in_its_scope(tmp_path: Path) -> None:
+    code = """
+import numba
+import numpy as np
+from xcnn import ops
+from xcnn._dispatch import COMPILATION
+said = []
+with COMPILATION.announced(lambda: said.append("inside")):
+    numba.njit(lambda x: x + 1)(1)
+    assert not said and not COMPILATION.seconds
+    ops.relu(np.ones(2))
+    ops.relu(np.ones((2, 2), np.float32))
+    ops.max_pool2d(np.ones((1, 1, 2, 2)), 2)
+assert COMPILATION.seconds > 0
+ops.max_pool2d(np.ones((1, 1, 2, 2), np.float32), 2)
+print(*said)
+"""
+    assert run(code, tmp_path).split() == ["inside"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "one byte"])
+def test_damaged_files_are_compiled_again(tmp_path: Path, damage: str) -> None:
+    run(RELU, tmp_path)
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
 
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
@@ -59,34 +99,76 @@ def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
     assert not kept(tmp_path)
 
 
-def test_a_full_disk_where_code_is_kept(tmp_path: Path) -> None:
-    full = """
-from numba.core import caching
-def save(self, signature, data):
-    saved.append(signature)
-    raise OSError(28, "No space left on device")
-saved, caching.FunctionCache.save_overload = [], save
+FAILING = """
+import os
+def replace(source, target, replaced=os.replace):
+    if str(target).endswith(".nbc") and "{0}" in str(target):
+        {1}
+    replaced(source, target)
+os.replace = replace
 """
-    assert run(full + RELU + "print(len(saved) > 0)", tmp_path).split() == ["0.0", "2.0", "True"]
+FULL = FAILING.format("", "raise OSError(28, 'No space left on device')")
+KILLED = FAILING.format("pool._max", f"os.kill(os.getpid(), {int(signal.SIGKILL)})")
+
+
+def test_a_full_disk_where_code_is_kept(tmp_path: Path) -> None:
+    assert run(FULL + RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert not kept(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_numba_whose_cache_is_not_known(tmp_path: Path) -> None:
+    unknown = """
+from numba.core import caching
+def renamed(self, function, init=caching.Cache.__init__):
+    init(self, function)
+    self._files = self.__dict__.pop("_cache_file")
+caching.Cache.__init__ = renamed
+"""
+    says = "compiled code is not kept on disk, as Numba"
+    assert run(unknown + RELU + COMPILED, tmp_path, says=says).split() == ["0.0", "2.0", "True"]
+    assert not kept(tmp_path)
+
+
+@pytest.mark.parametrize("failure", ["numba.njit = None", "numba.core.event.register = None"])
+def test_a_numba_that_does_not_work(tmp_path: Path, failure: str) -> None:
+    code = f"import numba, numba.core.event\n{failure}\n{RELU}"
+    assert run(code, tmp_path, says="compiled kernels cannot be used").split() == ["0.0", "2.0"]
+
+
+def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
+    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{RELU}"
+    assert run(code, tmp_path, says="kernels for numpy cannot be used").split() == ["0.0", "2.0"]
 
 
 def test_a_numba_that_is_told_not_to_compile(tmp_path: Path) -> None:
-    code = RELU + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'].__module__)"
+    code = RELU + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'][0].__module__)"
     assert run(code, tmp_path, NUMBA_DISABLE_JIT="1").split() == ["0.0", "2.0", "xcnn.kernels.cpu.columns"]
     assert not kept(tmp_path)
 
 
-def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path) -> None:
-    """`pool.py` calls `lay` of `_passes.py`, which Numba does not look at by itself."""
-    shutil.copytree(Path(xcnn.__file__).parent, tmp_path / "xcnn", ignore=shutil.ignore_patterns("__pycache__"))
-    code = """
+POOL = """
 import numpy as np
 from xcnn import ops
 print(ops.max_pool2d(np.arange(25.0).reshape(1, 1, 5, 5), 3, 1)[0].sum())
 """
-    assert run(code, tmp_path / "cache", tmp_path).split() == ["162.0"]
+
+
+@pytest.mark.parametrize("meanwhile", ["a full disk", "a kill"])
+def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path, meanwhile: str) -> None:
+    """`pool.py` calls `lay` of `_passes.py`, which Numba does not look at by itself."""
+    shutil.copytree(Path(xcnn.__file__).parent, tmp_path / "xcnn", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = tmp_path / "cache"
+    assert run(POOL, cache, tmp_path).split() == ["162.0"]
+    before = kept(cache)
     passes = tmp_path / "xcnn" / "kernels" / "cpu" / "_passes.py"
-    before = passes.read_text("utf-8")
-    passes.write_text(before.replace("target[k] = source[k]\n", "target[k] = source[k] + 1\n"), "utf-8")
-    assert passes.read_text("utf-8") != before
-    assert run(code, tmp_path / "cache", tmp_path).split() == ["171.0"]
+    source = passes.read_text("utf-8")
+    passes.write_text(source.replace("target[k] = source[k]\n", "target[k] = source[k] + 1\n"), "utf-8")
+    assert passes.read_text("utf-8") != source
+    if meanwhile == "a full disk":
+        assert run(FULL + POOL, cache, tmp_path).split() == ["171.0"]
+    else:
+        run(KILLED + POOL, cache, tmp_path, code_of_exit=-signal.SIGKILL)
+    assert run(POOL, cache, tmp_path).split() == ["171.0"]
+    assert run(POOL + COMPILED, cache, tmp_path).split() == ["171.0", "False"]
+    assert len(kept(cache)) == len(before), "old files stay"

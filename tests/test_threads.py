@@ -2,10 +2,11 @@
 
 import itertools
 import os
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 import threadpoolctl
 from test_kernels_processes import run
 
-from xcnn import Trainer, nn, optim, threads
+from xcnn import ops, threads
+from xcnn._dispatch import BODIES
+from xcnn.kernels.cpu._blas import _libraries, one_blas_thread
 
 
 @pytest.fixture(autouse=True)
@@ -82,38 +85,192 @@ print(get_num_threads())
         assert int(run(code, str(n))) == n
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
-def test_blas_is_held_while_a_trainer_runs(method: str) -> None:
-    held = []
+def test_parallel_waits_for_the_others_after_an_exception() -> None:
+    both, ended = threading.Barrier(2, timeout=10), []
 
-    class Watch(nn.Module):
-        def forward(self, x: Any, train: bool = True) -> Any:
-            held.append(threads.blas_is_held())
-            return x, lambda dy, need_dx: dy
+    def task(part: int) -> None:
+        both.wait()
+        if threading.current_thread() is threading.main_thread():
+            raise KeyError(part)
+        time.sleep(0.05)
+        ended.append(part)
 
-    model = nn.Sequential(Watch(), nn.Linear(3, 2))
-    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
-    x = np.ones((4, 3), np.float32)
-    getattr(trainer, method)(x if method == "predict" else [(x, np.zeros(4, np.int64))])
-    assert held == [True]
-    assert not threads.blas_is_held()
+    with pytest.raises(KeyError):
+        threads.parallel(task, 2)
+    assert len(ended) == 1
 
 
-def test_blas_is_held_until_the_last_has_left() -> None:
-    first, second = threads.one_blas_thread(), threads.one_blas_thread()
-    before = _blas_threads()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert threads.blas_is_held()
-    assert set(_blas_threads()) == {1}
-    second.__exit__(None, None, None)
-    assert not threads.blas_is_held()
-    assert _blas_threads() == before
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("switching")
+def test_the_number_of_threads_may_change_while_parts_run() -> None:
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for n in (1, 3, 2):
+                threads.set_num_threads(n)
+
+    other = threading.Thread(target=change, daemon=True)
+    other.start()
+    try:
+        for _ in range(1000):
+            done: list[int] = []
+            threads.parallel(done.append, 4)
+            assert sorted(done) == [0, 1, 2, 3]
+    finally:
+        ended.set()
+        other.join()
+
+
+TRAINED = """
+import hashlib, os, sys
+if sys.argv[1] != "all":
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before NumPy counts the cores, as under taskset
+import numpy as np
+from xcnn import Trainer, models, nn, optim, set_num_threads
+
+def wide():
+    layers = nn.Flatten(), nn.Linear(784, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 10)
+    return nn.Sequential(*layers)
+
+for name, build in (("lenet5", lambda: models.build("lenet5")), ("wide", wide)):
+    rng = np.random.default_rng(0)
+    batches = [(rng.random((64, 1, 28, 28), np.float32), rng.integers(0, 10, 64)) for _ in range(20)]
+    initial = {
+        key: rng.uniform(-0.05, 0.05, array.shape).astype(np.float32) for key, array in build().state_dict().items()
+    }
+    for threads in (1, 2, 4):
+        set_num_threads(threads)
+        for how in ("step", "fit"):
+            model = build()
+            model.load_state_dict(initial)
+            trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+            if how == "fit":
+                trainer.fit(batches)
+            else:
+                for x, y in batches:
+                    trainer.step(x, y)
+            weights = b"".join(array.tobytes() for array in model.state_dict().values())
+            print(name, hashlib.sha256(weights).hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be taken from a process")
+@pytest.mark.parametrize("numba", [True, False], ids=["compiled", "columns"])
+def test_steps_and_fit_give_the_same_weights_on_any_number_of_threads_and_cores(numba: bool) -> None:
+    code = TRAINED if numba else f"import sys\nsys.modules['numba'] = None\n{TRAINED}"
+    lines = [line for cores in ("all", "one") for line in run(code, cores).splitlines()]
+    assert len(lines) == 2 * 2 * 3 * 2
+    assert len(set(lines)) == 2, lines  # one for each network
 
 
 def _blas_threads() -> list[int]:
     return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+@pytest.fixture
+def blas_threads() -> Iterator[Callable[[], set[int]]]:
+    """Give BLAS two threads, and tell how many it has."""
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        if set(_blas_threads()) != {2}:
+            pytest.skip("threadpoolctl does not know this BLAS")
+        yield lambda: set(_blas_threads())
+
+
+@pytest.mark.parametrize("op", ["linear", "conv2d", "conv_transpose2d"])
+def test_portable_products_run_on_one_thread_of_blas(
+    op: str, blas_threads: Callable[[], set[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, seen = BODIES[op.removesuffix("2d")], []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(blas_threads())
+        y, backward = body(*arguments)
+
+        def watched_backward(*arguments: Any) -> Any:
+            seen.append(blas_threads())
+            return backward(*arguments)
+
+        return y, watched_backward
+
+    monkeypatch.setitem(BODIES, op.removesuffix("2d"), watched)
+    x = np.ones((2, 3) if op == "linear" else (2, 3, 4, 4), np.float16)  # which no other kernel takes
+    y, backward = getattr(ops, op)(x, x[:, :3] if op == "linear" else np.ones((3, 3, 1, 1), np.float16))
+    assert blas_threads() == {2}
+    backward(y)
+    assert seen == [{1}, {1}]
+    assert blas_threads() == {2}
+
+
+def test_a_product_of_ones_own_has_the_threads_that_it_had(blas_threads: Callable[[], set[int]]) -> None:
+    x = np.ones((64, 500), np.float32)
+    y, backward = ops.linear(x, np.ones((500, 500), np.float32))
+    assert blas_threads() == {2}
+    backward(y)
+    assert blas_threads() == {2}
+    with pytest.raises(KeyError), one_blas_thread:
+        raise KeyError
+    assert blas_threads() == {2}
+
+
+@pytest.mark.usefixtures("switching")
+def test_blas_is_held_until_the_last_thread_has_left(blas_threads: Callable[[], set[int]]) -> None:
+    seen = set()
+    counters = [library.get for library in _libraries()]
+
+    def enter() -> None:
+        for _ in range(500):
+            with one_blas_thread:
+                seen.update(get() for get in counters)
+
+    others = [threading.Thread(target=enter) for _ in range(4)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert seen == {1}
+    assert blas_threads() == {2}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_of_a_process_that_multiplies_has_the_threads_that_it_had() -> None:
+    code = """
+import os, threading, warnings
+import numpy as np
+from xcnn import ops
+from xcnn.kernels.cpu._blas import _libraries, one_blas_thread
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
+(library, *_) = _libraries()
+library.put(2)
+inside, leave = threading.Event(), threading.Event()
+
+def multiply():
+    with one_blas_thread, one_blas_thread.lock:  # as if it was just entering
+        inside.set()
+        leave.wait()
+
+other = threading.Thread(target=multiply)
+other.start()
+inside.wait()
+if not (child := os.fork()):
+    before = library.get()
+    ops.linear(np.ones((3, 4)), np.ones((2, 4)))
+    os._exit(0 if before == library.get() == 2 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert library.get() == 1
+leave.set()
+other.join()
+assert library.get() == 2
+"""
+    run(code)
 
 
 def test_threads_mind_floating_point_errors_as_their_caller_does() -> None:

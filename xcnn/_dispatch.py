@@ -2,7 +2,8 @@
 
 A body is what remains of an op, an optimizer's rule or another computation once its arguments are checked: a function
 of a namespace, arrays and plain options. A kernel is a function of the same name and arguments, without the namespace,
-in a room of `kernels/`. It returns what the body would, or NotImplemented for arguments that it does not take.
+in a room of `kernels/`. It returns what the body would, or NotImplemented for arguments that it does not take. A body
+may have several kernels: the one registered last is asked first, and the body itself last.
 
 To add a kernel: write it under `@kernel(numpy)` in the room of its library, with the name of the body. To add a room:
 one line in `_ROOMS`. Nothing else knows about kernels.
@@ -11,6 +12,7 @@ one line in `_ROOMS`. Nothing else knows about kernels.
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import threading
 import time
@@ -20,29 +22,59 @@ from typing import Any, TypeVar
 
 __all__ = ["BODIES", "COMPILATION", "Compilation", "body", "kernel", "kernels", "portable"]
 
+_log = logging.getLogger("xcnn")
+
 
 class Compilation:
-    """What compiling kernels has cost this process.
+    """The time that this process has spent compiling kernels, and who is told when it begins.
 
     Attributes
     ----------
-    seconds : spent on it so far, by one thread or several that waited for it.
-    announce : called when it begins for the first time.
+    seconds : spent so far, in whichever threads.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.announce: Callable[[], object] = lambda: None
+        self._announce: Callable[[], object] | None = None
+        self._depth, self._start = 0, 0.0
+        self._lock = threading.Lock()
 
     def clock(self) -> float:
-        """Return the time in seconds, from some beginning, which stands still while kernels are compiled."""
+        """Return a time in seconds, for differences, that stands still while kernels are compiled."""
         return time.perf_counter() - self.seconds
+
+    @contextlib.contextmanager
+    def announced(self, announce: Callable[[], object]) -> Iterator[None]:
+        """Call `announce()` when compiling begins for the first time inside this `with`."""
+        outer, self._announce = self._announce, announce
+        try:
+            yield
+        finally:
+            self._announce = outer
+
+    def begin(self) -> None:
+        """Note that a kernel begins to be compiled, perhaps while another one is."""
+        with self._lock:
+            announce, self._announce = self._announce, None
+            if self._depth == 0:
+                self._start = time.perf_counter()
+            self._depth += 1
+        if announce is not None:
+            announce()
+
+    def end(self) -> None:
+        """Note that it is compiled."""
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self.seconds += time.perf_counter() - self._start
 
 
 COMPILATION = Compilation()
-"""The one record; kernels that compile themselves write it."""
+"""The one record. Kernels that are compiled at run time write it."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+Kernels = dict[str, list[Callable[..., Any]]]
 
 _ROOMS = {"numpy": "xcnn.kernels.cpu", "array_api_compat.cupy": "xcnn.kernels.cuda"}
 """Where the kernels of an array library are, by the name of its namespace."""
@@ -50,13 +82,13 @@ _ROOMS = {"numpy": "xcnn.kernels.cpu", "array_api_compat.cupy": "xcnn.kernels.cu
 BODIES: dict[str, Callable[..., Any]] = {}
 """The portable code of every body, by name."""
 
-_REGISTERED: dict[ModuleType, dict[str, Callable[..., Any]]] = {}
-_KERNELS: dict[ModuleType, dict[str, Callable[..., Any]]] = {}
+_REGISTERED: dict[ModuleType, Kernels] = {}
+_KERNELS: dict[ModuleType, Kernels] = {}
 _LOCK = threading.RLock()
 
 
 def body(function: F) -> F:
-    """Make a function `(xp, *arguments)` a body, which calls the kernel of the library where there is one."""
+    """Make a function `(xp, *arguments)` a body, which first asks the kernels of its library."""
     name = function.__name__.lstrip("_")
     BODIES[name] = function
 
@@ -67,40 +99,51 @@ def body(function: F) -> F:
         except KeyError:
             found = kernels(xp)
         if name in found:
-            result = found[name](*arguments)
-            if result is not NotImplemented:
-                return result
+            for faster in found[name]:
+                result = faster(*arguments)
+                if result is not NotImplemented:
+                    return result
         return function(xp, *arguments)
 
     return dispatched  # type: ignore[return-value]
 
 
 def kernel(xp: ModuleType) -> Callable[[F], F]:
-    """Make a function the kernel of the body of its name, for the arrays of one library."""
+    """Make a function a kernel of the body of its name, for the arrays of one library.
+
+    It is asked before those that are registered already, and what it declines goes to them.
+    """
 
     def register(function: F) -> F:
-        _REGISTERED.setdefault(xp, {})[function.__name__] = function
+        _REGISTERED.setdefault(xp, {}).setdefault(function.__name__, []).insert(0, function)
         return function
 
     return register
 
 
-def kernels(xp: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Return the kernels for the arrays of one library by name, after loading them; none if `XCNN_KERNELS` is `off`."""
+def kernels(xp: ModuleType) -> Kernels:
+    """Return the kernels for the arrays of one library by name, after loading them; none if `XCNN_KERNELS` is `off`.
+
+    If some cannot be loaded, that is logged once, and the portable code does their work.
+    """
     with _LOCK:
         if xp not in _KERNELS:
             if xp.__name__ in _ROOMS and os.environ.get("XCNN_KERNELS") != "off":
-                importlib.import_module(_ROOMS[xp.__name__])
-            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread is to see half of them
+                try:
+                    importlib.import_module(_ROOMS[xp.__name__])
+                except Exception as error:
+                    _log.warning("kernels for %s cannot be used, so all is slower: %r", xp.__name__, error)
+            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread may see half of them
     return _KERNELS[xp]
 
 
 @contextlib.contextmanager
 def portable(xp: ModuleType) -> Iterator[None]:
-    """Run the portable code alone for the arrays of one library inside a `with`."""
+    """Run the portable code alone for the arrays of one library inside a `with`, in all threads."""
     found = dict(kernels(xp))
     _KERNELS[xp].clear()
     try:
         yield
     finally:
+        _KERNELS[xp].clear()
         _KERNELS[xp].update(found)

@@ -8,13 +8,12 @@ import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
 
-from xcnn.errors import UsageError
+from xcnn._check import integer
 
-__all__ = ["blas_is_held", "get_num_threads", "one_blas_thread", "parallel", "parts", "set_num_threads"]
+__all__ = ["get_num_threads", "parallel", "parts", "set_num_threads"]
 
 _PART_MICROSECONDS = 100
 """What is worth a thread's while: to hand it over takes some 30."""
@@ -22,10 +21,7 @@ _PART_MICROSECONDS = 100
 _MOST_PARTS = 16
 
 _pool: ThreadPoolExecutor | None = None
-_process = 0
 _threads = 0
-_holders = 0
-_limits: Any = None
 _lock = threading.Lock()
 
 
@@ -41,27 +37,28 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Set how many threads kernels use. Results do not depend on it.
 
+    The number belongs to the process. NumPy's own products, outside of kernels, keep the threads that they have.
+
     Raises
     ------
     UsageError
-        For anything but an integer of at least 1.
+        If `n` is not an integer of at least 1.
     """
     global _threads, _pool
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise UsageError(f"set_num_threads: n must be an integer of at least 1, got {n!r}")
-    _pool = None  # its threads end when nothing uses it any more
-    _threads = n
+    n = integer("set_num_threads", "n", n)
+    with _lock:
+        _threads, _pool = n, None  # its threads end when nothing uses it any more
 
 
 def parts(most: int, microseconds: float) -> int:
-    """Say into how many parts, at most `most`, to cut work that takes one thread so long."""
+    """Return into how many parts, at most `most`, to cut work that takes one thread so long."""
     return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 
 def parallel(task: Callable[[int], object], parts: int) -> None:
-    """Call `task(part)` for every part, in threads where there are several of both.
+    """Call `task(part)` for every part, in threads if there are several of both.
 
-    An exception of a task is raised again, after the others have ended.
+    If a task raises an exception, it is raised here after the other threads have ended.
     """
     threads = min(get_num_threads(), parts)
     if threads == 1:
@@ -74,11 +71,11 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
         for part in queue:
             task(part)
 
-    others = []
+    pool, others = _executor(), []
     with contextlib.suppress(RuntimeError):  # at the end of the interpreter, when no thread can be had any more
         for _ in range(threads - 1):
-            # In this context, so that they mind what leaves its range as little as this thread does.
-            others.append(_executor().submit(contextvars.copy_context().run, work))
+            # In this context, so that they handle floating-point errors as this thread does.
+            others.append(pool.submit(contextvars.copy_context().run, work))
     try:
         work()
     finally:
@@ -90,35 +87,19 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
 
 
 def _executor() -> ThreadPoolExecutor:
-    global _pool, _process
-    if _pool is None or _process != os.getpid():  # threads do not survive a fork
-        _pool, _process = ThreadPoolExecutor(get_num_threads() - 1, "xcnn"), os.getpid()
-    return _pool
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold NumPy's matrix products to one thread inside a `with`.
-
-    A network's products are small: on two busy cores their threads spend ten times as long waiting for each other. What
-    is large, kernels cut into parts.
-    """
-    global _holders, _limits
-    from threadpoolctl import threadpool_limits
-
+    """Return the threads beside the caller's: at least one, whatever another thread sets meanwhile."""
+    global _pool
     with _lock:
-        if _holders == 0:
-            _limits = threadpool_limits(limits=1, user_api="blas")
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                _limits.restore_original_limits()
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), "xcnn")
+        return _pool
 
 
-def blas_is_held() -> bool:
-    """Say whether matrix products are held to one thread now, so that parts of them may run side by side."""
-    return _holders > 0
+def _after_fork() -> None:
+    """Start anew in a child process, where the threads of its parent are missing and the lock may be held by one."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -42,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
-    COMPILATION.announce = announce_compiling
     try:
         # Where a number leaves its range, xcnn says so itself, in one sentence.
-        with np.errstate(all="ignore"), terminable():
+        with np.errstate(all="ignore"), terminable(), COMPILATION.announced(announce_compiling):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except cyclopts.CycloptsError as error:

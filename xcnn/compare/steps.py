@@ -12,7 +12,6 @@ from xcnn.devices import Device
 from xcnn.devices import device as open_device
 from xcnn.models import entry
 from xcnn.optim import SGD
-from xcnn.threads import one_blas_thread
 from xcnn.training import Trainer
 
 __all__ = ["PARTING", "Batches", "batches", "distances", "trainer"]
@@ -77,7 +76,6 @@ def _weights(model: nn.Module, batches: Batches, device: Device, dtype: str) -> 
     """Yield all weights as one vector after each step."""
     training = trainer(model, device, dtype)
     for x, y in batches:
-        with one_blas_thread():
-            training.step(x.astype(dtype), y)
+        training.step(x.astype(dtype), y)
         arrays = (device.to_numpy(parameter.data) for parameter in training.model.parameters())
         yield np.concatenate([array.ravel().astype(np.float64) for array in arrays])

@@ -13,7 +13,6 @@ from xcnn.data import Dataset, Loader
 from xcnn.devices import Device, to_numpy
 from xcnn.errors import DataError, ShapeError
 from xcnn.nn import Module
-from xcnn.threads import one_blas_thread
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, in_order, place
 from xcnn.training.losses import Loss
@@ -87,7 +86,7 @@ def evaluate(
         output, targets = model(place(x, where)), place(y, where)
         return output.shape[0], *look(loss.function(output, targets)[0], correct(loss, output, targets))[:2]
 
-    with one_blas_thread(), where.active():
+    with where.active():
         for x, y in in_order("evaluate: data", data, batch_size, where):
             metrics.add(*within_memory(test, x, y, where=where))
             if watch is not None:
@@ -110,7 +109,7 @@ def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: i
     def answer(x: Any) -> np.ndarray:
         return to_numpy(loss.activation(model(place(x, where))))
 
-    with one_blas_thread(), where.active():
+    with where.active():
         return np.concatenate([within_memory(answer, x, where=where) for x in parts])
 
 

@@ -16,7 +16,6 @@ from xcnn.devices import Device
 from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError
 from xcnn.nn import Module
-from xcnn.threads import one_blas_thread
 from xcnn.training.evaluation import Metrics, evaluate, predict
 from xcnn.training.feed import Data, Feed
 from xcnn.training.losses import Loss, loss_named
@@ -118,7 +117,7 @@ class Trainer:
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
-        A loop of these is fastest inside `with one_blas_thread():` (from `xcnn.threads`), as `fit` runs them.
+        The result does not depend on the number of threads.
 
         Parameters
         ----------
@@ -199,7 +198,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_fit_start(self, feed.length, last)
             self._loaded = False  # not before, so that a `fit` that could not start may be tried again
-            with one_blas_thread(), self.device.active(), delayed_signals() as check_signals:
+            with self.device.active(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
                     try:

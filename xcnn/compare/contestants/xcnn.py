@@ -8,7 +8,7 @@ from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
 from xcnn.devices import device as open_device
 from xcnn.optim import SGD
-from xcnn.threads import get_num_threads, one_blas_thread, set_num_threads
+from xcnn.threads import get_num_threads, set_num_threads
 from xcnn.training import Trainer
 from xcnn.training.feed import place
 
@@ -31,7 +31,7 @@ def ready(case: Case, device: str) -> Iterator[Trainer]:
     threads = get_num_threads()
     set_num_threads(case.threads)
     try:
-        with one_blas_thread(), training.device.active():
+        with training.device.active():
             yield training
     finally:
         set_num_threads(threads)

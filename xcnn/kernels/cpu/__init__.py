@@ -1,17 +1,26 @@
-"""Kernels for NumPy arrays. A later module's kernel takes the place of an earlier one's of the same name."""
+"""Kernels for NumPy arrays. Those of a later module are asked before those of an earlier one."""
 
-from xcnn.kernels.cpu import columns  # noqa: F401
+import logging
+
+from xcnn.kernels.cpu import products  # noqa: F401  isort: skip
+from xcnn.kernels.cpu import columns  # noqa: F401  isort: skip
 from xcnn.kernels.cpu._memory import keep_freed_memory
 
 __all__: list[str] = []
 
 try:
-    from numba import config
-
-    compiles = not config.DISABLE_JIT
-except ImportError:  # it is not there, or not for this NumPy
+    import numba
+except ModuleNotFoundError:  # it is optional
     compiles = False
+except Exception as error:  # such as one that does not know this NumPy
+    compiles = False
+    logging.getLogger("xcnn").warning("Numba cannot be used, so that all is slower: %r", error)
+else:
+    compiles = not numba.config.DISABLE_JIT
 if compiles:
-    from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
+    try:
+        from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
+    except Exception as error:
+        logging.getLogger("xcnn").warning("compiled kernels cannot be used, so that all is slower: %r", error)
 
 keep_freed_memory()

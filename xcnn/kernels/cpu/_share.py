@@ -14,7 +14,7 @@ _NUMBERS_PER_MICROSECOND = 4000
 
 
 def supports(a: np.ndarray) -> bool:
-    """Say whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
+    """Return whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
     return a.dtype.kind == "f" and a.dtype.itemsize in (4, 8) and a.dtype.isnative and a.size > 0
 
 

@@ -2,7 +2,7 @@
 
 The same three products as in `xcnn/ops/conv.py`, but of so few images, or rows of one image, at a time that their
 columns stay in the second-level cache; bias and ReLU are applied while the products are there, too. Images are shared
-out to the threads. So BLAS has to be held to one: its own would spend their time waiting for each other.
+out to the threads, and BLAS is held to one.
 
 A part is a slice of images, cut by shapes alone; what parts add to a weight gradient is summed in their order.
 
@@ -20,8 +20,9 @@ import numpy as np
 
 from xcnn._array import sum_over
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._blas import one_blas_thread
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.threads import blas_is_held, parallel, parts
+from xcnn.threads import parallel, parts
 
 __all__ = ["conv", "conv_transpose"]
 
@@ -175,7 +176,8 @@ class _Products:
     def share(self, task: Callable[[int, slice], object]) -> None:
         """Call `task(part, its images)` for every part of the batch."""
         count = self.parts
-        parallel(lambda part: task(part, slice(self.n * part // count, self.n * (part + 1) // count)), count)
+        with one_blas_thread:
+            parallel(lambda part: task(part, slice(self.n * part // count, self.n * (part + 1) // count)), count)
 
     @property
     def parts(self) -> int:
@@ -218,7 +220,7 @@ class _Products:
 
 def _products(x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int) -> _Products | None:
     """Prepare the products where it pays to make them here."""
-    if not x.size or not blas_is_held():
+    if not x.size:
         return None
     products = _Products(len(x), weight, axes, groups)
     return products if products.microseconds >= _LEAST_MICROSECONDS else None

@@ -1,6 +1,6 @@
 """Products of rows with a matrix: BLAS for the products, compiled code for what stands around them.
 
-Large products are cut along their longest side where BLAS is held to one thread; each part is a product of its own.
+BLAS is held to one thread. Large products are cut along their longest side; each part is a product of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._blas import one_blas_thread
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import supports
 from xcnn.kernels.cpu._sums import add_rows
-from xcnn.threads import blas_is_held, parallel, parts
+from xcnn.threads import parallel, parts
 
 __all__ = ["linear"]
 
@@ -64,7 +65,7 @@ def _outer(dy, x, dweight):
 
 def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
     """Call a task for all columns of its result, in parts where that pays."""
-    count = parts(width // _LEAST_WIDTH, flops / _FLOPS_PER_MICROSECOND) if blas_is_held() else 1
+    count = parts(width // _LEAST_WIDTH, flops / _FLOPS_PER_MICROSECOND)
     parallel(lambda part: task(slice(width * part // count, width * (part + 1) // count)), count)
 
 
@@ -76,7 +77,8 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
     (n, i), o, has_bias = x.shape, weight.shape[0], bias is not None
     flops = 2 * n * i * o
     result = np.empty((n, o), x.dtype)
-    _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
+    with one_blas_thread:
+        _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
     if has_bias or relu:
         _finish(result, np.empty(0, x.dtype) if bias is None else bias, relu)
     y = result if relu else None  # backward keeps it
@@ -88,15 +90,16 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
             _masked(dy, y, masked)
             dy = masked
         dx = dweight = dbias = None
-        if needs[0]:
-            dx = np.empty((n, i), x.dtype)
-            _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
-        if needs[1]:
-            dweight = np.empty((o, i), x.dtype)
-            if n <= _FEW_ROWS:
-                _outer(dy, np.ascontiguousarray(x), dweight)
-            else:
-                _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
+        with one_blas_thread:
+            if needs[0]:
+                dx = np.empty((n, i), x.dtype)
+                _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
+            if needs[1]:
+                dweight = np.empty((o, i), x.dtype)
+                if n <= _FEW_ROWS:
+                    _outer(dy, np.ascontiguousarray(x), dweight)
+                else:
+                    _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
             add_rows(dy, dbias)

@@ -6,7 +6,6 @@ CuPy itself would pass whatever it is given, and a kernel read it as what it exp
 """
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,12 +175,15 @@ _READY: dict[tuple[str, str, bool], tuple[Any, tuple[Any, ...]]] = {}
 
 
 def _ready(name: str, dtype: np.dtype[Any], wide: bool) -> tuple[Any, tuple[Any, ...]]:
-    start = time.perf_counter()
-    if (dtype.name, wide) not in _MODULES:
-        COMPILATION.announce()
-        _MODULES[dtype.name, wide] = RawModule(code=source(TYPES[dtype.name], wide), options=OPTIONS)
-    function = _MODULES[dtype.name, wide].get_function(name)
-    COMPILATION.seconds += time.perf_counter() - start
+    if (dtype.name, wide) in _MODULES:
+        function = _MODULES[dtype.name, wide].get_function(name)
+    else:
+        COMPILATION.begin()
+        try:
+            module = _MODULES[dtype.name, wide] = RawModule(code=source(TYPES[dtype.name], wide), options=OPTIONS)
+            function = module.get_function(name)
+        finally:
+            COMPILATION.end()
     scalars = {**_SCALARS, "index": np.int64 if wide else np.int32, "real": dtype.type}
     kinds = tuple(
         _pointer if parameter.kind.endswith("*") else scalars.get(parameter.kind, _struct)

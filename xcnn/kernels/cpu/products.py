@@ -1,0 +1,44 @@
+"""The portable code of all that multiplies matrices, on one thread of BLAS: for what other kernels here decline."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import BODIES, kernel
+from xcnn.kernels.cpu._blas import one_blas_thread
+
+__all__ = ["conv", "conv_transpose", "linear"]
+
+
+def _held(body: Callable[..., Any], *arguments: Any) -> Any:
+    with one_blas_thread:
+        result, backward = body(np, *arguments)
+
+    def held_backward(dy: np.ndarray, needs: Sequence[bool]) -> Any:
+        with one_blas_thread:
+            return backward(dy, needs)
+
+    return result, held_backward
+
+
+@kernel(np)
+def conv(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
+) -> Any:
+    """Convolve."""
+    return _held(BODIES["conv"], x, weight, bias, axes, groups, relu)
+
+
+@kernel(np)
+def conv_transpose(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
+) -> Any:
+    """Convolve with x and y in each other's place."""
+    return _held(BODIES["conv_transpose"], x, weight, bias, axes, groups)
+
+
+@kernel(np)
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
+    """Multiply rows by a matrix."""
+    return _held(BODIES["linear"], x, weight, bias, relu)
