@@ -1,7 +1,6 @@
 """`xcnn bench` and its room: all contestants compute the same, work is counted right, no worker hangs or is lost."""
 
 import importlib.util
-import io
 import json
 import math
 import mmap
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from xcnn import compare, models, plots
 from xcnn.cli import _console, main
@@ -360,14 +358,15 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
     assert err == f"error: cannot write {tmp_path}/x.png: {tmp_path} is read-only\n"
 
 
-def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch):
+def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch, capsys):
     """Columns that shrink to nothing are worse than lines that the terminal folds."""
-    narrow = Console(width=20, file=io.StringIO())
-    monkeypatch.setattr(_console, "stdout", narrow)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(_console, "_is_terminal", lambda name: True)
     _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
-    assert "mnist_cnn" in narrow.file.getvalue()
-    assert "1,234,567" in narrow.file.getvalue()
-    assert "images/s" in narrow.file.getvalue()
+    out = capsys.readouterr().out
+    assert "mnist_cnn" in out
+    assert "1,234,567" in out
+    assert "images/s" in out
 
 
 def test_ctrl_c_ends_the_workers(tmp_path):

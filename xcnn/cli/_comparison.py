@@ -70,9 +70,9 @@ def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
     shown = sorted({step for step in (1, 2, 5, 10, 20, 50, 100) if step < last} | {last})
     names = [one.device for one in parted]
     rows = [(step, *(f"{one.distances[step - 1]:.1e}" for one in parted)) for step in shown]
-    title = f"\n{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
+    title = f"{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
     right = " ".join(["steps", *names])
-    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})")
+    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})", gap=True)
 
 
 def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> None:
@@ -93,11 +93,11 @@ def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> 
         for name, one in timings.items()
     ]
     title = (
-        f"\n{dtype}: a training step, cold (the first) and warm (the median of the later ones), a process per device;\n"
-        "memory: growth of the process, on a GPU of its library's pool, since before the first step"
+        f"{dtype}: a training step in a process per device, cold (the first) and warm (the median of the later ones); "
+        "memory: growth of the process (on a GPU: of the library's memory pool) since before the first step"
     )
     columns = ("cold", "warm", "images/s", "memory")
-    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title)
+    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title, gap=True)
 
 
 def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_json: bool) -> int:

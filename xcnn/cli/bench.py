@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn.cli._console import check_writable, note, print_json, print_table, stdout
+from xcnn.cli._console import check_writable, note, print_json, print_line, print_table
 from xcnn.devices import LIBRARIES, device
 from xcnn.errors import UsageError, unknown
 from xcnn.threads import get_num_threads
@@ -151,11 +151,11 @@ def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int,
     else:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
-        stdout.print(f"{where}; {versions}", markup=False, soft_wrap=True)
+        print_line(f"{where}; {versions}")
         for gpu in gpus:
             tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
             line = f"{gpu['device']}: {gpu['name'] or 'unknown GPU'}, driver {gpu['driver'] or 'unknown'}; TF32 {tf32}"
-            stdout.print(line, markup=False, soft_wrap=True)
+            print_line(line)
 
 
 _TF32 = {
@@ -275,20 +275,20 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     columns = ["model", "batch", *(column.name for column in ours)]
     columns += ["ratio", "best peer", *(column.name for column in theirs)] if theirs else []
     meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
-    title = "; ".join([f"\n{mode}: medians over the rounds", *meanings])
+    title = "; ".join([f"{mode}: medians over the rounds", *meanings])
     right = " ".join({*columns} - {"model", "device", "best peer"})
-    print_table(*columns, rows=rows, right=right, title=title, fold=False)
+    print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
     for place, rate in rates.items():
         text = "; ".join(_YARDSTICKS[name].format(number / 1e9) for name, number in rate.items())
-        stdout.print(f"\n{place}: {text}", markup=False, soft_wrap=True)
+        print_line(f"{place}: {text}", gap=True)
     timings = [timing for result in results for timing in (*result.ours, *result.peers)]
     for reason in dict.fromkeys(timing.launches.missing for timing in timings):
         if reason:
-            stdout.print(f"\nlaunches not counted: {reason}", markup=False, soft_wrap=True)
+            print_line(f"launches not counted: {reason}", gap=True)
     lost = max(map(_lost, timings), default=0.0)
     if lost > DISTURBED:
         text = f"not to be trusted: for up to {lost:.0%} of a contestant's time other programs had the cores"
-        stdout.print(f"\n{text}", markup=False, soft_wrap=True)
+        print_line(text, gap=True)
 
 
 def _spread(timing: room.Timing) -> str:
@@ -326,7 +326,7 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
             print_json(line | {"lowest": found[lowest], "lowest_of": lowest})
         else:
             text = f"geometric mean of the ratios {mean:.2f}, lowest {found[lowest]:.2f} ({lowest})"
-            stdout.print(f"\n{mode} on {name}: {text}", markup=False, soft_wrap=True)
+            print_line(f"{mode} on {name}: {text}", gap=True)
 
 
 def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
@@ -335,11 +335,10 @@ def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
         if as_json:
             print_json({"kind": "growth", **dataclasses.asdict(growth)})
         else:
-            gap = "" if number else "\n"
             what = f"{growth.smallest} to {growth.largest}"
             span = f"batch {what}" if growth.unit == "image" else f"{what} pixels square"
             times = f"time per {growth.unit} at most {growth.factor:.2f} times its least"
-            stdout.print(f"{gap}{growth.cases} on {growth.device}: {times}, {span}", markup=False, soft_wrap=True)
+            print_line(f"{growth.cases} on {growth.device}: {times}, {span}", gap=not number)
 
 
 def _print_profiles(result: room.Result) -> None:
@@ -351,9 +350,10 @@ def _print_profiles(result: room.Result) -> None:
             rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
         whole = [sum(times) for times in zip(*((row.forward, row.backward) for row in timing.profile), strict=True)]
         rows.append(("", "all", *map(_milli, whole), "", ""))
-        title = f"\n{result.case}, {timing.contestant}: milliseconds of a step, medians"
+        title = f"{result.case}, {timing.contestant}: milliseconds of a step, medians"
         columns = ("layer", "what", "forward", "backward", "share", "GFLOP/s")
-        print_table(*columns, rows=rows, right="forward backward share GFLOP/s", title=title, fold=False)
+        right = "forward backward share GFLOP/s"
+        print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
 
 
 def _milli(seconds: float) -> str:

@@ -38,9 +38,9 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     print_table("device", "usable", "what it is, or what is missing", rows=rows)
     if there:
         facts = ("GPU", "name", "compute capability", "driver", "toolkit", "memory free")
-        print_table(*facts, rows=[_facts(gpu) for gpu in there], title="")
+        print_table(*facts, rows=[_facts(gpu) for gpu in there], gap=True)
         abilities = [ability.words for ability in ABILITIES.values()]
-        print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in there], title="")
+        print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in there], gap=True)
     return 0
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import models as room
-from xcnn.cli._console import print_json, print_table, stdout
+from xcnn.cli._console import print_json, print_line, print_table
 from xcnn.errors import ShapeError
 from xcnn.nn import summary
 
@@ -37,7 +37,8 @@ def models(
     if name is not None:
         found = summary(room.build(name, shape, classes), shape)
         if not json:
-            stdout.print(str(found), markup=False)
+            for line in str(found).splitlines():
+                print_line(line)
         for row in found.rows if json else ():
             print_json(dataclasses.asdict(row))
         return 0
