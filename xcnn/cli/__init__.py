@@ -58,6 +58,7 @@ app = cyclopts.App(
     version_flags=["--version"],
     console=help_console,
     config=[_check_values],
+    default_parameter=cyclopts.Parameter(json_dict=False, json_list=False),  # a file may be called [1].png
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
 app.command(train, config=[fill_in, _check_values])

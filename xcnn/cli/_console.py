@@ -43,9 +43,8 @@ __all__ = [
     "use_threads",
 ]
 
-_UNFOLDED = 10_000
-_PIPED = 200
-"""Columns of a table that must not fold, and of one that is not printed on a terminal."""
+_UNFOLDED, _LEAST, _PIPED = 10_000, 30, 200
+"""Columns of a table that must not fold, of the help (Rich takes minutes for one column), and of a pipe."""
 
 
 class OutputError(XcnnError):
@@ -93,7 +92,7 @@ def _console(name: str, width: int | None = None) -> Console:
 
 # Rich honours NO_COLOR and plain pipes by itself.
 _stderr = _console("stderr")
-help_console = _console("stdout")
+help_console = _console("stdout", max(_LEAST, _console("stdout").width))
 
 
 def _is_terminal(name: str) -> bool:
