@@ -124,7 +124,7 @@ def test_one_seed_one_result(xcnn):
         (["trian"], 2, 'Unknown command "trian". Did you mean "train"?'),
         (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
-        (["train", "--dataset", "folder"], 2, "data_dir"),
+        (["train", "--dataset", "folder"], 2, "--data-dir is missing: the data set 'folder' needs a folder"),
         (["train", "-o", "/dev/null/x"], 1, "cannot write into /dev/null/x: Not a directory"),
         (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
@@ -164,7 +164,7 @@ def test_no_network_is_one_sentence(xcnn, monkeypatch, tmp_path):
     assert code == 1
     assert err.count("\n") == 1
     assert "could not download" in err
-    assert "--data-dir" in err
+    assert "pass their folder as data_dir" in err
 
 
 def contents(folder):

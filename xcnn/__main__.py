@@ -1,9 +1,11 @@
 """The command `xcnn`, also as `python -m xcnn`: what concerns the whole process, around `xcnn.cli.main`."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 __all__ = ["main"]
@@ -12,6 +14,7 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command that `sys.argv` holds, and return its exit code."""
     _open_closed()
+    _hush_pillow()
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # it may be ignored, as in the background
     if heard:
         signal.signal(signal.SIGINT, _leave)
@@ -43,6 +46,12 @@ def _open_closed() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _hush_pillow() -> None:
+    """Keep what Pillow warns of and logs about damaged images off stderr: the command prints one sentence itself."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _flush() -> None:
