@@ -17,7 +17,9 @@ def models(
     name: str | None = None,
     /,
     *,
-    shape: Annotated[tuple[int, int, int], Parameter(negative=())] = (1, 28, 28),
+    shape: Annotated[
+        tuple[int, int, int], Parameter(negative=(), show_default=lambda shape: " ".join(map(str, shape)))
+    ] = (1, 28, 28),
     classes: int = 10,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -26,11 +28,11 @@ def models(
     Parameters
     ----------
     name
-        a network to show in detail.
+        network to show in detail.
     shape
         channels, height and width of its images.
     classes
-        how many classes it tells apart.
+        number of classes.
     json
         print JSON lines on stdout.
     """
