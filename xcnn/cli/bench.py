@@ -87,7 +87,7 @@ def bench(
         for edge in edges
     ]
     if not cases or not ours:
-        raise UsageError("bench: give at least one model, one batch size and one device")
+        raise UsageError("bench: name at least one model, one batch size and one device")
     _check(peers)
     if plot is not None:
         plots.check()
