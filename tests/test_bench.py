@@ -1,7 +1,6 @@
 """`xcnn bench` and its room: all contestants compute the same, work is counted right, no worker hangs or is lost."""
 
 import importlib.util
-import io
 import json
 import math
 import mmap
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from xcnn import compare, models, plots
 from xcnn.cli import _console, main
@@ -318,8 +316,8 @@ def test_means_in_json(xcnn):
         (["--against", "torch", "--ways", "channel_last"], "unknown way 'channel_last'; did you mean 'channels_last'?"),
         (["--ways", "NCHW"], "ways takes the ways of libraries to compare with; name one in against"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
-        (["--batch-sizes", "1,many"], "--batch-sizes takes integers with commas between, got '1,many'"),
-        (["--sizes", "28,x"], "--sizes takes integers with commas between, got '28,x'"),
+        (["--batch-sizes", "1,many"], "--batch-sizes takes integers separated by commas, got '1,many'"),
+        (["--sizes", "28,x"], "--sizes takes integers separated by commas, got '28,x'"),
         (["--sizes", "8"], "lenet5 takes images of 12 x 12 or more, got 8"),
         (["--batch-sizes", "0"], "batch size must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
@@ -360,14 +358,15 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
     assert err == f"error: cannot write {tmp_path}/x.png: {tmp_path} is read-only\n"
 
 
-def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch):
+def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch, capsys):
     """Columns that shrink to nothing are worse than lines that the terminal folds."""
-    narrow = Console(width=20, file=io.StringIO())
-    monkeypatch.setattr(_console, "stdout", narrow)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(_console, "_is_terminal", lambda name: True)
     _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
-    assert "mnist_cnn" in narrow.file.getvalue()
-    assert "1,234,567" in narrow.file.getvalue()
-    assert "images/s" in narrow.file.getvalue()
+    out = capsys.readouterr().out
+    assert "mnist_cnn" in out
+    assert "1,234,567" in out
+    assert "images/s" in out
 
 
 def test_ctrl_c_ends_the_workers(tmp_path):

@@ -303,3 +303,13 @@ def test_files_and_folder_are_synced_in_order(tmp_path, monkeypatch):
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("content")
     assert calls == ["file", "rename", "folder"]
+
+
+def test_a_file_has_the_mode_of_any_new_file(tmp_path, monkeypatch):
+    """Without setting the umask of the process for a moment, in which other threads make files that all may write."""
+    (tmp_path / "plain").touch()
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+    with replacing(tmp_path / "x") as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -169,7 +169,7 @@ def test_when_all_mirrors_fail_one_sentence_says_so_and_nothing_is_left(mirrors,
     with pytest.raises(DataError) as caught:
         data.load("mnist")
     message = str(caught.value)
-    for part in ("mnist", FILES[0], "2 mirrors", reason, "--data-dir"):
+    for part in ("mnist", FILES[0], "2 mirrors", reason, "data_dir"):
         assert part in message
     assert "\n" not in message
     assert kept(cache) == []

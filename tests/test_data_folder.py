@@ -6,6 +6,7 @@ import os
 import struct
 import threading
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -161,6 +162,26 @@ def test_a_small_file_has_no_large_image(tmp_path, monkeypatch):
     assert limit == Image.MAX_IMAGE_PIXELS
     Image.new("RGB", (1, 70_000)).save(path)
     refused(lambda: data.read_image(path, (1, 4, 4)), path, "at most 65536 in a row or column")
+
+
+def test_settings_of_the_process_stay_as_they_are(tmp_path, monkeypatch):
+    """Other threads may use Pillow, and warn, meanwhile. A GIF is the exception, which is said."""
+    opened, filters = [], list(warnings.filters)
+
+    def spy(*arguments, real=Image.open, **options):
+        opened.append((Image.MAX_IMAGE_PIXELS, warnings.filters == filters))
+        return real(*arguments, **options)
+
+    before = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "open", spy)
+    for suffix in ("png", "jpg", "bmp", "tif", "webp"):
+        picture(tmp_path / f"x.{suffix}")
+        data.read_image(tmp_path / f"x.{suffix}", (3, 4, 4))
+    assert opened == [(before, True)] * 5
+    picture(tmp_path / "x.gif")
+    data.read_image(tmp_path / "x.gif", (3, 4, 4))
+    assert opened[-1][1]
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_photograph_is_scanned_a_limited_number_of_times(tmp_path):
@@ -328,7 +349,7 @@ def test_what_makes_no_data_set_is_refused(tmp_path):
     pets(two / "train")
     picture(two / "test" / "cats" / "x.png")
     picture(two / "test" / "mice" / "x.png")
-    refused(lambda: data.load("folder", two), "mice", "train has not")
+    refused(lambda: data.load("folder", two), "mice", "train lacks")
     refused(lambda: data.read_image(tmp_path / "none.png", (1, 2, 2)), "No such file", "none.png")
 
 

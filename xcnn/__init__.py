@@ -10,12 +10,12 @@ first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from xcnn.devices import device
 from xcnn.errors import XcnnError
-from xcnn.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
     from xcnn import compare, data, devices, errors, models, nn, ops, optim, plots, runs, testing, training
+    from xcnn.devices import device
+    from xcnn.threads import get_num_threads, set_num_threads
     from xcnn.training import Trainer
 
 __all__ = [
@@ -41,10 +41,12 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_ROOMS = {"Trainer": "training", "device": "devices", "get_num_threads": "threads", "set_num_threads": "threads"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Trainer":
-        return importlib.import_module("xcnn.training").Trainer
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"xcnn.{_ROOMS[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"xcnn.{name}")
     raise AttributeError(f"module 'xcnn' has no attribute {name!r}")

@@ -1,10 +1,68 @@
-"""`python -m xcnn` is the command `xcnn`."""
+"""The command `xcnn`, also as `python -m xcnn`: what concerns the whole process, around `xcnn.cli.main`."""
 
+import contextlib
+import logging
+import os
+import signal
 import sys
+import warnings
+from types import FrameType
 
-from xcnn.cli import main
+__all__ = ["main"]
 
-__all__: list[str] = []
+
+def main() -> int:
+    """Run the command that `sys.argv` holds, and return its exit code."""
+    _open_closed()
+    _hush_pillow()
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # it may be ignored, as in the background
+    if heard:
+        signal.signal(signal.SIGINT, _leave)
+    from xcnn.cli import main as command
+
+    if heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = command()
+    if heard:
+        signal.signal(signal.SIGINT, _leave)
+    _flush()
+    return code
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """End at once: while modules load there is nothing to tidy up, and some modules swallow exceptions."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(130)
+
+
+def _open_closed() -> None:
+    """Put `os.devnull` where a standard stream is closed, so that no file is opened under its number.
+
+    What somebody prints to the stream would end up in the file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _hush_pillow() -> None:
+    """Keep what Pillow warns of and logs about damaged images off stderr: the command prints one sentence itself."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def _flush() -> None:
+    """Write what is left in the streams; let what a broken one cannot take vanish, or Python complains as it ends."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            if stream := getattr(sys, name):  # None where it was closed
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
 
 if __name__ == "__main__":
     sys.exit(main())

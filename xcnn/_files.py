@@ -3,7 +3,8 @@
 import contextlib
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,12 @@ _TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success sync it and rename it over `path`, on failure remove it.
+    """Yield a temporary path beside `path`. On success sync it and rename it over `path`, on failure remove it.
 
     Raises
     ------
     WriteError
-        Where the file cannot be written.
+        If the file cannot be written.
     """
     try:
         with _temporary(path) as temporary:
@@ -33,15 +34,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    # Not by `tempfile`, whose files only their owner may read: the process's umask decides here, as for any new file.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(handle).st_mode
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp, and some writers of files, let only the owner read them; give this one the usual mode.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(stat.S_IMODE(mode))  # some writers of files take it away
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -52,7 +52,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last, where the system knows how: without, a power cut may bring the old file back."""
+    """Make renames in a folder durable where the system can: otherwise a power cut may bring the old file back."""
     with contextlib.suppress(OSError):  # Windows opens no folders, and some network drives do not sync them
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -62,12 +62,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it is in, where they are missing.
+    """Make a folder and its parents unless they exist.
 
     Raises
     ------
     WriteError
-        Where it cannot be made.
+        If it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that processes left in a folder when they were killed; none may be writing there."""
+    """Remove the temporary files that killed processes left in a folder. No other process may be writing there."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         if _TEMPORARY_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -84,21 +84,22 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[None]:
-    """Keep every other process that asks for it out of a folder inside a `with`.
+    """Hold the lock of a folder inside a `with`: one process at a time can.
 
-    The operating system holds the lock, so a process that is killed leaves none behind.
+    The operating system releases the lock of a process that is killed.
 
     Parameters
     ----------
-    folder : must exist; its `.lock` stays in it.
-    otherwise : where another process has the lock: the sentence to refuse with; or what to call before waiting.
+    folder : an existing folder; a file `.lock` is left in it.
+    otherwise : what to do if another process holds the lock: the message of the error to raise, or a function to call
+        before waiting for it.
 
     Raises
     ------
     XcnnError
-        With that sentence.
+        If another process holds the lock and `otherwise` is a message.
     OSError
-        Where the folder cannot be written.
+        If the folder cannot be written.
     """
     import filelock
 

@@ -1,9 +1,10 @@
-"""The pictures: learning curves, confusion matrix, one prediction, devices compared, speeds.
+"""Pictures of results: learning curves, confusion matrix, one prediction, devices compared, speeds.
 
-Matplotlib (extra `plots`) loads only when asked.
+Matplotlib (extra `plots`) is imported when the first picture is drawn.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._files import replacing
-from xcnn.errors import XcnnError
+from xcnn.errors import XcnnError, printable
 
 __all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "prediction", "speeds"]
 
@@ -20,8 +21,7 @@ _DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
-
-_MEND = "pictures need matplotlib; pip install 'xcnn[plots]'"
+_HINT = "pictures need matplotlib; pip install 'xcnn[plots]'"
 
 
 class NoMatplotlibError(XcnnError):
@@ -32,35 +32,37 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise NoMatplotlibError(_MEND) from None
+        raise NoMatplotlibError(_HINT) from None
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
 def check() -> None:
-    """Refuse to draw without Matplotlib, before anything is computed for a picture."""
+    """Raise a `NoMatplotlibError` if Matplotlib is not installed: to call before anything is computed for a picture."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise NoMatplotlibError(_MEND)
+        raise NoMatplotlibError(_HINT)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    with replacing(path) as temporary:
+    # A name may have characters that the font lacks; the picture shows boxes for them.
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(temporary, format="png")
     return path
 
 
 def _literal(text: str) -> str:
-    """Keep Matplotlib from reading mathematics into the dollar signs of a name."""
-    return text.replace("$", r"\$")
+    """Return text that Matplotlib draws as it is: on one line, and without mathematics between dollar signs."""
+    return printable(text).replace("$", r"\$")
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path:
-    """Draw loss and accuracy over the epochs, training and validation, to a PNG.
+    """Draw loss and accuracy of training and validation over the epochs to a PNG, and return its path.
 
     Parameters
     ----------
     history : records as `Trainer.fit` returns them; at least one.
     path : the PNG to write.
-    title : stands above both panels.
+    title : title above both panels.
     """
     figure = _figure(9, 3.6)
     epochs = [record["epoch"] for record in history]
@@ -84,14 +86,17 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str = "") -> Path:
-    """Draw a confusion matrix to a PNG: a row per true class, shaded by its share, the counts written in.
+    """Draw a confusion matrix to a PNG, and return its path.
+
+    A row is a true class, a column a predicted one. A cell is shaded by its share of its row; with 30 classes or fewer
+    its count is written in it.
 
     Parameters
     ----------
     counts : (classes, classes) integers, rows true, columns predicted.
     classes : their names.
     path : the PNG to write.
-    title : stands above.
+    title : title of the picture.
     """
     k = len(classes)
     side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
@@ -116,15 +121,15 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
 def prediction(
     image: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: Path, truth: str | None = None
 ) -> Path:
-    """Draw an image, titled with the predicted class, beside the probabilities of the likeliest ten, to a PNG.
+    """Draw an image and the probabilities of its ten most likely classes to a PNG, and return its path.
 
     Parameters
     ----------
-    image : (c, h, w), 0..1, one channel or three.
-    probabilities : (classes,).
+    image : (C, H, W), from 0 to 1, with 1 or 3 channels.
+    probabilities : (classes,), of each class.
     classes : their names.
     path : the PNG to write.
-    truth : the name of the true class, if known.
+    truth : name of the true class, if it is known.
     """
     figure = _figure(7, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
@@ -153,14 +158,14 @@ def comparison(
     path: Path,
     title: str = "",
 ) -> Path:
-    """Draw the errors of devices, and how far their weights part while training, to a PNG.
+    """Draw the errors of devices, and how far their weights part in training, to a PNG, and return its path.
 
     Parameters
     ----------
-    shares : by device and place (a layer, an op), the share of the error budget that is used up; the places in order.
-    distances : by device, the relative distance of the weights from the cpu run's after each step; may be empty.
+    shares : by device and place (a layer or an op): the share of the error budget that is used up.
+    distances : by device: the relative distance of the weights from those of the cpu run after each step; may be empty.
     path : the PNG to write.
-    title : stands above.
+    title : title of the picture.
     """
     places = list(dict.fromkeys(place for row in shares.values() for place in row))
     parted = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
@@ -168,7 +173,7 @@ def comparison(
     left, *right = figure.subplots(1, 2 if parted else 1, squeeze=False, width_ratios=(1.7, 1) if parted else None)[0]
     colours = {name: _DEVICES[i % len(_DEVICES)] for i, name in enumerate(shares)}
     for i, (name, row) in enumerate(shares.items()):
-        # Errors of 0 stand at the left edge, those without a bound at the right; devices a little above each other.
+        # Errors of 0 are drawn at the left edge, those beyond the axis at the right; devices a little above each other.
         values = [min(max(row.get(place, 0.0), _LEAST), _MOST) for place in places]
         rows = [j + 0.6 * (i + 0.5) / len(shares) - 0.3 for j in range(len(places))]
         left.plot(values, rows, ".", color=colours[name], markersize=5, label=name, clip_on=False)
@@ -198,13 +203,13 @@ def comparison(
 
 
 def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, title: str = "") -> Path:
-    """Draw how many images per second contestants process, case by case, to a PNG.
+    """Draw how many images per second each contestant processes, case by case, to a PNG, and return its path.
 
     Parameters
     ----------
-    rates : by case and contestant: images per second, and the ends of the line through the dot that shows the spread.
+    rates : by case and contestant: images per second, and both ends of the line that shows their spread.
     path : the PNG to write.
-    title : stands above.
+    title : title of the picture.
     """
     names = list(dict.fromkeys(name for row in rates.values() for name in row))
     figure = _figure(8, 1.6 + 0.3 * len(rates))

@@ -1,18 +1,29 @@
 """The command `xcnn`: one file per subcommand, each of which parses, calls one function below, and prints.
 
-Results go to stdout, everything for people (progress, notes, errors) to stderr. Exit codes: 0 done, 1 failed, 2 a
-request that cannot be meant, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
+Results go to stdout, everything for people (progress, notes, errors) to stderr. Exit codes:
+
+- 0: done.
+- 1: failed.
+- 2: a request that has no meaning.
+- 130: interrupted by Ctrl-C.
+- 141: the reader of stdout left before the last result, as `head` does. A training run was finished nevertheless.
+- 143: ended by SIGTERM.
+
+Where stderr breaks, progress is lost and the work goes on.
 """
 
-import os
+import contextlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import get_args
 
 import cyclopts
 import numpy as np
 
 from xcnn._dispatch import COMPILATION
-from xcnn.cli._console import announce_compiling, error_line, stderr
+from xcnn.cli._console import OutputError, announce_compiling, error_line, help_console, leave_terminal
 from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
@@ -21,20 +32,47 @@ from xcnn.cli.evaluate import evaluate
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
 from xcnn.cli.train import fill_in, train
-from xcnn.errors import XcnnError
+from xcnn.data import DATASETS
+from xcnn.devices import LIBRARIES
+from xcnn.errors import UsageError, XcnnError
+from xcnn.models import MODELS
 from xcnn.training import terminable
 
 __all__ = ["app", "main"]
+
+
+def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+    """Refuse what Cyclopts would accept and change: 2.7 as an integer, an empty path, which is the current folder."""
+    for argument in arguments:
+        types = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens:
+            if int in types and not re.fullmatch(r"[+-]?[0-9]+", token.value):
+                raise UsageError(f"{argument.name} takes an integer, got {token.value!r}")
+            if Path in types and not token.value:
+                raise UsageError(f"{argument.name} takes a path, got ''")
+
 
 app = cyclopts.App(
     name="xcnn",
     help="Convolutional networks from hand-written passes. Add --debug to any command for tracebacks.",
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # `main` says something before it ends
+    console=help_console,
+    config=[_check_values],
+    default_parameter=cyclopts.Parameter(json_dict=False, json_list=False),  # a file may be called [1].png
+    suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
-app.command(train, config=[fill_in])
+app.command(train, config=[fill_in, _check_values])
 for _command in (evaluate, predict, compare, bench, models, datasets, devices):
     app.command(_command)
+
+_NAMES: dict[str, Container[str]] = {
+    "--dataset": DATASETS,
+    "--model": MODELS,
+    "--models": MODELS,
+    "--device": LIBRARIES,
+    "--devices": LIBRARIES,
+}
+"""The names that a flag takes: what somebody may mean who gives a name alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,27 +81,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
+        if getattr(sys, "stdout", None) is None:  # closed: refused before anything is computed
+            raise OutputError(ValueError("it is closed"))
         # Where a number leaves its range, xcnn says so itself, in one sentence.
         with np.errstate(all="ignore"), terminable(), COMPILATION.announced(announce_compiling):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
     except cyclopts.CycloptsError as error:
-        error_line(" ".join(str(error).split()))
+        error_line(_parsing(error))
         return 2
     except KeyboardInterrupt:
         error_line("interrupted")
         return 130
-    except (BrokenPipeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == 143:
+    except SystemExit as error:
+        if error.code == 143:
             error_line("terminated")
-            return 143
-        # The reader left, as `head` does, for which Rich has an exit of its own. Keep the interpreter from complaining
-        # when it flushes stdout at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OutputError) and error.reader_left:
+            return error.exit_code
         if isinstance(error, XcnnError | OSError):
             error_line(_with_flag(error))
         elif isinstance(error, MemoryError):
@@ -72,14 +109,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             error_line(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
         return getattr(error, "exit_code", 1)
     finally:
-        stderr.show_cursor()  # a progress bar that an error ended would leave it hidden
+        leave_terminal()
     return result if isinstance(result, int) else 0
 
 
 def _with_flag(error: Exception) -> str:
-    """Return what an error says, with the flag in place of the setting that it is about."""
-    setting, message = getattr(error, "setting", ""), str(error)
+    """Return what an error says, about the flag of the setting that it is about."""
+    message, setting = str(error), getattr(error, "setting", "")
+    flag = f"--{setting.replace('_', '-')}"
     if not setting:
         return message
-    flag = f"--{setting.replace('_', '-')}"
-    return message.replace(setting, flag, 1) if message.startswith(setting) else f"{flag}: {message}"
+    return flag + message[len(setting) :] if re.match(rf"{setting}\b", message) else f"{flag}: {message}"
+
+
+def _parsing(error: cyclopts.CycloptsError) -> str:
+    """Return one sentence on why a command line cannot be parsed."""
+    if not isinstance(error, cyclopts.UnusedCliTokensError) or not error.unused_tokens:
+        return " ".join(str(error).split())
+    command, token = " ".join(error.command_chain or ()), error.unused_tokens[0]
+    flags = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+    for flag, names in _NAMES.items():
+        if flag in flags and token in names:
+            return f"{command} takes no argument {token!r}; did you mean {flag} {token}?"
+    return f"{command} takes no argument {token!r}; see xcnn {command} --help"

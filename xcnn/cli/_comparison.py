@@ -37,9 +37,9 @@ def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
 
 
 def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: bool) -> None:
-    """Print every error, or a table of those that take the most of their budgets, by place and device.
+    """Print every error as JSON, or a table of those nearest to their budgets, by place and device.
 
-    `place` and `what` say what `Finding.place` and `Finding.what` are; where `what` is empty, rows do not tell it.
+    `place` and `what` name what `Finding.place` and `Finding.what` are. If `what` is empty, it has no column.
     """
     if as_json:
         for f in findings:
@@ -58,7 +58,7 @@ def _cell(error: room.Error) -> str:
 
 
 def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
-    """Print how far the weights are from the cpu run's after each step, or a table of a few."""
+    """Print the distance of the weights from those of the cpu run after each step as JSON, or a table of some steps."""
     if as_json:
         for one in parted:
             for step, distance in enumerate(one.distances, 1):
@@ -70,9 +70,9 @@ def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
     shown = sorted({step for step in (1, 2, 5, 10, 20, 50, 100) if step < last} | {last})
     names = [one.device for one in parted]
     rows = [(step, *(f"{one.distances[step - 1]:.1e}" for one in parted)) for step in shown]
-    title = f"\n{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
+    title = f"{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
     right = " ".join(["steps", *names])
-    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})")
+    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})", gap=True)
 
 
 def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> None:
@@ -93,15 +93,15 @@ def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> 
         for name, one in timings.items()
     ]
     title = (
-        f"\n{dtype}: a training step, cold (the first) and warm (the median of the later ones), a process per device;\n"
-        "memory: growth of the process, on a GPU of its library's pool, since before the first step"
+        f"{dtype}: a training step in a process per device, cold (the first) and warm (the median of the later ones); "
+        "memory: growth of the process (on a GPU: of the library's memory pool) since before the first step"
     )
     columns = ("cold", "warm", "images/s", "memory")
-    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title)
+    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title, gap=True)
 
 
 def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_json: bool) -> int:
-    """Say whether all budgets hold, or which do not, the worst first, and return the exit code."""
+    """Print whether all budgets hold, or the worst that does not, and return the exit code."""
     worst = sorted(findings, key=lambda f: -f.error.share)
     over = [*(str(f) for f in worst if not f.error.within), *(str(one) for one in parted if not one.within)]
     if as_json:
@@ -114,7 +114,7 @@ def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_js
 
 
 def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:
-    """Give the share of the budget by device and place."""
+    """Return the share of the budget by device and place."""
     table: dict[str, dict[str, float]] = {}
     every_op = len({f.place for f in findings}) > 1 and all(f.place == f.op for f in findings)
     for place, row in room.nearest(findings, _row(not every_op), column).items():

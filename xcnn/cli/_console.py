@@ -1,20 +1,27 @@
-"""What the commands share: two consoles, JSON lines, the progress of a training run, and `--threads`."""
+"""What the commands share: the terminal, JSON lines, the progress of a training run, and `--threads`.
+
+All that a command prints goes through the functions here, a line at a time. Names of files, classes and layers may come
+from anybody, so every text is made printable here and nowhere else.
+"""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from xcnn.errors import UsageError, printable
+from xcnn.errors import UsageError, XcnnError, printable
 from xcnn.runs import Reporter
 from xcnn.threads import set_num_threads
 from xcnn.training import Metrics, Trainer, clock
@@ -22,41 +29,158 @@ from xcnn.training import Metrics, Trainer, clock
 __all__ = [
     "Bar",
     "EpochReport",
+    "OutputError",
     "announce_compiling",
     "check_writable",
     "error_line",
+    "help_console",
+    "leave_terminal",
     "note",
     "percent",
     "print_json",
+    "print_line",
     "print_table",
-    "stderr",
-    "stdout",
     "use_threads",
 ]
 
-# Rich honours NO_COLOR and plain pipes by itself; the width keeps piped tables from folding.
-stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-stderr = Console(stderr=True, highlight=False)
+_UNFOLDED, _LEAST, _PIPED = 10_000, 30, 200
+"""Columns of a table that must not fold, of the help (Rich takes minutes for one column), and of a pipe."""
 
-_UNLIMITED = 10_000
+
+class OutputError(XcnnError):
+    """Results cannot be written to stdout: its reader has left (exit code 141, as of a program that SIGPIPE ends), or
+    the disk is full (1).
+    """
+
+    def __init__(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error)
+        super().__init__(f"cannot write to stdout: {reason}")
+        self.reader_left = isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE
+        self.exit_code = 141 if self.reader_left else 1
+
+
+class _Stream:
+    """`sys.stdout` or `sys.stderr` as it is at each write. What its encoding does not have is written as escapes.
+
+    Progress that cannot be written to stderr is dropped: a terminal that is gone must not end a run. Results that
+    cannot be written to stdout raise an `OutputError`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def write(self, text: str) -> int:
+        try:
+            encoding = getattr(self, "encoding", None) or "utf-8"
+            getattr(sys, self.name).write(text.encode(encoding, "backslashreplace").decode(encoding))
+            getattr(sys, self.name).flush()
+        except (OSError, ValueError, AttributeError) as error:  # it broke, it was closed, it was never open
+            if self.name == "stdout":
+                raise OutputError(error) from None
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: every write is flushed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self.name), name)
+
+
+def _console(name: str, width: int | None = None) -> Console:
+    return Console(file=cast(IO[str], _Stream(name)), highlight=False, width=width)
+
+
+# Rich honours NO_COLOR and plain pipes by itself.
+_stderr = _console("stderr")
+help_console = _console("stdout", max(_LEAST, _console("stdout").width))
+
+
+def _is_terminal(name: str) -> bool:
+    try:
+        return bool(getattr(sys, name).isatty())
+    except (ValueError, AttributeError):
+        return False
+
+
+def leave_terminal() -> None:
+    """Leave the terminal as it was: an error may have ended a progress bar, which hides the cursor."""
+    _stderr.show_cursor()
 
 
 def error_line(message: str) -> None:
-    """Print an error on stderr, on one line however long."""
-    stderr.print("[bold red]error:[/] ", end="")
-    stderr.print(message, markup=False, soft_wrap=True)
+    """Print an error on stderr."""
+    _stderr.print(Text.assemble(("error:", "bold red"), " ", printable(message)), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print a remark on stderr."""
+    _stderr.print(Text(printable(message)), soft_wrap=True)
+
+
+def print_line(text: str, gap: bool = False) -> None:
+    """Print a line on stdout, below an empty one if `gap`."""
+    _print("\n" * gap + printable(text))
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print a JSON line on stdout. What JSON does not have (NaN) becomes null."""
+    _print(json.dumps(_json(record)))
+
+
+def _print(line: str) -> None:
+    _make_room()
+    _Stream("stdout").write(f"{line}\n")
+
+
+def _make_room() -> None:
+    """Clear the line of a progress bar that is on the terminal where results are printed; it is drawn again below."""
+    if _is_terminal("stdout"):
+        _stderr.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(
+    *columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str = "", gap: bool = False, fold: bool = True
+) -> None:
+    """Print a table on stdout, below its title if it has one.
+
+    Parameters
+    ----------
+    columns : their names.
+    rows : their cells, one for each column.
+    right : names of the columns that hold numbers, with blanks between.
+    title : what the table shows.
+    gap : whether an empty line comes first.
+    fold : whether a cell that is too wide for the terminal takes several lines. If not, the terminal breaks the row.
+    """
+    if title or gap:
+        print_line(title, gap=gap and bool(title))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        numeric = column in right.split()
+        justify, head = ("right" if numeric else "left"), Text(printable(column))
+        table.add_column(head, justify=justify, no_wrap=numeric or not fold, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    _make_room()
+    _console("stdout", _UNFOLDED if not fold else None if _is_terminal("stdout") else _PIPED).print(table)
 
 
 def use_threads(threads: int | None) -> None:
-    """Do what `--threads` says; None leaves kernels all the cores that the process may use."""
+    """Compute with as many threads as `--threads` says. None: with all cores that the process may use."""
     if threads is not None:
         if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
+            raise UsageError(f"threads must be at least 1, got {threads}", setting="threads")
         set_num_threads(threads)
 
 
 def announce_compiling() -> None:
-    """Say why nothing moves for a while."""
+    """Print why nothing moves for a while."""
     note("compiling kernels for this processor, once (up to a minute; it does not count as training)")
 
 
@@ -72,40 +196,8 @@ def check_writable(*files: Path | None) -> None:
             raise UsageError(f"cannot write {file}: {file.parent} is read-only")
 
 
-def note(message: str) -> None:
-    """Print a remark on stderr; what it quotes may come from a file."""
-    stderr.print(printable(message), markup=False, soft_wrap=True)
-
-
-def print_json(record: dict[str, Any]) -> None:
-    """Print one JSON line on stdout, at once; what JSON cannot hold (NaN) becomes null."""
-    print(json.dumps(_json(record)), flush=True)
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def print_table(
-    *columns: str, rows: list[tuple[Any, ...]], right: str = "", title: str | None = None, fold: bool = True
-) -> None:
-    """Print a table on stdout; `right` names the columns that are numbers, `fold` lets the others break their cells."""
-    if title is not None:
-        stdout.print(title, markup=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        numeric = column in right.split()
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric or not fold, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    # What must not break is left to the terminal to fold: better than columns of no width.
-    (stdout if fold else Console(file=stdout.file, highlight=False, width=_UNLIMITED)).print(table)
-
-
 def percent(share: float | None) -> str:
-    """Format an accuracy."""
+    """Return an accuracy as text."""
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -120,7 +212,7 @@ class Bar:
         if name != self.name:
             self.progress.stop()
             self.progress, self.name, self.started = _bar(), name, time.perf_counter()
-            self.task = self.progress.add_task(name, total=total, figures="")
+            self.task = self.progress.add_task(printable(name), total=total, figures="")
             self.progress.start()
         self.progress.update(self.task, completed=done, figures=figures)
         if total is not None and done >= total:
@@ -134,15 +226,17 @@ class Bar:
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(compact=True),
-        console=stderr,
+        console=_stderr,
         transient=True,
         expand=True,
-        disable=not stderr.is_terminal,
+        disable=not _stderr.is_terminal,
+        redirect_stdout=False,  # results must reach stdout, whatever is on the terminal meanwhile
+        redirect_stderr=False,
     )
 
 
@@ -178,7 +272,7 @@ class EpochReport(Reporter):
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Report the epoch and start the bar again."""
         if self.as_json:
-            with contextlib.suppress(BrokenPipeError):  # the reader left; the training is still wanted
+            with contextlib.suppress(OutputError):  # the training is still wanted; the last line will raise it again
                 print_json(record)
         held_out = record["val_loss"] is not None
         validated = f"  val {record['val_loss']:.4f} {percent(record['val_accuracy']):>7}" if held_out else ""

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn.cli._console import check_writable, note, print_json, print_table, stdout
+from xcnn.cli._console import check_writable, note, print_json, print_line, print_table
 from xcnn.devices import LIBRARIES, device
 from xcnn.errors import UsageError, unknown
 from xcnn.threads import get_num_threads
@@ -26,11 +26,11 @@ def bench(
     *,
     models: str = "report,lenet5,mnist_cnn,vgg_small",
     batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
-    sizes: str = "",
+    sizes: Annotated[str, Parameter(show_default=False)] = "",
     mode: str = "train",
     devices: Annotated[str, Parameter(name=["--devices", "--device"])] = "cpu",
-    against: str = "",
-    ways: str = "",
+    against: Annotated[str, Parameter(show_default=False)] = "",
+    ways: Annotated[str, Parameter(show_default=False)] = "",
     threads: int | None = None,
     rounds: int = 5,
     seconds: float = 0.4,
@@ -38,42 +38,42 @@ def bench(
     plot: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Measure the speed and memory of training and inference, and of other libraries at the same work.
+    """Measure the speed and memory of training and inference, also of other libraries at the same work.
 
-    Each contestant has a process of its own; they take turns, round by round. Peers build the same network with the
-    same weights, batch, loss and optimizer, on the same CPU or GPU, in several ways, of which the fastest counts. A
-    ratio is that of our images/s to theirs, within a round, the median over the rounds; above 1 we are faster.
+    Each contestant runs in its own process, and they take turns. The other libraries build the same network with the
+    same weights, batch, loss and optimizer on the same CPU or GPU in several ways, of which the fastest counts. A
+    ratio is xcnn's images/s to theirs within a round, as the median over the rounds: above 1, xcnn is faster.
 
     Parameters
     ----------
     models
-        networks by name, with commas between; see `xcnn models`.
+        networks, separated by commas; see `xcnn models`.
     batch_sizes
-        images per step, with commas between.
+        images per step, separated by commas.
     sizes
-        height and width of the images, with commas between; each network's usual ones if left out.
+        heights and widths of the images, separated by commas; the usual one of each network if left out.
     mode
-        train (with the optimizer's update), infer, or both.
+        train (with the update of the weights), infer, or both.
     devices
-        where xcnn computes, with commas between; see `xcnn devices`.
+        devices for xcnn, separated by commas; see `xcnn devices`.
     against
-        the libraries to compare with, with commas between: torch, jax (on the CPU only).
+        libraries to compare with, separated by commas: torch, jax (on the CPU only).
     ways
-        how those libraries run, with commas between; all ways if left out. `--ways NCHW,channels_last` leaves out
-        PyTorch's compiled networks on a GPU: compiling takes minutes.
+        how those libraries run, separated by commas; all ways if left out. `--ways NCHW,channels_last` leaves out
+        PyTorch's compiled networks on a GPU, whose compilation takes minutes.
     threads
-        how many each may use; all cores that this process may use if left out.
+        threads for each contestant; all cores that this process may use if left out.
     rounds
-        how often each contestant has its turn.
+        turns of each contestant.
     seconds
-        how long a turn is, about.
+        approximate length of a turn.
     profile
-        say where our time goes, layer by layer, forward and backward.
+        show the time that xcnn spends in each layer, forward and backward.
     plot
-        a PNG to draw the speeds to.
+        PNG file for a picture of the speeds.
     json
-        print JSON lines on stdout: one about the machine, one per contestant and case, the mean ratios, and how the
-        cost grows with batches and images.
+        print JSON lines on stdout: one for the machine, one per contestant and case, then the mean ratios and the
+        growth of the cost with batches and images.
     """
     threads = get_num_threads() if threads is None else threads
     peers, ours = _names(against), [device(name).name for name in _names(devices)]
@@ -87,7 +87,7 @@ def bench(
         for edge in edges
     ]
     if not cases or not ours:
-        raise UsageError("bench: name at least one model, one batch size and one device, with commas between")
+        raise UsageError("bench: name at least one model, one batch size and one device")
     _check(peers)
     if plot is not None:
         plots.check()
@@ -99,7 +99,7 @@ def bench(
         note(f"{case} ({number} of {len(cases)})")
         results.append(next(running))
         for dropped in results[-1].dropped:
-            note(f"{dropped.contestant} takes no part: {dropped.reason}")
+            note(f"{dropped.contestant} is left out: {dropped.reason}")
         _warn(results[-1])
         if json:
             _print_lines(results[-1])
@@ -127,7 +127,7 @@ def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(name) for name in _names(text)]
     except ValueError:
-        raise UsageError(f"{flag} takes integers with commas between, got {text!r}") from None
+        raise UsageError(f"{flag} takes integers separated by commas, got {text!r}") from None
 
 
 def _threads(count: int) -> str:
@@ -144,18 +144,18 @@ def _check(peers: Sequence[str]) -> None:
 
 
 def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:
-    """Say what it is measured on."""
+    """Print what it is measured on."""
     machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
     if as_json:
         print_json({"kind": "machine", **machine, "threads": threads, **({"gpus": list(gpus)} if gpus else {})})
     else:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
-        stdout.print(f"{where}; {versions}", markup=False, soft_wrap=True)
+        print_line(f"{where}; {versions}")
         for gpu in gpus:
             tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
             line = f"{gpu['device']}: {gpu['name'] or 'unknown GPU'}, driver {gpu['driver'] or 'unknown'}; TF32 {tf32}"
-            stdout.print(line, markup=False, soft_wrap=True)
+            print_line(line)
 
 
 _TF32 = {
@@ -166,10 +166,10 @@ _TF32 = {
 
 
 def _warn(result: room.Result) -> None:
-    """Say where other programs had the cores: figures suffer then, and those of several threads most."""
+    """Warn if other programs used the cores, which makes figures worse, those of several threads most."""
     shares = [f"{t.contestant} {_lost(t):.0%}" for t in (*result.ours, *result.peers) if _lost(t) > DISTURBED]
     if shares:
-        note(f"other programs are at work; waited for a core: {', '.join(shares)} of the time")
+        note(f"other programs use the cores; time spent waiting for one: {', '.join(shares)}")
 
 
 def _lost(timing: room.Timing) -> float:
@@ -219,12 +219,12 @@ _YARDSTICKS = {
     "sgemm": "a large matrix product does {:,.0f} GFLOP/s, without TF32",
     "copy": "a large copy reads and writes {:,.0f} GB/s",
 }
-"""What a GPU's yardsticks reach, in words."""
+"""Sentences on the yardsticks of a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """A column of the table: what its cells hold, what its name means, when it is shown; and whether of peers, too."""
+    """A column of the table: its cells, what its name means, when it is shown, and whether peers have it, too."""
 
     name: str
     cell: Callable[[room.Result, room.Timing], str]
@@ -252,7 +252,7 @@ _COLUMNS = (
     _Column(
         "memory",
         lambda result, one: _bytes(one.memory),
-        "growth of the process, on a GPU of its library's pool, since before the first step",
+        "growth of the process (on a GPU: of the library's memory pool) since before the first step",
         theirs=True,
     ),
     _Column("first", lambda result, one: f"{one.first:.2f} s", "the first step"),
@@ -275,20 +275,20 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     columns = ["model", "batch", *(column.name for column in ours)]
     columns += ["ratio", "best peer", *(column.name for column in theirs)] if theirs else []
     meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
-    title = "; ".join([f"\n{mode}: medians over the rounds", *meanings])
+    title = "; ".join([f"{mode}: medians over the rounds", *meanings])
     right = " ".join({*columns} - {"model", "device", "best peer"})
-    print_table(*columns, rows=rows, right=right, title=title, fold=False)
+    print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
     for place, rate in rates.items():
         text = "; ".join(_YARDSTICKS[name].format(number / 1e9) for name, number in rate.items())
-        stdout.print(f"\n{place}: {text}", markup=False, soft_wrap=True)
+        print_line(f"{place}: {text}", gap=True)
     timings = [timing for result in results for timing in (*result.ours, *result.peers)]
     for reason in dict.fromkeys(timing.launches.missing for timing in timings):
         if reason:
-            stdout.print(f"\nlaunches not counted: {reason}", markup=False, soft_wrap=True)
+            print_line(f"launches not counted: {reason}", gap=True)
     lost = max(map(_lost, timings), default=0.0)
     if lost > DISTURBED:
-        text = f"not to be trusted: for up to {lost:.0%} of a contestant's time other programs had the cores"
-        stdout.print(f"\n{text}", markup=False, soft_wrap=True)
+        text = f"not reliable: a contestant waited up to {lost:.0%} of its time for cores that other programs used"
+        print_line(text, gap=True)
 
 
 def _spread(timing: room.Timing) -> str:
@@ -309,7 +309,7 @@ def _bytes(count: int | None) -> str:
 
 
 def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> None:
-    """Say, for each device, the geometric mean of the ratios to the best peer, and the lowest."""
+    """Print the geometric mean and the lowest of the ratios to the best peer, for each device."""
     ratios: dict[str, dict[str, float]] = {}
     for result in results:
         for timing in result.ours:
@@ -326,20 +326,19 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
             print_json(line | {"lowest": found[lowest], "lowest_of": lowest})
         else:
             text = f"geometric mean of the ratios {mean:.2f}, lowest {found[lowest]:.2f} ({lowest})"
-            stdout.print(f"\n{mode} on {name}: {text}", markup=False, soft_wrap=True)
+            print_line(f"{mode} on {name}: {text}", gap=True)
 
 
 def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
-    """Say how the cost of an image grows with the batch, and that of a pixel with the image, where several were run."""
+    """Print how the cost of an image grows with the batch, and that of a pixel with the image, if several were run."""
     for number, growth in enumerate(room.growths(results)):
         if as_json:
             print_json({"kind": "growth", **dataclasses.asdict(growth)})
         else:
-            gap = "" if number else "\n"
             what = f"{growth.smallest} to {growth.largest}"
             span = f"batch {what}" if growth.unit == "image" else f"{what} pixels square"
             times = f"time per {growth.unit} at most {growth.factor:.2f} times its least"
-            stdout.print(f"{gap}{growth.cases} on {growth.device}: {times}, {span}", markup=False, soft_wrap=True)
+            print_line(f"{growth.cases} on {growth.device}: {times}, {span}", gap=not number)
 
 
 def _print_profiles(result: room.Result) -> None:
@@ -351,9 +350,10 @@ def _print_profiles(result: room.Result) -> None:
             rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
         whole = [sum(times) for times in zip(*((row.forward, row.backward) for row in timing.profile), strict=True)]
         rows.append(("", "all", *map(_milli, whole), "", ""))
-        title = f"\n{result.case}, {timing.contestant}: milliseconds of a step, medians"
+        title = f"{result.case}, {timing.contestant}: milliseconds of a step, medians"
         columns = ("layer", "what", "forward", "backward", "share", "GFLOP/s")
-        print_table(*columns, rows=rows, right="forward backward share GFLOP/s", title=title, fold=False)
+        right = "forward backward share GFLOP/s"
+        print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
 
 
 def _milli(seconds: float) -> str:

@@ -48,7 +48,7 @@ def compare(
     Parameters
     ----------
     devices
-        what to compare, with commas between, such as cpu,torch,jax; everything that can be used here if left out.
+        devices to compare, separated by commas, such as cpu,torch,jax; all that can be used here if left out.
     op
         compare an op over its sample inputs instead of a network: its name, package.module:name for one of your own,
         or `all` for every op.
@@ -61,16 +61,15 @@ def compare(
     batch_size
         images per step.
     steps
-        training steps to follow and to time; 0 leaves both out.
+        training steps to follow and to time; 0 skips both.
     dtype
-        float32, float64, or both with a comma between.
+        float32, float64, or float32,float64.
     threads
-        how many threads the cpu computes with; all cores that the process may use if left out. No error or distance
-        depends on it.
+        threads for the cpu; all cores that the process may use if left out. No error or distance depends on it.
     plot
-        a PNG to draw the errors to.
+        PNG file for a picture of the errors.
     markdown
-        a Markdown file to write every tensor's error and budget to.
+        Markdown file for the error and the budget of every tensor.
     json
         print JSON lines on stdout: one per tensor, device and step, and a last one with the verdict.
     """

@@ -14,9 +14,9 @@ __all__ = ["devices"]
 
 
 def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """Show which array libraries and devices can be used here; for each that cannot: why, and the mend.
+    """List the array libraries and devices, whether each can be used here, and if not, why and what to do.
 
-    What is known of every GPU, and which of its abilities work, follows.
+    The GPUs follow, with what is known of them and which of their abilities work.
 
     Parameters
     ----------
@@ -30,22 +30,22 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
         if json:
             print_json({"device": name, "usable": usable, "detail": text})
         rows.append((name, "yes" if usable else "no", text))
-    there = gpus()
+    found_gpus = gpus()
     if json:
-        for gpu in there:
+        for gpu in found_gpus:
             print_json(_record(gpu))
         return 0
     print_table("device", "usable", "what it is, or what is missing", rows=rows)
-    if there:
+    if found_gpus:
         facts = ("GPU", "name", "compute capability", "driver", "toolkit", "memory free")
-        print_table(*facts, rows=[_facts(gpu) for gpu in there], title="")
+        print_table(*facts, rows=[_facts(gpu) for gpu in found_gpus], gap=True)
         abilities = [ability.words for ability in ABILITIES.values()]
-        print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in there], title="")
+        print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in found_gpus], gap=True)
     return 0
 
 
 def _record(gpu: Gpu) -> dict[str, object]:
-    """Give the JSON object of a GPU: an ability is true or false, and `faults` says why it is false."""
+    """Return the JSON object of a GPU: an ability is true or false, and `faults` has the reason where it is false."""
     record = dataclasses.asdict(gpu)
     faults = record.pop("faults")
     works = {name: not fault for name, fault in faults.items()}

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import models as room
-from xcnn.cli._console import print_json, print_table, stdout
+from xcnn.cli._console import print_json, print_line, print_table
 from xcnn.errors import ShapeError
 from xcnn.nn import summary
 
@@ -17,7 +17,9 @@ def models(
     name: str | None = None,
     /,
     *,
-    shape: Annotated[tuple[int, int, int], Parameter(negative=())] = (1, 28, 28),
+    shape: Annotated[
+        tuple[int, int, int], Parameter(negative=(), show_default=lambda shape: " ".join(map(str, shape)))
+    ] = (1, 28, 28),
     classes: int = 10,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -26,18 +28,19 @@ def models(
     Parameters
     ----------
     name
-        a network to show in detail.
+        network to show in detail.
     shape
         channels, height and width of its images.
     classes
-        how many classes it tells apart.
+        number of classes.
     json
         print JSON lines on stdout.
     """
     if name is not None:
         found = summary(room.build(name, shape, classes), shape)
         if not json:
-            stdout.print(str(found), markup=False)
+            for line in str(found).splitlines():
+                print_line(line)
         for row in found.rows if json else ():
             print_json(dataclasses.asdict(row))
         return 0

@@ -1,4 +1,4 @@
-"""Opening a data file that may be gzipped, damaged or hostile: one home for the checks that all readers share."""
+"""Opening data files that may be gzipped, damaged or hostile: the checks that all readers share."""
 
 import contextlib
 import gzip
@@ -17,28 +17,28 @@ __all__ = ["File", "blaming", "opened", "unzipped"]
 _GZIP_MAGIC = b"\x1f\x8b"
 _SPARE = 1 << 20
 _RATIO = 32
-"""What a gzipped file may hold: this many bytes for each of its own, and a MiB more.
+"""The most bytes that a gzipped file may hold for each of its own, a MiB aside.
 
-MNIST, Fashion-MNIST and CIFAR-10 unpack to less than 5 times as much, pure black and white images to 20 times; deflate
-could do 1,032 times, and then a small file would make us allocate a large array.
+MNIST, Fashion-MNIST and CIFAR-10 expand less than 5 times, pure black and white images 20 times. Deflate can reach
+1,032 times, with which a small file could fill the memory.
 """
 
 
 class File(io.BufferedReader):
-    """A file, of which a read never makes room for more than the file has, whatever length some header claims."""
+    """A file whose reads never allocate more than the file holds, whatever length a header claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
         self.size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read so many bytes, or all."""
+        """Return at most `size` bytes, or all."""
         return super().read(-1 if size is None else min(size, self.size + 1))
 
 
 @contextlib.contextmanager
 def blaming(reader: str, path: Path) -> Iterator[None]:
-    """Turn what the system, gzip or zlib says inside a `with` block about a file or folder into a `DataError`."""
+    """Turn errors of the system, gzip or zlib inside a `with` into a `DataError` about a file or folder."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -49,23 +49,23 @@ def blaming(reader: str, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(reader: str, path: Path) -> Iterator[File]:
-    """Give a file to read bytes from.
+    """Yield a file to read bytes from.
 
     Parameters
     ----------
-    reader : name of the caller, which opens every error message.
+    reader : name of the caller, with which every error message begins.
     path : the file; links are followed.
 
     Raises
     ------
     DataError
-        If there is no such file, or no permission; if it is a folder, a pipe or a device; or, from inside the `with`
-        block, if it proves to be damaged while it is read.
+        If the file does not exist or may not be read, if it is a folder, a pipe or a device, or if it proves to be
+        damaged inside the `with`.
     """
-    if "\0" in str(path):  # where Python raises a ValueError
+    if "\0" in str(path):  # Python would raise a ValueError
         raise DataError(f"{reader}: {path} cannot be read: no file has a zero byte in its name")
     with blaming(reader, path):
-        # Opening a pipe would wait for a writer, perhaps for ever; and a device need not have an end.
+        # Opening a pipe would wait for a writer, and a device may have no end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{reader}: {path} must be a file, it is a directory, pipe or device")
         with File(path) as file:
@@ -74,16 +74,16 @@ def opened(reader: str, path: Path) -> Iterator[File]:
 
 @contextlib.contextmanager
 def unzipped(reader: str, path: Path) -> Iterator[tuple[IO[bytes] | gzip.GzipFile, int]]:
-    """Give a file's content, unzipped if it is gzipped (told by its content, not its name), and the most it may hold.
+    """Yield a stream of the content of a file, decompressed if it is gzipped (whatever its name), and its largest size.
 
     Parameters
     ----------
-    reader : name of the caller, which opens every error message.
+    reader : name of the caller, with which every error message begins.
     path : the file.
 
     Returns
     -------
-    (stream, room) : a stream to read bytes from; and how many are to be read at most, known before unpacking.
+    (stream, room) : a stream to read bytes from, and the most bytes to read from it.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Random distortions of a batch, for training: plain functions (images, rng, options) -> images, listed in one table.
+"""Random augmentations of a batch: functions (images, rng, **options) -> images, listed in the table `AUGMENTATIONS`.
 
-Each takes a float32 batch (n, C, H, W), draws for every image on its own from `rng`, and returns a new batch of the
-same shape; what moves in from outside an image is zero. To add one, write the function and enter it in `AUGMENTATIONS`.
+Each takes a float32 batch (n, C, H, W), draws from `rng` for every image, and returns a new batch of the same shape.
+Pixels from outside an image are zero. To add one, write the function and add it to the table.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ Augmentation = Callable[[Images, np.random.Generator], Images]
 
 
 def flip(images: Images, rng: np.random.Generator, p: float = 0.5) -> Images:
-    """Mirror left and right, with probability `p`. Not for digits or letters."""
+    """Flip each image horizontally with probability `p`. Not for digits or letters."""
     _check("flip", images, 0 <= p <= 1, f"p must be a probability, got {p}")
     chosen = rng.random(len(images)) < p
     return np.where(chosen[:, None, None, None], images[..., ::-1], images)
 
 
 def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
-    """Move by up to `pixels` whole pixels, both down and to the right, each way equally likely."""
+    """Shift by up to `pixels` whole pixels vertically and horizontally, uniformly at random."""
     _check("shift", images, pixels >= 0, f"pixels must be 0 or more, got {pixels}")
     h, w = images.shape[2:]
     top, left = rng.integers(0, 2 * pixels + 1, size=(2, len(images)))
@@ -36,28 +36,28 @@ def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
 
 
 def crop(images: Images, rng: np.random.Generator, pad: int = 4) -> Images:
-    """Pad by `pad` zeros on every side, then cut out a window of the old size: what CIFAR-10 is usually trained with.
+    """Pad with `pad` zeros on every side and crop a random window of the original size, as is usual for CIFAR-10.
 
-    It is `shift` by up to `pad` pixels, under the name that people look for.
+    It equals `shift` by up to `pad` pixels.
     """
     _check("crop", images, pad >= 0, f"pad must be 0 or more, got {pad}")
     return shift(images, rng, pad)
 
 
 def rotate(images: Images, rng: np.random.Generator, degrees: float = 10) -> Images:
-    """Turn about the centre by an angle drawn evenly from -degrees..degrees, with bilinear interpolation."""
+    """Rotate about the centre by an angle drawn uniformly from [-degrees, degrees], with bilinear interpolation."""
     _check("rotate", images, degrees >= 0, f"degrees must be 0 or more, got {degrees}")
     return _turn(images, np.deg2rad(rng.uniform(-degrees, degrees, len(images))))
 
 
 def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
-    """Turn each image anticlockwise by its angle in radians."""
+    """Rotate each image anticlockwise by its angle in radians."""
     n, c, h, w = images.shape
     cos, sin = (f(angles).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     v = np.arange(h, dtype=np.float32)[:, None] - np.float32((h - 1) / 2)  # (H, 1), downwards from the centre
     u = np.arange(w, dtype=np.float32) - np.float32((w - 1) / 2)  # (W,), to the right
-    # Where each pixel comes from (n, H, W), counted in an image with a border of one zero pixel; what comes from
-    # farther away is put on that border.
+    # Where each pixel comes from (n, H, W), in an image with a border of one zero pixel. What comes from farther away
+    # comes from the border.
     y = np.clip(sin * u + cos * v + np.float32((h + 1) / 2), 0, h + 1)
     x = np.clip(cos * u - sin * v + np.float32((w + 1) / 2), 0, w + 1)
     top, left = np.minimum(np.floor(y), h), np.minimum(np.floor(x), w)
@@ -78,7 +78,7 @@ def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
 
 
 def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
-    """Blank a square of `size` x `size` pixels around a random pixel; near an edge, the part that is inside.
+    """Set a square of `size` x `size` pixels around a random pixel to zero; near an edge, the part inside the image.
 
     Source: T. DeVries and G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
     arXiv:1708.04552.

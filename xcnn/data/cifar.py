@@ -1,7 +1,7 @@
 """CIFAR-10 in its binary version: records of one label byte and 3,072 pixel bytes (red, green, blue planes of 32x32).
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html. The Python version of the data is pickled, so xcnn does not read it.
+https://www.cs.toronto.edu/~kriz/cifar.html. The Python version of the data is pickled, which is not safe to read.
 """
 
 import tarfile
@@ -32,8 +32,8 @@ def load_cifar10(data_dir: Path) -> tuple[Dataset, Dataset]:
 
     Parameters
     ----------
-    data_dir : a folder with `data_batch_1.bin` ... and `test_batch.bin`, or with `cifar-10-batches-bin/` that holds
-        them, or with one `cifar-10-binary*.tar.gz`. Training batches may be missing, but not all.
+    data_dir : a folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, with a subfolder
+        `cifar-10-batches-bin` that holds them, or with one `cifar-10-binary*.tar.gz`. One training batch is enough.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _read_archive(path: Path) -> dict[str, Bytes]:
 
 
 def _content(path: Path, most: int) -> bytes:
-    """Read all of a file, unzipped if it is gzipped: up to `most` bytes."""
+    """Return the content of a file of up to `most` bytes, decompressed if it is gzipped."""
     with unzipped("load: cifar10", path) as (stream, room):
         content = stream.read(min(room, most) + 1)
     if len(content) > most:
@@ -82,10 +82,10 @@ def _content(path: Path, most: int) -> bytes:
 
 
 def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Give the batches in a tar archive by name: nothing is written to disk, so no path in the archive matters.
+    """Yield name and content of the batches in a tar archive. Nothing is written to disk, whatever paths it has.
 
-    An archive is a row of 512-byte blocks: a header, its data, the next header, ..., a block of zeros. `tarfile`
-    reads each header, but does not walk: it overflows or loops on hostile ones and stops silently at a damaged one.
+    An archive is a sequence of 512-byte blocks: a header, its data, the next header, ..., a block of zeros. `tarfile`
+    parses headers only: its own walk overflows or loops on hostile archives and stops silently at a damaged header.
     """
     at = 0
     while True:
@@ -95,7 +95,7 @@ def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]
         try:
             member = tarfile.TarInfo.frombuf(header, "ascii", "replace")
         except tarfile.HeaderError as error:
-            raise DataError(f"load: cifar10: {path} is no tar archive, or damaged ({error}); get it again") from None
+            raise DataError(f"load: cifar10: {path} is damaged or not a tar archive ({error}); get it again") from None
         at += tarfile.BLOCKSIZE
         data = content[at : at + max(member.size, 0)]
         if len(data) != member.size:
@@ -107,7 +107,7 @@ def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]
 
 
 def _records(data: bytes | memoryview, where: str) -> Bytes:
-    """Check a batch's bytes and give them as (n, 3073), without a copy."""
+    """Check the bytes of a batch and return them as an array (n, 3073), without a copy."""
     if not 0 < len(data) <= _MOST_BYTES or len(data) % _RECORD:
         raise DataError(
             f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, it has {len(data)} bytes"

@@ -1,4 +1,4 @@
-"""The handwritten digits that come inside the package: 1,797 images of 8x8 pixels, for first runs and for tests.
+"""The handwritten digits inside the package: 1,797 images of 8x8 pixels, for first runs and tests.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49, licence CC BY 4.0. The files beside this module were made from the test part of that
@@ -24,7 +24,7 @@ def load_digits(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     Raises
     ------
     UsageError
-        If `data_dir` is given: these files are not read from elsewhere.
+        If `data_dir` is given: the files are part of the package.
     """
     if data_dir is not None:
         raise UsageError(f"load: digits comes with the package; leave out data_dir ({data_dir})")

@@ -1,10 +1,10 @@
-"""Fetching data sets once, from whichever mirror answers, and keeping them.
+"""Downloads of data sets, from the first mirror that answers, into a cache.
 
-Files go to `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, into a folder per data set. A file gets
-its name only when it is complete and its SHA-256 is the one below, and is checked again each time it is used. What was
-cut off starts again. Of several processes that want a data set at once, one downloads it and the others wait.
+The cache is `$XCNN_HOME`, else `$XDG_CACHE_HOME/xcnn`, else `~/.cache/xcnn`, with a folder per data set. A file appears
+under its name only when it is complete and has the SHA-256 below, which is checked again at each use. An interrupted
+download starts again. If several processes need a data set at once, one downloads it and the others wait.
 
-Where sizes and checksums come from: TensorFlow Datasets records all of them (its `url_checksums` folder). Those of
+Sources of sizes and checksums: TensorFlow Datasets records all of them (its `url_checksums` folder). Those of
 MNIST's test files were also computed from the official files; Fashion-MNIST's authors and CIFAR-10's page publish MD5
 sums of the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 """
@@ -27,15 +27,15 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 16
 
 Progress = Callable[[str, int, int], object]
-"""Told of a download: (file name, bytes so far, bytes in all). From 0 on, and from 0 again where a mirror failed.
+"""Called with (file name, bytes so far, bytes in all) during a download. Bytes count from 0 again if a mirror fails.
 
-While another process downloads, told of that instead: ("waiting for ...", 0, 1), and (the same, 1, 1) at its end.
+While another process downloads, called with ("waiting for ...", 0, 1), and with (the same, 1, 1) at the end.
 """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set's files are (addresses that a file name is appended to, tried in order), bytes and SHA-256."""
+    """The files of a data set: mirrors (addresses to append a file name to), and the size and SHA-256 of each file."""
 
     mirrors: tuple[str, ...]
     files: dict[str, tuple[int, str]]
@@ -91,34 +91,34 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads are kept in; it need not exist yet."""
+    """Return the folder of downloads, which need not exist yet."""
     if home := os.environ.get("XCNN_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcnn"
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """Return the folder that holds a data set's files, after downloading those that are not there yet.
+    """Return the folder that holds the files of a data set, after downloading the missing ones.
 
     Parameters
     ----------
     name : one of `SOURCES`.
-    progress : called as bytes of a file arrive; never for files that are there already.
+    progress : called as bytes of a file arrive, not for files in the cache.
 
     Raises
     ------
     DataError
-        If no mirror has a file with the right checksum, or the folder cannot be written. Nothing unfinished stays.
+        If no mirror has a file with the right checksum, or the folder cannot be written. No partial file is left.
     """
     source, folder = SOURCES[name], cache_folder() / name
     if all(_is_whole(folder / file, *expected) for file, expected in source.files.items()):
-        return folder  # without a lock, so that a folder that is read-only will do
+        return folder  # without a lock, so that the folder may be read-only
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = _Waiting(name, progress)
         with locked(folder, waiting):
             waiting.end()
-            sweep(folder)  # what a process that was killed left
+            sweep(folder)
             mirrors = list(source.mirrors)
             for file, expected in source.files.items():
                 if not _is_whole(folder / file, *expected):
@@ -139,7 +139,7 @@ def _is_whole(path: Path, size: int, sha256: str) -> bool:
 
 
 class _Waiting:
-    """Tells of the wait for another process, once it begins, and of its end."""
+    """Reports the start and the end of a wait for another process."""
 
     def __init__(self, name: str, progress: Progress | None) -> None:
         self.what, self.progress, self.begun = f"waiting for another process that downloads {name}", progress, False
@@ -159,7 +159,7 @@ class _Waiting:
 
 
 def _download(name: str, path: Path, expected: tuple[int, str], mirrors: list[str], progress: Progress | None) -> None:
-    """Put one file in its place, from the first mirror that has it whole; one that failed becomes the last."""
+    """Download one file from the first mirror that has it whole. A mirror that fails becomes the last."""
     import pooch
 
     reason = ""
@@ -185,13 +185,13 @@ def _download(name: str, path: Path, expected: tuple[int, str], mirrors: list[st
             mirrors.append(mirrors.pop(0))
         raise DataError(
             f"load: {name}: could not download {path.name} from any of {len(mirrors)} mirrors (last, {reason}); "
-            "if you have the files, give their folder as data_dir (--data-dir)"
+            "if you have the files, pass their folder as data_dir"
         )
 
 
 @dataclass
 class _Sink:
-    """The stream that pooch writes a download to: counts the bytes, tells, and stops one that does not end."""
+    """The stream that pooch writes a download to: it counts bytes, reports them, and refuses too many."""
 
     name: str
     path: Path
@@ -212,13 +212,13 @@ class _Sink:
             self.progress(self.path.name, self.done, self.size)
 
     def flush(self) -> None:
-        """Leave it to the end; pooch asks after every chunk."""
+        """Do nothing: pooch calls this after every chunk."""
 
 
 def _cannot_write(name: str, folder: Path, error: OSError) -> DataError:
     return DataError(
         f"load: {name}: cannot write to {folder} ({error.strerror or error}); set XCNN_HOME to a folder that you can "
-        "write, with room for it"
+        "write to, with enough room"
     )
 
 

@@ -1,13 +1,11 @@
-"""Your own images: a folder per class, `cats/*.png`, `dogs/*.jpg`, and single files to predict.
+"""Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and single image files.
 
-Everything that Pillow decodes goes through `_decode`, which looks at an image's size before it unpacks it.
+Every file that Pillow decodes goes through `_decode`, which checks the size of an image before it is decompressed.
 """
 
 import contextlib
-import logging
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ __all__ = ["load_folder", "read_image"]
 Files = dict[str, list[Path]]
 """The images of each class."""
 
-_FORMATS = {  # what Pillow may decode, whatever a file's name says: others would start programs (EPS: Ghostscript)
+_FORMATS = {  # what Pillow may decode, whatever a file is called: others start programs (EPS: Ghostscript)
     "BMP": {".bmp"},
     "GIF": {".gif"},
     "JPEG": {".jpeg", ".jpg"},
@@ -43,14 +41,11 @@ _MOST_PIXELS = 64 * 2**20
 _MOST_SIDE = 2**16  # resizing takes 16 bytes and decoding 8 for each row, however short
 _SMALL = 2**20
 _PIXELS_PER_BYTE = 1024
-"""An image of more than `_SMALL` pixels may have this many for each byte of its file, so that a small file cannot make
-us allocate much. Deflate cannot make more than 1,032 bytes of one, so only images that are almost blank are lost."""
+"""The most pixels per byte of the file, for images of more than `_SMALL` pixels, so that a small file cannot take much
+memory. Deflate expands at most 1,032 times, so this refuses only images that are almost blank."""
 
-_MOST_SCANS = 1000  # of a JPEG file, which passes over all of its image once a scan, for as little as twelve bytes
+_MOST_SCANS = 1000  # of a JPEG file: each goes over the whole image, and may take as little as twelve bytes
 _START_OF_SCAN = b"\xff\xda"
-
-# Pillow logs what it minds about a damaged file; where nobody asked to hear that, Python would print it on stderr.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _alone = threading.Lock()  # for what belongs to the whole process
 _EVERY = 5  # of each class's images, sorted by name, every fifth is held out where there is no test folder
@@ -59,13 +54,13 @@ _EVERY = 5  # of each class's images, sorted by name, every fifth is held out wh
 def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, Dataset]:
     """Return (train, test) of a folder of images.
 
-    Classes are the names of the subfolders, sorted; images are their files that end in .png, .jpg and the like,
-    sorted; names that start with a dot are passed over. With subfolders `train` and `test`, the classes are inside
-    these; otherwise every fifth image of each class is a test image. Images become RGB, or grey if all are grey, and
-    are resized (not cropped) to size x size pixels.
+    The classes are the subfolders, sorted by name; the images are their files that end in .png, .jpg and the like,
+    sorted by name. Names that start with a dot are ignored. If there are subfolders `train` and `test`, the classes are
+    inside them; otherwise every fifth image of each class is a test image. Images are converted to RGB, or to grey if
+    all are grey, and resized (not cropped) to size x size pixels.
 
-    Any of the folders may be a link to somewhere else. A link to a single image must stay inside `data_dir` or the
-    folder of its class: one link among thousands of files from somebody else is nothing that you would notice.
+    A folder may be a link to any place. A link to a single image must stay inside `data_dir` or the folder of its
+    class: a stranger's archive could otherwise bring in private files unnoticed.
 
     Parameters
     ----------
@@ -77,11 +72,12 @@ def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, 
     UsageError
         If `data_dir` is missing or `size` is below 1.
     DataError
-        For an unreadable image, a link that leads out, fewer than two classes, a class without images or with control
-        characters in its name, or too few images to hold any out.
+        If an image cannot be read, a link leads out of the folder, there are fewer than two classes, a class has no
+        images or has control characters in its name, or there are too few images to hold any out.
     """
     if data_dir is None:
-        raise UsageError("load: folder needs data_dir (--data-dir), a folder with one subfolder of images per class")
+        message = "data_dir is missing: the data set 'folder' needs a folder with one subfolder of images per class"
+        raise UsageError(message, setting="data_dir")
     if size < 1:
         raise UsageError(f"load: folder: size must be at least 1 pixel, got {size}")
     with blaming("load", data_dir):
@@ -100,13 +96,16 @@ def _read(files: Files, classes: tuple[str, ...], shape: tuple[int, int, int], n
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Read one image file as a network of input shape (C, H, W) takes it.
+    """Return an image file as an array of a given shape.
+
+    While a TIFF file is decoded, what the process writes to stderr is lost, since libtiff would print there. While a
+    GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. Both take turns among threads.
 
     Parameters
     ----------
-    path : the file, a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image (told by its content, not its name); 16-bit grey
-        keeps its upper 8 bits, transparency is dropped.
-    shape : channels (1: converted to grey; 3: to RGB), height and width (resized, with bilinear filtering).
+    path : a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image, whatever its name. 16-bit grey keeps its upper 8 bits;
+        transparency is dropped.
+    shape : (C, H, W). The image is converted to grey if C is 1 and to RGB if it is 3, and resized bilinearly to H x W.
 
     Returns
     -------
@@ -117,8 +116,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
     UsageError
         If the channels are neither 1 nor 3.
     DataError
-        If the file is missing, no image, damaged, or too large: more than 64 million pixels, more than 65,536 in a row
-        or column, or more than a million and 1,024 for each byte of the file; or a JPEG file of more than 1,000 scans.
+        If the file is missing, not an image, damaged or too large: it has more than 64 million pixels, more than 65,536
+        in a row or column, more than a million and 1,024 per byte of the file, or is a JPEG of more than 1,000 scans.
     """
     c, h, w = shape
     if c not in (1, 3):
@@ -127,7 +126,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
     def convert(image: "Image.Image") -> npt.NDArray[np.uint8]:
         from PIL import Image, ImageOps
 
-        ImageOps.exif_transpose(image, in_place=True)  # photographs are stored lying down
+        ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs turned
         if image.mode.startswith("I;16"):  # Pillow would clip these at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("P", "PA"):
@@ -152,29 +151,30 @@ def _decode(path: Path, use: Any) -> Any:
     with opened("read_image", path) as file:
         most = min(_MOST_PIXELS, max(_SMALL, _PIXELS_PER_BYTE * file.size))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with _pillow_limit(most):
-                    image = Image.open(file, formats=list(_FORMATS))
-                with image:
-                    _check(path, image, file, most)
-                    with _silent() if image.format == "TIFF" else contextlib.nullcontext():
-                        return use(image)
+            with _pillow_limit(most) if file.peek(4)[:4] == b"GIF8" else contextlib.nullcontext():
+                image = Image.open(file, formats=list(_FORMATS))
+            with image:
+                _check(path, image, file, most)
+                with _silent() if image.format == "TIFF" else contextlib.nullcontext():
+                    return use(image)
         except (DataError, MemoryError):
             raise
-        except Image.DecompressionBombError:
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
             raise _too_many_pixels(path, file, most) from None
         except UnidentifiedImageError:
             formats = ", ".join(sorted(_FORMATS))
             raise DataError(f"read_image: {path} cannot be read as an image (of these formats: {formats})") from None
-        except Exception as error:  # decoders raise whatever they stumble on
+        except Exception as error:  # decoders raise exceptions of any type
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise DataError(f"read_image: {path} cannot be read as an image ({reason})") from None
 
 
 @contextlib.contextmanager
 def _pillow_limit(most: int) -> Iterator[None]:
-    """Let Pillow open no image of more pixels: it makes room for the frame of a GIF before we can ask for its size."""
+    """Make Pillow refuse larger images inside a `with`: it allocates the frame of a GIF before its size is known.
+
+    Pillow has no other way than this setting of the whole process.
+    """
     from PIL import Image
 
     with _alone:
@@ -191,7 +191,7 @@ def _too_many_pixels(path: Path, file: File, most: int) -> DataError:
 
 
 def _check(path: Path, image: Any, file: File, most: int) -> None:
-    """Refuse an image that we cannot use, or that would take too much memory or time, before it is decoded."""
+    """Refuse an image that cannot be used, or would take too much memory or time, before it is decoded."""
     w, h = image.size
     if image.format == "TIFF":  # which may be stored in tiles larger than itself
         w, h = max(w, image.tag_v2.get(322, 0)), max(h, image.tag_v2.get(323, 0))
@@ -199,7 +199,7 @@ def _check(path: Path, image: Any, file: File, most: int) -> None:
         raise _too_many_pixels(path, file, most)
     if max(w, h) > _MOST_SIDE:
         raise DataError(f"read_image: {path} has {w} x {h} pixels, at most {_MOST_SIDE} in a row or column are read")
-    if image.format in ("JPEG", "MPO"):  # Pillow finds its place again
+    if image.format in ("JPEG", "MPO"):  # Pillow seeks before it reads on
         file.seek(0)
         if (scans := file.read().count(_START_OF_SCAN)) > _MOST_SCANS:
             raise DataError(f"read_image: {path} has {scans} scans over its pixels, at most {_MOST_SCANS} are read")
@@ -209,11 +209,14 @@ def _check(path: Path, image: Any, file: File, most: int) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the process's stderr shut: libtiff prints there what it minds about a file, from C, and asks nobody."""
+    """Discard what the process writes to stderr inside a `with`: libtiff prints there, from C, what is wrong in a file.
+
+    Pillow offers no way to stop it.
+    """
     with _alone:
         try:
             kept = os.dup(2)
-        except OSError:  # it is shut already
+        except OSError:  # it is closed
             yield
             return
         try:
@@ -231,7 +234,7 @@ def _find(root: Path) -> tuple[Files, Files]:
     if {"train", "test"} <= names:
         train, test = _files_by_class(root, root / "train"), _files_by_class(root, root / "test", least=1)
         if extra := [name for name in test if name not in train]:
-            raise DataError(f"load: {root}/test has the classes {', '.join(extra)}, {root}/train has not")
+            raise DataError(f"load: {root}/test has classes that {root}/train lacks: {', '.join(extra)}")
         return train, test
     if names & {"train", "test"}:
         raise DataError(f"load: {root} has one of the folders train and test; it needs both or neither")
@@ -263,7 +266,7 @@ def _files_by_class(root: Path, folder: Path, least: int = 2) -> Files:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    """Whether a path is inside a folder after all links are followed, those of the folder too."""
+    """Return whether a path is inside a folder once all links are followed, those of the folder too."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
@@ -274,5 +277,5 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Give what a folder shows, sorted: file managers leave `._x.png` and the like beside images."""
+    """Return the entries of a folder, sorted, without hidden ones: file managers leave `._x.png` beside images."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""The IDX file format, in which MNIST comes: read with suspicion, written reproducibly.
+"""The IDX file format of MNIST, read with checks and written reproducibly.
 
 A file holds two zero bytes, a type code (8: unsigned byte, the only one here), the number of dimensions, each
 dimension as a big-endian 32-bit integer, then the values in C order; the whole often gzipped.
@@ -21,16 +21,16 @@ from xcnn.errors import DataError, DtypeError
 __all__ = ["read_idx", "write_idx"]
 
 _MOST_BYTES = 256 * 2**20
-"""More than any set of ten classes in MNIST's layout holds (MNIST: 45 MiB, EMNIST's digits: 180 MiB)."""
+"""More than any data set in this format holds (MNIST: 45 MiB, the digits of EMNIST: 180 MiB)."""
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped or plain (told by its content, not by its name).
+    """Return the array in an IDX file of unsigned bytes, gzipped or not (whatever its name).
 
     Parameters
     ----------
     path : the file.
-    ndim : how many dimensions it must have: 3 for images, 1 for labels.
+    ndim : number of dimensions that it must have: 3 for images, 1 for labels.
 
     Returns
     -------
@@ -39,9 +39,8 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file cannot be read, is damaged, is of another kind, or holds fewer or more values than its header says.
-        Files that declare more than 256 MiB, or gzipped ones that declare more than 32 times their own length and a
-        MiB, are refused; never more than one byte beyond what the header declares is unpacked.
+        If the file cannot be read, is damaged or of another kind, holds fewer or more values than its header declares,
+        or declares more than 256 MiB or, if gzipped, more than 32 times its own length and a MiB.
     """
     with unzipped("read_idx", path) as (stream, room):
         shape = _read_shape(path, stream, ndim)
@@ -73,13 +72,13 @@ def _read_shape(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int) -> tup
 
 
 def write_idx(path: Path, array: npt.NDArray[Any], compress: bool = True) -> None:
-    """Write an array of unsigned bytes as an IDX file; the same array always gives the same bytes.
+    """Write an array of unsigned bytes to an IDX file. Equal arrays give equal files.
 
     Parameters
     ----------
-    path : the file, replaced if it exists.
-    array : uint8, 1 to 255 dimensions.
-    compress : gzip it (without name or time).
+    path : the file, which is replaced if it exists.
+    array : uint8, of 1 to 255 dimensions.
+    compress : whether to gzip it, without name or time.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Data sets in MNIST's layout, four IDX files: MNIST itself, and Fashion-MNIST, made to replace it.
+"""Data sets in the layout of MNIST, four IDX files: MNIST and Fashion-MNIST.
 
 MNIST: Y. LeCun, C. Cortes and C. J. C. Burges, http://yann.lecun.com/exdb/mnist/. Fashion-MNIST: H. Xiao, K. Rasul and
 R. Vollgraf, arXiv:1708.07747.
@@ -32,12 +32,12 @@ _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx
 
 
 def load_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
-    """Return (train, test): 60,000 and 10,000 handwritten digits of (1, 28, 28). Errors: as `data.load`."""
+    """Return (train, test): 60,000 and 10,000 handwritten digits of (1, 28, 28). Errors as in `data.load`."""
     return _load("mnist", data_dir, _DIGITS)
 
 
 def load_fashion_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
-    """Return (train, test): 60,000 and 10,000 pieces of clothing of (1, 28, 28). Errors: as `data.load`."""
+    """Return (train, test): 60,000 and 10,000 pieces of clothing of (1, 28, 28). Errors as in `data.load`."""
     return _load("fashion-mnist", data_dir, _CLOTHES)
 
 
