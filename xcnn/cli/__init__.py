@@ -12,10 +12,9 @@ Results go to stdout, everything for people (progress, notes, errors) to stderr.
 Where stderr breaks, progress is lost and the work goes on.
 """
 
-import contextlib
 import re
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import get_args
 
