@@ -8,7 +8,6 @@ import pytest
 from cuda_emulator import emulated
 from test_kernels import columns_alone
 
-from xcnn import threads
 from xcnn._dispatch import portable
 from xcnn.compare.budget import errors, reference
 from xcnn.compare.op import call_op, run_op
@@ -62,8 +61,7 @@ def assert_within_budget(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CALLS)
 def test_kernels_add_long_sums_in_blocks(name: str, dtype: str) -> None:
-    with threads.one_blas_thread():
-        assert_within_budget(name, dtype)
+    assert_within_budget(name, dtype)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -74,7 +72,7 @@ def test_the_portable_code_adds_long_sums_in_blocks(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call[0].startswith("conv")])
 def test_columns_add_long_sums_in_blocks(name: str) -> None:
-    with columns_alone(), threads.one_blas_thread():
+    with columns_alone():
         assert_within_budget(name, "float32")
 
 
