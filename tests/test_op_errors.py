@@ -281,7 +281,7 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (
         call("avg_pool2d", f(1, 2, 5, 5), 2, divisor_override=0),
         UsageError,
-        "divisor_override must be an integer of at least 1, got 0",
+        "divisor_override must be an integer from 1 to 2147483647, got 0",
     ),
     (
         call("adaptive_avg_pool2d", f(1, 2, 5, 5), (1, 2, 3)),
@@ -436,15 +436,16 @@ STRANGE: list[Any] = [
 
 @pytest.mark.parametrize(("op", "sample"), [(op, sample) for op in OPS.values() for sample in op.samples])
 def test_no_value_of_an_argument_gives_another_error_than_ours(op: Op, sample: Sample) -> None:
-    """Every argument in turn is each of the strange values: there is a result, with gradients, or one of xcnn's errors."""
+    """Every argument in turn is each of the strange values: there are a result and gradients, or our own error."""
     arrays = sample.draw(np.random.default_rng(0))
     for name in inspect.signature(op.function).parameters:
         for value in STRANGE:
             try:
                 y, backward = op.function(**{**arrays, **sample.options, name: value})
                 y = y[0] if type(y) is tuple else y
-                backward(np.asarray(y) * 0 + 1 if isinstance(y, np.ndarray | np.generic) else y)
+                backward(np.ones_like(y) if isinstance(y, np.ndarray | np.generic) else y)
             except XcnnError as error:
-                assert str(error).startswith((f"{op.name}: ", f"unknown {op.name} ")), error
+                if not str(error).startswith((f"{op.name}: ", f"unknown {op.name} ")):
+                    raise
             except Exception as error:
                 raise AssertionError(f"{op.name}: {name}={value!r} gives {error!r}") from error

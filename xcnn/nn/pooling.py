@@ -99,7 +99,7 @@ class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.divisor_override is not None:
-            integer(type(self).__name__, "divisor_override", self.divisor_override)
+            integer(type(self).__name__, "divisor_override", self.divisor_override, 1, 2**31 - 1)
 
 
 class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):

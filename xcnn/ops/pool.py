@@ -241,7 +241,7 @@ def _avg_pool_nd(
     name = f"avg_pool{rank}d"
     xp = namespace(name, x=x)
     if divisor_override is not None:
-        integer(name, "divisor_override", divisor_override)
+        integer(name, "divisor_override", divisor_override, 1, 2**31 - 1)
     axes = pool_axes(name, map_sizes(name, x, rank), kernel_size, stride, padding, dilation, ceil_mode)
     include = flag(name, "count_include_pad", count_include_pad)
     counts = tuple(_counts(axis, include) for axis in axes)
