@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from xcnn._array import Array, namespace
+from xcnn._array import Array, is_array, namespace
 from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
@@ -41,7 +39,7 @@ def add(x: Array, other: Array) -> Result:
     ShapeError, DtypeError, UsageError
         If the shapes do not broadcast, the dtypes differ, or the number is not finite.
     """
-    if isinstance(other, int | float) and not isinstance(other, bool | np.generic):
+    if isinstance(other, int | float) and not isinstance(other, bool) and not is_array(other):
         namespace("add", x=x)
         value = number("add", "other", other, "(-inf, inf)")
         return x + value, lambda dy, needs: (dy if needs[0] else None, None)
