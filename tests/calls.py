@@ -179,6 +179,8 @@ def pools(draw: Any) -> Call:
         options["count_include_pad"] = draw(st.booleans())
         if rank > 1:
             options["divisor_override"] = draw(st.sampled_from([None, None, 1, 5]))
+    if draw(st.booleans()):
+        return wide_pool(draw, kind, rank, kernel_size, options)
     least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
     if options["ceil_mode"]:  # the first window, too, may be incomplete
         least = [low - s + 1 for low, s in zip(least, spread(options["stride"] or kernel, rank), strict=True)]
@@ -192,6 +194,38 @@ def pools(draw: Any) -> Call:
     if kind == "max" and draw(st.booleans()):  # few different numbers, so that there are ties
         x = np.random.default_rng(seed).choice([-np.inf, -1.0, 0.0, 2.0], size=x, p=[0.1, 0.3, 0.3, 0.3])
     return Call(f"{kind}_pool{rank}d", {"x": x}, options, seed=seed)
+
+
+def wide_pool(draw: Any, kind: str, rank: int, kernel_size: Any, options: dict[str, Any]) -> Call:
+    """A pool with what PyTorch's lack: other padding before than after, or more than half a window; dilated averages.
+
+    PyTorch pads the map first, and takes a dilated average by a convolution with ones.
+    """
+    options = {**options, "ceil_mode": False, "dilation": draw(per_axis(rank, 1, 2))}
+    kernel, dilation = spread(kernel_size, rank), spread(options["dilation"], rank)
+    stride = kernel if options["stride"] is None else spread(options["stride"], rank)
+    extents = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    pairs = tuple((draw(st.integers(0, e - 1)), draw(st.integers(0, e - 1))) for e in extents)
+    options["padding"] = pairs
+    maps = sizes(draw, [max(e - sum(pair), d) for e, pair, d in zip(extents, pairs, dilation, strict=True)])
+    shape = (*draw(st.sampled_from([(3,), (1, 2), (2, 3)])), *maps)
+
+    def largest(F: Any, x: Any, **_: Any) -> Any:
+        padded = F.pad(x, torch_pads(pairs), value=-math.inf)
+        return getattr(F, f"max_pool{rank}d")(padded, kernel, stride, 0, dilation)
+
+    def sums(F: Any, x: Any) -> Any:
+        rows = F.pad(x, torch_pads(pairs)).reshape(-1, 1, *(n + sum(pair) for n, pair in zip(maps, pairs, strict=True)))
+        y = getattr(F, f"conv{rank}d")(rows, x.new_ones(1, 1, *kernel), None, stride, 0, dilation)
+        return y.reshape(*shape[:-rank], *y.shape[2:])
+
+    def mean(F: Any, x: Any, **_: Any) -> Any:
+        count = options.get("divisor_override") or math.prod(kernel)
+        if not options["count_include_pad"] and options.get("divisor_override") is None:
+            count = sums(F, x.detach() * 0 + 1)
+        return sums(F, x) / count
+
+    return Call(f"{kind}_pool{rank}d", {"x": shape}, options, largest if kind == "max" else mean, draw(seeds))
 
 
 @st.composite
@@ -257,10 +291,11 @@ def activations(draw: Any) -> Call:
 
 @st.composite
 def softmaxes(draw: Any) -> Call:
-    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple))
-    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    shape = draw(st.lists(st.integers(0, 4), max_size=4).map(tuple))
+    rank = max(1, len(shape))
+    dim = draw(st.integers(-rank, rank - 1))
     seed, scale = draw(seeds), draw(st.sampled_from([1.0, 1e4]))
-    x = scale * np.random.default_rng(seed).standard_normal(shape)
+    x = np.asarray(scale * np.random.default_rng(seed).standard_normal(shape))
     return Call(draw(st.sampled_from(["softmax", "log_softmax"])), {"x": x}, {"dim": dim}, seed=seed)
 
 
@@ -280,7 +315,12 @@ def shape_ops(draw: Any) -> Call:
         options = {"start_dim": start, "end_dim": end}
         return Call("flatten", {"x": shape}, options, lambda F, x, **dims: x.flatten(**dims), seed)
     if kind == "add":
-        return Call("add", {"x": lead, "other": lead}, {}, lambda F, x, other: x + other, seed)
+        pairs = [(n, draw(st.sampled_from([(n, n), (1, n), (n, 1)]))) for n in lead]
+        x, other = ([pair[i] for _, pair in pairs] for i in range(2))
+        if draw(st.booleans()):
+            other = other[draw(st.integers(0, len(lead))) :]
+        x, other = draw(st.permutations([tuple(x), tuple(other)]))
+        return Call("add", {"x": x, "other": other}, {}, lambda F, x, other: x + other, seed)
     if kind == "concat":
         dim = draw(st.integers(0, len(lead)))
         xs = [(*lead[:dim], n, *lead[dim:]) for n in draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))]
@@ -310,19 +350,25 @@ def norms(draw: Any) -> Call:
     weight, bias = draw(st.sampled_from([(None, None), (of, of), (of, None), (None, of)]))
     arrays: dict[str, Any] = {"x": shape, "weight": weight, "bias": bias}
 
+    def copied(F: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        """PyTorch changes the running statistics, which the next call is to see as they were."""
+        stored = None if mean is None else mean.clone(), None if var is None else var.clone()
+        return getattr(F, f"{kind}_norm")(x, *stored, weight, bias, **options)
+
     several = math.prod(maps) > 1
     if kind in ("group", "instance") and not several:  # PyTorch refuses groups of one number
         arrays["x"] = (*shape, 2)
-    if kind == "batch":
-        training = draw(st.booleans()) and (several or n != 1)
-        options |= {"training": training, "momentum": draw(st.sampled_from([0.1, 0.7]))}
+    if kind in ("batch", "instance"):
+        own = "training" if kind == "batch" else "use_input_stats"
+        training = draw(st.booleans()) and (several or n != 1 or kind == "instance")
+        options |= {own: training, "momentum": draw(st.sampled_from([0.1, 0.7]))}
         rng = np.random.default_rng(seed)
         mean, var = rng.standard_normal(of), rng.uniform(0.5, 2, of)
         if training and draw(st.booleans()):
             mean = var = None
-        arrays = {"x": shape, "running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
-
-        return Call("batch_norm", arrays, options, seed=seed, constants=("running_mean", "running_var"))
+        arrays = {**arrays, "running_mean": mean, "running_var": var}
+        arrays = {name: arrays[name] for name in ("x", "running_mean", "running_var", "weight", "bias")}
+        return Call(f"{kind}_norm", arrays, options, copied, seed, ("running_mean", "running_var"))
 
     def by_name(F: Any, x: Any, weight: Any, bias: Any, **options: Any) -> Any:
         if weight is None and bias is not None:  # the gradient of PyTorch's group_norm crashes on a bias alone

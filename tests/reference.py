@@ -58,6 +58,8 @@ def tanh(x: Any) -> np.ndarray:
 
 def _line(x: Any, index: tuple[int, ...], dim: int) -> list[float]:
     """The numbers of x along `dim` through one element."""
+    if x.ndim == 0:
+        return [float(x)]
     dim %= x.ndim
     return [float(x[(*index[:dim], i, *index[dim + 1 :])]) for i in range(x.shape[dim])]
 
@@ -102,10 +104,16 @@ def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
     return y
 
 
+def _repeated(array: Any, index: tuple[int, ...]) -> float:
+    """The element that broadcasting puts at an index: axes are matched from the last, an axis of 1 repeats."""
+    own = index[len(index) - array.ndim :]
+    return float(array[tuple(0 if size == 1 else i for i, size in zip(own, array.shape, strict=True))])
+
+
 def add(x: Any, other: Any) -> np.ndarray:
-    y = np.zeros(x.shape)
-    for index in np.ndindex(*x.shape):
-        y[index] = x[index] + other[index]
+    y = np.zeros(np.broadcast_shapes(x.shape, np.shape(other)))
+    for index in np.ndindex(*y.shape):
+        y[index] = _repeated(x, index) + (_repeated(other, index) if np.ndim(other) else float(other))
     return y
 
 
@@ -194,8 +202,26 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
     return _normalized(x, weight, bias, eps, lambda index: (index[0], index[1] // size), lambda index: index[1])
 
 
-def instance_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
-    return _normalized(x, weight, bias, eps, lambda index: index[:2], lambda index: index[1])
+def instance_norm(
+    x: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    """An image at a time, as a batch of one; the new running statistics are the means of what each image makes them."""
+    parts = [
+        batch_norm(one[None], running_mean, running_var, weight, bias, use_input_stats, momentum, eps) for one in x
+    ]
+    if not parts:
+        return np.zeros(x.shape), running_mean, running_var
+    y, means, variances = zip(*parts, strict=True)
+    if running_mean is None:
+        return np.concatenate(y), None, None
+    return np.concatenate(y), sum(means) / len(means), sum(variances) / len(variances)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -264,11 +290,7 @@ def binary_cross_entropy_with_logits(
     x: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> np.ndarray:
     def factor(array: Any, index: tuple[int, ...]) -> float:
-        """The element that broadcasting puts at an index: axes are matched from the last, an axis of 1 repeats."""
-        if array is None:
-            return 1.0
-        own = index[len(index) - array.ndim :]
-        return float(array[tuple(0 if size == 1 else i for i, size in zip(own, array.shape, strict=True))])
+        return 1.0 if array is None else _repeated(array, index)
 
     losses = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):

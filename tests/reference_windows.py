@@ -187,14 +187,16 @@ def _avg_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    dilation: Any = 1,
 ) -> np.ndarray:
     lead, sizes, kernel = x.shape[:-rank], x.shape[-rank:], _per_axis(kernel_size, rank)
-    starts = _starts(sizes, kernel, kernel if stride is None else stride, padding, 1, ceil_mode)
+    starts = _starts(sizes, kernel, kernel if stride is None else stride, padding, dilation, ceil_mode)
     after = [_per_axis(p, 2)[1] for p in _per_axis(padding, rank)]
     y = np.zeros((*lead, *map(len, starts)))
     for index in np.ndindex(*y.shape):
         total, count = 0.0, 0
-        for _, pixel in _taps(index[-rank:], starts, kernel, (1,) * rank):
+        for _, pixel in _taps(index[-rank:], starts, kernel, _per_axis(dilation, rank)):
             if _inside(pixel, sizes):
                 total += x[(*index[:-rank], *pixel)]
                 count += 1

@@ -54,6 +54,9 @@ LAYERS = [
     ("InstanceNorm1d", (3,), {"affine": True}, (2, 3, 5)),
     ("InstanceNorm2d", (3,), {}, (2, 3, 4, 3)),
     ("InstanceNorm3d", (2,), {"affine": True}, (2, 2, 3, 2, 2)),
+    ("InstanceNorm1d", (3, 1e-3, 0.2, True, True), {}, (2, 3, 5)),
+    ("InstanceNorm2d", (3,), {"track_running_stats": True, "momentum": None}, (2, 3, 4, 3)),
+    ("InstanceNorm3d", (2,), {"track_running_stats": True}, (3, 2, 3, 2, 2)),
 ]
 
 
@@ -143,10 +146,19 @@ def test_every_layer_is_compared_with_pytorch():
         (lambda: nn.ConvTranspose2d(1, 1, 3, padding="same"), "ConvTranspose2d: padding takes integers or"),
         (lambda: nn.ConvTranspose2d(1, 1, 3, output_padding=1), "ConvTranspose2d: output_padding must be smaller"),
         (lambda: nn.MaxPool2d(0), "MaxPool2d: kernel_size takes integers of at least 1, got 0"),
-        (lambda: nn.MaxPool1d(2, padding=2), "MaxPool1d: padding (2,) must be at most half the kernel (2,)"),
+        (
+            lambda: nn.MaxPool1d(2, padding=2),
+            "MaxPool1d: padding must be smaller than the extent (2,) of a window, got 2",
+        ),
         (lambda: nn.AvgPool3d(2, (1, 2)), "AvgPool3d: stride takes an integer or 3 of them, got (1, 2)"),
-        (lambda: nn.AvgPool2d(2, divisor_override=0), "AvgPool2d: divisor_override must be an integer of at least 1"),
-        (lambda: nn.Dropout(1.5), "Dropout: p must be a probability from 0 to 1, got 1.5"),
+        (lambda: nn.AvgPool2d(2, divisor_override=0), "AvgPool2d: divisor_override must be an integer from 1 to"),
+        (lambda: nn.AvgPool1d(2, count_include_pad=1), "AvgPool1d: count_include_pad must be True or False, got 1"),
+        (lambda: nn.BatchNorm1d(3, momentum="0.1"), "BatchNorm1d: momentum must be a number in [0, 1], got '0.1'"),
+        (lambda: nn.InstanceNorm1d(3, 1e-5, True), "InstanceNorm1d: momentum must be a number in [0, 1], got True"),
+        (lambda: nn.LayerNorm(3, eps=None), "LayerNorm: eps must be a number in [0, inf), got None"),
+        (lambda: nn.GELU("tan"), "unknown GELU approximate 'tan'; did you mean 'tanh'?"),
+        (lambda: nn.ELU(-1), "ELU: alpha must be a number in [0, inf), got -1"),
+        (lambda: nn.Dropout(1.5), "Dropout: p must be a number in [0, 1], got 1.5"),
     ],
 )
 def test_arguments_without_meaning_are_refused_at_construction(make, message):

@@ -58,6 +58,33 @@ def test_leaky_relu_of_infinity_is_infinity(negative_slope: float) -> None:
     assert backward(np.ones(2))[0].tolist() == [1.0, 1.0]
 
 
+def test_add_takes_a_number_which_has_no_gradient() -> None:
+    x = np.array([1.0, 2.0], np.float32)
+    for number in (2, 2.0):
+        y, backward = ops.add(x, number)
+        assert y.dtype == np.float32
+        assert y.tolist() == [3.0, 4.0]
+        dx, dother = backward(x)
+        assert dother is None
+        assert dx.tolist() == x.tolist()
+    y, backward = ops.add(x.sum(), x.sum())  # NumPy's 0-d results are no Python numbers: they have gradients
+    assert backward()[1] == 1
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_an_empty_axis_is_empty(name: str, backend: Any) -> None:
+    x = backend.array(np.zeros((2, 0), np.float32))
+    y, backward = getattr(ops, name)(x)
+    assert tuple(y.shape) == tuple(backward(y)[0].shape) == (2, 0)
+
+
+def test_same_padding_of_a_pool_gives_the_size_divided_by_the_stride_rounded_up() -> None:
+    x = np.arange(5.0).reshape(1, 5)
+    assert ops.max_pool1d(x, 2, 2, "same")[0].tolist() == [[1.0, 3.0, 4.0]]  # the odd pixel comes at the end
+    assert ops.avg_pool1d(x, 3, 1, "same", count_include_pad=False)[0].tolist() == [[0.5, 1.0, 2.0, 3.0, 3.5]]
+    assert ops.max_pool1d(x, 2, 2, "valid")[0].tolist() == [[1.0, 3.0]]
+
+
 def test_erf_is_exact_to_a_few_units_in_the_last_place() -> None:
     x = np.concatenate([np.linspace(-7, 7, 20001), np.geomspace(1e-300, 1, 1000), [np.inf, -np.inf]])
     wanted = np.array([math.erf(v) for v in x])

@@ -1,5 +1,7 @@
 """Bad calls of ops: each raises one of xcnn's errors, with one sentence that says what was expected and what came."""
 
+import inspect
+import math
 from typing import Any
 
 import array_api_strict
@@ -8,6 +10,7 @@ import pytest
 
 from xcnn import ops
 from xcnn.errors import DtypeError, ShapeError, UsageError, XcnnError
+from xcnn.ops._op import OPS, Op, Sample
 
 
 def f(*shape: int, dtype: str = "float64") -> np.ndarray:
@@ -32,7 +35,7 @@ AXES = "x must have 4 axes (n, c, *sizes), or 3 for one image; got (5, 5)"
 LABELS = "target must hold integer class indices of shape (3,)"
 LABELS_OR_SOFT = f"{LABELS}, or float64 probabilities of shape (3, 4)"
 KNOWN = "expected class indices 0 .. 3 (or ignore_index -100)"
-STATISTICS = "running_mean and running_var are needed, both of them; in training also neither"
+STATISTICS = "running_mean and running_var must both be arrays or, if training is True, both be None"
 NO_FLOAT = "x must be a floating-point array, got int64; convert it first"
 
 BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
@@ -116,23 +119,36 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         ShapeError,
         "bias must have shape (4,), one per output feature, got (3,)",
     ),
-    (call("add", f(2, 3), f(3)), ShapeError, "other must have the shape of x (2, 3), got (3,)"),
+    (call("add", f(2, 3), f(2)), ShapeError, "other must broadcast with x (2, 3), got (2,)"),
+    (call("add", f(2), math.inf), UsageError, "other must be a number in (-inf, inf), got inf"),
+    (call("add", f(2), True), DtypeError, "other must be an array, got bool"),
     (
         call("concat", [f(2, 3), f(2, 4)]),
         ShapeError,
-        "xs[1] must have the shape of xs[0] (2, 3) but for axis 0, got (2, 4)",
+        "xs[1] must have the shape of xs[0] (2, 3) except along axis 0, got (2, 4)",
     ),
-    (call("log_softmax", f(2, 0)), ShapeError, "axis -1 of x must not be empty, got (2, 0)"),
     (call("batch_norm", f(3)), ShapeError, "x must be (n, c, *sizes), got (3,)"),
-    (call("batch_norm", f(3, 2), f(3), f(3)), ShapeError, "running_mean must have shape (2,), got (3,)"),
-    (call("batch_norm", f(3, 2), f(2), f(2), f(1)), ShapeError, "weight must have shape (2,), got (1,)"),
+    (
+        call("batch_norm", f(3, 2), f(3), f(3)),
+        ShapeError,
+        "running_mean must have shape (2,), one per channel, got (3,)",
+    ),
+    (
+        call("batch_norm", f(3, 2), f(2), f(2), f(1)),
+        ShapeError,
+        "weight must have shape (2,), one per channel, got (1,)",
+    ),
     (
         call("batch_norm", f(1, 2), f(2), f(2), training=True),
         ShapeError,
-        "training needs more than one number per channel, got x (1, 2)",
+        "x needs more than one element per mean if training is True, got (1, 2)",
     ),
     (call("layer_norm", f(3, 2), 3), ShapeError, "x must end in normalized_shape (3,), got (3, 2)"),
-    (call("layer_norm", f(3, 2), (2,), f(3)), ShapeError, "weight must have shape (2,), got (3,)"),
+    (
+        call("layer_norm", f(3, 2), (2,), f(3)),
+        ShapeError,
+        "weight must have shape (2,), which is normalized_shape, got (3,)",
+    ),
     (call("group_norm", f(3), 1), ShapeError, "x must be (n, c, *sizes), got (3,)"),
     (
         call("instance_norm", f(3, 4)),
@@ -142,10 +158,10 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (
         call("instance_norm", f(3, 4, 1)),
         ShapeError,
-        "x needs more than one number per channel, got (3, 4, 1)",
+        "x needs more than one element per mean if use_input_stats is True, got (3, 4, 1)",
     ),
-    (call("mse_loss", f(3), f(4)), ShapeError, "target must have the shape of x (3,), got (4,)"),
-    (call("l1_loss", f(3), f(3, 1)), ShapeError, "target must have the shape of x (3,), got (3, 1)"),
+    (call("mse_loss", f(3), f(4)), ShapeError, "target must have shape (3,), that of x, got (4,)"),
+    (call("l1_loss", f(3), f(3, 1)), ShapeError, "target must have shape (3,), that of x, got (3, 1)"),
     (
         call("binary_cross_entropy_with_logits", f(3), f(3), f(2)),
         ShapeError,
@@ -175,7 +191,7 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (
         call("cross_entropy", f(3, 4), i(3), label_smoothing=2),
         UsageError,
-        "label_smoothing must be between 0 and 1, got 2",
+        "label_smoothing must be a number in [0, 1], got 2",
     ),
     # dtypes and libraries
     (call("conv2d", i(1, 4, 5, 5), f(4, 4, 3, 3)), DtypeError, NO_FLOAT),
@@ -202,6 +218,11 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("relu", [1.0]), DtypeError, "x must be an array, got list"),
     (call("relu", None), DtypeError, "x must be an array, got None"),
     (call("linear", f(2, 3), None), DtypeError, "weight must be an array, got None"),
+    (call("add", f(3), None), DtypeError, "other must be an array, got None"),
+    (call("concat", [f(3), None]), DtypeError, "xs[1] must be an array, got None"),
+    (call("mse_loss", f(3), None), DtypeError, "target must be an array, got None"),
+    (call("l1_loss", f(3), None), DtypeError, "target must be an array, got None"),
+    (call("binary_cross_entropy_with_logits", f(3), None), DtypeError, "target must be an array, got None"),
     (call("conv2d", f(1, 1, 3, 3), None), DtypeError, "weight must be an array, got None"),
     (call("concat", [f(2, 3), 3]), DtypeError, "xs[1] must be an array, got int"),
     # options
@@ -210,9 +231,9 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         ShapeError,
         "groups 3 does not divide the 4 leading channels of weight (x: (1, 4, 5, 5), weight: (4, 4, 3, 3))",
     ),
-    (conv(groups=0), UsageError, "groups takes integers of at least 1, got 0"),
-    (conv(groups=True), UsageError, "groups takes integers of at least 1, got True"),
-    (conv(groups=1.0), UsageError, "groups takes integers of at least 1, got 1.0"),
+    (conv(groups=0), UsageError, "groups must be an integer of at least 1, got 0"),
+    (conv(groups=True), UsageError, "groups must be an integer of at least 1, got True"),
+    (conv(groups=1.0), UsageError, "groups must be an integer of at least 1, got 1.0"),
     (conv(stride=0), UsageError, "stride takes integers of at least 1, got 0"),
     (conv(stride=True), UsageError, "stride takes integers of at least 1, got True"),
     (conv(stride=1.5), UsageError, "stride takes integers of at least 1, got 1.5"),
@@ -241,16 +262,31 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         "output_padding must be smaller than stride or dilation, got 1",
     ),
     (call("max_pool1d", f(2, 5), 0), UsageError, "kernel_size takes integers of at least 1, got 0"),
-    (call("max_pool1d", f(2, 5), 2, 1, 2), UsageError, "padding (2,) must be at most half the kernel (2,)"),
+    (
+        call("max_pool1d", f(2, 5), 2, 1, 2),
+        UsageError,
+        "padding must be smaller than the extent (2,) of a window, got 2",
+    ),
+    (
+        call("avg_pool2d", f(1, 5, 5), 2, 1, ((0, 3), (0, 0)), dilation=2),
+        UsageError,
+        "padding must be smaller than the extent (3, 3) of a window, got ((0, 3), (0, 0))",
+    ),
+    (
+        call("avg_pool1d", f(1, 1), 2, 1, (1,), False, False, dilation=2),
+        ShapeError,
+        "a window of kernel 2 with dilation 2 has no pixel of the map (1,); set count_include_pad=True",
+    ),
+    (conv(stride=2**31), UsageError, "stride takes integers of at most 2147483647, got 2147483648"),
     (
         call("avg_pool2d", f(1, 2, 5, 5), 2, divisor_override=0),
         UsageError,
-        "divisor_override takes integers of at least 1, got 0",
+        "divisor_override must be an integer from 1 to 2147483647, got 0",
     ),
     (
         call("adaptive_avg_pool2d", f(1, 2, 5, 5), (1, 2, 3)),
         UsageError,
-        "output_size takes an integer or 2 of them, got [1, 2, 3]",
+        "output_size takes an integer or 2 of them, got (1, 2, 3)",
     ),
     (
         call("pad", f(2, 3), (1,)),
@@ -276,14 +312,15 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("concat", []), UsageError, "xs must be a sequence of at least one array, got list"),
     (call("concat", [f(2, 3)], 2), UsageError, "dim must be an axis of xs[0] (2, 3), got 2"),
     (call("softmax", f(2), 1), UsageError, "dim must be an axis of x (2,), got 1"),
-    (call("dropout", f(2), 1.5, rng=0), UsageError, "p must be between 0 and 1, got 1.5"),
+    (call("dropout", f(2), 1.5, rng=0), UsageError, "p must be a number in [0, 1], got 1.5"),
     (
         call("dropout", f(2), rng=None),
         UsageError,
         "rng must be a numpy.random.Generator or a seed of at least 0, got None",
     ),
-    (call("leaky_relu", f(2), -1), UsageError, "negative_slope must be at least 0, got -1"),
-    (call("elu", f(2), -1), UsageError, "alpha must be at least 0, got -1"),
+    (call("leaky_relu", f(2), -1), UsageError, "negative_slope must be a number in [0, inf), got -1"),
+    (call("elu", f(2), None), UsageError, "alpha must be a number in [0, inf), got None"),
+    (call("layer_norm", f(2), 2, eps=None), UsageError, "eps must be a number in [0, inf), got None"),
     (call("batch_norm", f(3, 2)), UsageError, STATISTICS),
     (call("batch_norm", f(3, 2), f(2), training=True), UsageError, STATISTICS),
     (
@@ -292,7 +329,7 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         "normalized_shape takes integers of at least 0, got array([3, 4])",
     ),
     (call("group_norm", f(3, 4), 3), UsageError, "num_groups must divide the 4 channels of x, got 3"),
-    (call("group_norm", f(3, 4), True), UsageError, "num_groups takes integers of at least 1, got True"),
+    (call("group_norm", f(3, 4), True), UsageError, "num_groups must be an integer of at least 1, got True"),
 ]
 """What is called, the error, and its sentence after the name of the op."""
 
@@ -314,10 +351,13 @@ def test_a_bad_call_says_what_was_expected_and_what_came(bad: Call, error: type[
             call("pad", f(3), (1, 1), "mirror"),
             "unknown pad mode 'mirror' (known: circular, constant, reflect, replicate)",
         ),
-        (call("gelu", f(3), "tan"), "unknown approximation of gelu 'tan'; did you mean 'tanh'? (known: none, tanh)"),
-        (call("gelu", f(3), None), "unknown approximation of gelu None; did you mean 'none'? (known: none, tanh)"),
-        (call("mse_loss", f(3), f(3), 5), "unknown reduction 5 (known: mean, none, sum)"),
-        (call("mse_loss", f(3), f(3), "men"), "unknown reduction 'men'; did you mean 'mean'? (known: mean, none, sum)"),
+        (call("gelu", f(3), "tan"), "unknown gelu approximate 'tan'; did you mean 'tanh'? (known: none, tanh)"),
+        (call("gelu", f(3), None), "unknown gelu approximate None; did you mean 'none'? (known: none, tanh)"),
+        (call("mse_loss", f(3), f(3), 5), "unknown mse_loss reduction 5 (known: mean, none, sum)"),
+        (
+            call("mse_loss", f(3), f(3), "men"),
+            "unknown mse_loss reduction 'men'; did you mean 'mean'? (known: mean, none, sum)",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_by_the_known_ones(bad: Call, sentence: str) -> None:
@@ -364,3 +404,48 @@ def test_a_label_out_of_range_on_a_device_makes_its_row_nan() -> None:
     dx = np.asarray(backward(array_api_strict.ones((2,)))[0])
     assert np.isnan(np.asarray(y)).tolist() == [False, True]
     assert np.isnan(dx).tolist() == [[False] * 3, [True] * 3]
+
+
+STRANGE: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        np.True_,
+        "x",
+        "",
+        "same",
+        b"x",
+        1j,
+        object(),
+        len,
+        [],
+        [1],
+        [1.0, 2.0],
+        (1, 2),
+        [None],
+        [[1]],
+    ),
+    *({}, {"a": 1}, range(3), ((1, 2), 3), ((1, 2), (3, 4)), [f(2), None]),
+    *(-1, 0, 1, 2, 2**31, 2**63, 10**400, np.int64(2), -1.5, 3.5, 1e300, math.nan, math.inf, -math.inf, np.float32(1)),
+    *(i(3), i(2, 2) > 0, f(), f(2), f(0), f(1, 0, 2), f(*(2,) * 6), f(3, dtype="float32")),
+    *(np.array(["a"]), np.array([None]), np.array([1j]), array_api_strict.ones((2, 3))),
+]
+"""Values that some argument takes and most do not."""
+
+
+@pytest.mark.parametrize(("op", "sample"), [(op, sample) for op in OPS.values() for sample in op.samples])
+def test_no_value_of_an_argument_gives_another_error_than_ours(op: Op, sample: Sample) -> None:
+    """Every argument in turn is each of the strange values: there are a result and gradients, or our own error."""
+    arrays = sample.draw(np.random.default_rng(0))
+    for name in inspect.signature(op.function).parameters:
+        for value in STRANGE:
+            try:
+                y, backward = op.function(**{**arrays, **sample.options, name: value})
+                y = y[0] if type(y) is tuple else y
+                backward(np.ones_like(y) if isinstance(y, np.ndarray | np.generic) else y)
+            except XcnnError as error:
+                if not str(error).startswith((f"{op.name}: ", f"unknown {op.name} ")):
+                    raise
+            except Exception as error:
+                raise AssertionError(f"{op.name}: {name}={value!r} gives {error!r}") from error

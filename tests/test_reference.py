@@ -41,6 +41,9 @@ BY_HAND: list[tuple[str, dict[str, Any], Any]] = [
     ("avg_pool1d", {"x": [[1, 4, 3]], "kernel_size": 2, "padding": 1}, [[0.5, 3.5]]),
     ("avg_pool1d", {"x": [[1, 4, 3]], "kernel_size": 2, "padding": 1, "count_include_pad": False}, [[1, 3.5]]),
     ("avg_pool1d", {"x": [[1, 4, 3]], "kernel_size": 2, "ceil_mode": True}, [[2.5, 3]]),
+    ("avg_pool1d", {"x": [[1, 4, 3, 2]], "kernel_size": 2, "stride": 1, "dilation": 2}, [[2, 3]]),
+    ("avg_pool1d", {"x": [[1, 4]], "kernel_size": 2, "stride": 1, "padding": [(1, 0)]}, [[0.5, 2.5]]),
+    ("max_pool1d", {"x": [[-1, -4]], "kernel_size": 2, "stride": 1, "padding": [(0, 1)]}, [[-1, -4]]),
     ("avg_pool2d", {"x": SQUARE, "kernel_size": 2}, [[[2.5]]]),
     ("avg_pool2d", {"x": SQUARE, "kernel_size": 2, "divisor_override": 5}, [[[2]]]),
     ("avg_pool3d", {"x": [SQUARE], "kernel_size": (1, 2, 1)}, [[[[2, 3]]]]),
@@ -67,17 +70,18 @@ BY_HAND: list[tuple[str, dict[str, Any], Any]] = [
     ("tanh", {"x": [math.log(2)]}, [0.6]),
     ("softmax", {"x": [[0, math.log(3)], [5, 5]]}, [[0.25, 0.75], [0.5, 0.5]]),
     ("softmax", {"x": [[0, 5], [math.log(3), 5]], "dim": 0}, [[0.25, 0.5], [0.75, 0.5]]),
+    ("softmax", {"x": 7.0, "dim": 0}, 1),
     ("log_softmax", {"x": [0, 1e4]}, [-1e4, 0]),
     ("linear", {"x": [1, 2], "weight": [[1, 10], [3, 0]], "bias": [0, 5]}, [21, 8]),
     ("flatten", {"x": [[[1, 2], [3, 4]]]}, [[1, 2, 3, 4]]),
     ("flatten", {"x": [[[1, 2], [3, 4]]], "start_dim": 0, "end_dim": 1}, [[1, 2], [3, 4]]),
     ("add", {"x": [1, 2], "other": [10, 20]}, [11, 22]),
+    ("add", {"x": [1, 2], "other": [[10], [20]]}, [[11, 12], [21, 22]]),
     ("concat", {"xs": [[[1, 2]], [[3, 4]]], "dim": 1}, [[1, 2, 3, 4]]),
     ("dropout", {"x": [1, 2], "training": False, "rng": 0}, [1, 2]),
     ("dropout", {"x": [1, 2], "p": 1.0, "rng": 0}, [0, 0]),
     ("layer_norm", {"x": [[1, 3], [3, 1]], "normalized_shape": 2}, [[-HALF, HALF], [HALF, -HALF]]),
     ("group_norm", {"x": [[1, 3]], "num_groups": 1, "weight": [2, 2], "bias": [0, 1]}, [[-2 * HALF, 1 + 2 * HALF]]),
-    ("instance_norm", {"x": [[[1, 3], [6, 6]]]}, [[[-HALF, HALF], [0, 0]]]),
     ("cross_entropy", {"x": [[0, math.log(3)]], "target": [1]}, math.log(4 / 3)),
     ("cross_entropy", {"x": [[0, 0], [9, 9]], "target": [1, -100]}, math.log(2)),
     ("cross_entropy", {"x": [[0, 0]], "target": [[0.5, 0.5]], "weight": [1.0, 3.0]}, 2 * math.log(2)),
@@ -113,8 +117,18 @@ def test_batch_norm_moves_the_statistics_by_hand() -> None:
     assert (new_mean, new_var) == (2.0, 1.0)
 
 
+def test_instance_norm_moves_the_statistics_by_hand() -> None:
+    x, mean, var = np.array([[[1.0, 3.0]], [[6.0, 6.0]]]), np.array([10.0]), np.array([20.0])
+    y, new_mean, new_var = reference.instance_norm(x, mean, var, momentum=0.5)
+    np.testing.assert_allclose(y, [[[-HALF, HALF]], [[0, 0]]])
+    assert (new_mean, new_var) == (7.0, 10.5)  # means of (6, 8), and of (11, 10)
+    y, new_mean, new_var = reference.instance_norm(x, np.array([2.0]), np.array([1.0]), use_input_stats=False)
+    np.testing.assert_allclose(y[0], [[-HALF, HALF]])
+    assert (new_mean, new_var) == (2.0, 1.0)
+
+
 def test_every_reference_is_worked_out_by_hand() -> None:
-    assert set(OPS) - {name for name, _, _ in BY_HAND} == {"batch_norm"}
+    assert set(OPS) - {name for name, _, _ in BY_HAND} == {"batch_norm", "instance_norm"}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch says so, once

@@ -5,6 +5,7 @@ Nothing here asks which library an array comes from, only what it can do.
 
 import contextlib
 import math
+from collections.abc import Container
 from types import ModuleType
 from typing import Any
 
@@ -54,13 +55,14 @@ def namespace_of(array: Array) -> ModuleType:
         return xp
 
 
-def namespace(op: str, **arrays: Array | None) -> ModuleType:
+def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None) -> ModuleType:
     """Return the namespace of `arrays`, after checking that all are of one library and one floating-point dtype.
 
     Parameters
     ----------
     op : name of the caller, with which every error message begins.
-    **arrays : the arrays by argument name; None is skipped, except as the first.
+    optional : names of the arrays that may be None.
+    **arrays : the arrays by argument name.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def namespace(op: str, **arrays: Array | None) -> ModuleType:
     first, dtype = "", None
     for name, array in arrays.items():
         if array is None:
-            if xp is None:
+            if name not in optional:
                 raise DtypeError(f"{op}: {name} must be an array, got None")
             continue
         try:

@@ -1,20 +1,25 @@
-"""Checks of arguments, for the whole package: each returns the value that it was given, or raises one sentence.
+"""Checks of arguments, for the whole package. Each returns the checked value, or raises one sentence.
 
 `caller` is the public function or class, `name` its argument.
 """
 
-import math
+import functools
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from xcnn.errors import UsageError, unknown
+import numpy as np
 
-__all__ = ["choice", "flag", "integer", "integers", "is_integer", "number"]
+from xcnn.errors import ShapeError, UsageError, unknown
+
+__all__ = ["axis", "check_shape", "choice", "flag", "integer", "integers", "is_integer", "number"]
+
+_LARGEST = 2**31 - 1
+"""The largest size, stride or the like that makes sense; beyond it the arithmetic of array libraries overflows."""
 
 
 def is_integer(value: Any) -> bool:
-    """Say whether a value is an integer, of Python or NumPy. A bool is none, nor is an array."""
+    """Return whether a value is an integer of Python or NumPy. Neither a bool nor an array is."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -27,18 +32,33 @@ def integer(caller: str, name: str, value: Any, minimum: int = 1, maximum: int |
 
 
 def integers(caller: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
-    """Give one integer per axis from an integer or a sequence of `rank` of them."""
-    # Nearly always one of these two; what follows costs microseconds.
-    if type(value) is int and value >= minimum:
+    """Return one integer per axis from an integer or a sequence of `rank` of them."""
+    # Nearly always one of these two; the rest costs microseconds.
+    if type(value) is int and minimum <= value <= _LARGEST:
         return (value,) * rank
-    if type(value) is tuple and len(value) == rank and {*map(type, value)} == {int} and min(value) >= minimum:
+    if (
+        type(value) is tuple
+        and len(value) == rank
+        and {*map(type, value)} == {int}
+        and minimum <= min(value)
+        and max(value) <= _LARGEST
+    ):
         return value
     entries: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
         raise UsageError(f"{caller}: {name} takes an integer or {rank} of them, got {value!r}")
     if not all(is_integer(entry) and entry >= minimum for entry in entries):
         raise UsageError(f"{caller}: {name} takes integers of at least {minimum}, got {value!r}")
-    return entries
+    if any(entry > _LARGEST for entry in entries):
+        raise UsageError(f"{caller}: {name} takes integers of at most {_LARGEST}, got {value!r}")
+    return tuple(map(int, entries))
+
+
+@functools.cache
+def _ends(interval: str) -> tuple[float, bool, float, bool]:
+    """Return both ends of an interval, and whether each belongs to it."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return low, interval[0] == "[", high, interval[-1] == "]"
 
 
 def number(caller: str, name: str, value: Any, interval: str) -> float:
@@ -47,28 +67,40 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
     >>> number("SGD", "momentum", 0.9, "[0, 1)")
     0.9
     """
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, from_low, high, to_high = _ends(interval)
     if not isinstance(value, bool) and isinstance(value, Real):
         try:
             x = float(value)
         except OverflowError:  # an integer of hundreds of digits
-            x = math.inf
-        above = x >= low if interval[0] == "[" else x > low
-        below = x <= high if interval[-1] == "]" else x < high
-        if above and below and math.isfinite(x):
+            x = np.nan
+        if (x >= low if from_low else x > low) and (x <= high if to_high else x < high):
             return x
     raise UsageError(f"{caller}: {name} must be a number in {interval}, got {value!r}")
 
 
 def flag(caller: str, name: str, value: Any) -> bool:
-    """Return `value` if it is True or False."""
-    if isinstance(value, bool):
-        return value
+    """Return `value` as a bool if it is one, of Python or NumPy."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
     raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
 
 
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise unknown(f"{caller} {name}", value, choices)
     return value
+
+
+def axis(caller: str, name: str, value: Any, sizes: tuple[int, ...], of: str = "x") -> int:
+    """Return `value`, an axis of the array `of` with these sizes, counted from the first."""
+    if not is_integer(value) or not -len(sizes) <= value < len(sizes):
+        raise UsageError(f"{caller}: {name} must be an axis of {of} {tuple(sizes)}, got {value!r}")
+    return int(value) % len(sizes)
+
+
+def check_shape(caller: str, wanted: tuple[int, ...], meaning: str, **arrays: Any) -> None:
+    """Check that arrays have the shape `wanted`, which `meaning` explains; None passes."""
+    for name, array in arrays.items():
+        if array is not None and array.shape != wanted:
+            raise ShapeError(f"{caller}: {name} must have shape {tuple(wanted)}, {meaning}, got {tuple(array.shape)}")

@@ -173,7 +173,9 @@ def gates(example: Example) -> Scales:
     return [Scale(x)], [Scale(np.abs(dx) + np.abs(example.dy) * (1.0 + x))]
 
 
-def _norm(example: Example, view: tuple[int, ...], axes: tuple[int, ...], weights: tuple[int, ...]) -> Scales:
+def _norm(
+    example: Example, view: tuple[int, ...], axes: tuple[int, ...], weights: tuple[int, ...], constant: bool = False
+) -> Scales:
     """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
 
     With `a = (|x| + mean |x|) * rstd`, the centred number before anything cancels, S of y is `a |weight| + |bias|`;
@@ -183,12 +185,11 @@ def _norm(example: Example, view: tuple[int, ...], axes: tuple[int, ...], weight
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
     b = 0.0 if bias is None else np.abs(np.reshape(bias, weights))
     x, dy = np.reshape(example.arrays["x"], view), np.reshape(np.abs(example.dy), view)
-    constant = example.arrays.get("running_mean") is not None and not example.options.get("training", False)
 
     def mean(array: Any) -> Any:
         return np.mean(array, axis=axes, keepdims=True)
 
-    if constant:  # batch norm by its running statistics
+    if constant:  # normalised by the running statistics
         centre, variance = (np.reshape(example.arrays[name], weights) for name in ("running_mean", "running_var"))
     else:
         centre, variance = mean(np.abs(x)), np.var(x, axis=axes, keepdims=True)
@@ -214,21 +215,29 @@ def _norm(example: Example, view: tuple[int, ...], axes: tuple[int, ...], weight
     ]
 
 
-def batch_norm(example: Example) -> Scales:
-    """As `_norm`, per channel; the running statistics are means of |x| and of squares, mixed with the old ones."""
-    x, options = example.arrays["x"], example.options
-    c = x.shape[1]
-    axes = (0, *range(2, x.ndim))
-    (y, *_), gradients = _norm(example, (x.shape[0], c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
-    results: list[Scale | None] = [y]
-    momentum = options.get("momentum", 0.1)
+def _running(example: Example, own: bool) -> list[Scale | None]:
+    """Scales of running statistics: means of |x| and of squares, mixed with the old ones."""
+    x, momentum = example.arrays["x"], example.options.get("momentum", 0.1)
+    results: list[Scale | None] = []
     for name, fresh in (("running_mean", np.abs(x)), ("running_var", 2 * x * x)):
         old = example.arrays[name]
         size = None if old is None else np.abs(old)
-        if size is not None and options.get("training"):
-            size = (1 - momentum) * size + momentum * np.mean(fresh, axis=axes)
-        results.append(None if size is None else Scale(size, x.size / c))
-    return results, gradients
+        if size is not None and own:
+            size = (1 - momentum) * size + momentum * np.mean(fresh, axis=(0, *range(2, x.ndim)))
+        results.append(None if size is None else Scale(size, x.size / x.shape[1]))
+    return results
+
+
+def _channels(example: Example, own: bool) -> Scales:
+    n, c, *sizes = example.arrays["x"].shape
+    return _norm(example, (n, c, math.prod(sizes)), (0, 2), (1, c, 1), constant=not own)
+
+
+def batch_norm(example: Example) -> Scales:
+    """As `_norm`, per channel, and the running statistics."""
+    own = example.options.get("training", False)
+    y, gradients = _channels(example, own)
+    return [*y, *_running(example, own)], gradients
 
 
 def layer_norm(example: Example) -> Scales:
@@ -249,8 +258,10 @@ def group_norm(example: Example) -> Scales:
 
 
 def instance_norm(example: Example) -> Scales:
-    """As `_norm`, over each channel of each image."""
-    return _grouped(example, example.arrays["x"].shape[1])
+    """As `_norm`, per channel of each image, or per channel by the running statistics; and these."""
+    own = example.options.get("use_input_stats", True)
+    y, gradients = _grouped(example, example.arrays["x"].shape[1]) if own else _channels(example, own)
+    return [*y, *_running(example, own)], gradients
 
 
 def softmax(example: Example) -> Scales:
@@ -265,7 +276,7 @@ def softmax(example: Example) -> Scales:
     def total(array: Any) -> Any:
         return np.sum(array, axis=axis, keepdims=True)
 
-    classes = x.shape[axis]
+    classes = np.atleast_1d(x).shape[axis]
     return [Scale(y * (a + total(y * a)), classes)], [Scale(a * y * (dy + total(a * y * dy)), classes)]
 
 
@@ -278,7 +289,7 @@ def _logarithms(x: Any, axis: int) -> Any:
 def log_softmax(example: Example) -> Scales:
     """S is `a = 1 + |x - max x| + log(sum(exp(x - max x)))`, and `|dy| + a exp(y) sum(|dy|)` for the gradient."""
     x, (y,), axis = example.arrays["x"], example.results, example.options.get("dim", -1)
-    a, dy, classes = _logarithms(x, axis), np.abs(example.dy), x.shape[axis]
+    a, dy, classes = _logarithms(x, axis), np.abs(example.dy), np.atleast_1d(x).shape[axis]
     return [Scale(a, classes)], [Scale(dy + a * np.exp(y) * np.sum(dy, axis=axis, keepdims=True), classes)]
 
 

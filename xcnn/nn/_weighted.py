@@ -1,4 +1,7 @@
-"""The base of layers with a weight and a bias, which are drawn at construction."""
+"""The base of layers with a weight and a bias.
+
+They are drawn at construction, from fresh entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
+"""
 
 import contextlib
 import contextvars
@@ -21,9 +24,9 @@ _DRAWN = contextvars.ContextVar("_DRAWN", default=True)
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Let layers draw no weights inside a `with`; those that are made there have zeros that take no memory.
+    """Build layers without drawing weights inside a `with`, for a network whose weights come from elsewhere.
 
-    For a network whose weights come from elsewhere. The zeros cannot be written to; they are to be replaced.
+    The layers have zeros that take no memory. They are read-only and must be replaced.
     """
     token = _DRAWN.set(False)
     try:
@@ -33,7 +36,7 @@ def undrawn() -> Iterator[None]:
 
 
 def _zeros(shape: tuple[int, ...]) -> Parameter:
-    """Make a parameter of a shape that costs nothing, whatever the shape."""
+    """Return a parameter of zeros that takes no memory, whatever its shape."""
     parameter = Parameter(np.zeros((), np.float32))
     parameter.data = np.broadcast_to(parameter.data, shape)
     return parameter
@@ -61,6 +64,6 @@ class Weighted(Layer):
         shape = tuple(weight.data.shape)
         weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
         if bias is not None:
-            # PyTorch's default draws the bias as it draws the weight; the papers behind the other names start at zero.
+            # PyTorch's default draws the bias like the weight; in the papers behind the other names it starts at zero.
             bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
             bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)

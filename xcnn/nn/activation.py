@@ -1,6 +1,7 @@
-"""Activation layers. Each is one op; its fields are the options of the op, with the names and defaults of PyTorch."""
+"""Activation layers. Names, order and defaults are those of PyTorch."""
 
 from xcnn import ops
+from xcnn._check import choice, number
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 
@@ -8,40 +9,49 @@ __all__ = ["ELU", "GELU", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid", 
 
 
 class ReLU(Layer, op=ops.relu):
-    """Cut off negative numbers: `max(x, 0)`."""
+    """Apply the rectified linear unit: `max(x, 0)`."""
 
 
 @options
 class LeakyReLU(Layer, op=ops.leaky_relu):
-    """Multiply negative numbers by `negative_slope`."""
+    """Apply the leaky rectified linear unit: x where it is positive, else `negative_slope * x`."""
 
     negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        self.negative_slope = number("LeakyReLU", "negative_slope", self.negative_slope, "[0, inf)")
 
 
 @options
 class ELU(Layer, op=ops.elu):
-    """Bend negative numbers to `alpha * (exp(x) - 1)`."""
+    """Apply the exponential linear unit: x where it is positive, else `alpha * (exp(x) - 1)`."""
 
     alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.alpha = number("ELU", "alpha", self.alpha, "[0, inf)")
 
 
 @options
 class GELU(Layer, op=ops.gelu):
-    """Multiply x by the normal distribution's probability of less than x, exact or with `approximate="tanh"`."""
+    """Apply the Gaussian error linear unit, exact or approximated by `approximate="tanh"`; see `ops.gelu`."""
 
     approximate: str = "none"
 
+    def __post_init__(self) -> None:
+        choice("GELU", "approximate", self.approximate, ("none", "tanh"))
+
 
 class SiLU(Layer, op=ops.silu):
-    """Multiply x by its sigmoid."""
+    """Apply the sigmoid linear unit: x times its sigmoid."""
 
 
 class Sigmoid(Layer, op=ops.sigmoid):
-    """Squash numbers into 0..1: `1 / (1 + exp(-x))`."""
+    """Apply the logistic function: `1 / (1 + exp(-x))`."""
 
 
 class Tanh(Layer, op=ops.tanh):
-    """Squash numbers into -1..1."""
+    """Apply the hyperbolic tangent."""
 
 
 @options
@@ -53,6 +63,6 @@ class Softmax(Layer, op=ops.softmax):
 
 @options
 class LogSoftmax(Layer, op=ops.log_softmax):
-    """Turn scores into the logarithms of probabilities along axis `dim`."""
+    """Turn scores into logarithms of probabilities along axis `dim`."""
 
     dim: int = -1

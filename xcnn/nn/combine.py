@@ -1,6 +1,5 @@
 """Layers that combine several arrays into one."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,13 +19,26 @@ def _arrays(layer: Module, x: Any) -> Sequence[Any]:
 
 
 class Add(Module):
-    """Add a tuple of arrays of one shape."""
+    """Add a tuple of arrays whose shapes broadcast."""
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
         """Return y and its backward pass; see `Module.forward`."""
-        count = len(_arrays(self, x))
-        y = functools.reduce(lambda total, term: ops.add(total, term)[0], x)
-        return y, lambda dy, need_dx: (dy,) * count if need_dx else None
+        y, *others = _arrays(self, x)
+        backwards = []
+        for other in others:
+            y, backward = ops.add(y, other)
+            backwards.append(backward)
+
+        def backward_all(dy: Any, need_dx: bool) -> Any:
+            if not need_dx:
+                return None
+            gradients = []
+            for backward in reversed(backwards):
+                dy, dother = backward(dy)
+                gradients.append(dother)
+            return (dy, *reversed(gradients))
+
+        return y, backward_all
 
 
 @options

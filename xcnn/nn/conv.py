@@ -15,12 +15,12 @@ __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "
 
 
 class _AnyConv(Weighted):
-    """What convolution and transposed convolution share: the checks and the shape of the weight."""
+    """The checks and sizes that convolution and transposed convolution share."""
 
     _rank: ClassVar[int]
 
     def _open(self, in_channels: int, out_channels: int, kernel_size: Integers, groups: int) -> tuple[int, ...]:
-        """Check and keep the sizes, and return the kernel's."""
+        """Check and store the sizes; return that of the kernel."""
         name = type(self).__name__
         positive(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
         for side, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -51,7 +51,7 @@ class _Conv(_AnyConv):
         self._set((out_channels, in_channels // groups, *kernel), out_channels, bias, init)
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return one per output pixel and weight of its channel."""
+        """Return the number of multiply-adds: one per pixel of y and weight of its channel."""
         return int(math.prod(y.shape) * math.prod(self.weight.data.shape[1:]))
 
 
@@ -77,26 +77,26 @@ class _ConvTranspose(_AnyConv):
         self._set((in_channels, out_channels // groups, *kernel), out_channels, bias, init)
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return one per input pixel and weight of its channel."""
+        """Return the number of multiply-adds: one per pixel of x and weight of its channel."""
         return int(math.prod(x.shape) * math.prod(self.weight.data.shape[1:]))
 
 
 class Conv2d(_Conv, op=ops.conv2d):
-    """Convolve images (n, in_channels, h, w) with learned kernels; see `ops.conv2d` for sizes and options.
+    """Convolve images (n, in_channels, h, w); see `ops.conv2d`.
 
     Parameters
     ----------
-    in_channels, out_channels : of x and y.
+    in_channels, out_channels : numbers of channels of x and y.
     kernel_size, stride, dilation : an integer, or one per axis.
-    padding : an integer, one per axis, (before, after) pairs, `'same'` or `'valid'`.
-    groups : splits the channels; divides both of their numbers.
-    bias : whether there is one.
+    padding : an integer, one per axis, a (before, after) pair per axis, `'same'` or `'valid'`.
+    groups : number of groups that the channels are split into; it divides both numbers of channels.
+    bias : whether there is a bias.
     init : as in `Linear`.
 
     Raises
     ------
     UsageError
-        For options out of range, groups that do not divide the channels, and unknown initialisers.
+        If an option is out of range, the groups do not divide the channels, or the initialiser is unknown.
     """
 
     _rank = 2
@@ -115,31 +115,31 @@ class Conv3d(_Conv, op=ops.conv3d):
 
 
 class ConvTranspose2d(_ConvTranspose, op=ops.conv_transpose2d):
-    """Spread the pixels of images (n, in_channels, h, w) over learned kernels; see `ops.conv_transpose2d`.
+    """Apply a transposed convolution to images (n, in_channels, h, w); see `ops.conv_transpose2d`.
 
     Parameters
     ----------
-    in_channels, out_channels : of x and y.
-    kernel_size, stride, padding, dilation : of the convolution that this one transposes.
-    output_padding : pixels added at the end of each axis.
+    in_channels, out_channels : numbers of channels of x and y.
+    kernel_size, stride, padding, dilation : those of the convolution that this one transposes.
+    output_padding : number of pixels added at the end of each axis.
     groups, bias, init : as in `Conv2d`.
 
     Raises
     ------
     UsageError
-        For options out of range, groups that do not divide the channels, and unknown initialisers.
+        If an option is out of range, the groups do not divide the channels, or the initialiser is unknown.
     """
 
     _rank = 2
 
 
 class ConvTranspose1d(_ConvTranspose, op=ops.conv_transpose1d):
-    """Spread signals (n, in_channels, w): `ConvTranspose2d` with one spatial axis."""
+    """Apply a transposed convolution to signals (n, in_channels, w): `ConvTranspose2d` with one spatial axis."""
 
     _rank = 1
 
 
 class ConvTranspose3d(_ConvTranspose, op=ops.conv_transpose3d):
-    """Spread volumes (n, in_channels, d, h, w): `ConvTranspose2d` with three spatial axes."""
+    """Apply a transposed convolution to volumes (n, in_channels, d, h, w): see `ConvTranspose2d`."""
 
     _rank = 3

@@ -1,4 +1,4 @@
-"""Linear layers, and the flattening of maps for them. Names, order and defaults are those of PyTorch."""
+"""The linear layer, the flattening of maps for it, and the identity."""
 
 import math
 from collections.abc import Callable
@@ -23,19 +23,20 @@ class Identity(Module):
 
 
 class Linear(Weighted, op=ops.linear):
-    """Map features linearly: `y = x @ weight.T + bias`, x (..., in_features), y (..., out_features).
+    """Apply a linear map, `y = x @ weight.T + bias`, to x (..., in_features); y is (..., out_features).
 
     Parameters
     ----------
-    in_features, out_features : sizes of the last axis.
-    bias : whether there is one.
-    init : how the weight is drawn: a name of `nn.init.INITS` or a function of (rng, shape). By default weight and bias
-        come from U(-b, b), `b = 1 / sqrt(fan_in)`, as in PyTorch. With any other `init` the bias starts at zero.
+    in_features, out_features : sizes of the last axis of x and y.
+    bias : whether there is a bias.
+    init : initialiser of the weight: a name of `nn.init.INITS` or a function of (rng, shape). By default the weight and
+        the bias are drawn from U(-b, b) with `b = 1 / sqrt(fan_in)`, as in PyTorch. With any other `init` the bias
+        starts at zero.
 
     Raises
     ------
     UsageError
-        For sizes below 1 and unknown initialisers.
+        If a size is below 1, or the initialiser is unknown.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Linear(Weighted, op=ops.linear):
         self._set((out_features, in_features), out_features, bias, init)
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return one per weight and output row."""
+        """Return the number of multiply-adds: one per weight and row of x."""
         return int(math.prod(y.shape)) * self.in_features
 
 

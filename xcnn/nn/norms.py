@@ -1,4 +1,4 @@
-"""Normalisation layers. Names, order and defaults are PyTorch's; weight and bias scale and shift at the end."""
+"""Normalisation layers. Names, order and defaults are those of PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -7,10 +7,9 @@ import numpy as np
 
 from xcnn import ops
 from xcnn._array import full, namespace_of
-from xcnn._check import integers
+from xcnn._check import flag, integers, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer, positive
-from xcnn.nn._module import Module
 from xcnn.ops._options import Integers
 from xcnn.parameter import Buffer, Parameter
 
@@ -27,7 +26,7 @@ __all__ = [
 
 
 class _Affine(Layer):
-    """A layer whose weight starts at one and whose bias at zero; either may be missing."""
+    """A layer with a weight that starts at one and a bias that starts at zero, or None in their place."""
 
     weight: Parameter | None
     bias: Parameter | None
@@ -52,15 +51,15 @@ class LayerNorm(_Affine, op=ops.layer_norm):
 
     Parameters
     ----------
-    normalized_shape : sizes of the last axes, or of the last one.
+    normalized_shape : sizes of the last axes; an integer for one axis.
     eps : added to the variance.
     elementwise_affine : whether there is a weight, of `normalized_shape`.
-    bias : whether there is a bias too.
+    bias : whether there is also a bias.
 
     Raises
     ------
     UsageError
-        For sizes below 1.
+        If a size is below 1, or eps is out of range.
     """
 
     def __init__(
@@ -72,7 +71,8 @@ class LayerNorm(_Affine, op=ops.layer_norm):
     ) -> None:
         rank = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
         shape = integers("LayerNorm", "normalized_shape", normalized_shape, rank)
-        self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
+        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
+        self.eps = number("LayerNorm", "eps", eps, "[0, inf)")
         self._set(shape, elementwise_affine, elementwise_affine and bias)
 
 
@@ -81,93 +81,42 @@ class GroupNorm(_Affine, op=ops.group_norm):
 
     Parameters
     ----------
-    num_groups : divides `num_channels`.
-    num_channels : of x.
+    num_groups : number of groups; it divides `num_channels`.
+    num_channels : number of channels of x.
     eps : added to the variance.
     affine : whether there are a weight and a bias per channel.
 
     Raises
     ------
     UsageError
-        For sizes below 1 and groups that do not divide the channels.
+        If a number is below 1, the groups do not divide the channels, or eps is out of range.
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
         if num_channels % num_groups:
             raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {num_groups} and {num_channels}")
-        self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
+        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
+        self.eps = number("GroupNorm", "eps", eps, "[0, inf)")
         self._set((num_channels,), affine, affine)
 
 
-def _check_axes(layer: Module, x: Any, axes: tuple[str, ...]) -> None:
-    if x.ndim not in {len(names.split()) for names in axes}:
-        takes = " or ".join(f"({', '.join(names.split())})" for names in axes)
-        raise ShapeError(f"{type(layer).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
+class _ChannelNorm(_Affine):
+    """A layer that normalises channels by their own statistics or, in inference, by running ones if it has them."""
 
-
-class _InstanceNorm(_Affine):
     _axes: ClassVar[tuple[str, ...]]
 
-    def __init__(self, num_features: int, eps: float = 1e-5, *, affine: bool = False) -> None:
-        positive(type(self).__name__, num_features=num_features)
-        self.num_features, self.eps, self.affine = num_features, eps, affine
-        self._set((num_features,), affine, affine)
-
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        """Return y and its backward pass; see `Module.forward`."""
-        _check_axes(self, x, self._axes)
-        return super().forward(x, train)
-
-
-class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each image (n, c, h, w) over its pixels; see `ops.instance_norm`.
-
-    It has no running statistics, so its arguments are not in PyTorch's order: give `affine` by name.
-
-    Parameters
-    ----------
-    num_features : channels of x.
-    eps : added to the variance.
-    affine : whether there are a weight and a bias per channel.
-
-    Raises
-    ------
-    UsageError
-        For sizes below 1.
-    """
-
-    _axes = ("n c h w",)
-
-
-class InstanceNorm1d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each signal (n, c, w): `InstanceNorm2d` with one axis, arguments too."""
-
-    _axes = ("n c w",)
-
-
-class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each volume (n, c, d, h, w): `InstanceNorm2d` with three axes, arguments too."""
-
-    _axes = ("n c d h w",)
-
-
-class _BatchNorm(_Affine):
-    _axes: ClassVar[tuple[str, ...]]
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+    def _open(
+        self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool
     ) -> None:
-        positive(type(self).__name__, num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
+        name = type(self).__name__
+        positive(name, num_features=num_features)
+        self.num_features = num_features
+        self.eps = number(name, "eps", eps, "[0, inf)")
+        self.momentum = None if momentum is None else number(name, "momentum", momentum, "[0, 1]")
+        self.affine = flag(name, "affine", affine)
+        self.track_running_stats = tracked = flag(name, "track_running_stats", track_running_stats)
         self._set((num_features,), affine, affine)
-        tracked = track_running_stats
         self.running_mean = Buffer(np.zeros(num_features, np.float32)) if tracked else None
         self.running_var = Buffer(np.ones(num_features, np.float32)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
@@ -179,47 +128,115 @@ class _BatchNorm(_Affine):
         _fill(self.running_var, 1)
         _fill(self.num_batches_tracked, 0)
 
+    def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
+        """Call the op, whose option `own` asks for the channels' own statistics, and store the running ones."""
+        if x.ndim not in {len(names.split()) for names in self._axes}:
+            takes = " or ".join(f"({', '.join(names.split())})" for names in self._axes)
+            raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
+        mean, var = self.running_mean, self.running_var
+        options = {own: train or mean is None, "momentum": momentum}
+        (y, new_mean, new_var), backward = self.call_op(x, **options)
+        if train and mean is not None and var is not None:
+            mean.data, var.data = new_mean, new_var
+        return y, backward
+
+
+class _InstanceNorm(_ChannelNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        self._open(num_features, eps, momentum, affine, track_running_stats)
+
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Return y and its backward pass; see `Module.forward`."""
-        _check_axes(self, x, self._axes)
-        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        if mean is None or var is None or count is None:
-            (y, _, _), backward = self.call_op(x, training=True, momentum=0.0)
-            return y, backward
-        momentum = self.momentum
+        return self._normalise(x, train, "use_input_stats", 0.0 if self.momentum is None else self.momentum)
+
+
+class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
+    """Normalise each channel of each image (n, c, h, w) over its pixels; see `ops.instance_norm`.
+
+    Parameters
+    ----------
+    num_features : number of channels of x.
+    eps : added to the variance.
+    momentum : how far the running statistics move per batch, from 0 to 1. None leaves them as they are, as in PyTorch,
+        which also never counts in `num_batches_tracked`.
+    affine : whether there are a weight and a bias per channel.
+    track_running_stats : whether there are running statistics, which then replace those of each image in inference.
+
+    Raises
+    ------
+    UsageError
+        If num_features is below 1, or another argument is out of range.
+    """
+
+    _axes = ("n c h w",)
+
+
+class InstanceNorm1d(_InstanceNorm, op=ops.instance_norm):
+    """Normalise each channel of each signal (n, c, w): `InstanceNorm2d` with one spatial axis."""
+
+    _axes = ("n c w",)
+
+
+class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
+    """Normalise each channel of each volume (n, c, d, h, w): `InstanceNorm2d` with three spatial axes."""
+
+    _axes = ("n c d h w",)
+
+
+class _BatchNorm(_ChannelNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        self._open(num_features, eps, momentum, affine, track_running_stats)
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        """Return y and its backward pass; see `Module.forward`."""
+        momentum, count = self.momentum, self.num_batches_tracked
         if momentum is None:  # makes the running statistics the plain mean over all batches
-            momentum = 1 / (int(count.data) + 1) if train else 0.0
-        (y, new_mean, new_var), backward = self.call_op(x, training=train, momentum=momentum)
-        if train:
-            mean.data, var.data, count.data = new_mean, new_var, namespace_of(x).asarray(count.data + 1)
+            momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
+        y, backward = self._normalise(x, train, "training", momentum)
+        if train and count is not None:
+            count.data = namespace_of(x).asarray(count.data + 1)
         return y, backward
 
 
 class BatchNorm2d(_BatchNorm, op=ops.batch_norm):
     """Normalise each channel of images (n, c, h, w) over the batch; see `ops.batch_norm`.
 
-    In training it uses the statistics of the batch and moves its running ones towards them; in inference it uses the
-    running ones.
+    Training uses the statistics of the batch and moves the running statistics towards them. Inference uses the running
+    statistics.
 
     Parameters
     ----------
-    num_features : channels of x.
+    num_features : number of channels of x.
     eps : added to the variance.
-    momentum : how far the running statistics move per batch; None makes them the mean over all batches.
+    momentum : how far the running statistics move per batch, from 0 to 1. None makes them the mean over all batches.
     affine : whether there are a weight and a bias per channel.
-    track_running_stats : whether there are running statistics; without, those of the batch are always used.
+    track_running_stats : whether there are running statistics; without them, those of the batch are always used.
 
     Raises
     ------
     UsageError
-        For sizes below 1.
+        If num_features is below 1, or another argument is out of range.
     """
 
     _axes = ("n c h w",)
 
 
 class BatchNorm1d(_BatchNorm, op=ops.batch_norm):
-    """Normalise each feature (n, c), or channel of signals (n, c, w), over the batch: as `BatchNorm2d`."""
+    """Normalise each feature (n, c), or each channel of signals (n, c, w), over the batch: see `BatchNorm2d`."""
 
     _axes = ("n c", "n c w")
 

@@ -11,7 +11,7 @@ __all__ = ["Pad"]
 
 @options
 class Pad(Layer, op=ops.pad):
-    """Pad the last axes by `pad = (left, right, top, bottom, ...)`, the last axis first; `ops.pad` has the modes."""
+    """Pad or crop the last axes by `pad = (left, right, top, bottom, ...)`, the last axis first; see `ops.pad`."""
 
     pad: Sequence[int]
     mode: str = "constant"

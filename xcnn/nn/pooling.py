@@ -1,14 +1,15 @@
 """Pooling layers. Names, order and defaults are those of PyTorch."""
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import ClassVar
 
 from xcnn import ops
-from xcnn._check import integer
+from xcnn._check import flag, integer
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 from xcnn.ops._options import Integers
-from xcnn.ops._window import ANY_SIZE
+from xcnn.ops._window import ANY_SIZE, Padding
 from xcnn.ops.pool import pool_axes
 
 __all__ = [
@@ -28,59 +29,68 @@ __all__ = [
 Sizes = int | Sequence[int | None]
 
 
-@options
-class _MaxPool(Layer):
+class _Pool(Layer):
     _rank: ClassVar[int]
 
     kernel_size: Integers
-    stride: Integers | None = None
-    padding: Integers = 0
-    dilation: Integers = 1
-    ceil_mode: bool = False
+    stride: Integers | None
+    padding: Padding
+    dilation: Integers
+    ceil_mode: bool
 
     def __post_init__(self) -> None:
         maps = (ANY_SIZE,) * self._rank
         pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
+@options
+class _MaxPool(_Pool):
+    kernel_size: Integers
+    stride: Integers | None = None
+    padding: Padding = 0
+    dilation: Integers = 1
+    ceil_mode: bool = False
+
+
 class MaxPool1d(_MaxPool, op=ops.max_pool1d):
-    """Take the maximum of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+    """Take the maximum of each window of signals (n, c, w); by default the windows touch. See `ops.max_pool2d`."""
 
     _rank = 1
 
 
 class MaxPool2d(_MaxPool, op=ops.max_pool2d):
-    """Take the maximum of each window of images (n, c, h, w); by default the windows touch: stride = kernel_size."""
+    """Take the maximum of each window of images (n, c, h, w); by default the windows touch. See `ops.max_pool2d`."""
 
     _rank = 2
 
 
 class MaxPool3d(_MaxPool, op=ops.max_pool3d):
-    """Take the maximum of each window of volumes (n, c, d, h, w); by default the windows touch."""
+    """Take the maximum of each window of volumes (n, c, d, h, w); by default they touch. See `ops.max_pool2d`."""
 
     _rank = 3
 
 
 @options
-class AvgPool1d(Layer, op=ops.avg_pool1d):
-    """Take the mean of each window of signals (n, c, w); by default the windows touch: stride = kernel_size."""
+class AvgPool1d(_Pool, op=ops.avg_pool1d):
+    """Take the mean of each window of signals (n, c, w); by default the windows touch. See `ops.avg_pool2d`."""
 
-    _rank: ClassVar[int] = 1
+    _rank = 1
 
     kernel_size: Integers
     stride: Integers | None = None
-    padding: Integers = 0
+    padding: Padding = 0
     ceil_mode: bool = False
     count_include_pad: bool = True
+    dilation: Integers = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        maps = (ANY_SIZE,) * self._rank
-        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, 1, self.ceil_mode)
+        super().__post_init__()
+        flag(type(self).__name__, "count_include_pad", self.count_include_pad)
 
 
 @options
 class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
-    """Take the mean of each window of images (n, c, h, w); `divisor_override` replaces the number of pixels."""
+    """Take the mean of each window of images (n, c, h, w); by default the windows touch. See `ops.avg_pool2d`."""
 
     _rank = 2
 
@@ -89,18 +99,18 @@ class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.divisor_override is not None:
-            integer(type(self).__name__, "divisor_override", self.divisor_override)
+            integer(type(self).__name__, "divisor_override", self.divisor_override, 1, 2**31 - 1)
 
 
 class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
-    """Take the mean of each window of volumes (n, c, d, h, w); `divisor_override` replaces the number of voxels."""
+    """Take the mean of each window of volumes (n, c, d, h, w); by default they touch. See `ops.avg_pool2d`."""
 
     _rank = 3
 
 
 @options
 class AdaptiveAvgPool1d(Layer, op=ops.adaptive_avg_pool1d):
-    """Average signals (n, c, w) to `output_size`, whatever their length."""
+    """Average signals (n, c, w) of any length to `output_size`; None keeps the length."""
 
     output_size: Sizes
 

@@ -1,4 +1,4 @@
-"""The error function, which the array API lacks and the exact GELU needs."""
+"""The error function, which the exact GELU needs and the array API lacks."""
 
 from types import ModuleType
 
@@ -59,13 +59,13 @@ def _ratio(x: Array, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) 
 
 
 def erf(xp: ModuleType, x: Array) -> Array:
-    """Give `2 / sqrt(pi) * integral of exp(-t^2) from 0 to x`, to a few units in the last place; NaN stays NaN.
+    """Return `2 / sqrt(pi) * integral of exp(-t^2) from 0 to x`, to a few units in the last place; NaN stays NaN.
 
-    Cody's third approximation, for erfc beyond 4, is left out: erfc is below 1.6e-8 there, and the second one is still
-    good to the 9 digits of it that erf = 1 - erfc can hold.
+    Cody's third approximation, for erfc beyond 4, is not needed: erfc is below 1.6e-8 there, and the second one gives
+    the 9 digits of it that `erf = 1 - erfc` can hold.
     """
     size = xp.abs(x)
     near = xp.minimum(size, _SPLIT)
-    far = xp.minimum(size, 6.0)  # erf is 1 from here on, in float64 as well
+    far = xp.minimum(size, 6.0)  # erf is 1 beyond, in float64 as well
     beyond = 1.0 - xp.exp(-far * far) * _ratio(far, _FAR)
     return xp.where(size <= _SPLIT, x * _ratio(near * near, _NEAR), xp.sign(x) * beyond)

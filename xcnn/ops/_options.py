@@ -10,7 +10,9 @@ Integers = int | Sequence[int]
 
 
 def is_relu(caller: str, activation: str | None) -> bool:
-    """Say whether an op is to apply ReLU to its result: the only activation that needs nothing but the result."""
-    if activation not in (None, "relu"):
-        raise UsageError(f"{caller}: activation must be None or 'relu', got {activation!r}")
-    return activation == "relu"
+    """Return whether an op applies ReLU to its result, the only activation whose gradient needs the result alone."""
+    if activation is None:
+        return False
+    if isinstance(activation, str) and activation == "relu":
+        return True
+    raise UsageError(f"{caller}: activation must be None or 'relu', got {activation!r}")

@@ -1,10 +1,10 @@
-"""Sliding windows in any number of dimensions: output sizes, padding, im2col and col2im. Their only home.
+"""Sliding windows in any number of dimensions: output sizes, padding, im2col and col2im.
 
-Convolution and pooling see an image as the windows that a kernel covers. A kernel position ("tap") `i` along one axis
-touches the padded pixels `i * dilation + stride * (0 .. out - 1)`: one strided slice. im2col stacks these slices,
-col2im adds them back, a pool folds them. Nothing else in xcnn computes an output size.
+Convolution and pooling treat an image as the windows that a kernel covers. Kernel position ("tap") `i` along one axis
+touches the padded pixels `i * dilation + stride * (0 .. out - 1)`, which is one strided slice. im2col stacks these
+slices, col2im adds them back, and a pool reduces them. All output sizes are computed here.
 
-Sizes: n images, c channels, `k` kernel, `o` output, one entry per spatial axis; `L` the product of the output sizes.
+Sizes: n images, c channels, k kernel, o output, one entry per spatial axis; L is the product of the output sizes.
 """
 
 import functools
@@ -28,6 +28,7 @@ __all__ = [
     "col2im",
     "im2col",
     "inner_taps",
+    "map_sizes",
     "pad_windows",
     "taps",
     "transposed_axes",
@@ -35,14 +36,17 @@ __all__ = [
 ]
 
 ANY_SIZE = 1 << 40
-"""Pixels of a map on which every kernel fits: to check options before there is a map."""
+"""Size of a map on which every kernel fits, to check options before there is a map."""
 
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The windows along one spatial axis: `out` of them, over `before + size + after` pixels."""
+    """The windows along one spatial axis: `out` of them, over `before + size + after` pixels.
+
+    `grown` of the pixels after the map are there for `ceil_mode` alone.
+    """
 
     size: int
     kernel: int
@@ -51,24 +55,25 @@ class Axis:
     before: int
     after: int
     out: int
+    grown: int = 0
 
     @property
     def padded(self) -> int:
-        """Length of the axis with its padding."""
+        """Size of the axis with its padding."""
         return self.before + self.size + self.after
 
     @property
     def extent(self) -> int:
-        """Padded pixels from the first to the last of a window."""
+        """Number of padded pixels from the first to the last of a window."""
         return self.dilation * (self.kernel - 1) + 1
 
     def tap(self, i: int) -> slice:
-        """Give the padded pixels that kernel position `i` touches, one per window."""
+        """Return the padded pixels that kernel position `i` touches, one per window."""
         start = i * self.dilation
         return slice(start, start + self.stride * (self.out - 1) + 1, self.stride)
 
     def inner_tap(self, i: int) -> tuple[slice, slice] | None:
-        """Give the windows whose kernel position `i` is no padding, and the pixels it is there, or None without any."""
+        """Return the windows where kernel position `i` lies inside the map, and its pixels there; None without any."""
         start = i * self.dilation - self.before
         first = max(0, -(start // self.stride))
         last = min(self.out - 1, (self.size - 1 - start) // self.stride)
@@ -82,8 +87,17 @@ class Axis:
 Axes = tuple[Axis, ...]
 
 
+def map_sizes(op: str, x: Array, rank: int) -> tuple[int, ...]:
+    """Return the spatial sizes of x (n, c, *sizes) or (c, *sizes)."""
+    if x.ndim not in (rank + 1, rank + 2):
+        raise ShapeError(
+            f"{op}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
+        )
+    return tuple(x.shape[-rank:])
+
+
 def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] | str:
-    """Give (before, after) per axis, or 'same'."""
+    """Return (before, after) per axis, or 'same'."""
     if isinstance(padding, str):
         if padding == "same":
             return "same"
@@ -93,7 +107,7 @@ def _pads(op: str, padding: Padding, rank: int) -> tuple[tuple[int, int], ...] |
     if (
         not isinstance(padding, int)
         and isinstance(padding, Sequence)
-        and {*map(type, padding)} != {int}  # as nearly always; to look for pairs costs microseconds
+        and {*map(type, padding)} != {int}  # the usual case; looking for pairs costs microseconds
         and any(isinstance(entry, Sequence) for entry in padding)
     ):
         if len(padding) != rank or not all(isinstance(entry, Sequence) for entry in padding):
@@ -113,26 +127,26 @@ def window_axes(
     dilation: Integers = 1,
     ceil_mode: bool = False,
 ) -> Axes:
-    """Lay the windows of a kernel over a map.
+    """Return the windows of a kernel on a map.
 
-    Each axis has `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1` of them.
+    Each axis has `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1` windows.
 
     Parameters
     ----------
-    op : name of the caller, for errors.
-    sizes, kernel : pixels per spatial axis.
+    op : name of the caller, which opens error messages.
+    sizes, kernel : sizes of the map and the kernel, one per spatial axis.
     stride, dilation : an integer or one per axis.
     padding : pixels on both sides: an integer, one per axis, a (before, after) pair per axis, `'valid'` for none, or
         `'same'` for `out = ceil(size / stride)` with the odd pixel at the end.
-    ceil_mode : round the division up, but let no window start in the padding after the map (PyTorch's rule). The
-        padding after then grows to what the last window covers.
+    ceil_mode : round the division up, but drop a window that would start in the padding after the map (PyTorch's
+        rule). The padding after the map grows to what the last window covers.
 
     Raises
     ------
     UsageError
-        For options that are no integers in range.
+        If an option is not an integer in range.
     ShapeError
-        Where a map is empty or the kernel is larger than the padded map.
+        If the map is empty, or the kernel is larger than the padded map.
     """
     rank = len(sizes)
     strides = integers(op, "stride", stride, rank)
@@ -165,11 +179,12 @@ def _window_axes(
             raise ShapeError(
                 f"{op}: kernel {kernel} with dilation {dilation} does not fit the map {sizes}, padded {padded}"
             )
+        grown = 0
         if ceil_mode:
             if (out - 1) * s >= size + before:
                 out -= 1
-            after = max(after, (out - 1) * s + extent - size - before)
-        axes.append(Axis(size, k, s, d, before, after, out))
+            grown = max(0, (out - 1) * s + extent - size - before - after)
+        axes.append(Axis(size, k, s, d, before, after + grown, out, grown))
     return tuple(axes)
 
 
@@ -178,14 +193,14 @@ def transposed_axes(
     sizes: tuple[int, ...],
     kernel: tuple[int, ...],
     stride: Integers,
-    padding: Integers,
+    padding: Padding,
     output_padding: Integers,
     dilation: Integers,
 ) -> Axes:
-    """Give the windows of the convolution whose input gradient a transposed convolution is.
+    """Return the windows of the convolution whose input gradient a transposed convolution is.
 
-    Its outputs have `sizes`; its input, the result of the transposed convolution, has
-    `(size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1` pixels.
+    `sizes` are the output sizes of that convolution. Its input, which is the result of the transposed convolution, has
+    `(size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1` pixels per axis.
     """
     rank = len(sizes)
     strides = integers(op, "stride", stride, rank)
@@ -206,22 +221,22 @@ def transposed_axes(
 
 
 def along(dim: int, part: slice) -> tuple[object, ...]:
-    """Give the index of a slice of the one axis `dim`, counted from the end: -1, -2, ..."""
+    """Return the index of a slice along axis `dim`, which is counted from the end: -1, -2, ..."""
     return (..., part, *(slice(None),) * (-dim - 1))
 
 
 @functools.lru_cache(maxsize=1024)
 def taps(axes: Axes) -> tuple[tuple[object, ...], ...]:
-    """Give the index of every kernel position's slice of a padded map, in row-major order of the kernel."""
+    """Return the slice of a padded map that each kernel position touches, in row-major order of the kernel."""
     positions = itertools.product(*(range(a.kernel) for a in axes))
     return tuple((..., *(a.tap(i) for a, i in zip(axes, position, strict=True))) for position in positions)
 
 
 @functools.lru_cache(maxsize=1024)
 def inner_taps(axes: Axes) -> tuple[tuple[tuple[object, ...], tuple[object, ...]], ...]:
-    """Give, for every kernel position in row-major order, the windows where it is no padding, and its pixels there.
+    """Return, per kernel position in row-major order, the windows where it lies inside the map and its pixels there.
 
-    These are the `taps` of the map without its padding: a gradient that walks them never meets a padding pixel.
+    These are the `taps` of the map without padding, so that a gradient never touches a padding pixel.
     """
     positions = itertools.product(*([a.inner_tap(i) for i in range(a.kernel)] for a in axes))
     pairs = [tuple(zip(*position, strict=True)) for position in positions if None not in position]
@@ -233,7 +248,7 @@ def _inside(axes: Axes) -> tuple[object, ...]:
 
 
 def pad_windows(xp: ModuleType, x: Array, axes: Axes, value: float = 0.0) -> Array:
-    """Surround the spatial axes of `x` by the padding of `axes`; `x` itself where there is none."""
+    """Return `x` with the padding of `axes` around its spatial axes, or `x` itself if there is none."""
     if not any(a.before or a.after for a in axes):
         return x
     shape = (*x.shape[: -len(axes)], *(a.padded for a in axes))

@@ -1,8 +1,7 @@
-"""Activations: functions of one array that change each element by itself and keep the shape.
+"""Activations: elementwise functions of one array.
 
-Where the gradient can be read off the result, backward keeps y and not x: y is what the next layer keeps anyway. All
-are written so that no intermediate overflows, and with masks as factors rather than `where`, which is several times
-slower on a CPU.
+If the gradient is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
+intermediate overflows. Masks are factors instead of `where`, which is several times slower on a CPU.
 """
 
 import math
@@ -10,8 +9,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
+from xcnn._check import choice, number
 from xcnn._dispatch import body
-from xcnn.errors import UsageError, unknown
 from xcnn.ops._erf import erf
 from xcnn.ops._op import Gradients, Result, op, sample
 
@@ -33,11 +32,11 @@ def _relu(xp: ModuleType, x: Array) -> Result:
 
 @op("x", saves="y", samples=[sample(_X)])
 def relu(x: Array) -> Result:
-    """Cut off negative numbers: `y = max(x, 0)`.
+    """Apply the rectified linear unit, `y = max(x, 0)`.
 
     Parameters
     ----------
-    x : any shape, floating point. NaN stays NaN.
+    x : floating-point array of any shape. NaN stays NaN.
 
     Returns
     -------
@@ -47,19 +46,20 @@ def relu(x: Array) -> Result:
     Raises
     ------
     DtypeError
-        For something that is no floating-point array.
+        If x is not a floating-point array.
     """
     return _relu(namespace("relu", x=x), x)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
-    """Flatten negative numbers: `y = x` where x > 0, else `negative_slope * x`.
+    """Apply the leaky rectified linear unit: `y = x` where x > 0, else `negative_slope * x`.
 
     Parameters
     ----------
-    x : any shape, floating point.
-    negative_slope : at least 0, so that the sign of y tells that of x (PyTorch takes any, and keeps x).
+    x : floating-point array of any shape.
+    negative_slope : a number of at least 0, so that the sign of x can be read off y. (PyTorch allows any number and
+        keeps x.)
 
     Returns
     -------
@@ -69,11 +69,10 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     Raises
     ------
     UsageError, DtypeError
-        For a negative slope below 0, or something that is no floating-point array.
+        If negative_slope is not such a number, or x is not a floating-point array.
     """
     xp = namespace("leaky_relu", x=x)
-    if not negative_slope >= 0.0:
-        raise UsageError(f"leaky_relu: negative_slope must be at least 0, got {negative_slope!r}")
+    negative_slope = number("leaky_relu", "negative_slope", negative_slope, "[0, inf)")
     y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)  # inf * 0 would be NaN
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -87,12 +86,12 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
 def elu(x: Array, alpha: float = 1.0) -> Result:
-    """Bend negative numbers towards `-alpha`: `y = x` where x > 0, else `alpha * (exp(x) - 1)`.
+    """Apply the exponential linear unit: `y = x` where x > 0, else `alpha * (exp(x) - 1)`.
 
     Parameters
     ----------
-    x : any shape, floating point.
-    alpha : at least 0.
+    x : floating-point array of any shape.
+    alpha : a number of at least 0.
 
     Returns
     -------
@@ -103,7 +102,7 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     Raises
     ------
     UsageError, DtypeError
-        For an alpha below 0, or something that is no floating-point array.
+        If alpha is not such a number, or x is not a floating-point array.
 
     Notes
     -----
@@ -111,8 +110,7 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     units, 2016, arXiv:1511.07289.
     """
     xp = namespace("elu", x=x)
-    if not alpha >= 0.0:
-        raise UsageError(f"elu: alpha must be at least 0, got {alpha!r}")
+    alpha = number("elu", "alpha", alpha, "[0, inf)")
     y = xp.maximum(x, 0.0) + alpha * xp.expm1(xp.minimum(x, 0.0))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -126,11 +124,11 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
 
 @op("x", saves="y", samples=[sample(_X)])
 def sigmoid(x: Array) -> Result:
-    """Squeeze numbers into 0 .. 1: `y = 1 / (1 + exp(-x))`, to full relative precision in both tails.
+    """Apply the logistic function `y = 1 / (1 + exp(-x))`, to full relative precision in both tails.
 
     Parameters
     ----------
-    x : any shape, floating point.
+    x : floating-point array of any shape.
 
     Returns
     -------
@@ -140,7 +138,7 @@ def sigmoid(x: Array) -> Result:
     Raises
     ------
     DtypeError
-        For something that is no floating-point array.
+        If x is not a floating-point array.
     """
     xp = namespace("sigmoid", x=x)
     y = logistic(xp, x)
@@ -152,17 +150,17 @@ def sigmoid(x: Array) -> Result:
 
 
 def logistic(xp: ModuleType, x: Array) -> Array:
-    """Give `1 / (1 + exp(-x))` with both sides of the fraction at most 2; the losses use it too."""
+    """Return `1 / (1 + exp(-x))`, computed without overflow; the losses use it too."""
     return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
 
 
 @op("x", saves="y", samples=[sample(_X)])
 def tanh(x: Array) -> Result:
-    """Squeeze numbers into -1 .. 1 by the hyperbolic tangent.
+    """Apply the hyperbolic tangent.
 
     Parameters
     ----------
-    x : any shape, floating point.
+    x : floating-point array of any shape.
 
     Returns
     -------
@@ -172,7 +170,7 @@ def tanh(x: Array) -> Result:
     Raises
     ------
     DtypeError
-        For something that is no floating-point array.
+        If x is not a floating-point array.
     """
     xp = namespace("tanh", x=x)
     y = xp.tanh(x)
@@ -185,11 +183,11 @@ def tanh(x: Array) -> Result:
 
 @op("x", saves="x", samples=[sample(_X)])
 def silu(x: Array) -> Result:
-    """Gate numbers by their own sigmoid: `y = x * sigmoid(x)`, also called swish.
+    """Apply the sigmoid linear unit `y = x * sigmoid(x)`, also called swish.
 
     Parameters
     ----------
-    x : any shape, floating point.
+    x : floating-point array of any shape.
 
     Returns
     -------
@@ -199,7 +197,7 @@ def silu(x: Array) -> Result:
     Raises
     ------
     DtypeError
-        For something that is no floating-point array.
+        If x is not a floating-point array.
     """
     xp = namespace("silu", x=x)
     y = x * logistic(xp, x)
@@ -213,7 +211,7 @@ def silu(x: Array) -> Result:
     return y, backward
 
 
-# GELU's gates, and their derivatives from u and the gate: the normal distribution function, and its approximation.
+# The gates of GELU (the normal distribution function and its approximation) and their derivatives, from u and the gate.
 
 
 def _normal(xp: ModuleType, u: Array) -> Array:
@@ -237,12 +235,12 @@ _GATES = {"none": (_normal, _normal_slope), "tanh": (_tanh_normal, _tanh_normal_
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")])
 def gelu(x: Array, approximate: str = "none") -> Result:
-    """Gate numbers by the normal distribution function: `y = x * P(N <= x)`.
+    """Apply the Gaussian error linear unit `y = x * P(N <= x)`, N standard normal.
 
     Parameters
     ----------
-    x : any shape, floating point.
-    approximate : `'none'`, or `'tanh'` for the gate `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2`.
+    x : floating-point array of any shape.
+    approximate : `'none'`, or `'tanh'` to approximate P by `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2`.
 
     Returns
     -------
@@ -252,19 +250,17 @@ def gelu(x: Array, approximate: str = "none") -> Result:
     Raises
     ------
     UsageError, DtypeError
-        For another approximation, or something that is no floating-point array.
+        If approximate is another name, or x is not a floating-point array.
 
     Notes
     -----
     D. Hendrycks and K. Gimpel, Gaussian error linear units, 2016, arXiv:1606.08415.
     """
     xp = namespace("gelu", x=x)
-    if approximate not in _GATES:
-        raise unknown("approximation of gelu", approximate, _GATES)
-    gate, slope = _GATES[approximate]
+    gate, slope = _GATES[choice("gelu", "approximate", approximate, _GATES)]
 
     def clipped() -> Array:
-        return xp.maximum(xp.minimum(x, 40.0), -40.0)  # both gates are constant out there; powers of x would overflow
+        return xp.maximum(xp.minimum(x, 40.0), -40.0)  # both gates are constant beyond; powers of x would overflow
 
     y = x * gate(xp, clipped())
 

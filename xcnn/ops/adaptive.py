@@ -1,4 +1,4 @@
-"""Pools that are told what to return instead of how to slide: adaptive average pooling, and pooling whole maps."""
+"""Pools defined by the size of their result: adaptive average pooling, and pooling of whole maps."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import array_api_compat
 from xcnn._array import Array, add_slice, namespace, zeros
 from xcnn._check import integers
 from xcnn._dispatch import body
-from xcnn.errors import ShapeError
+from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import along
+from xcnn.ops._window import along, map_sizes
 
 __all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]
 
@@ -19,7 +19,7 @@ Sizes = int | Sequence[int | None] | None
 
 
 def _windows(size: int, out: int) -> list[slice]:
-    """Cut an axis into `out` windows of nearly the same length, which overlap where `out` does not divide `size`."""
+    """Return `out` windows of nearly the same length along an axis, which overlap if `out` does not divide `size`."""
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
@@ -32,7 +32,7 @@ def _shrink(xp: ModuleType, x: Array, dim: int, out: int) -> Array:
 
 
 def _grow(xp: ModuleType, dy: Array, dim: int, size: int) -> Array:
-    """Spread each dy evenly over its window, the transpose of `_shrink`."""
+    """Distribute each dy evenly over its window: the transpose of `_shrink`."""
     if dy.shape[dim] == size:
         return dy
     shape = list(dy.shape)
@@ -46,15 +46,13 @@ def _grow(xp: ModuleType, dy: Array, dim: int, size: int) -> Array:
 def _adaptive_avg_pool(rank: int, x: Array, output_size: Sizes) -> Result:
     name = f"adaptive_avg_pool{rank}d"
     xp = namespace(name, x=x)
-    if x.ndim not in (rank + 1, rank + 2):
-        raise ShapeError(
-            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
-        )
-    sizes = tuple(x.shape[-rank:])
+    sizes = map_sizes(name, x, rank)
     if 0 in sizes:
         raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
     wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
-    outs = integers(name, "output_size", [sizes[i % rank] if o is None else o for i, o in enumerate(wanted)], rank)
+    if len(wanted) != rank:
+        raise UsageError(f"{name}: output_size takes an integer or {rank} of them, got {output_size!r}")
+    outs = integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
     y = x
     for i, out in enumerate(outs):
         y = _shrink(xp, y, i - rank, out)
@@ -78,42 +76,42 @@ def _adaptive_avg_pool(rank: int, x: Array, output_size: Sizes) -> Result:
     ],
 )
 def adaptive_avg_pool2d(x: Array, output_size: Sizes) -> Result:
-    """Average each map down, or up, to a given size.
+    """Average each map to a given size.
 
-    Along each axis output i is the mean of the pixels `floor(i * size / out) .. ceil((i + 1) * size / out) - 1`.
+    Along each axis, output i is the mean of the pixels `floor(i * size / out) .. ceil((i + 1) * size / out) - 1`.
 
     Parameters
     ----------
-    x : (n, c, h, w), or (c, h, w) for one image; floating point, no empty maps.
+    x : floating-point array (n, c, h, w), or (c, h, w) for one image; the maps are not empty.
     output_size : an integer, or one per axis; None keeps the size of the axis.
 
     Returns
     -------
-    y : (n, c, oh, ow), or (c, oh, ow); x itself where it has that size.
+    y : (n, c, oh, ow), or (c, oh, ow) for one image; x itself if it has that size.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where x or output_size has no meaning.
+        If x has other axes or empty maps, or output_size is not as above.
     """
     return _adaptive_avg_pool(2, x, output_size)
 
 
 @op("x", samples=[sample({"x": (2, 3, 7)}, output_size=3), sample({"x": (3, 4)}, output_size=6)])
 def adaptive_avg_pool1d(x: Array, output_size: Sizes) -> Result:
-    """Average each signal to a given length: `adaptive_avg_pool2d` along one axis. x (n, c, w) or (c, w)."""
+    """Average each signal to a given length, x (n, c, w) or (c, w): `adaptive_avg_pool2d` with one spatial axis."""
     return _adaptive_avg_pool(1, x, output_size)
 
 
 @op("x", samples=[sample({"x": (2, 2, 5, 4, 3)}, output_size=(2, None, 4)), sample({"x": (2, 3, 4, 5)}, output_size=2)])
 def adaptive_avg_pool3d(x: Array, output_size: Sizes) -> Result:
-    """Average each volume to a size: `adaptive_avg_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    """Average each volume to a given size, x (n, c, d, h, w) or (c, d, h, w): see `adaptive_avg_pool2d`."""
     return _adaptive_avg_pool(3, x, output_size)
 
 
 def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
-    """Give the maps of x as rows (n, c, pixels)."""
+    """Return the maps of x as rows (n, c, pixels)."""
     if x.ndim < 3 or 0 in x.shape[2:]:
         raise ShapeError(f"{name}: x must be (n, c, *sizes) with at least one size, and none 0; got {tuple(x.shape)}")
     return xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
@@ -136,7 +134,7 @@ def global_avg_pool(x: Array) -> Result:
 
     Parameters
     ----------
-    x : (n, c, *sizes), floating point, any number of spatial axes.
+    x : floating-point array (n, c, *sizes) with at least one size.
 
     Returns
     -------
@@ -146,7 +144,7 @@ def global_avg_pool(x: Array) -> Result:
     Raises
     ------
     ShapeError, DtypeError
-        Where x has no spatial axis, an empty one, or no floating-point dtype.
+        If x has no spatial axis or an empty one, or is not a floating-point array.
     """
     xp = namespace("global_avg_pool", x=x)
     y, rows_backward = _global_avg_pool(xp, _flat_maps("global_avg_pool", xp, x))
@@ -165,18 +163,17 @@ def global_max_pool(x: Array) -> Result:
 
     Parameters
     ----------
-    x : (n, c, *sizes), floating point, any number of spatial axes.
+    x : floating-point array (n, c, *sizes) with at least one size.
 
     Returns
     -------
-    y : (n, c); NaN where a map has one.
-    backward : dy -> (dx,), to the first maximum of each map. It keeps x. An infinite dy makes the rest of its map NaN,
-        not 0.
+    y : (n, c); NaN for a map that holds NaN.
+    backward : dy -> (dx,), to the first maximum of each map. It keeps x. An infinite dy makes the rest of its map NaN.
 
     Raises
     ------
     ShapeError, DtypeError
-        Where x has no spatial axis, an empty one, or no floating-point dtype.
+        If x has no spatial axis or an empty one, or is not a floating-point array.
     """
     xp = namespace("global_max_pool", x=x)
     y = xp.max(_flat_maps("global_max_pool", xp, x), axis=-1)

@@ -1,38 +1,56 @@
-"""Several maps into one: the sum that a residual connection takes, and the concatenation of branches."""
+"""Ops that combine several arrays into one: the sum of a residual connection, and the concatenation of branches."""
 
 from collections.abc import Sequence
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, is_array, namespace
+from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
+from xcnn.ops._broadcast import broadcast_shape, sum_to
 from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["add", "concat"]
 
 
-@op("x other", samples=[sample({"x": (2, 3, 4), "other": (2, 3, 4)})])
+@op(
+    "x other",
+    samples=[
+        sample({"x": (2, 3, 4), "other": (2, 3, 4)}),
+        sample({"x": (2, 3, 4), "other": (3, 1)}),
+        sample({"x": (3, 1), "other": (2, 1, 4)}),
+        sample({"x": (2, 3), "other": ()}),
+    ],
+)
 def add(x: Array, other: Array) -> Result:
-    """Add two arrays of the same shape (nothing is broadcast, unlike PyTorch's `add`).
+    """Add two arrays, or an array and a number.
 
     Parameters
     ----------
-    x, other : the same shape and dtype, floating point.
+    x : floating-point array of any shape.
+    other : array of the dtype of x whose shape broadcasts with that of x, or a Python number.
 
     Returns
     -------
-    y : the same shape.
-    backward : dy -> (dx, dother), both of them dy itself. It keeps nothing.
+    y : the shape that x and other broadcast to.
+    backward : dy -> (dx, dother), each dy summed over the axes along which its array was repeated; dother is None for
+        a number. It keeps nothing.
 
     Raises
     ------
-    ShapeError, DtypeError
-        Where the two differ.
+    ShapeError, DtypeError, UsageError
+        If the shapes do not broadcast, the dtypes differ, or the number is not finite.
     """
-    namespace("add", x=x, other=other)
-    if x.shape != other.shape:
-        raise ShapeError(f"add: other must have the shape of x {tuple(x.shape)}, got {tuple(other.shape)}")
+    if isinstance(other, int | float) and not isinstance(other, bool) and not is_array(other):
+        namespace("add", x=x)
+        value = number("add", "other", other, "(-inf, inf)")
+        return x + value, lambda dy, needs: (dy if needs[0] else None, None)
+    xp = namespace("add", x=x, other=other)
+    shape, other_shape = x.shape, other.shape
+    if shape != other_shape and broadcast_shape(shape, other_shape) is None:
+        raise ShapeError(f"add: other must broadcast with x {tuple(shape)}, got {tuple(other_shape)}")
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return dy if needs[0] else None, dy if needs[1] else None
+        dx = sum_to(xp, dy, shape) if needs[0] else None
+        return dx, sum_to(xp, dy, other_shape) if needs[1] else None
 
     return x + other, backward
 
@@ -50,42 +68,39 @@ def concat(xs: Sequence[Array], dim: int = 0) -> Result:
 
     Parameters
     ----------
-    xs : at least one array, floating point, of one dtype; all of one shape but for `dim`.
-    dim : the axis to join. Feature maps (n, c, h, w) join their channels along axis 1.
+    xs : sequence of at least one floating-point array, all of one dtype and, except along `dim`, of one shape.
+    dim : the axis to join. Axis 1 joins the channels of feature maps (n, c, h, w).
 
     Returns
     -------
-    y : the sizes along `dim` added up.
+    y : the joined array; its size along `dim` is the sum of theirs.
     backward : dy -> one gradient per array, each a slice of dy. It keeps nothing.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other, there are none, or they have no such axis.
+        If there are no arrays, they do not fit each other, or they have no axis `dim`.
     """
     if not isinstance(xs, Sequence) or len(xs) == 0:
         raise UsageError(f"concat: xs must be a sequence of at least one array, got {type(xs).__name__}")
     xp = namespace("concat", **{f"xs[{i}]": x for i, x in enumerate(xs)})
-    rank = xs[0].ndim
-    if not -rank <= dim < rank:
-        raise UsageError(f"concat: dim must be an axis of xs[0] {tuple(xs[0].shape)}, got {dim!r}")
-    axis = dim % rank
-    before, after = xs[0].shape[:axis], xs[0].shape[axis + 1 :]
+    dim = axis("concat", "dim", dim, xs[0].shape, "xs[0]")
+    before, after = xs[0].shape[:dim], xs[0].shape[dim + 1 :]
     for i, x in enumerate(xs):
-        if x.ndim != rank or x.shape[:axis] != before or x.shape[axis + 1 :] != after:
+        if x.ndim != xs[0].ndim or x.shape[:dim] != before or x.shape[dim + 1 :] != after:
             raise ShapeError(
-                f"concat: xs[{i}] must have the shape of xs[0] {tuple(xs[0].shape)} but for axis {axis}, "
+                f"concat: xs[{i}] must have the shape of xs[0] {tuple(xs[0].shape)} except along axis {dim}, "
                 f"got {tuple(x.shape)}"
             )
-    sizes = [x.shape[axis] for x in xs]
+    sizes = [x.shape[dim] for x in xs]
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         gradients: list[Array | None] = []
         start = 0
         for size, needed in zip(sizes, needs, strict=True):
-            part = (*(slice(None),) * axis, slice(start, start + size), ...)
+            part = (*(slice(None),) * dim, slice(start, start + size), ...)
             gradients.append(dy[part] if needed else None)
             start += size
         return tuple(gradients)
 
-    return xp.concat(list(xs), axis=axis), backward
+    return xp.concat(list(xs), axis=dim), backward

@@ -6,8 +6,8 @@ Both are the same three products. With `columns` the windows of x, for each imag
     dx      = col2im(weight^T @ dy)             _spread, the input gradient
     dweight = sum over images dy @ columns^T    _weight_gradient
 
-A transposed convolution is the input gradient used as a forward pass, so its own input gradient is a convolution. The
-columns are never kept: backward makes them again, which costs a copy and saves K times the memory of x.
+A transposed convolution is the input gradient used as a forward pass, so its own input gradient is a convolution.
+Backward makes the columns again instead of keeping them, which costs a copy and saves K times the memory of x.
 
 Sizes: n images, c input channels, o output channels, g groups, cg = c / g, og = o / g, K kernel positions, L outputs.
 """
@@ -19,12 +19,12 @@ from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace, sum_over
-from xcnn._check import integers
+from xcnn._check import check_shape, integer
 from xcnn._dispatch import body
-from xcnn.errors import DtypeError, ShapeError
+from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers, is_relu
-from xcnn.ops._window import Axes, Padding, col2im, im2col, transposed_axes, window_axes
+from xcnn.ops._window import Axes, Padding, col2im, im2col, map_sizes, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -61,7 +61,7 @@ def _weight_gradient(xp: ModuleType, x: Array, dy: Array, axes: Axes, g: int) ->
 
 @body
 def _conv_transpose(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
-    """Spread a batch."""
+    """Apply a transposed convolution to a batch."""
     has_bias = bias is not None
     y = _add_bias(xp, _spread(xp, x, weight, axes, g), bias)
 
@@ -83,7 +83,7 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 @body
 def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
-    """Convolve a batch, then cut off what is negative if `relu` says so."""
+    """Convolve a batch; `relu` sets what is negative to 0."""
     has_bias = bias is not None
     result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
     result = xp.maximum(result, 0.0) if relu else result
@@ -99,20 +99,17 @@ def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axe
     return result, backward
 
 
-def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, groups: int, transposed: bool) -> None:
-    if weight is None:
-        raise DtypeError(f"{name}: weight must be an array, got None")
+def _check_weight(
+    name: str, rank: int, x: Array, weight: Array, bias: Array | None, groups: int, transposed: bool
+) -> None:
+    """Check that the weight and bias fit x and the groups."""
+    if weight.ndim != rank + 2 or 0 in weight.shape:
+        raise ShapeError(f"{name}: weight must have {rank + 2} axes, none of them empty, got {tuple(weight.shape)}")
+    integer(name, "groups", groups)
 
     def shapes() -> str:
         return f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
 
-    if x.ndim not in (rank + 1, rank + 2):
-        raise ShapeError(
-            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {x.shape}"
-        )
-    if weight.ndim != rank + 2 or 0 in weight.shape:
-        raise ShapeError(f"{name}: weight must have {rank + 2} axes, none of them empty, got {tuple(weight.shape)}")
-    (groups,) = integers(name, "groups", groups, 1)
     if weight.shape[0] % groups:
         raise ShapeError(
             f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes()}"
@@ -122,8 +119,7 @@ def _check(name: str, rank: int, x: Array, weight: Array, bias: Array | None, gr
     if c != takes:
         raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes()}")
     o = weight.shape[1] * groups if transposed else weight.shape[0]
-    if bias is not None and bias.shape != (o,):
-        raise ShapeError(f"{name}: bias must have shape ({o},), one per output channel, got {tuple(bias.shape)}")
+    check_shape(name, (o,), "one per output channel", bias=bias)
 
 
 def _conv_nd(
@@ -138,10 +134,11 @@ def _conv_nd(
     activation: str | None,
 ) -> Result:
     name = f"conv{rank}d"
-    xp = namespace(name, x=x, weight=weight, bias=bias)
-    _check(name, rank, x, weight, bias, groups, transposed=False)
+    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
+    sizes = map_sizes(name, x, rank)
+    _check_weight(name, rank, x, weight, bias, groups, transposed=False)
     relu = is_relu(name, activation)
-    axes = window_axes(name, tuple(x.shape[-rank:]), tuple(weight.shape[2:]), stride, padding, dilation)
+    axes = window_axes(name, sizes, tuple(weight.shape[2:]), stride, padding, dilation)
     return _batched(_conv, rank, xp, x, weight, bias, axes, groups, relu)
 
 
@@ -151,21 +148,22 @@ def _conv_transpose_nd(
     weight: Array,
     bias: Array | None,
     stride: Integers,
-    padding: Integers,
+    padding: Padding,
     output_padding: Integers,
     groups: int,
     dilation: Integers,
 ) -> Result:
     name = f"conv_transpose{rank}d"
-    xp = namespace(name, x=x, weight=weight, bias=bias)
-    _check(name, rank, x, weight, bias, groups, transposed=True)
-    sizes, kernel = tuple(x.shape[-rank:]), tuple(weight.shape[2:])
+    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
+    sizes = map_sizes(name, x, rank)
+    _check_weight(name, rank, x, weight, bias, groups, transposed=True)
+    kernel = tuple(weight.shape[2:])
     axes = transposed_axes(name, sizes, kernel, stride, padding, output_padding, dilation)
     return _batched(_conv_transpose, rank, xp, x, weight, bias, axes, groups)
 
 
 def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *rest: Any) -> Result:
-    """Call a body, which takes a batch, also for one image without a batch axis."""
+    """Call a body, which takes a batch, for a batch or for one image without a batch axis."""
     if x.ndim == rank + 2:
         return body(xp, x, *rest)
     y, batch_backward = body(xp, x[None, ...], *rest)
@@ -178,7 +176,7 @@ def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *
 
 
 def _samples(rank: int) -> list[Any]:
-    """Give the options that matter at each rank: plain, everything at once, depthwise, one image without a batch."""
+    """Return the samples of a rank: plain, all options at once, depthwise, and one image without a batch axis."""
     sizes, kernel = (7, 6, 5)[:rank], (3, 2, 2)[:rank]
     return [
         sample({"x": (2, 3, *sizes), "weight": (4, 3, *kernel), "bias": (4,)}),
@@ -221,32 +219,33 @@ def conv2d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Result:
-    """Convolve images with a bank of kernels (cross-correlation: the kernel is not flipped).
+    """Convolve images with kernels, which are not flipped (cross-correlation).
 
     `y[n, o, i, j] = bias[o] + sum over c, p, q of weight[o, c, p, q] * x[n, c, i * sh + p * dh - top, j * sw + q * dw -
-    left]` with strides s, dilations d, and the sum over the channels of o's group and the kernel's positions.
+    left]`, with strides s and dilations d. The sum is over the channels of the group of o and the kernel positions.
 
     Parameters
     ----------
-    x : (n, c, h, w), or (c, h, w) for one image; floating point.
-    weight : (o, c / groups, kh, kw), the dtype of x.
+    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
+    weight : (o, c / groups, kh, kw), of the dtype of x.
     bias : (o,) or None.
     stride, dilation : an integer, or one per axis.
-    padding : zeros around each map: an integer, one per axis, a (before, after) pair per axis, `'valid'` (none) or
-        `'same'`, which gives `ceil(size / stride)` outputs at any stride with the odd zero at the end.
-    groups : the channels are split into so many groups, each with its own `o / groups` kernels; `c` is depthwise.
-    activation : None, or `'relu'` to apply it to y in the same pass; backward then keeps y, too.
+    padding : number of zeros on both sides of each map: an integer, one per axis, a (before, after) pair per axis,
+        `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs, with the odd zero at the end.
+    groups : number of groups that the channels are split into, each with its own `o / groups` kernels; c groups make a
+        depthwise convolution.
+    activation : None, or `'relu'` to apply it to y in the same pass.
 
     Returns
     -------
-    y : (n, o, oh, ow) with `oh = (h + before + after - dilation * (kh - 1) - 1) // stride + 1`, and `(o, oh, ow)` for
+    y : (n, o, oh, ow) with `oh = (h + before + after - dilation * (kh - 1) - 1) // stride + 1`, or (o, oh, ow) for
         one image.
-    backward : dy -> (dx, dweight, dbias). It keeps x and weight.
+    backward : dy -> (dx, dweight, dbias). It keeps x and weight, and y if there is an activation.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other or the options, or the kernel is larger than the padded map.
+        If the arrays do not fit each other or the options, or the kernel is larger than the padded map.
 
     Notes
     -----
@@ -266,7 +265,7 @@ def conv1d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Result:
-    """Convolve signals: `conv2d` with one spatial axis. x (n, c, w) or (c, w), weight (o, c / groups, kw)."""
+    """Convolve signals, x (n, c, w) or (c, w), with weight (o, c / groups, kw): `conv2d` with one spatial axis."""
     return _conv_nd(1, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
@@ -281,7 +280,7 @@ def conv3d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Result:
-    """Convolve volumes: `conv2d` with three spatial axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    """Convolve volumes, x (n, c, d, h, w) or (c, d, h, w): `conv2d` with three spatial axes."""
     return _conv_nd(3, x, weight, bias, stride, padding, dilation, groups, activation)
 
 
@@ -291,33 +290,34 @@ def conv_transpose2d(
     weight: Array,
     bias: Array | None = None,
     stride: Integers = 1,
-    padding: Integers = 0,
+    padding: Padding = 0,
     output_padding: Integers = 0,
     groups: int = 1,
     dilation: Integers = 1,
 ) -> Result:
-    """Spread each pixel over a kernel: the input gradient of `conv2d`, used as a forward pass.
+    """Apply a transposed convolution to images: the input gradient of `conv2d`, used as a forward pass.
 
     Parameters
     ----------
-    x : (n, c, h, w), or (c, h, w) for one image; floating point.
-    weight : (c, o / groups, kh, kw), the dtype of x.
+    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
+    weight : (c, o / groups, kh, kw), of the dtype of x.
     bias : (o,) or None.
-    stride, padding, dilation : of the convolution that this one transposes; padding also as (before, after) pairs.
-    output_padding : pixels added at the end of each axis, smaller than stride or dilation: it says which of the sizes
-        that the strided convolution maps to h is meant.
+    stride, padding, dilation : those of the convolution that this one transposes. Padding may be a (before, after)
+        pair per axis, but neither `'same'` nor `'valid'`.
+    output_padding : number of pixels added at the end of each axis, smaller than stride or dilation. It chooses one of
+        the sizes that the strided convolution maps to h.
     groups : as in `conv2d`.
 
     Returns
     -------
-    y : (n, o, oh, ow) with
-        `oh = (h - 1) * stride - before - after + dilation * (kh - 1) + output_padding + 1`.
+    y : (n, o, oh, ow) with `oh = (h - 1) * stride - before - after + dilation * (kh - 1) + output_padding + 1`, or
+        (o, oh, ow) for one image.
     backward : dy -> (dx, dweight, dbias). It keeps x and weight.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other or the options.
+        If the arrays do not fit each other or the options.
     """
     return _conv_transpose_nd(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
@@ -328,12 +328,12 @@ def conv_transpose1d(
     weight: Array,
     bias: Array | None = None,
     stride: Integers = 1,
-    padding: Integers = 0,
+    padding: Padding = 0,
     output_padding: Integers = 0,
     groups: int = 1,
     dilation: Integers = 1,
 ) -> Result:
-    """Spread signals: `conv_transpose2d` with one spatial axis. x (n, c, w) or (c, w)."""
+    """Apply a transposed convolution to signals, x (n, c, w) or (c, w): `conv_transpose2d` with one spatial axis."""
     return _conv_transpose_nd(1, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -343,10 +343,10 @@ def conv_transpose3d(
     weight: Array,
     bias: Array | None = None,
     stride: Integers = 1,
-    padding: Integers = 0,
+    padding: Padding = 0,
     output_padding: Integers = 0,
     groups: int = 1,
     dilation: Integers = 1,
 ) -> Result:
-    """Spread volumes: `conv_transpose2d` with three spatial axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    """Apply a transposed convolution to volumes, x (n, c, d, h, w) or (c, d, h, w): see `conv_transpose2d`."""
     return _conv_transpose_nd(3, x, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -1,7 +1,7 @@
-"""The losses of classification: cross entropy from logits, and negative log likelihood from log-probabilities.
+"""Losses of classification: cross entropy from logits, and negative log likelihood from log-probabilities.
 
-Both are `loss = -sum over classes of q * log(p)` for each row. q holds what the target asks for, times the class
-weights: a one at the labelled class, perhaps smoothed; nothing in an ignored row. Labels become one-hot by comparison,
+Both are `loss = -sum over classes of q * log(p)` for each row, where q is the target distribution times the class
+weights: one at the labelled class, perhaps smoothed, and zero in an ignored row. Labels become one-hot by comparison,
 because the array API has no scatter.
 
 Sizes: n rows, c classes. The class axis is axis 1, or axis 0 of a single row without a batch.
@@ -14,24 +14,28 @@ from types import ModuleType
 import array_api_compat
 
 from xcnn._array import Array, full, is_array, is_kind, namespace, namespace_of
+from xcnn._check import check_shape, choice, integer, number
 from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, labels, op, positive, probabilities, sample
-from xcnn.ops._reduction import check_reduction, reduce, spread
+from xcnn.ops._reduction import REDUCTIONS, reduce, spread
 from xcnn.ops.softmax import log_probabilities
 
 __all__ = ["cross_entropy", "nll_loss"]
 
 
-def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int) -> bool:
-    """Check what the losses share but for the range of labels, and say whether the target holds such."""
+def _holds_labels(
+    name: str, xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, reduction: str
+) -> bool:
+    """Check the arguments, except for the range of labels; return whether the target holds labels."""
+    choice(name, "reduction", reduction, REDUCTIONS)
+    integer(name, "ignore_index", ignore_index, -(2**31), 2**31 - 1)
     axis = min(1, x.ndim - 1)
     if axis < 0 or x.shape[axis] == 0:
         raise ShapeError(f"{name}: x must be (n, classes, ...) or (classes,), got {tuple(x.shape)}")
     c, rows = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
-    if weight is not None and weight.shape != (c,):
-        raise ShapeError(f"{name}: weight must have shape ({c},), one per class, got {tuple(weight.shape)}")
+    check_shape(name, (c,), "one per class", weight=weight)
     if not is_array(target) or namespace_of(target) is not xp:
         raise DtypeError(f"{name}: target must be a {xp.__name__} array like x, got {type(target).__name__}")
     soft = name == "cross_entropy"
@@ -49,7 +53,7 @@ def _check(name: str, xp: ModuleType, x: Array, target: Array, weight: Array | N
 
 
 def _check_range(name: str, c: int, target: Array, ignore_index: int) -> None:
-    """Check that labels are class indices, where looking costs no synchronisation with a device."""
+    """Check that labels are class indices, if they are on the host; elsewhere it would cost a synchronisation."""
     if not on_host(target):
         return
     out = (target < 0) | (target >= c)
@@ -61,7 +65,7 @@ def _check_range(name: str, c: int, target: Array, ignore_index: int) -> None:
 def _asked_by_labels(
     xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, smoothing: float = 0.0
 ) -> tuple[Array, Array]:
-    """Give q, of the shape of x, and the total weight of the labels (0-d), which the mean divides by."""
+    """Return q, of the shape of x, and the total weight of the labels (0-d), by which the mean divides."""
     axis, trailing, dtype = min(1, x.ndim - 1), (1,) * (x.ndim - 2), x.dtype
     c, rows = x.shape[axis], (*target.shape[:axis], 1, *target.shape[axis:])
     wide = target.dtype in (xp.int32, xp.int64)  # a smaller dtype might not hold c or ignore_index
@@ -73,9 +77,8 @@ def _asked_by_labels(
     if weight is not None:
         counts = counts * xp.reshape(weight, (c, *trailing))
         q = q * counts
-    if not on_host(
-        target
-    ):  # nobody looked: a label out of range makes its row NaN (set, as compilers take 0 * NaN for 0)
+    if not on_host(target):  # the range is not checked: a label out of range makes its row NaN
+        # Written, not multiplied: compilers take 0 * NaN for 0.
         q = xp.where(counted & ((t < 0) | (t >= c)), math.nan, q)
     total = xp.sum(q)
     return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
@@ -84,7 +87,7 @@ def _asked_by_labels(
 def _asked_by_probabilities(
     xp: ModuleType, target: Array, weight: Array | None, smoothing: float
 ) -> tuple[Array, Array]:
-    """Give q, and the number of rows (0-d)."""
+    """Return q, and the number of rows (0-d)."""
     c, trailing = target.shape[min(1, target.ndim - 1)], (1,) * (target.ndim - 2)
     q = target * (1.0 - smoothing) + smoothing / c if smoothing else target
     q = q if weight is None else q * xp.reshape(weight, (c, *trailing))
@@ -100,7 +103,7 @@ def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str)
 
 
 def _dlosses(xp: ModuleType, dy: Array, total: Array, reduction: str, axis: int) -> Array:
-    """Give the gradient of each row's loss, broadcasting to x; q is 0 anyway where the total is."""
+    """Return the gradient of each row's loss, which broadcasts to x; if the total is 0, so is q."""
     dy = xp.expand_dims(dy, axis=axis) if reduction == "none" else dy
     return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))
 
@@ -168,41 +171,43 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Result:
-    """Compare logits with labels: `-log softmax(x)[label]`, or `-sum over classes of target * log softmax(x)`.
+    """Return the cross entropy between logits and targets.
+
+    It is `-log softmax(x)[label]` for labels, and `-sum over classes of target * log softmax(x)` for probabilities.
 
     Parameters
     ----------
-    x : (n, c), (n, c, ...) or (c,) for one row: logits, floating point.
-    target : integer class indices of the shape of x without its class axis; or probabilities, of x's shape and dtype.
-    weight : (c,), a factor per class, the dtype of x, or None.
-    ignore_index : a label whose rows do not count; not for probabilities.
-    reduction : `'mean'` over rows (weighted by `weight` of each label), `'sum'` or `'none'`.
-    label_smoothing : between 0 and 1, the share of the target that is spread evenly over the classes.
+    x : logits, a floating-point array (n, c), (n, c, ...), or (c,) for one row.
+    target : integer class indices, of the shape of x without its class axis; or probabilities, of the shape and dtype
+        of x.
+    weight : a factor per class (c,), of the dtype of x, or None.
+    ignore_index : the label of rows that do not count; not for probabilities.
+    reduction : `'mean'` over rows (weighted by the `weight` of each label), `'sum'` or `'none'`.
+    label_smoothing : the share of the target, from 0 to 1, that is spread evenly over the classes.
 
     Returns
     -------
     y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
-    backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps
-        log softmax(x), what the target asks for (of x's shape) and weight; or, in compiled code, softmax(x) and target.
+    backward : dy -> (dx, dtarget, None), dtarget None for class indices. It keeps log softmax(x), the target
+        distribution (of the shape of x) and weight; or, in compiled code, softmax(x) and target.
 
     Raises
     ------
     ShapeError, DtypeError
-        Where the arrays do not fit each other.
+        If the arrays do not fit each other.
     UsageError
-        For an option out of range, or a label out of range in an array on the host. On other devices, where looking
-        would cost a synchronisation, such a row's loss and gradient are NaN.
+        If an option is out of range, or a label in an array on the host is. On other devices, where the check would
+        cost a synchronisation, the loss and the gradient of such a row are NaN.
 
     Notes
     -----
     C. Szegedy et al., Rethinking the Inception architecture for computer vision, 2016, section 7 (label smoothing).
     """
-    xp = namespace("cross_entropy", x=x, weight=weight)
-    check_reduction(reduction)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise UsageError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
-    by_labels = _check("cross_entropy", xp, x, target, weight, ignore_index)
-    return _cross_entropy(xp, x, target, weight, ignore_index, reduction, label_smoothing, by_labels)
+    name = "cross_entropy"
+    xp = namespace(name, optional=("weight",), x=x, weight=weight)
+    smoothing = number(name, "label_smoothing", label_smoothing, "[0, 1]")
+    by_labels = _holds_labels(name, xp, x, target, weight, ignore_index, reduction)
+    return _cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, by_labels)
 
 
 @op("x target weight", saves="q total", constants="weight", samples=_TARGETS)
@@ -213,27 +218,26 @@ def nll_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Result:
-    """Compare log-probabilities with labels: `-x[label]`. After `log_softmax` this is `cross_entropy` in two steps.
+    """Return the negative log likelihood `-x[label]`. After `log_softmax` it is the cross entropy.
 
     Parameters
     ----------
-    x : (n, c), (n, c, ...) or (c,) for one row: log-probabilities, floating point.
-    target : integer class indices of the shape of x without its class axis.
+    x : log-probabilities, a floating-point array (n, c), (n, c, ...), or (c,) for one row.
+    target : integer class indices, of the shape of x without its class axis.
     weight, ignore_index, reduction : as in `cross_entropy`.
 
     Returns
     -------
     y : 0-d, or the shape of x without its class axis for `'none'`. The mean of no rows is NaN.
-    backward : dy -> (dx, None, None). It keeps what the target asks for, of x's shape.
+    backward : dy -> (dx, None, None). It keeps the target distribution, of the shape of x.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
         As in `cross_entropy`.
     """
-    xp = namespace("nll_loss", x=x, weight=weight)
-    check_reduction(reduction)
-    _check("nll_loss", xp, x, target, weight, ignore_index)
+    xp = namespace("nll_loss", optional=("weight",), x=x, weight=weight)
+    _holds_labels("nll_loss", xp, x, target, weight, ignore_index, reduction)
     axis = min(1, x.ndim - 1)
     _check_range("nll_loss", x.shape[axis], target, ignore_index)
     q, total = _asked_by_labels(xp, x, target, weight, ignore_index)

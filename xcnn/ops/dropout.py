@@ -1,4 +1,4 @@
-"""Dropout: numbers set to zero at random in training, so that no feature relies on another one alone."""
+"""Dropout: elements set to zero at random in training, so that no feature relies on another one alone."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -6,6 +6,7 @@ from types import ModuleType
 import numpy as np
 
 from xcnn._array import Array, namespace
+from xcnn._check import flag, is_integer, number
 from xcnn._dispatch import body
 from xcnn.devices import like
 from xcnn.errors import UsageError
@@ -16,7 +17,7 @@ __all__ = ["dropout"]
 
 @body
 def _dropout(xp: ModuleType, x: Array, p: float, generator: np.random.Generator) -> Result:
-    """Drop what the generator's next float32 numbers, one for each of x in C order, are below p for."""
+    """Drop the elements of x, in C order, for which the generator's next float32 number is below p."""
     mask = like(generator.random(x.shape, dtype=np.float32) >= p, x)
     if p < 1.0:
         mask *= 1.0 / (1.0 - p)
@@ -29,36 +30,36 @@ def _dropout(xp: ModuleType, x: Array, p: float, generator: np.random.Generator)
 
 @op("x", saves="mask", samples=[sample({"x": (3, 4)}, p=0.4, rng=0), sample({"x": (2, 3, 4)}, p=1.0, rng=0)])
 def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | int) -> Result:
-    """Set each number to zero with probability p and divide the others by 1 - p, which keeps the mean.
+    """Set each element to zero with probability p and divide the others by 1 - p, which keeps the mean.
 
     Parameters
     ----------
-    x : any shape, floating point.
-    p : between 0 and 1.
-    training : False returns x, as does p = 0; neither draws a number.
-    rng : the generator that the mask is drawn from, or a seed, which always gives the same mask. It is drawn in
-        float32, so that every device and dtype sees the same one. (PyTorch has a global generator instead.)
+    x : floating-point array of any shape.
+    p : a probability, from 0 to 1.
+    training : if False, or if p is 0, y is x and no number is drawn.
+    rng : the generator that draws the mask, or a seed, which always gives the same mask. The mask is drawn in float32,
+        so that it is the same on every device and for every dtype. (PyTorch has a global generator instead.)
 
     Returns
     -------
-    y : the shape of x; x itself where nothing is dropped.
-    backward : dy -> (dx,). It keeps the mask, which holds 0 and 1 / (1 - p) (in compiled code a byte each, 0 or 1), or
-        nothing where y is x.
+    y : the shape of x; x itself if nothing is dropped.
+    backward : dy -> (dx,). It keeps the mask, which holds 0 and 1 / (1 - p) (in compiled code 0 and 1, a byte each), or
+        nothing if y is x.
 
     Raises
     ------
     UsageError, DtypeError
-        For a probability out of range, an rng that is none, or an x that is no floating-point array.
+        If p is not a probability, training not a bool, rng neither a generator nor a seed, or x not a floating-point
+        array.
 
     Notes
     -----
     N. Srivastava et al., Dropout: a simple way to prevent neural networks from overfitting, JMLR 15 (2014) 1929-1958.
     """
     xp = namespace("dropout", x=x)
-    if not 0.0 <= p <= 1.0:
-        raise UsageError(f"dropout: p must be between 0 and 1, got {p!r}")
-    if not isinstance(rng, np.random.Generator) and not (isinstance(rng, int | np.integer) and rng >= 0):
+    p = number("dropout", "p", p, "[0, 1]")
+    if not isinstance(rng, np.random.Generator) and not (is_integer(rng) and rng >= 0):
         raise UsageError(f"dropout: rng must be a numpy.random.Generator or a seed of at least 0, got {rng!r}")
-    if not training or p == 0.0:
+    if not flag("dropout", "training", training) or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
     return _dropout(xp, x, p, np.random.default_rng(rng))

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over
+from xcnn._check import axis, check_shape
 from xcnn._dispatch import body
-from xcnn.errors import DtypeError, ShapeError, UsageError
+from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import is_relu
 
@@ -15,7 +16,7 @@ __all__ = ["flatten", "linear"]
 
 @body
 def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
-    """Multiply rows x (n, i) by a matrix, then cut off what is negative if `relu` says so."""
+    """Multiply rows x (n, i) by a matrix; `relu` sets what is negative to 0."""
     has_bias = bias is not None
     result = x @ weight.T  # (n, o)
     if has_bias:
@@ -44,28 +45,26 @@ def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: b
     ],
 )
 def linear(x: Array, weight: Array, bias: Array | None = None, activation: str | None = None) -> Result:
-    """Multiply vectors by a matrix: `y = x @ weight.T + bias`.
+    """Apply a linear map to vectors: `y = x @ weight.T + bias`.
 
     Parameters
     ----------
-    x : (..., i), any number of leading axes, floating point.
+    x : floating-point array (..., i) with any number of leading axes.
     weight : (o, i), the dtype of x.
     bias : (o,) or None.
-    activation : None, or `'relu'` to apply it to y in the same pass; backward then keeps y, too.
+    activation : None, or `'relu'` to apply it to y in the same pass.
 
     Returns
     -------
     y : (..., o).
-    backward : dy -> (dx, dweight, dbias). It keeps x and weight.
+    backward : dy -> (dx, dweight, dbias). It keeps x and weight, and y if there is an activation.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other, or the activation is unknown.
+        If the arrays do not fit each other, or the activation is unknown.
     """
-    xp = namespace("linear", x=x, weight=weight, bias=bias)
-    if weight is None:
-        raise DtypeError("linear: weight must be an array, got None")
+    xp = namespace("linear", optional=("bias",), x=x, weight=weight, bias=bias)
     if weight.ndim != 2:
         raise ShapeError(f"linear: weight must have 2 axes (out, in), got {tuple(weight.shape)}")
     o, i = weight.shape
@@ -74,8 +73,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
             f"linear: weight takes {i} features, x has {x.shape[-1] if x.ndim else 'no axis'} "
             f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
         )
-    if bias is not None and bias.shape != (o,):
-        raise ShapeError(f"linear: bias must have shape ({o},), one per output feature, got {tuple(bias.shape)}")
+    check_shape("linear", (o,), "one per output feature", bias=bias)
     relu = is_relu("linear", activation)
     if x.ndim == 2:
         return _linear(xp, x, weight, bias, relu)
@@ -95,24 +93,25 @@ def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
 
     Parameters
     ----------
-    x : at least as many axes as `start_dim` and `end_dim` name, floating point.
-    start_dim : the first axis to join. The default keeps the batch axis, as PyTorch's layer does; its function has 0.
+    x : floating-point array of any shape.
+    start_dim : the first axis to join. The default keeps the batch axis, as PyTorch's layer does; the default of
+        PyTorch's function is 0.
     end_dim : the last axis to join.
 
     Returns
     -------
-    y : x in row-major order with the joined axes' sizes multiplied; where the library can, a view of x.
+    y : x with one axis in place of the joined ones, in row-major order; a view of x if the library can make one.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
     ------
     UsageError, DtypeError
-        Where x has no such axes, they come in the wrong order, or x is no floating-point array.
+        If x has no such axes in this order, or is not a floating-point array.
     """
     xp = namespace("flatten", x=x)
     shape = x.shape
-    first, last = (dim + len(shape) if dim < 0 else dim for dim in (start_dim, end_dim))
-    if not 0 <= first <= last < len(shape):
+    first, last = axis("flatten", "start_dim", start_dim, shape), axis("flatten", "end_dim", end_dim, shape)
+    if first > last:
         raise UsageError(f"flatten: x {tuple(shape)} has no axes {start_dim} to {end_dim} in this order")
     y = xp.reshape(x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
 

@@ -1,11 +1,13 @@
-"""The losses that compare two arrays element by element: squared, absolute, and binary cross entropy."""
+"""Losses that compare two arrays element by element: squared, absolute, and binary cross entropy."""
 
 from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
+from xcnn._check import check_shape, choice
 from xcnn.errors import ShapeError
+from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._op import Gradients, Result, op, positive, probabilities, sample
-from xcnn.ops._reduction import check_reduction, reduce, size, spread
+from xcnn.ops._reduction import REDUCTIONS, reduce, size, spread
 from xcnn.ops.activation import logistic
 
 __all__ = ["binary_cross_entropy_with_logits", "l1_loss", "mse_loss"]
@@ -15,33 +17,32 @@ _PAIR = {"x": (3, 4), "target": (3, 4)}
 _PAIRS = [sample(_PAIR), sample(_PAIR, reduction="sum"), sample(_PAIR, reduction="none")]
 
 
-def _check(name: str, x: Array, target: Array, reduction: str) -> None:
-    check_reduction(reduction)
-    if x.shape != target.shape:
-        raise ShapeError(f"{name}: target must have the shape of x {tuple(x.shape)}, got {tuple(target.shape)}")
+def _check_pair(name: str, x: Array, target: Array, reduction: str) -> None:
+    choice(name, "reduction", reduction, REDUCTIONS)
+    check_shape(name, x.shape, "that of x", target=target)
 
 
 @op("x target", saves="difference", samples=_PAIRS)
 def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
-    """Square the differences: `(x - target)**2`.
+    """Return the squared error `(x - target)**2`.
 
     Parameters
     ----------
-    x, target : the same shape and dtype, floating point (nothing is broadcast, unlike in PyTorch).
+    x, target : floating-point arrays of one shape and dtype. (PyTorch broadcasts.)
     reduction : `'mean'` over all elements, `'sum'` or `'none'`.
 
     Returns
     -------
-    y : 0-d, or the shape of x for `'none'`. The mean of no elements is NaN.
+    y : 0-d, or the shape of x for `'none'`. The mean of an empty array is NaN.
     backward : dy -> (dx, dtarget). It keeps x - target.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays differ, or for an unknown reduction.
+        If the arrays differ in shape or dtype, or the reduction is unknown.
     """
     xp = namespace("mse_loss", x=x, target=target)
-    _check("mse_loss", x, target, reduction)
+    _check_pair("mse_loss", x, target, reduction)
     difference = x - target
     y = reduce(xp, difference * difference, reduction, size(x))
 
@@ -54,25 +55,25 @@ def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
 
 @op("x target", saves="difference", samples=_PAIRS)
 def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
-    """Take the size of the differences: `|x - target|`.
+    """Return the absolute error `|x - target|`.
 
     Parameters
     ----------
-    x, target : the same shape and dtype, floating point (nothing is broadcast, unlike in PyTorch).
+    x, target : floating-point arrays of one shape and dtype. (PyTorch broadcasts.)
     reduction : `'mean'` over all elements, `'sum'` or `'none'`.
 
     Returns
     -------
-    y : 0-d, or the shape of x for `'none'`. The mean of no elements is NaN.
-    backward : dy -> (dx, dtarget), with slope 0 where the two are equal. It keeps x - target.
+    y : 0-d, or the shape of x for `'none'`. The mean of an empty array is NaN.
+    backward : dy -> (dx, dtarget), with slope 0 where x and target are equal. It keeps x - target.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays differ, or for an unknown reduction.
+        If the arrays differ in shape or dtype, or the reduction is unknown.
     """
     xp = namespace("l1_loss", x=x, target=target)
-    _check("l1_loss", x, target, reduction)
+    _check_pair("l1_loss", x, target, reduction)
     difference = x - target
     y = reduce(xp, xp.abs(difference), reduction, size(x))
 
@@ -103,40 +104,41 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Array | None = None,
 ) -> Result:
-    """Compare logits of yes-or-no questions with the answers.
+    """Return the binary cross entropy between logits and targets.
 
     `y = -weight * (pos_weight * target * log(s) + (1 - target) * log(1 - s))` with `s = sigmoid(x)`.
 
     Parameters
     ----------
-    x : any shape, logits, floating point.
-    target : the shape and dtype of x, 0 .. 1.
-    weight : a factor of each loss, broadcasting to x, or None. It is constant: it gets no gradient.
+    x : logits, a floating-point array of any shape.
+    target : probabilities from 0 to 1, of the shape and dtype of x.
+    weight : a factor of each loss that broadcasts to x, or None. It has no gradient.
     reduction : `'mean'` over all elements, `'sum'` or `'none'`.
-    pos_weight : a factor of the losses of yes, broadcasting to x, or None. It is constant too.
+    pos_weight : a factor of the positive term that broadcasts to x, or None. It has no gradient.
 
     Returns
     -------
-    y : 0-d, or the shape of x for `'none'`. The mean of no elements is NaN.
+    y : 0-d, or the shape of x for `'none'`. The mean of an empty array is NaN.
     backward : dy -> (dx, dtarget, None, None). It keeps its arguments.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other, or for an unknown reduction.
+        If the arrays do not fit each other, or the reduction is unknown.
     """
     name = "binary_cross_entropy_with_logits"
-    xp = namespace(name, x=x, target=target, weight=weight, pos_weight=pos_weight)
-    _check(name, x, target, reduction)
-    for option, factor in (("weight", weight), ("pos_weight", pos_weight)):
-        if factor is not None and not _broadcasts(factor.shape, x.shape):
+    factors = {"weight": weight, "pos_weight": pos_weight}
+    xp = namespace(name, optional=factors, x=x, target=target, **factors)
+    _check_pair(name, x, target, reduction)
+    for option, factor in factors.items():
+        if factor is not None and broadcast_shape(factor.shape, x.shape) != x.shape:
             raise ShapeError(f"{name}: {option} must broadcast to x {tuple(x.shape)}, got {tuple(factor.shape)}")
 
     def weigh(array: Array, factor: Array | None) -> Array:
         return array if factor is None else array * factor
 
     def costs() -> tuple[Array, Array]:
-        """Give the losses of yes and no, -log(s) and -log(1 - s); no intermediate overflows."""
+        """Return -log(s) and -log(1 - s), computed without overflow."""
         tail = xp.log1p(xp.exp(-xp.abs(x)))
         return weigh(xp.maximum(-x, 0.0) + tail, pos_weight), xp.maximum(x, 0.0) + tail
 
@@ -155,7 +157,3 @@ def binary_cross_entropy_with_logits(
         return dx, dtarget, None, None
 
     return y, backward
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))

@@ -1,8 +1,8 @@
-"""Normalisations: batch, layer, group and instance norm, which differ in the axes that they average over.
+"""Normalisations: batch, layer, group and instance norm, which differ in the axes they average over.
 
-All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_norm` is this formula with its gradient, on
-a view of x whose axes are whole groups; an op says what view that is. Backward keeps x, and one mean and rstd per
-group, not the normalised x, which it makes again: x is the result of the layer before and mostly alive anyway.
+All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_norm` is this formula with its gradient, on a view of
+x that gives the groups axes of their own; each op chooses the view. Backward keeps x, and one mean and rstd per group.
+It computes the normalised x again, because x is the result of the layer before and mostly alive anyway.
 
 Sizes: n images, c channels, g groups.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over
-from xcnn._check import integers
+from xcnn._check import check_shape, flag, integer, integers, number
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, positive, sample
@@ -24,7 +24,7 @@ __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """How an op sees x: `shape`, the `axes` to average over, and the shape that weight and bias take beside it."""
+    """How an op views x: its `shape`, the `axes` to average over, and the shape of `weight` and bias that fits it."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
@@ -32,12 +32,12 @@ class _View:
 
     @property
     def count(self) -> int:
-        """Numbers per mean."""
+        """Elements per mean."""
         return math.prod(self.shape[axis] for axis in self.axes)
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """Axes along which all numbers have the same weight."""
+        """Axes along which all elements have the same weight."""
         return tuple(axis for axis, size in enumerate(self.weight) if size == 1)
 
 
@@ -51,7 +51,7 @@ def _norm(
     view: _View,
     given: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients], Array, Array]:
-    """Normalise x by its own mean and variance, or by given constants; return y, backward, mean and variance."""
+    """Normalise x by its own mean and variance, or by given ones; return y, backward, mean and variance."""
     count, constant, shape = view.count or 1, given is not None, x.shape
     bias_shape = None if bias is None else bias.shape
     y = xp.reshape(x, view.shape)
@@ -71,7 +71,7 @@ def _norm(
         """Map dy to (dx, dweight, dbias).
 
         With xhat = (x - mean) * rstd and d = dy * weight, `dx = rstd * (d - mean(d) - xhat * mean(d * xhat))`, or
-        rstd * d for constants. The sums that dweight, dbias and these means have in common are taken first.
+        `rstd * d` if the mean and variance are given. The sums that dweight, dbias and these means share come first.
         """
         dx = dweight = dbias = None
         dy = xp.reshape(dy, view.shape)
@@ -103,24 +103,73 @@ def _norm(
 def _running_statistics(
     xp: ModuleType, running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, unbias: float
 ) -> tuple[Array, Array]:
-    """Give the running statistics (c,) after a batch with these; `unbias` makes its variance divide by N - 1."""
+    """Return the running statistics (c,) after a batch with this mean and variance; `unbias` is N / (N - 1)."""
     keep = 1.0 - momentum
     return keep * running_mean + momentum * mean, keep * running_var + momentum * (var * unbias)
 
 
-def _check(name: str, shape: tuple[int, ...], **parameters: Array | None) -> None:
-    for parameter, array in parameters.items():
-        if array is not None and array.shape != shape:
-            raise ShapeError(f"{name}: {parameter} must have shape {shape}, got {tuple(array.shape)}")
+Normalised = tuple[tuple[Array, Array | None, Array | None], Callable[..., Gradients]]
+"""(y, running mean, running variance), backward."""
 
 
-def _check_channels(name: str, x: Array, rank: int = 2) -> None:
-    if x.ndim < rank:
-        axes = "(n, c, *sizes)" if rank == 2 else "(n, c, *sizes) with at least one size"
-        raise ShapeError(f"{name}: x must be {axes}, got {tuple(x.shape)}")
+def _check_channels(name: str, x: Array, sizes: str = "") -> None:
+    if x.ndim < (3 if sizes else 2):
+        raise ShapeError(f"{name}: x must be (n, c, *sizes){sizes}, got {tuple(x.shape)}")
 
 
-_IMAGES = {"x": (3, 2, 4), "running_mean": (2,), "running_var": positive(2), "weight": (2,), "bias": (2,)}
+def _groups(x: Array, g: int) -> _View:
+    """View x (n, c, *sizes) as g groups of channels per image; g is 0 only if c is."""
+    n, size = x.shape[0], x.shape[1] // max(g, 1)
+    return _View((n, g, size, math.prod(x.shape[2:])), (2, 3), (1, g, size, 1))
+
+
+def _channel_norm(
+    name: str,
+    own: str,
+    by_own: bool,
+    per_image: bool,
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    momentum: float,
+    eps: float,
+) -> Normalised:
+    """Normalise channels by their own statistics, over the batch or per image, or by the running ones.
+
+    `own` is the name of the option that asks for the channels' own statistics, `by_own` its value.
+    """
+    arrays = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    xp = namespace(name, optional=arrays, x=x, **arrays)
+    _check_channels(name, x, " with at least one size" if per_image else "")
+    n, c = x.shape[0], x.shape[1]
+    check_shape(name, (c,), "one per channel", **arrays)
+    flag(name, own, by_own)
+    eps, momentum = number(name, "eps", eps, "[0, inf)"), number(name, "momentum", momentum, "[0, 1]")
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    if running is None and (not by_own or running_mean is not running_var):
+        raise UsageError(f"{name}: running_mean and running_var must both be arrays or, if {own} is True, both be None")
+    per_group = by_own and per_image
+    view = _groups(x, c) if per_group else _View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
+    if by_own and view.count == 1:
+        raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}")
+    y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, None if by_own else running)
+    if by_own and running is not None and n and view.count:
+        mean, var = xp.reshape(mean, (-1, c)), xp.reshape(var, (-1, c))
+        mean, var = (xp.mean(a, axis=0) if per_group else a[0, ...] for a in (mean, var))
+        unbias = view.count / (view.count - 1)
+        running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, unbias)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx, dweight, dbias = gradients(dy, (needs[0], needs[3], needs[4]))
+        return dx, None, None, dweight, dbias
+
+    return (y, running_mean, running_var), backward
+
+
+_RUNNING = {"running_mean": (2,), "running_var": positive(2)}
+_IMAGES = {"x": (3, 2, 4), **_RUNNING, "weight": (2,), "bias": (2,)}
 _BARE = {"x": (4, 3), "running_mean": None, "running_var": None, "weight": None, "bias": None}
 
 
@@ -144,57 +193,88 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> tuple[tuple[Array, Array | None, Array | None], Callable[..., Gradients]]:
-    """Give each channel mean 0 and variance 1, over the batch in training and by the running statistics otherwise.
+) -> Normalised:
+    """Normalise each channel to mean 0 and variance 1 over the batch, or by the running statistics.
 
     Parameters
     ----------
-    x : (n, c) or (n, c, *sizes), floating point.
-    running_mean, running_var : (c,), both or, in training only, neither. They are not changed, unlike in PyTorch.
-    weight, bias : (c,), applied after the normalisation, or None.
-    training : use the statistics of this batch.
-    momentum : share of this batch in the new running statistics.
-    eps : added to the variance, for channels that are nearly constant.
+    x : floating-point array (n, c) or (n, c, *sizes).
+    running_mean, running_var : (c,); in training, both may be None. They are not changed, unlike in PyTorch.
+    weight, bias : scale and shift after the normalisation, (c,) or None.
+    training : whether to use the statistics of this batch.
+    momentum : share of this batch in the new running statistics, from 0 to 1.
+    eps : added to the variance; at least 0.
 
     Returns
     -------
-    (y, running_mean, running_var) : y of the shape of x, and the new running statistics (None where there were none).
-        The variance divides by N, the running variance by N - 1, as in PyTorch.
+    (y, running_mean, running_var) : y of the shape of x, and the new running statistics (None if there were none). The
+        variance divides by N, the running variance by N - 1, as in PyTorch.
     backward : dy -> (dx, None, None, dweight, dbias). It keeps x, weight, and mean and rstd of each channel.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other, the statistics are missing, or a channel has one number in training.
+        If the arrays do not fit each other, an option is out of range, the running statistics are missing, or a
+        channel has a single element in training.
 
     Notes
     -----
     S. Ioffe and C. Szegedy, Batch normalization, 2015, arXiv:1502.03167.
     """
-    name = "batch_norm"
-    xp = namespace(name, x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    _check_channels(name, x)
-    n, c = x.shape[0], x.shape[1]
-    _check(name, (c,), running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-    view = _View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
-    given = None
-    if running_mean is not None and running_var is not None:
-        given = None if training else (running_mean, running_var)
-    elif not training or running_mean is not running_var:
-        raise UsageError("batch_norm: running_mean and running_var are needed, both of them; in training also neither")
-    if training and view.count == 1:
-        raise ShapeError(f"batch_norm: training needs more than one number per channel, got x {tuple(x.shape)}")
-    y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, given)
-    if training and running_mean is not None and running_var is not None and view.count:
-        batch = xp.reshape(mean, (c,)), xp.reshape(var, (c,))
-        unbias = view.count / (view.count - 1)
-        running_mean, running_var = _running_statistics(xp, running_mean, running_var, *batch, momentum, unbias)
+    arrays = x, running_mean, running_var, weight, bias
+    return _channel_norm("batch_norm", "training", training, False, *arrays, momentum, eps)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx, dweight, dbias = gradients(dy, (needs[0], needs[3], needs[4]))
-        return dx, None, None, dweight, dbias
 
-    return (y, running_mean, running_var), backward
+@op(
+    "x running_mean running_var weight bias",
+    saves="x mean rstd weight",
+    constants="running_mean running_var",
+    samples=[
+        sample({**_IMAGES, "running_mean": None, "running_var": None}),
+        sample({**_BARE, "x": (2, 3, 2, 2)}, eps=0.1),
+        sample(_IMAGES, momentum=0.3),
+        sample(_IMAGES, use_input_stats=False),
+    ],
+)
+def instance_norm(
+    x: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Normalised:
+    """Normalise each channel of each image to mean 0 and variance 1, or each channel by the running statistics.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes) with at least one size.
+    running_mean, running_var : (c,); with `use_input_stats`, both may be None. They are not changed, unlike in PyTorch.
+    weight, bias : scale and shift after the normalisation, (c,) or None.
+    use_input_stats : whether to use the statistics of each image, as in training.
+    momentum : share of this batch, averaged over its images, in the new running statistics, from 0 to 1.
+    eps : added to the variance; at least 0.
+
+    Returns
+    -------
+    (y, running_mean, running_var) : y of the shape of x, and the new running statistics (None if there were none). The
+        variance divides by N, the running variance by N - 1, as in PyTorch.
+    backward : dy -> (dx, None, None, dweight, dbias). It keeps x, weight, and one mean and rstd per image and channel.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If the arrays do not fit each other, an option is out of range, the running statistics are missing, or an image
+        has a single element per channel.
+
+    Notes
+    -----
+    D. Ulyanov, A. Vedaldi and V. Lempitsky, Instance normalization, 2016, arXiv:1607.08022.
+    """
+    arrays = x, running_mean, running_var, weight, bias
+    return _channel_norm("instance_norm", "use_input_stats", use_input_stats, True, *arrays, momentum, eps)
 
 
 @op(
@@ -213,14 +293,14 @@ def layer_norm(
     bias: Array | None = None,
     eps: float = 1e-5,
 ) -> Result:
-    """Give the trailing axes together mean 0 and variance 1.
+    """Normalise the trailing axes together to mean 0 and variance 1.
 
     Parameters
     ----------
-    x : (..., *normalized_shape), floating point.
-    normalized_shape : the sizes of the trailing axes; an integer for one of them.
-    weight, bias : normalized_shape, applied after the normalisation, or None.
-    eps : added to the variance.
+    x : floating-point array (..., *normalized_shape).
+    normalized_shape : the sizes of the trailing axes; an integer for one axis.
+    weight, bias : scale and shift after the normalisation, of shape normalized_shape, or None.
+    eps : added to the variance; at least 0.
 
     Returns
     -------
@@ -230,28 +310,23 @@ def layer_norm(
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other, or normalized_shape holds no integers.
+        If the arrays do not fit each other, or an option is out of range.
 
     Notes
     -----
     J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, 2016, arXiv:1607.06450.
     """
-    xp = namespace("layer_norm", x=x, weight=weight, bias=bias)
+    name = "layer_norm"
+    xp = namespace(name, optional=("weight", "bias"), x=x, weight=weight, bias=bias)
     rank = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
-    trailing = integers("layer_norm", "normalized_shape", normalized_shape, rank, 0)
+    trailing = integers(name, "normalized_shape", normalized_shape, rank, 0)
+    eps = number(name, "eps", eps, "[0, inf)")
     lead = x.ndim - len(trailing)
     if not trailing or lead < 0 or x.shape[lead:] != trailing:
-        raise ShapeError(f"layer_norm: x must end in normalized_shape {trailing}, got {tuple(x.shape)}")
-    _check("layer_norm", trailing, weight=weight, bias=bias)
+        raise ShapeError(f"{name}: x must end in normalized_shape {trailing}, got {tuple(x.shape)}")
+    check_shape(name, trailing, "which is normalized_shape", weight=weight, bias=bias)
     features = math.prod(trailing)
     view = _View((math.prod(x.shape[:lead]), features), (1,), (1, features))
-    y, backward, _, _ = _norm(xp, x, weight, bias, eps, view)
-    return y, backward
-
-
-def _group_norm(xp: ModuleType, x: Array, g: int, weight: Array | None, bias: Array | None, eps: float) -> Result:
-    n, c = x.shape[0], x.shape[1]
-    view = _View((n, g, c // g, math.prod(x.shape[2:])), (2, 3), (1, g, c // g, 1))
     y, backward, _, _ = _norm(xp, x, weight, bias, eps, view)
     return y, backward
 
@@ -271,14 +346,14 @@ _PARAMETERS = {"weight": (4,), "bias": (4,)}
 def group_norm(
     x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
 ) -> Result:
-    """Give each group of channels of each image mean 0 and variance 1.
+    """Normalise each group of channels of each image to mean 0 and variance 1.
 
     Parameters
     ----------
-    x : (n, c) or (n, c, *sizes), floating point.
-    num_groups : how many groups the channels are split into; a divisor of c.
-    weight, bias : (c,), applied after the normalisation, or None.
-    eps : added to the variance.
+    x : floating-point array (n, c) or (n, c, *sizes).
+    num_groups : number of groups that the channels are split into; it divides c.
+    weight, bias : scale and shift after the normalisation, (c,) or None.
+    eps : added to the variance; at least 0.
 
     Returns
     -------
@@ -288,59 +363,19 @@ def group_norm(
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where the arrays do not fit each other or the groups.
+        If the arrays do not fit each other or the groups, or an option is out of range.
 
     Notes
     -----
     Y. Wu and K. He, Group normalization, 2018, arXiv:1803.08494.
     """
-    xp = namespace("group_norm", x=x, weight=weight, bias=bias)
-    _check_channels("group_norm", x)
-    c = x.shape[1]
-    (num_groups,) = integers("group_norm", "num_groups", num_groups, 1)
+    name = "group_norm"
+    xp = namespace(name, optional=("weight", "bias"), x=x, weight=weight, bias=bias)
+    _check_channels(name, x)
+    c, num_groups = x.shape[1], integer(name, "num_groups", num_groups)
     if c % num_groups:
-        raise UsageError(f"group_norm: num_groups must divide the {c} channels of x, got {num_groups!r}")
-    _check("group_norm", (c,), weight=weight, bias=bias)
-    return _group_norm(xp, x, num_groups, weight, bias, eps)
-
-
-@op(
-    "x weight bias",
-    saves="x mean rstd weight",
-    samples=[
-        sample({"x": (2, 4, 3), **_PARAMETERS}),
-        sample({"x": (2, 3, 2, 2), "weight": None, "bias": None}, eps=0.1),
-    ],
-)
-def instance_norm(x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5) -> Result:
-    """Give each channel of each image mean 0 and variance 1: `group_norm` with a group per channel.
-
-    The order of arguments is not PyTorch's, which has running statistics before `weight`: pass them by name.
-
-    Parameters
-    ----------
-    x : (n, c, *sizes) with at least one size, floating point.
-    weight, bias : (c,), applied after the normalisation, or None.
-    eps : added to the variance.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx, dweight, dbias). It keeps x, weight, and one mean and rstd per image and channel.
-
-    Raises
-    ------
-    ShapeError, DtypeError
-        Where the arrays do not fit each other, or a channel has a single number.
-
-    Notes
-    -----
-    D. Ulyanov, A. Vedaldi and V. Lempitsky, Instance normalization, 2016, arXiv:1607.08022. Unlike PyTorch's, it has
-    no running statistics: an image is always normalised by its own.
-    """
-    xp = namespace("instance_norm", x=x, weight=weight, bias=bias)
-    _check_channels("instance_norm", x, rank=3)
-    if math.prod(x.shape[2:]) == 1:
-        raise ShapeError(f"instance_norm: x needs more than one number per channel, got {tuple(x.shape)}")
-    _check("instance_norm", (x.shape[1],), weight=weight, bias=bias)
-    return _group_norm(xp, x, x.shape[1], weight, bias, eps)
+        raise UsageError(f"{name}: num_groups must divide the {c} channels of x, got {num_groups}")
+    check_shape(name, (c,), "one per channel", weight=weight, bias=bias)
+    eps = number(name, "eps", eps, "[0, inf)")
+    y, backward, _, _ = _norm(xp, x, weight, bias, eps, _groups(x, num_groups))
+    return y, backward

@@ -1,7 +1,7 @@
-"""Padding and cropping of trailing axes, with a value or with pixels of the map itself.
+"""Padding and cropping of trailing axes, with a constant or with pixels of the map.
 
-Every mode is a list of copies per axis: which pixels of x go where in y. Backward runs the same list the other way, and
-adds. To add a mode, say in `MODES` where its pixels come from.
+Each mode is a list of copies per axis: which pixels of x go where in y. Backward runs the list in reverse and adds. A
+new mode is a row of `MODES`, which tells where its pixels come from.
 """
 
 import math
@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
-from xcnn._check import is_integer
-from xcnn.errors import ShapeError, UsageError, unknown
+from xcnn._check import choice, is_integer, number
+from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._window import along
 
@@ -18,10 +18,10 @@ __all__ = ["MODES", "Mode", "pad"]
 
 
 class Mode(NamedTuple):
-    """Where padding comes from, for an axis of `size` pixels."""
+    """Where the padding of an axis of `size` pixels comes from."""
 
     source: Callable[[int, int], int] | None
-    """(i, size) -> the pixel to copy to position i, before 0 or after the last; None leaves all at the value."""
+    """(i, size) -> the pixel to copy to position i, before the first or after the last; None keeps the constant."""
     largest: Callable[[int], float]
     """size -> the widest padding on one side."""
 
@@ -35,7 +35,7 @@ MODES = {
 
 
 def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice, slice]]:
-    """List the copies along one axis: pixels of x, pixels of y. Cropping comes first."""
+    """Return the copies along one axis, as pairs of pixels of x and of y. Cropping comes first."""
     first, kept, left = max(0, -before), size + min(0, before) + min(0, after), max(0, before)
     copies = [(slice(first, first + kept), slice(left, left + kept))]
     if mode.source is not None:
@@ -46,15 +46,14 @@ def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice,
 
 
 def _resized(a: Array, dim: int, size: int) -> tuple[int, ...]:
-    """Give the shape of `a` with another size along one axis."""
+    """Return the shape of `a` with another size along one axis."""
     shape = list(a.shape)
     shape[dim] = size
     return tuple(shape)
 
 
-def _check(x: Array, pad: Sequence[int], mode: str) -> None:
-    if mode not in MODES:
-        raise unknown("pad mode", mode, MODES)
+def _check_sides(x: Array, pad: Sequence[int], mode: str) -> None:
+    """Check that each side of each axis can be padded or cropped as asked."""
     if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * x.ndim or not all(map(is_integer, pad)):
         raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
     for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
@@ -62,6 +61,8 @@ def _check(x: Array, pad: Sequence[int], mode: str) -> None:
         kept = x.shape[-i - 1] + sum(min(0, side) for side in sides)
         if kept < 0:
             raise ShapeError(f"pad: pad crops more pixels than there are, {place}")
+        if max(sides) > 2**31 - 1:
+            raise UsageError(f"pad: pad takes integers of at most {2**31 - 1}, got {place}")
         largest = MODES[mode].largest(kept)
         if max(0, *sides) > largest:
             raise ShapeError(f"pad: mode {mode!r} adds at most {largest} to {kept} pixels, got {place}")
@@ -78,30 +79,32 @@ def _check(x: Array, pad: Sequence[int], mode: str) -> None:
     ],
 )
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Result:
-    """Add pixels at the ends of the last axes, or take some away.
+    """Pad or crop the last axes.
 
     Parameters
     ----------
-    x : any shape, floating point.
-    pad : two integers per axis, the last axis first: `(left, right, top, bottom, ...)`. A negative one crops,
-        before anything is added.
-    mode : `'constant'` pads with `value`; `'reflect'` with the mirror image, whose mirror is the outermost pixel (less
-        than size pixels); `'replicate'` with the outermost pixel; `'circular'` with the opposite end (at most size
-        pixels).
-    value : of the padding in mode `'constant'`.
+    x : floating-point array of any shape.
+    pad : two integers per axis, the last axis first: `(left, right, top, bottom, ...)`. A negative one crops, before
+        anything is added.
+    mode : `'constant'` pads with `value`; `'reflect'` with the mirror image about the outermost pixel (fewer pixels
+        than the axis has); `'replicate'` with the outermost pixel; `'circular'` with the opposite end (at most as many
+        pixels as the axis has).
+    value : the constant, which may be infinite.
 
     Returns
     -------
-    y : x with each padded axis longer by the sum of its two entries; x itself where all of them are 0.
-    backward : dy -> (dx,): every pixel collects the gradients of its copies. It keeps nothing.
+    y : x with each axis longer by the sum of its two integers; x itself if all of them are 0.
+    backward : dy -> (dx,), where each pixel collects the gradients of its copies. It keeps nothing.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        For an unknown mode, entries that do not pair up with axes, or more padding or cropping than an axis allows.
+        If the mode is unknown, the integers do not pair up with axes, or an axis is too short for them.
     """
     xp = namespace("pad", x=x)
-    _check(x, pad, mode)
+    choice("pad", "mode", mode, MODES)
+    value = number("pad", "value", value, "[-inf, inf]")
+    _check_sides(x, pad, mode)
     plan = [  # per axis: its place from the end, its size in x, its size in y, the copies
         (-i - 1, x.shape[-i - 1], x.shape[-i - 1] + sum(sides), _copies(x.shape[-i - 1], *sides, MODES[mode]))
         for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))

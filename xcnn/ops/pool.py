@@ -1,7 +1,7 @@
 """Max and average pooling in one, two and three dimensions.
 
-A pool folds the pixels of each window into one. The fold is separable, so forward goes one axis at a time: `k` passes
-for an axis, not the product of the kernel. Only trailing axes are touched, so a missing batch axis needs no care.
+A pool reduces each window to one pixel. The reduction is separable, so forward works along one axis at a time, in as
+many passes as the kernel has positions along it. Only trailing axes take part, so x may lack a batch axis.
 """
 
 import functools
@@ -13,23 +13,14 @@ from typing import Any
 import array_api_compat
 
 from xcnn._array import Array, add_slice, namespace, set_slice, zeros
-from xcnn._check import integers
+from xcnn._check import flag, integer, integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers
-from xcnn.ops._window import Axes, Axis, along, inner_taps, pad_windows, window_axes
+from xcnn.ops._window import Axes, Axis, Padding, along, inner_taps, map_sizes, pad_windows, window_axes
 
 __all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "pool_axes"]
-
-
-def _maps(name: str, rank: int, x: Array) -> tuple[int, ...]:
-    """Give the sizes of the maps of x."""
-    if x.ndim not in (rank + 1, rank + 2):
-        raise ShapeError(
-            f"{name}: x must have {rank + 2} axes (n, c, *sizes), or {rank + 1} for one image; got {tuple(x.shape)}"
-        )
-    return tuple(x.shape[-rank:])
 
 
 def pool_axes(
@@ -37,28 +28,27 @@ def pool_axes(
     sizes: tuple[int, ...],
     kernel_size: Integers,
     stride: Integers | None,
-    padding: Integers,
+    padding: Padding,
     dilation: Integers,
     ceil_mode: bool,
 ) -> Axes:
-    """Lay the windows of a pool over maps of these sizes: `window_axes` with the rules that pools add."""
-    rank = len(sizes)
-    kernel = integers(name, "kernel_size", kernel_size, rank)
-    pads = integers(name, "padding", padding, rank, 0)
+    """Return the windows of a pool on maps of these sizes: `window_axes` with the rules that pools add."""
+    kernel = integers(name, "kernel_size", kernel_size, len(sizes))
     stride = kernel if stride is None else stride
-    axes = window_axes(name, sizes, kernel, stride, pads, dilation, ceil_mode)
-    if any(p > k // 2 for p, k in zip(pads, kernel, strict=True)):
-        raise UsageError(f"{name}: padding {pads} must be at most half the kernel {kernel}")
+    axes = window_axes(name, sizes, kernel, stride, padding, dilation, flag(name, "ceil_mode", ceil_mode))
+    if any(max(a.before, a.after - a.grown) >= a.extent for a in axes):
+        extents = tuple(a.extent for a in axes)
+        raise UsageError(f"{name}: padding must be smaller than the extent {extents} of a window, got {padding!r}")
     return axes
 
 
 def _dims(axes: Axes) -> list[tuple[int, Axis]]:
-    """Pair each spatial axis with its place in the array, counted from the end."""
+    """Return each spatial axis with its number in the array, counted from the end."""
     return list(enumerate(axes, -len(axes)))
 
 
 def _fold(xp: ModuleType, function: Callable[[Array, Array], Array], x: Array, axes: Axes, fill: float) -> Array:
-    """Fold the windows of x into one pixel each, along one axis after the other."""
+    """Reduce the windows of x to one pixel each by a function of two, along one axis after the other."""
     y = pad_windows(xp, x, axes, fill)
     for dim, axis in _dims(axes):
         y = functools.reduce(function, [y[along(dim, axis.tap(i))] for i in range(axis.kernel)])
@@ -66,7 +56,7 @@ def _fold(xp: ModuleType, function: Callable[[Array, Array], Array], x: Array, a
 
 
 def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
-    """Add every dy to the pixels of its window, the transpose of folding with `+`."""
+    """Add each dy to the pixels of its window: the transpose of `_fold` with `+`."""
     for dim, axis in reversed(_dims(axes)):
         shape, put = list(dy.shape), _put((axis,))
         shape[dim] = axis.size
@@ -78,7 +68,7 @@ def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
 
 
 def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
-    """Choose how a gradient collects what windows send to pixels: by writing where no two windows share a pixel."""
+    """Return how a gradient collects what windows send to pixels: by writing if no two windows share a pixel."""
     return set_slice if all(a.stride >= a.extent for a in axes) else add_slice
 
 
@@ -91,14 +81,14 @@ def _max_pool(xp: ModuleType, x: Array, axes: Axes) -> Result:
             return (None,)
         found, put = inner_taps(axes), _put(axes)
         dx = zeros(xp, x.shape, x)
-        left = xp.ones_like(y, dtype=xp.bool)  # windows whose maximum is not found yet
+        left = xp.ones_like(y, dtype=xp.bool)  # windows whose maximum has not been found yet
         for windows, pixels in found[:-1]:
             values = xp.asarray(x[pixels], copy=True)  # read the strided slice once
             hit = ((values == y[windows]) | (values != values)) & left[windows]
             left = set_slice(left, windows, left[windows] ^ hit)
-            # a product is several times faster than xp.where; its price: an infinite dy makes its whole window NaN
+            # A product is several times faster than xp.where, but an infinite dy makes its whole window NaN.
             dx = put(dx, pixels, xp.astype(hit, dy.dtype) * dy[windows])
-        for windows, pixels in found[-1:]:  # what is left needs no look at x
+        for windows, pixels in found[-1:]:  # the rest needs no comparison
             dx = put(dx, pixels, xp.astype(left[windows], dy.dtype) * dy[windows])
         return (dx,)
 
@@ -110,13 +100,13 @@ def _max_pool_nd(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None,
-    padding: Integers,
+    padding: Padding,
     dilation: Integers,
     ceil_mode: bool,
 ) -> Result:
     name = f"max_pool{rank}d"
     xp = namespace(name, x=x)
-    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, dilation, ceil_mode)
+    axes = pool_axes(name, map_sizes(name, x, rank), kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(xp, x, axes)
 
 
@@ -132,6 +122,7 @@ def _max_samples(rank: int) -> list[Any]:
             padding=(1, 1, 0)[:rank],
             dilation=(2, 1, 2)[:rank],
         ),
+        sample({"x": (2, 2, *sizes)}, kernel_size=3, stride=2, padding=((2, 0), (0, 1), (1, 2))[:rank]),
     ]
 
 
@@ -140,31 +131,35 @@ def max_pool2d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     dilation: Integers = 1,
     ceil_mode: bool = False,
 ) -> Result:
-    """Take the largest pixel of each window.
+    """Take the maximum of each window.
 
     Parameters
     ----------
-    x : (n, c, h, w), or (c, h, w) for one image; floating point.
+    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
     kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size.
-    padding : pixels on both sides of each axis that never win, at most half the kernel.
-    ceil_mode : also pool the incomplete windows at the end, if they start inside the map or the padding before it.
+    padding : number of pixels, all minus infinity, on both sides of each map: an integer, one per axis, a (before,
+        after) pair per axis, `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs. It is smaller than the
+        extent `dilation * (kernel_size - 1) + 1` of a window. (PyTorch allows half the extent.)
+    ceil_mode : whether to round the number of windows up; a window that would start in the padding after the map is
+        dropped.
 
     Returns
     -------
-    y : (n, c, oh, ow) with `oh = (h + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1`, the division
-        rounded up in `ceil_mode`. NaN where a window has one.
-    backward : dy -> (dx,). The first maximum of each window, in row-major order, gets its gradient; in a window with
-        NaN the first NaN. It keeps x and y, and finds the maxima again; or, in compiled code, a byte per window. An
-        infinite dy may make the rest of its window NaN, not 0.
+    y : (n, c, oh, ow) with `oh = (h + before + after - dilation * (kernel_size - 1) - 1) // stride + 1`, or (c, oh, ow)
+        for one image; NaN for a window that holds NaN.
+    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order, or to its first NaN.
+        Backward keeps x and y and finds the maxima again; in compiled code it keeps one byte per window instead. An
+        infinite dy may make the rest of its window NaN.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where x or the options have no meaning, or the kernel is larger than the padded map.
+        If x has other axes or is not a floating-point array, an option is out of range, or the kernel is larger than
+        the padded map.
     """
     return _max_pool_nd(2, x, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -174,11 +169,11 @@ def max_pool1d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     dilation: Integers = 1,
     ceil_mode: bool = False,
 ) -> Result:
-    """Take the largest value of each window of a signal: `max_pool2d` with one spatial axis. x (n, c, w) or (c, w)."""
+    """Take the maximum of each window of signals, x (n, c, w) or (c, w): `max_pool2d` with one spatial axis."""
     return _max_pool_nd(1, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
@@ -187,28 +182,29 @@ def max_pool3d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     dilation: Integers = 1,
     ceil_mode: bool = False,
 ) -> Result:
-    """Take the largest voxel of each window: `max_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
+    """Take the maximum of each window of volumes, x (n, c, d, h, w) or (c, d, h, w): see `max_pool2d`."""
     return _max_pool_nd(3, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @functools.lru_cache(maxsize=1024)
 def _counts(axis: Axis, padding: bool) -> tuple[int, ...]:
     """Count the pixels of each window inside the map, or inside the padded map without what ceil_mode adds to it."""
-    margin = axis.before if padding else 0
+    first, end = (-axis.before, axis.size + axis.after - axis.grown) if padding else (0, axis.size)
     starts = (o * axis.stride - axis.before for o in range(axis.out))
-    return tuple(min(s + axis.kernel, axis.size + margin) - max(s, -margin) for s in starts)
+    reach = range(0, axis.extent, axis.dilation)
+    return tuple(sum(first <= start + tap < end for tap in reach) for start in starts)
 
 
 Counts = tuple[tuple[int, ...], ...]
-"""Per axis, the pixels that count of each window."""
+"""Per axis, the number of pixels of each window that count."""
 
 
 def _divide(xp: ModuleType, a: Array, counts: Counts, divisor: int | None) -> Array:
-    """Divide each window by the number of its pixels, or all by `divisor`."""
+    """Divide each window by the number of its pixels, or by `divisor`."""
     if divisor is not None:
         return a / divisor
     scale = 1
@@ -236,17 +232,24 @@ def _avg_pool_nd(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None,
-    padding: Integers,
+    padding: Padding,
     ceil_mode: bool,
     count_include_pad: bool,
-    divisor_override: int | None = None,
+    divisor_override: int | None,
+    dilation: Integers,
 ) -> Result:
     name = f"avg_pool{rank}d"
     xp = namespace(name, x=x)
     if divisor_override is not None:
-        (divisor_override,) = integers(name, "divisor_override", divisor_override, 1)
-    axes = pool_axes(name, _maps(name, rank, x), kernel_size, stride, padding, 1, ceil_mode)
-    counts = tuple(_counts(axis, count_include_pad) for axis in axes)
+        integer(name, "divisor_override", divisor_override, 1, 2**31 - 1)
+    axes = pool_axes(name, map_sizes(name, x, rank), kernel_size, stride, padding, dilation, ceil_mode)
+    include = flag(name, "count_include_pad", count_include_pad)
+    counts = tuple(_counts(axis, include) for axis in axes)
+    if divisor_override is None and any(0 in of_axis for of_axis in counts):
+        raise ShapeError(
+            f"{name}: a window of kernel {kernel_size!r} with dilation {dilation!r} has no pixel of the map "
+            f"{tuple(a.size for a in axes)}; set count_include_pad=True"
+        )
     return _avg_pool(xp, x, axes, counts, divisor_override)
 
 
@@ -256,6 +259,7 @@ def _avg_samples(rank: int) -> list[Any]:
         sample({"x": (2, 3, *sizes)}, kernel_size=2),
         sample({"x": (2, 2, *sizes)}, **common),
         sample({"x": (3, *sizes)}, **common, count_include_pad=False),
+        sample({"x": (2, 2, *sizes)}, kernel_size=2, stride=1, padding=((1, 2), (0, 1), (2, 0))[:rank], dilation=2),
     ]
 
 
@@ -264,33 +268,36 @@ def avg_pool2d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    dilation: Integers = 1,
 ) -> Result:
     """Take the mean of each window.
 
     Parameters
     ----------
-    x : (n, c, h, w), or (c, h, w) for one image; floating point.
-    kernel_size, stride : an integer, or one per axis; stride None means kernel_size.
-    padding : zeros on both sides of each axis, at most half the kernel.
-    ceil_mode : also pool the incomplete windows at the end, if they start inside the map or the padding before it.
-    count_include_pad : whether the padding counts as pixels; what `ceil_mode` adds never does.
-    divisor_override : divide every sum by this integer instead.
+    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
+    kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size. (PyTorch's average pools
+        have no dilation.)
+    padding : zeros on both sides of each map, as in `max_pool2d`.
+    ceil_mode : as in `max_pool2d`.
+    count_include_pad : whether the mean counts the padding; it never counts what `ceil_mode` adds.
+    divisor_override : an integer that divides each sum instead of the number of pixels.
 
     Returns
     -------
-    y : (n, c, oh, ow), sized as by `max_pool2d`.
+    y : (n, c, oh, ow), or (c, oh, ow) for one image, sized as in `max_pool2d`.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        Where x or the options have no meaning, or the kernel is larger than the padded map.
+        As in `max_pool2d`; also if a window has no pixel that counts.
     """
-    return _avg_pool_nd(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg_pool_nd(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
 
 
 @op("x", samples=_avg_samples(1))
@@ -298,12 +305,14 @@ def avg_pool1d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    *,
+    dilation: Integers = 1,
 ) -> Result:
-    """Take the mean of each window of a signal: `avg_pool2d` along one axis. x (n, c, w) or (c, w)."""
-    return _avg_pool_nd(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    """Take the mean of each window of signals, x (n, c, w) or (c, w): `avg_pool2d` with one spatial axis."""
+    return _avg_pool_nd(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad, None, dilation)
 
 
 @op("x", samples=_avg_samples(3))
@@ -311,10 +320,12 @@ def avg_pool3d(
     x: Array,
     kernel_size: Integers,
     stride: Integers | None = None,
-    padding: Integers = 0,
+    padding: Padding = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    dilation: Integers = 1,
 ) -> Result:
-    """Take the mean of each window of a volume: `avg_pool2d` along three axes. x (n, c, d, h, w) or (c, d, h, w)."""
-    return _avg_pool_nd(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    """Take the mean of each window of volumes, x (n, c, d, h, w) or (c, d, h, w): see `avg_pool2d`."""
+    return _avg_pool_nd(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
