@@ -76,7 +76,7 @@ def test_every_kernel_is_launched_by_a_test_of_this_file(launcher: Any) -> None:
             pass
         for rule in (optim.SGD, optim.Adam, optim.RMSprop):
             step(rule, {}, 1)
-        emulator.room()["totals"]([np.ones(3, np.float32)], np.float32)
+        emulator.room()["totals"][0]([np.ones(3, np.float32)], np.float32)
         x = np.ones((2, 3), np.float32)
         ops.linear(x, x, np.ones(2, np.float32))
         y, backward = ops.conv2d(x.reshape(1, 1, 2, 3), x[:1, :1, None, None], np.ones(1, np.float32))
@@ -204,7 +204,7 @@ def test_a_step_updates_32_parameters_per_launch() -> None:
 def test_a_look_at_gradients_finds_what_is_not_finite() -> None:
     """Each of 70, of several sizes, with a number in its first, last or some place; also where sums would overflow."""
     shapes = [(1 + i % 7, 3 + 40 * (i % 3)) for i in range(70)]
-    totals = emulator.room()["totals"]
+    totals = emulator.room()["totals"][0]
     for strange in (np.nan, np.inf, -np.inf):
         arrays = [np.full(shape, 3e38, np.float32) for shape in shapes]
         assert np.isfinite(totals(arrays, np.float32)).all()
