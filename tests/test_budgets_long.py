@@ -33,6 +33,8 @@ CALLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "many classes": ("cross_entropy", {"x": (1, 16_000), "target": np.zeros(1, int), "weight": None}, {}),
     "many losses": ("cross_entropy", {"x": (5_000, 2), "target": np.zeros(5_000, int), "weight": None}, {}),
     "classes of pixels": ("cross_entropy", {"x": (1, 16_000, 2), "target": np.zeros((1, 2), int), "weight": None}, {}),
+    "leading classes": ("softmax", {"x": (100_000, 2)}, {"dim": 0}),
+    "leading logarithms": ("log_softmax", {"x": (100_000, 2)}, {"dim": 0}),
     "overlapping windows": ("max_pool2d", {"x": (1, 1, 256, 8)}, {"kernel_size": (128, 1), "stride": 1}),
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from types import ModuleType
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, namespace, sum_over
 from xcnn._check import axis
 from xcnn.ops._op import Gradients, Result, op, sample
 
@@ -23,7 +23,7 @@ def log_probabilities(xp: ModuleType, x: Array, dim: int) -> Array:
     if x.shape[dim] == 0:
         return x
     below = _below_zero(xp, x, dim)
-    return below - xp.log(xp.sum(xp.exp(below), axis=dim, keepdims=True))
+    return below - xp.log(sum_over(xp, xp.exp(below), (dim,), keepdims=True))
 
 
 def _as_line(xp: ModuleType, x: Array) -> Array:
@@ -56,10 +56,10 @@ def softmax(x: Array, dim: int = -1) -> Result:
     y = x
     if x.shape[dim] > 0:
         y = xp.exp(_below_zero(xp, x, dim))
-        y /= xp.sum(y, axis=dim, keepdims=True)
+        y /= sum_over(xp, y, (dim,), keepdims=True)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(y * (dy - xp.sum(y * dy, axis=dim, keepdims=True)), shape) if needs[0] else None,)
+        return (xp.reshape(y * (dy - sum_over(xp, y * dy, (dim,), keepdims=True)), shape) if needs[0] else None,)
 
     return xp.reshape(y, shape), backward
 
@@ -90,6 +90,6 @@ def log_softmax(x: Array, dim: int = -1) -> Result:
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dy = _as_line(xp, dy)
-        return (xp.reshape(dy - xp.exp(y) * xp.sum(dy, axis=dim, keepdims=True), shape) if needs[0] else None,)
+        return (xp.reshape(dy - xp.exp(y) * sum_over(xp, dy, (dim,), keepdims=True), shape) if needs[0] else None,)
 
     return xp.reshape(y, shape), backward
