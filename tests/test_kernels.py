@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -344,6 +345,44 @@ def test_portable_switches_kernels_off_and_on_again(choice: Callable[[np.ndarray
         raise KeyError
     assert choice(ONE) == "kernel"
     assert kernels(np) == before
+
+
+def test_kernels_return_when_two_threads_have_switched_them_off(choice: Callable[[np.ndarray], Any]) -> None:
+    inside, leave, left = (threading.Event() for _ in range(3))
+
+    def outer() -> None:
+        with portable(np):
+            inside.set()
+            leave.wait(10)
+        left.set()
+
+    def inner() -> None:
+        inside.wait(10)
+        threading.Timer(0.05, leave.set).start()
+        with portable(np):
+            assert left.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(outer), pool.submit(inner)]:
+            done.result()
+    assert choice(ONE) == "kernel"
+
+
+def test_a_kernel_registered_while_kernels_are_off_is_used_later() -> None:
+    @body
+    def _late(xp: Any, x: int) -> str:
+        return "portable"
+
+    def late(x: int) -> str:
+        return "kernel"
+
+    try:
+        with portable(np):
+            kernel(np)(late)
+            assert _late(np, 1) == "portable"
+        assert _late(np, 1) == "kernel"
+    finally:
+        del BODIES["late"], kernels(np)["late"]
 
 
 @on_the_host

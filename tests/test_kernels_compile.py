@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def renamed(self, function, init=caching.Cache.__init__):
     self._files = self.__dict__.pop("_cache_file")
 caching.Cache.__init__ = renamed
 """
-    says = "compiled code is not kept on disk, as Numba"
+    says = "compiled code is not kept on disk: unexpected internals of Numba"
     assert run(unknown + RELU + COMPILED, tmp_path, says=says).split() == ["0.0", "2.0", "True"]
     assert not kept(tmp_path)
 
@@ -152,6 +153,27 @@ import numpy as np
 from xcnn import ops
 print(ops.max_pool2d(np.arange(25.0).reshape(1, 1, 5, 5), 3, 1)[0].sum())
 """
+
+
+def test_a_process_that_runs_during_an_upgrade_saves_no_old_code_as_new(tmp_path: Path) -> None:
+    shutil.copytree(Path(xcnn.__file__).parent, tmp_path / "xcnn", ignore=shutil.ignore_patterns("__pycache__"))
+    upgrade = """
+from pathlib import Path
+import xcnn.kernels.cpu
+passes = Path(xcnn.kernels.cpu.__file__).with_name("_passes.py")
+source = passes.read_text("utf-8")
+passes.write_text(source.replace("target[k] = source[k]\\n", "target[k] = source[k] + 1\\n"), "utf-8")
+"""
+    assert run(upgrade + POOL, tmp_path / "cache", tmp_path).split() == ["162.0"]
+    assert run(POOL, tmp_path / "cache", tmp_path).split() == ["171.0"]
+
+
+def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for printed in pool.map(lambda _: run(RELU + COMPILED, tmp_path), range(2)):
+            assert printed.split() == ["0.0", "2.0", "True"]
+    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("meanwhile", ["a full disk", "a kill"])

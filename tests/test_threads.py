@@ -52,6 +52,22 @@ def test_a_strange_number_of_threads_is_refused(n: Any) -> None:
     assert threads.get_num_threads() == 2
 
 
+def test_a_number_that_is_set_while_cores_are_counted_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_threads", 0)
+
+    def count(pid: int) -> range:
+        threads.set_num_threads(3)
+        return range(7)
+
+    monkeypatch.setattr(os, "sched_getaffinity", count, raising=False)
+    threads._cores.cache_clear()
+    try:
+        threads.get_num_threads()
+        assert threads.get_num_threads() == 3
+    finally:
+        threads._cores.cache_clear()
+
+
 def test_parts_may_be_cut_into_parts_again() -> None:
     """With every thread waiting for another one, as long as there is anything to wait for."""
     threads.set_num_threads(2)
@@ -173,12 +189,14 @@ def test_steps_and_fit_give_the_same_weights_on_any_number_of_threads_and_cores(
 
 
 def _blas_threads() -> list[int]:
-    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    """Return the numbers of threads of NumPy's BLAS; SciPy and others may have loaded libraries of their own."""
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    return [pool["num_threads"] for pool in [p for p in pools if "numpy" in p["filepath"]] or pools]
 
 
 @pytest.fixture
 def blas_threads() -> Iterator[Callable[[], set[int]]]:
-    """Give BLAS two threads, and tell how many it has."""
+    """Set BLAS to two threads, and yield a function that returns how many it has."""
     with threadpoolctl.threadpool_limits(2, "blas"):
         if set(_blas_threads()) != {2}:
             pytest.skip("threadpoolctl does not know this BLAS")
@@ -210,7 +228,7 @@ def test_portable_products_run_on_one_thread_of_blas(
     assert blas_threads() == {2}
 
 
-def test_a_product_of_ones_own_has_the_threads_that_it_had(blas_threads: Callable[[], set[int]]) -> None:
+def test_products_outside_kernels_keep_their_number_of_threads(blas_threads: Callable[[], set[int]]) -> None:
     x = np.ones((64, 500), np.float32)
     y, backward = ops.linear(x, np.ones((500, 500), np.float32))
     assert blas_threads() == {2}
@@ -268,6 +286,25 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert library.get() == 1
 leave.set()
 other.join()
+assert library.get() == 2
+"""
+    run(code)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_that_leaves_what_its_parent_entered_holds_blas_again() -> None:
+    code = """
+import os
+from xcnn.kernels.cpu._blas import _libraries, one_blas_thread
+(library, *_) = _libraries()
+library.put(2)
+with one_blas_thread:
+    child = os.fork()
+if not child:
+    with one_blas_thread:
+        held = library.get() == 1
+    os._exit(0 if held and library.get() == 2 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert library.get() == 2
 """
     run(code)

@@ -1,12 +1,12 @@
-"""The one place where faster code for one array library stands in for the portable code.
+"""The one place where faster code for one array library replaces the portable code.
 
-A body is what remains of an op, an optimizer's rule or another computation once its arguments are checked: a function
-of a namespace, arrays and plain options. A kernel is a function of the same name and arguments, without the namespace,
-in a room of `kernels/`. It returns what the body would, or NotImplemented for arguments that it does not take. A body
-may have several kernels: the one registered last is asked first, and the body itself last.
+A body is the portable code of an op, of an optimizer's rule or of another computation, after the arguments are checked:
+a function of a namespace, arrays and plain options. A kernel is a function of the same name and arguments, without the
+namespace, in a room of `kernels/`. It returns what the body would return, or NotImplemented for arguments that it does
+not handle. A body may have several kernels: the last one registered is tried first, the body itself last.
 
-To add a kernel: write it under `@kernel(numpy)` in the room of its library, with the name of the body. To add a room:
-one line in `_ROOMS`. Nothing else knows about kernels.
+To add a kernel, write it under `@kernel(numpy)` in the room of its library, with the name of the body. To add a room,
+add a line to `_ROOMS`. No other file knows about kernels.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ _log = logging.getLogger("xcnn")
 
 
 class Compilation:
-    """The time that this process has spent compiling kernels, and who is told when it begins.
+    """The time that this process has spent compiling kernels, and whom to notify when compiling begins.
 
     Attributes
     ----------
-    seconds : spent so far, in whichever threads.
+    seconds : time spent so far, in any thread.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Compilation:
             self._announce = outer
 
     def begin(self) -> None:
-        """Note that a kernel begins to be compiled, perhaps while another one is."""
+        """Record that compiling of a kernel begins, perhaps while another one is being compiled."""
         with self._lock:
             announce, self._announce = self._announce, None
             if self._depth == 0:
@@ -63,7 +63,7 @@ class Compilation:
             announce()
 
     def end(self) -> None:
-        """Note that it is compiled."""
+        """Record that compiling of a kernel ends."""
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
@@ -71,24 +71,24 @@ class Compilation:
 
 
 COMPILATION = Compilation()
-"""The one record. Kernels that are compiled at run time write it."""
+"""The record of this process, written by kernels that are compiled at run time."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 Kernels = dict[str, list[Callable[..., Any]]]
 
 _ROOMS = {"numpy": "xcnn.kernels.cpu", "array_api_compat.cupy": "xcnn.kernels.cuda"}
-"""Where the kernels of an array library are, by the name of its namespace."""
+"""The package with the kernels of an array library, by the name of its namespace."""
 
 BODIES: dict[str, Callable[..., Any]] = {}
 """The portable code of every body, by name."""
 
 _REGISTERED: dict[ModuleType, Kernels] = {}
 _KERNELS: dict[ModuleType, Kernels] = {}
-_LOCK = threading.RLock()
+_LOCK, _PORTABLE = threading.RLock(), threading.RLock()
 
 
 def body(function: F) -> F:
-    """Make a function `(xp, *arguments)` a body, which first asks the kernels of its library."""
+    """Make a function `(xp, *arguments)` a body: a call first tries the kernels of its library."""
     name = function.__name__.lstrip("_")
     BODIES[name] = function
 
@@ -109,9 +109,9 @@ def body(function: F) -> F:
 
 
 def kernel(xp: ModuleType) -> Callable[[F], F]:
-    """Make a function a kernel of the body of its name, for the arrays of one library.
+    """Make a function a kernel of the body of the same name, for the arrays of one library.
 
-    It is asked before those that are registered already, and what it declines goes to them.
+    It is tried before the kernels already registered; these get the calls for which it returns NotImplemented.
     """
 
     def register(function: F) -> F:
@@ -122,9 +122,9 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
 
 
 def kernels(xp: ModuleType) -> Kernels:
-    """Return the kernels for the arrays of one library by name, after loading them; none if `XCNN_KERNELS` is `off`.
+    """Return the kernels for the arrays of one library, by name; the first call loads them unless `XCNN_KERNELS=off`.
 
-    If some cannot be loaded, that is logged once, and the portable code does their work.
+    If they cannot be loaded, a warning is logged once, and the portable code is used.
     """
     with _LOCK:
         if xp not in _KERNELS:
@@ -132,18 +132,21 @@ def kernels(xp: ModuleType) -> Kernels:
                 try:
                     importlib.import_module(_ROOMS[xp.__name__])
                 except Exception as error:
-                    _log.warning("kernels for %s cannot be used, so all is slower: %r", xp.__name__, error)
+                    _log.warning("kernels for %s cannot be used, so everything is slower: %r", xp.__name__, error)
             _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread may see half of them
     return _KERNELS[xp]
 
 
 @contextlib.contextmanager
 def portable(xp: ModuleType) -> Iterator[None]:
-    """Run the portable code alone for the arrays of one library inside a `with`, in all threads."""
-    found = dict(kernels(xp))
-    _KERNELS[xp].clear()
-    try:
-        yield
-    finally:
-        _KERNELS[xp].clear()
-        _KERNELS[xp].update(found)
+    """Run only portable code for the arrays of one library inside a `with`, in all threads.
+
+    It can be nested; another thread that enters it waits until this one has left.
+    """
+    with _PORTABLE:
+        found = kernels(xp)
+        _KERNELS[xp] = {}
+        try:
+            yield
+        finally:
+            _KERNELS[xp] = found

@@ -1,11 +1,12 @@
 """The threads that kernels share, and how many there may be.
 
-A kernel cuts its work into parts, by the shapes alone, and adds up what the parts give in their order; threads take the
-next part when they are done with one. So no result depends on how many threads there are.
+A kernel cuts its work into parts by the shapes alone and adds up their results in order. Each thread takes the next
+part when it has finished one. So no result depends on the number of threads.
 """
 
 import contextlib
 import contextvars
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from xcnn._check import integer
 __all__ = ["get_num_threads", "parallel", "parts", "set_num_threads"]
 
 _PART_MICROSECONDS = 100
-"""What is worth a thread's while: to hand it over takes some 30."""
+"""The least work of a part: handing it to a thread takes about 30 microseconds."""
 
 _MOST_PARTS = 16
 
@@ -26,18 +27,20 @@ _lock = threading.Lock()
 
 
 def get_num_threads() -> int:
-    """Return how many threads kernels use: by default as many as there are cores that the process may use."""
-    global _threads
-    if not _threads:
-        affinity = getattr(os, "sched_getaffinity", None)
-        _threads = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return _threads
+    """Return the number of threads that kernels use; by default, the number of cores available to the process."""
+    return _threads or _cores()
+
+
+@functools.cache
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads kernels use. Results do not depend on it.
+    """Set the number of threads that kernels use in this process. Results do not depend on it.
 
-    The number belongs to the process. NumPy's own products, outside of kernels, keep the threads that they have.
+    NumPy's matrix products outside kernels keep their own number of threads.
 
     Raises
     ------
@@ -47,18 +50,18 @@ def set_num_threads(n: int) -> None:
     global _threads, _pool
     n = integer("set_num_threads", "n", n)
     with _lock:
-        _threads, _pool = n, None  # its threads end when nothing uses it any more
+        _threads, _pool = n, None  # the old threads end once their work is done
 
 
 def parts(most: int, microseconds: float) -> int:
-    """Return into how many parts, at most `most`, to cut work that takes one thread so long."""
+    """Return the number of parts, at most `most`, into which to cut work that takes one thread so many microseconds."""
     return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 
 def parallel(task: Callable[[int], object], parts: int) -> None:
-    """Call `task(part)` for every part, in threads if there are several of both.
+    """Call `task(part)` for every part, in several threads if there are several parts.
 
-    If a task raises an exception, it is raised here after the other threads have ended.
+    An exception of a task is raised here, after the other threads have stopped working.
     """
     threads = min(get_num_threads(), parts)
     if threads == 1:
@@ -72,14 +75,14 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
             task(part)
 
     pool, others = _executor(), []
-    with contextlib.suppress(RuntimeError):  # at the end of the interpreter, when no thread can be had any more
+    with contextlib.suppress(RuntimeError):  # no thread can be started, as when the interpreter exits
         for _ in range(threads - 1):
-            # In this context, so that they handle floating-point errors as this thread does.
+            # With this thread's context, so that floating-point errors are handled in the same way.
             others.append(pool.submit(contextvars.copy_context().run, work))
     try:
         work()
     finally:
-        # Nothing is left for those that have not begun, and all threads may be waiting for each other like this one.
+        # Those that have not begun have nothing left to do. Waiting for them could be a deadlock if calls are nested.
         begun = [other for other in others if not other.cancel()]
         wait(begun)
     for other in begun:
@@ -87,7 +90,7 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
 
 
 def _executor() -> ThreadPoolExecutor:
-    """Return the threads beside the caller's: at least one, whatever another thread sets meanwhile."""
+    """Return the pool of the other threads; it has at least one, even if `set_num_threads(1)` was called meanwhile."""
     global _pool
     with _lock:
         if _pool is None:
@@ -96,7 +99,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Start anew in a child process, where the threads of its parent are missing and the lock may be held by one."""
+    """Replace the pool and the lock in a child process: the parent's threads, which may hold it, do not exist there."""
     global _pool, _lock
     _pool, _lock = None, threading.Lock()
 

@@ -1,9 +1,8 @@
-"""Faster code for one array library each, and the way to add your own.
+"""Faster code for individual array libraries, and the decorator that adds your own.
 
-A body is the portable computation behind an op or an optimizer, after its arguments are checked: a function
-`(xp, *arguments)`. `BODIES` has all of them by name, and `inspect.signature(BODIES["relu"])` shows the arguments. A
-kernel takes the same arguments without `xp`, and returns what the body would, or NotImplemented for arguments that it
-does not handle.
+A body is the portable code of an op or an optimizer, after its arguments are checked: a function `(xp, *arguments)`.
+`BODIES` holds all of them by name; `inspect.signature(BODIES["relu"])` shows the arguments. A kernel takes the same
+arguments without `xp`, and returns what the body would return, or NotImplemented for arguments that it does not handle.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from xcnn._dispatch import BODIES, kernels
 from xcnn._dispatch import kernel as _register
-from xcnn.errors import unknown
+from xcnn.errors import UsageError, unknown
 
 __all__ = ["BODIES", "kernel"]
 
@@ -22,23 +21,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(xp: ModuleType) -> Callable[[F], F]:
     """Return a decorator that makes a function the kernel of the body of the same name.
 
-    It is called before all kernels that were there, and those before the body. Import the module that defines the body
-    first (`xcnn.ops`, `xcnn.optim`).
+    The kernel is tried before those already registered, and these before the body. First import the module that defines
+    the body (`xcnn.ops`, `xcnn.optim`).
 
     Parameters
     ----------
-    xp : the namespace of the arrays that it takes, such as `numpy`, or the `xp` of an `xcnn.device`.
+    xp : namespace of the arrays that the kernel takes, such as `numpy` or `xcnn.device("torch").xp`.
 
     Raises
     ------
     UsageError
-        If there is no body of that name.
+        If `xp` is not a namespace, or there is no body of that name.
     """
+    if not isinstance(xp, ModuleType):
+        raise UsageError(f"kernel: xp must be the namespace of an array library, such as numpy, got {xp!r}")
 
     def register(function: F) -> F:
-        if function.__name__ not in BODIES:
-            raise unknown("body", function.__name__, BODIES)
-        kernels(xp)  # loads ours, so that they are there before
+        name = getattr(function, "__name__", function)
+        if name not in BODIES:
+            raise unknown("body", name, BODIES)
+        kernels(xp)  # loads the package's own kernels first
         return _register(xp)(function)
 
     return register

@@ -1,4 +1,4 @@
-"""Kernels for NumPy arrays. Those of a later module are asked before those of an earlier one."""
+"""Kernels for NumPy arrays. Those of a module imported later are tried first."""
 
 import logging
 
@@ -12,15 +12,15 @@ try:
     import numba
 except ModuleNotFoundError:  # it is optional
     compiles = False
-except Exception as error:  # such as one that does not know this NumPy
+except Exception as error:  # such as a Numba that does not support this NumPy
     compiles = False
-    logging.getLogger("xcnn").warning("Numba cannot be used, so that all is slower: %r", error)
+    logging.getLogger("xcnn").warning("Numba cannot be used, so everything is slower: %r", error)
 else:
     compiles = not numba.config.DISABLE_JIT
 if compiles:
     try:
         from xcnn.kernels.cpu import activation, conv, cross_entropy, linear, norm, optim, pool  # noqa: F401
     except Exception as error:
-        logging.getLogger("xcnn").warning("compiled kernels cannot be used, so that all is slower: %r", error)
+        logging.getLogger("xcnn").warning("compiled kernels cannot be used, so everything is slower: %r", error)
 
 keep_freed_memory()

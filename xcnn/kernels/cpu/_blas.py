@@ -1,11 +1,12 @@
-"""Matrix products on one thread of BLAS, so that their bits do not depend on how many cores there are.
+"""Matrix products on one thread of BLAS, so that their bits do not depend on the number of cores.
 
-BLAS cuts a product by the number of its threads, and on busy cores these wait for each other; the products of networks
-are small. So kernels cut what is large into parts themselves (`xcnn.threads`) and hold BLAS to one thread meanwhile.
+BLAS splits a product by its number of threads, and on busy cores these threads wait for each other. So kernels split
+large products themselves (`xcnn.threads`) and hold BLAS to one thread meanwhile.
 
-The number of threads belongs to the process: while a kernel multiplies, products of other threads run on one thread,
-too. (`openblas_set_num_threads_local` of the OpenBLAS in NumPy's wheels sets it for all threads, in spite of its name.)
-Afterwards it is what it was. Where threadpoolctl does not know NumPy's BLAS, as on Apple's Accelerate, nothing is held.
+The number of BLAS threads is one for the whole process: while a kernel multiplies, products of other threads run
+on one thread, too. (`openblas_set_num_threads_local` of the OpenBLAS in NumPy's wheels affects all threads, despite its
+name.) Afterwards the number is restored. If threadpoolctl does not know NumPy's BLAS, such as Apple's Accelerate, it is not
+changed.
 """
 
 import contextlib
@@ -21,18 +22,20 @@ _OPENBLAS = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads"
 
 
 class _Library:
-    """A library that NumPy multiplies with: how to get and put its number of threads, and what it was."""
+    """A BLAS library: functions that get and set its number of threads, and the number to restore."""
 
     def __init__(self, get: Callable[[], int], put: Callable[[int], object]) -> None:
-        self.get, self.put, self.before = get, put, 0
+        self.get, self.put, self.before = get, put, get()
 
 
 def _libraries() -> list[_Library]:
-    """Find what NumPy multiplies with among the libraries that are loaded."""
+    """Return the loaded libraries that NumPy multiplies with."""
     from threadpoolctl import ThreadpoolController
 
     found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
-    ours = [library for library in found if "numpy" in library.filepath]  # as in its wheels; else all share one
+    ours = [
+        library for library in found if "numpy" in library.filepath
+    ]  # the one in NumPy's wheels; otherwise all packages share one
     return [
         _openblas(library.filepath) or _Library(library.get_num_threads, library.set_num_threads)
         for library in ours or found
@@ -40,8 +43,8 @@ def _libraries() -> list[_Library]:
 
 
 def _openblas(path: str) -> _Library | None:
-    """Return the functions of OpenBLAS. threadpoolctl looks them up at each call, which takes a microsecond."""
-    library = ctypes.PyDLL(path)  # they return at once, so they need not let go of the interpreter
+    """Return OpenBLAS's own functions: those of threadpoolctl look them up in each call, which takes a microsecond."""
+    library = ctypes.PyDLL(path)  # the functions return at once, so there is no need to release the interpreter lock
     for name in _OPENBLAS:
         with contextlib.suppress(AttributeError):
             get, put = (getattr(library, name.format(verb)) for verb in ("get", "set"))
@@ -51,9 +54,9 @@ def _openblas(path: str) -> _Library | None:
 
 
 class _OneThread:
-    """Holds NumPy's matrix products to one thread inside a `with`, which costs less than a microsecond.
+    """A context manager that holds NumPy's matrix products to one thread; it costs less than a microsecond.
 
-    Several threads may be inside. The last one that leaves restores the number of threads.
+    It can be nested, and several threads may be inside. The last one to leave restores the number of threads.
     """
 
     def __init__(self) -> None:
@@ -72,7 +75,7 @@ class _OneThread:
 
     def __exit__(self, *exception: object) -> None:
         with self.lock:
-            self.inside -= 1
+            self.inside = max(0, self.inside - 1)  # a child process may leave what its parent entered
             if not self.inside:
                 self.restore()
 
@@ -81,7 +84,7 @@ class _OneThread:
             library.put(library.before)
 
     def after_fork(self) -> None:
-        """Forget, in a child process, the threads of its parent that were inside."""
+        """Restore the number of threads in a child process, where the parent's threads do not exist."""
         if self.inside:
             self.restore()
         self.lock, self.inside = threading.Lock(), 0

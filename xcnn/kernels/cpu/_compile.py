@@ -1,8 +1,9 @@
-"""How kernels are compiled, and how their machine code is kept on disk. It needs Numba, and so does whoever imports it.
+"""Compile kernels with Numba, and keep their machine code on disk.
 
-Numba's own files have an index beside the code, and neither says which sources the other was made from: after a write
-that fails, or two processes that write at once, an index may name old code or that of other types. Here every function
-and signature has one file, whose name says all that the code depends on and whose content is checked.
+Numba's own cache has an index file beside the files with code, and neither records the sources that the other was made
+from: after a failed write, or if two processes write at once, an index may name old code or code for other types. Here
+every function and signature has one file: its name depends on everything that the code depends on, and its content is
+checked.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _log = logging.getLogger("xcnn")
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile a function at its first call. The machine code is kept on disk if possible."""
+    """Return a function that is compiled at its first call; the machine code is kept on disk if possible."""
     dispatcher = njit(**({"nogil": True, "error_model": "numpy"} | options))(function)
     _OURS.add(id(dispatcher))
     _keep(dispatcher)
@@ -37,12 +38,12 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def summing(function: Callable[..., Any]) -> Any:
-    """Compile a function whose sums may be added in another order: several at a time, in a vector."""
+    """Return a function as `compiled` does, which may reorder sums to use vector instructions."""
     return compiled(function, fastmath={"reassoc"})
 
 
 def _keep(dispatcher: Any) -> None:
-    """Keep the machine code of a compiled function on disk, unless there is no folder for it."""
+    """Make a compiled function keep its machine code on disk, if there is a folder for it."""
     try:
         if not hasattr(dispatcher, "_cache"):
             raise AttributeError("its functions have no _cache")
@@ -50,23 +51,23 @@ def _keep(dispatcher: Any) -> None:
     except RuntimeError:  # every folder that Numba knows is read-only
         pass
     except Exception as error:
-        _say_once(f"compiled code is not kept on disk, as Numba {numba.__version__} is not known: {error!r}")
+        _warn_once(f"compiled code is not kept on disk: unexpected internals of Numba {numba.__version__} ({error!r})")
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     _log.warning("%s", message)
-
-
-@functools.cache
-def _stamp() -> str:
-    """Return what changes with any file of this room: code of one file is in the machine code of others."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return _digest(b"".join(file.read_bytes() for file in files))
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+_STAMP = _digest(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+"""Digest of all files of this folder, as code of one file is part of the machine code of others.
+
+It is taken on import: an upgrade may replace the files while a process still runs the old code.
+"""
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]
@@ -74,7 +75,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        for needed in ("_cache_file", "_impl"):  # what these methods replace and use
+        for needed in ("_cache_file", "_impl"):  # attributes that this class replaces and uses
             getattr(self, needed)
         self._cache_file = self
         module, name = Path(function.__code__.co_filename).stem, function.__qualname__
@@ -84,10 +85,10 @@ class _Kept(FunctionCache):  # type: ignore[misc]
 
     def path(self, key: Any) -> Path:
         """Return the file of a key: types, processor and byte code."""
-        return Path(self.cache_path, f"{self.base}{_stamp()}.{_digest(repr((self.line, key)).encode())}.nbc")
+        return Path(self.cache_path, f"{self.base}{_STAMP}.{_digest(repr((self.line, key)).encode())}.nbc")
 
     def load(self, key: Any) -> Any:
-        """Return what was saved, or None where there is no such file or it is damaged."""
+        """Return what was saved, or None if there is no such file or it is damaged."""
         try:
             content = self.path(key).read_bytes()
         except OSError:
@@ -96,14 +97,14 @@ class _Kept(FunctionCache):  # type: ignore[misc]
         return pickle.loads(data) if digest == _digest(data).encode() else None
 
     def save(self, key: Any, data: Any) -> None:
-        """Write a file as a whole, and remove those of other sources."""
+        """Write the whole file atomically, then remove the files that other sources left."""
         content = serialize.dumps(data)
         with replacing(self.path(key)) as temporary:
             temporary.write_bytes(_digest(content).encode() + content)
-        self.flush(but=self.base + _stamp())
+        self.flush(but=self.base + _STAMP)
 
     def flush(self, but: str = "-") -> None:
-        """Remove the files of this function whose names do not begin as given."""
+        """Remove the files of this function whose names do not begin with `but`."""
         for path in Path(self.cache_path).glob(f"{self.base}*.nbc"):
             if not path.name.startswith(but):
                 path.unlink(missing_ok=True)
@@ -117,17 +118,17 @@ class _Kept(FunctionCache):  # type: ignore[misc]
             return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        """Save machine code. A full disk costs the next process the time of compiling, and this one nothing."""
+        """Save machine code if possible. If the disk is full, the next process compiles again."""
         with contextlib.suppress(Exception):
             super().save_overload(signature, data)
 
 
 _OURS: set[int] = set()
-"""The compiled functions of this room by `id`; they are never freed."""
+"""The `id` of every compiled function of this package; none is ever freed."""
 
 
 class _Clock(event.Listener):  # type: ignore[misc]
-    """Notes when a function of ours is compiled. Reading machine code from disk does not count."""
+    """Records the time in which functions of this package are compiled; reading code from disk does not count."""
 
     def on_start(self, event: Any) -> None:
         if id(event.data["dispatcher"]) in _OURS:
