@@ -69,7 +69,7 @@ def test_an_ability_that_fails_is_named_with_the_mend(machine: Fake, ability: st
 )
 def test_a_full_gpu_is_not_told_to_reinstall(machine: Fake, error: Exception) -> None:
     machine.broken[0, "matmul"] = error
-    with pytest.raises(DeviceError, match=r"; see what else uses its memory \(nvidia-smi\)$"):
+    with pytest.raises(DeviceError, match=r"; check with nvidia-smi which processes use its memory$"):
         package.device("cuda")
 
 

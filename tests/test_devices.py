@@ -280,3 +280,15 @@ def test_a_device_can_be_a_key_though_its_handle_cannot() -> None:
     one, same = (Device("cuda:0", np, [0], "a GPU") for _ in range(2))
     assert {one: 1}[same] == 1
     assert one != Device("cuda:1", np, [1], "a GPU")
+
+
+@pytest.mark.parametrize("spec", ["cpu", "strict"])
+@pytest.mark.parametrize("array", [None, "a", [[1], [1, 2]], np.array(["a"])], ids=["None", "text", "ragged", "texts"])
+def test_what_holds_no_numbers_is_refused(spec, array):
+    with pytest.raises(DtypeError, match=r"^asarray: expected an array of numbers"):
+        xcnn.device(spec).asarray(array)
+
+
+def test_only_arrays_are_copied_to_the_host():
+    with pytest.raises(DtypeError, match=r"^to_numpy: expected an array, got list$"):
+        to_numpy([1, 2])

@@ -1,6 +1,7 @@
 """What people add from outside, and what it promises; `test_extending.py` runs the examples."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -276,7 +277,9 @@ def test_a_rule_that_breaks_its_promises_is_told_so():
             Careless([parameter], results).step()
     optimizer = Careless([parameter], [good])
     optimizer.step()
-    with pytest.raises(UsageError, match=r"row of parameter 0 has shape \(2,\), expected \(3, 2\); state_shape says"):
+    with pytest.raises(
+        UsageError, match=r"row of parameter 0 has shape \(2,\), expected \(3, 2\); override state_shape"
+    ):
         optimizer.state_dict()
 
 
@@ -419,3 +422,19 @@ assert asked == ["float32", "float64"]
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_inside_something_without_names():
+    with pytest.raises(UsageError, match=r"^unknown model 'math:pi.x': no such name in math: 'x'"):
+        find("model", "math:pi.x", {})
+
+
+@pytest.mark.parametrize("xp", ["numpy", None, 3])
+def test_a_kernel_for_what_is_no_namespace(xp):
+    with pytest.raises(UsageError, match=r"^kernel: xp must be the namespace of an array library"):
+        kernels.kernel(xp)
+
+
+def test_a_kernel_without_a_name():
+    with pytest.raises(UsageError, match=r"^unknown body functools.partial"):
+        kernels.kernel(np)(functools.partial(print))

@@ -212,7 +212,7 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (
         call("conv2d", f(1, 4, 5, 5), array_api_strict.ones((4, 4, 3, 3))),
         DtypeError,
-        "weight is a array_api_strict array, x a numpy array; move one",
+        "weight is a array_api_strict array, x a numpy array; move one of them",
     ),
     (call("conv2d", f(1, 4, 5, 5), f(4, 4, 3, 3), 3.0), DtypeError, "bias must be an array, got float"),
     (call("relu", [1.0]), DtypeError, "x must be an array, got list"),

@@ -358,16 +358,19 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda p: optim.SGD([]), "SGD: there are no parameters; is a generator used up, or has the model none?"),
+            (
+                lambda p: optim.SGD([]),
+                "SGD: there are no parameters; does the model have any, or was a generator already consumed?",
+            ),
             (lambda p: optim.SGD({}), "SGD: expected parameters, got dict; pass model.parameters()"),
             (lambda p: optim.SGD(3), "SGD: expected parameters, got int; pass model.parameters()"),
             (lambda p: optim.SGD("p"), "SGD: expected parameters, got str; pass model.parameters()"),
-            (lambda p: optim.SGD([np.ones(2)]), "SGD: expected parameters, one is a ndarray; pass model.parameters()"),
+            (lambda p: optim.SGD([np.ones(2)]), "SGD: expected parameters, got a ndarray; pass model.parameters()"),
             (
                 lambda p: optim.SGD([p, {"params": []}]),
-                "SGD: expected parameters, one is a dict; pass model.parameters()",
+                "SGD: expected parameters, got a dict; pass model.parameters()",
             ),
-            (lambda p: optim.SGD([{"params": []}]), "SGD: there are no parameters; is a generator used up, "),
+            (lambda p: optim.SGD([{"params": []}]), "SGD: there are no parameters; does the model have any, "),
             (lambda p: optim.SGD([{"lr": 1}]), "SGD: a parameter group needs the key 'params', got ['lr']"),
             (
                 lambda p: optim.SGD([{"params": p, "weight-decay": 0}]),
@@ -375,9 +378,9 @@ class TestRefusals:
             ),
             (
                 lambda p: optim.SGD([{"params": p}, {"params": p}]),
-                "SGD: Parameter(2,) is given twice; a parameter belongs to one group, once",
+                "SGD: Parameter(2,) occurs twice; a parameter may be in one group only, once",
             ),
-            (lambda p: optim.SGD([p, p]), "SGD: Parameter(2,) is given twice; "),
+            (lambda p: optim.SGD([p, p]), "SGD: Parameter(2,) occurs twice; "),
             (lambda p: optim.SGD(p, lr=-1), "SGD: lr must be a number in [0, inf), got -1"),
             (lambda p: optim.SGD(p, lr=math.inf), "SGD: lr must be a number in [0, inf), got inf"),
             (lambda p: optim.SGD(p, lr=math.nan), "SGD: lr must be a number in [0, inf), got nan"),
@@ -408,7 +411,9 @@ class TestRefusals:
         with pytest.raises(ShapeError, match=r"^SGD: the gradient of Parameter\(2,\) has shape \(1,\)$"):
             optimizer.step()
         parameter.grad = np.ones(2)
-        with pytest.raises(DtypeError, match=r"^SGD: the gradient of Parameter\(2,\) is float64, it is float32$"):
+        with pytest.raises(
+            DtypeError, match=r"^SGD: the gradient of Parameter\(2,\) is float64, the parameter float32$"
+        ):
             optimizer.step()
 
     @pytest.mark.parametrize("bad", [np.ones(5), np.ones(4, np.float32)], ids=["shape", "dtype"])
@@ -434,10 +439,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda s: s["param_groups"].pop(), "Adam: the state has groups of [] parameters, here are groups of [3]"),
+            (lambda s: s["param_groups"].pop(), "Adam: the state has groups of [] parameters, the optimizer of [3]"),
             (
                 lambda s: s["param_groups"][0].update(params=[0]),
-                "Adam: the state has groups of [1] parameters, here are groups of [3]",
+                "Adam: the state has groups of [1] parameters, the optimizer of [3]",
             ),
             (
                 lambda s: s["param_groups"][0].update(momentum=0.9),
@@ -445,7 +450,7 @@ class TestRefusals:
                 "not lr, betas, eps, weight_decay; is it of another optimizer?",
             ),
             (lambda s: s["param_groups"][0].update(lr=-1), "Adam: lr must be a number in [0, inf), got -1"),
-            (lambda s: s["state"].update({7: {}}), "Adam: the state is of parameter 7, here are 3"),
+            (lambda s: s["state"].update({7: {}}), "Adam: the state has a parameter 7, the optimizer has 3"),
             (
                 lambda s: s["state"][1].update(exp_avg=np.ones(5)),
                 "Adam: exp_avg of parameter 1 has shape (5,), expected (4,)",
@@ -461,6 +466,32 @@ class TestRefusals:
             optimizer.load_state_dict(state)
         assert str(caught.value) == message
         assert str(optimizer.state_dict()) == str(before)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"state": {"0": 5}}, {"state": [1]}, {"state": {"a": {}}}, {"state": {None: {}}}, {"param_groups": 5},
+            {"param_groups": [5]}, {"param_groups": [{"params": 5}]}, {"param_groups": [{1: 2, "params": [0, 1, 2]}]},
+            {"state": {"0": {"exp_avg": [[1], [1, 2]]}}}, {"state": {"1": {"exp_avg": np.ones(4, complex)}}},
+        ],
+    )  # fmt: skip
+    def test_states_of_another_form_change_nothing(self, change):
+        _, optimizer = make("adam", {})
+        run(optimizer, range(2))
+        before = str(optimizer.state_dict())
+        with pytest.raises(CheckpointError, match=r"^Adam: "):
+            optimizer.load_state_dict({**optimizer.state_dict(), **change})
+        assert str(optimizer.state_dict()) == before
+
+    @pytest.mark.parametrize(("returned", "got"), [(None, "None"), (5, "5"), ([1.0], "float"), ([None], "NoneType")])
+    def test_a_rule_that_returns_no_arrays(self, returned, got):
+        class Rule(optim.Optimizer):
+            def update(self, data, grads, states, group):
+                return returned
+
+        self.p.grad = np.ones_like(self.p.data)
+        with pytest.raises(XcnnError, match=rf"^Rule: update must return [^\n]*, got {got}$"):
+            Rule([self.p], lr=0.1).step()
 
     def test_another_rule(self):
         with pytest.raises(CheckpointError, match="is it of another optimizer"):

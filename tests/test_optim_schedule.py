@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcnn import optim
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, UsageError, XcnnError
 from xcnn.parameter import Parameter
 
 STEPS = 36
@@ -286,10 +286,10 @@ class TestNamed:
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(make(), 1)], []),
-            "SequentialLR: the StepLR is of another optimizer",
+            "SequentialLR: the StepLR has another optimizer",
         ),
         (lambda o: optim.OneCycleLR(3, 1, 9), "OneCycleLR: expected an optimizer, got int"),
-        (lambda o: optim.OneCycleLR(o, 1), "OneCycleLR: give total_steps, or epochs and steps_per_epoch"),
+        (lambda o: optim.OneCycleLR(o, 1), "OneCycleLR: pass total_steps, or epochs and steps_per_epoch"),
         (lambda o: optim.OneCycleLR(o, 1, 0), "OneCycleLR: total_steps must be an integer of at least 1, got 0"),
         (lambda o: optim.OneCycleLR(o, 1, None, 0, 3), "OneCycleLR: epochs must be an integer of at least 1, got 0"),
         (
@@ -351,7 +351,7 @@ def test_one_cycle_ends():
     schedule = optim.OneCycleLR(optimizer, 1.0, 3)
     for _ in range(3):
         schedule.step()
-    with pytest.raises(UsageError, match="OneCycleLR: step 4 is after the end; make total_steps, 3, larger"):
+    with pytest.raises(UsageError, match="OneCycleLR: step 4 is after the last one; increase total_steps, which is 3"):
         schedule.step()
 
 
@@ -361,3 +361,18 @@ def test_the_state_of_another_schedule_is_refused():
         schedule.load_state_dict(optim.ReduceLROnPlateau(make()).state_dict())
     with pytest.raises(CheckpointError, match="got nothing; is it of another schedule"):
         schedule.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda o: optim.StepLR(o, 3).load_state_dict(5), "StepLR: the state makes no sense: "),
+        (lambda o: optim.StepLR(o, 3).load_state_dict({1: 2}), "StepLR: the state must have last_epoch, got 1; "),
+        (lambda o: optim.ReduceLROnPlateau(o).step("x"), "ReduceLROnPlateau: metrics must be a number, got 'x'"),
+        (lambda o: optim.SequentialLR(o, 5, [1]), "SequentialLR: schedulers and milestones must be lists"),
+    ],
+)
+def test_strange_states_and_metrics_are_refused_in_one_sentence(wrong, message):
+    with pytest.raises(XcnnError) as caught:
+        wrong(optim.SGD([Parameter(np.ones(2))]))
+    assert str(caught.value).startswith(message)

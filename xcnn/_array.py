@@ -1,6 +1,6 @@
-"""What xcnn needs from any array: a type for annotations, its namespace, and slice writes that immutable arrays allow.
+"""Functions for arrays of any library: their namespace, creation, sums, and slice writes that support immutable arrays.
 
-Nothing here asks which library an array comes from, only what it can do.
+Nothing here depends on which library an array comes from, only on what it supports.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ Array = Any
 
 is_array = array_api_compat.is_array_api_obj
 
-# `array_namespace` and `isdtype` take microseconds; these make the common case a dictionary look-up.
+# Caches: `array_namespace` and `isdtype` take microseconds.
 _NAMESPACES: dict[type, ModuleType] = {}
 _KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
 
 _ANYWHERE = contextlib.nullcontext()
 
 _FEW = 128
-"""Numbers that may be added one after another: their error is small."""
+"""The most numbers that may be added one after another, as the error is still small."""
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -86,7 +86,9 @@ def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None)
             if not is_kind(xp, dtype, "real floating"):
                 raise DtypeError(f"{op}: {name} must be a floating-point array, got {dtype}; convert it first")
         elif this is not xp:
-            raise DtypeError(f"{op}: {name} is a {this.__name__} array, {first} a {xp.__name__} array; move one")
+            raise DtypeError(
+                f"{op}: {name} is a {this.__name__} array, {first} a {xp.__name__} array; move one of them"
+            )
         elif array.dtype != dtype:
             raise DtypeError(f"{op}: {name} is {array.dtype}, {first} is {dtype}; convert one")
     assert xp is not None, "every op has at least one array"
@@ -94,7 +96,7 @@ def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None)
 
 
 def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
-    """Return whether a dtype is of one of the standard's kinds, such as `"integral"`: `isdtype`, remembered."""
+    """Return whether a dtype is of one of the standard's kinds, such as `"integral"`: a cached `isdtype`."""
     try:
         return _KINDS[xp, dtype, kind]
     except KeyError:
@@ -143,10 +145,10 @@ def add_slice(array: Array, index: Any, value: Array) -> Array:
 
 
 def sum_over(xp: ModuleType, array: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Return the sum over some axes, in increasing order, without an error that grows with their length.
+    """Return the sum over some axes, in increasing order, with an error that hardly grows with their length.
 
-    Libraries sum well along the last axis, but along others NumPy adds one number after another: the sum of a million
-    equal float32 numbers is off by 1 %. A long axis is cut here into about sqrt(n) blocks of about sqrt(n) numbers.
+    Libraries sum accurately along the last axis, but NumPy adds one number after another along others: the sum of a
+    million equal float32 numbers is off by 1 %. A long axis is split into about sqrt(n) blocks of sqrt(n) numbers.
     """
     last = array.ndim - 1
     if all(array.shape[axis] <= _FEW for axis in axes if axis != last):

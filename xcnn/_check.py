@@ -1,6 +1,6 @@
-"""Checks of arguments, for the whole package. Each returns the checked value, or raises one sentence.
+"""Checks of arguments, for the whole package. Each returns the checked value or raises an error of one sentence.
 
-`caller` is the public function or class, `name` its argument.
+`caller` is the name of the public function or class, `name` that of its argument.
 """
 
 import functools
@@ -15,7 +15,7 @@ from xcnn.errors import ShapeError, UsageError, unknown
 __all__ = ["axis", "check_shape", "choice", "flag", "integer", "integers", "is_integer", "number"]
 
 _LARGEST = 2**31 - 1
-"""The largest size, stride or the like that makes sense; beyond it the arithmetic of array libraries overflows."""
+"""The largest sensible size or stride; with larger ones the arithmetic of array libraries overflows."""
 
 
 def is_integer(value: Any) -> bool:
@@ -33,7 +33,7 @@ def integer(caller: str, name: str, value: Any, minimum: int = 1, maximum: int |
 
 def integers(caller: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
     """Return one integer per axis from an integer or a sequence of `rank` of them."""
-    # Nearly always one of these two; the rest costs microseconds.
+    # Fast paths for the usual cases; the rest takes microseconds.
     if type(value) is int and minimum <= value <= _LARGEST:
         return (value,) * rank
     if (
@@ -62,7 +62,7 @@ def _ends(interval: str) -> tuple[float, bool, float, bool]:
 
 
 def number(caller: str, name: str, value: Any, interval: str) -> float:
-    """Return `value` as a float if it is a number in `interval`, written as in mathematics.
+    """Return `value` as a float if it is a number in `interval`, in mathematical notation.
 
     >>> number("SGD", "momentum", 0.9, "[0, 1)")
     0.9

@@ -1,7 +1,7 @@
-"""What CuPy can do on the GPUs of this machine: each ability is tried and its result checked; and facts about each GPU.
+"""The abilities of CuPy on the GPUs of this machine, each tried and its result checked, and facts about each GPU.
 
-A GPU that is there may still be unusable: the libraries behind a kind of operation may be missing, too old, or wrong.
-The caller imports CuPy and passes it, as the caller can say how to install it.
+A GPU that exists may still be unusable: the libraries behind a kind of operation may be missing, too old, or wrong. The
+caller imports CuPy and passes it, as only the caller knows how to install it.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class Ability:
 
     Attributes
     ----------
-    words : its name in errors and tables.
+    words : its description in errors and tables.
     probe : function that tries it with CuPy on the current device and returns the result, on the host.
-    expected : the right result, as lists of numbers that float32 holds exactly.
+    expected : the correct result, as lists of numbers that float32 represents exactly.
     required : whether a GPU without it cannot be used.
     """
 
@@ -54,7 +54,7 @@ def _matmul(cupy: Any) -> np.ndarray:
 
 
 def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
-    """Return a function that launches a kernel of our own, which replaces each number of x by 2 x + 1."""
+    """Return a function that launches our own kernel, which replaces each number of x by 2 x + 1."""
     kernel, n = cupy.RawKernel(_KERNEL, "xcnn_probe"), np.int32(_NUMBERS.size)
 
     def launch() -> None:
@@ -75,7 +75,7 @@ def _graph_capture(cupy: Any) -> np.ndarray:
     with stream:
         x = cupy.asarray(_NUMBERS)
         launch = _launcher(cupy, x)
-        launch()  # compiles and loads the kernel, which capturing forbids
+        launch()  # compiles and loads the kernel, which is not allowed during capture
         stream.begin_capture()
         try:
             launch()  # is recorded, not run
@@ -99,10 +99,10 @@ ABILITIES: dict[str, Ability] = {
     "compilation": Ability("compiled kernels", _compilation, [1.0, 3.0, 5.0, 7.0]),
     "graph_capture": Ability("captured graphs", _graph_capture, [7.0, 15.0, 23.0, 31.0], required=False),
 }
-"""Everything that is tried, in this order, by name."""
+"""Every ability by name, in the order in which they are tried."""
 
 PROVEN: set[tuple[int, str]] = set()
-"""Index of the GPU and ability, for all that worked once in this process; they are not tried again."""
+"""Index of the GPU and name of the ability, for all that have worked in this process; they are not tried again."""
 
 
 def fault(cupy: Any, index: int, name: str) -> str:
@@ -122,7 +122,7 @@ def fault(cupy: Any, index: int, name: str) -> str:
 
 
 def require(cupy: Any, index: int, hint: str) -> None:
-    """Check that a GPU is there and has all abilities that are required.
+    """Check that a GPU exists and has all required abilities.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def require(cupy: Any, index: int, hint: str) -> None:
     Raises
     ------
     DeviceError
-        If there is no such GPU, or an ability fails; the error says which one and what to do.
+        If there is no such GPU, or an ability fails; the error says which one and how to fix it.
     """
     count = _count(cupy)
     if index >= count:
@@ -140,7 +140,7 @@ def require(cupy: Any, index: int, hint: str) -> None:
     for name, ability in ABILITIES.items():
         if ability.required and (reason := fault(cupy, index, name)):
             full = any(words in reason.lower() for words in ("out of memory", "alloc_failed"))
-            advice = "see what else uses its memory (nvidia-smi)" if full else f"reinstall CuPy: {hint}"
+            advice = "check with nvidia-smi which processes use its memory" if full else f"reinstall CuPy: {hint}"
             raise DeviceError(f"cuda:{index}: {ability.words} fail ({reason}); {advice}")
 
 
@@ -229,7 +229,7 @@ def _version(number: int) -> str:
 
 
 def _known(ask: Callable[[], T]) -> T | None:
-    """Return a fact, or None if asking for it fails, so that a broken GPU still has its row."""
+    """Return a fact, or None if it cannot be determined, so that a broken GPU is still reported."""
     try:
         return ask()
     except Exception:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a part, whatever happens meanwhile."""
+"""Write files atomically: a reader sees the old content or the new, never a part of it."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. On success sync it and rename it over `path`, on failure remove it.
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
 
     Raises
     ------
@@ -35,13 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    # Not by `tempfile`, whose files only their owner may read: the process's umask decides here, as for any new file.
+    # Not `tempfile`, whose files only the owner can read: the umask applies, as for any new file.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     mode = os.fstat(handle).st_mode
     os.close(handle)
     try:
         yield temporary
-        temporary.chmod(stat.S_IMODE(mode))  # some writers of files take it away
+        temporary.chmod(stat.S_IMODE(mode))  # some libraries change it
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -53,7 +53,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 def _sync_folder(folder: Path) -> None:
     """Make renames in a folder durable where the system can: otherwise a power cut may bring the old file back."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, and some network drives do not sync them
+    with contextlib.suppress(OSError):  # Windows cannot open folders, and some network drives cannot sync them
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -62,17 +62,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents unless they exist.
+    """Create a folder and its parents unless they exist.
 
     Raises
     ------
     WriteError
-        If it cannot be made.
+        If it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+        raise WriteError(f"cannot create the folder {folder}: {error.strerror or error}") from None
 
 
 def sweep(folder: Path) -> None:
@@ -84,7 +84,7 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of a folder inside a `with`: one process at a time can.
+    """Hold the lock of a folder inside a `with`; only one process at a time can hold it.
 
     The operating system releases the lock of a process that is killed.
 

@@ -1,6 +1,6 @@
-"""What a name means: an entry of a table, or `package.module:function`, which names code of the user's own.
+"""Look up names: entries of a table, or `package.module:function`, which names the user's own code.
 
-Only the user may name code. A name that a file brings, such as a checkpoint, is never imported: see `refuse_foreign`.
+Only the user may name code. A name from a file, such as a checkpoint, is never imported; see `refuse_foreign`.
 """
 
 import importlib
@@ -21,7 +21,7 @@ def is_foreign(name: Any) -> bool:
 def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
     """Return the entry of a table by its name, or the function or class that `package.module:function` names.
 
-    A module is looked for in the current folder as well, last of all.
+    The current folder is searched for the module last.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
     found: Any = _imported(f"{kind} {name!r}", module)
     for part in path.split("."):
         if not hasattr(found, part):
-            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            public = [key for key in dir(found) if callable(getattr(found, key, None)) and not key.startswith("_")]
             raise unknown(f"{kind} {name!r}: no such name in {module}:", part, public)
         found = getattr(found, part)
     if not callable(found):
@@ -49,12 +49,12 @@ def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
 
 
 def refuse_foreign(source: object, **names: Any) -> None:
-    """Raise a UsageError if one of the names that a file holds is code of someone's own.
+    """Raise a UsageError if a file names code to import.
 
     Parameters
     ----------
-    source : the file.
-    **names : what the file holds, by the argument that can name the same: `model="nets:small"`.
+    source : the file, for the message.
+    **names : the names in the file, by the argument that takes such a name: `model="nets:small"`.
     """
     for argument, name in names.items():
         if is_foreign(name):

@@ -1,4 +1,4 @@
-"""The state of a random stream as plain data, so that a resumed run draws the numbers that would have come next."""
+"""The state of a random generator as plain data, so that a resumed run continues its numbers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,16 +1,16 @@
-"""Devices by their strings: one table of array libraries, how to open each, and how arrays move.
+"""Devices, named by strings: one table of array libraries, how to open each, and how arrays move.
 
     cpu                   NumPy
     cuda, cuda:1          CuPy on an NVIDIA GPU
     torch, torch:cuda:0   PyTorch's arrays
     jax                   JAX's arrays
-    strict                array-api-strict: nothing but the standard
+    strict                array-api-strict: only what the standard defines
     strict:device1        the same on a simulated device, whose arrays NumPy cannot read by accident
     strict:no_float64     the same on one without float64
     auto                  cuda if it works, else cpu
 
-Another array-API library is one more `Library` in `LIBRARIES`; `docs/extending.md` has an example. No transfer is
-implicit: arrays move only by `asarray` and `to_numpy`.
+To add an array-API library, add a `Library` to `LIBRARIES`; `docs/extending.md` has an example. Arrays never move
+implicitly, only by `asarray` and `to_numpy`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from xcnn._array import Array, namespace_of, on_device
+from xcnn._array import Array, is_array, namespace_of, on_device
 from xcnn._cuda import Gpu, line, name_of, report, require
 from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, unknown
 
@@ -50,10 +50,10 @@ class Device:
 
     Attributes
     ----------
-    name : the full string that opens it (`cuda:0`). A pickle or a deep copy of a device is opened by it again.
+    name : the full string that opens it (`cuda:0`). Pickles and deep copies store only this string.
     xp : its array-API namespace.
-    handle : what the library's creation functions take as `device=`.
-    summary : one line about it, for people.
+    handle : the `device=` argument of the library's creation functions.
+    summary : one line that describes it.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Device:
         Raises
         ------
         DtypeError
-            If the device does not have the dtype, such as float64 on JAX's by default: numbers are not rounded
-            silently. If an integer does not fit into 32 bits.
+            If the array does not hold numbers, or the device lacks the dtype, such as float64 on JAX by default:
+            numbers are not rounded silently. If an integer does not fit into 32 bits.
         """
         return _place(self.xp, array, self.handle)
 
@@ -97,7 +97,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Library:
-    """One row of the table: an array library and how to reach its devices.
+    """One row of the table: an array library and how to open its devices.
 
     Attributes
     ----------
@@ -106,9 +106,10 @@ class Library:
     open : function that takes the part of the string after `name:` and returns the `Device`, or raises a DeviceError
         with the reason.
     to_numpy : function that copies one of its arrays to the host.
-    wider : how to get dtypes that its devices lack by default, if there is a way.
-    no_memory : texts of which a RuntimeError contains one if memory ran out. A MemoryError is always recognized.
-    free : function that returns cached memory of freed arrays to the device.
+    wider : how to enable dtypes that its devices lack by default, or "".
+    no_memory : texts, one of which is in the RuntimeError that is raised if memory runs out. A MemoryError is always
+        recognized.
+    free : function that returns the cached memory of freed arrays to the device.
     """
 
     module: str
@@ -160,7 +161,7 @@ def _torch(rest: str) -> Device:
     try:
         torch.zeros(1, device=handle).item()
     except Exception as error:
-        hint = "install a build of PyTorch that can, or use torch:cpu"
+        hint = "install a build of PyTorch that supports it, or use torch:cpu"
         raise DeviceError(f"torch:{rest}: PyTorch cannot use it ({line(error)}); {hint}") from None
     xp = importlib.import_module("array_api_compat.torch")
     return Device(f"torch:{rest}", xp, handle, f"PyTorch {torch.__version__}")
@@ -174,7 +175,7 @@ def _jax(rest: str) -> Device:
     try:
         found = jax.devices(kind)
     except RuntimeError as error:
-        hint = "install a build of JAX that can, or use jax:cpu"
+        hint = "install a build of JAX that supports it, or use jax:cpu"
         raise DeviceError(f"jax:{rest}: JAX cannot use it ({line(error)}); {hint}") from None
     if index >= len(found):
         raise DeviceError(f"jax:{rest}: JAX has {len(found)} devices of this kind here, numbered from 0")
@@ -204,7 +205,7 @@ LIBRARIES: dict[str, Library] = {
         "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
         _cuda,
         _cuda_to_numpy,
-        no_memory=("out of memory", "ALLOC_FAILED"),  # CUDA says the one, its libraries the other
+        no_memory=("out of memory", "ALLOC_FAILED"),  # texts of CUDA, and of its libraries
         free=_free_cuda,
     ),
     "torch": Library(
@@ -254,7 +255,7 @@ def device(spec: str | Device) -> Device:
 
 
 def devices() -> dict[str, Device | DeviceError]:
-    """Try to open the first device of every library, and return for each the device or the error that was raised."""
+    """Try to open the first device of every library, and return the device or the error for each."""
     found: dict[str, Device | DeviceError] = {}
     for name in LIBRARIES:
         try:
@@ -273,7 +274,15 @@ def gpus() -> list[Gpu]:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """Copy an array of any library to the host."""
+    """Copy an array of any library to the host.
+
+    Raises
+    ------
+    DtypeError
+        If it is not an array, or of a library that is not in `LIBRARIES`.
+    """
+    if not is_array(array):
+        raise DtypeError(f"to_numpy: expected an array, got {type(array).__name__}")
     moved = LIBRARIES[_library(namespace_of(array))].to_numpy(array)
     return np.array(moved, order="C")  # a copy even where the library would share its memory
 
@@ -298,7 +307,7 @@ def on_host(array: Array | float) -> bool:
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:
-    """Return whether an exception, unless it is xcnn's own, from computing on a device means that memory ran out."""
+    """Return whether an exception from computing on a device means that memory ran out; xcnn's own errors never do."""
     if isinstance(error, XcnnError):
         return False
     row = _row(where)
@@ -307,7 +316,7 @@ def out_of_memory(error: Exception, where: Device) -> bool:
 
 
 def free_memory(where: Device) -> None:
-    """Return the memory of freed arrays that the library of a device has cached to the device."""
+    """Return the cached memory of freed arrays to a device."""
     row = _row(where)
     if row is not None:
         with where.active():  # CuPy frees only what is cached for the current device
@@ -315,14 +324,19 @@ def free_memory(where: Device) -> None:
 
 
 def _row(where: Device) -> Library | None:
-    """Return the row of the table that a device belongs to, or None."""
+    """Return the row of the table for a device, or None."""
     return LIBRARIES.get(where.name.partition(":")[0])
 
 
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
-    # A copy: the result must not change when the caller's buffer does, and that may be read-only.
-    host = np.array(array)
-    # Every device has the narrow dtypes, and NumPy every dtype of NumPy; to ask would take microseconds.
+    # A copy: the caller may change the array later, and it may be read-only.
+    try:
+        host = np.array(array)
+    except ValueError as error:
+        raise DtypeError(f"asarray: expected an array of numbers ({line(error)})") from None
+    if host.dtype.kind in "OSUmM":
+        raise DtypeError(f"asarray: expected an array of numbers, got {host.dtype}")
+    # Every device has the narrow dtypes, and NumPy has all of its own; asking takes microseconds.
     if host.dtype.itemsize > 4 and xp is not np:
         host = _fitting(xp, host, handle)
     with on_device(handle):
@@ -350,7 +364,7 @@ def _library(xp: ModuleType) -> str:
         if library.module == module:
             return name
     raise DtypeError(
-        f"the array library {module} is not in xcnn.devices.LIBRARIES; add it there, so that its arrays can move"
+        f"the array library {module} is not in xcnn.devices.LIBRARIES; add it there, so that its arrays can be moved"
     )
 
 

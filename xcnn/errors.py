@@ -1,13 +1,14 @@
-"""The errors of xcnn: one sentence each, for the person who can fix the mistake.
+"""The errors of xcnn, each one sentence for the person who can fix the mistake.
 
-`exit_code` is the exit code of the command: 2 for a request that makes no sense, 1 for one that failed.
+`exit_code` is the exit code of the command: 2 for an invalid request, 1 for one that failed.
 """
 
+import contextlib
 import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "WriteError",
     "XcnnError",
     "explained",
+    "making_sense",
     "printable",
     "unknown",
     "wrong_call",
@@ -51,11 +53,11 @@ class XcnnError(Exception):
 
 
 class UsageError(XcnnError, ValueError):
-    """An argument that makes no sense: an unknown name, a number out of range, options that contradict each other.
+    """An invalid argument: an unknown name, a number out of range, options that contradict each other.
 
     Attributes
     ----------
-    setting : name of the setting of a run that is wrong, such as `batch_size`, or "". The command names its flag.
+    setting : name of the setting of a run that is invalid, such as `batch_size`, or ""; the command names its flag.
     """
 
     exit_code = 2
@@ -66,7 +68,7 @@ class UsageError(XcnnError, ValueError):
 
 
 class ShapeError(XcnnError, ValueError):
-    """Shapes of arrays that do not fit each other or the options."""
+    """Arrays whose shapes do not match each other or the options."""
 
     exit_code = 2
 
@@ -92,7 +94,7 @@ class CheckpointError(XcnnError, ValueError):
 
 
 class WriteError(XcnnError, OSError):
-    """A file that cannot be written, as on a full disk or in a read-only folder. An older file is still there."""
+    """A file that cannot be written, as on a full disk or in a read-only folder; an older file stays in place."""
 
 
 class DivergedError(XcnnError, ArithmeticError):
@@ -100,14 +102,25 @@ class DivergedError(XcnnError, ArithmeticError):
 
 
 class OutOfMemoryError(XcnnError, MemoryError):
-    """A batch that needed more memory than there is. What it had taken is free again, and the process can go on."""
+    """A batch that needs more memory than is available; its memory is freed, and the process can continue."""
+
+
+@contextlib.contextmanager
+def making_sense(who: str) -> Iterator[None]:
+    """Raise a CheckpointError that begins with `who` in place of any error that an invalid state causes in a `with`."""
+    try:
+        yield
+    except XcnnError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{who}: the state makes no sense: {type(error).__name__}: {error}") from None
 
 
 def printable(text: str) -> str:
-    r"""Return text as one harmless line: characters that a terminal obeys, or that are not Unicode, become escapes.
+    r"""Return text as one harmless line: characters that a terminal interprets, or that are not Unicode, are escaped.
 
     These are control characters, line ends, and marks that reorder or hide the text around them. Names of files and
-    classes may come from anybody.
+    classes may come from anyone.
 
     >>> print(printable("cats\x1b[2J\n"))
     cats\x1b[2J\n
@@ -116,7 +129,7 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], nicknames: Mapping[str, str] | None = None) -> UsageError:
-    """Return the error for a name that is not in a table, with the nearest one that is, or that of a nickname.
+    """Return the error for a name that is not in a table; it suggests the nearest name, or that of a nickname.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
@@ -139,8 +152,8 @@ def wrong_call(
 
     Parameters
     ----------
-    name : what the caller knows the function as; it opens the sentence.
-    function : the function, or an `__init__`, then with the object as the first of the arguments.
+    name : name of the function for the caller; the message begins with it.
+    function : the function, or an `__init__` with the object as the first of the arguments.
     arguments, options : positional and keyword arguments of the call.
 
     Examples
@@ -171,7 +184,7 @@ def wrong_call(
 def explained(function: F) -> F:
     """Decorate a function or an `__init__` so that a call with wrong arguments raises the error of `wrong_call`.
 
-    It costs nothing unless the call raises a TypeError. The sentence names the function, or the class of the method.
+    It costs nothing unless the call raises a TypeError. The message begins with the name of the function or class.
     """
     name = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[-2]
 

@@ -1,4 +1,4 @@
-"""The machine that results come from: its processor, how busy it is, and the versions of the libraries."""
+"""Facts about the machine on which results are computed: processor, load and versions of libraries."""
 
 import contextlib
 import importlib.metadata
@@ -13,13 +13,13 @@ __all__ = ["machine", "waited"]
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the processor, its cores, its load (processes that wanted a core, over the last minute) and versions.
+    """Return the processor, its cores, its load (average number of processes over the last minute) and versions.
 
-    A value is None if the system does not provide it, a version if the package is not installed.
+    A value is None if the system does not provide it; a version is None if the package is not installed.
 
     Parameters
     ----------
-    packages : names of packages whose versions to return, besides Python, xcnn, NumPy and Numba.
+    packages : names of further packages whose versions to return, besides Python, xcnn, NumPy and Numba.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in dict.fromkeys(["xcnn", "numpy", "numba", *packages]):
@@ -30,9 +30,9 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def waited() -> float | None:
-    """Return how many seconds the threads of this process have waited for a core, in total; None if unknown.
+    """Return the total seconds that the threads of this process have waited for a core; None if unknown.
 
-    They wait while other processes compute, so a time measured meanwhile is longer than the machine needs.
+    They wait while other processes compute, so a time measured meanwhile is too long.
     """
     try:
         tasks = [path.read_text("ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")]

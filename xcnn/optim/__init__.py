@@ -1,4 +1,4 @@
-"""Optimizers: update rules, learning rates that change during a run, and limits on gradients.
+"""Optimizers, learning-rate schedules and gradient clipping.
 
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = optim.CosineAnnealingLR(optimizer, T_max=steps)

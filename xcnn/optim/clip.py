@@ -1,4 +1,4 @@
-"""Limit gradients between the backward pass and the optimizer step. Nothing here waits for a device."""
+"""Limit gradients between the backward pass and the optimizer step, without waiting for a device."""
 
 import math
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
-"""`Optimizer`: the base of the update rules. It holds the parameter groups and the state, and saves and loads both.
+"""`Optimizer`, the base class of the update rules: it holds, saves and loads the parameter groups and the state.
 
-A rule is a subclass that passes its options to `Optimizer.__init__` and defines `update`. `update` gets many parameters
+A rule is a subclass that passes its options to `Optimizer.__init__` and defines `update`, which takes many parameters
 at once, so that a kernel can update them together. `docs/extending.md` has an example.
 """
 
@@ -13,14 +13,14 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import flag, integer, number
 from xcnn.devices import like, to_numpy
-from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, explained, unknown
+from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, explained, making_sense, unknown
 from xcnn.parameter import Parameter
 
 __all__ = ["Optimizer", "parameters"]
 
 
 class Optimizer:
-    """Base of the update rules.
+    """Base class of the update rules.
 
     A subclass passes its options to `Optimizer.__init__` as keyword arguments and defines `update`. It may also set
     `intervals`, and override `check_options` and `state_shape`.
@@ -34,19 +34,19 @@ class Optimizer:
     Attributes
     ----------
     intervals : the interval of each numeric option, such as `{"beta": "[0, 1)"}`. A subclass lists those it adds.
-    param_groups : list of dicts with the key `"params"` and every option. Schedules write `lr` here; so may you.
-    state : what the rule keeps for each parameter, by Parameter; filled by the first step that changes it.
+    param_groups : list of dicts with the key `"params"` and every option. Schedules set `lr` here; you may do so, too.
+    state : the state of each parameter, by Parameter; empty before the first step.
 
     Raises
     ------
     UsageError
-        If there are no parameters, something is not a Parameter, a Parameter is given twice, or an option is unknown or
+        If there are no parameters, an entry is not a Parameter, a Parameter occurs twice, or an option is unknown or
         outside its interval.
     """
 
     intervals: ClassVar[Mapping[str, str]] = {
         "lr": "[0, inf)",
-        "initial_lr": "[0, inf)",  # schedules leave it in a group
+        "initial_lr": "[0, inf)",  # schedules add it to groups
         "momentum": "[0, 1]",
         "dampening": "[0, 1]",
         "weight_decay": "[0, inf)",
@@ -77,28 +77,28 @@ class Optimizer:
     def update(
         self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> Iterable[Array]:
-        """Return the new value of each parameter, in the order given. Every rule defines this method.
+        """Return the new value of each parameter, in the same order. Every rule defines this method.
 
-        Best written as a generator: if memory runs out, the parameters yielded so far are updated and the others are
-        not. A new value has the shape and dtype of the old one, and may be the same array, changed in place.
+        It is best written as a generator: if memory runs out, the parameters yielded so far are updated and the others
+        are not. A new value has the shape and dtype of the old one, and may be the same array, changed in place.
 
         Parameters
         ----------
         data : the parameters' arrays, at least one; all of one library, dtype and device.
         grads : the gradients, of the same shapes and dtype.
-        states : a dict for each parameter, empty at first, for what the next step needs: arrays, which are kept in the
-            dtype of the parameter, and Python numbers. All dicts of a call have the same keys, and the same `step` if
-            they have one.
+        states : a dict for each parameter, empty at first, for the arrays and Python numbers that the next step needs.
+            Arrays have the dtype of the parameter. All dicts of a call have the same keys, and the same `step` if they
+            have one.
         group : the options.
         """
         raise NotImplementedError(f"{self._name} must define update(data, grads, states, group)")
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a group, checked; override it for options that depend on each other.
+        """Return the checked options of a group; override it for options that depend on each other.
 
-        An option that defaults to True or False in `__init__` must be one of both. One that defaults to a float, or is
-        named in `intervals`, must be a number in its interval. One that defaults to a tuple takes as many numbers, each
-        in its interval. One that defaults to an integer takes integers of at least 0. Others are taken as they are.
+        The default in `__init__` decides: if it is a bool, the option must be a bool; if it is a float, or the option
+        is named in `intervals`, a number in its interval; if it is a tuple, as many numbers, each in the interval; if
+        it is an integer, an integer of at least 0. Other options are not checked.
         """
         signature = inspect.signature(type(self).__init__).parameters
         checked = {}
@@ -120,10 +120,10 @@ class Optimizer:
         return checked
 
     def state_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the shape of the array that `update` keeps under a name, or None if it keeps a Python number there.
+        """Return the shape of the array that `update` stores under a name, or None if it stores a Python number there.
 
-        By default `step` is a number, and everything else has the shape of the parameter. A rule that keeps other
-        things overrides this method, so that they can be checked when they are loaded.
+        By default `step` is a number, and everything else has the shape of the parameter. A rule with other state
+        overrides this method, so that the state can be checked when it is loaded.
 
         Parameters
         ----------
@@ -141,7 +141,9 @@ class Optimizer:
         seen = set(self._parameters())
         for parameter in added:
             if parameter in seen:
-                raise UsageError(f"{self._name}: {parameter!r} is given twice; a parameter belongs to one group, once")
+                raise UsageError(
+                    f"{self._name}: {parameter!r} occurs twice; a parameter may be in one group only, once"
+                )
             seen.add(parameter)
         for name in options:
             if name not in self.defaults:
@@ -154,8 +156,8 @@ class Optimizer:
         Raises
         ------
         ShapeError, DtypeError
-            If a gradient has another shape or dtype than its parameter; no parameter is updated then. If `update`
-            returns an array of another shape or dtype.
+            If a gradient differs from its parameter in shape or dtype; no parameter is updated then. If an array that
+            `update` returns does.
         """
         for group, alike in self._calls():
             data, grads = [p.data for p in alike], [p.grad for p in alike]
@@ -164,14 +166,17 @@ class Optimizer:
                 for name, entry in state.items():
                     if getattr(entry, "dtype", dtype) != dtype:  # the model was moved to another dtype
                         state[name] = namespace_of(entry).astype(entry, dtype)
-            for new in self.update(data, grads, states, group):
+            updated = self.update(data, grads, states, group)
+            if not isinstance(updated, Iterable):
+                raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got {updated!r}")
+            for new in updated:
                 if count == len(alike):
                     raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got more")
                 parameter, old = alike[count], data[count]
                 if new is not old:
-                    if new.shape != old.shape or new.dtype != dtype:
-                        kind = ShapeError if new.dtype == dtype else DtypeError
-                        got = f"{new.dtype} of shape {tuple(new.shape)}"
+                    if not is_array(new) or new.shape != old.shape or new.dtype != dtype:
+                        kind = ShapeError if getattr(new, "dtype", None) == dtype else DtypeError
+                        got = f"{new.dtype} of shape {tuple(new.shape)}" if is_array(new) else type(new).__name__
                         raise kind(f"{self._name}: update must return {dtype} for {parameter!r}, got {got}")
                     parameter.data = data[count] = new
                     del old  # a new array may need its memory
@@ -181,12 +186,12 @@ class Optimizer:
                 raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got {count}")
 
     def _calls(self) -> list[tuple[dict[str, Any], list[Parameter]]]:
-        """Check every gradient and return the groups, each with parameters that one call of `update` can take."""
+        """Check every gradient, and return each group with the parameters of one call of `update`."""
         calls: list[tuple[dict[str, Any], list[Parameter]]] = []
         for group in self.param_groups:
             kinds: list[Any] = []  # a list, as CuPy's devices cannot be hashed
             sets: list[list[Parameter]] = []
-            last: Any = None  # most parameters are of the kind of the one before
+            last: Any = None  # most parameters are of the same kind as the one before
             alike: list[Parameter] = []
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
@@ -195,7 +200,9 @@ class Optimizer:
                 if grad.shape != data.shape:
                     raise ShapeError(f"{self._name}: the gradient of {parameter!r} has shape {tuple(grad.shape)}")
                 if grad.dtype != data.dtype:
-                    raise DtypeError(f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, it is {data.dtype}")
+                    raise DtypeError(
+                        f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, the parameter {data.dtype}"
+                    )
                 state = self.state.setdefault(parameter, {})
                 # JAX's tracers have no device.
                 kind = (type(data), data.dtype, getattr(data, "device", None), state.get("step"), *state)
@@ -223,19 +230,19 @@ class Optimizer:
         Returns
         -------
         `{"state": {index: {name: host array or number}}, "param_groups": [{option: value, "params": [index, ...]}]}`,
-        where parameters are numbered through all groups.
+        where the parameters of all groups are numbered consecutively.
 
         Raises
         ------
         UsageError
-            If the rule keeps something that `state_shape` does not describe, so that it could not be loaded.
+            If the state does not match `state_shape`, so that it could not be loaded.
         """
         state = {}
         for index, parameter in enumerate(self._parameters()):
             if entry := self.state.get(parameter):
                 state[index] = {name: to_numpy(value) if is_array(value) else value for name, value in entry.items()}
                 if wrong := self._wrong_entry(index, parameter, state[index]):
-                    raise UsageError(f"{wrong}; state_shape says what the rule keeps")
+                    raise UsageError(f"{wrong}; override state_shape to describe the state")
         numbered = {parameter: index for index, parameter in enumerate(self._parameters())}
         groups = [{**group, "params": [numbered[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": state, "param_groups": groups}
@@ -247,20 +254,31 @@ class Optimizer:
 
         Parameters
         ----------
-        state : what `state_dict` of the same rule returned, for parameters of the same shapes in the same groups. JSON
-            keeps it well enough: indices may be strings, and tuples and arrays may be lists.
+        state : what `state_dict` of the same rule returned, for parameters of the same shapes in the same groups. It
+            may have been stored as JSON: indices may be strings, and tuples and arrays may be lists.
 
         Raises
         ------
         CheckpointError
             If groups, options, shapes or numbers are not those of this optimizer.
+        UsageError
+            If an option is outside its interval.
         """
-        groups, parameters = self._loaded_groups(state.get("param_groups", ())), self._parameters()
-        entries: dict[Parameter, dict[str, Any]] = {}
+        with making_sense(self._name):
+            groups, entries = self._loaded_groups(state.get("param_groups", ())), self._loaded_state(state)
+        self.state = entries
+        for group, options in zip(self.param_groups, groups, strict=True):
+            group.update(options)
+
+    def _loaded_state(self, state: Mapping[str, Any]) -> dict[Parameter, dict[str, Any]]:
+        """Check the state of each parameter and return it, moved to the parameter's library, device and dtype."""
+        parameters, entries = self._parameters(), {}
         for key, saved in state.get("state", {}).items():
             index = int(key)
             if not 0 <= index < len(parameters):
-                raise CheckpointError(f"{self._name}: the state is of parameter {index}, here are {len(parameters)}")
+                raise CheckpointError(
+                    f"{self._name}: the state has a parameter {index}, the optimizer has {len(parameters)}"
+                )
             parameter = parameters[index]
             if wrong := self._wrong_entry(index, parameter, saved):
                 raise CheckpointError(wrong)
@@ -269,28 +287,26 @@ class Optimizer:
                 name: value if self.state_shape(name, shape) is None else like(np.asarray(value), parameter.data)
                 for name, value in saved.items()
             }
-        self.state = entries
-        for group, options in zip(self.param_groups, groups, strict=True):
-            group.update(options)
+        return entries
 
     def _wrong_entry(self, index: int, parameter: Parameter, entry: Mapping[str, Any]) -> str:
-        """Return a sentence about the first thing in the state of a parameter that does not belong there, or ""."""
+        """Return a sentence about the first invalid entry in the state of a parameter, or ""."""
         for name, value in entry.items():
             shape = self.state_shape(name, tuple(parameter.data.shape))
             what = f"{self._name}: {name} of parameter {index}"
             if shape is None:
                 if not isinstance(value, int | float) or (name == "step" and not (type(value) is int and value >= 0)):
                     return f"{what} is {value!r}, expected a number"
-            elif np.asarray(value).dtype.kind in "OSU" or np.shape(value) != shape:
+            elif np.asarray(value).dtype.kind in "OSUcmM" or np.shape(value) != shape:
                 return f"{what} has shape {np.shape(value)}, expected {shape}"
         return ""
 
     def _loaded_groups(self, saved: Any) -> list[dict[str, Any]]:
-        """Check the groups of a state against those here and return their options."""
+        """Check the groups of a state against those of this optimizer, and return their options."""
         have = [len(group["params"]) for group in self.param_groups]
         came = [len(group.get("params", ())) for group in saved]
         if have != came:
-            raise CheckpointError(f"{self._name}: the state has groups of {came} parameters, here are groups of {have}")
+            raise CheckpointError(f"{self._name}: the state has groups of {came} parameters, the optimizer of {have}")
         groups = [{name: value for name, value in group.items() if name != "params"} for group in saved]
         for group in groups:
             if group.keys() - {"initial_lr"} != self.defaults.keys():
@@ -310,7 +326,9 @@ def parameters(caller: str, values: Any) -> list[Parameter]:
     found = list(values)
     for value in found:
         if not isinstance(value, Parameter):
-            raise UsageError(f"{caller}: expected parameters, one is a {type(value).__name__}; pass model.parameters()")
+            raise UsageError(f"{caller}: expected parameters, got a {type(value).__name__}; pass model.parameters()")
     if not found:
-        raise UsageError(f"{caller}: there are no parameters; is a generator used up, or has the model none?")
+        raise UsageError(
+            f"{caller}: there are no parameters; does the model have any, or was a generator already consumed?"
+        )
     return found

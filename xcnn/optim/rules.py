@@ -1,9 +1,8 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
 The arithmetic of each rule is a body, for which a library may have a kernel. A body takes lists with one array per
-parameter, all of one library, dtype and device, or None where there is nothing kept yet or nothing to keep. It yields
-the new arrays of one parameter after the other. A kernel may write into the arrays it is given, and update many
-parameters at once.
+parameter, all of one library, dtype and device, or None if there is no state (yet). It yields the new arrays of each
+parameter in turn. A kernel may update the arrays in place, and many parameters at once.
 """
 
 import math
@@ -24,7 +23,7 @@ Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
 
 
 def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Array]:
-    """Return what is kept of each parameter under a name, zeros at first."""
+    """Return the arrays in the states under a name; zeros at the first step."""
     if name in states[0]:
         return [state[name] for state in states]
     return [zeros(namespace_of(w), w.shape, w) for w in data]
@@ -33,10 +32,10 @@ def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Ar
 def _stored(
     updated: Iterable[tuple[Array, ...]], states: list[dict[str, Any]], **lists: list[Array] | None
 ) -> Iterator[Array]:
-    """Yield the new data of each parameter, and store the arrays that come with it in its state.
+    """Yield the new data of each parameter, and store the other new arrays in its state.
 
-    `lists` are what the body was given, by the names to store under. An old array leaves its list when the new one
-    comes, so that its memory is free for the next.
+    `lists` are the arguments of the body, by the names to store under. A new array replaces the old one in its list at
+    once, so that the next parameter can use its memory.
     """
     kept = [(place, name, arrays) for place, (name, arrays) in enumerate(lists.items(), 1)]
     for index, new in enumerate(updated):
@@ -325,4 +324,4 @@ class RMSprop(Optimizer):
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
-"""Every update rule by the name that the command line gives it."""
+"""Every update rule, by its name in settings."""

@@ -2,7 +2,7 @@
 
 All but `ReduceLROnPlateau` are functions of the step alone: `at(step, group)` returns the options of a group, computed
 from its `initial_lr` (its `lr` when the first schedule was made). So the only state is the number of steps.
-`docs/extending.md` has an example of a schedule of your own.
+`docs/extending.md` has an example of a custom schedule.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from xcnn._check import choice, flag, integer, number
 from xcnn._plugins import find
-from xcnn.errors import CheckpointError, UsageError, explained
+from xcnn.errors import CheckpointError, UsageError, explained, making_sense
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [
@@ -37,10 +37,10 @@ _SIGN = {"min": 1.0, "max": -1.0}
 
 
 class Schedule:
-    """Base of the schedules. Making one sets the learning rates of step 0; each `step()` sets those of the next.
+    """Base class of the schedules. Creating one sets the learning rates of step 0; each `step()` sets the next ones.
 
-    A subclass defines `at`. One that depends on more than the number of steps overrides `step`, and names the
-    attributes that it must remember in `saved`.
+    A subclass defines `at`. If it depends on more than the number of steps, it overrides `step` and lists the
+    attributes of its state in `saved`.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Schedule:
     unit : `"step"` if `step()` follows every optimizer step, `"epoch"` if it ends an epoch and takes the validation
         loss. A Trainer calls it accordingly.
     saved : names of the attributes that make up the state: integers of at least 0, or floats.
-    last_epoch : number of calls of `step()`; PyTorch's name.
+    last_epoch : number of calls of `step()`, with PyTorch's name.
     """
 
     unit: Literal["step", "epoch"] = "step"
@@ -68,7 +68,7 @@ class Schedule:
         self._apply()
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a group that this schedule sets, such as `{"lr": 0.1}`, at a step counted from 0."""
+        """Return the options that this schedule sets in a group at a step, counted from 0, such as `{"lr": 0.1}`."""
         raise NotImplementedError(f"{type(self).__name__} must define at(step, group)")
 
     def _apply(self) -> None:
@@ -97,8 +97,10 @@ class Schedule:
         CheckpointError
             If the state is of another kind of schedule.
         """
+        with making_sense(type(self).__name__):
+            state = dict(state)
         if set(state) != set(self.saved):
-            names = f"{', '.join(self.saved)}, got {', '.join(state) or 'nothing'}"
+            names = f"{', '.join(self.saved)}, got {', '.join(map(str, state)) or 'nothing'}"
             raise CheckpointError(f"{type(self).__name__}: the state must have {names}; is it of another schedule?")
         for name in self.saved:
             value, kind = state[name], type(getattr(self, name))
@@ -176,16 +178,18 @@ class LinearLR(Schedule):
 
 
 class SequentialLR(Schedule):
-    """Run one schedule after another; each counts its steps from 0.
+    """Run schedules one after another; each counts its steps from 0.
 
     Parameters
     ----------
-    optimizer : the optimizer whose groups to change; all schedules must have this one.
+    optimizer : the optimizer whose groups to change, which must be that of all schedules.
     schedulers : schedules of the unit `"step"`. Do not step them yourself.
     milestones : the steps at which the second, third, ... begins.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
+        if not isinstance(schedulers, Sequence) or not isinstance(milestones, Sequence):
+            raise UsageError("SequentialLR: schedulers and milestones must be lists")
         self.schedulers = list(schedulers)
         self.milestones = [integer("SequentialLR", "milestones", milestone, 1) for milestone in milestones]
         if len(self.milestones) != len(self.schedulers) - 1:
@@ -199,7 +203,7 @@ class SequentialLR(Schedule):
             if not isinstance(schedule, Schedule) or schedule.unit != "step":
                 raise UsageError(f"SequentialLR: {type(schedule).__name__} does not count steps; leave it out")
             if schedule.optimizer is not optimizer:
-                raise UsageError(f"SequentialLR: the {type(schedule).__name__} is of another optimizer")
+                raise UsageError(f"SequentialLR: the {type(schedule).__name__} has another optimizer")
         super().__init__(optimizer)
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,18 +212,18 @@ class SequentialLR(Schedule):
 
 
 class OneCycleLR(Schedule):
-    """Raise the learning rate to `max_lr`, then lower it far below the start; the momentum changes the other way.
+    """Raise the learning rate to `max_lr`, then lower it far below the start; momentum changes the opposite way.
 
     Parameters
     ----------
     optimizer : the optimizer whose groups to change; `max_lr / div_factor` replaces their `lr`.
     max_lr : the highest learning rate; one number, or one per group.
-    total_steps : number of steps of the cycle; or give `epochs` and `steps_per_epoch`.
+    total_steps : number of steps of the cycle, or None if `epochs` and `steps_per_epoch` are passed.
     epochs, steps_per_epoch : their product is the number of steps if `total_steps` is None.
     pct_start : share of the cycle in which the learning rate rises.
     anneal_strategy : `"cos"` or `"linear"`.
     cycle_momentum : whether to change `momentum`, or the first of `betas`, too.
-    base_momentum, max_momentum : momentum at the highest learning rate, and at both ends.
+    base_momentum, max_momentum : momentum at the highest learning rate, and at the start and end.
     div_factor : highest learning rate divided by the first.
     final_div_factor : first learning rate divided by the last.
     three_phase : whether to lower the learning rate as slowly as it rose, and only then to the last one.
@@ -253,7 +257,7 @@ class OneCycleLR(Schedule):
         me = "OneCycleLR"
         if total_steps is None:
             if epochs is None or steps_per_epoch is None:
-                raise UsageError("OneCycleLR: give total_steps, or epochs and steps_per_epoch")
+                raise UsageError("OneCycleLR: pass total_steps, or epochs and steps_per_epoch")
             total_steps = integer(me, "epochs", epochs, 1) * integer(me, "steps_per_epoch", steps_per_epoch, 1)
         self.total_steps = integer(me, "total_steps", total_steps, 1)
         pct_start = number(me, "pct_start", pct_start, "[0, 0.5]" if three_phase else "[0, 1]")
@@ -263,7 +267,7 @@ class OneCycleLR(Schedule):
         rise = number(me, "div_factor", div_factor, "(0, inf)")
         fall = number(me, "final_div_factor", final_div_factor, "(0, inf)")
         last = self.total_steps - 1
-        # The corners of the cycle: (step, learning rate over the initial one, momentum).
+        # The corners of the cycle: (step, learning rate divided by the initial one, momentum).
         self._corners = [(0.0, 1.0, high), (pct_start * self.total_steps - 1, rise, low)]
         if flag(me, "three_phase", three_phase):
             self._corners.append((2 * pct_start * self.total_steps - 2, 1.0, high))
@@ -278,7 +282,9 @@ class OneCycleLR(Schedule):
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         if step > self.total_steps:
-            raise UsageError(f"OneCycleLR: step {step} is after the end; make total_steps, {self.total_steps}, larger")
+            raise UsageError(
+                f"OneCycleLR: step {step} is after the last one; increase total_steps, which is {self.total_steps}"
+            )
         end = next((i for i, corner in enumerate(self._corners) if i and step < corner[0]), len(self._corners) - 1)
         (start, factor, momentum), (stop, next_factor, next_momentum) = self._corners[end - 1 : end + 1]
         done = min(1.0, (step - start) / (stop - start)) if stop > start else 1.0
@@ -299,10 +305,10 @@ class ReduceLROnPlateau(Schedule):
     factor : factor of each reduction.
     patience : number of epochs without improvement before a reduction.
     threshold : the smallest change that counts as an improvement.
-    threshold_mode : `"rel"`, the threshold is a share of the best metric, or `"abs"`.
+    threshold_mode : `"rel"` if the threshold is a share of the best metric, `"abs"` if it is a difference.
     cooldown : number of epochs after a reduction that are not counted.
     min_lr : the lowest learning rate; one number, or one per group.
-    eps : smaller changes are not made.
+    eps : smaller changes of the learning rate are skipped.
     """
 
     unit = "epoch"
@@ -335,7 +341,7 @@ class ReduceLROnPlateau(Schedule):
         super().__init__(optimizer)
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        return {}  # it depends on the metrics so far, so `step` changes it and the optimizer's state holds it
+        return {}  # depends on past metrics, so `step` sets the learning rate, which is part of the optimizer's state
 
     def step(self, metrics: float | None = None) -> None:
         """End an epoch.
@@ -346,8 +352,11 @@ class ReduceLROnPlateau(Schedule):
         """
         if metrics is None:
             raise UsageError("ReduceLROnPlateau: step needs the metric of the epoch, such as the validation loss")
+        try:
+            metric = float(metrics)
+        except (TypeError, ValueError):
+            raise UsageError(f"ReduceLROnPlateau: metrics must be a number, got {metrics!r}") from None
         self.last_epoch += 1
-        metric = float(metrics)
         if self._improves(metric):
             self.best, self.num_bad_epochs = metric, 0
         else:
@@ -376,7 +385,7 @@ def _checked(caller: str, optimizer: Optimizer) -> Optimizer:
 
 
 def _per_group(caller: str, name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
-    """Return one number of at least 0 per group."""
+    """Return one number of at least 0 for each group."""
     count = len(optimizer.param_groups)
     values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:
@@ -404,7 +413,7 @@ def make_schedule(
     total_steps : number of optimizer steps of the run.
     steps_per_epoch : number of optimizer steps of one epoch.
     warmup : number of steps in which the learning rate first rises from near 0; the schedule covers the steps after
-        them. In `one-cycle` it is the rise of the cycle itself (0 for three tenths of the run).
+        them. In `one-cycle` it is the length of the rise (three tenths of the run if 0).
 
     Returns
     -------
@@ -443,7 +452,7 @@ def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, war
         [group["lr"] for group in optimizer.param_groups],
         total_steps,
         pct_start=(warmup + 1) / total_steps if warmup else 0.3,
-        cycle_momentum=False,  # a momentum that was chosen stays
+        cycle_momentum=False,  # keep the momentum that the user has chosen
     )
 
 

@@ -17,7 +17,7 @@ from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
 from xcnn._plugins import find
 from xcnn.devices import device
-from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError
+from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, making_sense
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -46,7 +46,6 @@ from xcnn.training import (
 )
 from xcnn.training.evaluation import evaluate
 from xcnn.training.feed import Feed
-from xcnn.training.state import making_sense
 
 __all__ = ["Result", "train"]
 

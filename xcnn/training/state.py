@@ -1,15 +1,13 @@
 """A trainer's own state, an unfinished epoch and the history, checked when it is loaded."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from xcnn._check import is_integer
-from xcnn.errors import CheckpointError, XcnnError
 from xcnn.training.evaluation import Metrics
 
-__all__ = ["RECORD", "Epoch", "count", "making_sense", "record"]
+__all__ = ["RECORD", "Epoch", "count", "record"]
 
 RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second")
 """What every record of the history has; callbacks may add numbers."""
@@ -57,14 +55,3 @@ def record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         raise ValueError(f"{entries} is not the record of epoch {epoch}")
     # float() refuses integers beyond its range, which nothing could draw or print.
     return {name: value if value is None else type(value)(float(value)) for name, value in entries.items()}
-
-
-@contextlib.contextmanager
-def making_sense(who: str) -> Iterator[None]:
-    """Turn what a state that makes no sense raises inside a `with` into one error."""
-    try:
-        yield
-    except XcnnError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{who}: the state makes no sense: {type(error).__name__}: {error}") from None

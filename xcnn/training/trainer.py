@@ -14,13 +14,13 @@ from xcnn._check import integer
 from xcnn._random import load_stream, stream_state
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError
+from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, making_sense
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metrics, evaluate, predict
 from xcnn.training.feed import Data, Feed
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
-from xcnn.training.state import Epoch, count, making_sense, record
+from xcnn.training.state import Epoch, count, record
 from xcnn.training.step import Step
 from xcnn.training.timing import clock
 
