@@ -3,9 +3,9 @@
 BLAS splits a product by its number of threads, and on busy cores these threads wait for each other. So kernels split
 large products themselves (`xcnn.threads`) and hold BLAS to one thread meanwhile.
 
-The number of BLAS threads is one for the whole process: while a kernel multiplies, products of other threads run
-on one thread, too. (`openblas_set_num_threads_local` of the OpenBLAS in NumPy's wheels affects all threads, despite its
-name.) Afterwards the number is restored. If threadpoolctl does not know NumPy's BLAS, such as Apple's Accelerate, it is not
+The number of BLAS threads is one for the whole process: while a kernel multiplies, products of other threads run on one
+thread, too. (`openblas_set_num_threads_local` of the OpenBLAS in NumPy's wheels affects all threads, despite its name.)
+Afterwards the number is restored. If threadpoolctl does not know NumPy's BLAS, such as Apple's Accelerate, it is not
 changed.
 """
 

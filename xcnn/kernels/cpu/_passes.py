@@ -1,4 +1,4 @@
-"""The compiled passes of a convolution over some images: lay out, multiply, write. What they take is in `conv.py`.
+"""The compiled passes of a convolution over some images: lay out, multiply, write. `conv.py` calls them.
 
 Names: x0, dy0 are places where something starts; cg, og channels of a group; K the products that are summed for one
 output, channels times taps.
@@ -111,7 +111,7 @@ def lay(image, axes, plane, xs, x0):
                     at = x0 + (tz + i) * axes[0, STEP] + (ty + j) * axes[1, STEP] + tx
                     target = xs[at : at + nx]
                     source = image[c, z + i * axes[0, STRIDE], y + j * axes[1, STRIDE]][x:]
-                    if axes[2, STRIDE] == 1:  # which a compiler turns into a copy of vectors
+                    if axes[2, STRIDE] == 1:  # this becomes a vector copy
                         for k in range(nx):
                             target[k] = source[k]
                     else:
@@ -140,7 +140,7 @@ def _gather(ys, step, axes, phase, dx):
 
 @compiled
 def _write(ys, step, axes, bias, relu, y):
-    """Write the rows of outputs to y (o, od, oh, ow), adding the bias and cutting off what is negative."""
+    """Write the rows of outputs to y (o, od, oh, ow), adding the bias and applying ReLU."""
     zero = ys.dtype.type(0)
     for o in range(y.shape[0]):
         b = bias[o] if bias.size else zero
@@ -207,7 +207,7 @@ def gradients(
     x, dy, y, weights, dx, dweight, dbias, axes, plane, phases, length, shifts, dy_plane, start, phase_shifts, bounds,
     groups, first, last, chunk, xs, dys, ys,
 ):  # fmt: skip
-    """Make the gradients of images first .. last - 1, `chunk` at a time; those whose array is empty are not wanted.
+    """Compute the gradients of images first .. last - 1, `chunk` at a time, except those whose array is empty.
 
     Adds to dweight and to the images' rows of dbias (n, o), and sets those of dx.
     """

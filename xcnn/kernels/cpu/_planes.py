@@ -1,15 +1,15 @@
-"""How a convolution lays out its planes, so that the windows of each tap are one plane, shifted.
+"""The layout of planes for a convolution, in which the windows of each tap are one shifted plane.
 
 The padded pixels of a map are stored row after row with a `pitch`. Kernel position `p` of window `j` is pixel
 `j * stride + p * dilation`; for stride 1 that is place `j + shift` for all windows at once. For a larger stride the
 pixels are sorted into `stride` phases, plane by plane: pixel `u` is place `u // stride` of phase `u % stride`, and the
 tap has the phase `p * dilation % stride` and the shift `p * dilation // stride`.
 
-Padding is kept only between rows: what is read beyond the end of a row is the padding before the next one. The
+Padding is stored only between rows: reads beyond the end of a row get the padding before the next one. The
 gradient of the outputs is laid out with the same pitch, so that it can be multiplied with x place by place; it has room
 before it, as the input gradient reads it shifted the other way.
 
-All is done for three spatial axes; maps of one or two have leading axes of one pixel.
+There are always three spatial axes; maps with one or two get leading axes of one pixel.
 """
 
 import functools
@@ -22,7 +22,7 @@ import numpy as np
 __all__ = ["BEFORE", "OUT", "PLACES", "SIZE", "STEP", "STRIDE", "Planes", "planes"]
 
 SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(6)
-"""What a row of `Planes.axes` holds for an axis: pixels, stride, padding before, outputs, the places between
+"""The columns of `Planes.axes`: pixels, stride, padding before, outputs, the places between
 neighbours along the axis, and how many places matter."""
 
 _SLACK = 16
@@ -34,7 +34,7 @@ class Planes(NamedTuple):
 
     Attributes
     ----------
-    axes : (3, 6), for each axis what is named above.
+    axes : (3, 6), for each axis the columns named above.
     plane : places of one phase of a channel of x; a channel has `phases` of them.
     phases : product of the strides.
     length : places from the first to the last output.

@@ -1,4 +1,4 @@
-"""Each thread's memory for what lives within a call, so that no call but the first waits for fresh memory."""
+"""Memory of each thread for temporary arrays, so that only the first call waits for fresh memory."""
 
 import threading
 from typing import Any
@@ -10,15 +10,15 @@ __all__ = ["scratch"]
 _ALIGNED = 64
 _MOST = 256
 _MOST_BYTES = 256 << 20
-"""Arrays that a thread keeps, and their size; more are only needed where shapes change all the time."""
+"""Limits on the arrays that a thread keeps; only calls with ever-changing shapes exceed them."""
 
 _local = threading.local()
 
 
 def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
-    """Return this thread's array of that name as the last call with this owner left it, and zeros at first.
+    """Return this thread's array of a name, as the last call with the same owner left it; zeros at first.
 
-    So what an owner never writes is always 0.
+    So elements that an owner never writes are always 0.
     """
     arrays: dict[Any, np.ndarray] = _local.__dict__.setdefault("arrays", {})
     key = owner, name, dtype

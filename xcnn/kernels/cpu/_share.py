@@ -1,4 +1,4 @@
-"""Which arrays kernels take, and how work is shared out to threads where every image, map or channel has its own."""
+"""Check which arrays kernels take, and distribute work on independent images, maps or channels over threads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from xcnn.threads import parallel, parts
 __all__ = ["share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
-"""What a thread reads and writes where it has little else to do."""
+"""Numbers that a thread reads and writes if it does little else."""
 
 
 def supports(a: np.ndarray) -> bool:
@@ -19,13 +19,13 @@ def supports(a: np.ndarray) -> bool:
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:
-    """Call `function(*arguments, begin, end)` for ranges that together are 0 .. n - 1, in threads where that pays.
+    """Call `function(*arguments, begin, end)` for ranges that cover 0 .. n - 1, in several threads if that is faster.
 
     Parameters
     ----------
-    function : compiled; what it does with one index must not depend on the others.
-    work : in numbers read and written one after the other; costlier ones count several times.
-    n : the length of the first argument unless given.
+    function : a compiled function; its work for one index must not depend on the others.
+    work : how many numbers are read and written in total; more costly ones count several times.
+    n : number of indices; by default, the length of the first argument.
     """
     n = len(arguments[0]) if n is None else n
     count = parts(n, work / _NUMBERS_PER_MICROSECOND)

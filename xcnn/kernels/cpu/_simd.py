@@ -1,9 +1,9 @@
-"""Two products of vectors, written as instructions: what NumPy's BLAS cannot do without copies.
+"""Two products of vectors, written as LLVM instructions, as NumPy's BLAS would need copies.
 
 Both read vectors at any offset into a plane of pixels, so that a convolution needs no columns: the windows of a tap are
 the plane itself, shifted. Each is cut into blocks of so many rows and columns whose sums stay in registers.
 
-Indices count elements. Nothing checks bounds: the callers in `conv.py` lay out their planes so that all is inside.
+Indices count elements. Bounds are not checked: the callers in `conv.py` lay out their planes accordingly.
 """
 
 import platform
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 __all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "TERMS", "correlation", "shifted_product"]
 
-# NUMBA_CPU_NAME asks for another processor than this one, of which nothing is known here.
+# NUMBA_CPU_NAME selects another processor, whose features are unknown here.
 _FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
 
 _FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
@@ -27,7 +27,7 @@ _FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD
 BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 """Size of a vector register."""
 
-# AVX-512 has 32 registers, all others are taken to have 16. One holds each sum, some what is multiplied.
+# AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 PRODUCT_BLOCKS = ((8, 3), (4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((6, 2), (4, 3), (2, 4), (1, 6))
 """Rows and vectors of the blocks of `shifted_product`, largest first."""
 
@@ -153,7 +153,7 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
             emit = _Emitter(context, builder, x)
             source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
             weights, shift = emit.pointer(w, w_, w0_), emit.pointer(shifts, shifts_)
-            # At least one run: without terms, y is 0.
+            # At least one run, so that y is 0 if there are no terms.
             runs = builder.udiv(builder.add(emit.larger(count_, _INT(1)), _INT(TERMS - 1)), _INT(TERMS))
 
             def block(j: Any, b: Any, width: int) -> None:
@@ -183,7 +183,7 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
                             for place, total in zip(places, totals, strict=True):
                                 emit.store(builder.fadd(emit.load(place), total), place)
 
-            # All rows of a few pixels, then the next pixels: the pixels stay in the nearest cache.
+            # All rows for a few pixels, then the next pixels, so that these stay in the nearest cache.
             for j, width in emit.strips(length_, vectors):
                 with cgutils.for_range(builder, blocks_) as loop:
                     block(j, loop.index, width)

@@ -1,7 +1,7 @@
-"""Sums of many terms, in blocks, so that no rounding error grows with their number.
+"""Sums of many terms, in blocks, so that rounding errors hardly grow with their number.
 
-A sum that is added up term by term is off by up to K / 2 eps of the magnitudes of its K terms, and comes near to that
-where the terms are alike. Sums of about sqrt(K) blocks of about sqrt(K) terms stay below sqrt(K) eps.
+The error of a sum that is added term by term is up to K / 2 eps times the magnitudes of its K terms, and close to that
+if the terms are alike. Sums of about sqrt(K) blocks of about sqrt(K) terms stay below sqrt(K) eps.
 """
 
 import math
@@ -13,7 +13,7 @@ from xcnn.kernels.cpu._compile import compiled
 __all__ = ["BLOCK", "add_rows"]
 
 BLOCK = 4096
-"""Terms of a block where they lie side by side and are added as vectors, which are several sums themselves."""
+"""Terms of a block if they are adjacent and added as vectors, whose lanes are separate sums."""
 
 
 @compiled

@@ -1,10 +1,10 @@
-"""Convolution in plain NumPy, by im2col and matrix products, where there is no Numba.
+"""Convolution in plain NumPy, by im2col and matrix products, for use without Numba.
 
 The same three products as in `xcnn/ops/conv.py`, but of so few images, or rows of one image, at a time that their
-columns stay in the second-level cache; bias and ReLU are applied while the products are there, too. Images are shared
-out to the threads, and BLAS is held to one.
+columns stay in the second-level cache; bias and ReLU are applied while the products are in the cache, too. Images are
+distributed over threads, and BLAS is held to one.
 
-A part is a slice of images, cut by shapes alone; what parts add to a weight gradient is summed in their order.
+A part is a slice of images that depends on shapes alone; the weight gradients of the parts are summed in order.
 
 Names: m images of a tile; cg, og channels of one of g groups; K kernel positions, L outputs.
 """
@@ -27,19 +27,19 @@ from xcnn.threads import parallel, parts
 __all__ = ["conv", "conv_transpose"]
 
 _TILE_BYTES = 1 << 20
-"""Columns that are made, and used, together."""
+"""Size of the columns that are built and used together."""
 
 _LEAST_MICROSECONDS = 50
-"""Work that takes one thread less is done at once: its columns are in the cache anyway."""
+"""Shorter work is left to the portable code: its columns fit the cache anyway."""
 
 _COPIED, _MULTIPLIED = 2_000, 40_000
 """Numbers that a core copies into columns, and that it multiplies and adds, in a microsecond."""
 
-_OWNER = -1  # of scratch arrays; all that is read from them was written in the same call
+_OWNER = -1  # of scratch arrays, which are always written before they are read in a call
 
 
 def _tiles(n: int, c: int, axes: tuple[Any, ...], itemsize: int) -> Iterator[tuple[slice, int, int]]:
-    """Cut a batch into tiles whose columns fit the cache: images, and their first row of outputs and the one behind."""
+    """Cut a batch into tiles whose columns fit the cache: images, their first row of outputs and the end."""
     height = axes[0].out
     row = c * math.prod(a.kernel for a in axes) * math.prod(a.out for a in axes[1:]) * itemsize
     images, rows = max(1, _TILE_BYTES // (row * height)), max(1, min(height, _TILE_BYTES // row))
@@ -57,7 +57,7 @@ def _inside(axes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _zeros(m: int, c: int, axes: tuple[Any, ...], dtype: Any) -> np.ndarray:
-    """Return zeros in place of m images with their padding."""
+    """Return zeros of the shape of m padded images."""
     shape = m, c, *(a.padded for a in axes)
     padded = scratch(_OWNER, "padded", math.prod(shape), dtype).reshape(shape)
     padded.fill(0)
@@ -151,7 +151,7 @@ def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.nd
 
 
 def _mirrored(axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Return the windows of dy whose products with the flipped kernel are the input gradient, where there are any."""
+    """Return the windows of dy whose products with the flipped kernel are the input gradient, or None."""
     before = [a.extent - 1 - a.before for a in axes]
     after = [a.size + a.extent - 1 - a.out - b for a, b in zip(axes, before, strict=True)]
     if any(a.stride > 1 for a in axes) or min(before + after) < 0:
@@ -192,7 +192,7 @@ class _Products:
         return y
 
     def dx(self, dy: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-        """Return the input gradient, or what a transposed convolution is: the same plus a bias."""
+        """Return the input gradient; plus a bias, it is a transposed convolution."""
         dy, dx = np.ascontiguousarray(dy), np.empty((self.n, self.c, *self.sizes), dy.dtype)
         mirrored = _mirrored(self.axes)
         moved = self.o * math.prod(self.sizes) if self.k > 1 else 0
@@ -219,7 +219,7 @@ class _Products:
 
 
 def _products(x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int) -> _Products | None:
-    """Prepare the products where it pays to make them here."""
+    """Return the products, or None if the portable code is as fast."""
     if not x.size:
         return None
     products = _Products(len(x), weight, axes, groups)
@@ -259,7 +259,7 @@ def conv(
 def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
-    """Convolve with x and y in each other's place."""
+    """Convolve with x and y exchanged."""
     products, has_bias = _products(x, weight, axes, groups), bias is not None
     if products is None:
         return NotImplemented

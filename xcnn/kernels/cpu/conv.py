@@ -1,12 +1,12 @@
 """Convolution on the CPU without columns: products of the weights with shifted planes.
 
 Each image is laid out (`_planes.py`), multiplied (`_simd.py`) and written while it is in the cache; bias and ReLU are
-applied on the way out, and the ReLU's mask on the way into backward (`_passes.py`). Images are shared
-out to the threads.
+applied when results are written, the ReLU's mask when backward lays out dy (`_passes.py`). Images are distributed over
+threads.
 
-Zeros stand between the rows of the planes of dy, so an infinite x can make NaN of more of dweight than im2col does.
+The rows of the planes of dy have zeros between them, so an infinite x can make more of dweight NaN than with im2col.
 
-As in `ops/conv.py`, a transposed convolution is the input gradient used as a forward pass, and the other way round.
+As in `ops/conv.py`, a transposed convolution uses the input gradient as its forward pass, and vice versa.
 """
 
 import functools
@@ -30,7 +30,7 @@ __all__ = ["conv", "conv_transpose"]
 _FLOPS_PER_MICROSECOND = 80_000
 
 _CHUNK_BYTES = 800_000
-"""Planes of x and dy that backward goes over together: they should stay in the second-level cache."""
+"""Size of the planes of x and dy that backward processes together; they should stay in the second-level cache."""
 
 _PARTIAL_BYTES = 1 << 24
 """Memory for the weight gradients of the parts, which are added at the end."""
@@ -42,13 +42,13 @@ _numbers = itertools.count()
 
 
 class _Layout(NamedTuple):
-    """The planes of a convolution with so many channels: what compiled code takes, in its order, then what it does not.
+    """The planes of a convolution with given channels: first the arguments of compiled code, in order, then the rest.
 
     Attributes
     ----------
     order, bounds : the taps sorted by phase, and where each phase begins.
     row : places of a row of results.
-    number : no other layout has it.
+    number : unique number of the layout.
     """
 
     axes: np.ndarray
@@ -99,7 +99,7 @@ def _grouped(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _skips(axes: tuple[Any, ...]) -> bool:
-    """Return whether strides pass over most pixels: what no window touches would only fill planes."""
+    """Return whether strides pass over most pixels: laying out pixels outside all windows would be wasted work."""
     return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 
@@ -137,18 +137,18 @@ def _gradients(
     groups: int,
     needs: Sequence[bool],
 ) -> tuple[np.ndarray | None, ...]:
-    """Return dx, dweight and dbias, those that are needed; dy counts where y is not 0.
+    """Return dx, dweight and dbias, as needed; dy is masked to where y is not 0.
 
     Parameters
     ----------
-    x : None where only dx is needed.
-    y : None where dy counts everywhere.
+    x : None if only dx is needed.
+    y : None if dy is not masked.
     """
     n, o, w = dy.shape[0], dy.shape[1], _grouped(weight, groups)
     _, og, cg, _ = w.shape
     c, dtype = cg * groups, dy.dtype
     f = _layout(axes, cg, og)
-    # What is empty is not wanted.
+    # Empty arrays are not computed.
     nothing = np.empty((1, 0, 0, 0, 0), dtype)
     dx = np.empty((n if needs[0] else 0, c, *(axis.size for axis in axes)), dtype)
     packed = np.empty(w.size if needs[0] else 0, dtype)
@@ -205,7 +205,7 @@ def conv(
 def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
-    """Spread x over the kernels: the input gradient of the convolution with these axes."""
+    """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
     if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None

@@ -1,7 +1,7 @@
 """Cross entropy of rows of logits with class indices, in one call each way.
 
 Forward keeps the softmax and the labels, so that backward needs no exponentials. Weights, smoothing, other shapes and
-everything that is an error are left to the portable code.
+all errors are left to the portable code.
 """
 
 import math
@@ -17,15 +17,15 @@ from xcnn.kernels.cpu._share import supports
 __all__ = ["cross_entropy"]
 
 _MOST = 1 << 14
-"""Numbers of x: from here on NumPy's exponentials, which are vector instructions, are faster."""
+"""The most numbers of x; for more, NumPy's exponentials, which use vector instructions, are faster."""
 
 _BLOCK = 128
-"""Classes whose exponentials are added one after another: the square root of the most there can be."""
+"""Classes whose exponentials are added one after another: the square root of the largest number of classes."""
 
 
 @compiled
 def _forward(x, target, ignored, p, losses):
-    """Set p to the softmax of x and losses; return how many rows count, or -1 for a label out of range."""
+    """Set p to the softmax of x and losses; return the number of rows that count, or -1 if a label is out of range."""
     rows = 0
     for n in range(x.shape[0]):
         scores, row, label = x[n], p[n], target[n]
@@ -79,7 +79,7 @@ def cross_entropy(
     if not supports(x) or x.size > _MOST or target.dtype == np.uint64:
         return NotImplemented
     p = np.empty(x.shape, x.dtype)
-    target = np.array(target, np.int64)  # checked here: backward must not read what a caller has changed since
+    target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
     losses = np.empty(len(x))
     rows = _forward(np.ascontiguousarray(x), target, ignore_index, p, losses)
     if rows < 0:

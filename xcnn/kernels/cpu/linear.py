@@ -1,6 +1,6 @@
-"""Products of rows with a matrix: BLAS for the products, compiled code for what stands around them.
+"""Products of rows with a matrix: BLAS for the products, compiled code for bias, ReLU and gradients.
 
-BLAS is held to one thread. Large products are cut along their longest side; each part is a product of its own.
+BLAS is held to one thread. Large products are split into parts, each a product of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ _LEAST_WIDTH = 64
 """Columns of a part: BLAS is slow on narrower matrices."""
 
 _FEW_ROWS = 4
-"""With so few images a weight gradient is bound by the memory that it is written to, and BLAS ten times slower."""
+"""With at most this many images, memory bandwidth limits the weight gradient, and BLAS is ten times slower."""
 
 
 @compiled
 def _finish(y, bias, relu):
-    """Add the bias to the rows of y and cut off what is negative, in place."""
+    """Add the bias to the rows of y and set negative numbers to 0 (ReLU), in place."""
     zero = y.dtype.type(0)
     for n in range(y.shape[0]):
         row = y[n]
@@ -64,7 +64,7 @@ def _outer(dy, x, dweight):
 
 
 def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
-    """Call a task for all columns of its result, in parts where that pays."""
+    """Call a task for all columns of its result, in parts if that is faster."""
     count = parts(width // _LEAST_WIDTH, flops / _FLOPS_PER_MICROSECOND)
     parallel(lambda part: task(slice(width * part // count, width * (part + 1) // count)), count)
 

@@ -1,8 +1,8 @@
-"""Batch normalisation: a pass for mean and variance, one that normalises; backward has two.
+"""Batch normalisation: one pass for mean and variance and one that normalises; backward has two passes.
 
-A channel's numbers are the rows x[n, c] (pixels). Sums of rows are taken in float64, so one order is as good as another
-and they become vector instructions; a (n, c) table of them is added up after the pass. So threads share the images, as
-they lie in memory, and no result depends on how.
+A channel's numbers are the rows x[n, c] (pixels). Sums of rows are taken in float64, so their order hardly matters
+and they become vector instructions; a (n, c) table of them is added up after the pass. So threads share the images in
+memory order, and no result depends on the number of threads.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def _gradient_sums(x, dy, mean, sums, begin, end):
 
 @compiled
 def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
-    """Set some images of dx from the sums (2, c) of dy and dy * (x - mean), which are empty if mean is a constant.
+    """Set some images of dx from the sums (2, c) of dy and dy * (x - mean), empty if mean is a constant.
 
     With f = rstd * weight, `dx = f * (dy - mean(dy) - (x - mean) * rstd^2 * mean(dy * (x - mean)))`, else `f * dy`.
     """
@@ -115,7 +115,7 @@ def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
             if sums.size:
                 for i in range(source.size):
                     target[i] = gradient[i] * factor - ((source[i] - centre) * slope + shift)
-            else:  # an infinite x has no part in it
+            else:  # an infinite x must not affect it
                 for i in range(source.size):
                     target[i] = gradient[i] * factor
 

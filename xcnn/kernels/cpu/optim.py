@@ -1,6 +1,6 @@
-"""Optimizer steps in one pass over memory, in place. Each number of a result is that of the portable code, bit for bit.
+"""Optimizer steps in one pass over memory, in place. Results equal those of the portable code bit for bit.
 
-What a rule does not keep, such as a velocity without momentum, is None; Numba compiles the branches on it away.
+State that a rule does not need, such as a velocity without momentum, is None; Numba removes the branches on it.
 """
 
 import math
@@ -16,14 +16,14 @@ from xcnn.kernels.cpu._share import share
 __all__ = ["adam", "rmsprop", "sgd"]
 
 _FEW = 10_000
-"""Numbers that take a few microseconds."""
+"""Parameters with fewer numbers take only microseconds and are not split."""
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @compiled
 def _range(array, begin, end):
-    """Return some numbers of an array in C order; an index that starts at 0 compiles to vector instructions."""
+    """Return a range of an array in C order; loops over it start at 0 and so compile to vector instructions."""
     return array.reshape(array.size)[begin:end]
 
 
@@ -80,12 +80,12 @@ def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum
 
 
 def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
-    """Call a function for all numbers of one parameter after the other; yield the arrays of each, but for the gradient.
+    """Call a function for each parameter in turn; yield its arrays, except the gradient.
 
     Parameters
     ----------
-    work : see `share`; the numbers of most parameters are too few to be shared out.
-    lists : the function's first arguments for each parameter: gradient, data, and what is kept or None.
+    work : work per number, see `share`; most parameters are too small for several threads.
+    lists : the function's first arguments for each parameter: gradient, data, and state or None.
     """
     for arrays in zip(*lists, strict=True):
         for a in arrays:
@@ -101,7 +101,7 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
 
 
 def _plain(a: Any) -> Any:
-    """Replace an array that is strided, read-only or a file's, and a scalar of NumPy's, by a copy."""
+    """Return an array itself if it is contiguous and writable, otherwise a copy, also of scalars and memory maps."""
     return a if a is None or (type(a) is np.ndarray and a.flags.carray) else np.array(a, order="C")
 
 
@@ -161,7 +161,7 @@ def rmsprop(
     weight_decay: float,
     momentum: float,
 ) -> Any:
-    """Update data and what there is of squares, means and velocities."""
+    """Update data and the squares, means and velocities that exist."""
     if data[0].dtype not in _DTYPES:
         return NotImplemented
     nothing: list[Any] = [None] * len(data)

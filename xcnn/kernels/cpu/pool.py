@@ -1,12 +1,12 @@
 """Max and average pooling, map by map.
 
-Max pooling keeps one byte per window, the kernel position of its maximum, and neither x nor y: backward has nothing to
-find again. Windows of 2 x 2 pixels side by side, the usual ones, have loops of their own, which become vector
-instructions. For all others a map is laid out as for a convolution (`_planes.py`): the pixels that a kernel position
-sees are one stretch of memory, and challenge the maxima of all windows at once.
+Max pooling keeps one byte per window, the kernel position of its maximum, and neither x nor y, as backward needs no
+other data. The usual windows of 2 x 2 adjacent pixels have separate loops, which become vector instructions. For all
+others a map is laid out as for a convolution (`_planes.py`): the pixels that a kernel position sees are contiguous in
+memory, and are compared with the maxima of all windows at once.
 
-These are done for three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has
-for each window along an axis the first kernel position that is no padding, the end of these, and the pixel at position
+These loops have three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has
+for each window along an axis the first kernel position that is not padding, the end of these, and the pixel at position
 0, which may be padding.
 """
 
@@ -27,12 +27,12 @@ from xcnn.kernels.cpu._sums import BLOCK
 __all__ = ["avg_pool", "global_avg_pool", "max_pool"]
 
 _NO_PIXEL = 255
-"""The winner of a window that is all padding, and one more than the last kernel position that fits a byte."""
+"""The winner of a window that is all padding; kernel positions must be smaller."""
 
 
 @compiled
 def _challenge(pixels, best, winner, position):
-    """Let the pixels of one kernel position challenge the maxima so far."""
+    """Update the maxima and winners with the pixels of one kernel position."""
     for o in range(best.size):
         new, old, holder = pixels[o], best[o], winner[o]
         wins = (new > old) | ((new != new) & (old == old))
@@ -169,7 +169,7 @@ def _spread_means(dy, dx, begin, end):
 
 
 class _Layout(NamedTuple):
-    """The windows of a pool: what compiled code takes, and the pixels from the corner of a window to its positions."""
+    """The windows of a pool for compiled code, with the offsets from the corner of a window to its positions."""
 
     windows: np.ndarray
     strides: np.ndarray
@@ -210,13 +210,13 @@ def _rows(a: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
-    """Return maps three axes (maps, d, h, w), in C order."""
+    """Return maps with three axes (maps, d, h, w), in C order."""
     return np.ascontiguousarray(a).reshape(-1, *(1,) * (3 - rank), *a.shape[a.ndim - rank :])
 
 
 @kernel(np)
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
-    """Find the maxima and where they are."""
+    """Return the maxima; keep their positions."""
     f = _layout(axes)
     if not supports(x) or f.offsets.size > _NO_PIXEL:
         return NotImplemented

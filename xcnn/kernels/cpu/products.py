@@ -1,4 +1,4 @@
-"""The portable code of all that multiplies matrices, on one thread of BLAS: for what other kernels here decline."""
+"""The portable code of matrix products on one thread of BLAS, for arguments that no other kernel here handles."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def conv(
 def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
-    """Convolve with x and y in each other's place."""
+    """Convolve with x and y exchanged."""
     return _held(BODIES["conv_transpose"], x, weight, bias, axes, groups)
 
 
