@@ -254,6 +254,11 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
         If the names do not fit the function or the samples, or another module has an op of this name. A module that is
         loaded again replaces its own.
     """
+    for argument, value in (("arrays", arrays), ("saves", saves), ("constants", constants)):
+        if not isinstance(value, str):
+            raise UsageError(f"op: {argument} must be a string of names separated by spaces, got {value!r}")
+    if not isinstance(samples, Sequence) or not all(isinstance(one, Sample) for one in samples):
+        raise UsageError(f"op: samples must be a list of ops.sample(...), got {samples!r}")
 
     def register(function: F) -> F:
         name = function.__name__
