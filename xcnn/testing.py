@@ -1,4 +1,4 @@
-"""Checks of ops and modules, the same that xcnn's own pass: `check_op` and `check_gradients`.
+"""Checks of ops and modules, the same ones that xcnn's own pass: `check_op` and `check_gradients`.
 
 What is expected of an op is worked out once per sample, in float64 on the host: results by a reference or by the op
 itself, gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax cancel.)
@@ -52,7 +52,7 @@ class Backend:
     ----------
     name : what errors call it.
     spec : the device string.
-    wrap : what is done to each array on the device.
+    wrap : applied to each array on the device.
     run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
     setting : a context in which arrays of a dtype are made and computed with.
     """
@@ -545,7 +545,7 @@ def _differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarray:
 
 
 def kept(thing: Any) -> Iterator[np.ndarray]:
-    """Yield every array of more than one number that an object keeps alive, found by the garbage collector's means."""
+    """Yield every array of more than one number that an object keeps alive, found through the garbage collector."""
     seen: set[int] = set()
     todo = [thing]
     while todo:

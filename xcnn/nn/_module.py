@@ -1,4 +1,4 @@
-"""`Module`: what every layer, container and network is.
+"""`Module`: the base of every layer, container and network.
 
 A module owns parameters and buffers, calls ops, and in its backward pass adds gradients into its parameters:
 

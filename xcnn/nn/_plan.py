@@ -1,4 +1,4 @@
-"""What a graph runs: its nodes in order, a layer and the ReLU behind it as one where the layer's op can apply it.
+"""The steps that a graph runs. A layer and the ReLU after it are one step if the layer's op can apply the ReLU.
 
 To let another layer take part, give its op the option `activation`.
 """
