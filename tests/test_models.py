@@ -67,6 +67,9 @@ def test_bad_requests_are_one_sentence():
         models.build("lenet5", (28, 28))
     with pytest.raises(UsageError, match="lenet5: classes must be an integer of at least 1, got 0"):
         models.build("lenet5", classes=0)
+    for seed in ("a", 2.5, -1):
+        with pytest.raises(UsageError, match=r"lenet5: seed must be a numpy.random.Generator or a seed of at least 0"):
+            models.build("lenet5", seed=seed)
 
 
 def torch_lenet5():

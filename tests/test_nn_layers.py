@@ -158,6 +158,14 @@ def test_every_layer_is_compared_with_pytorch():
         (lambda: nn.LayerNorm(3, eps=None), "LayerNorm: eps must be a number in [0, inf), got None"),
         (lambda: nn.GELU("tan"), "unknown GELU approximate 'tan'; did you mean 'tanh'?"),
         (lambda: nn.ELU(-1), "ELU: alpha must be a number in [0, inf), got -1"),
+        (lambda: nn.LayerNorm(3, bias="x"), "LayerNorm: bias must be True or False, got 'x'"),
+        (lambda: nn.GroupNorm(1, 2, affine=0), "GroupNorm: affine must be True or False, got 0"),
+        (lambda: nn.Linear(2, 2, bias="no"), "Linear: bias must be True or False, got 'no'"),
+        (
+            lambda: nn.Linear(2, 2, init=lambda rng, shape: np.ones(3)),
+            "Linear: init must return an array of shape (2, 2), got (3,)",
+        ),
+        (lambda: nn.Linear(2, 2, init=lambda rng, shape: None), "Linear: init must return an array of shape (2, 2)"),
         (lambda: nn.Dropout(1.5), "Dropout: p must be a number in [0, 1], got 1.5"),
     ],
 )

@@ -221,6 +221,28 @@ def test_gradients_of_functions_and_modules() -> None:
     testing.check_gradients(nn.Add(), [x, x])
 
 
+def test_a_device_and_a_dtype_may_be_given_alone() -> None:
+    testing.check_op(product(), devices="cpu", dtypes="float32")
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: testing.check_op("tanh", dtypes=["int7"]), "unknown check_op dtypes 'int7'"),
+        (lambda: testing.check_gradients(ops.tanh, np.ones((2, 3))), "arrays must be a list or dict of arrays, got nd"),
+        (lambda: testing.check_gradients(ops.tanh, None), "arrays must be a list or dict of arrays, got NoneType"),
+    ],
+)
+def test_wrong_arguments_of_a_check_are_one_sentence(check: Callable[[], None], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check()
+
+
+def test_a_failure_at_a_kink_names_that_cause() -> None:
+    with pytest.raises(AssertionError, match=r"a kink of f near the arrays would explain it too$"):
+        testing.check_gradients(ops.relu, [np.asarray([1e-5, 1.0])])
+
+
 class Scale(nn.Module):
     def __init__(self, wrong: str = "") -> None:
         self.weight, self.wrong = nn.Parameter(np.asarray([2.0, 3.0], np.float32)), wrong
@@ -273,6 +295,8 @@ def declared(arrays: str = "x", module: str = __name__, **options: Any) -> Calla
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"saves": 3}, "op: saves must be a string of names separated by spaces, got 3"),
+        ({"samples": [3]}, "op: samples must be a list of ops.sample(...), got [3]"),
         ({"arrays": "y"}, "mine: arrays must name arguments of the function, its first one first; it takes x, factor"),
         ({"arrays": ""}, "mine: arrays must name arguments of the function"),
         ({"constants": "z"}, "unknown constant of mine 'z'"),

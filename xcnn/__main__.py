@@ -1,4 +1,4 @@
-"""The command `xcnn`, also as `python -m xcnn`: what concerns the whole process, around `xcnn.cli.main`."""
+"""The command `xcnn`, also as `python -m xcnn`: `xcnn.cli.main`, with signals and standard streams set up."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """End at once: while modules load there is nothing to tidy up, and some modules swallow exceptions."""
+    """Exit at once: while modules load there is nothing to clean up, and some modules swallow exceptions."""
     with contextlib.suppress(OSError):
         os.write(2, b"error: interrupted\n")
     os._exit(130)
@@ -39,7 +39,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 def _open_closed() -> None:
     """Put `os.devnull` where a standard stream is closed, so that no file is opened under its number.
 
-    What somebody prints to the stream would end up in the file.
+    Otherwise, text printed to the stream would end up in that file.
     """
     for number in range(3):
         try:
@@ -49,13 +49,13 @@ def _open_closed() -> None:
 
 
 def _hush_pillow() -> None:
-    """Keep what Pillow warns of and logs about damaged images off stderr: the command prints one sentence itself."""
+    """Suppress Pillow's warnings and log messages about damaged images: the command prints one sentence itself."""
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _flush() -> None:
-    """Write what is left in the streams; let what a broken one cannot take vanish, or Python complains as it ends."""
+    """Flush the streams; discard the output of a broken one, or Python prints an error when it exits."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         try:
             if stream := getattr(sys, name):  # None where it was closed

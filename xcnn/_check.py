@@ -12,7 +12,7 @@ import numpy as np
 
 from xcnn.errors import ShapeError, UsageError, unknown
 
-__all__ = ["axis", "check_shape", "choice", "flag", "integer", "integers", "is_integer", "number"]
+__all__ = ["axis", "check_shape", "choice", "flag", "generator", "integer", "integers", "is_integer", "number"]
 
 _LARGEST = 2**31 - 1
 """The largest sensible size or stride; with larger ones the arithmetic of array libraries overflows."""
@@ -83,6 +83,13 @@ def flag(caller: str, name: str, value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
+
+
+def generator(caller: str, name: str, value: Any) -> np.random.Generator:
+    """Return `value` if it is a random generator, or a new generator if it is a seed."""
+    if isinstance(value, np.random.Generator) or (is_integer(value) and value >= 0):
+        return np.random.default_rng(value)
+    raise UsageError(f"{caller}: {name} must be a numpy.random.Generator or a seed of at least 0, got {value!r}")
 
 
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:

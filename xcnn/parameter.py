@@ -1,9 +1,19 @@
 """The arrays that modules own: parameters, which optimizers update, and buffers."""
 
+from types import ModuleType
+
 from xcnn._array import Array, namespace_of
 from xcnn.errors import DtypeError
 
 __all__ = ["Buffer", "Parameter"]
+
+
+def _namespace(kind: str, data: Array) -> ModuleType:
+    """Return the namespace of an array."""
+    try:
+        return namespace_of(data)
+    except TypeError:
+        raise DtypeError(f"{kind}: data must be an array, got {type(data).__name__}") from None
 
 
 class Parameter:
@@ -29,11 +39,7 @@ class Parameter:
     __slots__ = ("data", "grad", "updates")
 
     def __init__(self, data: Array) -> None:
-        try:
-            xp = namespace_of(data)
-        except TypeError:
-            raise DtypeError(f"Parameter: data must be an array, got {type(data).__name__}") from None
-        self.data = xp.asarray(data, copy=True)
+        self.data = _namespace("Parameter", data).asarray(data, copy=True)
         self.grad: Array | None = None
         self.updates = 0
 
@@ -51,11 +57,17 @@ class Buffer:
     Parameters
     ----------
     data : the initial value, an array; it is not copied.
+
+    Raises
+    ------
+    DtypeError
+        If `data` is not an array.
     """
 
     __slots__ = ("data",)
 
     def __init__(self, data: Array) -> None:
+        _namespace("Buffer", data)
         self.data = data
 
     def __repr__(self) -> str:

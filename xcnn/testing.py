@@ -1,4 +1,4 @@
-"""Checks of ops and modules, the same that xcnn's own pass: `check_op` and `check_gradients`.
+"""Checks of ops and modules, the same ones that xcnn's own pass: `check_op` and `check_gradients`.
 
 What is expected of an op is worked out once per sample, in float64 on the host: results by a reference or by the op
 itself, gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax cancel.)
@@ -21,6 +21,7 @@ import array_api_compat
 import numpy as np
 
 from xcnn._array import Array, namespace_of
+from xcnn._check import choice
 from xcnn._dispatch import portable
 from xcnn.devices import Device, device
 from xcnn.errors import DeviceError, UsageError, XcnnError
@@ -51,7 +52,7 @@ class Backend:
     ----------
     name : what errors call it.
     spec : the device string.
-    wrap : what is done to each array on the device.
+    wrap : applied to each array on the device.
     run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
     setting : a context in which arrays of a dtype are made and computed with.
     """
@@ -361,7 +362,11 @@ def check_op(
     row = OPS[name]
     if not row.samples:
         raise UsageError(f"check_op: {name} has no samples; give ops.op(...) some, samples=[ops.sample(...)]")
-    backends = [BACKENDS.get(spec, Backend(spec, spec)) for spec in devices] if devices else list(_installed())
+    devices = [devices] if isinstance(devices, str) else devices
+    dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
+    for dtype in dtypes:
+        choice("check_op", "dtypes", dtype, ("float16", "float32", "float64"))
+    backends = list(_installed()) if devices is None else [BACKENDS.get(spec, Backend(spec, spec)) for spec in devices]
     for number in range(len(row.samples)):
         case = Case(row, number, reference)
         with _explained(f"{name}: sample {number} on numpy"):
@@ -395,6 +400,7 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
     Notes
     -----
     `f` must be smooth near the arrays: within 2e-4 of a kink, such as that of ReLU at 0, central differences are wrong.
+    An error there says nothing about the gradient; choose other arrays, or test with a smooth activation such as tanh.
 
     Examples
     --------
@@ -404,6 +410,8 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
     >>> check_gradients(nn.Linear(3, 2), [np.ones((4, 3))])
     """
     where = getattr(f, "__name__", type(f).__name__)
+    if not isinstance(arrays, Mapping | Sequence):
+        raise UsageError(f"check_gradients: arrays must be a list or dict of arrays, got {type(arrays).__name__}")
     row = OPS.get(where)
     if row is not None and row.function is f:
         names = list(row.arrays)
@@ -448,7 +456,7 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
             raise AssertionError(f"{called} must be an array, got None")
         actual = np.asarray(actual)
         _require(actual.shape == wanted.shape, called, "shape", wanted.shape, actual.shape)
-        _compare(called, actual, wanted, 10 * DIFFERENCES)
+        _compare(called, actual, wanted, 10 * DIFFERENCES, "; a kink of f near the arrays would explain it too")
 
 
 def _installed() -> Iterator[Backend]:
@@ -476,7 +484,7 @@ def _require(condition: bool, where: str, what: str, wanted: Any, came: Any) -> 
         raise AssertionError(f"{where} must have {what} {wanted}, got {came}")
 
 
-def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float) -> None:
+def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float, hint: str = "") -> None:
     """Raise an error that names the worst element, unless all are within `bound` times the largest, or 1."""
     actual, wanted = np.asarray(actual), np.asarray(wanted)
     allowed = bound * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
@@ -488,7 +496,7 @@ def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float) -> None:
         index = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))
         element = f" at {list(index)}" if index else ""
         close = f" within {allowed:.2g}" if allowed else ""
-        raise AssertionError(f"{where}{element} must be {wanted[index]:.9g}{close}, got {actual[index]:.9g}")
+        raise AssertionError(f"{where}{element} must be {wanted[index]:.9g}{close}, got {actual[index]:.9g}{hint}")
 
 
 def _each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
@@ -537,7 +545,7 @@ def _differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarray:
 
 
 def kept(thing: Any) -> Iterator[np.ndarray]:
-    """Yield every array of more than one number that an object keeps alive, found by the garbage collector's means."""
+    """Yield every array of more than one number that an object keeps alive, found through the garbage collector."""
     seen: set[int] = set()
     todo = [thing]
     while todo:

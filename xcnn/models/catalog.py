@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xcnn import nn
-from xcnn._check import integer, is_integer
+from xcnn._check import generator, integer, is_integer
 from xcnn._plugins import find
 from xcnn.errors import ShapeError, UsageError, wrong_call
 from xcnn.models import networks
@@ -74,8 +74,8 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     Raises
     ------
     UsageError
-        If the name is unknown, `classes` is below 1, or the function does not take (shape, classes) or does not return
-        a module.
+        If the name is unknown, `classes` is below 1, `seed` is not an integer of at least 0, or the function does not
+        take (shape, classes) or does not return a module.
     ShapeError
         If `shape` is not the shape of an image, or the image is smaller than the network takes.
 
@@ -93,6 +93,7 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     if min(h, w) < found.smallest:
         raise ShapeError(f"{name}: images must have at least {found.smallest} x {found.smallest} pixels, got {h} x {w}")
     classes = integer(name, "classes", classes)
+    rng = generator(name, "seed", 0 if seed is None else seed)
     if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
         raise UsageError(f"{wrong}; it is called with (shape, classes)")
     with undrawn():  # or the weights would be drawn twice
@@ -100,7 +101,7 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
         if not isinstance(model, nn.Module):
             raise UsageError(f"{name}: the function must return an nn.Module, got {type(model).__name__}")
         if seed is None:
-            model.reset_parameters(0)  # for what is not a weight, such as the streams of dropout
+            model.reset_parameters(rng)  # for what is not a weight, such as the streams of dropout
     if seed is not None:
-        model.reset_parameters(seed)
+        model.reset_parameters(rng)
     return model

@@ -41,9 +41,8 @@ class Layer(Module):
         When the class is defined, if `op` is not an op.
     """
 
-    _op: ClassVar[Callable[..., Any]]
-    _slots: ClassVar[tuple[str, ...]]
-    _options: ClassVar[dict[str, Any]]
+    _slots: ClassVar[tuple[str, ...]] = ()
+    _options: ClassVar[dict[str, Any]] = {}
 
     activation: ClassVar[str | None] = None  # for ops that have this option: a container may run a ReLU with the layer
 
@@ -54,10 +53,13 @@ class Layer(Module):
             if name not in OPS:
                 raise UsageError(f"{cls.__name__}: op must be a function decorated with ops.op, got {op!r}")
             arrays = OPS[name].arrays
-            cls._op = staticmethod(op)
+            cls._op = staticmethod(op)  # type: ignore[method-assign]
             cls._slots = arrays[1:]
             signature = inspect.signature(op)
             cls._options = {key: p.default for key, p in signature.parameters.items() if key not in arrays}
+
+    def _op(self, x: Any, **options: Any) -> Any:
+        raise UsageError(f"{type(self).__name__}: a layer needs an op: class {type(self).__name__}(nn.Layer, op=...)")
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Call the op; see `Module.forward`."""
@@ -69,7 +71,7 @@ class Layer(Module):
         Returns
         -------
         y : what the op returns as its result.
-        backward : `backward(dy, need_dx)` as `forward` is to return it.
+        backward : `backward(dy, need_dx)`, as `forward` must return it.
         """
         slots: list[Parameter | Buffer | None] = []
         for name in self._slots:
@@ -83,19 +85,19 @@ class Layer(Module):
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
                 options[name] = value
         y, op_backward = self._op(x, **options)
-        updates = [slot.updates for slot in slots if isinstance(slot, Parameter)]
+        trained = [slot if isinstance(slot, Parameter) else None for slot in slots]
+        updates = [slot and slot.updates for slot in trained]
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            trained = [isinstance(slot, Parameter) for slot in slots]
-            if not need_dx and True not in trained:
+            if not need_dx and not any(trained):
                 return None
-            if updates != [slot.updates for slot in slots if isinstance(slot, Parameter)]:
+            if updates != [slot and slot.updates for slot in trained]:
                 raise UsageError(
                     f"{type(self).__name__}: an optimizer has changed the parameters since forward; call backward first"
                 )
-            dx, *grads = op_backward(dy, (need_dx, *trained))
-            for slot, grad in zip(slots, grads, strict=True):
-                if grad is not None and isinstance(slot, Parameter):
+            dx, *grads = op_backward(dy, (need_dx, *(slot is not None for slot in trained)))
+            for slot, grad in zip(trained, grads, strict=True):
+                if grad is not None and slot is not None:
                     slot.accumulate(grad)
             return dx
 

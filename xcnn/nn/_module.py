@@ -1,4 +1,4 @@
-"""`Module`: what every layer, container and network is.
+"""`Module`: the base of every layer, container and network.
 
 A module owns parameters and buffers, calls ops, and in its backward pass adds gradients into its parameters:
 
@@ -19,14 +19,16 @@ dicts, in the order of their assignment. A layer that is one op takes two lines:
 
 import functools
 import inspect
+import reprlib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from xcnn._array import Array
+from xcnn._check import generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, UsageError, XcnnError, wrong_call
 from xcnn.ops._op import captured
@@ -135,31 +137,24 @@ class Module:
         """Return the output in inference mode."""
         return self.forward(x, train=False)[0]
 
-    def _members(self, *kinds: type) -> Iterator[tuple[str, Any]]:
-        """Yield the attributes of some kinds with their names; `blocks.0` is the first entry of the list `blocks`."""
-        for name, value in vars(self).items():
-            if type(value) in _PLAIN:  # nearly all; asked first, as every step of training walks through a network
-                continue
-            if isinstance(value, kinds):
-                yield name, value
-            elif isinstance(value, _COLLECTIONS):
-                yield from _inside(name, value, kinds)
-
     def children(self) -> Iterator[tuple[str, "Module"]]:
-        """Yield the direct child modules with their names."""
-        return self._members(Module)
+        """Yield the direct child modules with their names; `blocks.0` is the first entry of the list `blocks`."""
+        return iter(_members(vars(self).items(), Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """Yield this module and all below it with their dotted names, parents first."""
-        yield prefix, self
-        for name, child in self.children():
-            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+        """Yield this module and all below it with their dotted names, parents first.
+
+        Raises
+        ------
+        UsageError
+            If a module contains itself.
+        """
+        return iter(_walk(self, prefix, ()))
 
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the members of some kinds of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
-            for name, value in module._members(*kinds):
-                yield f"{prefix}.{name}" if prefix else name, value
+            yield from _members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
@@ -183,7 +178,7 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
-        for parameter in self.parameters():
+        for _, parameter in self._attributes(Parameter):
             parameter.grad = None
 
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
@@ -229,25 +224,32 @@ class Module:
         CheckpointError
             If names are missing or unknown, or an array has another shape or holds no numbers.
         """
+        if not isinstance(state, Mapping):
+            raise UsageError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}")
         slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
         if strict and (missing or unexpected):
             parts = [
-                f"{kind} {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+                f"{kind} {', '.join(map(str, names[:4]))}{', ...' if len(names) > 4 else ''}"
                 for kind, names in (("missing", missing), ("unknown", unexpected))
                 if names
             ]
             raise CheckpointError(f"load_state_dict: the state is not of this model: {'; '.join(parts)}")
-        shared = [name for name in slots if name in state]
-        for name in shared:
-            have, came = tuple(slots[name].data.shape), np.asarray(state[name])
-            if have != came.shape:
+        arrays = {}
+        for name in [name for name in slots if name in state]:
+            data = slots[name].data
+            try:
+                came = np.asarray(state[name])
+            except (TypeError, ValueError):  # lists of unequal lengths, arrays of another device
+                kind = type(state[name]).__name__
+                raise CheckpointError(f"load_state_dict: {name} must be a host array, got {kind}") from None
+            if tuple(data.shape) != came.shape:
                 raise CheckpointError(
-                    f"load_state_dict: {name} has shape {have} in this model, {came.shape} in the state"
+                    f"load_state_dict: {name} has shape {tuple(data.shape)} in this model, {came.shape} in the state"
                 )
             if came.dtype.kind not in "fiub":
                 raise CheckpointError(f"load_state_dict: {name} must hold numbers, got dtype {came.dtype}")
-        arrays = {name: like(np.asarray(state[name]), slots[name].data) for name in shared}
+            arrays[name] = like(came, data)
         for name, array in arrays.items():
             slots[name].data = array
 
@@ -258,8 +260,13 @@ class Module:
         ----------
         rng : a generator, or the seed for one. Numbers are drawn on the host in the order of `modules()`, so the
             weights are the same on every device.
+
+        Raises
+        ------
+        UsageError
+            If `rng` is neither a generator nor a seed.
         """
-        rng = np.random.default_rng(rng)
+        rng = generator("reset_parameters", "rng", rng)
         for _, module in self.modules():
             module.initialize(rng)
 
@@ -273,6 +280,7 @@ class Module:
         """Return the number of multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
         return 0
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         inner = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children())
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
@@ -292,19 +300,41 @@ class Module:
         return ", ".join(shown)
 
 
-_COLLECTIONS = (list, tuple, dict)
 _PLAIN = {int, float, bool, str, type(None)}
+_COLLECTIONS = (list, tuple, dict)
 
 
-def _inside(name: str, value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of some kinds of a list, tuple or dict, and of those inside it, with their dotted names."""
-    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-        if type(entry) in _PLAIN:
+def _members(
+    entries: Iterable[tuple[Any, Any]], kinds: type | tuple[type, ...], prefix: str = "", above: tuple[int, ...] = ()
+) -> list[tuple[str, Any]]:
+    """Return the values of some kinds with their names, those inside lists, tuples and dicts included.
+
+    `above` holds the identities of the collections that the entries are inside.
+    """
+    found = []
+    for key, value in entries:
+        if type(value) in _PLAIN:  # nearly all; asked first, as steps of training walk through a network
             continue
-        if isinstance(entry, kinds):
-            yield f"{name}.{key}", entry
-        elif isinstance(entry, _COLLECTIONS):
-            yield from _inside(f"{name}.{key}", entry, kinds)
+        if isinstance(value, kinds):
+            found.append((f"{prefix}{key}", value))
+        elif isinstance(value, _COLLECTIONS) and value:
+            if id(value) in above:
+                raise UsageError(f"{prefix}{key}: a {type(value).__name__} among a module's attributes contains itself")
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            found += _members(inner, kinds, f"{prefix}{key}.", (*above, id(value)))
+    return found
+
+
+def _walk(module: Module, name: str, above: tuple[Module, ...]) -> list[tuple[str, Module]]:
+    """Return a module and all below it with their dotted names; `above` holds the modules that contain it."""
+    found, above = [(name, module)], (*above, module)
+    for key, child in module.children():
+        inner = f"{name}.{key}" if name else key
+        if child in above:
+            kind = type(child).__name__
+            raise UsageError(f"{kind}: {inner!r} is a module that contains itself; refer to it by weakref.ref")
+        found += _walk(child, inner, above)
+    return found
 
 
 def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,14 +1,14 @@
-"""What a graph runs: its nodes in order, a layer and the ReLU behind it as one where the layer's op can apply it.
+"""The steps that a graph runs. A layer and the ReLU after it are one step if the layer's op can apply the ReLU.
 
 To let another layer take part, give its op the option `activation`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xcnn.nn._layer import Layer
-from xcnn.nn._module import Module, Once
+from xcnn.nn._module import Module
 from xcnn.nn.activation import ReLU
 
 __all__ = ["Fused", "Node", "Plan", "Step", "names"]
@@ -32,14 +32,13 @@ class Fused:
     def __init__(self, name: str, layer: Layer, relu: ReLU) -> None:
         self.name, self.layer, self.relu = name, layer, relu
 
-    def forward(self, x: Any, train: bool) -> tuple[Any, Once]:
+    def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
         """Return what the ReLU would return for the layer's output, and one backward pass for both."""
-        y, backward = self.layer.call_op(x, activation="relu")
-        return y, Once(type(self.layer).__name__, backward)
+        return self.layer.call_op(x, activation="relu")
 
     def __call__(self, x: Any) -> Any:
         """Return the output in inference mode."""
-        return self.layer.call_op(x, activation="relu")[0]
+        return self.forward(x, train=False)[0]
 
     def watched(self) -> bool:
         """Return whether an attribute of one of the two replaces its `forward`, as `observing` does."""
@@ -59,10 +58,10 @@ class Plan:
 
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
         self.nodes, self.output = nodes, output
-        needed = _leading(nodes, output)
-        together = _fuse(needed)
-        self._singly, self._jointly = _steps(needed, output), _steps(together, output)
-        self._fused = [module for _, module, _ in together if isinstance(module, Fused)]
+        self._singly = _steps(nodes, output)
+        needed = [node for node in nodes if node[0] in {name for name, *_ in self._singly}]
+        self._jointly = _steps(_fuse(needed), output)
+        self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
         self.wanted = {need_dx: _wanted(needed, need_dx) for need_dx in (False, True)}
 
     def steps(self) -> list[Step]:
@@ -75,24 +74,14 @@ def names(inputs: str | Sequence[str]) -> Sequence[str]:
     return (inputs,) if isinstance(inputs, str) else inputs
 
 
-def _leading(nodes: Sequence[Node], output: str) -> list[Node]:
-    """Return the nodes that lead to the output."""
-    leading = []
-    needed = {output}
-    for node in reversed(nodes):
-        if node[0] in needed:
-            leading.append(node)
-            needed.update(names(node[2]))
-    return leading[::-1]
-
-
 def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -> list[Step]:
-    """Return the nodes with the names that nothing needs after each."""
+    """Return the nodes that lead to the output, with the names that nothing needs after each."""
     steps = []
     needed = {output}
     for name, module, inputs in reversed(nodes):
-        steps.append((name, module, inputs, set(names(inputs)) - needed))
-        needed.update(names(inputs))
+        if name in needed:
+            steps.append((name, module, inputs, set(names(inputs)) - needed))
+            needed.update(names(inputs))
     return steps[::-1]
 
 

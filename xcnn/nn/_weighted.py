@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from xcnn._check import flag
 from xcnn.devices import like
+from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer
 from xcnn.parameter import Parameter
@@ -51,6 +53,7 @@ class Weighted(Layer):
 
     def _set(self, weight: tuple[int, ...], outputs: int, bias: bool, init: Init) -> None:
         inits.resolve(init)
+        flag(type(self).__name__, "bias", bias)
         self.init = init
         self.weight = _zeros(weight)
         self.bias = _zeros((outputs,)) if bias else None
@@ -62,7 +65,11 @@ class Weighted(Layer):
             return
         weight, bias = self.weight, self.bias
         shape = tuple(weight.data.shape)
-        weight.data = like(inits.resolve(self.init)(rng, shape), weight.data)
+        drawn = inits.resolve(self.init)(rng, shape)
+        if getattr(drawn, "shape", None) != shape:
+            came = getattr(drawn, "shape", type(drawn).__name__)
+            raise UsageError(f"{type(self).__name__}: init must return an array of shape {shape}, got {came}")
+        weight.data = like(drawn, weight.data)
         if bias is not None:
             # PyTorch's default draws the bias like the weight; in the papers behind the other names it starts at zero.
             bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0

@@ -9,9 +9,11 @@ All forward and backward logic is in `Graph`; `_plan.py` prepares what it runs. 
 HIPS/autograd's `backward_pass`: visit the nodes in reverse, adding up per name the gradients that its consumers return.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from xcnn._check import choice
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._module import Module, locate
 from xcnn.nn._plan import Fused, Node, Plan, Step, names
@@ -43,6 +45,8 @@ class Graph(Module):
 
     def __init__(self, nodes: Iterable[Node], output: str | None = None) -> None:
         kind = type(self).__name__
+        if not isinstance(nodes, Iterable):
+            raise UsageError(f"{kind}: nodes must be tuples (name, module, inputs), got {nodes!r}")
         triples = tuple(nodes)
         known = ["x"]
         for node in triples:
@@ -63,6 +67,10 @@ class Graph(Module):
         if output not in known:
             raise UsageError(f"{kind}: {unknown('output', output, known)}")
         self._plan = Plan(triples, output)
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        raise UsageError(f"{type(self).__name__}: __init__ must call super().__init__")
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the modules with the names of their nodes, then those among the attributes that are not nodes."""
@@ -197,8 +205,7 @@ class Branches(Graph):
 
     def __init__(self, *modules: Module, merge: str = "concat", dim: int = 1) -> None:
         joins = {"concat": Concat(dim), "add": Add()}
-        if merge not in joins:
-            raise unknown("merge", merge, joins)
+        choice("Branches", "merge", merge, joins)
         if not modules:
             raise UsageError("Branches: at least one module is needed")
         ways: list[Node] = [(str(i), module, "x") for i, module in enumerate(modules)]

@@ -71,9 +71,10 @@ class LayerNorm(_Affine, op=ops.layer_norm):
     ) -> None:
         rank = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
         shape = integers("LayerNorm", "normalized_shape", normalized_shape, rank)
-        self.normalized_shape, self.elementwise_affine = shape, elementwise_affine
+        self.normalized_shape = shape
+        self.elementwise_affine = flag("LayerNorm", "elementwise_affine", elementwise_affine)
         self.eps = number("LayerNorm", "eps", eps, "[0, inf)")
-        self._set(shape, elementwise_affine, elementwise_affine and bias)
+        self._set(shape, elementwise_affine, flag("LayerNorm", "bias", bias) and elementwise_affine)
 
 
 class GroupNorm(_Affine, op=ops.group_norm):
@@ -96,7 +97,7 @@ class GroupNorm(_Affine, op=ops.group_norm):
         positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
         if num_channels % num_groups:
             raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {num_groups} and {num_channels}")
-        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, affine
+        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, flag("GroupNorm", "affine", affine)
         self.eps = number("GroupNorm", "eps", eps, "[0, inf)")
         self._set((num_channels,), affine, affine)
 
@@ -130,7 +131,7 @@ class _ChannelNorm(_Affine):
 
     def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
         """Call the op, whose option `own` asks for the channels' own statistics, and store the running ones."""
-        if x.ndim not in {len(names.split()) for names in self._axes}:
+        if hasattr(x, "ndim") and x.ndim not in {len(names.split()) for names in self._axes}:
             takes = " or ".join(f"({', '.join(names.split())})" for names in self._axes)
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
         mean, var = self.running_mean, self.running_var

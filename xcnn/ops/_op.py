@@ -1,4 +1,4 @@
-"""What makes a function an op: the contract, the table of all ops, and the sample inputs that each one carries.
+"""Ops: the contract of an op, the table of all ops, and the sample inputs that each one carries.
 
 An op is a pure function `y, backward = op(arrays, options)`. `backward(dy, needs=None)` returns one gradient per array
 argument, in order: None where `needs` is False, where the argument was None, or where there is no gradient (labels).
@@ -122,8 +122,8 @@ class Draw:
     Attributes
     ----------
     shape : of the array.
-    kind : `"normal"` for standard normal numbers; `"labels"`, `"positive"` or `"probabilities"` for what the functions
-        of these names say.
+    kind : `"normal"` for standard normal numbers; `"labels"`, `"positive"` or `"probabilities"` for the numbers that
+        the functions of these names describe.
     high : how many classes there are, for labels.
     """
 
@@ -254,6 +254,11 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
         If the names do not fit the function or the samples, or another module has an op of this name. A module that is
         loaded again replaces its own.
     """
+    for argument, value in (("arrays", arrays), ("saves", saves), ("constants", constants)):
+        if not isinstance(value, str):
+            raise UsageError(f"op: {argument} must be a string of names separated by spaces, got {value!r}")
+    if not isinstance(samples, Sequence) or not all(isinstance(one, Sample) for one in samples):
+        raise UsageError(f"op: samples must be a list of ops.sample(...), got {samples!r}")
 
     def register(function: F) -> F:
         name = function.__name__

@@ -6,10 +6,9 @@ from types import ModuleType
 import numpy as np
 
 from xcnn._array import Array, namespace
-from xcnn._check import flag, is_integer, number
+from xcnn._check import flag, generator, number
 from xcnn._dispatch import body
 from xcnn.devices import like
-from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = ["dropout"]
@@ -58,8 +57,7 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
     """
     xp = namespace("dropout", x=x)
     p = number("dropout", "p", p, "[0, 1]")
-    if not isinstance(rng, np.random.Generator) and not (is_integer(rng) and rng >= 0):
-        raise UsageError(f"dropout: rng must be a numpy.random.Generator or a seed of at least 0, got {rng!r}")
+    rng = generator("dropout", "rng", rng)
     if not flag("dropout", "training", training) or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
-    return _dropout(xp, x, p, np.random.default_rng(rng))
+    return _dropout(xp, x, p, rng)

@@ -1,7 +1,7 @@
 """Padding and cropping of trailing axes, with a constant or with pixels of the map.
 
 Each mode is a list of copies per axis: which pixels of x go where in y. Backward runs the list in reverse and adds. A
-new mode is a row of `MODES`, which tells where its pixels come from.
+new mode is a row of `MODES`, which defines where its pixels come from.
 """
 
 import math
