@@ -1,4 +1,4 @@
-"""Every check of the project as a session: `nox` runs the default ones, `nox -s lint types` the named ones.
+"""The checks of the project, one per session: `nox` runs the default ones, `nox -s lint types` the named ones.
 
 `nox --no-venv --no-install -s gpu` runs a session with the packages of the current environment and installs nothing:
 for machines without a network, or with CUDA builds of their own.

@@ -42,7 +42,7 @@ LAYOUTS = ("NCHW", "channels_last")
 
 @dataclass(frozen=True)
 class Learner:
-    """A network and how to train it.
+    """The functions that train and evaluate a network.
 
     Attributes
     ----------

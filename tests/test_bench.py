@@ -314,15 +314,15 @@ def test_means_in_json(xcnn):
         (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
         (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
         (["--against", "torch", "--ways", "channel_last"], "unknown way 'channel_last'; did you mean 'channels_last'?"),
-        (["--ways", "NCHW"], "ways takes the ways of libraries to compare with; name one in against"),
+        (["--ways", "NCHW"], "--ways chooses among those of the libraries in against, which is empty"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
         (["--batch-sizes", "1,many"], "--batch-sizes takes integers separated by commas, got '1,many'"),
         (["--sizes", "28,x"], "--sizes takes integers separated by commas, got '28,x'"),
         (["--sizes", "8"], "lenet5 takes images of 12 x 12 or more, got 8"),
-        (["--batch-sizes", "0"], "batch size must be at least 1, got 0"),
-        (["--threads", "0"], "threads must be at least 1, got 0"),
-        (["--rounds", "0"], "rounds must be at least 1, got 0"),
-        (["--seconds", "0"], "seconds must be more than 0, got 0"),
+        (["--batch-sizes", "0"], "batch size must be an integer of at least 1, got 0"),
+        (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
+        (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
+        (["--seconds", "0"], "seconds must be a number in (0, inf), got 0"),
         (["--models", ","], "name at least one model"),
     ],
 )
@@ -342,7 +342,7 @@ def test_a_peer_that_is_not_installed(xcnn, monkeypatch):
 
 def test_no_round_is_no_benchmark():
     cases = [compare.Case("report", 1, "train", 1)]
-    with pytest.raises(UsageError, match="rounds must be at least 1"):
+    with pytest.raises(UsageError, match="rounds must be an integer of at least 1"):
         list(compare.bench(cases, [OURS], 0, 0.1))
 
 
@@ -403,3 +403,13 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(x
     code, out, err = xcnn("--plot", "speeds.png")
     assert (code, out) == (1, "")
     assert err == "error: pictures need matplotlib; pip install 'xcnn[plots]'\n"
+
+
+def test_the_process_of_pytorch_keeps_freed_memory_as_ours_does():
+    pytest.importorskip("torch")
+    code = (
+        "import sys; from xcnn.compare import Case, Contestant\n"
+        "with Contestant('torch', 'torch:cpu', 'NCHW').opened(Case('report', 1, 'infer', 1)):\n"
+        "    assert 'xcnn.kernels.cpu._memory' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -282,7 +282,7 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
         (["text.png"], 1, "text.png"),
         (["--index", "0", "--model", "lenet5"], 2, "is a checkpoint of the model 'report', not of 'lenet5'"),
         (["--index", "0", "--dataset", "digit"], 2, "unknown data set 'digit'; did you mean 'digits'?"),
-        (["--index", "0", "-o", "text.png"], 2, "--out: the folder text.png cannot be made"),
+        (["--index", "0", "-o", "text.png"], 2, "--out: the folder text.png cannot be created"),
     ],
 )  # fmt: skip
 def test_predict_mistakes(xcnn, checkpoint, tmp_path, argv, code, message):
@@ -315,7 +315,7 @@ def test_threads_are_at_least_one(xcnn, command):
 def test_deterministic_refuses_what_cannot_promise(xcnn):
     code, out, err = xcnn(*QUICK, "--deterministic", "--device", "strict")
     assert (code, out) == (2, "")
-    assert err == "error: --deterministic: strict may round otherwise in every run; use --device cpu\n"
+    assert err == "error: --deterministic: strict may round differently in every run; use --device cpu\n"
 
 
 def test_plain_weights_need_a_model(xcnn, tmp_path):
@@ -415,7 +415,7 @@ def test_interrupt_during_the_test_says_where_the_weights_are(xcnn, monkeypatch)
     code, out, err = xcnn(*QUICK, "--json", "-o", "out")
     assert code == 130
     assert len(out.splitlines()) == 2
-    assert "interrupted during the test; what was learned is in out/best.safetensors" in err
+    assert "interrupted during the test; the weights are in out/best.safetensors" in err
 
 
 def test_interrupt_elsewhere_is_said(xcnn, monkeypatch):
@@ -437,7 +437,7 @@ def test_interrupt_saves_what_is_learned(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert first["epoch"] == 1
-    assert "what was learned is in" in err
+    assert "the weights are in" in err
     assert "Traceback" not in err
     assert all(json.loads(line)["epoch"] for line in out.splitlines())
     assert main(["evaluate", str(tmp_path / "out")]) == 0

@@ -29,7 +29,7 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, numb
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert "go on with: xcnn train --resume 'my run'" in err
+    assert "resume with: xcnn train --resume 'my run'" in err
     _, saved = sorted((tmp_path / "my run" / "checkpoints").glob("step-*"))
     assert str(saved.relative_to(tmp_path)) in err
     epochs = 1 + len(out.splitlines())
@@ -218,4 +218,4 @@ def test_mistakes_are_named(xcnn, tmp_path, argv, code, message):
 def test_out_and_resume_contradict_each_other(xcnn, tmp_path):
     assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
     code, _, err = xcnn("train", "--resume", "run", "-o", "other")
-    assert (code, err) == (2, "error: --out cannot be given with --resume: the run goes on in its folder\n")
+    assert (code, err) == (2, "error: --out cannot be given with --resume: the run continues in its own folder\n")

@@ -258,15 +258,15 @@ def test_tables_of_ops(xcnn) -> None:
     [
         (["--devices", "cpu,cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
         (["--devices", "cpu,torch:nonsense"], "torch"),
-        (["--devices", ","], "devices takes names with commas between"),
+        (["--devices", ","], "--devices takes names separated by commas"),
         (["--devices", "cpu", "--op", "conv2"], "unknown op 'conv2'; did you mean 'conv"),
         (["--devices", "cpu", "--model", "resnet"], "unknown model 'resnet'; did you mean 'resnet20'?"),
         (["--devices", "cpu", "--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["--devices", "cpu", "--dtype", "float16"], "unknown dtype 'float16'; did you mean 'float"),
         (["--devices", "cpu", "--dtype", "float32,float46"], "unknown dtype 'float46'; did you mean 'float64'?"),
-        (["--devices", "cpu", "--steps", "-1"], "steps must be 0 or more"),
+        (["--devices", "cpu", "--steps", "-1"], "--steps must be at least 0, got -1"),
         (["--devices", "cpu", "--plot", "nowhere/x.png"], "cannot write nowhere/x.png: there is no folder nowhere"),
-        (["--devices", "cpu", "-b", "0"], "batch_size must be at least 1"),
+        (["--devices", "cpu", "-b", "0"], "--batch-size must be at least 1, got 0"),
     ],
 )
 def test_requests_that_cannot_be_meant(xcnn, argv, message) -> None:

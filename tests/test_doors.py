@@ -137,6 +137,10 @@ def forget():
 def test_no_file_brings_code(package, capsys):
     train = "train --dataset digits --validation 0 --epochs 1 --model mine.nets:tiny --out run"
     assert main(train.split()) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("next: xcnn predict run/best.safetensors --model mine.nets:tiny --index 0") or (
+        "next: xcnn predict run/checkpoints/" in said and said.endswith("--model mine.nets:tiny --index 0")
+    )
     (package / "settings.toml").write_text('model = "mine.nets:tiny"\n')
     (package / "mine" / "nets.py").write_text(PACKAGE + "\nopen('imported', 'w').close()\n")
     for line in [

@@ -45,6 +45,8 @@ def test_the_examples_are_found() -> None:
     if not PAGE.exists():
         pytest.skip("runs away from the source tree, without docs/")
     assert {"An op", "A layer of an op", "A layer from scratch", "A network"} <= set(sections())
+    opened = re.findall(r"^```\w+$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(opened) == len(EVERY) == PAGE.read_text("utf-8").count("\n```\n")  # each block ends in its section
 
 
 @pytest.mark.parametrize(("title", "block"), [(title, block) for title, _, block in EVERY])

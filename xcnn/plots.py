@@ -37,7 +37,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def check() -> None:
-    """Raise a `NoMatplotlibError` if Matplotlib is not installed: to call before anything is computed for a picture."""
+    """Raise a `NoMatplotlibError` if Matplotlib is not installed. Call it before computing a picture's data."""
     if importlib.util.find_spec("matplotlib") is None:
         raise NoMatplotlibError(_HINT)
 
@@ -112,7 +112,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
         names = [_literal(name) for name in classes]
         axes.set_xticks(range(k), names, rotation=90 if long else 0)
         axes.set_yticks(range(k), names)
-    axes.set_xlabel("predicted class")
+    axes.set_xlabel("predicted class (shade: share of the true class)")
     axes.set_ylabel("true class")
     axes.set_title(_literal(title))
     return _save(figure, path)
@@ -162,7 +162,7 @@ def comparison(
 
     Parameters
     ----------
-    shares : by device and place (a layer or an op): the share of the error budget that is used up.
+    shares : by device and place (a layer or an op): the share of the error budget in use.
     distances : by device: the relative distance of the weights from those of the cpu run after each step; may be empty.
     path : the PNG to write.
     title : title of the picture.
@@ -182,7 +182,7 @@ def comparison(
     left.set_xlim(_LEAST, max(2.0, 1.5 * min(_MOST, max(max(row.values()) for row in shares.values()))))
     left.set_ylim(len(places) - 0.5, -0.5)
     left.set_yticks(range(len(places)), places, fontsize=6)
-    left.set_xlabel("share of the error budget (1: all of it)")
+    left.set_xlabel("share of the error budget (1: all of it; left edge: no error)")
     for axes in right:
         for name, steps in parted.items():
             axes.plot(range(1, len(steps) + 1), steps, color=colours[name], marker="o", markersize=3)

@@ -4,12 +4,12 @@ Results go to stdout, everything for people (progress, notes, errors) to stderr.
 
 - 0: done.
 - 1: failed.
-- 2: a request that has no meaning.
+- 2: the request is wrong.
 - 130: interrupted by Ctrl-C.
 - 141: the reader of stdout left before the last result, as `head` does. A training run was finished nevertheless.
 - 143: ended by SIGTERM.
 
-Where stderr breaks, progress is lost and the work goes on.
+If stderr breaks, progress is lost and the work continues.
 """
 
 import re
@@ -41,7 +41,7 @@ __all__ = ["app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
-    """Refuse what Cyclopts would accept and change: 2.7 as an integer, an empty path, which is the current folder."""
+    """Refuse values that Cyclopts would change: 2.7 for an integer, and an empty path, which is the current folder."""
     for argument in arguments:
         types = {argument.hint, *get_args(argument.hint)}
         for token in argument.tokens:
@@ -71,7 +71,7 @@ _NAMES: dict[str, Container[str]] = {
     "--device": LIBRARIES,
     "--devices": LIBRARIES,
 }
-"""The names that a flag takes: what somebody may mean who gives a name alone."""
+"""The names that a flag takes, to suggest it to a user who gives a name alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if getattr(sys, "stdout", None) is None:  # closed: refused before anything is computed
             raise OutputError(ValueError("it is closed"))
-        # Where a number leaves its range, xcnn says so itself, in one sentence.
+        # xcnn itself reports numbers that leave their range.
         with np.errstate(all="ignore"), terminable(), COMPILATION.announced(announce_compiling):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flag(error: Exception) -> str:
-    """Return what an error says, about the flag of the setting that it is about."""
+    """Return the message of an error, with the flag in place of its setting."""
     message, setting = str(error), getattr(error, "setting", "")
     flag = f"--{setting.replace('_', '-')}"
     if not setting:
@@ -122,7 +122,7 @@ def _with_flag(error: Exception) -> str:
 
 
 def _parsing(error: cyclopts.CycloptsError) -> str:
-    """Return one sentence on why a command line cannot be parsed."""
+    """Return the reason, in one sentence, why a command line cannot be parsed."""
     if not isinstance(error, cyclopts.UnusedCliTokensError) or not error.unused_tokens:
         return " ".join(str(error).split())
     command, token = " ".join(error.command_chain or ()), error.unused_tokens[0]

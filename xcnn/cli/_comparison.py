@@ -39,7 +39,7 @@ def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
 def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: bool) -> None:
     """Print every error as JSON, or a table of those nearest to their budgets, by place and device.
 
-    `place` and `what` name what `Finding.place` and `Finding.what` are. If `what` is empty, it has no column.
+    `place` and `what` are the headings of `Finding.place` and `Finding.what`. If `what` is empty, it has no column.
     """
     if as_json:
         for f in findings:
@@ -101,7 +101,7 @@ def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> 
 
 
 def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_json: bool) -> int:
-    """Print whether all budgets hold, or the worst that does not, and return the exit code."""
+    """Print whether all errors are within their budgets, or the worst that is not, and return the exit code."""
     worst = sorted(findings, key=lambda f: -f.error.share)
     over = [*(str(f) for f in worst if not f.error.within), *(str(one) for one in parted if not one.within)]
     if as_json:

@@ -1,7 +1,7 @@
-"""What the commands share: the terminal, JSON lines, the progress of a training run, and `--threads`.
+"""Output shared by the commands: the terminal, JSON lines, the progress of a training run; and `--threads`.
 
-All that a command prints goes through the functions here, a line at a time. Names of files, classes and layers may come
-from anybody, so every text is made printable here and nowhere else.
+Commands print through the functions here only, a line at a time. Names of files, classes and layers may come from
+strangers, so every text is made printable here and nowhere else.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class OutputError(XcnnError):
 
 
 class _Stream:
-    """`sys.stdout` or `sys.stderr` as it is at each write. What its encoding does not have is written as escapes.
+    """`sys.stdout` or `sys.stderr`, looked up at each write. Characters that its encoding lacks become escapes.
 
     Progress that cannot be written to stderr is dropped: a terminal that is gone must not end a run. Results that
     cannot be written to stdout raise an `OutputError`.
@@ -103,7 +103,7 @@ def _is_terminal(name: str) -> bool:
 
 
 def leave_terminal() -> None:
-    """Leave the terminal as it was: an error may have ended a progress bar, which hides the cursor."""
+    """Show the cursor again: a progress bar hides it, and an error may have ended the bar."""
     _stderr.show_cursor()
 
 
@@ -123,7 +123,7 @@ def print_line(text: str, gap: bool = False) -> None:
 
 
 def print_json(record: dict[str, Any]) -> None:
-    """Print a JSON line on stdout. What JSON does not have (NaN) becomes null."""
+    """Print a JSON line on stdout. Numbers that are not finite become null."""
     _print(json.dumps(_json(record)))
 
 
@@ -133,7 +133,7 @@ def _print(line: str) -> None:
 
 
 def _make_room() -> None:
-    """Clear the line of a progress bar that is on the terminal where results are printed; it is drawn again below."""
+    """Clear the line of a progress bar if results are printed on the same terminal; it is drawn again below them."""
     if _is_terminal("stdout"):
         _stderr.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
@@ -153,9 +153,9 @@ def print_table(
     ----------
     columns : their names.
     rows : their cells, one for each column.
-    right : names of the columns that hold numbers, with blanks between.
-    title : what the table shows.
-    gap : whether an empty line comes first.
+    right : names of the columns of numbers, separated by blanks.
+    title : title of the table.
+    gap : whether to print an empty line first.
     fold : whether a cell that is too wide for the terminal takes several lines. If not, the terminal breaks the row.
     """
     if title or gap:
@@ -172,7 +172,7 @@ def print_table(
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with as many threads as `--threads` says. None: with all cores that the process may use."""
+    """Set the number of threads to `--threads`; None leaves it at the cores that the process may use."""
     if threads is not None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}", setting="threads")
@@ -180,12 +180,12 @@ def use_threads(threads: int | None) -> None:
 
 
 def announce_compiling() -> None:
-    """Print why nothing moves for a while."""
+    """Print that kernels are being compiled."""
     note("compiling kernels for this processor, once (up to a minute; it does not count as training)")
 
 
 def check_writable(*files: Path | None) -> None:
-    """Refuse files that cannot be written, before anything is computed; None is passed over."""
+    """Refuse files that cannot be written, before anything is computed. None is skipped."""
     for file in files:
         if file is None:
             continue
@@ -202,7 +202,7 @@ def percent(share: float | None) -> str:
 
 
 class Bar:
-    """A progress bar on stderr over one thing after another, each gone when it is done; also takes downloads."""
+    """A progress bar on stderr for one task after another, such as a download; each disappears when it is done."""
 
     def __init__(self) -> None:
         self.progress, self.name = _bar(), ""

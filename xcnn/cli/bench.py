@@ -51,7 +51,7 @@ def bench(
     batch_sizes
         images per step, separated by commas.
     sizes
-        heights and widths of the images, separated by commas; the usual one of each network if left out.
+        heights and widths of the images, separated by commas; by default that of each network.
     mode
         train (with the update of the weights), infer, or both.
     devices
@@ -59,10 +59,10 @@ def bench(
     against
         libraries to compare with, separated by commas: torch, jax (on the CPU only).
     ways
-        how those libraries run, separated by commas; all ways if left out. `--ways NCHW,channels_last` leaves out
-        PyTorch's compiled networks on a GPU, whose compilation takes minutes.
+        ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
+        PyTorch's compiled networks on a GPU, which take minutes to compile.
     threads
-        threads for each contestant; all cores that this process may use if left out.
+        threads for each contestant; by default all cores that this process may use.
     rounds
         turns of each contestant.
     seconds
@@ -144,7 +144,7 @@ def _check(peers: Sequence[str]) -> None:
 
 
 def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:
-    """Print what it is measured on."""
+    """Print the machine, the GPUs and the versions."""
     machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
     if as_json:
         print_json({"kind": "machine", **machine, "threads": threads, **({"gpus": list(gpus)} if gpus else {})})
@@ -166,7 +166,7 @@ _TF32 = {
 
 
 def _warn(result: room.Result) -> None:
-    """Warn if other programs used the cores, which makes figures worse, those of several threads most."""
+    """Warn if other programs used the cores, which slows contestants down, those with several threads most."""
     shares = [f"{t.contestant} {_lost(t):.0%}" for t in (*result.ours, *result.peers) if _lost(t) > DISTURBED]
     if shares:
         note(f"other programs use the cores; time spent waiting for one: {', '.join(shares)}")
@@ -224,7 +224,7 @@ _YARDSTICKS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """A column of the table: its cells, what its name means, when it is shown, and whether peers have it, too."""
+    """A column of the table: its name, cells and meaning, when it is shown, and whether peers have it as well."""
 
     name: str
     cell: Callable[[room.Result, room.Timing], str]

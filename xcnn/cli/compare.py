@@ -42,16 +42,17 @@ def compare(
 ) -> int:
     """Run the same network, weights and batches on several devices; show errors, how far training parts, and speed.
 
-    Errors are those of each layer by itself, against the same layer in a wider dtype, in units of |error| / (eps * S),
-    S being the sum of the magnitudes that were added. Each has a bound; the exit code is 1 where one is exceeded.
+    The error is that of each layer by itself, against the same layer in a wider dtype, in units of |error| / (eps * S),
+    where S is the sum of the magnitudes that were added. It measures rounding: it cannot find a wrong formula. If an
+    error exceeds its bound, the exit code is 1.
 
     Parameters
     ----------
     devices
-        devices to compare, separated by commas, such as cpu,torch,jax; all that can be used here if left out.
+        devices to compare, separated by commas, such as cpu,torch,jax; by default all that can be used here.
     op
-        compare an op over its sample inputs instead of a network: its name, package.module:name for one of your own,
-        or `all` for every op.
+        compare an op over its sample inputs instead of a network: its name, package.module:name for your own op, or
+        `all` for every op.
     model
         network by name; see `xcnn models`.
     dataset
@@ -65,7 +66,7 @@ def compare(
     dtype
         float32, float64, or float32,float64.
     threads
-        threads for the cpu; all cores that the process may use if left out. No error or distance depends on it.
+        threads for the cpu; by default all cores that the process may use. No error or distance depends on it.
     plot
         PNG file for a picture of the errors.
     markdown
@@ -75,8 +76,9 @@ def compare(
     """
     dtypes = _dtypes(dtype)
     use_threads(threads)
-    if steps < 0:
-        raise UsageError(f"steps must be 0 or more, got {steps}")
+    for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+        if value < least:
+            raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
     if plot is not None:
         plots.check()
     check_writable(plot, markdown)
@@ -113,13 +115,13 @@ def _dtypes(names: str) -> list[str]:
 
 
 def _open(names: str | None, dtypes: Sequence[str]) -> list[Device]:
-    """Open the devices that were asked for, or all that there are, and try the dtypes on each."""
+    """Open the named devices, or all that can be used, and try the dtypes on each."""
     if names is not None:
         opened = [device(name) for name in names.split(",") if name]
     else:
         opened = [found for found in try_devices().values() if isinstance(found, Device)]
     if not opened:
-        raise UsageError(f"devices takes names with commas between, got {names!r}")
+        raise UsageError(f"devices takes names separated by commas, got {names!r}", setting="devices")
     for one in opened:
         for dtype in dtypes:
             one.asarray(np.zeros(1, dtype))
@@ -146,7 +148,7 @@ def _compare_ops(names: Sequence[str], opened: Sequence[Device], dtypes: Sequenc
 
 @dataclass(frozen=True)
 class _Network:
-    """The network that is compared, and the batches that it is trained on."""
+    """The network to compare, and the batches on which it is trained."""
 
     name: str
     title: str
@@ -190,5 +192,5 @@ def _list(opened: Sequence[Device]) -> str:
 
 
 def _column(dtypes: Sequence[str]) -> Callable[[Finding | Parting], str]:
-    """Return what names the column of a device: where there are two dtypes, it has two."""
+    """Return the function that names the column of a finding: its device, with the dtype if there are several."""
     return lambda one: one.device if len(dtypes) == 1 else f"{one.device} {one.dtype}"

@@ -29,29 +29,29 @@ def evaluate(
     checkpoint
         a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
     dataset
-        another data set than the one it was trained on.
+        data set to use instead of the one that the model was trained on.
     data_dir
         folder that holds the data set's files.
     model
-        the model that the weights are of, where the file does not say.
+        model of the weights, if the file does not name it.
     device
         where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
     threads
-        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
+        number of threads; by default all cores that the process may use. No result depends on it.
     json
         print one JSON object on stdout.
     """
     use_threads(threads)
     bar = Bar()
     restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=bar)
-    metrics, test = restored.evaluate(bar.test)
+    metrics, _ = restored.evaluate(bar.test)
     if json:
         print_json(
             {
                 "test_accuracy": metrics.accuracy,
                 "test_loss": metrics.loss,
                 "images": metrics.images,
-                "dataset": test.name,
+                "dataset": restored.dataset,
                 "device": restored.device.name,
                 "checkpoint": str(checkpoint),
             }
@@ -62,5 +62,5 @@ def evaluate(
             ("test loss", f"{metrics.loss:.4f}"),
             ("images", f"{metrics.images:,}"),
         ]
-        print_table(f"{restored.checkpoint.model} on {test.name}", "", rows=rows)
+        print_table(f"{restored.checkpoint.model} on {restored.dataset}", "", rows=rows)
     return 0

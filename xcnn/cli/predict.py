@@ -34,21 +34,21 @@ def predict(
     checkpoint
         a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
     images
-        image files; converted to the channels and resized to the size that the model takes.
+        image files; converted to the number of channels and resized to the size that the model takes.
     index
-        images of the test set, counted from 0.
+        indices of test images, counted from 0.
     out
-        folder for the pictures, `prediction-NAME.png`; the current one if left out.
+        folder for the pictures, `prediction-NAME.png`; by default the current folder.
     dataset
-        another data set than the one it was trained on.
+        data set to use instead of the one that the model was trained on.
     data_dir
         folder that holds the data set's files.
     model
-        the model that the weights are of, where the file does not say.
+        model of the weights, if the file does not name it.
     device
         where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
     threads
-        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
+        number of threads; by default all cores that the process may use. No result depends on it.
     json
         print one JSON object per image on stdout.
     """
@@ -59,7 +59,7 @@ def predict(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the folder {out} cannot be made: {error.strerror}", setting="out") from None
+        raise UsageError(f"the folder {out} cannot be created: {error.strerror}", setting="out") from None
     for one, picture in zip(predictions, _pictures(out, predictions), strict=True):
         best = int(one.probabilities.argmax())
         truth = None if one.truth is None else classes[one.truth]
@@ -92,11 +92,11 @@ def predict(
 
 
 def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
-    """Name a picture after each image; images of one name in several folders are numbered."""
+    """Return a file name for the picture of each image; images of the same name are numbered."""
     taken: dict[str, int] = {}
     paths = []
     for one in predictions:
-        stem = Path(one.name).stem
+        stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
         taken[stem] = taken.get(stem, 0) + 1
         paths.append(out / f"prediction-{stem}{'' if taken[stem] == 1 else f'-{taken[stem]}'}.png")
     return paths

@@ -1,6 +1,7 @@
 """`xcnn train`."""
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from cyclopts import Parameter, Token
 
 from xcnn import plots
 from xcnn._dispatch import COMPILATION
-from xcnn._plugins import refuse_foreign
+from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
@@ -55,36 +56,37 @@ def train(
     deterministic: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Train a network, test it, and write a folder with everything that came of it.
+    """Train a network, test it, and write a folder with all results.
 
     Parameters
     ----------
     out
-        folder for the results; `runs/DATASET-MODEL-TIME` if left out.
+        folder for the results; by default `runs/DATASET-MODEL-TIME`.
     resume
-        folder of a run that ended early, or `latest`: go on with it, with its settings except those given here.
+        folder of a run that ended early, or `latest`: continue it with its settings, except those given here.
     config
-        file with settings that are not given here: JSON, such as the `config.json` of a run, or TOML.
+        file with the settings that are not given here: JSON, such as the `config.json` of a run, or TOML.
     threads
-        how many threads to compute with; all cores that the process may use if left out. No result depends on it.
+        number of threads; by default all cores that the process may use. No result depends on it.
     deterministic
-        refuse a device that does not promise the same bits from the same seed. On the cpu they are always the same, for
-        any number of threads, given the same versions and kind of processor.
+        refuse a device that does not promise the same bits for the same seed. The cpu does, for any number of threads,
+        given the same versions and the same processor.
     json
-        print JSON lines on stdout, one per epoch and a last one with the test figures.
+        print JSON lines on stdout, one per epoch and a last one with the results of the test.
     """
     settings: Config = flags or Flags()
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
-        raise UsageError(f"--deterministic: {settings.device} may round otherwise in every run; use --device cpu")
+        raise UsageError(f"--deterministic: {settings.device} may round differently in every run; use --device cpu")
     if resume is not None and out is not None:
-        raise UsageError("--out cannot be given with --resume: the run goes on in its folder")
+        raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
     result = run_training(settings, folder, [EpochReport(json)], resume=resume is not None)
     _draw(result, settings)
     if result.interrupted:
-        note(f"{result.note}; what was learned is in {result.checkpoint}")
-        note(f"go on with: xcnn train --resume {shlex.quote(str(result.folder))}")
+        note(f"{result.note}; the weights are in {result.checkpoint}")
+        again = _again(result.folder, settings, "dataset", "model", "opt", "schedule")
+        note(f"resume with: xcnn train --resume {again}")
         return result.interrupted
     if result.note:
         note(f"stopped early: {result.note}")
@@ -109,20 +111,25 @@ def train(
             ("everything else", f"{result.folder}/"),
         ]
         print_table(f"{settings.model} on {settings.dataset}", "", rows=rows)
-        note(f"next: xcnn predict {result.checkpoint} --index 0")
+        note(f"next: xcnn predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
     return 0
 
 
+def _again(path: Path, settings: Config, *names: str) -> str:
+    """Return a path as the shell takes it, with the flags that must name again the code that no file may name."""
+    flags = ((f"--{name}", getattr(settings, name)) for name in names if is_foreign(getattr(settings, name)))
+    return shlex.join([str(path), *itertools.chain.from_iterable(flags)])
+
+
 def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
-    """Take settings that the command line leaves out from the run of `--resume`, or from the file of `--config`."""
+    """Take the settings that the command line leaves out from the run of `--resume`, or the file of `--config`."""
     resume, config = (_value(arguments, flag) for flag in ("--resume", "--config"))
     if resume is not None and config is not None:
-        raise UsageError("--config cannot be given with --resume: the run has its settings")
+        raise UsageError("--config cannot be given with --resume: the run has its own settings")
     if resume is not None:
         source: Path = _folder(resume)
-        arguments.match("--resume")[0].tokens[:] = [
-            Token(keyword="--resume", value=str(source))
-        ]  # so that `latest` is looked up once
+        # So that `latest` is looked up once.
+        arguments.match("--resume")[0].tokens[:] = [Token(keyword="--resume", value=str(source))]
         settings = recorded_settings(source, note)
         source /= "config.json"
     elif config is not None:
@@ -148,7 +155,7 @@ def _folder(resume: str) -> Path:
 
 
 def _saving(result: Result) -> str:
-    share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # shorter runs tell nothing
+    share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # too short to measure
     return f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
 
 
@@ -157,7 +164,7 @@ def _compiling() -> str:
 
 
 def _draw(result: Result, config: Config) -> None:
-    """Add the pictures to the folder; without Matplotlib there are none."""
+    """Draw the pictures into the folder, if Matplotlib is installed."""
     title = f"{config.model} on {config.dataset}"
     try:
         if result.history:

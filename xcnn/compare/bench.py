@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xcnn._check import integer, number
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant
 from xcnn.compare.gpu import CPU, hardware, kind
@@ -39,8 +40,8 @@ class Timing:
         process, including what compiling takes in the first step; compiled kernels are on disk the next time. None if
         not known.
     waited : share of its time that its threads waited for a core in use by other programs; None if not known. Do not
-        trust figures above a few percent.
-    profile : where the time went; empty unless asked for.
+        trust timings with more than a few percent.
+    profile : time per layer; empty unless requested.
     launches : GPU calls of a step.
     """
 
@@ -79,7 +80,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A way of a peer, or a yardstick, that does not work here, and the reason in one line."""
+    """A contestant that does not work here (a way of a peer, or a yardstick), and the reason in one line."""
 
     contestant: Contestant
     reason: str
@@ -138,13 +139,13 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
     Raises
     ------
     UsageError
-        If no peer has such a way, or there is no peer.
+        If no peer has one of the ways, or `ways` is given without peers.
     SpeedError
         If a peer is not measured on the hardware of a device, or in none of the ways there.
     """
     known = {way for peer in peers for kinds in PEERS[peer].values() for way in kinds}
     if ways and not peers:
-        raise UsageError("bench: ways takes the ways of libraries to compare with; name one in against")
+        raise UsageError("ways chooses among those of the libraries in against, which is empty", setting="ways")
     for way in ways:
         if way not in known:
             raise unknown("way", way, known)
@@ -181,10 +182,8 @@ def bench(
     SpeedError
         If xcnn fails, or every peer on some hardware.
     """
-    if rounds < 1:
-        raise UsageError(f"bench: rounds must be at least 1, got {rounds}")
-    if not seconds > 0:
-        raise UsageError(f"bench: seconds must be more than 0, got {seconds}")
+    integer("bench", "rounds", rounds)
+    number("bench", "seconds", seconds, "(0, inf)")
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
@@ -198,7 +197,7 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
         workers = list(first)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in workers}
         for number in range(rounds):
-            for worker in workers if number % 2 == 0 else workers[::-1]:  # so that a drift favours nobody
+            for worker in workers if number % 2 == 0 else workers[::-1]:  # so that drift favours no contestant
                 turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
         timings = []
         for worker in workers:
@@ -230,7 +229,7 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
 
 
 def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
-    """Run the first step of each; return its seconds for those that can, and who cannot."""
+    """Run the first step of each; return the seconds of those that succeed, and the contestants that fail."""
     first: dict[Worker, float] = {}
     dropped: dict[Worker, Dropped] = {}
     for request in ("ready", "first"):
@@ -252,7 +251,7 @@ def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped
 
 
 def _launches(worker: Worker) -> Launches:
-    """Count the GPU calls of a step. A failure loses nothing, as all else is measured by then."""
+    """Count the GPU calls of a step. Everything else is measured by then, so a failure loses nothing else."""
     if worker.contestant.hardware == CPU or worker.contestant.is_yardstick:
         return UNCOUNTED
     try:
@@ -268,7 +267,7 @@ def _ask_alone(worker: Worker, request: str, **arguments: float) -> Any:
 
 
 def speed(case: Case, device: str, steps: int) -> Timing:
-    """Measure xcnn alone: the first step on a device, and so many later ones.
+    """Measure xcnn alone: the first step on a device, and a number of later steps.
 
     Raises
     ------
@@ -283,13 +282,13 @@ def speed(case: Case, device: str, steps: int) -> Timing:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the cost of cases grows that differ in one size only. Cost that grows linearly has the factor 1.
+    """The growth of cost over cases that differ in one size only. If cost grows linearly, the factor is 1.
 
     Attributes
     ----------
-    cases : what they have in common, such as `"lenet5, train"`.
-    device : where xcnn ran.
-    unit : of which the cost is taken: `"image"` for several batch sizes, `"pixel"` for several image sizes.
+    cases : description of what they have in common, such as `"lenet5, train"`.
+    device : device of xcnn.
+    unit : the cost is per `"image"` for several batch sizes, per `"pixel"` for several image sizes.
     smallest, largest : batch size, or height and width of the images.
     factor : the longest time of a unit over the shortest.
     """

@@ -5,9 +5,9 @@ op rounds, element by element (`scales.py` has it for every kind of op). The bud
 
     units <= constant + growth * sqrt(K)
 
-with K the number of terms that an element sums. In the worst case the units of a sum grow as K / 2 (Higham's gamma_K);
-roundings that fall as if by chance make it sqrt(K) (Higham, section 3.1; Higham and Mary 2019), and libraries that add
-pairwise or in blocks stay below even that.
+with K the number of terms that an element sums. In the worst case the error of a sum grows as K / 2 (Higham's gamma_K);
+if roundings behave like random numbers, as sqrt(K) (Higham, section 3.1; Higham and Mary 2019). Libraries that add
+pairwise or in blocks stay below that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
 __all__ = ["BUDGETS", "WIDE", "Budget", "Error", "Expected", "Reference", "budget", "errors", "reference", "tensors"]
 
 WIDE: dict[str, Any] = {"float32": np.float64, "float64": np.longdouble}
-"""The dtype of the reference for each dtype under test: its error must not count. (Where the platform has no long
-double, float64 is held to float64 itself, whose own error then counts as the device's.)"""
+"""The dtype of the reference for each dtype under test, whose own error is negligible. (On a platform without a long
+double, float64 is compared with float64, and the error of the reference counts as the device's.)"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Budget:
 
     Attributes
     ----------
-    scale : gives S and K of each result and gradient; see `scales.py`.
+    scale : function that returns S and K of each result and gradient; see `scales.py`.
     constant, growth : the bound, in units.
     """
 
@@ -42,7 +42,7 @@ class Budget:
     growth: float = 0.0
 
     def bound(self, terms: float) -> float:
-        """Return the units that a sum of so many terms may be off by."""
+        """Return the largest error, in units, allowed for a sum of so many terms."""
         return float(self.constant + self.growth * np.sqrt(terms))
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ BUDGETS: dict[str, Budget] = {
     **_rows("mse_loss l1_loss", Budget(scales.differences, 4, 0.1)),
     "binary_cross_entropy_with_logits": Budget(scales.binary_cross_entropy, 9, 0.1),
 }
-"""Every op of this package by name; `budget` has one for all others.
+"""The budget of every op of this package by name; `budget` has one for all others.
 
 The numbers were measured and then multiplied by about three: the largest units of every op over its samples (five
 seeds) and over sizes met in practice (convolutions of up to 4,608 terms per pixel, matrices of 8,192 columns, 1,000
@@ -89,7 +89,7 @@ _OTHERS = Budget(scales.largest, 10, 2)
 
 
 def budget(op: str) -> Budget:
-    """Return the budget of an op. One that is not in `BUDGETS` may be off by `10 + 2 sqrt(K)` units.
+    """Return the budget of an op: `10 + 2 sqrt(K)` units if it is not in `BUDGETS`.
 
     S is then the largest magnitude of the tensor, the arguments and dy, and K the number of elements of all arguments:
     no sum over them is longer.
@@ -99,7 +99,7 @@ def budget(op: str) -> Budget:
 
 @dataclass(frozen=True)
 class Expected:
-    """One result or gradient of the reference run: its value, and what its error is measured by."""
+    """One result or gradient of the reference run: its value, the scale of its error, and the bound."""
 
     value: np.ndarray
     scale: Scale
@@ -108,7 +108,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reference:
-    """One call in the reference's dtype: arrays and gradient of y as `dtype` holds them, and what is expected."""
+    """One call in the reference's dtype: arrays and gradient of y rounded to `dtype`, and the expected tensors."""
 
     arrays: Arrays
     dy: np.ndarray
@@ -123,7 +123,7 @@ class Error:
     ----------
     tensor : `y`, `dx`, `dweight`, ...
     units : the largest |error| / (eps * S) of its elements; infinite for NaN, and for a wrong shape or dtype.
-    bound : what they may be.
+    bound : the largest value of `units` that is allowed.
     ulp : the largest |error| in spacings of the floating-point numbers there; large where terms cancel.
     """
 
@@ -134,7 +134,7 @@ class Error:
 
     @property
     def share(self) -> float:
-        """The share of the budget that is used up; above 1 it is exceeded."""
+        """The share of the budget in use; above 1 it is exceeded."""
         return self.units / self.bound
 
     @property
@@ -156,19 +156,19 @@ def reference(
     dy: Callable[[tuple[int, ...]], np.ndarray],
     dtype: str,
 ) -> Reference:
-    """Run one op forward and backward in the reference's dtype, by the portable code, and say what is expected.
+    """Run one op forward and backward in the reference's dtype with the portable code, and return what to expect.
 
     Parameters
     ----------
-    op : whose budget holds.
+    op : name of the op whose budget applies.
     function : (arrays by name) -> (y, backward).
     arrays : host arrays by name; their numbers, and those of dy, are first rounded to `dtype`.
-    options : that the scale may depend on; `function` knows them already.
-    dy : gives the gradient of y for its shape.
-    dtype : under test.
+    options : options on which the scale may depend; `function` knows them already.
+    dy : function that returns the gradient of y for its shape.
+    dtype : dtype under test.
     """
     arrays = each(lambda array: _round(array, dtype), arrays)
-    with portable(np):  # what is measured may be a kernel, which must not be its own measure
+    with portable(np):  # a kernel under test must not be its own reference
         y, backward = function(arrays)
         results = y if type(y) is tuple else (y,)
         gradient = _round(dy(results[0].shape), dtype)
@@ -180,9 +180,9 @@ def reference(
 
 
 def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
-    """Name results and gradients: `y` and `y1`, `y2`, ... (of batch norm its statistics), and `d` + each argument.
+    """Return results and gradients by name: `y`, `y1`, `y2`, ... (or running statistics), and `d` + each argument.
 
-    An argument that is a list of arrays gives `dxs[0]`, `dxs[1]`, ...; what is None is left out.
+    An argument that is a list of arrays has the gradients `dxs[0]`, `dxs[1]`, ...; tensors that are None are left out.
     """
     names = ["y", *(f"y{i}" for i in range(1, len(results)))]
     if len(results) == 3 and "running_mean" in arrays:
@@ -193,7 +193,7 @@ def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) ->
 
 
 def errors(wanted: Reference, got: Mapping[str, Any], dtype: str) -> list[Error]:
-    """Measure what a device computed, host arrays by tensor name, against what is expected."""
+    """Return the errors of a device's results, host arrays by tensor name, against the expected ones."""
     return [_error(name, want, got.get(name), dtype) for name, want in wanted.tensors.items()]
 
 

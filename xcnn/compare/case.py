@@ -1,4 +1,4 @@
-"""What is benchmarked: steps of a network on one batch, the same for every contestant, and how much work they are."""
+"""The case that every contestant of a benchmark runs: steps of a network on one batch; and the work of a step."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import models, nn
+from xcnn._check import integer
 from xcnn.errors import UsageError, unknown
 from xcnn.nn._observe import observing
 
@@ -58,9 +59,8 @@ class Case:
         smallest = models.entry(self.model).smallest
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
-        for name, value in (("batch size", self.batch), ("threads", self.threads)):
-            if value < 1:
-                raise UsageError(f"bench: {name} must be at least 1, got {value}")
+        integer("bench", "batch size", self.batch)
+        integer("bench", "threads", self.threads)
         if self.size is not None and self.size < smallest:
             raise UsageError(f"bench: {self.model} takes images of {smallest} x {smallest} or more, got {self.size}")
 
@@ -91,7 +91,7 @@ class Case:
         """Return the floating-point operations of a step per layer.
 
         Two per multiply-add of convolutions and linear layers; other layers are not counted. In training, the forward
-        pass, the gradient of the weights and that of the input are the same amount of work; the first layer needs no
+        pass, the gradient of the weights and that of the input each take the same number; the first layer needs no
         gradient of its input.
         """
         passes = 3 if self.mode == "train" else 1

@@ -1,4 +1,4 @@
-"""An error that a comparison found, with its place, to be named, grouped and printed."""
+"""An error that a comparison found, with its place."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""GPUs: which one a device string means, and what CuPy and PyTorch report of it, a row per library in `GAUGES`.
+"""GPUs: the one that a device string means, and what CuPy and PyTorch report of it, a row per library in `GAUGES`.
 
 Nothing else in `xcnn.compare` calls CUDA. The libraries are imported inside functions, as they may be missing.
 """
@@ -105,7 +105,7 @@ GAUGES: dict[str, Callable[[int], Gauge]] = {"cuda": _cupy, "torch": _torch}
 
 
 def hardware(spec: str) -> str:
-    """Return the hardware that a device string means, whatever the library.
+    """Return the hardware that a device string means, for any library.
 
     >>> [hardware(spec) for spec in ("cpu", "torch", "cuda", "cuda:1", "torch:cuda:0", "jax:cpu")]
     ['cpu', 'cpu', 'cuda:0', 'cuda:1', 'cuda:0', 'cpu']

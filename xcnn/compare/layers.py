@@ -51,8 +51,7 @@ def layer_errors(
 ) -> Iterator[Finding]:
     """Yield the error of every result and gradient of every layer, and of the loss, on every device.
 
-    Layers without a budget are left out: those that compute nothing (`Identity`), and custom ones that are not a single
-    op.
+    Layers that are not a single op are left out: those that compute nothing (`Identity`), and those from scratch.
 
     Parameters
     ----------

@@ -33,8 +33,7 @@ def op_errors(op: str | Callable[..., Any], device: Device, dtype: str = "float3
 
     Parameters
     ----------
-    op : an op, its name, or `package.module:name` for one from outside; `BUDGETS` says what holds for those without
-        a budget of their own.
+    op : an op, its name, or `package.module:name` for one from outside. `budget` has the bounds of those.
     device : where to run it.
     dtype : `"float32"` or `"float64"`.
     seed : of the numbers in the samples.
@@ -72,7 +71,7 @@ def run_op(name: str, options: Mapping[str, Any], call: Reference, device: Devic
 
 
 def place(array: Any, device: Device, dtype: str) -> Any:
-    """Bring a host array to a device: numbers in `dtype`, labels as they are."""
+    """Move a host array to a device: numbers in `dtype`, labels unchanged."""
     return device.asarray(array.astype(dtype) if array.dtype.kind == "f" else array)
 
 

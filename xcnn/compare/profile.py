@@ -1,8 +1,8 @@
-"""Where the time of a step goes: each layer of a network, forward and backward, and the rest.
+"""The time of a step by layer, forward and backward, and the rest.
 
-The host's clock runs around the calls of every layer. On a GPU that is the time to launch. The rest is the loss, and
-all that containers and the trainer do. A watched layer runs by itself, so the sum exceeds a step of `Trainer`, which
-runs a ReLU together with the layer before it.
+The host's clock times the calls of every layer; on a GPU that is the time to launch. The rest is the loss, and the work
+of containers and the trainer. A timed layer runs by itself, so the sum exceeds a step of `Trainer`, which runs a ReLU
+together with the layer before it.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """A layer, or something beside the layers.
+    """The time of a layer, of the optimizer, or of the rest.
 
     Attributes
     ----------

@@ -1,11 +1,11 @@
-"""What the rounding of each kind of op works on: for every result and gradient the scale S of its error, and K.
+"""The scale S of rounding errors for every result and gradient of each kind of op, and the number of terms K.
 
-A sum of K terms, added in any order, is off by at most `gamma_K * sum |terms|` with `gamma_K = K u / (1 - K u)` and
-u = eps / 2 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2). So S is
-that sum of magnitudes, and K says how the bound may grow. Not every op is a sum; the docstrings say what S is then.
+The error of a sum of K terms, added in any order, is at most `gamma_K * sum |terms|` with `gamma_K = K u / (1 - K u)`
+and u = eps / 2 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2). So S
+is that sum of magnitudes, and the bound grows with K. For ops that are not sums, the docstrings define S.
 
 Each function takes an `Example`, evaluated in a wide dtype on the host, and returns one `Scale` per result and one (or
-None) per gradient. A new kind of op is one more function here; `budget.py` says which op is of which kind.
+None) per gradient. To support a new kind of op, add a function here; `budget.py` maps ops to these functions.
 """
 
 import math
@@ -60,13 +60,13 @@ class Example:
 
     Attributes
     ----------
-    function : (arrays by name) -> (y, backward), the options being fixed.
-    arrays : what it was called with.
-    options : for those scales that depend on them.
+    function : (arrays by name) -> (y, backward), with fixed options.
+    arrays : the arguments of the call.
+    options : of the op, for scales that depend on them.
     dy : gradient of y.
-    results : y, or all results where there are several.
+    results : y, or all results if there are several.
     backward : of this call.
-    gradients : what it gave for dy.
+    gradients : the result of `backward` for dy.
     """
 
     function: Callable[[Arrays], tuple[Any, Any]]
@@ -132,9 +132,9 @@ def means(example: Example) -> Scales:
 
 
 def selections(example: Example) -> Scales:
-    """Numbers that are picked, or scaled by a constant: S is |y|, and the sum of the |dy| that meet at one place.
+    """Numbers that are selected, or scaled by a constant: S is |y|, and the sum of the |dy| added to one element.
 
-    K is how many can meet.
+    K is the largest number of them.
     """
     counts = example.backward(np.ones_like(example.dy))
     sizes = example.backward(np.abs(example.dy))
@@ -158,9 +158,9 @@ def largest(example: Example) -> Scales:
 
 
 def curves(example: Example) -> Scales:
-    """Smooth functions of each number: S is |y| + |x y'|, what an eps in x does; and |dx| + |dy| for the gradient.
+    """Smooth functions of each number: S is |y| + |x y'|, the effect of an eps in x; and |dx| + |dy| for the gradient.
 
-    The slope is of size 1, and known to an eps absolutely: near 0, `1 - y * y` has no more.
+    The slope is about 1 and has an absolute error of an eps, as `1 - y * y` near 0 is not more accurate.
     """
     x, (y,), (dx,) = example.arrays["x"], example.results, example.gradients
     (slope,) = example.backward(np.ones_like(y))
@@ -168,7 +168,7 @@ def curves(example: Example) -> Scales:
 
 
 def gates(example: Example) -> Scales:
-    """`x * gate(x)` where the gate, from 0 to 1, is known to an eps absolutely: S is |x|, and |dx| + |dy| (1 + |x|)."""
+    """`x * gate(x)`, with a gate from 0 to 1 and its absolute error an eps: S is |x|, and |dx| + |dy| (1 + |x|)."""
     x, (dx,) = np.abs(example.arrays["x"]), example.gradients
     return [Scale(x)], [Scale(np.abs(dx) + np.abs(example.dy) * (1.0 + x))]
 
@@ -178,8 +178,9 @@ def _norm(
 ) -> Scales:
     """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
 
-    With `a = (|x| + mean |x|) * rstd`, the centred number before anything cancels, S of y is `a |weight| + |bias|`;
-    times another mean(a^2), as the variance is a mean of squares of such numbers, each off by an eps of a.
+    With `a = (|x| + mean |x|) * rstd`, the centred number before cancellation, S of y is
+    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, each with an error of
+    an eps of a.
     """
     weight, bias = (example.arrays[name] for name in ("weight", "bias"))
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
@@ -258,14 +259,14 @@ def group_norm(example: Example) -> Scales:
 
 
 def instance_norm(example: Example) -> Scales:
-    """As `_norm`, per channel of each image, or per channel by the running statistics; and these."""
+    """As `_norm`, per channel of each image, or per channel with the running statistics; and the running statistics."""
     own = example.options.get("use_input_stats", True)
     y, gradients = _grouped(example, example.arrays["x"].shape[1]) if own else _channels(example, own)
     return [*y, *_running(example, own)], gradients
 
 
 def softmax(example: Example) -> Scales:
-    """An exponential is off by an eps of its argument: with `a = 1 + |x - max x|`, S is `y (a + sum(y a))`.
+    """S is `y (a + sum(y a))` with `a = 1 + |x - max x|`, as an exponential is inaccurate by an eps of its argument.
 
     That of the gradient is `a y (|dy| + sum(a y |dy|))`. K is the number of classes.
     """
@@ -281,7 +282,7 @@ def softmax(example: Example) -> Scales:
 
 
 def _logarithms(x: Any, axis: int) -> Any:
-    """Return S of `log_softmax`: the numbers below the maximum, and the sum of at least 1 whose logarithm is taken."""
+    """Return S of `log_softmax`: the distance from the maximum, and the logarithm of a sum of at least 1."""
     below = np.max(x, axis=axis, keepdims=True) - x
     return 1.0 + below + np.log(np.sum(np.exp(-below), axis=axis, keepdims=True))
 
@@ -304,7 +305,7 @@ def _rows(example: Example, parts: Any, divisor: Any) -> tuple[Scale, Any]:
 
 
 def _asked(example: Example) -> tuple[Any, Any]:
-    """Return q, what the target asks for at every number of x, and what the mean divides by."""
+    """Return the target q for every number of x, and the divisor of the mean."""
     x, target, options = example.arrays["x"], example.arrays["target"], example.options
     axis, smoothing = min(1, x.ndim - 1), options.get("label_smoothing", 0.0)
     c, trailing = x.shape[axis], (1,) * (x.ndim - 1 - axis)
@@ -319,7 +320,7 @@ def _asked(example: Example) -> tuple[Any, Any]:
 
 
 def cross_entropy(example: Example) -> Scales:
-    """`sum(q a) / total` with a as in `log_softmax` and q what the target asks for; `(a p sum(q) + q) |dy| / total`."""
+    """`sum(q a) / total` with a as in `log_softmax` and q as in `_asked`; `(a p sum(q) + q) |dy| / total`."""
     x, axis, weight = example.arrays["x"], min(1, example.arrays["x"].ndim - 1), example.arrays["weight"]
     a, (q, total) = _logarithms(x, axis), _asked(example)
     y, dy = _rows(example, q * a, total)
@@ -335,20 +336,20 @@ def cross_entropy(example: Example) -> Scales:
 
 
 def nll_loss(example: Example) -> Scales:
-    """`sum(q |x|) / total`, q being what the target asks for, and `q |dy| / total`; K is the number of terms."""
+    """`sum(q |x|) / total` with q as in `_asked`, and `q |dy| / total`; K is the number of terms."""
     q, total = _asked(example)
     y, dy = _rows(example, q * np.abs(example.arrays["x"]), total)
     return [y], [Scale(q * dy, q.size), None, None]
 
 
 def differences(example: Example) -> Scales:
-    """Sums of sizes of differences, which one rounding of each difference starts: S is y itself, and |dx|."""
+    """Sums of functions of differences, each rounded once: S is y itself, and |dx|."""
     (y,) = example.results
     return [Scale(np.abs(y), example.arrays["x"].size / max(y.size, 1))], [_shared(g) for g in example.gradients]
 
 
 def binary_cross_entropy(example: Example) -> Scales:
-    """All terms of y are positive: S is y; `(s (1 - t + p t) + p t) |dy|` and `(yes + no) |dy|`, before they cancel."""
+    """S is y, whose terms are positive; `(s (1 - t + p t) + p t) |dy|` and `(yes + no) |dy|`, before cancellation."""
     x, t = example.arrays["x"], example.arrays["target"]
     weight, p = (1.0 if example.arrays[name] is None else example.arrays[name] for name in ("weight", "pos_weight"))
     (y,) = example.results

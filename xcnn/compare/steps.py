@@ -22,10 +22,10 @@ Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
 """How far the weights may be from the CPU run's after at most 50 steps, relative to their size.
 
-In float64 the largest distance seen is 1e-15. In float32 a network stays within 1e-7 until a number near zero falls on
-the other side of a ReLU's kink, or two pixels of a pool change places; then it jumps. The largest distance seen in 50
-steps is 0.05, for resnet20 in batches of 8. This bound only tells a wrong step from a right one; `layers.py` compares
-closely.
+In float64 the largest distance seen is 1e-15. In float32 a network stays within 1e-7 until a number near zero changes
+its sign before a ReLU, or another pixel of a pool becomes the largest; then the distance jumps. The largest seen in 50
+steps is 0.05, for resnet20 in batches of 8. This bound only distinguishes wrong steps from correct ones; `layers.py`
+compares closely.
 """
 
 

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own, with its own threads, allocator and peak of memory.
+"""A contestant in its own process, with its own threads, allocator and peak of memory.
 
 The parent sends a request as a line of JSON on stdin and waits for the answer, a line of JSON on stdout. The worker
 does nothing in between, and ends when stdin does.
@@ -121,7 +121,7 @@ def _gist(errors: str) -> str:
 
 
 class _Work:
-    """What the process does on request. Arguments and results of the public methods are values of JSON."""
+    """The requests that the process answers. Arguments and results of the public methods are JSON values."""
 
     def __init__(self, contestant: Contestant, case: Case, step: Step) -> None:
         self._contestant, self._case, self._step = contestant, case, step
@@ -162,9 +162,9 @@ class _Work:
 
 
 def main() -> None:
-    """Run the worker that the process's only argument describes, until stdin ends."""
+    """Run the worker described by the argument of the process, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that no print of a library is taken for an answer
+    os.dup2(2, 1)  # so that the output of a library is not read as an answer
     contestant, case = json.loads(sys.argv[1])
     contestant, case = Contestant(**contestant), Case(**case)
     with contestant.opened(case) as step:

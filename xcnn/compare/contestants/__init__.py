@@ -73,7 +73,7 @@ class Contestant:
 
     @property
     def is_yardstick(self) -> bool:
-        """Whether it measures the hardware."""
+        """Whether it is a yardstick."""
         return self.name in YARDSTICKS[kind(self.device)]
 
     @contextlib.contextmanager

@@ -26,7 +26,6 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     """Yield the product. The environment sets the number of threads."""
     where, size = open_device(device), SIZES[kind(device)]
     a, b = map(where.asarray, np.random.default_rng(0).random((2, size, size), np.float32))
-    target = (
-        {"out": np.empty_like(a)} if where.name == CPU else {}
-    )  # a GPU's pool reuses the memory of the last product
+    # A GPU's pool reuses the memory of the last product.
+    target = {"out": np.empty_like(a)} if where.name == CPU else {}
     yield lambda: float(where.xp.matmul(a, b, **target)[0, 0])
