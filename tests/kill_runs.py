@@ -33,7 +33,7 @@ class Notes(Reporter):
     """A kill must not leave anything that has to be passed over."""
 
     def on_note(self, message: str) -> None:
-        good = ("going on from ", "nothing is left to train")
+        good = ("resuming from ", "nothing is left to train")
         assert message.startswith(good) or message.endswith("starting from the beginning"), message
 
 

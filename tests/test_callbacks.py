@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 from resumable import batches, loader, make_trainer, small_digits
 
-from xcnn import data
-from xcnn.errors import UsageError, WriteError
+from xcnn import data, optim
+from xcnn.errors import ShapeError, UsageError, WriteError
 from xcnn.runs import Checkpoints
-from xcnn.training import LOSSES, Callback, EarlyStopping, HistoryFile, loss_named
+from xcnn.training import (
+    LOSSES,
+    Callback,
+    EarlyStopping,
+    HistoryFile,
+    KeepBest,
+    Loss,
+    Trainer,
+    confusion_matrix,
+    loss_named,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def test_fit_inside_a_callback_is_refused(digits):
             trainer.fit(batches(digits[0]))
 
     trainer = make_trainer(callbacks=[Again()])
-    with pytest.raises(UsageError, match="fit: this trainer is in fit already; call it again when that has returned"):
+    with pytest.raises(UsageError, match="fit: this trainer is already in fit; wait until it has returned"):
         trainer.fit(batches(digits[0]))
     trainer.callbacks.clear()
     assert [record["epoch"] for record in trainer.fit(batches(digits[0]))] == [2]
@@ -226,3 +236,69 @@ def test_a_trainer_can_be_copied(digits, duplicate):
     for name, value in trainer.model.state_dict().items():
         assert value.tobytes() == other.model.state_dict()[name].tobytes(), name
     assert other.callbacks[0].best == trainer.callbacks[0].best
+
+
+def test_a_trainer_copied_by_a_callback_can_train(digits):
+    class Copy(Callback):
+        def on_epoch_end(self, trainer, record):
+            self.made = copy.deepcopy(trainer)
+
+    keeper = Copy()
+    make_trainer(callbacks=[keeper]).fit(batch for batch in batches(digits[0]))  # a generator cannot be copied
+    (record,) = keeper.made.fit(batches(digits[0]))
+    assert record["epoch"] == 2
+
+
+def test_steps_of_a_plain_loop_are_counted(digits, tmp_path):
+    trainer, checkpoints = make_trainer(), Checkpoints(tmp_path)
+    for x, y in batches(digits[0]):
+        trainer.step(x, y)
+    assert trainer.steps == 4
+    assert checkpoints.save(trainer).name == "step-00000004.safetensors"
+
+
+ARRAY = r"images and targets must be arrays, got "
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda trainer: trainer.step(None, [1]), ARRAY + "NoneType"),
+        (lambda trainer: trainer.step("x", "y"), ARRAY + "str"),
+        (lambda trainer: trainer.step([[1.0], [1.0, 2.0]], [1]), ARRAY + "list"),
+        (lambda trainer: trainer.fit([(None, None)]), ARRAY + "NoneType"),
+        (lambda trainer: trainer.evaluate([(3, 4)]), ARRAY + "int"),
+        (lambda trainer: trainer.predict(None), ARRAY + "NoneType"),
+        (lambda trainer: trainer.predict(np.float32(3)), r"predict: images must be \(n, \.\.\.\)"),
+        (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: needs .* got \(\) and \(\)"),
+        (lambda trainer: confusion_matrix(np.zeros((2, 3)), np.asarray([0, 3])), "labels must be integers from 0 to 2"),
+        (
+            lambda trainer: Trainer(trainer.model, trainer.optimizer, schedule=3),
+            "schedule must be a schedule of the same",
+        ),
+        (
+            lambda trainer: Trainer(trainer.model, trainer.optimizer, clip_norm="a"),
+            "Trainer: clip_norm must be a number",
+        ),
+        (
+            lambda trainer: Trainer(trainer.model, trainer.optimizer, clip_value=-1),
+            "Trainer: clip_value must be a number",
+        ),
+        (lambda trainer: EarlyStopping(monitor=3), "EarlyStopping: monitor must be the name of an entry, got 3"),
+        (lambda trainer: EarlyStopping(min_delta="a"), "EarlyStopping: min_delta must be a number"),
+        (lambda trainer: KeepBest(3), "KeepBest: save must be a function"),
+        (lambda trainer: HistoryFile(3), "HistoryFile: path must end in"),
+        (lambda trainer: Checkpoints(3), "Checkpoints: folder must be a path"),
+        (lambda trainer: Checkpoints("a", about=3), "about a Checkpoint"),
+        (lambda trainer: Loss(3), "Loss: function must be a function"),
+    ],
+)
+def test_strange_arguments_are_refused_in_one_sentence(call, says):
+    with pytest.raises((UsageError, ShapeError), match=says):
+        call(make_trainer())
+
+
+def test_a_schedule_of_another_optimizer_is_refused():
+    trainer, other = make_trainer(), make_trainer()
+    with pytest.raises(UsageError, match="schedule must be a schedule of the same optimizer"):
+        Trainer(trainer.model, trainer.optimizer, schedule=optim.StepLR(other.optimizer, 3))

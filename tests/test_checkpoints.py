@@ -96,7 +96,7 @@ def test_where_the_newest_is_not_whole_the_one_before_is_taken(digits, tmp_path,
     assert trainer.steps == 10
     (message,) = told
     assert str(newest) in message
-    assert "going on from step-00000010.safetensors, which is older" in message
+    assert "resuming from step-00000010.safetensors, which is older" in message
     trainer.fit(loader(digits[0]), 1)
     assert names(tmp_path) == ["step-00000011.safetensors", "step-00000012.safetensors"]
 
@@ -125,7 +125,7 @@ def test_where_none_is_whole_it_says_so(digits, tmp_path):
     trained(digits, tmp_path, keep=2)
     for path in tmp_path.glob("step-*"):
         path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is whole: .*step-00000012"):
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is complete: .*step-00000012"):
         Checkpoints(tmp_path).restore(make_trainer())
 
 
@@ -231,7 +231,8 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(digits, tmp_path
 
 
 def test_two_processes_do_not_write_into_one_folder(digits, tmp_path):
-    with locked(tmp_path, "no"), pytest.raises(XcnnError, match=f"another process writes checkpoints into {tmp_path}"):
+    says = f"another process is writing checkpoints into {tmp_path}"
+    with locked(tmp_path, "no"), pytest.raises(XcnnError, match=says):
         trained(digits, tmp_path)
     trained(digits, tmp_path)  # the first attempt has left no lock
     Checkpoints(tmp_path).restore(make_trainer())

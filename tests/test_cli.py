@@ -175,7 +175,7 @@ def test_a_folder_is_not_overwritten(xcnn, tmp_path, checkpoint):
     before = contents(checkpoint.parent)
     code, _, err = xcnn(*QUICK, "-o", checkpoint.parent)
     assert code == 2
-    assert "holds a run already" in err
+    assert "already holds a run" in err
     assert contents(checkpoint.parent) == before
 
 
@@ -275,7 +275,7 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        ([], 2, "nothing to predict; give image files, or indices of test images"),
+        ([], 2, "nothing to predict: pass image files or indices of test images"),
         (["--index", "360"], 2, "--index must be from 0 to 359 (test images of digits), got 360"),
         (["--index", "-1"], 2, "--index"),
         (["none.png"], 1, "none.png"),
@@ -327,7 +327,7 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     assert "name the model" in err
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "report")
     assert code == 2
-    assert "--dataset: w.safetensors holds weights but does not say of which images; name the data set" in err
+    assert "--dataset: w.safetensors holds only weights; name the data set" in err
     assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1

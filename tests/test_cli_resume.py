@@ -36,7 +36,7 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, numb
     process = start("train", "--resume", "my run", "--epochs", str(epochs + 1), "--json", cwd=tmp_path)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert f"going on from my run/checkpoints/{saved.name}" in err
+    assert f"resuming from my run/checkpoints/{saved.name}" in err
     records = [json.loads(line) for line in (tmp_path / "my run" / "history.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, epochs + 2))
 
@@ -110,7 +110,7 @@ def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp
     code, _, err = xcnn("train", "--resume", "run", "--epochs", "4")
     assert code == 0
     assert "cannot read the settings run/config.json" in err
-    assert "going by the settings in run/checkpoints/step-" in err
+    assert "using the settings in run/checkpoints/step-" in err
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 4}
 
 
@@ -118,7 +118,7 @@ def test_a_run_that_is_done_says_so(xcnn):
     assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
     code, _, err = xcnn("train", "--resume", "run")
     assert code == 0
-    assert "nothing is left to train; give it more epochs" in err
+    assert "nothing is left to train; raise epochs" in err
 
 
 def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
@@ -147,7 +147,7 @@ def test_resume_latest(xcnn, tmp_path):
     assert xcnn("train", "--resume", first, "--epochs", "2")[0] == 0
     assert latest_run() == first.relative_to(tmp_path)
     code, _, err = xcnn("train", "--resume", "latest", "--epochs", "3")
-    assert f"going on from runs/{first.name}/" in err
+    assert f"resuming from runs/{first.name}/" in err
 
 
 def test_settings_come_from_a_file(xcnn, tmp_path):
@@ -169,7 +169,7 @@ def test_settings_come_from_a_file(xcnn, tmp_path):
     ("name", "content", "code", "message"),
     [
         ("x.json", "{", 1, "cannot read the settings x.json: "),
-        ("x.json", "[]", 1, "it holds no table of settings by name"),
+        ("x.json", "[]", 1, "it must hold a table of settings"),
         ("x.json", '{"epoch": 3}', 2, "unknown setting in x.json: 'epoch'; did you mean 'epochs'?"),
         ("x.json", '{"epochs": "many"}', 2, "epochs"),
         ("x.json", '{"epochs": [1, 2]}', 2, "epochs"),
@@ -195,7 +195,7 @@ def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, me
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["--resume", "none"], 2, "--resume: there is no run in none to go on with"),
+        (["--resume", "none"], 2, "--resume: there is no run in none to resume"),
         (["--resume", "x", "-o", "y"], 2, "there is no run"),
         (["--resume", "x", "--config", "y.json"], 2, "--config cannot be given with --resume"),
         (["--config", "none.json"], 1, "cannot read the settings none.json: there is no such file"),

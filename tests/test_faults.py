@@ -91,7 +91,7 @@ class Times(nn.Module):
         return x * self.forward_factor, lambda dy, need_dx: dy * self.backward_factor if need_dx else None
 
 
-FIRST = "gave the first numbers that are not finite"
+FIRST = "returned the first numbers that are not finite"
 
 
 @overflows
@@ -494,7 +494,7 @@ def test_an_optimizer_that_ran_out_says_that_weights_have_changed(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(trainer.optimizer, "update", greedy)
-    with pytest.raises(OutOfMemoryError, match=r"or a smaller network; some weights have changed already$"):
+    with pytest.raises(OutOfMemoryError, match=r"or a smaller network; some weights have already changed$"):
         trainer.step(*batch())
 
 

@@ -244,7 +244,7 @@ def test_a_callback_refuses_the_state_of_another(digits):
         {"best": 10**400, "best_epoch": 1},
         {"best": 0.1, "best_epoch": -1},
     ):
-        with pytest.raises(CheckpointError, match="EarlyStopping: the state must have best and best_epoch"):
+        with pytest.raises(CheckpointError, match="EarlyStopping: the state must hold best and best_epoch"):
             EarlyStopping().load_state_dict(state)
     other = EarlyStopping("val_accuracy")
     other.load_state_dict({"monitor": "val_loss", "best": 0.1, "best_epoch": 3})

@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_ends_where_it_would_have(stopped, alone):
     assert result(stopped) == alone
     assert ended.test_accuracy is not None
     newest = stopped / "checkpoints" / "step-00000025.safetensors"
-    assert press.told == [f"going on from {newest} (epoch 2, 7 of 18 batches done)"]
+    assert press.told == [f"resuming from {newest} (epoch 2, 7 of 18 batches done)"]
 
 
 def test_a_run_that_is_done_is_tested_again(stopped, alone):
@@ -96,7 +96,7 @@ def test_a_lost_best_checkpoint_is_told_of(tmp_path, damage):
     best.unlink() if damage == "missing" else best.write_bytes(best.read_bytes()[:-1])
     press = Press()
     train(CONFIG, folder, [press], resume=True)
-    assert any(str(best) in message and "the next epoch takes its place" in message for message in press.told)
+    assert any(str(best) in message and "the next epoch replaces it" in message for message in press.told)
     assert best.exists()
 
 
@@ -155,14 +155,14 @@ def test_results_without_checkpoints_are_not_written_over(tmp_path):
     shutil.rmtree(folder / "checkpoints")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(
-        CheckpointError, match=r"has best\.safetensors, but no checkpoint to go on from; start a new run"
+        CheckpointError, match=r"has best\.safetensors, but no checkpoint to resume from; start a new run"
     ):
         train(CONFIG, folder, resume=True)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_epoch_that_is_begun_counts(stopped):
-    with pytest.raises(UsageError, match="epochs must be at least 2, which the run has begun, got 1"):
+    with pytest.raises(UsageError, match="epochs must be at least 2, as the run has begun epoch 2, got 1"):
         train(dataclasses.replace(CONFIG, epochs=1), stopped, resume=True)
 
 
@@ -250,7 +250,7 @@ def test_more_epochs_and_more_patience_go_on_after_the_end(tmp_path):
     assert len(train(config, tmp_path / "run", resume=True).history) == done
     longer = dataclasses.replace(config, patience=9)
     assert len(train(longer, tmp_path / "run", resume=True).history) == 6
-    with pytest.raises(UsageError, match="epochs must be at least 6, which the run has begun, got 5"):
+    with pytest.raises(UsageError, match="epochs must be at least 6, as the run has begun epoch 6, got 5"):
         train(dataclasses.replace(longer, epochs=5), tmp_path / "run", resume=True)
 
 
@@ -259,7 +259,7 @@ def test_another_device_says_what_that_means(stopped):
     press = Press()
     train(dataclasses.replace(CONFIG, device="strict"), stopped, [press], resume=True)
     (said,) = [message for message in press.told if "device was cpu and is strict" in message]
-    assert "rounding may differ, so not every bit will be the uninterrupted run's" in said
+    assert "rounding may differ, so the results may not be the same to the bit" in said
 
 
 def test_other_images_are_refused(tmp_path):
@@ -276,7 +276,7 @@ def test_other_images_are_refused(tmp_path):
     moved = dataclasses.replace(config, data_dir=tmp_path / "moved")
     assert train(moved, tmp_path / "run", [Press(5)], resume=True).interrupted
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "moved" / "cats" / "0.png")
-    with pytest.raises(UsageError, match="the training images of folder differ from those that the run") as caught:
+    with pytest.raises(UsageError, match="the training images of folder differ from those of the run") as caught:
         train(moved, tmp_path / "run", resume=True)
     assert caught.value.setting == "data_dir"
 
@@ -303,7 +303,7 @@ def test_other_test_or_validation_images_are_noticed(tmp_path):
     pets(tmp_path / "pets" / "test", 2, 90)
     press = Press(7)
     train(config, tmp_path / "run", [press], resume=True)
-    said = "the test images of folder have changed: test figures before and after are not alike"
+    said = "the test images of folder have changed: results before and after cannot be compared"
     assert press.told[0] == said
     found = read_checkpoint(max((tmp_path / "run" / "checkpoints").glob("step-*")))
     here = {**found.origin, "images": {**found.origin["images"], "validation": "other"}}
@@ -313,10 +313,10 @@ def test_other_test_or_validation_images_are_noticed(tmp_path):
 
 def test_there_must_be_a_run(tmp_path):
     for folder in (tmp_path, tmp_path / "none", None):
-        with pytest.raises(UsageError, match=r"there is no run in .* to go on with"):
+        with pytest.raises(UsageError, match=r"there is no run in .* to resume"):
             train(CONFIG, folder, resume=True)
     train(CONFIG, tmp_path / "run", [Press(1)])
-    with pytest.raises(UsageError, match="holds a run already; resume it, or choose another folder"):
+    with pytest.raises(UsageError, match="already holds a run; resume it, or choose another folder"):
         train(CONFIG, tmp_path / "run")
 
 
@@ -345,7 +345,7 @@ with locked(Path({str(tmp_path)!r}), "no"):
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "locked\n"
-            with pytest.raises(XcnnError, match=f"another run is at work in {tmp_path}; wait for it, or stop it"):
+            with pytest.raises(XcnnError, match=f"another run is using {tmp_path}; wait for it, or stop it"):
                 train(CONFIG, tmp_path)
             assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         finally:
@@ -367,3 +367,10 @@ def test_settings_of_a_run_are_read_with_suspicion(tmp_path):
     (tmp_path / "config.json").write_text('{"epochs": 3, "evil": 1}')
     with pytest.raises(UsageError, match=r"unknown setting in .*config\.json: 'evil'"):
         recorded_settings(tmp_path)
+
+
+def test_a_new_run_removes_what_a_run_killed_at_its_first_write_left(tmp_path):
+    left = tmp_path / ".config.json.3e83df50.tmp"
+    left.touch()
+    train(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    assert not left.exists()

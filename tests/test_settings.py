@@ -60,13 +60,13 @@ def test_settings_are_converted_to_their_types():
 
 
 def test_patience_wants_validation():
-    with pytest.raises(UsageError, match="patience needs validation images; give validation a share above 0"):
+    with pytest.raises(UsageError, match="patience needs validation images; set validation above 0"):
         check(Config(patience=2, validation=0))
 
 
 def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="the name of the folder is empty") as caught:
+    with pytest.raises(UsageError, match="the folder must have a name, got an empty string") as caught:
         train(Config(model="report"), "")
     assert caught.value.setting == "out"
     assert not list(tmp_path.iterdir())

@@ -250,7 +250,7 @@ def test_predict_gives_probabilities_for_any_batching(digits):
     assert whole.shape == (100, 10)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(whole, pieces, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="images is empty"):
+    with pytest.raises(ValueError, match=r"predict: images must be .* got \(0, 1, 8, 8\)"):
         trainer.predict(np.zeros((0, 1, 8, 8), np.float32))
 
 
@@ -454,7 +454,7 @@ def test_early_stopping_waits_for_its_patience():
         assert trainer.stop_reason == ""
         stopping.on_epoch_end(trainer, record(epoch, loss))
     assert trainer.stop_reason == "no better val_loss than 0.8 of epoch 2"
-    with pytest.raises(UsageError, match=r"no 'val_accuracy' in this run's records \(there are: epoch, val_loss\)"):
+    with pytest.raises(UsageError, match=r"the records have no 'val_accuracy' \(known: epoch, val_loss\)"):
         EarlyStopping("val_accuracy").on_epoch_end(trainer, record(1, 1.0))
 
 

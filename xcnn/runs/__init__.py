@@ -1,4 +1,4 @@
-"""Runs: what the command does with folders; settings, checkpoints, going on, and models restored from their files."""
+"""Runs in folders: settings, checkpoints, resuming, and models restored from their files."""
 
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.runs.folder import latest_run, recorded_settings

@@ -1,7 +1,7 @@
-"""Checkpoint files: a model's weights with what is needed to build the model again, in one sealed safetensors file.
+"""Checkpoint files: the weights of a model and a description from which it can be rebuilt, in one safetensors file.
 
-The tensors are the model's `state_dict()` under PyTorch's keys, so any reader of safetensors can use them. A checkpoint
-that a run can go on from has the state of its trainer beside them, in tensors whose names begin with `xcnn:`.
+The tensors are the `state_dict()` of the model under PyTorch's keys, so any reader of safetensors can use them. A
+checkpoint from which a run can resume also holds the state of its trainer, in tensors whose names begin with `xcnn:`.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 BEST = "best.safetensors"
-"""The best weights, in the folder of a run."""
+"""The file of the best weights in the folder of a run."""
 
 CHECKPOINTS = "checkpoints"
-"""The folder of what a run goes on from, in the folder of the run: `step-NUMBER.safetensors`, after so many steps."""
+"""The subfolder with the checkpoints `step-NUMBER.safetensors` from which a run resumes."""
 
 _STEP = re.compile(r"step-(\d{8,12})\.safetensors")
 _FORMAT = 3
@@ -50,15 +50,16 @@ class Checkpoint:
 
     Attributes
     ----------
-    model : the name of the model in `xcnn.models.MODELS`; empty for a network of your own, and then so is what follows.
+    model : the name of the model in `xcnn.models.MODELS`. For your own network it is empty, and the next three may
+        keep their defaults.
     shape : channels, height and width of its images.
     classes : the names of its classes.
     dataset : the name of the data set it was trained on.
     config : the settings of the run.
-    metrics : the record of the epoch it is from.
-    origin : what it was computed with, and from which images; see `xcnn.runs.resume.origin`.
+    metrics : the record of its epoch.
+    origin : the hardware, versions and images that it was computed with; see `xcnn.runs.resume.origin`.
     state : the weights, host arrays by name.
-    training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds weights alone.
+    training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds only weights.
     """
 
     model: str = ""
@@ -76,31 +77,32 @@ class Checkpoint:
 
         Parameters
         ----------
-        model : the name of the model again; needed if it is `package.module:function`, which no file may bring.
+        model : the name of the model; required if it is `package.module:function`, which is never imported because a
+            file names it.
 
         Raises
         ------
         CheckpointError
             If the weights do not fit the model.
         UsageError
-            If the model is code outside the table and `model` is not its name.
+            If the model is `package.module:function` and `model` is not the same.
         """
         if model != self.model:
             refuse_foreign("the checkpoint", model=self.model)
-        # Nothing is allocated for what the file only claims: the shapes of its arrays are compared first.
+        # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
         module.load_state_dict(self.state)
         return module
 
 
 def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> Path:
-    """Write a model's weights and the fields of `checkpoint`; an older file stays until the new one is whole.
+    """Write the weights of a model and the fields of `checkpoint`. An older file stays until the new one is complete.
 
     Parameters
     ----------
     path : the file to write.
-    model : gives the weights.
-    checkpoint : describes them; its own `state` is not used.
+    model : the model whose weights are saved.
+    checkpoint : the description; its own `state` is not used.
 
     Returns
     -------
@@ -135,15 +137,15 @@ def load_checkpoint(
 
     Parameters
     ----------
-    path : the file; or the folder of a run, for its best weights, or those of its newest checkpoint if it has no best.
-    model : the model's name, if you know it: it must then be the checkpoint's, and is needed if the file holds nothing
-        but weights.
-    describe : called if the file holds nothing but weights; returns its `shape`, `classes` and `dataset`.
+    path : the file, or the folder of a run. A folder stands for its best weights, or if it has none, for its newest
+        checkpoint.
+    model : the expected name of the model. It is required if the file holds only weights.
+    describe : called if the file holds only weights; returns the `shape`, `classes` and `dataset` of the checkpoint.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, no safetensors file, or nothing but weights that are not described.
+        If the file is missing, damaged, not a safetensors file, or holds only weights that are not described.
     UsageError
         If the checkpoint is of another model than `model`.
     """
@@ -166,40 +168,40 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint as it is; that of a plain weight file, or of a network of your own, names no model.
+    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged or no safetensors file.
+        If the file is missing, damaged or not a safetensors file.
     """
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
 
 def step_path(folder: Path, steps: int) -> Path:
-    """Return the path of the checkpoint after so many steps."""
+    """Return the path of the checkpoint after `steps` steps."""
     return folder / f"step-{steps:08d}.safetensors"
 
 
 def step_files(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints in a folder by the number of their steps, in order."""
+    """Return the checkpoints in a folder by their number of steps, in order."""
     there = folder.iterdir() if folder.is_dir() else ()
     return dict(sorted((int(found[1]), path) for path in there if (found := _STEP.fullmatch(path.name))))
 
 
 def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: None) -> tuple[int, Checkpoint] | None:
-    """Read the newest checkpoint in a folder that is whole, after so many steps; None if there are none at all.
+    """Return the newest complete checkpoint in a folder with its number of steps; None if there are no checkpoints.
 
     Parameters
     ----------
-    folder : holds the checkpoints.
+    folder : the folder of the checkpoints.
     tell : called with a sentence for each newer checkpoint that is damaged.
 
     Raises
     ------
     CheckpointError
-        If there are some, but none is whole.
+        If there are checkpoints but all are damaged.
     """
     files, reasons = step_files(folder), []
     for steps in reversed(files):
@@ -207,28 +209,22 @@ def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: No
         try:
             found = read_checkpoint(path)
             if found.training is None:
-                raise CheckpointError(f"{path} holds weights and nothing to go on from")
+                raise CheckpointError(f"{path} holds only weights, from which training cannot resume")
             if found.training.get("steps") != steps:
                 raise CheckpointError(f"{path} is the checkpoint of another step")
         except CheckpointError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            tell(f"{reason}; going on from {path.name}, which is older")
+            tell(f"{reason}; resuming from {path.name}, which is older")
         return steps, found
     if reasons:
-        raise CheckpointError(f"none of the {len(files)} checkpoints in {folder} is whole: {reasons[0]}")
+        raise CheckpointError(f"none of the {len(files)} checkpoints in {folder} is complete: {reasons[0]}")
     return None
 
 
 def require_finite(weights: Mapping[str, np.ndarray], when: str) -> None:
-    """Refuse weights that are not finite, so that the file from before stays. `when` opens the sentence.
-
-    Raises
-    ------
-    DivergedError
-        If one is not finite.
-    """
+    """Raise a DivergedError that begins with `when` if a weight is not finite, so that the older file is kept."""
     for name, array in weights.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DivergedError(f"{when}: {name} is not finite; lower the learning rate")
@@ -239,14 +235,14 @@ _TYPES = {
     "training": dict | None,
 }  # fmt: skip
 
-# The layers make arrays in proportion to these, whatever else is in the file.
+# The layers allocate memory in proportion to these numbers, whatever the file holds.
 _MOST_PIXELS = 1 << 23
 _MOST_CLASSES = 100_000
 _MOST_LETTERS = 1 << 20
 
 
 def _impossible(shape: tuple[int, int, int], classes: tuple[str, ...]) -> str:
-    """Return what is wrong with the images and the classes of a checkpoint; empty if nothing is."""
+    """Return why the images or the classes of a checkpoint are impossible; empty if they are possible."""
     c, h, w = shape
     letters = sum(map(len, classes))
     if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS:
@@ -264,7 +260,7 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
             raise ValueError("it was written by another version of xcnn")
         for name, kind in _TYPES.items():
             if not isinstance(raw.get(name), kind):
-                raise ValueError(f"its {name} is no {getattr(kind, '__name__', 'dict')}")
+                raise ValueError(f"its {name} is not a {getattr(kind, '__name__', 'dict')}")
         c, h, w = (int(size) for size in raw.pop("shape"))
         classes = tuple(str(name) for name in raw.pop("classes"))
         if problem := _impossible((c, h, w), classes):
@@ -278,7 +274,9 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
             training["weights"] = own
         checkpoint = Checkpoint(shape=(c, h, w), classes=classes, state=own, training=training, **raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no xcnn checkpoint: {error}") from None
+        raise CheckpointError(f"{path} is not an xcnn checkpoint: {error}") from None
     if checkpoint.model and checkpoint.model not in models.MODELS and not is_foreign(checkpoint.model):
-        raise CheckpointError(f"{path} is a checkpoint of a model {checkpoint.model!r}, which this xcnn does not have")
+        raise CheckpointError(
+            f"{path} is a checkpoint of the model {checkpoint.model!r}, which this version of xcnn does not have"
+        )
     return checkpoint

@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, how it is made, held by one process and removed, and what is found in it."""
+"""The folder of a run: creating it, locking it, removing it, and finding runs and their settings."""
 
 import contextlib
 import itertools
@@ -30,15 +30,15 @@ _RUNS = Path("runs")
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether there is anything of a run in a folder."""
+    """Return whether a folder holds files of a run."""
     return any((folder / name).exists() for name in (*_FILES, CHECKPOINTS))
 
 
 def make_run_folder(folder: Path | None, config: Config) -> Path:
-    """Make the folder of a new run if it is missing; None makes a new `runs/DATASET-MODEL-TIME`."""
+    """Create the folder of a new run if it does not exist; None creates a new `runs/DATASET-MODEL-TIME`."""
     try:
         if folder is None:
-            names = f"{config.dataset}-{config.model}".replace(":", ".")  # no file name on Windows has a colon
+            names = f"{config.dataset}-{config.model}".replace(":", ".")  # Windows allows no colon in file names
             return _new_folder(f"{names}-{datetime.now():%Y%m%d-%H%M%S}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,10 +48,10 @@ def make_run_folder(folder: Path | None, config: Config) -> Path:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder inside a `with`."""
+    """Hold the lock of the folder of a run inside a `with`."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder, f"another run is at work in {folder}; wait for it, or stop it"))
+            stack.enter_context(locked(folder, f"another run is using {folder}; wait for it, or stop it"))
         except OSError as error:
             raise _unwritable(folder, error) from None
         yield
@@ -62,7 +62,7 @@ def _unwritable(folder: Path | None, error: OSError) -> XcnnError:
 
 
 def _new_folder(name: str) -> Path:
-    """Make a folder that no other run has, even one that starts in the same second."""
+    """Create a folder that no other run uses, even one that starts in the same second."""
     _RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
         folder = _RUNS / (name if number == 1 else f"{name}-{number}")
@@ -73,27 +73,27 @@ def _new_folder(name: str) -> Path:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove what a run wrote before it had anything to keep."""
+    """Remove the files of a run that has learned nothing."""
     for name in (*_FILES, ".lock"):
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        with contextlib.suppress(OSError):  # Windows does not remove open files
             (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    with contextlib.suppress(OSError):  # something else is in it
+    with contextlib.suppress(OSError):  # it holds other files
         folder.rmdir()
 
 
 def recorded_settings(folder: Path, tell: Callable[[str], object] = lambda message: None) -> dict[str, Any]:
-    """Return the settings of the run in a folder by name, from its `config.json`, else its newest whole checkpoint.
+    """Return the settings of the run in a folder by name, from `config.json` or else from its newest checkpoint.
 
-    `tell` is called with a sentence if they come from the checkpoint.
+    If they come from the checkpoint, `tell` is called with a sentence.
 
     Raises
     ------
     XcnnError
-        If there is no run, or nothing of it that can be read.
+        If there is no run, or its settings cannot be read.
     """
     if not holds_run(folder):
-        raise UsageError(f"there is no run in {folder} to go on with", setting="resume")
+        raise UsageError(f"there is no run in {folder} to resume", setting="resume")
     try:
         return read_settings(folder / CONFIG)
     except UsageError:
@@ -103,22 +103,22 @@ def recorded_settings(folder: Path, tell: Callable[[str], object] = lambda messa
         if found is None:
             raise
         source = step_path(folder / CHECKPOINTS, found[0])
-        tell(f"{error}; going by the settings in {source}")
+        tell(f"{error}; using the settings in {source}")
         return known_settings(found[1].config, source)
 
 
 def latest_run(runs: Path = _RUNS) -> Path:
-    """Return the folder of the run below `runs` that was at work last.
+    """Return the folder of the most recently active run below `runs`.
 
     Raises
     ------
     UsageError
-        If there is none.
+        If there is no run.
     """
     times: dict[Path, int] = {}
     for config in runs.glob(f"*/{CONFIG}"):
         for file in (*config.parent.iterdir(), *config.parent.glob(f"{CHECKPOINTS}/*")):
-            with contextlib.suppress(FileNotFoundError):  # a run at work has removed it
+            with contextlib.suppress(FileNotFoundError):  # a running process has removed it
                 times[config.parent] = max(times.get(config.parent, 0), file.stat().st_mtime_ns)
     if not times:
         raise UsageError(f"there is no run in {runs}/", setting="resume")

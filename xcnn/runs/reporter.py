@@ -1,4 +1,4 @@
-"""`Reporter`: a callback that is also told what only a whole run has to tell."""
+"""`Reporter`: a callback that also receives the events of a whole run."""
 
 from xcnn.training import Callback, Metrics, Trainer
 
@@ -6,13 +6,13 @@ __all__ = ["Reporter"]
 
 
 class Reporter(Callback):
-    """Base of what reports a whole run to people; give it to `xcnn.runs.train` among the callbacks."""
+    """Base class of callbacks that report a run to its user; pass it to `xcnn.runs.train` among the callbacks."""
 
     def on_note(self, message: str) -> None:
-        """When there is something that the user should know, such as what differs in a resumed run."""
+        """Called with a sentence that the user should read, such as a difference found in a resumed run."""
 
     def on_download(self, file: str, done: int, total: int | None) -> None:
-        """As the bytes of a data set arrive, before the run starts; never for files that are there already."""
+        """Called as the bytes of a data set arrive, before training; not for files that are already there."""
 
     def on_test_batch(self, trainer: Trainer, images: int, metrics: Metrics) -> None:
-        """After every batch of the final test, with the number of test images and the metrics so far."""
+        """Called after every batch of the final test, with the number of test images and the metrics so far."""

@@ -1,4 +1,4 @@
-"""A trained model from its file: tested on a data set, or asked about single images."""
+"""Trained models restored from files, for evaluation and prediction."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ class Prediction:
     Attributes
     ----------
     name : the file, or the data set with the index.
-    image : (c, h, w) float32 0..1, as the model saw it.
+    image : (c, h, w) float32 0..1, the input of the model.
     probabilities : (classes,).
-    truth : the true class, if known.
+    truth : the true class, if it is known.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Prediction:
 
 
 class Restored:
-    """A trained model from a checkpoint, with the data set that it is tested on; `restore` returns one.
+    """A trained model from a checkpoint, with the data set for its evaluation; `restore` returns one.
 
     Attributes
     ----------
     checkpoint : the weights and their description.
-    device : where the model is.
-    model : ready to use.
-    dataset : name of the data set of the test images.
+    device : the device of the model.
+    model : the model with its weights.
+    dataset : the name of the data set of the test images.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Restored:
         self.model = checkpoint.build(model).to(where)
 
     def test_set(self) -> Dataset:
-        """Load the test images, which must be of the shape and the classes that the model knows."""
+        """Load the test images, and check that their shape and classes are those of the model."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
         test = self._load_test(shape[1])
         if test.shape != shape or len(test.classes) != len(classes):
@@ -77,7 +77,10 @@ class Restored:
         return test
 
     def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> tuple[Metrics, Dataset]:
-        """Test the model; `watch` is called after each batch with the number of images and the metrics so far."""
+        """Return the metrics on the test set, and the test set.
+
+        `watch` is called after each batch with the number of test images and the metrics so far.
+        """
         test = self.test_set()
         told = None if watch is None else functools.partial(watch, len(test))
         return evaluate(self.model, test, self.loss, self.device, watch=told), test
@@ -90,10 +93,10 @@ class Restored:
         DataError
             If a file is not an image.
         UsageError
-            If an index is outside the test set, or there is nothing to classify.
+            If an index is outside the test set, or neither files nor indices are given.
         """
         if not files and not indices:
-            raise UsageError("nothing to predict; give image files, or indices of test images")
+            raise UsageError("nothing to predict: pass image files or indices of test images")
         names, truths = [str(path) for path in files], [None] * len(files)
         images = [to_float(read_image(path, self.checkpoint.shape)[None])[0] for path in files]
         if indices:
@@ -127,14 +130,14 @@ def restore(
     ----------
     path : the file, or the folder of a run; see `load_checkpoint`.
     where : the device.
-    model : its model; needed if the file holds plain weights, then with `dataset`, whose images the model must take.
-    dataset, data_dir : the data set to test on, instead of the one that it was trained on.
+    model : the name of the model. It is required, together with `dataset`, if the file holds only weights.
+    dataset, data_dir : the data set to test on; by default the one of the training.
     progress : called during a download; see `data.load`.
 
     Raises
     ------
     XcnnError
-        If the file is no checkpoint or does not fit, a name is unknown, or the device cannot be used.
+        If the file is not a checkpoint or does not fit, a name is unknown, or the device cannot be used.
     """
     if dataset is not None:
         find("data set", dataset, DATASETS)
@@ -148,9 +151,7 @@ def restore(
 
     def describe() -> dict[str, Any]:
         if dataset is None:
-            raise UsageError(
-                f"{path} holds weights but does not say of which images; name the data set", setting="dataset"
-            )
+            raise UsageError(f"{path} holds only weights; name the data set", setting="dataset")
         test = load_test(dataset, data_dir)
         return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
 

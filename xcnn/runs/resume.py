@@ -1,4 +1,4 @@
-"""Going on with a run: what may differ from its checkpoint, what that means, and taking the checkpoint's state."""
+"""Resuming a run: comparing it with its checkpoint, and loading the state of the checkpoint."""
 
 import hashlib
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["differences", "load_state", "origin"]
 
 
 def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
-    """Return what a run computes with, and the SHA-256 of the images and labels of each of its data sets."""
+    """Return the hardware and versions of a run, and the SHA-256 of the images and labels of its data sets."""
     here = machine()
     return {
         "device": where.name,
@@ -36,23 +36,23 @@ def _sha256(dataset: Dataset) -> str:
 
 
 def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) -> tuple[set[str], list[str]]:
-    """Compare a checkpoint with the run that is to go on from it.
+    """Compare a checkpoint with the run that resumes from it.
 
     Parameters
     ----------
-    checkpoint : where to go on from.
-    config : the settings from now on.
-    here : the `origin` of the run from now on.
+    checkpoint : the checkpoint.
+    config : the settings of the resumed run.
+    here : the `origin` of the resumed run.
 
     Returns
     -------
-    (changed, remarks) : the names of the settings that have changed; sentences on what differs and what that means.
+    (changed, remarks) : the names of changed settings, and sentences that describe each difference and its effect.
 
     Raises
     ------
     UsageError
-        If a setting that cannot change has changed, the training or validation images have, or fewer epochs are wanted
-        than are done.
+        If a setting that must not change or the training or validation images have changed, or if `epochs` is less
+        than the number of epochs begun.
     """
     before, now = checkpoint.config, plain(config)
     changed = {name for name in SETTINGS if before.get(name) != now[name]}
@@ -75,37 +75,38 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
             continue
         if name != "test":
             raise UsageError(
-                f"the {name} images of {config.dataset} differ from those that the run has learned from; "
-                "give its own data_dir, or start a new run",
+                f"the {name} images of {config.dataset} differ from those of the run; "
+                "use the data_dir of the run, or start a new run",
                 setting="data_dir",
             )
-        remarks.append(f"the test images of {config.dataset} have changed: test figures before and after are not alike")
-    parted = [f"{name} was {then.get(name)} and is {here[name]}" for name in then if then.get(name) != here.get(name)]
-    if parted:
-        remarks.append(f"{'; '.join(parted)}: rounding may differ, so not every bit will be the uninterrupted run's")
+        remarks.append(f"the test images of {config.dataset} have changed: results before and after cannot be compared")
+    changes = [f"{name} was {then[name]} and is {here.get(name)}" for name in then if then[name] != here.get(name)]
+    if changes:
+        remarks.append(f"{'; '.join(changes)}: rounding may differ, so the results may not be the same to the bit")
     training = checkpoint.training or {}
     begun = len(training["history"]) + (training["epoch"] is not None)
     if config.epochs < begun:
         raise UsageError(
-            f"epochs must be at least {begun}, which the run has begun, got {config.epochs}", setting="epochs"
+            f"epochs must be at least {begun}, as the run has begun epoch {begun}, got {config.epochs}",
+            setting="epochs",
         )
     return changed, remarks
 
 
 _OPTIONS = {"lr": ("lr", "initial_lr"), "momentum": ("momentum",), "wd": ("weight_decay",)}
-"""The options of the optimizer that a setting decides."""
+"""The optimizer options that each setting determines."""
 
 
 def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_epoch: int) -> None:
-    """Load a checkpoint's state into the trainer of a run, except for what changed settings decide.
+    """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
     Parameters
     ----------
     trainer : built from the settings.
-    state : of the checkpoint.
+    state : the training state of the checkpoint.
     changed : the names of the settings that have changed.
-    best_epoch : that of the best weights on disk; 0 if there are none. If the state remembers another, the next epoch
-        is the best so far.
+    best_epoch : the epoch of the best weights on disk; 0 if there are none. If the state holds another, the next epoch
+        counts as the best so far.
     """
     callbacks = dict(state["callbacks"])
     if callbacks.get("KeepBest", {}).get("best_epoch") != best_epoch:
@@ -117,6 +118,6 @@ def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_
     for group, before in zip(groups, given, strict=True):
         group.update({option: before[option] for option in options if option in before})
     if options and trainer.schedule is not None:
-        trainer.schedule.load_state_dict(trainer.schedule.state_dict())  # works out the rate of this step
+        trainer.schedule.load_state_dict(trainer.schedule.state_dict())  # computes the learning rate of this step
     if any(SETTINGS[name].change for name in changed):
-        trainer.stop_reason = ""  # what ended the run may not end it now
+        trainer.stop_reason = ""  # with the new settings the run may continue

@@ -1,7 +1,7 @@
-"""One training run from settings to results: data, model, optimizer, and a folder that holds what came of it.
+"""A training run from settings to results, in a folder.
 
-The folder: `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (best validation loss), and `checkpoints/`
-with what a run that ended early goes on from. Pictures are added by the caller.
+The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (best validation loss), and
+`checkpoints/`, from which an interrupted run resumes. The caller adds pictures.
 """
 
 import inspect
@@ -52,18 +52,18 @@ __all__ = ["Result", "train"]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes
     ----------
-    folder : where everything was written.
-    checkpoint : the weights that were tested: the best on the validation images, or the last if there are none; if the
-        run was interrupted, where it can go on from.
-    device : the device's full name.
+    folder : the folder of the run.
+    checkpoint : the file of the tested weights: those with the best validation loss, or without validation the last. If
+        the run was interrupted, the checkpoint from which it can resume.
+    device : the full name of the device.
     history : one record per epoch, as `Trainer.fit` returns them.
     classes : the names of the classes.
     seconds : of training and validation in this process, without the compiling of kernels.
-    checkpoint_seconds : the part of them that writing checkpoints took.
+    checkpoint_seconds : the part of `seconds` spent on writing checkpoints.
     test_loss, test_accuracy : over the test set; None if the run was interrupted.
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
     note : why the run ended early; empty if it did not.
@@ -92,34 +92,35 @@ def train(
     Parameters
     ----------
     config : the settings.
-    folder : made if it is missing; must not hold a run already, unless it is resumed, or be in use by another run. None
-        makes a new `runs/DATASET-MODEL-TIME`.
-    callbacks : further callbacks; a `Reporter` among them is told of everything.
-    resume : go on with the run that the folder holds, from the newest checkpoint that is whole, or from the beginning
-        if it has none yet. On the same device, with the same versions and settings, it then ends with the same bits
-        as if it had never stopped. Reporters are told what differs.
+    folder : the folder of the run, created if it does not exist. It must not be in use by another run, nor hold a run
+        unless `resume` is True. None creates a new `runs/DATASET-MODEL-TIME`.
+    callbacks : further callbacks; each `Reporter` among them receives all events.
+    resume : whether to continue the run in the folder from its newest complete checkpoint, or from the beginning if it
+        has no checkpoint. On the same device, with the same versions and settings, the results are the same to the bit
+        as without the interruption. Reporters receive a note for each difference.
 
     Returns
     -------
-    The result. On Ctrl-C and SIGTERM too: what was learned is then in a checkpoint, and nothing is tested.
+    The result. After Ctrl-C or SIGTERM, the state is saved in a checkpoint and nothing is tested.
 
     Raises
     ------
     XcnnError
-        If settings make no sense or cannot change in a resumed run, data are missing, the folder cannot be written or
-        is in use by another run, no checkpoint is whole, or the loss is not finite.
+        If settings are invalid or cannot change in a resumed run, data are missing, the folder cannot be written or is
+        in use by another run, all checkpoints are damaged, or the loss is not finite.
     """
     if folder is not None and not str(folder):
-        raise UsageError("the name of the folder is empty", setting="out")
+        raise UsageError("the folder must have a name, got an empty string", setting="out")
     run = _Run(check(config), callbacks)
     where = None if folder is None else Path(folder)
     if not resume:
         where = make_run_folder(where, run.config)
     elif where is None or not holds_run(where):
-        raise UsageError(f"there is no run in {where} to go on with", setting="resume")
+        raise UsageError(f"there is no run in {where} to resume", setting="resume")
     with alone_in(where):
         if not resume and holds_run(where):
-            raise UsageError(f"{where} holds a run already; resume it, or choose another folder", setting="out")
+            raise UsageError(f"{where} already holds a run; resume it, or choose another folder", setting="out")
+        sweep(where)  # temporary files of killed processes; `Checkpoints` sweeps its own folder
         run.open(where)
         if resume:
             run.go_on()
@@ -134,7 +135,7 @@ def train(
 
 
 class _Run:
-    """The parts of a run, built from its settings; nothing is written until all of them are right."""
+    """The parts of a run, built from its settings. Nothing is written before all of them are valid."""
 
     def __init__(self, config: Config, callbacks: Sequence[Callback]) -> None:
         self.config, self.callbacks = config, callbacks
@@ -157,7 +158,7 @@ class _Run:
         self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), {}, here)
 
     def open(self, folder: Path) -> None:
-        """Build what writes into the folder, and the trainer that calls it."""
+        """Build the callbacks that write into the folder, and the trainer."""
         config, self.folder, self.best = self.config, folder, folder / BEST
         self.checkpoints = Checkpoints(
             folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
@@ -180,7 +181,7 @@ class _Run:
         )
 
     def tell(self, message: str) -> None:
-        """Tell the reporters what the user should know."""
+        """Pass a note to the reporters."""
         for reporter in self.reporters:
             reporter.on_note(message)
 
@@ -193,22 +194,20 @@ class _Run:
             reporter.on_test_batch(self.trainer, len(self.test), metrics)
 
     def _save_best(self, record: dict[str, Any]) -> None:
-        """Write the weights alone."""
+        """Save the best weights, without the training state."""
         save_checkpoint(self.best, self.model, replace(self.about, metrics=record))
 
     def has_learned(self) -> bool:
-        """Return whether there is a checkpoint of more than the first weights."""
+        """Return whether a checkpoint later than the initial one exists."""
         return self.checkpoints.newest not in (None, step_path(self.checkpoints.folder, 0))
 
     def go_on(self) -> None:
-        """Bring the trainer to where the newest checkpoint left it."""
-        for place in (self.folder, self.checkpoints.folder):
-            sweep(place)
+        """Load the newest complete checkpoint into the trainer."""
         found = self.checkpoints.find(self.tell)
         if found is None:
-            if self.best.exists():  # which comes after the first checkpoint
+            if self.best.exists():  # it is written after the first checkpoint
                 raise CheckpointError(
-                    f"{self.folder} has {BEST}, but no checkpoint to go on from; start a new run with the settings of "
+                    f"{self.folder} has {BEST}, but no checkpoint to resume from; start a new run with the settings of "
                     f"{self.folder / CONFIG}"
                 )
             self.tell(f"{self.folder} has no checkpoint yet: starting from the beginning")
@@ -222,18 +221,18 @@ class _Run:
             self.tell(remark)
         done, batch = len(self.trainer.history), self.trainer.unfinished
         within = f"epoch {done + 1}, {batch} of {len(self.train)} batches done" if batch else f"after epoch {done}"
-        self.tell(f"going on from {newest} ({within})")
+        self.tell(f"resuming from {newest} ({within})")
         if not batch and (done == self.config.epochs or self.trainer.stop_reason):
-            self.tell("nothing is left to train; give it more epochs, or more patience if it has stopped early")
+            self.tell("nothing is left to train; raise epochs, or patience if the run has stopped early")
 
     def _best_epoch(self, kept: Any) -> int:
-        """Return the epoch of the best weights on disk, if a checkpoint remembers any; 0 if they are lost."""
+        """Return the epoch of the best weights on disk; 0 if the checkpoint knows of none or they are lost."""
         if not kept or not kept["best_epoch"]:
             return 0
         try:
             return int(read_checkpoint(self.best).metrics.get("epoch", 0))
         except CheckpointError as error:
-            self.tell(f"{error}; the next epoch takes its place")
+            self.tell(f"{error}; the next epoch replaces it")
             return 0
 
     def train_and_test(self) -> Result:
@@ -249,16 +248,16 @@ class _Run:
         except DivergedError as error:
             newest = self.checkpoints.newest
             kept = (
-                f"the last checkpoint is {newest}" if self.has_learned() else "nothing was learned that could be kept"
+                f"the last checkpoint is {newest}" if self.has_learned() else "no checkpoint was saved since the start"
             )
             raise DivergedError(f"{error}; {kept}") from None
         except OutOfMemoryError as error:
-            raise OutOfMemoryError(f"{error}; another batch size needs a new run") from None
+            raise OutOfMemoryError(f"{error}; to change the batch size, start a new run") from None
         result = self._result(self._newest(), start, note=trainer.stop_reason)
         try:
             result = replace(result, checkpoint=self._load_best())
             test = Feed("test", self.test, self.device, self.tell).source
-            plain_loss = loss_named("cross_entropy")  # label smoothing is for training
+            plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
             metrics = evaluate(self.model, test, plain_loss, self.device, watch=self._watch)
             confusion = confusion_matrix(trainer.predict(test), self.test.labels)
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -283,7 +282,7 @@ class _Run:
         return self.checkpoints.newest or step_path(self.checkpoints.folder, 0)
 
     def _load_best(self) -> Path:
-        """Load the best weights, unless the last, which the model has, are to be tested; return their file."""
+        """Load the best weights, or keep the last ones if there are none, and return their file."""
         if self.best.exists():
             try:
                 self.model.load_state_dict(load_checkpoint(self.best).state)
@@ -294,7 +293,7 @@ class _Run:
 
 
 class _Finite(Callback):
-    """Refuses weights that are not finite at the end of an epoch, before anything reports or saves it."""
+    """Raises if weights are not finite at the end of an epoch, before the other callbacks report or save it."""
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         require_finite(trainer.model.state_dict(), f"epoch {record['epoch']}")

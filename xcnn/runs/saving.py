@@ -1,4 +1,4 @@
-"""`Checkpoints`: a callback that keeps a folder of checkpoints from which training can go on."""
+"""`Checkpoints`: a callback that saves checkpoints from which training can resume."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,12 @@ class Interval:
 
     @classmethod
     def parse(cls, text: str, name: str = "every") -> "Interval":
-        """Read an interval such as `500steps`, `2 epochs` or `10minutes`; `name` opens the error.
+        """Read an interval such as `500steps`, `2 epochs` or `10minutes`; `name` begins the error.
 
         Raises
         ------
         UsageError
-            If it is anything else.
+            If the text is not an interval.
 
         Examples
         --------
@@ -53,30 +53,29 @@ class Interval:
 
 
 class Checkpoints(Callback):
-    """Save everything that is needed to go on: at intervals, at the end, and when Ctrl-C or SIGTERM ends the run.
+    """Save the complete training state at intervals, at the end, and when Ctrl-C or SIGTERM ends the training.
 
-    The first checkpoint is written before the first step, so that there always is one. During `fit` no other process
-    may write into the folder.
+    The first checkpoint is written before the first step. During `fit` no other process may write into the folder.
 
     Parameters
     ----------
-    folder : made if it is missing; for this run alone.
-    every : how often, such as `"500steps"`, `"1epoch"` or `"10minutes"`.
-    keep : how many of the last ones stay.
-    about : what the checkpoints say about the model and the run, beside the trainer's state.
+    folder : the folder, created if it does not exist. It must not be shared with another run.
+    every : the interval, such as `"500steps"`, `"1epoch"` or `"10minutes"`.
+    keep : the number of checkpoints to keep.
+    about : the description of the model and the run that each checkpoint holds.
 
     Attributes
     ----------
-    seconds : how long this process has been writing them.
+    seconds : the time that this process has spent on writing checkpoints.
 
     Raises
     ------
     UsageError
-        If an argument makes no sense.
+        If an argument is invalid.
 
     Examples
     --------
-    In a script that may be started again, whatever ended it before::
+    A script that resumes when it is started again::
 
         checkpoints = Checkpoints("run/checkpoints", every="500steps")
         trainer = Trainer(model, optimizer, callbacks=[checkpoints])
@@ -84,11 +83,13 @@ class Checkpoints(Callback):
         trainer.fit(loader, until=20)
     """
 
-    comes_last = True  # so that the states of the other callbacks are of the same moment
+    comes_last = True  # so that the states of the other callbacks include the current epoch
 
     def __init__(
         self, folder: str | Path, every: str = "1epoch", keep: int = 2, about: Checkpoint | None = None
     ) -> None:
+        if not isinstance(folder, str | Path) or not isinstance(about, Checkpoint | None):
+            raise UsageError(f"Checkpoints: folder must be a path and about a Checkpoint, got {folder!r} and {about!r}")
         self.folder, self.interval = Path(folder), Interval.parse(every, "Checkpoints: every")
         self.keep = integer("Checkpoints", "keep", keep)
         self.about = Checkpoint() if about is None else about
@@ -98,15 +99,15 @@ class Checkpoints(Callback):
 
     @property
     def newest(self) -> Path | None:
-        """The checkpoint that was written or restored last; None if there is none."""
+        """The path of the checkpoint written or restored last; None if there is none."""
         return None if self._step is None else step_path(self.folder, self._step)
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Lock the folder, remove what a killed process left in it, and save if nothing is saved yet."""
+        """Lock the folder, remove temporary files of killed processes, and save the first checkpoint."""
         self._epochs, self._saved_at = epochs, clock()
         make_folder(self.folder)
         try:
-            self._held.enter_context(locked(self.folder, f"another process writes checkpoints into {self.folder}"))
+            self._held.enter_context(locked(self.folder, f"another process is writing checkpoints into {self.folder}"))
         except OSError as error:
             raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
         sweep(self.folder)
@@ -118,7 +119,7 @@ class Checkpoints(Callback):
             self.save(trainer)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Release the folder."""
+        """Release the lock of the folder."""
         self._held.close()
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
@@ -129,22 +130,22 @@ class Checkpoints(Callback):
             self.save(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Save if the interval is over, and at the end."""
+        """Save if the interval is over or the training ends."""
         due = self.interval.unit == "epochs" and record["epoch"] % self.interval.count == 0
         if due or trainer.stop_reason or record["epoch"] == self._epochs:
             self.save(trainer, record)
 
     def on_interrupt(self, trainer: Trainer) -> None:
-        """Save what is learned so far."""
+        """Save the current state."""
         self.save(trainer)
 
     def save(self, trainer: Trainer, record: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint of a trainer now, with the record of an epoch, and remove those that are not kept.
+        """Write a checkpoint of a trainer, with the record of an epoch, and remove old ones.
 
         Raises
         ------
         WriteError
-            If it cannot be written; those from before are as they were.
+            If it cannot be written; the older checkpoints are unchanged.
         DivergedError
             If a weight is not finite.
         """
@@ -156,7 +157,7 @@ class Checkpoints(Callback):
         write_checkpoint(
             path, dataclasses.replace(self.about, state=state["weights"], training=state, metrics=record or {})
         )
-        # What is later than the newest was found damaged when that was restored: it is not kept.
+        # Files later than the restored checkpoint were found damaged and are removed.
         files = step_files(self.folder)
         good = [step for step in files if step < now and (self._step is None or step <= self._step)]
         for step in files.keys() - {now} - set(good[max(0, len(good) + 1 - self.keep) :]):
@@ -166,17 +167,17 @@ class Checkpoints(Callback):
         return path
 
     def restore(self, trainer: Trainer, tell: Callable[[str], object] = lambda message: None) -> Checkpoint | None:
-        """Bring a trainer to the newest checkpoint that is whole, and return that; None if there are none at all.
+        """Load the newest complete checkpoint into a trainer and return it; None if there are no checkpoints.
 
         Parameters
         ----------
-        trainer : of the same parts as the one that was saved.
+        trainer : a trainer with the same parts as the saved one.
         tell : called with a sentence for each newer checkpoint that is damaged.
 
         Raises
         ------
         CheckpointError
-            If there are some but none is whole, or it does not fit the trainer.
+            If all checkpoints are damaged, or the newest does not fit the trainer.
         """
         found = self.find(tell)
         if found is not None and found.training is not None:
@@ -184,7 +185,7 @@ class Checkpoints(Callback):
         return found
 
     def find(self, tell: Callable[[str], object] = lambda message: None) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, and go on from it; see `restore`."""
+        """Return the newest complete checkpoint as `restore` does, without a trainer to load it into."""
         found = find_newest(self.folder, tell)
         if found is None:
             return None

@@ -1,7 +1,7 @@
-"""Sealed files: named tensors and JSON in one safetensors file that reveals every changed bit.
+"""Sealed files: named tensors and JSON in one safetensors file in which every changed bit is detected.
 
-The metadata holds JSON texts: those of the caller; `tensors`, the SHA-256 of each tensor's bytes by name; and `sha256`,
-that of the whole file, computed with this entry's own 64 digits as zeros. Any reader of safetensors can use the file.
+The metadata holds the JSON texts of the caller; `tensors`, the SHA-256 of the bytes of each tensor by name; and
+`sha256`, that of the whole file, computed with its own 64 digits as zeros. Any reader of safetensors can use the file.
 """
 
 import hashlib
@@ -39,20 +39,20 @@ class Sealed:
 
 
 def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> None:
-    """Write a sealed file, whole or not at all. The tensors are written as they are, without a copy of them all.
+    """Write a sealed file atomically, without copying all tensors at once.
 
     Parameters
     ----------
     path : the file, replaced if it exists.
     tensors : host arrays by name.
-    entries : what JSON can hold, by name.
+    entries : JSON values by name.
 
     Raises
     ------
     WriteError
         If the file cannot be written.
     """
-    # The widest first, so that each begins at a multiple of its width.
+    # The widest dtypes first, so that each tensor is aligned.
     arrays = {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))}
     metadata = {name: json.dumps(entry) for name, entry in entries.items()}
     metadata["tensors"] = json.dumps({name: _sha256(array) for name, array in arrays.items()})
@@ -77,7 +77,7 @@ def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping
 
 
 def _dtype(array: np.ndarray) -> str:
-    """Return the name that safetensors has for the dtype of an array."""
+    """Return the safetensors name of the dtype of an array."""
     if array.dtype.kind not in "biuf" or array.itemsize > 8:
         raise UsageError(f"an array of {array.dtype} cannot be saved")
     kind = array.dtype.name.rstrip("0123456789")
@@ -85,18 +85,17 @@ def _dtype(array: np.ndarray) -> str:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    """Return the bytes of an array as they are in a file: in C order, the lowest first."""
+    """Return the bytes of an array as a file holds them: in C order, little-endian."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Read a sealed file, or any other safetensors file, which promises nothing that could be checked.
+    """Read a sealed file, or any other safetensors file, whose content is not checked.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, no whole safetensors file, or not as it was written; the message names the damaged
-        tensor.
+        If the file is missing, incomplete, not a safetensors file, or damaged; the message names the damaged tensor.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -112,7 +111,7 @@ def read_sealed(path: Path) -> Sealed:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
     metadata = header.get("__metadata__", {})
-    if not _OURS & metadata.keys():  # ours, however damaged, has one of them
+    if not _OURS & metadata.keys():  # a sealed file has one of them, however damaged
         return Sealed(tensors, {})
     _check(path, content, tensors, metadata)
     return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"})
@@ -126,7 +125,7 @@ def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata:
         digits = _find_seal(content)
         if written.keys() != tensors.keys():
             raise ValueError("its list of tensors is another")
-        # First, as it says more than that something, somewhere is wrong.
+        # First, since this error names the tensor.
         for name, tensor in tensors.items():
             if written[name] != _sha256(tensor):
                 raise ValueError(f"{name} is not as it was written")
@@ -142,7 +141,7 @@ def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata:
 
 
 def _find_seal(content: bytes) -> int:
-    """Return where the digits of the file's own SHA-256 begin."""
+    """Return the position of the digits of the SHA-256 of the whole file."""
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     if header.count(_SEAL) != 1:
         raise ValueError("it is not sealed once")
@@ -157,12 +156,12 @@ _ARRAY = "$array"
 
 
 def pack(tree: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
-    """Split nested dicts and lists into what JSON can hold and the arrays in them.
+    """Separate the arrays in nested dicts and lists from the values that JSON can hold.
 
     Returns
     -------
-    (plain, arrays) : the tree with each array replaced by `{"$array": name}`; the arrays by names that open with
-        `prefix` and give their place.
+    (plain, arrays) : the tree with each array replaced by `{"$array": name}`, and the arrays by name. A name is
+        made of `prefix` and the position in the tree.
 
     >>> pack({"step": 3, "mean": np.zeros(2)}, "adam")
     ({'step': 3, 'mean': {'$array': 'adam.mean'}}, {'adam.mean': array([0., 0.])})
@@ -172,7 +171,7 @@ def pack(tree: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    # No function inside `pack`: one that calls itself would keep the arrays until the garbage collector comes.
+    # Not nested in `pack`: a recursive closure is a reference cycle, which would keep the arrays alive.
     if isinstance(node, Mapping):
         return {str(key): _split(value, f"{name}.{key}", arrays) for key, value in node.items()}
     if isinstance(node, list | tuple):
@@ -194,7 +193,7 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Put the tree that `pack` split together again; tuples have become lists, and keys strings.
+    """Restore the tree that `pack` has split. Tuples become lists, and keys strings.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""The settings of a run, one table: for each its default, what it is, its check, and what a resumed run may change.
+"""The settings of a run, in one table: defaults, help, checks, and what may change in a resumed run.
 
-A row is a field of `Config`. The command's flags and their help come from it, too.
+Each row is a field of `Config`. The flags of the command and their help are made from it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from xcnn.runs.saving import Interval
 __all__ = ["SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
 
 _MOST_BYTES = 1 << 16
-"""Of a file of settings."""
+"""The largest settings file."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Setting:
 
     Attributes
     ----------
-    help : what it is, in a few words.
+    help : a short description.
     check : takes a name and a value; returns the value or raises a UsageError that begins with the name.
     fixed : why it cannot change in a resumed run; empty if it can.
-    change : what it means if it changes; empty if no number depends on it.
+    change : the effect of a change in a resumed run; empty if no result depends on it.
     """
 
     help: str
@@ -41,8 +41,8 @@ class Setting:
     change: str = ""
 
 
-def _row(help: str, check: Callable[[str, Any], Any], fixed: str = "", change: str = "") -> dict[str, Setting]:
-    return {"setting": Setting(help, check, fixed, change)}
+def _row(default: Any, help: str, check: Callable[[str, Any], Any], fixed: str = "", change: str = "") -> Any:
+    return field(default=default, metadata={"setting": Setting(help, check, fixed, change)})
 
 
 # Checks
@@ -66,7 +66,7 @@ def _one_of(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
 
 
 def _named(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
-    """Take code of the user's own as well; it is imported where it is used, never because a file names it."""
+    """Also accept `package.module:function`. It is imported where it is used, never because a file names it."""
     return lambda name, value: str(value) if is_foreign(value) else _one_of(kind, table)(name, value)
 
 
@@ -93,7 +93,7 @@ def _interval(name: str, value: Any) -> str:
     return str(value)
 
 
-_ON = "it holds from here on"
+_ON = "it applies from here on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,54 +101,54 @@ class Config:
     """The settings of a run; each is also the command-line flag of its name."""
 
     # fmt: off
-    dataset: str = field(default="digits", metadata=_row(
+    dataset: str = _row("digits",
         "data set by name; see `xcnn datasets`.",
-        _named("data set", data.DATASETS), fixed="the network has learned from its images"))
-    data_dir: Path | None = field(default=None, metadata=_row(  # a resumed run compares what is in it
-        "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder))
-    image_size: int | None = field(default=None, metadata=_row(
+        _named("data set", data.DATASETS), fixed="the network is trained on its images")
+    data_dir: Path | None = _row(None,  # a resumed run compares what is in it  # noqa: RUF009
+        "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder)
+    image_size: int | None = _row(None,
         "height and width that images of the data set `folder` are resized to (32).",
-        _whole(1, 1024), fixed="the network is made for it"))
-    model: str = field(default="vgg_small", metadata=_row(
-        "network by name; see `xcnn models`.", _named("model", models.MODELS), fixed="the weights are that network's"))
-    epochs: int = field(default=15, metadata=_row(
+        _whole(1, 1024), fixed="the network is built for it")
+    model: str = _row("vgg_small",
+        "network by name; see `xcnn models`.", _named("model", models.MODELS), fixed="the weights are that network's")
+    epochs: int = _row(15,
         "passes over the training images.",
-        _whole(1), change="a schedule that depends on it takes its new course from here on"))
-    batch_size: int = field(default=64, metadata=_row(
-        "images per step.", _whole(1), fixed="the epochs are cut into batches of that size"))
-    opt: str = field(default="adam", metadata=_row(
+        _whole(1), change="a schedule that depends on it changes from here on")
+    batch_size: int = _row(64,
+        "images per step.", _whole(1), fixed="the epochs are cut into batches of that size")
+    opt: str = _row("adam",
         "optimizer: sgd, adam, adamw, rmsprop.",
-        _named("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's"))
-    lr: float = field(default=3e-3, metadata=_row("learning rate, at its peak.", _real("(0, inf)"), change=_ON))
-    momentum: float = field(default=0.9, metadata=_row("of sgd and rmsprop.", _real("[0, inf)"), change=_ON))
-    wd: float = field(default=0.0, metadata=_row("weight decay.", _real("[0, inf)"), change=_ON))
-    schedule: str = field(default="one-cycle", metadata=_row(
-        "of the learning rate: constant, step, cosine, one-cycle, plateau.",
-        _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's"))
-    warmup: int = field(default=0, metadata=_row(
-        "steps in which the learning rate first rises.", _whole(0), fixed="it is a part of the schedule"))
-    label_smoothing: float = field(default=0.0, metadata=_row(
+        _named("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's")
+    lr: float = _row(3e-3, "learning rate, at its peak.", _real("(0, inf)"), change=_ON)
+    momentum: float = _row(0.9, "momentum of sgd and rmsprop.", _real("[0, inf)"), change=_ON)
+    wd: float = _row(0.0, "weight decay.", _real("[0, inf)"), change=_ON)
+    schedule: str = _row("one-cycle",
+        "learning rate schedule: constant, step, cosine, one-cycle, plateau.",
+        _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's")
+    warmup: int = _row(0,
+        "steps in which the learning rate first rises.", _whole(0), fixed="it is part of the schedule")
+    label_smoothing: float = _row(0.0,
         "share of the target that is spread over all classes.",
-        _real("[0, 1)"), change=f"{_ON}, and losses before and after are not alike"))
-    clip_norm: float | None = field(default=None, metadata=_row(
-        "bound for the norm of all gradients.", _real("(0, inf)"), change=_ON))
-    augment: tuple[str, ...] = field(default=(), metadata=_row(
+        _real("[0, 1)"), change=f"{_ON}, and losses before and after cannot be compared")
+    clip_norm: float | None = _row(None,
+        "bound for the norm of all gradients.", _real("(0, inf)"), change=_ON)
+    augment: tuple[str, ...] = _row((),
         "distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.",
-        _augmentations, change=_ON))
-    validation: float = field(default=0.1, metadata=_row(
+        _augmentations, change=_ON)
+    validation: float = _row(0.1,
         "share of the training images that is held out to choose the best epoch.",
-        _real("[0, 1)"), fixed="images that were learned would be held out"))
-    patience: int | None = field(default=None, metadata=_row(
-        "stop after so many epochs without a better validation loss.", _whole(1), change=_ON))
-    seed: int = field(default=0, metadata=_row(
-        "decides weights, order, augmentation and the held-out images.",
-        _whole(0, 2**63 - 1), fixed="it has decided the held-out images and the order"))
-    device: str = field(default="cpu", metadata=_row(  # a resumed run compares what it computes with
-        "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text))
-    checkpoint_every: str = field(default="1epoch", metadata=_row(
-        "how often to save what a resumed run needs, such as 500steps, 1epoch or 10minutes.", _interval))
-    keep_checkpoints: int = field(default=2, metadata=_row(
-        "how many of the last such checkpoints stay.", _whole(1)))
+        _real("[0, 1)"), fixed="images used for training would be held out")
+    patience: int | None = _row(None,
+        "stop after so many epochs without a better validation loss.", _whole(1), change=_ON)
+    seed: int = _row(0,
+        "determines weights, order, augmentation and the held-out images.",
+        _whole(0, 2**63 - 1), fixed="it determines the held-out images and their order")
+    device: str = _row("cpu",  # a resumed run compares what it computes with
+        "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
+    checkpoint_every: str = _row("1epoch",
+        "how often to save what a resumed run needs, such as 500steps, 1epoch or 10minutes.", _interval)
+    keep_checkpoints: int = _row(2,
+        "number of those checkpoints to keep.", _whole(1))
     # fmt: on
 
 
@@ -166,7 +166,7 @@ def check(config: Config) -> Config:
     Raises
     ------
     UsageError
-        For the first that makes no sense; its attribute `setting` is the name.
+        For the first invalid setting; its attribute `setting` is the name.
     """
     checked: dict[str, Any] = {}
     for name, row in SETTINGS.items():
@@ -176,12 +176,12 @@ def check(config: Config) -> Config:
         except UsageError as error:
             raise UsageError(str(error).removeprefix(": "), setting=name) from None
     if checked["patience"] is not None and checked["validation"] == 0:
-        raise UsageError("patience needs validation images; give validation a share above 0", setting="patience")
+        raise UsageError("patience needs validation images; set validation above 0", setting="patience")
     return Config(**checked)
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Return the settings as JSON holds them, with a path that means the same from any folder."""
+    """Return the settings as JSON values, with an absolute path of the data."""
     fields = {name: getattr(config, name) for name in SETTINGS}
     folder = None if config.data_dir is None else str(config.data_dir.resolve())
     return fields | {"data_dir": folder, "augment": list(config.augment)}
@@ -190,14 +190,14 @@ def plain(config: Config) -> dict[str, Any]:
 def read_settings(path: Path) -> dict[str, Any]:
     """Read settings by name from a JSON file, such as the `config.json` of a run, or from a TOML file.
 
-    The values are as the file has them; `check` checks them.
+    The values are not checked; see `check`.
 
     Raises
     ------
     XcnnError
-        If the file cannot be read or is neither, by its suffix.
+        If the file cannot be read or its suffix is another.
     UsageError
-        If a name is not that of a setting.
+        If a setting is unknown.
     """
     read = {".json": json.loads, ".toml": tomllib.loads}.get(path.suffix.lower())
     if read is None:
@@ -211,7 +211,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
         settings = read(content.decode("utf-8"))
         if not isinstance(settings, dict):
-            raise ValueError("it holds no table of settings by name")
+            raise ValueError("it must hold a table of settings")
     except OSError as error:
         raise XcnnError(f"cannot read the settings {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -220,7 +220,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def known_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the settings that are not None, after checking that each name is one."""
+    """Return the settings that are not None, after checking their names."""
     for name in settings:
         if name not in SETTINGS:
             raise unknown(f"setting in {path}:", name, SETTINGS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from xcnn._check import integer
+from xcnn._check import integer, number
 from xcnn._files import make_folder, replacing
 from xcnn.errors import CheckpointError, UsageError, WriteError
 from xcnn.training.trainer import Callback, Trainer
@@ -18,31 +18,31 @@ __all__ = ["EarlyStopping", "HistoryFile", "KeepBest"]
 
 
 class HistoryFile(Callback):
-    """Write the history of a trainer to a file: CSV with a header, or JSON lines, by its suffix.
+    """Write the history of a trainer to a file, as CSV with a header or as JSON lines.
 
-    Each epoch appends a line. If the file does not hold the history when `fit` starts, as after a kill, it is replaced.
+    Each epoch appends a line. If the file does not match the history when `fit` starts, it is replaced.
 
     Parameters
     ----------
-    path : ends in `.csv` or `.jsonl`; its folder is made if it is missing.
+    path : a file name that ends in `.csv` or `.jsonl`. Its folder is created if it does not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if self.path.suffix not in (".csv", ".jsonl"):
+        if not isinstance(path, str | Path) or Path(path).suffix not in (".csv", ".jsonl"):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
+        self.path = Path(path)
         self._columns: tuple[str, ...] = ()
-        self._size = -1  # of the file while it holds the history; -1 if it does not
+        self._size: int | None = None  # of the file while it holds the history
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Replace the file if it does not hold the history."""
-        self._size = -1
+        """Replace the file if it does not match the history."""
+        self._size = None
         if trainer.history:
             self._replace(trainer.history)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Append the epoch."""
-        if self._size < 0 or not record.keys() <= set(self._columns) or self._length() != self._size:
+        """Append the record."""
+        if self._size is None or self._length() != self._size or not record.keys() <= set(self._columns):
             self._replace(trainer.history)
             return
         line = self._lines([record])
@@ -61,7 +61,7 @@ class HistoryFile(Callback):
         self._size += len(line)
 
     def _replace(self, history: list[dict[str, Any]]) -> None:
-        """Make the file hold a history, which it may do already."""
+        """Replace the file, unless it already holds this history."""
         make_folder(self.path.parent)
         self._columns = tuple(dict.fromkeys(name for record in history for name in record))
         content = (",".join(self._columns) + "\n").encode() if self.path.suffix == ".csv" else b""
@@ -72,7 +72,7 @@ class HistoryFile(Callback):
         self._size = len(content)
 
     def _length(self) -> int:
-        """Return the size of the file, -1 if there is none."""
+        """Return the size of the file, or -1 if it does not exist."""
         return self.path.stat().st_size if self.path.is_file() else -1
 
     def _lines(self, history: Iterable[dict[str, Any]]) -> bytes:
@@ -84,10 +84,12 @@ class HistoryFile(Callback):
 
 
 class _Monitor(Callback):
-    """Watches one entry of the records; a loss is better if smaller, everything else if larger."""
+    """Watches one entry of the records; smaller is better for a loss, larger for everything else."""
 
     def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
-        self.monitor, self.min_delta = monitor, min_delta
+        if not isinstance(monitor, str):
+            raise UsageError(f"{type(self).__name__}: monitor must be the name of an entry, got {monitor!r}")
+        self.monitor, self.min_delta = monitor, number(type(self).__name__, "min_delta", min_delta, "[0, inf)")
         self.best: float | None = None
         self.best_epoch = 0
 
@@ -95,7 +97,7 @@ class _Monitor(Callback):
         value = record.get(self.monitor)
         if value is None:
             known = ", ".join(name for name, entry in record.items() if entry is not None)
-            raise UsageError(f"{type(self).__name__}: no {self.monitor!r} in this run's records (there are: {known})")
+            raise UsageError(f"{type(self).__name__}: the records have no {self.monitor!r} (known: {known})")
         sign = -1.0 if self.monitor.endswith("loss") else 1.0
         if math.isnan(value) or (self.best is not None and not sign * (value - self.best) > self.min_delta):
             return False
@@ -107,22 +109,22 @@ class _Monitor(Callback):
         return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` returned, unless that watched another entry."""
+        """Load what `state_dict` returned, unless it is that of another entry."""
         best, epoch = state.get("best"), state.get("best_epoch")
         if not isinstance(best, float | None) or not isinstance(epoch, int) or not 0 <= epoch < 2**53:
-            raise CheckpointError(f"{type(self).__name__}: the state must have best and best_epoch, got {dict(state)}")
+            raise CheckpointError(f"{type(self).__name__}: the state must hold best and best_epoch, got {dict(state)}")
         if state.get("monitor") == self.monitor:
             self.best, self.best_epoch = best, epoch
 
 
 class EarlyStopping(_Monitor):
-    """End the run when an entry of the records has not improved for some epochs.
+    """Stop training when an entry of the records has not improved for some epochs.
 
     Parameters
     ----------
     monitor : such as `"val_loss"` or `"val_accuracy"`.
-    patience : epochs without improvement after which the run ends.
-    min_delta : a smaller change is no improvement.
+    patience : the number of epochs without improvement after which training stops.
+    min_delta : the improvement must be larger than this.
     """
 
     def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
@@ -130,14 +132,14 @@ class EarlyStopping(_Monitor):
         self.patience = integer("EarlyStopping", "patience", patience)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Compare with the best epoch."""
+        """Stop if the best epoch is too long ago."""
         if not self._improved(record) and record["epoch"] - self.best_epoch >= self.patience:
             best = "no number" if self.best is None else f"{self.best:.4g} of epoch {self.best_epoch}"
             trainer.stop(f"no better {self.monitor} than {best}")
 
 
 class KeepBest(_Monitor):
-    """Save whenever an entry of the records is the best so far.
+    """Call a function whenever an entry of the records is the best so far.
 
     Parameters
     ----------
@@ -147,6 +149,8 @@ class KeepBest(_Monitor):
 
     def __init__(self, save: Callable[[dict[str, Any]], None], monitor: str = "val_loss") -> None:
         super().__init__(monitor)
+        if not callable(save):
+            raise UsageError(f"KeepBest: save must be a function (record), got {save!r}")
         self.save = save
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:

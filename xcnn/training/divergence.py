@@ -1,6 +1,6 @@
-"""Where numbers stop being finite.
+"""Finding where numbers stop being finite.
 
-A good step costs one look at its gradients. For a bad one, the batch is run again with every layer watched.
+Every step checks its loss and gradients once. If one is not finite, the batch runs again with every layer observed.
 """
 
 import math
@@ -24,29 +24,29 @@ Function = Callable[..., tuple[Any, Backward]]
 
 
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
-    """Read the figures of a batch, waiting for the device once.
+    """Return the results of a batch as numbers of Python, waiting for the device once.
 
     Parameters
     ----------
     loss : a number, or an array of one.
-    right : how many answers are right (exact below 2**24), likewise, or None.
+    right : the number of correct answers (exact below 2**24), in the same form, or None.
     gradients : floating-point arrays; None is skipped.
 
     Returns
     -------
-    The loss, how many answers are right, and whether all gradients are finite.
+    The loss, the number of correct answers, and whether all gradients are finite.
     """
     there = [array for array in gradients if array is not None]
-    first = there[0] if there and on_host(loss) else loss  # gradients are all on one device
+    first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
     if on_host(first):
         finite = True
         for array in there:
-            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # no other sum is as fast
+            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # the fastest sum that NumPy has
                 finite = False
                 break
         return float(loss), None if right is None else int(right), finite
     xp = namespace_of(first)
-    # In the dtype of the loss, whose bits must not change; but half precision cannot count.
+    # In the dtype of the loss, to keep its bits; half precision cannot hold the counts.
     dtype = xp.float64 if first.dtype == xp.float64 else xp.float32
     asked = [number for number in (loss, right) if number is not None and not on_host(number)]
     parts = [xp.astype(xp.reshape(number, (1,)), dtype, copy=False) for number in asked]
@@ -63,21 +63,21 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
 
 @body
 def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
-    """Return a number for each array, in one array, that is finite only if all of the array's numbers are.
+    """Return one number per array, in one array, that is finite only if all numbers of that array are.
 
-    It may overflow even if they are: then they have to be looked at.
+    It may overflow even if they are; then the array itself must be checked.
     """
-    with np.errstate(all="ignore"):  # of libraries that compute with NumPy
+    with np.errstate(all="ignore"):  # for libraries that compute with NumPy
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
 
 def _finite(value: Any) -> bool:
-    """Return whether an array, or each of a tuple, holds no nan and no infinity."""
+    """Return whether an array, or each array of a tuple, holds finite numbers only."""
     return not _strange(value)
 
 
 def _strange(value: Any) -> str:
-    """Return "nan" or "inf" if an array, or one of a tuple, holds such a number, else an empty string."""
+    """Return "nan" or "inf" if an array, or one of a tuple, holds one; otherwise an empty string."""
     for array in value if isinstance(value, tuple | list) else (value,):
         if array is None:
             continue
@@ -88,15 +88,15 @@ def _strange(value: Any) -> str:
 
 
 def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) -> DivergedError:
-    """Run a batch again with every layer watched, and return the error that says where numbers stop being finite.
+    """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
-    Buffers and random streams must be those from before the batch; they change. All gradients are cleared.
+    Buffers and random streams must have their state from before the batch; they change. All gradients are cleared.
 
     Parameters
     ----------
     model : the network.
     loss : `(output, target) -> (loss, backward)`.
-    value : the loss; if it is finite, a gradient is not.
+    value : the loss; if it is finite, a gradient must not be.
     x, y : the batch, on the device.
     """
     lost = not math.isfinite(value)
@@ -104,7 +104,7 @@ def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) 
     for kind, array in (("images", x), ("targets", y)):
         if odd := _strange(array):
             return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
-    with np.errstate(all="ignore"):  # NumPy has warned of the same numbers already
+    with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers
         found = _first_number(model, x) if lost else _first_gradient(model, loss, x, y)
     return DivergedError(f"{what}: {found}; lower the learning rate, clip the gradients, or check the data")
 
@@ -119,7 +119,9 @@ def _first_number(model: Module, x: Array) -> str:
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, backward = forward(x, train)
             if not found and not _finite(y):
-                found.append(f"{_called(name, layer)} gave the first numbers that are not finite{_reason(layer, x)}")
+                found.append(
+                    f"{_called(name, layer)} returned the first numbers that are not finite{_reason(layer, x)}"
+                )
             return y, backward
 
         return observed

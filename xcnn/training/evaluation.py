@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array
 from xcnn._check import integer
 from xcnn.data import Dataset, Loader
 from xcnn.devices import Device, to_numpy
-from xcnn.errors import DataError, ShapeError
+from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
-from xcnn.training.feed import Data, in_order, place
+from xcnn.training.feed import Data, as_array, in_order, place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import within_memory
 
-__all__ = ["Metrics", "confusion_matrix", "correct", "evaluate", "predict"]
+__all__ = ["Metrics", "confusion_matrix", "evaluate", "predict"]
 
 
 @dataclass(repr=False)
@@ -43,16 +42,11 @@ class Metrics:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the images whose largest output is the right class; None where the loss does not classify."""
+        """Share of the images whose largest output is the true class; None if the loss does not classify."""
         return None if self.correct is None else self.correct / self.images
 
     def __repr__(self) -> str:
         return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}, images={self.images})"
-
-
-def correct(loss: Loss, output: Array, y: Array) -> Array | None:
-    """Return how many images are predicted right, a number or an array on the device; None if that means nothing."""
-    return None if loss.correct is None else loss.correct(output, y)
 
 
 def evaluate(
@@ -84,7 +78,7 @@ def evaluate(
 
     def test(x: Any, y: Any) -> tuple[int, float, int | None]:
         output, targets = model(place(x, where)), place(y, where)
-        return output.shape[0], *look(loss.function(output, targets)[0], correct(loss, output, targets))[:2]
+        return output.shape[0], *look(loss.function(output, targets)[0], loss.count_correct(output, targets))[:2]
 
     with where.active():
         for x, y in in_order("evaluate: data", data, batch_size, where):
@@ -97,14 +91,15 @@ def evaluate(
 
 
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
-    """Return what a model predicts for each image, on the host; see `Trainer.predict`."""
+    """Return the predictions for some images, on the host; see `Trainer.predict`."""
     integer("predict", "batch_size", batch_size)
     if isinstance(images, Loader | Dataset):
         parts: Iterable[Any] = (x for x, _ in in_order("predict: images", images, batch_size, where))
-    elif len(images := np.asarray(images) if isinstance(images, list | tuple) else images) == 0:
-        raise ShapeError("predict: images is empty")
     else:
-        parts = (images[i : i + batch_size, ...] for i in range(0, len(images), batch_size))
+        images = as_array(images)
+        if images.ndim == 0 or images.shape[0] == 0:
+            raise ShapeError(f"predict: images must be (n, ...) with n of at least 1, got {tuple(images.shape)}")
+        parts = (images[i : i + batch_size, ...] for i in range(0, images.shape[0], batch_size))
 
     def answer(x: Any) -> np.ndarray:
         return to_numpy(loss.activation(model(place(x, where))))
@@ -114,12 +109,31 @@ def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: i
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count, per true class (row), the predicted classes (columns), from (n, classes) and (n,).
+    """Return how often each class (column) is predicted for each true class (row).
 
+    Parameters
+    ----------
+    probabilities : (n, classes), or scores.
+    labels : (n,), integers in 0..classes-1.
+
+    Raises
+    ------
+    ShapeError, UsageError
+        If the arrays do not fit together.
+
+    Examples
+    --------
     >>> confusion_matrix(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), np.array([0, 1, 1]))
     array([[1, 0],
            [1, 1]])
     """
+    shapes = np.shape(probabilities), np.shape(labels)
+    if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
+        raise ShapeError(
+            "confusion_matrix: needs probabilities (n, classes) and labels (n,), got {} and {}".format(*shapes)
+        )
+    if not np.isin(labels, np.arange(shapes[0][1])).all():
+        raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}")
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts

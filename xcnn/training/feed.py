@@ -1,4 +1,4 @@
-"""From data to batches to arrays on the device: what training, evaluation and prediction are fed with."""
+"""From data to batches to arrays on the device, for training, evaluation and prediction."""
 
 import collections.abc
 import copy
@@ -14,24 +14,24 @@ from xcnn.devices import Device, free_memory
 from xcnn.errors import CheckpointError, OutOfMemoryError, UsageError
 from xcnn.training.memory import memory_error, ran_out
 
-__all__ = ["Batch", "Batches", "Data", "Feed", "batches", "in_order", "place"]
+__all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "in_order", "place"]
 
 Batch = tuple[Any, Any]
 Batches = Loader | Iterable[Batch]
 Data = Batches | Dataset | tuple[np.ndarray, np.ndarray]
-"""Batches, or what they are made of: a `Loader`, a `Dataset`, (images, labels), or an iterable of (x, y) batches."""
+"""A `Loader`, a `Dataset`, (images, labels), or an iterable of batches (x, y)."""
 
 _MOST_BYTES = 1 << 30
-"""Data sets that take more stay on the host."""
+"""The largest data set that is copied to the device."""
 
 
 def batches(who: str, data: Any, where: Device) -> Batches:
-    """Return batches to train on: data sets are shuffled from seed 0 in batches of 64. `who` opens the error.
+    """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins the error message.
 
     Raises
     ------
     UsageError
-        If `data` is nothing to take batches from, or on another device than the network.
+        If `data` is of another type, or on another device than the network.
     """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
         data = from_arrays(*data)
@@ -39,7 +39,7 @@ def batches(who: str, data: Any, where: Device) -> Batches:
         data = Loader(data)
     if isinstance(data, Loader) and data.dataset.device.xp is not np and data.dataset.device != where:
         there = data.dataset.device.name
-        raise UsageError(f"{who} is on {there}, the network is on {where.name}: give both the same device")
+        raise UsageError(f"{who} is on {there}, the network is on {where.name}; put both on the same device")
     if not isinstance(data, Loader | Iterable):
         kinds = "a Loader, a Dataset, (images, labels) or batches (x, y)"
         raise UsageError(f"{who} must be {kinds}, got {type(data).__name__}")
@@ -47,13 +47,13 @@ def batches(who: str, data: Any, where: Device) -> Batches:
 
 
 def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
-    """Yield batches to evaluate: every image of a data set once, in its order and not augmented."""
+    """Yield batches to evaluate: every image of a data set once, in order, without augmentation."""
     made = batches(who, data, where)
     return _pairs(who, Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
 
 
 def _pairs(who: str, made: Batches) -> Iterator[Batch]:
-    """Yield batches after checking that they are pairs."""
+    """Yield batches, checking that each is a pair."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise UsageError(f"{who} must give batches (x, y), got {type(batch).__name__}")
@@ -61,17 +61,32 @@ def _pairs(who: str, made: Batches) -> Iterator[Batch]:
 
 
 def place(array: Any, where: Device) -> Array:
-    """Move a host array, or a list, to the device; an array of the device's library stays as it is."""
-    if isinstance(array, list | tuple):
-        array = np.asarray(array)
+    """Return a list or an array of the host on the device; an array of the device's library is returned as it is."""
+    array = as_array(array)
     return array if namespace_of(array) is where.xp else where.asarray(array)
+
+
+def as_array(value: Any) -> Array:
+    """Return a list as a NumPy array, and an array of any library as it is.
+
+    Raises
+    ------
+    UsageError
+        If it is neither.
+    """
+    try:
+        value = np.asarray(value) if isinstance(value, list | tuple) else value
+        namespace_of(value)
+    except (TypeError, ValueError):  # the latter for lists of unequal lengths
+        raise UsageError(f"images and targets must be arrays, got {type(value).__name__}") from None
+    return value
 
 
 class Feed:
     """The batches of one `fit`.
 
-    A data set on the host that nothing augments is copied to the device, for as long as the feed, if it is not too
-    large. The copy is given up where memory runs out beside it; the batches are the same bits either way.
+    A data set on the host that is not augmented and not too large is copied to the device for the lifetime of the feed.
+    If memory runs out, the copy is freed and batches are made on the host. The bits are the same either way.
 
     Parameters
     ----------
@@ -87,28 +102,24 @@ class Feed:
         self._host: Dataset | None = None  # of which the device has a copy
         self.settings = self.source.settings() if isinstance(self.source, Loader) else None
         self.length = len(self.source) if isinstance(self.source, collections.abc.Sized) else None
-        if isinstance(self.source, Loader) and not self.source.augment and where.xp is not np:
-            self._move(self.source)
-
-    def _move(self, loader: Loader) -> None:
-        """Take the batches from a copy of the data set on the device, if it fits."""
-        dataset = loader.dataset
+        if not isinstance(self.source, Loader) or self.source.augment or where.xp is np:
+            return
+        dataset, moved = self.source.dataset, copy.copy(self.source)
         if dataset.device.xp is np and dataset.images.nbytes <= _MOST_BYTES:
-            moved = copy.copy(loader)
             try:
-                moved.dataset = dataset.to(self.where)
+                moved.dataset = dataset.to(where)
             except OutOfMemoryError as error:
-                self.tell(f"{error}; batches are made on the host")
-                return
-            self.source, self._host = moved, dataset
+                tell(f"{error}; batches are made on the host")
+            else:
+                self.source, self._host = moved, dataset
 
     def check_place(self, settings: dict[str, Any] | None, batch: int) -> None:
-        """Check that an epoch which was left after `batch` batches of a loader of these settings can go on.
+        """Check that an epoch that stopped after `batch` batches of a loader with these settings can continue.
 
         Raises
         ------
         CheckpointError
-            If these are other batches.
+            If the batches of this feed differ.
         """
         if settings != self.settings:
             was, here = (f"a Loader with {s}" if s else "no Loader" for s in (settings, self.settings))
@@ -117,7 +128,7 @@ class Feed:
             raise CheckpointError(f"{self.who} has {self.length} batches, but the state is after {batch} of the epoch")
 
     def batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, which counts from 1, after the first `done`."""
+        """Yield the batches of an epoch (counted from 1) after the first `done`."""
         if not isinstance(self.source, Loader):
             yield from itertools.islice(_pairs(self.who, self.source), done, None)
             return
@@ -135,7 +146,7 @@ class Feed:
                 raise memory_error((self.source.batch_size, *self.source.dataset.shape), self.where)
 
     def give_up(self) -> bool:
-        """Make the batches on the host from now on, say so, and return whether there was a copy on the device."""
+        """Make batches on the host from now on, report it, and return whether there was a copy on the device."""
         host, self._host = self._host, None
         if host is None or not isinstance(self.source, Loader):
             return False

@@ -14,29 +14,29 @@ __all__ = ["LOSSES", "Loss", "count_classes", "exp", "identity", "loss_named", "
 
 
 def identity(output: Array) -> Array:
-    """Return the output itself."""
+    """Return the output unchanged."""
     return output
 
 
 def exp(output: Array) -> Array:
-    """Return the probabilities of an output (n, classes, ...) of log-probabilities."""
+    """Return the probabilities of log-probabilities (n, classes, ...)."""
     return namespace_of(output).exp(output)
 
 
 def sigmoid(output: Array) -> Array:
-    """Return the probabilities of an output of any shape, one per number."""
+    """Return one probability per score, for scores of any shape."""
     return ops.sigmoid(output)[0]
 
 
 def softmax(output: Array) -> Array:
-    """Return the probabilities of an output (n, classes, ...) of scores."""
+    """Return the probabilities of scores (n, classes, ...)."""
     return ops.softmax(output, dim=1)[0]
 
 
 def count_classes(output: Array, target: Array) -> Array | None:
     """Return the number of rows of an output (n, classes) whose largest entry is at the target (n,).
 
-    It is a 0-d array where the output is, or an integer; None for an output or a target of another rank.
+    The number is a 0-d array on the device of the output, or an integer. If the ranks are others, return None.
     """
     if output.ndim != 2 or target.ndim != 1:
         return None
@@ -46,14 +46,14 @@ def count_classes(output: Array, target: Array) -> Array | None:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what it means for the network's output.
+    """A loss, and how it interprets the output of the network.
 
     Attributes
     ----------
     function : `loss, backward = function(output, target)`. The loss is a mean over the images, a 0-d array. The first
-        that `backward()` returns is the gradient of the output.
+        value that `backward()` returns is the gradient of the output.
     activation : function that turns the network's output into what `Trainer.predict` returns, such as probabilities.
-    correct : function `(output, target)` that returns how many images of a batch are predicted right, a 0-d array; None
+    correct : function `(output, target)` that returns the number of correct predictions in a batch, a 0-d array; None
         if the loss has no accuracy.
     """
 
@@ -61,10 +61,18 @@ class Loss:
     activation: Callable[[Array], Array] = identity
     correct: Callable[[Array, Array], Array | None] | None = None
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise UsageError(f"Loss: function must be a function (output, target), got {self.function!r}")
+
     @property
     def classifies(self) -> bool:
         """Whether the target is a class index per image."""
         return self.correct is count_classes
+
+    def count_correct(self, output: Array, target: Array) -> Array | None:
+        """Return the number of correct answers, an integer or a 0-d array on the device; None without an accuracy."""
+        return None if self.correct is None else self.correct(output, target)
 
 
 LOSSES: dict[str, Loss] = {
@@ -78,7 +86,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
-    """Return a loss by its name, with options such as `label_smoothing=0.1`. A function becomes a `Loss` of its own.
+    """Return a loss by its name, with options such as `label_smoothing=0.1`. A function is wrapped in a `Loss`.
 
     Raises
     ------
@@ -89,6 +97,6 @@ def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
         loss = find("loss", loss, LOSSES)
     if not isinstance(loss, Loss):
         if not callable(loss):
-            raise UsageError(f"loss takes a name, a Loss or a function (output, target), got {loss!r}")
+            raise UsageError(f"loss must be a name, a Loss or a function (output, target), got {loss!r}")
         loss = Loss(loss)
     return replace(loss, function=functools.partial(loss.function, **options)) if options else loss

@@ -1,4 +1,4 @@
-"""Devices that run out of memory: everything the batch took is freed, and one sentence says what to try."""
+"""Running out of memory on a device: the memory of the batch is freed, and one error suggests a fix."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def within_memory(function: Callable[..., T], images: Any, *rest: Any, where: Device) -> T:
-    """Return `function(images, *rest)`; where memory runs out, free what the call took.
+    """Return `function(images, *rest)`. If memory runs out, free what the call has allocated.
 
     Raises
     ------
@@ -27,13 +27,12 @@ def within_memory(function: Callable[..., T], images: Any, *rest: Any, where: De
     except Exception as error:
         if not ran_out(error, where):
             raise
-    raise memory_error(
-        np.shape(images) if isinstance(images, list) else images.shape, where
-    )  # out here nothing holds the exception any more
+    # Outside the except block nothing refers to the exception any more.
+    raise memory_error(np.shape(images) if isinstance(images, list) else images.shape, where)
 
 
 def ran_out(error: Exception, where: Device) -> bool:
-    """Return whether memory ran out, and if so, release the arrays that the exception holds through its traceback."""
+    """Return whether memory ran out; if so, release the arrays to which the traceback of the exception refers."""
     if not out_of_memory(error, where):
         return False
     link: BaseException | None = error
@@ -43,13 +42,13 @@ def ran_out(error: Exception, where: Device) -> bool:
 
 
 def memory_error(shape: Sequence[int], where: Device, updating: bool = False) -> OutOfMemoryError:
-    """Return freed memory to the device, and return the error that says what to try.
+    """Return the error that suggests a fix, after returning freed memory to the device.
 
     Parameters
     ----------
-    shape : of the batch.
-    where : the device whose memory ran out.
-    updating : whether the optimizer had begun to change the weights.
+    shape : shape of the batch.
+    where : the device.
+    updating : whether the optimizer has begun to change the weights.
     """
     gc.collect()
     free_memory(where)
@@ -57,5 +56,5 @@ def memory_error(shape: Sequence[int], where: Device, updating: bool = False) ->
     smaller = f"a batch size of {n // 2}" if n > 1 else "smaller images"
     return OutOfMemoryError(
         f"out of memory on {where.name} with {n} image{'s' * (n > 1)} of {tuple(size)} at a time: "
-        f"try {smaller}, or a smaller network{'; some weights have changed already' * updating}"
+        f"try {smaller}, or a smaller network{'; some weights have already changed' * updating}"
     )

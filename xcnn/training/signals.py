@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM take effect between two steps, never inside one, so that the weights are those of a whole step."""
+"""Delaying Ctrl-C and SIGTERM to the end of a step, so that the weights are always those of a complete step."""
 
 import contextlib
 import signal
@@ -21,7 +21,7 @@ _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminat
 def terminable() -> Iterator[None]:
     """Make SIGTERM raise SystemExit inside a `with`, so that files and locks are released.
 
-    A handler that the program has set stays in place.
+    A handler that the program has set is kept.
     """
     mine = _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if mine:
@@ -42,7 +42,7 @@ def _in_main_thread() -> bool:
 def delayed_signals() -> Iterator[Callable[[], None]]:
     """Provide a function to call between steps: it raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
 
-    A second signal raises at once. Outside the main thread, and where the program has set handlers of its own, nothing
+    A second signal raises at once. Outside the main thread, and for signals that the program handles itself, nothing
     changes.
     """
     came: list[int] = []

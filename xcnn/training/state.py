@@ -1,4 +1,4 @@
-"""A trainer's own state, an unfinished epoch and the history, checked when it is loaded."""
+"""The unfinished epoch and the history of a trainer, checked when they are loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from xcnn.training.evaluation import Metrics
 __all__ = ["RECORD", "Epoch", "count", "record"]
 
 RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second")
-"""What every record of the history has; callbacks may add numbers."""
+"""The entries of every record of the history; callbacks may add numbers."""
 
 
 @dataclass
 class Epoch:
-    """An epoch that is not finished.
+    """An unfinished epoch.
 
     Attributes
     ----------
-    settings : what decides its batches: `Loader.settings()`, None for other batches.
-    batch : how many batches are done.
-    seconds : how long they took.
-    metrics : what was seen in them.
+    settings : the `Loader.settings()` that determine its batches; None if they do not come from a `Loader`.
+    batch : the number of batches done.
+    seconds : the time that they took.
+    metrics : their metrics.
     """
 
     settings: dict[str, Any] | None = None
@@ -32,7 +32,7 @@ class Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Epoch":
-        """Return the epoch that `dataclasses.asdict` was given."""
+        """Return the epoch from which `dataclasses.asdict` made this state."""
         seen = state["metrics"]
         right = None if seen["correct"] is None else count(seen["correct"])
         metrics = Metrics(count(seen["images"]), float(seen["loss_sum"]), right)
@@ -41,14 +41,14 @@ class Epoch:
 
 
 def count(value: Any) -> int:
-    """Return a number of batches, images or steps of a state."""
+    """Check a number of batches, images or steps in a state and return it."""
     if not is_integer(value) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} counts nothing")
+        raise ValueError(f"{value!r} is not a count")
     return int(value)
 
 
 def record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """Return the record of an epoch of a state."""
+    """Check the record of an epoch in a state and return it."""
     entries = dict(state)
     numbers = all(isinstance(name, str) and isinstance(value, int | float | None) for name, value in entries.items())
     if not numbers or entries["epoch"] != epoch or not entries.keys() >= set(RECORD):

@@ -1,4 +1,4 @@
-"""One training step: gradients, their bounds and the update; where it cannot be taken, all is put back as it was."""
+"""One training step: gradients, clipping and the update. If the step fails, the state from before it is restored."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from xcnn.errors import UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.parameter import Parameter
 from xcnn.training.divergence import divergence, look
-from xcnn.training.evaluation import correct
 from xcnn.training.feed import place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
@@ -22,7 +21,7 @@ __all__ = ["Step"]
 
 
 class Step:
-    """The step of a `Trainer`, whose arguments these are."""
+    """The step of a `Trainer`; the arguments are those of `Trainer`."""
 
     def __init__(
         self,
@@ -49,9 +48,9 @@ class Step:
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
     ) -> tuple[float, int, int | None]:
-        """Train on a batch and return its loss, how many images it has, and if asked, how many answers are right.
+        """Train on a batch and return its loss, its number of images and, if `count`, its number of correct answers.
 
-        Where memory runs out before the update, `make_room` is called; if it returns True, the step is taken again.
+        If memory runs out before the update, `make_room` is called; if it returns True, the step is repeated.
         """
         put_back, updating = self._remember(), False
         try:
@@ -66,25 +65,25 @@ class Step:
                 put_back()
             if not ran_out(error, self.device):
                 raise
-        # Out here nothing holds the exception any more, nor what the layers kept for it.
+        # Outside the except block nothing refers to the exception any more, nor to the arrays that the layers saved.
         self.model.zero_grad()
         if not updating and make_room():
             return self(x, y, count, make_room)
         raise memory_error(np.shape(x) if isinstance(x, list) else x.shape, self.device, updating)
 
     def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[float, int, int | None]:
-        """Give every parameter its gradient, bounded, and return what the step does, waiting for the device once.
+        """Compute and clip all gradients and return what `__call__` returns, waiting for the device once.
 
-        If one of these numbers is not finite, all but the gradients is as it was before.
+        If the loss or a gradient is not finite, everything but the gradients is restored before the error is raised.
         """
         x, y = place(x, self.device), place(y, self.device)
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
-        right = correct(self.loss, output, y) if count else None
+        right = self.loss.count_correct(output, y) if count else None
         if not on_host(loss) or math.isfinite(loss):
             self.optimizer.zero_grad()
             backward(loss_backward()[0], need_dx=False)
-        del backward, loss_backward  # and with them what they keep: a bad batch is run once more
+        del backward, loss_backward  # frees the saved arrays: a batch that diverges runs once more
         gradients = [p.grad for p in self._parameters()]
         value, right, finite = look(loss, right, gradients)
         if not (math.isfinite(value) and finite):
@@ -96,10 +95,10 @@ class Step:
         return value, output.shape[0], right
 
     def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
-        """Put everything back and return the error that says where the loss, or else a gradient, began to fail."""
+        """Restore the state from before the step and return the error that names the layer where the numbers fail."""
         put_back()
         try:
-            # Ops that cannot read labels without stopping the device give NaN for those that are no class.
+            # Ops that cannot check labels without waiting for the device return NaN for invalid ones.
             if self.loss.classifies and y.ndim == 1:
                 labels = to_numpy(y)
                 strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
@@ -107,16 +106,14 @@ class Step:
                     return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
             return divergence(self.model, self.loss.function, value, x, y)
         finally:
-            self.model.zero_grad()  # it may hold what a backward pass made of such a loss
+            self.model.zero_grad()
             put_back()
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _remember(self) -> Callable[[], None]:
-        """Note running statistics and random streams, and return the function that puts them back."""
-        if not self._buffers and not self._random:
-            return _nothing
+        """Return a function that restores the running statistics and random streams of now."""
         arrays = [buffer.data for buffer in self._buffers]
         streams = [stream.bit_generator for module in self._random for _, stream in module.named_generators()]
         states = [stream.state for stream in streams]
@@ -128,7 +125,3 @@ class Step:
                 stream.state = state
 
         return put_back
-
-
-def _nothing() -> None:
-    pass

@@ -1,4 +1,4 @@
-"""`Trainer`: a model, an optimizer and a loss on one device; and `Callback`, what can listen to it."""
+"""`Trainer`, which trains a model on one device, and `Callback`, the base class of its callbacks."""
 
 import collections
 import contextlib
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import optim
-from xcnn._check import integer
+from xcnn._check import integer, number
 from xcnn._random import load_stream, stream_state
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
@@ -28,35 +28,35 @@ __all__ = ["Callback", "Trainer"]
 
 
 class Callback:
-    """Base of everything that listens to a `Trainer`; override what you need.
+    """Base class of callbacks of a `Trainer`; override the methods that you need.
 
-    Callbacks are called in their order, those whose class has `comes_last` after the others. `trainer.stop(reason)`
-    ends the run after the epoch.
+    Callbacks are called in the order in which they are given, those whose class sets `comes_last` after all others.
+    Call `trainer.stop(reason)` to end training after the epoch.
     """
 
     comes_last = False
 
     def on_fit_start(self, trainer: "Trainer", batches: int | None, epochs: int) -> None:
-        """Before the first epoch, with the number of batches in each (None if unknown) and that of the last epoch."""
+        """Called before the first epoch, with the batches per epoch (None if unknown) and the last epoch."""
 
     def on_batch_end(self, trainer: "Trainer", epoch: int, batch: int, metrics: Metrics) -> None:
-        """After every step, with the metrics of the epoch so far; epochs and batches count from 1."""
+        """Called after every step, with the metrics of the epoch so far; epochs and batches count from 1."""
 
     def on_epoch_end(self, trainer: "Trainer", record: dict[str, Any]) -> None:
-        """After every epoch and its validation, with the record that `fit` returns; numbers may be added to it."""
+        """Called after an epoch and its validation, with the record that `fit` returns; you may add numbers."""
 
     def on_interrupt(self, trainer: "Trainer") -> None:
-        """After the step during which Ctrl-C or SIGTERM came, before `fit` raises."""
+        """Called after the step in which Ctrl-C or SIGTERM arrived, before `fit` raises."""
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        """At the end, whether all epochs are done, or an error or Ctrl-C ended the run."""
+        """Called at the end, even if an error or Ctrl-C ended the training."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on: numbers, strings, lists, dicts with string keys, and NumPy arrays."""
+        """Return the state to save: numbers, strings, lists, dicts with string keys, and NumPy arrays."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what `state_dict` returned. `Trainer.load_state_dict` calls it, so before `on_fit_start`."""
+        """Load what `state_dict` returned. `Trainer.load_state_dict` calls it, before `on_fit_start`."""
 
 
 class Trainer:
@@ -68,19 +68,20 @@ class Trainer:
     optimizer : built on `model.parameters()`.
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
-    schedule : a schedule from `xcnn.optim` built on the optimizer. It is stepped after every batch, so its lengths
-        count batches, not epochs; only `ReduceLROnPlateau` is stepped after an epoch, with the validation loss.
-    clip_norm, clip_value : bounds for the gradients' common norm and for each of their entries; None for none.
+    schedule : a schedule from `xcnn.optim`, built on the optimizer. It is stepped after every batch, so its lengths
+        count batches, not epochs; only `ReduceLROnPlateau` is stepped after every epoch, with the validation loss.
+    clip_norm, clip_value : the largest norm of all gradients together, and the largest absolute value of an entry; None
+        for no limit.
     callbacks : `Callback` objects that `fit` calls.
-    tell : called with a sentence when a data set does not fit into the memory of the device.
+    tell : called with a sentence if a data set does not fit into the memory of the device.
 
     Attributes
     ----------
     callbacks : in the order in which they are called.
     history : one record per finished epoch, as `fit` returns them.
     stop_reason : why a callback ended the last `fit` before its last epoch; empty if none did.
-    steps : how many batches the model has been trained on.
-    interrupted : whether a signal ended the last `fit` after a whole step.
+    steps : the number of batches that the model has been trained on.
+    interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class Trainer:
         for name, value, kind in (("model", model, Module), ("optimizer", optimizer, optim.Optimizer)):
             if not isinstance(value, kind):
                 raise UsageError(f"Trainer: {name} must be an instance of {kind.__name__}, got {value!r}")
+        if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
+            raise UsageError(f"Trainer: schedule must be a schedule of the same optimizer or None, got {schedule!r}")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None:
+                number("Trainer", name, limit, "[0, inf)")
         if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
             raise UsageError(f"Trainer: callbacks must be a list of Callback objects, got {callbacks!r}")
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -108,9 +114,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.stop_reason, self.steps, self.interrupted = "", 0, False
         self._tell, self._fitting = tell, False
-        self._epoch: Epoch | None = None  # the unfinished one
-        self._loaded = False  # whether it is from load_state_dict, and no `fit` has taken it up yet
-        self._feeds: list[Feed] = []  # what `fit` trains on, and validates with
+        self._epoch: Epoch | None = None  # the unfinished epoch
+        self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
+        self._feeds: list[Feed] = []  # the training and validation data of the current `fit`
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value)
         model.to(self.device)
 
@@ -128,33 +134,35 @@ class Trainer:
         ------
         DivergedError
             If the loss or a gradient is not finite. The message names the layer where that begins; weights, statistics,
-            random streams and the optimizer are then as they were before this step.
+            random streams and the optimizer keep their state from before the step.
         OutOfMemoryError
-            If the batch is too large. Its memory is free again, and all is as before this step, unless the message says
-            otherwise.
+            If the batch is too large. Its memory is freed, and unless the message says otherwise, everything keeps its
+            state from before the step.
         ShapeError, DtypeError, UsageError
             If the batch does not fit the model or the loss.
         """
         with self.device.active():
-            return self._step(x, y)[0]
+            loss = self._step(x, y)[0]
+        self.steps += 1
+        return loss
 
     def fit(
         self, train: Data, epochs: int = 1, validation: Data | None = None, *, until: int | None = None
     ) -> list[dict[str, Any]]:
         """Train for some epochs and return one record for each.
 
-        A data set that is not augmented is copied to the device while `fit` runs, in its own dtype, if it takes at most
-        1 GiB there and fits; its batches are then gathered on the device. That changes no bit.
+        While `fit` runs, a data set that is not augmented is kept on the device in its own dtype, if it takes at most
+        1 GiB and fits. The results are the same to the bit.
 
         Parameters
         ----------
         train : a `Loader`; a `Dataset` or (images, labels), in shuffled batches of 64; or batches (x, y), as a list or
             any other iterable.
-        epochs : passes over `train`. An unfinished one that `load_state_dict` brought back is finished first, and
-            counts.
+        epochs : the number of passes over `train`. An unfinished epoch of a loaded state is finished first and counts
+            as one.
         validation : evaluated after each epoch, if given.
-        until : train until so many epochs are finished, instead of `epochs`. Nothing is done if they are, or if
-            the loaded state is that of a run that a callback had stopped.
+        until : train until this many epochs are finished in all, instead of `epochs` more. If they are already, or
+            if a callback had stopped the run whose state was loaded, nothing is done.
 
         Returns
         -------
@@ -171,19 +179,19 @@ class Trainer:
         DataError
             If there is no batch.
         CheckpointError
-            If the loaded state is inside an epoch of other batches than those of `train`.
+            If the loaded state is inside an epoch whose batches are not those of `train`.
         KeyboardInterrupt
             On Ctrl-C, between two steps or at the end of an epoch; a second one acts at once.
         SystemExit
-            On SIGTERM, likewise, unless the program handles it; the exit code is 143.
+            On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
         integer("fit", "epochs", epochs)
         if self._fitting:
-            raise UsageError("fit: this trainer is in fit already; call it again when that has returned")
+            raise UsageError("fit: this trainer is already in fit; wait until it has returned")
         first = len(self.history)
         last = first + epochs if until is None else integer("fit", "until", until)
         if not self._loaded:
-            self._epoch = None  # what an interrupted `fit` left does not count
+            self._epoch = None  # an epoch that an interrupted `fit` left unfinished
         if last <= first or (until is not None and self._loaded and self.stop_reason and self._epoch is None):
             return []
         if self._epoch is None:
@@ -197,7 +205,7 @@ class Trainer:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             for callback in self.callbacks:
                 callback.on_fit_start(self, feed.length, last)
-            self._loaded = False  # not before, so that a `fit` that could not start may be tried again
+            self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             with self.device.active(), delayed_signals() as check_signals:
 
                 def go_on() -> None:
@@ -224,8 +232,11 @@ class Trainer:
         self._end()
         return self.history[first:]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_fitting": False, "_feeds": []}  # a copy made by a callback is not in `fit`
+
     def _end(self) -> None:
-        """Call `on_fit_end` of every callback, whichever of them raise, and raise the first exception."""
+        """Call `on_fit_end` of every callback, even if some raise, and then raise the first exception."""
         self._fitting, self._feeds = False, []  # and with them their copies on the device
         errors = []
         for callback in self.callbacks:
@@ -237,7 +248,7 @@ class Trainer:
             raise errors[0]
 
     def _make_room(self) -> bool:
-        """Give up copies of data sets on the device, and return whether there were any."""
+        """Free the copies of data sets on the device, and return whether there were any."""
         given_up = [feed.give_up() for feed in self._feeds]
         return any(given_up)
 
@@ -275,7 +286,7 @@ class Trainer:
         }
 
     def stop(self, reason: str) -> None:
-        """Ask `fit` to end after this epoch; for callbacks."""
+        """End `fit` after this epoch; for callbacks."""
         self.stop_reason = reason
 
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
@@ -292,21 +303,21 @@ class Trainer:
 
         Returns
         -------
-        (n, classes): probabilities where the loss gives outputs that meaning (cross-entropy: their softmax), else the
-        outputs.
+        (n, classes): probabilities if the loss defines them (for cross-entropy, the softmax of the outputs), otherwise
+        the outputs.
         """
         return predict(self.model, images, self.loss, self.device, batch_size)
 
     @property
     def unfinished(self) -> int:
-        """How many batches of an unfinished epoch are done."""
+        """The number of batches done of an unfinished epoch; 0 if there is none."""
         return 0 if self._epoch is None else self._epoch.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that is needed to go on, in nested dicts and lists of NumPy arrays, numbers and strings.
+        """Return all that is needed to resume, in nested dicts and lists of NumPy arrays, numbers and strings.
 
-        That is the weights, the states of optimizer, schedule, random streams and callbacks, the history, and the
-        position inside an unfinished epoch. During `fit` it is the state after the last whole step.
+        The state consists of the weights, the states of optimizer, schedule, random streams and callbacks, the history,
+        and the position inside an unfinished epoch. During `fit` it is the state after the last complete step.
         """
         return {
             "weights": self.model.state_dict(),
@@ -321,19 +332,19 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state of a trainer of the same parts; `fit` goes on from there.
+        """Load the state of a trainer with the same parts; `fit` continues from there.
 
-        After an error the trainer may have taken some of the state, and should not be used.
+        If this raises, the trainer may have loaded a part of the state and must not be used.
 
         Raises
         ------
         CheckpointError
-            If the state is none, or does not fit this model, optimizer, schedule or these callbacks.
+            If it is not the state of a trainer, or does not fit this model, optimizer, schedule or these callbacks.
         """
         with making_sense("Trainer"):
             streams = dict(self.model.named_generators())
             if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
-                raise CheckpointError("Trainer: the state is of other parts: another schedule, or other layers")
+                raise CheckpointError("Trainer: the state is that of a trainer with another schedule or other layers")
             epoch, callbacks = state["epoch"], dict(state["callbacks"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule is not None:
@@ -349,7 +360,7 @@ class Trainer:
                     callback.load_state_dict(dict(callbacks[name]))
 
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
-        """Name callbacks after their classes, numbered where there are several of one."""
+        """Yield callbacks with the names of their classes, numbered if a class occurs more than once."""
         seen: collections.Counter[str] = collections.Counter()
         for callback in self.callbacks:
             name = type(callback).__name__
