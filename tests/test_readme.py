@@ -9,7 +9,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
+from xcnn import models
 from xcnn.cli import app
 from xcnn.errors import UsageError
 
@@ -35,6 +37,12 @@ def test_the_script_runs(tmp_path):
     accuracy = float(re.search(r"accuracy=([\d.]+)", result.stdout).group(1))
     assert accuracy > 0.9
     assert "[" in result.stdout  # the probabilities
+
+
+def test_weights_are_read(tmp_path):
+    (script,) = (block for block in blocks() if "load_file" in block)
+    save_file(models.build("lenet5").state_dict(), tmp_path / "lenet5.safetensors")
+    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True, timeout=300)
 
 
 def test_the_commands_parse(tmp_path, monkeypatch):
