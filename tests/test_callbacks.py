@@ -287,6 +287,8 @@ ARRAY = r"images and targets must be arrays, got "
         (lambda trainer: EarlyStopping(monitor=3), "EarlyStopping: monitor must be the name of an entry, got 3"),
         (lambda trainer: EarlyStopping(min_delta="a"), "EarlyStopping: min_delta must be a number"),
         (lambda trainer: KeepBest(3), "KeepBest: save must be a function"),
+        (lambda trainer: EarlyStopping("error"), "EarlyStopping: mode must be 'min' or 'max' for the entry 'error'"),
+        (lambda trainer: KeepBest(print, "val_iou", "best"), "mode must be 'min' or 'max' for the entry 'val_iou'"),
         (lambda trainer: HistoryFile(3), "HistoryFile: path must end in"),
         (lambda trainer: Checkpoints(3), "Checkpoints: folder must be a path"),
         (lambda trainer: Checkpoints("a", about=3), "about a Checkpoint"),
@@ -302,3 +304,15 @@ def test_a_schedule_of_another_optimizer_is_refused():
     trainer, other = make_trainer(), make_trainer()
     with pytest.raises(UsageError, match="schedule must be a schedule of the same optimizer"):
         Trainer(trainer.model, trainer.optimizer, schedule=optim.StepLR(other.optimizer, 3))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "best"),
+    [("error", "min", 1.0), ("error", "max", 3.0), ("val_loss", None, 1.0), ("val_accuracy", None, 3.0)],
+)
+def test_the_best_is_the_smallest_or_the_largest(monitor: str, mode: str | None, best: float) -> None:
+    saved: list[float] = []
+    keep = KeepBest(lambda record: saved.append(record[monitor]), monitor, mode)
+    for epoch, value in enumerate([2.0, 1.0, 3.0], 1):
+        keep.on_epoch_end(make_trainer(), {"epoch": epoch, monitor: value})
+    assert saved == [2.0, best]

@@ -83,13 +83,23 @@ class HistoryFile(Callback):
         return text.getvalue().encode()
 
 
-class _Monitor(Callback):
-    """Watches one entry of the records; smaller is better for a loss, larger for everything else."""
+_BETTER = {"loss": "min", "accuracy": "max"}
+"""Which value of an entry is better, by the end of its name."""
 
-    def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
+
+class _Monitor(Callback):
+    """Watches one entry of the records. Whether smaller or larger is better is known of losses and accuracies alone."""
+
+    def __init__(self, monitor: str, mode: str | None, min_delta: float = 0.0) -> None:
+        name = type(self).__name__
         if not isinstance(monitor, str):
-            raise UsageError(f"{type(self).__name__}: monitor must be the name of an entry, got {monitor!r}")
-        self.monitor, self.min_delta = monitor, number(type(self).__name__, "min_delta", min_delta, "[0, inf)")
+            raise UsageError(f"{name}: monitor must be the name of an entry, got {monitor!r}")
+        if mode is None:
+            mode = next((best for end, best in _BETTER.items() if monitor.endswith(end)), None)
+        if mode not in ("min", "max"):
+            raise UsageError(f"{name}: mode must be 'min' or 'max' for the entry {monitor!r}, got {mode!r}")
+        self.monitor, self.min_delta = monitor, number(name, "min_delta", min_delta, "[0, inf)")
+        self._sign = -1.0 if mode == "min" else 1.0
         self.best: float | None = None
         self.best_epoch = 0
 
@@ -98,8 +108,7 @@ class _Monitor(Callback):
         if value is None:
             known = ", ".join(name for name, entry in record.items() if entry is not None)
             raise UsageError(f"{type(self).__name__}: the records have no {self.monitor!r} (known: {known})")
-        sign = -1.0 if self.monitor.endswith("loss") else 1.0
-        if math.isnan(value) or (self.best is not None and not sign * (value - self.best) > self.min_delta):
+        if math.isnan(value) or (self.best is not None and not self._sign * (value - self.best) > self.min_delta):
             return False
         self.best, self.best_epoch = value, record["epoch"]
         return True
@@ -125,10 +134,14 @@ class EarlyStopping(_Monitor):
     monitor : such as `"val_loss"` or `"val_accuracy"`.
     patience : the number of epochs without improvement after which training stops.
     min_delta : the improvement must be larger than this.
+    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss` or
+        `accuracy`.
     """
 
-    def __init__(self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0) -> None:
-        super().__init__(monitor, min_delta)
+    def __init__(
+        self, monitor: str = "val_loss", patience: int = 5, min_delta: float = 0.0, mode: str | None = None
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
         self.patience = integer("EarlyStopping", "patience", patience)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
@@ -145,10 +158,14 @@ class KeepBest(_Monitor):
     ----------
     save : called with the record of the epoch; see `xcnn.runs.save_checkpoint`.
     monitor : such as `"val_loss"` or `"val_accuracy"`.
+    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss` or
+        `accuracy`.
     """
 
-    def __init__(self, save: Callable[[dict[str, Any]], None], monitor: str = "val_loss") -> None:
-        super().__init__(monitor)
+    def __init__(
+        self, save: Callable[[dict[str, Any]], None], monitor: str = "val_loss", mode: str | None = None
+    ) -> None:
+        super().__init__(monitor, mode)
         if not callable(save):
             raise UsageError(f"KeepBest: save must be a function (record), got {save!r}")
         self.save = save
