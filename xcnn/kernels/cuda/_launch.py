@@ -1,8 +1,8 @@
-"""Compiling and launching the CUDA kernels, whose sources lie beside this file, in `*.cu`.
+"""Compile and launch the CUDA kernels, whose sources are the `*.cu` files in this folder.
 
-All are one module. It is compiled for a type of numbers and a type of indices at their first use, in seconds, and CuPy
-keeps what came of it on the disk. A kernel's parameters, read from its source, say what an argument has to become:
-CuPy itself would pass whatever it is given, and a kernel read it as what it expects.
+They form one module. It is compiled for a type of numbers and a type of indices at their first use, in seconds; CuPy
+caches the result on disk. The parameters of a kernel, read from its source, determine how arguments are converted: CuPy
+itself passes arguments unchecked.
 """
 
 import re
@@ -36,10 +36,10 @@ LIMIT = (1 << 30) - (1 << 16)
 """The most numbers of an array, and items of a launch, that 32-bit indices are used for: sums of two must fit."""
 
 _MOST_BLOCKS = 1 << 20
-"""Enough to fill any device; threads go on with the next item where there are more."""
+"""Enough to fill any device; if there are more items, each thread processes several."""
 
 OPTIONS = ("-std=c++17", "--fmad=false")
-"""What kernels are compiled with. A product that is added is rounded, as in the portable code; the time is memory's."""
+"""Compiler options. Products are rounded before they are added, as in the portable code; memory limits the speed."""
 
 TYPES = {"float32": "float", "float64": "double"}
 """What `real` stands for, by dtype."""
@@ -108,21 +108,21 @@ def supports(*arrays: Any) -> bool:
 
 
 def launch(name: str, count: int, *arguments: Any, dtype: Any = None) -> None:
-    """Run a kernel over `count` items, which its threads share out among themselves.
+    """Run a kernel over `count` items, which are distributed over its threads.
 
     Parameters
     ----------
     name : of the kernel.
     count : items.
-    *arguments : one for each parameter; None for an array that is left out. An array that is only read may lie in any
-        way: what the kernel does not take so is copied.
-    dtype : of the numbers, where no argument is an array of them.
+    *arguments : one for each parameter; None for an array that is left out. An array that is only read may have any
+        strides: it is copied if the kernel cannot read it.
+    dtype : dtype of the numbers, if no argument is an array of them.
     """
     _start(name, min(-(-count // BLOCK), _MOST_BLOCKS), count, arguments, dtype)
 
 
 def launch_blocks(name: str, blocks: int, *arguments: Any) -> None:
-    """Run a kernel whose blocks have an item each."""
+    """Run a kernel in which each block processes one item."""
     _start(name, blocks, blocks, arguments, None)
 
 

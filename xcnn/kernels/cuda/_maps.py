@@ -1,4 +1,4 @@
-"""How maps lie in memory, and their windows as kernels take them."""
+"""The memory layout of maps, and windows in the form that kernels take."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ _AXIS = ("size", "kernel", "stride", "dilation", "before", "out")
 _WINDOWS = np.dtype([(name, "3i4") for name in _AXIS])
 
 _SLICE = 4096
-"""Numbers that a block is to add up, so that a long sum keeps many blocks busy."""
+"""Numbers that a block adds, so that a long sum keeps many blocks busy."""
 
 _MOST_SUMS = 2048
 """Slices of all sums together; more keep no device busier."""
@@ -33,7 +33,7 @@ def windows(axes: tuple[Any, ...]) -> np.ndarray:
 
 
 def contiguous(a: Any) -> Any:
-    """Return an array in C order, itself if it lies so."""
+    """Return an array in C order, itself if it is already contiguous."""
     # `ascontiguousarray` alone gives an array without axes an axis.
     return a if a.flags.c_contiguous else ascontiguousarray(a)
 
@@ -63,7 +63,7 @@ def maps(a: Any, rank: int) -> Maps:
 
 
 def slices(sums: int, length: int) -> int:
-    """Return into how many slices so many sums of so many terms are cut; the shape alone decides, so results repeat."""
+    """Return the number of slices of each sum; it depends on the shape alone, so results are reproducible."""
     return max(1, min(-(-length // _SLICE), _MOST_SUMS // sums))
 
 
@@ -77,7 +77,7 @@ def row_sums(x: Any) -> Any:
 
 
 def total(sums: Any) -> Any:
-    """Sum what slices gave (rows, slices) along the rows, which are not many."""
+    """Sum the results of slices (rows, slices) along the rows, which are short."""
     return sums.reshape(-1) if sums.shape[1] == 1 else row_sums(sums)
 
 

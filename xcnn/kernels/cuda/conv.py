@@ -1,7 +1,7 @@
 """Convolution as one product of two matrices: the weights, and the windows of all images (`columns.cu`).
 
-The product has its channels outside and its images inside. Bias and ReLU, where there are any, are applied in the pass
-that puts images outside; without, the product is returned as it lies.
+The product has its channels outside and its images inside. Bias and ReLU are applied in the pass
+that moves images outside; without them, the product is returned in its own order.
 """
 
 import math

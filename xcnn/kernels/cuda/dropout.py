@@ -39,7 +39,7 @@ def _take(generator: np.random.Generator, count: int) -> tuple[np.ndarray, int, 
 
 @kernel(namespace)
 def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
-    """Drop what the generator's next numbers say."""
+    """Drop numbers according to the next numbers of the generator."""
     if not supports(x) or type(generator.bit_generator) is not np.random.PCG64:
         return NotImplemented
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0

@@ -1,4 +1,4 @@
-"""Optimizer steps, and a look at the gradients before them, of many parameters in one launch: it is given a table."""
+"""Optimizer steps, and a check of the gradients, of many parameters in one launch, which takes a table of arrays."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
 
 
 def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | None]]]:
-    """Cut lists of arrays, each in C order, into those of one table after the other, and say which these are."""
+    """Cut lists of arrays, each in C order, into those of one table after the other, and yield the slice of each."""
     plain = [None if arrays is None else [contiguous(a) for a in arrays] for arrays in lists]
     for first in range(0, len(plain[0] or ()), _MOST):
         chosen = slice(first, first + _MOST)
@@ -49,7 +49,7 @@ def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | 
 
 
 def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> Iterator[Any]:
-    """Run a kernel for all parameters and yield the arrays of each, but for the gradient.
+    """Run a kernel for all parameters and yield the arrays of each, except the gradient.
 
     The parameters of a table are updated together, when the first of them is asked for.
 
@@ -133,7 +133,7 @@ def rmsprop(
     weight_decay: float,
     momentum: float,
 ) -> Any:
-    """Update data and what there is of squares, means and velocities."""
+    """Update data and the squares, means and velocities that exist."""
     if not _takes(data):
         return NotImplemented
     numbers = lr, alpha, 1 - alpha, eps, weight_decay, momentum

@@ -32,7 +32,7 @@ def _gradient(dy: Any, winners: Any, divisor: float, shape: tuple[int, ...], axe
 
 @kernel(namespace)
 def max_pool(x: Any, axes: tuple[Any, ...]) -> Any:
-    """Find the maxima and where they are."""
+    """Return the maxima; keep their positions."""
     if not supports(x) or math.prod(axis.kernel for axis in axes) > _NO_PIXEL:
         return NotImplemented
     rank, shape = len(axes), x.shape
