@@ -31,8 +31,7 @@ Arrays = dict[str, Any]
 def columns_alone() -> Iterator[None]:
     """Run the convolutions for those who have no Numba."""
     with portable(np):
-        for name in columns.__all__:
-            kernel(np)(getattr(columns, name))
+        kernels(np).update({name: [getattr(columns, name)] for name in columns.__all__})
         yield
 
 
