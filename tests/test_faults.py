@@ -91,6 +91,22 @@ class Times(nn.Module):
         return x * self.forward_factor, lambda dy, need_dx: dy * self.backward_factor if need_dx else None
 
 
+class Noise(nn.Module):
+    """A layer whose random streams are in a list."""
+
+    def __init__(self):
+        self.streams = [np.random.default_rng(0), np.random.default_rng(1)]
+
+    def forward(self, x, train):
+        return x + sum(stream.standard_normal(x.shape, np.float32) for stream in self.streams), lambda dy, _: dy
+
+
+@overflows
+def test_random_streams_in_a_list_are_restored():
+    model = nn.Sequential(Noise(), Times(np.inf), nn.Flatten(), nn.Linear(64, 10))
+    fails(trainer_of(model), *batch())
+
+
 FIRST = "returned the first numbers that are not finite"
 
 

@@ -39,11 +39,7 @@ class Step:
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
         self._buffers = [buffer for _, buffer in model.named_buffers()]
-        self._random = [
-            module
-            for _, module in model.modules()
-            if any(isinstance(v, np.random.Generator) for v in vars(module).values())
-        ]
+        self._random = any(True for _ in model.named_generators())
 
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
@@ -115,7 +111,7 @@ class Step:
     def _remember(self) -> Callable[[], None]:
         """Return a function that restores the running statistics and random streams of now."""
         arrays = [buffer.data for buffer in self._buffers]
-        streams = [stream.bit_generator for module in self._random for _, stream in module.named_generators()]
+        streams = [stream.bit_generator for _, stream in self.model.named_generators()] if self._random else []
         states = [stream.state for stream in streams]
 
         def put_back() -> None:
