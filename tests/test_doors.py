@@ -153,11 +153,13 @@ def test_no_file_brings_code(package, capsys):
         capsys.readouterr()
         assert main(line.split()) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert "names the model 'mine.nets:tiny', and xcnn runs no code because a file names it; if you" in said
+        assert "names the model 'mine.nets:tiny'; code is never imported because a file names it" in said
         assert not (package / "imported").exists()
         assert main([*line.split(), "--model", "mine.nets:tiny"]) == 0
         (package / "imported").unlink()
     refuse_foreign("file", model="lenet5", dataset=None)
+    with pytest.raises(UsageError, match=r"^file names the model 'a:b' and the opt 'c:d'; code is never imported"):
+        refuse_foreign("file", model="a:b", opt="c:d", dataset=None)
 
 
 # Optimizers.

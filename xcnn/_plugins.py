@@ -56,12 +56,14 @@ def refuse_foreign(source: object, **names: Any) -> None:
     source : the file, for the message.
     **names : the names in the file, by the argument that takes such a name: `model="nets:small"`.
     """
-    for argument, name in names.items():
-        if is_foreign(name):
-            raise UsageError(
-                f"{source} names the {argument} {name!r}, and xcnn runs no code because a file names it; "
-                f"if you trust it, name it yourself: {argument}={name}"
-            )
+    foreign = {argument: name for argument, name in names.items() if is_foreign(name)}
+    if foreign:
+        listed = " and ".join(f"the {argument} {name!r}" for argument, name in foreign.items())
+        raise UsageError(
+            f"{source} names {listed}; code is never imported because a file names it: if you trust it, name it "
+            "yourself",
+            setting=next(iter(foreign)) if len(foreign) == 1 else "",
+        )
 
 
 def _imported(what: str, module: str) -> Any:

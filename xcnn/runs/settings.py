@@ -102,7 +102,7 @@ class Config:
 
     # fmt: off
     dataset: str = _row("digits",
-        "data set by name; see `xcnn datasets`.",
+        "data set by name (see `xcnn datasets`), or your own as package.module:function.",
         _named("data set", data.DATASETS), fixed="the network is trained on its images")
     data_dir: Path | None = _row(None,  # a resumed run compares what is in it  # noqa: RUF009
         "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder)
@@ -110,20 +110,21 @@ class Config:
         "height and width that images of the data set `folder` are resized to (32).",
         _whole(1, 1024), fixed="the network is built for it")
     model: str = _row("vgg_small",
-        "network by name; see `xcnn models`.", _named("model", models.MODELS), fixed="the weights are that network's")
+        "network by name (see `xcnn models`), or your own as package.module:function.",
+        _named("model", models.MODELS), fixed="the weights are that network's")
     epochs: int = _row(15,
         "passes over the training images.",
         _whole(1), change="a schedule that depends on it changes from here on")
     batch_size: int = _row(64,
         "images per step.", _whole(1), fixed="the epochs are cut into batches of that size")
     opt: str = _row("adam",
-        "optimizer: sgd, adam, adamw, rmsprop.",
+        "optimizer: sgd, adam, adamw, rmsprop, or your own as package.module:class.",
         _named("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's")
     lr: float = _row(3e-3, "learning rate, at its peak.", _real("(0, inf)"), change=_ON)
     momentum: float = _row(0.9, "momentum of sgd and rmsprop.", _real("[0, inf)"), change=_ON)
     wd: float = _row(0.0, "weight decay.", _real("[0, inf)"), change=_ON)
     schedule: str = _row("one-cycle",
-        "learning rate schedule: constant, step, cosine, one-cycle, plateau.",
+        "learning rate schedule: constant, step, cosine, one-cycle, plateau, or package.module:function.",
         _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's")
     warmup: int = _row(0,
         "steps in which the learning rate first rises.", _whole(0), fixed="it is part of the schedule")
