@@ -214,7 +214,7 @@ def test_the_table_tells_the_truth(shared_data):
     [
         (["mnst"], {}, UsageError, "did you mean 'mnist'?"),
         (["digits", "somewhere"], {}, UsageError, "comes with the package"),
-        (["folder"], {}, UsageError, "--data-dir"),
+        (["folder"], {}, UsageError, "data_dir"),
         ([5], {}, UsageError, "unknown data set 5"),
         ([["mnist"]], {}, UsageError, "unknown data set ['mnist']"),
         (

@@ -88,11 +88,11 @@ def bench(
     ]
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device")
-    _check(peers)
+    contestants = _contestants(ours, peers, _names(ways))
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, room.contestants(ours, peers, _names(ways)), rounds, seconds, profile)
+    running = room.bench(cases, contestants, rounds, seconds, profile)
     _head(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), threads, json)
     results: list[room.Result] = []
     for number, case in enumerate(cases, 1):
@@ -134,13 +134,15 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
 
-def _check(peers: Sequence[str]) -> None:
+def _contestants(ours: Sequence[str], peers: Sequence[str], ways: Sequence[str]) -> list[room.Contestant]:
     for name in peers:
         if name not in room.PEERS:
             raise unknown("peer", name, room.PEERS)
+    contestants = room.contestants(ours, peers, ways)
     for name in peers:
         if importlib.util.find_spec(LIBRARIES[name].module) is None:
             raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].hint}")
+    return contestants
 
 
 def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:
