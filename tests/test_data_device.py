@@ -195,7 +195,7 @@ def test_a_loader_on_another_device_than_the_network_is_refused():
     trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
     loader = data.Loader(digits().to("strict:device1"), 32)
     for use in (trainer.fit, trainer.evaluate, trainer.predict, lambda made: trainer.fit(digits(), validation=made)):
-        with pytest.raises(UsageError, match="is on strict:device1, the network is on cpu: put both on the same"):
+        with pytest.raises(UsageError, match="is on strict:device1, the network is on cpu; put both on the same"):
             use(loader)
 
 

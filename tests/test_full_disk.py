@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,19 @@ def test_a_disk_that_becomes_read_only(tmp_path, monkeypatch, capsys, writes):
     monkeypatch.chdir(tmp_path)
     flags = ["--model", "report", "--checkpoint-every", "5steps", "-o", "run"]
     assert main(["train", "--epochs", "1", *flags]) == 0
-    make, count = tempfile.mkstemp, 0
+    make, count = os.open, 0
 
-    def refused(*arguments, **options):
+    def refused(path, flags, *arguments, **options):
         nonlocal count
-        count += 1
-        if count > writes:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return make(*arguments, **options)
+        if flags & os.O_EXCL:  # a file of ours, which takes its name when it is whole
+            count += 1
+            if count > writes:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return make(path, flags, *arguments, **options)
 
     before = Checkpoints("run/checkpoints").find().training["steps"]
     capsys.readouterr()
-    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    monkeypatch.setattr(os, "open", refused)
     assert main(["train", "--resume", "run", "--epochs", "2"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: cannot write run/")
