@@ -271,7 +271,18 @@ ARRAY = r"images and targets must be arrays, got "
         (lambda trainer: trainer.predict(None), ARRAY + "NoneType"),
         (lambda trainer: trainer.predict(np.float32(3)), r"predict: images must be \(n, \.\.\.\)"),
         (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: needs .* got \(\) and \(\)"),
-        (lambda trainer: confusion_matrix(np.zeros((2, 3)), np.asarray([0, 3])), "labels must be integers from 0 to 2"),
+        (
+            lambda trainer: confusion_matrix(np.zeros((2, 3)), np.asarray([0, 3])),
+            "labels must be integers from 0 to 2, got 3",
+        ),
+        (
+            lambda trainer: loss_named("cross_entropy", label_smothing=0.1),
+            "cross_entropy: no .* mean 'label_smoothing'",
+        ),
+        (
+            lambda trainer: Trainer(trainer.model, trainer.optimizer, tell=3),
+            "Trainer: tell must be a function .*, got 3",
+        ),
         (
             lambda trainer: Trainer(trainer.model, trainer.optimizer, schedule=3),
             "schedule must be a schedule of the same",

@@ -113,7 +113,7 @@ def making_sense(who: str) -> Iterator[None]:
     except XcnnError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{who}: the state makes no sense: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{who}: the state is invalid: {type(error).__name__}: {error}") from None
 
 
 def printable(text: str) -> str:

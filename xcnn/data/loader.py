@@ -40,7 +40,7 @@ class Loader:
     Raises
     ------
     UsageError
-        If an argument makes no sense, or `drop_last` leaves no batch.
+        If an argument is invalid, or `drop_last` leaves no batch.
 
     Examples
     --------

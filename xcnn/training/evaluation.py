@@ -132,8 +132,9 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
         raise ShapeError(
             "confusion_matrix: needs probabilities (n, classes) and labels (n,), got {} and {}".format(*shapes)
         )
-    if not np.isin(labels, np.arange(shapes[0][1])).all():
-        raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}")
+    wrong = np.asarray(labels)[~np.isin(labels, np.arange(shapes[0][1]))]
+    if wrong.size:
+        raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}, got {wrong[0]}")
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts

@@ -8,7 +8,7 @@ from typing import Any
 from xcnn import ops
 from xcnn._array import Array, namespace_of
 from xcnn._plugins import find
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, wrong_call
 
 __all__ = ["LOSSES", "Loss", "count_classes", "exp", "identity", "loss_named", "sigmoid", "softmax"]
 
@@ -91,12 +91,15 @@ def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
     Raises
     ------
     UsageError
-        If the name is unknown; the error suggests the nearest.
+        If the name is unknown, or the loss has no such option; the error suggests the nearest.
     """
+    name = loss if isinstance(loss, str) else "loss"
     if isinstance(loss, str):
         loss = find("loss", loss, LOSSES)
     if not isinstance(loss, Loss):
         if not callable(loss):
             raise UsageError(f"loss must be a name, a Loss or a function (output, target), got {loss!r}")
         loss = Loss(loss)
+    if wrong := wrong_call(name, loss.function, (None, None), options):
+        raise wrong
     return replace(loss, function=functools.partial(loss.function, **options)) if options else loss

@@ -107,6 +107,8 @@ class Trainer:
                 number("Trainer", name, limit, "[0, inf)")
         if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
             raise UsageError(f"Trainer: callbacks must be a list of Callback objects, got {callbacks!r}")
+        if not callable(tell):
+            raise UsageError(f"Trainer: tell must be a function (sentence), got {tell!r}")
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.loss = loss_named(loss)
         self.device = open_device(device)
