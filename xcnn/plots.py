@@ -1,6 +1,7 @@
-"""Pictures of results: learning curves, confusion matrix, one prediction, devices compared, speeds.
+"""Pictures of results: learning curves, confusion matrix, one prediction, errors of devices, speeds.
 
-Matplotlib (extra `plots`) is imported when the first picture is drawn.
+Each function writes a PNG file to `path`, under a title if there is one, and returns the path. Matplotlib (extra
+`plots`) is imported when the first picture is drawn.
 """
 
 import importlib.util
@@ -16,8 +17,7 @@ from xcnn.errors import XcnnError, printable
 
 __all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "prediction", "speeds"]
 
-_TRAIN, _VALIDATION = "#4477aa", "#ee6677"
-_DEVICES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
@@ -28,6 +28,12 @@ class NoMatplotlibError(XcnnError):
     """Matplotlib is not installed."""
 
 
+def check() -> None:
+    """Raise a `NoMatplotlibError` if Matplotlib is not installed. Call it before computing a picture's data."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NoMatplotlibError(_HINT)
+
+
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
@@ -36,15 +42,17 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def check() -> None:
-    """Raise a `NoMatplotlibError` if Matplotlib is not installed. Call it before computing a picture's data."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise NoMatplotlibError(_HINT)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    # A name may have characters that the font lacks; the picture shows boxes for them.
+def _save(figure: Any, path: Path, title: str = "") -> Path:
+    """Write a figure with a title, and with a legend if the lines of its first axes have labels."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if labels:
+        columns = min(len(labels), int(figure.get_figwidth() // 2))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(_literal(title))
     with replacing(path) as temporary, warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(temporary, format="png")
     return path
@@ -56,18 +64,16 @@ def _literal(text: str) -> str:
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path:
-    """Draw loss and accuracy of training and validation over the epochs to a PNG, and return its path.
+    """Draw loss and accuracy of training and validation over the epochs.
 
     Parameters
     ----------
     history : records as `Trainer.fit` returns them; at least one.
-    path : the PNG to write.
-    title : title above both panels.
     """
     figure = _figure(9, 3.6)
     epochs = [record["epoch"] for record in history]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for key, label, colour in (("train", "training", _TRAIN), ("val", "validation", _VALIDATION)):
+        for key, label, colour in zip(("train", "val"), ("training", "validation"), _COLOURS, strict=False):
             values = [record[f"{key}_{name}"] for record in history]
             if None not in values:
                 axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
@@ -78,57 +84,53 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
             axes.set_xticks(epochs)
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(_literal(title))
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str = "") -> Path:
-    """Draw a confusion matrix to a PNG, and return its path.
+    """Draw a confusion matrix.
 
-    A row is a true class, a column a predicted one. A cell is shaded by its share of its row; with 30 classes or fewer
-    its count is written in it.
+    A row is a true class, a column a predicted one. A cell is shaded by its share of its row, on the diagonal in blue
+    and beside it, for errors, in red on a scale of its own. Up to 30 classes, the cells contain their counts.
 
     Parameters
     ----------
     counts : (classes, classes) integers, rows true, columns predicted.
     classes : their names.
-    path : the PNG to write.
-    title : title of the picture.
     """
     k = len(classes)
     side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
     figure = _figure(side, side)
     axes = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    right = np.eye(k, dtype=bool)
+    worst = max(0.1, np.max(share[~right], initial=0.0))  # otherwise few errors would be as dark as many
+    for colours, hidden, most in (("Blues", ~right, 1.0), ("Reds", right, worst)):
+        axes.imshow(np.ma.array(share, mask=hidden), cmap=colours, vmin=0, vmax=most)
     if k <= 30:
         for i, j in zip(*np.nonzero(counts), strict=True):
-            shade = "white" if share[i, j] > 0.5 else "black"
+            shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=shade)
         long = any(len(name) > 3 for name in classes)
         names = [_literal(name) for name in classes]
         axes.set_xticks(range(k), names, rotation=90 if long else 0)
         axes.set_yticks(range(k), names)
-    axes.set_xlabel("predicted class (shade: share of the true class)")
+    axes.set_xlabel(f"predicted class (blue: share of the true class; red: errors, darkest at {worst:.0%})")
     axes.set_ylabel("true class")
-    axes.set_title(_literal(title))
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def prediction(
     image: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: Path, truth: str | None = None
 ) -> Path:
-    """Draw an image and the probabilities of its ten most likely classes to a PNG, and return its path.
+    """Draw an image and the probabilities of its ten most likely classes.
 
     Parameters
     ----------
     image : (C, H, W), from 0 to 1, with 1 or 3 channels.
     probabilities : (classes,), of each class.
     classes : their names.
-    path : the PNG to write.
     truth : name of the true class, if it is known.
     """
     figure = _figure(7, 3.4)
@@ -139,16 +141,15 @@ def prediction(
     else:
         left.imshow(image[0], cmap="gray", vmin=0, vmax=1)
     left.set_axis_off()
-    known = "" if truth is None else f" (truth: {truth})"
+    known = "" if truth is None else f" (true class: {truth})"
     left.set_title(_literal(f"predicted: {classes[best]}{known}"))
     shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
-    colours = [_TRAIN if i == best else "#bbbbbb" for i in shown]
+    colours = [_COLOURS[0] if i == best else "#bbbbbb" for i in shown]
     bars = right.barh([_literal(classes[i]) for i in shown], probabilities[shown], color=colours)
     right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.set_xlabel("probability")
-    right.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
 
@@ -158,20 +159,18 @@ def comparison(
     path: Path,
     title: str = "",
 ) -> Path:
-    """Draw the errors of devices, and how far their weights part in training, to a PNG, and return its path.
+    """Draw the errors of devices, and how far their weights diverge from those of the cpu in training.
 
     Parameters
     ----------
     shares : by device and place (a layer or an op): the share of the error budget in use.
     distances : by device: the relative distance of the weights from those of the cpu run after each step; may be empty.
-    path : the PNG to write.
-    title : title of the picture.
     """
     places = list(dict.fromkeys(place for row in shares.values() for place in row))
     parted = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
     figure = _figure(5 + (3 if parted else 0), max(3.6, 1.8 + 0.16 * len(places)))
     left, *right = figure.subplots(1, 2 if parted else 1, squeeze=False, width_ratios=(1.7, 1) if parted else None)[0]
-    colours = {name: _DEVICES[i % len(_DEVICES)] for i, name in enumerate(shares)}
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(shares)}
     for i, (name, row) in enumerate(shares.items()):
         # Errors of 0 are drawn at the left edge, those beyond the axis at the right; devices a little above each other.
         values = [min(max(row.get(place, 0.0), _LEAST), _MOST) for place in places]
@@ -193,23 +192,19 @@ def comparison(
         axes.set_xlabel("training steps")
         axes.set_ylabel("distance from the cpu run's weights")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_box_aspect(1.2)
+        axes.set_anchor("N")
     for axes in (left, *right):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    columns = min(len(shares), 4 if parted else 2)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(_literal(title))
-    return _save(figure, path)
+    return _save(figure, path, title)
 
 
 def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, title: str = "") -> Path:
-    """Draw how many images per second each contestant processes, case by case, to a PNG, and return its path.
+    """Draw how many images per second each contestant processes in each case.
 
     Parameters
     ----------
     rates : by case and contestant: images per second, and both ends of the line that shows their spread.
-    path : the PNG to write.
-    title : title of the picture.
     """
     names = list(dict.fromkeys(name for row in rates.values() for name in row))
     figure = _figure(8, 1.6 + 0.3 * len(rates))
@@ -217,17 +212,12 @@ def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: 
     for i, name in enumerate(names):
         shown = [(j, row[name]) for j, row in enumerate(rates.values()) if name in row]
         height = [j + 0.5 * (i + 0.5) / len(names) - 0.25 for j, _ in shown]
-        colour = _DEVICES[i % len(_DEVICES)]
+        colour = _COLOURS[i % len(_COLOURS)]
         axes.hlines(height, [low for _, (_, low, _) in shown], [high for _, (_, _, high) in shown], color=colour)
         axes.plot([rate for _, (rate, _, _) in shown], height, ".", color=colour, markersize=6, label=name)
     axes.set_xscale("log")
     axes.set_ylim(len(rates) - 0.5, -0.5)
     axes.set_yticks(range(len(rates)), [_literal(case) for case in rates], fontsize=7)
     axes.set_xlabel("images per second (lines: quartiles of the rounds)")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 4), frameon=False
-    )
-    figure.suptitle(_literal(title))
-    return _save(figure, path)
+    return _save(figure, path, title)

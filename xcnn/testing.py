@@ -1,8 +1,8 @@
 """Checks of ops and modules, the same ones that xcnn's own pass: `check_op` and `check_gradients`.
 
-What is expected of an op is worked out once per sample, in float64 on the host: results by a reference or by the op
-itself, gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax cancel.)
-A check that fails raises an AssertionError whose one sentence says where, what was expected and what came.
+The expected values of each sample are computed once, in float64 on the host: the results by a reference or by the op
+itself, the gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax
+cancel.) A failed check raises an AssertionError whose message states the place, what was expected, and what was found.
 """
 
 import contextlib
@@ -31,17 +31,10 @@ from xcnn.ops import OPS, Op
 __all__ = ["BACKENDS", "DIFFERENCES", "Backend", "Case", "Expected", "check_gradients", "check_op", "kept"]
 
 Arrays = dict[str, Any]
+"""The arrays of a call by name, or None; those of an argument of many arrays are `name[0]`, `name[1]`, ..."""
 
 DIFFERENCES = 1e-9
-"""How far central differences in float64 may be off, relative to the largest gradient."""
-
-
-def _unchanged(array: Array) -> Array:
-    return array
-
-
-def _run(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    return function(*arrays)
+"""The allowed error of central differences in float64, relative to the largest gradient."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +43,17 @@ class Backend:
 
     Attributes
     ----------
-    name : what errors call it.
+    name : its name in errors.
     spec : the device string.
-    wrap : applied to each array on the device.
-    run : runs a function of arrays for a dtype; compiled, where the library would otherwise compile call by call.
-    setting : a context in which arrays of a dtype are made and computed with.
+    wrap : function that is applied to each array on the device.
+    run : function that calls `function(*arrays)` for a dtype, compiled or not.
+    setting : function of a dtype that returns the context in which its arrays are created and used.
     """
 
     name: str
     spec: str
-    wrap: Callable[[Array], Array] = _unchanged
-    run: Callable[..., Any] = _run
+    wrap: Callable[[Array], Array] = lambda array: array
+    run: Callable[..., Any] = lambda function, dtype, *arrays: function(*arrays)
     setting: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     @property
@@ -93,13 +86,13 @@ def _strided(array: np.ndarray) -> np.ndarray:
 
 
 def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    """Run float32 call by call and float64 under `jax.jit`: either way works, and both in both would take minutes."""
+    """Run float32 without and float64 under `jax.jit`; to check both dtypes in both ways would take minutes."""
     return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
 
 
 @contextlib.contextmanager
 def _jax_x64(dtype: str) -> Iterator[None]:
-    """Allow JAX 64-bit numbers for float64 only: float32 is checked with JAX as it is by default."""
+    """Enable 64-bit numbers in JAX for float64 only; float32 is checked with JAX's default setting."""
     config = importlib.import_module("jax").config
     before = config.jax_enable_x64
     config.update("jax_enable_x64", dtype == "float64")
@@ -123,21 +116,21 @@ BACKENDS: dict[str, Backend] = {
         Backend("cupy", "cuda"),
     ]
 }
-"""The kinds of array that `check_op` runs on, as far as their libraries are installed.
+"""The kinds of array on which `check_op` runs, if their libraries are installed.
 
-On the pretended device of `strict-device1`, an op that reads an array on the host, or mixes it with one that was made
-on the default device, raises an error, as it would on a GPU.
+On the simulated device of `strict-device1`, an op that reads an array on the host, or combines it with one of the
+default device, raises an error, as on a GPU.
 """
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A sample's inputs and results in float64; the inputs are float32 numbers, so that every dtype has the same."""
+    """A sample's inputs and results in float64. The inputs are float32 numbers, and so the same in every dtype."""
 
     arrays: Arrays
     results: tuple[Any, ...]
     dy: np.ndarray
-    gradients: list[np.ndarray | None]
+    gradients: dict[str, np.ndarray | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +140,8 @@ class Case:
     Attributes
     ----------
     op : the row of `OPS`.
-    number : of the sample.
-    reference : a function of the op's arguments that computes y from float64 arrays, in another way; None takes the op
+    number : index of the sample.
+    reference : a function of the op's arguments that computes y from float64 arrays in another way; None for the op
         itself.
     """
 
@@ -165,42 +158,36 @@ class Case:
 
     def call(self, arrays: Arrays) -> tuple[tuple[Any, ...], Any]:
         """Return the op's results as a tuple, and its backward."""
-        y, backward = self.op.function(**arrays, **self.op.samples[self.number].options)
+        y, backward = self.op.function(**_arguments(arrays), **self.op.samples[self.number].options)
         return (y if type(y) is tuple else (y,)), backward
 
     def refer(self, arrays: Arrays) -> tuple[Any, ...]:
         """Return the reference's results as a tuple."""
         if self.reference is None:
             return self.call(arrays)[0]
-        y = self.reference(**arrays, **self.op.samples[self.number].options)
+        y = self.reference(**_arguments(arrays), **self.op.samples[self.number].options)
         return y if type(y) is tuple else (y,)
-
-    def slots(self, arrays: Arrays) -> Iterator[tuple[str, Any]]:
-        """Yield each array, in the order of the gradients, with its name."""
-        for name in self.op.arrays:
-            value = arrays[name]
-            for i, array in enumerate(value if isinstance(value, list) else [value]):
-                yield f"{name}[{i}]" if isinstance(value, list) else name, array
-
-    def differentiable(self, name: str, array: Any) -> bool:
-        """Return whether a host array has a gradient."""
-        return array is not None and array.dtype.kind == "f" and name.partition("[")[0] not in self.op.constants
 
     @functools.cached_property
     def expected(self) -> Expected:
-        """The sample's arrays, and what is expected of the op."""
+        """The sample's arrays, in the order of the gradients, and the expected values."""
         rng = np.random.default_rng(sum(map(ord, str(self))))
-        arrays = _each(_rounded, self.op.samples[self.number].draw(rng))
-        results = self.refer(_each(np.copy, arrays))
+        drawn = self.op.samples[self.number].draw(rng)
+        arrays: Arrays = {}
+        for name in self.op.arrays:
+            one = drawn[name]
+            arrays |= {f"{name}[{i}]": a for i, a in enumerate(one)} if isinstance(one, list) else {name: one}
+        arrays = {name: _rounded(array) for name, array in arrays.items()}
+        results = self.refer(copy.deepcopy(arrays))
         dy = _rounded(np.asarray(rng.standard_normal(np.shape(results[0]))))
 
-        def loss(arrays: Arrays) -> float:
-            return float(np.sum(self.call(_each(np.copy, arrays))[0][0] * dy))
+        def loss() -> float:
+            return float(np.sum(self.call(copy.deepcopy(arrays))[0][0] * dy))
 
-        gradients = [
-            _differences(functools.partial(loss, arrays), array) if self.differentiable(name, array) else None
-            for name, array in self.slots(arrays)
-        ]
+        gradients = {}
+        for name, array in arrays.items():
+            constant = array is None or array.dtype.kind != "f" or name.partition("[")[0] in self.op.constants
+            gradients[name] = None if constant else _differences(loss, array)
         return Expected(arrays, results, dy, gradients)
 
     def check_results(self, backend: Backend, dtype: str) -> None:
@@ -209,58 +196,34 @@ class Case:
         It is called inside `backend.setting(dtype)`.
         """
         where, want = f"{self._where} on {backend.name}, {dtype}", self.expected
-        slots = list(self.slots(want.arrays))
-        terms = max(np.size(a) for a in (*want.results, *(array for _, array in slots)))
+        terms = max(np.size(array) for array in (*want.results, *want.arrays.values()))
         bound = 4 * float(np.finfo(dtype).eps) * math.sqrt(terms)
+        inputs: Arrays = {
+            name: host if host is None else backend.array(host.astype(dtype) if host.dtype.kind == "f" else host)
+            for name, host in {**want.arrays, "dy": want.dy}.items()
+        }
+        originals = {name: backend.to_numpy(array) for name, array in inputs.items() if array is not None}
 
-        def place(host: np.ndarray) -> Array:
-            return backend.array(host.astype(dtype) if host.dtype.kind == "f" else host)
-
-        arrays, dy = _each(place, want.arrays), place(want.dy)
-        inputs = [("dy", dy), *(slot for slot in self.slots(arrays) if slot[1] is not None)]
-        originals = [backend.to_numpy(array) for _, array in inputs]
-
-        def run(arrays: Arrays, dy: Any) -> Any:
-            results, backward = self.call(arrays)
-            return results, backward(dy), backward(dy)
+        def run(*inputs: Any) -> Any:
+            results, backward = self.call(dict(zip(want.arrays, inputs, strict=False)))
+            return results, backward(inputs[-1]), backward(inputs[-1])
 
         with _explained(where), backend.device.active():
-            results, gradients, again = backend.run(run, dtype, arrays, dy)
-        for (name, array), original in zip(inputs, originals, strict=True):
-            now = backend.to_numpy(array)
+            results, gradients, again = backend.run(run, dtype, *inputs.values())
+        for name, original in originals.items():
+            now = backend.to_numpy(inputs[name])
             if now.tobytes() != original.tobytes():
                 _compare(f"{where}: input {name}, which the op must not modify,", now, original, 0.0)
-        names = ["y"] if len(results) == 1 else [f"y[{i}]" for i in range(len(results))]
         _require(len(results) == len(want.results), where, "results", len(want.results), len(results))
-        for name, actual, wanted in zip(names, results, want.results, strict=True):
-            self._check_array(f"{where}: {name}", backend, actual, wanted, dtype, dy, bound)
-        for (name, _), actual, wanted, second in zip(slots, gradients, want.gradients, again, strict=True):
+        for i, (actual, wanted) in enumerate(zip(results, want.results, strict=True)):
+            called = f"{where}: y" if len(results) == 1 else f"{where}: y[{i}]"
+            _check_array(called, backend, actual, wanted, inputs["dy"], bound)
+        for (name, wanted), actual, second in zip(want.gradients.items(), gradients, again, strict=True):
             called = f"{where}: d{name}"
-            self._check_array(called, backend, actual, wanted, dtype, dy, bound + DIFFERENCES)
+            _check_array(called, backend, actual, wanted, inputs["dy"], bound + DIFFERENCES)
             if actual is not None:
                 first = backend.to_numpy(actual)
                 _compare(f"{called} of a second call of backward", backend.to_numpy(second), first, 0.0)
-
-    def _check_array(
-        self, where: str, backend: Backend, actual: Any, wanted: Any, dtype: str, like: Array, bound: float
-    ) -> None:
-        if wanted is None or actual is None:
-            hint = "; name an array that has no gradient in `constants`" if wanted is not None else ""
-            if (wanted is None) != (actual is None):
-                came = "None" if actual is None else "an array"
-                raise AssertionError(f"{where} must be {'None' if wanted is None else 'an array'}, got {came}{hint}")
-            return
-        try:
-            library = namespace_of(actual).__name__
-        except TypeError:
-            library = type(actual).__name__
-        _require(library == namespace_of(like).__name__, where, "library", namespace_of(like).__name__, library)
-        homes = [array_api_compat.device(array) for array in (like, actual)]
-        _require(homes[0] == homes[1], where, "device", *homes)
-        _require(tuple(actual.shape) == np.shape(wanted), where, "shape", np.shape(wanted), tuple(actual.shape))
-        came = str(actual.dtype).rpartition(".")[2]
-        _require(actual.dtype == like.dtype, where, "dtype", dtype, came)
-        _compare(where, backend.to_numpy(actual), wanted, bound)
 
     def check_needs(self) -> None:
         """Check that `needs` selects gradients and changes none, in every combination."""
@@ -270,7 +233,7 @@ class Case:
         for needs in itertools.product((False, True), repeat=len(full)):
             with _explained(f"{self._where} with needs={needs}"):
                 gradients = backward(want.dy, needs)
-            for (name, _), wanted, actual, need in zip(self.slots(want.arrays), full, gradients, needs, strict=True):
+            for name, wanted, actual, need in zip(want.arrays, full, gradients, needs, strict=True):
                 where = f"{self._where} with needs={needs} on numpy: d{name}"
                 if wanted is None or not need:
                     if actual is not None:
@@ -306,16 +269,15 @@ class Case:
     def check_reference(self) -> None:
         """Check that the gradients are the slope of the reference along one random direction of all inputs together."""
         want, rng = self.expected, np.random.default_rng(0)
-        slots = list(self.slots(want.arrays))
-        directions = [rng.standard_normal(a.shape) if self.differentiable(name, a) else None for name, a in slots]
+        directions = {name: rng.standard_normal(d.shape) for name, d in want.gradients.items() if d is not None}
 
         def moved(step: float) -> float:
-            flat = iter(directions)
-            arrays = {name: _step(want.arrays[name], flat, step) for name in self.op.arrays}
-            return float(np.sum(self.refer(arrays)[0] * want.dy))
+            stepped = {name: want.arrays[name] + step * direction for name, direction in directions.items()}
+            return float(np.sum(self.refer({**want.arrays, **stepped})[0] * want.dy))
 
         _, backward = self.call(want.arrays)
-        terms = [g * v for g, v in zip(backward(want.dy), directions, strict=True) if v is not None]
+        gradients = dict(zip(want.arrays, backward(want.dy), strict=True))
+        terms = [gradients[name] * direction for name, direction in directions.items()]
         actual, scale = (sum(float(np.sum(f(term))) for term in terms) for f in (np.asarray, np.abs))
         where = f"{self._where} on numpy: slope of the reference along a random direction"
         _compare(where, np.asarray(actual), np.asarray(_slope(moved)), DIFFERENCES * max(1.0, scale))
@@ -330,7 +292,7 @@ def check_op(
 ) -> None:
     """Check an op on every one of its samples: the contract, and every gradient against central differences.
 
-    Checked are, per sample: every element of every gradient, with a random dy; the values of y; shape, dtype, library
+    For each sample, it checks every element of every gradient, with a random dy; the values of y; shape, dtype, library
     and device of all results; that inputs are not modified and may be read-only or strided; every combination of
     `needs`; and that backward keeps in memory what `saves` names and nothing else.
 
@@ -338,18 +300,18 @@ def check_op(
     ----------
     op : a function decorated with `xcnn.ops.op`, or its name.
     reference : a function of the same arguments that computes y from float64 NumPy arrays in another way, such as with
-        plain loops. Without one, y is compared between the libraries, with the op's own in float64.
+        plain loops. By default, y is compared with the op's own result in float64 NumPy arrays.
     devices : device strings, such as `["cpu", "torch"]`, or names in `BACKENDS`; by default all backends whose library
         is installed.
-    dtypes : of the arrays.
+    dtypes : dtypes of the arrays, `"float16"`, `"float32"` or `"float64"`.
 
     Raises
     ------
     AssertionError
-        If a check fails; the sentence names the op, the sample, the library, the array and the element, what was
-        expected and what came.
+        If a check fails. The message names the op, the sample, the library, the array and the element, and states the
+        expected and the actual value.
     UsageError, DeviceError
-        If the op is unknown or has no samples, or a device that is asked for cannot be used.
+        If the op is unknown or has no samples, or a device cannot be used.
 
     Examples
     --------
@@ -381,26 +343,27 @@ def check_op(
 
 
 def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[Any], *, seed: int = 0) -> None:
-    """Check every gradient element of a function or a module against central differences in float64.
+    """Check every element of every gradient of a function or a module against central differences in float64.
 
     Parameters
     ----------
-    f : a function of the arrays that returns `(y, backward)`, as ops do; or a module, of which the gradients of all
-        parameters are checked too. A module is copied, and its random streams are put back before each run, so
-        that dropout drops the same elements.
-    arrays : the arguments, as floating-point host arrays, by name or in order; they are converted to float64. Integer
-        arrays have no gradient. A module with one input takes one array.
-    seed : of the random dy.
+    f : a function of the arrays that returns `(y, backward)`, as ops do; or a module, whose parameters' gradients are
+        checked too. A module is copied, and its random generators are reset before each run, so that dropout drops the
+        same elements.
+    arrays : the arguments as host arrays, by name or in order. Floating-point arrays are converted to float64; integer
+        arrays have no gradient.
+    seed : seed of the random dy.
 
     Raises
     ------
     AssertionError
-        If an element differs; the sentence names the array and the element, what was expected and what came.
+        If an element differs. The message names the array and the element, and states the expected and the actual
+        value.
 
     Notes
     -----
-    `f` must be smooth near the arrays: within 2e-4 of a kink, such as that of ReLU at 0, central differences are wrong.
-    An error there says nothing about the gradient; choose other arrays, or test with a smooth activation such as tanh.
+    `f` must be smooth near the arrays: within 2e-4 of a kink, such as that of ReLU at 0, central differences are wrong,
+    and an error means nothing. Choose other arrays, or test with a smooth activation such as tanh.
 
     Examples
     --------
@@ -412,14 +375,14 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
     where = getattr(f, "__name__", type(f).__name__)
     if not isinstance(arrays, Mapping | Sequence):
         raise UsageError(f"check_gradients: arrays must be a list or dict of arrays, got {type(arrays).__name__}")
-    row = OPS.get(where)
-    if row is not None and row.function is f:
-        names = list(row.arrays)
-    else:
-        names = list(arrays) if isinstance(arrays, Mapping) else [f" {i}" for i in range(len(arrays))]
-    named = dict(arrays) if isinstance(arrays, Mapping) else dict(zip(names, arrays, strict=False))
-    inputs = {name: np.array(array) for name, array in named.items()}
-    inputs = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in inputs.items()}
+    op = OPS.get(where)
+    names = op.arrays if op is not None and op.function is f else ()
+    if not isinstance(arrays, Mapping) and len(arrays) <= len(names):
+        arrays = dict(zip(names, arrays, strict=False))
+    inputs: dict[Any, np.ndarray] = {}
+    for name, value in arrays.items() if isinstance(arrays, Mapping) else enumerate(arrays):
+        array = np.array(value)
+        inputs[name] = array.astype(np.float64) if array.dtype.kind == "f" else array
     parameters: dict[str, np.ndarray] = {}
     if isinstance(f, Module):
         model = copy.deepcopy(f).to("cpu", "float64")
@@ -441,17 +404,17 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
         dy = np.asarray(np.random.default_rng(seed).standard_normal(np.shape(y)))
         gradients = backward(dy)
     several = gradients if isinstance(gradients, tuple | list) else (gradients,)
-    found = dict(zip(names, several, strict=False))
+    found: dict[Any, Any] = dict(zip(names or inputs, several, strict=False))
     if isinstance(f, Module):
         found |= {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, array in {**inputs, **parameters}.items():
         if array.dtype.kind != "f":
             continue
-        called = f"{where}: gradient{name}" if name.startswith(" ") else f"{where}: d{name}"
+        called = f"{where}: gradient {name}" if isinstance(name, int) else f"{where}: d{name}"
         wanted = _differences(lambda: float(np.sum(run()[0] * dy)), array)
         actual = found.get(name)
         if actual is None:
-            if name in parameters and not wanted.any():  # what the pass did not use
+            if name in parameters and not wanted.any():  # the pass does not use it
                 continue
             raise AssertionError(f"{called} must be an array, got None")
         actual = np.asarray(actual)
@@ -471,7 +434,7 @@ def _installed() -> Iterator[Backend]:
 
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Raise an AssertionError that says where, in place of an error that the code under check raises."""
+    """Turn an error of the code under check into an AssertionError that says where it was raised."""
     try:
         yield
     except Exception as error:
@@ -499,27 +462,42 @@ def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float, hint: st
         raise AssertionError(f"{where}{element} must be {wanted[index]:.9g}{close}, got {actual[index]:.9g}{hint}")
 
 
-def _each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
-    """Apply a function to every array."""
+def _check_array(where: str, backend: Backend, actual: Any, wanted: Any, like: Array, bound: float) -> None:
+    """Check that a result is an array of the library, device and dtype of `like` with the wanted values, or None."""
+    if wanted is None or actual is None:
+        if wanted is not None:
+            hint = "; name an array that has no gradient in `constants`"
+            raise AssertionError(f"{where} must be an array, got None{hint}")
+        if actual is not None:
+            raise AssertionError(f"{where} must be None, got an array")
+        return
+    try:
+        library = namespace_of(actual).__name__
+    except TypeError:
+        library = type(actual).__name__
+    _require(library == namespace_of(like).__name__, where, "library", namespace_of(like).__name__, library)
+    homes = [array_api_compat.device(array) for array in (like, actual)]
+    _require(homes[0] == homes[1], where, "device", *homes)
+    _require(tuple(actual.shape) == np.shape(wanted), where, "shape", np.shape(wanted), tuple(actual.shape))
+    dtypes = [str(array.dtype).rpartition(".")[2] for array in (like, actual)]  # PyTorch's begin with "torch."
+    _require(actual.dtype == like.dtype, where, "dtype", *dtypes)
+    _compare(where, backend.to_numpy(actual), wanted, bound)
 
-    def apply(value: Any) -> Any:
-        if isinstance(value, list):
-            return [function(one) for one in value]
-        return None if value is None else function(value)
 
-    return {name: apply(value) for name, value in arrays.items()}
-
-
-def _step(value: Any, directions: Iterator[Any], step: float) -> Any:
-    """Move an array, or each of a list, along its direction, if it has one."""
-    if isinstance(value, list):
-        return [_step(one, directions, step) for one in value]
-    direction = next(directions)
-    return value if direction is None else value + step * direction
+def _arguments(arrays: Arrays) -> Arrays:
+    """Return the arguments of an op: arrays by name, with a list for those called `name[0]`, `name[1]`, ..."""
+    arguments: Arrays = {}
+    for name, array in arrays.items():
+        argument, bracket, _ = name.partition("[")
+        if bracket:
+            arguments.setdefault(argument, []).append(array)
+        else:
+            arguments[name] = array
+    return arguments
 
 
-def _rounded(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32).astype(np.float64) if array.dtype.kind == "f" else array
+def _rounded(array: Any) -> Any:
+    return array.astype(np.float32).astype(np.float64) if array is not None and array.dtype.kind == "f" else array
 
 
 def _slope(function: Callable[[float], float]) -> float:
@@ -529,7 +507,7 @@ def _slope(function: Callable[[float], float]) -> float:
 
 
 def _differences(loss: Callable[[], float], array: np.ndarray) -> np.ndarray:
-    """Return the derivative of a loss by every element of an array, which is moved in place and put back."""
+    """Return the derivative of a loss by every element of an array, which is changed in place and restored."""
     gradient = np.zeros(array.shape)
     for index in np.ndindex(*array.shape):
         old = array[index]
