@@ -37,7 +37,7 @@ FLOORS = [
 STRANGERS = {("ops", "data")}
 """Pairs that the floors would allow, but that must not know each other either."""
 
-HEAVY = ["PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "pooch", "rich", "torch"]
+HEAVY = ["PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "requests", "rich", "torch"]
 """What `import xcnn` must not load."""
 
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

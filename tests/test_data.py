@@ -245,7 +245,7 @@ def test_load_says_what_is_wrong(arguments, options, error, says):
 def test_importing_the_data_room_is_light():
     code = "import json, sys, xcnn.data; xcnn.data.load('digits'); print(json.dumps(list(sys.modules)))"
     loaded = set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
-    assert not loaded & {"PIL", "pooch", "requests", "torch", "jax", "cupy", "matplotlib", "rich", "cyclopts"}
+    assert not loaded & {"PIL", "requests", "torch", "jax", "cupy", "matplotlib", "rich", "cyclopts"}
 
 
 # Loader

@@ -83,27 +83,24 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of a folder inside a `with`; only one process at a time can hold it.
+def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[bool]:
+    """Hold the lock of an existing folder, a file `.lock` in it, inside a `with`; yield whether it had to wait.
 
-    The operating system releases the lock of a process that is killed.
+    Only one process at a time can hold it; the operating system releases the lock of a process that is killed.
 
     Parameters
     ----------
-    folder : an existing folder; a file `.lock` is left in it.
-    otherwise : what to do if another process holds the lock: the message of the error to raise, or a function to call
-        before waiting for it.
+    otherwise : what to do if another process holds the lock: the message of an XcnnError to raise, or a function to
+        call before waiting for it.
 
     Raises
     ------
-    XcnnError
-        If another process holds the lock and `otherwise` is a message.
     OSError
         If the folder cannot be written.
     """
     import filelock
 
-    lock = filelock.FileLock(folder / ".lock")
+    lock, waited = filelock.FileLock(folder / ".lock"), False
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -111,7 +108,8 @@ def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[None
             raise XcnnError(otherwise) from None
         otherwise()
         lock.acquire()
+        waited = True
     try:
-        yield
+        yield waited
     finally:
         lock.release()

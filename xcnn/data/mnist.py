@@ -13,7 +13,7 @@ from xcnn.data.dataset import Dataset
 from xcnn.data.idx import read_idx
 from xcnn.errors import DataError
 
-__all__ = ["load_fashion_mnist", "load_mnist"]
+__all__ = ["FILES", "load_fashion_mnist", "load_mnist"]
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
@@ -28,7 +28,7 @@ _CLOTHES = (
     "bag",
     "ankle boot",
 )
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def load_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
@@ -43,11 +43,11 @@ def load_fashion_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
 
 def _load(name: str, folder: Path, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
     with blaming(f"load: {name}", folder):
-        paths = [path for file in _FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
+        paths = [path for file in FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()]
     found = {path.name.removesuffix(".gz"): path for path in paths}
-    if missing := [file for file in _FILES if file not in found]:
+    if missing := [file for file in FILES if file not in found]:
         raise DataError(f"load: {name}: {folder} has no {', '.join(missing)} (with or without .gz)")
-    train_images, train_labels, test_images, test_labels = (found[file] for file in _FILES)
+    train_images, train_labels, test_images, test_labels = (found[file] for file in FILES)
     return _read(name, train_images, train_labels, classes), _read(name, test_images, test_labels, classes)
 
 
