@@ -120,7 +120,7 @@ GOOD = idx_bytes(np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
         (b"\0\0\x0d\x03" + GOOD[4:], "got 00 00 0d 03"),
         (b"<html>not found</html>", "got 3c 68 74 6d"),
         (GOOD[:9], "ends within its header"),
-        (GOOD[:-1], "declares 12 bytes (3, 2, 2) after its header, it has only 11"),
+        (GOOD[:-1], "declares 12 bytes (3, 2, 2) after its header, but it has only 11"),
         (GOOD[:17], "has only 1"),
         (GOOD + b"x", "has more"),
         (bytes([0, 0, 8, 3]) + b"\xff" * 12 + b"x" * 100, "too many for a file of its length"),
@@ -177,7 +177,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="No such file") as caught:
         read_idx(tmp_path / "none", 1)
     assert_refused(caught, tmp_path / "none")
-    with pytest.raises(DataError, match="it is a directory"):
+    with pytest.raises(DataError, match="but it is a directory"):
         read_idx(tmp_path, 1)
     with pytest.raises(DataError, match="zero byte"):
         read_idx(tmp_path / "a\0b", 1)

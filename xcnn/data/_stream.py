@@ -1,4 +1,4 @@
-"""Opening data files that may be gzipped, damaged or hostile: the checks that all readers share."""
+"""Open data files that may be gzipped, damaged or hostile, with the checks that all readers share."""
 
 import contextlib
 import gzip
@@ -17,15 +17,15 @@ __all__ = ["File", "blaming", "opened", "unzipped"]
 _GZIP_MAGIC = b"\x1f\x8b"
 _SPARE = 1 << 20
 _RATIO = 32
-"""The most bytes that a gzipped file may hold for each of its own, a MiB aside.
+"""A gzipped file may expand to this many times its size, and a MiB.
 
-MNIST, Fashion-MNIST and CIFAR-10 expand less than 5 times, pure black and white images 20 times. Deflate can reach
-1,032 times, with which a small file could fill the memory.
+MNIST, Fashion-MNIST and CIFAR-10 expand less than 5 times, images of black and white pixels 20 times. Deflate can reach
+1,032 times, so that a small file could fill the memory.
 """
 
 
 class File(io.BufferedReader):
-    """A file whose reads never allocate more than the file holds, whatever length a header claims."""
+    """A file whose reads never allocate more memory than its size, whatever length a header declares."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -38,7 +38,7 @@ class File(io.BufferedReader):
 
 @contextlib.contextmanager
 def blaming(reader: str, path: Path) -> Iterator[None]:
-    """Turn errors of the system, gzip or zlib inside a `with` into a `DataError` about a file or folder."""
+    """Turn errors of the operating system, gzip or zlib inside a `with` into a `DataError` about a file or folder."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -49,46 +49,26 @@ def blaming(reader: str, path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(reader: str, path: Path) -> Iterator[File]:
-    """Yield a file to read bytes from.
+    """Yield a file to read bytes from; links are followed.
 
-    Parameters
-    ----------
-    reader : name of the caller, with which every error message begins.
-    path : the file; links are followed.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist or may not be read, if it is a folder, a pipe or a device, or if it proves to be
-        damaged inside the `with`.
+    A DataError, which begins with `reader`, is raised if the file is missing, unreadable, a folder, pipe or device, or
+    if reading it inside the `with` fails.
     """
     if "\0" in str(path):  # Python would raise a ValueError
-        raise DataError(f"{reader}: {path} cannot be read: no file has a zero byte in its name")
+        raise DataError(f"{reader}: {path} cannot be read: a file name cannot contain a zero byte")
     with blaming(reader, path):
         # Opening a pipe would wait for a writer, and a device may have no end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{reader}: {path} must be a file, it is a directory, pipe or device")
+            raise DataError(f"{reader}: {path} must be a file, but it is a directory, pipe or device")
         with File(path) as file:
             yield file
 
 
 @contextlib.contextmanager
 def unzipped(reader: str, path: Path) -> Iterator[tuple[IO[bytes] | gzip.GzipFile, int]]:
-    """Yield a stream of the content of a file, decompressed if it is gzipped (whatever its name), and its largest size.
+    """Yield a stream of the content of a file and the most bytes to read from it.
 
-    Parameters
-    ----------
-    reader : name of the caller, with which every error message begins.
-    path : the file.
-
-    Returns
-    -------
-    (stream, room) : a stream to read bytes from, and the most bytes to read from it.
-
-    Raises
-    ------
-    DataError
-        As `opened`.
+    A file that begins like gzip is decompressed, whatever its name. Errors are those of `opened`.
     """
     with opened(reader, path) as file:
         zipped = file.read(2) == _GZIP_MAGIC

@@ -1,7 +1,7 @@
-"""Random augmentations of a batch: functions (images, rng, **options) -> images, listed in the table `AUGMENTATIONS`.
+"""Random augmentations of a batch: functions (images, rng, **options) -> images, by name in `AUGMENTATIONS`.
 
 Each takes a float32 batch (n, C, H, W), draws from `rng` for every image, and returns a new batch of the same shape.
-Pixels from outside an image are zero. To add one, write the function and add it to the table.
+Pixels outside the original image are zero. To add one, write the function and add it to the table.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from xcnn.errors import DtypeError, ShapeError, UsageError
+from xcnn._check import integer, number
+from xcnn.errors import DtypeError, ShapeError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "crop", "cutout", "flip", "rotate", "shift"]
 
@@ -19,14 +20,15 @@ Augmentation = Callable[[Images, np.random.Generator], Images]
 
 def flip(images: Images, rng: np.random.Generator, p: float = 0.5) -> Images:
     """Flip each image horizontally with probability `p`. Not for digits or letters."""
-    _check("flip", images, 0 <= p <= 1, f"p must be a probability, got {p}")
-    chosen = rng.random(len(images)) < p
+    _check("flip", images)
+    chosen = rng.random(len(images)) < number("flip", "p", p, "[0, 1]")
     return np.where(chosen[:, None, None, None], images[..., ::-1], images)
 
 
 def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
-    """Shift by up to `pixels` whole pixels vertically and horizontally, uniformly at random."""
-    _check("shift", images, pixels >= 0, f"pixels must be 0 or more, got {pixels}")
+    """Shift by a number of pixels drawn uniformly from [-pixels, pixels], vertically and horizontally."""
+    _check("shift", images)
+    pixels = integer("shift", "pixels", pixels, minimum=0)
     h, w = images.shape[2:]
     top, left = rng.integers(0, 2 * pixels + 1, size=(2, len(images)))
     padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
@@ -38,15 +40,15 @@ def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
 def crop(images: Images, rng: np.random.Generator, pad: int = 4) -> Images:
     """Pad with `pad` zeros on every side and crop a random window of the original size, as is usual for CIFAR-10.
 
-    It equals `shift` by up to `pad` pixels.
+    It is the same as `shift` by up to `pad` pixels.
     """
-    _check("crop", images, pad >= 0, f"pad must be 0 or more, got {pad}")
-    return shift(images, rng, pad)
+    return shift(images, rng, integer("crop", "pad", pad, minimum=0))
 
 
 def rotate(images: Images, rng: np.random.Generator, degrees: float = 10) -> Images:
     """Rotate about the centre by an angle drawn uniformly from [-degrees, degrees], with bilinear interpolation."""
-    _check("rotate", images, degrees >= 0, f"degrees must be 0 or more, got {degrees}")
+    _check("rotate", images)
+    degrees = number("rotate", "degrees", degrees, "[0, inf)")
     return _turn(images, np.deg2rad(rng.uniform(-degrees, degrees, len(images))))
 
 
@@ -56,8 +58,8 @@ def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
     cos, sin = (f(angles).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     v = np.arange(h, dtype=np.float32)[:, None] - np.float32((h - 1) / 2)  # (H, 1), downwards from the centre
     u = np.arange(w, dtype=np.float32) - np.float32((w - 1) / 2)  # (W,), to the right
-    # Where each pixel comes from (n, H, W), in an image with a border of one zero pixel. What comes from farther away
-    # comes from the border.
+    # The source of each pixel (n, H, W) in the image with a border of one zero pixel. Sources farther outside are moved
+    # to the border.
     y = np.clip(sin * u + cos * v + np.float32((h + 1) / 2), 0, h + 1)
     x = np.clip(cos * u - sin * v + np.float32((w + 1) / 2), 0, w + 1)
     top, left = np.minimum(np.floor(y), h), np.minimum(np.floor(x), w)
@@ -78,12 +80,13 @@ def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
 
 
 def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
-    """Set a square of `size` x `size` pixels around a random pixel to zero; near an edge, the part inside the image.
+    """Set a square of `size` x `size` pixels around a random pixel to zero; it may lie partly outside the image.
 
     Source: T. DeVries and G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
     arXiv:1708.04552.
     """
-    _check("cutout", images, size >= 0, f"size must be 0 or more, got {size}")
+    _check("cutout", images)
+    size = integer("cutout", "size", size, minimum=0)
     n, _, h, w = images.shape
     y = np.arange(h) - rng.integers(0, h, size=(n, 1)) + size // 2  # (n, H), counted from the square's first row
     x = np.arange(w) - rng.integers(0, w, size=(n, 1)) + size // 2  # (n, W)
@@ -91,9 +94,7 @@ def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
     return np.where(inside[:, None], np.float32(0), images)
 
 
-def _check(name: str, images: Images, valid: bool, message: str) -> None:
-    if not valid:
-        raise UsageError(f"{name}: {message}")
+def _check(name: str, images: Images) -> None:
     if images.ndim != 4:
         raise ShapeError(f"{name}: images must be (n, C, H, W), got {images.shape}")
     if images.dtype != np.float32:
@@ -101,9 +102,6 @@ def _check(name: str, images: Images, valid: bool, message: str) -> None:
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "flip": flip,
-    "shift": shift,
-    "crop": crop,
-    "rotate": rotate,
-    "cutout": cutout,
+    function.__name__: function for function in (flip, shift, crop, rotate, cutout)
 }
+"""Every augmentation by name, with its default options."""

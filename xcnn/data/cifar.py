@@ -22,7 +22,7 @@ _TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
 _TEST = "test_batch.bin"
 _RECORD = 1 + 3 * 32 * 32
 _MOST_BYTES = 10_000 * _RECORD  # of one batch
-_MOST_TAR = 6 * _MOST_BYTES + (1 << 20)  # six batches, and room for what describes them
+_MOST_TAR = 6 * _MOST_BYTES + (1 << 20)  # six batches, headers and other files
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -45,29 +45,24 @@ def load_cifar10(data_dir: Path) -> tuple[Dataset, Dataset]:
     train = [batches[file] for file in _TRAIN if file in batches]
     if not train or _TEST not in batches:
         missing = _TEST if train else "data_batch_1.bin to data_batch_5.bin"
-        raise DataError(f"load: cifar10: no {missing} in {where}; the binary version of CIFAR-10 is needed")
+        raise DataError(f"load: cifar10: no {missing} in {where}; get the binary version of CIFAR-10")
     return _dataset(train), _dataset([batches[_TEST]])
 
 
 def _find(folder: Path) -> tuple[Path, dict[str, Bytes]]:
-    """Return where the batches were found, and the records (n, 3073) of each."""
+    """Return the folder or archive of the batches, and the records (n, 3073) of each."""
     for place in (folder, folder / "cifar-10-batches-bin"):
         paths = [place / file for file in (*_TRAIN, _TEST) if (place / file).is_file()]
         if paths:
-            return place, {path.name: _read_batch(path) for path in paths}
+            return place, {path.name: _records(_content(path, _MOST_BYTES), str(path)) for path in paths}
     archives = sorted(folder.glob("cifar-10-binary*.tar*"))
     if len(archives) > 1:
-        raise DataError(f"load: cifar10: {folder} has {len(archives)} archives cifar-10-binary*.tar.gz; leave one")
-    return (archives[0], _read_archive(archives[0])) if archives else (folder, {})
-
-
-def _read_batch(path: Path) -> Bytes:
-    return _records(_content(path, _MOST_BYTES), str(path))
-
-
-def _read_archive(path: Path) -> dict[str, Bytes]:
-    content = memoryview(_content(path, _MOST_TAR))
-    return {file: _records(data, f"{file} of {path}") for file, data in _members(path, content)}
+        raise DataError(f"load: cifar10: {folder} has {len(archives)} archives cifar-10-binary*.tar.gz; keep only one")
+    if not archives:
+        return folder, {}
+    content = memoryview(_content(archives[0], _MOST_TAR))
+    members = _members(archives[0], content)
+    return archives[0], {file: _records(data, f"{file} of {archives[0]}") for file, data in members}
 
 
 def _content(path: Path, most: int) -> bytes:
@@ -75,17 +70,17 @@ def _content(path: Path, most: int) -> bytes:
     with unzipped("load: cifar10", path) as (stream, room):
         content = stream.read(min(room, most) + 1)
     if len(content) > most:
-        raise DataError(f"load: cifar10: {path} holds more than {most} bytes, CIFAR-10's files do not")
+        raise DataError(f"load: cifar10: {path} holds more than {most} bytes; CIFAR-10's files do not")
     if len(content) > room:
         raise DataError(f"load: cifar10: {path} unpacks to more than {room} bytes, too many for a file of its length")
     return content
 
 
 def _members(path: Path, content: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Yield name and content of the batches in a tar archive. Nothing is written to disk, whatever paths it has.
+    """Yield name and content of the batches in a tar archive. Nothing is written to disk.
 
     An archive is a sequence of 512-byte blocks: a header, its data, the next header, ..., a block of zeros. `tarfile`
-    parses headers only: its own walk overflows or loops on hostile archives and stops silently at a damaged header.
+    parses only the headers: it overflows or loops on hostile archives, and stops silently at a damaged header.
     """
     at = 0
     while True:
@@ -110,11 +105,11 @@ def _records(data: bytes | memoryview, where: str) -> Bytes:
     """Check the bytes of a batch and return them as an array (n, 3073), without a copy."""
     if not 0 < len(data) <= _MOST_BYTES or len(data) % _RECORD:
         raise DataError(
-            f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, it has {len(data)} bytes"
+            f"load: cifar10: {where} must hold 1 to 10000 records of {_RECORD} bytes, but it has {len(data)} bytes"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
     if (label := int(records[:, 0].max())) >= len(_CLASSES):
-        raise DataError(f"load: cifar10: {where} has a label {label}, CIFAR-10 has classes 0 to {len(_CLASSES) - 1}")
+        raise DataError(f"load: cifar10: {where} has a label {label}; CIFAR-10 has classes 0 to {len(_CLASSES) - 1}")
     return records
 
 

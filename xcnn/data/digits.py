@@ -1,8 +1,8 @@
-"""The handwritten digits inside the package: 1,797 images of 8x8 pixels, for first runs and tests.
+"""The handwritten digits that are part of the package: 1,797 images of 8x8 pixels, for first runs and tests.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49, licence CC BY 4.0. The files beside this module were made from the test part of that
-set, as scikit-learn's `load_digits` gives it (values 0..16), by `round(value * 255 / 16)` and `write_idx`.
+set, as scikit-learn's `load_digits` returns it (values 0..16), by `round(value * 255 / 16)` and `write_idx`.
 """
 
 from pathlib import Path
@@ -24,10 +24,10 @@ def load_digits(data_dir: Path | None = None) -> tuple[Dataset, Dataset]:
     Raises
     ------
     UsageError
-        If `data_dir` is given: the files are part of the package.
+        If `data_dir` is not None: the files are part of the package.
     """
     if data_dir is not None:
-        raise UsageError(f"load: digits comes with the package; leave out data_dir ({data_dir})")
+        raise UsageError(f"load: digits is part of the package; omit data_dir ({data_dir})")
     images = read_idx(_FILES / "digits-images-idx3-ubyte.gz", 3)[:, None]
     labels = read_idx(_FILES / "digits-labels-idx1-ubyte.gz", 1).astype(np.int64)
     everything = Dataset(images, labels, tuple("0123456789"), "digits")

@@ -1,7 +1,7 @@
 """The IDX file format of MNIST, read with checks and written reproducibly.
 
 A file holds two zero bytes, a type code (8: unsigned byte, the only one here), the number of dimensions, each
-dimension as a big-endian 32-bit integer, then the values in C order; the whole often gzipped.
+dimension as a big-endian 32-bit integer, then the values in C order. Files are often gzipped.
 Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
 """
 
@@ -21,7 +21,7 @@ from xcnn.errors import DataError, DtypeError
 __all__ = ["read_idx", "write_idx"]
 
 _MOST_BYTES = 256 * 2**20
-"""More than any data set in this format holds (MNIST: 45 MiB, the digits of EMNIST: 180 MiB)."""
+"""Larger than any data set in this format (MNIST: 45 MiB, the digits of EMNIST: 180 MiB)."""
 
 
 def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
@@ -30,7 +30,7 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     Parameters
     ----------
     path : the file.
-    ndim : number of dimensions that it must have: 3 for images, 1 for labels.
+    ndim : expected number of dimensions: 3 for images, 1 for labels.
 
     Returns
     -------
@@ -40,20 +40,20 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     ------
     DataError
         If the file cannot be read, is damaged or of another kind, holds fewer or more values than its header declares,
-        or declares more than 256 MiB or, if gzipped, more than 32 times its own length and a MiB.
+        or declares more than 256 MiB or, if gzipped, more than 32 times its size and a MiB.
     """
     with unzipped("read_idx", path) as (stream, room):
         shape = _read_shape(path, stream, ndim)
         size = math.prod(shape)
         if size > room:
             raise DataError(f"read_idx: {path} declares {size} bytes {shape}, too many for a file of its length")
-        # An array of no bytes may be too large as well: (0, 2**32 - 1, 2**32 - 1) is more than NumPy can count.
+        # Even an array of no bytes may be too large for NumPy: (0, 2**32 - 1, 2**32 - 1).
         if math.prod(length or 1 for length in shape) > _MOST_BYTES:
             raise DataError(f"read_idx: {path} declares {size} bytes {shape}, at most {_MOST_BYTES} are read")
         payload = stream.read(size + 1)
     if len(payload) != size:
         came = f"only {len(payload)}" if len(payload) < size else "more"
-        raise DataError(f"read_idx: {path} declares {size} bytes {shape} after its header, it has {came}")
+        raise DataError(f"read_idx: {path} declares {size} bytes {shape} after its header, but it has {came}")
     return np.frombuffer(payload, np.uint8).reshape(shape)
 
 
@@ -72,13 +72,13 @@ def _read_shape(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int) -> tup
 
 
 def write_idx(path: Path, array: npt.NDArray[Any], compress: bool = True) -> None:
-    """Write an array of unsigned bytes to an IDX file. Equal arrays give equal files.
+    """Write an array of unsigned bytes to an IDX file. Equal arrays result in equal files.
 
     Parameters
     ----------
     path : the file, which is replaced if it exists.
     array : uint8, of 1 to 255 dimensions.
-    compress : whether to gzip it, without name or time.
+    compress : whether to gzip the file, without a name or time in it.
 
     Raises
     ------

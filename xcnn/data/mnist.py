@@ -1,4 +1,4 @@
-"""Data sets in the layout of MNIST, four IDX files: MNIST and Fashion-MNIST.
+"""MNIST and Fashion-MNIST: data sets of four IDX files.
 
 MNIST: Y. LeCun, C. Cortes and C. J. C. Burges, http://yann.lecun.com/exdb/mnist/. Fashion-MNIST: H. Xiao, K. Rasul and
 R. Vollgraf, arXiv:1708.07747.
@@ -15,25 +15,14 @@ from xcnn.errors import DataError
 
 __all__ = ["FILES", "load_fashion_mnist", "load_mnist"]
 
-_DIGITS = tuple("0123456789")
-_CLOTHES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+_CLOTHES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""Names of the files, which may be gzipped and then end in `.gz`."""
 
 
 def load_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
     """Return (train, test): 60,000 and 10,000 handwritten digits of (1, 28, 28). Errors as in `data.load`."""
-    return _load("mnist", data_dir, _DIGITS)
+    return _load("mnist", data_dir, tuple("0123456789"))
 
 
 def load_fashion_mnist(data_dir: Path) -> tuple[Dataset, Dataset]:
