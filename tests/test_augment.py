@@ -167,6 +167,11 @@ def test_cutout_blanks_a_square_and_nothing_else():
         (data.crop, {"pad": -1}),
         (data.rotate, {"degrees": -1}),
         (data.cutout, {"size": -1}),
+        (data.flip, {"p": "often"}),
+        (data.shift, {"pixels": 1.5}),
+        (data.crop, {"pad": None}),
+        (data.rotate, {"degrees": float("inf")}),
+        (data.cutout, {"size": "8"}),
     ],
 )
 def test_options_out_of_range_are_refused(function, options):

@@ -48,7 +48,7 @@ U8, I64 = np.uint8, np.int64
         (np.zeros((0, 1, 2, 2), U8), np.zeros(0, I64), DataError, "empty"),
         (np.zeros((2, 1, 2, 2), U8), np.asarray([0, 3]), DataError, "0 to 3"),
         (np.zeros((2, 1, 2, 2), U8), np.asarray([-1, 2]), DataError, "-1"),
-        (np.full((2, 1, 2, 2), np.inf, np.float32), np.zeros(2, I64), DataError, "finite (no NaN), got inf to inf"),
+        (np.full((2, 1, 2, 2), np.inf, np.float32), np.zeros(2, I64), DataError, "finite, without NaN, got inf to inf"),
         (np.full((2, 1, 2, 2), np.nan, np.float32), np.zeros(2, I64), DataError, "nan"),
     ],
 )
@@ -132,10 +132,16 @@ def test_split_holds_out_a_part_that_the_seed_decides():
     assert not np.array_equal(held.images, data.split(d, 0.25, seed=4)[1].images)
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 0.001, 0.999, float("nan")])
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 0.001, 0.999, float("nan"), "0.5", None])
 def test_split_leaves_no_part_empty(fraction):
     with pytest.raises(UsageError, match="split: "):
         data.split(small(10), fraction, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "1", None])
+def test_split_takes_a_seed(seed):
+    with pytest.raises(UsageError, match=r"^split: seed must be an integer of at least 0, got "):
+        data.split(small(10), 0.5, seed)
 
 
 def test_to_float_is_exact_division():
@@ -213,7 +219,7 @@ def test_the_table_tells_the_truth(shared_data):
     ("arguments", "options", "error", "says"),
     [
         (["mnst"], {}, UsageError, "did you mean 'mnist'?"),
-        (["digits", "somewhere"], {}, UsageError, "comes with the package"),
+        (["digits", "somewhere"], {}, UsageError, "is part of the package"),
         (["folder"], {}, UsageError, "data_dir"),
         ([5], {}, UsageError, "unknown data set 5"),
         ([["mnist"]], {}, UsageError, "unknown data set ['mnist']"),
@@ -229,7 +235,7 @@ def test_the_table_tells_the_truth(shared_data):
             UsageError,
             "folder: no argument 'sise'; did you mean 'size'? (",
         ),
-        (["folder", "x"], {"size": 0}, UsageError, "folder: size must be at least 1 pixel, got 0"),
+        (["folder", "x"], {"size": 0}, UsageError, "folder: size must be an integer of at least 1, got 0"),
         (["mnist", "/nowhere"], {}, DataError, "train-images-idx3-ubyte, train-labels"),
         (["cifar10", "/nowhere"], {}, DataError, "data_batch_1.bin"),
         (["folder", "/nowhere"], {}, DataError, "no folder /nowhere"),

@@ -156,7 +156,7 @@ def test_a_small_file_has_no_large_image(tmp_path, monkeypatch):
     assert path.stat().st_size < 6000 * 6000 / 1024
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-        refused(lambda: data.read_image(path, (1, 4, 4)), path, "has more than 4", "the most for an image of 4")
+        refused(lambda: data.read_image(path, (1, 4, 4)), path, "has more than 4", "too many for a file of 4")
     Image.new("1", (1024, 1024)).save(path)
     assert data.read_image(path, (1, 4, 4)).sum() == 0
     assert limit == Image.MAX_IMAGE_PIXELS
@@ -336,15 +336,15 @@ def test_floating_point_images_are_refused(tmp_path):
 def test_what_makes_no_data_set_is_refused(tmp_path):
     refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more subfolders")
     pets(tmp_path, 4, 4)
-    refused(lambda: data.load("folder", tmp_path), tmp_path, "5 or more images")
+    refused(lambda: data.load("folder", tmp_path), tmp_path, "5 or more images, for a test set")
     (tmp_path / "birds").mkdir()
-    refused(lambda: data.load("folder", tmp_path), "birds holds no images")
+    refused(lambda: data.load("folder", tmp_path), "birds contains no images")
     (tmp_path / "birds").rmdir()
     (tmp_path / "train").mkdir()
     refused(lambda: data.load("folder", tmp_path), "both or neither")
     one = tmp_path / "one"
     picture(one / "cats" / "x.png")
-    refused(lambda: data.load("folder", one), one, "it has 1")
+    refused(lambda: data.load("folder", one), one, "got 1")
     two = tmp_path / "two"
     pets(two / "train")
     picture(two / "test" / "cats" / "x.png")
@@ -354,7 +354,8 @@ def test_what_makes_no_data_set_is_refused(tmp_path):
 
 
 def test_arguments_out_of_range(tmp_path):
-    with pytest.raises(UsageError, match="size"):
-        data.load("folder", tmp_path, size=0)
+    for size in (0, 2.5, "32"):
+        with pytest.raises(UsageError, match="size must be an integer of at least 1, got"):
+            data.load("folder", tmp_path, size=size)
     with pytest.raises(UsageError, match="1 or 3 channels"):
         data.read_image(tmp_path / "x.png", (2, 4, 4))

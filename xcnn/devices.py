@@ -14,6 +14,7 @@ implicitly, only by `asarray` and `to_numpy`.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
@@ -121,6 +122,7 @@ class Library:
     free: Callable[[], object] = lambda: None
 
 
+@functools.cache
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")

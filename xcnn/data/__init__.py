@@ -1,8 +1,8 @@
 """Data sets, augmentation, and batches.
 
-`load("digits")` returns (train, test) data sets, `from_arrays` makes one of your own arrays, `Dataset.to` moves one to
-a device, and `Loader` iterates over one in batches, where it is. The names that `load` knows are in `catalog.py`; the
-functions that distort images are in `augment.py`.
+`load("digits")` returns (train, test) data sets, `from_arrays` creates a data set of your own arrays, `Dataset.to`
+copies it to a device, and `Loader` iterates over it in batches. `DATASETS` lists the names for `load`, `AUGMENTATIONS`
+the functions that distort images.
 """
 
 from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift

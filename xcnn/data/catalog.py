@@ -1,7 +1,7 @@
-"""The table of data sets by name. A new one is a loader in a file of its own and one entry here.
+"""The table of data sets by name. To add one, write a loader in a file of its own and add an entry here.
 
-One that can be downloaded also has an entry in `download.SOURCES`. Your own needs no entry: `package.module:function`
-names it wherever a name of the table does.
+If it can be downloaded, also add an entry to `download.SOURCES`. Your own data set needs no entry: its name is
+`package.module:function`.
 """
 
 import os
@@ -28,9 +28,9 @@ class Entry:
 
     Attributes
     ----------
-    summary : one line that says what the images are.
+    summary : one line that describes the images.
     load : function `(data_dir, **options)` that returns (train, test), two `Dataset`s. `data_dir` is a Path, or None if
-        no folder was given and nothing can be downloaded.
+        no folder was passed and nothing can be downloaded.
     shape : channels, height and width of an image; None if the files decide.
     classes : number of classes; None if the files decide.
     sizes : number of training and of test images; None if the files decide.
@@ -77,9 +77,9 @@ def load(
     Parameters
     ----------
     name : one of `DATASETS`, or `package.module:function`, a function `(data_dir)` that returns (train, test).
-    data_dir : a folder that has the files; by default they are downloaded once and kept (see `download.py`).
+    data_dir : a folder with the files; by default they are downloaded once and cached (see `download.py`).
     progress : called during a download with (file name, bytes so far, bytes in all); see `download.Progress`.
-    **options : further arguments of the loader; of the named data sets only `folder` has one, `size`.
+    **options : further arguments of the loader; of the data sets in the table, only `folder` has one, `size`.
 
     Raises
     ------

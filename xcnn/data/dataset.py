@@ -1,7 +1,6 @@
-"""`Dataset`: images, labels and class names that fit together, checked once, on the host or on a device."""
+"""`Dataset`: images with labels and class names, checked once, on the host or on a device."""
 
 import copy
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_kind, namespace_of
+from xcnn._check import integer, number
 from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError
@@ -18,28 +18,28 @@ from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, Usa
 __all__ = ["Dataset", "from_arrays", "split", "to_float"]
 
 _MOST_CLASSES = 100_000
-"""More classes than this are taken for labels that were never numbered 0, 1, 2, ..."""
+"""A larger label means that the classes are not numbered 0, 1, 2, ..."""
 
 _MOST_SCALED = 16
-"""Float images that start at 0 and pass this are taken for pixels not scaled yet; scikit-learn's digits reach it."""
+"""Non-negative float images above this are probably pixels that are not scaled; scikit-learn's digits reach it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Labelled images in memory. `len(d)` counts them; `d[slice or index array]` is a smaller data set.
+    """Labelled images in memory. `len(d)` is their number; `d[slice or index array]` is a smaller data set.
 
     Parameters
     ----------
-    images : (N, C, H, W), NumPy array of uint8 0..255, which networks see as 0..1; or of float32, any finite values,
-        which networks see as they are.
+    images : (N, C, H, W), NumPy array of uint8, whose values a `Loader` divides by 255, or of float32, finite, whose
+        values it keeps.
     labels : (N,), NumPy array of int64, each in 0..len(classes)-1.
     classes : the name of each class.
-    name : what error messages and tables call it.
+    name : name of the data set in errors and tables.
 
     Raises
     ------
     DataError, DtypeError, ShapeError
-        If the arrays are not as above, or hold no image at all.
+        If the arrays are not as above, or contain no image.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Dataset:
         for name, array in (("images", images), ("labels", labels)):
             if not isinstance(array, np.ndarray):
                 raise DtypeError(
-                    f"{self.name}: {name} must be NumPy arrays, got {type(array).__name__}; see data.from_arrays"
+                    f"{self.name}: {name} must be a NumPy array, got {type(array).__name__}; see data.from_arrays"
                 )
         if images.dtype not in (np.uint8, np.float32):
             raise DtypeError(f"{self.name}: images must be uint8 or float32, got {images.dtype}; see data.from_arrays")
@@ -74,14 +74,12 @@ class Dataset:
         self._check_filled()
         first, last = int(labels.min()), int(labels.max())
         if first < 0 or last >= len(self.classes):
-            raise DataError(
-                f"{self.name}: labels run from {first} to {last}, {len(self.classes)} classes allow 0 to "
-                f"{len(self.classes) - 1}"
-            )
+            allowed = f"{len(self.classes)} classes allow 0 to {len(self.classes) - 1}"
+            raise DataError(f"{self.name}: labels run from {first} to {last}; {allowed}")
         if images.dtype == np.float32:
             low, high = float(images.min()), float(images.max())  # NaN if there is one
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise DataError(f"{self.name}: float images must be finite (no NaN), got {low} to {high}")
+                raise DataError(f"{self.name}: float images must be finite, without NaN, got {low} to {high}")
 
     def _check_filled(self) -> None:
         if len(self) == 0:
@@ -107,33 +105,33 @@ class Dataset:
 
     @property
     def device(self) -> Device:
-        """Where the arrays are: the CPU, or the device of `to`."""
-        return self._device or _host()
+        """The device of the arrays: the CPU, or that of `to`."""
+        return self._device or open_device("cpu")
 
     def gather(self, places: slice | npt.NDArray[Any]) -> tuple[Array, Array]:
-        """Return images and labels as new arrays in their own dtypes, where the data set is.
+        """Return some images and labels as new arrays of the same dtypes, on the device of the data set.
 
         Parameters
         ----------
-        places : indices from 0, or a slice `start:stop` inside the data set. On a device these are all that is moved.
+        places : indices from 0, or a slice `start:stop` inside the data set.
         """
         xp = self.device.xp
         with self.device.active():
-            if isinstance(places, slice):  # which alone may share memory
+            if isinstance(places, slice):  # only a slice may share memory
                 images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.images, self.labels))
                 return images, labels
             index = places if xp is np else self.device.asarray(places)
             return xp.take(self.images, index, axis=0), xp.take(self.labels, index, axis=0)
 
     def to(self, device: str | Device) -> "Dataset":
-        """Return the data set with its arrays on a device, in the dtype that they have (mostly uint8).
+        """Return the data set with its arrays on a device, with the same dtypes.
 
         Raises
         ------
         OutOfMemoryError
-            If the device has no room for them.
+            If the device has too little memory.
         DeviceError, UsageError
-            If the device cannot be used here, or there is none of that name.
+            If the device is unknown or cannot be used here.
         """
         where = open_device(device)
         if where == self.device:
@@ -142,16 +140,15 @@ class Dataset:
             images, labels = (a if on_host(a) else to_numpy(a) for a in (self.images, self.labels))
             if where.xp is np:
                 return self._with(images, labels, None)
-            images, labels = where.asarray(images), where.asarray(labels)
-            return self._with(images, labels, where)
+            return self._with(where.asarray(images), where.asarray(labels), where)
         except Exception as error:
             if not out_of_memory(error, where):
                 raise
-        free_memory(where)  # out here nothing holds the exception any more, nor the arrays in its traceback
+        free_memory(where)  # outside the except block, where nothing refers to the arrays in the traceback
         raise OutOfMemoryError(f"{self.name}: {len(self)} images do not fit into the memory of {where.name}")
 
     def _with(self, images: Array, labels: Array, where: Device | None) -> "Dataset":
-        """Return a data set of arrays that are known to be right."""
+        """Return a copy of the data set with other arrays, which are not checked."""
         made = copy.copy(self)
         for name, value in (("images", images), ("labels", labels), ("_device", where)):
             object.__setattr__(made, name, value)
@@ -164,11 +161,6 @@ class Dataset:
         return c, h, w
 
 
-@functools.cache
-def _host() -> Device:
-    return open_device("cpu")
-
-
 def from_arrays(
     images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
 ) -> Dataset:
@@ -176,17 +168,17 @@ def from_arrays(
 
     Parameters
     ----------
-    images : (N, C, H, W), or (N, H, W) for one channel; uint8 0..255, or floating point (becomes float32), finite and
-        scaled already. Non-negative floats that exceed 16 are refused, as they look like pixels that were not divided
-        by 255; if they are meant, construct a `Dataset` directly.
+    images : (N, C, H, W), or (N, H, W) for one channel; uint8 from 0 to 255, or floating point, which is converted to
+        float32, finite and already scaled. Non-negative floats above 16 are refused, as they are probably pixels that
+        were not divided by 255; if they are right, construct a `Dataset`.
     labels : (N,), integers 0, 1, 2, ...
     classes : the name of each class; by default the numbers up to the largest label.
-    name : what error messages and tables call the data set.
+    name : name of the data set in errors and tables.
 
     Raises
     ------
     DataError, DtypeError, ShapeError
-        For values, dtypes or shapes other than these; the message says how to convert.
+        If values, dtypes or shapes are others; the error says how to convert them.
 
     Examples
     --------
@@ -198,7 +190,7 @@ def from_arrays(
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise DtypeError(
             f"from_arrays: images must be uint8 or floating point, got {x.dtype}; "
-            "if they run from 0 to 255, pass images.astype('uint8')"
+            "if the values are from 0 to 255, pass images.astype('uint8')"
         )
     if x.ndim == 3:
         x = x[:, None]  # (N, H, W) -> (N, 1, H, W)
@@ -208,7 +200,7 @@ def from_arrays(
             "pass images.transpose(0, 3, 1, 2)"
         )
     if y.ndim == 2:
-        raise ShapeError(f"from_arrays: labels must be (N,), got {y.shape}; of one-hot rows pass labels.argmax(axis=1)")
+        raise ShapeError(f"from_arrays: labels must be (N,), got {y.shape}; if one-hot, pass labels.argmax(axis=1)")
     if not np.issubdtype(y.dtype, np.integer):
         raise DtypeError(f"from_arrays: labels must be integers, got {y.dtype}; number the classes 0, 1, 2, ...")
     if classes is None:
@@ -217,33 +209,29 @@ def from_arrays(
             raise DataError(f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ...")
         classes = [str(k) for k in range(count)]
     if x.dtype != np.uint8 and x.dtype != np.float32:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # numbers that overflow become infinite, which is refused
             x = x.astype(np.float32)
     if x.dtype == np.float32 and x.size and x.min() >= 0 and _MOST_SCALED < x.max() < np.inf:
         raise DataError(
-            f"from_arrays: float images from {x.min()} to {x.max()} look like pixels that were not scaled; "
+            f"from_arrays: float images from {x.min()} to {x.max()} are probably pixels that are not scaled; "
             "divide them by 255, or pass uint8"
         )
     return Dataset(x, y.astype(np.int64), tuple(classes), name)
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a random part of a data set, for validation. Both parts keep the order of the whole.
+    """Split a data set into (rest, held_out) at random, for validation. Both keep the order of the data set.
 
     Parameters
     ----------
-    dataset : what to split.
-    fraction : the part that the second of the two gets, above 0 and below 1 (rounded to whole images).
-    seed : decides which images; the same seed gives the same split.
-
-    Returns
-    -------
-    (rest, held_out) : two data sets, neither empty.
+    dataset : the data set to split.
+    fraction : the fraction of the images to hold out, above 0 and below 1.
+    seed : seed of the random choice, 0 or more.
 
     Raises
     ------
     UsageError
-        If the fraction is not between 0 and 1, or would leave a part empty.
+        If an argument is out of range, or one of the parts would be empty.
 
     Examples
     --------
@@ -251,19 +239,17 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     >>> [len(part) for part in split(d, 0.2, seed=0)]
     [8, 2]
     """
-    if not 0 < fraction < 1:
-        raise UsageError(f"split: fraction must be above 0 and below 1, got {fraction}")
-    held = round(fraction * len(dataset))
+    held = round(number("split", "fraction", fraction, "(0, 1)") * len(dataset))
     if held in (0, len(dataset)):
         raise UsageError(f"split: {fraction} of {len(dataset)} images leaves a part empty")
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = np.random.default_rng(integer("split", "seed", seed, minimum=0)).permutation(len(dataset))
     return dataset[np.sort(order[held:])], dataset[np.sort(order[:held])]
 
 
 def to_float(images: Array) -> Array:
-    """Return images as networks take them, float32: uint8 is divided by 255, floating point keeps its values.
+    """Convert images to float32: uint8 is divided by 255, floating point keeps its values.
 
-    The bits are the same for arrays of every library.
+    Arrays of every library get the same bits.
 
     >>> to_float(np.asarray([0, 51, 255], np.uint8))
     array([0. , 0.2, 1. ], dtype=float32)
@@ -274,6 +260,6 @@ def to_float(images: Array) -> Array:
             raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
         return xp.astype(images, xp.float32, copy=False)
     scaled = xp.astype(images, xp.float32)
-    # Where all are divided by one number, JAX, and PyTorch on CUDA, may multiply by its rounded inverse instead.
+    # JAX, and PyTorch on CUDA, may replace the division by one number by a product with its rounded inverse.
     scaled /= np.float32(255) if on_host(images) else full(xp, scaled.shape, 255.0, scaled)
     return scaled

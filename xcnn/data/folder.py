@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from xcnn._check import integer
 from xcnn.data._stream import File, blaming, opened
 from xcnn.data.dataset import Dataset
 from xcnn.errors import DataError, UsageError, printable
@@ -25,7 +26,7 @@ __all__ = ["load_folder", "read_image"]
 Files = dict[str, list[Path]]
 """The images of each class."""
 
-_FORMATS = {  # what Pillow may decode, whatever a file is called: others start programs (EPS: Ghostscript)
+_FORMATS = {  # what Pillow may decode, whatever the file name: others start programs (EPS: Ghostscript)
     "BMP": {".bmp"},
     "GIF": {".gif"},
     "JPEG": {".jpeg", ".jpg"},
@@ -42,25 +43,25 @@ _MOST_SIDE = 2**16  # resizing takes 16 bytes and decoding 8 for each row, howev
 _SMALL = 2**20
 _PIXELS_PER_BYTE = 1024
 """The most pixels per byte of the file, for images of more than `_SMALL` pixels, so that a small file cannot take much
-memory. Deflate expands at most 1,032 times, so this refuses only images that are almost blank."""
+memory. Deflate expands at most 1,032 times, so that only images that are almost blank are refused."""
 
-_MOST_SCANS = 1000  # of a JPEG file: each goes over the whole image, and may take as little as twelve bytes
+_MOST_SCANS = 1000  # of a JPEG file: each covers the whole image, and may take as little as twelve bytes
 _START_OF_SCAN = b"\xff\xda"
 
-_alone = threading.Lock()  # for what belongs to the whole process
-_EVERY = 5  # of each class's images, sorted by name, every fifth is held out where there is no test folder
+_alone = threading.Lock()  # for settings of the whole process
+_EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
 
 
 def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, Dataset]:
     """Return (train, test) of a folder of images.
 
-    The classes are the subfolders, sorted by name; the images are their files that end in .png, .jpg and the like,
+    The classes are the subfolders, sorted by name; the images are the files in them with an image suffix such as .png,
     sorted by name. Names that start with a dot are ignored. If there are subfolders `train` and `test`, the classes are
     inside them; otherwise every fifth image of each class is a test image. Images are converted to RGB, or to grey if
     all are grey, and resized (not cropped) to size x size pixels.
 
-    A folder may be a link to any place. A link to a single image must stay inside `data_dir` or the folder of its
-    class: a stranger's archive could otherwise bring in private files unnoticed.
+    A folder may be a link to any place. A link to a single image must lead into `data_dir` or the folder of its class:
+    otherwise a downloaded archive could include private files unnoticed.
 
     Parameters
     ----------
@@ -70,21 +71,21 @@ def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, 
     Raises
     ------
     UsageError
-        If `data_dir` is missing or `size` is below 1.
+        If `data_dir` is None or `size` is not an integer of at least 1.
     DataError
         If an image cannot be read, a link leads out of the folder, there are fewer than two classes, a class has no
-        images or has control characters in its name, or there are too few images to hold any out.
+        images or has control characters in its name, or there are too few images for a test set.
     """
     if data_dir is None:
         message = "data_dir is missing: the data set 'folder' needs a folder with one subfolder of images per class"
         raise UsageError(message, setting="data_dir")
-    if size < 1:
-        raise UsageError(f"load: folder: size must be at least 1 pixel, got {size}")
+    size = integer("load: folder", "size", size)
     with blaming("load", data_dir):
         train_files, test_files = _find(data_dir)
     classes = tuple(train_files)
     every = [path for files in (train_files, test_files) for paths in files.values() for path in paths]
-    shape = (1 if all(_is_grey(path) for path in every) else 3, size, size)
+    grey = all(_decode(path, lambda image: image.mode in _GREY_MODES) for path in every)
+    shape = (1 if grey else 3, size, size)
     name = data_dir.resolve().name
     return _read(train_files, classes, shape, name), _read(test_files, classes, shape, name)
 
@@ -96,15 +97,15 @@ def _read(files: Files, classes: tuple[str, ...], shape: tuple[int, int, int], n
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return an image file as an array of a given shape.
+    """Return the image in a file as an array of a given shape.
 
-    While a TIFF file is decoded, what the process writes to stderr is lost, since libtiff would print there. While a
-    GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. Both take turns among threads.
+    While a TIFF file is decoded, all that the process writes to stderr is discarded, since libtiff would print there.
+    While a GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. One thread at a time does either.
 
     Parameters
     ----------
-    path : a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image, whatever its name. 16-bit grey keeps its upper 8 bits;
-        transparency is dropped.
+    path : a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image, whatever its name. Of 16-bit grey values, the upper 8 bits
+        are used; transparency is ignored.
     shape : (C, H, W). The image is converted to grey if C is 1 and to RGB if it is 3, and resized bilinearly to H x W.
 
     Returns
@@ -116,17 +117,17 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
     UsageError
         If the channels are neither 1 nor 3.
     DataError
-        If the file is missing, not an image, damaged or too large: it has more than 64 million pixels, more than 65,536
-        in a row or column, more than a million and 1,024 per byte of the file, or is a JPEG of more than 1,000 scans.
+        If the file is missing, not an image, damaged or too large: more than 64 million pixels, more than 65,536 in a
+        row or column, more than both a million and 1,024 per byte of the file, or a JPEG of more than 1,000 scans.
     """
     c, h, w = shape
     if c not in (1, 3):
-        raise UsageError(f"read_image: images have 1 or 3 channels, not {c} (shape: {shape})")
+        raise UsageError(f"read_image: images have 1 or 3 channels, got shape {shape}")
 
     def convert(image: "Image.Image") -> npt.NDArray[np.uint8]:
         from PIL import Image, ImageOps
 
-        ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs turned
+        ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs rotated
         if image.mode.startswith("I;16"):  # Pillow would clip these at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("P", "PA"):
@@ -140,12 +141,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
     return array
 
 
-def _is_grey(path: Path) -> bool:
-    return bool(_decode(path, lambda image: image.mode in _GREY_MODES))
-
-
 def _decode(path: Path, use: Any) -> Any:
-    """Open an image, check what its header says, and return `use(image)`."""
+    """Open an image, check its header, and return `use(image)`."""
     from PIL import Image, UnidentifiedImageError
 
     with opened("read_image", path) as file:
@@ -171,15 +168,15 @@ def _decode(path: Path, use: Any) -> Any:
 
 @contextlib.contextmanager
 def _pillow_limit(most: int) -> Iterator[None]:
-    """Make Pillow refuse larger images inside a `with`: it allocates the frame of a GIF before its size is known.
+    """Make Pillow refuse larger images inside a `with`: it allocates the frame of a GIF before its size can be checked.
 
-    Pillow has no other way than this setting of the whole process.
+    Pillow has only this setting of the whole process.
     """
     from PIL import Image
 
     with _alone:
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = most // 2  # Pillow warns from here on, and refuses twice as many
+        Image.MAX_IMAGE_PIXELS = most // 2  # Pillow warns above this number, and refuses twice as many
         try:
             yield
         finally:
@@ -187,13 +184,13 @@ def _pillow_limit(most: int) -> Iterator[None]:
 
 
 def _too_many_pixels(path: Path, file: File, most: int) -> DataError:
-    return DataError(f"read_image: {path} has more than {most} pixels, the most for an image of {file.size} bytes")
+    return DataError(f"read_image: {path} has more than {most} pixels, too many for a file of {file.size} bytes")
 
 
 def _check(path: Path, image: Any, file: File, most: int) -> None:
     """Refuse an image that cannot be used, or would take too much memory or time, before it is decoded."""
     w, h = image.size
-    if image.format == "TIFF":  # which may be stored in tiles larger than itself
+    if image.format == "TIFF":  # its tiles may be larger than the image
         w, h = max(w, image.tag_v2.get(322, 0)), max(h, image.tag_v2.get(323, 0))
     if w * h > most:
         raise _too_many_pixels(path, file, most)
@@ -209,14 +206,11 @@ def _check(path: Path, image: Any, file: File, most: int) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Discard what the process writes to stderr inside a `with`: libtiff prints there, from C, what is wrong in a file.
-
-    Pillow offers no way to stop it.
-    """
+    """Discard what the process writes to stderr inside a `with`: libtiff prints its errors there."""
     with _alone:
         try:
             kept = os.dup(2)
-        except OSError:  # it is closed
+        except OSError:  # stderr is closed
             yield
             return
         try:
@@ -237,45 +231,43 @@ def _find(root: Path) -> tuple[Files, Files]:
             raise DataError(f"load: {root}/test has classes that {root}/train lacks: {', '.join(extra)}")
         return train, test
     if names & {"train", "test"}:
-        raise DataError(f"load: {root} has one of the folders train and test; it needs both or neither")
+        raise DataError(f"load: {root} has only one of the folders train and test; it needs both or neither")
     train, test = {}, {}
     for name, paths in _files_by_class(root, root).items():
         test[name] = paths[_EVERY - 1 :: _EVERY]
         train[name] = [path for k, path in enumerate(paths, start=1) if k % _EVERY]
     if not any(test.values()):
-        raise DataError(f"load: {root} needs {_EVERY} or more images in a class, to hold some out, or a test folder")
+        raise DataError(f"load: {root} needs a class of {_EVERY} or more images, for a test set, or a test folder")
     return train, test
 
 
 def _files_by_class(root: Path, folder: Path, least: int = 2) -> Files:
     found = {}
     for place in _subfolders(folder):
-        if printable(place.name) != place.name:  # it will be in tables, pictures and checkpoints
+        if printable(place.name) != place.name:  # it would appear in tables, pictures and checkpoints
             raise DataError(f"load: {place} cannot be a class: its name has control characters")
         found[place.name] = [path for path in _visible(place) if path.suffix.lower() in _SUFFIXES]
         if not found[place.name]:
-            raise DataError(f"load: {place} holds no images ({', '.join(sorted(_SUFFIXES))})")
+            raise DataError(f"load: {place} contains no images ({', '.join(sorted(_SUFFIXES))})")
         for path in found[place.name]:
             if path.is_symlink() and not (_inside(path, root) or _inside(path, place)):
                 raise DataError(f"load: {path} is a link that leads out of {place}; put the image itself there")
     if len(found) < least:
-        raise DataError(
-            f"load: {folder} needs {least} or more subfolders of images, one per class; it has {len(found)}"
-        )
+        raise DataError(f"load: {folder} needs {least} or more subfolders of images, one per class, got {len(found)}")
     return found
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    """Return whether a path is inside a folder once all links are followed, those of the folder too."""
+    """Return whether a path is inside a folder after following all links, also those of the folder."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"load: no folder {folder}")
+        raise DataError(f"load: there is no folder {folder}")
     return [path for path in _visible(folder) if path.is_dir()]
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted, without hidden ones: file managers leave `._x.png` beside images."""
+    """Return the sorted entries of a folder, without hidden ones: file managers create `._x.png` beside images."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

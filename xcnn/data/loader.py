@@ -1,4 +1,4 @@
-"""Batches of a data set, decided by the seed, the number of the epoch and that of the batch alone."""
+"""Batches of a data set, which depend only on the seed and the indices of epoch and batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,27 +15,26 @@ __all__ = ["Loader"]
 
 
 class Loader:
-    """Iterate over a data set in batches: (images float32 (n, C, H, W), labels int64 (n,)), new arrays both.
+    """Iterate over a data set in batches of new arrays: images, float32 (n, C, H, W), and labels, int64 (n,).
 
-    Images of uint8 become 0..1, images of floating point keep their values (`to_float`). The batches are where the data
-    set is, and hold the same bits on every device.
+    Images of uint8 are divided by 255, images of floating point keep their values (`to_float`). The batches are on the
+    device of the data set, and have the same bits on every device.
 
-    A loader has no position: `batches(epoch, start)` gives the same batches whenever it is called. `iter(loader)` runs
-    through the epochs one after another, for loops of your own.
+    Calls of `batches(epoch, start)` are independent of each other. Each `iter(loader)` yields the next epoch.
 
     Parameters
     ----------
-    dataset : what to load, on the host or on a device (`Dataset.to`).
-    batch_size : images per batch; the last batch is smaller where they do not divide.
-    shuffle : draw a new order for each epoch; otherwise the data set's own.
-    seed : with the numbers of the epoch and the batch, all that decides the order and the augmentation; 0 or more.
-    drop_last : leave out a last batch that is smaller than the others.
+    dataset : the data set, on the host or on a device (`Dataset.to`).
+    batch_size : images per batch; the last batch may be smaller.
+    shuffle : whether to draw a new order for each epoch; otherwise, the order is that of the data set.
+    seed : seed of the order and the augmentation, 0 or more.
+    drop_last : whether to leave out a last batch that is smaller than the others.
     augment : functions (images, rng) -> images, applied to each batch in turn. They take NumPy arrays, so the data set
         must be on the host.
 
     Attributes
     ----------
-    epoch : the epoch, counted from 0, that `iter(loader)` runs next. It moves on at the end of a pass.
+    epoch : index of the epoch, from 0, that `iter(loader)` yields next. It increases at the end of each.
 
     Raises
     ------
@@ -81,7 +80,7 @@ class Loader:
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in an epoch."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
@@ -91,21 +90,21 @@ class Loader:
         self.epoch = epoch + 1
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
-        """Yield the batches of an epoch, both counted from 0, from batch `start` on."""
+        """Yield the batches of an epoch from batch `start` on; both are counted from 0."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)) if self.shuffle else None
         for batch in range(start, len(self)):
             place = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset)))
             images, labels = self.dataset.gather(place if order is None else order[place])
             with self.dataset.device.active():
-                images = to_float(images)  # after gathering, as uint8 is a quarter of the bytes
+                images = to_float(images)  # not before gathering: uint8 takes a quarter of the memory
             if self.augment:
-                # 1 + batch, as NumPy takes [seed, epoch, 0] for the [seed, epoch] that decides the order.
+                # 1 + batch, as [seed, epoch, 0] is the same seed for NumPy as [seed, epoch], that of the order.
                 rng = np.random.default_rng([self.seed, epoch, 1 + batch])
                 for function in self.augment:
                     images = function(images, rng)
             yield images, labels
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the batches, as far as numbers can tell it."""
+        """Return the numbers that determine the batches."""
         names = ("batch_size", "shuffle", "seed", "drop_last")
         return {"images": len(self.dataset), **{name: getattr(self, name) for name in names}}
