@@ -48,9 +48,11 @@ def _save(figure: Any, path: Path, title: str = "") -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
-        columns = min(len(labels), int(figure.get_figwidth() // 2))
+        inches = 0.7 + 0.09 * max(map(len, labels))
+        columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(_literal(title))
+    if title:
+        figure.suptitle(_literal(title))
     with replacing(path) as temporary, warnings.catch_warnings():
         # Characters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -107,7 +109,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
     right = np.eye(k, dtype=bool)
     worst = max(0.1, np.max(share[~right], initial=0.0))  # otherwise few errors would be as dark as many
     for colours, hidden, most in (("Blues", ~right, 1.0), ("Reds", right, worst)):
-        axes.imshow(np.ma.array(share, mask=hidden), cmap=colours, vmin=0, vmax=most)
+        axes.imshow(np.ma.array(share, mask=hidden | (share == 0)), cmap=colours, vmin=0, vmax=most)
     if k <= 30:
         for i, j in zip(*np.nonzero(counts), strict=True):
             shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else "black"
@@ -167,12 +169,14 @@ def comparison(
     distances : by device: the relative distance of the weights from those of the cpu run after each step; may be empty.
     """
     places = list(dict.fromkeys(place for row in shares.values() for place in row))
-    parted = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
-    figure = _figure(5 + (3 if parted else 0), max(3.6, 1.8 + 0.16 * len(places)))
-    left, *right = figure.subplots(1, 2 if parted else 1, squeeze=False, width_ratios=(1.7, 1) if parted else None)[0]
+    diverged = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
+    figure = _figure(5 + (3 if diverged else 0), max(3.6, 1.8 + 0.16 * len(places)))
+    left, *right = figure.subplots(1, 2 if diverged else 1, squeeze=False, width_ratios=(1.7, 1) if diverged else None)[
+        0
+    ]
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(shares)}
     for i, (name, row) in enumerate(shares.items()):
-        # Errors of 0 are drawn at the left edge, those beyond the axis at the right; devices a little above each other.
+        # Errors of 0 are at the left edge, those beyond the axis at the right; devices are slightly above each other.
         values = [min(max(row.get(place, 0.0), _LEAST), _MOST) for place in places]
         rows = [j + 0.6 * (i + 0.5) / len(shares) - 0.3 for j in range(len(places))]
         left.plot(values, rows, ".", color=colours[name], markersize=5, label=name, clip_on=False)
@@ -183,9 +187,9 @@ def comparison(
     left.set_yticks(range(len(places)), places, fontsize=6)
     left.set_xlabel("share of the error budget (1: all of it; left edge: no error)")
     for axes in right:
-        for name, steps in parted.items():
+        for name, steps in diverged.items():
             axes.plot(range(1, len(steps) + 1), steps, color=colours[name], marker="o", markersize=3)
-        seen = [step for steps in parted.values() for step in steps if 0 < step < np.inf]
+        seen = [step for steps in diverged.values() for step in steps if 0 < step < np.inf]
         axes.set_yscale("log")
         axes.set_ylim(10 ** np.floor(np.log10(min(seen))), 10 ** np.ceil(np.log10(max(seen))))
         axes.yaxis.set_minor_formatter("")
