@@ -150,7 +150,7 @@ def test_like_knows_dtypes_that_the_host_lacks() -> None:
 
 @pytest.mark.parametrize("backend", ["jax"], indirect=True)
 def test_jax_has_float64_when_it_is_switched_on(backend: Backend) -> None:
-    with pytest.raises(DtypeError, match="JAX_ENABLE_X64=1 in the environment switches it on"):
+    with pytest.raises(DtypeError, match="set JAX_ENABLE_X64=1 in the environment to enable it"):
         nn.Linear(2, 2).to(backend.spec, "float64")
     with BACKENDS["jax"].setting("float64"):
         assert backend.array(np.ones(2)).dtype == np.float64

@@ -1,6 +1,6 @@
-"""Functions for arrays of any library: their namespace, creation, sums, and slice writes that support immutable arrays.
+"""Functions for arrays of any library: namespaces, creation, accurate sums, and writing to slices.
 
-Nothing here depends on which library an array comes from, only on what it supports.
+They test what an array supports, never which library it is from.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Array = Any
-"""An array of any array-API library. Docstrings state shapes and dtypes, which a type checker cannot express."""
+"""An array of any array-API library. Docstrings state shapes and dtypes, which types cannot express."""
 
 is_array = array_api_compat.is_array_api_obj
 
@@ -40,7 +40,7 @@ _KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
 _ANYWHERE = contextlib.nullcontext()
 
 _FEW = 128
-"""The most numbers that may be added one after another, as the error is still small."""
+"""The most numbers to add one after another, for a small error."""
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -48,7 +48,7 @@ def namespace_of(array: Array) -> ModuleType:
     try:
         return _NAMESPACES[type(array)]
     except KeyError:
-        # NumPy follows the standard itself; array_api_compat's wrapper would import all of NumPy, f2py included.
+        # NumPy implements the standard; the wrapper of array_api_compat would import all of NumPy, f2py included.
         own = isinstance(array, np.ndarray | np.generic)
         xp: ModuleType = np if own else array_api_compat.array_namespace(array)
         _NAMESPACES[type(array)] = xp
@@ -58,17 +58,7 @@ def namespace_of(array: Array) -> ModuleType:
 def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None) -> ModuleType:
     """Return the namespace of `arrays`, after checking that all are of one library and one floating-point dtype.
 
-    Parameters
-    ----------
-    op : name of the caller, with which every error message begins.
-    optional : names of the arrays that may be None.
-    **arrays : the arrays by argument name.
-
-    Raises
-    ------
-    DtypeError
-        If an argument is not an array, is of another library, or is an integer or boolean array. If the dtypes differ:
-        xcnn does not promote them.
+    A DtypeError, which begins with `op`, names the argument that is wrong. Those in `optional` may be None.
     """
     xp: ModuleType | None = None
     first, dtype = "", None
@@ -108,8 +98,8 @@ def on_device(where: Any) -> contextlib.AbstractContextManager[object]:
     """Return a context manager in which an array library creates arrays on its device `where`.
 
     CuPy's creation functions ignore `device=` and use the current device of the thread, which the context changes.
-    Other libraries need nothing. A device that can be made current (`use`) is copied, as it stores the device to return
-    to and threads share it.
+    Other libraries need no context. CuPy's device, which has `use`, is copied: it stores the device to return to, and
+    threads share it.
     """
     return type(where)(where) if hasattr(where, "use") else _ANYWHERE
 
@@ -129,7 +119,7 @@ def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
 
 
 def set_slice(array: Array, index: Any, value: Array) -> Array:
-    """Set a slice to `value` and return the array: the same one, changed in place, or a new one if it is immutable."""
+    """Set a slice to `value` and return the array, which is a new one if arrays of its library are immutable."""
     if hasattr(array, "at"):  # immutable arrays have this instead of assignment
         return array.at[index].set(value)
     array[index] = value
@@ -137,7 +127,7 @@ def set_slice(array: Array, index: Any, value: Array) -> Array:
 
 
 def add_slice(array: Array, index: Any, value: Array) -> Array:
-    """Add `value` to a slice and return the array: the same one, changed in place, or a new one if it is immutable."""
+    """Add `value` to a slice and return the array, which is a new one if arrays of its library are immutable."""
     if hasattr(array, "at"):
         return array.at[index].add(value)
     array[index] += value
@@ -147,8 +137,8 @@ def add_slice(array: Array, index: Any, value: Array) -> Array:
 def sum_over(xp: ModuleType, array: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """Return the sum over some axes, in increasing order, with an error that hardly grows with their length.
 
-    Libraries sum accurately along the last axis, but NumPy adds one number after another along others: the sum of a
-    million equal float32 numbers is off by 1 %. A long axis is split into about sqrt(n) blocks of sqrt(n) numbers.
+    Libraries sum accurately along the last axis, but NumPy adds one number after another along the others: the sum of a
+    million equal float32 numbers is wrong by 1 %. A long axis is split into about sqrt(n) blocks of sqrt(n) numbers.
     """
     last = array.ndim - 1
     if all(array.shape[axis] <= _FEW for axis in axes if axis != last):

@@ -1,4 +1,4 @@
-"""Checks of arguments, for the whole package. Each returns the checked value or raises an error of one sentence.
+"""Checks of arguments, for the whole package. Each returns the checked value or raises an error.
 
 `caller` is the name of the public function or class, `name` that of its argument.
 """
@@ -15,7 +15,7 @@ from xcnn.errors import ShapeError, UsageError, unknown
 __all__ = ["axis", "check_shape", "choice", "flag", "generator", "integer", "integers", "is_integer", "number"]
 
 _LARGEST = 2**31 - 1
-"""The largest sensible size or stride; with larger ones the arithmetic of array libraries overflows."""
+"""The largest size or stride; with larger ones the arithmetic of array libraries overflows."""
 
 
 def is_integer(value: Any) -> bool:
@@ -33,7 +33,7 @@ def integer(caller: str, name: str, value: Any, minimum: int = 1, maximum: int |
 
 def integers(caller: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
     """Return one integer per axis from an integer or a sequence of `rank` of them."""
-    # Fast paths for the usual cases; the rest takes microseconds.
+    # Fast paths for the usual cases; the other checks take microseconds.
     if type(value) is int and minimum <= value <= _LARGEST:
         return (value,) * rank
     if (
@@ -56,13 +56,13 @@ def integers(caller: str, name: str, value: int | Sequence[int], rank: int, mini
 
 @functools.cache
 def _ends(interval: str) -> tuple[float, bool, float, bool]:
-    """Return both ends of an interval, and whether each belongs to it."""
+    """Return both ends of an interval, each with whether it belongs to it."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     return low, interval[0] == "[", high, interval[-1] == "]"
 
 
 def number(caller: str, name: str, value: Any, interval: str) -> float:
-    """Return `value` as a float if it is a number in `interval`, in mathematical notation.
+    """Return `value` as a float if it is a number in an interval, written as in mathematics.
 
     >>> number("SGD", "momentum", 0.9, "[0, 1)")
     0.9
@@ -100,14 +100,14 @@ def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def axis(caller: str, name: str, value: Any, sizes: tuple[int, ...], of: str = "x") -> int:
-    """Return `value`, an axis of the array `of` with these sizes, counted from the first."""
+    """Return `value`, an axis of the array called `of` with these sizes, as an index from 0."""
     if not is_integer(value) or not -len(sizes) <= value < len(sizes):
         raise UsageError(f"{caller}: {name} must be an axis of {of} {tuple(sizes)}, got {value!r}")
     return int(value) % len(sizes)
 
 
 def check_shape(caller: str, wanted: tuple[int, ...], meaning: str, **arrays: Any) -> None:
-    """Check that arrays have the shape `wanted`, which `meaning` explains; None passes."""
+    """Check that all arrays that are not None have the shape `wanted`, which `meaning` explains."""
     for name, array in arrays.items():
         if array is not None and array.shape != wanted:
             raise ShapeError(f"{caller}: {name} must have shape {tuple(wanted)}, {meaning}, got {tuple(array.shape)}")

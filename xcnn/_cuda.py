@@ -1,7 +1,7 @@
 """The abilities of CuPy on the GPUs of this machine, each tried and its result checked, and facts about each GPU.
 
-A GPU that exists may still be unusable: the libraries behind a kind of operation may be missing, too old, or wrong. The
-caller imports CuPy and passes it, as only the caller knows how to install it.
+A GPU that exists may still be unusable: libraries that CuPy needs for some operations may be missing or too old. CuPy
+itself is an argument, as only the caller knows how to install it.
 """
 
 import contextlib
@@ -28,29 +28,29 @@ _NUMBERS = np.arange(4, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that a GPU should be able to do.
+    """An ability of a GPU.
 
     Attributes
     ----------
     words : its description in errors and tables.
-    probe : function that tries it with CuPy on the current device and returns the result, on the host.
+    probe : function that tries it with CuPy on the current device and returns the result on the host.
     expected : the correct result, as lists of numbers that float32 represents exactly.
     required : whether a GPU without it cannot be used.
     """
 
     words: str
-    probe: Callable[[Any], np.ndarray]
+    probe: Callable[[Any], Any]
     expected: list[Any]
     required: bool = True
 
 
-def _elementwise(cupy: Any) -> np.ndarray:
-    return _host(cupy.asarray(_NUMBERS) * 2 + 1)
+def _elementwise(cupy: Any) -> Any:
+    return (cupy.asarray(_NUMBERS) * 2 + 1).get()
 
 
-def _matmul(cupy: Any) -> np.ndarray:
+def _matmul(cupy: Any) -> Any:
     a = np.arange(6, dtype=np.float32)
-    return _host(cupy.asarray(a.reshape(2, 3)) @ cupy.asarray(a.reshape(3, 2)))
+    return (cupy.asarray(a.reshape(2, 3)) @ cupy.asarray(a.reshape(3, 2))).get()
 
 
 def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
@@ -63,14 +63,14 @@ def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
     return launch
 
 
-def _compilation(cupy: Any) -> np.ndarray:
-    # CuPy may find the compiled kernel on disk, but it asks NVRTC for its version in every process.
+def _compilation(cupy: Any) -> Any:
+    # Even if CuPy finds the compiled kernel on disk, it calls NVRTC, for its version.
     x = cupy.asarray(_NUMBERS)
     _launcher(cupy, x)()
-    return _host(x)
+    return x.get()
 
 
-def _graph_capture(cupy: Any) -> np.ndarray:
+def _graph_capture(cupy: Any) -> Any:
     stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
     with stream:
         x = cupy.asarray(_NUMBERS)
@@ -78,7 +78,7 @@ def _graph_capture(cupy: Any) -> np.ndarray:
         launch()  # compiles and loads the kernel, which is not allowed during capture
         stream.begin_capture()
         try:
-            launch()  # is recorded, not run
+            launch()  # is recorded, not executed
         except Exception:
             with contextlib.suppress(Exception):  # the first error says more
                 stream.end_capture()
@@ -86,11 +86,7 @@ def _graph_capture(cupy: Any) -> np.ndarray:
         graph = stream.end_capture()
         graph.launch(stream)
         graph.launch(stream)
-        return _host(x)  # waits for the stream
-
-
-def _host(array: Any) -> np.ndarray:
-    return np.asarray(array.get())
+        return x.get()  # waits for the stream
 
 
 ABILITIES: dict[str, Ability] = {
@@ -102,11 +98,11 @@ ABILITIES: dict[str, Ability] = {
 """Every ability by name, in the order in which they are tried."""
 
 PROVEN: set[tuple[int, str]] = set()
-"""Index of the GPU and name of the ability, for all that have worked in this process; they are not tried again."""
+"""Index of the GPU and name of each ability that has worked in this process; it is not tried again."""
 
 
 def fault(cupy: Any, index: int, name: str) -> str:
-    """Try an ability on a GPU and return one line that says why it fails, or "" if it works."""
+    """Try an ability on a GPU and return the reason, in one line, if it fails, or "" if it works."""
     if (index, name) in PROVEN:
         return ""
     ability = ABILITIES[name]
@@ -122,17 +118,7 @@ def fault(cupy: Any, index: int, name: str) -> str:
 
 
 def require(cupy: Any, index: int, hint: str) -> None:
-    """Check that a GPU exists and has all required abilities.
-
-    Parameters
-    ----------
-    hint : how to install CuPy.
-
-    Raises
-    ------
-    DeviceError
-        If there is no such GPU, or an ability fails; the error says which one and how to fix it.
-    """
+    """Raise a DeviceError unless a GPU exists and has all required abilities; `hint` says how to install CuPy."""
     count = _count(cupy)
     if index >= count:
         some = f"there are {count} GPUs here, numbered from 0" if count > 1 else "there is one GPU here, cuda:0"
@@ -167,7 +153,7 @@ class Gpu:
     runtime : CUDA version that CuPy was built with.
     nvrtc : CUDA version of the compiler that CuPy found.
     memory_free, memory_total : in bytes.
-    faults : one line per ability of `ABILITIES`, by name, that says why it fails; "" if it works.
+    faults : the reason, in one line, why an ability fails, or "" if it works; by name in `ABILITIES`.
     """
 
     device: str
@@ -187,13 +173,7 @@ class Gpu:
 
 
 def report(cupy: Any) -> list[Gpu]:
-    """Return facts about every GPU that CuPy sees; all abilities are tried on each.
-
-    Raises
-    ------
-    DeviceError
-        If there is no driver.
-    """
+    """Return facts about every GPU that CuPy sees, after trying all abilities on each; without a driver, raise."""
     return [_gpu(cupy, index) for index in range(_count(cupy))]
 
 
@@ -229,7 +209,7 @@ def _version(number: int) -> str:
 
 
 def _known(ask: Callable[[], T]) -> T | None:
-    """Return a fact, or None if it cannot be determined, so that a broken GPU is still reported."""
+    """Return a fact, or None if it cannot be determined: a broken GPU is still reported."""
     try:
         return ask()
     except Exception:

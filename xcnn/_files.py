@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old content or the new, never a part of it."""
+"""Write files atomically: a reader sees the old content or the new, never a part of it. Lock folders."""
 
 import contextlib
 import os
@@ -20,10 +20,7 @@ _TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed.
 
-    Raises
-    ------
-    WriteError
-        If the file cannot be written.
+    An OSError inside becomes a WriteError.
     """
     try:
         with _temporary(path) as temporary:
@@ -35,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    # Not `tempfile`, whose files only the owner can read: the umask applies, as for any new file.
+    # Files of `tempfile` can be read only by their owner; here the umask applies, as for any new file.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     mode = os.fstat(handle).st_mode
     os.close(handle)
@@ -52,7 +49,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable where the system can: otherwise a power cut may bring the old file back."""
+    """Make renames in a folder durable where the system can; otherwise a power failure may undo them."""
     with contextlib.suppress(OSError):  # Windows cannot open folders, and some network drives cannot sync them
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -62,13 +59,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents unless they exist.
-
-    Raises
-    ------
-    WriteError
-        If it cannot be created.
-    """
+    """Create a folder and its parents unless they exist; raise a WriteError on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,7 +67,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder. No other process may be writing there."""
+    """Remove the temporary files of killed processes from a folder. No other process may be writing there."""
     for path in folder.glob(f".*{_TEMPORARY}"):
         if _TEMPORARY_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)

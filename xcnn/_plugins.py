@@ -1,6 +1,6 @@
-"""Look up names: entries of a table, or `package.module:function`, which names the user's own code.
+"""Look up names: entries of a table, or `package.module:function`, which is code of the user.
 
-Only the user may name code. A name from a file, such as a checkpoint, is never imported; see `refuse_foreign`.
+Such a name is imported only if the user passes it, never because a file contains it; see `refuse_foreign`.
 """
 
 import importlib
@@ -21,16 +21,8 @@ def is_foreign(name: Any) -> bool:
 def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
     """Return the entry of a table by its name, or the function or class that `package.module:function` names.
 
-    The current folder is searched for the module last.
-
-    Parameters
-    ----------
-    kind : what the table holds, such as `"model"`; for errors.
-
-    Raises
-    ------
-    UsageError
-        If the name is unknown, the module cannot be imported, or it has no such function.
+    The current folder is searched for the module last. A UsageError, which begins with `kind`, such as `"model"`, is
+    raised if the name is unknown, the module cannot be imported, or it has no such function.
     """
     if isinstance(name, str) and name in table:
         return table[name]
@@ -49,13 +41,7 @@ def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
 
 
 def refuse_foreign(source: object, **names: Any) -> None:
-    """Raise a UsageError if a file names code to import.
-
-    Parameters
-    ----------
-    source : the file, for the message.
-    **names : the names in the file, by the argument that takes such a name: `model="nets:small"`.
-    """
+    """Raise a UsageError if one of the names in a file, by argument, is code to import: `model="nets:small"`."""
     foreign = {argument: name for argument, name in names.items() if is_foreign(name)}
     if foreign:
         listed = " and ".join(f"the {argument} {name!r}" for argument, name in foreign.items())
@@ -68,7 +54,7 @@ def refuse_foreign(source: object, **names: Any) -> None:
 
 def _imported(what: str, module: str) -> Any:
     path = list(sys.path)
-    sys.path.append("")  # the command's own path has no current folder
+    sys.path.append("")  # the path of a command does not include the current folder
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -9,8 +9,8 @@
     strict:no_float64     the same on one without float64
     auto                  cuda if it works, else cpu
 
-To add an array-API library, add a `Library` to `LIBRARIES`; `docs/extending.md` has an example. Arrays never move
-implicitly, only by `asarray` and `to_numpy`.
+To add an array-API library, add a `Library` to `LIBRARIES`; `docs/extending.md` has an example. Arrays are copied
+between devices only by `asarray` and `to_numpy`, never implicitly.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Device:
 
     Attributes
     ----------
-    name : the full string that opens it (`cuda:0`). Pickles and deep copies store only this string.
+    name : the full string that opens it (`cuda:0`). Pickles and deep copies contain only this string.
     xp : its array-API namespace.
     handle : the `device=` argument of the library's creation functions.
     summary : one line that describes it.
@@ -73,8 +73,8 @@ class Device:
         Raises
         ------
         DtypeError
-            If the array does not hold numbers, or the device lacks the dtype, such as float64 on JAX by default:
-            numbers are not rounded silently. If an integer does not fit into 32 bits.
+            If the array does not contain numbers, if the device lacks the dtype, such as float64 on JAX by default, or
+            if an integer does not fit into 32 bits.
         """
         return _place(self.xp, array, self.handle)
 
@@ -86,9 +86,8 @@ class Device:
         """Return a context manager that makes this the current device; it can be nested.
 
         Only CuPy needs it, and only for GPUs other than the first: its operations and creation functions use the
-        current device, which each thread has for itself. So call ops and layers on `cuda:1` inside
-        `with device.active():`. `Trainer` and everything else that moves arrays, evaluates or compares enters the
-        context itself. Opening a device does not make it the current one.
+        current device of the thread, which is the first GPU by default. Call ops and layers on `cuda:1` inside
+        `with device.active():`. `Trainer` and all functions that copy arrays, evaluate or compare do so themselves.
         """
         return on_device(self.handle)
 
@@ -98,18 +97,17 @@ class Device:
 
 @dataclass(frozen=True)
 class Library:
-    """One row of the table: an array library and how to open its devices.
+    """An array library and how to open its devices.
 
     Attributes
     ----------
     module : name of the module to import; the name of the namespace of its arrays begins with it.
     hint : how to install it, for the error if the import fails.
-    open : function that takes the part of the string after `name:` and returns the `Device`, or raises a DeviceError
-        with the reason.
+    open : function that takes the part of the device string after `name:` and returns the `Device`, or raises a
+        DeviceError with the reason.
     to_numpy : function that copies one of its arrays to the host.
     wider : how to enable dtypes that its devices lack by default, or "".
-    no_memory : texts, one of which is in the RuntimeError that is raised if memory runs out. A MemoryError is always
-        recognized.
+    no_memory : texts that identify a RuntimeError as lack of memory. A MemoryError needs none.
     free : function that returns the cached memory of freed arrays to the device.
     """
 
@@ -207,7 +205,7 @@ LIBRARIES: dict[str, Library] = {
         "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
         _cuda,
         _cuda_to_numpy,
-        no_memory=("out of memory", "ALLOC_FAILED"),  # texts of CUDA, and of its libraries
+        no_memory=("out of memory", "ALLOC_FAILED"),  # of CUDA and of its libraries
         free=_free_cuda,
     ),
     "torch": Library(
@@ -223,7 +221,7 @@ LIBRARIES: dict[str, Library] = {
         "pip install jax",
         _jax,
         np.asarray,
-        "JAX_ENABLE_X64=1 in the environment switches it on",
+        "set JAX_ENABLE_X64=1 in the environment to enable it",
         no_memory=("RESOURCE_EXHAUSTED",),
     ),
     "strict": Library("array_api_strict", "pip install array-api-strict", _strict, _strict_to_numpy),
@@ -232,14 +230,14 @@ LIBRARIES: dict[str, Library] = {
 
 
 def device(spec: str | Device) -> Device:
-    """Open a device by its string; a `Device` is returned as it is.
+    """Open a device by its string. A `Device` is returned unchanged.
 
     Raises
     ------
     UsageError
-        If the string does not name a device; the error suggests the nearest.
+        If the string is not the name of a device; the error suggests the nearest name.
     DeviceError
-        If the device cannot be used here; the error says what is missing and what to do.
+        If the device cannot be used here; the error says what is missing and how to fix it.
     """
     if isinstance(spec, Device):
         return spec
@@ -268,7 +266,7 @@ def devices() -> dict[str, Device | DeviceError]:
 
 
 def gpus() -> list[Gpu]:
-    """Return facts about every GPU that CuPy sees, usable or not. If there are none, `devices` says why."""
+    """Return facts about every GPU that CuPy sees, usable or not. If the list is empty, `devices` says why."""
     try:
         return report(_import("cuda"))
     except DeviceError:
@@ -292,7 +290,7 @@ def to_numpy(array: Array) -> np.ndarray:
 def like(array: np.ndarray, other: Array) -> Array:
     """Copy a host array to the library, device and dtype of `other`."""
     xp = namespace_of(other)
-    # Convert on the host, as the device may lack the dtype of the array; but the host may lack the new one (bfloat16).
+    # Convert on the host, as the device may lack the old dtype, unless NumPy lacks the new one (bfloat16).
     known = xp.__array_namespace_info__().dtypes()
     host = next((name for name, dtype in known.items() if dtype == other.dtype), array.dtype)
     where = array_api_compat.device(other)
@@ -304,24 +302,24 @@ _ON_HOST = (np.ndarray, np.generic, float, int)
 
 
 def on_host(array: Array | float) -> bool:
-    """Return whether an array, or a plain number, can be read without waiting for a device."""
+    """Return whether a value is a NumPy array or a plain number, which can be read without waiting for a device."""
     return isinstance(array, _ON_HOST)
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:
-    """Return whether an exception from computing on a device means that memory ran out; xcnn's own errors never do."""
+    """Return whether an exception means that a device ran out of memory; an error of xcnn never does."""
     if isinstance(error, XcnnError):
         return False
     row = _row(where)
-    said = isinstance(error, RuntimeError) and row is not None and any(words in str(error) for words in row.no_memory)
-    return said or isinstance(error, MemoryError)
+    known = row is not None and isinstance(error, RuntimeError) and any(text in str(error) for text in row.no_memory)
+    return known or isinstance(error, MemoryError)
 
 
 def free_memory(where: Device) -> None:
     """Return the cached memory of freed arrays to a device."""
     row = _row(where)
     if row is not None:
-        with where.active():  # CuPy frees only what is cached for the current device
+        with where.active():  # CuPy returns only the memory of the current device
             row.free()
 
 
@@ -331,14 +329,13 @@ def _row(where: Device) -> Library | None:
 
 
 def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
-    # A copy: the caller may change the array later, and it may be read-only.
     try:
-        host = np.array(array)
+        host = np.array(array)  # a copy, as the caller may change the array later, and it may be read-only
     except ValueError as error:
         raise DtypeError(f"asarray: expected an array of numbers ({line(error)})") from None
     if host.dtype.kind in "OSUmM":
         raise DtypeError(f"asarray: expected an array of numbers, got {host.dtype}")
-    # Every device has the narrow dtypes, and NumPy has all of its own; asking takes microseconds.
+    # Every device has the narrow dtypes; checking takes microseconds.
     if host.dtype.itemsize > 4 and xp is not np:
         host = _fitting(xp, host, handle)
     with on_device(handle):
@@ -346,7 +343,7 @@ def _place(xp: ModuleType, array: Any, handle: Any) -> Array:
 
 
 def _fitting(xp: ModuleType, host: np.ndarray, handle: Any) -> np.ndarray:
-    """Return a host array in a dtype that the device has: its own, or int32 for wider integers that fit."""
+    """Return a host array in a dtype that the device has: the same, or int32 for wider integers that fit."""
     if host.dtype.name in xp.__array_namespace_info__().dtypes(device=handle):
         return host
     narrow = np.iinfo(np.int32)
@@ -360,14 +357,12 @@ def _fitting(xp: ModuleType, host: np.ndarray, handle: Any) -> np.ndarray:
 
 
 def _library(xp: ModuleType) -> str:
-    """Return the name in the table of the library of a namespace, such as jax.numpy or array_api_compat.torch."""
+    """Return the name in the table of the library of a namespace, such as `jax.numpy` or `array_api_compat.torch`."""
     module = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     for name, library in LIBRARIES.items():
         if library.module == module:
             return name
-    raise DtypeError(
-        f"the array library {module} is not in xcnn.devices.LIBRARIES; add it there, so that its arrays can be moved"
-    )
+    raise DtypeError(f"the array library {module} is not in xcnn.devices.LIBRARIES; add it to move its arrays")
 
 
 def _import(name: str) -> Any:

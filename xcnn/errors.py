@@ -1,7 +1,4 @@
-"""The errors of xcnn, each one sentence for the person who can fix the mistake.
-
-`exit_code` is the exit code of the command: 2 for an invalid request, 1 for one that failed.
-"""
+"""The errors of xcnn. The message of each is one sentence that says how to fix the mistake."""
 
 import contextlib
 import difflib
@@ -31,8 +28,8 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Control characters, line ends, what reorders or hides the text around it, and what is not Unicode. The two joiners
-# (U+200C, U+200D) stay: Persian words and emoji are spelled with them.
+# Control characters, line ends, characters that reorder or hide the text around them, and surrogates. The two joiners
+# (U+200C, U+200D) are harmless, and part of Persian words and emoji.
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     r"\U000e0000-\U000e007f]"
@@ -43,10 +40,11 @@ class XcnnError(Exception):
     """Base of all errors that xcnn raises."""
 
     exit_code = 1
+    """The exit code of the command: 2 for an invalid request, 1 for a failure."""
     layer = ""
-    """Dotted name of the layer in which the error was raised, or "". The sentence begins with it."""
+    """Dotted name of the layer in which the error was raised, with which the message begins, or ""."""
     module: object = None
-    """The module that raised it or passed it on last; the module above knows its name."""
+    """The innermost module that is not yet part of `layer`; the module that contains it adds its name."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -57,7 +55,7 @@ class UsageError(XcnnError, ValueError):
 
     Attributes
     ----------
-    setting : name of the setting of a run that is invalid, such as `batch_size`, or ""; the command names its flag.
+    setting : name of the invalid setting of a run, such as `batch_size`, or "".
     """
 
     exit_code = 2
@@ -68,19 +66,19 @@ class UsageError(XcnnError, ValueError):
 
 
 class ShapeError(XcnnError, ValueError):
-    """Arrays whose shapes do not match each other or the options."""
+    """Arrays with shapes that do not match each other or the options."""
 
     exit_code = 2
 
 
 class DtypeError(XcnnError, TypeError):
-    """An array of the wrong dtype or library, or something that is not an array."""
+    """An array of the wrong dtype or library, or an object that is not an array."""
 
     exit_code = 2
 
 
 class DeviceError(XcnnError, RuntimeError):
-    """A device that is known but cannot be used here; the message says what is missing."""
+    """A known device that cannot be used here; the message says what is missing."""
 
     exit_code = 2
 
@@ -94,7 +92,7 @@ class CheckpointError(XcnnError, ValueError):
 
 
 class WriteError(XcnnError, OSError):
-    """A file that cannot be written, as on a full disk or in a read-only folder; an older file stays in place."""
+    """A file that cannot be written, as on a full disk or in a read-only folder; an older file is unchanged."""
 
 
 class DivergedError(XcnnError, ArithmeticError):
@@ -102,12 +100,12 @@ class DivergedError(XcnnError, ArithmeticError):
 
 
 class OutOfMemoryError(XcnnError, MemoryError):
-    """A batch that needs more memory than is available; its memory is freed, and the process can continue."""
+    """A batch that needs more memory than is available. Its memory is freed, and the process can continue."""
 
 
 @contextlib.contextmanager
 def making_sense(who: str) -> Iterator[None]:
-    """Raise a CheckpointError that begins with `who` in place of any error that an invalid state causes in a `with`."""
+    """Turn any error that an invalid state causes inside a `with` into a CheckpointError that begins with `who`."""
     try:
         yield
     except XcnnError:
@@ -117,10 +115,10 @@ def making_sense(who: str) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    r"""Return text as one harmless line: characters that a terminal interprets, or that are not Unicode, are escaped.
+    r"""Return text as one line that is safe to print, with escapes for all characters that a terminal may interpret.
 
-    These are control characters, line ends, and marks that reorder or hide the text around them. Names of files and
-    classes may come from anyone.
+    These are control characters, line ends, and characters that reorder or hide the text around them. They may occur in
+    names of files and classes, which can come from anyone.
 
     >>> print(printable("cats\x1b[2J\n"))
     cats\x1b[2J\n
@@ -129,7 +127,7 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], nicknames: Mapping[str, str] | None = None) -> UsageError:
-    """Return the error for a name that is not in a table; it suggests the nearest name, or that of a nickname.
+    """Return the error for a name that is not in a table. It suggests the nearest name, or that of a nickname.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
@@ -150,14 +148,8 @@ def wrong_call(
 ) -> UsageError | None:
     """Return the error for a call with arguments that a function does not take, or None if it takes them.
 
-    Parameters
-    ----------
-    name : name of the function for the caller; the message begins with it.
-    function : the function, or an `__init__` with the object as the first of the arguments.
-    arguments, options : positional and keyword arguments of the call.
+    The message begins with `name`. The first argument of an `__init__` is the object.
 
-    Examples
-    --------
     >>> def conv(x, *, stride=1): ...
     >>> str(wrong_call("conv", conv, [1], {"strid": 2}))
     "conv: no argument 'strid'; did you mean 'stride'? (known: x, stride)"
@@ -182,10 +174,7 @@ def wrong_call(
 
 
 def explained(function: F) -> F:
-    """Decorate a function or an `__init__` so that a call with wrong arguments raises the error of `wrong_call`.
-
-    It costs nothing unless the call raises a TypeError. The message begins with the name of the function or class.
-    """
+    """Decorate a function or an `__init__` so that a call with wrong arguments raises the error of `wrong_call`."""
     name = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[-2]
 
     @functools.wraps(function)

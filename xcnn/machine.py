@@ -15,11 +15,8 @@ __all__ = ["machine", "waited"]
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return the processor, its cores, its load (average number of processes over the last minute) and versions.
 
-    A value is None if the system does not provide it; a version is None if the package is not installed.
-
-    Parameters
-    ----------
-    packages : names of further packages whose versions to return, besides Python, xcnn, NumPy and Numba.
+    The versions are those of Python, xcnn, NumPy, Numba and `packages`. An unknown value is None, and so is the version
+    of a package that is not installed.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in dict.fromkeys(["xcnn", "numpy", "numba", *packages]):
@@ -30,9 +27,9 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def waited() -> float | None:
-    """Return the total seconds that the threads of this process have waited for a core; None if unknown.
+    """Return the total seconds for which the threads of this process have waited for a core; None if unknown.
 
-    They wait while other processes compute, so a time measured meanwhile is too long.
+    They wait while other processes compute; a time measured meanwhile is too long.
     """
     try:
         tasks = [path.read_text("ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")]

@@ -1,7 +1,7 @@
-"""The threads that kernels share, and how many there may be.
+"""The threads that kernels share, and their number.
 
-A kernel cuts its work into parts by the shapes alone and adds up their results in order. Each thread takes the next
-part when it has finished one. So no result depends on the number of threads.
+A kernel splits its work into parts that depend only on the shapes, and adds their results in order. Each thread takes
+the next part when it has finished one. So no result depends on the number of threads.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from xcnn._check import integer
 __all__ = ["get_num_threads", "parallel", "parts", "set_num_threads"]
 
 _PART_MICROSECONDS = 100
-"""The least work of a part: handing it to a thread takes about 30 microseconds."""
+"""The least work of a part; passing it to a thread takes about 30 microseconds."""
 
 _MOST_PARTS = 16
 
@@ -50,18 +50,18 @@ def set_num_threads(n: int) -> None:
     global _threads, _pool
     n = integer("set_num_threads", "n", n)
     with _lock:
-        _threads, _pool = n, None  # the old threads end once their work is done
+        _threads, _pool = n, None  # the old threads end when their work is done
 
 
 def parts(most: int, microseconds: float) -> int:
-    """Return the number of parts, at most `most`, into which to cut work that takes one thread so many microseconds."""
+    """Return the number of parts, at most `most`, into which to split work that takes one thread `microseconds`."""
     return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 
 def parallel(task: Callable[[int], object], parts: int) -> None:
     """Call `task(part)` for every part, in several threads if there are several parts.
 
-    An exception of a task is raised here, after the other threads have stopped working.
+    An exception of a task is raised after the other threads have stopped.
     """
     threads = min(get_num_threads(), parts)
     if threads == 1:
@@ -75,14 +75,14 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
             task(part)
 
     pool, others = _executor(), []
-    with contextlib.suppress(RuntimeError):  # no thread can be started, as when the interpreter exits
+    with contextlib.suppress(RuntimeError):  # no thread can be started, for example while the interpreter exits
         for _ in range(threads - 1):
-            # With this thread's context, so that floating-point errors are handled in the same way.
+            # With the context of this thread, which includes the handling of floating-point errors.
             others.append(pool.submit(contextvars.copy_context().run, work))
     try:
         work()
     finally:
-        # Those that have not begun have nothing left to do. Waiting for them could be a deadlock if calls are nested.
+        # Tasks that have not begun have nothing left to do. If calls are nested, waiting for them could be a deadlock.
         begun = [other for other in others if not other.cancel()]
         wait(begun)
     for other in begun:
@@ -90,7 +90,7 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
 
 
 def _executor() -> ThreadPoolExecutor:
-    """Return the pool of the other threads; it has at least one, even if `set_num_threads(1)` was called meanwhile."""
+    """Return the pool of the other threads, at least one even if `set_num_threads(1)` was called meanwhile."""
     global _pool
     with _lock:
         if _pool is None:
