@@ -359,3 +359,11 @@ def test_arguments_out_of_range(tmp_path):
             data.load("folder", tmp_path, size=size)
     with pytest.raises(UsageError, match="1 or 3 channels"):
         data.read_image(tmp_path / "x.png", (2, 4, 4))
+    for shape in ((1, 0, 4), (1, 4), (1, 4, "4")):
+        with pytest.raises(UsageError, match="read_image: shape takes"):
+            data.read_image(tmp_path / "x.png", shape)
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    picture(tmp_path / "x.png")
+    assert data.read_image(str(tmp_path / "x.png"), (1, 2, 2)).shape == (1, 2, 2)

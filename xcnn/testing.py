@@ -235,12 +235,7 @@ class Case:
                 gradients = backward(want.dy, needs)
             for name, wanted, actual, need in zip(want.arrays, full, gradients, needs, strict=True):
                 where = f"{self._where} with needs={needs} on numpy: d{name}"
-                if wanted is None or not need:
-                    if actual is not None:
-                        raise AssertionError(f"{where} must be None, got an array")
-                elif actual is None:
-                    raise AssertionError(f"{where} must be an array, got None")
-                else:
+                if _are_arrays(where, actual, wanted if need else None):
                     _compare(where, actual, wanted, 0.0)
 
     def check_saves(self) -> None:
@@ -413,10 +408,9 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
         called = f"{where}: gradient {name}" if isinstance(name, int) else f"{where}: d{name}"
         wanted = _differences(lambda: float(np.sum(run()[0] * dy)), array)
         actual = found.get(name)
-        if actual is None:
-            if name in parameters and not wanted.any():  # the pass does not use it
-                continue
-            raise AssertionError(f"{called} must be an array, got None")
+        if actual is None and name in parameters and not wanted.any():  # the pass does not use it
+            continue
+        _are_arrays(called, actual, wanted)
         actual = np.asarray(actual)
         _require(actual.shape == wanted.shape, called, "shape", wanted.shape, actual.shape)
         _compare(called, actual, wanted, 10 * DIFFERENCES, "; a kink of f near the arrays would explain it too")
@@ -442,6 +436,15 @@ def _explained(where: str) -> Iterator[None]:
         raise AssertionError(f"{where}: raised {kind}{next(iter(str(error).splitlines()), '')}") from error
 
 
+def _are_arrays(where: str, actual: Any, wanted: Any, hint: str = "") -> bool:
+    """Return whether both are arrays rather than None; raise an AssertionError if only one is."""
+    if wanted is not None and actual is None:
+        raise AssertionError(f"{where} must be an array, got None{hint}")
+    if wanted is None and actual is not None:
+        raise AssertionError(f"{where} must be None, got an array")
+    return wanted is not None
+
+
 def _require(condition: bool, where: str, what: str, wanted: Any, came: Any) -> None:
     if not condition:
         raise AssertionError(f"{where} must have {what} {wanted}, got {came}")
@@ -464,12 +467,7 @@ def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float, hint: st
 
 def _check_array(where: str, backend: Backend, actual: Any, wanted: Any, like: Array, bound: float) -> None:
     """Check that a result is an array of the library, device and dtype of `like` with the wanted values, or None."""
-    if wanted is None or actual is None:
-        if wanted is not None:
-            hint = "; name an array that has no gradient in `constants`"
-            raise AssertionError(f"{where} must be an array, got None{hint}")
-        if actual is not None:
-            raise AssertionError(f"{where} must be None, got an array")
+    if not _are_arrays(where, actual, wanted, "; name an array that has no gradient in `constants`"):
         return
     try:
         library = namespace_of(actual).__name__

@@ -1,6 +1,6 @@
 """Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and single image files.
 
-Every file that Pillow decodes goes through `_decode`, which checks the size of an image before it is decompressed.
+Every image is opened by `_image`, which checks its size before it is decompressed.
 """
 
 import contextlib
@@ -8,18 +8,15 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import integer
+from xcnn._check import integer, integers
 from xcnn.data._stream import File, blaming, opened
 from xcnn.data.dataset import Dataset
 from xcnn.errors import DataError, UsageError, printable
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["load_folder", "read_image"]
 
@@ -84,8 +81,7 @@ def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, 
         train_files, test_files = _find(data_dir)
     classes = tuple(train_files)
     every = [path for files in (train_files, test_files) for paths in files.values() for path in paths]
-    grey = all(_decode(path, lambda image: image.mode in _GREY_MODES) for path in every)
-    shape = (1 if grey else 3, size, size)
+    shape = (1 if all(map(_is_grey, every)) else 3, size, size)
     name = data_dir.resolve().name
     return _read(train_files, classes, shape, name), _read(test_files, classes, shape, name)
 
@@ -96,7 +92,7 @@ def _read(files: Files, classes: tuple[str, ...], shape: tuple[int, int, int], n
     return Dataset(images, labels, classes, name)
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Return the image in a file as an array of a given shape.
 
     While a TIFF file is decoded, all that the process writes to stderr is discarded, since libtiff would print there.
@@ -115,18 +111,17 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
     Raises
     ------
     UsageError
-        If the channels are neither 1 nor 3.
+        If `shape` is not three integers of at least 1, the first of them 1 or 3.
     DataError
         If the file is missing, not an image, damaged or too large: more than 64 million pixels, more than 65,536 in a
         row or column, more than both a million and 1,024 per byte of the file, or a JPEG of more than 1,000 scans.
     """
-    c, h, w = shape
+    from PIL import Image, ImageOps
+
+    c, h, w = integers("read_image", "shape", shape, 3)
     if c not in (1, 3):
         raise UsageError(f"read_image: images have 1 or 3 channels, got shape {shape}")
-
-    def convert(image: "Image.Image") -> npt.NDArray[np.uint8]:
-        from PIL import Image, ImageOps
-
+    with _image(Path(path)) as image:
         ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs rotated
         if image.mode.startswith("I;16"):  # Pillow would clip these at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -137,12 +132,15 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]
         image = image.resize((w, h), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(h, w, c).transpose(2, 0, 1)
 
-    array: npt.NDArray[np.uint8] = _decode(path, convert)
-    return array
+
+def _is_grey(path: Path) -> bool:
+    with _image(path) as image:
+        return image.mode in _GREY_MODES
 
 
-def _decode(path: Path, use: Any) -> Any:
-    """Open an image, check its header, and return `use(image)`."""
+@contextlib.contextmanager
+def _image(path: Path) -> Iterator[Any]:
+    """Yield an image whose header has been checked. Any error inside the `with` is one of the file."""
     from PIL import Image, UnidentifiedImageError
 
     with opened("read_image", path) as file:
@@ -153,7 +151,7 @@ def _decode(path: Path, use: Any) -> Any:
             with image:
                 _check(path, image, file, most)
                 with _silent() if image.format == "TIFF" else contextlib.nullcontext():
-                    return use(image)
+                    yield image
         except (DataError, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
