@@ -248,6 +248,33 @@ def test_load_says_what_is_wrong(arguments, options, error, says):
     assert isinstance(caught.value, XcnnError)
 
 
+BATCH = np.zeros((1, 1, 8, 8), np.float32)
+WRONG = {
+    "a path": lambda: data.load("mnist", 5),
+    "a path of an image": lambda: data.read_image(None, (1, 8, 8)),
+    "images": lambda: data.flip([[1.0]], np.random.default_rng(0)),
+    "a random generator": lambda: data.shift(BATCH, None),
+    "an array": lambda: data.to_float([1, 2]),
+    "a data set": lambda: data.split([1, 2], 0.5, 0),
+    "class names": lambda: data.from_arrays(np.zeros((2, 8, 8)), [0, 0], 5),
+    "class names that are strings": lambda: data.Dataset(np.zeros((1, 1, 8, 8), U8), np.zeros(1, I64), (1,), "mine"),
+    "functions": lambda: data.Loader(small(), augment=data.flip),
+    "an epoch": lambda: next(data.Loader(small()).batches(-1)),
+    "a batch": lambda: next(data.Loader(small()).batches(0, None)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_argument_of_a_wrong_type_is_one_sentence(what):
+    with pytest.raises(XcnnError) as caught:
+        WRONG[what]()
+    assert_one_sentence(caught, "", ", got ")
+
+
+def test_an_augmentation_takes_a_seed_too():
+    assert np.array_equal(data.rotate(BATCH + 1, 3), data.rotate(BATCH + 1, np.random.default_rng(3)))
+
+
 def test_importing_the_data_room_is_light():
     code = "import json, sys, xcnn.data; xcnn.data.load('digits'); print(json.dumps(list(sys.modules)))"
     loaded = set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
@@ -345,7 +372,7 @@ def test_batches_are_fresh_arrays():
         ({"seed": -1}, "seed"),
         ({"batch_size": 11, "drop_last": True}, "no batch"),
         ({"augment": ["flip"]}, "'flip'"),
-        ({"augment": "flip"}, "'f'"),
+        ({"augment": "flip"}, "'flip'"),
         ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
         ({"seed": None}, "seed must be an integer of at least 0, got None"),
         ({"shuffle": "yes"}, "shuffle must be True or False, got 'yes'"),

@@ -230,6 +230,15 @@ def test_a_device_and_a_dtype_may_be_given_alone() -> None:
     [
         (lambda: testing.check_op("tanh", dtypes=["int7"]), "unknown check_op dtypes 'int7'"),
         (lambda: testing.check_gradients(ops.tanh, np.ones((2, 3))), "arrays must be a list or dict of arrays, got nd"),
+        (
+            lambda: testing.check_op("tanh", dtypes=[], devices=5),
+            "device takes a string such as 'cpu', or an opened dev",
+        ),
+        (lambda: testing.check_op("tanh", dtypes=5), "unknown check_op dtypes 5"),
+        (
+            lambda: testing.check_gradients(ops.tanh, [np.ones(2)], seed=-1),
+            "seed must be an integer of at least 0, got -1",
+        ),
         (lambda: testing.check_gradients(ops.tanh, None), "arrays must be a list or dict of arrays, got NoneType"),
     ],
 )

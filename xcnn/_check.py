@@ -4,15 +4,17 @@
 """
 
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xcnn.errors import ShapeError, UsageError, unknown
 
-__all__ = ["axis", "check_shape", "choice", "flag", "generator", "integer", "integers", "is_integer", "number"]
+__all__ = ["axis", "check_shape", "choice", "flag", "generator", "integer", "integers", "is_integer", "number", "path"]
 
 _LARGEST = 2**31 - 1
 """The largest size or stride; with larger ones the arithmetic of array libraries overflows."""
@@ -90,6 +92,13 @@ def generator(caller: str, name: str, value: Any) -> np.random.Generator:
     if isinstance(value, np.random.Generator) or (is_integer(value) and value >= 0):
         return np.random.default_rng(value)
     raise UsageError(f"{caller}: {name} must be a numpy.random.Generator or a seed of at least 0, got {value!r}")
+
+
+def path(caller: str, name: str, value: Any) -> Path:
+    """Return `value` as a Path if it is a string or a path."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise UsageError(f"{caller}: {name} must be a path, got {value!r}")
 
 
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:

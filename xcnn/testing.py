@@ -21,7 +21,7 @@ import array_api_compat
 import numpy as np
 
 from xcnn._array import Array, namespace_of
-from xcnn._check import choice
+from xcnn._check import choice, integer
 from xcnn._dispatch import portable
 from xcnn.devices import Device, device
 from xcnn.errors import DeviceError, UsageError, XcnnError
@@ -319,11 +319,8 @@ def check_op(
     row = OPS[name]
     if not row.samples:
         raise UsageError(f"check_op: {name} has no samples; give ops.op(...) some, samples=[ops.sample(...)]")
-    devices = [devices] if isinstance(devices, str) else devices
-    dtypes = [dtypes] if isinstance(dtypes, str) else dtypes
-    for dtype in dtypes:
-        choice("check_op", "dtypes", dtype, ("float16", "float32", "float64"))
-    backends = list(_installed()) if devices is None else [BACKENDS.get(spec, Backend(spec, spec)) for spec in devices]
+    dtypes = [choice("check_op", "dtypes", dtype, ("float16", "float32", "float64")) for dtype in _listed(dtypes)]
+    backends = list(_installed()) if devices is None else [_backend(spec) for spec in _listed(devices)]
     for number in range(len(row.samples)):
         case = Case(row, number, reference)
         with _explained(f"{name}: sample {number} on numpy"):
@@ -368,6 +365,7 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
     >>> check_gradients(nn.Linear(3, 2), [np.ones((4, 3))])
     """
     where = getattr(f, "__name__", type(f).__name__)
+    rng = np.random.default_rng(integer("check_gradients", "seed", seed, minimum=0))
     if not isinstance(arrays, Mapping | Sequence):
         raise UsageError(f"check_gradients: arrays must be a list or dict of arrays, got {type(arrays).__name__}")
     op = OPS.get(where)
@@ -396,7 +394,7 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
 
     with _explained(where):
         y, backward = run()
-        dy = np.asarray(np.random.default_rng(seed).standard_normal(np.shape(y)))
+        dy = np.asarray(rng.standard_normal(np.shape(y)))
         gradients = backward(dy)
     several = gradients if isinstance(gradients, tuple | list) else (gradients,)
     found: dict[Any, Any] = dict(zip(names or inputs, several, strict=False))
@@ -414,6 +412,14 @@ def check_gradients(f: Callable[..., Any], arrays: Mapping[str, Any] | Sequence[
         actual = np.asarray(actual)
         _require(actual.shape == wanted.shape, called, "shape", wanted.shape, actual.shape)
         _compare(called, actual, wanted, 10 * DIFFERENCES, "; a kink of f near the arrays would explain it too")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def _backend(spec: Any) -> Backend:
+    return BACKENDS[spec] if isinstance(spec, str) and spec in BACKENDS else Backend(device(spec).name, spec)
 
 
 def _installed() -> Iterator[Backend]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import integer, number
+from xcnn._check import generator, integer, number
 from xcnn.errors import DtypeError, ShapeError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "crop", "cutout", "flip", "rotate", "shift"]
@@ -20,14 +20,14 @@ Augmentation = Callable[[Images, np.random.Generator], Images]
 
 def flip(images: Images, rng: np.random.Generator, p: float = 0.5) -> Images:
     """Flip each image horizontally with probability `p`. Not for digits or letters."""
-    _check("flip", images)
+    rng = _check("flip", images, rng)
     chosen = rng.random(len(images)) < number("flip", "p", p, "[0, 1]")
     return np.where(chosen[:, None, None, None], images[..., ::-1], images)
 
 
 def shift(images: Images, rng: np.random.Generator, pixels: int = 2) -> Images:
     """Shift by a number of pixels drawn uniformly from [-pixels, pixels], vertically and horizontally."""
-    _check("shift", images)
+    rng = _check("shift", images, rng)
     pixels = integer("shift", "pixels", pixels, minimum=0)
     h, w = images.shape[2:]
     top, left = rng.integers(0, 2 * pixels + 1, size=(2, len(images)))
@@ -47,7 +47,7 @@ def crop(images: Images, rng: np.random.Generator, pad: int = 4) -> Images:
 
 def rotate(images: Images, rng: np.random.Generator, degrees: float = 10) -> Images:
     """Rotate about the centre by an angle drawn uniformly from [-degrees, degrees], with bilinear interpolation."""
-    _check("rotate", images)
+    rng = _check("rotate", images, rng)
     degrees = number("rotate", "degrees", degrees, "[0, inf)")
     return _turn(images, np.deg2rad(rng.uniform(-degrees, degrees, len(images))))
 
@@ -85,7 +85,7 @@ def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
     Source: T. DeVries and G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
     arXiv:1708.04552.
     """
-    _check("cutout", images)
+    rng = _check("cutout", images, rng)
     size = integer("cutout", "size", size, minimum=0)
     n, _, h, w = images.shape
     y = np.arange(h) - rng.integers(0, h, size=(n, 1)) + size // 2  # (n, H), counted from the square's first row
@@ -94,11 +94,14 @@ def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
     return np.where(inside[:, None], np.float32(0), images)
 
 
-def _check(name: str, images: Images) -> None:
+def _check(name: str, images: Images, rng: np.random.Generator) -> np.random.Generator:
+    if not isinstance(images, np.ndarray):
+        raise DtypeError(f"{name}: images must be a NumPy array, got {type(images).__name__}")
     if images.ndim != 4:
         raise ShapeError(f"{name}: images must be (n, C, H, W), got {images.shape}")
     if images.dtype != np.float32:
         raise DtypeError(f"{name}: images must be float32, got {images.dtype}; use data.to_float")
+    return generator(name, "rng", rng)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

@@ -7,9 +7,9 @@ If it can be downloaded, also add an entry to `download.SOURCES`. Your own data 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from xcnn._check import path
 from xcnn._plugins import find
 from xcnn.data.cifar import load_cifar10
 from xcnn.data.dataset import Dataset
@@ -99,7 +99,7 @@ def load(
         raise wrong
     if data_dir is None and name in SOURCES:
         data_dir = fetch(name, progress)
-    loaded = loader(None if data_dir is None else Path(data_dir), **options)
+    loaded = loader(None if data_dir is None else path("load", "data_dir", data_dir), **options)
     if not isinstance(loaded, tuple | list) or [isinstance(part, Dataset) for part in loaded] != [True, True]:
         raise UsageError(f"{name}: the function must return (train, test), two xcnn.data.Dataset")
     return loaded[0], loaded[1]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._array import Array, full, is_kind, namespace_of
+from xcnn._array import Array, full, is_array, is_kind, namespace_of
 from xcnn._check import integer, number
 from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
@@ -56,6 +56,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        if not isinstance(self.classes, Sequence) or not all(isinstance(one, str) for one in self.classes):
+            raise UsageError(f"{self.name}: classes must be a list of names, got {self.classes!r}")
+        object.__setattr__(self, "classes", tuple(self.classes))
         for name, array in (("images", images), ("labels", labels)):
             if not isinstance(array, np.ndarray):
                 raise DtypeError(
@@ -216,7 +219,7 @@ def from_arrays(
             f"from_arrays: float images from {x.min()} to {x.max()} are probably pixels that are not scaled; "
             "divide them by 255, or pass uint8"
         )
-    return Dataset(x, y.astype(np.int64), tuple(classes), name)
+    return Dataset(x, y.astype(np.int64), classes, name)  # type: ignore[arg-type]
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -239,6 +242,8 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     >>> [len(part) for part in split(d, 0.2, seed=0)]
     [8, 2]
     """
+    if not isinstance(dataset, Dataset):
+        raise UsageError(f"split: dataset must be a Dataset, got {type(dataset).__name__}; see data.from_arrays")
     held = round(number("split", "fraction", fraction, "(0, 1)") * len(dataset))
     if held in (0, len(dataset)):
         raise UsageError(f"split: {fraction} of {len(dataset)} images leaves a part empty")
@@ -254,6 +259,8 @@ def to_float(images: Array) -> Array:
     >>> to_float(np.asarray([0, 51, 255], np.uint8))
     array([0. , 0.2, 1. ], dtype=float32)
     """
+    if not is_array(images):
+        raise DtypeError(f"to_float: images must be an array, got {type(images).__name__}")
     xp = namespace_of(images)
     if images.dtype != xp.uint8:
         if not is_kind(xp, images.dtype, "real floating"):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._check import integer, integers
+from xcnn._check import path as checked_path
 from xcnn.data._stream import File, blaming, opened
 from xcnn.data.dataset import Dataset
 from xcnn.errors import DataError, UsageError, printable
@@ -121,7 +122,7 @@ def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> npt
     c, h, w = integers("read_image", "shape", shape, 3)
     if c not in (1, 3):
         raise UsageError(f"read_image: images have 1 or 3 channels, got shape {shape}")
-    with _image(Path(path)) as image:
+    with _image(checked_path("read_image", "path", path)) as image:
         ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs rotated
         if image.mode.startswith("I;16"):  # Pillow would clip these at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

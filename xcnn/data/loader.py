@@ -69,9 +69,8 @@ class Loader:
             raise UsageError(
                 f"Loader: drop_last leaves no batch: {dataset.name} has {len(dataset)} images, batch_size {batch_size}"
             )
-        for function in augment:
-            if not callable(function):
-                raise UsageError(f"Loader: augment takes functions (see data.AUGMENTATIONS), got {function!r}")
+        if not isinstance(augment, Sequence) or not all(map(callable, augment)):
+            raise UsageError(f"Loader: augment takes a list of functions (see data.AUGMENTATIONS), got {augment!r}")
         if augment and dataset.device.xp is not np:
             raise UsageError(
                 f"Loader: augment takes NumPy arrays, {dataset.name} is on {dataset.device.name}; leave it on the host"
@@ -91,6 +90,7 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """Yield the batches of an epoch from batch `start` on; both are counted from 0."""
+        epoch, start = (integer("batches", *pair, minimum=0) for pair in (("epoch", epoch), ("start", start)))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)) if self.shuffle else None
         for batch in range(start, len(self)):
             place = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset)))
