@@ -155,7 +155,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, read):
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(5)
     try:
-        refused_cheaply(path, lambda: read(path), "must be a file, it is a directory, pipe or device")
+        refused_cheaply(path, lambda: read(path), "must be a file, but it is a directory, pipe or device")
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

@@ -38,8 +38,8 @@ class Dataset:
 
     Raises
     ------
-    DataError, DtypeError, ShapeError
-        If the arrays are not as above, or contain no image.
+    DataError, DtypeError, ShapeError, UsageError
+        If an argument is not as above, or there is no image.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class Dataset:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     name: str
-    _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on what it returns
+    _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on its result
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -127,7 +127,7 @@ class Dataset:
             return xp.take(self.images, index, axis=0), xp.take(self.labels, index, axis=0)
 
     def to(self, device: str | Device) -> "Dataset":
-        """Return the data set with its arrays on a device, with the same dtypes.
+        """Return the data set on a device, with the same dtypes.
 
         Raises
         ------
