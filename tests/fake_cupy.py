@@ -98,7 +98,6 @@ def _cupy(namespace: ModuleType) -> ModuleType:
     runtime = SimpleNamespace(
         getDeviceCount=_count,
         getDeviceProperties=_properties,
-        memGetInfo=lambda: machine.attempt("memory") and ((machine.current + 1) << 30, 80 << 30),
         driverGetVersion=lambda: 12080,
         runtimeGetVersion=lambda: 12090,
     )
@@ -169,6 +168,11 @@ def _make_namespace() -> ModuleType:
 
         def use(self) -> None:
             machine.current = self.id
+
+        @property
+        def mem_info(self) -> Any:
+            with self:
+                return machine.attempt("memory") and ((machine.current + 1) << 30, 80 << 30)
 
         def __repr__(self) -> str:
             return f"<CUDA Device {self.id}>"

@@ -5,6 +5,7 @@ itself is an argument, as only the caller knows how to install it.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,14 +54,9 @@ def _matmul(cupy: Any) -> Any:
     return (cupy.asarray(a.reshape(2, 3)) @ cupy.asarray(a.reshape(3, 2))).get()
 
 
-def _launcher(cupy: Any, x: Any) -> Callable[[], None]:
+def _launcher(cupy: Any, x: Any) -> Callable[[], object]:
     """Return a function that launches our own kernel, which replaces each number of x by 2 x + 1."""
-    kernel, n = cupy.RawKernel(_KERNEL, "xcnn_probe"), np.int32(_NUMBERS.size)
-
-    def launch() -> None:
-        kernel((1,), (32,), (x, n))
-
-    return launch
+    return functools.partial(cupy.RawKernel(_KERNEL, "xcnn_probe"), (1,), (32,), (x, np.int32(_NUMBERS.size)))
 
 
 def _compilation(cupy: Any) -> Any:
@@ -179,7 +175,7 @@ def report(cupy: Any) -> list[Gpu]:
 
 def _gpu(cupy: Any, index: int) -> Gpu:
     runtime = cupy.cuda.runtime
-    free, total = _known(lambda: _memory(cupy, index)) or (None, None)
+    free, total = _known(lambda: cupy.cuda.Device(index).mem_info) or (None, None)
     return Gpu(
         f"cuda:{index}",
         name=name_of(cupy, index),
@@ -196,12 +192,6 @@ def _gpu(cupy: Any, index: int) -> Gpu:
 def name_of(cupy: Any, index: int) -> str | None:
     """Return the name of the model of a GPU, or None."""
     return _known(lambda: str(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()))
-
-
-def _memory(cupy: Any, index: int) -> tuple[int, int]:
-    with cupy.cuda.Device(index):
-        free, total = cupy.cuda.runtime.memGetInfo()
-    return free, total
 
 
 def _version(number: int) -> str:
