@@ -118,12 +118,13 @@ class Dataset:
         ----------
         places : indices from 0, or a slice `start:stop` inside the data set.
         """
-        xp = self.device.xp
-        with self.device.active():
+        device = self.device
+        xp = device.xp
+        with device.active():
             if isinstance(places, slice):  # only a slice may share memory
                 images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.images, self.labels))
                 return images, labels
-            index = places if xp is np else self.device.asarray(places)
+            index = places if xp is np else device.asarray(places)
             return xp.take(self.images, index, axis=0), xp.take(self.labels, index, axis=0)
 
     def to(self, device: str | Device) -> "Dataset":

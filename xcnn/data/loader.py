@@ -92,10 +92,11 @@ class Loader:
         """Yield the batches of an epoch from batch `start` on; both are counted from 0."""
         epoch, start = (integer("batches", *pair, minimum=0) for pair in (("epoch", epoch), ("start", start)))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)) if self.shuffle else None
+        device = self.dataset.device
         for batch in range(start, len(self)):
             place = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.dataset)))
             images, labels = self.dataset.gather(place if order is None else order[place])
-            with self.dataset.device.active():
+            with device.active():
                 images = to_float(images)  # not before gathering: uint8 takes a quarter of the memory
             if self.augment:
                 # 1 + batch, as [seed, epoch, 0] is the same seed for NumPy as [seed, epoch], that of the order.
