@@ -73,7 +73,8 @@ def test_a_function_is_named_by_module_and_name(package):
             "model 'nowhere.nets:tiny': there is no module 'nowhere' here or in an installed ",
         ),
         ("mine.nets:", "unknown model 'mine.nets:': no such name in mine.nets: ''"),
-        (":tiny", "model ':tiny': importing  failed: ValueError: Empty module name"),
+        (":tiny", "model ':tiny': expected package.module:function, such as nets:small for a file nets.py"),
+        ("./mine/nets.py:tiny", "model './mine/nets.py:tiny': expected package.module:function, such as nets:small"),
         ("mine.nets:constant", "model 'mine.nets:constant': expected a function or a class, got int"),
         (
             "mine.broken:f",

@@ -29,6 +29,8 @@ def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
     if not is_foreign(name):
         raise unknown(kind, name, table)
     module, _, path = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"{kind} {name!r}: expected package.module:function, such as nets:small for a file nets.py")
     found: Any = _imported(f"{kind} {name!r}", module)
     for part in path.split("."):
         if not hasattr(found, part):

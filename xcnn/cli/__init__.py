@@ -57,7 +57,11 @@ app = cyclopts.App(
     version_flags=["--version"],
     console=help_console,
     config=[_check_values],
-    default_parameter=cyclopts.Parameter(json_dict=False, json_list=False),  # a file may be called [1].png
+    default_parameter=cyclopts.Parameter(
+        json_dict=False,  # a file may be called [1].png
+        json_list=False,
+        show_default=lambda value: None if value is None or value is False else str(value),
+    ),
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
 app.command(train, config=[fill_in, _check_values])
@@ -123,6 +127,11 @@ def _with_flag(error: Exception) -> str:
 
 def _parsing(error: cyclopts.CycloptsError) -> str:
     """Return the reason, in one sentence, why a command line cannot be parsed."""
+    if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None and error.command_chain:
+        name, count, got = error.argument.name, error.argument.token_count()[0], len(error.tokens_so_far)
+        if not name.startswith("-"):
+            return f"{error.command_chain[0]} needs {name}; see xcnn {error.command_chain[0]} --help"
+        return f"{name} takes {'a value' if count == 1 else f'{count} values, got {got}'}"
     if not isinstance(error, cyclopts.UnusedCliTokensError) or not error.unused_tokens:
         return " ".join(str(error).split())
     command, token = " ".join(error.command_chain or ()), error.unused_tokens[0]

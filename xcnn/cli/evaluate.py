@@ -27,7 +27,7 @@ def evaluate(
     Parameters
     ----------
     checkpoint
-        a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+        folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
     dataset
         data set to use instead of the one that the model was trained on.
     data_dir

@@ -32,7 +32,7 @@ def predict(
     Parameters
     ----------
     checkpoint
-        a file that `xcnn train` wrote, or plain safetensors weights together with --model and --dataset.
+        folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
     images
         image files; converted to the number of channels and resized to the size that the model takes.
     index

@@ -105,9 +105,9 @@ class Config:
         "data set by name (see `xcnn datasets`), or your own as package.module:function.",
         _named("data set", data.DATASETS), fixed="the network is trained on its images")
     data_dir: Path | None = _row(None,  # a resumed run compares what is in it  # noqa: RUF009
-        "folder that holds the data set's files, or your images; downloaded ones are kept elsewhere.", _folder)
+        "folder with files of the data set that you have, or with your own images.", _folder)
     image_size: int | None = _row(None,
-        "height and width that images of the data set `folder` are resized to (32).",
+        "height and width to which the data set `folder` resizes its images; by default 32.",
         _whole(1, 1024), fixed="the network is built for it")
     model: str = _row("vgg_small",
         "network by name (see `xcnn models`), or your own as package.module:function.",
@@ -120,36 +120,36 @@ class Config:
     opt: str = _row("adam",
         "optimizer: sgd, adam, adamw, rmsprop, or your own as package.module:class.",
         _named("optimizer", optim.OPTIMIZERS), fixed="the state is that optimizer's")
-    lr: float = _row(3e-3, "learning rate, at its peak.", _real("(0, inf)"), change=_ON)
+    lr: float = _row(3e-3, "highest learning rate.", _real("(0, inf)"), change=_ON)
     momentum: float = _row(0.9, "momentum of sgd and rmsprop.", _real("[0, inf)"), change=_ON)
     wd: float = _row(0.0, "weight decay.", _real("[0, inf)"), change=_ON)
     schedule: str = _row("one-cycle",
         "learning rate schedule: constant, step, cosine, one-cycle, plateau, or package.module:function.",
         _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's")
     warmup: int = _row(0,
-        "steps in which the learning rate first rises.", _whole(0), fixed="it is part of the schedule")
+        "number of steps at the start in which the learning rate rises.", _whole(0), fixed="it is part of the schedule")
     label_smoothing: float = _row(0.0,
         "share of the target that is spread over all classes.",
         _real("[0, 1)"), change=f"{_ON}, and losses before and after cannot be compared")
     clip_norm: float | None = _row(None,
-        "bound for the norm of all gradients.", _real("(0, inf)"), change=_ON)
+        "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)
     augment: tuple[str, ...] = _row((),
-        "distortions of the training images, with commas between: flip, shift, crop, rotate, cutout.",
+        "augmentations of the training images, separated by commas: flip, shift, crop, rotate, cutout.",
         _augmentations, change=_ON)
     validation: float = _row(0.1,
         "share of the training images that is held out to choose the best epoch.",
         _real("[0, 1)"), fixed="images used for training would be held out")
     patience: int | None = _row(None,
-        "stop after so many epochs without a better validation loss.", _whole(1), change=_ON)
+        "stop after this many epochs without a better validation loss.", _whole(1), change=_ON)
     seed: int = _row(0,
-        "determines weights, order, augmentation and the held-out images.",
+        "seed of the weights, the order, the augmentation and the held-out images.",
         _whole(0, 2**63 - 1), fixed="it determines the held-out images and their order")
     device: str = _row("cpu",  # a resumed run compares what it computes with
         "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
     checkpoint_every: str = _row("1epoch",
-        "how often to save what a resumed run needs, such as 500steps, 1epoch or 10minutes.", _interval)
+        "how often to write a checkpoint from which to resume, such as 500steps, 1epoch or 10minutes.", _interval)
     keep_checkpoints: int = _row(2,
-        "number of those checkpoints to keep.", _whole(1))
+        "number of these checkpoints to keep.", _whole(1))
     # fmt: on
 
 
@@ -176,6 +176,9 @@ def check(config: Config) -> Config:
             checked[name] = None if value is None and default is None else row.check(name, value)
         except UsageError as error:
             raise UsageError(str(error).removeprefix(": "), setting=name) from None
+    if checked["image_size"] is not None and checked["dataset"] in data.DATASETS.keys() - {"folder"}:
+        named = f"the data set {checked['dataset']!r} has a size of its own"
+        raise UsageError(f"image_size is for the data set 'folder'; {named}", setting="image_size")
     if checked["patience"] is not None and checked["validation"] == 0:
         raise UsageError("patience needs validation images; set validation above 0", setting="patience")
     return Config(**checked)
