@@ -14,6 +14,7 @@ __all__ = [
     "DeviceError",
     "DivergedError",
     "DtypeError",
+    "Explained",
     "OutOfMemoryError",
     "ShapeError",
     "UsageError",
@@ -173,16 +174,24 @@ def wrong_call(
     return UsageError(f"{name}: {said}")
 
 
-def explained(function: F) -> F:
-    """Decorate a function or an `__init__` so that a call with wrong arguments raises the error of `wrong_call`."""
-    name = function.__name__ if function.__name__ != "__init__" else function.__qualname__.split(".")[-2]
+class Explained:
+    """Base of classes whose constructors name the class and the nearest argument if they are called with wrong ones."""
 
-    @functools.wraps(function)
-    def called(*arguments: Any, **options: Any) -> Any:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
+
+
+def explained(init: F) -> F:
+    """Decorate an `__init__` so that a call with wrong arguments raises the error of `wrong_call` for the class."""
+
+    @functools.wraps(init)
+    def called(self: object, *arguments: Any, **options: Any) -> None:
         try:
-            return function(*arguments, **options)
+            init(self, *arguments, **options)
         except TypeError:
-            wrong = wrong_call(name, function, arguments, options)
+            wrong = wrong_call(type(self).__name__, init, (self, *arguments), options)
             if wrong is None:
                 raise
             raise wrong from None

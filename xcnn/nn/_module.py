@@ -30,13 +30,12 @@ import numpy as np
 from xcnn._array import Array
 from xcnn._check import generator
 from xcnn.devices import Device, device, like, to_numpy
-from xcnn.errors import CheckpointError, UsageError, XcnnError, wrong_call
+from xcnn.errors import CheckpointError, Explained, UsageError, XcnnError, explained, wrong_call
 from xcnn.ops._op import captured
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Module", "Once", "explained", "locate", "options"]
+__all__ = ["Module", "Once", "locate", "options"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
@@ -64,22 +63,6 @@ class Once:
         return {} if self._function is None else captured(self._function)
 
 
-def explained(init: F) -> F:
-    """Decorate an `__init__` so that a call with wrong arguments names the object's class and the nearest argument."""
-
-    @functools.wraps(init)
-    def called(self: object, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except TypeError:
-            wrong = wrong_call(type(self).__name__, init, (self, *args), kwargs)
-            if wrong is None:
-                raise
-            raise wrong from None
-
-    return called  # type: ignore[return-value]
-
-
 @typing.dataclass_transform(eq_default=False)
 def options(cls: type[T]) -> type[T]:
     """Make the annotated attributes of a module the arguments of its constructor; a dataclass that keeps its identity.
@@ -95,7 +78,7 @@ def options(cls: type[T]) -> type[T]:
     return cls
 
 
-class Module:
+class Module(Explained):
     """Base of all layers, containers and networks.
 
     A subclass defines `forward(x, train)`, which returns `y` and a function `backward(dy, need_dx)`; modules with
@@ -103,14 +86,11 @@ class Module:
     `need_dx` become True where they are left out, a backward pass runs once, and an error names the layer it arose in.
     """
 
-    @explained
     def __init__(self) -> None:
         pass
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__init__" in vars(cls):
-            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
         if "forward" in vars(cls):
             cls.forward = _prepared(cls.forward)  # type: ignore[method-assign]
 

@@ -13,13 +13,13 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import flag, integer, number
 from xcnn.devices import like, to_numpy
-from xcnn.errors import CheckpointError, DtypeError, ShapeError, UsageError, explained, making_sense, unknown
+from xcnn.errors import CheckpointError, DtypeError, Explained, ShapeError, UsageError, making_sense, unknown
 from xcnn.parameter import Parameter
 
 __all__ = ["Optimizer", "parameters"]
 
 
-class Optimizer:
+class Optimizer(Explained):
     """Base class of the update rules.
 
     A subclass passes its options to `Optimizer.__init__` as keyword arguments and defines `update`. It may also set
@@ -59,8 +59,6 @@ class Optimizer:
         super().__init_subclass__(**options)
         bases = [vars(base).get("intervals", {}) for base in reversed(cls.__mro__)]
         cls.intervals = {name: interval for intervals in bases for name, interval in intervals.items()}
-        if "__init__" in vars(cls):
-            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: Iterable[Parameter] | Iterable[Mapping[str, Any]], **defaults: Any) -> None:
         self._name = type(self).__name__

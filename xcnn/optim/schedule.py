@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from xcnn._check import choice, flag, integer, number
 from xcnn._plugins import find
-from xcnn.errors import CheckpointError, UsageError, explained, making_sense
+from xcnn.errors import CheckpointError, Explained, UsageError, making_sense
 from xcnn.optim.optimizer import Optimizer
 
 __all__ = [
@@ -36,7 +36,7 @@ _ANNEAL: dict[str, Callable[[float, float, float], float]] = {
 _SIGN = {"min": 1.0, "max": -1.0}
 
 
-class Schedule:
+class Schedule(Explained):
     """Base class of the schedules. Creating one sets the learning rates of step 0; each `step()` sets the next ones.
 
     A subclass defines `at`. If it depends on more than the number of steps, it overrides `step` and lists the
@@ -56,11 +56,6 @@ class Schedule:
 
     unit: Literal["step", "epoch"] = "step"
     saved: ClassVar[tuple[str, ...]] = ("last_epoch",)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__init__" in vars(cls):
-            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = _checked(type(self).__name__, optimizer)
