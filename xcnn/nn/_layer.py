@@ -25,8 +25,6 @@ from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Layer", "positive"]
 
-_SLOTS = (Parameter, Buffer)
-
 
 class Layer(Module):
     """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`.
@@ -74,30 +72,32 @@ class Layer(Module):
         backward : `backward(dy, need_dx)`, as `forward` must return it.
         """
         slots: list[Parameter | Buffer | None] = []
+        needs, trained = [], []
         for name in self._slots:
             slot = getattr(self, name, None)
-            if slot is not None and not isinstance(slot, _SLOTS):
+            if isinstance(slot, Parameter):
+                trained.append((slot, slot.updates))
+            elif slot is not None and not isinstance(slot, Buffer):
                 kind = type(slot).__name__
                 raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
             slots.append(slot)
+            needs.append(isinstance(slot, Parameter))
             options[name] = None if slot is None else slot.data
         for name, default in self._options.items():
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
                 options[name] = value
         y, op_backward = self._op(x, **options)
-        trained = [slot if isinstance(slot, Parameter) else None for slot in slots]
-        updates = [slot and slot.updates for slot in trained]
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            if not need_dx and not any(trained):
+            if not need_dx and not trained:
                 return None
-            if updates != [slot and slot.updates for slot in trained]:
-                raise UsageError(
-                    f"{type(self).__name__}: an optimizer has changed the parameters since forward; call backward first"
-                )
-            dx, *grads = op_backward(dy, (need_dx, *(slot is not None for slot in trained)))
-            for slot, grad in zip(trained, grads, strict=True):
-                if grad is not None and slot is not None:
+            for parameter, updates in trained:
+                if parameter.updates != updates:
+                    changed = "an optimizer has changed the parameters since forward; call backward first"
+                    raise UsageError(f"{type(self).__name__}: {changed}")
+            dx, *grads = op_backward(dy, (need_dx, *needs))
+            for slot, grad in zip(slots, grads, strict=True):
+                if grad is not None and isinstance(slot, Parameter):
                     slot.accumulate(grad)
             return dx
 

@@ -129,7 +129,9 @@ class Module(Explained):
         UsageError
             If a module contains itself.
         """
-        return iter(_walk(self, prefix, ()))
+        found: list[tuple[str, Module]] = []
+        _walk(self, prefix, (), found)
+        return iter(found)
 
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the members of some kinds of this module and all below it with their dotted names."""
@@ -158,8 +160,9 @@ class Module(Explained):
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
-        for _, parameter in self._attributes(Parameter):
-            parameter.grad = None
+        for _, module in self.modules():
+            for _, parameter in _members(vars(module).items(), Parameter):
+                parameter.grad = None
 
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
         """Move parameters and buffers to a device, set all gradients to None, and return the module.
@@ -297,24 +300,26 @@ def _members(
             continue
         if isinstance(value, kinds):
             found.append((f"{prefix}{key}", value))
-        elif isinstance(value, _COLLECTIONS) and value:
+        elif isinstance(value, _COLLECTIONS):
+            keys, values = (value, value.values()) if isinstance(value, dict) else (range(len(value)), value)
+            if _PLAIN.issuperset(map(type, values)):  # such as a kernel size
+                continue
             if id(value) in above:
                 raise UsageError(f"{prefix}{key}: a {type(value).__name__} among a module's attributes contains itself")
-            inner = value.items() if isinstance(value, dict) else enumerate(value)
-            found += _members(inner, kinds, f"{prefix}{key}.", (*above, id(value)))
+            found += _members(zip(keys, values, strict=True), kinds, f"{prefix}{key}.", (*above, id(value)))
     return found
 
 
-def _walk(module: Module, name: str, above: tuple[Module, ...]) -> list[tuple[str, Module]]:
-    """Return a module and all below it with their dotted names; `above` holds the modules that contain it."""
-    found, above = [(name, module)], (*above, module)
+def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tuple[str, Module]]) -> None:
+    """Append a module and all below it with their dotted names to `found`; `above` holds those that contain it."""
+    found.append((name, module))
+    above = (*above, module)
     for key, child in module.children():
         inner = f"{name}.{key}" if name else key
         if child in above:
             kind = type(child).__name__
             raise UsageError(f"{kind}: {inner!r} is a module that contains itself; refer to it by weakref.ref")
-        found += _walk(child, inner, above)
-    return found
+        _walk(child, inner, above, found)
 
 
 def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:

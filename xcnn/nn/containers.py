@@ -88,7 +88,8 @@ class Graph(Module):
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Run the nodes in order; see `Module.forward`."""
-        plan, steps, backs = self._plan, self._plan.steps(), dict[str, Callable[..., Any]]()
+        plan, backs = self._plan, {}
+        steps = plan.steps()
 
         def call(name: str, module: Module | Fused, value: Any) -> Any:
             y, backs[name] = module.forward(value, train)
@@ -121,9 +122,8 @@ class Graph(Module):
                 values[name] = call(name, module, value)
             except XcnnError as error:
                 if isinstance(module, Fused):
-                    locate(error, module.name, module.layer)
-                else:
-                    locate(error, name, module)
+                    name, module = module.name, module.layer
+                locate(error, name, module)
                 error.module = self
                 raise
             for source in done:

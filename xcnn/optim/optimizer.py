@@ -159,59 +159,55 @@ class Optimizer(Explained):
         """
         for group, alike in self._calls():
             data, grads = [p.data for p in alike], [p.grad for p in alike]
-            states, dtype, count = [self.state[p] for p in alike], data[0].dtype, 0
+            states, dtype, total, count = [self.state[p] for p in alike], data[0].dtype, len(alike), 0
             for state in states:
                 for name, entry in state.items():
                     if getattr(entry, "dtype", dtype) != dtype:  # the model was moved to another dtype
                         state[name] = namespace_of(entry).astype(entry, dtype)
             updated = self.update(data, grads, states, group)
-            if not isinstance(updated, Iterable):
-                raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got {updated!r}")
+            if not hasattr(updated, "__iter__"):
+                raise UsageError(f"{self._name}: update must return {total} arrays, got {updated!r}")
             for new in updated:
-                if count == len(alike):
-                    raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got more")
-                parameter, old = alike[count], data[count]
-                if new is not old:
-                    if not is_array(new) or new.shape != old.shape or new.dtype != dtype:
+                if count == total:
+                    raise UsageError(f"{self._name}: update must return {total} arrays, got more")
+                parameter = alike[count]
+                if new is not parameter.data:
+                    if not is_array(new) or new.shape != parameter.data.shape or new.dtype != dtype:
                         kind = ShapeError if getattr(new, "dtype", None) == dtype else DtypeError
                         got = f"{new.dtype} of shape {tuple(new.shape)}" if is_array(new) else type(new).__name__
                         raise kind(f"{self._name}: update must return {dtype} for {parameter!r}, got {got}")
-                    parameter.data = data[count] = new
-                    del old  # a new array may need its memory
+                    parameter.data = data[count] = new  # frees the old array, as the next one may need its memory
                 parameter.updates += 1
                 count += 1
-            if count < len(alike):
-                raise UsageError(f"{self._name}: update must return {len(alike)} arrays, got {count}")
+            if count < total:
+                raise UsageError(f"{self._name}: update must return {total} arrays, got {count}")
 
     def _calls(self) -> list[tuple[dict[str, Any], list[Parameter]]]:
         """Check every gradient, and return each group with the parameters of one call of `update`."""
-        calls: list[tuple[dict[str, Any], list[Parameter]]] = []
+        calls = []
         for group in self.param_groups:
-            kinds: list[Any] = []  # a list, as CuPy's devices cannot be hashed
-            sets: list[list[Parameter]] = []
-            last: Any = None  # most parameters are of the same kind as the one before
-            alike: list[Parameter] = []
+            kinds: list[tuple[Any, list[Parameter]]] = []  # a list, as CuPy's devices cannot be hashed
+            last, alike = None, list[Parameter]()
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
                 if grad is None:
                     continue
+                dtype = data.dtype
                 if grad.shape != data.shape:
                     raise ShapeError(f"{self._name}: the gradient of {parameter!r} has shape {tuple(grad.shape)}")
-                if grad.dtype != data.dtype:
+                if grad.dtype != dtype:
                     raise DtypeError(
-                        f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, the parameter {data.dtype}"
+                        f"{self._name}: the gradient of {parameter!r} is {grad.dtype}, the parameter {dtype}"
                     )
                 state = self.state.setdefault(parameter, {})
                 # JAX's tracers have no device.
-                kind = (type(data), data.dtype, getattr(data, "device", None), state.get("step"), *state)
-                if kind != last:
-                    last = kind
-                    if kind not in kinds:
-                        kinds.append(kind)
-                        sets.append([])
-                    alike = sets[kinds.index(kind)]
+                kind = (type(data), dtype, getattr(data, "device", None), state.get("step"), *state)
+                if kind != last:  # most parameters are of the same kind as the one before
+                    last, alike = kind, next((same for other, same in kinds if other == kind), [])
+                    if not alike:
+                        kinds.append((kind, alike))
                 alike.append(parameter)
-            calls += [(group, one) for one in sets]
+            calls += [(group, alike) for _, alike in kinds]
         return calls
 
     def zero_grad(self) -> None:

@@ -39,11 +39,9 @@ def _stored(
     """
     kept = [(place, name, arrays) for place, (name, arrays) in enumerate(lists.items(), 1)]
     for index, new in enumerate(updated):
-        state = states[index]
         for place, name, arrays in kept:
-            array = new[place]
-            if array is not None:
-                state[name] = array
+            if (array := new[place]) is not None:
+                states[index][name] = array
                 if arrays is not None:
                     arrays[index] = array
         yield new[0]
