@@ -57,6 +57,9 @@ LAYERS = [
     ("InstanceNorm1d", (3, 1e-3, 0.2, True, True), {}, (2, 3, 5)),
     ("InstanceNorm2d", (3,), {"track_running_stats": True, "momentum": None}, (2, 3, 4, 3)),
     ("InstanceNorm3d", (2,), {"track_running_stats": True}, (3, 2, 3, 2, 2)),
+    ("InstanceNorm1d", (3,), {"affine": True}, (3, 5)),
+    ("InstanceNorm2d", (3,), {"affine": True, "track_running_stats": True}, (3, 4, 3)),
+    ("InstanceNorm3d", (2,), {"track_running_stats": True}, (2, 3, 2, 2)),
 ]
 
 
@@ -230,6 +233,13 @@ def test_two_dropouts_of_one_network_draw_different_masks():
     assert [name for name, _ in network.named_generators()] == ["0.rng", "1.rng"]
 
 
+class Scaled(nn.Module):
+    """A layer that does not keep its first argument."""
+
+    def __init__(self, channels, factor=1.0):
+        self.weight, self.factor = nn.Parameter(np.ones(channels)), factor
+
+
 @pytest.mark.parametrize(
     ("layer", "text"),
     [
@@ -239,6 +249,10 @@ def test_two_dropouts_of_one_network_draw_different_masks():
         (nn.LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
         (nn.BatchNorm2d(3, momentum=None), "BatchNorm2d(3, momentum=None)"),
         (nn.Sequential(nn.Flatten()), "Sequential(\n  (0): Flatten()\n)"),
+        (nn.Sequential(), "Sequential()"),
+        (nn.Graph([]), "Graph()"),
+        (Scaled(3), "Scaled()"),
+        (Scaled(3, 0.5), "Scaled(factor=0.5)"),
     ],
 )
 def test_repr_tells_the_arguments(layer, text):

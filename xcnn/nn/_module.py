@@ -236,20 +236,20 @@ class Module(Explained):
         for name, array in arrays.items():
             slots[name].data = array
 
-    def reset_parameters(self, rng: np.random.Generator | int) -> None:
+    def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw the initial state of this module and all below it anew: weights, and the seed of each dropout.
 
         Parameters
         ----------
-        rng : a generator, or the seed for one. Numbers are drawn on the host in the order of `modules()`, so the
-            weights are the same on every device.
+        rng : a generator, or the seed for one; without it, the numbers differ from call to call. They are drawn on the
+            host in the order of `modules()`, so the weights of one seed are the same on every device.
 
         Raises
         ------
         UsageError
             If `rng` is neither a generator nor a seed.
         """
-        rng = generator("reset_parameters", "rng", rng)
+        rng = np.random.default_rng() if rng is None else generator("reset_parameters", "rng", rng)
         for _, module in self.modules():
             module.initialize(rng)
 
@@ -269,17 +269,19 @@ class Module(Explained):
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
 
     def _arguments(self) -> str:
-        """Return the constructor's non-default arguments, as far as attributes of those names hold them."""
-        shown = []
+        """Return the constructor's arguments that attributes of their names hold and that are not the default."""
+        shown, by_name = [], False
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if isinstance(parameter.default, bool) and not isinstance(value, bool):
+            if name not in vars(self):  # the class keeps it under another name, or not at all
+                by_name = True
+                continue
+            value, default = vars(self)[name], parameter.default
+            if isinstance(default, bool) and not isinstance(value, bool):
                 value = value is not None  # `bias`: a flag to the constructor, then the parameter or None
-            if parameter.default is not inspect.Parameter.empty:
-                if repr(value) != repr(parameter.default):
-                    shown.append(f"{name}={value!r}")
-            else:
-                shown.append("..." if value is inspect.Parameter.empty else repr(value))
+            if default is not parameter.empty:
+                by_name = True
+            if repr(value) != repr(default):
+                shown.append(f"{name}={value!r}" if by_name else repr(value))
         return ", ".join(shown)
 
 

@@ -10,6 +10,7 @@ from xcnn._array import full, namespace_of
 from xcnn._check import flag, integers, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer, positive
+from xcnn.nn._module import options
 from xcnn.ops._options import Integers
 from xcnn.parameter import Buffer, Parameter
 
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 
-class _Affine(Layer):
-    """A layer with a weight that starts at one and a bias that starts at zero, or None in their place."""
+class _Norm(Layer):
+    """A layer with a weight of ones and a bias of zeros at first, or None in their place."""
 
     weight: Parameter | None
     bias: Parameter | None
@@ -36,17 +37,15 @@ class _Affine(Layer):
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
 
     def initialize(self, rng: np.random.Generator) -> None:
-        """Draw the initial state; see `Module.initialize`."""
-        _fill(self.weight, 1)
-        _fill(self.bias, 0)
+        """Set the initial state; see `Module.initialize`."""
+        start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+        for name, value in start.items():
+            slot = getattr(self, name, None)
+            if slot is not None:
+                slot.data = full(namespace_of(slot.data), slot.data.shape, value, slot.data)
 
 
-def _fill(slot: Parameter | Buffer | None, value: float) -> None:
-    if slot is not None:
-        slot.data = full(namespace_of(slot.data), slot.data.shape, value, slot.data)
-
-
-class LayerNorm(_Affine, op=ops.layer_norm):
+class LayerNorm(_Norm, op=ops.layer_norm):
     """Normalise each sample over its last axes; see `ops.layer_norm`.
 
     Parameters
@@ -77,7 +76,8 @@ class LayerNorm(_Affine, op=ops.layer_norm):
         self._set(shape, elementwise_affine, flag("LayerNorm", "bias", bias) and elementwise_affine)
 
 
-class GroupNorm(_Affine, op=ops.group_norm):
+@options
+class GroupNorm(_Norm, op=ops.group_norm):
     """Normalise each sample over groups of channels (axis 1); see `ops.group_norm`.
 
     Parameters
@@ -93,73 +93,80 @@ class GroupNorm(_Affine, op=ops.group_norm):
         If a number is below 1, the groups do not divide the channels, or eps is out of range.
     """
 
-    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
-        positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
-        if num_channels % num_groups:
-            raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {num_groups} and {num_channels}")
-        self.num_groups, self.num_channels, self.affine = num_groups, num_channels, flag("GroupNorm", "affine", affine)
-        self.eps = number("GroupNorm", "eps", eps, "[0, inf)")
-        self._set((num_channels,), affine, affine)
+    num_groups: int
+    num_channels: int
+    eps: float = 1e-5
+    affine: bool = True
+
+    def __post_init__(self) -> None:
+        groups, channels = self.num_groups, self.num_channels
+        positive("GroupNorm", num_groups=groups, num_channels=channels)
+        if channels % groups:
+            raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {groups} and {channels}")
+        self.eps = number("GroupNorm", "eps", self.eps, "[0, inf)")
+        flag("GroupNorm", "affine", self.affine)
+        self._set((channels,), self.affine, self.affine)
 
 
-class _ChannelNorm(_Affine):
+@options
+class _ChannelNorm(_Norm):
     """A layer that normalises channels by their own statistics or, in inference, by running ones if it has them."""
 
-    _axes: ClassVar[tuple[str, ...]]
+    _axes: ClassVar[dict[int, str]]
+    """The axes that x may have, by their number."""
 
-    def _open(
-        self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool
-    ) -> None:
-        name = type(self).__name__
-        positive(name, num_features=num_features)
-        self.num_features = num_features
-        self.eps = number(name, "eps", eps, "[0, inf)")
-        self.momentum = None if momentum is None else number(name, "momentum", momentum, "[0, 1]")
-        self.affine = flag(name, "affine", affine)
-        self.track_running_stats = tracked = flag(name, "track_running_stats", track_running_stats)
-        self._set((num_features,), affine, affine)
-        self.running_mean = Buffer(np.zeros(num_features, np.float32)) if tracked else None
-        self.running_var = Buffer(np.ones(num_features, np.float32)) if tracked else None
+    num_features: int
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    affine: bool = True
+    track_running_stats: bool = True
+
+    def __post_init__(self) -> None:
+        name, shape = type(self).__name__, (self.num_features,)
+        positive(name, num_features=self.num_features)
+        self.eps = number(name, "eps", self.eps, "[0, inf)")
+        self.momentum = None if self.momentum is None else number(name, "momentum", self.momentum, "[0, 1]")
+        flag(name, "affine", self.affine)
+        self._set(shape, self.affine, self.affine)
+        tracked = flag(name, "track_running_stats", self.track_running_stats)
+        self.running_mean = Buffer(np.zeros(shape, np.float32)) if tracked else None
+        self.running_var = Buffer(np.ones(shape, np.float32)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
-
-    def initialize(self, rng: np.random.Generator) -> None:
-        """Draw the initial state; see `Module.initialize`."""
-        super().initialize(rng)
-        _fill(self.running_mean, 0)
-        _fill(self.running_var, 1)
-        _fill(self.num_batches_tracked, 0)
 
     def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
         """Call the op, whose option `own` asks for the channels' own statistics, and store the running ones."""
-        if hasattr(x, "ndim") and x.ndim not in {len(names.split()) for names in self._axes}:
-            takes = " or ".join(f"({', '.join(names.split())})" for names in self._axes)
+        if hasattr(x, "ndim") and x.ndim not in self._axes:
+            takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
         mean, var = self.running_mean, self.running_var
-        options = {own: train or mean is None, "momentum": momentum}
-        (y, new_mean, new_var), backward = self.call_op(x, **options)
+        (y, new_mean, new_var), backward = self.call_op(x, **{own: train or mean is None, "momentum": momentum})
         if train and mean is not None and var is not None:
             mean.data, var.data = new_mean, new_var
         return y, backward
 
 
+@options
 class _InstanceNorm(_ChannelNorm):
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
-    ) -> None:
-        self._open(num_features, eps, momentum, affine, track_running_stats)
+    affine: bool = False
+    track_running_stats: bool = False
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Return y and its backward pass; see `Module.forward`."""
-        return self._normalise(x, train, "use_input_stats", 0.0 if self.momentum is None else self.momentum)
+        alone = getattr(x, "ndim", 0) == min(self._axes)  # one sample, without a batch axis
+        momentum = 0.0 if self.momentum is None else self.momentum
+        y, backward = self._normalise(x[None, ...] if alone else x, train, "use_input_stats", momentum)
+        if not alone:
+            return y, backward
+
+        def backward_alone(dy: Any, need_dx: bool) -> Any:
+            dx = backward(dy[None, ...], need_dx)
+            return None if dx is None else dx[0, ...]
+
+        return y[0, ...], backward_alone
 
 
 class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each image (n, c, h, w) over its pixels; see `ops.instance_norm`.
+    """Normalise each channel of each image, (n, c, h, w) or (c, h, w), over its pixels; see `ops.instance_norm`.
 
     Parameters
     ----------
@@ -176,32 +183,22 @@ class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
         If num_features is below 1, or another argument is out of range.
     """
 
-    _axes = ("n c h w",)
+    _axes: ClassVar = {4: "(n, c, h, w)", 3: "(c, h, w)"}
 
 
 class InstanceNorm1d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each signal (n, c, w): `InstanceNorm2d` with one spatial axis."""
+    """Normalise each channel of each signal, (n, c, w) or (c, w): `InstanceNorm2d` with one spatial axis."""
 
-    _axes = ("n c w",)
+    _axes: ClassVar = {3: "(n, c, w)", 2: "(c, w)"}
 
 
 class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
-    """Normalise each channel of each volume (n, c, d, h, w): `InstanceNorm2d` with three spatial axes."""
+    """Normalise each channel of each volume, (n, c, d, h, w) or (c, d, h, w): see `InstanceNorm2d`."""
 
-    _axes = ("n c d h w",)
+    _axes: ClassVar = {5: "(n, c, d, h, w)", 4: "(c, d, h, w)"}
 
 
 class _BatchNorm(_ChannelNorm):
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-    ) -> None:
-        self._open(num_features, eps, momentum, affine, track_running_stats)
-
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Return y and its backward pass; see `Module.forward`."""
         momentum, count = self.momentum, self.num_batches_tracked
@@ -233,16 +230,16 @@ class BatchNorm2d(_BatchNorm, op=ops.batch_norm):
         If num_features is below 1, or another argument is out of range.
     """
 
-    _axes = ("n c h w",)
+    _axes: ClassVar = {4: "(n, c, h, w)"}
 
 
 class BatchNorm1d(_BatchNorm, op=ops.batch_norm):
     """Normalise each feature (n, c), or each channel of signals (n, c, w), over the batch: see `BatchNorm2d`."""
 
-    _axes = ("n c", "n c w")
+    _axes: ClassVar = {2: "(n, c)", 3: "(n, c, w)"}
 
 
 class BatchNorm3d(_BatchNorm, op=ops.batch_norm):
     """Normalise each channel of volumes (n, c, d, h, w) over the batch: `BatchNorm2d` with three spatial axes."""
 
-    _axes = ("n c d h w",)
+    _axes: ClassVar = {5: "(n, c, d, h, w)"}
