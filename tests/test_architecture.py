@@ -29,7 +29,7 @@ FLOORS = [
     {"kernels", "data"},
     {"devices"},
     {"parameter", "_cuda", "_dispatch", "threads"},
-    {"_array", "_check", "_files", "_plugins", "_random", "machine"},
+    {"_array", "_check", "_files", "_plugins", "machine"},
     {"errors"},
 ]
 """From top to bottom. A room imports from itself and from lower floors; rooms of one floor do not know each other."""

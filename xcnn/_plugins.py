@@ -5,7 +5,7 @@ Such a name is imported only if the user passes it, never because a file contain
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from xcnn.errors import UsageError, unknown
@@ -18,11 +18,14 @@ def is_foreign(name: Any) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
+def find(
+    kind: str, name: Any, table: Mapping[str, Any], make: Callable[[str, Any], Any] = lambda name, found: found
+) -> Any:
     """Return the entry of a table by its name, or the function or class that `package.module:function` names.
 
     The current folder is searched for the module last. A UsageError, which begins with `kind`, such as `"model"`, is
-    raised if the name is unknown, the module cannot be imported, or it has no such function.
+    raised if the name is unknown, the module cannot be imported, or it has no such function. `make(name, found)` returns
+    the entry for what `package.module:function` names.
     """
     if isinstance(name, str) and name in table:
         return table[name]
@@ -39,7 +42,7 @@ def find(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{kind} {name!r}: expected a function or a class, got {type(found).__name__}")
-    return found
+    return make(name, found)
 
 
 def refuse_foreign(source: object, **names: Any) -> None:

@@ -61,8 +61,8 @@ def entry(name: str) -> Entry:
     UsageError
         If the name is unknown, or the module cannot be imported or has no such function.
     """
-    found = find("data set", name, DATASETS)
-    return found if isinstance(found, Entry) else Entry(name, found)
+    found: Entry = find("data set", name, DATASETS, Entry)
+    return found
 
 
 def load(

@@ -56,8 +56,8 @@ def entry(name: str) -> Entry:
     UsageError
         If the name is unknown, or the module cannot be imported or has no such function.
     """
-    found = find("model", name, MODELS)
-    return found if isinstance(found, Entry) else Entry(name, found)
+    found: Entry = find("model", name, MODELS, Entry)
+    return found
 
 
 def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int | None = 0) -> nn.Module:

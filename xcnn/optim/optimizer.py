@@ -16,7 +16,16 @@ from xcnn.devices import like, to_numpy
 from xcnn.errors import CheckpointError, DtypeError, Explained, ShapeError, UsageError, making_sense, unknown
 from xcnn.parameter import Parameter
 
-__all__ = ["Optimizer", "parameters"]
+__all__ = ["Group", "Optimizer", "Params", "States", "parameters"]
+
+Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
+"""Parameters, or groups of them with options."""
+
+Group = dict[str, Any]
+"""The parameters of a group, under `"params"`, and its options."""
+
+States = list[dict[str, Any]]
+"""The state of each parameter."""
 
 
 class Optimizer(Explained):
@@ -60,10 +69,10 @@ class Optimizer(Explained):
         bases = [vars(base).get("intervals", {}) for base in reversed(cls.__mro__)]
         cls.intervals = {name: interval for intervals in bases for name, interval in intervals.items()}
 
-    def __init__(self, params: Iterable[Parameter] | Iterable[Mapping[str, Any]], **defaults: Any) -> None:
+    def __init__(self, params: Params, **defaults: Any) -> None:
         self._name = type(self).__name__
         self.defaults = self.check_options(defaults)
-        self.param_groups: list[dict[str, Any]] = []
+        self.param_groups: list[Group] = []
         self.state: dict[Parameter, dict[str, Any]] = {}
         groups: Any = list(params) if isinstance(params, Iterable) and not isinstance(params, Mapping | str) else params
         if isinstance(groups, list) and groups and all(isinstance(group, Mapping) for group in groups):
@@ -72,9 +81,7 @@ class Optimizer(Explained):
         else:
             self.add_param_group({"params": groups})
 
-    def update(
-        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> Iterable[Array]:
+    def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         """Return the new value of each parameter, in the same order. Every rule defines this method.
 
         It is best written as a generator: if memory runs out, the parameters yielded so far are updated and the others
@@ -182,7 +189,7 @@ class Optimizer(Explained):
             if count < total:
                 raise UsageError(f"{self._name}: update must return {total} arrays, got {count}")
 
-    def _calls(self) -> list[tuple[dict[str, Any], list[Parameter]]]:
+    def _calls(self) -> list[tuple[Group, list[Parameter]]]:
         """Check every gradient, and return each group with the parameters of one call of `update`."""
         calls = []
         for group in self.param_groups:

@@ -14,24 +14,25 @@ from typing import Any
 from xcnn._array import Array, namespace_of, zeros
 from xcnn._dispatch import body
 from xcnn.errors import UsageError
-from xcnn.optim.optimizer import Optimizer
-from xcnn.parameter import Parameter
+from xcnn.optim.optimizer import Group, Optimizer, Params, States
 
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "RMSprop"]
 
-Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
+
+def _options(group: Group, *names: str) -> list[Any]:
+    """Return the learning rate and other options of a group."""
+    lr = float(group["lr"])  # a NumPy float64 would widen float32 parameters
+    return [lr, *(group[name] for name in names)]
 
 
-def _kept(name: str, states: list[dict[str, Any]], data: list[Array]) -> list[Array]:
+def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
     """Return the arrays in the states under a name; zeros at the first step."""
     if name in states[0]:
         return [state[name] for state in states]
     return [zeros(namespace_of(w), w.shape, w) for w in data]
 
 
-def _stored(
-    updated: Iterable[tuple[Array, ...]], states: list[dict[str, Any]], **lists: list[Array] | None
-) -> Iterator[Array]:
+def _stored(updated: Iterable[tuple[Array, ...]], states: States, **lists: list[Array] | None) -> Iterator[Array]:
     """Yield the new data of each parameter, and store the other new arrays in its state.
 
     `lists` are the arguments of the body, by the names to store under. A new array replaces the old one in its list at
@@ -109,22 +110,11 @@ class SGD(Optimizer):
             raise UsageError("SGD: nesterov needs a momentum above 0 and no dampening")
         return checked
 
-    def update(
-        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> Iterable[Array]:
+    def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         begun = group["momentum"] and "momentum_buffer" in states[0]
         velocities = _kept("momentum_buffer", states, data) if begun else None
-        updated = _sgd(
-            namespace_of(data[0]),
-            data,
-            grads,
-            velocities,
-            float(group["lr"]),  # a NumPy float64 here would widen float32 parameters
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-        )
+        options = _options(group, "momentum", "dampening", "weight_decay", "nesterov")
+        updated = _sgd(namespace_of(data[0]), data, grads, velocities, *options)
         return _stored(updated, states, momentum_buffer=velocities)
 
 
@@ -186,24 +176,11 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(
-        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> Iterable[Array]:
+    def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         step = states[0].get("step", 0) + 1
         means, squares = (_kept(name, states, data) for name in ("exp_avg", "exp_avg_sq"))
-        updated = _adam(
-            namespace_of(data[0]),
-            data,
-            grads,
-            means,
-            squares,
-            step,
-            float(group["lr"]),
-            group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            self._decoupled,
-        )
+        options = [*_options(group, "betas", "eps", "weight_decay"), self._decoupled]
+        updated = _adam(namespace_of(data[0]), data, grads, means, squares, step, *options)
         for state, w in zip(states, _stored(updated, states, exp_avg=means, exp_avg_sq=squares), strict=True):
             state["step"] = step
             yield w
@@ -299,25 +276,12 @@ class RMSprop(Optimizer):
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
 
-    def update(
-        self, data: list[Array], grads: list[Array], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> Iterable[Array]:
+    def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         squares = _kept("square_avg", states, data)
         means = _kept("grad_avg", states, data) if group["centered"] else None
         velocities = _kept("momentum_buffer", states, data) if group["momentum"] else None
-        updated = _rmsprop(
-            namespace_of(data[0]),
-            data,
-            grads,
-            squares,
-            means,
-            velocities,
-            float(group["lr"]),
-            group["alpha"],
-            group["eps"],
-            group["weight_decay"],
-            group["momentum"],
-        )
+        options = _options(group, "alpha", "eps", "weight_decay", "momentum")
+        updated = _rmsprop(namespace_of(data[0]), data, grads, squares, means, velocities, *options)
         return _stored(updated, states, square_avg=squares, grad_avg=means, momentum_buffer=velocities)
 
 

@@ -117,7 +117,7 @@ class StepLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size = integer("StepLR", "step_size", step_size, 1)
+        self.step_size = integer("StepLR", "step_size", step_size)
         self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         super().__init__(optimizer)
 
@@ -140,7 +140,7 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        self.T_max = integer("CosineAnnealingLR", "T_max", T_max, 1)
+        self.T_max = integer("CosineAnnealingLR", "T_max", T_max)
         self.eta_min = number("CosineAnnealingLR", "eta_min", eta_min, "[0, inf)")
         super().__init__(optimizer)
 
@@ -164,7 +164,7 @@ class LinearLR(Schedule):
     ) -> None:
         self.start_factor = number("LinearLR", "start_factor", start_factor, "(0, 1]")
         self.end_factor = number("LinearLR", "end_factor", end_factor, "[0, 1]")
-        self.total_iters = integer("LinearLR", "total_iters", total_iters, 1)
+        self.total_iters = integer("LinearLR", "total_iters", total_iters)
         super().__init__(optimizer)
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,19 +186,18 @@ class SequentialLR(Schedule):
         if not isinstance(schedulers, Sequence) or not isinstance(milestones, Sequence):
             raise UsageError("SequentialLR: schedulers and milestones must be lists")
         self.schedulers = list(schedulers)
-        self.milestones = [integer("SequentialLR", "milestones", milestone, 1) for milestone in milestones]
+        self.milestones = [integer("SequentialLR", "milestones", milestone) for milestone in milestones]
         if len(self.milestones) != len(self.schedulers) - 1:
-            raise UsageError(
-                f"SequentialLR: milestones must be one fewer than schedulers, got {len(self.milestones)} and "
-                f"{len(self.schedulers)}"
-            )
+            got = f"{len(self.milestones)} and {len(self.schedulers)}"
+            raise UsageError(f"SequentialLR: milestones must be one fewer than schedulers, got {got}")
         if self.milestones != sorted(set(self.milestones)):
             raise UsageError(f"SequentialLR: milestones must increase, got {self.milestones}")
         for schedule in self.schedulers:
+            kind = type(schedule).__name__
             if not isinstance(schedule, Schedule) or schedule.unit != "step":
-                raise UsageError(f"SequentialLR: {type(schedule).__name__} does not count steps; leave it out")
+                raise UsageError(f"SequentialLR: {kind} does not count steps; leave it out")
             if schedule.optimizer is not optimizer:
-                raise UsageError(f"SequentialLR: the {type(schedule).__name__} has another optimizer")
+                raise UsageError(f"SequentialLR: the {kind} has another optimizer")
         super().__init__(optimizer)
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,8 +252,8 @@ class OneCycleLR(Schedule):
         if total_steps is None:
             if epochs is None or steps_per_epoch is None:
                 raise UsageError("OneCycleLR: pass total_steps, or epochs and steps_per_epoch")
-            total_steps = integer(me, "epochs", epochs, 1) * integer(me, "steps_per_epoch", steps_per_epoch, 1)
-        self.total_steps = integer(me, "total_steps", total_steps, 1)
+            total_steps = integer(me, "epochs", epochs) * integer(me, "steps_per_epoch", steps_per_epoch)
+        self.total_steps = integer(me, "total_steps", total_steps)
         pct_start = number(me, "pct_start", pct_start, "[0, 0.5]" if three_phase else "[0, 1]")
         self._anneal = _ANNEAL[choice(me, "anneal_strategy", anneal_strategy, _ANNEAL)]
         low = number(me, "base_momentum", base_momentum, "[0, 1)")
@@ -268,7 +267,7 @@ class OneCycleLR(Schedule):
             self._corners.append((2 * pct_start * self.total_steps - 2, 1.0, high))
         self._corners.append((last, 1 / fall, high))
         self._cycle_momentum = flag(me, "cycle_momentum", cycle_momentum)
-        peaks = _per_group(me, "max_lr", max_lr, _checked(me, optimizer))
+        peaks = _per_group(me, "max_lr", max_lr, optimizer)
         if self._cycle_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
             raise UsageError(f"OneCycleLR: {type(optimizer).__name__} has no momentum; pass cycle_momentum=False")
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -328,7 +327,7 @@ class ReduceLROnPlateau(Schedule):
         self.relative = choice(me, "threshold_mode", threshold_mode, ("rel", "abs")) == "rel"
         self.threshold = number(me, "threshold", threshold, "[0, 1)" if self.relative else "[0, inf)")
         self.cooldown = integer(me, "cooldown", cooldown, 0)
-        _per_group(me, "min_lr", min_lr, _checked(me, optimizer))
+        _per_group(me, "min_lr", min_lr, optimizer)
         self.min_lr = min_lr
         self.eps = number(me, "eps", eps, "[0, inf)")
         self.best = math.inf * self._sign
@@ -381,7 +380,7 @@ def _checked(caller: str, optimizer: Optimizer) -> Optimizer:
 
 def _per_group(caller: str, name: str, value: float | Sequence[float], optimizer: Optimizer) -> list[float]:
     """Return one number of at least 0 for each group."""
-    count = len(optimizer.param_groups)
+    count = len(_checked(caller, optimizer).param_groups)
     values = list(value) if isinstance(value, Sequence) else [value] * count
     if len(values) != count:
         raise UsageError(f"{caller}: {name} must be one number or one per group, got {len(values)} for {count} groups")
@@ -420,8 +419,8 @@ def make_schedule(
         If the name is unknown, the warm-up is longer than the run, or `plateau` gets a warm-up.
     """
     make: Callable[..., Schedule | None] = find("schedule", name, SCHEDULES)
-    total_steps = integer("make_schedule", "total_steps", total_steps, 1)
-    steps_per_epoch = integer("make_schedule", "steps_per_epoch", steps_per_epoch, 1)
+    total_steps = integer("make_schedule", "total_steps", total_steps)
+    steps_per_epoch = integer("make_schedule", "steps_per_epoch", steps_per_epoch)
     warmup = integer("make_schedule", "warmup", warmup, 0)
     if warmup >= total_steps:
         raise UsageError(f"make_schedule: warmup must be less than total_steps={total_steps}, got {warmup}")
@@ -429,16 +428,16 @@ def make_schedule(
 
 
 def _constant(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule | None:
-    return _rise(optimizer, warmup) if warmup else None
+    return _warmed(optimizer, warmup, None)
 
 
-def _step(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
+def _step(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule | None:
     third = math.ceil((total_steps - warmup) / steps_per_epoch / 3) * steps_per_epoch
-    return _after(warmup, StepLR(optimizer, third))
+    return _warmed(optimizer, warmup, StepLR(optimizer, third))
 
 
-def _cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
-    return _after(warmup, CosineAnnealingLR(optimizer, total_steps - warmup))
+def _cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule | None:
+    return _warmed(optimizer, warmup, CosineAnnealingLR(optimizer, total_steps - warmup))
 
 
 def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
@@ -457,14 +456,12 @@ def _plateau(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmu
     return ReduceLROnPlateau(optimizer)
 
 
-def _rise(optimizer: Optimizer, steps: int) -> Schedule:
-    return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
-
-
-def _after(warmup: int, schedule: Schedule) -> Schedule:
+def _warmed(optimizer: Optimizer, warmup: int, schedule: Schedule | None) -> Schedule | None:
+    """Return a schedule with a linear warm-up before it."""
     if not warmup:
         return schedule
-    return SequentialLR(schedule.optimizer, [_rise(schedule.optimizer, warmup), schedule], [warmup])
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return rise if schedule is None else SequentialLR(optimizer, [rise, schedule], [warmup])
 
 
 SCHEDULES: dict[str, Callable[[Optimizer, int, int, int], Schedule | None]] = {

@@ -11,7 +11,6 @@ import numpy as np
 
 from xcnn import optim
 from xcnn._check import integer, number
-from xcnn._random import load_stream, stream_state
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, making_sense
@@ -325,7 +324,7 @@ class Trainer:
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "streams": {name: stream_state(generator) for name, generator in self.model.named_generators()},
+            "streams": {name: rng.bit_generator.state for name, rng in self.model.named_generators()},
             "history": [dict(record) for record in self.history],
             "steps": self.steps,
             "stop_reason": self.stop_reason,
@@ -353,7 +352,8 @@ class Trainer:
                 self.schedule.load_state_dict(state["schedule"])
             self.model.load_state_dict(state["weights"])
             for name, generator in streams.items():
-                load_stream(generator, state["streams"][name], name)
+                with making_sense(f"Trainer: random stream {name}"):
+                    generator.bit_generator.state = state["streams"][name]
             self.history = [record(one, number) for number, one in enumerate(state["history"], 1)]
             self.steps, self.stop_reason = count(state["steps"]), str(state["stop_reason"])
             self._epoch, self._loaded = None if epoch is None else Epoch.of(epoch), True
