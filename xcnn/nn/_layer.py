@@ -60,7 +60,6 @@ class Layer(Module):
         raise UsageError(f"{type(self).__name__}: a layer needs an op: class {type(self).__name__}(nn.Layer, op=...)")
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        """Call the op; see `Module.forward`."""
         return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
 
     def call_op(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,6 @@ class Weighted(Layer):
         self.initialize(np.random.default_rng())
 
     def initialize(self, rng: np.random.Generator) -> None:
-        """Draw the initial state; see `Module.initialize`."""
         if not _DRAWN.get():
             return
         weight, bias = self.weight, self.bias
@@ -74,3 +74,7 @@ class Weighted(Layer):
             # PyTorch's default draws the bias like the weight; in the papers behind the other names it starts at zero.
             bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
             bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)
+
+    def multiply_adds(self, x: Any, y: Any) -> int:
+        # Each element of y is a sum over the weights of one output.
+        return int(math.prod(y.shape) * math.prod(self.weight.data.shape[1:]))

@@ -22,7 +22,6 @@ class Add(Module):
     """Add a tuple of arrays whose shapes broadcast."""
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
-        """Return y and its backward pass; see `Module.forward`."""
         y, *others = _arrays(self, x)
         backwards = []
         for other in others:
@@ -48,6 +47,5 @@ class Concat(Module):
     dim: int = 1
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
-        """Return y and its backward pass; see `Module.forward`."""
         y, backward = ops.concat(_arrays(self, x), self.dim)
         return y, lambda dy, need_dx: backward(dy) if need_dx else None

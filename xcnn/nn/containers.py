@@ -87,7 +87,6 @@ class Graph(Module):
         return self._run(x, self._plan.steps(), lambda name, module, value: module(value))
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        """Run the nodes in order; see `Module.forward`."""
         plan, backs = self._plan, {}
         steps = plan.steps()
 

@@ -1,6 +1,5 @@
 """Convolution and transposed convolution layers. Names, order and defaults are those of PyTorch."""
 
-import math
 from typing import Any, ClassVar
 
 from xcnn import ops
@@ -50,10 +49,6 @@ class _Conv(_AnyConv):
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self._set((out_channels, in_channels // groups, *kernel), out_channels, bias, init)
 
-    def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the number of multiply-adds: one per pixel of y and weight of its channel."""
-        return int(math.prod(y.shape) * math.prod(self.weight.data.shape[1:]))
-
 
 class _ConvTranspose(_AnyConv):
     def __init__(
@@ -77,8 +72,7 @@ class _ConvTranspose(_AnyConv):
         self._set((in_channels, out_channels // groups, *kernel), out_channels, bias, init)
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the number of multiply-adds: one per pixel of x and weight of its channel."""
-        return int(math.prod(x.shape) * math.prod(self.weight.data.shape[1:]))
+        return super().multiply_adds(y, x)  # those of the convolution that it transposes
 
 
 class Conv2d(_Conv, op=ops.conv2d):

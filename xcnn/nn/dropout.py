@@ -29,5 +29,4 @@ class Dropout(Layer, op=ops.dropout):
         self.rng = np.random.default_rng()
 
     def initialize(self, rng: np.random.Generator) -> None:
-        """Draw the initial state; see `Module.initialize`."""
         self.rng = np.random.default_rng(rng.integers(2**63))

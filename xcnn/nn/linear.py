@@ -1,6 +1,5 @@
 """The linear layer, the flattening of maps for it, and the identity."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ class Identity(Module):
     """Return x."""
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
-        """Return y and its backward pass; see `Module.forward`."""
         return x, lambda dy, need_dx: dy if need_dx else None
 
 
@@ -45,10 +43,6 @@ class Linear(Weighted, op=ops.linear):
         positive("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self._set((out_features, in_features), out_features, bias, init)
-
-    def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the number of multiply-adds: one per weight and row of x."""
-        return int(math.prod(y.shape)) * self.in_features
 
 
 @options

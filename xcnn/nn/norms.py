@@ -37,7 +37,6 @@ class _Norm(Layer):
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
 
     def initialize(self, rng: np.random.Generator) -> None:
-        """Set the initial state; see `Module.initialize`."""
         start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
         for name, value in start.items():
             slot = getattr(self, name, None)
@@ -151,7 +150,6 @@ class _InstanceNorm(_ChannelNorm):
     track_running_stats: bool = False
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        """Return y and its backward pass; see `Module.forward`."""
         alone = getattr(x, "ndim", 0) == min(self._axes)  # one sample, without a batch axis
         momentum = 0.0 if self.momentum is None else self.momentum
         y, backward = self._normalise(x[None, ...] if alone else x, train, "use_input_stats", momentum)
@@ -200,7 +198,6 @@ class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
 
 class _BatchNorm(_ChannelNorm):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        """Return y and its backward pass; see `Module.forward`."""
         momentum, count = self.momentum, self.num_batches_tracked
         if momentum is None:  # makes the running statistics the plain mean over all batches
             momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
