@@ -1,6 +1,6 @@
-"""The table of networks by name. A new one is a function in `networks.py` and one entry here.
+"""The table of networks by name. To add one to this package, write a function in `networks.py` and an entry here.
 
-Your own needs no entry: `package.module:function` names it wherever a name of the table does.
+Functions elsewhere need no entry: `package.module:function` may take the place of a name.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ class Entry:
 
     Attributes
     ----------
-    summary : one line that says what the network is.
-    builder : function `(shape, classes)` that returns the network, for images of shape (channels, height, width).
-    smallest : smallest height and width that it takes.
-    shape : channels, height and width of the images it is usually given; benchmarks use it.
+    summary : a description of one line.
+    builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
+    smallest : the smallest height and width that it takes.
+    shape : channels, height and width of the images that it is usually trained on; benchmarks use it.
     """
 
     summary: str
@@ -39,7 +39,7 @@ MODELS: dict[str, Entry] = {
     "lenet5": Entry("LeNet-5 with ReLU and max pooling: two convolutions, three linear layers", networks.lenet5, 12),
     "mnist_cnn": Entry("PyTorch's MNIST example without dropout: two wide convolutions", networks.mnist_cnn, 6),
     "vgg_small": Entry(
-        "VGG in small: four 3x3 convolutions, two linear layers", networks.vgg_small, 4, shape=(3, 32, 32)
+        "a small VGG: four 3x3 convolutions, two linear layers", networks.vgg_small, 4, shape=(3, 32, 32)
     ),
     "resnet20": Entry(
         "ResNet-20: residual blocks with batch norm, for 32x32 images", networks.resnet20, 4, shape=(3, 32, 32)
@@ -68,8 +68,8 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module.
     shape : channels, height and width of the images.
     classes : number of scores per image.
-    seed : determines the weights. With None they are not drawn: convolutions and linear layers have read-only zeros
-        that take no memory, until `load_state_dict` brings the weights.
+    seed : seed of the weights. With None they are not drawn: convolutions and linear layers have read-only zeros that
+        take no memory, and `load_state_dict` must load the weights.
 
     Raises
     ------
@@ -96,12 +96,12 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     rng = generator(name, "seed", 0 if seed is None else seed)
     if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
         raise UsageError(f"{wrong}; it is called with (shape, classes)")
-    with undrawn():  # or the weights would be drawn twice
+    with undrawn():  # `reset_parameters` draws the weights
         model = found.builder((c, h, w), classes)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{name}: the function must return an nn.Module, got {type(model).__name__}")
         if seed is None:
-            model.reset_parameters(rng)  # for what is not a weight, such as the streams of dropout
+            model.reset_parameters(rng)  # seeds dropout, and draws other state than weights
     if seed is not None:
         model.reset_parameters(rng)
     return model

@@ -1,7 +1,6 @@
-"""The networks themselves: functions `(shape, classes) -> nn.Sequential` for images of shape (channels, height, width).
+"""The networks: functions `(shape, classes)` that return a Sequential for images of shape (channels, height, width).
 
-They return scores (logits), which the loss turns into probabilities. Their `state_dict` keys are those of a
-`torch.nn.Sequential` with the same layers.
+The networks return scores (logits). Their `state_dict` keys are those of a `torch.nn.Sequential` with the same layers.
 """
 
 import math
@@ -28,7 +27,7 @@ Shape = tuple[int, int, int]
 
 
 def _count(features: Sequence[Module], shape: Shape) -> int:
-    """Return the number of features per image, from the sizes alone: nothing is computed, however large the image."""
+    """Return the number of features per image, from the sizes alone."""
     channels, sizes = shape[0], tuple(shape[1:])
     for layer in features:
         if isinstance(layer, Conv2d):
@@ -50,7 +49,7 @@ def report(shape: Shape, classes: int) -> Sequential:
 
 
 def lenet5(shape: Shape, classes: int) -> Sequential:
-    """Build LeNet-5 in its usual modern form: ReLU, max pooling, all channels connected.
+    """Build LeNet-5 in its usual modern form, with ReLU, max pooling and all channels connected.
 
     Notes
     -----
@@ -89,7 +88,7 @@ def vgg_small(shape: Shape, classes: int) -> Sequential:
     K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, 2015,
     arXiv:1409.1556.
     """
-    he = "kaiming_normal"  # trains several times faster here than the default of the layers
+    he = "kaiming_normal"  # trains several times faster here than the default
 
     def conv(c: int, o: int) -> tuple[Module, Module]:
         return Conv2d(c, o, 3, padding=1, init=he), ReLU()

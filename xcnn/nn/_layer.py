@@ -3,7 +3,7 @@
     class ReLU(nn.Layer, op=ops.relu):
         ...
 
-One with options declares those that its constructor takes:
+A layer with options declares those that its constructor takes:
 
     @nn.options
     class LeakyReLU(nn.Layer, op=ops.leaky_relu):
@@ -30,19 +30,19 @@ class Layer(Module):
     """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`.
 
     The op's first array argument is the layer's input. Each other one is the attribute of that name: a `Parameter`,
-    whose gradient backward adds to, a `Buffer`, or None where there is no such attribute. An option is the attribute of
-    that name, or the op's default where there is none; `training` is whether the layer is run for training.
+    whose gradient the backward pass adds to, a `Buffer`, or None if there is no such attribute. An option is the
+    attribute of that name, or the op's default if there is none; `training` is the argument `train` of `forward`.
 
     Raises
     ------
     UsageError
-        When the class is defined, if `op` is not an op.
+        If `op` is not an op, when the class is defined.
     """
 
     _slots: ClassVar[tuple[str, ...]] = ()
     _options: ClassVar[dict[str, Any]] = {}
 
-    activation: ClassVar[str | None] = None  # for ops that have this option: a container may run a ReLU with the layer
+    activation: ClassVar[str | None] = None  # an option of ops that can apply the ReLU after them, see `_plan.py`
 
     def __init_subclass__(cls, op: Callable[..., Any] | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -63,11 +63,11 @@ class Layer(Module):
         return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
 
     def call_op(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
-        """Call the op with `options`, and with the layer's attributes for all arguments that are not among them.
+        """Call the op with `options`, and with the layer's attributes for all other arguments.
 
         Returns
         -------
-        y : what the op returns as its result.
+        y : the result of the op.
         backward : `backward(dy, need_dx)`, as `forward` must return it.
         """
         slots: list[Parameter | Buffer | None] = []

@@ -14,7 +14,7 @@ A module owns parameters and buffers, calls ops, and in its backward pass adds g
             return x * weight, backward
 
 Parameters, buffers, random generators and child modules are found among the attributes, also in lists, tuples and
-dicts, in the order of their assignment. A layer that is one op takes two lines: see `_layer.py`.
+dicts, in the order of their assignment. `_layer.py` has a shorter way for layers that call one op.
 """
 
 import functools
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Once:
-    """A module's backward pass: callable once, after which the arrays that it kept are released.
+    """A module's backward pass, which runs once and then releases the arrays that it kept.
 
     Call it with `dy`, the gradient with respect to the module's output. It adds into the gradient of every parameter
     and returns the gradient with respect to the module's input, or None if `need_dx` is False.
@@ -59,13 +59,15 @@ class Once:
         return function(dy, need_dx)
 
     def saved(self) -> dict[str, Array]:
-        """Return the arrays that this backward keeps alive; those of a container's layers are not among them."""
+        """Return the arrays that this backward keeps alive; a container's layers keep theirs."""
         return {} if self._function is None else captured(self._function)
 
 
 @typing.dataclass_transform(eq_default=False)
 def options(cls: type[T]) -> type[T]:
-    """Make the annotated attributes of a module the arguments of its constructor; a dataclass that keeps its identity.
+    """Decorate a module to make its annotated attributes the arguments of its constructor, as `dataclass` does.
+
+    Unlike dataclasses, modules are equal only to themselves.
 
     >>> @options
     ... class Scale(Module):
@@ -82,8 +84,8 @@ class Module(Explained):
     """Base of all layers, containers and networks.
 
     A subclass defines `forward(x, train)`, which returns `y` and a function `backward(dy, need_dx)`; modules with
-    several inputs take and return tuples. Callers use the same names, for subclasses are prepared for them: `train` and
-    `need_dx` become True where they are left out, a backward pass runs once, and an error names the layer it arose in.
+    several inputs take and return tuples. The base class wraps `forward`, so that callers may leave out `train` and
+    `need_dx` (True), a backward pass runs at most once, and an error names the layer in which it was raised.
     """
 
     def __init__(self) -> None:
@@ -99,22 +101,22 @@ class Module(Explained):
 
         Parameters
         ----------
-        x : the input, an array on the module's device; a tuple of arrays where the module takes several.
-        train : True to compute as in training: dropout drops, and batch normalisation uses the statistics of the batch
-            and updates its running ones. False to compute as in inference.
+        x : the input, an array on the module's device; a tuple of arrays if the module takes several.
+        train : whether to compute as in training: dropout drops, and batch normalisation uses the statistics of the
+            batch and updates its running ones.
 
         Returns
         -------
         y : the output.
-        backward : called once, as `backward(dy)` with the gradient with respect to y, it adds into the gradient of
-            every parameter and returns the gradient with respect to x; `backward(dy, need_dx=False)` returns None.
+        backward : a function to call once. `backward(dy)` takes the gradient with respect to y, adds into the gradient
+            of every parameter and returns the gradient with respect to x; `backward(dy, need_dx=False)` returns None.
         """
         raise NotImplementedError(
             f"{type(self).__name__}: forward is not defined; define forward(x, train) that returns (y, backward)"
         )
 
     def __call__(self, x: Any) -> Any:
-        """Return the output in inference mode."""
+        """Return the output for x in inference mode."""
         return self.forward(x, train=False)[0]
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
@@ -134,7 +136,7 @@ class Module(Explained):
         return iter(found)
 
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
-        """Yield the members of some kinds of this module and all below it with their dotted names."""
+        """Yield the attributes of some types of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
             yield from _members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
 
@@ -151,7 +153,7 @@ class Module(Explained):
         yield from self._attributes(Buffer)
 
     def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
-        """Yield the random streams of this module and all below it (dropout's) with their dotted names."""
+        """Yield the random generators of this module and all below it (dropout's) with their dotted names."""
         yield from self._attributes(np.random.Generator)
 
     def parameters(self) -> list[Parameter]:
@@ -205,7 +207,7 @@ class Module(Explained):
         Raises
         ------
         CheckpointError
-            If names are missing or unknown, or an array has another shape or holds no numbers.
+            If names are missing or unknown, or an array has another shape or does not hold numbers.
         """
         if not isinstance(state, Mapping):
             raise UsageError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}")
@@ -237,7 +239,7 @@ class Module(Explained):
             slots[name].data = array
 
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
-        """Draw the initial state of this module and all below it anew: weights, and the seed of each dropout.
+        """Draw new initial weights for this module and all below it, and a new seed for each dropout.
 
         Parameters
         ----------
@@ -254,13 +256,13 @@ class Module(Explained):
             module.initialize(rng)
 
     def initialize(self, rng: np.random.Generator) -> None:
-        """Draw the initial state of this module alone, not of its children.
+        """Draw the initial state of this module, without its children; `reset_parameters` calls it.
 
-        Subclasses with parameters or random streams override it; `reset_parameters` calls it. The base does nothing.
+        Subclasses with parameters or random generators override it. The base class does nothing.
         """
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the number of multiply-adds of one forward pass from `x` to `y`; layers that multiply override it."""
+        """Return the number of multiply-adds of a forward pass from `x` to `y`; layers that have some override it."""
         return 0
 
     @reprlib.recursive_repr()
@@ -269,15 +271,15 @@ class Module(Explained):
         return f"{type(self).__name__}({inner}\n)" if inner else f"{type(self).__name__}({self._arguments()})"
 
     def _arguments(self) -> str:
-        """Return the constructor's arguments that attributes of their names hold and that are not the default."""
+        """Return the constructor's arguments that are kept under their names and differ from the defaults."""
         shown, by_name = [], False
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            if name not in vars(self):  # the class keeps it under another name, or not at all
+            if name not in vars(self):
                 by_name = True
                 continue
             value, default = vars(self)[name], parameter.default
             if isinstance(default, bool) and not isinstance(value, bool):
-                value = value is not None  # `bias`: a flag to the constructor, then the parameter or None
+                value = value is not None  # such as `bias`, afterwards a parameter or None
             if default is not parameter.empty:
                 by_name = True
             if repr(value) != repr(default):
@@ -292,13 +294,13 @@ _COLLECTIONS = (list, tuple, dict)
 def _members(
     entries: Iterable[tuple[Any, Any]], kinds: type | tuple[type, ...], prefix: str = "", above: tuple[int, ...] = ()
 ) -> list[tuple[str, Any]]:
-    """Return the values of some kinds with their names, those inside lists, tuples and dicts included.
+    """Return the values of some types with their names, including those in lists, tuples and dicts.
 
     `above` holds the identities of the collections that the entries are inside.
     """
     found = []
     for key, value in entries:
-        if type(value) in _PLAIN:  # nearly all; asked first, as steps of training walk through a network
+        if type(value) in _PLAIN:  # most attributes; a fast path, as each training step walks through the network
             continue
         if isinstance(value, kinds):
             found.append((f"{prefix}{key}", value))
@@ -325,7 +327,7 @@ def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tupl
 
 
 def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a class's `forward` as callers see it."""
+    """Wrap the `forward` of a class; see `Module`."""
 
     @functools.wraps(forward)
     def called(self: Module, x: Any, train: bool = True) -> tuple[Any, Once]:
@@ -347,7 +349,7 @@ def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _trace(error: XcnnError, module: Module) -> None:
-    """Note in an error that it passed through a module, and name the child of the module that it came from."""
+    """Record in an error that it passed through a module, and name the child that raised it."""
     for name, child in module.children() if error.module is not None else ():
         if child is error.module:
             locate(error, name, child)
@@ -356,7 +358,7 @@ def _trace(error: XcnnError, module: Module) -> None:
 
 
 def locate(error: XcnnError, name: str, module: object) -> None:
-    """Open the error's sentence with the layer it came from: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
+    """Prefix an error with the layer that raised it: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
     inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
     error.layer = f"{name}.{error.layer}" if error.layer else name
     error.args = (f"{inside}{error}",)

@@ -1,4 +1,4 @@
-"""Watching the layers of a network while it runs."""
+"""Observe the layers of a network while it runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ Forward = Callable[..., tuple[Any, Any]]
 
 @contextlib.contextmanager
 def observing(module: Module, observer: Callable[[str, Module], Forward]) -> Iterator[None]:
-    """Replace `forward` of every layer (a module without children) inside a `with`; the blocks may be nested.
+    """Replace `forward` of every layer (a module without children) inside a `with`; it can be nested.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The steps that a graph runs. A layer and the ReLU after it are one step if the layer's op can apply the ReLU.
 
-To let another layer take part, give its op the option `activation`.
+An op can do so if it has the option `activation`.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ Step = tuple[str, "Module | Fused", str | Sequence[str], set[str]]
 
 
 class Fused:
-    """A layer and the ReLU behind it, run in place of both.
+    """A layer and the ReLU after it, run as one.
 
     Parameters
     ----------
-    name : of the layer's node.
+    name : the name of the layer's node.
     layer, relu : the two modules.
     """
 
@@ -33,7 +33,7 @@ class Fused:
         self.name, self.layer, self.relu = name, layer, relu
 
     def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
-        """Return what the ReLU would return for the layer's output, and one backward pass for both."""
+        """Return the ReLU of the layer's output, and one backward pass for both."""
         return self.layer.call_op(x, activation="relu")
 
     def __call__(self, x: Any) -> Any:
@@ -46,14 +46,13 @@ class Fused:
 
 
 class Plan:
-    """The steps of a graph, of the nodes that lead to its output.
+    """The steps of a graph: the nodes that lead to its output.
 
     Attributes
     ----------
     nodes : all nodes.
     output : the name of the node whose result is the graph's.
-    wanted : by whether the gradient of x is wanted: the names whose gradients are computed, which lead to a parameter
-        or to x.
+    wanted : the names whose gradients are computed, which lead to a parameter or to x; by whether that of x is wanted.
     """
 
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
@@ -65,7 +64,7 @@ class Plan:
         self.wanted = {need_dx: _wanted(needed, need_dx) for need_dx in (False, True)}
 
     def steps(self) -> list[Step]:
-        """Return what to run: layers joined with their ReLUs, or, while one of them is watched, each by itself."""
+        """Return the steps to run: layers are joined with their ReLUs unless one of them is watched."""
         return self._singly if any(fused.watched() for fused in self._fused) else self._jointly
 
 
@@ -86,7 +85,7 @@ def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -
 
 
 def _wanted(nodes: Sequence[Node], need_dx: bool) -> set[str]:
-    """Return the names whose gradients lead to a parameter, or to x where that is wanted."""
+    """Return the names whose gradients lead to a parameter, or to x if its gradient is wanted."""
     wanted = {"x"} if need_dx else set()
     for name, module, inputs in nodes:
         if not wanted.isdisjoint(names(inputs)) or any(module.named_parameters()):
@@ -115,5 +114,5 @@ def _fuse(nodes: Sequence[Node]) -> list[tuple[str, Module | Fused, str | Sequen
 
 
 def _takes_relu(layer: Layer) -> bool:
-    """Return whether a layer's op can apply ReLU; a subclass with a `forward` of its own is left alone."""
+    """Return whether a layer's op can apply ReLU. A subclass with its own `forward` is not joined."""
     return type(layer).forward is Layer.forward and "activation" in layer._options and layer.activation is None

@@ -1,4 +1,4 @@
-"""`summary`: the layers of a network and their cost, measured by running it once."""
+"""`summary`: the layers of a network, their parameters, work and memory, from one forward pass."""
 
 import contextlib
 import math
@@ -24,13 +24,13 @@ class Row:
 
     Attributes
     ----------
-    name : its key in the network.
-    layer : its class.
-    shape : of its output.
-    parameters : how many numbers are trained; those of a layer that is called again count once.
-    multiply_adds : of one forward pass; a backward pass takes about twice as many.
-    kept : bytes that stay in memory between its forward and its backward pass, without parameters and the network's
-        input. An array that several layers keep counts at the first.
+    name : dotted name of the layer.
+    layer : name of its class.
+    shape : shape of its output.
+    parameters : number of trainable numbers, without those that an earlier row has counted.
+    multiply_adds : number of multiply-adds of a forward pass; a backward pass takes about twice as many.
+    kept : bytes that stay in memory from its forward to its backward pass, without parameters and the network's input.
+        An array that several layers keep counts for the first of them.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Summary:
     Attributes
     ----------
     rows : one per call of a layer.
-    total : their sums, with the shape of the network's output.
+    total : the sums, with the shape of the network's output.
     """
 
     rows: tuple[Row, ...]
@@ -79,10 +79,10 @@ def _bytes(count: int) -> str:
 
 
 def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
-    """Run a network forward once, on zeros, and return the output, parameters, work and memory of each layer.
+    """Run a network forward once, on zeros, and return the output shape, parameters, work and memory of each layer.
 
-    The network runs as in training, but batch norm uses its running statistics, as a batch of one may have none of its
-    own. Running statistics and random streams are restored afterwards.
+    The network runs as in training, except that batch norm uses its running statistics: a batch of one may have no
+    variance. Running statistics and random generators are restored afterwards.
 
     Parameters
     ----------
@@ -152,9 +152,9 @@ def _observed(module: Module) -> Iterator[list[Call]]:
 
 @contextlib.contextmanager
 def _restored(module: Module) -> Iterator[None]:
-    """Restore buffers and random streams at the end.
+    """Restore buffers and random generators at the end of a `with`.
 
-    Inside, the buffers are copies, so that what a layer keeps of them counts, as the batch's statistics would.
+    Inside, the buffers are copies, so that those that a layer keeps count as the statistics of a batch would.
     """
     buffers = [(slot, slot.data) for _, slot in module._attributes(Buffer)]
     streams = [(generator.bit_generator, generator.bit_generator.state) for _, generator in module.named_generators()]

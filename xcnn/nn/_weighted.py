@@ -1,6 +1,6 @@
 """The base of layers with a weight and a bias.
 
-They are drawn at construction, from fresh entropy; `reset_parameters(seed)` of the whole network makes them repeatable.
+Both are drawn at construction, without a seed; `reset_parameters(seed)` of the network makes them repeatable.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ _DRAWN = contextvars.ContextVar("_DRAWN", default=True)
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Build layers without drawing weights inside a `with`, for a network whose weights come from elsewhere.
+    """Build layers without drawing weights inside a `with`, for a network whose weights will be loaded.
 
-    The layers have zeros that take no memory. They are read-only and must be replaced.
+    The layers have zeros that take no memory; they are read-only and must be replaced.
     """
     token = _DRAWN.set(False)
     try:
@@ -71,7 +71,7 @@ class Weighted(Layer):
             raise UsageError(f"{type(self).__name__}: init must return an array of shape {shape}, got {came}")
         weight.data = like(drawn, weight.data)
         if bias is not None:
-            # PyTorch's default draws the bias like the weight; in the papers behind the other names it starts at zero.
+            # PyTorch's default draws the bias like the weight; in the papers of the other initialisers it is zero.
             bound = 1 / math.sqrt(inits.fans(shape)[0]) if self.init == "fan_in_uniform" else 0.0
             bias.data = like(inits.uniform(rng, tuple(bias.data.shape), -bound, bound), bias.data)
 

@@ -56,13 +56,13 @@ class Tanh(Layer, op=ops.tanh):
 
 @options
 class Softmax(Layer, op=ops.softmax):
-    """Turn scores into probabilities along axis `dim`."""
+    """Apply softmax along axis `dim`, which turns scores into probabilities."""
 
     dim: int = -1
 
 
 @options
 class LogSoftmax(Layer, op=ops.log_softmax):
-    """Turn scores into logarithms of probabilities along axis `dim`."""
+    """Apply the logarithm of softmax along axis `dim`."""
 
     dim: int = -1

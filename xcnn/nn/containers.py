@@ -1,12 +1,12 @@
-"""Containers: modules made of modules. `Graph` runs any directed acyclic graph; the others are common graphs.
+"""Containers: modules made of modules. `Graph` runs any directed acyclic graph; the others are special cases.
 
     nn.Sequential(a, b, c)             c(b(a(x)))
     nn.Residual(body, shortcut)        body(x) + shortcut(x)
-    nn.Branches(a, b)                  a(x) and b(x), side by side
+    nn.Branches(a, b)                  a(x) and b(x), concatenated or added
     nn.Graph([("a", a, "x"), ("b", b, "a"), ("sum", nn.Add(), ("a", "b"))])
 
-All forward and backward logic is in `Graph`; `_plan.py` prepares what it runs. Its backward is the idea of
-HIPS/autograd's `backward_pass`: visit the nodes in reverse, adding up per name the gradients that its consumers return.
+All forward and backward logic is in `Graph`; `_plan.py` prepares its steps. The backward pass works as
+HIPS/autograd's `backward_pass`: it visits the nodes in reverse and adds up the gradients of each name.
 """
 
 import functools
@@ -27,14 +27,14 @@ class Graph(Module):
 
     Parameters
     ----------
-    nodes : (name, module, inputs), each after the nodes that it takes. `inputs` is the name of an earlier node or
-        `"x"`, the graph's own input; for a sequence of such names, the module is given a tuple.
-    output : the node whose result is the graph's; by default the last. Nodes that do not lead to it are not run.
+    nodes : triples (name, module, inputs) in the order of the forward pass. `inputs` is the name of an earlier node or
+        `"x"`, the graph's own input; with a sequence of such names, the module receives a tuple.
+    output : the node whose result is that of the graph; by default the last. Nodes that do not lead to it do not run.
 
     Raises
     ------
     UsageError
-        If a node is not such a triple, or a name is unknown, taken, empty or has a dot.
+        If a node is not such a triple, or a name is unknown, used twice or empty, or contains a dot.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class Graph(Module):
                 raise UsageError(f"{kind}: a node must be a tuple (name, module, inputs), got {node!r}")
             name, module, inputs = node
             if not isinstance(name, str) or not name or "." in name or name in known:
-                raise UsageError(f"{kind}: {name!r} cannot name a node; names are new, not 'x' and without a dot")
+                raise UsageError(f"{kind}: {name!r} cannot name a node; a name must be new, not 'x', and without dots")
             if not isinstance(module, Module):
                 raise UsageError(f"{kind}: node {name!r} must be a module, got {module!r}")
             if not isinstance(inputs, Sequence) or not inputs:
@@ -73,7 +73,7 @@ class Graph(Module):
         raise UsageError(f"{type(self).__name__}: __init__ must call super().__init__")
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Yield the modules with the names of their nodes, then those among the attributes that are not nodes."""
+        """Yield the modules of the nodes with their names, then modules among the attributes that are not nodes."""
         for name, module, _ in self._plan.nodes:
             yield name, module
         for name, module in super().children():
@@ -81,7 +81,7 @@ class Graph(Module):
                 yield name, module
 
     def __call__(self, x: Any) -> Any:
-        """Return the output in inference mode, keeping no result longer than it is needed."""
+        """Return the output for x in inference mode; no result is kept longer than needed."""
         if type(self).forward is not Graph.forward:
             return super().__call__(x)
         return self._run(x, self._plan.steps(), lambda name, module, value: module(value))
@@ -135,7 +135,7 @@ class Sequential(Graph):
 
     Parameters
     ----------
-    *modules : in the order of the forward pass.
+    *modules : the modules in the order of the forward pass.
 
     Raises
     ------
@@ -153,7 +153,7 @@ class Sequential(Graph):
         return (module for _, module, _ in self._plan.nodes)
 
     def __getitem__(self, index: int | slice) -> Module:
-        """Return one module, or a Sequential of a slice of them, which shares their parameters."""
+        """Return one module, or a Sequential of a slice of them that shares their parameters."""
         modules = list(self)[index]
         return modules if isinstance(modules, Module) else Sequential(*modules)
 
@@ -163,8 +163,8 @@ class Residual(Graph):
 
     Parameters
     ----------
-    body : a module that keeps the shape, or changes it as `shortcut` does.
-    shortcut : a module; by default x itself is added.
+    body : a module whose result has the shape of that of `shortcut`.
+    shortcut : a module; by default the identity.
 
     Raises
     ------
@@ -186,7 +186,7 @@ class Residual(Graph):
 
 
 class Branches(Graph):
-    """Modules side by side on the same input, their results joined; their names are their positions.
+    """Modules that take the same input, and whose results are joined; their names are their positions.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class Branches(Graph):
     Raises
     ------
     UsageError
-        If one of them is not a module, there is none, or `merge` is unknown.
+        If there are no modules, one of them is not a module, or `merge` is unknown.
     ShapeError
         In a forward pass, if the results do not fit together.
     """

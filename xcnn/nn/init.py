@@ -1,10 +1,10 @@
-"""Initialisers, which draw the first weights: functions `(rng, shape, **options) -> float32 array`, in one table.
+"""Initialisers of weights: functions `(rng, shape, **options)` that return a float32 array.
 
-Layers take one as `init=`: a name of `INITS`, or any function of `(rng, shape)`, such as
+The argument `init` of layers is a name of `INITS` or any function of `(rng, shape)`, such as
 `functools.partial(init.normal, std=0.01)`.
 
-Weights have the shape (outputs, inputs, *kernel) and with it two fans, the numbers of terms in one output's sum and in
-one input's gradient: `fan_in = inputs * prod(kernel)`, `fan_out = outputs * prod(kernel)`. Biases have no fans.
+A weight of shape (outputs, inputs, *kernel) has `fan_in = inputs * prod(kernel)` terms in the sum of an output, and
+`fan_out = outputs * prod(kernel)` terms in the gradient of an input.
 """
 
 import math
@@ -83,14 +83,14 @@ def kaiming_uniform(rng: np.random.Generator, shape: Shape, a: float = 0.0, mode
 
 
 def kaiming_normal(rng: np.random.Generator, shape: Shape, a: float = 0.0, mode: str = "fan_in") -> np.ndarray:
-    """Draw with the standard deviation `sqrt(2 / (1 + a**2) / fan)`, which keeps a signal's size through (leaky) ReLUs.
+    """Draw with the standard deviation `sqrt(2 / (1 + a**2) / fan)`, which keeps the variance through (leaky) ReLUs.
 
     Parameters
     ----------
     rng : generator of the numbers.
     shape : shape of the weight.
     a : negative slope of the leaky ReLU that follows; 0 for ReLU.
-    mode : `"fan_in"` keeps the forward signal's size, `"fan_out"` that of the gradients.
+    mode : `"fan_in"` keeps the variance of the activations, `"fan_out"` that of the gradients.
 
     Notes
     -----
@@ -113,7 +113,7 @@ def xavier_uniform(rng: np.random.Generator, shape: Shape, gain: float = 1.0) ->
 
 
 def xavier_normal(rng: np.random.Generator, shape: Shape, gain: float = 1.0) -> np.ndarray:
-    """Draw with the standard deviation `gain * sqrt(2 / (fan_in + fan_out))`, for tanh and other symmetric functions.
+    """Draw with the standard deviation `gain * sqrt(2 / (fan_in + fan_out))`, for tanh and similar activations.
 
     Notes
     -----
@@ -159,12 +159,12 @@ INITS: dict[str, Init] = {
 
 
 def resolve(init: str | Init) -> Init:
-    """Return the initialiser of a name; a function is returned as it is.
+    """Return the initialiser of a name, or the function itself.
 
     Raises
     ------
     UsageError
-        If the name is unknown; the error names the nearest.
+        If the name is unknown, or `init` is neither a name nor a function.
     """
     if callable(init):
         return init

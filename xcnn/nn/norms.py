@@ -133,7 +133,7 @@ class _ChannelNorm(_Norm):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
-        """Call the op, whose option `own` asks for the channels' own statistics, and store the running ones."""
+        """Call the op and store the running statistics; its option `own` is True to use the channels' own."""
         if hasattr(x, "ndim") and x.ndim not in self._axes:
             takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
@@ -170,10 +170,10 @@ class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
     ----------
     num_features : number of channels of x.
     eps : added to the variance.
-    momentum : how far the running statistics move per batch, from 0 to 1. None leaves them as they are, as in PyTorch,
-        which also never counts in `num_batches_tracked`.
+    momentum : share of a batch in the new running statistics, from 0 to 1. None leaves them unchanged, as in PyTorch;
+        `num_batches_tracked` stays 0, also as in PyTorch.
     affine : whether there are a weight and a bias per channel.
-    track_running_stats : whether there are running statistics, which then replace those of each image in inference.
+    track_running_stats : whether there are running statistics, which inference then uses in place of the image's own.
 
     Raises
     ------
@@ -199,7 +199,7 @@ class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
 class _BatchNorm(_ChannelNorm):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         momentum, count = self.momentum, self.num_batches_tracked
-        if momentum is None:  # makes the running statistics the plain mean over all batches
+        if momentum is None:  # the running statistics become the mean of all batches
             momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
         y, backward = self._normalise(x, train, "training", momentum)
         if train and count is not None:
@@ -217,9 +217,9 @@ class BatchNorm2d(_BatchNorm, op=ops.batch_norm):
     ----------
     num_features : number of channels of x.
     eps : added to the variance.
-    momentum : how far the running statistics move per batch, from 0 to 1. None makes them the mean over all batches.
+    momentum : share of a batch in the new running statistics, from 0 to 1. None makes them the mean of all batches.
     affine : whether there are a weight and a bias per channel.
-    track_running_stats : whether there are running statistics; without them, those of the batch are always used.
+    track_running_stats : whether there are running statistics; without them, inference uses those of the batch.
 
     Raises
     ------
