@@ -1,22 +1,26 @@
 """The arrays that modules own: parameters, which optimizers update, and buffers."""
 
-from types import ModuleType
-
-from xcnn._array import Array, namespace_of
+from xcnn._array import Array, is_array, namespace_of
 from xcnn.errors import DtypeError
 
 __all__ = ["Buffer", "Parameter"]
 
 
-def _namespace(kind: str, data: Array) -> ModuleType:
-    """Return the namespace of an array."""
-    try:
-        return namespace_of(data)
-    except TypeError:
-        raise DtypeError(f"{kind}: data must be an array, got {type(data).__name__}") from None
+class _Slot:
+    """A place for an array."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Array) -> None:
+        if not is_array(data):
+            raise DtypeError(f"{type(self).__name__}: data must be an array, got {type(data).__name__}")
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{tuple(self.data.shape)}"
 
 
-class Parameter:
+class Parameter(_Slot):
     """A trainable array.
 
     Parameters
@@ -25,10 +29,9 @@ class Parameter:
 
     Attributes
     ----------
-    data : the current value. An optimizer may write the next value into the same array, as it does for NumPy arrays
-        where there are kernels, so copy the numbers to keep them, as `state_dict` does.
-    updates : how often an optimizer has changed it.
-    grad : the gradient summed over the backward passes since the last `zero_grad`, of the shape of `data`, or None.
+    data : the current value. An optimizer may write the next value into the same array; copy it to keep the numbers.
+    updates : number of optimizer steps that have changed it.
+    grad : the sum of the gradients since the last `zero_grad`, of the shape of `data`, or None.
 
     Raises
     ------
@@ -36,10 +39,11 @@ class Parameter:
         If `data` is not an array.
     """
 
-    __slots__ = ("data", "grad", "updates")
+    __slots__ = ("grad", "updates")
 
     def __init__(self, data: Array) -> None:
-        self.data = _namespace("Parameter", data).asarray(data, copy=True)
+        super().__init__(data)
+        self.data = namespace_of(data).asarray(data, copy=True)
         self.grad: Array | None = None
         self.updates = 0
 
@@ -47,11 +51,8 @@ class Parameter:
         """Add the gradient of one backward pass."""
         self.grad = grad if self.grad is None else self.grad + grad
 
-    def __repr__(self) -> str:
-        return f"Parameter{tuple(self.data.shape)}"
 
-
-class Buffer:
+class Buffer(_Slot):
     """An array that belongs to a module's state but is not trained, such as running statistics.
 
     Parameters
@@ -64,11 +65,4 @@ class Buffer:
         If `data` is not an array.
     """
 
-    __slots__ = ("data",)
-
-    def __init__(self, data: Array) -> None:
-        _namespace("Buffer", data)
-        self.data = data
-
-    def __repr__(self) -> str:
-        return f"Buffer{tuple(self.data.shape)}"
+    __slots__ = ()

@@ -113,41 +113,31 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     x: Array = np.zeros((batch, *shape), np.float32)
     if parameters := module.parameters():
         x = like(x, parameters[0].data)
-    with _restored(module), _observed(module) as calls:
-        y, _ = module.forward(x, train=True)
-    rows = []
-    counted = {id(_root(array)) for array in [x, *(slot.data for _, slot in module._attributes(Parameter, Buffer))]}
-    for name, layer, shape, work, backward in calls:
-        fresh = {id(root): root for root in map(_root, backward.saved().values()) if id(root) not in counted}
-        owned = {id(p): p for p in layer.parameters() if id(p) not in counted}
-        counted |= fresh.keys() | owned.keys()
-        trained, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
-        rows.append(Row(name, type(layer).__name__, shape, trained, work, kept))
-    sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "multiply_adds", "kept"))
-    return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
-
-
-Call = tuple[str, Module, tuple[int, ...], int, Any]
-
-
-@contextlib.contextmanager
-def _observed(module: Module) -> Iterator[list[Call]]:
-    """Record the forward calls of the layers, the modules without children: name, layer, shape, work and backward."""
-    calls: list[Call] = []
+    rows: list[Row] = []
+    # What is counted stays alive here, so that no other object gets its identity.
+    known = map(_root, [x, *(slot.data for _, slot in module._attributes(Parameter, Buffer))])
+    counted: dict[int, Any] = {id(array): array for array in known}
 
     def observer(name: str, layer: Module) -> Callable[..., tuple[Any, Any]]:
-        forward = layer.forward
+        forward: Callable[..., tuple[Any, Any]] = layer.forward
         has_statistics = any(layer.named_buffers())
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, backward = forward(x, train and not has_statistics)
-            calls.append((name, layer, tuple(y.shape), layer.multiply_adds(x, y), backward))
+            fresh = {id(root): root for root in map(_root, backward.saved().values()) if id(root) not in counted}
+            owned = {id(p): p for p in layer.parameters() if id(p) not in counted}
+            counted.update(fresh | owned)
+            trained, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
+            work = layer.multiply_adds(x, y)
+            rows.append(Row(name, type(layer).__name__, tuple(y.shape), trained, work, kept))
             return y, backward
 
         return observed
 
-    with observing(module, observer):
-        yield calls
+    with _restored(module), observing(module, observer):
+        y, _ = module.forward(x, train=True)
+    sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "multiply_adds", "kept"))
+    return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Limit gradients between the backward pass and the optimizer step, without waiting for a device."""
+"""Clip gradients between the backward pass and the optimizer step, without synchronizing with a device."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def clip_grad_norm_(params: Iterable[Parameter] | Parameter, max_norm: float, no
 
     Returns
     -------
-    The norm before scaling, a 0-d array on the gradients' device; 0 if no parameter has a gradient.
+    The norm before scaling, a 0-d array on the device of the first parameter; 0 if no parameter has a gradient.
 
     Raises
     ------

@@ -1,7 +1,6 @@
 """`Optimizer`, the base class of the update rules: it holds, saves and loads the parameter groups and the state.
 
-A rule is a subclass that passes its options to `Optimizer.__init__` and defines `update`, which takes many parameters
-at once, so that a kernel can update them together. `docs/extending.md` has an example.
+`docs/extending.md` has an example of a rule.
 """
 
 import inspect
@@ -18,32 +17,28 @@ from xcnn.parameter import Parameter
 
 __all__ = ["Group", "Optimizer", "Params", "States", "parameters"]
 
-Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]
-"""Parameters, or groups of them with options."""
-
-Group = dict[str, Any]
-"""The parameters of a group, under `"params"`, and its options."""
-
-States = list[dict[str, Any]]
-"""The state of each parameter."""
+Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]  # parameters or groups
+Group = dict[str, Any]  # the parameters of a group, under "params", and its options
+States = list[dict[str, Any]]  # the state of each parameter
 
 
 class Optimizer(Explained):
     """Base class of the update rules.
 
-    A subclass passes its options to `Optimizer.__init__` as keyword arguments and defines `update`. It may also set
-    `intervals`, and override `check_options` and `state_shape`.
+    A subclass passes its options to `Optimizer.__init__` as keyword arguments and defines `update`, which takes many
+    parameters at once so that a kernel can update them together. It may also set `intervals`, and override
+    `check_options` and `state_shape`.
 
     Parameters
     ----------
     params : an iterable of Parameter, or of dicts, the parameter groups. A group has its parameters under `"params"`
         and any options that differ from the defaults: `{"params": biases, "weight_decay": 0}`.
-    **defaults : the options of the rule, for groups that do not set them.
+    **defaults : the options of the rule, used by groups that do not set them.
 
     Attributes
     ----------
     intervals : the interval of each numeric option, such as `{"beta": "[0, 1)"}`. A subclass lists those it adds.
-    param_groups : list of dicts with the key `"params"` and every option. Schedules set `lr` here; you may do so, too.
+    param_groups : list of dicts with the key `"params"` and every option. Schedules set `lr` here, and you may too.
     state : the state of each parameter, by Parameter; empty before the first step.
 
     Raises
@@ -84,8 +79,8 @@ class Optimizer(Explained):
     def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         """Return the new value of each parameter, in the same order. Every rule defines this method.
 
-        It is best written as a generator: if memory runs out, the parameters yielded so far are updated and the others
-        are not. A new value has the shape and dtype of the old one, and may be the same array, changed in place.
+        Prefer a generator: if memory runs out, the parameters yielded so far are updated and the others are not. A new
+        value has the shape and dtype of the old one, and may be the same array, changed in place.
 
         Parameters
         ----------
@@ -99,11 +94,11 @@ class Optimizer(Explained):
         raise NotImplementedError(f"{self._name} must define update(data, grads, states, group)")
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the checked options of a group; override it for options that depend on each other.
+        """Return the checked options of a group; override this method for options that depend on each other.
 
-        The default in `__init__` decides: if it is a bool, the option must be a bool; if it is a float, or the option
-        is named in `intervals`, a number in its interval; if it is a tuple, as many numbers, each in the interval; if
-        it is an integer, an integer of at least 0. Other options are not checked.
+        The type of an option is that of its default in `__init__`. A float, or an option in `intervals`, must be a
+        number in its interval; a tuple must hold as many such numbers as the default; an integer must be at least 0.
+        Options of other types are not checked.
         """
         signature = inspect.signature(type(self).__init__).parameters
         checked = {}
@@ -125,10 +120,10 @@ class Optimizer(Explained):
         return checked
 
     def state_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the shape of the array that `update` stores under a name, or None if it stores a Python number there.
+        """Return the shape of the array that `update` stores under a name, or None if it stores a Python number.
 
         By default `step` is a number, and everything else has the shape of the parameter. A rule with other state
-        overrides this method, so that the state can be checked when it is loaded.
+        overrides this method, so that loaded states can be checked.
 
         Parameters
         ----------
@@ -161,8 +156,8 @@ class Optimizer(Explained):
         Raises
         ------
         ShapeError, DtypeError
-            If a gradient differs from its parameter in shape or dtype; no parameter is updated then. If an array that
-            `update` returns does.
+            If a gradient, or an array that `update` returns, differs from its parameter in shape or dtype. Gradients
+            are checked before any parameter is updated.
         """
         for group, alike in self._calls():
             data, grads = [p.data for p in alike], [p.grad for p in alike]
@@ -190,7 +185,7 @@ class Optimizer(Explained):
                 raise UsageError(f"{self._name}: update must return {total} arrays, got {count}")
 
     def _calls(self) -> list[tuple[Group, list[Parameter]]]:
-        """Check every gradient, and return each group with the parameters of one call of `update`."""
+        """Check every gradient; return the group and the parameters of each call of `update`."""
         calls = []
         for group in self.param_groups:
             kinds: list[tuple[Any, list[Parameter]]] = []  # a list, as CuPy's devices cannot be hashed
@@ -272,7 +267,7 @@ class Optimizer(Explained):
             group.update(options)
 
     def _loaded_state(self, state: Mapping[str, Any]) -> dict[Parameter, dict[str, Any]]:
-        """Check the state of each parameter and return it, moved to the parameter's library, device and dtype."""
+        """Return the state of each parameter after checking it, on the parameter's library, device and dtype."""
         parameters, entries = self._parameters(), {}
         for key, saved in state.get("state", {}).items():
             index = int(key)
@@ -291,7 +286,7 @@ class Optimizer(Explained):
         return entries
 
     def _wrong_entry(self, index: int, parameter: Parameter, entry: Mapping[str, Any]) -> str:
-        """Return a sentence about the first invalid entry in the state of a parameter, or ""."""
+        """Return the error message for the first invalid entry in the state of a parameter, or ""."""
         for name, value in entry.items():
             shape = self.state_shape(name, tuple(parameter.data.shape))
             what = f"{self._name}: {name} of parameter {index}"
@@ -303,7 +298,7 @@ class Optimizer(Explained):
         return ""
 
     def _loaded_groups(self, saved: Any) -> list[dict[str, Any]]:
-        """Check the groups of a state against those of this optimizer, and return their options."""
+        """Return the options of the groups of a state after checking them against those of this optimizer."""
         have = [len(group["params"]) for group in self.param_groups]
         came = [len(group.get("params", ())) for group in saved]
         if have != came:
@@ -319,7 +314,7 @@ class Optimizer(Explained):
 
 
 def parameters(caller: str, values: Any) -> list[Parameter]:
-    """Return one Parameter or an iterable of them as a list, which must not be empty."""
+    """Return one Parameter or an iterable of them as a list, after checking that it is not empty."""
     if isinstance(values, Parameter):
         return [values]
     if not isinstance(values, Iterable) or isinstance(values, dict | str):

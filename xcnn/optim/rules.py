@@ -1,8 +1,8 @@
 """The update rules, with PyTorch's names, defaults, argument order and arithmetic.
 
-The arithmetic of each rule is a body, for which a library may have a kernel. A body takes lists with one array per
-parameter, all of one library, dtype and device, or None if there is no state (yet). It yields the new arrays of each
-parameter in turn. A kernel may update the arrays in place, and many parameters at once.
+The arithmetic of each rule is a body, see `_dispatch.py`. A body takes lists with one array per parameter, all of one
+library, dtype and device, or None in place of state that does not exist. It yields the new arrays of each parameter in
+turn. A kernel may update the arrays in place, and many parameters at once.
 """
 
 import math
@@ -26,7 +26,7 @@ def _options(group: Group, *names: str) -> list[Any]:
 
 
 def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
-    """Return the arrays in the states under a name; zeros at the first step."""
+    """Return the arrays under a name in the states, or zeros at the first step."""
     if name in states[0]:
         return [state[name] for state in states]
     return [zeros(namespace_of(w), w.shape, w) for w in data]
@@ -35,8 +35,8 @@ def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
 def _stored(updated: Iterable[tuple[Array, ...]], states: States, **lists: list[Array] | None) -> Iterator[Array]:
     """Yield the new data of each parameter, and store the other new arrays in its state.
 
-    `lists` are the arguments of the body, by the names to store under. A new array replaces the old one in its list at
-    once, so that the next parameter can use its memory.
+    `lists` are the arguments of the body by their names in the state. A new array replaces the old one in its list at
+    once, so that the memory of the old one is free for the next parameter.
     """
     kept = [(place, name, arrays) for place, (name, arrays) in enumerate(lists.items(), 1)]
     for index, new in enumerate(updated):
@@ -80,7 +80,7 @@ class SGD(Optimizer):
     ----------
     params : iterable of Parameter or of group dicts, see `Optimizer`.
     lr : learning rate.
-    momentum : share of the previous step's direction that is kept.
+    momentum : factor of the previous step's direction in the next one.
     dampening : share of the gradient that is left out of the momentum.
     weight_decay : L2 penalty.
     nesterov : whether to use Nesterov momentum; needs momentum above 0 and no dampening.
@@ -146,7 +146,7 @@ def _adam(
 
 
 class Adam(Optimizer):
-    """Adam, adaptive moments: steps of about `lr`, whatever the size of the gradients.
+    """Adam, adaptive moment estimation: steps of about `lr`, independent of the scale of the gradients.
 
     With g the gradient plus `weight_decay * data`, m and v the running means of g and g^2 and t the step:
     `data -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)`.
@@ -155,7 +155,7 @@ class Adam(Optimizer):
     ----------
     params : iterable of Parameter or of group dicts, see `Optimizer`.
     lr : learning rate.
-    betas : shares of m and v that are kept each step, in [0, 1).
+    betas : decay rates of m and v, in [0, 1).
     eps : added to the denominator.
     weight_decay : L2 penalty.
 
@@ -192,7 +192,7 @@ class AdamW(Adam):
     Parameters
     ----------
     params, lr, betas, eps : as in `Adam`.
-    weight_decay : share of the parameters that each step removes, times lr; the running means do not scale it.
+    weight_decay : each step multiplies the parameters by `1 - lr * weight_decay`; the running means do not scale it.
 
     References
     ----------
@@ -251,10 +251,10 @@ class RMSprop(Optimizer):
     ----------
     params : iterable of Parameter or of group dicts, see `Optimizer`.
     lr : learning rate.
-    alpha : share of the running means that is kept each step.
+    alpha : decay rate of the running means.
     eps : added to the denominator.
     weight_decay : L2 penalty.
-    momentum : share of the previous step's direction that is kept.
+    momentum : factor of the previous step's direction in the next one.
     centered : whether to divide by the standard deviation of the gradient instead of its root mean square.
 
     References

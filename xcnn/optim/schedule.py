@@ -1,8 +1,8 @@
 """Learning rates that change during training, with PyTorch's names, defaults, argument order and meaning.
 
-All but `ReduceLROnPlateau` are functions of the step alone: `at(step, group)` returns the options of a group, computed
-from its `initial_lr` (its `lr` when the first schedule was made). So the only state is the number of steps.
-`docs/extending.md` has an example of a custom schedule.
+All but `ReduceLROnPlateau` are functions of the step: `at(step, group)` returns the options of a group, computed from
+its `initial_lr` (its `lr` when its first schedule was created), so the only state is the number of steps.
+`docs/extending.md` has an example of a schedule.
 """
 
 import math
@@ -39,8 +39,8 @@ _SIGN = {"min": 1.0, "max": -1.0}
 class Schedule(Explained):
     """Base class of the schedules. Creating one sets the learning rates of step 0; each `step()` sets the next ones.
 
-    A subclass defines `at`. If it depends on more than the number of steps, it overrides `step` and lists the
-    attributes of its state in `saved`.
+    A subclass defines `at`. One that depends on more than the number of steps overrides `step` and lists the attributes
+    of its state in `saved`.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ class Schedule(Explained):
 
     Attributes
     ----------
-    unit : `"step"` if `step()` follows every optimizer step, `"epoch"` if it ends an epoch and takes the validation
-        loss. A Trainer calls it accordingly.
+    unit : `"step"` if `step()` must be called after every optimizer step, `"epoch"` if it must be called after every
+        epoch with the validation loss.
     saved : names of the attributes that make up the state: integers of at least 0, or floats.
     last_epoch : number of calls of `step()`, with PyTorch's name.
     """
@@ -72,7 +72,7 @@ class Schedule(Explained):
             group.update(self.at(self.last_epoch, group))
 
     def step(self, metrics: float | None = None) -> None:
-        """Go to the next step; call it after `optimizer.step()`. Only schedules of the unit `"epoch"` use `metrics`."""
+        """Set the options of the next step; only schedules of the unit `"epoch"` use `metrics`."""
         self.last_epoch += 1
         self._apply()
 
@@ -150,13 +150,13 @@ class CosineAnnealingLR(Schedule):
 
 
 class LinearLR(Schedule):
-    """Change the learning rate linearly from `start_factor` to `end_factor` times its initial value; a warm-up.
+    """Change the learning rate linearly from `start_factor` to `end_factor` times its initial value, as a warm-up.
 
     Parameters
     ----------
     optimizer : the optimizer whose groups to change.
     start_factor, end_factor : factors of the initial learning rate.
-    total_iters : number of steps from one to the other; after them the learning rate stays.
+    total_iters : number of steps from one to the other; afterwards the learning rate is constant.
     """
 
     def __init__(
@@ -177,9 +177,9 @@ class SequentialLR(Schedule):
 
     Parameters
     ----------
-    optimizer : the optimizer whose groups to change, which must be that of all schedules.
-    schedulers : schedules of the unit `"step"`. Do not step them yourself.
-    milestones : the steps at which the second, third, ... begins.
+    optimizer : the optimizer of all schedules.
+    schedulers : schedules of the unit `"step"`. Do not call their `step`.
+    milestones : the steps at which the second, third, ... schedule begins.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
@@ -206,7 +206,7 @@ class SequentialLR(Schedule):
 
 
 class OneCycleLR(Schedule):
-    """Raise the learning rate to `max_lr`, then lower it far below the start; momentum changes the opposite way.
+    """Raise the learning rate to `max_lr`, then lower it far below the first; momentum changes the opposite way.
 
     Parameters
     ----------
@@ -217,15 +217,15 @@ class OneCycleLR(Schedule):
     pct_start : share of the cycle in which the learning rate rises.
     anneal_strategy : `"cos"` or `"linear"`.
     cycle_momentum : whether to change `momentum`, or the first of `betas`, too.
-    base_momentum, max_momentum : momentum at the highest learning rate, and at the start and end.
-    div_factor : highest learning rate divided by the first.
-    final_div_factor : first learning rate divided by the last.
-    three_phase : whether to lower the learning rate as slowly as it rose, and only then to the last one.
+    base_momentum, max_momentum : momentum at the highest learning rate, and at the start and the end.
+    div_factor : the highest learning rate divided by the first.
+    final_div_factor : the first learning rate divided by the last.
+    three_phase : whether to lower the learning rate to the first one as slowly as it rose, and then to the last one.
 
     Raises
     ------
     UsageError
-        If an argument is out of range; from `step()` after the end of the cycle.
+        If an argument is out of range, or `step` is called after the end of the cycle.
 
     References
     ----------
@@ -290,7 +290,7 @@ class OneCycleLR(Schedule):
 
 
 class ReduceLROnPlateau(Schedule):
-    """Multiply the learning rate by `factor` when a metric has stopped improving; step it once per epoch.
+    """Multiply the learning rate by `factor` when a metric has stopped improving.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ class ReduceLROnPlateau(Schedule):
     patience : number of epochs without improvement before a reduction.
     threshold : the smallest change that counts as an improvement.
     threshold_mode : `"rel"` if the threshold is a share of the best metric, `"abs"` if it is a difference.
-    cooldown : number of epochs after a reduction that are not counted.
+    cooldown : number of epochs after a reduction in which bad epochs are not counted.
     min_lr : the lowest learning rate; one number, or one per group.
     eps : smaller changes of the learning rate are skipped.
     """
@@ -335,15 +335,10 @@ class ReduceLROnPlateau(Schedule):
         super().__init__(optimizer)
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        return {}  # depends on past metrics, so `step` sets the learning rate, which is part of the optimizer's state
+        return {}  # `step` sets the learning rate, which is part of the optimizer's state
 
     def step(self, metrics: float | None = None) -> None:
-        """End an epoch.
-
-        Parameters
-        ----------
-        metrics : the epoch's metric, such as the validation loss. NaN counts as no improvement.
-        """
+        """Reduce the learning rates if the metric of this epoch requires it. NaN counts as no improvement."""
         if metrics is None:
             raise UsageError("ReduceLROnPlateau: step needs the metric of the epoch, such as the validation loss")
         try:
@@ -390,24 +385,21 @@ def _per_group(caller: str, name: str, value: float | Sequence[float], optimizer
 def make_schedule(
     name: str, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int = 0
 ) -> Schedule | None:
-    """Make a schedule for a whole training run, whose highest learning rate is the `lr` of the optimizer.
+    """Return a schedule for a whole training run, whose highest learning rate is the `lr` of the optimizer.
 
-    To resume a run, make the schedule from a new optimizer, then load the state of both.
-
-    Step it after every optimizer step if its `unit` is `"step"`, and with the validation loss after every epoch if it
-    is `"epoch"` (`plateau` alone).
+    To resume a run, create the schedule from a new optimizer, then load the state of both. `Schedule.unit` says when to
+    call `step`.
 
     Parameters
     ----------
     name : a key of `SCHEDULES`: `constant`; `step`, times 0.1 after each third of the epochs; `cosine`, down to 0;
-        `one-cycle`, which does not change momentum and betas (`OneCycleLR` itself can); `plateau`, times 0.1 if the
-        validation loss has not improved for 10 epochs. Or `package.module:function`, a function like those of
-        `SCHEDULES`.
+        `one-cycle`, without a cycle of the momentum; `plateau`, times 0.1 if the validation loss has not improved for
+        10 epochs. Or `package.module:function`, a function like those of `SCHEDULES`.
     optimizer : the optimizer whose learning rates to change.
     total_steps : number of optimizer steps of the run.
     steps_per_epoch : number of optimizer steps of one epoch.
-    warmup : number of steps in which the learning rate first rises from near 0; the schedule covers the steps after
-        them. In `one-cycle` it is the length of the rise (three tenths of the run if 0).
+    warmup : number of steps in which the learning rate rises from near 0 before the schedule begins. In `one-cycle` it
+        is the length of the rise (three tenths of the run if 0).
 
     Returns
     -------
@@ -446,7 +438,7 @@ def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, war
         [group["lr"] for group in optimizer.param_groups],
         total_steps,
         pct_start=(warmup + 1) / total_steps if warmup else 0.3,
-        cycle_momentum=False,  # keep the momentum that the user has chosen
+        cycle_momentum=False,  # the user has chosen the momentum
     )
 
 
