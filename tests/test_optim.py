@@ -365,10 +365,10 @@ class TestRefusals:
             (lambda p: optim.SGD({}), "SGD: expected parameters, got dict; pass model.parameters()"),
             (lambda p: optim.SGD(3), "SGD: expected parameters, got int; pass model.parameters()"),
             (lambda p: optim.SGD("p"), "SGD: expected parameters, got str; pass model.parameters()"),
-            (lambda p: optim.SGD([np.ones(2)]), "SGD: expected parameters, got a ndarray; pass model.parameters()"),
+            (lambda p: optim.SGD([np.ones(2)]), "SGD: expected parameters, got ndarray; pass model.parameters()"),
             (
                 lambda p: optim.SGD([p, {"params": []}]),
-                "SGD: expected parameters, got a dict; pass model.parameters()",
+                "SGD: expected parameters, got dict; pass model.parameters()",
             ),
             (lambda p: optim.SGD([{"params": []}]), "SGD: there are no parameters; does the model have any, "),
             (lambda p: optim.SGD([{"lr": 1}]), "SGD: a parameter group needs the key 'params', got ['lr']"),

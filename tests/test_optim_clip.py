@@ -92,7 +92,7 @@ def test_nan_is_not_hidden():
     ("call", "message"),
     [
         (lambda p: optim.clip_grad_norm_([], 1), "clip_grad_norm_: there are no parameters; does the model have any, "),
-        (lambda p: optim.clip_grad_norm_([3], 1), "clip_grad_norm_: expected parameters, got a int; pass "),
+        (lambda p: optim.clip_grad_norm_([3], 1), "clip_grad_norm_: expected parameters, got int; pass "),
         (lambda p: optim.clip_grad_norm_(p, -1), "clip_grad_norm_: max_norm must be a number in [0, inf), got -1"),
         (lambda p: optim.clip_grad_norm_(p, 1, 0), "clip_grad_norm_: norm_type must be a number in (0, inf), got 0"),
         (lambda p: optim.clip_grad_value_(None, 1), "clip_grad_value_: expected parameters, got NoneType; pass "),

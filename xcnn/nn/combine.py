@@ -9,8 +9,6 @@ from xcnn.nn._module import Module, options
 
 __all__ = ["Add", "Concat"]
 
-Backward = Callable[..., Any]
-
 
 def _arrays(layer: Module, x: Any) -> Sequence[Any]:
     if not isinstance(x, tuple | list) or not x:
@@ -21,7 +19,7 @@ def _arrays(layer: Module, x: Any) -> Sequence[Any]:
 class Add(Module):
     """Add a tuple of arrays whose shapes broadcast."""
 
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         y, *others = _arrays(self, x)
         backwards = []
         for other in others:
@@ -46,6 +44,6 @@ class Concat(Module):
 
     dim: int = 1
 
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         y, backward = ops.concat(_arrays(self, x), self.dim)
         return y, lambda dy, need_dx: backward(dy) if need_dx else None

@@ -10,13 +10,11 @@ from xcnn.nn._weighted import Init, Weighted
 
 __all__ = ["Flatten", "Identity", "Linear"]
 
-Backward = Callable[..., Any]
-
 
 class Identity(Module):
     """Return x."""
 
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Backward]:
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         return x, lambda dy, need_dx: dy if need_dx else None
 
 

@@ -26,8 +26,6 @@ __all__ = [
     "MaxPool3d",
 ]
 
-Sizes = int | Sequence[int | None]
-
 
 class _Pool(Layer):
     _rank: ClassVar[int]
@@ -112,7 +110,7 @@ class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
 class AdaptiveAvgPool1d(Layer, op=ops.adaptive_avg_pool1d):
     """Average signals (n, c, w) of any length to `output_size`; None keeps the length."""
 
-    output_size: Sizes
+    output_size: int | Sequence[int | None]
 
 
 class AdaptiveAvgPool2d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool2d):

@@ -315,14 +315,10 @@ class Optimizer(Explained):
 
 def parameters(caller: str, values: Any) -> list[Parameter]:
     """Return one Parameter or an iterable of them as a list, after checking that it is not empty."""
-    if isinstance(values, Parameter):
-        return [values]
-    if not isinstance(values, Iterable) or isinstance(values, dict | str):
-        raise UsageError(f"{caller}: expected parameters, got {type(values).__name__}; pass model.parameters()")
-    found = list(values)
+    found = list(values) if isinstance(values, Iterable) and not isinstance(values, dict | str) else [values]
     for value in found:
         if not isinstance(value, Parameter):
-            raise UsageError(f"{caller}: expected parameters, got a {type(value).__name__}; pass model.parameters()")
+            raise UsageError(f"{caller}: expected parameters, got {type(value).__name__}; pass model.parameters()")
     if not found:
         raise UsageError(
             f"{caller}: there are no parameters; does the model have any, or was a generator already consumed?"

@@ -22,7 +22,7 @@ __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "RMSprop"]
 def _options(group: Group, *names: str) -> list[Any]:
     """Return the learning rate and other options of a group."""
     lr = float(group["lr"])  # a NumPy float64 would widen float32 parameters
-    return [lr, *(group[name] for name in names)]
+    return [lr, *[group[name] for name in names]]
 
 
 def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
