@@ -1,8 +1,10 @@
 """Schedules against PyTorch's, step by step; the named ones by their shape; resuming; every refusal."""
 
+import copy
 import inspect
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -344,6 +346,21 @@ def test_one_cycle_needs_a_momentum_to_cycle():
         optim.OneCycleLR(optimizer, 1, 9)
     assert optimizer.param_groups[0]["lr"] == 0.1
     optim.OneCycleLR(optimizer, 1, 9, cycle_momentum=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda schedule: pickle.loads(pickle.dumps(schedule))])
+def test_schedules_can_be_copied_and_pickled(copied):
+    for schedule in (
+        optim.OneCycleLR(make(), 0.8, 9),
+        optim.ReduceLROnPlateau(make()),
+        optim.make_schedule("cosine", make(), 9, 5, 2),
+    ):
+        other = copied(schedule)
+        for _ in range(4):
+            schedule.step(1.0)
+            other.step(1.0)
+        assert other.get_last_lr() == schedule.get_last_lr()
+        assert other.optimizer is not schedule.optimizer
 
 
 def test_one_cycle_ends():

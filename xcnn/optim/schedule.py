@@ -255,7 +255,7 @@ class OneCycleLR(Schedule):
             total_steps = integer(me, "epochs", epochs) * integer(me, "steps_per_epoch", steps_per_epoch)
         self.total_steps = integer(me, "total_steps", total_steps)
         pct_start = number(me, "pct_start", pct_start, "[0, 0.5]" if three_phase else "[0, 1]")
-        self._anneal = _ANNEAL[choice(me, "anneal_strategy", anneal_strategy, _ANNEAL)]
+        self.anneal_strategy = choice(me, "anneal_strategy", anneal_strategy, _ANNEAL)
         low = number(me, "base_momentum", base_momentum, "[0, 1)")
         high = number(me, "max_momentum", max_momentum, "[0, 1)")
         rise = number(me, "div_factor", div_factor, "(0, inf)")
@@ -279,12 +279,13 @@ class OneCycleLR(Schedule):
             raise UsageError(
                 f"OneCycleLR: step {step} is after the last one; increase total_steps, which is {self.total_steps}"
             )
+        anneal = _ANNEAL[self.anneal_strategy]
         end = next((i for i, corner in enumerate(self._corners) if i and step < corner[0]), len(self._corners) - 1)
         (start, factor, momentum), (stop, next_factor, next_momentum) = self._corners[end - 1 : end + 1]
         done = min(1.0, (step - start) / (stop - start)) if stop > start else 1.0
-        options: dict[str, Any] = {"lr": group["initial_lr"] * self._anneal(factor, next_factor, done)}
+        options: dict[str, Any] = {"lr": group["initial_lr"] * anneal(factor, next_factor, done)}
         if self._cycle_momentum:
-            momentum = self._anneal(momentum, next_momentum, done)
+            momentum = anneal(momentum, next_momentum, done)
             options |= {"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum}
         return options
 
