@@ -29,7 +29,7 @@ def spied(optimizer):
 
 @pytest.mark.parametrize("code", [contextlib.nullcontext, lambda: portable(np)], ids=["kernels", "portable"])
 @pytest.mark.parametrize(("name", "options"), FULL)
-def test_parameters_in_one_call_areupdated_as_each_by_itself(name, options, code):
+def test_parameters_in_one_call_are_updated_as_each_by_itself(name, options, code):
     """Also those that sat out some steps, which Adam counts."""
     shapes = [(3, 2), (4,), (1,), (2, 0), (5, 4, 3)]
 
@@ -108,7 +108,7 @@ def test_a_rule_of_ones_own():
         optim.Optimizer(parameters).step()
 
 
-def test_a_rule_that_fails_hasupdated_those_before_and_no_other():
+def test_a_rule_that_fails_has_updated_those_before_and_no_other():
     parameters = [Parameter(np.zeros(n)) for n in (1, 2, 3)]
     optimizer = Lion(parameters, lr=1)
     for parameter, value in zip(parameters, (1, math.nan, 1), strict=True):
