@@ -17,13 +17,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from xcnn._check import integer
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Layer", "positive"]
+__all__ = ["Layer"]
 
 
 class Layer(Module):
@@ -101,9 +100,3 @@ class Layer(Module):
             return dx
 
         return y, backward
-
-
-def positive(layer: str, **arguments: int) -> None:
-    """Raise an error unless all arguments are integers of at least 1."""
-    for name, value in arguments.items():
-        integer(layer, name, value)

@@ -3,9 +3,8 @@
 from typing import Any, ClassVar
 
 from xcnn import ops
-from xcnn._check import integers
+from xcnn._check import integer, integers
 from xcnn.errors import UsageError
-from xcnn.nn._layer import positive
 from xcnn.nn._weighted import Init, Weighted
 from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE, Padding, transposed_axes, window_axes
@@ -21,9 +20,9 @@ class _AnyConv(Weighted):
     def _open(self, in_channels: int, out_channels: int, kernel_size: Integers, groups: int) -> tuple[int, ...]:
         """Check and store the sizes; return that of the kernel."""
         name = type(self).__name__
-        positive(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        integer(name, "groups", groups)
         for side, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+            if integer(name, side, channels) % groups:
                 raise UsageError(f"{name}: groups must divide {side}, got groups={groups} and {side}={channels}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = integers(name, "kernel_size", kernel_size, self._rank)

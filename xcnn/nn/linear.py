@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from xcnn import ops
-from xcnn.nn._layer import Layer, positive
+from xcnn._check import integer
+from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module, options
 from xcnn.nn._weighted import Init, Weighted
 
@@ -38,8 +39,8 @@ class Linear(Weighted, op=ops.linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, init: Init = "fan_in_uniform"
     ) -> None:
-        positive("Linear", in_features=in_features, out_features=out_features)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = integer("Linear", "in_features", in_features)
+        self.out_features = integer("Linear", "out_features", out_features)
         self._set((out_features, in_features), out_features, bias, init)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from xcnn import ops
 from xcnn._array import full, namespace_of
-from xcnn._check import flag, integers, number
+from xcnn._check import flag, integer, integers, number
 from xcnn.errors import ShapeError, UsageError
-from xcnn.nn._layer import Layer, positive
+from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 from xcnn.ops._options import Integers
 from xcnn.parameter import Buffer, Parameter
@@ -98,8 +98,8 @@ class GroupNorm(_Norm, op=ops.group_norm):
     affine: bool = True
 
     def __post_init__(self) -> None:
-        groups, channels = self.num_groups, self.num_channels
-        positive("GroupNorm", num_groups=groups, num_channels=channels)
+        groups = integer("GroupNorm", "num_groups", self.num_groups)
+        channels = integer("GroupNorm", "num_channels", self.num_channels)
         if channels % groups:
             raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {groups} and {channels}")
         self.eps = number("GroupNorm", "eps", self.eps, "[0, inf)")
@@ -121,8 +121,8 @@ class _ChannelNorm(_Norm):
     track_running_stats: bool = True
 
     def __post_init__(self) -> None:
-        name, shape = type(self).__name__, (self.num_features,)
-        positive(name, num_features=self.num_features)
+        name = type(self).__name__
+        shape = (integer(name, "num_features", self.num_features),)
         self.eps = number(name, "eps", self.eps, "[0, inf)")
         self.momentum = None if self.momentum is None else number(name, "momentum", self.momentum, "[0, 1]")
         flag(name, "affine", self.affine)

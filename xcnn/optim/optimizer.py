@@ -104,16 +104,15 @@ class Optimizer(Explained):
         checked = {}
         for name, value in options.items():
             default = signature[name].default if name in signature else None
-            interval = self.intervals.get(name)
+            interval = self.intervals.get(name, "(-inf, inf)")
             if isinstance(default, bool):
                 value = flag(self._name, name, value)
             elif isinstance(default, tuple):
                 if not isinstance(value, tuple | list) or len(value) != len(default):
                     raise UsageError(f"{self._name}: {name} must be {len(default)} numbers, got {value!r}")
-                entries = enumerate(value)
-                value = tuple(number(self._name, f"{name}[{i}]", x, interval or "(-inf, inf)") for i, x in entries)
-            elif interval is not None or isinstance(default, float):
-                value = number(self._name, name, value, interval or "(-inf, inf)")
+                value = tuple(number(self._name, f"{name}[{i}]", x, interval) for i, x in enumerate(value))
+            elif name in self.intervals or isinstance(default, float):
+                value = number(self._name, name, value, interval)
             elif isinstance(default, int):
                 value = integer(self._name, name, value, 0)
             checked[name] = value

@@ -347,7 +347,9 @@ class ReduceLROnPlateau(Schedule):
         except (TypeError, ValueError):
             raise UsageError(f"ReduceLROnPlateau: metrics must be a number, got {metrics!r}") from None
         self.last_epoch += 1
-        if self._improves(metric):
+        margin = self._sign * self.threshold
+        bound = self.best * (1 - margin) if self.relative else self.best - margin
+        if self._sign * metric < self._sign * bound:
             self.best, self.num_bad_epochs = metric, 0
         else:
             self.num_bad_epochs += 1
@@ -361,11 +363,6 @@ class ReduceLROnPlateau(Schedule):
                 lr = max(group["lr"] * self.factor, least)
                 if group["lr"] - lr > self.eps:
                     group["lr"] = lr
-
-    def _improves(self, metric: float) -> bool:
-        margin = self._sign * self.threshold
-        bound = self.best * (1 - margin) if self.relative else self.best - margin
-        return self._sign * metric < self._sign * bound
 
 
 def _checked(caller: str, optimizer: Optimizer) -> Optimizer:
