@@ -168,10 +168,8 @@ class Optimizer(Explained):
             updated = self.update(data, grads, states, group)
             if not hasattr(updated, "__iter__"):
                 raise UsageError(f"{self._name}: update must return {total} arrays, got {updated!r}")
-            for new in updated:
-                if count == total:
-                    raise UsageError(f"{self._name}: update must return {total} arrays, got more")
-                parameter = alike[count]
+            updated = iter(updated)
+            for parameter, new in zip(alike, updated, strict=False):
                 if new is not parameter.data:
                     if not is_array(new) or new.shape != parameter.data.shape or new.dtype != dtype:
                         kind = ShapeError if getattr(new, "dtype", None) == dtype else DtypeError
@@ -180,15 +178,17 @@ class Optimizer(Explained):
                     parameter.data = data[count] = new  # frees the old array, as the next one may need its memory
                 parameter.updates += 1
                 count += 1
-            if count < total:
-                raise UsageError(f"{self._name}: update must return {total} arrays, got {count}")
+            more = next(updated, data) is not data
+            if count < total or more:
+                raise UsageError(f"{self._name}: update must return {total} arrays, got {'more' if more else count}")
 
     def _calls(self) -> list[tuple[Group, list[Parameter]]]:
         """Check every gradient; return the group and the parameters of each call of `update`."""
         calls = []
         for group in self.param_groups:
             kinds: list[tuple[Any, list[Parameter]]] = []  # a list, as CuPy's devices cannot be hashed
-            last, alike = None, list[Parameter]()
+            alike: list[Parameter] = []
+            last: Any = None
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
                 if grad is None:

@@ -19,10 +19,8 @@ from xcnn.optim.optimizer import Group, Optimizer, Params, States
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "RMSprop"]
 
 
-def _options(group: Group, *names: str) -> list[Any]:
-    """Return the learning rate and other options of a group."""
-    lr = float(group["lr"])  # a NumPy float64 would widen float32 parameters
-    return [lr, *[group[name] for name in names]]
+def _lr(group: Group) -> float:
+    return float(group["lr"])  # a NumPy float64 would widen float32 parameters
 
 
 def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
@@ -113,7 +111,7 @@ class SGD(Optimizer):
     def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         begun = group["momentum"] and "momentum_buffer" in states[0]
         velocities = _kept("momentum_buffer", states, data) if begun else None
-        options = _options(group, "momentum", "dampening", "weight_decay", "nesterov")
+        options = _lr(group), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
         updated = _sgd(namespace_of(data[0]), data, grads, velocities, *options)
         return _stored(updated, states, momentum_buffer=velocities)
 
@@ -179,7 +177,7 @@ class Adam(Optimizer):
     def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         step = states[0].get("step", 0) + 1
         means, squares = (_kept(name, states, data) for name in ("exp_avg", "exp_avg_sq"))
-        options = [*_options(group, "betas", "eps", "weight_decay"), self._decoupled]
+        options = _lr(group), group["betas"], group["eps"], group["weight_decay"], self._decoupled
         updated = _adam(namespace_of(data[0]), data, grads, means, squares, step, *options)
         for state, w in zip(states, _stored(updated, states, exp_avg=means, exp_avg_sq=squares), strict=True):
             state["step"] = step
@@ -280,7 +278,7 @@ class RMSprop(Optimizer):
         squares = _kept("square_avg", states, data)
         means = _kept("grad_avg", states, data) if group["centered"] else None
         velocities = _kept("momentum_buffer", states, data) if group["momentum"] else None
-        options = _options(group, "alpha", "eps", "weight_decay", "momentum")
+        options = _lr(group), group["alpha"], group["eps"], group["weight_decay"], group["momentum"]
         updated = _rmsprop(namespace_of(data[0]), data, grads, squares, means, velocities, *options)
         return _stored(updated, states, square_avg=squares, grad_avg=means, momentum_buffer=velocities)
 
