@@ -24,8 +24,8 @@ def find(
     """Return the entry of a table by its name, or the function or class that `package.module:function` names.
 
     The current folder is searched for the module last. A UsageError, which begins with `kind`, such as `"model"`, is
-    raised if the name is unknown, the module cannot be imported, or it has no such function. `make(name, found)` returns
-    the entry for what `package.module:function` names.
+    raised if the name is unknown, the module cannot be imported, or it has no such function. `make(name, found)`
+    returns the entry for what `package.module:function` names.
     """
     if isinstance(name, str) and name in table:
         return table[name]
