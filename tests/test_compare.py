@@ -199,6 +199,36 @@ def test_every_layer_of_a_network_is_measured(backend: Backend, dtype: str) -> N
     assert model.forward(x)[0].dtype == np.float32  # not left traced or converted
 
 
+class Renamed(nn.Linear):
+    """A subclass that computes the same."""
+
+
+class Doubled(nn.Linear):
+    def forward(self, x, train=True):
+        y, backward = super().forward(2 * x, train)
+        return y, lambda dy, need_dx=True: None if (dx := backward(dy, need_dx)) is None else 2 * dx
+
+
+class Shifted(nn.Linear):
+    def forward(self, x, train=True):
+        y, backward = super().forward(x, train)
+        return y + 1, backward
+
+
+class Together(nn.Add):
+    """A subclass that computes the same."""
+
+
+def test_a_subclass_is_measured_if_it_is_its_op_alone() -> None:
+    way = nn.Graph([("left", nn.ReLU(), "x"), ("sum", Together(), ("left", "x"))])
+    model = nn.Sequential(way, Renamed(4, 4), Doubled(4, 4), Shifted(4, 3))
+    model.reset_parameters(0)
+    x, target = np.random.default_rng(0).random((5, 4)), np.zeros(5, int)
+    found = list(compare.layer_errors(model, x, target, [device("cpu")]))
+    assert list(dict.fromkeys(one.what for one in found)) == ["ReLU", "Together", "Renamed", "cross_entropy"]
+    assert [str(one) for one in found if not one.error.within] == []
+
+
 @needs_strict
 def test_a_broken_gradient_is_found_where_it_is(broken) -> None:
     rng, model = np.random.default_rng(0), network()

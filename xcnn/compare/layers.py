@@ -51,7 +51,8 @@ def layer_errors(
 ) -> Iterator[Finding]:
     """Yield the error of every result and gradient of every layer, and of the loss, on every device.
 
-    Layers that are not a single op are left out: those that compute nothing (`Identity`), and those from scratch.
+    Layers that are not a single op are left out: those that compute nothing (`Identity`), those from scratch, and
+    subclasses whose `forward` does more than call the op on x.
 
     Parameters
     ----------
@@ -68,12 +69,13 @@ def layer_errors(
         _, loss_backward = OPS[loss].function(y, target)
         backward(loss_backward()[0])
     for call in calls:
-        op = _op(call)
-        if op is not None:
-            wanted = _reference(call, op, dtype)
-            for device in devices:
-                for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
-                    yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
+        if (known := _single_op(call)) is None:
+            continue
+        op, again, arrays, options = known
+        wanted = reference(op, again, arrays, options, lambda shape, call=call: call.dy, dtype)
+        for device in devices:
+            for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
+                yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
     arrays = dict.fromkeys(OPS[loss].arrays) | {"x": y, "target": target}
     wanted = reference(loss, functools.partial(call_op, loss, {}), arrays, {}, np.ones, dtype)
     for device in devices:
@@ -108,44 +110,31 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
         yield calls
 
 
-def _op(call: _Call) -> str | None:
-    """Return the name of the op that a layer calls, or None."""
-    kind: Any = type(call.layer)
+def _single_op(call: _Call) -> tuple[str, Callable[[Arrays], Any], Arrays, dict[str, Any]] | None:
+    """Return the op that a layer consists of, a function that calls it, its arrays and options; None if it has more."""
+    layer: Any = copy.deepcopy(call.layer)
     if call.dy is None:
         return None
-    return _JOINS.get(kind) or (str(kind._op.__name__) if isinstance(call.layer, Layer) else None)
-
-
-def _reference(call: _Call, op: str, dtype: str) -> Reference:
-    """Run the op of a layer in a wider dtype, with the layer's arrays and options."""
-    if type(call.layer) in _JOINS:
-
-        def join(arrays: Arrays) -> tuple[Any, Any]:
-            return call.layer.forward(tuple(arrays["x"]))
-
-        return reference(op, join, {"x": list(call.x)}, {}, lambda shape: call.dy, dtype)
-    arrays, options = _arguments(call)
-
-    def again(arrays: Arrays) -> tuple[Any, Any]:
-        return call_op(op, copy.deepcopy(options), arrays)  # a copy, as dropout advances its generator
-
-    return reference(op, again, arrays, options, lambda shape: call.dy, dtype)
-
-
-def _arguments(call: _Call) -> tuple[Arrays, dict[str, Any]]:
-    """Return the arrays and options that a layer passes to its op."""
-    given: dict[str, Any] = {}
+    for join, op in _JOINS.items():
+        if isinstance(layer, join) and type(layer).forward is join.forward:
+            return op, lambda arrays: layer.forward(tuple(arrays["x"])), {"x": list(call.x)}, {}
+    if not isinstance(layer, Layer):
+        return None
+    seen: list[tuple[Any, dict[str, Any], Any]] = []
 
     def spy(x: Any, **arguments: Any) -> Any:
-        given.update(copy.deepcopy(arguments))
-        return type(layer)._op(x, **arguments)
+        given = copy.deepcopy(arguments)  # before dropout advances its generator
+        y, backward = type(layer)._op(x, **arguments)
+        seen.append((x, given, y[0] if type(y) is tuple else y))
+        return y, backward
 
-    layer: Any = copy.deepcopy(call.layer)
     vars(layer)["_op"] = spy  # shadows the op of this instance only
-    layer.forward(call.x)
-    names = OPS[type(layer)._op.__name__].arrays
-    arrays = {"x": call.x} | {name: given.pop(name) for name in names[1:]}
-    return arrays, given
+    y, _ = layer.forward(call.x)
+    if len(seen) != 1 or seen[0][0] is not call.x or seen[0][2] is not y:
+        return None
+    op, given = type(layer)._op.__name__, seen[0][1]
+    arrays = {"x": call.x} | {name: given.pop(name) for name in OPS[op].arrays[1:]}
+    return op, lambda arrays: call_op(op, copy.deepcopy(given), arrays), arrays, given
 
 
 def _run(call: _Call, wanted: Reference, device: Device, dtype: str) -> dict[str, Any]:

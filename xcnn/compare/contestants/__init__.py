@@ -8,14 +8,16 @@ step. Libraries are imported inside functions, as they may be missing. To add a 
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
+from xcnn.errors import UsageError, unknown
 
-__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step"]
+__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "counterpart"]
 
 Step = Callable[[], Any]
 
@@ -88,3 +90,21 @@ class Contestant:
 
     def _module(self) -> Any:
         return importlib.import_module(f"{__name__}.{self.name}")
+
+
+def counterpart(module: nn.Module, known: Collection[type[nn.Module]], library: str) -> type[nn.Module]:
+    """Return the class among `known` that computes what a module computes: its own, or one that it inherits from.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or the module's class overrides what that class computes.
+    """
+    own = type(module)
+    found = next((base for base in own.__mro__ if base in known), None)
+    if found is None:
+        raise unknown(f"{library} layer", own.__name__, (kind.__name__ for kind in known))
+    for name, what in (("forward", "forward"), ("call_op", "call_op"), ("_op", "the op")):
+        if getattr(own, name, None) is not getattr(found, name, None):
+            raise UsageError(f"bench: {own.__name__} overrides {what} of {found.__name__}, so {library} cannot run it")
+    return found
