@@ -127,7 +127,7 @@ def test_pytorch_builds_every_batch_norm(monkeypatch):
         (
             "torch",
             nn.Conv2d(2, 3, 3, padding=((1, 0), (0, 1))),
-            "for PyTorch, the padding of Conv2d takes one number per axis only",
+            "for PyTorch, Conv2d takes one padding per axis only",
         ),
         ("jax", nn.BatchNorm2d(2, momentum=None), "for JAX, BatchNorm2d takes affine, track_running_stats and"),
         ("jax", nn.Flatten(2), r"for JAX, Flatten takes \(1, -1\) only, got \(2, -1\)"),

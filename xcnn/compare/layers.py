@@ -1,8 +1,7 @@
 """The error of each leaf layer of a network on a device, against the same layer in a wider dtype.
 
-The network runs once on the host in float64. Each layer's input and the gradient of its output are taken from that run,
-rounded to the dtype under test, and passed to the device and to the reference, so that the errors of layers do not add
-up.
+The network runs once on the host in float64. From this run, each layer's input and the gradient of its output are
+rounded to the dtype under test and passed to the device and to the reference. So the errors of layers do not add up.
 """
 
 import contextlib
@@ -33,12 +32,15 @@ _JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Concat: "concat"}
 
 @dataclass
 class _Call:
-    """A call of a leaf layer in the float64 run: the layer before it, its input, and the gradient of its output."""
+    """A call of a leaf layer in the float64 run: the layer before the call, its input, and the gradient of y."""
 
     name: str
     layer: nn.Module
     x: Any
     dy: Any = None
+
+    def gradient(self, shape: tuple[int, ...]) -> Any:
+        return self.dy
 
 
 def layer_errors(
@@ -56,12 +58,12 @@ def layer_errors(
 
     Parameters
     ----------
-    model : on the host; not changed.
+    model : the network, on the host; it is not changed.
     x : batch of images (n, c, h, w), on the host.
     target : second argument of the loss, on the host.
-    devices : to run on.
+    devices : devices to run on.
     dtype : `"float32"` or `"float64"`.
-    loss : name of the op.
+    loss : name of the loss in `ops`.
     """
     model = copy.deepcopy(model).to("cpu", "float64")
     with _traced(model) as calls:
@@ -72,7 +74,7 @@ def layer_errors(
         if (known := _single_op(call)) is None:
             continue
         op, again, arrays, options = known
-        wanted = reference(op, again, arrays, options, lambda shape, call=call: call.dy, dtype)
+        wanted = reference(op, again, arrays, options, call.gradient, dtype)
         for device in devices:
             for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
                 yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
@@ -85,7 +87,7 @@ def layer_errors(
 
 @contextlib.contextmanager
 def _traced(model: nn.Module) -> Iterator[list[_Call]]:
-    """Record the calls of the leaf layers in the order of the forward pass."""
+    """Record the calls of the leaf layers in a `with` block, in the order of the forward pass."""
     calls: list[_Call] = []
 
     def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:

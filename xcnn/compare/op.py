@@ -1,4 +1,4 @@
-"""One op over its samples on one device: the errors of its results and gradients."""
+"""The errors of the results and gradients of an op on a device, over its samples."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ __all__ = ["call_op", "op_errors", "op_name", "place", "run_op"]
 
 
 def op_name(op: str | Callable[..., Any]) -> str:
-    """Return the name in `OPS` of an op, given itself, by name, or as `package.module:name`, which is imported."""
+    """Return the name in `OPS` of an op, which is given itself, by name, or as `package.module:name` to import."""
     if isinstance(op, str) and op in OPS:
         return op
     function = find("op", op, OPS) if isinstance(op, str) else op
@@ -29,14 +29,14 @@ def op_name(op: str | Callable[..., Any]) -> str:
 
 
 def op_errors(op: str | Callable[..., Any], device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[Finding]:
-    """Run every sample of an op on a device; yield the error of one tensor at a time.
+    """Run every sample of an op on a device, and yield the error of each result and gradient.
 
     Parameters
     ----------
-    op : an op, its name, or `package.module:name` for one from outside. `budget` has the bounds of those.
+    op : an op, its name, or `package.module:name` for one of another package.
     device : where to run it.
     dtype : `"float32"` or `"float64"`.
-    seed : of the numbers in the samples.
+    seed : seed of the numbers in the samples.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""JAX on the CPU: one jitted function for a whole step, with donated buffers, in both memory layouts."""
+"""JAX on the CPU: one compiled function for a step, with donated buffers, in both memory layouts."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 def _placed(array: np.ndarray, layout: str) -> Any:
-    """Return an array with the axes of a convolution's weights in the order that fits the layout."""
+    """Return an array of JAX. The axes of a convolution's weights are put in the order of the layout."""
     import jax.numpy as jnp
 
     return jnp.asarray(array.transpose(2, 3, 1, 0) if layout == "NHWC" and array.ndim == 4 else array)

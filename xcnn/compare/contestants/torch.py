@@ -1,4 +1,4 @@
-"""PyTorch: modules of the same names, fused SGD (the fastest), both memory formats, eager, compiled or captured."""
+"""PyTorch: modules of the same names and fused SGD, the fastest; both memory formats; eager, compiled or captured."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +22,11 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     import torch
 
     where = open_device(device).handle
-    kernels(np)  # lets the C library keep freed memory, as in xcnn's process, which makes PyTorch faster on the CPU
+    kernels(np)  # makes the C library keep freed memory, as in xcnn's process; PyTorch is faster on the CPU with it
     threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
     layout, _, how = way.partition(" ")
     torch.set_num_threads(1 if how == "1 thread" else case.threads)
-    torch.backends.cudnn.benchmark = True  # shapes do not change, so trying cuDNN's algorithms pays
+    torch.backends.cudnn.benchmark = True  # tries cuDNN's algorithms once for the shapes, which do not change
     try:
         yield _stepper(case, where, layout, _MODES.get(how))
     finally:
@@ -35,7 +35,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
-"""The mode of `torch.compile` by way. The second captures CUDA graphs, for networks bound by launches."""
+"""The mode of `torch.compile` by way. `reduce-overhead` captures CUDA graphs, for networks bound by launches."""
 
 
 def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
@@ -74,7 +74,7 @@ def _converted(module: Any, table: Mapping[type[nn.Module], Callable[[Any], Any]
 
 
 def _modules() -> dict[type[nn.Module], Callable[[Any], Any]]:
-    """Return the functions that make PyTorch's module of each layer of xcnn in the named networks."""
+    """Return the functions that make PyTorch's module, by xcnn's class; those of the named networks are there."""
     import torch
     from torch import nn as t
 
@@ -92,10 +92,8 @@ def _modules() -> dict[type[nn.Module], Callable[[Any], Any]]:
         return {name: _converted(child, table) for name, child in m.children() if name != "add"}
 
     def conv(m: Any) -> Any:
-        if isinstance(m.padding, tuple) and any(isinstance(pad, tuple) for pad in m.padding):
-            raise UsageError(
-                f"bench: for PyTorch, the padding of Conv2d takes one number per axis only, got {m.padding}"
-            )
+        if np.ndim(m.padding) == 2:
+            raise UsageError(f"bench: for PyTorch, Conv2d takes one padding per axis only, got {m.padding}")
         options = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups}
         return t.Conv2d(m.in_channels, m.out_channels, m.kernel_size, bias=m.bias is not None, **options)
 
