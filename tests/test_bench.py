@@ -434,7 +434,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
 def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch, capsys):
     """Columns that shrink to nothing are worse than lines that the terminal folds."""
     monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setattr(_console, "_is_terminal", lambda name: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
     out = capsys.readouterr().out
     assert "mnist_cnn" in out

@@ -74,6 +74,12 @@ class Timing:
         low, _, high = statistics.quantiles(rates, n=4, method="inclusive")
         return low, high
 
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of `images_per_second`."""
+        low, high = self.quartiles
+        return (high - low) / 2 / self.images_per_second
+
     def ratio(self, other: "Timing") -> float:
         """Return how many times as fast as `other` this contestant is: the median over the rounds."""
         return statistics.median(theirs / ours for ours, theirs in zip(self.rounds, other.rounds, strict=True))
