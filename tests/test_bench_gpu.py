@@ -238,7 +238,6 @@ def test_launches_are_counted_per_step(monkeypatch):
         ("void gemm<cuLaunchKernel>", 5),
         ("aten::conv2d", 99),
     ]
-    assert launches.count(events) == (24, 14)
     monkeypatch.setattr(launches, "profiled", lambda step: events)
     assert launches.launches(lambda: None) == Launches(24 / STEPS, 14 / STEPS)
 

@@ -114,9 +114,6 @@ def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_js
 
 def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:
     """Return the largest error of each place as a share of its bound, by column and place."""
-    table: dict[str, dict[str, float]] = {}
     every_op = len({f.place for f in findings}) > 1 and all(f.place == f.op for f in findings)
-    for place, row in room.nearest(findings, _row(not every_op), column).items():
-        for name, finding in row.items():
-            table.setdefault(name, {})[" ".join(place)] = finding.error.share
-    return table
+    table = room.nearest(findings, column, lambda finding: " ".join(_row(not every_op)(finding)))
+    return {name: {place: finding.error.share for place, finding in row.items()} for name, row in table.items()}

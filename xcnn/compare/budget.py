@@ -10,6 +10,8 @@ gamma_K), and as sqrt(K) if roundings behave like random numbers (Higham, sectio
 are added pairwise or in blocks have smaller errors.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +21,21 @@ import numpy as np
 from xcnn._dispatch import portable
 from xcnn.compare import scales
 from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
+from xcnn.ops._op import OPS
 
-__all__ = ["BUDGETS", "WIDE", "Budget", "Error", "Expected", "Reference", "budget", "errors", "reference", "tensors"]
+__all__ = [
+    "BUDGETS",
+    "WIDE",
+    "Budget",
+    "Error",
+    "Expected",
+    "Reference",
+    "budget",
+    "call_op",
+    "errors",
+    "reference",
+    "tensors",
+]
 
 WIDE: dict[str, Any] = {"float32": np.float64, "float64": np.longdouble}
 """The dtype of the reference for each dtype under test. Its own error is negligible, except on platforms without a long
@@ -108,10 +123,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reference:
-    """A call in the reference's dtype: its arrays, gradient of y, and expected results and gradients by name."""
+    """A call of an op with numbers rounded to `dtype`, the dtype under test, and its expected results and gradients."""
 
-    arrays: Arrays
-    dy: np.ndarray
+    op: str
+    dtype: str
+    call: Example
     tensors: dict[str, Expected]
 
 
@@ -148,35 +164,44 @@ def _round(array: Any, dtype: str) -> Any:
     return np.asarray(array).astype(dtype).astype(WIDE[dtype]) if array.dtype.kind == "f" else array
 
 
+def call_op(name: str, options: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Any]:
+    """Call an op by name with copies of the options, as dropout advances its generator."""
+    y, backward = OPS[name].function(**arrays, **copy.deepcopy(dict(options)))
+    return y, backward
+
+
 def reference(
     op: str,
-    function: Callable[[Arrays], tuple[Any, Any]],
     arrays: Arrays,
     options: Mapping[str, Any],
     dy: Callable[[tuple[int, ...]], np.ndarray],
     dtype: str,
+    function: Callable[[Arrays], tuple[Any, Any]] | None = None,
 ) -> Reference:
     """Run an op forward and backward in the reference's dtype with the portable code.
 
     Parameters
     ----------
-    op : name of the op whose budget applies.
-    function : (arrays by name) -> (y, backward).
-    arrays : host arrays by name. Their numbers, and those of dy, are first rounded to `dtype`.
-    options : options of the op, on which the scale may depend; `function` already has them.
+    op : name of the op.
+    arrays : host arrays by name; those left out are None. Their numbers, and those of dy, are first rounded to `dtype`.
+    options : options of the op.
     dy : function that returns the gradient of y for the shape of y.
     dtype : dtype under test.
+    function : (arrays by name) -> (y, backward), by default the op. Its arrays are those given.
     """
+    if function is None:
+        arrays = {name: arrays.get(name) for name in OPS[op].arrays}
+        function = functools.partial(call_op, op, options)
     arrays = each(lambda array: _round(array, dtype), arrays)
     with portable(np):  # a kernel must not be its own reference
         y, backward = function(arrays)
         results = y if type(y) is tuple else (y,)
         gradient = _round(dy(results[0].shape), dtype)
-        example = Example(function, arrays, dict(options), gradient, results, backward, backward(gradient))
-        sizes = tensors(arrays, *budget(op).scale(example))
-    values = tensors(arrays, results, example.gradients)
+        call = Example(function, arrays, dict(options), gradient, results, backward, backward(gradient))
+        sizes = tensors(arrays, *budget(op).scale(call))
+    values = tensors(arrays, results, call.gradients)
     wanted = {n: Expected(np.asarray(values[n]), s, budget(op).bound(s.terms)) for n, s in sizes.items() if n in values}
-    return Reference(arrays, gradient, wanted)
+    return Reference(op, dtype, call, wanted)
 
 
 def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
@@ -192,9 +217,9 @@ def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) ->
     return {n: tensor for n, tensor in zip(names, (*results, *gradients), strict=True) if tensor is not None}
 
 
-def errors(wanted: Reference, got: Mapping[str, Any], dtype: str) -> list[Error]:
-    """Return the errors of a device's results, host arrays by tensor name, against the expected ones."""
-    return [_error(name, want, got.get(name), dtype) for name, want in wanted.tensors.items()]
+def errors(wanted: Reference, got: Mapping[str, Any]) -> list[Error]:
+    """Return the errors of a device's results and gradients, host arrays by name."""
+    return [_error(name, want, got.get(name), wanted.dtype) for name, want in wanted.tensors.items()]
 
 
 def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:

@@ -5,12 +5,11 @@ It uses CUPTI, which sees the calls of every library in the process.
 
 import importlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xcnn.compare.contestants import Step
 
-__all__ = ["COPIES", "LAUNCHES", "STEPS", "UNCOUNTED", "Launches", "count", "launches", "profiled"]
+__all__ = ["COPIES", "LAUNCHES", "STEPS", "UNCOUNTED", "Launches", "launches", "profiled"]
 
 STEPS = 4
 """Number of steps over which the calls are counted."""
@@ -42,17 +41,6 @@ UNCOUNTED = Launches()
 """The launches of a contestant on the CPU, or of a yardstick."""
 
 
-def count(events: Iterable[tuple[str, int]]) -> tuple[int, int]:
-    """Return the number of launches and of copies among a profiler's events (name, count).
-
-    >>> count([("cudaLaunchKernel_v7000", 3), ("cuLaunchKernel", 2), ("cudaMemcpyAsync", 1), ("aten::add", 3)])
-    (5, 1)
-    """
-    seen = list(events)
-    launched, copied = (sum(times for name, times in seen if calls.match(name)) for calls in (LAUNCHES, COPIES))
-    return launched, copied
-
-
 def profiled(step: Step) -> list[tuple[str, int]]:
     """Run `STEPS` steps under PyTorch's profiler, and return its events (name, count).
 
@@ -74,9 +62,10 @@ def profiled(step: Step) -> list[tuple[str, int]]:
 def launches(step: Step) -> Launches:
     """Return the number of GPU calls of a warm step, or why they cannot be counted."""
     try:
-        kernels, copies = count(profiled(step))
+        events = profiled(step)
     except Exception as error:  # a failing profiler must not lose the other measurements
         return Launches(missing=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+    kernels, copies = (sum(times for name, times in events if calls.match(name)) for calls in (LAUNCHES, COPIES))
     if not kernels:
         return Launches(missing="the profiler saw no launch at all; it may lack the permission")
     return Launches(kernels / STEPS, copies / STEPS)

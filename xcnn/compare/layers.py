@@ -6,7 +6,6 @@ rounded to the dtype under test and passed to the device and to the reference. S
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from xcnn import nn
 from xcnn.compare.budget import Reference, errors, reference
 from xcnn.compare.finding import Finding
-from xcnn.compare.op import call_op, place, run_op
+from xcnn.compare.op import place, run_op
 from xcnn.compare.scales import Arrays
 from xcnn.devices import Device
 from xcnn.nn._layer import Layer
@@ -73,15 +72,14 @@ def layer_errors(
     for call in calls:
         if (known := _single_op(call)) is None:
             continue
-        op, again, arrays, options = known
-        wanted = reference(op, again, arrays, options, call.gradient, dtype)
+        op, arrays, options, function = known
+        wanted = reference(op, arrays, options, call.gradient, dtype, function)
         for device in devices:
-            for error in errors(wanted, _run(call, wanted, device, dtype), dtype):
+            for error in errors(wanted, _run(call, wanted, device)):
                 yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
-    arrays = dict.fromkeys(OPS[loss].arrays) | {"x": y, "target": target}
-    wanted = reference(loss, functools.partial(call_op, loss, {}), arrays, {}, np.ones, dtype)
+    wanted = reference(loss, {"x": y, "target": target}, {}, np.ones, dtype)
     for device in devices:
-        for error in errors(wanted, run_op(loss, {}, wanted, device, dtype), dtype):
+        for error in errors(wanted, run_op(wanted, device)):
             yield Finding("loss", loss, loss, device.name, dtype, error)
 
 
@@ -112,14 +110,14 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
         yield calls
 
 
-def _single_op(call: _Call) -> tuple[str, Callable[[Arrays], Any], Arrays, dict[str, Any]] | None:
-    """Return the op that a layer consists of, a function that calls it, its arrays and options; None if it has more."""
+def _single_op(call: _Call) -> tuple[str, Arrays, dict[str, Any], Callable[[Arrays], Any] | None] | None:
+    """Return the first arguments of `reference` and its last for the op that a layer consists of; else None."""
     layer: Any = copy.deepcopy(call.layer)
     if call.dy is None:
         return None
     for join, op in _JOINS.items():
         if isinstance(layer, join) and type(layer).forward is join.forward:
-            return op, lambda arrays: layer.forward(tuple(arrays["x"])), {"x": list(call.x)}, {}
+            return op, {"x": list(call.x)}, {}, lambda arrays: layer.forward(tuple(arrays["x"]))
     if not isinstance(layer, Layer):
         return None
     seen: list[tuple[Any, dict[str, Any], Any]] = []
@@ -134,19 +132,17 @@ def _single_op(call: _Call) -> tuple[str, Callable[[Arrays], Any], Arrays, dict[
     y, _ = layer.forward(call.x)
     if len(seen) != 1 or seen[0][0] is not call.x or seen[0][2] is not y:
         return None
-    op, given = type(layer)._op.__name__, seen[0][1]
-    arrays = {"x": call.x} | {name: given.pop(name) for name in OPS[op].arrays[1:]}
-    return op, lambda arrays: call_op(op, copy.deepcopy(given), arrays), arrays, given
+    op, options = type(layer)._op.__name__, seen[0][1]
+    return op, {"x": call.x} | {name: options.pop(name) for name in OPS[op].arrays[1:]}, options, None
 
 
-def _run(call: _Call, wanted: Reference, device: Device, dtype: str) -> dict[str, Any]:
-    """Run a layer forward and backward on a device; return its tensors by name, on the host."""
-    layer = copy.deepcopy(call.layer).to(device, dtype)
-    x = wanted.arrays["x"]
-    several = isinstance(x, list)
+def _run(call: _Call, wanted: Reference, device: Device) -> dict[str, Any]:
+    """Run a layer forward and backward on a device; return its results and gradients by name, on the host."""
+    dtype, x = wanted.dtype, wanted.call.arrays["x"]
+    layer, several = copy.deepcopy(call.layer).to(device, dtype), isinstance(x, list)
     with device.active():
         y, backward = layer.forward(tuple(place(a, device, dtype) for a in x) if several else place(x, device, dtype))
-        dx = backward(place(wanted.dy, device, dtype))
+        dx = backward(place(wanted.call.dy, device, dtype))
     found = {"y": y} | ({f"dx[{i}]": one for i, one in enumerate(dx)} if several else {"dx": dx})
     found |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
     found |= {name: slot.data for name, slot in vars(layer).items() if isinstance(slot, Buffer)}

@@ -95,13 +95,11 @@ class Worker:
             stuck.cancel()
         if line:
             return json.loads(line)
-        why = f"no answer in {PATIENCE:g} seconds" if late else self._last_words()
-        raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
-
-    def _last_words(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
-        return _gist(self.errors.read()) or f"the process ended with exit code {code}"
+        why = _gist(self.errors.read()) or f"the process ended with exit code {code}"
+        why = f"no answer in {PATIENCE:g} seconds" if late else why
+        raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
 
 
 def _gist(errors: str) -> str:
