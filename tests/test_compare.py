@@ -341,6 +341,30 @@ def test_speed_is_measured_in_a_process_of_its_own() -> None:
         compare.speed(case, "cdua", 1)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: list(compare.op_errors("relu", device("cpu"), "float16")), "dtype 'float16'; did you mean 'float"),
+        (lambda: list(compare.op_errors("rleu", device("cpu"))), "unknown op 'rleu'; did you mean 'relu'"),
+        (lambda: list(layer_errors(dtype="float16")), "dtype 'float16'; did you mean 'float"),
+        (lambda: list(layer_errors(loss="cross_entropi")), "unknown op 'cross_entropi'; did you mean 'cross_entropy'"),
+        (
+            lambda: compare.speed(compare.Case("report", 1, "train", 1), "cpu", 0),
+            "steps must be an integer of at least",
+        ),
+        (lambda: compare.contestants(["cpu"], ["troch"]), "unknown peer 'troch'; did you mean 'torch'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(call, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        call()
+
+
+def layer_errors(**options):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    return compare.layer_errors(model, np.ones((1, 1, 2, 2)), np.zeros(1, int), [device("cpu")], **options)
+
+
 def test_the_picture_shows_every_device(tmp_path) -> None:
     shares = {"cpu": {"0 Conv2d": 0.1, "1 ReLU": 0.0}, "torch:cpu": {"0 Conv2d": math.inf, "1 ReLU": 0.2}}
     for distances in ({}, {"cpu": [0.0, 0.0], "torch:cpu": [1e-8, 3e-8]}):

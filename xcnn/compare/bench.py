@@ -271,9 +271,12 @@ def speed(case: Case, device: str, steps: int) -> Timing:
 
     Raises
     ------
+    UsageError
+        If `steps` is below 1.
     SpeedError
         If a step fails.
     """
+    integer("speed", "steps", steps)
     with Worker(Contestant("xcnn", device), case) as worker:
         first = worker.ask("first")
         rounds = tuple(worker.ask("burst", seconds=0)[0] for _ in range(steps))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._check import choice
 from xcnn._dispatch import portable
 from xcnn.compare import scales
 from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
@@ -188,7 +189,13 @@ def reference(
     dy : function that returns the gradient of y for the shape of y.
     dtype : dtype under test.
     function : (arrays by name) -> (y, backward), by default the op. Its arrays are those given.
+
+    Raises
+    ------
+    UsageError
+        If there is no wider dtype for `dtype`.
     """
+    choice("compare", "dtype", dtype, WIDE)
     if function is None:
         arrays = {name: arrays.get(name) for name in OPS[op].arrays}
         function = functools.partial(call_op, op, options)

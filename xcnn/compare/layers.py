@@ -15,7 +15,7 @@ import numpy as np
 from xcnn import nn
 from xcnn.compare.budget import Reference, errors, reference
 from xcnn.compare.finding import Finding
-from xcnn.compare.op import place, run_op
+from xcnn.compare.op import op_name, place, run_op
 from xcnn.compare.scales import Arrays
 from xcnn.devices import Device
 from xcnn.nn._layer import Layer
@@ -63,7 +63,13 @@ def layer_errors(
     devices : devices to run on.
     dtype : `"float32"` or `"float64"`.
     loss : name of the loss in `ops`.
+
+    Raises
+    ------
+    UsageError
+        If the dtype or loss is unknown. The message names the nearest one.
     """
+    loss = op_name(loss)
     model = copy.deepcopy(model).to("cpu", "float64")
     with _traced(model) as calls:
         y, backward = model.forward(x.astype(np.float64), train=True)

@@ -41,7 +41,7 @@ def op_errors(op: str | Callable[..., Any], device: Device, dtype: str = "float3
     Raises
     ------
     UsageError
-        If the op is unknown; the error names the nearest.
+        If the op or dtype is unknown. The message names the nearest one.
     """
     name = op_name(op)
     for number, sample in enumerate(OPS[name].samples):
