@@ -48,13 +48,10 @@ def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: b
         return
     table = room.nearest(findings, _row(bool(what)), lambda f: f.device)
     names = list(dict.fromkeys(f.device for f in findings))
-    rows = [(*key, *(_cell(row[name].error) for name in names)) for key, row in table.items()]
-    title = f"{findings[0].dtype}: the tensor nearest to its bound per {place}: error/bound in eps * S (and ULP)"
+    cells = {key: [row[name].error for name in names] for key, row in table.items()}
+    rows = [(*key, *(f"{error.tensor} {error}" for error in errors)) for key, errors in cells.items()]
+    title = f"{findings[0].dtype}: per {place}, the tensor nearest to its bound: error and bound in eps * S (and ULP)"
     print_table(*([place, what] if what else [place]), *names, rows=rows, title=title)
-
-
-def _cell(error: room.Error) -> str:
-    return f"{error.tensor} {error.units:.2f}/{error.bound:.1f} ({error.ulp:.0f})" + ("" if error.within else " OVER")
 
 
 def report_steps(parted: Sequence[Parting], as_json: bool) -> None:

@@ -149,6 +149,9 @@ class Error:
     bound: float
     ulp: float
 
+    def __str__(self) -> str:
+        return f"{self.units:.2f} of {self.bound:.1f} ({self.ulp:.0f})" + ("" if self.within else " OVER")
+
     @property
     def share(self) -> float:
         """The error as a share of its bound. Above 1, it exceeds its budget."""

@@ -66,16 +66,10 @@ def _table(findings: Sequence[Finding]) -> list[str]:
     lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (place, op, tensor), cells in rows.items():
-        measured = (_cell(cells[name]) for name in names)
+        measured = (str(e) if (e := cells[name].error).within else f"**{e}**" for name in names)
         lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(budget(op)), *measured]))
     return lines
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(finding: Finding) -> str:
-    e = finding.error
-    text = f"{e.units:.2f} of {e.bound:.1f} ({e.ulp:.0f})"
-    return text if e.within else f"**{text} OVER**"
