@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcnn import compare, models, plots
+from xcnn import compare, models, nn, ops, plots
 from xcnn.cli import _console, main
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
@@ -65,6 +65,79 @@ def test_a_peer_infers_as_we_do(model, peer):
     (ours,), (theirs,) = steps(OURS, case, 1), steps(peer, case, 1)
     assert ours.shape == (3, 10)
     np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5 * np.abs(ours).max())
+
+
+def entered(monkeypatch, *layers):
+    """Enter a network of these layers and a linear one, for images of 7 x 7."""
+
+    def build(shape, classes):
+        model = nn.Sequential(*layers, nn.Flatten())
+        features = model(np.zeros((1, *shape), np.float32)).shape[1]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
+
+    monkeypatch.setitem(models.MODELS, "own", models.Entry("for tests", build, 1, (2, 7, 7)))
+    return compare.Case("own", 3, "train", 1, lr=1e-2)
+
+
+class Renamed(nn.Conv2d):
+    """A subclass that computes the same."""
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x, train=True):
+        return super().forward(2 * x, train)
+
+
+class Other(nn.Conv2d, op=ops.conv_transpose2d):
+    """A subclass of another op."""
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Renamed(2, 3, 3, padding="same"),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    ],
+    ids=str,
+)
+def test_a_peer_builds_a_layer_with_its_options(layer, peer, monkeypatch):
+    pytest.importorskip(peer.name)
+    case = entered(monkeypatch, layer)
+    np.testing.assert_allclose(steps(peer, case, 3), steps(OURS, case, 3), rtol=2e-5)
+
+
+def test_pytorch_builds_every_batch_norm(monkeypatch):
+    pytest.importorskip("torch")
+    for options in ({"affine": False}, {"track_running_stats": False}, {"momentum": None}):
+        case = entered(monkeypatch, nn.BatchNorm2d(2, **options))
+        np.testing.assert_allclose(steps(PEERS[0], case, 3), steps(OURS, case, 3), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("peer", "layer", "message"),
+    [
+        ("torch", Doubled(2, 3, 3), "Doubled overrides forward of Conv2d, so PyTorch cannot run it"),
+        ("jax", Doubled(2, 3, 3), "Doubled overrides forward of Conv2d, so JAX cannot run it"),
+        ("torch", Other(2, 2, 3), "Other overrides the op of Conv2d, so PyTorch cannot run it"),
+        ("torch", nn.GELU(), "unknown PyTorch layer 'GELU'"),
+        ("jax", nn.GELU(), "unknown JAX layer 'GELU'"),
+        (
+            "torch",
+            nn.Conv2d(2, 3, 3, padding=((1, 0), (0, 1))),
+            "for PyTorch, Conv2d takes one padding per axis only",
+        ),
+        ("jax", nn.BatchNorm2d(2, momentum=None), "for JAX, BatchNorm2d takes affine, track_running_stats and"),
+        ("jax", nn.Flatten(2), r"for JAX, Flatten takes \(1, -1\) only, got \(2, -1\)"),
+    ],
+)
+def test_a_peer_refuses_a_layer_that_it_would_build_otherwise(peer, layer, message, monkeypatch):
+    pytest.importorskip(peer)
+    (contestant, *_) = (one for one in PEERS if one.name == peer)
+    with pytest.raises(UsageError, match=message):
+        steps(contestant, entered(monkeypatch, layer), 1)
 
 
 def test_the_threads_of_a_contestant_are_set_back():
@@ -361,7 +434,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured
 def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch, capsys):
     """Columns that shrink to nothing are worse than lines that the terminal folds."""
     monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setattr(_console, "_is_terminal", lambda name: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
     out = capsys.readouterr().out
     assert "mnist_cnn" in out

@@ -80,7 +80,7 @@ def test_the_command_writes_both_dtypes_and_every_tensor(tmp_path, capsys) -> No
         assert [row[1] for row in rows] == ["tensor", "y", "dx", "dweight", "dbias"]
     assert shlex.join(options) in path.read_text("utf-8")
     out, _ = capsys.readouterr()
-    assert [line.partition(":")[0] for line in out.splitlines() if ": of each op" in line] == ["float32", "float64"]
+    assert [line.partition(":")[0] for line in out.splitlines() if "per op" in line] == ["float32", "float64"]
 
 
 def test_two_dtypes_of_a_network(tmp_path, capsys, monkeypatch) -> None:

@@ -16,7 +16,6 @@ from xcnn import compare, models, nn, plots
 from xcnn._dispatch import BODIES, kernels
 from xcnn.cli import main
 from xcnn.compare.budget import errors, reference
-from xcnn.compare.op import call_op
 from xcnn.compare.scales import each
 from xcnn.compare.steps import PARTING
 from xcnn.devices import device
@@ -91,19 +90,15 @@ def test_no_budget_hides_a_relative_error_of_a_thousandth(name: str) -> None:
     """An error of 1e-3 of the largest element is out of budget, for each tensor of each sample."""
     for number, sample in enumerate(OPS[name].samples):
         rng = np.random.default_rng(number)
-        drawn = sample.draw(rng)
-        arrays = {argument: drawn[argument] for argument in OPS[name].arrays}
-        wanted = reference(
-            name,
-            functools.partial(call_op, name, sample.options),
-            arrays,
-            sample.options,
-            lambda shape, rng=rng: np.asarray(rng.standard_normal(shape)),
-            "float32",
-        )
+        arrays = sample.draw(rng)
+
+        def normal(shape, rng=rng):
+            return np.asarray(rng.standard_normal(shape))
+
+        wanted = reference(name, arrays, sample.options, normal, "float32")
         nonzero = {tensor: want for tensor, want in wanted.tensors.items() if np.any(want.value)}
         got = {tensor: (want.value * 1.001).astype(np.float32) for tensor, want in nonzero.items()}
-        found = {error.tensor: error for error in errors(wanted, got, "float32")}
+        found = {error.tensor: error for error in errors(wanted, got)}
         assert [f"{number}: {found[tensor]}" for tensor in nonzero if found[tensor].within] == []
 
 
@@ -111,8 +106,8 @@ def one_error(value, got, dtype="float32"):
     def function(arrays):
         return arrays["x"], lambda dy: (dy,)
 
-    wanted = reference("flatten", function, {"x": np.asarray(value)}, {}, np.ones, dtype)
-    return next(e for e in errors(wanted, {"y": got, "dx": np.ones_like(got)}, dtype) if e.tensor == "y")
+    wanted = reference("flatten", {"x": np.asarray(value)}, {}, np.ones, dtype, function)
+    return next(e for e in errors(wanted, {"y": got, "dx": np.ones_like(got)}) if e.tensor == "y")
 
 
 def test_units_and_ulp_by_hand() -> None:
@@ -149,8 +144,8 @@ def test_equal_infinities_and_underflow_are_no_error() -> None:
 
 def test_the_scale_of_a_convolution_is_the_sum_of_magnitudes() -> None:
     rng = np.random.default_rng(0)
-    arrays = {"x": rng.standard_normal((2, 3, 5, 5)), "weight": rng.standard_normal((4, 3, 3, 3)), "bias": None}
-    wanted = reference("conv2d", functools.partial(call_op, "conv2d", {}), arrays, {}, np.ones, "float64").tensors
+    arrays = {"x": rng.standard_normal((2, 3, 5, 5)), "weight": rng.standard_normal((4, 3, 3, 3))}
+    wanted = reference("conv2d", arrays, {}, np.ones, "float64").tensors
     x, weight = np.abs(arrays["x"]), np.abs(arrays["weight"])
     assert float(wanted["y"].scale.size[1, 2, 0, 1]) == pytest.approx(np.sum(x[1, :, :3, 1:4] * weight[2]))
     assert wanted["y"].scale.terms == 27  # channels x kernel
@@ -197,6 +192,36 @@ def test_every_layer_of_a_network_is_measured(backend: Backend, dtype: str) -> N
     assert [one for one in found if not one.error.within] == []
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
     assert model.forward(x)[0].dtype == np.float32  # not left traced or converted
+
+
+class Renamed(nn.Linear):
+    """A subclass that computes the same."""
+
+
+class Doubled(nn.Linear):
+    def forward(self, x, train=True):
+        y, backward = super().forward(2 * x, train)
+        return y, lambda dy, need_dx=True: None if (dx := backward(dy, need_dx)) is None else 2 * dx
+
+
+class Shifted(nn.Linear):
+    def forward(self, x, train=True):
+        y, backward = super().forward(x, train)
+        return y + 1, backward
+
+
+class Together(nn.Add):
+    """A subclass that computes the same."""
+
+
+def test_a_subclass_is_measured_if_it_is_its_op_alone() -> None:
+    way = nn.Graph([("left", nn.ReLU(), "x"), ("sum", Together(), ("left", "x"))])
+    model = nn.Sequential(way, Renamed(4, 4), Doubled(4, 4), Shifted(4, 3))
+    model.reset_parameters(0)
+    x, target = np.random.default_rng(0).random((5, 4)), np.zeros(5, int)
+    found = list(compare.layer_errors(model, x, target, [device("cpu")]))
+    assert list(dict.fromkeys(one.what for one in found)) == ["ReLU", "Together", "Renamed", "cross_entropy"]
+    assert [str(one) for one in found if not one.error.within] == []
 
 
 @needs_strict
@@ -314,6 +339,30 @@ def test_speed_is_measured_in_a_process_of_its_own() -> None:
     assert speed.images_per_second == pytest.approx(32 / speed.seconds)
     with pytest.raises(compare.SpeedError, match=r"xcnn cdua fails at vgg_small, batch 32, train: .*unknown device"):
         compare.speed(case, "cdua", 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: list(compare.op_errors("relu", device("cpu"), "float16")), "dtype 'float16'; did you mean 'float"),
+        (lambda: list(compare.op_errors("rleu", device("cpu"))), "unknown op 'rleu'; did you mean 'relu'"),
+        (lambda: list(layer_errors(dtype="float16")), "dtype 'float16'; did you mean 'float"),
+        (lambda: list(layer_errors(loss="cross_entropi")), "unknown op 'cross_entropi'; did you mean 'cross_entropy'"),
+        (
+            lambda: compare.speed(compare.Case("report", 1, "train", 1), "cpu", 0),
+            "steps must be an integer of at least",
+        ),
+        (lambda: compare.contestants(["cpu"], ["troch"]), "unknown peer 'troch'; did you mean 'torch'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(call, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        call()
+
+
+def layer_errors(**options):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    return compare.layer_errors(model, np.ones((1, 1, 2, 2)), np.zeros(1, int), [device("cpu")], **options)
 
 
 def test_the_picture_shows_every_device(tmp_path) -> None:

@@ -267,8 +267,11 @@ def test_narrow_terminals(tmp_path, columns, argv):
     assert shown
 
 
-@pytest.mark.parametrize("setting", [{"NO_COLOR": "1", "TERM": "xterm-256color"}, {"TERM": "dumb"}])
-def test_no_colour_means_none(tmp_path, setting):
+@pytest.mark.parametrize(
+    ("setting", "bold"), [({"NO_COLOR": "1", "TERM": "xterm-256color"}, True), ({"TERM": "dumb"}, False)]
+)
+def test_no_colour_means_none(tmp_path, setting, bold):
+    """NO_COLOR is about colour only: no-color.org says that it does not disable bold text, underlines and italics."""
     environment = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "COLORTERM")}
     with terminal() as (screen, chunks):
         for command, code in (("models", 0), ("nothing", 2)):
@@ -279,6 +282,7 @@ def test_no_colour_means_none(tmp_path, setting):
     assert b"error:" in shown
     assert b"\x1b[3" not in shown
     assert b"\x1b[1;3" not in shown
+    assert (b"\x1b[1m" in shown) == bold
 
 
 # Signals that come early

@@ -1,15 +1,15 @@
-"""The command `xcnn`: one file per subcommand, each of which parses, calls one function below, and prints.
+"""The command `xcnn`, with one file per subcommand.
 
-Results go to stdout, everything for people (progress, notes, errors) to stderr. Exit codes:
+Results go to stdout; progress, notes and errors go to stderr. Exit codes:
 
-- 0: done.
-- 1: failed.
-- 2: the request is wrong.
+- 0: success.
+- 1: failure.
+- 2: an invalid request.
 - 130: interrupted by Ctrl-C.
-- 141: the reader of stdout left before the last result, as `head` does. A training run was finished nevertheless.
-- 143: ended by SIGTERM.
+- 141: the reader of stdout left before the last result, as `head` does. A training run has still been completed.
+- 143: terminated by SIGTERM.
 
-If stderr breaks, progress is lost and the work continues.
+If stderr breaks, progress is no longer shown, and the work continues.
 """
 
 import re
@@ -22,7 +22,7 @@ import cyclopts
 import numpy as np
 
 from xcnn._dispatch import COMPILATION
-from xcnn.cli._console import OutputError, announce_compiling, error_line, help_console, leave_terminal
+from xcnn.cli._console import OutputError, error_line, help_console, leave_terminal, note
 from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
@@ -41,7 +41,7 @@ __all__ = ["app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
-    """Refuse values that Cyclopts would change: 2.7 for an integer, and an empty path, which is the current folder."""
+    """Refuse values that Cyclopts would change: 2.7 to an integer, and an empty path to the current folder."""
     for argument in arguments:
         types = {argument.hint, *get_args(argument.hint)}
         for token in argument.tokens:
@@ -75,7 +75,9 @@ _NAMES: dict[str, Container[str]] = {
     "--device": LIBRARIES,
     "--devices": LIBRARIES,
 }
-"""The names that a flag takes, to suggest it to a user who gives a name alone."""
+"""The names that a flag takes. A user who gives a name without its flag is told the flag."""
+
+_COMPILING = "compiling kernels for this processor, once (up to a minute, which does not count as training time)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        if getattr(sys, "stdout", None) is None:  # closed: refused before anything is computed
+        if getattr(sys, "stdout", None) is None:  # refused before anything is computed
             raise OutputError(ValueError("it is closed"))
         # xcnn itself reports numbers that leave their range.
-        with np.errstate(all="ignore"), terminable(), COMPILATION.announced(announce_compiling):
+        with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(_COMPILING)):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         error_line(_parsing(error))
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flag(error: Exception) -> str:
-    """Return the message of an error, with the flag in place of its setting."""
+    """Return the message of an error, with the flag in place of the name of its setting."""
     message, setting = str(error), getattr(error, "setting", "")
     flag = f"--{setting.replace('_', '-')}"
     if not setting:
@@ -126,7 +128,7 @@ def _with_flag(error: Exception) -> str:
 
 
 def _parsing(error: cyclopts.CycloptsError) -> str:
-    """Return the reason, in one sentence, why a command line cannot be parsed."""
+    """Return one sentence on why a command line cannot be parsed."""
     if isinstance(error, cyclopts.MissingArgumentError) and error.argument is not None and error.command_chain:
         name, count, got = error.argument.name, error.argument.token_count()[0], len(error.tokens_so_far)
         if not name.startswith("-"):

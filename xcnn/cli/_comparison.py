@@ -1,4 +1,4 @@
-"""What `xcnn compare` prints: tables for people or JSON lines, of errors, of training steps and of speed."""
+"""What `xcnn compare` prints: tables or JSON lines of errors, training steps and speed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ __all__ = ["Parting", "report_errors", "report_speed", "report_steps", "report_v
 
 @dataclass(frozen=True)
 class Parting:
-    """How far the weights of a device's run are from the cpu's, after each step."""
+    """The distance of a device's weights from the CPU's after each step."""
 
     device: str
     dtype: str
@@ -28,8 +28,8 @@ class Parting:
         return all(distance <= self.bound for distance in self.distances)
 
     def __str__(self) -> str:
-        apart = f"{max(self.distances):.1e} from the cpu run, at most {self.bound:g}"
-        return f"weights on {self.device} in {self.dtype}: {apart}"
+        distance = f"{max(self.distances):.1e} from those of the cpu run, at most {self.bound:g}"
+        return f"weights on {self.device} in {self.dtype}: {distance}"
 
 
 def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
@@ -37,9 +37,9 @@ def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
 
 
 def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: bool) -> None:
-    """Print every error as JSON, or a table of those nearest to their budgets, by place and device.
+    """Print every error as JSON, or a table of the errors nearest to their bounds by place and device.
 
-    `place` and `what` are the headings of `Finding.place` and `Finding.what`. If `what` is empty, it has no column.
+    `place` and `what` are the headings of `Finding.place` and `Finding.what`, which has no column if `what` is empty.
     """
     if as_json:
         for f in findings:
@@ -48,39 +48,35 @@ def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: b
         return
     table = room.nearest(findings, _row(bool(what)), lambda f: f.device)
     names = list(dict.fromkeys(f.device for f in findings))
-    rows = [(*key, *(_cell(row[name].error) for name in names)) for key, row in table.items()]
-    title = f"{findings[0].dtype}: of each {place} the tensor nearest to its bound: error/bound in eps * S (and ULP)"
+    cells = {key: [row[name].error for name in names] for key, row in table.items()}
+    rows = [(*key, *(f"{error.tensor} {error}" for error in errors)) for key, errors in cells.items()]
+    title = f"{findings[0].dtype}: per {place}, the tensor nearest to its bound: error and bound in eps * S (and ULP)"
     print_table(*([place, what] if what else [place]), *names, rows=rows, title=title)
 
 
-def _cell(error: room.Error) -> str:
-    return f"{error.tensor} {error.units:.2f}/{error.bound:.1f} ({error.ulp:.0f})" + ("" if error.within else " OVER")
-
-
 def report_steps(parted: Sequence[Parting], as_json: bool) -> None:
-    """Print the distance of the weights from those of the cpu run after each step as JSON, or a table of some steps."""
+    """Print the distances of the weights after each step as JSON, or a table of some steps."""
     if as_json:
         for one in parted:
             for step, distance in enumerate(one.distances, 1):
-                record = {"kind": "steps", "device": one.device, "dtype": one.dtype, "step": step}
-                within = bool(distance <= one.bound)
-                print_json(record | {"distance": distance, "bound": one.bound, "within": within})
+                where = {"kind": "steps", "device": one.device, "dtype": one.dtype, "step": step}
+                print_json(where | {"distance": distance, "bound": one.bound, "within": distance <= one.bound})
         return
     last = len(parted[0].distances)
     shown = sorted({step for step in (1, 2, 5, 10, 20, 50, 100) if step < last} | {last})
     names = [one.device for one in parted]
     rows = [(step, *(f"{one.distances[step - 1]:.1e}" for one in parted)) for step in shown]
-    title = f"{parted[0].dtype}: relative distance of the weights from the cpu run's after so many steps of training"
-    right = " ".join(["steps", *names])
-    print_table("steps", *names, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})", gap=True)
+    title = f"{parted[0].dtype}: relative distance of the weights from the cpu run's after some steps of training"
+    right = ["steps", *names]
+    print_table(*right, rows=rows, right=right, title=f"{title} (at most {parted[0].bound:g})", gap=True)
 
 
 def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> None:
     """Print the speed of a training step on each device: JSON lines, or a table."""
     if as_json:
         for name, one in timings.items():
-            times = {"cold": one.first, "warm": one.seconds, "images_per_second": one.images_per_second}
-            print_json({"kind": "speed", "device": name, "dtype": dtype, **times, "memory": one.memory})
+            figures = {"cold": one.first, "warm": one.seconds, "images_per_second": one.images_per_second}
+            print_json({"kind": "speed", "device": name, "dtype": dtype, **figures, "memory": one.memory})
         return
     rows = [
         (
@@ -93,15 +89,15 @@ def report_speed(timings: dict[str, room.Timing], dtype: str, as_json: bool) -> 
         for name, one in timings.items()
     ]
     title = (
-        f"{dtype}: a training step in a process per device, cold (the first) and warm (the median of the later ones); "
+        f"{dtype}: a training step in a process per device, cold (the first) and warm (the median of the others); "
         "memory: growth of the process (on a GPU: of the library's memory pool) since before the first step"
     )
     columns = ("cold", "warm", "images/s", "memory")
-    print_table("device", *columns, rows=rows, right=" ".join(columns), title=title, gap=True)
+    print_table("device", *columns, rows=rows, right=columns, title=title, gap=True)
 
 
 def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_json: bool) -> int:
-    """Print whether all errors are within their budgets, or the worst that is not, and return the exit code."""
+    """Print whether all errors are within their budgets, or the worst one that is not, and return the exit code."""
     worst = sorted(findings, key=lambda f: -f.error.share)
     over = [*(str(f) for f in worst if not f.error.within), *(str(one) for one in parted if not one.within)]
     if as_json:
@@ -109,15 +105,12 @@ def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_js
     if over:
         error_line(f"over budget: {over[0]}" + (f" (and {len(over) - 1} more)" if len(over) > 1 else ""))
     else:
-        note(f"all {len(findings)} errors are within their budgets; the nearest to its own: {worst[0]}")
+        note(f"all {len(findings)} errors are within their budgets; the nearest to its bound: {worst[0]}")
     return int(bool(over))
 
 
 def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:
-    """Return the share of the budget by device and place."""
-    table: dict[str, dict[str, float]] = {}
+    """Return the largest error of each place as a share of its bound, by column and place."""
     every_op = len({f.place for f in findings}) > 1 and all(f.place == f.op for f in findings)
-    for place, row in room.nearest(findings, _row(not every_op), column).items():
-        for name, finding in row.items():
-            table.setdefault(name, {})[" ".join(place)] = finding.error.share
-    return table
+    table = room.nearest(findings, column, lambda finding: " ".join(_row(not every_op)(finding)))
+    return {name: {place: finding.error.share for place, finding in row.items()} for name, row in table.items()}

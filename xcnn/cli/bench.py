@@ -1,8 +1,8 @@
 """`xcnn bench`."""
 
 import dataclasses
-import importlib.util
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +11,15 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn.cli._console import check_writable, note, print_json, print_line, print_table
+from xcnn.cli._console import check_writable, note, print_json, print_line, print_table, split_names
 from xcnn.devices import LIBRARIES, device
-from xcnn.errors import UsageError, unknown
+from xcnn.errors import UsageError
 from xcnn.threads import get_num_threads
 
 __all__ = ["DISTURBED", "bench"]
 
 DISTURBED = 0.05
-"""The share of its time that a contestant may wait for a core."""
+"""The share of its time that a contestant may wait for a core before its timings count as unreliable."""
 
 
 def bench(
@@ -38,11 +38,11 @@ def bench(
     plot: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Measure the speed and memory of training and inference, also of other libraries at the same work.
+    """Measure the speed and memory of training and inference, and compare them with other libraries.
 
-    Each contestant runs in its own process, and they take turns. The other libraries build the same network with the
-    same weights, batch, loss and optimizer on the same CPU or GPU in several ways, of which the fastest counts. A
-    ratio is xcnn's images/s to theirs within a round, as the median over the rounds: above 1, xcnn is faster.
+    Each contestant runs in its own process, and they take turns. The other libraries run the same network with the
+    same weights, batch, loss and optimizer on the same CPU or GPU, in several ways, of which the fastest counts. A
+    ratio is xcnn's images/s over theirs within a round, as the median over the rounds: above 1, xcnn is faster.
 
     Parameters
     ----------
@@ -51,24 +51,24 @@ def bench(
     batch_sizes
         images per step, separated by commas.
     sizes
-        heights and widths of the images, separated by commas; by default that of each network.
+        sizes of square images, separated by commas; by default that of each network.
     mode
-        train (with the update of the weights), infer, or both.
+        train (including the update of the weights), infer, or both.
     devices
         devices for xcnn, separated by commas; see `xcnn devices`.
     against
         libraries to compare with, separated by commas: torch, jax (on the CPU only).
     ways
         ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
-        PyTorch's compiled networks on a GPU, which take minutes to compile.
+        compiled PyTorch networks on a GPU, which take minutes to compile.
     threads
         threads for each contestant; by default all cores that this process may use.
     rounds
-        turns of each contestant.
+        number of turns of each contestant.
     seconds
         approximate length of a turn.
     profile
-        show the time that xcnn spends in each layer, forward and backward.
+        show the time of each layer in xcnn, forward and backward.
     plot
         PNG file for a picture of the speeds.
     json
@@ -76,33 +76,37 @@ def bench(
         growth of the cost with batches and images.
     """
     threads = get_num_threads() if threads is None else threads
-    peers, ours = _names(against), [device(name).name for name in _names(devices)]
+    peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if mode == "both" else (mode,)
-    edges: list[int | None] = [*_numbers("--sizes", sizes)] or [None]
+    edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
     cases = [
         room.Case(model, batch, one, threads, size=edge)
         for one in modes
-        for model in _names(models)
-        for batch in _numbers("--batch-sizes", batch_sizes)
+        for model in split_names(models)
+        for batch in _numbers("batch_sizes", batch_sizes)
         for edge in edges
     ]
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device")
-    contestants = _contestants(ours, peers, _names(ways))
+    contestants = room.contestants(ours, peers, split_names(ways))
     if plot is not None:
         plots.check()
     check_writable(plot)
     running = room.bench(cases, contestants, rounds, seconds, profile)
-    _head(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), threads, json)
+    cores = f"{threads} thread{'s' * (threads > 1)}"
+    _print_machine(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), cores, threads, json)
     results: list[room.Result] = []
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")
-        results.append(next(running))
-        for dropped in results[-1].dropped:
+        result = next(running)
+        results.append(result)
+        for dropped in result.dropped:
             note(f"{dropped.contestant} is left out: {dropped.reason}")
-        _warn(results[-1])
+        lost = [f"{one.contestant} {_lost(one):.0%}" for one in _timings(result) if _lost(one) > DISTURBED]
+        if lost:
+            note(f"other programs use the cores; time spent waiting for one: {', '.join(lost)}")
         if json:
-            _print_lines(results[-1])
+            _print_lines(result)
     for one in modes:
         chosen = [result for result in results if result.case.mode == one]
         if not json:
@@ -110,88 +114,63 @@ def bench(
         _print_means(one, chosen, json)
         _print_growths(chosen, json)
     if profile and not json:
-        for result in results:
-            _print_profiles(result)
+        for timing, case in ((timing, result.case) for result in results for timing in result.ours):
+            _print_profile(timing, case)
     if plot is not None:
-        rows = {str(r.case): {str(t.contestant): (t.images_per_second, *t.quartiles) for t in (*r.ours, *r.peers)}
-                for r in results}  # fmt: skip
-        note(f"picture: {plots.speeds(rows, plot, _threads(threads))}")
+        rows = {
+            str(result.case): {str(one.contestant): (one.images_per_second, *one.quartiles) for one in _timings(result)}
+            for result in results
+        }
+        note(f"picture: {plots.speeds(rows, plot, cores)}")
     return 0
 
 
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
-
-
-def _numbers(flag: str, text: str) -> list[int]:
+def _numbers(setting: str, text: str) -> list[int]:
     try:
-        return [int(name) for name in _names(text)]
+        return [int(name) for name in split_names(text)]
     except ValueError:
-        raise UsageError(f"{flag} takes integers separated by commas, got {text!r}") from None
+        raise UsageError(f"{setting} takes integers separated by commas, got {text!r}", setting=setting) from None
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"
-
-
-def _contestants(ours: Sequence[str], peers: Sequence[str], ways: Sequence[str]) -> list[room.Contestant]:
-    for name in peers:
-        if name not in room.PEERS:
-            raise unknown("peer", name, room.PEERS)
-    contestants = room.contestants(ours, peers, ways)
-    for name in peers:
-        if importlib.util.find_spec(LIBRARIES[name].module) is None:
-            raise room.SpeedError(f"bench: {name} is not installed; {LIBRARIES[name].hint}")
-    return contestants
-
-
-def _head(machine: dict[str, Any], gpus: Sequence[dict[str, Any]], threads: int, as_json: bool) -> None:
-    """Print the machine, the GPUs and the versions."""
-    machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
-    if as_json:
-        print_json({"kind": "machine", **machine, "threads": threads, **({"gpus": list(gpus)} if gpus else {})})
-    else:
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        where = f"{machine['cpu'] or 'unknown processor'}, {_threads(threads)} of {machine['cores']} cores"
-        print_line(f"{where}; {versions}")
-        for gpu in gpus:
-            tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
-            line = f"{gpu['device']}: {gpu['name'] or 'unknown GPU'}, driver {gpu['driver'] or 'unknown'}; TF32 {tf32}"
-            print_line(line)
-
-
-_TF32 = {
-    False: "off on both sides",
-    True: "on for {ours} (CUPY_TF32), off for its peers and the matrix product that of-peak refers to",
-    None: "as its library has it for {ours}, off for its peers",
-}
-
-
-def _warn(result: room.Result) -> None:
-    """Warn if other programs used the cores, which slows contestants down, those with several threads most."""
-    shares = [f"{t.contestant} {_lost(t):.0%}" for t in (*result.ours, *result.peers) if _lost(t) > DISTURBED]
-    if shares:
-        note(f"other programs use the cores; time spent waiting for one: {', '.join(shares)}")
+def _timings(result: room.Result) -> list[room.Timing]:
+    return [*result.ours, *result.peers]
 
 
 def _lost(timing: room.Timing) -> float:
     return timing.waited or 0.0
 
 
+_TF32 = {
+    False: "off on both sides",
+    True: "on for {ours} (CUPY_TF32), off for its peers and the matrix product of of-peak",
+    None: "as its library sets it for {ours}, off for its peers",
+}
+
+
+def _print_machine(
+    machine: dict[str, Any], gpus: Sequence[dict[str, Any]], cores: str, threads: int, as_json: bool
+) -> None:
+    """Print the machine, the GPUs and the versions."""
+    machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
+    if as_json:
+        print_json({"kind": "machine", **machine, "threads": threads} | ({"gpus": list(gpus)} if gpus else {}))
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    print_line(f"{machine['cpu'] or 'unknown processor'}, {cores} of {machine['cores']} cores; {versions}")
+    for gpu in gpus:
+        tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
+        name, driver = gpu["name"] or "unknown GPU", gpu["driver"] or "unknown"
+        print_line(f"{gpu['device']}: {name}, driver {driver}; TF32 {tf32}")
+
+
 def _print_lines(result: room.Result) -> None:
-    """Print a JSON line per contestant, and per line of its profile."""
-    case = {
-        "mode": result.case.mode,
-        "model": result.case.model,
-        "batch": result.case.batch,
-        "shape": result.case.shape,
-    }
-    for timing in (*result.ours, *result.peers):
+    """Print a JSON line per contestant, and per row of its profile."""
+    case = {name: getattr(result.case, name) for name in ("mode", "model", "batch", "shape")}
+    for timing in _timings(result):
         who = _who(timing.contestant)
-        low, high = timing.quartiles
         figures = {
             "images_per_second": timing.images_per_second,
-            "quartiles": [low, high],
+            "quartiles": timing.quartiles,
             "rounds": timing.rounds,
             "first": timing.first,
             "memory": timing.memory,
@@ -202,11 +181,11 @@ def _print_lines(result: room.Result) -> None:
             "rates": result.rates.get(timing.contestant.hardware, {}),
             "launches": dataclasses.asdict(timing.launches),
         }
-        ratios = {str(peer.contestant): timing.ratio(peer) for peer in result.rivals(timing)}
-        best = result.best(timing)
-        of_best = {"best_peer": str(best.contestant), "ratio": timing.ratio(best)} if best else {}
-        ours = {"ratios": ratios, **of_best} if timing in result.ours else {}
-        print_json({"kind": "speed", **case, **who, **figures, **ours})
+        if timing in result.ours:
+            figures["ratios"] = {str(peer.contestant): timing.ratio(peer) for peer in result.rivals(timing)}
+            if best := result.best(timing):
+                figures |= {"best_peer": str(best.contestant), "ratio": timing.ratio(best)}
+        print_json({"kind": "speed", **case, **who, **figures})
         for row in timing.profile:
             print_json({"kind": "profile", **case, **who, **dataclasses.asdict(row)})
     for one in result.dropped:
@@ -226,38 +205,37 @@ _YARDSTICKS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """A column of the table: its name, cells and meaning, when it is shown, and whether peers have it as well."""
+    """A column of the table: its name, format, value and meaning, when it is shown, and whether peers have it too."""
 
     name: str
-    cell: Callable[[room.Result, room.Timing], str]
+    form: str
+    value: Callable[[room.Result, room.Timing], Any]
     meaning: str = ""
     when: str = ""
     theirs: bool = False
 
+    def cell(self, result: room.Result, timing: room.Timing) -> str:
+        value = self.value(result, timing)
+        return "-" if value is None else self.form.format(value)
 
+
+_MEMORY = "growth of the process (on a GPU: of the library's memory pool) since before the first step"
+_COPY = "share of the speed of a large copy, by the bytes that layers have to move"
 _COLUMNS = (
-    _Column("device", lambda result, one: one.contestant.variant, when="several"),
-    _Column("images/s", lambda result, one: f"{one.images_per_second:,.0f}", theirs=True),
-    _Column("spread", lambda result, one: _spread(one), "half the distance of their quartiles", theirs=True),
-    _Column("GFLOP/s", lambda result, one: f"{result.flops / one.seconds / 1e9:.1f}"),
+    _Column("device", "{}", lambda result, one: one.contestant.variant, when="several"),
+    _Column("images/s", "{:,.0f}", lambda result, one: one.images_per_second, theirs=True),
+    _Column("spread", "{:.0%}", lambda result, one: one.spread, "half the distance between the quartiles", theirs=True),
+    _Column("GFLOP/s", "{:.1f}", lambda result, one: result.flops / one.seconds / 1e9),
     _Column(
-        "of-peak", lambda result, one: _share(result.share(one, "sgemm")), "share of a large matrix product's speed"
+        "of-peak", "{:.0%}", lambda result, one: result.share(one, "sgemm"), "share of a large matrix product's speed"
     ),
+    _Column("of-copy", "{:.0%}", lambda result, one: result.share(one, "copy"), _COPY, "gpu"),
     _Column(
-        "of-copy",
-        lambda result, one: _share(result.share(one, "copy")),
-        "share of a large copy's speed, of the bytes that layers have to move",
-        "gpu",
+        "launches", "{:,.0f}", lambda result, one: one.launches.kernels, "of kernels or graphs per step", "gpu", True
     ),
-    _Column("launches", lambda result, one: _count(one.launches.kernels), "of kernels or graphs, a step", "gpu", True),
-    _Column("copies", lambda result, one: _count(one.launches.copies), "memory copied or filled, a step", "gpu", True),
-    _Column(
-        "memory",
-        lambda result, one: _bytes(one.memory),
-        "growth of the process (on a GPU: of the library's memory pool) since before the first step",
-        theirs=True,
-    ),
-    _Column("first", lambda result, one: f"{one.first:.2f} s", "the first step"),
+    _Column("copies", "{:,.0f}", lambda result, one: one.launches.copies, "and fills of memory per step", "gpu", True),
+    _Column("memory", "{:.1f} MiB", lambda result, one: one.memory and one.memory / 2**20, _MEMORY, theirs=True),
+    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step"),
 )
 
 
@@ -278,36 +256,19 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     columns += ["ratio", "best peer", *(column.name for column in theirs)] if theirs else []
     meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
     title = "; ".join([f"{mode}: medians over the rounds", *meanings])
-    right = " ".join({*columns} - {"model", "device", "best peer"})
-    print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
+    print_table(
+        *columns, rows=rows, right={*columns} - {"model", "device", "best peer"}, title=title, gap=True, fold=False
+    )
     for place, rate in rates.items():
         text = "; ".join(_YARDSTICKS[name].format(number / 1e9) for name, number in rate.items())
         print_line(f"{place}: {text}", gap=True)
-    timings = [timing for result in results for timing in (*result.ours, *result.peers)]
-    for reason in dict.fromkeys(timing.launches.missing for timing in timings):
-        if reason:
-            print_line(f"launches not counted: {reason}", gap=True)
+    timings = [timing for result in results for timing in _timings(result)]
+    for reason in dict.fromkeys(timing.launches.missing for timing in timings if timing.launches.missing):
+        print_line(f"launches not counted: {reason}", gap=True)
     lost = max(map(_lost, timings), default=0.0)
     if lost > DISTURBED:
         text = f"not reliable: a contestant waited up to {lost:.0%} of its time for cores that other programs used"
         print_line(text, gap=True)
-
-
-def _spread(timing: room.Timing) -> str:
-    low, high = timing.quartiles
-    return f"{(high - low) / 2 / timing.images_per_second:.0%}"
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
-def _count(count: float | None) -> str:
-    return "-" if count is None else f"{count:,.0f}"
-
-
-def _bytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**20:.1f} MiB"
 
 
 def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> None:
@@ -319,10 +280,7 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
                 of = f"{result.case.named}, batch {result.case.batch}"
                 ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(best)
     for name, found in ratios.items():
-        mean, lowest = (
-            math.exp(math.fsum(map(math.log, found.values())) / len(found)),
-            min(found, key=found.__getitem__),
-        )
+        mean, lowest = statistics.geometric_mean(found.values()), min(found, key=found.__getitem__)
         if as_json:
             line = {"kind": "mean", "mode": mode, "device": name, "geometric_mean": mean}
             print_json(line | {"lowest": found[lowest], "lowest_of": lowest})
@@ -332,7 +290,7 @@ def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> No
 
 
 def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
-    """Print how the cost of an image grows with the batch, and that of a pixel with the image, if several were run."""
+    """Print how the time per image grows with the batch, and that per pixel with the image, if there are several."""
     for number, growth in enumerate(room.growths(results)):
         if as_json:
             print_json({"kind": "growth", **dataclasses.asdict(growth)})
@@ -343,19 +301,17 @@ def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
             print_line(f"{growth.cases} on {growth.device}: {times}, {span}", gap=not number)
 
 
-def _print_profiles(result: room.Result) -> None:
-    for timing in result.ours:
-        rows: list[tuple[Any, ...]] = []
-        for row in timing.profile:
-            both = row.forward + row.backward
-            speed = f"{row.flops / both / 1e9:.1f}" if row.flops and both else ""
-            rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
-        whole = [sum(times) for times in zip(*((row.forward, row.backward) for row in timing.profile), strict=True)]
-        rows.append(("", "all", *map(_milli, whole), "", ""))
-        title = f"{result.case}, {timing.contestant}: milliseconds of a step, medians"
-        columns = ("layer", "what", "forward", "backward", "share", "GFLOP/s")
-        right = "forward backward share GFLOP/s"
-        print_table(*columns, rows=rows, right=right, title=title, gap=True, fold=False)
+def _print_profile(timing: room.Timing, case: room.Case) -> None:
+    forward, backward = (math.fsum(getattr(row, way) for row in timing.profile) for way in ("forward", "backward"))
+    rows: list[tuple[str, ...]] = []
+    for row in timing.profile:
+        both = row.forward + row.backward
+        speed = f"{row.flops / both / 1e9:.1f}" if row.flops and both else ""
+        rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
+    rows.append(("", "all", _milli(forward), _milli(backward), "", ""))
+    title = f"{case}, {timing.contestant}: milliseconds of a step, medians"
+    figures = ("forward", "backward", "share", "GFLOP/s")
+    print_table("layer", "what", *figures, rows=rows, right=figures, title=title, gap=True, fold=False)
 
 
 def _milli(seconds: float) -> str:

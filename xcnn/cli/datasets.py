@@ -27,7 +27,6 @@ def datasets(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
         images = "yours" if sizes is None else f"{sizes[0]:,} + {sizes[1]:,}"
         rows.append((name, images, "x".join(map(str, shape or ())) or "any", entry.classes or "any", entry.summary))
     if not json:
-        print_table(
-            "data set", "train + test", "shape", "classes", "what it is", rows=rows, right="train + test shape classes"
-        )
+        figures = ("train + test", "shape", "classes")
+        print_table("data set", *figures, "description", rows=rows, right=figures)
     return 0

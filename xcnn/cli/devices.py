@@ -14,9 +14,9 @@ __all__ = ["devices"]
 
 
 def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """List the array libraries and devices, whether each can be used here, and if not, why and what to do.
+    """List the array libraries and devices, whether each can be used here, and if not, the reason and the remedy.
 
-    The GPUs follow, with what is known of them and which of their abilities work.
+    The GPUs follow, with their properties and which of their abilities work.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
         for gpu in found_gpus:
             print_json(_record(gpu))
         return 0
-    print_table("device", "usable", "what it is, or what is missing", rows=rows)
+    print_table("device", "usable", "description, or what is missing", rows=rows)
     if found_gpus:
         facts = ("GPU", "name", "compute capability", "driver", "toolkit", "memory free")
         print_table(*facts, rows=[_facts(gpu) for gpu in found_gpus], gap=True)
@@ -45,16 +45,10 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
 
 
 def _record(gpu: Gpu) -> dict[str, object]:
-    """Return the JSON object of a GPU: an ability is true or false, and `faults` has the reason where it is false."""
-    record = dataclasses.asdict(gpu)
-    faults = record.pop("faults")
-    works = {name: not fault for name, fault in faults.items()}
-    return {
-        **record,
-        "usable": gpu.usable,
-        "abilities": works,
-        "faults": {name: fault for name, fault in faults.items() if fault},
-    }
+    """Return the JSON object of a GPU: `abilities` are true or false, and `faults` has the reasons of those false."""
+    abilities = {name: not fault for name, fault in gpu.faults.items()}
+    faults = {name: fault for name, fault in gpu.faults.items() if fault}
+    return dataclasses.asdict(gpu) | {"usable": gpu.usable, "abilities": abilities, "faults": faults}
 
 
 def _facts(gpu: Gpu) -> tuple[str, ...]:

@@ -48,11 +48,11 @@ def models(
     for key, entry in room.MODELS.items():
         try:
             parameters = sum(p.data.size for p in room.build(key, shape, classes).parameters())
-        except ShapeError:  # these images are too small for it
+        except ShapeError:  # the images are too small
             parameters = None
         if json:
             print_json({"model": key, "parameters": parameters, "summary": entry.summary})
         rows.append((key, "-" if parameters is None else f"{parameters:,}", entry.summary))
     if not json:
-        print_table("model", "parameters", "what it is", rows=rows, right="parameters")
+        print_table("model", "parameters", "description", rows=rows, right=("parameters",))
     return 0

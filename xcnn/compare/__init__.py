@@ -1,4 +1,4 @@
-"""Compare devices: the error of every op and layer against its budget, how far training parts, and speed.
+"""Comparison of devices: errors of ops and layers against their budgets, distances after training steps, and speed.
 
 `bench` compares speed and memory with other libraries.
 """

@@ -1,10 +1,11 @@
-"""A benchmark: contestants run the same case in turns, round by round, so that all meet the same noise of the machine.
+"""A benchmark: contestants run the same case in turns, round by round.
 
-Ratios are taken within a round, and the median over the rounds counts: a machine that slows down for a while slows all
-contestants.
+A machine that slows down for a while slows all contestants down. Ratios are therefore taken within a round, and the
+median over the rounds counts.
 """
 
 import contextlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,29 +19,29 @@ from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
 from xcnn.compare.worker import SpeedError, Worker
+from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, unknown
 
 __all__ = ["SETTLE", "Dropped", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
 
 SETTLE = 0.03
-"""Seconds between two turns. Threads spin for a while after their work; they must be asleep before the next turn."""
+"""Seconds between two turns. Threads spin for a while after their work, and must sleep before the next turn."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one contestant.
+    """The measurements of one contestant.
 
     Attributes
     ----------
-    contestant : measured.
+    contestant : what was measured.
     batch : images per step.
     first : seconds of the first step.
     rounds : seconds per step in each round: the median on the CPU, the mean by a GPU's events.
-    memory : bytes at the peak, over those held before the first step: of the library's pool on a GPU, else of the
-        process, including what compiling takes in the first step; compiled kernels are on disk the next time. None if
-        not known.
-    waited : share of its time that its threads waited for a core in use by other programs; None if not known. Do not
-        trust timings with more than a few percent.
+    memory : growth in bytes from before the first step to the peak: of the library's memory pool on a GPU, else of the
+        process, including the memory of the compiler if the first step compiles. None if unknown.
+    waited : share of the time that its threads waited for a core in use by other programs; None if unknown. Timings
+        with more than a few percent are not reliable.
     profile : time per layer; empty unless requested.
     launches : GPU calls of a step.
     """
@@ -73,14 +74,20 @@ class Timing:
         low, _, high = statistics.quantiles(rates, n=4, method="inclusive")
         return low, high
 
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of `images_per_second`."""
+        low, high = self.quartiles
+        return (high - low) / 2 / self.images_per_second
+
     def ratio(self, other: "Timing") -> float:
-        """Return how many times as fast as another this one is: the median over the rounds."""
+        """Return how many times as fast as `other` this contestant is: the median over the rounds."""
         return statistics.median(theirs / ours for ours, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A contestant that does not work here (a way of a peer, or a yardstick), and the reason in one line."""
+    """A contestant that fails here, and the reason in one line."""
 
     contestant: Contestant
     reason: str
@@ -92,13 +99,13 @@ class Result:
 
     Attributes
     ----------
-    case : what was run.
-    ours : xcnn on each device.
-    peers : each peer in each of its ways, on the hardware of each device.
+    case : the case.
+    ours : timings of xcnn on each device.
+    peers : timings of each peer in each of its ways, on the hardware of each device.
     flops : floating-point operations of a step.
     moved : least number of bytes that a step moves.
     rates : best speed of each yardstick, by hardware and name: operations, or bytes read and written, per second.
-    dropped : contestants that do not work here.
+    dropped : peers in one of their ways, and yardsticks, that fail here.
     """
 
     case: Case
@@ -118,7 +125,7 @@ class Result:
         return min(self.rivals(timing), key=lambda peer: peer.seconds, default=None)
 
     def share(self, timing: Timing, yardstick: str) -> float | None:
-        """Return operations (`"sgemm"`) or bytes moved (`"copy"`) per second as a share of the yardstick's.
+        """Return operations (`"sgemm"`) or bytes moved (`"copy"`) per second as a share of the yardstick's speed.
 
         None if the yardstick was not measured on the same hardware.
         """
@@ -132,17 +139,20 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
 
     Parameters
     ----------
-    devices : device strings, for xcnn.
+    devices : device strings of xcnn.
     peers : names in `PEERS`.
-    ways : of `PEERS` that take part; by default all.
+    ways : the ways in `PEERS` that take part; by default all.
 
     Raises
     ------
     UsageError
-        If no peer has one of the ways, or `ways` is given without peers.
+        If a peer is unknown, no peer has one of the ways, or `ways` is given without peers.
     SpeedError
-        If a peer is not measured on the hardware of a device, or in none of the ways there.
+        If a peer cannot be measured on the hardware of a device, or has none of the ways there.
     """
+    for peer in peers:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
     known = {way for peer in peers for kinds in PEERS[peer].values() for way in kinds}
     if ways and not peers:
         raise UsageError("ways chooses among those of the libraries in against, which is empty", setting="ways")
@@ -165,25 +175,28 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
 def bench(
     cases: Sequence[Case], entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool = False
 ) -> Iterator[Result]:
-    """Run one case after another; yield the result of each.
+    """Run one case after another, and yield the result of each.
 
     Parameters
     ----------
-    cases : to run.
+    cases : the cases.
     entered : the contestants.
     rounds : number of turns of each contestant.
-    seconds : approximate length of a turn; a turn is at least one step.
-    profiled : also profile xcnn layer by layer after the rounds, for as long as the rounds took.
+    seconds : approximate length of a turn; a turn has at least one step.
+    profiled : whether to profile xcnn layer by layer after the rounds, for as long as the rounds took.
 
     Raises
     ------
     UsageError
         If `rounds` is below 1 or `seconds` is not positive.
     SpeedError
-        If xcnn fails, or every peer on some hardware.
+        If a peer is not installed, or xcnn or all peers on some hardware fail.
     """
     integer("bench", "rounds", rounds)
     number("bench", "seconds", seconds, "(0, inf)")
+    for peer in {one.name for one in entered} & set(PEERS):
+        if importlib.util.find_spec(LIBRARIES[peer].module) is None:
+            raise SpeedError(f"bench: {peer} is not installed; {LIBRARIES[peer].hint}")
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
@@ -194,30 +207,11 @@ def bench(
 def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> Result:
     with contextlib.ExitStack() as stack:
         first, dropped = _begin([stack.enter_context(Worker(contestant, case)) for contestant in entered])
-        workers = list(first)
-        turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in workers}
+        turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in first}
         for number in range(rounds):
-            for worker in workers if number % 2 == 0 else workers[::-1]:  # so that drift favours no contestant
+            for worker in turns if number % 2 == 0 else reversed(turns):  # so that drift favours no contestant
                 turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
-        timings = []
-        for worker in workers:
-            memory = worker.ask("memory")
-            rows: tuple[Row, ...] = ()
-            if profiled and worker.contestant.name == "xcnn":
-                rows = tuple(Row(**row) for row in worker.ask("profile", seconds=rounds * seconds))
-            waits = [wait for _, wait in turns[worker] if wait is not None]
-            timings.append(
-                Timing(
-                    worker.contestant,
-                    case.batch,
-                    first[worker],
-                    tuple(time for time, _ in turns[worker]),
-                    memory,
-                    statistics.fmean(waits) if waits else None,
-                    rows,
-                    _launches(worker),
-                )
-            )
+        timings = [_timing(one, first[one], turns[one], rounds * seconds if profiled else 0.0) for one in turns]
     rates: dict[str, dict[str, float]] = {}
     for timing in timings:
         one = timing.contestant
@@ -226,6 +220,22 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
     ours = tuple(timing for timing in timings if timing.contestant.name == "xcnn")
     peers = tuple(timing for timing in timings if timing.contestant.name in PEERS)
     return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, tuple(dropped))
+
+
+def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]], profiled: float) -> Timing:
+    """Collect what was measured of a contestant; profile it for so many seconds if it is xcnn."""
+    one = worker.contestant
+    memory, calls = worker.ask("memory"), UNCOUNTED
+    rows = worker.ask("profile", seconds=profiled) if profiled and one.name == "xcnn" else []
+    if one.hardware != CPU and not one.is_yardstick:
+        try:
+            calls = Launches(**worker.ask("launches"))
+        except SpeedError as error:  # all else is measured by now
+            calls = Launches(missing=str(error))
+    waits = [wait for _, wait in turns if wait is not None]
+    waited = statistics.fmean(waits) if waits else None
+    profile = tuple(Row(**row) for row in rows)
+    return Timing(one, worker.case.batch, first, tuple(time for time, _ in turns), memory, waited, profile, calls)
 
 
 def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
@@ -250,16 +260,6 @@ def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped
     return first, list(dropped.values())
 
 
-def _launches(worker: Worker) -> Launches:
-    """Count the GPU calls of a step. Everything else is measured by then, so a failure loses nothing else."""
-    if worker.contestant.hardware == CPU or worker.contestant.is_yardstick:
-        return UNCOUNTED
-    try:
-        return Launches(**worker.ask("launches"))
-    except SpeedError as error:
-        return Launches(missing=str(error))
-
-
 def _ask_alone(worker: Worker, request: str, **arguments: float) -> Any:
     answer = worker.ask(request, **arguments)
     time.sleep(SETTLE)
@@ -267,13 +267,16 @@ def _ask_alone(worker: Worker, request: str, **arguments: float) -> Any:
 
 
 def speed(case: Case, device: str, steps: int) -> Timing:
-    """Measure xcnn alone: the first step on a device, and a number of later steps.
+    """Time the first step of xcnn on a device, and a number of later steps, in a process of its own.
 
     Raises
     ------
+    UsageError
+        If `steps` is below 1.
     SpeedError
-        If it fails.
+        If a step fails.
     """
+    integer("speed", "steps", steps)
     with Worker(Contestant("xcnn", device), case) as worker:
         first = worker.ask("first")
         rounds = tuple(worker.ask("burst", seconds=0)[0] for _ in range(steps))
@@ -282,15 +285,15 @@ def speed(case: Case, device: str, steps: int) -> Timing:
 
 @dataclass(frozen=True)
 class Growth:
-    """The growth of cost over cases that differ in one size only. If cost grows linearly, the factor is 1.
+    """The growth of the time of a step over cases that differ in one size only. Linear growth has factor 1.
 
     Attributes
     ----------
-    cases : description of what they have in common, such as `"lenet5, train"`.
+    cases : what the cases have in common, such as `"lenet5, train"`.
     device : device of xcnn.
-    unit : the cost is per `"image"` for several batch sizes, per `"pixel"` for several image sizes.
+    unit : `"image"` for several batch sizes, `"pixel"` for several image sizes.
     smallest, largest : batch size, or height and width of the images.
-    factor : the longest time of a unit over the shortest.
+    factor : the longest time per unit over the shortest.
     """
 
     cases: str

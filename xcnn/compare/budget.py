@@ -1,40 +1,56 @@
-"""The error budget of every op: the one table that says how its error is scaled and how large it may be.
+"""The error budget of every op: how its error is scaled, and how large it may be.
 
-The unit of error is `|error| / (eps * S)`: eps is the machine epsilon of the dtype under test, S the size of what the
-op rounds, element by element (`scales.py` has it for every kind of op). The budget is
+The unit of error is `|error| / (eps * S)`: eps is the machine epsilon of the dtype under test, and S the size of what
+the op rounds, for each element (`scales.py` computes it for every kind of op). The budget is
 
     units <= constant + growth * sqrt(K)
 
-with K the number of terms that an element sums. In the worst case the error of a sum grows as K / 2 (Higham's gamma_K);
-if roundings behave like random numbers, as sqrt(K) (Higham, section 3.1; Higham and Mary 2019). Libraries that add
-pairwise or in blocks stay below that.
+where K is the number of terms that an element sums. The error of a sum grows as K / 2 in the worst case (Higham's
+gamma_K), and as sqrt(K) if roundings behave like random numbers (Higham, section 3.1; Higham and Mary 2019). Sums that
+are added pairwise or in blocks have smaller errors.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from xcnn._check import choice
 from xcnn._dispatch import portable
 from xcnn.compare import scales
 from xcnn.compare.scales import Arrays, Example, Scale, Scales, each
+from xcnn.ops._op import OPS
 
-__all__ = ["BUDGETS", "WIDE", "Budget", "Error", "Expected", "Reference", "budget", "errors", "reference", "tensors"]
+__all__ = [
+    "BUDGETS",
+    "WIDE",
+    "Budget",
+    "Error",
+    "Expected",
+    "Reference",
+    "budget",
+    "call_op",
+    "errors",
+    "reference",
+    "tensors",
+]
 
 WIDE: dict[str, Any] = {"float32": np.float64, "float64": np.longdouble}
-"""The dtype of the reference for each dtype under test, whose own error is negligible. (On a platform without a long
-double, float64 is compared with float64, and the error of the reference counts as the device's.)"""
+"""The dtype of the reference for each dtype under test. Its own error is negligible, except on platforms without a long
+double, where float64 is compared with float64."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One row of the table.
+    """The budget of an op.
 
     Attributes
     ----------
-    scale : function that returns S and K of each result and gradient; see `scales.py`.
-    constant, growth : the bound, in units.
+    scale : function of `scales.py` that returns S and K of each result and gradient.
+    constant, growth : parameters of the bound, in units.
     """
 
     scale: Callable[[Example], Scales]
@@ -42,7 +58,7 @@ class Budget:
     growth: float = 0.0
 
     def bound(self, terms: float) -> float:
-        """Return the largest error, in units, allowed for a sum of so many terms."""
+        """Return the largest error, in units, that is allowed for a sum of `terms` terms."""
         return float(self.constant + self.growth * np.sqrt(terms))
 
     def __str__(self) -> str:
@@ -63,9 +79,9 @@ BUDGETS: dict[str, Budget] = {
     **_rows("global_max_pool leaky_relu dropout", Budget(scales.selections, 3)),
     "relu": Budget(scales.selections, 1),
     **_rows("elu sigmoid", Budget(scales.curves, 4)),
-    "tanh": Budget(scales.curves, 20),  # JAX's hyperbolic tangent is off by 3 eps, which its square doubles
+    "tanh": Budget(scales.curves, 20),  # JAX's tanh has an error of 3 eps, and the slope contains its square
     "silu": Budget(scales.gates, 4),
-    "gelu": Budget(scales.gates, 60),  # the same, times 0.8 x (1 + 0.13 x^2) in the slope of the tanh gate
+    "gelu": Budget(scales.gates, 60),  # the same tanh; the slope of the gate multiplies it by 0.8 x (1 + 0.13 x^2)
     "batch_norm": Budget(scales.batch_norm, 6, 1),
     "layer_norm": Budget(scales.layer_norm, 6, 1),
     "group_norm": Budget(scales.group_norm, 6, 1),
@@ -79,10 +95,10 @@ BUDGETS: dict[str, Budget] = {
 }
 """The budget of every op of this package by name; `budget` has one for all others.
 
-The numbers were measured and then multiplied by about three: the largest units of every op over its samples (five
-seeds) and over sizes met in practice (convolutions of up to 4,608 terms per pixel, matrices of 8,192 columns, 1,000
-classes, maps of 32 x 32, norms of numbers far from zero and close together; signed numbers and positive ones, whose
-sums err most), in float32 and float64, on NumPy, array-api-strict, PyTorch and JAX, all on one CPU.
+The bounds are about three times the largest errors measured, in float32 and float64, with NumPy, array-api-strict,
+PyTorch and JAX on one CPU. The ops ran on their samples (five seeds) and in sizes met in practice: convolutions of up
+to 4,608 terms per pixel, matrices of 8,192 columns, 1,000 classes, maps of 32 x 32, norms of numbers far from zero and
+close together. The numbers were of both signs, and positive, which makes the errors of sums largest.
 """
 
 _OTHERS = Budget(scales.largest, 10, 2)
@@ -91,15 +107,15 @@ _OTHERS = Budget(scales.largest, 10, 2)
 def budget(op: str) -> Budget:
     """Return the budget of an op: `10 + 2 sqrt(K)` units if it is not in `BUDGETS`.
 
-    S is then the largest magnitude of the tensor, the arguments and dy, and K the number of elements of all arguments:
-    no sum over them is longer.
+    S is then the largest magnitude of the tensor, the arguments and dy. K is the number of elements of all arguments,
+    as no sum over them has more terms.
     """
     return BUDGETS.get(op, _OTHERS)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One result or gradient of the reference run: its value, the scale of its error, and the bound."""
+    """The expected value of a result or gradient, with the scale and bound of its error."""
 
     value: np.ndarray
     scale: Scale
@@ -108,10 +124,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Reference:
-    """One call in the reference's dtype: arrays and gradient of y rounded to `dtype`, and the expected tensors."""
+    """A call of an op with numbers rounded to `dtype`, the dtype under test, and its expected results and gradients."""
 
-    arrays: Arrays
-    dy: np.ndarray
+    op: str
+    dtype: str
+    call: Example
     tensors: dict[str, Expected]
 
 
@@ -121,10 +138,10 @@ class Error:
 
     Attributes
     ----------
-    tensor : `y`, `dx`, `dweight`, ...
-    units : the largest |error| / (eps * S) of its elements; infinite for NaN, and for a wrong shape or dtype.
-    bound : the largest value of `units` that is allowed.
-    ulp : the largest |error| in spacings of the floating-point numbers there; large where terms cancel.
+    tensor : name of the tensor: `y`, `dx`, `dweight`, ...
+    units : largest |error| / (eps * S) of its elements; infinite for NaN, and for a wrong shape or dtype.
+    bound : largest value of `units` that is allowed.
+    ulp : largest |error| in spacings of floating-point numbers at the expected value; large where terms cancel.
     """
 
     tensor: str
@@ -132,57 +149,75 @@ class Error:
     bound: float
     ulp: float
 
+    def __str__(self) -> str:
+        return f"{self.units:.2f} of {self.bound:.1f} ({self.ulp:.0f})" + ("" if self.within else " OVER")
+
     @property
     def share(self) -> float:
-        """The share of the budget in use; above 1 it is exceeded."""
+        """The error as a share of its bound. Above 1, it exceeds its budget."""
         return self.units / self.bound
 
     @property
     def within(self) -> bool:
-        """Whether the budget holds."""
+        """Whether the error is within its budget."""
         return self.units <= self.bound
 
 
 def _round(array: Any, dtype: str) -> Any:
-    """Return numbers that `dtype` holds exactly, in the reference's dtype; labels as they are."""
+    """Round numbers to `dtype`, and return them in the reference's dtype; return labels unchanged."""
     return np.asarray(array).astype(dtype).astype(WIDE[dtype]) if array.dtype.kind == "f" else array
+
+
+def call_op(name: str, options: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Any]:
+    """Call an op by name with copies of the options, as dropout advances its generator."""
+    y, backward = OPS[name].function(**arrays, **copy.deepcopy(dict(options)))
+    return y, backward
 
 
 def reference(
     op: str,
-    function: Callable[[Arrays], tuple[Any, Any]],
     arrays: Arrays,
     options: Mapping[str, Any],
     dy: Callable[[tuple[int, ...]], np.ndarray],
     dtype: str,
+    function: Callable[[Arrays], tuple[Any, Any]] | None = None,
 ) -> Reference:
-    """Run one op forward and backward in the reference's dtype with the portable code, and return what to expect.
+    """Run an op forward and backward in the reference's dtype with the portable code.
 
     Parameters
     ----------
-    op : name of the op whose budget applies.
-    function : (arrays by name) -> (y, backward).
-    arrays : host arrays by name; their numbers, and those of dy, are first rounded to `dtype`.
-    options : options on which the scale may depend; `function` knows them already.
-    dy : function that returns the gradient of y for its shape.
+    op : name of the op.
+    arrays : host arrays by name; those left out are None. Their numbers, and those of dy, are first rounded to `dtype`.
+    options : options of the op.
+    dy : function that returns the gradient of y for the shape of y.
     dtype : dtype under test.
+    function : (arrays by name) -> (y, backward), by default the op. Its arrays are those given.
+
+    Raises
+    ------
+    UsageError
+        If there is no wider dtype for `dtype`.
     """
+    choice("compare", "dtype", dtype, WIDE)
+    if function is None:
+        arrays = {name: arrays.get(name) for name in OPS[op].arrays}
+        function = functools.partial(call_op, op, options)
     arrays = each(lambda array: _round(array, dtype), arrays)
-    with portable(np):  # a kernel under test must not be its own reference
+    with portable(np):  # a kernel must not be its own reference
         y, backward = function(arrays)
         results = y if type(y) is tuple else (y,)
         gradient = _round(dy(results[0].shape), dtype)
-        example = Example(function, arrays, dict(options), gradient, results, backward, backward(gradient))
-        sizes = tensors(arrays, *budget(op).scale(example))
-    values = tensors(arrays, results, example.gradients)
+        call = Example(function, arrays, dict(options), gradient, results, backward, backward(gradient))
+        sizes = tensors(arrays, *budget(op).scale(call))
+    values = tensors(arrays, results, call.gradients)
     wanted = {n: Expected(np.asarray(values[n]), s, budget(op).bound(s.terms)) for n, s in sizes.items() if n in values}
-    return Reference(arrays, gradient, wanted)
+    return Reference(op, dtype, call, wanted)
 
 
 def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) -> dict[str, Any]:
     """Return results and gradients by name: `y`, `y1`, `y2`, ... (or running statistics), and `d` + each argument.
 
-    An argument that is a list of arrays has the gradients `dxs[0]`, `dxs[1]`, ...; tensors that are None are left out.
+    An argument that is a list of arrays has the gradients `dxs[0]`, `dxs[1]`, ... Tensors that are None are left out.
     """
     names = ["y", *(f"y{i}" for i in range(1, len(results)))]
     if len(results) == 3 and "running_mean" in arrays:
@@ -192,9 +227,9 @@ def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) ->
     return {n: tensor for n, tensor in zip(names, (*results, *gradients), strict=True) if tensor is not None}
 
 
-def errors(wanted: Reference, got: Mapping[str, Any], dtype: str) -> list[Error]:
-    """Return the errors of a device's results, host arrays by tensor name, against the expected ones."""
-    return [_error(name, want, got.get(name), dtype) for name, want in wanted.tensors.items()]
+def errors(wanted: Reference, got: Mapping[str, Any]) -> list[Error]:
+    """Return the errors of a device's results and gradients, host arrays by name."""
+    return [_error(name, want, got.get(name), wanted.dtype) for name, want in wanted.tensors.items()]
 
 
 def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:
@@ -204,7 +239,7 @@ def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:
     same = (got == want.value) | (np.isnan(got) & np.isnan(want.value))
     with np.errstate(invalid="ignore"):
         off = np.where(same, 0.0, np.abs(got.astype(want.value.dtype) - want.value))
-        # An error below the smallest normal number is underflow, which no relative budget covers.
+        # `tiny` allows for underflow, which no relative budget covers.
         units = off / (float(info.eps) * want.scale.size + float(info.tiny))
         ulp = off / np.spacing(np.abs(want.value).astype(dtype)).astype(want.value.dtype)
     return Error(name, _worst(units), want.bound, _worst(ulp))

@@ -1,4 +1,4 @@
-"""The case that every contestant of a benchmark runs: steps of a network on one batch; and the work of a step."""
+"""A case of a benchmark, steps of a network on one batch, and the work of a step."""
 
 import math
 from collections.abc import Callable
@@ -18,26 +18,26 @@ MODES = ("train", "infer")
 """The kinds of step."""
 
 MOMENTUM = 0.9
-"""The momentum of SGD, the optimizer of all contestants."""
+"""The momentum of SGD, with which all contestants train."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration.
+    """What every contestant runs.
 
     Attributes
     ----------
     model : name of the network.
     batch : images per step.
-    mode : `"train"`: a step of SGD on the mean cross-entropy; `"infer"`: the scores of a batch.
-    threads : of each contestant.
-    lr : learning rate. The default is so small that the weights stay the same, and every step is as much work as the
-        first: a network that has learned its only batch has no gradient left, and the momentum decays to subnormal
-        numbers, which are slow on some processors.
-    size : height and width of the images, if not those of `images`.
-    images : their shape (c, h, w); by default that of `models.MODELS`.
+    mode : `"train"` for a step of SGD on the mean cross-entropy, `"infer"` for the scores of a batch.
+    threads : number of threads of each contestant.
+    lr : learning rate. The default is so small that the weights stay the same and all steps take the same work. A
+        network that has learned its only batch has no gradient, and momentum then decays to subnormal numbers, which
+        are slow on some processors.
+    size : height and width of the images, if they differ from those of `images`.
+    images : shape (c, h, w) of an image; by default that of `models.MODELS`.
     classes : number of scores per image.
-    dtype : of images, weights and arithmetic. Peers have float32 only.
+    dtype : dtype of images, weights and arithmetic. Peers support float32 only.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def named(self) -> str:
-        """The model, and the size of the images if it is not the default."""
+        """The model, with the size of the images if that is not the default."""
         return self.model if self.size is None else f"{self.model} at {self.size}x{self.size}"
 
     @property
@@ -88,11 +88,11 @@ class Case:
         return rng.random((self.batch, *self.shape)).astype(self.dtype), rng.integers(0, self.classes, self.batch)
 
     def flops(self) -> dict[str, int]:
-        """Return the floating-point operations of a step per layer.
+        """Return the floating-point operations of a step by layer.
 
-        Two per multiply-add of convolutions and linear layers; other layers are not counted. In training, the forward
-        pass, the gradient of the weights and that of the input each take the same number; the first layer needs no
-        gradient of its input.
+        A multiply-add of a convolution or linear layer counts twice; other layers do not count. In training, the
+        forward pass, the gradient of the weights and that of the input take the same number each. The first layer
+        needs no gradient of its input.
         """
         passes = 3 if self.mode == "train" else 1
         found: dict[str, int] = {}
@@ -106,10 +106,10 @@ class Case:
     def moved(self) -> int:
         """Return the least number of bytes that a step moves between memory and processor.
 
-        Only layers with parameters count, as the work between them needs no memory of its own. For x numbers in, y out
-        and p parameters of 4 bytes, inference reads x and p and writes y: `x + y + p` numbers. Training also reads dy,
-        x and p and writes dx and the gradient of p; the update reads p, its gradient and velocity and writes p and
-        velocity: `3 x + 2 y + 8 p`. The first layer has no dx, and does not read p for it.
+        Only layers with parameters count, as the layers between them could run without memory of their own. With x
+        numbers in, y out and p parameters of 4 bytes, inference reads x and p and writes y: `x + y + p` numbers.
+        Training also reads dy, x and p and writes dx and the gradient of p; the update reads p, its gradient and its
+        velocity and writes p and the velocity: `3 x + 2 y + 8 p`. The first layer has no dx, for which it would read p.
         """
         sizes: list[tuple[int, int, int]] = []
 

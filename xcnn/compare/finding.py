@@ -1,4 +1,4 @@
-"""An error that a comparison found, with its place."""
+"""Findings: the errors of a comparison, with their places."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ _Key = TypeVar("_Key")
 
 @dataclass(frozen=True)
 class Finding:
-    """The error of one tensor.
+    """The error of one tensor, and where it was found.
 
     Attributes
     ----------
-    place : name of a layer, or of an op.
+    place : name of the layer or op.
     what : class of the layer, or sample of the op.
-    op : whose budget applies.
-    device : name.
-    dtype : under test.
-    error : the measurement.
+    op : name of the op whose budget applies.
+    device : name of the device.
+    dtype : dtype under test.
+    error : the error.
     """
 
     place: str
@@ -41,7 +41,7 @@ class Finding:
 def nearest(
     findings: Iterable[Finding], row: Callable[[Finding], _Key], column: Callable[[Finding], str]
 ) -> dict[_Key, dict[str, Finding]]:
-    """Return, by row and column, the finding with the largest share of its budget."""
+    """Return the finding with the largest share of its budget by row and column."""
     table: dict[_Key, dict[str, Finding]] = {}
     for finding in findings:
         cells = table.setdefault(row(finding), {})

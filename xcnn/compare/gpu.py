@@ -1,4 +1,4 @@
-"""GPUs: the one that a device string means, and what CuPy and PyTorch report of it, a row per library in `GAUGES`.
+"""GPUs: the one that a device string means, and what CuPy and PyTorch report of it.
 
 Nothing else in `xcnn.compare` calls CUDA. The libraries are imported inside functions, as they may be missing.
 """
@@ -18,7 +18,7 @@ from xcnn.devices import LIBRARIES, device
 __all__ = ["CPU", "GAUGES", "Gauge", "describe", "entered", "gauge", "hardware", "kind"]
 
 CPU = "cpu"
-"""The name of the processor in `hardware`."""
+"""What `hardware` returns for the processor."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Gauge:
 
     Attributes
     ----------
-    name : of the GPU.
-    version : of the library.
+    name : name of the GPU.
+    version : version of the library.
     tf32 : whether float32 matrices are multiplied in TF32 inside `setting`.
-    setting : context in which the library computes on this GPU.
-    mark : records an event behind the work submitted so far and returns it; the event has `synchronize()`.
-    elapsed : milliseconds between two events.
-    synchronize : waits until the GPU has done all work.
-    reset : starts a new peak of memory.
-    held : bytes that the library's pool held at the peak, in use or not.
+    setting : function that returns the context in which the library computes on this GPU.
+    mark : function that records an event after the work submitted so far, and returns it.
+    elapsed : function that returns the milliseconds between two events.
+    synchronize : function that waits until the GPU has done all work.
+    reset : function that starts a new peak of memory.
+    held : function that returns the bytes in the library's pool at the peak, in use or not.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _cupy(index: int) -> Gauge:
         mark=lambda: cuda.get_current_stream().record(),
         elapsed=cuda.get_elapsed_time,
         synchronize=lambda: cuda.Device(index).synchronize(),
-        reset=lambda: None,  # the pool keeps freed memory: what it holds is its peak
+        reset=lambda: None,  # the pool keeps freed memory, so its size is its peak
         held=lambda: cupy.get_default_memory_pool().total_bytes(),
     )
 
@@ -101,7 +101,7 @@ def _torch(index: int) -> Gauge:
 
 
 GAUGES: dict[str, Callable[[int], Gauge]] = {"cuda": _cupy, "torch": _torch}
-"""The gauge of a GPU by its number, per library of `devices.LIBRARIES` that has events and reports its memory."""
+"""Functions from a GPU's number to its gauge, by the library of `devices.LIBRARIES`."""
 
 
 def hardware(spec: str) -> str:
@@ -120,7 +120,7 @@ def kind(spec: str) -> str:
 
 
 def gauge(spec: str) -> Gauge | None:
-    """Return the gauge of a device's GPU. None on the CPU, and for a library without a row in `GAUGES`.
+    """Return the gauge of a device's GPU; None on the CPU, and for a library that is not in `GAUGES`.
 
     Raises
     ------
@@ -134,14 +134,14 @@ def gauge(spec: str) -> Gauge | None:
 
 @contextlib.contextmanager
 def entered(spec: str) -> Iterator[None]:
-    """Compute on a device inside a `with` block. PyTorch computes without TF32."""
+    """Select a device inside a `with` block, in which PyTorch computes without TF32."""
     found = gauge(spec)
     with device(spec).active(), contextlib.nullcontext() if found is None else found.setting():
         yield
 
 
 def describe(specs: Sequence[str]) -> list[dict[str, Any]]:
-    """Describe the GPUs among devices: name, driver, and the library with its version and whether it uses TF32.
+    """Return records of the GPUs among devices: name, driver, library, its version, and whether it uses TF32.
 
     Unknown values are None.
     """

@@ -1,25 +1,24 @@
-"""The GPU calls of a step: kernel launches and copies.
+"""The GPU calls of a step, kernel launches and copies, counted by PyTorch's profiler.
 
-PyTorch's profiler counts them through CUPTI, which sees the calls of every library in the process.
+It uses CUPTI, which sees the calls of every library in the process.
 """
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from xcnn.compare.contestants import Step
 
-__all__ = ["COPIES", "LAUNCHES", "STEPS", "UNCOUNTED", "Launches", "count", "launches", "profiled"]
+__all__ = ["COPIES", "LAUNCHES", "STEPS", "UNCOUNTED", "Launches", "launches", "profiled"]
 
 STEPS = 4
-"""Number of steps that are counted."""
+"""Number of steps over which the calls are counted."""
 
 LAUNCHES = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)")
-"""The beginnings of the calls that launch a kernel, or a graph of them, by the runtime or the driver."""
+"""How the names of calls of the runtime or the driver begin that launch a kernel, or a graph of kernels."""
 
 COPIES = re.compile(r"cu(da)?Mem(cpy|set)")
-"""The beginnings of the calls that copy or fill memory."""
+"""How the names of calls begin that copy or fill memory."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Launches:
     ----------
     kernels : launches; a graph counts once. None if not counted.
     copies : copies and fills of memory. None if not counted.
-    missing : why they could not be counted.
+    missing : why the calls could not be counted.
     """
 
     kernels: float | None = None
@@ -39,22 +38,11 @@ class Launches:
 
 
 UNCOUNTED = Launches()
-"""Of a contestant on the CPU, or a yardstick."""
-
-
-def count(events: Iterable[tuple[str, int]]) -> tuple[int, int]:
-    """Return the number of launches and of copies among a profiler's events (name, count).
-
-    >>> count([("cudaLaunchKernel_v7000", 3), ("cuLaunchKernel", 2), ("cudaMemcpyAsync", 1), ("aten::add", 3)])
-    (5, 1)
-    """
-    seen = list(events)
-    launched, copied = (sum(times for name, times in seen if calls.match(name)) for calls in (LAUNCHES, COPIES))
-    return launched, copied
+"""The launches of a contestant on the CPU, or of a yardstick."""
 
 
 def profiled(step: Step) -> list[tuple[str, int]]:
-    """Run `STEPS` steps under PyTorch's profiler; return its events (name, count).
+    """Run `STEPS` steps under PyTorch's profiler, and return its events (name, count).
 
     Raises
     ------
@@ -71,18 +59,13 @@ def profiled(step: Step) -> list[tuple[str, int]]:
     return [(event.key, event.count) for event in profiler.key_averages()]
 
 
-def launches(step: Step, profiled: Callable[[Step], Iterable[tuple[str, int]]] = profiled) -> Launches:
-    """Count the GPU calls of a warm step, or return why they cannot be counted.
-
-    Parameters
-    ----------
-    step : to count.
-    profiled : runs `STEPS` steps and returns the events.
-    """
+def launches(step: Step) -> Launches:
+    """Return the number of GPU calls of a warm step, or why they cannot be counted."""
     try:
-        kernels, copies = count(profiled(step))
+        events = profiled(step)
     except Exception as error:  # a failing profiler must not lose the other measurements
         return Launches(missing=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+    kernels, copies = (sum(times for name, times in events if calls.match(name)) for calls in (LAUNCHES, COPIES))
     if not kernels:
-        return Launches(missing="the profiler saw no launch at all; it may not be permitted to look")
+        return Launches(missing="the profiler saw no launch at all; it may lack the permission")
     return Launches(kernels / STEPS, copies / STEPS)

@@ -1,4 +1,4 @@
-"""Findings as a Markdown document such as `docs/budgets.md`: a row per place and tensor, with budget and errors."""
+"""Findings as a Markdown document, such as `docs/budgets.md`."""
 
 import platform
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ Written by
 
 Errors depend on the machine and the versions; the budgets are those of `xcnn/compare/budget.py`.
 
-A cell holds the error of the tensor where it is nearest to its bound, the bound, and in parentheses the error in ULP
-(spacings of floating-point numbers; large where terms cancel). The unit of error and bound is |error| / (eps S): eps is
-the machine epsilon of the dtype, and S the size of what was rounded, for a sum the sum of the magnitudes of its terms.
-Errors and S are taken from a reference in a wider dtype. K is the number of terms that an element sums.
+Each cell holds the error that is nearest to its bound, the bound, and in parentheses the error in ULP (spacings of
+floating-point numbers; large where terms cancel). The unit of error and bound is |error| / (eps S), where eps is the
+machine epsilon of the dtype, and S is the size of what was rounded: for a sum, the sum of the magnitudes of its terms.
+Errors and S are computed with a reference in a wider dtype. K is the number of terms that an element sums.
 """
 
 
 def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str, command: str) -> str:
-    """Return the document: the command, the devices, whether all budgets hold, and a table per dtype.
+    """Return a document with the devices, whether all errors are within their budgets, and a table per dtype.
 
     Parameters
     ----------
-    findings : of one comparison; at least one.
-    devices : compared devices.
-    title : of the document.
-    command : that writes the document.
+    findings : findings of one comparison; at least one.
+    devices : the devices that were compared.
+    title : title of the document.
+    command : the command that writes the document.
     """
     lines = [f"# {title}", "", _ABOUT.format(command=command), *_run(devices), "", *_verdict(findings)]
     for dtype in dict.fromkeys(f.dtype for f in findings):
@@ -42,7 +42,7 @@ def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str,
 
 
 def _run(devices: Sequence[Device]) -> list[str]:
-    """Return lines about the versions of the libraries and the kind of processor."""
+    """Return lines with the versions of the libraries and the kind of processor."""
     simd = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     kind = ", ".join([platform.machine(), *simd[-1:]])
     return [
@@ -66,16 +66,10 @@ def _table(findings: Sequence[Finding]) -> list[str]:
     lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (place, op, tensor), cells in rows.items():
-        measured = (_cell(cells[name]) for name in names)
+        measured = (str(e) if (e := cells[name].error).within else f"**{e}**" for name in names)
         lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(budget(op)), *measured]))
     return lines
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(finding: Finding) -> str:
-    e = finding.error
-    text = f"{e.units:.2f} of {e.bound:.1f} ({e.ulp:.0f})"
-    return text if e.within else f"**{text} OVER**"

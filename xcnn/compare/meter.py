@@ -1,4 +1,4 @@
-"""How steps are measured: by the host's clock and the memory of this process, or by a GPU's events and memory pool."""
+"""Meters of time and memory: the host's clock and the memory of this process, or a GPU's events and memory pool."""
 
 import contextlib
 import math
@@ -19,17 +19,17 @@ __all__ = ["Clock", "Events", "growth", "meter"]
 class Clock:
     """The host's clock, and on the CPU the memory of this process.
 
-    On a device without events, a step ends when its value is on the host: an update that the device has not finished
-    by then counts in the next step. The memory of such a device is not known.
+    On a device without events, a step ends when its value is on the host. An update that the device has not finished
+    by then counts in the next step. The memory of such a device is unknown.
     """
 
     on_cpu: bool = True
 
     def settle(self) -> None:
-        """Return when all work is done, which is at once."""
+        """Wait until the device has done all work. The host has done it already."""
 
     def turn(self, step: Step, seconds: float) -> tuple[float, float]:
-        """Run a step or more, for about so long; return the median seconds of a step, and the seconds of all."""
+        """Run at least one step, for about `seconds`; return the median seconds of a step, and those of all steps."""
         times: list[float] = []
         start = time.perf_counter()
         end = start + seconds
@@ -40,13 +40,13 @@ class Clock:
         return statistics.median(times), math.fsum(times)
 
     def growth(self) -> Callable[[], int | None]:
-        """Start to watch memory; return a function that returns the bytes at the peak since, over those held now."""
+        """Return a function that returns the bytes by which the peak of memory from now on exceeds its use now."""
         return growth() if self.on_cpu else lambda: None
 
 
 @dataclass(frozen=True)
 class Events:
-    """A GPU's events, and the memory pool of its library. The methods are those of `Clock`."""
+    """A GPU's events, and the memory pool of its library. It has the methods of `Clock`."""
 
     gauge: Gauge
 
@@ -55,7 +55,7 @@ class Events:
         self.gauge.synchronize()
 
     def turn(self, step: Step, seconds: float) -> tuple[float, float]:
-        """Return the mean seconds of a step, and those of all, from an event before the first to one after the last."""
+        """As `Clock.turn`, with the mean in place of the median: there is an event before and one after all steps."""
         count, end = 0, time.perf_counter() + seconds
         before = self.gauge.mark()
         while not count or time.perf_counter() < end:
@@ -68,21 +68,21 @@ class Events:
         return elapsed / count, elapsed
 
     def growth(self) -> Callable[[], int]:
-        """Start to watch the pool."""
+        """As `Clock.growth`, of the pool."""
         self.gauge.reset()
         before = self.gauge.held()
         return lambda: max(0, self.gauge.held() - before)
 
 
 def meter(spec: str) -> Clock | Events:
-    """Return what measures on a device: events if its library has them, else the host's clock."""
+    """Return the meter of a device: events if its library has them, else the host's clock."""
     found = gauge(spec)
     return Clock(hardware(spec) == CPU) if found is None else Events(found)
 
 
 def growth() -> Callable[[], int | None]:
-    """Start to watch the memory of this process, as `Clock.growth` does. The bytes are None outside Linux."""
-    with contextlib.suppress(OSError):  # start a new peak: importing a library may have taken more than is held now
+    """As `Clock.growth`, of this process. The bytes are None outside Linux."""
+    with contextlib.suppress(OSError):  # starts a new peak: importing a library may have taken more than is in use now
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     before = _resident("VmRSS")
 
@@ -94,10 +94,7 @@ def growth() -> Callable[[], int | None]:
 
 
 def _resident(what: str) -> int | None:
-    """Return the bytes of resident memory, now (VmRSS) or at its peak (VmHWM).
-
-    `ru_maxrss` would start at the peak of the parent process.
-    """
+    """Return the bytes of resident memory, now (VmRSS) or at its peak (VmHWM); `ru_maxrss` has that of the parent."""
     try:
         found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     except OSError:

@@ -1,15 +1,15 @@
 """The scale S of rounding errors for every result and gradient of each kind of op, and the number of terms K.
 
 The error of a sum of K terms, added in any order, is at most `gamma_K * sum |terms|` with `gamma_K = K u / (1 - K u)`
-and u = eps / 2 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2). So S
-is that sum of magnitudes, and the bound grows with K. For ops that are not sums, the docstrings define S.
+and u = eps / 2 (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2). For
+sums, S is therefore the sum of the magnitudes of the terms. For other ops, the docstrings define S.
 
-Each function takes an `Example`, evaluated in a wide dtype on the host, and returns one `Scale` per result and one (or
-None) per gradient. To support a new kind of op, add a function here; `budget.py` maps ops to these functions.
+Each function takes an `Example` and returns one `Scale` per result and one, or None, per gradient. To support a new
+kind of op, add a function here and name it in the table of `budget.py`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,10 @@ Arrays = dict[str, Any]
 
 def each(function: Callable[[Any], Any], arrays: Arrays) -> Arrays:
     """Apply a function to every array."""
-
-    def mapped(value: Any) -> Any:
-        if isinstance(value, list):
-            return [mapped(one) for one in value]
-        return value if value is None else function(value)
-
-    return {name: mapped(value) for name, value in arrays.items()}
+    return {
+        name: list(map(function, value)) if isinstance(value, list) else None if value is None else function(value)
+        for name, value in arrays.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,11 @@ class Example:
     Attributes
     ----------
     function : (arrays by name) -> (y, backward), with fixed options.
-    arrays : the arguments of the call.
-    options : of the op, for scales that depend on them.
+    arrays, options : arguments of the call.
     dy : gradient of y.
     results : y, or all results if there are several.
-    backward : of this call.
-    gradients : the result of `backward` for dy.
+    backward : backward pass of this call.
+    gradients : result of `backward(dy)`.
     """
 
     function: Callable[[Arrays], tuple[Any, Any]]
@@ -95,51 +91,42 @@ class Scale:
 Scales = tuple[list[Scale | None], list[Scale | None]]
 
 
-def _largest(array: Any) -> float:
-    return float(np.max(array, initial=1.0))
-
-
-def _magnitudes(array: Any) -> Any:
-    return np.abs(array) if array.dtype.kind == "f" else array
-
-
-def _shared(array: Any, terms: float = 1.0) -> Scale | None:
-    return None if array is None else Scale(np.abs(array), terms)
-
-
-def products(example: Example) -> Scales:
-    """Sums of products: S is the same op on |x|, |w|, |bias| and |dy|; K is counted by running it on ones."""
-    y, backward = example.function(each(_magnitudes, example.arrays))
-    ones, counts = example.function(each(np.ones_like, example.arrays))
-    sizes = backward(np.abs(example.dy))
-    terms = counts(np.ones_like(example.dy))
-    return [Scale(np.abs(y), _largest(ones))], [
-        None if size is None else Scale(size, _largest(count)) for size, count in zip(sizes, terms, strict=True)
+def _scales(sizes: Sequence[Any], counts: Sequence[Any] | float = 1.0) -> list[Scale | None]:
+    """Return a scale per array of sizes. K is `counts`, or the largest element of the array of counts."""
+    terms = counts if isinstance(counts, Sequence) else [counts] * len(sizes)
+    return [
+        None if size is None else Scale(np.abs(size), float(np.max(count, initial=1.0)))
+        for size, count in zip(sizes, terms, strict=True)
     ]
 
 
+def products(example: Example) -> Scales:
+    """Sums of products: S is the same op on |x|, |w|, |bias| and |dy|; K is the result of the op on ones."""
+    y, backward = example.function(each(np.abs, example.arrays))
+    ones, counts = example.function(each(np.ones_like, example.arrays))
+    return _scales([y], [ones]), _scales(backward(np.abs(example.dy)), counts(np.ones_like(example.dy)))
+
+
 def means(example: Example) -> Scales:
-    """Means over windows: S is the mean of |x|, and of |dy|; K is the size of the window."""
+    """Means over windows: S is the mean of |x|, and of |dy|; K is the number of pixels of a window."""
     x = example.arrays["x"]
     y, backward = example.function(each(np.abs, example.arrays))
     kernel = example.options.get("kernel_size")
-    if kernel is None:  # adaptive: its windows share the map
+    if kernel is None:  # an adaptive pool divides the map into windows
         rank = x.ndim - (1 if y.ndim == 2 < x.ndim else 0)
         window = max(1.0, x.size / y.size) + rank
     else:
         window = float(kernel ** (x.ndim - 1) if isinstance(kernel, int) else math.prod(kernel))
-    return [Scale(y, window)], [_shared(g, window) for g in backward(np.abs(example.dy))]
+    return _scales([y], window), _scales(backward(np.abs(example.dy)), window)
 
 
 def selections(example: Example) -> Scales:
     """Numbers that are selected, or scaled by a constant: S is |y|, and the sum of the |dy| added to one element.
 
-    K is the largest number of them.
+    K is the largest number of dy that are added to one element.
     """
     counts = example.backward(np.ones_like(example.dy))
-    sizes = example.backward(np.abs(example.dy))
-    pairs = zip(sizes, counts, strict=True)
-    return [_shared(y) for y in example.results], [None if s is None else _shared(s, _largest(n)) for s, n in pairs]
+    return _scales(example.results), _scales(example.backward(np.abs(example.dy)), counts)
 
 
 def largest(example: Example) -> Scales:
@@ -148,19 +135,17 @@ def largest(example: Example) -> Scales:
     numbers = [a for a in arrays if a is not None and a.dtype.kind == "f"]
     terms = sum(a.size for a in numbers)
 
-    def scale(array: Any) -> Scale | None:
-        if array is None:
-            return None
-        size = max(float(np.max(np.abs(a), initial=0.0)) for a in (array, example.dy, *numbers))
-        return Scale(np.full(array.shape, size), terms)
+    def size(tensor: Any) -> float:
+        return max(float(np.max(np.abs(a), initial=0.0)) for a in (tensor, example.dy, *numbers))
 
-    return [scale(y) for y in example.results], [scale(g) for g in example.gradients]
+    sizes = [[t if t is None else size(t) for t in tensors] for tensors in (example.results, example.gradients)]
+    return _scales(sizes[0], terms), _scales(sizes[1], terms)
 
 
 def curves(example: Example) -> Scales:
     """Smooth functions of each number: S is |y| + |x y'|, the effect of an eps in x; and |dx| + |dy| for the gradient.
 
-    The slope is about 1 and has an absolute error of an eps, as `1 - y * y` near 0 is not more accurate.
+    The slope is about 1, and its absolute error is about an eps: `1 - y * y` is not more accurate near 0.
     """
     x, (y,), (dx,) = example.arrays["x"], example.results, example.gradients
     (slope,) = example.backward(np.ones_like(y))
@@ -168,7 +153,7 @@ def curves(example: Example) -> Scales:
 
 
 def gates(example: Example) -> Scales:
-    """`x * gate(x)`, with a gate from 0 to 1 and its absolute error an eps: S is |x|, and |dx| + |dy| (1 + |x|)."""
+    """`x * gate(x)`, with a gate from 0 to 1 whose absolute error is an eps: S is |x|, and |dx| + |dy| (1 + |x|)."""
     x, (dx,) = np.abs(example.arrays["x"]), example.gradients
     return [Scale(x)], [Scale(np.abs(dx) + np.abs(example.dy) * (1.0 + x))]
 
@@ -179,8 +164,8 @@ def _norm(
     """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
 
     With `a = (|x| + mean |x|) * rstd`, the centred number before cancellation, S of y is
-    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, each with an error of
-    an eps of a.
+    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, each of which has an
+    error of an eps of a. With `constant`, the statistics are the running ones.
     """
     weight, bias = (example.arrays[name] for name in ("weight", "bias"))
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
@@ -190,7 +175,7 @@ def _norm(
     def mean(array: Any) -> Any:
         return np.mean(array, axis=axes, keepdims=True)
 
-    if constant:  # normalised by the running statistics
+    if constant:
         centre, variance = (np.reshape(example.arrays[name], weights) for name in ("running_mean", "running_var"))
     else:
         centre, variance = mean(np.abs(x)), np.var(x, axis=axes, keepdims=True)
@@ -217,21 +202,25 @@ def _norm(
 
 
 def _running(example: Example, own: bool) -> list[Scale | None]:
-    """Scales of running statistics: means of |x| and of squares, mixed with the old ones."""
-    x, momentum = example.arrays["x"], example.options.get("momentum", 0.1)
-    results: list[Scale | None] = []
-    for name, fresh in (("running_mean", np.abs(x)), ("running_var", 2 * x * x)):
-        old = example.arrays[name]
-        size = None if old is None else np.abs(old)
-        if size is not None and own:
-            size = (1 - momentum) * size + momentum * np.mean(fresh, axis=(0, *range(2, x.ndim)))
-        results.append(None if size is None else Scale(size, x.size / x.shape[1]))
-    return results
+    """Return the scales of the running statistics: means of |x| and of squares, mixed with the old ones."""
+    x, momentum = example.arrays["x"], example.options.get("momentum", 0.1) if own else 0.0
+    sizes = []
+    for name, terms in (("running_mean", np.abs(x)), ("running_var", 2 * x * x)):
+        old, new = example.arrays[name], np.mean(terms, axis=(0, *range(2, x.ndim)))
+        sizes.append(None if old is None else (1 - momentum) * np.abs(old) + momentum * new)
+    return _scales(sizes, x.size / x.shape[1])
 
 
 def _channels(example: Example, own: bool) -> Scales:
+    """As `_norm`, per channel by the statistics of the batch, or the running ones."""
     n, c, *sizes = example.arrays["x"].shape
     return _norm(example, (n, c, math.prod(sizes)), (0, 2), (1, c, 1), constant=not own)
+
+
+def _groups(example: Example, groups: int) -> Scales:
+    """As `_norm`, over groups of channels of each image."""
+    n, c, *sizes = example.arrays["x"].shape
+    return _norm(example, (n, groups, c // groups, math.prod(sizes)), (2, 3), (1, groups, c // groups, 1))
 
 
 def batch_norm(example: Example) -> Scales:
@@ -241,6 +230,18 @@ def batch_norm(example: Example) -> Scales:
     return [*y, *_running(example, own)], gradients
 
 
+def instance_norm(example: Example) -> Scales:
+    """As `_norm`, per channel of each image or by the running statistics, and the running statistics."""
+    own = example.options.get("use_input_stats", True)
+    y, gradients = _groups(example, example.arrays["x"].shape[1]) if own else _channels(example, own)
+    return [*y, *_running(example, own)], gradients
+
+
+def group_norm(example: Example) -> Scales:
+    """As `_norm`, over groups of channels."""
+    return _groups(example, example.options["num_groups"])
+
+
 def layer_norm(example: Example) -> Scales:
     """As `_norm`, over the trailing axes."""
     x, trailing = example.arrays["x"], example.options["normalized_shape"]
@@ -248,27 +249,10 @@ def layer_norm(example: Example) -> Scales:
     return _norm(example, (x.size // features, features), (1,), (1, features))
 
 
-def _grouped(example: Example, groups: int) -> Scales:
-    n, c, *sizes = example.arrays["x"].shape
-    return _norm(example, (n, groups, c // groups, math.prod(sizes)), (2, 3), (1, groups, c // groups, 1))
-
-
-def group_norm(example: Example) -> Scales:
-    """As `_norm`, over groups of channels."""
-    return _grouped(example, example.options["num_groups"])
-
-
-def instance_norm(example: Example) -> Scales:
-    """As `_norm`, per channel of each image, or per channel with the running statistics; and the running statistics."""
-    own = example.options.get("use_input_stats", True)
-    y, gradients = _grouped(example, example.arrays["x"].shape[1]) if own else _channels(example, own)
-    return [*y, *_running(example, own)], gradients
-
-
 def softmax(example: Example) -> Scales:
-    """S is `y (a + sum(y a))` with `a = 1 + |x - max x|`, as an exponential is inaccurate by an eps of its argument.
+    """S is `y (a + sum(y a))` with `a = 1 + |x - max x|`: the argument of the exponential has an error of an eps.
 
-    That of the gradient is `a y (|dy| + sum(a y |dy|))`. K is the number of classes.
+    S of the gradient is `a y (|dy| + sum(a y |dy|))`. K is the number of classes.
     """
     x, (y,), axis = example.arrays["x"], example.results, example.options.get("dim", -1)
     a = 1.0 + np.max(x, axis=axis, keepdims=True) - x
@@ -304,8 +288,8 @@ def _rows(example: Example, parts: Any, divisor: Any) -> tuple[Scale, Any]:
     return Scale(np.sum(parts) / divisor, parts.size), dy
 
 
-def _asked(example: Example) -> tuple[Any, Any]:
-    """Return the target q for every number of x, and the divisor of the mean."""
+def _targets(example: Example) -> tuple[Any, Any]:
+    """Return the weighted target q of every number of x, and the total by which a mean divides."""
     x, target, options = example.arrays["x"], example.arrays["target"], example.options
     axis, smoothing = min(1, x.ndim - 1), options.get("label_smoothing", 0.0)
     c, trailing = x.shape[axis], (1,) * (x.ndim - 1 - axis)
@@ -320,9 +304,9 @@ def _asked(example: Example) -> tuple[Any, Any]:
 
 
 def cross_entropy(example: Example) -> Scales:
-    """`sum(q a) / total` with a as in `log_softmax` and q as in `_asked`; `(a p sum(q) + q) |dy| / total`."""
+    """S is `sum(q a) / total`, a as in `log_softmax`, q as in `_targets`; and `(a p sum(q) + q) |dy| / total`."""
     x, axis, weight = example.arrays["x"], min(1, example.arrays["x"].ndim - 1), example.arrays["weight"]
-    a, (q, total) = _logarithms(x, axis), _asked(example)
+    a, (q, total) = _logarithms(x, axis), _targets(example)
     y, dy = _rows(example, q * a, total)
     classes = x.shape[axis]
     p = np.exp(x - np.max(x, axis=axis, keepdims=True))
@@ -336,8 +320,8 @@ def cross_entropy(example: Example) -> Scales:
 
 
 def nll_loss(example: Example) -> Scales:
-    """`sum(q |x|) / total` with q as in `_asked`, and `q |dy| / total`; K is the number of terms."""
-    q, total = _asked(example)
+    """S is `sum(q |x|) / total` with q as in `_targets`, and `q |dy| / total`; K is the number of terms."""
+    q, total = _targets(example)
     y, dy = _rows(example, q * np.abs(example.arrays["x"]), total)
     return [y], [Scale(q * dy, q.size), None, None]
 
@@ -345,7 +329,7 @@ def nll_loss(example: Example) -> Scales:
 def differences(example: Example) -> Scales:
     """Sums of functions of differences, each rounded once: S is y itself, and |dx|."""
     (y,) = example.results
-    return [Scale(np.abs(y), example.arrays["x"].size / max(y.size, 1))], [_shared(g) for g in example.gradients]
+    return _scales([y], example.arrays["x"].size / max(y.size, 1)), _scales(example.gradients)
 
 
 def binary_cross_entropy(example: Example) -> Scales:

@@ -1,4 +1,4 @@
-"""Training side by side: the same weights and batches on every device, and how far the weights part, step by step."""
+"""Training with the same weights and batches on several devices, and the distance of the weights after each step."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from xcnn.models import entry
 from xcnn.optim import SGD
 from xcnn.training import Trainer
 
-__all__ = ["PARTING", "Batches", "batches", "distances", "trainer"]
+__all__ = ["PARTING", "Batches", "batches", "distances"]
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 """Images (n, c, h, w), float32, and labels (n,), on the host."""
@@ -22,10 +22,10 @@ Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
 """How far the weights may be from the CPU run's after at most 50 steps, relative to their size.
 
-In float64 the largest distance seen is 1e-15. In float32 a network stays within 1e-7 until a number near zero changes
-its sign before a ReLU, or another pixel of a pool becomes the largest; then the distance jumps. The largest seen in 50
-steps is 0.05, for resnet20 in batches of 8. This bound only distinguishes wrong steps from correct ones; `layers.py`
-compares closely.
+In float64 the largest distance seen is 1e-15. In float32 the distance stays below 1e-7 until a number near zero changes
+its sign before a ReLU, or another pixel of a pool becomes the largest; then it jumps. The largest distance seen in 50
+steps is 0.05, for resnet20 in batches of 8. This bound only separates wrong steps from correct ones; `layers.py`
+compares more closely.
 """
 
 
@@ -34,13 +34,12 @@ def batches(
 ) -> tuple[Batches, int]:
     """Return `count` batches of training images, shuffled with seed 0, and the number of classes.
 
-    Images that are too small for the network are enlarged by repeating pixels, so that the digits of 8 x 8 pixels fit
-    every network.
+    Images that are too small for the network are enlarged by repeating pixels.
 
     Raises
     ------
     UsageError
-        If the data set or model is unknown; the message names the nearest.
+        If the data set or model is unknown. The message names the nearest one.
     """
     smallest = entry(model).smallest
     train, _ = data.load(dataset, data_dir)
@@ -51,21 +50,17 @@ def batches(
     return [(x.repeat(times, axis=2).repeat(times, axis=3), y) for x, y in found], len(train.classes)
 
 
-def trainer(model: nn.Module, device: Device, dtype: str) -> Trainer:
-    """Return a trainer of a copy of a model on a device: SGD with learning rate 0.01 and momentum 0.9."""
-    model = copy.deepcopy(model).to("cpu", dtype)
-    return Trainer(model, SGD(model.parameters(), lr=0.01, momentum=0.9), device=device)
-
-
 def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "float32") -> list[float]:
-    """Train on the CPU and on a device; return `|w - w_cpu| / |w_cpu|` after each step, the norms over all weights.
+    """Train on the CPU and on a device, and return `|w - w_cpu| / |w_cpu|` after each step, with w all weights.
+
+    The optimizer is SGD with learning rate 0.01 and momentum 0.9.
 
     Parameters
     ----------
-    model : on the host; not changed.
+    model : the network, on the host; it is not changed.
     batches : one per step.
-    device : compared with the CPU.
-    dtype : of weights, images and arithmetic, on both.
+    device : the device to compare with the CPU.
+    dtype : dtype of weights, images and arithmetic.
     """
     here = _weights(model, batches, open_device("cpu"), dtype)
     there = _weights(model, batches, device, dtype)
@@ -74,8 +69,9 @@ def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "
 
 def _weights(model: nn.Module, batches: Batches, device: Device, dtype: str) -> Iterator[np.ndarray]:
     """Yield all weights as one vector after each step."""
-    training = trainer(model, device, dtype)
+    model = copy.deepcopy(model).to("cpu", dtype)
+    training = Trainer(model, SGD(model.parameters(), lr=0.01, momentum=0.9), device=device)
     for x, y in batches:
         training.step(x.astype(dtype), y)
-        arrays = (device.to_numpy(parameter.data) for parameter in training.model.parameters())
+        arrays = (device.to_numpy(parameter.data) for parameter in model.parameters())
         yield np.concatenate([array.ravel().astype(np.float64) for array in arrays])

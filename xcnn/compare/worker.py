@@ -1,7 +1,7 @@
 """A contestant in its own process, with its own threads, allocator and peak of memory.
 
-The parent sends a request as a line of JSON on stdin and waits for the answer, a line of JSON on stdout. The worker
-does nothing in between, and ends when stdin does.
+The parent sends a request, a line of JSON on stdin, and waits for the answer, a line of JSON on stdout. The worker is
+idle in between, and ends when stdin is closed.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ COMMAND = "from xcnn.compare.worker import main; main()"
 """The Python code that the process runs."""
 
 PATIENCE = 300.0
-"""Seconds without an answer after which a worker is killed. Compiling a network takes less."""
+"""Seconds after which a worker without an answer is killed. Compiling a network takes less."""
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -39,7 +39,7 @@ THREADS = (
     "NUMBA_NUM_THREADS",
     "NPROC",  # XLA's
 )
-"""The environment variables from which libraries take their number of threads on import."""
+"""Environment variables from which libraries read their number of threads on import."""
 
 
 class SpeedError(XcnnError):
@@ -47,13 +47,7 @@ class SpeedError(XcnnError):
 
 
 class Worker:
-    """A running process, which ends with the `with` block.
-
-    Parameters
-    ----------
-    contestant : measured in it.
-    case : what it runs.
-    """
+    """A process that runs a case of a contestant, until the `with` block ends."""
 
     def __init__(self, contestant: Contestant, case: Case) -> None:
         self.contestant, self.case = contestant, case
@@ -66,7 +60,7 @@ class Worker:
             stderr=self.errors,
             text=True,
             env=os.environ | dict.fromkeys(THREADS, str(case.threads)) | ENVIRONMENT.get(contestant.name, {}),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
+            start_new_session=True,  # Ctrl-C reaches only the parent, which ends the workers
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -77,7 +71,7 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
-        with contextlib.suppress(BrokenPipeError):  # a dead process did not read its last request
+        with contextlib.suppress(BrokenPipeError):  # the process may have died before it read the last request
             self.questions.close()
         with self.process, self.errors:  # closes the pipes and waits
             pass
@@ -88,7 +82,7 @@ class Worker:
         Raises
         ------
         SpeedError
-            If the process ends or does not answer; quotes its exception, or the last line that it wrote.
+            If the process ends or does not answer. The message quotes its exception, or the last line that it wrote.
         """
         stuck = threading.Timer(PATIENCE, self.process.kill)
         stuck.start()
@@ -101,27 +95,25 @@ class Worker:
             stuck.cancel()
         if line:
             return json.loads(line)
-        why = f"no answer in {PATIENCE:g} seconds" if late else self._last_words()
-        raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
-
-    def _last_words(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
-        return _gist(self.errors.read()) or f"the process ended with exit code {code}"
+        why = _gist(self.errors.read()) or f"the process ended with exit code {code}"
+        why = f"no answer in {PATIENCE:g} seconds" if late else why
+        raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
 
 
 def _gist(errors: str) -> str:
-    """Return the message of an uncaught exception in one line, else the last line."""
+    """Return the message of an uncaught exception as one line, or the last line."""
     lines = errors.strip().splitlines()
     traced = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
-    # Below a traceback, indented lines are its stack. A line that ends with a colon ("it raised:") goes on in the next.
+    # The indented lines of a traceback are its stack. A line that ends with a colon continues on the next one.
     message = [line for line in lines[traced[-1] + 1 :] if line[:1].strip()] if traced else lines[-1:]
     end = next((number for number, line in enumerate(message) if not line.endswith(":")), 0)
     return " ".join(message[: end + 1])
 
 
 class _Work:
-    """The requests that the process answers. Arguments and results of the public methods are JSON values."""
+    """The requests, as methods with JSON values as arguments and results."""
 
     def __init__(self, contestant: Contestant, case: Case, step: Step) -> None:
         self._contestant, self._case, self._step = contestant, case, step
@@ -129,7 +121,7 @@ class _Work:
         self._grown = self._meter.growth()
 
     def ready(self) -> None:
-        """Answer as soon as the contestant is ready."""
+        """Return when the contestant is ready."""
 
     def first(self) -> float:
         """Return the seconds of the first step, which compiles kernels and fills caches."""
@@ -139,8 +131,8 @@ class _Work:
         return time.perf_counter() - start
 
     def burst(self, seconds: float) -> tuple[float, float | None]:
-        """Run steps for about so long; return the seconds of one, and the share of time spent waiting for a core."""
-        self._step()  # wakes the threads, and fills the processor's caches after the others' turns
+        """Run steps for about `seconds`; return the seconds of one, and the share of time spent waiting for a core."""
+        self._step()  # wakes the threads, and fills the processor's caches again
         self._meter.settle()
         before = waited()
         one, whole = self._meter.turn(self._step, seconds)
@@ -149,22 +141,22 @@ class _Work:
         return one, None if before is None or after is None else (after - before) / threads / whole
 
     def memory(self) -> int | None:
-        """Return the bytes at the peak of the steps, over those held when the contestant was ready."""
+        """Return the growth of memory in bytes from before the first step to the peak."""
         return self._grown()
 
     def profile(self, seconds: float) -> list[dict[str, Any]]:
-        """Profile xcnn layer by layer for about so long."""
+        """Return the rows of a profile of about `seconds`."""
         return [dataclasses.asdict(row) for row in profile(self._case, self._contestant.device, seconds)]
 
     def launches(self) -> dict[str, Any]:
-        """Count the GPU calls of a step. Loads PyTorch, so no measurement may follow."""
+        """Return the GPU calls of a step. This loads PyTorch, so no measurement may follow."""
         return dataclasses.asdict(launches(self._step))
 
 
 def main() -> None:
     """Run the worker described by the argument of the process, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that the output of a library is not read as an answer
+    os.dup2(2, 1)  # the output of a library must not be read as an answer
     contestant, case = json.loads(sys.argv[1])
     contestant, case = Contestant(**contestant), Case(**case)
     with contestant.opened(case) as step:

@@ -1,21 +1,24 @@
 """The contestants of a benchmark: xcnn, its peers and the yardsticks, a module each of the same name.
 
-A module has a function `opened(case, device, way)`, a context manager that yields the step to be timed: a function
-without arguments that returns the loss of a training step, or the scores of inference, on the host. All start with the
-same weights and the same batch, already on the device. A yardstick also has `work(device)`, the amount of work of a
-step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module and a row of `PEERS`.
+Each module has a context manager `opened(case, device, way)`, which yields the step to time: a function without
+arguments that returns the loss of a training step, or the scores of inference, on the host. All contestants start with
+the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
+amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
+and a row of `PEERS`.
 """
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
+from xcnn.errors import UsageError, unknown
 
-__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step"]
+__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "counterpart"]
 
 Step = Callable[[], Any]
 
@@ -28,8 +31,8 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """The ways in which each peer is measured, by its name in `devices.LIBRARIES` and the kind of hardware.
 
-A way is a memory layout, then nothing, `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than all
-threads if there is little to do).
+A way is a memory layout, alone or followed by `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than
+all threads for little work).
 """
 
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
@@ -39,18 +42,18 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "sgemm": {"CUPY_TF32": "0"},  # the peak of float32 arithmetic, even if xcnn uses TF32
     "jax": {"JAX_PLATFORMS": "cpu"},  # otherwise JAX reserves most of a GPU's memory
 }
-"""Environment variables of a contestant's process."""
+"""Environment variables of the processes of contestants."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A library that is timed.
+    """What is timed.
 
     Attributes
     ----------
     name : `"xcnn"`, a peer, or a yardstick.
     device : device string.
-    way : of `PEERS`; empty except for peers.
+    way : the way of a peer, one of `PEERS`, or "".
     """
 
     name: str
@@ -63,12 +66,12 @@ class Contestant:
 
     @property
     def hardware(self) -> str:
-        """What it computes on. Contestants on the same hardware are compared."""
+        """The hardware that it computes on. Contestants on the same hardware are compared."""
         return hardware(self.device)
 
     @property
     def variant(self) -> str:
-        """What distinguishes it from others of its name: the device of xcnn, the way of a peer."""
+        """The way of a peer, and the device of xcnn or a yardstick."""
         return self.way or self.device
 
     @property
@@ -78,7 +81,7 @@ class Contestant:
 
     @contextlib.contextmanager
     def opened(self, case: Case) -> Iterator[Step]:
-        """Yield the step. Its first call is cold."""
+        """Yield the step inside a `with` block. Its first call is cold."""
         with entered(self.device), self._module().opened(case, self.device, self.way) as step:
             yield step
 
@@ -88,3 +91,21 @@ class Contestant:
 
     def _module(self) -> Any:
         return importlib.import_module(f"{__name__}.{self.name}")
+
+
+def counterpart(module: nn.Module, known: Collection[type[nn.Module]], library: str) -> type[nn.Module]:
+    """Return the class among `known` whose computation a module has: its own class, or the nearest base class.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or the module's class overrides the computation.
+    """
+    own = type(module)
+    found = next((base for base in own.__mro__ if base in known), None)
+    if found is None:
+        raise unknown(f"{library} layer", own.__name__, (kind.__name__ for kind in known))
+    for name, what in (("forward", "forward"), ("call_op", "call_op"), ("_op", "the op")):
+        if getattr(own, name, None) is not getattr(found, name, None):
+            raise UsageError(f"bench: {own.__name__} overrides {what} of {found.__name__}, so {library} cannot run it")
+    return found

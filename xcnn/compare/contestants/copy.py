@@ -15,7 +15,7 @@ BYTES = 2**28
 """Size of the array: larger than caches."""
 
 COPIES = 16
-"""Copies per step, so many that waiting for the last takes a negligible share."""
+"""Copies per step: so many that the time to wait for the last one is negligible."""
 
 
 def work(device: str) -> int:

@@ -1,16 +1,17 @@
-"""JAX on the CPU: one jitted function for a whole step, with donated buffers, in both memory layouts."""
+"""JAX on the CPU: one compiled function for a step, with donated buffers, in both memory layouts."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from xcnn import nn
-from xcnn._check import integers
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step
+from xcnn.compare.contestants import Step, counterpart
 from xcnn.errors import UsageError
+from xcnn.ops._window import window_axes
+from xcnn.ops.pool import pool_axes
 
 __all__ = ["opened"]
 
@@ -60,63 +61,46 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 def _placed(array: np.ndarray, layout: str) -> Any:
-    """Return an array with the axes of a convolution's weights in the order that fits the layout."""
+    """Return an array of JAX. The axes of a convolution's weights are put in the order of the layout."""
     import jax.numpy as jnp
 
     return jnp.asarray(array.transpose(2, 3, 1, 0) if layout == "NHWC" and array.ndim == 4 else array)
 
 
 class _Pass:
-    """A forward pass through one of the named networks in JAX's operations, for JAX to trace.
-
-    `updates` holds the new running statistics.
-    """
+    """A forward pass in JAX's operations, for JAX to trace; `updates` holds the new running statistics."""
 
     def __init__(self, arrays: Arrays, layout: str, train: bool) -> None:
         self.arrays, self.layout, self.train = arrays, layout, train
         self.updates: Arrays = {}
         self.maps = (layout.index("H"), layout.index("W"))
 
-    def forward(self, m: Any, name: str, x: Any) -> Any:
-        """Return the output of a layer, whose arrays have the prefix `name`."""
-        import jax
+    def forward(self, m: Any, key: str, x: Any) -> Any:
+        """Return the output of a module, whose arrays have the prefix `key`."""
+        return _LAYERS[counterpart(m, _LAYERS, "JAX")](self, m, key, x)
 
-        kind, key = type(m), f"{name}." if name else ""
-        if kind is nn.Sequential:
-            for child, layer in m.children():
-                x = self.forward(layer, key + child, x)
-            return x
-        if kind is nn.Residual:
-            ways = dict(m.children())
-            shortcut = self.forward(ways["shortcut"], key + "shortcut", x) if "shortcut" in ways else x
-            return self.forward(ways["body"], key + "body", x) + shortcut
-        if kind is nn.Conv2d:
-            return self._conv(m, key, x)
-        if kind is nn.Linear:
-            y = x @ self.arrays[key + "weight"].T
-            return y if m.bias is None else y + self.arrays[key + "bias"]
-        if kind is nn.BatchNorm2d:
-            return self._batch_norm(m, key, x)
-        if kind is nn.MaxPool2d:
-            return self._max_pool(m, x)
-        if kind is nn.GlobalAvgPool:
-            return x.mean(self.maps)
-        if kind is nn.ReLU:
-            return jax.nn.relu(x)
-        if kind is nn.Flatten:  # in the order of the linear layer's weights
-            x = x.transpose(0, 3, 1, 2) if self.layout == "NHWC" and x.ndim == 4 else x
-            return x.reshape(len(x), -1)
-        raise UsageError(f"bench: there is no {kind.__name__} for JAX")
+    def _sequential(self, m: Any, key: str, x: Any) -> Any:
+        for name, layer in m.children():
+            x = self.forward(layer, f"{key}{name}.", x)
+        return x
+
+    def _residual(self, m: Any, key: str, x: Any) -> Any:
+        ways = {name: self.forward(way, f"{key}{name}.", x) for name, way in m.children() if name != "add"}
+        return ways["body"] + ways.get("shortcut", x)
+
+    def _linear(self, m: Any, key: str, x: Any) -> Any:
+        return x @ self.arrays[key + "weight"].T + self.arrays.get(key + "bias", 0)
 
     def _conv(self, m: Any, key: str, x: Any) -> Any:
         from jax import lax
 
+        axes = window_axes("JAX", self._sizes(x), m.kernel_size, m.stride, m.padding, m.dilation)
         y = lax.conv_general_dilated(
             x,
             self.arrays[key + "weight"],
-            integers("conv", "stride", m.stride, 2),
-            [(p, p) for p in integers("conv", "padding", m.padding, 2, 0)],
-            rhs_dilation=integers("conv", "dilation", m.dilation, 2),
+            [axis.stride for axis in axes],
+            [(axis.before, axis.after) for axis in axes],
+            rhs_dilation=[axis.dilation for axis in axes],
             dimension_numbers=(self.layout, "HWIO" if self.layout == "NHWC" else "OIHW", self.layout),
             feature_group_count=m.groups,
         )
@@ -125,6 +109,8 @@ class _Pass:
     def _batch_norm(self, m: Any, key: str, x: Any) -> Any:
         import jax.numpy as jnp
 
+        if not (m.affine and m.track_running_stats) or m.momentum is None:
+            raise UsageError("bench: for JAX, BatchNorm2d takes affine, track_running_stats and a momentum only")
         weight, bias, mean, var = (self.arrays[key + n] for n in ("weight", "bias", "running_mean", "running_var"))
         if self.train:
             old_mean, old_var, count = mean, var, x.size / m.num_features
@@ -134,17 +120,54 @@ class _Pass:
         scale = weight / jnp.sqrt(var + m.eps)
         return x * self._per_channel(scale) + self._per_channel(bias - mean * scale)
 
-    def _max_pool(self, m: Any, x: Any) -> Any:
+    def _max_pool(self, m: Any, key: str, x: Any) -> Any:
         from jax import lax
 
-        def per_axis(values: Any, other: Any) -> tuple[Any, ...]:
+        axes = pool_axes("JAX", self._sizes(x), m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+
+        def per_axis(values: list[Any], other: Any) -> tuple[Any, ...]:
             return tuple(values[self.maps.index(axis)] if axis in self.maps else other for axis in range(4))
 
-        size = integers("pool", "kernel_size", m.kernel_size, 2)
-        stride = size if m.stride is None else integers("pool", "stride", m.stride, 2)
-        padding = [(p, p) for p in integers("pool", "padding", m.padding, 2, 0)]
-        window = per_axis(size, 1), per_axis(stride, 1), per_axis(padding, (0, 0))
-        return lax.reduce_window(x, -np.inf, lax.max, *window)
+        return lax.reduce_window(
+            x,
+            -np.inf,
+            lax.max,
+            per_axis([axis.kernel for axis in axes], 1),
+            per_axis([axis.stride for axis in axes], 1),
+            per_axis([(axis.before, axis.after) for axis in axes], (0, 0)),
+            window_dilation=per_axis([axis.dilation for axis in axes], 1),
+        )
+
+    def _global_avg_pool(self, m: Any, key: str, x: Any) -> Any:
+        return x.mean(self.maps)
+
+    def _flatten(self, m: Any, key: str, x: Any) -> Any:
+        if (m.start_dim, m.end_dim) != (1, -1):
+            raise UsageError(f"bench: for JAX, Flatten takes (1, -1) only, got ({m.start_dim}, {m.end_dim})")
+        if self.layout == "NHWC" and x.ndim == 4:  # the linear layer's weights are in the order of NCHW
+            x = x.transpose(0, 3, 1, 2)
+        return x.reshape(len(x), -1)
+
+    def _relu(self, m: Any, key: str, x: Any) -> Any:
+        import jax
+
+        return jax.nn.relu(x)
+
+    def _sizes(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.shape[axis] for axis in self.maps)
 
     def _per_channel(self, array: Any) -> Any:
         return array if self.layout == "NHWC" else array[:, None, None]
+
+
+_LAYERS: dict[type[nn.Module], Callable[[_Pass, Any, str, Any], Any]] = {
+    nn.Sequential: _Pass._sequential,
+    nn.Residual: _Pass._residual,
+    nn.Conv2d: _Pass._conv,
+    nn.Linear: _Pass._linear,
+    nn.BatchNorm2d: _Pass._batch_norm,
+    nn.MaxPool2d: _Pass._max_pool,
+    nn.GlobalAvgPool: _Pass._global_avg_pool,
+    nn.Flatten: _Pass._flatten,
+    nn.ReLU: _Pass._relu,
+}

@@ -1,7 +1,7 @@
-"""PyTorch: modules of the same names, fused SGD (the fastest), both memory formats, eager, compiled or captured."""
+"""PyTorch: modules of the same names and fused SGD, the fastest; both memory formats; eager, compiled or captured."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,9 @@ import numpy as np
 from xcnn import nn
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step
+from xcnn.compare.contestants import Step, counterpart
 from xcnn.devices import device as open_device
-from xcnn.errors import unknown
+from xcnn.errors import UsageError
 
 __all__ = ["opened"]
 
@@ -22,11 +22,11 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     import torch
 
     where = open_device(device).handle
-    kernels(np)  # lets the C library keep freed memory, as in xcnn's process, which makes PyTorch faster on the CPU
+    kernels(np)  # makes the C library keep freed memory, as in xcnn's process; PyTorch is faster on the CPU with it
     threads, tuned = torch.get_num_threads(), torch.backends.cudnn.benchmark
     layout, _, how = way.partition(" ")
     torch.set_num_threads(1 if how == "1 thread" else case.threads)
-    torch.backends.cudnn.benchmark = True  # shapes do not change, so trying cuDNN's algorithms pays
+    torch.backends.cudnn.benchmark = True  # tries cuDNN's algorithms once for the shapes, which do not change
     try:
         yield _stepper(case, where, layout, _MODES.get(how))
     finally:
@@ -35,7 +35,7 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
 
 
 _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
-"""The mode of `torch.compile` by way. The second captures CUDA graphs, for networks bound by launches."""
+"""The mode of `torch.compile` by way. `reduce-overhead` captures CUDA graphs, for networks bound by launches."""
 
 
 def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
@@ -68,18 +68,13 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     return train
 
 
-Table = dict[type[nn.Module], Callable[[Any], Any]]
-
-
-def _converted(module: Any, table: Table) -> Any:
+def _converted(module: Any, table: Mapping[type[nn.Module], Callable[[Any], Any]]) -> Any:
     """Return PyTorch's module for one of xcnn's."""
-    if type(module) not in table:
-        raise unknown("layer of PyTorch's", type(module).__name__, (kind.__name__ for kind in table))
-    return table[type(module)](module)
+    return table[counterpart(module, table, "PyTorch")](module)
 
 
-def _modules() -> Table:
-    """Return the functions that make PyTorch's module of each layer of xcnn in the named networks."""
+def _modules() -> dict[type[nn.Module], Callable[[Any], Any]]:
+    """Return the functions that make PyTorch's module, by xcnn's class; those of the named networks are there."""
     import torch
     from torch import nn as t
 
@@ -97,15 +92,17 @@ def _modules() -> Table:
         return {name: _converted(child, table) for name, child in m.children() if name != "add"}
 
     def conv(m: Any) -> Any:
+        if np.ndim(m.padding) == 2:
+            raise UsageError(f"bench: for PyTorch, Conv2d takes one padding per axis only, got {m.padding}")
         options = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups}
         return t.Conv2d(m.in_channels, m.out_channels, m.kernel_size, bias=m.bias is not None, **options)
 
-    table: Table = {
+    table = {
         nn.Sequential: lambda m: t.Sequential(*children(m).values()),
         nn.Residual: lambda m: Residual(**children(m)),
         nn.Conv2d: conv,
         nn.Linear: lambda m: t.Linear(m.in_features, m.out_features, bias=m.bias is not None),
-        nn.BatchNorm2d: lambda m: t.BatchNorm2d(m.num_features, m.eps, m.momentum),
+        nn.BatchNorm2d: lambda m: t.BatchNorm2d(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats),
         nn.MaxPool2d: lambda m: t.MaxPool2d(m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode),
         nn.GlobalAvgPool: lambda m: t.Sequential(t.AdaptiveAvgPool2d(1), t.Flatten()),
         nn.Flatten: lambda m: t.Flatten(m.start_dim, m.end_dim),

@@ -17,17 +17,17 @@ __all__ = ["opened", "ready", "stepper"]
 
 @contextlib.contextmanager
 def opened(case: Case, device: str, way: str) -> Iterator[Step]:
-    """Yield the step of xcnn on a device. There is one way only."""
+    """Yield the step of xcnn on a device; `way` is not used."""
     with ready(case, device) as training:
         yield stepper(case, training)
 
 
 @contextlib.contextmanager
 def ready(case: Case, device: str) -> Iterator[Trainer]:
-    """Yield a trainer on an active device, with threads set as in `fit`."""
+    """Yield a trainer with the threads of the case, on its device, which is active."""
     model = case.network()
     training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=open_device(device))
-    kernels(training.device.xp)  # imports the kernels, as a peer's library is imported, and compiles nothing yet
+    kernels(training.device.xp)  # imports the kernels, as the libraries of peers are imported, but compiles nothing
     threads = get_num_threads()
     set_num_threads(case.threads)
     try:
