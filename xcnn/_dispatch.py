@@ -98,11 +98,10 @@ def body(function: F) -> F:
             found = _KERNELS[xp]
         except KeyError:
             found = kernels(xp)
-        if name in found:
-            for faster in found[name]:
-                result = faster(*arguments)
-                if result is not NotImplemented:
-                    return result
+        for faster in found.get(name, ()):
+            result = faster(*arguments)
+            if result is not NotImplemented:
+                return result
         return function(xp, *arguments)
 
     return dispatched  # type: ignore[return-value]

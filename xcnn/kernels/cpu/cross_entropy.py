@@ -85,7 +85,7 @@ def cross_entropy(
     if rows < 0:
         return NotImplemented
     count = rows if reduction == "mean" else 1
-    loss = losses.sum() / count if count else math.nan
+    loss = np.add.reduce(losses) / count if count else math.nan  # the bits of `losses.sum()`, a microsecond faster
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
