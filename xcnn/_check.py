@@ -71,7 +71,7 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
     0.9
     """
     low, from_low, high, to_high = _ends(interval)
-    if type(value) is float or (isinstance(value, Real) and not isinstance(value, bool)):
+    if not isinstance(value, bool) and (type(value) is float or isinstance(value, Real)):
         try:
             x = float(value)
         except OverflowError:  # an integer of hundreds of digits

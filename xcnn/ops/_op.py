@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ __all__ = [
     "captured",
     "labels",
     "op",
+    "op_of_ranks",
     "positive",
     "probabilities",
     "sample",
@@ -38,6 +39,7 @@ __all__ = [
 Gradients = tuple[Any, ...]  # an Array or None each; spelled so that a caller who asked for one need not prove it
 Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 
 class Backward:
@@ -175,13 +177,14 @@ class Sample:
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the array arguments as host arrays (float64, labels int64): a list where the op takes many."""
-        return {name: _draw(spec, rng) for name, spec in self.arrays.items()}
+        return {name: _each(lambda spec: spec.array(rng), value) for name, value in self.arrays.items()}
 
 
-def _draw(spec: Any, rng: np.random.Generator) -> Any:
-    if isinstance(spec, list):
-        return [_draw(one, rng) for one in spec]
-    return spec if spec is None else spec.array(rng)
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """Call a function with a value, or with each entry of a list; None stays None."""
+    if isinstance(value, list):
+        return [function(one) for one in value]
+    return None if value is None else function(value)
 
 
 def sample(arrays: dict[str, Any], **options: Any) -> Sample:
@@ -201,11 +204,9 @@ def sample(arrays: dict[str, Any], **options: Any) -> Sample:
     """
 
     def spec(value: Any) -> Any:
-        if isinstance(value, list):
-            return [spec(one) for one in value]
         return Draw(value) if isinstance(value, tuple) else value
 
-    return Sample({name: spec(value) for name, value in arrays.items()}, options)
+    return Sample({name: _each(spec, value) for name, value in arrays.items()}, options)
 
 
 @dataclass(frozen=True)
@@ -304,3 +305,20 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
         return cast(F, called)
 
     return register
+
+
+def op_of_ranks(
+    function: Callable[Concatenate[int, P], Result], arrays: str, saves: str, samples: Callable[[int], Sequence[Sample]]
+) -> tuple[Callable[P, Result], Callable[P, Result], Callable[P, Result]]:
+    """Return three ops for one, two and three spatial axes: `conv1d`, `conv2d` and `conv3d` of `_conv_nd`.
+
+    The first argument of the function is the number of spatial axes, the rank, as is that of `samples`.
+    """
+
+    def of_rank(rank: int) -> Callable[P, Result]:
+        one: Any = functools.partial(function, rank)
+        one.__name__ = one.__qualname__ = function.__name__.lstrip("_").replace("_nd", f"{rank}d")
+        one.__module__, one.__doc__ = function.__module__, function.__doc__
+        return cast(Callable[P, Result], op(arrays, saves=saves, samples=samples(rank))(one))
+
+    return of_rank(1), of_rank(2), of_rank(3)
