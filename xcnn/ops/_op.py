@@ -36,7 +36,7 @@ __all__ = [
     "sample",
 ]
 
-Gradients = tuple[Any, ...]  # an Array or None each; spelled so that a caller who asked for one need not prove it
+Gradients = tuple[Any, ...]  # an Array or None each; Any, so that a caller may use a requested gradient without a check
 Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ class Backward:
         if dy is None:
             if self._loss is None:
                 raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
-            dy = self._loss**0  # 1, of NaN too; ones_like takes microseconds
+            dy = self._loss**0  # 1, even if the loss is NaN; ones_like takes microseconds
         elif not self._accepts(dy):
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"
             raise DtypeError(f"{self._name}: dy must be a {self.xp.__name__} array of {self.dtype} like y, got {came}")

@@ -29,7 +29,7 @@ from xcnn.ops._window import Axes, Padding, col2im, im2col, map_sizes, transpose
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 _TERMS = 1 << 16
-"""Outputs of an image whose products are left to one matrix product: some libraries add them one after another."""
+"""The most terms that one matrix product of a weight gradient adds, as some libraries add them one after another."""
 
 
 def _convolve(xp: ModuleType, x: Array, weight: Array, axes: Axes, g: int) -> Array:
@@ -69,7 +69,7 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 @body
 def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
-    """Convolve a batch; `relu` sets what is negative to 0."""
+    """Convolve a batch, and apply ReLU if `relu`."""
     has_bias = bias is not None
     result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
     result = xp.maximum(result, 0.0) if relu else result
