@@ -67,10 +67,14 @@ class Backward:
             if self._loss is None:
                 raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
             dy = self._loss**0  # 1, even if the loss is NaN; ones_like takes microseconds
-        elif not self._accepts(dy):
+        try:
+            accepted = namespace_of(dy) is self.xp and dy.dtype == self.dtype
+        except TypeError:
+            accepted = False
+        if not accepted:
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"
             raise DtypeError(f"{self._name}: dy must be a {self.xp.__name__} array of {self.dtype} like y, got {came}")
-        elif dy.shape != self.shape:
+        if dy.shape != self.shape:
             raise ShapeError(f"{self._name}: dy must have the shape of y {tuple(self.shape)}, got {tuple(dy.shape)}")
         if needs is None:
             needs = (True,) * self._count
@@ -81,12 +85,6 @@ class Backward:
             came = f"{len(gradients)}" if type(gradients) is tuple else type(gradients).__name__
             raise UsageError(f"{self._name}: backward must return a tuple of {self._count} gradients, got {came}")
         return gradients
-
-    def _accepts(self, dy: Any) -> bool:
-        try:
-            return namespace_of(dy) is self.xp and bool(dy.dtype == self.dtype)
-        except TypeError:
-            return False
 
     def saved(self) -> dict[str, Array]:
         """Return the arrays that this backward keeps alive, by the names they have in the op's source."""
@@ -123,10 +121,10 @@ class Draw:
 
     Attributes
     ----------
-    shape : of the array.
+    shape : shape of the array.
     kind : `"normal"` for standard normal numbers; `"labels"`, `"positive"` or `"probabilities"` for the numbers that
         the functions of these names describe.
-    high : how many classes there are, for labels.
+    high : number of classes, for labels.
     """
 
     shape: tuple[int, ...]
@@ -215,7 +213,7 @@ class Op:
 
     Attributes
     ----------
-    name : of the function.
+    name : name of the function.
     function : the op as users call it.
     arrays, saves, constants, samples : as given to `op`.
     """

@@ -103,9 +103,9 @@ def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str)
 
 
 def _dlosses(xp: ModuleType, dy: Array, total: Array, reduction: str, axis: int) -> Array:
-    """Return the gradient of each row's loss, which broadcasts to x. If the total is 0, so is q, and any divisor will do."""
+    """Return the gradient of each row's loss, which broadcasts to x."""
     dy = xp.expand_dims(dy, axis=axis) if reduction == "none" else dy
-    return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))
+    return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))  # if the total is 0, so is q
 
 
 _TARGETS = [
