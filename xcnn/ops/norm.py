@@ -22,7 +22,7 @@ from xcnn.ops._options import Integers
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _View:
     """How an op views x: its `shape`, the `axes` to average over, and the shape of `weight` and bias that fits it."""
 
@@ -131,7 +131,7 @@ def _channel_norm(
 ) -> Normalised:
     """Normalise channels by their own statistics, over the batch or per image, or by the running ones.
 
-    `own` is the name of the option that asks for the channels' own statistics, `by_own` its value.
+    `own` is the name of the option that selects their own statistics, `by_own` its value.
     """
     arrays = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     xp = namespace(name, optional=arrays, x=x, **arrays)
@@ -150,8 +150,7 @@ def _channel_norm(
         raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}")
     y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, None if by_own else running)
     if by_own and running is not None and n and count:
-        mean, var = xp.reshape(mean, (-1, c)), xp.reshape(var, (-1, c))
-        mean, var = (xp.mean(a, axis=0) if per_group else a[0, ...] for a in (mean, var))
+        mean, var = (xp.mean(xp.reshape(a, (n, c)), axis=0) if per_group else xp.reshape(a, (c,)) for a in (mean, var))
         running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, count / (count - 1))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
