@@ -47,7 +47,7 @@ class Backward:
 
     It is called as `backward(dy, needs)`, where `dy` is the gradient of the loss with respect to `y`, of the same
     shape, dtype and library; if `y` is a 0-d loss, `dy` may be left out and is 1. `needs` holds one bool per array
-    argument, True where its gradient is wanted; None wants all. It returns a tuple with one gradient, or None, per
+    argument, True to compute its gradient; None computes all. It returns a tuple with one gradient, or None, per
     array argument.
     """
 
