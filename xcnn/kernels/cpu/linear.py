@@ -136,14 +136,14 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
         dbias = None
         if dx is not None and few:
             _combine(dy, weight, dx)
-        elif dx is not None:
-            with one_blas_thread:
-                _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
         if dweight is not None and n <= _FEW_ROWS:
             _outer(dy, np.ascontiguousarray(x), dweight)
-        elif dweight is not None:
+        if not few:
             with one_blas_thread:
-                _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
+                if dx is not None:
+                    _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
+                if dweight is not None and n > _FEW_ROWS:
+                    _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
             add_rows(dy, dbias)
