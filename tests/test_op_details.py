@@ -1,6 +1,9 @@
 """Promises of single ops that `test_ops.py` does not reach: extreme numbers, dtypes of labels, generators."""
 
+import inspect
 import math
+import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -143,3 +146,18 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
 def test_what_changes_nothing_returns_the_memory_of_x(name: str, options: dict[str, Any]) -> None:
     x = np.ones((2, 3, 5, 4))
     assert np.shares_memory(getattr(ops, name)(x, **options)[0], x)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("family", ["conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool"])
+def test_each_rank_of_an_op_is_a_documented_function_of_its_own(family: str, rank: int) -> None:
+    op = getattr(ops, f"{family}{rank}d")
+    assert (op.__name__, op.__qualname__) == (f"{family}{rank}d",) * 2
+    assert op.__module__.startswith("xcnn.ops.")
+    assert op is pickle.loads(pickle.dumps(op))
+    documented = {name for line in re.findall(r"^    ([a-z_, ]+) : ", op.__doc__, re.M) for name in line.split(", ")}
+    assert documented - {"y", "backward"} == set(inspect.signature(op).parameters)
+    with pytest.raises(ValueError, match=rf"^{op.__name__}: x must have {rank + 2} axes"):
+        op(np.ones(2), *[np.ones((1,) * (rank + 2))] * family.startswith("conv"), *[1] * family.endswith("pool"))
+    with pytest.raises(ValueError, match=rf"^{op.__name__}: no argument 'strid'"):
+        op(np.ones(2), strid=1)

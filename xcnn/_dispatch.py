@@ -26,7 +26,7 @@ _log = logging.getLogger("xcnn")
 
 
 class Compilation:
-    """The time that this process has spent compiling kernels, and whom to notify when compiling begins.
+    """The time that this process has spent compiling kernels, and a function to call when compiling begins.
 
     Attributes
     ----------
@@ -98,11 +98,10 @@ def body(function: F) -> F:
             found = _KERNELS[xp]
         except KeyError:
             found = kernels(xp)
-        if name in found:
-            for faster in found[name]:
-                result = faster(*arguments)
-                if result is not NotImplemented:
-                    return result
+        for faster in found.get(name, ()):
+            result = faster(*arguments)
+            if result is not NotImplemented:
+                return result
         return function(xp, *arguments)
 
     return dispatched  # type: ignore[return-value]
@@ -133,7 +132,7 @@ def kernels(xp: ModuleType) -> Kernels:
                     importlib.import_module(_ROOMS[xp.__name__])
                 except Exception as error:
                     _log.warning("kernels for %s cannot be used, so everything is slower: %r", xp.__name__, error)
-            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # only now: no thread may see half of them
+            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # last, so that no thread sees a part of them
     return _KERNELS[xp]
 
 

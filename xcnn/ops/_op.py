@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -30,14 +30,16 @@ __all__ = [
     "captured",
     "labels",
     "op",
+    "op_of_ranks",
     "positive",
     "probabilities",
     "sample",
 ]
 
-Gradients = tuple[Any, ...]  # an Array or None each; spelled so that a caller who asked for one need not prove it
+Gradients = tuple[Any, ...]  # an Array or None each; Any, so that a caller may use a requested gradient without a check
 Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 
 class Backward:
@@ -45,7 +47,7 @@ class Backward:
 
     It is called as `backward(dy, needs)`, where `dy` is the gradient of the loss with respect to `y`, of the same
     shape, dtype and library; if `y` is a 0-d loss, `dy` may be left out and is 1. `needs` holds one bool per array
-    argument, True where its gradient is wanted; None wants all. It returns a tuple with one gradient, or None, per
+    argument, True to compute its gradient; None computes all. It returns a tuple with one gradient, or None, per
     array argument.
     """
 
@@ -64,11 +66,15 @@ class Backward:
         if dy is None:
             if self._loss is None:
                 raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
-            dy = self._loss**0  # 1, of NaN too; ones_like takes microseconds
-        elif not self._accepts(dy):
+            dy = self._loss**0  # 1, even if the loss is NaN; ones_like takes microseconds
+        try:
+            accepted = namespace_of(dy) is self.xp and dy.dtype == self.dtype
+        except TypeError:
+            accepted = False
+        if not accepted:
             came = f"{type(dy).__name__} of {getattr(dy, 'dtype', 'no dtype')}"
             raise DtypeError(f"{self._name}: dy must be a {self.xp.__name__} array of {self.dtype} like y, got {came}")
-        elif dy.shape != self.shape:
+        if dy.shape != self.shape:
             raise ShapeError(f"{self._name}: dy must have the shape of y {tuple(self.shape)}, got {tuple(dy.shape)}")
         if needs is None:
             needs = (True,) * self._count
@@ -79,12 +85,6 @@ class Backward:
             came = f"{len(gradients)}" if type(gradients) is tuple else type(gradients).__name__
             raise UsageError(f"{self._name}: backward must return a tuple of {self._count} gradients, got {came}")
         return gradients
-
-    def _accepts(self, dy: Any) -> bool:
-        try:
-            return namespace_of(dy) is self.xp and bool(dy.dtype == self.dtype)
-        except TypeError:
-            return False
 
     def saved(self) -> dict[str, Array]:
         """Return the arrays that this backward keeps alive, by the names they have in the op's source."""
@@ -121,10 +121,10 @@ class Draw:
 
     Attributes
     ----------
-    shape : of the array.
+    shape : shape of the array.
     kind : `"normal"` for standard normal numbers; `"labels"`, `"positive"` or `"probabilities"` for the numbers that
         the functions of these names describe.
-    high : how many classes there are, for labels.
+    high : number of classes, for labels.
     """
 
     shape: tuple[int, ...]
@@ -175,13 +175,14 @@ class Sample:
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the array arguments as host arrays (float64, labels int64): a list where the op takes many."""
-        return {name: _draw(spec, rng) for name, spec in self.arrays.items()}
+        return {name: _each(lambda spec: spec.array(rng), value) for name, value in self.arrays.items()}
 
 
-def _draw(spec: Any, rng: np.random.Generator) -> Any:
-    if isinstance(spec, list):
-        return [_draw(one, rng) for one in spec]
-    return spec if spec is None else spec.array(rng)
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """Call a function with a value, or with each entry of a list; None stays None."""
+    if isinstance(value, list):
+        return [function(one) for one in value]
+    return None if value is None else function(value)
 
 
 def sample(arrays: dict[str, Any], **options: Any) -> Sample:
@@ -201,11 +202,9 @@ def sample(arrays: dict[str, Any], **options: Any) -> Sample:
     """
 
     def spec(value: Any) -> Any:
-        if isinstance(value, list):
-            return [spec(one) for one in value]
         return Draw(value) if isinstance(value, tuple) else value
 
-    return Sample({name: spec(value) for name, value in arrays.items()}, options)
+    return Sample({name: _each(spec, value) for name, value in arrays.items()}, options)
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ class Op:
 
     Attributes
     ----------
-    name : of the function.
+    name : name of the function.
     function : the op as users call it.
     arrays, saves, constants, samples : as given to `op`.
     """
@@ -304,3 +303,20 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
         return cast(F, called)
 
     return register
+
+
+def op_of_ranks(
+    function: Callable[Concatenate[int, P], Result], arrays: str, saves: str, samples: Callable[[int], Sequence[Sample]]
+) -> tuple[Callable[P, Result], Callable[P, Result], Callable[P, Result]]:
+    """Return three ops for one, two and three spatial axes: `conv1d`, `conv2d` and `conv3d` of `_conv_nd`.
+
+    The first argument of the function is the number of spatial axes, the rank, as is that of `samples`.
+    """
+
+    def of_rank(rank: int) -> Callable[P, Result]:
+        one: Any = functools.partial(function, rank)
+        one.__name__ = one.__qualname__ = function.__name__.lstrip("_").replace("_nd", f"{rank}d")
+        one.__module__, one.__doc__ = function.__module__, function.__doc__
+        return cast(Callable[P, Result], op(arrays, saves=saves, samples=samples(rank))(one))
+
+    return of_rank(1), of_rank(2), of_rank(3)

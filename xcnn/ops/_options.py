@@ -10,7 +10,7 @@ Integers = int | Sequence[int]
 
 
 def is_relu(caller: str, activation: str | None) -> bool:
-    """Return whether an op applies ReLU to its result, the only activation whose gradient needs the result alone."""
+    """Return whether an activation is ReLU; raise an error if it is neither ReLU nor None."""
     if activation is None:
         return False
     if isinstance(activation, str) and activation == "relu":

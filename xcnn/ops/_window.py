@@ -30,6 +30,7 @@ __all__ = [
     "inner_taps",
     "map_sizes",
     "pad_windows",
+    "resized",
     "taps",
     "transposed_axes",
     "window_axes",
@@ -45,7 +46,7 @@ Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 class Axis:
     """The windows along one spatial axis: `out` of them, over `before + size + after` pixels.
 
-    `grown` of the pixels after the map are there for `ceil_mode` alone.
+    `grown` is the part of `after` that `ceil_mode` adds.
     """
 
     size: int
@@ -223,6 +224,11 @@ def transposed_axes(
 def along(dim: int, part: slice) -> tuple[object, ...]:
     """Return the index of a slice along axis `dim`, which is counted from the end: -1, -2, ..."""
     return (..., part, *(slice(None),) * (-dim - 1))
+
+
+def resized(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    """Return a shape with another size along axis `dim`, which is counted from the end."""
+    return (*shape[:dim], size, *shape[len(shape) + dim + 1 :])
 
 
 @functools.lru_cache(maxsize=1024)

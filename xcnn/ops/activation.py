@@ -1,11 +1,11 @@
 """Activations: elementwise functions of one array.
 
-If the gradient is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
-intermediate overflows. Masks are factors instead of `where`, which is several times slower on a CPU.
+If the slope is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
+intermediate result overflows. Masks are factors, because `where` is several times slower on a CPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
@@ -51,6 +51,15 @@ def relu(x: Array) -> Result:
     return _relu(namespace("relu", x=x), x)
 
 
+def _times(slope: Callable[[], Array]) -> Callable[[Array, Sequence[bool]], Gradients]:
+    """Return the backward pass of an elementwise function whose slope is `slope()`."""
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (dy * slope() if needs[0] else None,)
+
+    return backward
+
+
 @op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     """Apply the leaky rectified linear unit: `y = x` where x > 0, else `negative_slope * x`.
@@ -75,13 +84,11 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     negative_slope = number("leaky_relu", "negative_slope", negative_slope, "[0, inf)")
     y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)  # inf * 0 would be NaN
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        positive = xp.astype(y > 0.0, dy.dtype)
-        return (dy * (positive + negative_slope * (1.0 - positive)),)
+    def slope() -> Array:
+        positive = xp.astype(y > 0.0, y.dtype)
+        return positive + negative_slope * (1.0 - positive)
 
-    return y, backward
+    return y, _times(slope)
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
@@ -113,40 +120,21 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     alpha = number("elu", "alpha", alpha, "[0, inf)")
     y = xp.maximum(x, 0.0) + alpha * xp.expm1(xp.minimum(x, 0.0))
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        positive = xp.astype(x > 0.0, dy.dtype)
-        return (dy * (positive + (1.0 - positive) * (alpha * xp.exp(xp.minimum(x, 0.0)))),)
+    def slope() -> Array:
+        positive = xp.astype(x > 0.0, x.dtype)
+        return positive + (1.0 - positive) * (alpha * xp.exp(xp.minimum(x, 0.0)))
 
-    return y, backward
+    return y, _times(slope)
 
 
 @op("x", saves="y", samples=[sample(_X)])
 def sigmoid(x: Array) -> Result:
     """Apply the logistic function `y = 1 / (1 + exp(-x))`, to full relative precision in both tails.
 
-    Parameters
-    ----------
-    x : floating-point array of any shape.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx,). It keeps y.
-
-    Raises
-    ------
-    DtypeError
-        If x is not a floating-point array.
+    Arguments, shapes and errors are those of `relu`. Backward keeps y.
     """
-    xp = namespace("sigmoid", x=x)
-    y = logistic(xp, x)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * (y * (1.0 - y)) if needs[0] else None,)
-
-    return y, backward
+    y = logistic(namespace("sigmoid", x=x), x)
+    return y, _times(lambda: y * (1.0 - y))
 
 
 def logistic(xp: ModuleType, x: Array) -> Array:
@@ -156,62 +144,27 @@ def logistic(xp: ModuleType, x: Array) -> Array:
 
 @op("x", saves="y", samples=[sample(_X)])
 def tanh(x: Array) -> Result:
-    """Apply the hyperbolic tangent.
-
-    Parameters
-    ----------
-    x : floating-point array of any shape.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx,). It keeps y.
-
-    Raises
-    ------
-    DtypeError
-        If x is not a floating-point array.
-    """
-    xp = namespace("tanh", x=x)
-    y = xp.tanh(x)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * (1.0 - y * y) if needs[0] else None,)
-
-    return y, backward
+    """Apply the hyperbolic tangent. Arguments, shapes and errors are those of `relu`. Backward keeps y."""
+    y = namespace("tanh", x=x).tanh(x)
+    return y, _times(lambda: 1.0 - y * y)
 
 
 @op("x", saves="x", samples=[sample(_X)])
 def silu(x: Array) -> Result:
     """Apply the sigmoid linear unit `y = x * sigmoid(x)`, also called swish.
 
-    Parameters
-    ----------
-    x : floating-point array of any shape.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx,). It keeps x.
-
-    Raises
-    ------
-    DtypeError
-        If x is not a floating-point array.
+    Arguments, shapes and errors are those of `relu`. Backward keeps x.
     """
     xp = namespace("silu", x=x)
-    y = x * logistic(xp, x)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
+    def slope() -> Array:
         gate = logistic(xp, x)
-        return (dy * (gate * (1.0 + x * (1.0 - gate))),)
+        return gate * (1.0 + x * (1.0 - gate))
 
-    return y, backward
+    return x * logistic(xp, x), _times(slope)
 
 
-# The gates of GELU (the normal distribution function and its approximation) and their derivatives, from u and the gate.
+# GELU multiplies by a gate, the normal distribution function or its approximation. A slope is the derivative of a gate.
 
 
 def _normal(xp: ModuleType, u: Array) -> Array:
@@ -257,18 +210,14 @@ def gelu(x: Array, approximate: str = "none") -> Result:
     D. Hendrycks and K. Gimpel, Gaussian error linear units, 2016, arXiv:1606.08415.
     """
     xp = namespace("gelu", x=x)
-    gate, slope = _GATES[choice("gelu", "approximate", approximate, _GATES)]
+    gate, gate_slope = _GATES[choice("gelu", "approximate", approximate, _GATES)]
 
     def clipped() -> Array:
         return xp.maximum(xp.minimum(x, 40.0), -40.0)  # both gates are constant beyond; powers of x would overflow
 
-    y = x * gate(xp, clipped())
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
+    def slope() -> Array:
         u = clipped()
         g = gate(xp, u)
-        return (dy * (g + u * slope(xp, u, g)),)
+        return g + u * gate_slope(xp, u, g)
 
-    return y, backward
+    return x * gate(xp, clipped()), _times(slope)

@@ -10,8 +10,8 @@ from xcnn._array import Array, add_slice, namespace, zeros
 from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import along, map_sizes
+from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
+from xcnn.ops._window import along, map_sizes, resized
 
 __all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]
 
@@ -35,15 +35,33 @@ def _grow(xp: ModuleType, dy: Array, dim: int, size: int) -> Array:
     """Distribute each dy evenly over its window: the transpose of `_shrink`."""
     if dy.shape[dim] == size:
         return dy
-    shape = list(dy.shape)
-    shape[dim] = size
-    dx = zeros(xp, tuple(shape), dy)
+    dx = zeros(xp, resized(dy.shape, dim, size), dy)
     for i, window in enumerate(_windows(size, dy.shape[dim])):
         dx = add_slice(dx, along(dim, window), dy[along(dim, slice(i, i + 1))] / (window.stop - window.start))
     return dx
 
 
-def _adaptive_avg_pool(rank: int, x: Array, output_size: Sizes) -> Result:
+def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
+    """Average each signal (1d), image (2d) or volume (3d) to a given size.
+
+    Along each axis, output i is the mean of the pixels `floor(i * size / out) .. ceil((i + 1) * size / out) - 1`.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image; no size is 0. The sizes are (w,), (h, w) or
+        (d, h, w).
+    output_size : an integer, or one per axis; None keeps the size of the axis.
+
+    Returns
+    -------
+    y : (n, c, *outs), or (c, *outs) for one image; x itself if it has that size.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If x has other axes or empty maps, or output_size is not as above.
+    """
     name = f"adaptive_avg_pool{rank}d"
     xp = namespace(name, x=x)
     sizes = map_sizes(name, x, rank)
@@ -67,47 +85,17 @@ def _adaptive_avg_pool(rank: int, x: Array, output_size: Sizes) -> Result:
     return y, backward
 
 
-@op(
-    "x",
-    samples=[
-        sample({"x": (2, 3, 7, 5)}, output_size=(3, 2)),
-        sample({"x": (2, 3, 3, 4)}, output_size=(5, None)),
-        sample({"x": (3, 6, 4)}, output_size=2),
-    ],
+def _adaptive_samples(rank: int) -> list[Sample]:
+    return [
+        sample({"x": (2, 3, *(5, 7, 4)[:rank])}, output_size=(2, 3, None)[:rank]),
+        sample({"x": (2, 3, *(3, 4, 5)[:rank])}, output_size=(5, None, 2)[:rank]),
+        sample({"x": (3, *(6, 4, 5)[:rank])}, output_size=2),
+    ]
+
+
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = op_of_ranks(
+    _adaptive_avg_pool_nd, "x", "", _adaptive_samples
 )
-def adaptive_avg_pool2d(x: Array, output_size: Sizes) -> Result:
-    """Average each map to a given size.
-
-    Along each axis, output i is the mean of the pixels `floor(i * size / out) .. ceil((i + 1) * size / out) - 1`.
-
-    Parameters
-    ----------
-    x : floating-point array (n, c, h, w), or (c, h, w) for one image; the maps are not empty.
-    output_size : an integer, or one per axis; None keeps the size of the axis.
-
-    Returns
-    -------
-    y : (n, c, oh, ow), or (c, oh, ow) for one image; x itself if it has that size.
-    backward : dy -> (dx,). It keeps nothing.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        If x has other axes or empty maps, or output_size is not as above.
-    """
-    return _adaptive_avg_pool(2, x, output_size)
-
-
-@op("x", samples=[sample({"x": (2, 3, 7)}, output_size=3), sample({"x": (3, 4)}, output_size=6)])
-def adaptive_avg_pool1d(x: Array, output_size: Sizes) -> Result:
-    """Average each signal to a given length, x (n, c, w) or (c, w): `adaptive_avg_pool2d` with one spatial axis."""
-    return _adaptive_avg_pool(1, x, output_size)
-
-
-@op("x", samples=[sample({"x": (2, 2, 5, 4, 3)}, output_size=(2, None, 4)), sample({"x": (2, 3, 4, 5)}, output_size=2)])
-def adaptive_avg_pool3d(x: Array, output_size: Sizes) -> Result:
-    """Average each volume to a given size, x (n, c, d, h, w) or (c, d, h, w): see `adaptive_avg_pool2d`."""
-    return _adaptive_avg_pool(3, x, output_size)
 
 
 def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
@@ -159,21 +147,10 @@ def global_avg_pool(x: Array) -> Result:
 
 @op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
 def global_max_pool(x: Array) -> Result:
-    """Take the largest pixel of each map.
+    """Take the largest pixel of each map; NaN for a map that holds NaN.
 
-    Parameters
-    ----------
-    x : floating-point array (n, c, *sizes) with at least one size.
-
-    Returns
-    -------
-    y : (n, c); NaN for a map that holds NaN.
-    backward : dy -> (dx,), to the first maximum of each map. It keeps x. An infinite dy makes the rest of its map NaN.
-
-    Raises
-    ------
-    ShapeError, DtypeError
-        If x has no spatial axis or an empty one, or is not a floating-point array.
+    Arguments, shapes and errors are those of `global_avg_pool`. The gradient goes to the first maximum of each map; an
+    infinite dy makes the rest of its map NaN. Backward keeps x.
     """
     xp = namespace("global_max_pool", x=x)
     y = xp.max(_flat_maps("global_max_pool", xp, x), axis=-1)

@@ -3,7 +3,7 @@
 Both are the same three products. With `columns` the windows of x, for each image and group:
 
     y       = weight @ columns                  _convolve
-    dx      = col2im(weight^T @ dy)             _spread, the input gradient
+    dx      = col2im(weight^T @ dy)             _input_gradient
     dweight = sum over images dy @ columns^T    _weight_gradient
 
 A transposed convolution is the input gradient used as a forward pass, so its own input gradient is a convolution.
@@ -22,14 +22,14 @@ from xcnn._array import Array, namespace, sum_over
 from xcnn._check import check_shape, integer
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, Sample, op_of_ranks, sample
 from xcnn.ops._options import Integers, is_relu
 from xcnn.ops._window import Axes, Padding, col2im, im2col, map_sizes, transposed_axes, window_axes
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 _TERMS = 1 << 16
-"""Outputs of an image whose products are left to one matrix product: some libraries add them one after another."""
+"""The most terms that one matrix product of a weight gradient adds, as some libraries add them one after another."""
 
 
 def _convolve(xp: ModuleType, x: Array, weight: Array, axes: Axes, g: int) -> Array:
@@ -40,7 +40,7 @@ def _convolve(xp: ModuleType, x: Array, weight: Array, axes: Axes, g: int) -> Ar
     return xp.reshape(y, (n, o, *(a.out for a in axes)))
 
 
-def _spread(xp: ModuleType, dy: Array, weight: Array, axes: Axes, g: int) -> Array:
+def _input_gradient(xp: ModuleType, dy: Array, weight: Array, axes: Axes, g: int) -> Array:
     n, o, c = dy.shape[0], dy.shape[1], weight.shape[1] * g
     k, outs = math.prod(a.kernel for a in axes), tuple(a.out for a in axes)
     transposed = xp.matrix_transpose(xp.reshape(weight, (g, o // g, c // g * k)))
@@ -59,20 +59,6 @@ def _weight_gradient(xp: ModuleType, x: Array, dy: Array, axes: Axes, g: int) ->
     return xp.reshape(sum_over(xp, dweight, (0,)), (o, c // g, *(a.kernel for a in axes)))
 
 
-@body
-def _conv_transpose(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
-    """Apply a transposed convolution to a batch."""
-    has_bias = bias is not None
-    y = _add_bias(xp, _spread(xp, x, weight, axes, g), bias)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx = _convolve(xp, dy, weight, axes, g) if needs[0] else None
-        dweight = _weight_gradient(xp, dy, x, axes, g) if needs[1] else None
-        return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
-
-    return y, backward
-
-
 def _bias_gradient(xp: ModuleType, dy: Array) -> Array:
     return sum_over(xp, dy, (0, *range(2, dy.ndim)))
 
@@ -83,7 +69,7 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 @body
 def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
-    """Convolve a batch; `relu` sets what is negative to 0."""
+    """Convolve a batch, and apply ReLU if `relu`."""
     has_bias = bias is not None
     result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
     result = xp.maximum(result, 0.0) if relu else result
@@ -92,11 +78,25 @@ def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axe
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
             dy = xp.where(y != 0.0, dy, 0.0)
-        dx = _spread(xp, dy, weight, axes, g) if needs[0] else None
+        dx = _input_gradient(xp, dy, weight, axes, g) if needs[0] else None
         dweight = _weight_gradient(xp, x, dy, axes, g) if needs[1] else None
         return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
 
     return result, backward
+
+
+@body
+def _conv_transpose(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int) -> Result:
+    """Apply a transposed convolution to a batch."""
+    has_bias = bias is not None
+    y = _add_bias(xp, _input_gradient(xp, x, weight, axes, g), bias)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = _convolve(xp, dy, weight, axes, g) if needs[0] else None
+        dweight = _weight_gradient(xp, dy, x, axes, g) if needs[1] else None
+        return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
+
+    return y, backward
 
 
 def _check_weight(
@@ -106,60 +106,14 @@ def _check_weight(
     if weight.ndim != rank + 2 or 0 in weight.shape:
         raise ShapeError(f"{name}: weight must have {rank + 2} axes, none of them empty, got {tuple(weight.shape)}")
     integer(name, "groups", groups)
-
-    def shapes() -> str:
-        return f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
-
-    if weight.shape[0] % groups:
-        raise ShapeError(
-            f"{name}: groups {groups} does not divide the {weight.shape[0]} leading channels of weight {shapes()}"
-        )
-    c = x.shape[-rank - 1]
-    takes = weight.shape[0] if transposed else weight.shape[1] * groups
-    if c != takes:
-        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes()}")
-    o = weight.shape[1] * groups if transposed else weight.shape[0]
+    c, first, second = x.shape[-rank - 1], weight.shape[0], weight.shape[1] * groups
+    takes, o = (first, second) if transposed else (second, first)
+    if first % groups or c != takes:
+        shapes = f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
+        if first % groups:
+            raise ShapeError(f"{name}: groups {groups} does not divide the {first} leading channels of weight {shapes}")
+        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes}")
     check_shape(name, (o,), "one per output channel", bias=bias)
-
-
-def _conv_nd(
-    rank: int,
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Integers,
-    padding: Padding,
-    dilation: Integers,
-    groups: int,
-    activation: str | None,
-) -> Result:
-    name = f"conv{rank}d"
-    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
-    sizes = map_sizes(name, x, rank)
-    _check_weight(name, rank, x, weight, bias, groups, transposed=False)
-    relu = is_relu(name, activation)
-    axes = window_axes(name, sizes, tuple(weight.shape[2:]), stride, padding, dilation)
-    return _batched(_conv, rank, xp, x, weight, bias, axes, groups, relu)
-
-
-def _conv_transpose_nd(
-    rank: int,
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Integers,
-    padding: Padding,
-    output_padding: Integers,
-    groups: int,
-    dilation: Integers,
-) -> Result:
-    name = f"conv_transpose{rank}d"
-    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
-    sizes = map_sizes(name, x, rank)
-    _check_weight(name, rank, x, weight, bias, groups, transposed=True)
-    kernel = tuple(weight.shape[2:])
-    axes = transposed_axes(name, sizes, kernel, stride, padding, output_padding, dilation)
-    return _batched(_conv_transpose, rank, xp, x, weight, bias, axes, groups)
 
 
 def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *rest: Any) -> Result:
@@ -175,7 +129,60 @@ def _batched(body: Callable[..., Result], rank: int, xp: ModuleType, x: Array, *
     return y[0, ...], backward
 
 
-def _samples(rank: int) -> list[Any]:
+def _conv_nd(
+    rank: int,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Integers = 1,
+    padding: Padding = 0,
+    dilation: Integers = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Result:
+    """Convolve signals (1d), images (2d) or volumes (3d) with kernels, which are not flipped (cross-correlation).
+
+    In two dimensions, `y[n, o, i, j] = bias[o] + sum over c, p, q of weight[o, c, p, q] * x[n, c, i * sh + p * dh -
+    top, j * sw + q * dw - left]`, with strides s and dilations d. The sum is over the channels of the group of o and
+    the kernel positions.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image. The sizes are (w,), (h, w) or (d, h, w).
+    weight : (o, c / groups, *kernel), of the dtype of x.
+    bias : (o,) or None.
+    stride, dilation : an integer, or one per axis.
+    padding : number of zeros on both sides of each map: an integer, one per axis, a (before, after) pair per axis,
+        `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs, with the odd zero at the end.
+    groups : number of groups that the channels are split into, each with its own `o / groups` kernels; c groups make a
+        depthwise convolution.
+    activation : None, or `'relu'` to apply it to y in the same pass.
+
+    Returns
+    -------
+    y : (n, o, *outs), or (o, *outs) for one image, with
+        `out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1` along each axis.
+    backward : dy -> (dx, dweight, dbias). It keeps x and weight, and y if there is an activation.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If the arrays do not fit each other or the options, or the kernel is larger than the padded map.
+
+    Notes
+    -----
+    V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning, 2016, arXiv:1603.07285.
+    """
+    name = f"conv{rank}d"
+    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
+    sizes = map_sizes(name, x, rank)
+    _check_weight(name, rank, x, weight, bias, groups, transposed=False)
+    relu = is_relu(name, activation)
+    axes = window_axes(name, sizes, tuple(weight.shape[2:]), stride, padding, dilation)
+    return _batched(_conv, rank, xp, x, weight, bias, axes, groups, relu)
+
+
+def _conv_samples(rank: int) -> list[Sample]:
     """Return the samples of a rank: plain, all options at once, depthwise, and one image without a batch axis."""
     sizes, kernel = (7, 6, 5)[:rank], (3, 2, 2)[:rank]
     return [
@@ -192,7 +199,54 @@ def _samples(rank: int) -> list[Any]:
     ]
 
 
-def _transposed_samples(rank: int) -> list[Any]:
+conv1d, conv2d, conv3d = op_of_ranks(_conv_nd, "x weight bias", "x weight y?", _conv_samples)
+
+
+def _conv_transpose_nd(
+    rank: int,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Integers = 1,
+    padding: Padding = 0,
+    output_padding: Integers = 0,
+    groups: int = 1,
+    dilation: Integers = 1,
+) -> Result:
+    """Apply a transposed convolution: the input gradient of a convolution of the same rank, used as a forward pass.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image. The sizes are (w,), (h, w) or (d, h, w).
+    weight : (c, o / groups, *kernel), of the dtype of x.
+    bias : (o,) or None.
+    stride, padding, dilation : those of the convolution that this one transposes. Padding may be a (before, after)
+        pair per axis, but neither `'same'` nor `'valid'`.
+    output_padding : number of pixels added at the end of each axis, smaller than stride or dilation. It chooses one of
+        the sizes that the strided convolution maps to the size of x.
+    groups : number of groups that the channels are split into.
+
+    Returns
+    -------
+    y : (n, o, *outs), or (o, *outs) for one image, with
+        `out = (size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1` along each axis.
+    backward : dy -> (dx, dweight, dbias). It keeps x and weight.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If the arrays do not fit each other or the options.
+    """
+    name = f"conv_transpose{rank}d"
+    xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
+    sizes = map_sizes(name, x, rank)
+    _check_weight(name, rank, x, weight, bias, groups, transposed=True)
+    kernel = tuple(weight.shape[2:])
+    axes = transposed_axes(name, sizes, kernel, stride, padding, output_padding, dilation)
+    return _batched(_conv_transpose, rank, xp, x, weight, bias, axes, groups)
+
+
+def _conv_transpose_samples(rank: int) -> list[Sample]:
     sizes, kernel = (4, 3, 3)[:rank], (3, 2, 2)[:rank]
     return [
         sample({"x": (2, 3, *sizes), "weight": (3, 4, *kernel), "bias": (4,)}),
@@ -208,145 +262,6 @@ def _transposed_samples(rank: int) -> list[Any]:
     ]
 
 
-@op("x weight bias", saves="x weight y?", samples=_samples(2))
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    groups: int = 1,
-    activation: str | None = None,
-) -> Result:
-    """Convolve images with kernels, which are not flipped (cross-correlation).
-
-    `y[n, o, i, j] = bias[o] + sum over c, p, q of weight[o, c, p, q] * x[n, c, i * sh + p * dh - top, j * sw + q * dw -
-    left]`, with strides s and dilations d. The sum is over the channels of the group of o and the kernel positions.
-
-    Parameters
-    ----------
-    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
-    weight : (o, c / groups, kh, kw), of the dtype of x.
-    bias : (o,) or None.
-    stride, dilation : an integer, or one per axis.
-    padding : number of zeros on both sides of each map: an integer, one per axis, a (before, after) pair per axis,
-        `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs, with the odd zero at the end.
-    groups : number of groups that the channels are split into, each with its own `o / groups` kernels; c groups make a
-        depthwise convolution.
-    activation : None, or `'relu'` to apply it to y in the same pass.
-
-    Returns
-    -------
-    y : (n, o, oh, ow) with `oh = (h + before + after - dilation * (kh - 1) - 1) // stride + 1`, or (o, oh, ow) for
-        one image.
-    backward : dy -> (dx, dweight, dbias). It keeps x and weight, and y if there is an activation.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        If the arrays do not fit each other or the options, or the kernel is larger than the padded map.
-
-    Notes
-    -----
-    V. Dumoulin and F. Visin, A guide to convolution arithmetic for deep learning, 2016, arXiv:1603.07285.
-    """
-    return _conv_nd(2, x, weight, bias, stride, padding, dilation, groups, activation)
-
-
-@op("x weight bias", saves="x weight y?", samples=_samples(1))
-def conv1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    groups: int = 1,
-    activation: str | None = None,
-) -> Result:
-    """Convolve signals, x (n, c, w) or (c, w), with weight (o, c / groups, kw): `conv2d` with one spatial axis."""
-    return _conv_nd(1, x, weight, bias, stride, padding, dilation, groups, activation)
-
-
-@op("x weight bias", saves="x weight y?", samples=_samples(3))
-def conv3d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    groups: int = 1,
-    activation: str | None = None,
-) -> Result:
-    """Convolve volumes, x (n, c, d, h, w) or (c, d, h, w): `conv2d` with three spatial axes."""
-    return _conv_nd(3, x, weight, bias, stride, padding, dilation, groups, activation)
-
-
-@op("x weight bias", saves="x weight", samples=_transposed_samples(2))
-def conv_transpose2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    output_padding: Integers = 0,
-    groups: int = 1,
-    dilation: Integers = 1,
-) -> Result:
-    """Apply a transposed convolution to images: the input gradient of `conv2d`, used as a forward pass.
-
-    Parameters
-    ----------
-    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
-    weight : (c, o / groups, kh, kw), of the dtype of x.
-    bias : (o,) or None.
-    stride, padding, dilation : those of the convolution that this one transposes. Padding may be a (before, after)
-        pair per axis, but neither `'same'` nor `'valid'`.
-    output_padding : number of pixels added at the end of each axis, smaller than stride or dilation. It chooses one of
-        the sizes that the strided convolution maps to h.
-    groups : as in `conv2d`.
-
-    Returns
-    -------
-    y : (n, o, oh, ow) with `oh = (h - 1) * stride - before - after + dilation * (kh - 1) + output_padding + 1`, or
-        (o, oh, ow) for one image.
-    backward : dy -> (dx, dweight, dbias). It keeps x and weight.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        If the arrays do not fit each other or the options.
-    """
-    return _conv_transpose_nd(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-@op("x weight bias", saves="x weight", samples=_transposed_samples(1))
-def conv_transpose1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    output_padding: Integers = 0,
-    groups: int = 1,
-    dilation: Integers = 1,
-) -> Result:
-    """Apply a transposed convolution to signals, x (n, c, w) or (c, w): `conv_transpose2d` with one spatial axis."""
-    return _conv_transpose_nd(1, x, weight, bias, stride, padding, output_padding, groups, dilation)
-
-
-@op("x weight bias", saves="x weight", samples=_transposed_samples(3))
-def conv_transpose3d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Integers = 1,
-    padding: Padding = 0,
-    output_padding: Integers = 0,
-    groups: int = 1,
-    dilation: Integers = 1,
-) -> Result:
-    """Apply a transposed convolution to volumes, x (n, c, d, h, w) or (c, d, h, w): see `conv_transpose2d`."""
-    return _conv_transpose_nd(3, x, weight, bias, stride, padding, output_padding, groups, dilation)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = op_of_ranks(
+    _conv_transpose_nd, "x weight bias", "x weight", _conv_transpose_samples
+)

@@ -62,7 +62,7 @@ def _check_range(name: str, c: int, target: Array, ignore_index: int) -> None:
         raise UsageError(f"{name}: target holds {bad[0]}, expected {known}")
 
 
-def _asked_by_labels(
+def _distribution_of_labels(
     xp: ModuleType, x: Array, target: Array, weight: Array | None, ignore_index: int, smoothing: float = 0.0
 ) -> tuple[Array, Array]:
     """Return q, of the shape of x, and the total weight of the labels (0-d), by which the mean divides."""
@@ -78,13 +78,13 @@ def _asked_by_labels(
         counts = counts * xp.reshape(weight, (c, *trailing))
         q = q * counts
     if not on_host(target):  # the range is not checked: a label out of range makes its row NaN
-        # Written, not multiplied: compilers take 0 * NaN for 0.
+        # Not by a product, as compilers may take 0 * NaN for 0.
         q = xp.where(counted & ((t < 0) | (t >= c)), math.nan, q)
     total = xp.sum(q)
     return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total
 
 
-def _asked_by_probabilities(
+def _distribution_of_probabilities(
     xp: ModuleType, target: Array, weight: Array | None, smoothing: float
 ) -> tuple[Array, Array]:
     """Return q, and the number of rows (0-d)."""
@@ -95,7 +95,7 @@ def _asked_by_probabilities(
 
 
 def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str) -> Array:
-    """Reduce `-sum(q log p)` of each row. An impossible class (log p = -inf) costs nothing where q is 0."""
+    """Return the reduced `-sum(q log p)` of each row. A class with log p = -inf adds nothing where q is 0."""
     parts = -q * xp.where(q == 0.0, 0.0, logp)
     if reduction == "none":
         return xp.sum(parts, axis=min(1, q.ndim - 1))
@@ -103,9 +103,9 @@ def _losses(xp: ModuleType, q: Array, logp: Array, total: Array, reduction: str)
 
 
 def _dlosses(xp: ModuleType, dy: Array, total: Array, reduction: str, axis: int) -> Array:
-    """Return the gradient of each row's loss, which broadcasts to x; if the total is 0, so is q."""
+    """Return the gradient of each row's loss, which broadcasts to x."""
     dy = xp.expand_dims(dy, axis=axis) if reduction == "none" else dy
-    return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))
+    return spread(dy, reduction, xp.where(total == 0.0, 1.0, total))  # if the total is 0, so is q
 
 
 _TARGETS = [
@@ -130,9 +130,9 @@ def _cross_entropy(
     axis = min(1, x.ndim - 1)
     if by_labels:
         _check_range("cross_entropy", x.shape[axis], target, ignore_index)
-        q, total = _asked_by_labels(xp, x, target, weight, ignore_index, smoothing)
+        q, total = _distribution_of_labels(xp, x, target, weight, ignore_index, smoothing)
     else:
-        q, total = _asked_by_probabilities(xp, target, weight, smoothing)
+        q, total = _distribution_of_probabilities(xp, target, weight, smoothing)
     logp = log_probabilities(xp, x, axis)
     y = _losses(xp, q, logp, total, reduction)
 
@@ -240,7 +240,7 @@ def nll_loss(
     _holds_labels("nll_loss", xp, x, target, weight, ignore_index, reduction)
     axis = min(1, x.ndim - 1)
     _check_range("nll_loss", x.shape[axis], target, ignore_index)
-    q, total = _asked_by_labels(xp, x, target, weight, ignore_index)
+    q, total = _distribution_of_labels(xp, x, target, weight, ignore_index)
     y = _losses(xp, q, x, total, reduction)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:

@@ -1,4 +1,4 @@
-"""The fully connected layer, and the flattening of maps into the vectors that it takes."""
+"""The fully connected layer, and `flatten`, which makes vectors of maps."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["flatten", "linear"]
 
 @body
 def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
-    """Multiply rows x (n, i) by a matrix; `relu` sets what is negative to 0."""
+    """Multiply rows x (n, i) by a matrix, and apply ReLU if `relu`."""
     has_bias = bias is not None
     result = x @ weight.T  # (n, o)
     if has_bias:
@@ -50,7 +50,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
     Parameters
     ----------
     x : floating-point array (..., i) with any number of leading axes.
-    weight : (o, i), the dtype of x.
+    weight : (o, i), of the dtype of x.
     bias : (o,) or None.
     activation : None, or `'relu'` to apply it to y in the same pass.
 

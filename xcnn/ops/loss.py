@@ -55,22 +55,9 @@ def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
 
 @op("x target", saves="difference", samples=_PAIRS)
 def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
-    """Return the absolute error `|x - target|`.
+    """Return the absolute error `|x - target|`, with slope 0 where x and target are equal.
 
-    Parameters
-    ----------
-    x, target : floating-point arrays of one shape and dtype. (PyTorch broadcasts.)
-    reduction : `'mean'` over all elements, `'sum'` or `'none'`.
-
-    Returns
-    -------
-    y : 0-d, or the shape of x for `'none'`. The mean of an empty array is NaN.
-    backward : dy -> (dx, dtarget), with slope 0 where x and target are equal. It keeps x - target.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        If the arrays differ in shape or dtype, or the reduction is unknown.
+    Arguments, shapes and errors are those of `mse_loss`. Backward keeps x - target.
     """
     xp = namespace("l1_loss", x=x, target=target)
     _check_pair("l1_loss", x, target, reduction)
@@ -149,8 +136,8 @@ def binary_cross_entropy_with_logits(
         dlosses = weigh(spread(dy, reduction, size(x)), weight)
         dx = dtarget = None
         if needs[0]:
-            asked = weigh(target, pos_weight)
-            dx = (logistic(xp, x) * (1.0 - target + asked) - asked) * dlosses
+            weighted = weigh(target, pos_weight)
+            dx = (logistic(xp, x) * (1.0 - target + weighted) - weighted) * dlosses
         if needs[1]:
             yes, no = costs()
             dtarget = (yes - no) * dlosses

@@ -1,8 +1,8 @@
 """Normalisations: batch, layer, group and instance norm, which differ in the axes they average over.
 
 All four are `y = (x - mean) / sqrt(var + eps) * weight + bias`. `_norm` is this formula with its gradient, on a view of
-x that gives the groups axes of their own; each op chooses the view. Backward keeps x, and one mean and rstd per group.
-It computes the normalised x again, because x is the result of the layer before and mostly alive anyway.
+x in which groups have separate axes; each op chooses the view. Backward keeps x, and one mean and rstd per group. It
+computes the normalised x again, because x is the result of the previous layer, which usually keeps it anyway.
 
 Sizes: n images, c channels, g groups.
 """
@@ -22,7 +22,7 @@ from xcnn.ops._options import Integers
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _View:
     """How an op views x: its `shape`, the `axes` to average over, and the shape of `weight` and bias that fits it."""
 
@@ -34,11 +34,6 @@ class _View:
     def count(self) -> int:
         """Elements per mean."""
         return math.prod(self.shape[axis] for axis in self.axes)
-
-    @property
-    def shared(self) -> tuple[int, ...]:
-        """Axes along which all elements have the same weight."""
-        return tuple(axis for axis, size in enumerate(self.weight) if size == 1)
 
 
 @body
@@ -68,24 +63,22 @@ def _norm(
         y += xp.reshape(bias, view.weight)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        """Map dy to (dx, dweight, dbias).
-
-        With xhat = (x - mean) * rstd and d = dy * weight, `dx = rstd * (d - mean(d) - xhat * mean(d * xhat))`, or
-        `rstd * d` if the mean and variance are given. The sums that dweight, dbias and these means share come first.
-        """
+        # With xhat = (x - mean) * rstd and d = dy * weight, `dx = rstd * (d - mean(d) - xhat * mean(d * xhat))`, or
+        # `rstd * d` if the mean and variance are given. The sums that dweight, dbias and these means share come first.
         dx = dweight = dbias = None
         dy = xp.reshape(dy, view.shape)
-        common = tuple(axis for axis in view.axes if axis in view.shared)
+        shared = tuple(axis for axis, size in enumerate(view.weight) if size == 1)  # axes with one weight for all
+        common = tuple(axis for axis in view.axes if axis in shared)
         statistics = needs[0] and not constant
         if statistics or (needs[2] and bias_shape is not None):
             sums = sum_over(xp, dy, common, keepdims=True)
             if needs[2] and bias_shape is not None:
-                dbias = xp.reshape(sum_over(xp, sums, view.shared), bias_shape)
+                dbias = xp.reshape(sum_over(xp, sums, shared), bias_shape)
         if statistics or (needs[1] and weight is not None):
             centred = xp.reshape(x, view.shape) - mean
             products = sum_over(xp, dy * centred, common, keepdims=True) * rstd
             if needs[1] and weight is not None:
-                dweight = xp.reshape(sum_over(xp, products, view.shared), weight.shape)
+                dweight = xp.reshape(sum_over(xp, products, shared), weight.shape)
         if needs[0]:
             factor = 1.0 if weight is None else xp.reshape(weight, view.weight)
             dx = dy * (rstd * factor)
@@ -118,7 +111,7 @@ def _check_channels(name: str, x: Array, sizes: str = "") -> None:
 
 
 def _groups(x: Array, g: int) -> _View:
-    """View x (n, c, *sizes) as g groups of channels per image; g is 0 only if c is."""
+    """Return the view of x (n, c, *sizes) as g groups of channels per image; g is 0 only if c is."""
     n, size = x.shape[0], x.shape[1] // max(g, 1)
     return _View((n, g, size, math.prod(x.shape[2:])), (2, 3), (1, g, size, 1))
 
@@ -138,7 +131,7 @@ def _channel_norm(
 ) -> Normalised:
     """Normalise channels by their own statistics, over the batch or per image, or by the running ones.
 
-    `own` is the name of the option that asks for the channels' own statistics, `by_own` its value.
+    `own` is the name of the option that selects their own statistics, `by_own` its value.
     """
     arrays = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     xp = namespace(name, optional=arrays, x=x, **arrays)
@@ -152,14 +145,13 @@ def _channel_norm(
         raise UsageError(f"{name}: running_mean and running_var must both be arrays or, if {own} is True, both be None")
     per_group = by_own and per_image
     view = _groups(x, c) if per_group else _View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
-    if by_own and view.count == 1:
+    count = view.count
+    if by_own and count == 1:
         raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}")
     y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, None if by_own else running)
-    if by_own and running is not None and n and view.count:
-        mean, var = xp.reshape(mean, (-1, c)), xp.reshape(var, (-1, c))
-        mean, var = (xp.mean(a, axis=0) if per_group else a[0, ...] for a in (mean, var))
-        unbias = view.count / (view.count - 1)
-        running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, unbias)
+    if by_own and running is not None and n and count:
+        mean, var = (xp.mean(xp.reshape(a, (n, c)), axis=0) if per_group else xp.reshape(a, (c,)) for a in (mean, var))
+        running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, count / (count - 1))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx, dweight, dbias = gradients(dy, (needs[0], needs[3], needs[4]))
@@ -251,23 +243,19 @@ def instance_norm(
     Parameters
     ----------
     x : floating-point array (n, c, *sizes) with at least one size.
-    running_mean, running_var : (c,); with `use_input_stats`, both may be None. They are not changed, unlike in PyTorch.
-    weight, bias : scale and shift after the normalisation, (c,) or None.
+    running_mean, running_var, weight, bias, momentum, eps : as in `batch_norm`. The running statistics learn from the
+        mean over the images.
     use_input_stats : whether to use the statistics of each image, as in training.
-    momentum : share of this batch, averaged over its images, in the new running statistics, from 0 to 1.
-    eps : added to the variance; at least 0.
 
     Returns
     -------
-    (y, running_mean, running_var) : y of the shape of x, and the new running statistics (None if there were none). The
-        variance divides by N, the running variance by N - 1, as in PyTorch.
+    (y, running_mean, running_var) : as in `batch_norm`.
     backward : dy -> (dx, None, None, dweight, dbias). It keeps x, weight, and one mean and rstd per image and channel.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        If the arrays do not fit each other, an option is out of range, the running statistics are missing, or an image
-        has a single element per channel.
+        As in `batch_norm`; also if an image has a single element per channel.
 
     Notes
     -----
@@ -327,8 +315,7 @@ def layer_norm(
     check_shape(name, trailing, "which is normalized_shape", weight=weight, bias=bias)
     features = math.prod(trailing)
     view = _View((math.prod(x.shape[:lead]), features), (1,), (1, features))
-    y, backward, _, _ = _norm(xp, x, weight, bias, eps, view)
-    return y, backward
+    return _norm(xp, x, weight, bias, eps, view)[:2]
 
 
 _PARAMETERS = {"weight": (4,), "bias": (4,)}
@@ -377,5 +364,4 @@ def group_norm(
         raise UsageError(f"{name}: num_groups must divide the {c} channels of x, got {num_groups}")
     check_shape(name, (c,), "one per channel", weight=weight, bias=bias)
     eps = number(name, "eps", eps, "[0, inf)")
-    y, backward, _, _ = _norm(xp, x, weight, bias, eps, _groups(x, num_groups))
-    return y, backward
+    return _norm(xp, x, weight, bias, eps, _groups(x, num_groups))[:2]

@@ -12,7 +12,7 @@ from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
 from xcnn._check import choice, is_integer, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._window import along
+from xcnn.ops._window import along, resized
 
 __all__ = ["MODES", "Mode", "pad"]
 
@@ -45,15 +45,8 @@ def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice,
     return copies
 
 
-def _resized(a: Array, dim: int, size: int) -> tuple[int, ...]:
-    """Return the shape of `a` with another size along one axis."""
-    shape = list(a.shape)
-    shape[dim] = size
-    return tuple(shape)
-
-
 def _check_sides(x: Array, pad: Sequence[int], mode: str) -> None:
-    """Check that each side of each axis can be padded or cropped as asked."""
+    """Check that every axis can be padded or cropped by `pad`."""
     if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * x.ndim or not all(map(is_integer, pad)):
         raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
     for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
@@ -112,7 +105,7 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
     ]
     y = x
     for dim, _, size, copies in plan:
-        source, y = y, full(xp, _resized(y, dim, size), value, x)
+        source, y = y, full(xp, resized(y.shape, dim, size), value, x)
         for a, b in copies:
             y = set_slice(y, along(dim, b), source[along(dim, a)])
 
@@ -120,7 +113,7 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
         if not needs[0]:
             return (None,)
         for dim, size, _, copies in reversed(plan):
-            dx = zeros(xp, _resized(dy, dim, size), dy)
+            dx = zeros(xp, resized(dy.shape, dim, size), dy)
             for a, b in copies:
                 dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
             dy = dx

@@ -16,9 +16,9 @@ from xcnn._array import Array, add_slice, namespace, set_slice, zeros
 from xcnn._check import flag, integer, integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, Sample, op_of_ranks, sample
 from xcnn.ops._options import Integers
-from xcnn.ops._window import Axes, Axis, Padding, along, inner_taps, map_sizes, pad_windows, window_axes
+from xcnn.ops._window import Axes, Axis, Padding, along, inner_taps, map_sizes, pad_windows, resized, window_axes
 
 __all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "pool_axes"]
 
@@ -55,12 +55,11 @@ def _fold(xp: ModuleType, function: Callable[[Array, Array], Array], x: Array, a
     return y
 
 
-def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
+def _unfold(xp: ModuleType, dy: Array, axes: Axes) -> Array:
     """Add each dy to the pixels of its window: the transpose of `_fold` with `+`."""
     for dim, axis in reversed(_dims(axes)):
-        shape, put = list(dy.shape), _put((axis,))
-        shape[dim] = axis.size
-        dx = zeros(xp, tuple(shape), dy)
+        put = _put((axis,))
+        dx = zeros(xp, resized(dy.shape, dim, axis.size), dy)
         for windows, pixels in filter(None, map(axis.inner_tap, range(axis.kernel))):
             dx = put(dx, along(dim, pixels), dy[along(dim, windows)])
         dy = dx
@@ -68,7 +67,7 @@ def _spread(xp: ModuleType, dy: Array, axes: Axes) -> Array:
 
 
 def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
-    """Return how a gradient collects what windows send to pixels: by writing if no two windows share a pixel."""
+    """Return the function that adds gradients of windows to pixels: a faster one if no two windows share a pixel."""
     return set_slice if all(a.stride >= a.extent for a in axes) else add_slice
 
 
@@ -99,18 +98,45 @@ def _max_pool_nd(
     rank: int,
     x: Array,
     kernel_size: Integers,
-    stride: Integers | None,
-    padding: Padding,
-    dilation: Integers,
-    ceil_mode: bool,
+    stride: Integers | None = None,
+    padding: Padding = 0,
+    dilation: Integers = 1,
+    ceil_mode: bool = False,
 ) -> Result:
+    """Take the maximum of each window of signals (1d), images (2d) or volumes (3d).
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image. The sizes are (w,), (h, w) or (d, h, w).
+    kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size.
+    padding : number of pixels, all minus infinity, on both sides of each map: an integer, one per axis, a (before,
+        after) pair per axis, `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs. It is smaller than the
+        extent `dilation * (kernel_size - 1) + 1` of a window. (PyTorch allows half the extent.)
+    ceil_mode : whether to round the number of windows up; a window that would start in the padding after the map is
+        dropped.
+
+    Returns
+    -------
+    y : (n, c, *outs), or (c, *outs) for one image, with
+        `out = (size + before + after - dilation * (kernel_size - 1) - 1) // stride + 1` along each axis; NaN for a
+        window that holds NaN.
+    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order, or to its first NaN.
+        Backward keeps x and y and finds the maxima again; in compiled code it keeps one byte per window instead. An
+        infinite dy may make the rest of its window NaN.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If x has other axes or is not a floating-point array, an option is out of range, or the kernel is larger than
+        the padded map.
+    """
     name = f"max_pool{rank}d"
     xp = namespace(name, x=x)
     axes = pool_axes(name, map_sizes(name, x, rank), kernel_size, stride, padding, dilation, ceil_mode)
     return _max_pool(xp, x, axes)
 
 
-def _max_samples(rank: int) -> list[Any]:
+def _max_samples(rank: int) -> list[Sample]:
     sizes = (6, 5, 4)[:rank]
     return [
         sample({"x": (2, 3, *sizes)}, kernel_size=2),
@@ -126,68 +152,7 @@ def _max_samples(rank: int) -> list[Any]:
     ]
 
 
-@op("x", saves="x? y? winners?", samples=_max_samples(2))
-def max_pool2d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    ceil_mode: bool = False,
-) -> Result:
-    """Take the maximum of each window.
-
-    Parameters
-    ----------
-    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
-    kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size.
-    padding : number of pixels, all minus infinity, on both sides of each map: an integer, one per axis, a (before,
-        after) pair per axis, `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs. It is smaller than the
-        extent `dilation * (kernel_size - 1) + 1` of a window. (PyTorch allows half the extent.)
-    ceil_mode : whether to round the number of windows up; a window that would start in the padding after the map is
-        dropped.
-
-    Returns
-    -------
-    y : (n, c, oh, ow) with `oh = (h + before + after - dilation * (kernel_size - 1) - 1) // stride + 1`, or (c, oh, ow)
-        for one image; NaN for a window that holds NaN.
-    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order, or to its first NaN.
-        Backward keeps x and y and finds the maxima again; in compiled code it keeps one byte per window instead. An
-        infinite dy may make the rest of its window NaN.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        If x has other axes or is not a floating-point array, an option is out of range, or the kernel is larger than
-        the padded map.
-    """
-    return _max_pool_nd(2, x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@op("x", saves="x? y? winners?", samples=_max_samples(1))
-def max_pool1d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    ceil_mode: bool = False,
-) -> Result:
-    """Take the maximum of each window of signals, x (n, c, w) or (c, w): `max_pool2d` with one spatial axis."""
-    return _max_pool_nd(1, x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-@op("x", saves="x? y? winners?", samples=_max_samples(3))
-def max_pool3d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    dilation: Integers = 1,
-    ceil_mode: bool = False,
-) -> Result:
-    """Take the maximum of each window of volumes, x (n, c, d, h, w) or (c, d, h, w): see `max_pool2d`."""
-    return _max_pool_nd(3, x, kernel_size, stride, padding, dilation, ceil_mode)
+max_pool1d, max_pool2d, max_pool3d = op_of_ranks(_max_pool_nd, "x", "x? y? winners?", _max_samples)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -222,7 +187,7 @@ def _avg_pool(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int
     y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), counts, divisor)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (_spread(xp, _divide(xp, dy, counts, divisor), axes) if needs[0] else None,)
+        return (_unfold(xp, _divide(xp, dy, counts, divisor), axes) if needs[0] else None,)
 
     return y, backward
 
@@ -231,13 +196,37 @@ def _avg_pool_nd(
     rank: int,
     x: Array,
     kernel_size: Integers,
-    stride: Integers | None,
-    padding: Padding,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    dilation: Integers,
+    stride: Integers | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Integers = 1,
 ) -> Result:
+    """Take the mean of each window of signals (1d), images (2d) or volumes (3d).
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image. The sizes are (w,), (h, w) or (d, h, w).
+    kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size. (PyTorch's average pools
+        have no dilation.)
+    padding : zeros on both sides of each map, as in `max_pool2d`.
+    ceil_mode : as in `max_pool2d`.
+    count_include_pad : whether the mean counts the padding; it never counts what `ceil_mode` adds.
+    divisor_override : an integer that divides each sum instead of the number of pixels. (PyTorch's avg_pool1d has
+        none.)
+
+    Returns
+    -------
+    y : (n, c, *outs), or (c, *outs) for one image, sized as in `max_pool2d`.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        As in `max_pool2d`; also if a window has no pixel that counts.
+    """
     name = f"avg_pool{rank}d"
     xp = namespace(name, x=x)
     if divisor_override is not None:
@@ -253,79 +242,15 @@ def _avg_pool_nd(
     return _avg_pool(xp, x, axes, counts, divisor_override)
 
 
-def _avg_samples(rank: int) -> list[Any]:
+def _avg_samples(rank: int) -> list[Sample]:
     sizes, common = (6, 5, 4)[:rank], {"kernel_size": 3, "stride": (1, 2, 2)[:rank], "padding": 1, "ceil_mode": True}
     return [
         sample({"x": (2, 3, *sizes)}, kernel_size=2),
         sample({"x": (2, 2, *sizes)}, **common),
         sample({"x": (3, *sizes)}, **common, count_include_pad=False),
         sample({"x": (2, 2, *sizes)}, kernel_size=2, stride=1, padding=((1, 2), (0, 1), (2, 0))[:rank], dilation=2),
+        sample({"x": (2, *sizes)}, kernel_size=(2, 3, 2)[:rank], divisor_override=4),
     ]
 
 
-@op("x", samples=[*_avg_samples(2), sample({"x": (2, 6, 5)}, kernel_size=(2, 3), divisor_override=4)])
-def avg_pool2d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    dilation: Integers = 1,
-) -> Result:
-    """Take the mean of each window.
-
-    Parameters
-    ----------
-    x : floating-point array (n, c, h, w), or (c, h, w) for one image.
-    kernel_size, stride, dilation : an integer, or one per axis; stride None means kernel_size. (PyTorch's average pools
-        have no dilation.)
-    padding : zeros on both sides of each map, as in `max_pool2d`.
-    ceil_mode : as in `max_pool2d`.
-    count_include_pad : whether the mean counts the padding; it never counts what `ceil_mode` adds.
-    divisor_override : an integer that divides each sum instead of the number of pixels.
-
-    Returns
-    -------
-    y : (n, c, oh, ow), or (c, oh, ow) for one image, sized as in `max_pool2d`.
-    backward : dy -> (dx,). It keeps nothing.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        As in `max_pool2d`; also if a window has no pixel that counts.
-    """
-    return _avg_pool_nd(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
-
-
-@op("x", samples=_avg_samples(1))
-def avg_pool1d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    *,
-    dilation: Integers = 1,
-) -> Result:
-    """Take the mean of each window of signals, x (n, c, w) or (c, w): `avg_pool2d` with one spatial axis."""
-    return _avg_pool_nd(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad, None, dilation)
-
-
-@op("x", samples=_avg_samples(3))
-def avg_pool3d(
-    x: Array,
-    kernel_size: Integers,
-    stride: Integers | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    dilation: Integers = 1,
-) -> Result:
-    """Take the mean of each window of volumes, x (n, c, d, h, w) or (c, d, h, w): see `avg_pool2d`."""
-    return _avg_pool_nd(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
+avg_pool1d, avg_pool2d, avg_pool3d = op_of_ranks(_avg_pool_nd, "x", "", _avg_samples)

@@ -33,7 +33,7 @@ def _as_line(xp: ModuleType, x: Array) -> Array:
 
 @op("x", saves="y", samples=_SAMPLES)
 def softmax(x: Array, dim: int = -1) -> Result:
-    """Turn scores into probabilities: `y = exp(x) / sum(exp(x))` along `dim`.
+    """Return the softmax, `y = exp(x) / sum(exp(x))` along `dim`: scores become probabilities.
 
     Parameters
     ----------
@@ -68,20 +68,7 @@ def softmax(x: Array, dim: int = -1) -> Result:
 def log_softmax(x: Array, dim: int = -1) -> Result:
     """Return the logarithm of the softmax, `y = x - log(sum(exp(x)))` along `dim`, exact where the softmax underflows.
 
-    Parameters
-    ----------
-    x : floating-point array of any shape. A 0-d x counts as one axis of one element.
-    dim : the axis whose exponentials sum to 1. The default is the last axis; PyTorch has no default.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx,). It keeps y.
-
-    Raises
-    ------
-    UsageError, DtypeError
-        If x has no such axis, or is not a floating-point array.
+    Arguments, shapes and errors are those of `softmax`. Backward keeps y.
     """
     xp = namespace("log_softmax", x=x)
     shape, x = x.shape, _as_line(xp, x)

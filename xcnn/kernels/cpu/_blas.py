@@ -24,6 +24,8 @@ _OPENBLAS = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads"
 class _Library:
     """A BLAS library: functions that get and set its number of threads, and the number to restore."""
 
+    __slots__ = ("before", "get", "put")
+
     def __init__(self, get: Callable[[], int], put: Callable[[int], object]) -> None:
         self.get, self.put, self.before = get, put, get()
 
@@ -59,13 +61,15 @@ class _OneThread:
     It can be nested, and several threads may be inside. The last one to leave restores the number of threads.
     """
 
+    __slots__ = ("inside", "libraries", "lock")
+
     def __init__(self) -> None:
         self.libraries: list[_Library] | None = None
         self.lock, self.inside = threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self.lock:
-            if not self.inside:
+            if self.inside == 0:
                 if self.libraries is None:
                     self.libraries = _libraries()
                 for library in self.libraries:
@@ -73,21 +77,18 @@ class _OneThread:
                     library.put(1)
             self.inside += 1
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         with self.lock:
-            self.inside = max(0, self.inside - 1)  # a child process may leave what its parent entered
-            if not self.inside:
-                self.restore()
-
-    def restore(self) -> None:
-        for library in self.libraries or ():
-            library.put(library.before)
+            if self.inside == 1:
+                for library in self.libraries or ():
+                    library.put(library.before)
+            if self.inside:  # 0 if a child process leaves what its parent entered
+                self.inside -= 1
 
     def after_fork(self) -> None:
         """Restore the number of threads in a child process, where the parent's threads do not exist."""
-        if self.inside:
-            self.restore()
-        self.lock, self.inside = threading.Lock(), 0
+        self.lock, self.inside = threading.Lock(), min(self.inside, 1)
+        self.__exit__(None, None, None)
 
 
 one_blas_thread = _OneThread()

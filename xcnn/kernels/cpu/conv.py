@@ -179,8 +179,10 @@ def _gradients(
 
 
 def _rows_sum(rows: np.ndarray) -> np.ndarray:
-    total = np.empty(rows.shape[1], rows.dtype)
-    add_rows(rows, total)
+    total: np.ndarray = rows[0]
+    if len(rows) > 1:
+        total = np.empty(rows.shape[1], rows.dtype)
+        add_rows(rows, total)
     return total
 
 

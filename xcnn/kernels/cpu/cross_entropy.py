@@ -20,17 +20,17 @@ _MOST = 1 << 14
 """The most numbers of x; for more, NumPy's exponentials, which use vector instructions, are faster."""
 
 _BLOCK = 128
-"""Classes whose exponentials are added one after another: the square root of the largest number of classes."""
+"""Numbers that are added one after another: the square root of the largest number of them."""
 
 
 @compiled
-def _forward(x, target, ignored, p, losses):
-    """Set p to the softmax of x and losses; return the number of rows that count, or -1 if a label is out of range."""
-    rows = 0
+def _forward(x, target, ignored, p):
+    """Set p to the softmax of x; return the summed loss and the number of rows, -1 if a label is out of range."""
+    rows, loss, block = 0, 0.0, 0.0
     for n in range(x.shape[0]):
         scores, row, label = x[n], p[n], target[n]
         if label != ignored and (label < 0 or label >= scores.size):
-            return -1
+            return 0.0, -1
         largest = scores[0]
         for c in range(scores.size):
             largest = scores[c] if scores[c] > largest or scores[c] != scores[c] else largest
@@ -43,11 +43,12 @@ def _forward(x, target, ignored, p, losses):
             mass += part
         for c in range(scores.size):
             row[c] /= mass
-        losses[n] = 0
         if label != ignored:
-            losses[n] = math.log(mass) - (scores[label] - largest)
+            block += math.log(mass) - (scores[label] - largest)
             rows += 1
-    return rows
+        if n % _BLOCK == _BLOCK - 1:
+            loss, block = loss + block, 0.0
+    return loss + block, rows
 
 
 @compiled
@@ -80,12 +81,11 @@ def cross_entropy(
         return NotImplemented
     p = np.empty(x.shape, x.dtype)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
-    losses = np.empty(len(x))
-    rows = _forward(np.ascontiguousarray(x), target, ignore_index, p, losses)
+    total, rows = _forward(np.ascontiguousarray(x), target, ignore_index, p)
     if rows < 0:
         return NotImplemented
     count = rows if reduction == "mean" else 1
-    loss = losses.sum() / count if count else math.nan
+    loss = total / count if count else math.nan
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:

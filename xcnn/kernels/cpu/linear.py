@@ -1,8 +1,10 @@
 """Products of rows with a matrix: BLAS for the products, compiled code for bias, ReLU and gradients.
 
-BLAS is held to one thread. Large products are split into parts, each a product of its own.
+BLAS is held to one thread. Large products are split into parts, each a product of its own. Products of a few rows with
+a small matrix do not use BLAS, as preparing its calls takes longer than they do.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +12,9 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._blas import one_blas_thread
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import supports
-from xcnn.kernels.cpu._sums import add_rows
+from xcnn.kernels.cpu._sums import BLOCK, add_rows
 from xcnn.threads import parallel, parts
 
 __all__ = ["linear"]
@@ -23,6 +25,42 @@ _LEAST_WIDTH = 64
 
 _FEW_ROWS = 4
 """With at most this many images, memory bandwidth limits the weight gradient, and BLAS is ten times slower."""
+
+_SMALL = 1 << 16
+"""The most weights of a matrix whose products with few rows do without BLAS."""
+
+
+@summing
+def _dots(x, weight, y):
+    """Set y to x @ weight^T."""
+    for n in range(y.shape[0]):
+        for o in range(y.shape[1]):
+            row, column, total = x[n], weight[o], y.dtype.type(0)
+            for first in range(0, row.size, BLOCK):
+                one, other, part = row[first : first + BLOCK], column[first : first + BLOCK], y.dtype.type(0)
+                for i in range(one.size):
+                    part += one[i] * other[i]
+                total += part
+            y[n, o] = total
+
+
+@compiled
+def _combine(dy, weight, dx):
+    """Set dx to dy @ weight; the rows are added in blocks, as in `add_rows`."""
+    outputs = weight.shape[0]
+    step = max(1, int(math.sqrt(outputs)))
+    part = np.empty_like(dx[0])
+    for n in range(dx.shape[0]):
+        total = dx[n]
+        total[:] = 0
+        for first in range(0, outputs, step):
+            part[:] = 0
+            for o in range(first, min(first + step, outputs)):
+                value, row = dy[n, o], weight[o]
+                for i in range(row.size):
+                    part[i] += value * row[i]
+            for i in range(part.size):
+                total[i] += part[i]
 
 
 @compiled
@@ -76,9 +114,13 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
         return NotImplemented
     (n, i), o, has_bias = x.shape, weight.shape[0], bias is not None
     flops = 2 * n * i * o
+    few = n <= _FEW_ROWS and weight.size <= _SMALL and weight.flags.c_contiguous
     result = np.empty((n, o), x.dtype)
-    with one_blas_thread:
-        _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
+    if few:
+        _dots(np.ascontiguousarray(x), weight, result)
+    else:
+        with one_blas_thread:
+            _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
     if has_bias or relu:
         _finish(result, np.empty(0, x.dtype) if bias is None else bias, relu)
     y = result if relu else None  # backward keeps it
@@ -89,16 +131,18 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: boo
             masked = np.empty((n, o), x.dtype)
             _masked(dy, y, masked)
             dy = masked
-        dx = dweight = dbias = None
-        with one_blas_thread:
-            if needs[0]:
-                dx = np.empty((n, i), x.dtype)
-                _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
-            if needs[1]:
-                dweight = np.empty((o, i), x.dtype)
-                if n <= _FEW_ROWS:
-                    _outer(dy, np.ascontiguousarray(x), dweight)
-                else:
+        dx = np.empty((n, i), x.dtype) if needs[0] else None
+        dweight = np.empty((o, i), x.dtype) if needs[1] else None
+        dbias = None
+        if dx is not None and few:
+            _combine(dy, weight, dx)
+        if dweight is not None and n <= _FEW_ROWS:
+            _outer(dy, np.ascontiguousarray(x), dweight)
+        if not few:
+            with one_blas_thread:
+                if dx is not None:
+                    _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
+                if dweight is not None and n > _FEW_ROWS:
                     _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)

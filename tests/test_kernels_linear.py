@@ -1,0 +1,60 @@
+"""The kernel of `linear` on both sides of the sizes at which it turns to BLAS."""
+
+import math
+
+import numpy as np
+import pytest
+
+from xcnn import ops
+
+pytest.importorskip("numba")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("sizes", [(10, 84), (1, 1 << 16), (1 << 16, 1), (129, 513), (257, 256)], ids=str)
+@pytest.mark.parametrize("alike", [False, True], ids=["drawn", "alike"])
+def test_products_are_accurate_however_many_terms_they_have(
+    sizes: tuple[int, int], rows: int, dtype: str, alike: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (np.full((rows, n), 0.1) if alike else rng.standard_normal((rows, n)) for n in reversed(sizes))
+    weight, bias = np.full(sizes, 0.1) if alike else rng.standard_normal(sizes), rng.standard_normal(sizes[0])
+    x, weight, bias, dy = (a.astype(dtype) for a in (x, weight, bias, dy))
+    y, backward = ops.linear(x, weight, bias)
+    wide = [a.astype(np.longdouble) for a in (x, weight, bias, dy)]
+    wanted = [wide[0] @ wide[1].T + wide[2], wide[3] @ wide[1], wide[3].T @ wide[0], wide[3].sum(axis=0)]
+    x, weight, bias, dy = map(np.abs, wide)
+    scales = [x @ weight.T + bias, dy @ weight, dy.T @ x, dy.sum(axis=0)]
+    for actual, exact, scale, terms in zip(
+        (y, *backward(dy=wide[3].astype(dtype))), wanted, scales, (sizes[1] + 1, sizes[0], rows, rows), strict=True
+    ):
+        assert (actual.dtype, actual.shape) == (dtype, exact.shape)
+        assert np.all(np.abs(actual - exact) <= (2 + 2 * math.sqrt(terms)) * np.finfo(dtype).eps * scale)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_strided_and_read_only_arrays_have_the_products_of_their_copies(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = rng.standard_normal((rows, 14))[:, ::2], rng.standard_normal((7, 6)).T, rng.standard_normal(6)
+    for array in (x, weight, bias):
+        array.flags.writeable = False
+    dy = rng.standard_normal((6, rows)).T
+    y, backward = ops.linear(x, weight, bias, activation="relu")
+    np.testing.assert_allclose(y, np.maximum(np.einsum("ni,oi->no", x, weight) + bias, 0), rtol=1e-12)
+    dx, dweight, dbias = backward(dy)
+    slope = dy * (y > 0)
+    np.testing.assert_allclose(dx, np.einsum("no,oi->ni", slope, weight), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(dweight, np.einsum("no,ni->oi", slope, x), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(dbias, slope.sum(axis=0), rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_not_finite_stays_so_in_its_row() -> None:
+    x, weight = np.ones((2, 3)), np.ones((4, 3))
+    x[0, 1] = np.nan
+    y, backward = ops.linear(x, weight)
+    assert np.isnan(y[0]).all()
+    assert np.array_equal(y[1], [3, 3, 3, 3])
+    dx, dweight, _ = backward(np.array([[1.0, 0, 0, 0], [np.inf, 0, 0, 0]]))
+    assert np.array_equal(dx, [[1, 1, 1], [np.inf] * 3])
+    assert np.isnan(dweight[:, 1]).all()
