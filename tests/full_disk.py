@@ -195,9 +195,10 @@ def main() -> int:
         root = Path(name)
         made = root / "made"
         made.mkdir()
-        with contextlib.chdir(root), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-            for line in (f"train {FLAGS} -o run", *OTHERS.values()):
-                xcnn(line.split())  # loads what the children then have
+        with open(os.devnull, "w") as null, contextlib.chdir(root):
+            with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+                for line in (f"train {FLAGS} -o run", *OTHERS.values()):  # loads what the children then have
+                    check("prepare", xcnn(line.split()) == 0, f"{line} failed")
         check("prepare", command(f"train {FLAGS} -o alone", root)[0] == 0, "the run with room failed")
         check("prepare", command(f"train {FLAGS} -o made/run", root, press=25)[0] == 130, "it was not interrupted")
         for file, line in OTHERS.items():
