@@ -26,7 +26,7 @@ CONFIG = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
     schedule="cosine", checkpoint_every="6steps",
 )  # fmt: skip
-WRITES = ("mkstemp", "fsync", "replace", "unlink", "rename", "mkdir")
+WRITES = ("open", "fsync", "replace", "unlink", "mkdir")
 
 
 class Notes(Reporter):
@@ -92,10 +92,8 @@ def watch_writes(on_write: Callable[[], object]) -> None:
 
         return call
 
-    for module in (os, tempfile):
-        for name in WRITES:
-            if hasattr(module, name):
-                setattr(module, name, watched(getattr(module, name)))
+    for name in WRITES:
+        setattr(os, name, watched(getattr(os, name)))
 
 
 def live_until_write(folder: Path, number: int) -> None:
