@@ -195,3 +195,14 @@ def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path, 
     assert run(POOL, cache, tmp_path).split() == ["171.0"]
     assert run(POOL + COMPILED, cache, tmp_path).split() == ["171.0", "False"]
     assert len(kept(cache)) == len(before), "old files stay"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """A younger file stays: another process may be writing it."""
+    run(KILLED.replace("pool._max", "") + RELU, tmp_path, code_of_exit=-signal.SIGKILL)
+    (left,) = tmp_path.rglob(".*.nbc.*.tmp")
+    run(RELU, tmp_path)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    run(RELU, tmp_path)
+    assert not left.exists()
