@@ -1,4 +1,4 @@
-"""GPUs: what is tried on them, and what is said of them. Most of it without a GPU."""
+"""GPUs: how they are probed, and what is reported about them. Most tests need no GPU."""
 
 import json
 import re
@@ -22,7 +22,7 @@ each_ability = pytest.mark.parametrize("ability", NEEDED)
 
 
 def test_the_pretended_gpus_are_as_picky_as_real_ones(machine: Fake) -> None:
-    """Else the tests below would prove nothing."""
+    """Otherwise the tests below would prove nothing."""
     first, second = package.device("cuda:0"), package.device("cuda:1")
     xp, host = second.xp, np.ones(2, np.float32)
     there = second.asarray(host)
@@ -223,8 +223,8 @@ def test_graph_capture_is_told_but_not_required(machine: Fake) -> None:
 @pytest.mark.parametrize(
     ("what", "came"),
     [
-        ("graph_capture", "[1.0, 3.0, 5.0, 7.0]"),  # a graph that does nothing
-        ("launch in capture", "[15.0, 31.0, 47.0, 63.0]"),  # a capture that works at once, too
+        ("graph_capture", "[1.0, 3.0, 5.0, 7.0]"),  # an empty graph
+        ("launch in capture", "[15.0, 31.0, 47.0, 63.0]"),  # a capture that also runs the work
     ],
 )
 def test_a_graph_that_gives_a_wrong_result(machine: Fake, what: str, came: str) -> None:

@@ -360,7 +360,7 @@ def test_runs_that_are_killed_at_random_moments_end_alike():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kills, " in done.stdout
-    assert "all ended as the one left alone" in done.stdout
+    assert "all ended as the uninterrupted one" in done.stdout
 
 
 def test_settings_of_a_run_are_read_with_suspicion(tmp_path):
