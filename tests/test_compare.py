@@ -310,8 +310,8 @@ def test_a_device_without_the_dtype_is_one_sentence(xcnn) -> None:
 
 @every_library
 def test_weights_stay_together_on_every_library(backend: Backend, dtype: str) -> None:
-    batches, classes = compare.batches("digits", "lenet5", 8, 3)
-    assert batches[0][0].shape == (8, 1, 16, 16)  # digits, enlarged to what LeNet-5 takes
+    batches, classes = compare.batches("digits", "lenet5", 16, 3)  # as in test_portability.py, for JAX to compile once
+    assert batches[0][0].shape == (16, 1, 16, 16)  # digits, enlarged to what LeNet-5 takes
     model = models.build("lenet5", batches[0][0].shape[1:], classes)
     parted = compare.distances(model, batches, backend.device, dtype)
     assert len(parted) == 3
