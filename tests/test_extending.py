@@ -15,10 +15,10 @@ from xcnn.errors import ShapeError, UsageError
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 LONGEST = 25
-"""So many lines an example may have, but for blank ones."""
+"""Maximum number of lines of an example, without blank ones."""
 
 PRIVATE = r"(?<!\w)_(?!_\w+__)\w"
-"""A name that begins with an underscore, but for Python's own, such as `__init__`."""
+"""A name that begins with an underscore, except Python's special names such as `__init__`."""
 
 COMMAND = "import sys; sys.path.pop(0); from xcnn.cli import main; sys.exit(main(sys.argv[1:]))"
 """Runs a command as the installed script does, whose path has no current folder."""
@@ -33,7 +33,7 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 def file_name(block: str) -> str | None:
-    """Return the name of the file that a block is, if it says one."""
+    """Return the name of a block's file, if its first line names one."""
     found = re.match(r"# (\w+\.py)\n", block)
     return found[1] if found else None
 
@@ -67,7 +67,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
     for _, _, block in EVERY:
         if name := file_name(block):
             (tmp_path / name).write_text(block, "utf-8")
-    path = os.pathsep.join(filter(None, sys.path))  # whatever this process finds xcnn and the libraries by
+    path = os.pathsep.join(filter(None, sys.path))  # the path on which this process finds xcnn and the libraries
     for number, (language, block) in enumerate(sections()[title]):
         script = tmp_path / (file_name(block) or f"block{number}.py")
         script.write_text(block, "utf-8")
@@ -80,7 +80,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
 
 
-# --- what the page promises beyond its examples -----------------------------------------------------------------------
+# --- what the page says beyond its examples ---------------------------------------------------------------------------
 
 
 class Double(nn.Module):

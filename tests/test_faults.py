@@ -1,6 +1,6 @@
-"""What goes wrong in training: numbers that are not finite, memory that runs out, files that claim too much.
+"""Faults in training: numbers that are not finite, memory that runs out, files that claim large arrays.
 
-Each fault is made here, is named by one sentence, and leaves everything as it was before.
+Each fault raises an error that names its cause, and changes nothing.
 """
 
 import copy
@@ -32,7 +32,7 @@ overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encounte
 
 
 def network():
-    """A bit of everything: ReLUs that run with their layer, running statistics, a random stream, a way around."""
+    """Make a network with ReLUs that run with their layer, running statistics, a random stream and a residual."""
     body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
     model = nn.Sequential(
         *(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(3), nn.Residual(body)),
@@ -52,7 +52,7 @@ def batch(seed=0, n=4):
 
 
 def everything(trainer):
-    """All that a step changes, bit for bit."""
+    """Return everything that a step changes, bit for bit."""
     weights = {name: array.tobytes() for name, array in trainer.model.state_dict().items()}
     streams = {name: copy.deepcopy(stream.bit_generator.state) for name, stream in trainer.model.named_generators()}
     optimizer = trainer.optimizer.state_dict()
@@ -61,7 +61,7 @@ def everything(trainer):
 
 
 def fails(trainer, x, y, kind=DivergedError):
-    """Take a step that must fail, check that nothing has changed, and return the sentence."""
+    """Take a step that must fail, check that nothing has changed, and return the message."""
     before = everything(trainer)
     with pytest.raises(kind) as error:
         trainer.step(x, y)
@@ -71,7 +71,7 @@ def fails(trainer, x, y, kind=DivergedError):
 
 
 def put(name, value, all_of_it=False):
-    """Change a parameter: its first number, or each."""
+    """Return a function that sets the first element of a parameter, or all of them."""
 
     def ruin(model):
         slot = dict(model.named_parameters())[name]
@@ -82,7 +82,7 @@ def put(name, value, all_of_it=False):
 
 
 class Times(nn.Module):
-    """A layer that multiplies what passes: numbers on their way forward, gradients on their way back."""
+    """A layer that multiplies its input in forward and its gradient in backward."""
 
     def __init__(self, forward=1.0, backward=1.0):
         self.forward_factor, self.backward_factor = forward, backward
@@ -114,7 +114,7 @@ FIRST = "returned the first numbers that are not finite"
 @each_library
 @pytest.mark.parametrize("where", ["0", "2", "7"])
 def test_a_loss_that_is_not_finite_names_the_layer_where_that_begins(backend, where):
-    """Whichever kind of layer it is, and though a container runs it together with its ReLU."""
+    """For every kind of layer, and although a container runs it together with its ReLU."""
     kind = {"0": "Conv2d", "2": "BatchNorm2d", "7": "Linear"}[where]
     model = network()
     trainer = trainer_of(model, backend.spec)
@@ -186,7 +186,7 @@ def test_a_loss_may_overflow_by_itself():
 
 
 class Own(nn.Module):
-    """A container that computes by itself, too."""
+    """A container that also computes something itself."""
 
     def __init__(self, forward=1.0, backward=1.0):
         self.linear, self.factors = nn.Linear(64, 10), (forward, backward)
@@ -235,7 +235,7 @@ def test_a_gradient_that_is_not_finite_names_the_layer_where_that_begins(backend
 
 @overflows
 def test_a_weight_whose_gradient_overflows_is_named():
-    """The images and the weights are finite, and so is the loss; but their product with the gradient is not."""
+    """Images, weights and loss are finite, but the product of the images with the gradient is not."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.Linear(1, 1))
     put("1.weight", 1e-38, all_of_it=True)(model)
     put("2.weight", 100.0)(model)
@@ -270,7 +270,7 @@ def test_frozen_parameters_do_not_count():
 
 
 def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_come():
-    """With the masks of dropout and the statistics of the batches that were to come."""
+    """With the same dropout masks and running statistics as without the bad batch."""
     trainer, twin = trainer_of(network()), trainer_of(network())
     nan = np.full((4, 1, 8, 8), np.nan, np.float32)
     for i in range(4):
@@ -282,7 +282,7 @@ def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_come():
 
 @each_library
 def test_large_gradients_are_no_false_alarm(backend):
-    """Their sum and their squares overflow; each of them is finite."""
+    """Their sum and their squares overflow, but each of them is finite."""
 
     def finite(gradients):
         return look(backend.device.asarray(np.float32(1)), None, gradients)[2]
@@ -300,7 +300,7 @@ def test_large_gradients_are_no_false_alarm(backend):
 
 @each_library
 def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
-    """The loss in its own dtype, the count as an integer, also where the count is too large for half precision."""
+    """The loss in its own dtype and the count as an integer, even if it is too large for half precision."""
     loss, right = np.asarray(1 / 3, dtype), np.asarray(2**24 - 1)
     gradients = [backend.device.asarray(np.ones(n, np.float32)) for n in (1, 2)]
     seen = look(backend.device.asarray(loss), backend.device.asarray(right), gradients)
@@ -414,7 +414,7 @@ def test_a_batch_too_large_for_memory_is_said_and_the_process_goes_on():
 
 
 class Greedy(nn.Module):
-    """A layer that takes an array, and for large batches then more than there is."""
+    """A layer that allocates an array, and for large batches runs out of memory."""
 
     def __init__(self, error, backward=False):
         self.error, self.at_backward, self.taken = error, backward, []
@@ -440,7 +440,7 @@ class Greedy(nn.Module):
 
 @pytest.fixture
 def freed(monkeypatch):
-    """Let the device cpu speak as another library does, and record what was still held when its memory was freed."""
+    """Let the cpu raise another library's errors, and record the arrays still alive when its memory is freed."""
     held = []
     layers = []
     row = TABLE["cpu"]

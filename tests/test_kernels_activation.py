@@ -1,4 +1,4 @@
-"""The kernel of ReLU where it is cut into parts, and what it does with numbers that are none."""
+"""The kernel of ReLU when it is cut into parts, and for NaN."""
 
 import numpy as np
 import pytest

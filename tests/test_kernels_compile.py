@@ -1,4 +1,4 @@
-"""Compiling kernels where it is hard: no folder for the code, a full disk, no compiler, damage, code that changed."""
+"""Compiling kernels under failures: no cache folder, a full disk, no compiler, damaged files, changed sources."""
 
 import os
 import shutil
@@ -27,9 +27,9 @@ COMPILED = "\nfrom xcnn._dispatch import COMPILATION\nprint(COMPILATION.seconds 
 def run(
     code: str, cache: Path, packages: Path | None = None, *, says: str = "", code_of_exit: int = 0, **environment: str
 ) -> str:
-    """Run code in a new process, whose compiled code is kept in `cache`, with the xcnn of a folder.
+    """Run code in a new process, with compiled code in `cache` and the xcnn in `packages`; return its stdout.
 
-    Warnings are errors in it. What it says on stderr begins with `says` and is one line, or nothing.
+    Warnings are errors there. Its stderr must be one line that begins with `says`, or empty if `says` is.
     """
     paths = [packages or Path(xcnn.__file__).parents[1], *filter(None, sys.path)]
     done = subprocess.run(
@@ -94,7 +94,7 @@ def test_damaged_files_are_compiled_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
-    """As in a container whose file systems are all read-only."""
+    """As in a container with read-only file systems."""
     nowhere = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
     assert run(nowhere + RELU, tmp_path).split() == ["0.0", "2.0"]
     assert not kept(tmp_path)
@@ -169,7 +169,7 @@ passes.write_text(source.replace("target[k] = source[k]\\n", "target[k] = source
 
 
 def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
-    never = "from xcnn.kernels.cpu._compile import _Kept\n_Kept.load = lambda self, key: None\n"  # so that both compile
+    never = "from xcnn.kernels.cpu._compile import _Kept\n_Kept.load = lambda self, key: None\n"  # makes both compile
     with ThreadPoolExecutor(2) as pool:
         for printed in pool.map(lambda _: run(never + RELU + COMPILED, tmp_path), range(2)):
             assert printed.split() == ["0.0", "2.0", "True"]

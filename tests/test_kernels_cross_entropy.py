@@ -1,4 +1,4 @@
-"""The kernel of cross entropy against the portable code, and that it leaves to that what is an error."""
+"""The kernel of cross entropy against the portable code, to which it leaves all errors."""
 
 import contextlib
 from typing import Any
@@ -49,7 +49,7 @@ def test_a_label_out_of_range_is_refused_wherever_it_is(label: int) -> None:
     "engine", [contextlib.nullcontext, lambda: portable(np), emulated], ids=["kernels", "portable", "cuda"]
 )
 def test_an_ignored_row_counts_for_nothing_but_shows_that_it_is_not_finite(engine: Any) -> None:
-    """As in PyTorch: the loss is that of the other rows, the gradient of a row of NaN is NaN."""
+    """As in PyTorch: it does not change the loss, and its gradient is NaN if the row has a NaN."""
     x = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0], [3.0, -np.inf]])
     target = np.array([-100, 1, -100, -100])
     with engine(), np.errstate(invalid="ignore"):

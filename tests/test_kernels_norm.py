@@ -1,4 +1,4 @@
-"""The kernel of batch norm: against float64, against the portable code, and with any number of threads."""
+"""The kernel of batch norm against float64 and against the portable code, with any number of threads."""
 
 from typing import Any
 

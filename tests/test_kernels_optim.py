@@ -1,4 +1,4 @@
-"""Optimizer steps in place: the portable numbers to the bit, whatever the arrays are like; nobody else's change."""
+"""Optimizer steps in place: the bits of the portable code for all kinds of arrays, and no other array changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +74,7 @@ def test_arrays_of_another_layout_are_updated_all_the_same(layout: str, place: s
 @every_rule
 @pytest.mark.parametrize("odd", [0, 2])
 def test_an_array_of_another_layout_costs_the_others_nothing(odd: int, rule: str) -> None:
-    """They are updated in place, and that of another layout is replaced by one that can be."""
+    """The others are updated in place; the array of another layout is replaced by a contiguous one."""
     shapes = [(4, 3), (2, 0), (3, 2), (5, 5)]
     rng = np.random.default_rng(0)
     parameters = [Parameter(rng.standard_normal(shape)) for shape in shapes]
