@@ -1,4 +1,4 @@
-"""Runs that stop and go on, on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
+"""Interrupting and resuming runs on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
 
 import json
 import signal
@@ -41,7 +41,7 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(xcnn, tmp_path
 
 
 def test_sigterm_before_the_first_step_ends_the_command(tmp_path):
-    """While data are read: no step to finish, nothing to save, the same code."""
+    """While data are loaded: there is no step to finish and nothing to save; the exit code is the same."""
     script = """
 import os, signal, sys
 from xcnn import data
@@ -121,7 +121,7 @@ def test_a_run_that_is_done_says_so(xcnn):
 
 
 def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
-    """As `| head -1` does, of the JSON lines or of the table at the end."""
+    """As with `| head -1`, for the JSON lines and for the final table."""
     for flags in (["--json"], []):
         folder = tmp_path / f"run{len(flags)}"
         argv = ["train", "--model", "report", "--epochs", "3", "-o", str(folder), *flags]
@@ -130,7 +130,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
             assert process.stderr is not None
             process.stdout.close()
             err = process.stderr.read()
-            assert process.wait(timeout=60) == 141  # nobody has seen the results
+            assert process.wait(timeout=60) == 141  # the results were not read
         assert "error" not in err
         assert len((folder / "history.jsonl").read_text().splitlines()) == 3
 

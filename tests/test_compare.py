@@ -1,6 +1,6 @@
-"""`xcnn compare` and its room: budgets that hold, and a fault that is planted and found.
+"""`xcnn compare` and its room: budgets hold, and planted faults are found.
 
-A small network of two layers stands in where the network does not matter.
+A small network of two layers is used where the network does not matter.
 """
 
 import functools
@@ -32,21 +32,14 @@ def strict():
 
 
 @pytest.fixture
-def xcnn(capsys, monkeypatch, tmp_path):
-    """Run the command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        code = main(["compare", *map(str, argv)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def xcnn(xcnn):
+    """Run `xcnn compare` in an empty folder: (exit code, stdout, stderr)."""
+    return functools.partial(xcnn, "compare")
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Enter a network of one convolution and one linear layer in the table of models."""
+    """Add a network of one convolution and one linear layer to the table of models."""
 
     def build(shape, classes):
         return nn.Sequential(nn.Conv2d(shape[0], 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 6 * 6, classes))
@@ -378,7 +371,7 @@ def test_each_reaches_into_lists_and_leaves_none() -> None:
 
 
 def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
-    """The reference is the portable code, also where there is a kernel for its dtype."""
+    """The reference is the portable code, even if there is a kernel for its dtype."""
 
     def wrong(*arguments):
         y, backward = BODIES["conv"](np, *arguments)

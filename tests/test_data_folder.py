@@ -165,7 +165,7 @@ def test_a_small_file_has_no_large_image(tmp_path, monkeypatch):
 
 
 def test_settings_of_the_process_stay_as_they_are(tmp_path, monkeypatch):
-    """Other threads may use Pillow, and warn, meanwhile. A GIF is the exception, which is said."""
+    """Other threads may use Pillow and warnings at the same time. GIF is the documented exception."""
     opened, filters = [], list(warnings.filters)
 
     def spy(*arguments, real=Image.open, **options):
@@ -196,7 +196,7 @@ def test_a_photograph_is_scanned_a_limited_number_of_times(tmp_path):
 
 
 def tiff(width, height, tile_width, tile_height, content):
-    """An image in one tile, deflated."""
+    """Return a TIFF image in one deflated tile."""
     tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1)]
     tags += [(322, tile_width), (323, tile_height), (324, 8 + 2 + 10 * 12 + 4), (325, len(content))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -262,7 +262,7 @@ def test_a_length_that_a_chunk_claims_is_not_allocated(tmp_path):
 
 
 def within(seconds, call):
-    """Call a function that might wait for ever."""
+    """Call a function that might wait forever."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)

@@ -1,4 +1,4 @@
-"""Modules and containers: composed gradients, state by name, backward once, and errors that say where."""
+"""Modules and containers: composed gradients, state by name, backward called once, and errors that name the layer."""
 
 import gc
 import tracemalloc
@@ -104,7 +104,7 @@ def test_backward_works_once():
 
 
 def recorded(monkeypatch, layers):
-    """Return a list to which every layer adds its place and `need_dx` when its backward runs."""
+    """Return a list to which every layer appends its index and `need_dx` when its backward runs."""
     calls = []
     for i, layer in enumerate(layers):
 

@@ -1,4 +1,4 @@
-"""A layer and the ReLU behind it run as one call, and nobody can tell but by the time it takes."""
+"""A layer and the ReLU after it run as one call, with the same results as separately."""
 
 import copy
 
@@ -34,7 +34,7 @@ NETWORKS = {
 
 
 def results(model, x):
-    """Run a network forward and backward, and once for inference: all arrays that come out, by name."""
+    """Run a network forward and backward, and once for inference; return all results by name."""
     model.zero_grad()
     y, backward = model.forward(x)
     dy = np.random.default_rng(1).standard_normal(y.shape)
