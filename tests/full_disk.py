@@ -160,7 +160,7 @@ def go_on(where: str, stopped: Path, filled: Filled, expected: dict[str, object]
         shutil.copytree(disk.folder, Path(room) / "run")
         again, lines = command("train --resume run", Path(room))
         check(where, again == 0, f"with room again: {lines}")
-        check(where, result(Path(room) / "run") == expected, "it ended elsewhere than the run with room")
+        check(where, result(Path(room) / "run") == expected, "its results differ from those of the run with room")
     return code == 1
 
 
