@@ -52,7 +52,7 @@ def test_images_of_a_batch_differ_in_what_they_draw(name):
         (data.cutout, {"size": 0}),
     ],
 )
-def test_nothing_asked_is_nothing_done(function, options):
+def test_options_of_zero_change_nothing(function, options):
     images = batch((3, 2, 5, 6))
     assert np.array_equal(function(images, np.random.default_rng(0), **options), images)
 

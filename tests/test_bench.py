@@ -223,7 +223,7 @@ def test_images_of_another_size(model, contestant):
     assert scores.shape == (2, 10)
 
 
-def test_memory_is_what_was_taken_meanwhile():
+def test_memory_is_the_growth_during_the_measurement():
     grown = growth()
     if grown() is None:
         pytest.skip("the system does not tell")
@@ -276,11 +276,11 @@ def test_a_worker_that_fails_gives_its_reason():
         ("Traceback (most recent call last):\n", ""),
     ],
 )  # fmt: skip
-def test_the_gist_of_what_a_process_wrote(errors, gist):
+def test_the_last_line_of_an_error_is_reported(errors, gist):
     assert worker._gist(errors) == gist
 
 
-def test_a_worker_that_is_silent_is_given_up(monkeypatch):
+def test_a_worker_that_does_not_answer_times_out(monkeypatch):
     monkeypatch.setattr(worker, "PATIENCE", 0.5)
     with (
         worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one,
@@ -392,7 +392,7 @@ def test_means_in_json(xcnn):
         (["--models", ","], "name at least one model"),
     ],
 )
-def test_requests_that_cannot_be_meant(xcnn, argv, message):
+def test_invalid_requests_are_refused(xcnn, argv, message):
     code, out, err = xcnn(*argv)
     assert (code, out) == (2, "")
     assert message in err
@@ -406,7 +406,7 @@ def test_a_peer_that_is_not_installed(xcnn, monkeypatch):
     assert "error: bench: jax is not installed; pip install jax" in err
 
 
-def test_no_round_is_no_benchmark():
+def test_zero_rounds_are_refused():
     cases = [compare.Case("report", 1, "train", 1)]
     with pytest.raises(UsageError, match="rounds must be an integer of at least 1"):
         list(compare.bench(cases, [OURS], 0, 0.1))

@@ -149,7 +149,7 @@ def test_the_head_says_what_it_is_measured_on(xcnn, pretended, monkeypatch):
     assert heads[1][1].startswith("cuda:0: Pretended GPU, driver 123.45; TF32 on for xcnn cuda:0 (CUPY_TF32), off for ")
 
 
-def test_a_driver_that_does_not_tell(monkeypatch, tmp_path):
+def test_a_driver_without_a_version(monkeypatch, tmp_path):
     fake_gpu.install(monkeypatch.setattr, monkeypatch.setitem)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compare.describe(["cuda"])[0]["driver"] is None

@@ -67,7 +67,7 @@ def test_batches_of_a_generator_are_not_counted(digits):
         ([(1, 2, 3)], r"fit: train must give batches \(x, y\), got tuple"),
     ],
 )
-def test_what_is_nothing_to_train_on_is_named(train, says):
+def test_training_data_of_a_wrong_type_is_named(train, says):
     with pytest.raises(UsageError, match=says):
         make_trainer().fit(train)
 

@@ -181,7 +181,7 @@ def test_settings_come_from_a_file(xcnn, tmp_path):
         ("x.yaml", "epochs: 3", 2, "a file of settings must end in .json or .toml, got x.yaml"),
     ],
 )
-def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, message):
+def test_files_that_hold_no_settings_are_refused(xcnn, tmp_path, name, content, code, message):
     (tmp_path / name).write_text(content)
     ended, out, err = xcnn("train", "--config", name, "-o", "out")
     assert (ended, out) == (code, "")

@@ -123,7 +123,7 @@ def test_units_and_ulp_by_hand() -> None:
     ],
     ids=["nan", "infinite", "shape", "dtype"],
 )
-def test_what_is_no_answer_is_an_infinite_error(got) -> None:
+def test_results_that_cannot_be_compared_have_an_infinite_error(got) -> None:
     error = one_error([1.0, 1.5], got)
     assert error.units == math.inf
     assert not error.within
@@ -287,7 +287,7 @@ def test_tables_of_ops(xcnn) -> None:
         (["--devices", "cpu", "-b", "0"], "--batch-size must be at least 1, got 0"),
     ],
 )
-def test_requests_that_cannot_be_meant(xcnn, argv, message) -> None:
+def test_invalid_requests_are_refused(xcnn, argv, message) -> None:
     code, out, err = xcnn(*argv)
     assert (code, out) == (2, "")
     assert message in err
@@ -370,7 +370,7 @@ def test_each_reaches_into_lists_and_leaves_none() -> None:
     assert each(lambda a: a + 1, {"xs": [1, 2], "bias": None, "x": 3}) == {"xs": [2, 3], "bias": None, "x": 4}
 
 
-def test_a_wrong_kernel_is_not_its_own_measure(monkeypatch) -> None:
+def test_the_reference_does_not_use_kernels(monkeypatch) -> None:
     """The reference is the portable code, even if there is a kernel for its dtype."""
 
     def wrong(*arguments):

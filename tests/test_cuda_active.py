@@ -17,7 +17,7 @@ from xcnn.training.evaluation import evaluate, predict
 from xcnn.training.losses import LOSSES
 
 
-def test_opening_a_device_makes_it_current_for_nobody(machine: Fake) -> None:
+def test_opening_a_device_does_not_make_it_current(machine: Fake) -> None:
     second, first = package.device("cuda:1"), package.device("cuda:0")
     assert machine.current == 0
     package.device("cuda:1")

@@ -69,7 +69,7 @@ def test_every_kernel_compiles(nvrtc: Any, launcher: Any, real: str, wide: bool,
     assert all(name.encode() in code for name in launcher.PARAMETERS)
 
 
-def test_a_kernel_that_is_no_cuda_does_not_compile(nvrtc: Any, launcher: Any) -> None:
+def test_invalid_cuda_code_does_not_compile(nvrtc: Any, launcher: Any) -> None:
     with pytest.raises(pytest.fail.Exception, match='identifier "nothing" is undefined'):
         compiled(nvrtc, launcher.source("float", False) + "KERNEL bad() { nothing; }", launcher.OPTIONS)
 

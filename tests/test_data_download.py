@@ -194,7 +194,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(mirrors, cache):
         data.load("mnist")
 
 
-def test_who_listens_hears_where_files_come_from(mirrors, caplog):
+def test_callbacks_are_told_the_source_of_each_file(mirrors, caplog):
     mirrors("nothing", "good")
     with caplog.at_level(logging.INFO, "xcnn"):
         data.load("mnist")
@@ -218,7 +218,7 @@ def test_progress_is_told_of_each_file_from_its_first_byte_to_its_last(mirrors, 
     assert told == []
 
 
-def test_a_mirror_that_never_ends_is_left(mirrors, monkeypatch):
+def test_a_mirror_that_hangs_is_abandoned(mirrors, monkeypatch):
     mirrors("endless", "good")
     monkeypatch.setattr(download, "_CHUNK", 1024)
     told = []

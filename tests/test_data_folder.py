@@ -104,7 +104,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert data.read_image(tmp_path / "x.png", (1, 2, 2)).tolist() == [[[0, 1], [128, 255]]]
 
 
-def test_a_photograph_lying_down_is_stood_up(tmp_path):
+def test_a_photograph_is_rotated_as_its_metadata_says(tmp_path):
     image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
@@ -211,7 +211,7 @@ def test_a_tile_larger_than_its_image_counts(tmp_path):
     refused(lambda: data.read_image(path, (1, 4, 4)), path, "has more than 1048576 pixels")
 
 
-def test_decoders_are_not_heard(tmp_path, capfd):
+def test_messages_of_decoders_are_silenced(tmp_path, capfd):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(10, 10, 1024, 1024, b"damaged"))  # libtiff complains from C
     refused(lambda: data.read_image(path, (1, 4, 4)), path, "cannot be read as an image")
@@ -333,7 +333,7 @@ def test_floating_point_images_are_refused(tmp_path):
     refused(lambda: data.read_image(tmp_path / "x.tif", (1, 3, 3)), "mode F", "8 bits")
 
 
-def test_what_makes_no_data_set_is_refused(tmp_path):
+def test_folders_without_a_valid_data_set_are_refused(tmp_path):
     refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more subfolders")
     pets(tmp_path, 4, 4)
     refused(lambda: data.load("folder", tmp_path), tmp_path, "5 or more images, for a test set")

@@ -99,7 +99,7 @@ def test_a_device_that_a_library_does_not_have(module: str, spec: str, error: ty
         assert "; install a build of " in str(caught.value)
 
 
-def test_a_missing_library_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, mend in [
         ("torch", "pip install torch"),
         ("jax", "pip install jax"),
@@ -284,7 +284,7 @@ def test_a_device_can_be_a_key_though_its_handle_cannot() -> None:
 
 @pytest.mark.parametrize("spec", ["cpu", "strict"])
 @pytest.mark.parametrize("array", [None, "a", [[1], [1, 2]], np.array(["a"])], ids=["None", "text", "ragged", "texts"])
-def test_what_holds_no_numbers_is_refused(spec, array):
+def test_objects_without_numbers_are_refused(spec, array):
     with pytest.raises(DtypeError, match=r"^asarray: expected an array of numbers"):
         xcnn.device(spec).asarray(array)
 

@@ -270,7 +270,7 @@ class Careless(optim.Optimizer):
         return self.results
 
 
-def test_a_rule_that_breaks_its_promises_is_told_so():
+def test_a_rule_with_wrong_results_raises_a_clear_error():
     parameter = Parameter(np.zeros((3, 2), np.float32))
     parameter.grad = np.ones((3, 2), np.float32)
     good = parameter.data

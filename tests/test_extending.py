@@ -174,7 +174,7 @@ def test_an_error_names_the_layer_in_modules_composed_by_hand(call) -> None:
         call(Net(), np.ones((4, 5), np.float32))
 
 
-def test_callers_may_leave_out_what_a_forward_asks_for() -> None:
+def test_optional_arguments_of_forward_may_be_omitted() -> None:
     y, backward = Double().forward(np.ones(2))
     np.testing.assert_array_equal(backward(y), [4, 4])
     with pytest.raises(UsageError, match=r"^Double: backward was called already"):
@@ -196,7 +196,7 @@ def test_a_forward_that_is_something_else_is_refused(forward, message) -> None:
         odd()(np.ones(2))
 
 
-def test_a_type_error_of_ones_own_stays() -> None:
+def test_type_errors_inside_a_forward_are_raised_unchanged() -> None:
     class Broken(nn.Module):
         def __init__(self, size=3) -> None:
             self.size = size + ("" if size == 3 else 1)
@@ -241,7 +241,7 @@ def test_every_layer_names_itself_where_an_argument_is_wrong() -> None:
             kind(nonsense=1)
 
 
-def test_a_network_of_ones_own_names_itself() -> None:
+def test_errors_name_a_users_own_network_class() -> None:
     class Mine(nn.Conv2d):
         def __init__(self, width):
             super().__init__(3, width, 3, strid=2)

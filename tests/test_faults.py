@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_names_the_layer_where_that_begins(backend, wh
 
 
 @overflows
-def test_weights_that_are_finite_are_not_accused():
+def test_finite_weights_are_not_blamed():
     model = network()
     put("7.weight", 3e38, all_of_it=True)(model)
     message = fails(trainer_of(model), *batch())
@@ -150,7 +150,7 @@ def test_a_layer_without_weights_can_be_the_first():
     )
 
 
-def test_a_network_of_one_layer_has_no_name_to_give():
+def test_a_network_of_one_layer_is_named_by_its_class():
     model = nn.Linear(3, 1)
     put("bias", np.nan)(model)
     x = np.ones((2, 3), np.float32)
@@ -252,7 +252,7 @@ def test_a_loss_may_give_the_first_gradient_that_is_not_finite():
     assert ": the loss gave the first, that of the model's output;" in fails(trainer_of(network(), loss=loss), *batch())
 
 
-def test_a_layer_that_nobody_can_watch_is_still_named_by_its_parameter():
+def test_a_hidden_layer_is_named_by_its_parameter():
     class Hidden(Own):
         def forward(self, x, train):
             y, back = self.linear.call_op(x)
@@ -269,7 +269,7 @@ def test_frozen_parameters_do_not_count():
     assert np.isfinite(trainer.step(*batch()))
 
 
-def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_come():
+def test_a_bad_batch_does_not_affect_later_training():
     """With the same dropout masks and running statistics as without the bad batch."""
     trainer, twin = trainer_of(network()), trainer_of(network())
     nan = np.full((4, 1, 8, 8), np.nan, np.float32)
@@ -299,7 +299,7 @@ def test_large_gradients_are_no_false_alarm(backend):
 
 
 @each_library
-def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
+def test_values_that_are_read_together_keep_their_bits(backend, dtype):
     """The loss in its own dtype and the count as an integer, even if it is too large for half precision."""
     loss, right = np.asarray(1 / 3, dtype), np.asarray(2**24 - 1)
     gradients = [backend.device.asarray(np.ones(n, np.float32)) for n in (1, 2)]
@@ -313,7 +313,7 @@ def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
-def test_numpy_arrays_of_any_kind_are_looked_at(dtype):
+def test_numpy_arrays_of_any_kind_are_checked(dtype):
     most = np.finfo(dtype).max
     arrays = [np.full((4, 4), most, dtype)[::2, ::-1], np.array(1, dtype), dtype(most), np.ones((0, 3), dtype)]
     assert look(0.0, None, arrays)[2]
@@ -331,7 +331,7 @@ def test_labels_that_the_op_itself_refuses_change_nothing():
     assert "12" in fails(trainer_of(network(), "cpu"), x, np.array([1, 2, 3, 12]), UsageError)
 
 
-def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
+def test_a_loss_that_is_a_python_number_costs_no_more_reads(monkeypatch):
     strict, read = pytest.importorskip("array_api_strict"), []
     for name in ("__float__", "__bool__", "__int__"):
         old = getattr(type(strict.ones(1)), name)
@@ -345,7 +345,7 @@ def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
     assert len(read) <= 2  # to find which
 
 
-def test_one_may_watch_inside_another():
+def test_observers_can_be_nested():
     model, seen = nn.Sequential(nn.ReLU()), []
 
     def watcher(mark):
@@ -452,7 +452,7 @@ def freed(monkeypatch):
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
-def test_all_that_a_step_took_is_released_before_the_pool_is_freed(freed, kind, backward):
+def test_arrays_of_a_failed_step_are_released_before_the_pool_is_freed(freed, kind, backward):
     layers, held = freed
     layer = Greedy(kind("DefaultCPUAllocator: can't allocate memory"), backward)
     layers.append(layer)
@@ -465,7 +465,7 @@ def test_all_that_a_step_took_is_released_before_the_pool_is_freed(freed, kind, 
     assert np.isfinite(trainer.step(*batch(1)))
 
 
-def test_inference_releases_what_it_took_too(freed):
+def test_arrays_of_failed_inference_are_released(freed):
     layers, held = freed
     layer = Greedy(RuntimeError("can't allocate memory"))
     layers.append(layer)
@@ -534,12 +534,12 @@ SPOKEN = [
 
 
 @pytest.mark.parametrize(("name", "error", "meant"), SPOKEN)
-def test_each_library_says_in_its_own_words_that_memory_ran_out(name, error, meant):
+def test_out_of_memory_errors_of_every_library_are_recognised(name, error, meant):
     assert out_of_memory(error, Device(name, np, "cpu", "")) is meant
 
 
 @each_library
-def test_the_words_are_those_of_the_library_that_is_here(backend):
+def test_out_of_memory_errors_of_installed_libraries_are_recognised(backend):
     xp = backend.device.xp
     with pytest.raises(Exception) as error:  # noqa: PT011 (each library has its own)
         float(xp.sum(xp.ones((1 << 28, 1 << 28), dtype=xp.float32, device=backend.device.handle)))  # 2**58 bytes

@@ -112,7 +112,7 @@ FULL = FAILING.format("", "raise OSError(28, 'No space left on device')")
 KILLED = FAILING.format("pool._max", f"os.kill(os.getpid(), {int(signal.SIGKILL)})")
 
 
-def test_a_full_disk_where_code_is_kept(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_stop_compiling(tmp_path: Path) -> None:
     assert run(FULL + RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
     assert not kept(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -84,7 +84,7 @@ def test_data_that_are_missing_are_one_sentence(example, tmp_path, capsys):
         (["--limit=1"], "--limit must be at least 2, got 1"),
     ],
 )
-def test_requests_that_cannot_be_meant(example, arguments, message, capsys):
+def test_invalid_requests_are_refused(example, arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         example.main(arguments)
     assert ended.value.code == 2

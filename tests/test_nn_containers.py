@@ -397,7 +397,7 @@ def test_inference_keeps_no_activations():
     assert peak(lambda: model.forward(x)) - peak(lambda: model(x)) > 9 * activation
 
 
-def test_a_module_of_ones_own():
+def test_a_users_own_module_works():
     class Scale(nn.Module):
         def __init__(self):
             self.weight = nn.Parameter(np.full((), 3.0, np.float32))

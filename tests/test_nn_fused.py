@@ -68,7 +68,7 @@ def test_fused_is_unfused(name, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["layer", "relu"])
-def test_whoever_watches_one_of_the_two_sees_it_run(place):
+def test_observers_of_one_of_the_two_layers_see_it_run(place):
     model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), np.random.default_rng(0).standard_normal((1, 2, 6, 6))
     model.reset_parameters(0)
     model.to("cpu", "float64")
@@ -81,7 +81,7 @@ def test_whoever_watches_one_of_the_two_sees_it_run(place):
     assert seen == [[(1, 2, 6, 6), (1, 3, 4, 4)][place]] * 2
 
 
-def test_what_runs_in_a_way_of_its_own_is_left_alone(monkeypatch):
+def test_layers_that_override_forward_are_not_fused(monkeypatch):
     class Doubled(nn.Conv2d):
         def forward(self, x, train):
             y, backward = super().forward(x, train)

@@ -97,7 +97,7 @@ BY_HAND: list[tuple[str, dict[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "wanted"), BY_HAND, ids=[f"{i}-{c[0]}" for i, c in enumerate(BY_HAND)])
-def test_reference_gives_what_one_works_out_by_hand(name: str, arguments: dict[str, Any], wanted: Any) -> None:
+def test_reference_agrees_with_results_by_hand(name: str, arguments: dict[str, Any], wanted: Any) -> None:
     def array(argument: str, value: Any) -> Any:
         if argument in ("xs",):
             return [np.array(one, dtype=float) for one in value]

@@ -58,7 +58,7 @@ def stopped(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_that_goes_on_ends_where_it_would_have(stopped, alone):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(stopped, alone):
     press = Press()
     ended = train(CONFIG, stopped, [press], resume=True)
     assert result(stopped) == alone
@@ -89,7 +89,7 @@ def test_without_a_checkpoint_it_starts_again(tmp_path, alone):
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_lost_best_checkpoint_is_told_of(tmp_path, damage):
+def test_a_lost_best_checkpoint_is_reported(tmp_path, damage):
     folder = tmp_path / "run"
     train(CONFIG, folder, [Press(40)])
     best = folder / "best.safetensors"
@@ -100,7 +100,7 @@ def test_a_lost_best_checkpoint_is_told_of(tmp_path, damage):
     assert best.exists()
 
 
-def test_a_best_checkpoint_from_after_the_newest_is_come_by_again(tmp_path, alone):
+def test_a_best_checkpoint_newer_than_the_newest_is_found_again(tmp_path, alone):
     """The kill came between the best weights of epoch 2 and the next checkpoint."""
     folder = tmp_path / "run"
     train(CONFIG, folder)
@@ -127,7 +127,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_changed_setting_is_told_of_or_refused(stopped, name, tmp_path, monkeypatch):
+def test_a_changed_setting_is_reported_or_refused(stopped, name, tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     changed = dataclasses.replace(CONFIG, **{name: CHANGED[name]})
     press = Press()
@@ -161,7 +161,7 @@ def test_results_without_checkpoints_are_not_written_over(tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_epoch_that_is_begun_counts(stopped):
+def test_epochs_cannot_be_fewer_than_have_begun(stopped):
     with pytest.raises(UsageError, match="epochs must be at least 2, as the run has begun epoch 2, got 1"):
         train(dataclasses.replace(CONFIG, epochs=1), stopped, resume=True)
 
@@ -353,7 +353,7 @@ with locked(Path({str(tmp_path)!r}), "no"):
     assert train(CONFIG, tmp_path).test_accuracy is not None  # the kill has left no lock
 
 
-def test_runs_that_are_killed_at_random_moments_end_alike():
+def test_killed_and_resumed_runs_end_as_an_uninterrupted_one():
     script = Path(__file__).with_name("kill_runs.py")
     done = subprocess.run(
         [sys.executable, str(script), "--kills", "40"], capture_output=True, text=True, timeout=600, check=False
