@@ -1,4 +1,4 @@
-"""Calls of ops, as hypothesis draws them, and what they are called in PyTorch: one strategy per family of ops."""
+"""Random calls of ops, drawn by hypothesis, with the same call in PyTorch: one strategy per family of ops."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,14 @@ __all__ = ["FAMILIES", "Call"]
 
 @dataclass
 class Call:
-    """One call of an op and of what it must equal.
+    """One call of an op, and the call that it is compared with.
 
     Attributes
     ----------
-    arrays : shapes, or arrays, by argument name; None stays None, a list stands for many.
-    torch : the same in PyTorch, called as torch(F, *tensors, **options); `F.<name>` unless given.
-    seed : for the numbers and dy.
-    constants : names of arrays that have no gradient, as labels have none.
+    arrays : shapes or arrays by argument name, or a list of them; None for an array that is left out.
+    torch : the same in PyTorch, called as torch(F, *tensors, **options); by default `F.<name>`.
+    seed : seed of the arrays and of dy.
+    constants : names of arrays without a gradient, such as labels.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Call:
     constants: tuple[str, ...] = ()
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw the arrays that are given as shapes."""
+        """Draw numbers for all shapes in `arrays`."""
 
         def draw(spec: Any) -> Any:
             if isinstance(spec, list):
@@ -41,7 +41,7 @@ class Call:
         return {name: draw(spec) for name, spec in self.arrays.items()}
 
     def in_torch(self, torch: Any, arrays: dict[str, Any]) -> tuple[Any, list[Any]]:
-        """Run it in PyTorch: its y, and all tensors that went in, in order."""
+        """Run it in PyTorch; return y and all input tensors in order."""
 
         def tensor(name: str, array: Any) -> Any:
             if isinstance(array, list):
@@ -60,7 +60,7 @@ ranks = st.sampled_from([1, 2, 3])
 
 
 def per_axis(rank: int, low: int, high: int) -> st.SearchStrategy[Any]:
-    """An integer, or one per axis."""
+    """Draw an integer, or one integer per axis."""
     numbers = st.integers(low, high)
     return numbers | st.tuples(*[numbers] * rank)
 
@@ -70,17 +70,17 @@ def spread(value: Any, rank: int) -> tuple[Any, ...]:
 
 
 def torch_pads(pairs: Any) -> list[int]:
-    """(before, after) per axis in the order of `F.pad`: last axis first."""
+    """Return pairs (before, after) per axis in the order of `F.pad`: last axis first."""
     return [side for pair in reversed(pairs) for side in pair]
 
 
 def batch(draw: Any) -> tuple[int, ...]:
-    """A batch axis of 0, 1 or 2 images, or none."""
+    """Draw a batch axis of 0, 1 or 2 images, or none."""
     return draw(st.sampled_from([(), (0,), (1,), (2,), (2,)]))
 
 
 def sizes(draw: Any, least: Any) -> tuple[int, ...]:
-    """Map sizes from the smallest that a kernel fits on."""
+    """Draw map sizes, from the smallest that the kernel fits in."""
     return tuple(draw(st.integers(max(1, low), max(1, low) + 4)) for low in least)
 
 
@@ -110,7 +110,7 @@ def convolutions(draw: Any) -> Call:
         maps = sizes(draw, [extent - sum(pair) for extent, pair in zip(extents, pairs, strict=True)])
 
     def padded_first(F: Any, x: Any, weight: Any, bias: Any, **options: Any) -> Any:
-        """PyTorch has symmetric padding only, and 'same' only at stride 1."""
+        """Pad first: PyTorch convolves only with symmetric padding, and with 'same' only at stride 1."""
         conv = getattr(F, f"conv{rank}d")
         if isinstance(padding, str) and (padding == "valid" or stride == 1):
             return conv(x, weight, bias, **options)
@@ -182,24 +182,24 @@ def pools(draw: Any) -> Call:
     if draw(st.booleans()):
         return wide_pool(draw, kind, rank, kernel_size, options)
     least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    if options["ceil_mode"]:  # the first window, too, may be incomplete
+    if options["ceil_mode"]:  # even the first window may be incomplete
         least = [low - s + 1 for low, s in zip(least, spread(options["stride"] or kernel, rank), strict=True)]
-    # A dilated window may step over a small map from padding to padding; PyTorch then writes out of bounds.
+    # The positions of a dilated window may all miss a small map; PyTorch then writes out of bounds.
     least = [max(low, d) for low, d in zip(least, dilation, strict=True)]
     if kind == "avg" and rank == 3:
-        least = list(kernel)  # PyTorch's check forgets the padding here
+        least = list(kernel)  # PyTorch's check ignores the padding here
     lead = draw(st.sampled_from([(3,), (1, 2), (2, 1), (2, 3), (0, 2)]))
     x: Any = (*lead, *sizes(draw, least))
     seed = draw(seeds)
-    if kind == "max" and draw(st.booleans()):  # few different numbers, so that there are ties
+    if kind == "max" and draw(st.booleans()):  # few distinct numbers, so that there are ties
         x = np.random.default_rng(seed).choice([-np.inf, -1.0, 0.0, 2.0], size=x, p=[0.1, 0.3, 0.3, 0.3])
     return Call(f"{kind}_pool{rank}d", {"x": x}, options, seed=seed)
 
 
 def wide_pool(draw: Any, kind: str, rank: int, kernel_size: Any, options: dict[str, Any]) -> Call:
-    """A pool with what PyTorch's lack: other padding before than after, or more than half a window; dilated averages.
+    """Draw pools that PyTorch lacks: asymmetric padding, padding of more than half a window, dilated averages.
 
-    PyTorch pads the map first, and takes a dilated average by a convolution with ones.
+    In PyTorch the map is padded first, and a dilated average is a convolution with ones.
     """
     options = {**options, "ceil_mode": False, "dilation": draw(per_axis(rank, 1, 2))}
     kernel, dilation = spread(kernel_size, rank), spread(options["dilation"], rank)
@@ -301,7 +301,7 @@ def softmaxes(draw: Any) -> Call:
 
 @st.composite
 def shape_ops(draw: Any) -> Call:
-    """Linear, flatten, add, concat and dropout in evaluation."""
+    """Draw calls of linear, flatten, add, concat, and dropout in evaluation."""
     kind, seed = draw(st.sampled_from(["linear", "flatten", "add", "concat", "dropout"])), draw(seeds)
     lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
     if kind == "linear":
@@ -336,7 +336,7 @@ def _torch_cat(F: Any, xs: Any, dim: int) -> Any:
 @st.composite
 def norms(draw: Any) -> Call:
     kind = draw(st.sampled_from(["batch", "layer", "group", "instance"]))
-    n = draw(st.integers(1 if kind == "instance" else 0, 3))  # PyTorch's instance norm crashes on no images
+    n = draw(st.integers(1 if kind == "instance" else 0, 3))  # PyTorch's instance norm crashes on an empty batch
     g, per = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     maps = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
     shape, seed = (n, g * per, *maps), draw(seeds)
@@ -351,12 +351,12 @@ def norms(draw: Any) -> Call:
     arrays: dict[str, Any] = {"x": shape, "weight": weight, "bias": bias}
 
     def copied(F: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, **options: Any) -> Any:
-        """PyTorch changes the running statistics, which the next call is to see as they were."""
+        """Copy the running statistics, which PyTorch changes, for the next call."""
         stored = None if mean is None else mean.clone(), None if var is None else var.clone()
         return getattr(F, f"{kind}_norm")(x, *stored, weight, bias, **options)
 
     several = math.prod(maps) > 1
-    if kind in ("group", "instance") and not several:  # PyTorch refuses groups of one number
+    if kind in ("group", "instance") and not several:  # PyTorch refuses groups of one element
         arrays["x"] = (*shape, 2)
     if kind in ("batch", "instance"):
         own = "training" if kind == "batch" else "use_input_stats"
@@ -395,7 +395,7 @@ def classification_losses(draw: Any) -> Call:
         target /= target.sum(axis=len(lead), keepdims=True)
     else:
         target = np.asarray(rng.integers(0, classes, (*lead, *maps)))
-        if target.size and draw(st.booleans()):  # ignore the label of one row, which is not the only one that counts
+        if target.size and draw(st.booleans()):  # ignore the label of one row, but not of the only row
             options["ignore_index"] = draw(st.sampled_from([-100, 0, classes - 1]))
             others = target.ravel()
             if others.size > 1 and options["ignore_index"] == -100:

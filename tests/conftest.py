@@ -1,4 +1,4 @@
-"""Shared by the test files: the kinds of array that tests run on, the settings of hypothesis, and data files."""
+"""What the test files share: the kinds of array that tests run on, the settings of hypothesis, and data files."""
 
 import collections
 import contextlib
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("xcnn")
 # A shell starts background jobs with SIGINT ignored, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A JAX with CUDA otherwise opens every GPU, and reserves most of its memory, on behalf of `jax.devices("cpu")`.
+# Otherwise a JAX with CUDA opens every GPU for `jax.devices("cpu")`, and reserves most of its memory.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # PyTorch's idle threads otherwise spin: on a busy machine its small networks take several times as long.
@@ -57,7 +57,7 @@ BACKENDS: dict[str, Backend] = {
         ]
     },
 }
-"""Every kind of array that tests run on: those of `xcnn.testing`, the CUDA kernels on the CPU, and an odd device."""
+"""The kinds of array for tests: those of `xcnn.testing`, the CUDA kernels on the CPU, and a device without float64."""
 
 CANNOT: dict[tuple[str, str], str] = {
     ("strict-no_float64", "float64"): "this fake device has no float64",
@@ -73,11 +73,11 @@ APART: dict[tuple[int, str], dict[str, float]] = {
     (50, "float64"): {"": 1e-10},
     (50, "float32"): {"": 1e-5, "cupy": 1e-3},
 }
-"""How far the weights may be from NumPy's, relative to their size, after so many steps in a dtype: the default, and
-bounds of single libraries.
+"""The largest relative distance of the weights from NumPy's, by number of steps and dtype: the default, and the bounds
+of single libraries.
 
-In float32 a rounding error of 6e-8 in the first steps is carried through all later ones, and a pixel may move to the
-other side of a ReLU or a maximum. The bounds of `cupy`, whose sums have another order, are not measured on a GPU yet.
+In float32, later steps amplify a rounding error of 6e-8 in the first ones, and a pixel may move to the other side of a
+ReLU or a maximum. The bounds of `cupy`, whose sums have another order, are not measured on a GPU yet.
 """
 
 
@@ -123,7 +123,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
-    """Both precisions, if the backend has them."""
+    """float32 and float64, if the backend has them."""
     if reason := CANNOT.get((backend.name, request.param)):
         pytest.skip(reason)
     with backend.setting(request.param):

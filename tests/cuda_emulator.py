@@ -1,11 +1,11 @@
 """CUDA kernels on the CPU: their sources, compiled by a C++ compiler, run thread by thread.
 
-`RawModule` and the functions beside it do what CuPy's of these names do, on NumPy arrays. A block's threads take turns
-at each `__syncthreads()`, which all of them must reach; in either order (`backwards`), so that a result that depends on
-it shows. `empty` gives memory full of NaN between guards, which are looked at after every launch.
+`RawModule` and the other functions do on NumPy arrays what CuPy's functions of these names do. The threads of a block
+run one after another up to each `__syncthreads()`, which all of them must reach, forwards or `backwards`: this exposes
+results that depend on the order. `empty` returns memory filled with NaN between guards, which every launch checks.
 
-What this proves of a kernel is its arithmetic, its indices and what it does with its arguments. It knows nothing of
-what only a GPU has: threads that run at the same time, its memory, its mathematical functions.
+This tests the arithmetic of a kernel, its indices and its handling of arguments. It does not test what only a GPU has:
+threads that run at the same time, its memory, its mathematical functions.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ from xcnn import _dispatch
 __all__ = ["BACKWARDS", "LAUNCHES", "check_guards", "compiler", "empty", "emulated", "room"]
 
 BACKWARDS = [False]
-"""Whether threads and blocks run from the last to the first."""
+"""Whether threads and blocks run in reverse order."""
 
 BLOCKS: list[range | None] = [None]
-"""The blocks that are run, where not all are."""
+"""The blocks to run, if not all."""
 
 LAUNCHES: list[str] = []
 """The kernels that were launched."""
@@ -117,7 +117,7 @@ extern "C" bool run_{name}(void** a, unsigned grid, unsigned first, unsigned end
 
 
 def compiler() -> list[str]:
-    """Give the command of a C++ compiler; without one, skip the test, or fail under `--require-backend numpy-cuda`."""
+    """Return the command of a C++ compiler. Without one, skip the test, or fail with `--require-backend numpy-cuda`."""
     for command in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if command and shutil.which(command):
             return [command]
@@ -128,7 +128,7 @@ def compiler() -> list[str]:
 
 
 def _with_entries(code: str) -> str:
-    """Add to each kernel a function that takes its arguments as a launch does: by their addresses."""
+    """Add a function to each kernel that takes the addresses of its arguments, as a launch does."""
     entries = []
     for found in re.finditer(r"^KERNEL (\w+)\((.*?)\) {(.*?)^}", code, re.MULTILINE | re.DOTALL):
         name, parameters, text = found.groups()
@@ -160,7 +160,7 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
 
 
 class RawModule:
-    """Stands for `cupy.RawModule`."""
+    """Replaces `cupy.RawModule`."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
         self.library = _library(code, tuple(os.environ.get("XCNN_EMULATOR_FLAGS", "").split()))
@@ -175,7 +175,7 @@ class RawModule:
         def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             assert block == (256,)
             LAUNCHES.append(name)
-            # A result of NumPy's without axes is a scalar, where CuPy's is an array.
+            # NumPy returns scalars instead of arrays without axes; CuPy returns arrays.
             arguments = tuple(
                 np.asarray(a) if p and isinstance(a, np.floating) else a
                 for a, p in zip(arguments, pointers, strict=True)
@@ -193,7 +193,7 @@ class RawModule:
 
 
 def _held(argument: Any) -> np.ndarray:
-    """Give what is passed by value: an array's address, a struct, a scalar."""
+    """Return what is passed by value: the address of an array, a struct or a scalar."""
     if isinstance(argument, np.ndarray) and argument.dtype.names is None:
         return np.asarray(argument.ctypes.data, np.uint64)
     assert isinstance(argument, np.ndarray | np.generic), f"{argument!r} has no type"
@@ -201,7 +201,7 @@ def _held(argument: Any) -> np.ndarray:
 
 
 _GUARD = 64
-"""Bytes of 0xff on either side of an array: NaN as numbers."""
+"""Bytes of 0xff before and after an array, which are NaN in floating point."""
 
 
 class _Guarded(np.ndarray):
@@ -209,17 +209,17 @@ class _Guarded(np.ndarray):
 
 
 def empty(shape: Any, dtype: Any = float) -> np.ndarray:
-    """Stand for `cupy.empty`, with NaN for what nobody has written."""
+    """Replace `cupy.empty`: the memory is filled with NaN and guarded."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
-    memory = _Guarded(size + 2 * _GUARD, np.uint8)  # no view of another array: it is the base of all its views
+    memory = _Guarded(size + 2 * _GUARD, np.uint8)  # its own memory, not a view: it is the base of all its views
     memory[:] = 255
     return np.ndarray(shape, dtype, memory, _GUARD)
 
 
 def check_guards(name: str, argument: Any) -> None:
-    """Check that nothing was written around an array that `empty` gave, or a view of one."""
+    """Check that nothing was written outside an array from `empty`, or outside the array that it is a view of."""
     while isinstance(argument, np.ndarray) and not isinstance(argument, _Guarded):
         argument = argument.base
     if isinstance(argument, _Guarded):
@@ -238,7 +238,7 @@ def room() -> dict[str, Any]:
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(ROOM)}
     library = types.ModuleType(f"{ROOM}._library")
     space: Any = types.ModuleType("emulated")
-    # What is not listed here is not known to be CuPy's: see tests/test_cuda_compile.py.
+    # Only names that CuPy has: see tests/test_cuda_compile.py.
     vars(space).update(maximum=np.maximum, sqrt=np.sqrt, zeros=np.zeros, zeros_like=np.zeros_like)
     names = {"RawModule": RawModule, "ascontiguousarray": np.ascontiguousarray, "empty": empty, "matmul": np.matmul}
     vars(library).update(names, namespace=space, address=lambda array: array.ctypes.data)
@@ -254,12 +254,12 @@ def room() -> dict[str, Any]:
 
 
 LOADED: dict[str, types.ModuleType] = {}
-"""The modules of the room, as `room` has loaded them."""
+"""The modules that `room` has loaded."""
 
 
 @contextlib.contextmanager
 def emulated() -> Iterator[None]:
-    """Run the CUDA kernels for NumPy arrays inside a `with`."""
+    """Use the CUDA kernels for NumPy arrays inside a `with` block."""
     kernels = room()
     with _dispatch.portable(np):
         _dispatch._KERNELS[np].update(kernels)

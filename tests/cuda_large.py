@@ -1,10 +1,10 @@
-"""Run CUDA kernels on the CPU at arrays of more than 2^31 numbers, or of the most that narrow indices are used for.
+"""Run CUDA kernels on the CPU on arrays of more than 2^31 elements, or of the most that 32-bit indices are used for.
 
     python tests/cuda_large.py [wide | narrow]
 
-An array is memory that is reserved but not there until it is touched, and only some blocks of a launch are run: the
-first and the last ones. What these read and write is known from `cuda_twins.py`. The compiler is asked for code that
-ends the process at an index that overflows.
+The memory of an array is reserved, and allocated page by page when it is touched. Only the first and the last blocks of
+a launch run; `cuda_twins.py` computes what they read and write. The compiled code ends the process if an index
+overflows.
 """
 
 import mmap
@@ -40,7 +40,7 @@ def items_of(block: range, items: int) -> np.ndarray:
 
 
 def value(places: np.ndarray) -> np.ndarray:
-    """Give a number that tells places apart; 0 for padding."""
+    """Return a number that identifies a place; 0 for padding."""
     return np.where(places < 0, 0, places % 65_521 + 1).astype(np.float32)
 
 
@@ -55,7 +55,7 @@ def each_block(items: int) -> Any:
     emulator.BLOCKS[0] = None
 
 
-# A case takes about how many numbers its largest array is to have, and gives how many it had.
+# A case takes the approximate size of its largest array, and returns the exact size.
 
 
 def im2col(most: int) -> int:
@@ -95,7 +95,7 @@ def max_pool(most: int) -> int:
     x, y, winners = sparse(n * c * 4200), sparse(n * c * 1050), sparse(n * c * 1050, np.uint8)
     made = emulator.LOADED["xcnn.kernels.cuda._maps"].windows(axes)
     for i in each_block(y.size):
-        # The same windows, of which each map is an image with one channel.
+        # The same windows; each map is an image with one channel.
         read, _ = twins.im2col(i, n * c, 1, axes)
         x[read] = value(read)
         run("max_pool", y.size, x.reshape(n, c, 4200), c * 4200, 4200, y, winners, n, c, made)
@@ -133,7 +133,7 @@ def finish_maps(most: int) -> int:
 
 
 def normalise(most: int) -> int:
-    """Read what lies as (channels, images, pixels), as after a convolution without bias."""
+    """Read (channels, images, pixels) in memory, as a convolution without bias returns it."""
     c, size = 7, 1001
     n = most // (c * size)
     x, y, ones = sparse(n * c * size), sparse(n * c * size), np.ones(c, np.float32)
@@ -158,7 +158,7 @@ def finish_rows(most: int) -> int:
 
 
 def drop(most: int) -> int:
-    """The numbers of the host's generator, from far ahead."""
+    """Draw the numbers of the host's generator from a distant position."""
     x, y, kept = sparse(most), sparse(most), sparse(most, np.uint8)
     take = emulator.LOADED["xcnn.kernels.cuda.dropout"]._take
     for i in each_block(most // 2):
@@ -176,7 +176,7 @@ def drop(most: int) -> int:
 
 
 def slice_of(count: int, cut: int) -> np.ndarray:
-    """Give the last slice that holds something of so many numbers, which are cut into so many slices."""
+    """Return the range of the last slice that is not empty, of `count` numbers cut into `cut` slices."""
     step = -(-count // cut)
     return np.arange((count - 1) // step * step, count)
 

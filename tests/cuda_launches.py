@@ -1,9 +1,9 @@
-"""Count what one training step would start on a GPU, with and without the CUDA kernels, on the CPU.
+"""Count on the CPU how many launches a training step makes on a GPU, with and without the CUDA kernels.
 
     python tests/cuda_launches.py [MODEL ...]
 
-Arrays that count what is done with them take the place of a device's. A launch is a kernel, a matrix product, or a call
-of NumPy's that makes or fills an array; views are none. CuPy may need one more here and there, as for a long sum.
+Counting arrays replace those of a device. A launch is a kernel, a matrix product, or a NumPy call that makes or fills
+an array, but not one that makes a view. CuPy may need more in some places, such as a second one for a long sum.
 """
 
 import collections
@@ -35,7 +35,7 @@ def _counting(value: Any) -> Any:
 
 
 class Counting(np.ndarray):
-    """An array that counts the calls that it takes part in, and the reads of a number."""
+    """An array that counts the calls that it takes part in, and how often a number is read on the host."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         COUNTS[ufunc.__name__] += 1
@@ -67,7 +67,7 @@ def _empty(*args: Any) -> Any:
 
 
 def count(name: str, context: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, int]:
-    """Count the launches of a network's second step, batch 4, with momentum."""
+    """Count the launches of a network's second step, for batches of 4 and with momentum."""
     shape = models.MODELS[name].shape
     model = models.build(name, shape, seed=0)
     training = Trainer(model, optim.SGD(model.parameters(), lr=0.01, momentum=0.9))

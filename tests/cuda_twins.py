@@ -1,6 +1,6 @@
-"""The index arithmetic of the CUDA kernels in NumPy: which numbers an item of a launch reads and which it writes.
+"""The index arithmetic of the CUDA kernels in NumPy: the elements that an item of a launch reads and writes.
 
-Items are int64 arrays, so that nothing here overflows. A twin gives places in flat arrays; -1 stands for padding.
+Items are int64 arrays, so that nothing overflows. A function returns indices into flat arrays; -1 is padding.
 """
 
 import itertools
@@ -37,7 +37,7 @@ def _taps(axes: Any) -> list[tuple[int, ...]]:
 
 
 def im2col(i: Places, n: int, c: int, axes: Any) -> tuple[Places, Places]:
-    """Which pixels of x (n, c, *sizes) go to which places of columns (c, taps, n, *outs): both (taps, items).
+    """Return the pixels of x (n, c, *sizes) and their places in columns (c, taps, n, *outs): both (taps, items).
 
     An item is a channel, an image and a window, in this order.
     """
@@ -53,7 +53,7 @@ def im2col(i: Places, n: int, c: int, axes: Any) -> tuple[Places, Places]:
 
 
 def col2im(i: Places, n: int, c: int, axes: Any) -> Places:
-    """Which places of columns (c, taps, n, *outs) are added up for items of x (n, c, *sizes): (taps, items)."""
+    """Return the places of columns (c, taps, n, *outs) that are summed for items of x (n, c, *sizes): (taps, items)."""
     sizes, outs, taps = _sizes(axes, "size"), _sizes(axes, "out"), _taps(axes)
     image, channel, *pixel = _split(i, (n, c, *sizes))
     read = []
@@ -69,12 +69,12 @@ def col2im(i: Places, n: int, c: int, axes: Any) -> Places:
 
 
 def finish_maps(i: Places, n: int, c: int, size: int) -> Places:
-    """Which place of (c, n, size) an item of (n, c, size) reads."""
+    """Return the place in (c, n, size) that an item of (n, c, size) reads."""
     image, channel, pixel = _split(i, (n, c, size))
     return _join([channel, image, pixel], (c, n, size))
 
 
 def lead_channels(i: Places, n: int, c: int, size: int) -> Places:
-    """Which place of (n, c, size) an item of (c, n, size) reads."""
+    """Return the place in (n, c, size) that an item of (c, n, size) reads."""
     channel, image, pixel = _split(i, (c, n, size))
     return _join([image, channel, pixel], (n, c, size))

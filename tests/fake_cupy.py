@@ -1,13 +1,13 @@
-"""A CuPy that is not there, for tests of everything around it: pretended GPUs, as picky as CuPy is.
+"""A fake CuPy with fake GPUs, which is as strict as the real one.
 
-The arrays are array-api-strict's, from a copy of its own, so that CuPy's habits can be put on them:
+The arrays are those of a private copy of array-api-strict, modified to behave as CuPy's do:
 
-- Every thread has a current device, at first 0. Creation functions ignore `device=` and go by it.
-- An operation on arrays of another device raises, as CuPy's do between GPUs that cannot read each other's memory.
-- A kernel and a graph do their work when their stream is waited for, and a capture notes what would be done.
-- A device object remembers in itself where to return to, and can be made current for good by `use`.
+- Every thread has a current device, 0 at first. Creation functions use it and ignore `device=`.
+- An operation on arrays of another device raises, as between GPUs that cannot read each other's memory.
+- Kernels and graphs run when their stream is synchronized, and a capture only records them.
+- A device object stores the device to return to, and `use` makes it current permanently.
 
-What a GPU cannot do is set in `Fake.broken` and `Fake.wrong`; what was tried is in `Fake.tried`.
+`Fake.broken` and `Fake.wrong` set what fails on a GPU; `Fake.tried` records what was tried.
 """
 
 import importlib.util
@@ -29,16 +29,16 @@ CREATION += ["zeros", "zeros_like"]
 
 
 class Fake:
-    """The machine.
+    """A machine with fake GPUs.
 
     Attributes
     ----------
-    count : how many GPUs there are.
-    no_driver : what asking for their number raises.
-    broken : what trying something on a GPU raises, by (index, what).
-    wrong : what gives wrong results, as (index, what).
-    tried : what was tried, in order, as (index, what).
-    freed : the devices whose pool was emptied.
+    count : number of GPUs.
+    no_driver : the error that counting the GPUs raises.
+    broken : errors that operations on a GPU raise, by (index, operation).
+    wrong : operations with wrong results, as (index, operation).
+    tried : the operations so far, as (index, operation).
+    freed : the devices whose memory pool was freed.
     made : all streams.
     """
 
@@ -65,13 +65,13 @@ class Fake:
 
     @property
     def streams(self) -> list["Stream"]:
-        """The streams that this thread has entered, over the default one."""
+        """The stack of streams that this thread has entered, above the default one."""
         if not hasattr(self._local, "streams"):
             self._local.streams = [Stream()]
         return self._local.streams
 
     def attempt(self, what: str) -> bool:
-        """Note that something is tried on the current device; return whether it will give the right result."""
+        """Record an operation on the current device; return whether its result will be right."""
         key = (self.current, what)
         self.tried.append(key)
         if key in self.broken:
@@ -83,7 +83,7 @@ machine = Fake(0)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, count: int = 2) -> Fake:
-    """Put a machine with `count` GPUs and its CuPy in place until the test ends."""
+    """Install a machine with `count` GPUs and its CuPy until the test ends."""
     global machine
     machine = Fake(count)
     namespace = _namespace()
@@ -103,7 +103,7 @@ def _cupy(namespace: ModuleType) -> ModuleType:
     )
     cupy: Any = ModuleType("cupy")
     cupy.__version__ = "14.2.0"
-    cupy.ndarray = type("ndarray", (), {})  # array_api_compat looks for it; our arrays tell their namespace themselves
+    cupy.ndarray = type("ndarray", (), {})  # array_api_compat looks for it
     cupy.asarray, cupy.RawKernel = namespace.asarray, RawKernel
     cupy.cuda = SimpleNamespace(
         Device=namespace.asarray(0).device.__class__,
@@ -134,7 +134,7 @@ _MADE: list[ModuleType] = []
 
 
 def _namespace() -> ModuleType:
-    """Give what `array_api_compat.cupy` is; one for all tests, as libraries keep namespaces by the type of array."""
+    """Return a replacement for `array_api_compat.cupy`, one for all tests: libraries cache namespaces by array type."""
     if not _MADE:
         _MADE.append(_make_namespace())
     return _MADE[0]
@@ -184,7 +184,7 @@ def _make_namespace() -> ModuleType:
         setattr(namespace, name, _on_current(getattr(strict, name), Device))
 
     def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Any:
-        copy = copy if isinstance(obj, array_type) else True  # what comes from the host is copied
+        copy = copy if isinstance(obj, array_type) else True  # arrays of the host are copied
         return strict.asarray(obj, dtype=dtype, device=Device(), copy=copy)
 
     namespace.asarray, array_type = asarray, type(strict.ones(1))
@@ -200,7 +200,7 @@ def _on_current(create: Callable[..., Any], device_type: type) -> Callable[..., 
 
 
 def _dress(array_type: Any, namespace: ModuleType, device_type: type) -> None:
-    """Give the arrays CuPy's habits."""
+    """Make the arrays behave as CuPy's do."""
     new = array_type._new
 
     def checked_new(cls: type, x: Any, /, device: Any) -> Any:
@@ -225,7 +225,7 @@ def _dress(array_type: Any, namespace: ModuleType, device_type: type) -> None:
         return tried
 
     def get(self: Any) -> np.ndarray:
-        _same(self.device.id)  # CuPy had that once, for arrays that are not contiguous
+        _same(self.device.id)  # a past error of CuPy, for arrays that are not contiguous
         machine.streams[-1].synchronize()
         return np.array(self._array)
 
@@ -248,7 +248,7 @@ def _same(index: int) -> None:
 
 
 class Stream:
-    """A queue of work; the one that is made without arguments stands for the default stream."""
+    """A queue of work; made without arguments, it is the default stream."""
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.non_blocking = non_blocking
@@ -286,12 +286,12 @@ class Stream:
             self.queue.append(work)
             return
         if not machine.attempt("launch in capture"):
-            self.queue.append(work)  # done at once as well
+            self.queue.append(work)  # also runs at once
         self.captured.append(work)
 
 
 class Graph:
-    """Work that was noted."""
+    """Captured work."""
 
     def __init__(self, nodes: list[Callable[[], None]]) -> None:
         self.nodes = nodes
@@ -301,7 +301,7 @@ class Graph:
 
 
 class RawKernel:
-    """Runs C of the form `if (i < n) x[i] = EXPRESSION;`, a thread after the other."""
+    """Runs C code of the form `if (i < n) x[i] = EXPRESSION;`, one thread after another."""
 
     def __init__(self, code: str, name: str) -> None:
         assert re.search(rf'extern "C" __global__ void {name}\(float\* x, int n\)', code)

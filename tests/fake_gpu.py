@@ -1,6 +1,6 @@
-"""A pretended GPU for `xcnn bench`: the host's arrays under the name of `cuda:0`, and made-up clocks and memory.
+"""A fake GPU for `xcnn bench`: NumPy arrays under the name `cuda:0`, with fixed clocks and memory.
 
-What calls CUDA itself is left out by it; all else runs as with a GPU, in this process and in those of the contestants.
+It replaces the code that calls CUDA; all other code runs as with a GPU, in this process and in its workers.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ELAPSED = 7000.0
 """Milliseconds between any two events."""
 
 GROWN = 5 * 2**20
-"""By so much the memory has grown whenever somebody asks."""
+"""Bytes by which the memory has grown at every reading."""
 
 
 class Event:
@@ -37,7 +37,7 @@ class Event:
 
 
 def elapsed(start, end):
-    assert end.waited_for, "asked before the event came to pass"
+    assert end.waited_for, "read before the event was synchronized"
     return ELAPSED
 
 
@@ -72,7 +72,7 @@ def open_torch(rest):
 
 
 def install(setattr=setattr, setitem=operator.setitem):
-    """Pretend from now on; `monkeypatch` has functions that end it."""
+    """Install the fake GPU; pass the functions of `monkeypatch` to have it removed after the test."""
     setitem(LIBRARIES, "cuda", dataclasses.replace(LIBRARIES["cpu"], module="cupy", open=open_cuda))
     setitem(gpu.GAUGES, "cuda", gauge)
     if not os.environ.get("XCNN_TRUE_TORCH"):

@@ -1,15 +1,16 @@
-"""Fill the disk under everything that xcnn writes, and look at what is left.
+"""Fill the disk while xcnn writes, and check what is left.
 
-    python tests/full_disk.py limit                                no file may grow beyond some length (RLIMIT_FSIZE)
-    unshare -Urm python tests/full_disk.py tmpfs MOUNT_POINT       file systems with some free pages, mounted there
+    python tests/full_disk.py limit                                limit the length of files (RLIMIT_FSIZE)
+    unshare -Urm python tests/full_disk.py tmpfs MOUNT_POINT       limit the free pages of a file system
 
-A run that was interrupted goes on, and ends well or with exit code 1 and one sentence; then its newest checkpoint is
-whole and no older than before, nothing unfinished is left, and with room again it ends with the bits of a run that had
-room all the time. Other commands that write leave what was there before.
+An interrupted run is resumed. It succeeds, or ends with exit code 1 and one sentence; then its newest checkpoint is
+complete and no older than before, and no temporary file is left. Resumed with enough room, it ends bit for bit as a run
+that always had room. Other commands leave existing files as they were.
 """
 
 import argparse
 import contextlib
+import io
 import os
 import resource
 import shutil
@@ -35,7 +36,7 @@ OTHERS = {
     "compared.png": "compare --op relu --devices cpu --plot compared.png",
     "new-run": f"train {FLAGS} -o new-run",
 }
-"""The other commands that write, by what they write."""
+"""The other commands that write, by the file or folder that they write."""
 
 LIMITS = (0, 1, 100, 240, 300, 450, 600, 1000, 2000, 2450, 3000, 7000, 8000, 20_000, 40_000, 60_000, 100_000)
 PAGES = range(0, 60, 2)
@@ -44,18 +45,18 @@ PAGE = 4096
 
 @dataclass
 class Disk:
-    """A folder to work in, and the greatest length of a file; -1 for any."""
+    """A folder to work in, and the maximum length of a file; -1 for none."""
 
     folder: Path
     limit: int = resource.RLIM_INFINITY
 
 
 Filled = Callable[[Path], contextlib.AbstractContextManager[Disk]]
-"""Gives a copy of a folder on a disk that has not much room."""
+"""Function that yields a copy of a folder on a disk with little room."""
 
 
 def limited(limit: int) -> Filled:
-    """Let no file be longer than this many bytes."""
+    """Limit the length of every file, in bytes."""
 
     @contextlib.contextmanager
     def filled(source: Path) -> Iterator[Disk]:
@@ -70,7 +71,7 @@ def limited(limit: int) -> Filled:
 
 
 def mounted(point: Path, free: int) -> Filled:
-    """Have a file system with so many free pages."""
+    """Mount a file system with a number of free pages."""
 
     @contextlib.contextmanager
     def filled(source: Path) -> Iterator[Disk]:
@@ -87,7 +88,7 @@ def mounted(point: Path, free: int) -> Filled:
 
 
 def command(line: str, folder: Path, limit: int = resource.RLIM_INFINITY, press: int = 0) -> tuple[int, list[str]]:
-    """Run a command in a child process: its exit code, and the lines of its errors. `press` Ctrl-C in some step."""
+    """Run a command in a child process, with Ctrl-C in step `press`; return its exit code and the lines of stderr."""
     reader, writer = os.pipe()
 
     def task() -> None:
@@ -109,7 +110,7 @@ def command(line: str, folder: Path, limit: int = resource.RLIM_INFINITY, press:
 
 
 def press_in(step: int) -> None:
-    """Press Ctrl-C in this process in some step of training."""
+    """Press Ctrl-C in this process in one step of training."""
     update, count = optim.Adam.step, 0
 
     def counted(self: optim.Adam) -> None:
@@ -142,14 +143,14 @@ def nothing_unfinished(where: str, folder: Path) -> None:
 
 
 def newest(where: str, run: Path) -> int:
-    """Return the steps of the newest checkpoint of a run; none may be damaged or missing."""
+    """Return the number of steps of a run's newest checkpoint; fail if there is none or one is damaged."""
     found = Checkpoints(run / "checkpoints").find(lambda message: check(where, False, message))
     check(where, found is not None and found.training is not None, "there is no checkpoint")
     return int(found.training["steps"])  # type: ignore[union-attr, index]
 
 
 def go_on(where: str, stopped: Path, filled: Filled, expected: dict[str, object]) -> bool:
-    """Let a run go on where the disk fills; say whether it could not."""
+    """Resume a run on a disk that fills; return whether it failed."""
     with filled(stopped) as disk, tempfile.TemporaryDirectory() as room:
         before = newest(where, disk.folder)
         code, lines = command("train --resume run", disk.folder.parent, disk.limit)
@@ -159,12 +160,12 @@ def go_on(where: str, stopped: Path, filled: Filled, expected: dict[str, object]
         shutil.copytree(disk.folder, Path(room) / "run")
         again, lines = command("train --resume run", Path(room))
         check(where, again == 0, f"with room again: {lines}")
-        check(where, result(Path(room) / "run") == expected, "it ended elsewhere than the run with room")
+        check(where, result(Path(room) / "run") == expected, "its results differ from those of the run with room")
     return code == 1
 
 
 def write_others(where: str, made: Path, filled: Filled) -> int:
-    """Let every other command write where the disk fills; count those that could not."""
+    """Run every other command on a disk that fills; return how many failed."""
     failures = 0
     for name, line in OTHERS.items():
         with filled(made) as disk:
@@ -180,11 +181,11 @@ def write_others(where: str, made: Path, filled: Filled) -> int:
 
 
 def main() -> int:
-    """Prepare a run that was left alone, one that was interrupted, and what other commands write; fill the disk."""
+    """Prepare a whole run, an interrupted run and the files of other commands, then fill the disk."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("how", choices=["limit", "tmpfs"])
     parser.add_argument("mount_point", nargs="?", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="try every so many sizes")
+    parser.add_argument("--every", type=int, default=1, help="try every n-th size only")
     options = parser.parse_args()
     set_num_threads(1)  # threads do not survive a fork
     if options.how == "limit":
@@ -195,9 +196,10 @@ def main() -> int:
         root = Path(name)
         made = root / "made"
         made.mkdir()
-        with contextlib.chdir(root), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-            for line in (f"train {FLAGS} -o run", *OTHERS.values()):
-                xcnn(line.split())  # loads what the children then have
+        null = io.StringIO()
+        with contextlib.chdir(root), contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+            for line in (f"train {FLAGS} -o run", *OTHERS.values()):  # loads what the children inherit
+                check("prepare", xcnn(line.split()) == 0, f"{line} failed")
         check("prepare", command(f"train {FLAGS} -o alone", root)[0] == 0, "the run with room failed")
         check("prepare", command(f"train {FLAGS} -o made/run", root, press=25)[0] == 130, "it was not interrupted")
         for file, line in OTHERS.items():

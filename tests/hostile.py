@@ -1,10 +1,10 @@
-"""Damaged and hostile files by the thousand: whatever a file holds, reading it gives a result or one sentence.
+"""Damaged and hostile files by the thousand: reading any of them returns a result or raises one clear error.
 
-    python tests/hostile.py --count 20000                   # every kind of file, a table, exit code 1 at a finding
-    python tests/hostile.py --kind png --replay FILE        # one file again
-    python tests/hostile.py --fuzz 60                       # guided by what the code does; needs `pip install atheris`
+    python tests/hostile.py --count 20000                   # every kind of file; exit code 1 for any finding
+    python tests/hostile.py --kind png --replay FILE        # read one file again
+    python tests/hostile.py --fuzz 60                       # guided by coverage; needs `pip install atheris`
 
-`test_hostile.py` runs the same with fewer. A new kind of file is one entry in `KINDS`.
+`test_hostile.py` does the same with fewer files. A new kind of file is one entry in `KINDS`.
 """
 
 import argparse
@@ -48,13 +48,13 @@ with watching:
 __all__ = ["KINDS", "Finding", "Kind", "Outcome", "mutants", "survives"]
 
 SECONDS = 1.0
-"""The most CPU time that reading a small file may take."""
+"""Maximum CPU seconds to read a small file."""
 
 FLOOR, PER_BYTE = 32 << 20, 64
-"""The most memory that reading a file may take: so many bytes, and so many more for each of its own."""
+"""Maximum memory to read a file: a constant number of bytes, and a number per byte of the file."""
 
 MARGIN = 64 << 20
-"""What the process may grow by in the long form, memory that C code takes included."""
+"""Maximum growth of the process in the long form, including memory of C code."""
 
 
 # The kinds of files
@@ -66,10 +66,10 @@ class Kind:
 
     Attributes
     ----------
-    make : writes a small good file (and what else belongs to it) into an empty folder, and returns its path.
-    read : does with the file at this path what xcnn does.
-    checked : whether the format has a checksum over all of it, so that no change may be accepted.
-    mend : gives a damaged file the checksums that its other bytes call for, so that damage reaches deeper.
+    make : writes a small valid file (and any others it needs) into an empty folder, and returns its path.
+    read : reads the file at a path as xcnn does.
+    checked : whether the format has a checksum of the whole file, so that no change may be accepted.
+    mend : updates the checksums of a damaged file, so that readers get past them.
     """
 
     make: Callable[[Path], Path]
@@ -98,7 +98,7 @@ def make_idx(name: str) -> Callable[[Path], Path]:
 
 def read_zipped_idx(path: Path) -> object:
     array = read_idx(path, 3)
-    if path.read_bytes()[:2] == b"\x1f\x8b":  # what gzip says beside the values may change
+    if path.read_bytes()[:2] == b"\x1f\x8b":  # the header of gzip may change
         assert np.array_equal(array, IMAGES), "other values passed gzip's checksum"
     return array
 
@@ -129,7 +129,7 @@ def make_cifar_tar(suffix: str) -> Callable[[Path], Path]:
 
 
 def mend_tar(content: bytes) -> bytes:
-    """Give a block that names a file the checksum of a header: the sum of its bytes, itself counted as blanks."""
+    """Update the checksum of a header block: the sum of its bytes, with blanks in place of the checksum."""
     blocks = [content[at : at + 512] for at in range(0, len(content), 512)]
     for k, block in enumerate(blocks):
         if block.startswith(b"cifar") and len(block) == 512:
@@ -139,7 +139,7 @@ def mend_tar(content: bytes) -> bytes:
 
 
 def mend_png(content: bytes) -> bytes:
-    """Give each chunk (length, kind, that many bytes, checksum) its checksum, as far as chunks can be made out."""
+    """Update the checksum of each chunk (length, kind, data, checksum), as far as the chunks can be parsed."""
     at, mended = 8, bytearray(content)
     while at + 12 <= len(content):
         end = at + 8 + int.from_bytes(content[at : at + 4])
@@ -212,14 +212,14 @@ KINDS: dict[str, Kind] = {
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }
-"""Every kind of file that is made worse here."""
+"""Every kind of file that is damaged here."""
 
 
-# Making files worse: each function changes `file` in place; `other` is another file
+# Damaging files: each function changes `file` in place; `other` is another file
 
 
 def _place(file: bytearray, rng: random.Random) -> int:
-    """A place in the file, often near its start, where most formats have their headers."""
+    """Return a position in the file, often near its start, where most formats have their headers."""
     return rng.randrange(len(file) if rng.random() < 0.5 else min(len(file), 64))
 
 
@@ -275,7 +275,7 @@ def write_number(file: bytearray, rng: random.Random, other: bytes) -> None:
 
 
 def splice(file: bytearray, rng: random.Random, other: bytes) -> None:
-    if part := other[1:]:  # never all of it: that would be a good file
+    if part := other[1:]:  # never all of it: that would be a valid file
         file[_range(file, rng)] = part[_range(bytearray(part), rng)]
 
 
@@ -300,7 +300,7 @@ def mutants(
     others: Sequence[bytes] = (),
     mend: Callable[[bytes], bytes] | None = None,
 ) -> Iterator[bytes]:
-    """Give `count` variants of a file, none equal to it, half of them mended; parts may come from the `others`."""
+    """Yield `count` variants of a file, all different from it and half of them mended, with parts of the `others`."""
     while count:
         file = bytearray(content)
         for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 8])):
@@ -316,7 +316,7 @@ def mutants(
 
 
 class Finding(AssertionError):
-    """A file that was read in a way that no file may be."""
+    """A file whose reading breaks a rule."""
 
 
 class Slow(Finding):
@@ -329,7 +329,7 @@ class Stuck(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: the sentence that refused it, or "", the CPU time and the most memory Python had."""
+    """The result of one file: the error message or "", the CPU time, and the peak of Python's memory."""
 
     refusal: str
     seconds: float
@@ -346,8 +346,8 @@ def survives(kind: Kind, path: Path, content: bytes) -> Outcome:
     Raises
     ------
     Finding
-        If it gives something other than a result or an `XcnnError` of one line; a result, where changes cannot be
-        accepted; takes more time or memory than it may; or leaves a file beside it.
+        If reading raises anything but an `XcnnError` of one line, accepts a change that a checksum should reveal,
+        takes too much time or memory, or leaves another file.
     """
     path.write_bytes(content)
     beside = sorted(os.listdir(path.parent))
@@ -359,11 +359,11 @@ def survives(kind: Kind, path: Path, content: bytes) -> Outcome:
     try:
         refusal, seconds = _timed(kind, path)
         peak = tracemalloc.get_traced_memory()[1] - before
-    except Slow:  # perhaps because memory is traced, which makes some code a hundred times slower
+    except Slow:  # perhaps because tracing memory makes some code a hundred times slower
         peak = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
         refusal, seconds = _timed(kind, path)
-    finally:  # do not stop and start again for each file: Python 3.11 loses some memory each time
+    finally:  # not stopped and started for each file: Python 3.11 leaks some memory each time
         tracemalloc.start() if traced else tracemalloc.stop()
     if peak > (most := FLOOR + PER_BYTE * len(content)):
         raise Finding(f"took {peak:,} bytes for a file of {len(content):,}, {most:,} are allowed")
@@ -375,7 +375,7 @@ def survives(kind: Kind, path: Path, content: bytes) -> Outcome:
 
 
 def _timed(kind: Kind, path: Path) -> tuple[str, float]:
-    """Read a file within the time that it may take; return the sentence that refuses it, and the CPU time."""
+    """Read a file within the time limit; return the error message, and the CPU time."""
     start = time.thread_time()
     handler = signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS)
@@ -387,13 +387,13 @@ def _timed(kind: Kind, path: Path) -> tuple[str, float]:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, handler)
     seconds = time.thread_time() - start
-    if seconds > SECONDS:  # in C, where nothing interrupts
+    if seconds > SECONDS:  # in C code, which cannot be interrupted
         raise Slow(f"took {seconds:.1f} s of CPU time")
     return refusal, seconds
 
 
 def _refusal(kind: Kind, path: Path) -> str:
-    """Read a file, and return the sentence that refuses it, or "" if nothing does."""
+    """Read a file and return the error message, or "" if it is accepted."""
     try:
         kind.read(path)
     except XcnnError as error:
@@ -410,14 +410,14 @@ def _refusal(kind: Kind, path: Path) -> str:
 
 @contextlib.contextmanager
 def made(kind: Kind) -> Iterator[tuple[Path, bytes]]:
-    """Give the path and content of a good file of this kind, in a folder that is removed in the end."""
+    """Yield the path and content of a valid file of this kind, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         path = kind.make(Path(folder))
         yield path, path.read_bytes()
 
 
 def samples() -> list[bytes]:
-    """The good files of all kinds."""
+    """Return the valid files of all kinds."""
     contents = []
     for kind in KINDS.values():
         with made(kind) as (_, content):
@@ -429,9 +429,9 @@ def samples() -> list[bytes]:
 
 
 def limit_memory(margin: int) -> None:
-    """Let the process grow by so many bytes and no more, C code included.
+    """Limit the growth of the process to `margin` bytes, including C code.
 
-    What counts is memory that can be written. Address space alone is reserved by the 64 MiB for each new thread.
+    This limits writable memory, not address space, of which each new thread reserves 64 MiB.
     """
     now = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (now + margin, resource.getrlimit(resource.RLIMIT_DATA)[1]))
@@ -439,7 +439,7 @@ def limit_memory(margin: int) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], str]]:
-    """Give a function that returns what was printed on stderr inside the `with` block, also by C code."""
+    """Yield a function that returns what was written to stderr inside the `with` block, also by C code."""
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -451,13 +451,13 @@ def listening() -> Iterator[Callable[[], str]]:
 
 
 def hunt(name: str, count: int, seed: int) -> bool:
-    """Read mutants of one kind, print a row of the table; return whether all survived."""
+    """Read mutants of one kind and print a row of the table; return whether all passed."""
     kind, rng, accepted, slowest, peak = KINDS[name], random.Random(f"{name} {seed}"), 0, 0.0, 0
     others = samples()
     terminal = os.fdopen(os.dup(2), "w")
     with made(kind) as (path, content), listening() as heard:
         for k, mutant in enumerate(mutants(content, rng, count, others, kind.mend)):
-            faulthandler.dump_traceback_later(30, exit=True, file=terminal)  # C code that never ends
+            faulthandler.dump_traceback_later(30, exit=True, file=terminal)  # C code that does not return
             try:
                 outcome = survives(kind, path, mutant)
                 if words := heard():
@@ -477,7 +477,7 @@ def hunt(name: str, count: int, seed: int) -> bool:
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Let atheris look for a file that does not survive; it ends the process, with an exit code."""
+    """Let atheris search for a file that fails; it ends the process with an exit code."""
     atheris = importlib.import_module("atheris")
     kind, corpus = KINDS[name], Path(tempfile.mkdtemp())
     path = kind.make(Path(tempfile.mkdtemp()))
@@ -509,11 +509,11 @@ def main() -> int:
     if options.fuzz and len(kinds) > 1:  # each ends its process
         command = [sys.executable, __file__, "--fuzz", str(options.fuzz), "--kind"]
         return 1 if any([subprocess.run([*command, name]).returncode for name in kinds]) else 0  # noqa: C419
-    for name in kinds:  # loads what reading needs
+    for name in kinds:  # loads the modules that reading needs
         with made(KINDS[name]) as (path, _):
             KINDS[name].read(path)
     tracemalloc.start()
-    limit_memory(4 * MARGIN if options.fuzz else MARGIN)  # a fuzzer remembers what it has seen
+    limit_memory(4 * MARGIN if options.fuzz else MARGIN)  # the fuzzer keeps the inputs that it has seen
     if options.fuzz:
         fuzz(kinds[0], options.fuzz)
     if options.replay:

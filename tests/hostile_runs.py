@@ -1,7 +1,7 @@
-"""What `hostile.py` damages of a run: its checkpoints and files of settings.
+"""The files of a run that `hostile.py` damages: checkpoints and settings.
 
-A sealed file refuses every change, so damage would never reach what is behind the seal. `mend` puts a new seal on a
-damaged file, and `checkpoint-entry` is the JSON of a checkpoint alone, sealed when it is read.
+The checksum (seal) of a file reveals every change, so damage would never reach the code behind it. So `mend` renews the
+seal of a damaged file, and `checkpoint-entry` is the JSON of a checkpoint, which is sealed before it is read.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def read_weights(path: Path) -> object:
 
 
 def make_run(folder: Path) -> Path:
-    """A checkpoint in the middle of an epoch, with every kind of state."""
+    """Write a checkpoint in the middle of an epoch, with every kind of state."""
     trainer = make_trainer("adam", "one-cycle")
     trainer.fit([(np.ones((4, 1, 8, 8), np.float32), np.arange(4))] * 2)
     return Checkpoints(folder, about=ABOUT).save(trainer)
@@ -61,14 +61,14 @@ def metadata(content: bytes) -> dict[str, str]:
 
 
 def seal(tensors: dict[str, np.ndarray], texts: dict[str, str]) -> bytes:
-    """Seal a file as a hostile writer would: all that xcnn checks of its bytes is right."""
+    """Seal a file as a hostile writer would: all its checksums are right."""
     sums = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()}
     content = save(tensors, texts | {"tensors": json.dumps(sums), "sha256": "0" * 64})
     return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 def mend_seal(content: bytes) -> bytes:
-    """Put a new seal on a file, if it still is one of safetensors."""
+    """Renew the seal of a file, if it can still be parsed as safetensors."""
     try:
         return seal(load(content), metadata(content))
     except Exception:
@@ -104,8 +104,8 @@ def make_settings(suffix: str, folder: Path) -> Path:
 
 
 def read_settings(path: Path) -> object:
-    """Read settings as `xcnn train --config` does, up to where it would load the data."""
-    runs.read_settings(path)  # the command does this, too, but takes longer to get there
+    """Read settings as `xcnn train --config` does, up to loading the data."""
+    runs.read_settings(path)  # the command does the same, but later
     try:
         _, bound, _ = app.parse_args(["train", "--config", str(path)], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:

@@ -1,8 +1,8 @@
-"""Every op once more, as the plainest float64 loop over its definition: what the ops are tested against.
+"""Every op as a plain float64 loop over its definition, which the ops are tested against.
 
-A function here has the name and the arguments of its op and returns y alone (all results where the op has several). It
-shares no code and no idea with the op: one Python loop per output element, indices tested against bounds instead of
-padding, no vectorised step. Gradients need no reference: they are differences of these functions.
+A function has the name and the arguments of its op, and returns y (or all results if there are several). It shares no
+code or method with the op: a Python loop computes each output element, compares indices with bounds instead of padding,
+and does nothing vectorised. Gradients are tested against differences of these functions.
 """
 
 import math
@@ -57,7 +57,7 @@ def tanh(x: Any) -> np.ndarray:
 
 
 def _line(x: Any, index: tuple[int, ...], dim: int) -> list[float]:
-    """The numbers of x along `dim` through one element."""
+    """Return the elements of x along `dim` through one index."""
     if x.ndim == 0:
         return [float(x)]
     dim %= x.ndim
@@ -105,7 +105,7 @@ def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
 
 
 def _repeated(array: Any, index: tuple[int, ...]) -> float:
-    """The element that broadcasting puts at an index: axes are matched from the last, an axis of 1 repeats."""
+    """Return the element that broadcasting puts at an index: axes are aligned at the last, axes of length 1 repeat."""
     own = index[len(index) - array.ndim :]
     return float(array[tuple(0 if size == 1 else i for i, size in zip(own, array.shape, strict=True))])
 
@@ -131,7 +131,7 @@ def concat(xs: Any, dim: int = 0) -> np.ndarray:
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True, *, rng: Any) -> np.ndarray:
-    """Numbers are drawn one by one, in float32 and in row-major order."""
+    """Draw the numbers one by one, in float32 and in row-major order."""
     if not training or p == 0:
         return np.array(x)
     generator = np.random.default_rng(rng)
@@ -212,7 +212,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Any, ...]:
-    """An image at a time, as a batch of one; the new running statistics are the means of what each image makes them."""
+    """Normalise each image as a batch of one; the new running statistics are the means of theirs."""
     parts = [
         batch_norm(one[None], running_mean, running_var, weight, bias, use_input_stats, momentum, eps) for one in x
     ]
@@ -237,7 +237,7 @@ def _reduced(losses: np.ndarray, reduction: str, count: float) -> np.ndarray:
 def _classified(
     logp: Any, target: Any, weight: Any, ignore_index: int, reduction: str, label_smoothing: float
 ) -> np.ndarray:
-    """`-sum over classes of target * weight * logp` for each row, with labels written as probabilities."""
+    """Return `-sum over classes of target * weight * logp` for each row, with labels as probabilities."""
     axis = min(1, logp.ndim - 1)
     classes = logp.shape[axis]
     losses, count = np.zeros(logp.shape[:axis] + logp.shape[axis + 1 :]), 0.0

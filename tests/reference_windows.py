@@ -1,4 +1,4 @@
-"""The part of `reference.py` where windows slide over maps: convolution, pooling and padding."""
+"""The part of `reference.py` for windows that slide over maps: convolution, pooling and padding."""
 
 import functools
 import math
@@ -39,7 +39,7 @@ def _per_axis(value: Any, rank: int) -> tuple[Any, ...]:
 def window_starts(
     size: int, kernel: int, stride: int = 1, padding: Any = 0, dilation: int = 1, ceil_mode: bool = False
 ) -> list[int]:
-    """Pixels at which the windows along one axis start, found by sliding; `padding` an integer, a pair or 'same'."""
+    """Return the pixels where the windows along one axis start; `padding` is an integer, a pair or 'same'."""
     extent = dilation * (kernel - 1) + 1
     if padding == "same":
         count = math.ceil(size / stride)
@@ -50,7 +50,7 @@ def window_starts(
     while start + extent <= size + after:
         starts.append(start)
         start += stride
-    uncovered = start - stride + extent < size + after  # the window before, which may itself start too early
+    uncovered = start - stride + extent < size + after  # the window before, which may also start too early
     if ceil_mode and uncovered and start < size:
         starts.append(start)
     return starts
@@ -77,7 +77,7 @@ def _inside(pixel: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
 
 
 def _taps(window: tuple[int, ...], starts: Any, kernel: Any, dilation: Any) -> Iterator[tuple[Any, Any]]:
-    """Each kernel position of a window with the pixel that it lies on, which may be outside of the map."""
+    """Yield each kernel position of a window with its pixel, which may be outside the map."""
     for tap in np.ndindex(*kernel):
         yield tap, tuple(s[w] + t * d for s, w, t, d in zip(starts, window, tap, dilation, strict=True))
 
@@ -172,7 +172,7 @@ def _max_pool(
         for _, pixel in _taps(index[-rank:], starts, kernel, _per_axis(dilation, rank)):
             if _inside(pixel, sizes):
                 value = x[(*index[:-rank], *pixel)]
-                if value > best or math.isnan(value):  # nothing is above NaN, so the first NaN stays
+                if value > best or math.isnan(value):  # NaN compares false, so the first NaN stays
                     best = value
         y[index] = best
     return y
@@ -201,7 +201,7 @@ def _avg_pool(
                 total += x[(*index[:-rank], *pixel)]
                 count += 1
             elif count_include_pad and all(p < size + a for p, size, a in zip(pixel, sizes, after, strict=True)):
-                count += 1  # the padding counts, what a rounded-up last window covers beyond it does not
+                count += 1  # padding counts, but not the pixels beyond it that ceil mode adds
         y[index] = total / (divisor_override or count)
     return y
 
@@ -250,12 +250,12 @@ _SOURCES: dict[str, Callable[[int, int], int | None]] = {
     "circular": lambda i, size: i % size,
     "reflect": lambda i, size: -i if i < 0 else 2 * (size - 1) - i if i >= size else i,
 }
-"""For each mode of `pad`, the pixel that a position outside of the map repeats; None where it takes the constant."""
+"""For each mode of `pad`, the pixel that a position outside the map repeats; None for the constant."""
 
 
 def pad(x: Any, pad: Any, mode: str = "constant", value: float = 0.0) -> np.ndarray:
     sides = [(0, 0)] * (x.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    for axis, (before, after) in enumerate(sides):  # what is negative crops, first
+    for axis, (before, after) in enumerate(sides):  # negative padding crops, first
         x = np.take(x, range(max(0, -before), x.shape[axis] + min(0, after)), axis)
     sides = [(max(0, before), max(0, after)) for before, after in sides]
     y = np.zeros([size + sum(side) for size, side in zip(x.shape, sides, strict=True)])

@@ -1,4 +1,4 @@
-"""A small training run with every kind of state, for tests of going on with it."""
+"""A small training run with every kind of state, for tests that resume it."""
 
 import functools
 
@@ -29,7 +29,7 @@ SCHEDULES = {
 
 
 def network():
-    """Every kind of state: weights, running statistics, and the stream of a dropout."""
+    """Make a network with every kind of state: weights, running statistics, and a random stream."""
     made = nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Dropout(0.25), nn.Linear(48, 10),

@@ -1,10 +1,10 @@
-"""Train for many steps and watch the resident memory of the process, which must stay where it was.
+"""Train for many steps and check that the resident memory of the process does not grow.
 
     python tests/soak.py --steps 20000 [--device cuda]
 
-LeNet-5 on small augmented batches, a checkpoint every 100 steps; with --epochs then a run in MNIST's shape, of so many
-epochs of 844 steps, with validation, too. From a tenth of the way on, memory may not grow by more than 2 %: that of the
-process, and on a GPU what CuPy's pool holds, too.
+Trains LeNet-5 on small augmented batches, with a checkpoint every 100 steps. With --epochs, a run of that many epochs
+of 844 steps with validation follows, as for MNIST. After the first tenth, memory may grow by 2 % at most: that of the
+process and, on a GPU, that of CuPy's pool.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MOST = 1.02
 
 
 def resident(device: str) -> int:
-    """Return the memory of this process, and of a GPU what its library holds for it, in KiB."""
+    """Return the memory of this process in KiB, and on a GPU that of the library's pool."""
     on = gauge(device)
     with Path("/proc/self/status").open() as status:
         own = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
@@ -31,7 +31,7 @@ def resident(device: str) -> int:
 
 
 class Watch(Callback):
-    """Notes the memory every so many steps."""
+    """Records the memory at regular steps."""
 
     def __init__(self, every: int) -> None:
         self.every, self.seen = every, list[int]()
@@ -48,7 +48,7 @@ def images(count: int) -> data.Dataset:
 
 
 def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | None, device: str) -> bool:
-    """Train, print what memory did, and say whether it stayed where it was."""
+    """Train, print the memory, and return whether it has not grown."""
     model = models.build("lenet5", seed=0)
     steps = epochs * len(train)
     watch = Watch(max(1, steps // 20))
@@ -64,7 +64,7 @@ def soak(name: str, train: data.Loader, epochs: int, validation: data.Dataset | 
 
 
 def main() -> int:
-    """Soak and return the exit code."""
+    """Run the test and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=0)

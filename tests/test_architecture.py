@@ -1,4 +1,4 @@
-"""The rooms of the package: who may import whom, what `__all__` says, and what `import xcnn` does not load."""
+"""The rooms of the package: which may import which, what `__all__` lists, and what `import xcnn` must not load."""
 
 import ast
 import graphlib
@@ -32,10 +32,10 @@ FLOORS = [
     {"_array", "_check", "_files", "_plugins", "machine"},
     {"errors"},
 ]
-"""From top to bottom. A room imports from itself and from lower floors; rooms of one floor do not know each other."""
+"""From top to bottom. A room imports from itself and from lower floors, not from other rooms of its own floor."""
 
 STRANGERS = {("ops", "data")}
-"""Pairs that the floors would allow, but that must not know each other either."""
+"""Imports that the floors would allow, but that are forbidden."""
 
 HEAVY = ["PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "requests", "rich", "torch"]
 """What `import xcnn` must not load."""
@@ -58,7 +58,7 @@ def room(module: str) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported anywhere in a file, be it for type checking alone."""
+    """Return every module that a file imports anywhere, including imports for type checking."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -111,7 +111,7 @@ def test_array_libraries_are_imported_where_they_are_the_subject(module: str) ->
 
 @pytest.mark.parametrize("module", [module for module in PATHS if room(module) == "ops"])
 def test_ops_never_ask_which_library_they_run_on(module: str) -> None:
-    if module not in ("xcnn.ops._op", "xcnn.ops.dropout"):  # which draw numbers, and that on the host
+    if module not in ("xcnn.ops._op", "xcnn.ops.dropout"):  # these draw numbers, on the host
         assert not {"numpy", "array_api_compat.numpy"} & set(imports(TREES[module]))
     asked = [ast.unparse(node) for node in ast.walk(TREES[module]) if isinstance(node, (ast.Compare, ast.Call))]
     assert [
@@ -137,7 +137,7 @@ def test_all_lists_the_public_names(module: str) -> None:
 
 
 def defined(tree: ast.Module) -> Iterator[str]:
-    """The public functions, classes and constants of a module. An alias for annotations may stay unlisted."""
+    """Return the public functions, classes and constants of a module. Aliases for annotations may stay unlisted."""
     for node in tree.body:
         names = []
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -1,4 +1,4 @@
-"""Augmentations against plain loops over the images, and cases whose answer is known."""
+"""Augmentations against plain loops over the images, and cases with known results."""
 
 import math
 
@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**32)
 
 def batch(shape, seed=0):
     images = np.random.default_rng(seed).random(shape, np.float32)
-    images.flags.writeable = False  # an augmentation that wrote into its input would raise
+    images.flags.writeable = False  # an augmentation that writes to its input raises
     return images
 
 
@@ -52,7 +52,7 @@ def test_images_of_a_batch_differ_in_what_they_draw(name):
         (data.cutout, {"size": 0}),
     ],
 )
-def test_nothing_asked_is_nothing_done(function, options):
+def test_options_of_zero_change_nothing(function, options):
     images = batch((3, 2, 5, 6))
     assert np.array_equal(function(images, np.random.default_rng(0), **options), images)
 
@@ -68,7 +68,7 @@ def test_flip_mirrors_whole_images_about_half_of_the_time():
 
 
 def moved(image, down, right):
-    """One image (C, H, W), shifted pixel by pixel."""
+    """Shift one image (C, H, W) pixel by pixel."""
     out = np.zeros_like(image)
     _, h, w = image.shape
     for i in range(h):
@@ -96,7 +96,7 @@ def test_shift_and_crop_move_by_every_offset_up_to_their_limit(function, limit):
 
 
 def turned(image, angle):
-    """One image (C, H, W), turned anticlockwise by an angle in radians, in float64, pixel by pixel."""
+    """Turn one image (C, H, W) anticlockwise by an angle in radians, pixel by pixel, in float64."""
     out = np.zeros(image.shape)
     _, h, w = image.shape
     for i in range(h):
@@ -130,7 +130,7 @@ def test_quarter_turns_are_those_of_numpy(quarters, size):
 
 def test_rotate_draws_angles_up_to_its_limit():
     images = np.zeros((500, 1, 21, 21), np.float32)
-    images[:, 0, 10, 20] = 1  # a point to the right of the centre goes up or down by 10 sin(angle)
+    images[:, 0, 10, 20] = 1  # a point 10 pixels to the right of the centre moves up or down by 10 sin(angle)
     out = data.rotate(images, np.random.default_rng(0), degrees=30)
     rows = (out.sum(axis=(1, 3)) * np.arange(21)).sum(axis=1) / out.sum(axis=(1, 2, 3))
     assert 4.5 <= rows.min() < 5.5

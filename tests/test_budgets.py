@@ -1,4 +1,4 @@
-"""The published table of error budgets, `docs/budgets.md`: whole, true to the code, and how a failure looks in it."""
+"""The published table of error budgets, `docs/budgets.md`: it is complete, agrees with the code, and shows failures."""
 
 import json
 import re
@@ -19,7 +19,7 @@ in_the_source_tree = pytest.mark.skipif(not TABLE.exists(), reason="runs away fr
 
 
 def tables(text: str) -> dict[str, list[list[str]]]:
-    """The rows of each dtype's table, its header first, cell by cell."""
+    """Return the cells of each dtype's table, row by row, the header first."""
     found: dict[str, list[list[str]]] = {}
     for section in text.split("\n## ")[1:]:
         dtype, *lines = section.splitlines()

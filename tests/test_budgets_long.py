@@ -1,4 +1,7 @@
-"""Long sums stay within their budgets. Equal numbers round the same way, so a sum taken term by term shows."""
+"""Long sums stay within their budgets.
+
+Equal terms round in the same direction, so the error of a sum that is added term by term grows with its length.
+"""
 
 from typing import Any
 
@@ -37,12 +40,12 @@ CALLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "overlapping windows": ("max_pool2d", {"x": (1, 1, 256, 8)}, {"kernel_size": (128, 1), "stride": 1}),
 }  # fmt: skip
 
-# The emulator takes a second for each; what sums otherwise than the portable code is there.
+# The emulator takes a second for each op: only those that sum differently from the portable code.
 EMULATED = ["rows", "many images", "norm of rows", "many classes"]
 
 
 def equal_numbers(shape: tuple[int, ...]) -> np.ndarray:
-    """Return 0.1 everywhere, but 0.3 in every third row so that there is a variance, a maximum, ..."""
+    """Return 0.1 everywhere except 0.3 in every third row, so that there are a variance and a maximum."""
     array = np.full(shape, 0.1)
     array[::3] = 0.3
     return array

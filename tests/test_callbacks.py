@@ -1,4 +1,4 @@
-"""What `fit` calls and when, whatever the callbacks do; the history file, line by line; a trainer that is copied."""
+"""Which callbacks `fit` calls and when, also after errors; the history file; copies of a trainer."""
 
 import copy
 import csv
@@ -33,7 +33,7 @@ def digits():
 
 
 class Watch(Callback):
-    """Keeps the names of what is called, and the numbers of batches."""
+    """Records the names of the calls and the numbers of the batches."""
 
     def __init__(self):
         self.seen, self.batches = [], []
@@ -67,7 +67,7 @@ def test_batches_of_a_generator_are_not_counted(digits):
         ([(1, 2, 3)], r"fit: train must give batches \(x, y\), got tuple"),
     ],
 )
-def test_what_is_nothing_to_train_on_is_named(train, says):
+def test_training_data_of_a_wrong_type_is_named(train, says):
     with pytest.raises(UsageError, match=says):
         make_trainer().fit(train)
 
@@ -98,7 +98,7 @@ def test_a_callback_that_fails_at_the_end_does_not_stop_the_others(digits, tmp_p
     with pytest.raises(RuntimeError, match="first"):
         trainer.fit(batches(digits[0]))
     assert watch.seen == ["start", "epoch", "end"]
-    other = Checkpoints(tmp_path)  # the folder is free again
+    other = Checkpoints(tmp_path)  # the folder is unlocked again
     again = make_trainer(callbacks=[other])
     other.restore(again)
     again.fit(batches(digits[0]))
@@ -127,7 +127,7 @@ def test_the_state_of_callbacks_is_there_before_fit(digits, tmp_path):
 
 
 class Metric(Callback):
-    """Adds a number to every record, and another one from the second epoch on."""
+    """Adds a number to every record, and a second one from the second epoch on."""
 
     def on_epoch_end(self, trainer, record):
         record["steps"] = trainer.steps
@@ -154,7 +154,7 @@ def test_numbers_that_callbacks_add_are_in_history_files_and_checkpoints(digits,
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_an_epoch_appends_a_line(digits, tmp_path, suffix):
-    """The file is the same one, so what is there is not written again."""
+    """The file itself stays the same, so earlier lines are not written again."""
     path, seen = tmp_path / f"history.{suffix}", []
 
     class Look(Callback):
@@ -172,7 +172,7 @@ def test_an_epoch_appends_a_line(digits, tmp_path, suffix):
 
 @pytest.mark.parametrize("left", [b"", b"x", b"epoch,train_loss\n1,0.5\n2,0.", None])
 def test_a_file_that_does_not_hold_the_history_is_replaced(digits, tmp_path, left):
-    """Such as a line that a kill has torn, epochs after the newest checkpoint, or those of another run."""
+    """Such as a line torn by a kill, epochs after the newest checkpoint, or the epochs of another run."""
     path, checkpoints = tmp_path / "history.csv", Checkpoints(tmp_path / "checkpoints")
     make_trainer(callbacks=[HistoryFile(path), checkpoints]).fit(batches(digits[0]), 2)
     whole = path.read_bytes()
@@ -183,7 +183,7 @@ def test_a_file_that_does_not_hold_the_history_is_replaced(digits, tmp_path, lef
     trainer.fit(batches(digits[0]), 1)
     assert path.read_bytes().startswith(whole)
     assert path.read_bytes().count(b"\n") == 4
-    path.write_bytes(whole)  # meanwhile, by somebody else
+    path.write_bytes(whole)  # written meanwhile by another program
     trainer.fit(batches(digits[0]), 1)
     assert path.read_bytes().count(b"\n") == 5
 
@@ -222,7 +222,7 @@ def test_losses_can_be_pickled_and_copied(name):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
 def test_a_trainer_can_be_copied(digits, duplicate):
-    """The copy goes its own way from where the other is: the same way, if it gets the same batches."""
+    """The copy trains on from the same state, independently, and ends alike if it gets the same batches."""
     trainer = make_trainer("adam", "cosine", clip_norm=1.0, callbacks=[EarlyStopping("train_loss")])
     trainer.fit(loader(digits[0]), 1)
     other = duplicate(trainer)

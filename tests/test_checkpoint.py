@@ -1,4 +1,4 @@
-"""Checkpoint files: what goes in comes out, PyTorch reads and writes them, and damage is refused with one sentence."""
+"""Checkpoint files: what is saved is loaded, PyTorch reads and writes them, and damaged files raise one sentence."""
 
 import os
 
@@ -15,7 +15,7 @@ DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0
 
 
 def described(**changes):
-    """What the metadata says of a checkpoint, with some fields changed."""
+    """Return the metadata of a checkpoint, with some fields changed."""
     fields = {"model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"}
     return {"format": 3, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
 
@@ -41,7 +41,7 @@ def test_round_trip(saved):
 
 
 def test_pytorch_lenet5_moves_both_ways(tmp_path):
-    """A weight file of an nn.Sequential LeNet-5 loads into ours and gives its outputs; ours loads there, strictly."""
+    """Weights of a LeNet-5 in torch.nn.Sequential load into ours and give the same outputs, and the other way round."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as torch_load
     from safetensors.torch import save_file as torch_save

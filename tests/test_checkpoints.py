@@ -1,4 +1,4 @@
-"""A folder of checkpoints: what is kept, what is found again, and what happens where files are damaged or missing."""
+"""A folder of checkpoints: which are kept, which is restored, and what happens if files are damaged or missing."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ def test_how_often(digits, tmp_path, every, steps):
 
 
 def test_a_script_goes_on_after_it_was_killed(digits, tmp_path):
-    """The example of the docstring: the second process restores and ends as one that was left alone."""
+    """The example of the docstring: the second process restores, and ends as an uninterrupted one."""
 
     class Killed(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
@@ -77,7 +77,7 @@ def test_a_script_goes_on_after_it_was_killed(digits, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "swapped"])
-def test_where_the_newest_is_not_whole_the_one_before_is_taken(digits, tmp_path, damage):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, tmp_path, damage):
     trained(digits, tmp_path)
     newest, before = (tmp_path / f"step-{step:08d}.safetensors" for step in (12, 10))
     content = newest.read_bytes()
@@ -101,8 +101,8 @@ def test_where_the_newest_is_not_whole_the_one_before_is_taken(digits, tmp_path,
     assert names(tmp_path) == ["step-00000011.safetensors", "step-00000012.safetensors"]
 
 
-def test_a_newest_that_is_missing_is_not_missed(digits, tmp_path):
-    """Whoever removes it goes on from the one before."""
+def test_a_removed_newest_checkpoint_is_not_reported(digits, tmp_path):
+    """If it is removed, training resumes from the one before."""
     trained(digits, tmp_path)
     (tmp_path / "step-00000012.safetensors").unlink()
     told, trainer = [], make_trainer()
@@ -110,8 +110,8 @@ def test_a_newest_that_is_missing_is_not_missed(digits, tmp_path):
     assert (trainer.steps, told) == (10, [])
 
 
-def test_what_is_kept_is_whole_after_a_fall_back(digits, tmp_path):
-    """A damaged file does not count as one of those that are kept: the good one before it stays."""
+def test_damaged_checkpoints_do_not_count_as_kept(digits, tmp_path):
+    """A damaged file does not count as one of those to keep: the good one before it stays."""
     trained(digits, tmp_path, keep=2)
     (tmp_path / "step-00000012.safetensors").write_bytes(b"damaged")
     trainer, checkpoints = make_trainer(), Checkpoints(tmp_path, keep=2)
@@ -121,7 +121,7 @@ def test_what_is_kept_is_whole_after_a_fall_back(digits, tmp_path):
     assert names(tmp_path) == ["step-00000010.safetensors", "step-00000011.safetensors"]
 
 
-def test_where_none_is_whole_it_says_so(digits, tmp_path):
+def test_an_error_says_that_every_checkpoint_is_damaged(digits, tmp_path):
     trained(digits, tmp_path, keep=2)
     for path in tmp_path.glob("step-*"):
         path.write_bytes(b"damaged")
@@ -129,14 +129,14 @@ def test_where_none_is_whole_it_says_so(digits, tmp_path):
         Checkpoints(tmp_path).restore(make_trainer())
 
 
-def test_weights_alone_are_no_checkpoint_to_go_on_from(digits, tmp_path):
+def test_weights_without_training_state_cannot_be_resumed(digits, tmp_path):
     trainer, checkpoints = trained(digits, tmp_path, keep=1)
     save_checkpoint(checkpoints.newest, trainer.model, Checkpoint())
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         Checkpoints(tmp_path).restore(make_trainer())
 
 
-def test_a_checkpoint_of_other_parts_is_no_reason_to_take_an_older_one(digits, tmp_path):
+def test_a_checkpoint_of_another_optimizer_is_an_error_not_a_fallback(digits, tmp_path):
     trained(digits, tmp_path)
     with pytest.raises(CheckpointError, match="is it of another optimizer"):
         Checkpoints(tmp_path).restore(make_trainer("sgd"))
@@ -195,15 +195,15 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
         ("0minutes", "minutes above 0"),
     ],
 )
-def test_intervals_without_meaning(text, message):
+def test_invalid_intervals_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         Interval.parse(text)
     with pytest.raises(UsageError, match="Checkpoints: keep must be an integer of at least 1, got 0"):
         Checkpoints("x", keep=0)
 
 
-def test_after_a_fall_back_the_course_that_was_given_up_does_not_count(digits, tmp_path):
-    """Damaged at 12, gone on from 10: at 15 the checkpoint of 12 is no good one that could be kept."""
+def test_checkpoints_of_an_abandoned_course_do_not_count_as_kept(digits, tmp_path):
+    """The checkpoint of step 12 is damaged and training resumes from 10: at 15, that of 12 does not count."""
     trained(digits, tmp_path, keep=2)
     (tmp_path / "step-00000012.safetensors").write_bytes(b"damaged")
     trainer, checkpoints = make_trainer(), Checkpoints(tmp_path, keep=2)
@@ -213,7 +213,7 @@ def test_after_a_fall_back_the_course_that_was_given_up_does_not_count(digits, t
     assert names(tmp_path) == ["step-00000010.safetensors", "step-00000015.safetensors"]
 
 
-def test_what_is_there_is_not_written_over_by_a_script_that_forgets_to_restore(digits, tmp_path):
+def test_a_script_that_forgets_to_restore_overwrites_nothing(digits, tmp_path):
     trained(digits, tmp_path)
     before = names(tmp_path)
     with pytest.raises(UsageError, match=r"has checkpoints of an earlier run: call restore\(trainer\) first"):
@@ -251,7 +251,7 @@ def test_early_stopping_is_in_the_last_checkpoint_in_any_order(digits, tmp_path)
 
 
 def test_weights_are_copied_once_on_their_way_to_the_file(tmp_path):
-    """Counted by allocations, in units of the weights; the rest is a look at whether each number is finite."""
+    """Measured by allocations in units of the weights, plus the check that all numbers are finite."""
     model = nn.Sequential(nn.Linear(1000, 1000, bias=False))
     model.reset_parameters(0)
     trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
@@ -288,7 +288,7 @@ def test_what_cannot_be_saved_is_named(digits, tmp_path):
 
 
 def test_files_and_folder_are_synced_in_order(tmp_path, monkeypatch):
-    """What a power cut leaves depends on it, and nothing else in the tests would notice."""
+    """What a power failure leaves depends on this order, and no other test notices it."""
     calls, fsync, rename = [], os.fsync, Path.replace
 
     def synced(handle):
@@ -307,7 +307,7 @@ def test_files_and_folder_are_synced_in_order(tmp_path, monkeypatch):
 
 
 def test_a_file_has_the_mode_of_any_new_file(tmp_path, monkeypatch):
-    """Without setting the umask of the process for a moment, in which other threads make files that all may write."""
+    """The umask of the process is not set, even for a moment: other threads may be creating files."""
     (tmp_path / "plain").touch()
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
     with replacing(tmp_path / "x") as temporary:

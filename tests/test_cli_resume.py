@@ -1,4 +1,4 @@
-"""Runs that stop and go on, on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
+"""Interrupting and resuming runs on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ FLAGS = ["--model", "report", "--epochs", "100000", "--json", "--checkpoint-ever
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, number, code):
+def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(xcnn, tmp_path, number, code):
     process = start("train", *FLAGS, "-o", "my run", cwd=tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
@@ -33,16 +33,15 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, numb
     _, saved = sorted((tmp_path / "my run" / "checkpoints").glob("step-*"))
     assert str(saved.relative_to(tmp_path)) in err
     epochs = 1 + len(out.splitlines())
-    process = start("train", "--resume", "my run", "--epochs", str(epochs + 1), "--json", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    code, _, err = xcnn("train", "--resume", "my run", "--epochs", epochs + 1, "--json")
+    assert code == 0, err
     assert f"resuming from my run/checkpoints/{saved.name}" in err
     records = [json.loads(line) for line in (tmp_path / "my run" / "history.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, epochs + 2))
 
 
 def test_sigterm_before_the_first_step_ends_the_command(tmp_path):
-    """While data are read: no step to finish, nothing to save, the same code."""
+    """While data are loaded: there is no step to finish and nothing to save; the exit code is the same."""
     script = """
 import os, signal, sys
 from xcnn import data
@@ -122,7 +121,7 @@ def test_a_run_that_is_done_says_so(xcnn):
 
 
 def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
-    """As `| head -1` does, of the JSON lines or of the table at the end."""
+    """As with `| head -1`, for the JSON lines and for the final table."""
     for flags in (["--json"], []):
         folder = tmp_path / f"run{len(flags)}"
         argv = ["train", "--model", "report", "--epochs", "3", "-o", str(folder), *flags]
@@ -131,7 +130,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
             assert process.stderr is not None
             process.stdout.close()
             err = process.stderr.read()
-            assert process.wait(timeout=60) == 141  # nobody has seen the results
+            assert process.wait(timeout=60) == 141  # the results were not read
         assert "error" not in err
         assert len((folder / "history.jsonl").read_text().splitlines()) == 3
 
@@ -182,7 +181,7 @@ def test_settings_come_from_a_file(xcnn, tmp_path):
         ("x.yaml", "epochs: 3", 2, "a file of settings must end in .json or .toml, got x.yaml"),
     ],
 )
-def test_files_of_settings_that_are_none(xcnn, tmp_path, name, content, code, message):
+def test_files_that_hold_no_settings_are_refused(xcnn, tmp_path, name, content, code, message):
     (tmp_path / name).write_text(content)
     ended, out, err = xcnn("train", "--config", name, "-o", "out")
     assert (ended, out) == (code, "")

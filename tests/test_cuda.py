@@ -1,4 +1,4 @@
-"""GPUs: what is tried on them, and what is said of them. Most of it without a GPU."""
+"""GPUs: how they are probed, and what is reported about them. Most tests need no GPU."""
 
 import json
 import re
@@ -21,8 +21,8 @@ NEEDED = list(WORDS)
 each_ability = pytest.mark.parametrize("ability", NEEDED)
 
 
-def test_the_pretended_gpus_are_as_picky_as_real_ones(machine: Fake) -> None:
-    """Else the tests below would prove nothing."""
+def test_the_fake_gpus_are_as_strict_as_real_ones(machine: Fake) -> None:
+    """Otherwise the tests below would prove nothing."""
     first, second = package.device("cuda:0"), package.device("cuda:1")
     xp, host = second.xp, np.ones(2, np.float32)
     there = second.asarray(host)
@@ -48,7 +48,7 @@ def test_a_gpu_that_works_is_opened(machine: Fake) -> None:
 
 @each_ability
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_ability_that_fails_is_named_with_the_mend(machine: Fake, ability: str, index: int) -> None:
+def test_an_ability_that_fails_is_named_with_a_fix(machine: Fake, ability: str, index: int) -> None:
     machine.broken[index, ability] = RuntimeError("\nCUDA_ERROR_NO_BINARY_FOR_GPU: too old\nmore lines\n")
     with pytest.raises(DeviceError) as caught:
         package.device(f"cuda:{index}")
@@ -117,7 +117,7 @@ def test_what_is_expected_of_an_ability_is_what_numpy_gives() -> None:
     assert [name for name, ability in _cuda.ABILITIES.items() if ability.required] == NEEDED
 
 
-def test_gpus_that_are_not_there(machine: Fake) -> None:
+def test_missing_gpus_are_named(machine: Fake) -> None:
     for index in (2, 7):
         with pytest.raises(DeviceError, match=rf"^cuda:{index}: there are 2 GPUs here, numbered from 0$"):
             package.device(f"cuda:{index}")
@@ -204,7 +204,7 @@ def test_a_gpu_that_fails_does_not_hide_one_that_works(machine: Fake, ability: s
     assert package.device("cuda:1").name == "cuda:1"
 
 
-def test_a_gpu_that_tells_nothing_keeps_its_row(machine: Fake) -> None:
+def test_a_gpu_without_properties_keeps_its_row(machine: Fake) -> None:
     machine.broken |= {(1, what): RuntimeError("lost") for what in (*NEEDED, "memory", "properties")}
     _, lost = gpus()
     assert (lost.name, lost.compute_capability, lost.memory_free, lost.memory_total) == (None,) * 4
@@ -223,8 +223,8 @@ def test_graph_capture_is_told_but_not_required(machine: Fake) -> None:
 @pytest.mark.parametrize(
     ("what", "came"),
     [
-        ("graph_capture", "[1.0, 3.0, 5.0, 7.0]"),  # a graph that does nothing
-        ("launch in capture", "[15.0, 31.0, 47.0, 63.0]"),  # a capture that works at once, too
+        ("graph_capture", "[1.0, 3.0, 5.0, 7.0]"),  # an empty graph
+        ("launch in capture", "[15.0, 31.0, 47.0, 63.0]"),  # a capture that also runs the work
     ],
 )
 def test_a_graph_that_gives_a_wrong_result(machine: Fake, what: str, came: str) -> None:
@@ -233,7 +233,7 @@ def test_a_graph_that_gives_a_wrong_result(machine: Fake, what: str, came: str) 
     assert fault == f"the result is {came}, expected [7.0, 15.0, 23.0, 31.0]"
 
 
-def test_what_broke_a_capture_is_told_not_that_it_is_broken(machine: Fake) -> None:
+def test_the_cause_of_a_broken_capture_is_reported(machine: Fake) -> None:
     machine.broken[0, "launch in capture"] = RuntimeError("the reason")
     assert gpus()[0].faults["graph_capture"] == "the reason"
     assert machine.streams[1:] == []

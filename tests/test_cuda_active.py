@@ -1,4 +1,4 @@
-"""`cuda:1` is honoured: arrays are made on their GPU, stay there, and are computed with there."""
+"""`cuda:1` is respected: arrays are created on that GPU, stay there, and are processed there."""
 
 import threading
 
@@ -17,7 +17,7 @@ from xcnn.training.evaluation import evaluate, predict
 from xcnn.training.losses import LOSSES
 
 
-def test_opening_a_device_makes_it_current_for_nobody(machine: Fake) -> None:
+def test_opening_a_device_does_not_make_it_current(machine: Fake) -> None:
     second, first = package.device("cuda:1"), package.device("cuda:0")
     assert machine.current == 0
     package.device("cuda:1")
@@ -42,7 +42,7 @@ def test_active_nests_and_returns_after_exceptions(machine: Fake) -> None:
 
 
 def test_threads_share_a_device(machine: Fake) -> None:
-    """Each enters it from another device, and leaves in an order that would cross what one object remembers."""
+    """Each enters it from another device, and they leave in an order that would mix up state kept in one object."""
     second, seen = package.device("cuda:1"), {}
     entered, left = threading.Barrier(2, timeout=10), threading.Event()
 
@@ -71,7 +71,7 @@ def test_other_libraries_need_no_current_device(spec: str) -> None:
     except DeviceError as error:
         pytest.skip(str(error))
     context = opened.active()
-    with context, context:  # one for all, which does nothing
+    with context, context:  # one for all threads, which does nothing
         assert context is on_device(None)
 
 

@@ -1,6 +1,6 @@
-"""The CUDA kernels under NVRTC and CuPy, without a GPU: all compile, and CuPy has what the room takes from it.
+"""The CUDA kernels with NVRTC and CuPy, without a GPU: all compile, and CuPy has every function that they use.
 
-NVRTC comes with `pip install 'xcnn[cuda12]'`, or with a wheel of its own: see the session `cuda` of noxfile.py.
+`pip install 'xcnn[cuda12]'` installs NVRTC, as does a separate wheel: see the session `cuda` of noxfile.py.
 """
 
 import ast
@@ -18,21 +18,21 @@ import pytest
 from xcnn import _dispatch
 
 ARCHITECTURES = ("sm_80", "sm_90")
-"""Of the devices that kernels are compiled for here: A100 and H100. CuPy compiles them for the one that is there."""
+"""Architectures that kernels are compiled for here: A100 and H100. CuPy compiles them for the present device."""
 
 
 CUPYS = ("-ftz=true", "--device-as-default-execution-space")
-"""What CuPy compiles every kernel with, besides: subnormal numbers of float32 are 0."""
+"""Options that CuPy adds when it compiles a kernel: float32 treats subnormal numbers as 0."""
 
 
 @pytest.fixture(scope="module")
 def nvrtc(request: pytest.FixtureRequest) -> Any:
-    """CuPy's NVRTC; without it, a skip, or a failure under `--require-backend nvrtc`."""
+    """CuPy's NVRTC. Without it, skip the test, or fail with `--require-backend nvrtc`."""
     try:
         library = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
         library.getVersion()
     except Exception as error:
-        reason = f"no NVRTC, so that no CUDA kernel is compiled ({error}); `nox -s cuda` brings it"
+        reason = f"no NVRTC to compile CUDA kernels ({error}); `nox -s cuda` installs it"
         if "nvrtc" in request.config.getoption("--require-backend"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -41,12 +41,12 @@ def nvrtc(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def launcher(nvrtc: Any) -> Any:
-    """The module that launches kernels, with CuPy itself."""
+    """The module that launches kernels, imported with the real CuPy."""
     return importlib.import_module("xcnn.kernels.cuda._launch")
 
 
 def compiled(nvrtc: Any, source: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """Compile a source: the code for the device, and what the compiler says."""
+    """Compile a source; return the code for the device and the output of the compiler."""
     program = nvrtc.createProgram(source, "xcnn.cu", (), ())
     try:
         nvrtc.compileProgram(program, options)
@@ -64,18 +64,18 @@ def test_every_kernel_compiles(nvrtc: Any, launcher: Any, real: str, wide: bool,
     assert "warning" not in log
     used = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
     assert set(used) == set(launcher.PARAMETERS)
-    # 64 for each thread of a full processor; what is more would leave some of it idle.
+    # 64 for each thread of a full multiprocessor; with more, some of its threads would have none.
     assert max(map(int, used.values())) <= 64
     assert all(name.encode() in code for name in launcher.PARAMETERS)
 
 
-def test_a_kernel_that_is_no_cuda_does_not_compile(nvrtc: Any, launcher: Any) -> None:
+def test_invalid_cuda_code_does_not_compile(nvrtc: Any, launcher: Any) -> None:
     with pytest.raises(pytest.fail.Exception, match='identifier "nothing" is undefined'):
         compiled(nvrtc, launcher.source("float", False) + "KERNEL bad() { nothing; }", launcher.OPTIONS)
 
 
 def test_cupy_has_what_the_kernels_take_from_it(launcher: Any) -> None:
-    """The room itself was imported with CuPy; here is what its functions use only when they run."""
+    """Importing the modules checks names at module level; this checks those that functions use when they run."""
     library = importlib.import_module("xcnn.kernels.cuda._library")
     used = set()
     for path in Path(launcher.__file__).parent.glob("*.py"):
@@ -111,7 +111,7 @@ def test_the_room_has_the_same_kernels_with_cupy(launcher: Any) -> None:
 
 @pytest.mark.parametrize("command", ["train --epochs 1", "evaluate .", "predict . x.png", "bench", "compare"])
 def test_cuda_without_a_driver_is_one_sentence(nvrtc: Any, command: str, tmp_path: Path) -> None:
-    """With CuPy here and no GPU; with one, it works."""
+    """If CuPy is installed, but there is no GPU."""
     if importlib.import_module("cupy").cuda.is_available():
         pytest.skip("there is a GPU")
     flag = "--devices" if command in ("bench", "compare") else "--device"

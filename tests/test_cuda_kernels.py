@@ -1,6 +1,6 @@
 """The CUDA kernels, run on the CPU: order of threads, width of indices, dropout's numbers, optimizers, large arrays.
 
-That they give what the portable code gives is in test_ops.py (`numpy-cuda`) and test_kernels.py (`cuda`).
+test_ops.py (`numpy-cuda`) and test_kernels.py (`cuda`) compare their results with those of the portable code.
 """
 
 import itertools
@@ -28,13 +28,13 @@ from xcnn.parameter import Parameter
 
 @pytest.fixture(autouse=True)
 def launcher() -> Any:
-    """The module that launches kernels, after loading all of them."""
+    """The module that launches kernels, with all kernels loaded."""
     emulator.room()
     return emulator.LOADED["xcnn.kernels.cuda._launch"]
 
 
 def results() -> Iterator[bytes]:
-    """Run all ops with all their samples, and give the bits of results and gradients."""
+    """Run all ops on all their samples; return the bits of results and gradients."""
     for op in OPS.values():
         for sample in op.samples:
             rng = np.random.default_rng(1)
@@ -96,7 +96,7 @@ def test_every_kernel_of_the_room_has_a_body() -> None:
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
 def test_dropout_draws_the_numbers_of_the_generator(seed: int, ahead: int, counts: list[int], p: float) -> None:
-    """Also after an odd number of them, where the generator has one left over, and with other draws in between."""
+    """Also after an odd count, when the generator keeps half of a 64-bit word, and with other draws in between."""
     generators = [np.random.default_rng(seed) for _ in range(2)]
     for generator in generators:
         generator.random(ahead, np.float32)
@@ -159,14 +159,14 @@ RULES: dict[str, tuple[Callable[..., optim.Optimizer], dict[str, Any]]] = {
 
 
 def guarded(host: np.ndarray) -> np.ndarray:
-    """Copy numbers to memory with guards, which a launch does not look at where it has their address from a table."""
+    """Copy numbers to memory with guards: a launch cannot check arrays whose addresses it reads from a table."""
     array = emulator.empty(host.shape, np.float32)
     array[...] = host
     return array
 
 
 def step(rule: Callable[..., optim.Optimizer], options: dict[str, Any], count: int, steps: int = 3) -> list[np.ndarray]:
-    """Update parameters of several sizes, some steps long, and give them and what is kept of them."""
+    """Update parameters of several sizes for some steps; return them and the state of the optimizer."""
     rng = np.random.default_rng(0)
     shapes = [(1 + i % 7, 3 + 40 * (i % 3)) for i in range(count)]
     parameters = [Parameter(guarded(rng.standard_normal(shape))) for shape in shapes]
@@ -202,7 +202,7 @@ def test_a_step_updates_32_parameters_per_launch() -> None:
 
 
 def test_a_look_at_gradients_finds_what_is_not_finite() -> None:
-    """Each of 70, of several sizes, with a number in its first, last or some place; also where sums would overflow."""
+    """In each of 70 arrays of several sizes, at the first, the last or some other place; also if sums overflow."""
     shapes = [(1 + i % 7, 3 + 40 * (i % 3)) for i in range(70)]
     totals = emulator.room()["totals"][0]
     for strange in (np.nan, np.inf, -np.inf):
@@ -217,7 +217,7 @@ def test_a_look_at_gradients_finds_what_is_not_finite() -> None:
 @settings(max_examples=25)
 @given(convolutions())
 def test_the_twins_have_the_index_arithmetic_of_im2col_and_col2im(call: Any) -> None:
-    """Against the portable code, which has none: it copies slices."""
+    """Against the portable code, which copies slices and computes no indices."""
     shape, kernel = call.arrays["x"], call.arrays["weight"][2:]
     options = {name: call.options.get(name, one) for name, one in (("stride", 1), ("padding", 0), ("dilation", 1))}
     rank = len(kernel)
@@ -249,7 +249,7 @@ LARGE = [sys.executable, str(Path(__file__).with_name("cuda_large.py"))]
 
 @pytest.mark.parametrize("width", ["wide", "narrow"])
 def test_kernels_work_on_the_largest_arrays(width: str) -> None:
-    """In a process of its own, as an index that overflows ends it."""
+    """In a separate process, as an index that overflows ends it."""
     done = subprocess.run([*LARGE, width], capture_output=True, text=True)
     if done.returncode and ("MemoryError" in done.stderr or "Cannot allocate memory" in done.stderr):
         pytest.skip("this system reserves no memory that is not there")
@@ -258,7 +258,7 @@ def test_kernels_work_on_the_largest_arrays(width: str) -> None:
 
 
 def test_narrow_indices_would_fail_on_them() -> None:
-    """What the test above finds: the same arrays with 32-bit indices."""
+    """The test above would notice: it fails for the same arrays with 32-bit indices."""
     narrow = "import sys, cuda_emulator, cuda_large; cuda_emulator.room(); sys.argv[1:] = ['wide'];"
     narrow += "cuda_emulator.LOADED['xcnn.kernels.cuda._launch'].LIMIT = 1 << 62; cuda_large.main()"
     done = subprocess.run([sys.executable, "-c", narrow], cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -267,7 +267,7 @@ def test_narrow_indices_would_fail_on_them() -> None:
 
 def test_the_documentation_says_what_a_step_launches() -> None:
     script = Path(__file__).with_name("cuda_launches.py")
-    command = [sys.executable, str(script), "report", "lenet5", "mnist_cnn"]  # the others take their time
+    command = [sys.executable, str(script), "report", "lenet5", "mnist_cnn"]  # the others take longer
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     page = Path(__file__).parents[1] / "docs" / "cuda.md"
     if not page.is_file():
@@ -276,7 +276,7 @@ def test_the_documentation_says_what_a_step_launches() -> None:
 
 
 def test_maps_are_read_where_they_lie() -> None:
-    """After a convolution without bias, whose result lies channels first, batch norm and the way back copy nothing."""
+    """A convolution without bias returns channels first; batch norm and the backward passes copy nothing."""
     rng = np.random.default_rng(0)
     x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 3, 8, 8), (4, 3, 3, 3)))
     with emulated():
@@ -340,7 +340,7 @@ def launch_of(code: str, launcher: Any) -> Any:
 
 
 def test_the_emulator_notices_a_missing_barrier(monkeypatch: pytest.MonkeyPatch, launcher: Any) -> None:
-    """A result that depends on which thread is first."""
+    """The result then depends on the order of the threads."""
     code = (
         "KERNEL bad(real* y, index n) { __shared__ int last; last = threadIdx.x; __syncthreads(); if (!threadIdx.x) "
         "y[0] = last; }"

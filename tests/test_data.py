@@ -16,7 +16,7 @@ CLASSES = ("a", "b", "c")
 
 
 def small(n=10, name="small"):
-    """Images that each hold their own index, so that order and coverage can be read off a batch."""
+    """Return images filled with their own index, which shows the order and coverage of batches."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 2, 3))
     return data.Dataset(images, np.arange(n) % 3, CLASSES, name)
 
@@ -195,7 +195,7 @@ def test_mnist_is_mnist(shared_data):
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert abs(data.to_float(train.images).mean() - 0.1307) < 1e-4  # the figure that everybody normalises with
+    assert abs(data.to_float(train.images).mean() - 0.1307) < 1e-4  # the well-known mean of MNIST
 
 
 def test_cifar10_is_cifar10(shared_data):
@@ -330,7 +330,7 @@ def test_seed_and_epoch_decide_the_augmentation():
 
 
 def test_a_batch_is_decided_by_seed_epoch_and_number_alone():
-    """Whatever was taken before, from any batch on, with several passes at once."""
+    """Whatever was read before, from any batch on, and with several iterators at once."""
     d = data.load("digits")[1]
     loader = data.Loader(d, 100, seed=5, augment=[data.shift, data.rotate, data.cutout])
     whole = [list(loader.batches(epoch)) for epoch in range(2)]

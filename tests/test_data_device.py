@@ -1,4 +1,4 @@
-"""Data sets that live on a device: the same batches as on the host, moved once, and a device that has no room."""
+"""Data sets on a device: the same batches as on the host, moved once, and devices that are full."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ def digits(kind=np.uint8):
 
 @pytest.fixture
 def moved(monkeypatch):
-    """The shapes of what is copied to devices."""
+    """Record the shapes of arrays that are copied to devices."""
     shapes, asarray = [], Device.asarray
     monkeypatch.setattr(
         Device, "asarray", lambda self, array: (shapes.append(np.shape(array)), asarray(self, array))[1]
@@ -109,7 +109,7 @@ def test_augmentation_wants_its_data_set_on_the_host():
 
 
 def fill(monkeypatch, most, error=MemoryError):
-    """Let every device hold only arrays of so many bytes."""
+    """Limit the size of arrays on devices, in bytes."""
     asarray = Device.asarray
 
     def limited(self, array):
@@ -134,7 +134,7 @@ def test_a_data_set_that_does_not_fit_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("augment", [[], [data.shift]])
 def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch, augment):
-    """Without the copy, and with the same bits; where there is no copy to give up, the error is what it was."""
+    """Without the copy, and with the same bits; if there is no copy to drop, the error is raised unchanged."""
     pytest.importorskip("array_api_strict")
 
     def trained(loader, full):

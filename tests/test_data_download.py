@@ -20,7 +20,7 @@ from xcnn.errors import DataError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serve a folder, and note what was asked for.
+    """Serve a folder, and record the requests.
 
     Files under `cut/` are those of `good/`, but the connection breaks off in the middle; those under `slow/` stop
     there until the server's `gate` opens.
@@ -56,7 +56,7 @@ def server(tmp_path):
         running.url = f"http://127.0.0.1:{running.server_port}/"
         running.folder = tmp_path / "served"
         running.gate = threading.Event()
-        running.handle_error = lambda *arguments: None  # who was downloading left
+        running.handle_error = lambda *arguments: None  # the client that was downloading left
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield running
@@ -81,9 +81,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirrors(server, cache, monkeypatch):
-    """A small MNIST on a good mirror, the same with one byte changed on a bad one, and one that has nothing.
+    """A good mirror of a small MNIST, a bad one with one byte changed, and an empty one.
 
-    What it returns makes xcnn use some of them, and returns the same as an argument for `another_process`.
+    The fixture is a function that makes xcnn use some of them, and returns an argument for `another_process`.
     """
     rng = np.random.default_rng(0)
     good, bad = server.folder / "good", server.folder / "bad"
@@ -126,7 +126,7 @@ download.fetch("mnist", lambda *told: print(*told, sep="|", flush=True))
 
 
 def another_process(source, limit=0):
-    """Start a process that fetches MNIST, and prints what progress tells it; it writes no file larger than `limit`."""
+    """Start a process that downloads MNIST and prints its progress; its files cannot be larger than `limit`."""
     command = [sys.executable, "-c", CHILD, source, str(limit)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -152,7 +152,7 @@ def test_the_first_good_mirror_is_used_and_its_files_are_kept(mirrors, server, c
 
 
 def test_a_mirror_that_does_not_answer_is_passed_over(mirrors):
-    mirrors("http://127.0.0.1:9/", "good")  # nobody listens there
+    mirrors("http://127.0.0.1:9/", "good")  # no server there
     assert len(data.load("mnist")[0]) == 3
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(mirrors, cache):
         data.load("mnist")
 
 
-def test_who_listens_hears_where_files_come_from(mirrors, caplog):
+def test_callbacks_are_told_the_source_of_each_file(mirrors, caplog):
     mirrors("nothing", "good")
     with caplog.at_level(logging.INFO, "xcnn"):
         data.load("mnist")
@@ -218,7 +218,7 @@ def test_progress_is_told_of_each_file_from_its_first_byte_to_its_last(mirrors, 
     assert told == []
 
 
-def test_a_mirror_that_never_ends_is_left(mirrors, monkeypatch):
+def test_a_mirror_that_hangs_is_abandoned(mirrors, monkeypatch):
     mirrors("endless", "good")
     monkeypatch.setattr(download, "_CHUNK", 1024)
     told = []
@@ -322,7 +322,7 @@ def test_complete_files_need_no_lock(mirrors, cache):
     mirrors("good")
     data.load("mnist")
     os.remove(cache / "mnist" / ".lock")
-    (cache / "mnist" / ".lock").mkdir()  # here a lock cannot be had, as in a folder that is read-only
+    (cache / "mnist" / ".lock").mkdir()  # makes locking fail, as in a read-only folder
     assert len(data.load("mnist")[0]) == 3
     (cache / "mnist" / FILES[0]).unlink()
     with pytest.raises(DataError, match="cannot write"):

@@ -1,4 +1,4 @@
-"""The parsers of IDX and CIFAR-10 files: what they read, and that damaged or hostile files give one sentence."""
+"""The parsers of IDX and CIFAR-10 files: what they return, and one sentence for damaged or hostile files."""
 
 import errno
 import gzip
@@ -33,7 +33,7 @@ def idx_bytes(array):
 
 @st.composite
 def damaged(draw, content):
-    """Cut the content short, lengthen it, or change some of its bytes."""
+    """Shorten the content, lengthen it, or change some of its bytes."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         match draw(st.sampled_from(["cut", "grow", "change"])):
@@ -47,7 +47,7 @@ def damaged(draw, content):
 
 
 def read_or_refuse(path, read, *arguments):
-    """Return what is read; or None, if it is refused as it should be. Any other error is a failure."""
+    """Return the result, or None if the file is refused with a DataError. Any other error is a failure."""
     try:
         return read(*arguments)
     except DataError as error:
@@ -370,7 +370,7 @@ def test_two_archives_are_one_too_many(tmp_path):
 
 
 def with_checksum(header):
-    """A tar header with the checksum that its other bytes call for, so that what they say is believed."""
+    """Return a tar header with a valid checksum, so that the parser trusts its other bytes."""
     blank = header[:148] + b" " * 8 + header[156:]
     return header[:148] + b"%06o\0 " % sum(blank) + header[156:]
 
@@ -410,7 +410,7 @@ def test_a_damaged_archive_is_refused_or_still_valid(tmp_path, draw, compress):
     files = {"data_batch_1.bin": records(2).tobytes(), "test_batch.bin": records(1).tobytes()}
     content = tar(files, compress)
     path = Path(tmp_path / "cifar-10-binary.tar.gz")
-    # Headers are where a parser goes astray, so most damage goes there.
+    # Parsers go wrong in headers, so most damage is there.
     start = draw.draw(st.sampled_from([0, 0, 4096]))
     path.write_bytes(content[:start] + draw.draw(damaged(content[start : start + 512])) + content[start + 512 :])
     loaded = read_or_refuse(tmp_path, load_cifar10, tmp_path)

@@ -104,7 +104,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert data.read_image(tmp_path / "x.png", (1, 2, 2)).tolist() == [[[0, 1], [128, 255]]]
 
 
-def test_a_photograph_lying_down_is_stood_up(tmp_path):
+def test_a_photograph_is_rotated_as_its_metadata_says(tmp_path):
     image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to show
@@ -165,7 +165,7 @@ def test_a_small_file_has_no_large_image(tmp_path, monkeypatch):
 
 
 def test_settings_of_the_process_stay_as_they_are(tmp_path, monkeypatch):
-    """Other threads may use Pillow, and warn, meanwhile. A GIF is the exception, which is said."""
+    """Other threads may use Pillow and warnings at the same time. GIF is the documented exception."""
     opened, filters = [], list(warnings.filters)
 
     def spy(*arguments, real=Image.open, **options):
@@ -196,7 +196,7 @@ def test_a_photograph_is_scanned_a_limited_number_of_times(tmp_path):
 
 
 def tiff(width, height, tile_width, tile_height, content):
-    """An image in one tile, deflated."""
+    """Return a TIFF image in one deflated tile."""
     tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (277, 1)]
     tags += [(322, tile_width), (323, tile_height), (324, 8 + 2 + 10 * 12 + 4), (325, len(content))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -211,7 +211,7 @@ def test_a_tile_larger_than_its_image_counts(tmp_path):
     refused(lambda: data.read_image(path, (1, 4, 4)), path, "has more than 1048576 pixels")
 
 
-def test_decoders_are_not_heard(tmp_path, capfd):
+def test_messages_of_decoders_are_silenced(tmp_path, capfd):
     path = tmp_path / "x.tif"
     path.write_bytes(tiff(10, 10, 1024, 1024, b"damaged"))  # libtiff complains from C
     refused(lambda: data.read_image(path, (1, 4, 4)), path, "cannot be read as an image")
@@ -262,7 +262,7 @@ def test_a_length_that_a_chunk_claims_is_not_allocated(tmp_path):
 
 
 def within(seconds, call):
-    """Call a function that might wait for ever."""
+    """Call a function that might wait forever."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -333,7 +333,7 @@ def test_floating_point_images_are_refused(tmp_path):
     refused(lambda: data.read_image(tmp_path / "x.tif", (1, 3, 3)), "mode F", "8 bits")
 
 
-def test_what_makes_no_data_set_is_refused(tmp_path):
+def test_folders_without_a_valid_data_set_are_refused(tmp_path):
     refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more subfolders")
     pets(tmp_path, 4, 4)
     refused(lambda: data.load("folder", tmp_path), tmp_path, "5 or more images, for a test set")

@@ -1,4 +1,4 @@
-"""Devices: what their strings mean and say when they are wrong, how arrays move, and what it takes to add one."""
+"""Devices: their strings and errors, moving arrays, and adding a device."""
 
 import importlib
 import importlib.util
@@ -99,7 +99,7 @@ def test_a_device_that_a_library_does_not_have(module: str, spec: str, error: ty
         assert "; install a build of " in str(caught.value)
 
 
-def test_a_missing_library_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, mend in [
         ("torch", "pip install torch"),
         ("jax", "pip install jax"),
@@ -115,7 +115,7 @@ def test_a_missing_library_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatc
 @every_device
 @pytest.mark.parametrize("kind", ["float32", "float64", "int64", "uint8", "bool"])
 def test_arrays_move_there_and_back(backend: Backend, kind: str) -> None:
-    """With JAX as users find it, which has neither float64 nor int64."""
+    """With JAX in its default setting, which has neither float64 nor int64."""
     opened, host = backend.device, np.array([[0, 1, 1], [1, 0, 0]]).astype(kind)
     if kind == "float64" and backend.name in ("strict-no_float64", "jax"):
         with pytest.raises(DtypeError, match=r" has no float64 on .*; convert the array to a narrower dtype first"):
@@ -134,7 +134,7 @@ def test_arrays_move_there_and_back(backend: Backend, kind: str) -> None:
 
 @every_device
 def test_like_takes_library_device_and_dtype_of_another_array(backend: Backend) -> None:
-    """A wider host array is rounded on the host, because that dtype is asked for and the device may lack the other."""
+    """A wider host array is rounded on the host, as the device may lack its dtype."""
     other = backend.array(np.zeros(2, np.float32))
     array = like(np.array([1.1, 2.2, 3.3]), other)
     assert namespace_of(array) is namespace_of(other)
@@ -179,7 +179,7 @@ def test_an_array_of_a_library_outside_the_table_says_so(monkeypatch: pytest.Mon
 
 @each_library
 def test_ops_take_arrays_of_the_users_own_making_and_return_the_same_kind(backend: Backend) -> None:
-    """Arrays that never met `xcnn.device`: made by the library itself, on its own device."""
+    """Arrays that the library itself has made, without `xcnn.device`."""
     opened = backend.device
     xp, rng = opened.xp, np.random.default_rng(0)
     hosts = [rng.standard_normal(shape).astype(np.float32) for shape in [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]]
@@ -197,7 +197,7 @@ def test_ops_take_arrays_of_the_users_own_making_and_return_the_same_kind(backen
 @pytest.mark.with_libraries
 @pytest.mark.parametrize("backend", ["numpy", "strict", "torch", "jax"], indirect=True)
 def test_dlpack_takes_arrays_in_and_out(backend: Backend) -> None:
-    """In: the library's `from_dlpack` of a host array. Out: NumPy's and PyTorch's of a result. All in host memory."""
+    """The library's `from_dlpack` takes host arrays, and NumPy's and PyTorch's take results. All in host memory."""
     xp, host = backend.device.xp, np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5
     x = xp.from_dlpack(host)
     y, backward = ops.relu(x)
@@ -212,7 +212,7 @@ def test_dlpack_takes_arrays_in_and_out(backend: Backend) -> None:
 
 
 def test_another_array_library_is_one_entry_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that xcnn has never heard of: array-api-strict's source under another name."""
+    """A library that xcnn does not know: array-api-strict's source under another name."""
     mine = foreign_library(monkeypatch)
     with pytest.raises(UsageError, match="unknown device 'mine'"):
         xcnn.device("mine")
@@ -226,7 +226,7 @@ def test_another_array_library_is_one_entry_in_the_table(monkeypatch: pytest.Mon
     trained = {}
     for spec in ("cpu", "mine"):
         model = nn.Sequential(
-            nn.Conv2d(1, 2, 3, bias=False),  # a bias that batch norm takes out has rounding errors for a gradient
+            nn.Conv2d(1, 2, 3, bias=False),  # the gradient of a bias before batch norm is nothing but rounding errors
             *(nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(8, 3)),
         )
         model.reset_parameters(0)
@@ -257,7 +257,7 @@ def foreign_library(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize("required", [list(BACKENDS), ["torch"]], ids=["all", "torch"])
 def test_a_required_library_that_is_missing_fails(required: list[str], tmp_path: Path) -> None:
-    """A run that can import nothing but NumPy fails for each library that it requires, and skips the others."""
+    """A test run with NumPy alone fails for each required library, and skips the others."""
     hide = "import sys\nsys.modules |= dict.fromkeys(['array_api_strict', 'torch', 'jax', 'cupy'])\n"
     (tmp_path / "conftest.py").write_text(hide + (Path(__file__).parent / "conftest.py").read_text("utf-8"))
     (tmp_path / "test_one.py").write_text("def test(backend):\n    assert backend\n")
@@ -276,7 +276,7 @@ def test_a_required_library_that_is_missing_fails(required: list[str], tmp_path:
 
 
 def test_a_device_can_be_a_key_though_its_handle_cannot() -> None:
-    """As `cupy.cuda.Device`, which defines equality and no hash."""
+    """Such as `cupy.cuda.Device`, which defines equality but no hash."""
     one, same = (Device("cuda:0", np, [0], "a GPU") for _ in range(2))
     assert {one: 1}[same] == 1
     assert one != Device("cuda:1", np, [1], "a GPU")
@@ -284,7 +284,7 @@ def test_a_device_can_be_a_key_though_its_handle_cannot() -> None:
 
 @pytest.mark.parametrize("spec", ["cpu", "strict"])
 @pytest.mark.parametrize("array", [None, "a", [[1], [1, 2]], np.array(["a"])], ids=["None", "text", "ragged", "texts"])
-def test_what_holds_no_numbers_is_refused(spec, array):
+def test_objects_without_numbers_are_refused(spec, array):
     with pytest.raises(DtypeError, match=r"^asarray: expected an array of numbers"):
         xcnn.device(spec).asarray(array)
 

@@ -1,4 +1,4 @@
-"""What people add from outside, and what it promises; `test_extending.py` runs the examples."""
+"""Extensions outside the package, and their rules; `test_extending.py` runs the documented examples."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ class Nested:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package with code of the user's own in the current folder, which is not on the path."""
+    """A package with a user's code in the current folder, which is not on the path."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -167,7 +167,7 @@ def test_no_file_brings_code(package, capsys):
 
 
 class Factored(optim.Optimizer):
-    """One that keeps a row, a column, a count and a number of Python's, and has options of its own."""
+    """An optimizer with new options whose state is a row, a column, a count and a Python number."""
 
     intervals = {"beta": "[0, 1)", "scales": "(0, 2]"}  # noqa: RUF012 as a user writes it
 
@@ -259,7 +259,7 @@ def test_a_state_that_the_rule_does_not_keep_is_refused(change, message):
 
 
 class Careless(optim.Optimizer):
-    """One that does what it is told to: with a kept shape that nobody declared, or wrong results."""
+    """An optimizer with an undeclared shape of its state, or with wrong results."""
 
     def __init__(self, params, results=()):
         super().__init__(params, lr=1.0)
@@ -270,7 +270,7 @@ class Careless(optim.Optimizer):
         return self.results
 
 
-def test_a_rule_that_breaks_its_promises_is_told_so():
+def test_a_rule_with_wrong_results_raises_a_clear_error():
     parameter = Parameter(np.zeros((3, 2), np.float32))
     parameter.grad = np.ones((3, 2), np.float32)
     good = parameter.data
@@ -303,7 +303,7 @@ def test_intervals_are_inherited():
 
 
 class Noisy(optim.Schedule):
-    """One with a state of its own."""
+    """A schedule with state."""
 
     saved = ("last_epoch", "level", "seen")
 
@@ -413,7 +413,7 @@ def test_a_kernel_of_a_body_that_is_not_there_is_refused():
 
 
 def test_a_kernel_from_outside_is_asked_first():
-    """Also where it is registered before the first op loads those of the package, so in a process of its own."""
+    """Even if it is registered before the first op loads the package's kernels; so in a separate process."""
     code = """
 import numpy as np
 from xcnn import ops

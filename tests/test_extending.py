@@ -15,10 +15,10 @@ from xcnn.errors import ShapeError, UsageError
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 LONGEST = 25
-"""So many lines an example may have, but for blank ones."""
+"""Maximum number of lines of an example, without blank ones."""
 
 PRIVATE = r"(?<!\w)_(?!_\w+__)\w"
-"""A name that begins with an underscore, but for Python's own, such as `__init__`."""
+"""A name that begins with an underscore, except Python's special names such as `__init__`."""
 
 COMMAND = "import sys; sys.path.pop(0); from xcnn.cli import main; sys.exit(main(sys.argv[1:]))"
 """Runs a command as the installed script does, whose path has no current folder."""
@@ -33,7 +33,7 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 
 
 def file_name(block: str) -> str | None:
-    """Return the name of the file that a block is, if it says one."""
+    """Return the name of a block's file, if its first line names one."""
     found = re.match(r"# (\w+\.py)\n", block)
     return found[1] if found else None
 
@@ -67,7 +67,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
     for _, _, block in EVERY:
         if name := file_name(block):
             (tmp_path / name).write_text(block, "utf-8")
-    path = os.pathsep.join(filter(None, sys.path))  # whatever this process finds xcnn and the libraries by
+    path = os.pathsep.join(filter(None, sys.path))  # the path on which this process finds xcnn and the libraries
     for number, (language, block) in enumerate(sections()[title]):
         script = tmp_path / (file_name(block) or f"block{number}.py")
         script.write_text(block, "utf-8")
@@ -80,7 +80,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
 
 
-# --- what the page promises beyond its examples -----------------------------------------------------------------------
+# --- what the page says beyond its examples ---------------------------------------------------------------------------
 
 
 class Double(nn.Module):
@@ -174,7 +174,7 @@ def test_an_error_names_the_layer_in_modules_composed_by_hand(call) -> None:
         call(Net(), np.ones((4, 5), np.float32))
 
 
-def test_callers_may_leave_out_what_a_forward_asks_for() -> None:
+def test_optional_arguments_of_forward_may_be_omitted() -> None:
     y, backward = Double().forward(np.ones(2))
     np.testing.assert_array_equal(backward(y), [4, 4])
     with pytest.raises(UsageError, match=r"^Double: backward was called already"):
@@ -196,7 +196,7 @@ def test_a_forward_that_is_something_else_is_refused(forward, message) -> None:
         odd()(np.ones(2))
 
 
-def test_a_type_error_of_ones_own_stays() -> None:
+def test_type_errors_inside_a_forward_are_raised_unchanged() -> None:
     class Broken(nn.Module):
         def __init__(self, size=3) -> None:
             self.size = size + ("" if size == 3 else 1)
@@ -241,7 +241,7 @@ def test_every_layer_names_itself_where_an_argument_is_wrong() -> None:
             kind(nonsense=1)
 
 
-def test_a_network_of_ones_own_names_itself() -> None:
+def test_errors_name_a_users_own_network_class() -> None:
     class Mine(nn.Conv2d):
         def __init__(self, width):
             super().__init__(3, width, 3, strid=2)

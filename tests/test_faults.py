@@ -1,6 +1,6 @@
-"""What goes wrong in training: numbers that are not finite, memory that runs out, files that claim too much.
+"""Faults in training: numbers that are not finite, memory that runs out, files that claim large arrays.
 
-Each fault is made here, is named by one sentence, and leaves everything as it was before.
+Each fault raises an error that names its cause, and changes nothing.
 """
 
 import copy
@@ -32,7 +32,7 @@ overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encounte
 
 
 def network():
-    """A bit of everything: ReLUs that run with their layer, running statistics, a random stream, a way around."""
+    """Make a network with ReLUs that run with their layer, running statistics, a random stream and a residual."""
     body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
     model = nn.Sequential(
         *(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(3), nn.Residual(body)),
@@ -52,7 +52,7 @@ def batch(seed=0, n=4):
 
 
 def everything(trainer):
-    """All that a step changes, bit for bit."""
+    """Return everything that a step changes, bit for bit."""
     weights = {name: array.tobytes() for name, array in trainer.model.state_dict().items()}
     streams = {name: copy.deepcopy(stream.bit_generator.state) for name, stream in trainer.model.named_generators()}
     optimizer = trainer.optimizer.state_dict()
@@ -61,7 +61,7 @@ def everything(trainer):
 
 
 def fails(trainer, x, y, kind=DivergedError):
-    """Take a step that must fail, check that nothing has changed, and return the sentence."""
+    """Take a step that must fail, check that nothing has changed, and return the message."""
     before = everything(trainer)
     with pytest.raises(kind) as error:
         trainer.step(x, y)
@@ -71,7 +71,7 @@ def fails(trainer, x, y, kind=DivergedError):
 
 
 def put(name, value, all_of_it=False):
-    """Change a parameter: its first number, or each."""
+    """Return a function that sets the first element of a parameter, or all of them."""
 
     def ruin(model):
         slot = dict(model.named_parameters())[name]
@@ -82,7 +82,7 @@ def put(name, value, all_of_it=False):
 
 
 class Times(nn.Module):
-    """A layer that multiplies what passes: numbers on their way forward, gradients on their way back."""
+    """A layer that multiplies its input in forward and its gradient in backward."""
 
     def __init__(self, forward=1.0, backward=1.0):
         self.forward_factor, self.backward_factor = forward, backward
@@ -114,7 +114,7 @@ FIRST = "returned the first numbers that are not finite"
 @each_library
 @pytest.mark.parametrize("where", ["0", "2", "7"])
 def test_a_loss_that_is_not_finite_names_the_layer_where_that_begins(backend, where):
-    """Whichever kind of layer it is, and though a container runs it together with its ReLU."""
+    """For every kind of layer, and although a container runs it together with its ReLU."""
     kind = {"0": "Conv2d", "2": "BatchNorm2d", "7": "Linear"}[where]
     model = network()
     trainer = trainer_of(model, backend.spec)
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_names_the_layer_where_that_begins(backend, wh
 
 
 @overflows
-def test_weights_that_are_finite_are_not_accused():
+def test_finite_weights_are_not_blamed():
     model = network()
     put("7.weight", 3e38, all_of_it=True)(model)
     message = fails(trainer_of(model), *batch())
@@ -150,7 +150,7 @@ def test_a_layer_without_weights_can_be_the_first():
     )
 
 
-def test_a_network_of_one_layer_has_no_name_to_give():
+def test_a_network_of_one_layer_is_named_by_its_class():
     model = nn.Linear(3, 1)
     put("bias", np.nan)(model)
     x = np.ones((2, 3), np.float32)
@@ -186,7 +186,7 @@ def test_a_loss_may_overflow_by_itself():
 
 
 class Own(nn.Module):
-    """A container that computes by itself, too."""
+    """A container that also computes something itself."""
 
     def __init__(self, forward=1.0, backward=1.0):
         self.linear, self.factors = nn.Linear(64, 10), (forward, backward)
@@ -235,7 +235,7 @@ def test_a_gradient_that_is_not_finite_names_the_layer_where_that_begins(backend
 
 @overflows
 def test_a_weight_whose_gradient_overflows_is_named():
-    """The images and the weights are finite, and so is the loss; but their product with the gradient is not."""
+    """Images, weights and loss are finite, but the product of the images with the gradient is not."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False), nn.Linear(1, 1))
     put("1.weight", 1e-38, all_of_it=True)(model)
     put("2.weight", 100.0)(model)
@@ -252,7 +252,7 @@ def test_a_loss_may_give_the_first_gradient_that_is_not_finite():
     assert ": the loss gave the first, that of the model's output;" in fails(trainer_of(network(), loss=loss), *batch())
 
 
-def test_a_layer_that_nobody_can_watch_is_still_named_by_its_parameter():
+def test_a_hidden_layer_is_named_by_its_parameter():
     class Hidden(Own):
         def forward(self, x, train):
             y, back = self.linear.call_op(x)
@@ -269,8 +269,8 @@ def test_frozen_parameters_do_not_count():
     assert np.isfinite(trainer.step(*batch()))
 
 
-def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_come():
-    """With the masks of dropout and the statistics of the batches that were to come."""
+def test_a_bad_batch_does_not_affect_later_training():
+    """With the same dropout masks and running statistics as without the bad batch."""
     trainer, twin = trainer_of(network()), trainer_of(network())
     nan = np.full((4, 1, 8, 8), np.nan, np.float32)
     for i in range(4):
@@ -282,7 +282,7 @@ def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_come():
 
 @each_library
 def test_large_gradients_are_no_false_alarm(backend):
-    """Their sum and their squares overflow; each of them is finite."""
+    """Their sum and their squares overflow, but each of them is finite."""
 
     def finite(gradients):
         return look(backend.device.asarray(np.float32(1)), None, gradients)[2]
@@ -299,8 +299,8 @@ def test_large_gradients_are_no_false_alarm(backend):
 
 
 @each_library
-def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
-    """The loss in its own dtype, the count as an integer, also where the count is too large for half precision."""
+def test_values_that_are_read_together_keep_their_bits(backend, dtype):
+    """The loss in its own dtype and the count as an integer, even if it is too large for half precision."""
     loss, right = np.asarray(1 / 3, dtype), np.asarray(2**24 - 1)
     gradients = [backend.device.asarray(np.ones(n, np.float32)) for n in (1, 2)]
     seen = look(backend.device.asarray(loss), backend.device.asarray(right), gradients)
@@ -313,7 +313,7 @@ def test_what_is_read_at_once_keeps_its_bits(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
-def test_numpy_arrays_of_any_kind_are_looked_at(dtype):
+def test_numpy_arrays_of_any_kind_are_checked(dtype):
     most = np.finfo(dtype).max
     arrays = [np.full((4, 4), most, dtype)[::2, ::-1], np.array(1, dtype), dtype(most), np.ones((0, 3), dtype)]
     assert look(0.0, None, arrays)[2]
@@ -331,7 +331,7 @@ def test_labels_that_the_op_itself_refuses_change_nothing():
     assert "12" in fails(trainer_of(network(), "cpu"), x, np.array([1, 2, 3, 12]), UsageError)
 
 
-def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
+def test_a_loss_that_is_a_python_number_costs_no_more_reads(monkeypatch):
     strict, read = pytest.importorskip("array_api_strict"), []
     for name in ("__float__", "__bool__", "__int__"):
         old = getattr(type(strict.ones(1)), name)
@@ -345,7 +345,7 @@ def test_a_loss_of_ones_own_that_is_a_number_costs_no_more_reads(monkeypatch):
     assert len(read) <= 2  # to find which
 
 
-def test_one_may_watch_inside_another():
+def test_observers_can_be_nested():
     model, seen = nn.Sequential(nn.ReLU()), []
 
     def watcher(mark):
@@ -414,7 +414,7 @@ def test_a_batch_too_large_for_memory_is_said_and_the_process_goes_on():
 
 
 class Greedy(nn.Module):
-    """A layer that takes an array, and for large batches then more than there is."""
+    """A layer that allocates an array, and for large batches runs out of memory."""
 
     def __init__(self, error, backward=False):
         self.error, self.at_backward, self.taken = error, backward, []
@@ -440,7 +440,7 @@ class Greedy(nn.Module):
 
 @pytest.fixture
 def freed(monkeypatch):
-    """Let the device cpu speak as another library does, and record what was still held when its memory was freed."""
+    """Let the cpu raise another library's errors, and record the arrays still alive when its memory is freed."""
     held = []
     layers = []
     row = TABLE["cpu"]
@@ -452,7 +452,7 @@ def freed(monkeypatch):
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("kind", [MemoryError, RuntimeError])
-def test_all_that_a_step_took_is_released_before_the_pool_is_freed(freed, kind, backward):
+def test_arrays_of_a_failed_step_are_released_before_the_pool_is_freed(freed, kind, backward):
     layers, held = freed
     layer = Greedy(kind("DefaultCPUAllocator: can't allocate memory"), backward)
     layers.append(layer)
@@ -465,7 +465,7 @@ def test_all_that_a_step_took_is_released_before_the_pool_is_freed(freed, kind, 
     assert np.isfinite(trainer.step(*batch(1)))
 
 
-def test_inference_releases_what_it_took_too(freed):
+def test_arrays_of_failed_inference_are_released(freed):
     layers, held = freed
     layer = Greedy(RuntimeError("can't allocate memory"))
     layers.append(layer)
@@ -534,12 +534,12 @@ SPOKEN = [
 
 
 @pytest.mark.parametrize(("name", "error", "meant"), SPOKEN)
-def test_each_library_says_in_its_own_words_that_memory_ran_out(name, error, meant):
+def test_out_of_memory_errors_of_every_library_are_recognised(name, error, meant):
     assert out_of_memory(error, Device(name, np, "cpu", "")) is meant
 
 
 @each_library
-def test_the_words_are_those_of_the_library_that_is_here(backend):
+def test_out_of_memory_errors_of_installed_libraries_are_recognised(backend):
     xp = backend.device.xp
     with pytest.raises(Exception) as error:  # noqa: PT011 (each library has its own)
         float(xp.sum(xp.ones((1 << 28, 1 << 28), dtype=xp.float32, device=backend.device.handle)))  # 2**58 bytes

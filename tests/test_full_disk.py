@@ -1,4 +1,4 @@
-"""Disks that are full or read-only while something is written: what was there before is whole, nothing half stays."""
+"""Disks that are full or read-only: existing files stay complete, and no partial file is left."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def test_a_full_file_system(tmp_path):
 
 @pytest.mark.parametrize("writes", range(7))
 def test_a_disk_that_becomes_read_only(tmp_path, monkeypatch, capsys, writes):
-    """After so many files of a run that goes on."""
+    """After a resumed run has written some files."""
     monkeypatch.chdir(tmp_path)
     flags = ["--model", "report", "--checkpoint-every", "5steps", "-o", "run"]
     assert main(["train", "--epochs", "1", *flags]) == 0
@@ -43,7 +43,7 @@ def test_a_disk_that_becomes_read_only(tmp_path, monkeypatch, capsys, writes):
 
     def refused(path, flags, *arguments, **options):
         nonlocal count
-        if flags & os.O_EXCL:  # a file of ours, which takes its name when it is whole
+        if flags & os.O_EXCL:  # a temporary file, which is renamed when it is complete
             count += 1
             if count > writes:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))

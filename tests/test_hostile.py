@@ -1,4 +1,4 @@
-"""A few hundred damaged files of each kind, the files that are worst by design, and that the harness sees what is bad.
+"""A few hundred damaged files of each kind, files made to do harm, and tests that the harness finds bad readers.
 
 The long form is `python tests/hostile.py`.
 """
@@ -46,14 +46,14 @@ def test_mutants_can_be_made_again_and_are_never_the_original():
     assert first == second
     assert content not in first
     assert len(set(first)) > 450
-    assert len(list(mutants(b"x", random.Random(0), 50))) == 50  # however small a file is
+    assert len(list(mutants(b"x", random.Random(0), 50))) == 50  # even for a small file
 
 
-# Files that are worst by design
+# Files made to do harm
 
 
 def refused_cheaply(path, read, says, most=1 << 20):
-    """Read a file that has to be refused, and in a Mebibyte."""
+    """Check that a file is refused, with no more than a mebibyte of memory."""
     tracemalloc.start()
     start = time.thread_time()
     try:
@@ -82,7 +82,7 @@ def test_gzip_bombs(tmp_path):
     assert len(zeros) < 70_000
     idx = tmp_path / "train-images-idx3-ubyte.gz"
     declared = gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 1 << 14, 64, 64))
-    idx.write_bytes(declared + zeros)  # two members, which are read as one file
+    idx.write_bytes(declared + zeros)  # two gzip members, which are read as one file
     refused_cheaply(idx, lambda: read_idx(idx, 3), "too many for a file of its length")
     archive = tmp_path / "cifar-10-binary.tar.gz"
     archive.write_bytes(zeros)
@@ -115,7 +115,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_a_gif_makes_no_room_before_its_size_is_known(tmp_path):
     path, side = tmp_path / "x.gif", 12_000
     frame = struct.pack("<BHHHHB", 0x2C, 0, 0, side, side, 0)
-    disposal = bytes([0x21, 0xF9, 4, 2 << 2, 0, 0, 0, 0])  # the frame is to be replaced by the background
+    disposal = bytes([0x21, 0xF9, 4, 2 << 2, 0, 0, 0, 0])  # the background replaces the frame
     path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0) + disposal + frame + bytes([8, 0, 0x3B]))
     done = subprocess.run([sys.executable, "-c", GIF_BOMB, path], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20_000  # KiB

@@ -1,6 +1,6 @@
-"""Checkpoints of a hostile writer: sealed as they should be, with one entry of the state that makes no sense.
+"""Checkpoints of a hostile writer: with a valid seal, and one entry of the state that makes no sense.
 
-Whatever it is, going on from it gives a result or one of xcnn's own errors. XCNN_HOSTILE_STATES says how many to try.
+Resuming from any of them succeeds or raises one of xcnn's own errors. XCNN_HOSTILE_STATES sets the number of trials.
 """
 
 import copy
@@ -27,7 +27,7 @@ VALUES = [
     "\ud800", "\x1b[2J", [], [1], [[]], {}, {"a": 1}, np.zeros(3), np.zeros((), np.float32), np.arange(2),
     np.zeros(1, np.uint8),
 ]  # fmt: skip
-"""What is put in the place of something else; an entry may also be left out."""
+"""Replacements for an entry; an entry may also be removed."""
 
 
 class Press(Callback):
@@ -45,7 +45,7 @@ def paths(node: object, path: tuple = ()) -> Iterator[tuple]:
 
 
 def spoil(tree: dict, rng: random.Random) -> str:
-    """Change or remove one entry, of each part of the state as often as of any other, and say which."""
+    """Change or remove one entry, with the same probability for each part of the state; return its path."""
     parts: dict[tuple, list[tuple]] = {}
     for path in paths(tree):
         if len(path) > 1:
@@ -61,7 +61,7 @@ def spoil(tree: dict, rng: random.Random) -> str:
     return f"{(*above, last)} = {node[last]!r}"
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers that leave their range
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of values out of range
 @pytest.mark.parametrize(
     ("opt", "schedule"), [("adam", "one-cycle"), ("sgd", "plateau"), ("rmsprop", "step"), ("adamw", "cosine")]
 )

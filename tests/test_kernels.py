@@ -1,4 +1,4 @@
-"""Kernels against the portable code: the same numbers within rounding, whatever the threads, and a way back."""
+"""Kernels against the portable code: the same results within rounding, for any number of threads, and fallbacks."""
 
 import contextlib
 import inspect
@@ -29,7 +29,7 @@ Arrays = dict[str, Any]
 
 @contextlib.contextmanager
 def columns_alone() -> Iterator[None]:
-    """Run the convolutions for those who have no Numba."""
+    """Run the convolutions that are used without Numba."""
     with portable(np):
         kernels(np).update({name: [getattr(columns, name)] for name in columns.__all__})
         yield
@@ -47,7 +47,7 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f
 
 @pytest.fixture(autouse=True)
 def many_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cut even the smallest work into parts, for two threads."""
+    """Cut even the smallest work into parts for two threads."""
     monkeypatch.setattr(threads, "_PART_MICROSECONDS", 1)
     monkeypatch.setattr(columns, "_LEAST_MICROSECONDS", 0)
     before = threads.get_num_threads()
@@ -62,7 +62,7 @@ def numbers(arrays: Arrays) -> Iterator[np.ndarray]:
 
 
 def cast(call: Call, dtype: Any) -> tuple[Arrays, np.random.Generator]:
-    """Draw the arrays of a call in a dtype; labels stay what they are."""
+    """Draw the arrays of a call in a dtype; labels stay integers."""
     rng = np.random.default_rng(call.seed)
 
     def one(a: Any) -> Any:
@@ -78,7 +78,7 @@ def run(call: Call, arrays: Arrays) -> tuple[tuple[Any, ...], Any]:
 
 
 def assert_within(actual: Any, wanted: Any, size: Any, terms: int) -> None:
-    """Compare two roundings of one sum: 4 eps sqrt(terms) of the magnitudes that were added."""
+    """Compare two roundings of a sum: they may differ by 4 eps sqrt(terms) of the magnitudes of the terms."""
     assert (actual is None) == (wanted is None)
     if wanted is None:
         return
@@ -93,7 +93,7 @@ def assert_within(actual: Any, wanted: Any, size: Any, terms: int) -> None:
 
 
 def assert_needs(backward: Any, dy: np.ndarray, full: tuple[Any, ...]) -> None:
-    """Check that asking for fewer gradients changes none, bit for bit."""
+    """Check that requesting fewer gradients changes none of them, bit for bit."""
     for needs in itertools.product((False, True), repeat=len(full)):
         for wanted, gradient, need in zip(full, backward(dy, needs), needs, strict=True):
             assert gradient is None if wanted is None or not need else np.array_equal(gradient, wanted)
@@ -147,7 +147,7 @@ def test_a_transposed_convolution_of_stride_1_may_have_output_padding(engine: An
 
 @st.composite
 def batches(draw: Any) -> Call:
-    """Convolutions of many images and channels: several parts, several tiles, whole and broken blocks."""
+    """Draw convolutions of many images and channels: several parts and tiles, whole and partial blocks."""
     rank = draw(st.sampled_from([1, 2, 2, 2, 3]))
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     cg, og = draw(st.integers(1, 20 // groups)), draw(st.integers(1, 20 // groups))
@@ -182,7 +182,7 @@ def test_convolutions_of_batches_agree_in_units_of_rounding(engine: Any, dtype: 
         wanted, portable_backward = op(**arrays, **call.options)
         dy = rng.standard_normal(wanted.shape).astype(dtype)
         magnitudes, of_gradients = op(**{k: v if v is None else np.abs(v) for k, v in arrays.items()}, **plain)
-        # Where an output is 0 but for rounding, either side of ReLU's edge is right.
+        # Where an output is 0 within rounding, either side of ReLU's edge is right.
         dy[np.abs(before_relu) <= 1e-3 * magnitudes] = 0
         gradients, sizes = portable_backward(dy), of_gradients(np.abs(dy))
         with engine():
@@ -239,7 +239,7 @@ def test_training_is_the_same_within_rounding(optimizer: Any, engine: Any) -> No
     with engine():
         actual = trained(optimizer, steps=2)
     for name in wanted:
-        # Rules that divide by the gradient's size blow up its rounding, but move no weight by more than lr a step.
+        # Rules that divide by the gradient's size amplify its rounding, but move a weight by lr at most per step.
         np.testing.assert_allclose(actual[name], wanted[name], rtol=0, atol=1e-5 if optimizer is optim.SGD else 5e-4)
 
 
@@ -274,7 +274,7 @@ def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def choice() -> Iterator[Callable[[np.ndarray], Any]]:
-    """A body with a kernel, which takes no array of more than one number."""
+    """A body with a kernel that only takes arrays of one element."""
 
     @body
     def _choice(xp: Any, x: np.ndarray) -> Any:
@@ -316,7 +316,7 @@ def test_what_a_kernel_declines_goes_to_the_one_before_it(choice: Callable[[np.n
 
 
 def test_convolutions_with_wide_strides_are_left_to_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled code declines them, as no window touches most of its planes."""
+    """Compiled code declines them, as the windows would touch few of the planes."""
     taken = []
 
     def spied(*arguments: Any) -> Any:

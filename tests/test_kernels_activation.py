@@ -1,4 +1,4 @@
-"""The kernel of ReLU where it is cut into parts, and what it does with numbers that are none."""
+"""The kernel of ReLU when it is cut into parts, and for NaN."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_the_gradient_of_elu_keeps_its_digits_far_below_zero(alpha: float) -> No
     assert error.max() <= 3 * np.finfo(np.float32).eps
 
 
-def test_elu_of_numbers_that_are_none() -> None:
+def test_elu_of_nan_and_infinities() -> None:
     y, backward = ops.elu(np.array([np.nan, np.inf, -np.inf]))
     assert np.array_equal(y, [np.nan, np.inf, -1.0], equal_nan=True)
     assert np.array_equal(backward(np.ones(3))[0], [np.nan, 1.0, 0.0], equal_nan=True)

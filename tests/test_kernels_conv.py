@@ -1,4 +1,4 @@
-"""The kernels of convolution: a layout that drawn shapes seldom meet, and that nothing outside of memory is read."""
+"""The kernels of convolution: a layout that random shapes seldom need, and no reads outside an array."""
 
 import ctypes
 import math
@@ -30,7 +30,7 @@ def test_each_phase_has_a_first_pixel_of_its_own() -> None:
 
 
 def at_the_edge(side: str) -> Callable[..., np.ndarray]:
-    """Give a `scratch` whose arrays lie directly behind, or before, a page that nobody may touch."""
+    """Return a `scratch` whose arrays end, or begin, at a page that may not be accessed."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -48,7 +48,7 @@ def at_the_edge(side: str) -> Callable[..., np.ndarray]:
 
 
 def convolve_at_the_edge(side: str) -> None:
-    """Run random convolutions there and back whose scratch memory is at the edge; one read too far ends the process."""
+    """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
     from xcnn.kernels.cpu import conv
 
     conv.scratch = at_the_edge(side)

@@ -1,4 +1,4 @@
-"""The kernel of cross entropy against the portable code, and that it leaves to that what is an error."""
+"""The kernel of cross entropy against the portable code, to which it leaves all errors."""
 
 import contextlib
 from typing import Any
@@ -21,7 +21,9 @@ torch = pytest.importorskip("torch")
     "options", [{}, {"reduction": "sum"}, {"ignore_index": 0}, {"ignore_index": 0, "weight": None}]
 )
 @pytest.mark.parametrize("scale", [1, 100])
-def test_it_is_the_portable_one(shape: tuple[int, int], options: dict[str, Any], scale: float, dtype: str) -> None:
+def test_results_equal_those_of_the_portable_code(
+    shape: tuple[int, int], options: dict[str, Any], scale: float, dtype: str
+) -> None:
     rng = np.random.default_rng(0)
     x, target = (scale * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], shape[0])
     y, backward = ops.cross_entropy(x, target, **options)
@@ -37,7 +39,7 @@ def test_it_is_the_portable_one(shape: tuple[int, int], options: dict[str, Any],
 
 
 @pytest.mark.parametrize("label", [-1, 3, -100])
-def test_a_label_out_of_range_is_refused_wherever_it_is(label: int) -> None:
+def test_a_label_out_of_range_is_refused_in_any_row(label: int) -> None:
     for place in range(3):
         target = np.zeros(3, np.int64)
         target[place] = label
@@ -49,7 +51,7 @@ def test_a_label_out_of_range_is_refused_wherever_it_is(label: int) -> None:
     "engine", [contextlib.nullcontext, lambda: portable(np), emulated], ids=["kernels", "portable", "cuda"]
 )
 def test_an_ignored_row_counts_for_nothing_but_shows_that_it_is_not_finite(engine: Any) -> None:
-    """As in PyTorch: the loss is that of the other rows, the gradient of a row of NaN is NaN."""
+    """As in PyTorch: it does not change the loss, and its gradient is NaN if the row has a NaN."""
     x = np.array([[np.nan, 1.0], [0.0, 0.0], [np.inf, 0.0], [3.0, -np.inf]])
     target = np.array([-100, 1, -100, -100])
     with engine(), np.errstate(invalid="ignore"):

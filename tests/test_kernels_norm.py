@@ -1,4 +1,4 @@
-"""The kernel of batch norm: against float64, against the portable code, and with any number of threads."""
+"""The kernel of batch norm against float64 and against the portable code, with any number of threads."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def run(arrays: dict[str, np.ndarray], dy: np.ndarray, training: bool) -> list[n
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(1, 3, 5), (4, 5, 2, 1), (3, 2, 7, 9), (2, 70, 4, 4)])
-def test_it_is_the_portable_one(shape: tuple[int, ...], training: bool) -> None:
+def test_results_equal_those_of_the_portable_code(shape: tuple[int, ...], training: bool) -> None:
     arrays, dy = draw(shape, np.float64)
     with portable(np):
         wanted = run(arrays, dy, training)

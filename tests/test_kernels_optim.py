@@ -1,4 +1,4 @@
-"""Optimizer steps in place: the portable numbers to the bit, whatever the arrays are like; nobody else's change."""
+"""Optimizer steps in place: the bits of the portable code for all kinds of arrays, and no other array changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +49,7 @@ def both(run: Callable[[], list[Any]]) -> None:
 @every_rule
 @pytest.mark.parametrize("place", ["data", "grad", "state"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_arrays_of_another_layout_are_updated_all_the_same(layout: str, place: str, rule: str) -> None:
+def test_arrays_of_another_layout_are_updated_too(layout: str, place: str, rule: str) -> None:
     change = LAYOUTS[layout]
 
     def run() -> list[Any]:
@@ -74,7 +74,7 @@ def test_arrays_of_another_layout_are_updated_all_the_same(layout: str, place: s
 @every_rule
 @pytest.mark.parametrize("odd", [0, 2])
 def test_an_array_of_another_layout_costs_the_others_nothing(odd: int, rule: str) -> None:
-    """They are updated in place, and that of another layout is replaced by one that can be."""
+    """The others are updated in place; the array of another layout is replaced by a contiguous one."""
     shapes = [(4, 3), (2, 0), (3, 2), (5, 5)]
     rng = np.random.default_rng(0)
     parameters = [Parameter(rng.standard_normal(shape)) for shape in shapes]
@@ -89,7 +89,7 @@ def test_an_array_of_another_layout_costs_the_others_nothing(odd: int, rule: str
 
 
 @every_rule
-def test_a_step_that_is_broken_off_leaves_each_parameterupdated_or_not(rule: str) -> None:
+def test_an_interrupted_step_updates_each_parameter_entirely_or_not_at_all(rule: str) -> None:
     rng = np.random.default_rng(0)
     parameters = [Parameter(rng.standard_normal(3).astype(np.float32)) for _ in range(3)]
     optimizer = RULES[rule](parameters)
@@ -130,7 +130,7 @@ def test_a_model_may_change_its_dtype_in_mid_training(rule: str) -> None:
 
 
 @every_rule
-def test_parameters_that_are_made_from_one_array_have_each_their_own(rule: str) -> None:
+def test_parameters_made_from_one_array_do_not_share_it(rule: str) -> None:
     def run() -> list[Any]:
         rng = np.random.default_rng(0)
         array = rng.standard_normal((4, 3)).astype(np.float32)

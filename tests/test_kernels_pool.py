@@ -1,4 +1,4 @@
-"""The kernels of pooling where they have branches that the sample inputs of the ops do not reach."""
+"""Branches of the pooling kernels that the samples of the ops do not reach."""
 
 import contextlib
 from typing import Any
@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 
 def both(name: str, x: np.ndarray, **options: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Run an op with and without kernels: y and dx of each."""
+    """Run an op with and without kernels; return y and dx of each."""
     results = []
     dy = None
     for setting in (False, True):
@@ -102,7 +102,7 @@ def test_pools_do_not_depend_on_the_number_of_threads(name: str, options: dict[s
 
 @pytest.mark.parametrize("sizes", [(16, 16), (15, 17)])
 def test_the_last_position_of_a_large_window_may_win(sizes: tuple[int, int]) -> None:
-    """Of 256 positions the last one is what a byte calls a window without pixels; of 255 it is just not."""
+    """The last of 256 positions is the byte that marks a window without pixels; the last of 255 is not."""
     x = draw("normal", (1, 2, 2 * sizes[0], 2 * sizes[1]), "float64")
     x[..., sizes[0] - 1 :: sizes[0], sizes[1] - 1 :: sizes[1]] = 10
     (y, dx), (wanted_y, wanted_dx) = both("max_pool2d", x, kernel_size=sizes)

@@ -1,4 +1,4 @@
-"""Kernels in processes of their own: without Numba, after a fork, and over thousands of steps."""
+"""Kernels in separate processes: without Numba, and after a fork."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def run(code: str, *arguments: str) -> str:
 
 
 def results() -> dict[str, np.ndarray]:
-    """A convolution there and back, and one step of training."""
+    """Return the results of a convolution, forward and backward, and of one training step."""
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(70, 3, 14, 14), (5, 3, 3, 3), (5,)])
     y, backward = ops.conv2d(x, w, b, 1, 1, activation="relu")

@@ -1,7 +1,7 @@
-"""Memory: what thousands of steps allocate they free, and what a process has freed the system gets back.
+"""Memory: hundreds of steps leave nothing allocated, and the system gets back the large arrays that are freed.
 
-What is counted here is what is alive, which no other program changes; `soak.py` watches the resident memory over 20,000
-steps in `nox -s endurance`.
+These tests count live allocations, which do not depend on other programs; `soak.py` checks the resident memory over
+20,000 steps in `nox -s endurance`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The example that learns MNIST by either library: both learn the same, it stops where it should, and says so."""
+"""The example that trains on MNIST with either library: both learn the same, and it stops and reports as documented."""
 
 import json
 
@@ -17,7 +17,7 @@ def example(load_example):
 
 @pytest.fixture
 def digits():
-    """The package's digits in the size of MNIST's."""
+    """Return the package's digits in the size of MNIST's."""
 
     def enlarged(part):
         images = part.images.repeat(4, axis=2).repeat(4, axis=3)[:, :, 2:30, 2:30]
@@ -84,7 +84,7 @@ def test_data_that_are_missing_are_one_sentence(example, tmp_path, capsys):
         (["--limit=1"], "--limit must be at least 2, got 1"),
     ],
 )
-def test_requests_that_cannot_be_meant(example, arguments, message, capsys):
+def test_invalid_requests_are_refused(example, arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         example.main(arguments)
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""The named networks: what they consist of, the images they take, and weights that move to and from PyTorch."""
+"""The named networks: their layers, the images they take, and exchanging weights with PyTorch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Modules and containers: composed gradients, state by name, backward once, and errors that say where."""
+"""Modules and containers: composed gradients, state by name, backward called once, and errors that name the layer."""
 
 import gc
 import tracemalloc
@@ -104,7 +104,7 @@ def test_backward_works_once():
 
 
 def recorded(monkeypatch, layers):
-    """Return a list to which every layer adds its place and `need_dx` when its backward runs."""
+    """Return a list to which every layer appends its index and `need_dx` when its backward runs."""
     calls = []
     for i, layer in enumerate(layers):
 
@@ -397,7 +397,7 @@ def test_inference_keeps_no_activations():
     assert peak(lambda: model.forward(x)) - peak(lambda: model(x)) > 9 * activation
 
 
-def test_a_module_of_ones_own():
+def test_a_users_own_module_works():
     class Scale(nn.Module):
         def __init__(self):
             self.weight = nn.Parameter(np.full((), 3.0, np.float32))

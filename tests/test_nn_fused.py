@@ -1,4 +1,4 @@
-"""A layer and the ReLU behind it run as one call, and nobody can tell but by the time it takes."""
+"""A layer and the ReLU after it run as one call, with the same results as separately."""
 
 import copy
 
@@ -34,7 +34,7 @@ NETWORKS = {
 
 
 def results(model, x):
-    """Run a network forward and backward, and once for inference: all arrays that come out, by name."""
+    """Run a network forward and backward, and once for inference; return all results by name."""
     model.zero_grad()
     y, backward = model.forward(x)
     dy = np.random.default_rng(1).standard_normal(y.shape)
@@ -68,7 +68,7 @@ def test_fused_is_unfused(name, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["layer", "relu"])
-def test_whoever_watches_one_of_the_two_sees_it_run(place):
+def test_observers_of_one_of_the_two_layers_see_it_run(place):
     model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), np.random.default_rng(0).standard_normal((1, 2, 6, 6))
     model.reset_parameters(0)
     model.to("cpu", "float64")
@@ -81,7 +81,7 @@ def test_whoever_watches_one_of_the_two_sees_it_run(place):
     assert seen == [[(1, 2, 6, 6), (1, 3, 4, 4)][place]] * 2
 
 
-def test_what_runs_in_a_way_of_its_own_is_left_alone(monkeypatch):
+def test_layers_that_override_forward_are_not_fused(monkeypatch):
     class Doubled(nn.Conv2d):
         def forward(self, x, train):
             y, backward = super().forward(x, train)

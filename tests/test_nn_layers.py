@@ -1,4 +1,4 @@
-"""Every layer against the one of the same name in `torch.nn`, same weights, in float64; and what is our own."""
+"""Every layer against that of the same name in `torch.nn`, with the same weights in float64; and our own layers."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ LAYERS = [
 
 
 def pair(torch, name, arguments, options):
-    """Our layer and PyTorch's, in float64, with random weights that are the same in both."""
+    """Return our layer and PyTorch's, in float64, with the same random weights."""
     ours, theirs = getattr(nn, name)(*arguments, **options), getattr(torch.nn, name)(*arguments, **options)
     rng = np.random.default_rng(7)
     for parameter in theirs.parameters():
@@ -260,7 +260,7 @@ def test_repr_tells_the_arguments(layer, text):
 
 
 def test_a_backward_that_an_update_overtook_is_refused(backend):
-    """Where arrays are changed in place it would use the new weights: a wrong gradient, and on some devices only."""
+    """Where arrays are updated in place, it would use the new weights: a wrong gradient, on some devices only."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     model.reset_parameters(0)
     model.to(backend.device)

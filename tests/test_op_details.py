@@ -1,4 +1,4 @@
-"""Promises of single ops that `test_ops.py` does not reach: extreme numbers, dtypes of labels, generators."""
+"""Properties of single ops that `test_ops.py` does not cover: extreme numbers, dtypes of labels, generators."""
 
 import inspect
 import math
@@ -128,7 +128,7 @@ def test_max_pool_gives_the_gradient_of_nan_to_nan() -> None:
 
 
 def test_a_constant_padding_of_any_width_is_one_copy() -> None:
-    """Not one per pixel of padding: the work would grow with the width."""
+    """Not one copy per pixel of padding, which would take time in proportion to the width."""
     copies = _copies(5, 10**12, 10**12, MODES["constant"])
     assert copies == [(slice(0, 5), slice(10**12, 10**12 + 5))]
 

@@ -1,4 +1,4 @@
-"""Bad calls of ops: each raises one of xcnn's errors, with one sentence that says what was expected and what came."""
+"""Bad calls of ops: each raises one of xcnn's errors, and names what was expected and what came."""
 
 import inspect
 import math
@@ -331,7 +331,7 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("group_norm", f(3, 4), 3), UsageError, "num_groups must divide the 4 channels of x, got 3"),
     (call("group_norm", f(3, 4), True), UsageError, "num_groups must be an integer of at least 1, got True"),
 ]
-"""What is called, the error, and its sentence after the name of the op."""
+"""The call, the error, and its message after the name of the op."""
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_needs_counts_the_arrays_of_a_sequence() -> None:
 
 
 def test_a_label_out_of_range_on_a_device_makes_its_row_nan() -> None:
-    """Reading it on the host would stop a GPU; no other row may notice, and no other class be trained in its place."""
+    """Reading it on the host would stall a GPU; no other row may change, and no other class may be trained instead."""
     x = array_api_strict.ones((2, 3))
     target = array_api_strict.asarray([0, 3])
     y, backward = ops.cross_entropy(x, target, reduction="none")
@@ -431,12 +431,12 @@ STRANGE: list[Any] = [
     *(i(3), i(2, 2) > 0, f(), f(2), f(0), f(1, 0, 2), f(*(2,) * 6), f(3, dtype="float32")),
     *(np.array(["a"]), np.array([None]), np.array([1j]), array_api_strict.ones((2, 3))),
 ]
-"""Values that some argument takes and most do not."""
+"""Values that most arguments do not accept."""
 
 
 @pytest.mark.parametrize(("op", "sample"), [(op, sample) for op in OPS.values() for sample in op.samples])
 def test_no_value_of_an_argument_gives_another_error_than_ours(op: Op, sample: Sample) -> None:
-    """Every argument in turn is each of the strange values: there are a result and gradients, or our own error."""
+    """Replace each argument by each of these values: the op returns a result and gradients, or raises our error."""
     arrays = sample.draw(np.random.default_rng(0))
     for name in inspect.signature(op.function).parameters:
         for value in STRANGE:

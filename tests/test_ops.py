@@ -1,7 +1,7 @@
-"""Every op on every sample input, array library and dtype: the product that the table `OPS` spans.
+"""Every op of the table `OPS` on every sample input, array library and dtype.
 
-An op that is new in the table is tested here without a line of its own; it must only have samples, and a loop of the
-same name in `reference.py`. The checks themselves are `xcnn.testing`'s, which everybody's ops can be held to.
+A new op is tested without any code here: it only needs samples, and a loop of the same name in `reference.py`. The
+checks are those of `xcnn.testing`, which anyone can use for their own ops.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Ops against the reference loops, on the shapes and options that `calls.py` draws: what needs no other library."""
+"""Ops against the reference loops, on the shapes and options that `calls.py` draws; needs no other library."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Update rules against PyTorch's and against float64 loops; groups, resuming, every array library, every refusal."""
+"""Update rules against PyTorch's and against float64 loops; groups, resuming, every array library, every error."""
 
 import inspect
 import itertools
@@ -68,7 +68,7 @@ def draw(shapes, seed):
 
 
 def run(optimizer, steps, place=np.asarray, every=lambda step, index: True):
-    """Take `steps` (a range) with the gradients that the step's number draws, leaving out those not `every`."""
+    """Take `steps` (a range) with gradients drawn from the number of the step, skipping those not in `every`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step in steps:
         optimizer.zero_grad()

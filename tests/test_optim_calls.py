@@ -1,4 +1,4 @@
-"""Many parameters in one call of an optimizer's rule: which go together, and what a call that fails leaves behind."""
+"""Many parameters in one call of an optimizer's rule: how they are grouped, and the state after a call that fails."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from xcnn.parameter import Parameter
 
 
 def spied(optimizer):
-    """Note how many parameters each call of an optimizer's rule gets."""
+    """Record how many parameters each call of an optimizer's rule gets."""
     calls, update = [], optimizer.update
 
     def noting(data, *others):
@@ -78,7 +78,7 @@ def test_parameters_of_several_dtypes_and_devices_meet_in_one_optimizer(name, op
 
 
 class Lion(optim.Optimizer):
-    """A rule of one's own."""
+    """A user's own rule."""
 
     def __init__(self, params, lr):
         super().__init__(params, lr=lr)

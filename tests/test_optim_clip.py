@@ -1,4 +1,4 @@
-"""Clipping against PyTorch's and on a library and device from which nothing reaches the host unasked."""
+"""Clipping against PyTorch's, and on a device whose arrays cannot be read implicitly on the host."""
 
 import math
 

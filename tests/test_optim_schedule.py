@@ -1,4 +1,4 @@
-"""Schedules against PyTorch's, step by step; the named ones by their shape; resuming; every refusal."""
+"""Schedules against PyTorch's, step by step; the named ones by their shape; resuming; every error."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""What the README shows is true: its script runs, its commands parse, its second command is what CI runs."""
+"""The README is right: its script runs, its commands parse, and its second command is what CI runs."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="runs away from the 
 
 
 def blocks() -> list[str]:
-    """Every indented block of the README."""
+    """Return every indented block of the README."""
     found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", README.read_text(), flags=re.MULTILINE)
     return [textwrap.dedent(block).strip() for block in found]
 

@@ -1,4 +1,4 @@
-"""The reference loops themselves: against cases worked out by hand and, where it is installed, PyTorch."""
+"""The reference loops against cases computed by hand and, if it is installed, PyTorch."""
 
 import math
 from collections.abc import Callable
@@ -93,11 +93,11 @@ BY_HAND: list[tuple[str, dict[str, Any], Any]] = [
     ("binary_cross_entropy_with_logits", {"x": [0, 1000], "target": [1, 0]}, (math.log(2) + 1000) / 2),
     ("binary_cross_entropy_with_logits", {"x": [0], "target": [1], "pos_weight": [3], "weight": [2]}, 6 * math.log(2)),
 ]
-"""Name of the op, its arguments (lists are arrays of the op), y."""
+"""Name of the op, its arguments (lists are arrays), and y."""
 
 
 @pytest.mark.parametrize(("name", "arguments", "wanted"), BY_HAND, ids=[f"{i}-{c[0]}" for i, c in enumerate(BY_HAND)])
-def test_reference_gives_what_one_works_out_by_hand(name: str, arguments: dict[str, Any], wanted: Any) -> None:
+def test_reference_agrees_with_results_by_hand(name: str, arguments: dict[str, Any], wanted: Any) -> None:
     def array(argument: str, value: Any) -> Any:
         if argument in ("xs",):
             return [np.array(one, dtype=float) for one in value]

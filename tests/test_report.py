@@ -1,4 +1,4 @@
-"""The report's figures: its worked example, and its training run against NumPy code written from its text alone."""
+"""The report's figures: its worked example, and its training run against NumPy code written from its text."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_any_figure_that_is_off_is_named(example, capsys, monkeypatch, off):
 
 
 def test_the_example_works_in_float64_on_figures_worked_out_by_hand(example):
-    # Straight from the definitions, without the library: both maxima lie over the image's lower left corner.
+    # From the definitions, without the library: both maxima lie over the lower left corner of the image.
     p = np.exp([0.7, 0.0]) / np.exp([0.7, 0.0]).sum()
     d = p[0]
     seen = np.array([[2.0, 5], [4, 0]])
@@ -84,7 +84,7 @@ def test_the_three_mistakes_are_named(example, capsys):
 
 
 def _report_step(image, label, filters, weight, bias):
-    """One step of the report's training, from its text: returns loss, whether it was right, and changes the weights."""
+    """Take one step of the report's training; return the loss and whether the prediction was right."""
     patches = np.lib.stride_tricks.sliding_window_view(np.pad(image, 1), (3, 3))
     maps = np.maximum((patches * filters).sum(axis=(2, 3)), 0)
     h, w = maps.shape[0] // 2, maps.shape[1] // 2
@@ -108,7 +108,7 @@ def _report_step(image, label, filters, weight, bias):
 
 
 class _Numpy:
-    """The report's network in NumPy, and what it says of its training so far."""
+    """The report's network in NumPy, with the figures of its training so far."""
 
     def __init__(self, images: data.Dataset) -> None:
         rng = np.random.RandomState(42)

@@ -35,7 +35,7 @@ def name(block: str) -> str:
 
 
 def stand_in(folder: Path) -> None:
-    """Write the library `mine`: a copy of array-api-strict that goes by that name, so that it is one xcnn never saw."""
+    """Write the library `mine`: a copy of array-api-strict under a name that xcnn does not know."""
     source = Path(importlib.util.find_spec("array_api_strict").origin).parent
     shutil.copytree(source, folder / "mine", ignore=shutil.ignore_patterns("tests", "__pycache__"))
     for path in (folder / "mine").rglob("*.py"):
@@ -58,7 +58,7 @@ def test_a_block_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest
             pytest.skip(str(error))
         if library == "mine":
             stand_in(tmp_path)
-    # The block's own folder first, then whatever this process finds xcnn and the libraries by.
+    # The block's own folder first, then the path on which this process finds xcnn and the libraries.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],

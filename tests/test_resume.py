@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: a trainer that was saved at any step ends with the bits of one that was left alone."""
+"""Resuming: a trainer restored from any step ends with the same bits as an uninterrupted one."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ def digits():
 
 
 class Spy(Callback):
-    """Keeps the state after every batch and every epoch, as a checkpoint does."""
+    """Records the state after every batch and every epoch, as a checkpoint does."""
 
     def __init__(self):
         self.states = []
@@ -43,7 +43,7 @@ def without_times(history):
 
 
 def outcome(trainer):
-    """All that must be the same bits in the end."""
+    """Return everything that must have the same bits at the end."""
     plain, arrays = pack({**trainer.state_dict(), "history": without_times(trainer.history)}, "state")
     return plain, {name: array.tobytes() for name, array in arrays.items()}
 
@@ -88,7 +88,7 @@ def test_a_list_of_batches_goes_on_where_it_was(digits):
 
 @pytest.mark.parametrize("where", ["strict:device1", "strict"])
 def test_another_device_can_go_on(digits, where):
-    """Saved on the CPU, finished elsewhere: the same run but for rounding."""
+    """Saved on the CPU and resumed elsewhere: the same run within rounding."""
     pytest.importorskip("array_api_strict")
     train, test = digits
     spy = Spy()
@@ -221,7 +221,7 @@ def test_a_state_without_a_part_is_refused(digits):
     ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("images", 171)]
 )
 def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, value):
-    """What decides the batches must be as it was, until the epoch is finished."""
+    """The settings that determine the batches must not change until the epoch is finished."""
     state = state_of(digits)
     train = data.load("digits")[0][:171] if name == "images" else digits[0]
     options = {"batch_size": 50, "seed": 3} | ({} if name == "images" else {name: value})
@@ -231,7 +231,7 @@ def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, v
     with pytest.raises(CheckpointError, match=r"fit: train is a Loader with .*, but the state is inside an epoch of a"):
         trainer.fit(other)
     assert trainer.unfinished == 2
-    trainer.fit(loader(digits[0]))  # the refusal has cost nothing
+    trainer.fit(loader(digits[0]))  # the error has changed nothing
     put(state, ("epoch",), None)
     trainer.load_state_dict(state)
     trainer.fit(other)
@@ -248,11 +248,11 @@ def test_a_callback_refuses_the_state_of_another(digits):
             EarlyStopping().load_state_dict(state)
     other = EarlyStopping("val_accuracy")
     other.load_state_dict({"monitor": "val_loss", "best": 0.1, "best_epoch": 3})
-    assert other.best is None  # it watches something else now
+    assert other.best is None  # it monitors another metric now
 
 
 def test_looking_at_the_loader_meanwhile_changes_nothing(digits):
-    """A callback that draws a picture of a batch begins a pass of its own."""
+    """A callback that plots a batch iterates over the loader itself."""
 
     class Peek(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
@@ -273,7 +273,7 @@ def test_looking_at_the_loader_meanwhile_changes_nothing(digits):
 
 
 def test_a_state_goes_in_when_it_is_loaded(digits):
-    """Saving right after loading gives the same state."""
+    """Saving right after loading returns the same state."""
     spy = Spy()
     make_trainer(callbacks=[EarlyStopping("train_loss"), spy]).fit(loader(digits[0]), 1)
     plain, arrays = spy.states[1]

@@ -1,4 +1,4 @@
-"""Sealed files: what is written comes back, and a file with a single other bit does not."""
+"""Sealed files: they are read back as written, and a single changed bit is refused."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_the_digest_is_that_of_the_file_with_zeros_in_its_place(sealed):
 
 
 def test_every_other_bit_is_refused(sealed):
-    """One bit of every byte, each in turn; lengths, too."""
+    """One bit of every byte in turn, including the bytes of lengths."""
     path, _ = sealed
     content = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_every_other_bit_is_refused(sealed):
 
 
 def refuse_plain(path):
-    """Read a file, and refuse it as every reader of checkpoints does where it does not say that xcnn wrote it."""
+    """Read a file, and refuse it if it does not say that xcnn wrote it, as every reader of checkpoints does."""
     if not read_sealed(path).entries:
         raise CheckpointError("it says nothing of a model")
 
@@ -84,7 +84,7 @@ def test_a_damaged_tensor_is_named(sealed):
 
 
 def test_a_seal_of_another_file_is_refused(tmp_path):
-    """The metadata of one file with the tensors of another, by any writer of safetensors."""
+    """The metadata of one file with the tensors of another, saved with safetensors."""
     path = tmp_path / "spliced.safetensors"
     write_sealed(path, TENSORS, ENTRIES)
     texts = metadata(path)

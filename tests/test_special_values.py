@@ -1,4 +1,4 @@
-"""Kernels and the portable code agree on infinities, NaN, negative zero and subnormal numbers, wherever they stand."""
+"""Kernels and the portable code agree on infinities, NaN, negative zero and subnormal numbers at any position."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ SPECIAL = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "-0": -0.0, "subnormal
 
 
 def planted(arrays: dict[str, Any], dy: np.ndarray, value: float) -> Iterator[tuple[str, dict[str, Any], np.ndarray]]:
-    """Yield the arrays and dy with the value in two places of one of them, in turn."""
+    """Yield the arrays and dy with the value at two positions of each of them in turn."""
 
     def plant(array: np.ndarray) -> np.ndarray:
         array = array.copy()

@@ -1,4 +1,4 @@
-"""The suite itself: tests have the same ids in every process, so that several processes can share them out."""
+"""The suite itself: tests have the same ids in every process, so that several processes can share them."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import sys
 import pytest
 
 COLLECT = "import sys, time; now = time.time; time.time = lambda: now() + 1e6; import pytest; sys.exit(pytest.main())"
-"""Collects the tests 12 days from now."""
+"""A plugin that collects the tests as if 12 days later."""
 
 
 def test_every_process_gives_tests_the_same_ids(request: pytest.FixtureRequest) -> None:
-    """At another time, with other hashes and other addresses of objects."""
+    """At another time, with other hashes and addresses of objects."""
     ours = {item.nodeid for item in request.session.items if item.nodeid.startswith("tests/")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "XCNN_ONLY"))}
     environment["PYTHONHASHSEED"] = "1" if environment.get("PYTHONHASHSEED") != "1" else "2"

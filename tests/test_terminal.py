@@ -1,4 +1,4 @@
-"""The command at its edges: streams that break, text that a terminal would obey, and signals that come early."""
+"""The command with broken streams, control characters in names, unusual terminals and early signals."""
 
 import ast
 import contextlib
@@ -25,7 +25,7 @@ TRAIN = ["train", "--model", "report", "--epochs", "30", "--out", "run"]
 
 
 def shell(command, folder):
-    """Run a line of `sh`, in which `xcnn` is the command: (exit code, stdout, stderr)."""
+    """Run a line of `sh` in which `xcnn` is the command; return (exit code, stdout, stderr)."""
     line = f'xcnn() {{ "{sys.executable}" -m xcnn "$@"; }}; {command}'
     done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
@@ -33,7 +33,7 @@ def shell(command, folder):
 
 @contextlib.contextmanager
 def terminal():
-    """Give a terminal to write to, and a list that holds what it was sent once the `with` ends."""
+    """Yield a terminal to write to, and a list that holds its output after the `with` block."""
     ours, theirs = pty.openpty()
     shown = []
 
@@ -68,7 +68,7 @@ def test_a_reader_that_leaves_ends_the_command_as_sigpipe_would(tmp_path):
 
 @pytest.mark.parametrize("json_lines", [[], ["--json"]])
 def test_a_run_whose_terminal_is_lost_goes_on_to_its_end(tmp_path, json_lines):
-    """As under `2>&1 | head -n 2`: both streams break; the run is whole, but nobody saw the results."""
+    """As with `2>&1 | head -n 2`: both streams break; the run completes, and the exit code says that output is lost."""
     command = [*HERE, *TRAIN, *json_lines]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         process.stdout.readline()
@@ -88,7 +88,7 @@ def test_a_run_without_its_stderr_is_a_success(tmp_path):
 
 
 def test_a_run_whose_terminal_hangs_up_goes_on_to_its_end(tmp_path):
-    """With a progress bar on it, which a thread draws."""
+    """With a progress bar, which a thread draws."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*HERE, *TRAIN], cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
@@ -119,7 +119,7 @@ def test_streams_that_are_closed_or_full(tmp_path, command, code, err):
 
 
 def test_no_file_is_opened_in_place_of_a_closed_stream(tmp_path):
-    """What is written to the number of stderr, by a library say, does not end up in a checkpoint."""
+    """Output to the file descriptor of stderr, such as a library's, does not end up in a checkpoint."""
     code, _, _ = shell("xcnn train --model report --epochs 1 --out run 2>&- <&- | cat", tmp_path)
     assert code == 0
     assert shell("xcnn evaluate run --json", tmp_path)[0] == 0
@@ -134,7 +134,7 @@ def test_json_lines_reach_stdout_while_a_bar_is_on_the_terminal(tmp_path):
 def test_json_lines_are_whole_on_a_terminal_that_shows_a_bar_too(tmp_path):
     with terminal() as (screen, shown):
         subprocess.run([*HERE, *TRAIN, "--json"], cwd=tmp_path, stdout=screen, stderr=screen, check=True)
-    lines = [line.rpartition("\x1b[2K")[2] for line in b"".join(shown).decode().split("\r\n")]  # what is left of each
+    lines = [line.rpartition("\x1b[2K")[2] for line in b"".join(shown).decode().split("\r\n")]  # the rest of each
     assert [json.loads(line).get("epoch") for line in lines if line.startswith("{")] == [*range(1, 31), None]
 
 
@@ -159,7 +159,7 @@ def harmless(text, lines):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A stranger's checkpoint, with the classes above."""
+    """A checkpoint with the hostile class names above."""
     classes = (*(f"{name}: {text}" for name, text in HOSTILE.items()), *"6789")
     path = tmp_path / "stranger.safetensors"
     save_checkpoint(path, models.build("report", (1, 8, 8)), Checkpoint("report", (1, 8, 8), classes, "digits"))
@@ -221,7 +221,7 @@ def test_escapes_leave_what_people_write():
 
 
 def test_only_the_console_prints():
-    """A command that printed by itself could print what a stranger wrote."""
+    """A command that prints directly could print unescaped text of a file."""
     for path in Path(xcnn.cli.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -1,4 +1,4 @@
-"""`xcnn.testing`: right ops pass, and every planted fault is found and named in one sentence."""
+"""`xcnn.testing`: correct ops pass, and every planted fault is found and named in one sentence."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from xcnn.ops import OPS, sample
 
 @pytest.fixture(autouse=True)
 def table() -> Iterator[None]:
-    """Leave the table of ops as it was."""
+    """Restore the table of ops after the test."""
     before = dict(OPS)
     yield
     OPS.clear()
@@ -23,7 +23,7 @@ def table() -> Iterator[None]:
 
 
 def product(forward: Callable[..., Any] | None = None, **backwards: Any) -> Callable[..., Any]:
-    """Make the op `product`, y = x * weight, with parts of it replaced."""
+    """Make the op `product`, y = x * weight, with some parts replaced."""
     saves = backwards.pop("saves", "x weight")
     samples = backwards.pop("samples", [sample({"x": (2, 3), "weight": (2, 3)})])
     constants = backwards.pop("constants", "")
@@ -93,7 +93,7 @@ def overwrites(dy, x, weight, needs):
 
 
 class Counter:
-    """A gradient that is another one each time."""
+    """A gradient that differs at each call."""
 
     def __init__(self) -> None:
         self.count = 0.0
@@ -290,7 +290,7 @@ def test_a_wrong_gradient_of_a_function_is_named() -> None:
         testing.check_gradients(cube, {"x": np.asarray([0.1, -0.2, 2.0])})
 
 
-# --- what `ops.op` itself refuses ------------------------------------------------------------------------------------
+# --- errors of `ops.op` itself ---------------------------------------------------------------------------------------
 
 
 def declared(arrays: str = "x", module: str = __name__, **options: Any) -> Callable[..., Any]:

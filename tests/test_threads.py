@@ -69,7 +69,7 @@ def test_a_number_that_is_set_while_cores_are_counted_is_kept(monkeypatch: pytes
 
 
 def test_parts_may_be_cut_into_parts_again() -> None:
-    """With every thread waiting for another one, as long as there is anything to wait for."""
+    """Although every thread waits for another one."""
     threads.set_num_threads(2)
     done: list[tuple[int, int]] = []
     outside = threading.Thread(
@@ -118,7 +118,7 @@ def test_parallel_waits_for_the_others_after_an_exception() -> None:
 
 @pytest.fixture
 def switching() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
+    """Let threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

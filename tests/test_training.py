@@ -1,4 +1,4 @@
-"""The trainer and its listeners: against a loop written out here, against PyTorch, and by what a broken run leaves."""
+"""The trainer and its callbacks: against a plain loop, against PyTorch, and after interrupted or failed runs."""
 
 import csv
 import json
@@ -94,7 +94,7 @@ def test_training_follows_pytorch():
 
 
 def test_fit_reports_what_went_by(digits):
-    """The record of an epoch is the mean over its images, each batch seen before its update; short last batch too."""
+    """The record of an epoch is the mean over its images, before each update, also with a smaller last batch."""
     train, test = digits
     trainer, twin = make_trainer(), make_trainer()
     (record,) = trainer.fit(data.Loader(train, 48, seed=5), 1, validation=test)
@@ -119,7 +119,7 @@ def test_fit_reports_what_went_by(digits):
 def test_compiling_kernels_is_no_training_time(monkeypatch):
     class Compiles(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            COMPILATION.seconds += 1000.0  # as if the step had compiled so long
+            COMPILATION.seconds += 1000.0  # as if the step had compiled that long
 
     monkeypatch.setattr(COMPILATION, "seconds", 0.0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -165,7 +165,7 @@ AWAY = pytest.mark.parametrize("backend", [name for name in LIBRARIES if name !=
 
 
 def deep_network():
-    """Layers with running statistics and a random stream, too."""
+    """Make a network that also has running statistics and a random stream."""
     network = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), *small_network()[2:])
     network.reset_parameters(4)
     return network
@@ -209,13 +209,13 @@ READS = {
     "strict-device1": (*NUMBERS, "to_device"),  # np.asarray raises there
     "torch": (*NUMBERS, "__array__", "item", "tolist", "numpy"),
 }
-"""What makes something on the host of an array; the last one, what `to_numpy` calls."""
+"""Methods that read an array on the host; the last one is what `to_numpy` calls."""
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("backend", READS, indirect=True)
 def test_a_step_waits_for_the_device_once(backend, shuffle, digits, monkeypatch):
-    """For the loss, whether its gradients are finite, and how many answers are right: all at once."""
+    """For the loss, whether the gradients are finite, and the number of correct predictions, all at once."""
     seen, steps = [], []
     loader = data.Loader(digits[0].to(backend.spec), 50, shuffle=shuffle)
 
@@ -327,7 +327,7 @@ def test_labels_out_of_range_are_named(device, label):
 
 
 class Spent(list):
-    """Batches that can be walked once, as an iterator's can."""
+    """Batches that can be iterated over once."""
 
     def __iter__(self):
         while self:

@@ -1,4 +1,4 @@
-"""Windows: their number against sliding by hand, and im2col, col2im and the taps against each other."""
+"""Windows: their number against sliding by hand, and im2col, col2im and the taps against one another."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ paddings = st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)) |
 
 @st.composite
 def windows(draw: Any) -> tuple[Axes, list[list[int]]]:
-    """Axes of one to three dimensions, and the starts of their windows as the reference slides them."""
+    """Draw one to three axes, with the starts of their windows from the reference."""
     rank = draw(st.integers(1, 3))
     sizes, kernel, stride, dilation = (tuple(draw(st.tuples(*[small] * rank))) for _ in range(4))
     kind = draw(st.sampled_from(["same", "valid", "pairs"]))
@@ -33,7 +33,7 @@ def windows(draw: Any) -> tuple[Axes, list[list[int]]]:
 def test_there_are_as_many_windows_as_one_counts(
     size: int, kernel: int, stride: int, padding: Any, dilation: int, ceil_mode: bool
 ) -> None:
-    """In ceil mode the padding is at most half the kernel, as the pools demand."""
+    """In ceil mode the padding is at most half the kernel, as pools require."""
     ceil_mode = ceil_mode and isinstance(padding, int) and padding <= kernel // 2
     starts = window_starts(size, kernel, stride, padding, dilation, ceil_mode)
     given_padding = (padding,) if isinstance(padding, tuple) else padding
@@ -73,7 +73,7 @@ def test_im2col_copies_what_a_window_sees(case: tuple[Axes, list[list[int]]]) ->
 
 @given(windows())
 def test_col2im_is_the_transpose_of_im2col(case: tuple[Axes, list[list[int]]]) -> None:
-    """The two sums of products agree: <im2col(x), c> = <x, col2im(c)> for any x and c."""
+    """The scalar products agree: <im2col(x), c> = <x, col2im(c)> for any x and c."""
     axes, _ = case
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 2, *(a.size for a in axes)))

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import pickle
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from xcnn._files import replacing
 __all__ = ["compiled", "summing"]
 
 _log = logging.getLogger("xcnn")
+
+_SECONDS_TO_WRITE = 60
+"""Longer than writing one file takes."""
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
@@ -48,10 +52,20 @@ def _keep(dispatcher: Any) -> None:
         if not hasattr(dispatcher, "_cache"):
             raise AttributeError("its functions have no _cache")
         dispatcher._cache = _Kept(dispatcher.py_func)
+        _sweep_once(Path(dispatcher._cache.cache_path))
     except RuntimeError:  # every folder that Numba knows is read-only
         pass
     except Exception as error:
         _warn_once(f"compiled code is not kept on disk: unexpected internals of Numba {numba.__version__} ({error!r})")
+
+
+@functools.cache
+def _sweep_once(folder: Path) -> None:
+    """Remove the temporary files of killed processes. Newer files may belong to a process that is writing them."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".*.nbc.*.tmp"):
+            if time.time() - path.stat().st_mtime > _SECONDS_TO_WRITE:
+                path.unlink()
 
 
 @functools.cache

@@ -30,7 +30,7 @@ _SOURCES = (
 )
 
 BLOCK = 256
-"""Threads of a block."""
+"""Threads per block."""
 
 LIMIT = (1 << 30) - (1 << 16)
 """The most numbers of an array, and items of a launch, that 32-bit indices are used for: sums of two must fit."""

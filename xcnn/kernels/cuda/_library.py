@@ -1,4 +1,4 @@
-"""CuPy as far as the kernels here need it: the one file of this room that imports it."""
+"""The parts of CuPy that the kernels here use; no other file of this room imports it."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ __all__ = ["RawModule", "address", "ascontiguousarray", "empty", "matmul", "name
 
 
 def address(array: Any) -> int:
-    """Return where the first number of an array is, in the device's memory."""
+    """Return the address of the first element of an array in the memory of the device."""
     return int(array.data.ptr)

@@ -39,7 +39,7 @@ def contiguous(a: Any) -> Any:
 
 
 class Maps(NamedTuple):
-    """An array and the distances of its images and channels, in numbers: three arguments of a kernel."""
+    """An array and the distances of its images and channels in elements: three arguments of a kernel."""
 
     array: Any
     image: int

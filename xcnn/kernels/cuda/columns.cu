@@ -1,8 +1,8 @@
 // The windows of maps as columns of a matrix, and back. The matrix has a row per channel and kernel position, and a
 // column per image and window: all images in one, so that a convolution is one product of two matrices.
 
-// columns[(c, tap), (n, out)] = x[n, c, pixel], 0 in the padding. A thread does all kernel positions of a window in one
-// channel: neighbours read and write neighbours.
+// columns[(c, tap), (n, out)] = x[n, c, pixel], 0 in the padding. A thread copies all kernel positions of a window in
+// one channel, so that adjacent threads read and write adjacent elements.
 KERNEL im2col(const real* x, index x_image, index x_channel, real* columns, index images, index channels, Windows w) {
     const index windows = outs(w), width = images * windows;
     EACH(i, channels * width) {
@@ -15,8 +15,8 @@ KERNEL im2col(const real* x, index x_image, index x_channel, real* columns, inde
     }
 }
 
-// x[n, c, pixel] = the sum of what columns hold of the pixel. A thread gathers a pixel's terms, kernel position by
-// kernel position: nothing is added to by two threads, and the order is always the same.
+// x[n, c, pixel] = the sum of the pixel's elements in columns. A thread adds the terms of a pixel in the order of the
+// kernel positions: no two threads add to one element, and the order is always the same.
 KERNEL col2im(const real* columns, real* x, index images, index channels, Windows w) {
     const index size = pixels(w), windows = outs(w), width = images * windows;
     EACH(i, images * channels * size) {

@@ -1,9 +1,9 @@
-// What all kernels share. This file comes before them, and before it two types by which they are compiled anew:
-// `real`, float or double, and `index`, int, or long long where an array has more than some 2^30 numbers.
+// Code that all kernels share. It is preceded by two types, for which kernels are compiled separately: `real`, float or
+// double, and `index`, int, or long long if an array has more than about 2^30 elements.
 //
-// A kernel is KERNEL name(parameters). `_launch.py` reads the parameters to know what an argument must become: `const`
-// arrays are only read. An array `x` is contiguous unless parameters `x_image` and `x_channel` follow, which give the
-// distances of its images and of its channels in numbers; the pixels of a map are always next to each other.
+// A kernel is KERNEL name(parameters). `_launch.py` reads the parameters to convert the arguments: `const` arrays are
+// only read. An array `x` is contiguous unless parameters `x_image` and `x_channel` follow, the distances of its images
+// and of its channels in elements; the pixels of a map are always contiguous.
 
 typedef unsigned char byte;
 typedef unsigned long long u64;
@@ -16,7 +16,7 @@ typedef unsigned long long u64;
 #define BLOCK 256
 #define KERNEL extern "C" __global__ void __launch_bounds__(BLOCK)
 
-// Share out `count` items to all threads; neighbours take neighbours.
+// Distribute `count` items over all threads; adjacent threads process adjacent items.
 #define EACH(i, count) \
     for (index i = (index)blockIdx.x * BLOCK + threadIdx.x; i < (count); i += (index)gridDim.x * BLOCK)
 
@@ -29,7 +29,7 @@ __device__ inline index pixels(const Windows& w) { return (index)w.size[0] * w.s
 __device__ inline index outs(const Windows& w) { return (index)w.out[0] * w.out[1] * w.out[2]; }
 __device__ inline int taps(const Windows& w) { return w.kernel[0] * w.kernel[1] * w.kernel[2]; }
 
-// The places of number `i` of a map of these sizes.
+// The coordinates of element `i` of a map of these sizes.
 __device__ inline void split(index i, const int* sizes, int* places) {
     const index rows = i / sizes[2];
     places[2] = (int)(i - rows * sizes[2]);
@@ -41,12 +41,12 @@ __device__ inline index join(const int* places, const int* sizes) {
     return ((index)places[0] * sizes[1] + places[1]) * sizes[2] + places[2];
 }
 
-// The pixel along an axis that kernel position `tap` of window `out` sees; outside of 0 .. size - 1 it is padding.
+// The pixel along an axis at kernel position `tap` of window `out`; outside 0 .. size - 1 it is padding.
 __device__ inline int pixel_of(const Windows& w, int axis, int out, int tap) {
     return out * w.stride[axis] - w.before[axis] + tap * w.dilation[axis];
 }
 
-// The window along an axis that sees a pixel at kernel position `tap`, or -1.
+// The window along an axis that has a pixel at kernel position `tap`, or -1.
 __device__ inline int window_of(const Windows& w, int axis, int pixel, int tap) {
     const int start = pixel + w.before[axis] - tap * w.dilation[axis];
     if (start < 0) return -1;
@@ -70,7 +70,7 @@ template <typename See> __device__ inline void each_tap(const Windows& w, const 
             }
 }
 
-// Call see(tap, window) for every window that sees `pixel`, in the order of the kernel positions at which it does.
+// Call see(tap, window) for every window that contains `pixel`, in the order of its kernel positions there.
 template <typename See> __device__ inline void each_window(const Windows& w, const int* pixel, See see) {
     int tap[3], out[3];
     for (tap[0] = 0; tap[0] < w.kernel[0]; tap[0]++) {
@@ -87,14 +87,14 @@ template <typename See> __device__ inline void each_window(const Windows& w, con
     }
 }
 
-// Where a slice begins and ends of so many numbers, cut into so many slices; the last ones may be empty.
+// Where a slice begins and ends if `count` elements are cut into `slices` slices; the last ones may be empty.
 __device__ inline void bounds(index count, index slices, index slice, index* first, index* end) {
     const index step = (count + slices - 1) / slices;
     *first = slice * step < count ? slice * step : count;
     *end = *first + step < count ? *first + step : count;
 }
 
-// The sum over the threads of a block, in an order that depends on nothing; all threads get it.
+// The sum over the threads of a block, always in the same order; all threads get it.
 template <typename T> __device__ inline T block_sum(T value) {
     __shared__ T cells[BLOCK];
     cells[threadIdx.x] = value;

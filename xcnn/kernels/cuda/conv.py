@@ -40,9 +40,9 @@ def _columns(x: Any, axes: tuple[Any, ...], groups: int) -> Any:
 
 
 def _led(dy: Any, y: Any, groups: int, summed: bool = False) -> tuple[Any, Any]:
-    """Return dy (n, o, *outs) where y is not 0 as (g, og, n L), and if `summed` its sums (o,).
+    """Return dy (n, o, *outs) as (g, og, n L), 0 where y is 0, and if `summed` its sums (o,).
 
-    It is a view where dy lies so and all of it counts.
+    It is a view if dy has this layout and there is no y.
     """
     n, o = dy.shape[:2]
     pixels = math.prod(dy.shape[2:])
@@ -79,7 +79,7 @@ def _weight_gradient(x: Any, led: Any, shape: tuple[int, ...], axes: tuple[Any, 
     columns = _columns(x, axes, groups)
     if groups == 1:
         return _product(led, columns.swapaxes(1, 2)).reshape(shape)
-    # Products of stacks copy what is transposed: led has fewer numbers.
+    # Products of stacks copy transposed arrays; led is the smaller one.
     return _product(columns, led.swapaxes(1, 2)).swapaxes(1, 2).reshape(shape)
 
 

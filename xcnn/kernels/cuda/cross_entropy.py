@@ -32,7 +32,7 @@ def cross_entropy(
         return NotImplemented
     rows, classes = x.shape
     p, losses, count, loss = (empty(shape, x.dtype) for shape in (x.shape, rows, (), ()))
-    target = target.astype(np.int64, order="C", copy=True)  # backward must not read what a caller has changed since
+    target = target.astype(np.int64, order="C", copy=True)  # a copy: the caller may change the labels before backward
     launch_blocks("entropies", rows, x, target, ignore_index, p, losses, classes)
     launch_blocks("total_loss", 1, losses, target, ignore_index, loss, count, rows, reduction == "mean")
 

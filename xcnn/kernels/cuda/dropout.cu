@@ -1,6 +1,6 @@
-// Dropout by the numbers that NumPy's default generator gives: PCG64, a 128-bit linear congruential generator whose
-// state after any number of steps follows at once (F. Brown, Random number generation with arbitrary strides, 1994), so
-// that each thread jumps to its own. M. O'Neill, PCG, 2014: output XSL-RR.
+// Dropout with the numbers of NumPy's default generator: PCG64, a 128-bit linear congruential generator (M. O'Neill, PCG,
+// 2014; output XSL-RR). Its state after any number of steps can be computed directly (F. Brown, Random number generation
+// with arbitrary strides, 1994), so that each thread jumps to its own.
 
 struct Stream {
     u64 state[2], increment[2];  // high, low
@@ -19,7 +19,7 @@ __device__ inline Wide plus(Wide a, Wide b) {
     return {a.high + b.high + (low < a.low ? 1 : 0), low};
 }
 
-// The 64 bits that the generator gives after so many steps.
+// The 64 bits that the generator returns after a number of steps.
 __device__ inline u64 draw(const Stream& stream, u64 steps) {
     Wide factor = {0, 1}, shift = {0, 0};
     Wide step = {2549297995355413924ULL, 4865540595714422341ULL}, add = {stream.increment[0], stream.increment[1]};
@@ -36,8 +36,8 @@ __device__ inline u64 draw(const Stream& stream, u64 steps) {
     return value >> turn | value << (-turn & 63);
 }
 
-// y = x * mask with mask 0 where the generator's next number, of 24 bits, is below p, else `scale`; kept is 0 or 1. Two
-// numbers come of 64 bits, the low half first. `ahead` is 1 where the first number is a half that was left over.
+// y = x * mask, with mask 0 if the generator's next number of 24 bits is below p, else `scale`; kept is 0 or 1. 64 bits
+// give two numbers, the low half first. `ahead` is 1 if the first number is a half left over from an earlier call.
 KERNEL drop(const real* x, real* y, byte* kept, index count, Stream stream, unsigned leftover, int ahead, float p,
             real scale) {
     EACH(pair, (count + ahead + 1) / 2) {

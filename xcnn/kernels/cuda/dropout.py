@@ -1,4 +1,4 @@
-"""Dropout with the numbers of the host's generator, drawn on the device: nothing is drawn or moved by the host."""
+"""Dropout with the numbers of the host's generator, drawn on the device without any transfer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def _halves(number: int) -> tuple[int, int]:
 
 
 def _take(generator: np.random.Generator, count: int) -> tuple[np.ndarray, int, bool]:
-    """Move a generator on past `count` float32 numbers.
+    """Advance a generator by `count` float32 numbers.
 
-    Return where it was: its stream as kernels take it, and the half of 64 bits that was left over, if one was.
+    Return its earlier state: the stream as kernels take it, and the half of 64 bits that was left over, if any.
     """
     bits: Any = generator.bit_generator
     before = bits.state
@@ -39,7 +39,7 @@ def _take(generator: np.random.Generator, count: int) -> tuple[np.ndarray, int, 
 
 @kernel(namespace)
 def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
-    """Drop numbers according to the next numbers of the generator."""
+    """Drop elements according to the next numbers of the generator."""
     if not supports(x) or type(generator.bit_generator) is not np.random.PCG64:
         return NotImplemented
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0

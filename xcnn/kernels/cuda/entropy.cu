@@ -1,5 +1,5 @@
-// Cross entropy of rows of logits with class indices. Looking at labels on the host would stop the device: a row whose
-// label is no class has NaN for loss and gradient.
+// Cross entropy of rows of logits with class indices. Checking labels on the host would stall the device, so loss and
+// gradient are NaN for a row whose label is out of range.
 
 template <typename T> __device__ inline T block_largest(T value) {
     __shared__ T cells[BLOCK];
@@ -35,7 +35,8 @@ KERNEL entropies(const real* x, const long long* target, long long ignored, real
     }
 }
 
-// loss = the sum of the losses, over the rows that count if `mean`; count[0] = what it was divided by. One block.
+// loss = the sum of the losses, divided if `mean` by the number of rows that are not ignored; count[0] = the divisor.
+// One block.
 KERNEL total_loss(const real* losses, const long long* target, long long ignored, real* loss, real* count, index rows,
                   int mean) {
     real sum = 0, counted = 0;
@@ -47,7 +48,7 @@ KERNEL total_loss(const real* losses, const long long* target, long long ignored
     counted = block_sum(counted);
     if (threadIdx.x == 0) {
         count[0] = mean ? counted : (real)1;
-        loss[0] = mean ? sum / counted : sum;  // of no rows: NaN
+        loss[0] = mean ? sum / counted : sum;  // NaN for no rows
     }
 }
 

@@ -1,15 +1,15 @@
-// Batch normalisation of x (images, channels, pixels). A block takes a slice of a channel's numbers; what the slices give
-// is put together by a block per channel. Sums are taken in double: devices for computing centres read x no slower for
-// it, those for games do.
+// Batch normalisation of x (images, channels, pixels). A block processes a slice of a channel, and then one block per
+// channel combines the slices. Sums are taken in double, which costs no time on data-centre devices, but does on
+// consumer ones.
 
-// The place of number `i` of a channel, images first.
+// The place of element `i` of a channel, counted image by image.
 __device__ inline index place(index i, index size, index image, index channel_offset) {
     const index n = i / size;
     return n * image + channel_offset + (i - n * size);
 }
 
-// totals (2, channels, slices): the sum of each slice, and the squares of what is off its own mean. The second look at a
-// slice finds it in a cache, unless it is a large one.
+// totals (2, channels, slices): the sum of each slice, and the sum of squares about its mean. The second pass over a
+// slice reads it from a cache, unless it is large.
 KERNEL moments(const real* x, index x_image, index x_channel, double* totals, index images, index channels, index size,
                index slices) {
     const index channel = blockIdx.x / slices, slice = blockIdx.x - channel * slices;
@@ -31,7 +31,8 @@ KERNEL moments(const real* x, index x_image, index x_channel, double* totals, in
     }
 }
 
-// mean, var and rstd of each channel: squares off the mean are those off the slices' means, and these off it.
+// mean, var and rstd of each channel: the squares about the mean are those about the slices' means, plus those of these
+// means about it.
 KERNEL statistics(const double* totals, real* mean, real* var, real* rstd, double eps, index count, index channels,
                   index slices) {
     const index channel = blockIdx.x;
@@ -108,8 +109,8 @@ KERNEL gradient_statistics(const double* totals, const real* rstd, const real* w
     }
 }
 
-// dx = f * dy - ((x - mean) * slope + shift), without slope f * dy as where mean and rstd are constants. It lies as x
-// does: a convolution before finds it as its product was.
+// dx = f * dy - ((x - mean) * slope + shift), or f * dy without slope, if mean and rstd are constants. It has the
+// memory layout of x, which a convolution before needs.
 KERNEL input_gradient(const real* x, index x_image, index x_channel, const real* dy, index dy_image, index dy_channel,
                       const real* mean, const real* rstd, const real* weight, const real* slope, const real* shift,
                       real* dx, index dx_image, index dx_channel, index images, index channels, index size) {

@@ -14,7 +14,7 @@ __all__ = ["norm", "running_statistics"]
 
 
 def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
-    """Return an empty array (n, c, *sizes) that lies in memory as x does: images outside, or channels."""
+    """Return an empty array (n, c, *sizes) with the memory layout of x: images or channels first."""
     n, c, *sizes = shape
     if x.channel <= x.image or n == 1:
         made = empty(shape, x.array.dtype)

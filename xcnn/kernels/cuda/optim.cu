@@ -1,16 +1,17 @@
 // Updates of many parameters in one launch: a table of their arrays is an argument. The arithmetic is that of
-// `optim/rules.py`, number by number.
+// `optim/rules.py`, element by element.
 
 #define SLOTS 32
 
-// Addresses of arrays, 0 where a rule keeps nothing, and where each parameter's numbers end, all counted through.
+// Addresses of arrays, 0 for state that a rule does not keep, and where each parameter ends in the numbering of all
+// elements.
 struct Slots {
     u64 data[SLOTS], grad[SLOTS], first[SLOTS], second[SLOTS], third[SLOTS];
     long long end[SLOTS];
     long long count;
 };
 
-// The parameter of a number, all of them counted through.
+// The parameter of an element in that numbering.
 __device__ inline int slot_of(const Slots& slots, index i) {
     int low = 0, high = (int)slots.count - 1;
     while (low < high) {
@@ -21,7 +22,7 @@ __device__ inline int slot_of(const Slots& slots, index i) {
     return low;
 }
 
-// The arrays of a parameter, from one of its numbers on.
+// The arrays of a parameter, from one of its elements on.
 struct Number {
     real *data, *grad, *first, *second, *third;
 };
@@ -35,7 +36,7 @@ __device__ inline Number number(const Slots& slots, index i) {
             at(slots.third[slot], i)};
 }
 
-// totals = NaN for each parameter of whose gradient a number is not finite. Threads may write the same at once.
+// totals = NaN for each parameter whose gradient is not finite. Several threads may write the same value.
 KERNEL look(Slots slots, real* totals) {
     EACH(i, (index)slots.end[slots.count - 1]) {
         const real g = *number(slots, i).grad;
@@ -43,7 +44,7 @@ KERNEL look(Slots slots, real* totals) {
     }
 }
 
-// first: velocity. `gain` is what of the gradient goes into it.
+// first: velocity. `gain` is the factor of the gradient in it.
 KERNEL sgd(Slots slots, real lr, real decay, real momentum, real gain, int nesterov) {
     EACH(i, (index)slots.end[slots.count - 1]) {
         const Number n = number(slots, i);
@@ -57,7 +58,7 @@ KERNEL sgd(Slots slots, real lr, real decay, real momentum, real gain, int neste
     }
 }
 
-// first: mean, second: mean square. `root` is the square root of the second bias correction; lr has the first in it.
+// first: mean, second: mean square. `root` is the square root of the second bias correction; lr includes the first.
 KERNEL adam(Slots slots, real lr, real shrink, real decay, real take1, real keep2, real take2, real root, real eps) {
     EACH(i, (index)slots.end[slots.count - 1]) {
         const Number n = number(slots, i);

@@ -27,7 +27,7 @@ def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
 
     Parameters
     ----------
-    lists : contiguous arrays of each, in the order of `_ARRAYS`; None if there are none.
+    lists : contiguous arrays of each parameter, in the order of `_ARRAYS`; None if there are none.
     numbers : the kernel's arguments after the table.
     """
     gradients = lists[0]
@@ -41,7 +41,7 @@ def _run(name: str, lists: Sequence[list[Any] | None], *numbers: Any) -> None:
 
 
 def _tables(*lists: list[Any] | None) -> Iterator[tuple[slice, list[list[Any] | None]]]:
-    """Cut lists of arrays, each in C order, into those of one table after the other, and yield the slice of each."""
+    """Cut lists of arrays, each in C order, into those of successive tables, and yield the slice of each table."""
     plain = [None if arrays is None else [contiguous(a) for a in arrays] for arrays in lists]
     for first in range(0, len(plain[0] or ()), _MOST):
         chosen = slice(first, first + _MOST)
@@ -56,7 +56,7 @@ def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> I
     Parameters
     ----------
     numbers : the kernel's arguments after the table.
-    lists : for each parameter gradient, data, and what is kept, in the kernel's order; None where nothing is.
+    lists : for each parameter gradient, data and state, in the kernel's order; None for no state.
     """
     for _, table in _tables(*lists):
         _run(name, table, *numbers)
@@ -65,7 +65,7 @@ def _updated(name: str, numbers: tuple[Any, ...], *lists: list[Any] | None) -> I
 
 @kernel(namespace)
 def totals(arrays: Sequence[Any], dtype: Any) -> Any:
-    """Return NaN for each array of which a number is not finite, else 0."""
+    """Return NaN for each array with an element that is not finite, else 0."""
     if not _takes(arrays) or any(a.dtype != dtype for a in arrays):
         return NotImplemented
     found = namespace.zeros(len(arrays), dtype=dtype)

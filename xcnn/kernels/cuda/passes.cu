@@ -1,7 +1,7 @@
-// What stands around the matrix products: bias, ReLU and its mask, and the order of images and channels. A product over
-// all images has them as (channels, images, pixels), a batch as (images, channels, pixels).
+// The passes around the matrix products: bias, ReLU and its mask, and the order of images and channels. A product over
+// all images is (channels, images, pixels), a batch (images, channels, pixels).
 
-// y (images, channels, pixels) = products (channels, images, pixels) + bias, without what is negative under ReLU.
+// y (images, channels, pixels) = products (channels, images, pixels) + bias, and 0 for negative elements with ReLU.
 KERNEL finish_maps(const real* products, const real* bias, real* y, index images, index channels, index size, int relu) {
     EACH(i, images * channels * size) {
         const index map = i / size, image = map / channels, channel = map - image * channels;
@@ -11,8 +11,8 @@ KERNEL finish_maps(const real* products, const real* bias, real* y, index images
     }
 }
 
-// led (channels, images, pixels) = dy where y (images, channels, pixels) is not 0, everywhere without y; and with sums
-// (channels, slices) the sum of each slice of a channel. A block per slice.
+// led (channels, images, pixels) = dy where y (images, channels, pixels) is not 0, or dy if there is no y; sums
+// (channels, slices), if given, = the sum of each slice of a channel. A block per slice.
 KERNEL lead_channels(const real* dy, index dy_image, index dy_channel, const real* y, real* led, real* sums,
                      index images, index channels, index size, index slices) {
     const index channel = blockIdx.x / slices, slice = blockIdx.x - channel * slices, length = images * size;
@@ -31,7 +31,7 @@ KERNEL lead_channels(const real* dy, index dy_image, index dy_channel, const rea
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// y (rows, columns) += bias, without what is negative under ReLU, in place.
+// y (rows, columns) += bias, and 0 for negative elements with ReLU, in place.
 KERNEL finish_rows(real* y, const real* bias, index count, index columns, int relu) {
     EACH(i, count) {
         real value = y[i];

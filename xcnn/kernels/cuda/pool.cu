@@ -1,7 +1,7 @@
-// Pools: a thread per window forward, a thread per pixel backward. No pixel is added to by two threads.
+// Pools: a thread per window forward, a thread per pixel backward, so that no two threads add to one pixel.
 
 // y and winners (maps, outs): the largest pixel of each window, the first of equal ones or the first NaN, and the kernel
-// position where it was; 255 for a window that is all padding.
+// position of that pixel; 255 for a window that is all padding.
 KERNEL max_pool(const real* x, index x_image, index x_channel, real* y, byte* winners, index images, index channels,
                 Windows w) {
     const index windows = outs(w);
@@ -24,7 +24,7 @@ KERNEL max_pool(const real* x, index x_image, index x_channel, real* y, byte* wi
     }
 }
 
-// y (maps, outs) = the sum of the pixels of each window over the divisor.
+// y (maps, outs) = the sum of the pixels of each window, divided by the divisor.
 KERNEL average_pool(const real* x, index x_image, index x_channel, real divisor, real* y, index images, index channels,
                     Windows w) {
     const index windows = outs(w);
@@ -41,8 +41,8 @@ KERNEL average_pool(const real* x, index x_image, index x_channel, real divisor,
     }
 }
 
-// dx (maps, pixels) = the sum of dy (maps, outs) over the windows that see the pixel; with winners, over those that it
-// has won.
+// dx (maps, pixels) = the sum of dy (maps, outs) over the windows that contain the pixel; with winners, over those
+// whose maximum it is.
 KERNEL pool_gradient(const real* dy, const byte* winners, real divisor, real* dx, index maps, Windows w) {
     const index size = pixels(w), windows = outs(w);
     EACH(i, maps * size) {

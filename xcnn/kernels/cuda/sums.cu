@@ -1,5 +1,5 @@
-// Sums along one axis of a matrix, in slices: where a row or a column is long, each block adds up a part of it, and a
-// second launch the parts. The order depends on the shape alone.
+// Sums along one axis of a matrix, in slices: each block adds up a part of a long row or column, and a second launch
+// the parts. The order depends on the shape alone.
 
 // sums (rows, slices): each the sum of a slice of a row of x (rows, length). A block per slice.
 KERNEL row_sums(const real* x, real* sums, index length, index slices) {
@@ -12,8 +12,8 @@ KERNEL row_sums(const real* x, real* sums, index length, index slices) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// sums (slices, columns): each the sum of a slice of a column of x (rows, columns); with y of x where y is not 0, which
-// goes to `masked`. A block has 32 columns, which lie next to each other, with 8 threads each.
+// sums (slices, columns): each the sum of a slice of a column of x (rows, columns); with y, only of x where y is not 0,
+// which is also written to `masked`. A block has 32 adjacent columns, with 8 threads each.
 KERNEL column_sums(const real* x, const real* y, real* masked, real* sums, index rows, index columns, index slices) {
     __shared__ real cells[BLOCK];
     const int lane = threadIdx.x / 32, place = threadIdx.x % 32;
