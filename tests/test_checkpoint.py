@@ -17,7 +17,7 @@ DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0
 def described(**changes):
     """What the metadata says of a checkpoint, with some fields changed."""
     fields = {"model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"}
-    return {"format": 3, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
+    return {"format": 4, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_plain_weight_file_does_not_name_its_model(tmp_path):
         (described(shape=[1, 2]), "is not an xcnn checkpoint"),
         (described(classes=["a"] * 100_001), "it has 100001 classes with 100001 characters; at most 100000"),
         (described(classes=["a" * 600_000] * 2), "it has 2 classes with 1200000 characters"),
-        (described(format=2), "written by another version of xcnn"),
+        (described(format=3), "written by another version of xcnn"),
         (described(model="vgg99"), "the model 'vgg99', which this version of xcnn does not have"),
         (described(evil=1), "is not an xcnn checkpoint"),
         (described(training=[]), "its training is no"),

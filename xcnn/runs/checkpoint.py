@@ -40,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 """The subfolder with the checkpoints `step-NUMBER.safetensors` from which a run resumes."""
 
 _STEP = re.compile(r"step-(\d{8,12})\.safetensors")
-_FORMAT = 3
+_FORMAT = 4
 _TRAINING = "xcnn:"
 
 
