@@ -1,5 +1,6 @@
 """`xcnn predict`."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -93,10 +94,10 @@ def predict(
 
 def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
     """Return a file name for the picture of each image; images of the same name are numbered."""
-    taken: dict[str, int] = {}
-    paths = []
+    names: dict[str, str] = {}  # by their lower case, since some file systems know no other
     for one in predictions:
         stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
-        taken[stem] = taken.get(stem, 0) + 1
-        paths.append(out / f"prediction-{stem}{'' if taken[stem] == 1 else f'-{taken[stem]}'}.png")
-    return paths
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        name = next(name for name in numbered if name.casefold() not in names)
+        names[name.casefold()] = name
+    return [out / f"prediction-{name}.png" for name in names.values()]

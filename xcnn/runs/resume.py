@@ -10,7 +10,7 @@ from xcnn.devices import Device
 from xcnn.errors import UsageError
 from xcnn.machine import machine
 from xcnn.runs.checkpoint import Checkpoint
-from xcnn.runs.settings import SETTINGS, Config, plain
+from xcnn.runs.settings import RULE_OPTIONS, SETTINGS, Config, plain
 from xcnn.training import Trainer
 
 __all__ = ["differences", "load_state", "origin"]
@@ -93,10 +93,6 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     return changed, remarks
 
 
-_OPTIONS = {"lr": ("lr", "initial_lr"), "momentum": ("momentum",), "wd": ("weight_decay",)}
-"""The optimizer options that each setting determines."""
-
-
 def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_epoch: int) -> None:
     """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
@@ -114,7 +110,9 @@ def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_
     groups = trainer.optimizer.param_groups
     given = [dict(group) for group in groups]
     trainer.load_state_dict({**state, "callbacks": callbacks})
-    options = [option for name in _OPTIONS if name in changed for option in _OPTIONS[name]]
+    options = [option for name, option in RULE_OPTIONS.items() if name in changed]
+    if "lr" in options:
+        options.append("initial_lr")
     for group, before in zip(groups, given, strict=True):
         group.update({option: before[option] for option in options if option in before})
     if options and trainer.schedule is not None:

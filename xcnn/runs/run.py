@@ -17,7 +17,15 @@ from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
 from xcnn._plugins import find
 from xcnn.devices import device
-from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, making_sense
+from xcnn.errors import (
+    CheckpointError,
+    DivergedError,
+    OutOfMemoryError,
+    UsageError,
+    explained,
+    making_sense,
+    wrong_call,
+)
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -32,7 +40,7 @@ from xcnn.runs.folder import CONFIG, HISTORY, alone_in, holds_run, make_run_fold
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import differences, load_state, origin
 from xcnn.runs.saving import Checkpoints
-from xcnn.runs.settings import Config, check, plain
+from xcnn.runs.settings import RULE_OPTIONS, Config, check, plain
 from xcnn.training import (
     Callback,
     EarlyStopping,
@@ -84,6 +92,7 @@ class Result:
     interrupted: int = 0
 
 
+@explained
 def train(
     config: Config, folder: str | Path | None = None, callbacks: Sequence[Callback] = (), *, resume: bool = False
 ) -> Result:
@@ -306,6 +315,15 @@ def _code(stop: BaseException) -> int:
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     kind: Callable[..., optim.Optimizer] = find("optimizer", config.opt, optim.OPTIMIZERS)
-    options = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.wd}
-    known = inspect.signature(kind).parameters
-    return kind(parameters, **{name: value for name, value in options.items() if name in known})
+    known, options = inspect.signature(kind).parameters, dict(config.opt_options or {})
+    for name, option in RULE_OPTIONS.items():
+        if option in options:
+            raise UsageError(f"set {name} instead of the option {option}", setting="opt_options")
+        if option in known:
+            options[option] = getattr(config, name)
+        elif getattr(config, name) != getattr(Config, name):
+            raise UsageError(f"{name} is not for the optimizer {config.opt}, which has no {option}", setting=name)
+    if wrong := wrong_call(config.opt, kind, [parameters], options):
+        wrong.setting = "opt_options"
+        raise wrong
+    return kind(parameters, **options)

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from xcnn import optim
 from xcnn._check import integer, number
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, making_sense
+from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metrics, evaluate, predict
 from xcnn.training.feed import Data, Feed
@@ -30,10 +30,26 @@ class Callback:
     """Base class of callbacks of a `Trainer`; override the methods that you need.
 
     Callbacks are called in the order in which they are given, those whose class sets `comes_last` after all others.
-    Call `trainer.stop(reason)` to end training after the epoch.
+    Call `trainer.stop(reason)` to end training after the epoch. A method `on_...` that nothing calls is refused.
+
+    Attributes
+    ----------
+    comes_last : whether callbacks of this class are called after all others.
+    events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
 
     comes_last = False
+    events: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        known = {name for base in cls.__mro__ for name in vars(base).get("events", ())}
+        known |= {name for name in vars(Callback) if name.startswith("on_")}
+        for name in dir(cls):
+            if name.startswith("on_") and name not in known:
+                raise unknown(f"method of the callback {cls.__name__}", name, known)
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: "Trainer", batches: int | None, epochs: int) -> None:
         """Called before the first epoch, with the batches per epoch (None if unknown) and the last epoch."""
@@ -83,6 +99,7 @@ class Trainer:
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
     """
 
+    @explained
     def __init__(
         self,
         model: Module,
@@ -121,6 +138,7 @@ class Trainer:
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value)
         model.to(self.device)
 
+    @explained
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
@@ -147,6 +165,7 @@ class Trainer:
         self.steps += 1
         return loss
 
+    @explained
     def fit(
         self, train: Data, epochs: int = 1, validation: Data | None = None, *, until: int | None = None
     ) -> list[dict[str, Any]]:
@@ -290,10 +309,12 @@ class Trainer:
         """End `fit` after this epoch; for callbacks."""
         self.stop_reason = reason
 
+    @explained
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
         """Return loss and accuracy over a data set, in inference mode."""
         return evaluate(self.model, data, self.loss, self.device, batch_size)
 
+    @explained
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """Return the predictions for some images, on the host.
 
