@@ -1,5 +1,6 @@
 """Checkpoint files: what goes in comes out, PyTorch reads and writes them, and damage is refused with one sentence."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -53,12 +54,8 @@ def test_pytorch_lenet5_moves_both_ways(tmp_path):
         t.Flatten(), t.Linear(400, 120), t.ReLU(), t.Linear(120, 84), t.ReLU(), t.Linear(84, 10),
     )  # fmt: skip
     torch_save(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    plain = load_checkpoint(
-        tmp_path / "theirs.safetensors",
-        "lenet5",
-        lambda: {"shape": (1, 28, 28), "classes": tuple("0123456789"), "dataset": "mnist"},
-    )
-    ours = plain.build()
+    plain = load_checkpoint(tmp_path / "theirs.safetensors", "lenet5")
+    ours = dataclasses.replace(plain, shape=(1, 28, 28), classes=tuple("0123456789")).build()
     x = np.random.default_rng(0).random((16, 1, 28, 28), dtype=np.float32)
     with torch.no_grad():
         np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), atol=1e-5)

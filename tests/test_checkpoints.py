@@ -16,7 +16,7 @@ from xcnn._files import locked, replacing
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
 from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
 from xcnn.runs.checkpoint import read_checkpoint
-from xcnn.runs.saving import Interval
+from xcnn.runs.saving import interval
 from xcnn.training import Callback, EarlyStopping, Trainer
 
 
@@ -197,7 +197,7 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
 )
 def test_intervals_without_meaning(text, message):
     with pytest.raises(UsageError, match=message):
-        Interval.parse(text)
+        interval(text)
     with pytest.raises(UsageError, match="Checkpoints: keep must be an integer of at least 1, got 0"):
         Checkpoints("x", keep=0)
 

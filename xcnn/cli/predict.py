@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import Bar, note, print_json, print_table, use_threads
+from xcnn.cli._console import Bar, note, print_json, print_table
+from xcnn.cli._model import Source
 from xcnn.errors import UsageError
-from xcnn.runs import Prediction, restore
+from xcnn.runs import Prediction
 
 __all__ = ["predict"]
 
@@ -21,11 +22,7 @@ def predict(
     *images: Path,
     index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path(),
-    dataset: str | None = None,
-    data_dir: Path | None = None,
-    model: str | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
+    source: Source | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Classify image files or test images: class, probabilities, and a picture of each.
@@ -39,22 +36,11 @@ def predict(
     index
         indices of test images, counted from 0.
     out
-        folder for the pictures, `prediction-NAME.png`; by default the current folder.
-    dataset
-        data set to use instead of the one that the model was trained on.
-    data_dir
-        folder that holds the data set's files.
-    model
-        model of the weights, if the file does not name it.
-    device
-        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    threads
-        number of threads; by default all cores that the process may use. No result depends on it.
+        folder for the pictures, `prediction-NAME.png`; by default the current folder. Older pictures are replaced.
     json
         print one JSON object per image on stdout.
     """
-    use_threads(threads)
-    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=Bar())
+    restored = (source or Source()).restore(checkpoint, Bar())
     classes = restored.checkpoint.classes
     predictions = restored.predict(images, index)
     try:

@@ -179,14 +179,13 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return [_split(value, f"{name}.{index}", arrays) for index, value in enumerate(node)]
     if isinstance(node, np.generic):
         return node.item()
-    if not isinstance(node, np.ndarray):
-        if not isinstance(node, str | int | float | None):
-            raise UsageError(
-                f"{name} cannot be saved in a checkpoint: {type(node).__name__}, not a number, text or array"
-            )
+    if isinstance(node, str | int | float | None):
         return node
-    if node.dtype.kind not in "biuf":
-        raise UsageError(f"{name} cannot be saved in a checkpoint: an array of {node.dtype}")
+    if not isinstance(node, np.ndarray) or node.dtype.kind not in "biuf":
+        kind = f"an array of {node.dtype}" if isinstance(node, np.ndarray) else type(node).__name__
+        raise UsageError(
+            f"{name} cannot be saved in a checkpoint: it is {kind}, not a number, text or array of numbers"
+        )
     while name in arrays:  # keys may hold dots
         name += "'"
     arrays[name] = node
@@ -201,22 +200,21 @@ def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     CheckpointError
         If an array is missing, used twice, or left over.
     """
-    used: set[str] = set()
-    tree = _join(plain, arrays, used)
-    if unused := arrays.keys() - used:
-        raise CheckpointError(f"the training state does not say what the array {min(unused)!r} is for")
+    left = dict(arrays)
+    tree = _join(plain, left)
+    if left:
+        raise CheckpointError(f"the training state does not say what the array {min(left)!r} is for")
     return tree
 
 
-def _join(node: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
+def _join(node: Any, left: dict[str, np.ndarray]) -> Any:
     if isinstance(node, list):
-        return [_join(value, arrays, used) for value in node]
+        return [_join(value, left) for value in node]
     if not isinstance(node, dict):
         return node
     if node.keys() != {_ARRAY}:
-        return {key: _join(value, arrays, used) for key, value in node.items()}
+        return {key: _join(value, left) for key, value in node.items()}
     name = node[_ARRAY]
-    if not isinstance(name, str) or name not in arrays or name in used:
+    if not isinstance(name, str) or name not in left:
         raise CheckpointError(f"the training state refers to an array {name!r} that is not there")
-    used.add(name)
-    return arrays[name]
+    return left.pop(name)

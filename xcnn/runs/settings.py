@@ -16,7 +16,7 @@ from xcnn import data, models, optim
 from xcnn._check import integer, number
 from xcnn._plugins import is_foreign
 from xcnn.errors import UsageError, XcnnError, explained, unknown
-from xcnn.runs.saving import Interval
+from xcnn.runs.saving import interval
 
 __all__ = ["RULE_OPTIONS", "SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
 
@@ -97,7 +97,7 @@ def _options(name: str, value: Any) -> dict[str, Any]:
 
 
 def _interval(name: str, value: Any) -> str:
-    Interval.parse(value, name)
+    interval(value, name)
     return str(value)
 
 
