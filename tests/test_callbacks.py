@@ -320,7 +320,7 @@ ARRAY = r"images and targets must be arrays, got "
         (lambda trainer: trainer.evaluate([(3, 4)]), ARRAY + "int"),
         (lambda trainer: trainer.predict(None), ARRAY + "NoneType"),
         (lambda trainer: trainer.predict(np.float32(3)), r"predict: images must be \(n, \.\.\.\)"),
-        (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: needs .* got \(\) and \(\)"),
+        (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: expected .* got \(\) and \(\)"),
         (
             lambda trainer: confusion_matrix(np.zeros((2, 3)), np.asarray([0, 3])),
             "labels must be integers from 0 to 2, got 3",

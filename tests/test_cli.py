@@ -132,7 +132,7 @@ def test_one_seed_one_result(xcnn):
         (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
         (["train", "--dataset", "folder"], 2, "--data-dir is missing: the data set 'folder' needs a folder"),
-        (["train", "-o", "/dev/null/x"], 1, "cannot write into /dev/null/x: Not a directory"),
+        (["train", "-o", "/dev/null/x"], 1, "cannot create the folder /dev/null/x: Not a directory"),
         (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate"], 2, "CHECKPOINT"),

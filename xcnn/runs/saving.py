@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from xcnn.errors import UsageError, WriteError, unknown
 from xcnn.runs.checkpoint import Checkpoint, find_newest, require_finite, step_files, step_path, write_checkpoint
 from xcnn.training import Callback, Metrics, Trainer, clock
 
-__all__ = ["Checkpoints", "interval"]
+__all__ = ["Checkpoints", "alone_in", "interval"]
 
 
 _UNITS = ("steps", "epochs", "minutes")
@@ -36,6 +36,17 @@ def interval(text: Any, name: str = "every") -> tuple[float, str]:
     if count <= 0 or (unit != "minutes" and count != int(count)):
         raise UsageError(f"{name} must be a whole number of {unit} above 0, or minutes above 0, got {text!r}")
     return count, unit
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock of a folder inside a `with`; `otherwise` is the error if another process holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, otherwise))
+        except OSError as error:
+            raise WriteError(f"cannot write into {folder}: {error.strerror or error}") from None
+        yield
 
 
 class Checkpoints(Callback):
@@ -92,10 +103,7 @@ class Checkpoints(Callback):
         """Lock the folder, remove temporary files of killed processes, and save the first checkpoint."""
         self._epochs, self._saved_at = epochs, clock()
         make_folder(self.folder)
-        try:
-            self._held.enter_context(locked(self.folder, f"another process is writing checkpoints into {self.folder}"))
-        except OSError as error:
-            raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        self._held.enter_context(alone_in(self.folder, f"another process is writing checkpoints into {self.folder}"))
         sweep(self.folder)
         if self._step is None:
             if step_files(self.folder):

@@ -24,26 +24,15 @@ Function = Callable[..., tuple[Any, Backward]]
 
 
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
-    """Return the results of a batch as numbers of Python, waiting for the device once.
+    """Return loss and number of correct answers of a batch as Python numbers, and whether all gradients are finite.
 
-    Parameters
-    ----------
-    loss : a number, or an array of one.
-    right : the number of correct answers (exact below 2**24), in the same form, or None.
-    gradients : floating-point arrays; None is skipped.
-
-    Returns
-    -------
-    The loss, the number of correct answers, and whether all gradients are finite.
+    The host waits for the device once. The arguments may be arrays with one entry, the count below 2**24, or None.
     """
     there = [array for array in gradients if array is not None]
     first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
     if on_host(first):
-        finite = True
-        for array in there:
-            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # the fastest sum that NumPy has
-                finite = False
-                break
+        # The fastest sum that NumPy has; it may overflow.
+        finite = all(math.isfinite(np.vdot(array, array)) or _finite(array) for array in there)
         return float(loss), None if right is None else int(right), finite
     xp = namespace_of(first)
     # In the dtype of the loss, to keep its bits; half precision cannot hold the counts.
@@ -63,10 +52,7 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
 
 @body
 def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
-    """Return one number per array, in one array, that is finite only if all numbers of that array are.
-
-    It may overflow even if they are; then the array itself must be checked.
-    """
+    """Return the sum of each array, in one array. It is finite only if all entries are, but may overflow."""
     with np.errstate(all="ignore"):  # for libraries that compute with NumPy
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
@@ -91,13 +77,7 @@ def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) 
     """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
     Buffers and random streams must have their state from before the batch; they change. All gradients are cleared.
-
-    Parameters
-    ----------
-    model : the network.
-    loss : `(output, target) -> (loss, backward)`.
-    value : the loss; if it is finite, a gradient must not be.
-    x, y : the batch, on the device.
+    `value` is the loss; if it is finite, a gradient is not.
     """
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"

@@ -33,10 +33,10 @@ class Epoch:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Epoch":
         """Return the epoch from which `dataclasses.asdict` made this state."""
-        seen = state["metrics"]
+        seen, settings = state["metrics"], state["settings"]
         right = None if seen["correct"] is None else count(seen["correct"])
         metrics = Metrics(count(seen["images"]), float(seen["loss_sum"]), right)
-        settings = None if state["settings"] is None else dict(state["settings"])
+        settings = None if settings is None else dict(settings)
         return cls(settings, count(state["batch"]), float(state["seconds"]), metrics)
 
 

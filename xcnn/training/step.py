@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,20 @@ from xcnn.training.memory import memory_error, ran_out
 __all__ = ["Step"]
 
 
+@dataclass
 class Step:
-    """The step of a `Trainer`; the arguments are those of `Trainer`."""
+    """The step of a `Trainer`; the fields are its arguments."""
 
-    def __init__(
-        self,
-        model: Module,
-        optimizer: optim.Optimizer,
-        loss: Loss,
-        device: Device,
-        schedule: optim.Schedule | None,
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
-        self.model, self.optimizer, self.loss, self.device, self.schedule = model, optimizer, loss, device, schedule
-        self.clip_norm, self.clip_value = clip_norm, clip_value
+    model: Module
+    optimizer: optim.Optimizer
+    loss: Loss
+    device: Device
+    schedule: optim.Schedule | None
+    clip_norm: float | None
+    clip_value: float | None
+
+    def __post_init__(self) -> None:
+        model = self.model
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")

@@ -311,7 +311,20 @@ class Trainer:
 
     @explained
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
-        """Return loss and accuracy over a data set, in inference mode."""
+        """Return loss and accuracy over a data set, in inference mode.
+
+        Parameters
+        ----------
+        data : as `train` in `fit`; a data set is taken in order and without augmentation.
+        batch_size : images at a time, for a data set.
+
+        Raises
+        ------
+        DataError
+            If there is no batch.
+        OutOfMemoryError
+            If a batch is too large.
+        """
         return evaluate(self.model, data, self.loss, self.device, batch_size)
 
     @explained
