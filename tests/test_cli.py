@@ -428,7 +428,7 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
     assert code == 2
-    assert "the model knows the classes a$^$, b, folder has a$^$, c" in err
+    assert "the model has the classes a$^$, b, folder has a$^$, c" in err
 
 
 def test_help_names_every_choice(xcnn):

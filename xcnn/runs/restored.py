@@ -69,7 +69,7 @@ class Restored:
             )
         if self.dataset == self.checkpoint.dataset and test.classes != classes:
             raise UsageError(
-                f"the model knows the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
+                f"the model has the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
             )
         return test
 

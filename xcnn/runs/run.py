@@ -131,7 +131,7 @@ def train(
         sweep(where)  # temporary files of killed processes; `Checkpoints` sweeps its own folder
         run.open(where)
         if resume:
-            run.go_on()
+            run.resume()
         with replacing(where / CONFIG) as temporary:
             temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
         try:
@@ -209,7 +209,7 @@ class _Run:
         """Return whether a checkpoint later than the first exists."""
         return self.newest != step_path(self.checkpoints.folder, 0)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Load the newest complete checkpoint into the trainer."""
         found = self.checkpoints.find(self.tell)
         if found is None:

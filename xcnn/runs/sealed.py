@@ -141,7 +141,7 @@ def _entries(path: Path, head: bytes, tensors: dict[str, np.ndarray], metadata: 
             raise ValueError(f"its metadata have no {min(missing)}")
         entries = {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}
         if entries["tensors"].keys() != tensors.keys():
-            raise ValueError("its list of tensors is another")
+            raise ValueError("its list of tensors does not match")
         for name, tensor in tensors.items():  # before the header, as this error names the tensor
             if entries["tensors"][name] != _sha256(tensor):
                 raise ValueError(f"{name} is not as it was written")

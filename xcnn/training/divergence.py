@@ -127,7 +127,7 @@ def _reason(layer: Module, x: Any) -> str:
 
 def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
     """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
-    ruined = [name for name, slot in model.named_parameters() if not _finite(slot.grad)]
+    bad = [name for name, slot in model.named_parameters() if not _finite(slot.grad)]
     model.zero_grad()
     found: list[str] = []
 
@@ -139,12 +139,12 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
 
             def watched(dy: Any, need_dx: bool = True) -> Any:
                 if not found and not _finite(dy):
-                    found.append(f"{called} was given the first, that of its output")
+                    found.append(f"the first one is that of the output of {called}")
                 dx = backward(dy, need_dx)
                 made = {**{key: slot.grad for key, slot in layer.named_parameters()}, "input": dx}
                 for key, grad in made.items():
                     if not found and not _finite(grad):
-                        found.append(f"{called} gave the first, that of its {key}")
+                        found.append(f"the first one is that of the {key} of {called}")
                 return dx
 
             return y, watched
@@ -155,10 +155,10 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
         output, backward = model.forward(x, train=True)
         dy = loss(output, y)[1]()[0]
         if not _finite(dy):
-            found.append("the loss gave the first, that of the model's output")
+            found.append("the first one is that of the model's output, from the loss")
         backward(dy, need_dx=False)
     model.zero_grad()
-    return next(iter(found), f"{ruined[-1]} has the first")
+    return next(iter(found), f"the first one is that of {bad[-1]}")
 
 
 def _called(name: str, layer: Module) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from xcnn import optim
 from xcnn._check import integer, number
+from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
@@ -21,9 +22,16 @@ from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
 from xcnn.training.state import Epoch, count, record
 from xcnn.training.step import Step
-from xcnn.training.timing import clock
 
-__all__ = ["Callback", "Trainer"]
+__all__ = ["Callback", "Trainer", "clock"]
+
+
+def clock() -> float:
+    """Return the time in seconds since an arbitrary start. The clock stands still while kernels are compiled.
+
+    Compiling happens once on a machine, at the first call of each kernel, and says nothing about the speed of training.
+    """
+    return COMPILATION.clock()
 
 
 class Callback:
@@ -228,7 +236,7 @@ class Trainer:
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             with self.device.active(), delayed_signals() as check_signals:
 
-                def go_on() -> None:
+                def interrupt() -> None:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
@@ -238,11 +246,11 @@ class Trainer:
                         raise
 
                 for epoch in range(first + 1, last + 1):
-                    record = self._train_epoch(epoch, feed, held_out, go_on)
+                    record = self._train_epoch(epoch, feed, held_out, interrupt)
                     self.history.append(record)
                     for callback in self.callbacks:
                         callback.on_epoch_end(self, record)
-                    go_on()
+                    interrupt()
                     if self.stop_reason:
                         break
         except BaseException:
@@ -273,7 +281,7 @@ class Trainer:
         return any(given_up)
 
     def _train_epoch(
-        self, epoch: int, feed: Feed, validation: Feed | None, go_on: Callable[[], None]
+        self, epoch: int, feed: Feed, validation: Feed | None, interrupt: Callable[[], None]
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
@@ -287,7 +295,7 @@ class Trainer:
             self.steps += 1
             for callback in self.callbacks:
                 callback.on_batch_end(self, epoch, now.batch, metrics)
-            go_on()
+            interrupt()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
