@@ -236,7 +236,7 @@ class Trainer:
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             with self.device.active(), delayed_signals() as check_signals:
 
-                def interrupt() -> None:
+                def raise_if_interrupted() -> None:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
@@ -246,11 +246,11 @@ class Trainer:
                         raise
 
                 for epoch in range(first + 1, last + 1):
-                    record = self._train_epoch(epoch, feed, held_out, interrupt)
+                    record = self._train_epoch(epoch, feed, held_out, raise_if_interrupted)
                     self.history.append(record)
                     for callback in self.callbacks:
                         callback.on_epoch_end(self, record)
-                    interrupt()
+                    raise_if_interrupted()
                     if self.stop_reason:
                         break
         except BaseException:
@@ -281,7 +281,7 @@ class Trainer:
         return any(given_up)
 
     def _train_epoch(
-        self, epoch: int, feed: Feed, validation: Feed | None, interrupt: Callable[[], None]
+        self, epoch: int, feed: Feed, validation: Feed | None, raise_if_interrupted: Callable[[], None]
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
@@ -295,7 +295,7 @@ class Trainer:
             self.steps += 1
             for callback in self.callbacks:
                 callback.on_batch_end(self, epoch, now.batch, metrics)
-            interrupt()
+            raise_if_interrupted()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
