@@ -108,22 +108,14 @@ def train(
     if result.note:
         note(f"stopped early: {result.note}")
     if json:
-        print_json(
-            {
-                "test_accuracy": result.test_accuracy,
-                "test_loss": result.test_loss,
-                "seconds": result.seconds,
-                "checkpoint_seconds": result.checkpoint_seconds,
-                "compile_seconds": COMPILATION.seconds,
-                "device": result.device,
-                "checkpoint": str(result.checkpoint),
-            }
-        )
+        record = {key: getattr(result, key) for key in ("test_accuracy", "test_loss", "seconds", "checkpoint_seconds")}
+        record |= {"compile_seconds": COMPILATION.seconds, "device": result.device}
+        print_json({**record, "checkpoint": str(result.checkpoint)})
     else:
         rows = [
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
-            ("training time", f"{result.seconds:.1f} s on {result.device}{_saving(result)}{_compiling()}"),
+            ("training time", _time(result)),
             ("checkpoint", result.checkpoint),
             ("everything else", f"{result.folder}/"),
         ]
@@ -171,13 +163,11 @@ def _folder(resume: str) -> Path:
     return latest_run() if resume == "latest" else Path(resume)
 
 
-def _saving(result: Result) -> str:
+def _time(result: Result) -> str:
     share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # too short to measure
-    return f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
-
-
-def _compiling() -> str:
-    return f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
+    saving = f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
+    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
+    return f"{result.seconds:.1f} s on {result.device}{saving}{compiling}"
 
 
 def _draw(result: Result, config: Config) -> None:

@@ -162,13 +162,7 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, damaged or not a safetensors file.
-    """
+    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty."""
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
@@ -187,15 +181,7 @@ def step_files(folder: Path) -> dict[int, Path]:
 def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: None) -> tuple[int, Checkpoint] | None:
     """Return the newest complete checkpoint in a folder with its number of steps; None if there are no checkpoints.
 
-    Parameters
-    ----------
-    folder : the folder of the checkpoints.
-    tell : called with a sentence for each newer checkpoint that is damaged.
-
-    Raises
-    ------
-    CheckpointError
-        If there are checkpoints but all are damaged.
+    `tell` is called with a sentence for each newer one that is damaged. If all are, a CheckpointError is raised.
     """
     files, reasons = step_files(folder), []
     for steps in reversed(files):

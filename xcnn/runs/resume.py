@@ -36,13 +36,7 @@ def _sha256(dataset: Dataset) -> str:
 
 
 def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) -> tuple[set[str], list[str]]:
-    """Compare a checkpoint with the run that resumes from it.
-
-    Parameters
-    ----------
-    checkpoint : the checkpoint.
-    config : the settings of the resumed run.
-    here : the `origin` of the resumed run.
+    """Compare a checkpoint with the settings and the `origin` of the run that resumes from it.
 
     Returns
     -------
@@ -51,15 +45,12 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     Raises
     ------
     UsageError
-        If a setting that must not change or the training or validation images have changed, or if `epochs` is less
-        than the number of epochs begun.
+        If something has changed that must not, or `epochs` is less than the number of epochs begun.
     """
     before, now = checkpoint.config, plain(config)
     changed = {name for name in SETTINGS if before.get(name) != now[name]}
     remarks = []
-    for name, setting in SETTINGS.items():
-        if name not in changed:
-            continue
+    for name, setting in ((name, row) for name, row in SETTINGS.items() if name in changed):
         if setting.fixed:
             raise UsageError(
                 f"{name} cannot change in a resumed run, as {setting.fixed}: it was {before.get(name)}, "
@@ -96,13 +87,8 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
 def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_epoch: int) -> None:
     """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
-    Parameters
-    ----------
-    trainer : built from the settings.
-    state : the training state of the checkpoint.
-    changed : the names of the settings that have changed.
-    best_epoch : the epoch of the best weights on disk; 0 if there are none. If the state holds another, the next epoch
-        counts as the best so far.
+    `best_epoch` is the epoch of the best weights on disk, or 0. If the state has another, the next epoch counts as the
+    best so far.
     """
     callbacks = dict(state["callbacks"])
     if callbacks.get("KeepBest", {}).get("best_epoch") != best_epoch:

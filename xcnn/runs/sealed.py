@@ -8,9 +8,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,36 +29,15 @@ _DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
 """The dtypes of NumPy by their names in safetensors files."""
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """The content of a safetensors file.
-
-    Attributes
-    ----------
-    tensors : host arrays by name.
-    entries : the parsed JSON texts of the metadata; empty for a file that was not written by xcnn.
-    """
+class Sealed(NamedTuple):
+    """The content of a safetensors file. Without `entries`, the parsed metadata, it was not written by xcnn."""
 
     tensors: dict[str, np.ndarray]
     entries: dict[str, Any]
 
 
 def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> None:
-    """Write a sealed file atomically, without copying all tensors at once.
-
-    Parameters
-    ----------
-    path : the file, replaced if it exists.
-    tensors : host arrays by name.
-    entries : JSON values by name.
-
-    Raises
-    ------
-    WriteError
-        If the file cannot be written.
-    UsageError
-        If safetensors has no name for the dtype of an array.
-    """
+    """Write host arrays and JSON values to a sealed file, atomically and without copying all arrays at once."""
     # The widest dtypes first, so that each tensor is aligned.
     arrays = {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))}
     metadata = {name: json.dumps(entry) for name, entry in entries.items()}
@@ -93,15 +71,7 @@ def _sha256(array: np.ndarray) -> str:
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Read a sealed file, or any other safetensors file, whose content is not checked.
-
-    The tensors share one buffer, so that reading takes the memory of the file once.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, incomplete, not a safetensors file, or damaged; the message names the damaged tensor.
-    """
+    """Read and check a sealed file, or read any other safetensors file, in the memory of the file once."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
@@ -193,13 +163,7 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Restore the tree that `pack` has split. Tuples become lists, and keys strings.
-
-    Raises
-    ------
-    CheckpointError
-        If an array is missing, used twice, or left over.
-    """
+    """Restore the tree that `pack` has split, with lists for tuples and strings for keys; use every array once."""
     left = dict(arrays)
     tree = _join(plain, left)
     if left:

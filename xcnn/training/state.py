@@ -15,15 +15,7 @@ RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "
 
 @dataclass
 class Epoch:
-    """An unfinished epoch.
-
-    Attributes
-    ----------
-    settings : the `Loader.settings()` that determine its batches; None if they do not come from a `Loader`.
-    batch : the number of batches done.
-    seconds : the time that they took.
-    metrics : their metrics.
-    """
+    """An unfinished epoch: the `Loader.settings()`, if any, the number of batches done, their time and metrics."""
 
     settings: dict[str, Any] | None = None
     batch: int = 0

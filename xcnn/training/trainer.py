@@ -231,8 +231,7 @@ class Trainer:
             self._feeds = [feed] if held_out is None else [feed, held_out]
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
-            for callback in self.callbacks:
-                callback.on_fit_start(self, feed.length, last)
+            self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             with self.device.active(), delayed_signals() as check_signals:
 
@@ -240,16 +239,14 @@ class Trainer:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
-                        for callback in self.callbacks:
-                            callback.on_interrupt(self)
+                        self._call("on_interrupt")
                         self.interrupted = True
                         raise
 
                 for epoch in range(first + 1, last + 1):
                     record = self._train_epoch(epoch, feed, held_out, raise_if_interrupted)
                     self.history.append(record)
-                    for callback in self.callbacks:
-                        callback.on_epoch_end(self, record)
+                    self._call("on_epoch_end", record)
                     raise_if_interrupted()
                     if self.stop_reason:
                         break
@@ -275,10 +272,13 @@ class Trainer:
         if errors:
             raise errors[0]
 
+    def _call(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *arguments)
+
     def _make_room(self) -> bool:
         """Free the copies of data sets on the device, and return whether there were any."""
-        given_up = [feed.give_up() for feed in self._feeds]
-        return any(given_up)
+        return any([feed.give_up() for feed in self._feeds])  # noqa: C419  # each of them
 
     def _train_epoch(
         self, epoch: int, feed: Feed, validation: Feed | None, raise_if_interrupted: Callable[[], None]
@@ -293,8 +293,7 @@ class Trainer:
             metrics.add(images, loss, right)
             now.batch, now.seconds = now.batch + 1, clock() - start
             self.steps += 1
-            for callback in self.callbacks:
-                callback.on_batch_end(self, epoch, now.batch, metrics)
+            self._call("on_batch_end", epoch, now.batch, metrics)
             raise_if_interrupted()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
