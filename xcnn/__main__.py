@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command that `sys.argv` holds, and return its exit code."""
-    # First of all: nothing but the start of Python itself comes before. Background jobs ignore SIGINT.
+    # First of all, before anything else is imported. In the background, a shell has SIGINT ignored.
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heard:
         signal.signal(signal.SIGINT, _leave)

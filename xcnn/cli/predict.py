@@ -80,7 +80,7 @@ def predict(
 
 def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
     """Return a file name for the picture of each image; images of the same name are numbered."""
-    names: dict[str, str] = {}  # by their lower case, since some file systems know no other
+    names: dict[str, str] = {}  # by their lower case, as some file systems ignore the case
     for one in predictions:
         stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
         numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))

@@ -53,7 +53,7 @@ def make_run_folder(folder: Path | None, config: Config) -> Path:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run that has learned nothing."""
+    """Remove the files of a run, and the folder if nothing else is in it."""
     for name in (*_FILES, ".lock"):
         with contextlib.suppress(OSError):  # Windows does not remove open files
             (folder / name).unlink(missing_ok=True)

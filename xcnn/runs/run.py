@@ -233,7 +233,7 @@ class _Run:
             self.tell("nothing is left to train; raise epochs, or patience if the run has stopped early")
 
     def _best_epoch(self, kept: Any) -> int:
-        """Return the epoch of the best weights on disk; 0 if the checkpoint knows of none or they are lost."""
+        """Return the epoch of the best weights on disk; 0 if the checkpoint names none or they are lost."""
         if not kept or not kept["best_epoch"]:
             return 0
         try:

@@ -19,8 +19,7 @@ from xcnn.nn._observe import observing
 
 __all__ = ["divergence", "look"]
 
-Backward = Callable[..., Any]
-Function = Callable[..., tuple[Any, Backward]]
+Function = Callable[..., tuple[Any, Any]]
 
 
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
@@ -32,7 +31,7 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
     first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
     if on_host(first):
         # The fastest sum that NumPy has; it may overflow.
-        finite = all(math.isfinite(np.vdot(array, array)) or _finite(array) for array in there)
+        finite = all(math.isfinite(np.vdot(array, array)) or not _nan_or_inf(array) for array in there)
         return float(loss), None if right is None else int(right), finite
     xp = namespace_of(first)
     # In the dtype of the loss, to keep its bits; half precision cannot hold the counts.
@@ -47,7 +46,7 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
         right = int(right if on_host(right) else seen.pop(0))
     if not math.isfinite(value):
         return value, right, False
-    return value, right, all(math.isfinite(total) or _finite(a) for a, total in zip(there, seen, strict=True))
+    return value, right, all(math.isfinite(total) or not _nan_or_inf(a) for a, total in zip(there, seen, strict=True))
 
 
 @body
@@ -57,12 +56,7 @@ def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
 
-def _finite(value: Any) -> bool:
-    """Return whether an array, or each array of a tuple, holds finite numbers only."""
-    return not _strange(value)
-
-
-def _strange(value: Any) -> str:
+def _nan_or_inf(value: Any) -> str:
     """Return "nan" or "inf" if an array, or one of a tuple, holds one; otherwise an empty string."""
     for array in value if isinstance(value, tuple | list) else (value,):
         if array is None:
@@ -82,7 +76,7 @@ def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) 
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"
     for kind, array in (("images", x), ("targets", y)):
-        if odd := _strange(array):
+        if odd := _nan_or_inf(array):
             return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
     with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers
         found = _first_number(model, x) if lost else _first_gradient(model, loss, x, y)
@@ -98,7 +92,7 @@ def _first_number(model: Module, x: Array) -> str:
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, backward = forward(x, train)
-            if not found and not _finite(y):
+            if not found and _nan_or_inf(y):
                 found.append(
                     f"{_called(name, layer)} returned the first numbers that are not finite{_reason(layer, x)}"
                 )
@@ -110,7 +104,7 @@ def _first_number(model: Module, x: Array) -> str:
         output, _ = model.forward(x, train=True)
     if found:
         return found[0]
-    if not _finite(output):
+    if _nan_or_inf(output):
         return "the model's output is not finite, though every layer's is"
     return "every layer's output is finite, so the loss itself is the first number that is not"
 
@@ -118,16 +112,16 @@ def _first_number(model: Module, x: Array) -> str:
 def _reason(layer: Module, x: Any) -> str:
     """Describe the weights and the input of a layer whose output is not finite."""
     for name, parameter in layer.named_parameters():
-        if odd := _strange(parameter.data):
+        if odd := _nan_or_inf(parameter.data):
             return f": its {name} holds {odd}"
-    if odd := _strange(x):
+    if odd := _nan_or_inf(x):
         return f": its input holds {odd}"
     return ", from finite inputs and weights" if any(layer.named_parameters()) else ", from finite inputs"
 
 
 def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
     """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
-    bad = [name for name, slot in model.named_parameters() if not _finite(slot.grad)]
+    bad = [name for name, slot in model.named_parameters() if _nan_or_inf(slot.grad)]
     model.zero_grad()
     found: list[str] = []
 
@@ -138,12 +132,12 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
             y, backward = forward(x, train)
 
             def watched(dy: Any, need_dx: bool = True) -> Any:
-                if not found and not _finite(dy):
+                if not found and _nan_or_inf(dy):
                     found.append(f"the first one is that of the output of {called}")
                 dx = backward(dy, need_dx)
                 made = {**{key: slot.grad for key, slot in layer.named_parameters()}, "input": dx}
                 for key, grad in made.items():
-                    if not found and not _finite(grad):
+                    if not found and _nan_or_inf(grad):
                         found.append(f"the first one is that of the {key} of {called}")
                 return dx
 
@@ -154,7 +148,7 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
     with observing(model, observer):
         output, backward = model.forward(x, train=True)
         dy = loss(output, y)[1]()[0]
-        if not _finite(dy):
+        if _nan_or_inf(dy):
             found.append("the first one is that of the model's output, from the loss")
         backward(dy, need_dx=False)
     model.zero_grad()

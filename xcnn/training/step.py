@@ -97,9 +97,9 @@ class Step:
             # Ops that cannot check labels without waiting for the device return NaN for invalid ones.
             if self.loss.classifies and y.ndim == 1:
                 labels = to_numpy(y)
-                strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
-                if strange.size:
-                    return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
+                wrong = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
+                if wrong.size:
+                    return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {output.shape[1] - 1}")
             return divergence(self.model, self.loss.function, value, x, y)
         finally:
             self.model.zero_grad()
