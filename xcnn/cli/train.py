@@ -50,7 +50,8 @@ _PARAMETERS = {
 
 def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     parameter = Parameter(help=SETTINGS[row.name].help, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
-    hint = tuple[str, ...] | None if row.name == "opt_options" else row.type  # Cyclopts takes one dict only
+    # Cyclopts takes a flag whose hint is a dict only once.
+    hint = tuple[str, ...] | None if row.name == "opt_options" else row.type
     return row.name, Annotated[hint, parameter], dataclasses.field(default=row.default)
 
 
