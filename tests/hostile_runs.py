@@ -64,7 +64,8 @@ def seal(tensors: dict[str, np.ndarray], texts: dict[str, str]) -> bytes:
     """Seal a file as a hostile writer would: all its checksums are right."""
     sums = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()}
     content = save(tensors, texts | {"tensors": json.dumps(sums), "sha256": "0" * 64})
-    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
+    header = content[: 8 + int.from_bytes(content[:8], "little")]
+    return content.replace(b"0" * 64, hashlib.sha256(header).hexdigest().encode(), 1)
 
 
 def mend_seal(content: bytes) -> bytes:

@@ -146,7 +146,7 @@ def defined(tree: ast.Module) -> Iterator[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
             names = [name for name in names if name.islower() or (name.isupper() and len(name) > 1)]
-        yield from (name for name in names if not name.startswith("_"))
+        yield from (name for name in names if not name.startswith("_") and name != "TYPE_CHECKING")
 
 
 @every_module

@@ -13,7 +13,7 @@ from resumable import batches, loader, make_trainer, small_digits
 
 from xcnn import data, optim
 from xcnn.errors import ShapeError, UsageError, WriteError
-from xcnn.runs import Checkpoints
+from xcnn.runs import Checkpoints, Reporter
 from xcnn.training import (
     LOSSES,
     Callback,
@@ -70,6 +70,56 @@ def test_batches_of_a_generator_are_not_counted(digits):
 def test_training_data_of_a_wrong_type_is_named(train, says):
     with pytest.raises(UsageError, match=says):
         make_trainer().fit(train)
+
+
+def test_a_method_that_nothing_calls_is_refused():
+    says = r"^unknown method of the callback Mine 'on_epochs_end'; did you mean 'on_epoch_end'\?"
+    with pytest.raises(UsageError, match=says):
+
+        class Mine(Callback):
+            def on_epochs_end(self, trainer, record):
+                pass
+
+    with pytest.raises(UsageError, match="unknown method of the callback Noted 'on_note'"):
+
+        class Noted(Callback):  # not a Reporter
+            def on_note(self, message):
+                pass
+
+    class Tuning(Callback):
+        events = ("on_trial",)
+
+        def on_trial(self, number):
+            pass
+
+    class Quiet(Tuning, Reporter):
+        def on_trial(self, number):
+            pass
+
+        def on_note(self, message):
+            pass
+
+    Quiet().on_trial(3)
+
+
+def test_wrong_arguments_are_answered_with_the_nearest(digits):
+    trainer = make_trainer()
+    for call, says in [
+        (lambda: trainer.fit(batches(digits[0]), epoch=1), "fit: no argument 'epoch'; did you mean 'epochs'?"),
+        (lambda: trainer.fit(), "fit: missing a required argument: 'train'"),
+        (lambda: trainer.evaluate(digits[0], batch=3), "evaluate: no argument 'batch'; did you mean 'batch_size'?"),
+        (lambda: trainer.predict(digits[0], batch=3), "predict: no argument 'batch'; did you mean 'batch_size'?"),
+        (lambda: trainer.step(3), "step: missing a required argument: 'y'"),
+        (lambda: Trainer(trainer.model, optimiser=3), "Trainer: no argument 'optimiser'; did you mean 'optimizer'?"),
+        (lambda: EarlyStopping(patient=3), "EarlyStopping: no argument 'patient'; did you mean 'patience'?"),
+        (lambda: HistoryFile(), "HistoryFile: missing a required argument: 'path'"),
+        (lambda: Checkpoints("x", evry="1epoch"), "Checkpoints: no argument 'evry'; did you mean 'every'?"),
+        (lambda: Loss(functio=3), "Loss: no argument 'functio'; did you mean 'function'?"),
+        (lambda: Fails(), "Fails: missing a required argument: 'message'"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert str(caught.value).startswith(says)
 
 
 def test_fit_inside_a_callback_is_refused(digits):
@@ -270,7 +320,7 @@ ARRAY = r"images and targets must be arrays, got "
         (lambda trainer: trainer.evaluate([(3, 4)]), ARRAY + "int"),
         (lambda trainer: trainer.predict(None), ARRAY + "NoneType"),
         (lambda trainer: trainer.predict(np.float32(3)), r"predict: images must be \(n, \.\.\.\)"),
-        (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: needs .* got \(\) and \(\)"),
+        (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: expected .* got \(\) and \(\)"),
         (
             lambda trainer: confusion_matrix(np.zeros((2, 3)), np.asarray([0, 3])),
             "labels must be integers from 0 to 2, got 3",

@@ -16,7 +16,7 @@ from xcnn._files import locked, replacing
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
 from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
 from xcnn.runs.checkpoint import read_checkpoint
-from xcnn.runs.saving import Interval
+from xcnn.runs.saving import interval
 from xcnn.training import Callback, EarlyStopping, Trainer
 
 
@@ -197,7 +197,7 @@ def test_every_field_of_a_checkpoint_survives(digits, tmp_path):
 )
 def test_invalid_intervals_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
-        Interval.parse(text)
+        interval(text)
     with pytest.raises(UsageError, match="Checkpoints: keep must be an integer of at least 1, got 0"):
         Checkpoints("x", keep=0)
 
@@ -314,3 +314,20 @@ def test_a_file_has_the_mode_of_any_new_file(tmp_path, monkeypatch):
         temporary.unlink()
         temporary.touch(0o600)
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_restoring_takes_the_memory_of_the_weights_twice(tmp_path):
+    """Once for the file, and once for the model: its old weights are given up one by one, as the new ones arrive."""
+
+    def trainer():
+        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))
+        return Trainer(model, optim.SGD(model.parameters(), lr=0.1), "mse_loss")
+
+    saved = Checkpoints(tmp_path)
+    saved.save(trainer())
+    assert saved.newest is not None
+    tracemalloc.start()
+    Checkpoints(tmp_path).restore(trainer())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.3 * saved.newest.stat().st_size

@@ -101,6 +101,9 @@ def test_one_seed_one_result(xcnn):
         (["train", "--epochs", "0"], 2, "--epochs must be an integer from 1 to 1000000000, got 0"),
         (["train", "--batch-size", "0"], 2, "--batch-size must be an integer from 1 to 1000000000, got 0"),
         (["train", "--lr", "nan"], 2, "--lr must be a number in (0, inf), got nan"),
+        (["train", "--momentum", "0.5"], 2, "--momentum is not for the optimizer adam, which has no momentum"),
+        (["train", "--opt-options", "nesterov"], 2, "opt_options must be NAME=VALUE, got 'nesterov'"),
+        (["train", "--opt-options", "beta=1"], 2, "--opt-options: adam: no argument 'beta'; did you mean 'betas'?"),
         (["train", "--seed", "-1"], 2, "--seed must be an integer from 0 to "),
         (["train", "--validation", "1"], 2, "--validation must be a number in [0, 1), got 1.0"),
         (["train", "--patience", "3", "--validation", "0"], 2, "--patience needs validation images"),
@@ -129,7 +132,7 @@ def test_one_seed_one_result(xcnn):
         (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
         (["train", "--dataset", "folder"], 2, "--data-dir is missing: the data set 'folder' needs a folder"),
-        (["train", "-o", "/dev/null/x"], 1, "cannot write into /dev/null/x: Not a directory"),
+        (["train", "-o", "/dev/null/x"], 1, "cannot create the folder /dev/null/x: Not a directory"),
         (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate"], 2, "CHECKPOINT"),
@@ -276,6 +279,41 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
     assert f"three.png: class {first['class']}" in out
 
 
+def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
+    _, test = data.load("digits")
+    files = ["a/x.png", "b/x.png", "x-2.png", "X.png", "b/x.bmp"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.fromarray(test.images[3, 0]).save(tmp_path / file)
+    code, out, _ = xcnn("predict", checkpoint, *files, "--json", "-o", "out")
+    pictures = [json.loads(line)["picture"] for line in out.splitlines()]
+    assert code == 0
+    assert len({picture.casefold() for picture in pictures}) == len(files)
+    assert sorted(f"out/{path.name}" for path in (tmp_path / "out").iterdir()) == sorted(pictures)
+
+
+def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
+    flags = [
+        "--opt",
+        "sgd",
+        "--opt-options",
+        "nesterov=true",
+        "--opt-options",
+        "dampening=0.0",
+        "--augment",
+        "flip,crop",
+    ]
+    assert xcnn(*QUICK[:3], "--epochs", "1", *flags, "-o", "a")[0] == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["opt_options"] == {"nesterov": True, "dampening": 0.0}
+    assert xcnn("train", "--config", "a/config.json", "-o", "b")[0] == 0
+    assert (tmp_path / "b" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
+    (tmp_path / "c.toml").write_text('model = "report"\nepochs = 1\nopt_options = {betas = [0.8, 0.9]}\n')
+    assert xcnn("train", "--config", "c.toml", "-o", "c")[0] == 0
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["opt_options"] == {"betas": [0.8, 0.9]}
+    assert xcnn("train", "--resume", "a", "--epochs", "2")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
@@ -390,7 +428,7 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
     assert code == 2
-    assert "the model knows the classes a$^$, b, folder has a$^$, c" in err
+    assert "the model has the classes a$^$, b, folder has a$^$, c" in err
 
 
 def test_help_names_every_choice(xcnn):
@@ -428,6 +466,23 @@ def test_interrupt_elsewhere_is_said(xcnn, monkeypatch):
 
     monkeypatch.setattr(sys.modules["xcnn.cli.datasets"], "print_table", interrupted)
     assert xcnn("datasets") == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupt_is_heard_before_anything_else_is_imported():
+    """The first import after those of the command's own two files, and of what every program has, brings Ctrl-C."""
+    script = """
+import importlib, os, signal, sys
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("xcnn", "xcnn.__main__"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+from xcnn.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script, "models"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

@@ -200,7 +200,7 @@ class Own(nn.Module):
 def test_what_a_container_computes_is_not_blamed_on_its_layers():
     for model, message in (
         (Own(forward=np.float32(np.nan)), "the loss is nan: the model's output is not finite, though every layer's is"),
-        (Own(backward=np.float32(np.nan)), ": layer linear (Linear) was given the first, that of its output"),
+        (Own(backward=np.float32(np.nan)), ": the first one is that of the output of layer linear (Linear)"),
     ):
         assert message in fails(trainer_of(nn.Sequential(nn.Flatten(), model)), *batch()).replace("1.linear", "linear")
 
@@ -230,7 +230,7 @@ def test_a_gradient_that_is_not_finite_names_the_layer_where_that_begins(backend
     model[4].backward_factor = float("inf")
     message = fails(trainer, *batch(1))
     assert message.startswith("a gradient is not finite, the loss is ")
-    assert message.endswith(f": layer 4 (Times) gave the first, that of its input{ADVICE}")
+    assert message.endswith(f": the first one is that of the input of layer 4 (Times){ADVICE}")
 
 
 @overflows
@@ -241,7 +241,7 @@ def test_a_weight_whose_gradient_overflows_is_named():
     put("2.weight", 100.0)(model)
     x, y = np.full((4, 1, 2, 2), 3e38, np.float32), np.zeros((4, 1), np.float32)
     message = fails(trainer_of(model, loss="mse_loss"), x, y)
-    assert message.endswith(f": layer 1 (Linear) gave the first, that of its weight{ADVICE}")
+    assert message.endswith(f": the first one is that of the weight of layer 1 (Linear){ADVICE}")
 
 
 def test_a_loss_may_give_the_first_gradient_that_is_not_finite():
@@ -249,7 +249,9 @@ def test_a_loss_may_give_the_first_gradient_that_is_not_finite():
         value, backward = ops.cross_entropy(output, target)
         return value, lambda: (backward()[0] * np.float32(np.nan),)
 
-    assert ": the loss gave the first, that of the model's output;" in fails(trainer_of(network(), loss=loss), *batch())
+    assert ": the first one is that of the model's output, from the loss;" in fails(
+        trainer_of(network(), loss=loss), *batch()
+    )
 
 
 def test_a_hidden_layer_is_named_by_its_parameter():
@@ -259,7 +261,7 @@ def test_a_hidden_layer_is_named_by_its_parameter():
             return y, lambda dy, need_dx: back(dy * np.float32(np.nan), need_dx)
 
     message = fails(trainer_of(nn.Sequential(nn.Flatten(), Hidden())), *batch())
-    assert message.endswith(f": 1.linear.bias has the first{ADVICE}")
+    assert message.endswith(f": the first one is that of 1.linear.bias{ADVICE}")
 
 
 def test_frozen_parameters_do_not_count():

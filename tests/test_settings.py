@@ -9,6 +9,7 @@ import pytest
 from xcnn.errors import UsageError
 from xcnn.runs import SETTINGS, Config, train
 from xcnn.runs.settings import check, plain
+from xcnn.training import Callback
 
 WRONG = {
     "dataset": ["digit", None, 3, ["digits"]],
@@ -21,6 +22,7 @@ WRONG = {
     "lr": [0, -1.0, float("nan"), float("inf"), "0.1", None, True],
     "momentum": [-0.1, "x"],
     "wd": [-1.0, float("inf")],
+    "opt_options": [3, "nesterov=true", ["nesterov"], {3: 4}, {"eps": float("nan")}, {"eps": object()}],
     "schedule": ["cosin", 1],
     "warmup": [-1, 0.5],
     "label_smoothing": [1.0, -0.1, None],
@@ -57,6 +59,76 @@ def test_settings_are_converted_to_their_types():
     assert (config.augment, config.data_dir) == (("flip",), Path("x"))
     assert json.loads(json.dumps(plain(config)))["data_dir"] == str(Path("x").resolve())
     assert check(Config()) == Config()
+
+
+def test_wrong_names_are_answered_with_the_nearest():
+    with pytest.raises(UsageError, match=r"^Config: no argument 'epoch'; did you mean 'epochs'\?"):
+        Config(epoch=3)
+    with pytest.raises(UsageError, match=r"^train: no argument 'resum'; did you mean 'resume'\?"):
+        train(Config(), resum=True)
+    with pytest.raises(UsageError, match=r"^config must be a Config, got {'epochs': 3}$"):
+        train({"epochs": 3})
+
+
+MINE = """
+from xcnn import optim
+class Mine(optim.SGD):
+    def __init__(self, params, lr, beta):
+        super().__init__(params, lr, momentum=beta)
+def unnamed(params, **options):
+    return optim.SGD(params, **options)
+"""
+
+
+def trained(tmp_path, **settings):
+    """The optimizer of a short run."""
+    seen = []
+
+    class Look(Callback):
+        def on_fit_start(self, trainer, batches, epochs):
+            seen.append(trainer.optimizer)
+
+    train(Config(model="report", epochs=1, validation=0.9, schedule="constant", **settings), tmp_path / "run", [Look()])
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"opt": "sgd", "opt_options": {"nesterov": True}}, {"nesterov": True, "momentum": 0.9, "weight_decay": 0.0}),
+        ({"opt": "adam", "wd": 0.1, "opt_options": {"betas": (0.8, 0.9)}}, {"betas": (0.8, 0.9), "weight_decay": 0.1}),
+        ({"opt": "mine_rules:Mine", "opt_options": {"beta": 0.5}}, {"momentum": 0.5, "lr": 0.003}),
+        ({"opt": "mine_rules:unnamed", "opt_options": {"nesterov": False}}, {"lr": 0.001}),
+    ],
+)
+def test_a_rule_gets_the_options_that_it_takes(tmp_path, monkeypatch, settings, options):
+    (tmp_path / "mine_rules.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    (group,) = trained(tmp_path, **settings).param_groups
+    assert {name: group[name] for name in options} == options
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["opt_options"] == json.loads(
+        json.dumps(settings["opt_options"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "says"),
+    [
+        ({"momentum": 0.8}, "momentum", "momentum is not for the optimizer adam, which has no momentum"),
+        ({"opt": "mine_rules:Mine", "wd": 0.1}, "wd", "wd is not for the optimizer mine_rules:Mine, which has no weig"),
+        ({"opt": "mine_rules:Mine"}, "opt_options", "mine_rules:Mine: missing a required argument: 'beta'"),
+        ({"opt_options": {"beta": 3}}, "opt_options", "adam: no argument 'beta'; did you mean 'betas'?"),
+        ({"opt_options": {"weight_decay": 3}}, "opt_options", "set wd instead of the option weight_decay"),
+        ({"opt_options": {"betas": 3}}, "", "Adam: betas must be 2 numbers, got 3"),
+    ],
+)
+def test_options_that_a_rule_does_not_take_are_refused(tmp_path, monkeypatch, settings, named, says):
+    (tmp_path / "mine_rules.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        trained(tmp_path, **settings)
+    assert str(caught.value).startswith(says)
+    assert caught.value.setting == named
 
 
 def test_patience_wants_validation():

@@ -8,13 +8,14 @@ first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-from xcnn.errors import XcnnError
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not that of `typing`, which takes longer to import than the rest of this file
+    from typing import Any
 
-if TYPE_CHECKING:
     from xcnn import compare, data, devices, errors, models, nn, ops, optim, plots, runs, testing, training
     from xcnn.devices import device
+    from xcnn.errors import XcnnError
     from xcnn.threads import get_num_threads, set_num_threads
     from xcnn.training import Trainer
 
@@ -41,10 +42,16 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_ROOMS = {"Trainer": "training", "device": "devices", "get_num_threads": "threads", "set_num_threads": "threads"}
+_ROOMS = {
+    "Trainer": "training",
+    "XcnnError": "errors",
+    "device": "devices",
+    "get_num_threads": "threads",
+    "set_num_threads": "threads",
+}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _ROOMS:
         return getattr(importlib.import_module(f"xcnn.{_ROOMS[name]}"), name)
     if name in __all__:

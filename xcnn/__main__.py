@@ -1,39 +1,45 @@
 """The command `xcnn`, also as `python -m xcnn`: `xcnn.cli.main`, with signals and standard streams set up."""
 
-import contextlib
-import logging
 import os
 import signal
 import sys
-import warnings
 from types import FrameType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds, in which Ctrl-C would print a traceback
+    from typing import NoReturn
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the command that `sys.argv` holds, and return its exit code."""
+    # First of all, before anything else is imported. In the background, a shell has SIGINT ignored.
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, _leave)
     _open_closed()
     _hush_pillow()
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # it may be ignored, as in the background
-    if heard:
-        signal.signal(signal.SIGINT, _leave)
     from xcnn.cli import main as command
 
-    if heard:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = command()
-    if heard:
-        signal.signal(signal.SIGINT, _leave)
+    try:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = command()
+        if heard:
+            signal.signal(signal.SIGINT, _leave)
+    except KeyboardInterrupt:  # just before or after `command`, which handles it itself
+        _leave()
     _flush()
     return code
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
+def _leave(signum: int = signal.SIGINT, frame: FrameType | None = None) -> "NoReturn":
     """Exit at once: while modules load there is nothing to clean up, and some modules swallow exceptions."""
-    with contextlib.suppress(OSError):
+    try:
         os.write(2, b"error: interrupted\n")
-    os._exit(130)
+    finally:
+        os._exit(130)
 
 
 def _open_closed() -> None:
@@ -50,6 +56,9 @@ def _open_closed() -> None:
 
 def _hush_pillow() -> None:
     """Suppress Pillow's warnings and log messages about damaged images: the command prints one sentence itself."""
+    import logging
+    import warnings
+
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
 

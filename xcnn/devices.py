@@ -295,7 +295,7 @@ def like(array: np.ndarray, other: Array) -> Array:
     host = next((name for name, dtype in known.items() if dtype == other.dtype), array.dtype)
     where = array_api_compat.device(other)
     with on_device(where):
-        return xp.astype(_place(xp, array.astype(host), where), other.dtype, copy=False)
+        return xp.astype(_place(xp, array.astype(host, copy=False), where), other.dtype, copy=False)
 
 
 _ON_HOST = (np.ndarray, np.generic, float, int)

@@ -183,15 +183,19 @@ class Explained:
             cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
 
-def explained(init: F) -> F:
-    """Decorate an `__init__` so that a call with wrong arguments raises the error of `wrong_call` for the class."""
+def explained(function: F) -> F:
+    """Decorate a function or method so that a call with wrong arguments raises the error of `wrong_call`.
 
-    @functools.wraps(init)
-    def called(self: object, *arguments: Any, **options: Any) -> None:
+    The message begins with its name, or for an `__init__` with that of the class of the object.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
         try:
-            init(self, *arguments, **options)
+            return function(*arguments, **options)
         except TypeError:
-            wrong = wrong_call(type(self).__name__, init, (self, *arguments), options)
+            name = type(arguments[0]).__name__ if function.__name__ == "__init__" else function.__name__
+            wrong = wrong_call(name, function, arguments, options)
             if wrong is None:
                 raise
             raise wrong from None

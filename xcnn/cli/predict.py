@@ -1,5 +1,6 @@
 """`xcnn predict`."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import Bar, note, print_json, print_table, use_threads
+from xcnn.cli._console import Bar, note, print_json, print_table
+from xcnn.cli._model import Source
 from xcnn.errors import UsageError
-from xcnn.runs import Prediction, restore
+from xcnn.runs import Prediction
 
 __all__ = ["predict"]
 
@@ -20,11 +22,7 @@ def predict(
     *images: Path,
     index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path(),
-    dataset: str | None = None,
-    data_dir: Path | None = None,
-    model: str | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
+    source: Source | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Classify image files or test images: class, probabilities, and a picture of each.
@@ -38,22 +36,11 @@ def predict(
     index
         indices of test images, counted from 0.
     out
-        folder for the pictures, `prediction-NAME.png`; by default the current folder.
-    dataset
-        data set to use instead of the one that the model was trained on.
-    data_dir
-        folder that holds the data set's files.
-    model
-        model of the weights, if the file does not name it.
-    device
-        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
-    threads
-        number of threads; by default all cores that the process may use. No result depends on it.
+        folder for the pictures, `prediction-NAME.png`; by default the current folder. Older pictures are replaced.
     json
         print one JSON object per image on stdout.
     """
-    use_threads(threads)
-    restored = restore(checkpoint, device, model=model, dataset=dataset, data_dir=data_dir, progress=Bar())
+    restored = (source or Source()).restore(checkpoint, Bar())
     classes = restored.checkpoint.classes
     predictions = restored.predict(images, index)
     try:
@@ -93,10 +80,10 @@ def predict(
 
 def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
     """Return a file name for the picture of each image; images of the same name are numbered."""
-    taken: dict[str, int] = {}
-    paths = []
+    names: dict[str, str] = {}  # by their lower case, as some file systems ignore the case
     for one in predictions:
         stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
-        taken[stem] = taken.get(stem, 0) + 1
-        paths.append(out / f"prediction-{stem}{'' if taken[stem] == 1 else f'-{taken[stem]}'}.png")
-    return paths
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        name = next(name for name in numbered if name.casefold() not in names)
+        names[name.casefold()] = name
+    return [out / f"prediction-{name}.png" for name in names.values()]

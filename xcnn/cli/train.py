@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +27,32 @@ def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(name for token in tokens for name in token.value.split(",") if name)
 
 
+def _options(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Parse NAME=VALUE, where the value is JSON, or else a text."""
+    options: dict[str, Any] = {}
+    for token in tokens:
+        name, given, value = token.value.partition("=")
+        if not given:
+            raise UsageError(f"opt_options must be NAME=VALUE, got {token.value!r}", setting="opt_options")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = {"True": True, "False": False}.get(value, value)
+    return options
+
+
 _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
+    "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
 
 
 def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     parameter = Parameter(help=SETTINGS[row.name].help, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
-    return row.name, Annotated[row.type, parameter], dataclasses.field(default=row.default)
+    # Cyclopts takes a flag whose hint is a dict only once.
+    hint = tuple[str, ...] | None if row.name == "opt_options" else row.type
+    return row.name, Annotated[hint, parameter], dataclasses.field(default=row.default)
 
 
 Flags = Parameter(name="*")(
@@ -91,22 +109,14 @@ def train(
     if result.note:
         note(f"stopped early: {result.note}")
     if json:
-        print_json(
-            {
-                "test_accuracy": result.test_accuracy,
-                "test_loss": result.test_loss,
-                "seconds": result.seconds,
-                "checkpoint_seconds": result.checkpoint_seconds,
-                "compile_seconds": COMPILATION.seconds,
-                "device": result.device,
-                "checkpoint": str(result.checkpoint),
-            }
-        )
+        record = {key: getattr(result, key) for key in ("test_accuracy", "test_loss", "seconds", "checkpoint_seconds")}
+        record |= {"compile_seconds": COMPILATION.seconds, "device": result.device}
+        print_json({**record, "checkpoint": str(result.checkpoint)})
     else:
         rows = [
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
-            ("training time", f"{result.seconds:.1f} s on {result.device}{_saving(result)}{_compiling()}"),
+            ("training time", _time(result)),
             ("checkpoint", result.checkpoint),
             ("everything else", f"{result.folder}/"),
         ]
@@ -139,9 +149,9 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         return
     names = {name: settings.get(name) for name in ("dataset", "model", "opt", "schedule")}
     refuse_foreign(source, **{name: value for name, value in names.items() if _value(arguments, f"--{name}") is None})
-    # Lists as on the command line, with commas; an empty one is the default.
-    plain = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items()}
-    given = {name: value for name, value in plain.items() if value != ""}
+    if isinstance(options := settings.get("opt_options"), dict):
+        settings["opt_options"] = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    given = {name: value for name, value in settings.items() if value != []}  # an empty list is the default
     cyclopts.config.Dict(given, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
 
 
@@ -154,13 +164,11 @@ def _folder(resume: str) -> Path:
     return latest_run() if resume == "latest" else Path(resume)
 
 
-def _saving(result: Result) -> str:
+def _time(result: Result) -> str:
     share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # too short to measure
-    return f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
-
-
-def _compiling() -> str:
-    return f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
+    saving = f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
+    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
+    return f"{result.seconds:.1f} s on {result.device}{saving}{compiling}"
 
 
 def _draw(result: Result, config: Config) -> None:

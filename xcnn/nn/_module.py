@@ -197,7 +197,7 @@ class Module(Explained):
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
-        If an error is raised, nothing has changed.
+        If the state does not fit, nothing has changed.
 
         Parameters
         ----------
@@ -234,9 +234,9 @@ class Module(Explained):
                 )
             if came.dtype.kind not in "fiub":
                 raise CheckpointError(f"load_state_dict: {name} must hold numbers, got dtype {came.dtype}")
-            arrays[name] = like(came, data)
-        for name, array in arrays.items():
-            slots[name].data = array
+            arrays[name] = came
+        for name, came in arrays.items():  # one after the other, so that old and new weights share their memory
+            slots[name].data = like(came, slots[name].data)
 
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw new initial weights for this module and all below it, and a new seed for each dropout.

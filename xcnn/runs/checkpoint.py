@@ -40,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 """The subfolder with the checkpoints `step-NUMBER.safetensors` from which a run resumes."""
 
 _STEP = re.compile(r"step-(\d{8,12})\.safetensors")
-_FORMAT = 3
+_FORMAT = 4
 _TRAINING = "xcnn:"
 
 
@@ -130,51 +130,39 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_sealed(path, {**checkpoint.state, **arrays}, {"xcnn": entry})
 
 
-def load_checkpoint(
-    path: str | Path, model: str | None = None, describe: Callable[[], dict[str, Any]] | None = None
-) -> Checkpoint:
+def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
     """Read a checkpoint, or a plain safetensors weight file.
 
     Parameters
     ----------
     path : the file, or the folder of a run. A folder stands for its best weights, or if it has none, for its newest
         checkpoint.
-    model : the expected name of the model. It is required if the file holds only weights.
-    describe : called if the file holds only weights; returns the `shape`, `classes` and `dataset` of the checkpoint.
+    model : the expected name of the model. It is required if the file holds only weights; shape, classes and data set
+        of the checkpoint are empty then.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, not a safetensors file, or holds only weights that are not described.
+        If the file is missing, damaged, not a safetensors file, or holds only weights and `model` is None.
     UsageError
         If the checkpoint is of another model than `model`.
     """
     path = Path(path)
-    found = None
-    if path.is_dir() and not (path / BEST).exists():
-        found = find_newest(path / CHECKPOINTS)
+    found = find_newest(path / CHECKPOINTS) if path.is_dir() and not (path / BEST).exists() else None
     if found is not None:
         path, checkpoint = step_path(path / CHECKPOINTS, found[0]), found[1]
     else:
         path = path / BEST if path.is_dir() else path
         checkpoint = read_checkpoint(path)
-    if checkpoint.model:
-        if model not in (None, checkpoint.model):
-            raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
-        return checkpoint
-    if model is None or describe is None:
+    if not checkpoint.model and model is None:
         raise CheckpointError(f"{path} holds weights but does not name its model; name the model")
-    return dataclasses.replace(checkpoint, model=model, **describe())
+    if checkpoint.model and model not in (None, checkpoint.model):
+        raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
+    return dataclasses.replace(checkpoint, model=checkpoint.model or model or "")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, damaged or not a safetensors file.
-    """
+    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty."""
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
@@ -193,15 +181,7 @@ def step_files(folder: Path) -> dict[int, Path]:
 def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: None) -> tuple[int, Checkpoint] | None:
     """Return the newest complete checkpoint in a folder with its number of steps; None if there are no checkpoints.
 
-    Parameters
-    ----------
-    folder : the folder of the checkpoints.
-    tell : called with a sentence for each newer checkpoint that is damaged.
-
-    Raises
-    ------
-    CheckpointError
-        If there are checkpoints but all are damaged.
+    `tell` is called with a sentence for each newer one that is damaged. If all are, a CheckpointError is raised.
     """
     files, reasons = step_files(folder), []
     for steps in reversed(files):

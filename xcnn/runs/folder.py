@@ -1,22 +1,20 @@
-"""The folder of a run: creating it, locking it, removing it, and finding runs and their settings."""
+"""The folder of a run: creating it, removing it, and finding runs and their settings."""
 
 import contextlib
-import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from xcnn._files import locked
-from xcnn.errors import UsageError, XcnnError
+from xcnn._files import make_folder
+from xcnn.errors import UsageError, WriteError, XcnnError
 from xcnn.runs.checkpoint import BEST, CHECKPOINTS, find_newest, step_path
 from xcnn.runs.settings import Config, known_settings, read_settings
 
 __all__ = [
     "CONFIG",
     "HISTORY",
-    "alone_in",
     "holds_run",
     "latest_run",
     "make_run_folder",
@@ -36,44 +34,26 @@ def holds_run(folder: Path) -> bool:
 
 def make_run_folder(folder: Path | None, config: Config) -> Path:
     """Create the folder of a new run if it does not exist; None creates a new `runs/DATASET-MODEL-TIME`."""
-    try:
-        if folder is None:
-            names = f"{config.dataset}-{config.model}".replace(":", ".")  # Windows allows no colon in file names
-            return _new_folder(f"{names}-{datetime.now():%Y%m%d-%H%M%S}")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    return folder
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of the folder of a run inside a `with`."""
-    with contextlib.ExitStack() as stack:
+    if folder is not None:
+        make_folder(folder)
+        return folder
+    make_folder(_RUNS)
+    names = f"{config.dataset}-{config.model}".replace(":", ".")  # Windows allows no colon in file names
+    stem, number = f"{names}-{datetime.now():%Y%m%d-%H%M%S}", 1
+    while True:
+        folder = _RUNS / (stem if number == 1 else f"{stem}-{number}")
         try:
-            stack.enter_context(locked(folder, f"another run is using {folder}; wait for it, or stop it"))
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        yield
-
-
-def _unwritable(folder: Path | None, error: OSError) -> XcnnError:
-    return XcnnError(f"cannot write into {folder or _RUNS}: {error.strerror or error}")
-
-
-def _new_folder(name: str) -> Path:
-    """Create a folder that no other run uses, even one that starts in the same second."""
-    _RUNS.mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        folder = _RUNS / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            break
-    return folder
+        except FileExistsError:  # another run has started in the same second
+            number += 1
+        except OSError as error:
+            raise WriteError(f"cannot create the folder {folder}: {error.strerror or error}") from None
+        else:
+            return folder
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run that has learned nothing."""
+    """Remove the files of a run, and the folder if nothing else is in it."""
     for name in (*_FILES, ".lock"):
         with contextlib.suppress(OSError):  # Windows does not remove open files
             (folder / name).unlink(missing_ok=True)

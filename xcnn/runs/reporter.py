@@ -8,6 +8,8 @@ __all__ = ["Reporter"]
 class Reporter(Callback):
     """Base class of callbacks that report a run to its user; pass it to `xcnn.runs.train` among the callbacks."""
 
+    events = ("on_note", "on_download", "on_test_batch")
+
     def on_note(self, message: str) -> None:
         """Called with a sentence that the user should read, such as a difference found in a resumed run."""
 

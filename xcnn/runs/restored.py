@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,14 @@ from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, load, read_image, to_float
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, UsageError
+from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
 
 __all__ = ["Prediction", "Restored", "restore"]
+
+_LOSS = LOSSES["cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -37,34 +39,29 @@ class Prediction:
     truth: int | None = None
 
 
+@dataclass(frozen=True)
 class Restored:
     """A trained model from a checkpoint, with the data set for its evaluation; `restore` returns one.
 
     Attributes
     ----------
     checkpoint : the weights and their description.
-    device : the device of the model.
     model : the model with its weights.
+    device : the device of the model.
     dataset : the name of the data set of the test images.
+    load_test : function that loads them, with images of the given size if the data set has no size of its own.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        where: Device,
-        dataset: str,
-        load_test: Callable[..., Dataset],
-        model: str | None = None,
-    ) -> None:
-        self.checkpoint, self.device = checkpoint, where
-        self.dataset, self._load_test = dataset, load_test
-        self.loss = LOSSES["cross_entropy"]
-        self.model = checkpoint.build(model).to(where)
+    checkpoint: Checkpoint
+    model: Module
+    device: Device
+    dataset: str
+    load_test: Callable[[int | None], Dataset] = field(repr=False)
 
     def test_set(self) -> Dataset:
         """Load the test images, and check that their shape and classes are those of the model."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        test = self._load_test(shape[1])
+        test = self.load_test(shape[1])
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
@@ -72,18 +69,18 @@ class Restored:
             )
         if self.dataset == self.checkpoint.dataset and test.classes != classes:
             raise UsageError(
-                f"the model knows the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
+                f"the model has the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
             )
         return test
 
-    def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> tuple[Metrics, Dataset]:
-        """Return the metrics on the test set, and the test set.
+    def evaluate(self, watch: Callable[[int, Metrics], None] | None = None) -> Metrics:
+        """Return the metrics on the test set.
 
         `watch` is called after each batch with the number of test images and the metrics so far.
         """
         test = self.test_set()
         told = None if watch is None else functools.partial(watch, len(test))
-        return evaluate(self.model, test, self.loss, self.device, watch=told), test
+        return evaluate(self.model, test, _LOSS, self.device, watch=told)
 
     def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
         """Classify image files and test images.
@@ -111,7 +108,7 @@ class Restored:
             images += list(to_float(test.images[list(indices)]))
             truths += test.labels[list(indices)].tolist()
         stack = np.stack(images)
-        results = predict(self.model, stack, self.loss, self.device)
+        results = predict(self.model, stack, _LOSS, self.device)
         return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
 
 
@@ -142,24 +139,24 @@ def restore(
     if dataset is not None:
         find("data set", dataset, DATASETS)
     opened = device(where)
+    checkpoint = load_checkpoint(path, model)
+    chosen = dataset or checkpoint.dataset
+    if not chosen:
+        raise UsageError(f"{path} holds only weights; name the data set", setting="dataset")
+    recorded = checkpoint.config.get("data_dir")
+    if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
+        data_dir = Path(str(recorded))
 
-    def load_test(chosen: str, folder: Path | None, size: int | None = None) -> Dataset:
+    def load_test(size: int | None = None) -> Dataset:
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
         options = {"size": size} if chosen == "folder" and size is not None else {}
-        return load(chosen, folder, progress=progress, **options)[1]
+        return load(chosen, data_dir, progress=progress, **options)[1]
 
-    def describe() -> dict[str, Any]:
-        if dataset is None:
-            raise UsageError(f"{path} holds only weights; name the data set", setting="dataset")
-        test = load_test(dataset, data_dir)
-        return {"shape": test.shape, "classes": test.classes, "dataset": dataset}
-
-    checkpoint = load_checkpoint(path, model, describe)
-    chosen = dataset or checkpoint.dataset
-    recorded = checkpoint.config.get("data_dir") if chosen == checkpoint.dataset else None
-    folder = data_dir if data_dir is not None or recorded is None else Path(str(recorded))
+    if not checkpoint.classes:
+        test = load_test()
+        checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
-        return Restored(checkpoint, opened, chosen, functools.partial(load_test, chosen, folder), model)
+        return Restored(checkpoint, checkpoint.build(model).to(opened), opened, chosen, load_test)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

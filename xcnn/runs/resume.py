@@ -10,7 +10,7 @@ from xcnn.devices import Device
 from xcnn.errors import UsageError
 from xcnn.machine import machine
 from xcnn.runs.checkpoint import Checkpoint
-from xcnn.runs.settings import SETTINGS, Config, plain
+from xcnn.runs.settings import RULE_OPTIONS, SETTINGS, Config, plain
 from xcnn.training import Trainer
 
 __all__ = ["differences", "load_state", "origin"]
@@ -36,13 +36,7 @@ def _sha256(dataset: Dataset) -> str:
 
 
 def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) -> tuple[set[str], list[str]]:
-    """Compare a checkpoint with the run that resumes from it.
-
-    Parameters
-    ----------
-    checkpoint : the checkpoint.
-    config : the settings of the resumed run.
-    here : the `origin` of the resumed run.
+    """Compare a checkpoint with the settings and the `origin` of the run that resumes from it.
 
     Returns
     -------
@@ -51,15 +45,12 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     Raises
     ------
     UsageError
-        If a setting that must not change or the training or validation images have changed, or if `epochs` is less
-        than the number of epochs begun.
+        If something has changed that must not, or `epochs` is less than the number of epochs begun.
     """
     before, now = checkpoint.config, plain(config)
     changed = {name for name in SETTINGS if before.get(name) != now[name]}
     remarks = []
-    for name, setting in SETTINGS.items():
-        if name not in changed:
-            continue
+    for name, setting in ((name, row) for name, row in SETTINGS.items() if name in changed):
         if setting.fixed:
             raise UsageError(
                 f"{name} cannot change in a resumed run, as {setting.fixed}: it was {before.get(name)}, "
@@ -93,20 +84,11 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     return changed, remarks
 
 
-_OPTIONS = {"lr": ("lr", "initial_lr"), "momentum": ("momentum",), "wd": ("weight_decay",)}
-"""The optimizer options that each setting determines."""
-
-
 def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_epoch: int) -> None:
     """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
-    Parameters
-    ----------
-    trainer : built from the settings.
-    state : the training state of the checkpoint.
-    changed : the names of the settings that have changed.
-    best_epoch : the epoch of the best weights on disk; 0 if there are none. If the state holds another, the next epoch
-        counts as the best so far.
+    `best_epoch` is the epoch of the best weights on disk, or 0. If the state has another, the next epoch counts as the
+    best so far.
     """
     callbacks = dict(state["callbacks"])
     if callbacks.get("KeepBest", {}).get("best_epoch") != best_epoch:
@@ -114,7 +96,9 @@ def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_
     groups = trainer.optimizer.param_groups
     given = [dict(group) for group in groups]
     trainer.load_state_dict({**state, "callbacks": callbacks})
-    options = [option for name in _OPTIONS if name in changed for option in _OPTIONS[name]]
+    options = [option for name, option in RULE_OPTIONS.items() if name in changed]
+    if "lr" in options:
+        options.append("initial_lr")
     for group, before in zip(groups, given, strict=True):
         group.update({option: before[option] for option in options if option in before})
     if options and trainer.schedule is not None:

@@ -4,6 +4,7 @@ The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensor
 `checkpoints/`, from which an interrupted run resumes. The caller adds pictures.
 """
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -17,28 +18,34 @@ from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
 from xcnn._plugins import find
 from xcnn.devices import device
-from xcnn.errors import CheckpointError, DivergedError, OutOfMemoryError, UsageError, making_sense
+from xcnn.errors import (
+    CheckpointError,
+    DivergedError,
+    OutOfMemoryError,
+    UsageError,
+    explained,
+    making_sense,
+    wrong_call,
+)
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
     Checkpoint,
-    load_checkpoint,
     read_checkpoint,
     require_finite,
     save_checkpoint,
     step_path,
 )
-from xcnn.runs.folder import CONFIG, HISTORY, alone_in, holds_run, make_run_folder, remove_run
+from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, remove_run
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import differences, load_state, origin
-from xcnn.runs.saving import Checkpoints
-from xcnn.runs.settings import Config, check, plain
+from xcnn.runs.saving import Checkpoints, alone_in
+from xcnn.runs.settings import RULE_OPTIONS, Config, check, plain
 from xcnn.training import (
     Callback,
     EarlyStopping,
     HistoryFile,
     KeepBest,
-    Metrics,
     Trainer,
     clock,
     confusion_matrix,
@@ -84,6 +91,7 @@ class Result:
     interrupted: int = 0
 
 
+@explained
 def train(
     config: Config, folder: str | Path | None = None, callbacks: Sequence[Callback] = (), *, resume: bool = False
 ) -> Result:
@@ -117,13 +125,13 @@ def train(
         where = make_run_folder(where, run.config)
     elif where is None or not holds_run(where):
         raise UsageError(f"there is no run in {where} to resume", setting="resume")
-    with alone_in(where):
+    with alone_in(where, f"another run is using {where}; wait for it, or stop it"):
         if not resume and holds_run(where):
             raise UsageError(f"{where} already holds a run; resume it, or choose another folder", setting="out")
         sweep(where)  # temporary files of killed processes; `Checkpoints` sweeps its own folder
         run.open(where)
         if resume:
-            run.go_on()
+            run.resume()
         with replacing(where / CONFIG) as temporary:
             temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
         try:
@@ -139,23 +147,33 @@ class _Run:
 
     def __init__(self, config: Config, callbacks: Sequence[Callback]) -> None:
         self.config, self.callbacks = config, callbacks
-        self.reporters = [callback for callback in callbacks if isinstance(callback, Reporter)]
         self.device = device(config.device)
         options = {} if config.image_size is None else {"size": config.image_size}
-        train, self.test = data.load(config.dataset, config.data_dir, progress=self._arrived, **options)
+        progress = functools.partial(self.report, "on_download")
+        train, self.test = data.load(config.dataset, config.data_dir, progress=progress, **options)
         self.validation = None
         if config.validation > 0:
             train, self.validation = data.split(train, config.validation, config.seed)
         augment = [data.AUGMENTATIONS[name] for name in config.augment]
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment)
-        self.model = models.build(config.model, self.test.shape, len(self.test.classes), config.seed)
+        shape, classes = self.test.shape, self.test.classes
+        self.model = models.build(config.model, shape, len(classes), config.seed)
         self.optimizer = _optimizer(config, self.model.parameters())
         self.schedule = optim.make_schedule(
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
         here = origin(self.device, training=train, validation=self.validation, test=self.test)
-        shape, classes = self.test.shape, self.test.classes
-        self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), {}, here)
+        self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), origin=here)
+
+    def report(self, event: str, *arguments: Any) -> None:
+        """Pass an event to every reporter."""
+        for callback in self.callbacks:
+            if isinstance(callback, Reporter):
+                getattr(callback, event)(*arguments)
+
+    def tell(self, message: str) -> None:
+        """Pass a note to every reporter."""
+        self.report("on_note", message)
 
     def open(self, folder: Path) -> None:
         """Build the callbacks that write into the folder, and the trainer."""
@@ -163,8 +181,7 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
-        files = [HistoryFile(folder / name) for name in HISTORY]
-        ours: list[Callback] = [_Finite(), *self.callbacks, *files]
+        ours: list[Callback] = [_Finite(), *self.callbacks, *(HistoryFile(folder / name) for name in HISTORY)]
         if self.validation is not None:
             ours.append(KeepBest(self._save_best))
             if config.patience is not None:
@@ -180,28 +197,19 @@ class _Run:
             tell=self.tell,
         )
 
-    def tell(self, message: str) -> None:
-        """Pass a note to the reporters."""
-        for reporter in self.reporters:
-            reporter.on_note(message)
-
-    def _arrived(self, file: str, done: int, total: int | None) -> None:
-        for reporter in self.reporters:
-            reporter.on_download(file, done, total)
-
-    def _watch(self, metrics: Metrics) -> None:
-        for reporter in self.reporters:
-            reporter.on_test_batch(self.trainer, len(self.test), metrics)
-
     def _save_best(self, record: dict[str, Any]) -> None:
-        """Save the best weights, without the training state."""
         save_checkpoint(self.best, self.model, replace(self.about, metrics=record))
 
-    def has_learned(self) -> bool:
-        """Return whether a checkpoint later than the initial one exists."""
-        return self.checkpoints.newest not in (None, step_path(self.checkpoints.folder, 0))
+    @property
+    def newest(self) -> Path:
+        """The newest checkpoint, or the first one if none is written yet."""
+        return self.checkpoints.newest or step_path(self.checkpoints.folder, 0)
 
-    def go_on(self) -> None:
+    def has_learned(self) -> bool:
+        """Return whether a checkpoint later than the first exists."""
+        return self.newest != step_path(self.checkpoints.folder, 0)
+
+    def resume(self) -> None:
         """Load the newest complete checkpoint into the trainer."""
         found = self.checkpoints.find(self.tell)
         if found is None:
@@ -212,8 +220,7 @@ class _Run:
                 )
             self.tell(f"{self.folder} has no checkpoint yet: starting from the beginning")
             return
-        newest = self.checkpoints.newest
-        with making_sense(str(newest)):
+        with making_sense(str(self.newest)):
             changed, remarks = differences(found, self.config, self.about.origin)
             state = found.training or {}
             load_state(self.trainer, state, changed, self._best_epoch(state["callbacks"].get("KeepBest")))
@@ -221,12 +228,12 @@ class _Run:
             self.tell(remark)
         done, batch = len(self.trainer.history), self.trainer.unfinished
         within = f"epoch {done + 1}, {batch} of {len(self.train)} batches done" if batch else f"after epoch {done}"
-        self.tell(f"resuming from {newest} ({within})")
+        self.tell(f"resuming from {self.newest} ({within})")
         if not batch and (done == self.config.epochs or self.trainer.stop_reason):
             self.tell("nothing is left to train; raise epochs, or patience if the run has stopped early")
 
     def _best_epoch(self, kept: Any) -> int:
-        """Return the epoch of the best weights on disk; 0 if the checkpoint knows of none or they are lost."""
+        """Return the epoch of the best weights on disk; 0 if the checkpoint names none or they are lost."""
         if not kept or not kept["best_epoch"]:
             return 0
         try:
@@ -237,59 +244,56 @@ class _Run:
 
     def train_and_test(self) -> Result:
         """Train, and test the best weights."""
-        trainer, epochs, start = self.trainer, self.config.epochs, clock()
+        trainer, start, stopped, code = self.trainer, clock(), "", 0
         try:
-            trainer.fit(self.train, validation=self.validation, until=epochs)
+            trainer.fit(self.train, validation=self.validation, until=self.config.epochs)
         except (KeyboardInterrupt, SystemExit) as stop:
             if not trainer.interrupted:
                 raise  # a second signal, inside a step
-            note = f"interrupted after {len(trainer.history)} of {epochs} epochs"
-            return self._result(self._newest(), start, note=note, interrupted=_code(stop))
+            stopped, code = f"interrupted after {len(trainer.history)} of {self.config.epochs} epochs", _code(stop)
         except DivergedError as error:
-            newest = self.checkpoints.newest
             kept = (
-                f"the last checkpoint is {newest}" if self.has_learned() else "no checkpoint was saved since the start"
+                f"the last checkpoint is {self.newest}"
+                if self.has_learned()
+                else "no checkpoint was saved since the start"
             )
             raise DivergedError(f"{error}; {kept}") from None
         except OutOfMemoryError as error:
             raise OutOfMemoryError(f"{error}; to change the batch size, start a new run") from None
-        result = self._result(self._newest(), start, note=trainer.stop_reason)
+        result = Result(
+            self.folder,
+            self.newest,
+            self.device.name,
+            trainer.history,
+            self.test.classes,
+            clock() - start,
+            self.checkpoints.seconds,
+            note=stopped or trainer.stop_reason,
+            interrupted=code,
+        )
+        if code:
+            return result
         try:
             result = replace(result, checkpoint=self._load_best())
             test = Feed("test", self.test, self.device, self.tell).source
             plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
-            metrics = evaluate(self.model, test, plain_loss, self.device, watch=self._watch)
+            watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
+            metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
             confusion = confusion_matrix(trainer.predict(test), self.test.labels)
         except (KeyboardInterrupt, SystemExit) as stop:
-            best = self.best if self.best.exists() else self._newest()
+            best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))
         return replace(result, test_loss=metrics.loss, test_accuracy=metrics.accuracy, confusion=confusion)
-
-    def _result(self, checkpoint: Path, start: float, note: str, interrupted: int = 0) -> Result:
-        return Result(
-            self.folder,
-            checkpoint,
-            self.device.name,
-            self.trainer.history,
-            self.test.classes,
-            clock() - start,
-            self.checkpoints.seconds,
-            note=note,
-            interrupted=interrupted,
-        )
-
-    def _newest(self) -> Path:
-        return self.checkpoints.newest or step_path(self.checkpoints.folder, 0)
 
     def _load_best(self) -> Path:
         """Load the best weights, or keep the last ones if there are none, and return their file."""
         if self.best.exists():
             try:
-                self.model.load_state_dict(load_checkpoint(self.best).state)
+                self.model.load_state_dict(read_checkpoint(self.best).state)
                 return self.best
             except CheckpointError as error:
                 self.tell(f"{error}; testing the last weights")
-        return self._newest()
+        return self.newest
 
 
 class _Finite(Callback):
@@ -306,6 +310,15 @@ def _code(stop: BaseException) -> int:
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     kind: Callable[..., optim.Optimizer] = find("optimizer", config.opt, optim.OPTIMIZERS)
-    options = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.wd}
-    known = inspect.signature(kind).parameters
-    return kind(parameters, **{name: value for name, value in options.items() if name in known})
+    known, options = inspect.signature(kind).parameters, dict(config.opt_options or {})
+    for name, option in RULE_OPTIONS.items():
+        if option in options:
+            raise UsageError(f"set {name} instead of the option {option}", setting="opt_options")
+        if option in known:
+            options[option] = getattr(config, name)
+        elif getattr(config, name) != getattr(Config, name):
+            raise UsageError(f"{name} is not for the optimizer {config.opt}, which has no {option}", setting=name)
+    if wrong := wrong_call(config.opt, kind, [parameters], options):
+        wrong.setting = "opt_options"
+        raise wrong
+    return kind(parameters, **options)

@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from xcnn._check import integer
 from xcnn._files import locked, make_folder, sweep
@@ -14,42 +13,40 @@ from xcnn.errors import UsageError, WriteError, unknown
 from xcnn.runs.checkpoint import Checkpoint, find_newest, require_finite, step_files, step_path, write_checkpoint
 from xcnn.training import Callback, Metrics, Trainer, clock
 
-__all__ = ["Checkpoints", "Interval"]
+__all__ = ["Checkpoints", "alone_in", "interval"]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A number of steps, epochs or minutes."""
+_UNITS = ("steps", "epochs", "minutes")
 
-    count: float
-    unit: Literal["steps", "epochs", "minutes"]
 
-    @classmethod
-    def parse(cls, text: str, name: str = "every") -> "Interval":
-        """Read an interval such as `500steps`, `2 epochs` or `10minutes`; `name` begins the error.
+def interval(text: Any, name: str = "every") -> tuple[float, str]:
+    """Return the number and the unit of an interval such as `500steps`, `2 epochs` or `10minutes`.
 
-        Raises
-        ------
-        UsageError
-            If the text is not an interval.
+    >>> interval("1 epoch")
+    (1.0, 'epochs')
+    """
+    found = isinstance(text, str) and re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?([a-z]+)", text.strip())
+    if not found:
+        raise UsageError(
+            f"{name} must be a number and a unit, such as 500steps, 1epoch or 10minutes, got {str(text)[:40]!r}"
+        )
+    count, unit = float(found[1]), found[2].removesuffix("s") + "s"
+    if unit not in _UNITS:
+        raise unknown(f"unit of {name}", found[2], _UNITS)
+    if count <= 0 or (unit != "minutes" and count != int(count)):
+        raise UsageError(f"{name} must be a whole number of {unit} above 0, or minutes above 0, got {text!r}")
+    return count, unit
 
-        Examples
-        --------
-        >>> Interval.parse("1 epoch")
-        Interval(count=1.0, unit='epochs')
-        """
-        found = isinstance(text, str) and re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?([a-z]+)", text.strip())
-        if not found:
-            raise UsageError(
-                f"{name} must be a number and a unit, such as 500steps, 1epoch or 10minutes, got {str(text)[:40]!r}"
-            )
-        unit = found[2] if found[2].endswith("s") else f"{found[2]}s"
-        if unit not in ("steps", "epochs", "minutes"):
-            raise unknown(f"unit of {name}", found[2], ("steps", "epochs", "minutes"))
-        count = float(found[1])
-        if count <= 0 or (unit != "minutes" and count != int(count)):
-            raise UsageError(f"{name} must be a whole number of {unit} above 0, or minutes above 0, got {text!r}")
-        return cls(count, unit)  # type: ignore[arg-type]
+
+@contextlib.contextmanager
+def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock of a folder inside a `with`; `otherwise` is the error if another process holds it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, otherwise))
+        except OSError as error:
+            raise WriteError(f"cannot write into {folder}: {error.strerror or error}") from None
+        yield
 
 
 class Checkpoints(Callback):
@@ -90,7 +87,7 @@ class Checkpoints(Callback):
     ) -> None:
         if not isinstance(folder, str | Path) or not isinstance(about, Checkpoint | None):
             raise UsageError(f"Checkpoints: folder must be a path and about a Checkpoint, got {folder!r} and {about!r}")
-        self.folder, self.interval = Path(folder), Interval.parse(every, "Checkpoints: every")
+        self.folder, self._every = Path(folder), interval(every, "Checkpoints: every")
         self.keep = integer("Checkpoints", "keep", keep)
         self.about = Checkpoint() if about is None else about
         self.seconds = 0.0
@@ -106,10 +103,7 @@ class Checkpoints(Callback):
         """Lock the folder, remove temporary files of killed processes, and save the first checkpoint."""
         self._epochs, self._saved_at = epochs, clock()
         make_folder(self.folder)
-        try:
-            self._held.enter_context(locked(self.folder, f"another process is writing checkpoints into {self.folder}"))
-        except OSError as error:
-            raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        self._held.enter_context(alone_in(self.folder, f"another process is writing checkpoints into {self.folder}"))
         sweep(self.folder)
         if self._step is None:
             if step_files(self.folder):
@@ -124,14 +118,15 @@ class Checkpoints(Callback):
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
         """Save if the interval is over."""
-        count, unit = self.interval.count, self.interval.unit
+        count, unit = self._every
         steps = unit == "steps" and trainer.steps % count == 0
         if steps or (unit == "minutes" and clock() - self._saved_at >= 60 * count):
             self.save(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Save if the interval is over or the training ends."""
-        due = self.interval.unit == "epochs" and record["epoch"] % self.interval.count == 0
+        count, unit = self._every
+        due = unit == "epochs" and record["epoch"] % count == 0
         if due or trainer.stop_reason or record["epoch"] == self._epochs:
             self.save(trainer, record)
 

@@ -1,15 +1,15 @@
 """Sealed files: named tensors and JSON in one safetensors file in which every changed bit is detected.
 
 The metadata holds the JSON texts of the caller; `tensors`, the SHA-256 of the bytes of each tensor by name; and
-`sha256`, that of the whole file, computed with its own 64 digits as zeros. Any reader of safetensors can use the file.
+`sha256`, that of the header, computed with its own 64 digits as zeros. Any reader of safetensors can use the file.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,67 +21,44 @@ __all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
 _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
 _BLANK = b"0" * 64
 _OURS = {"xcnn", "tensors", "sha256"}
-_DTYPES = {"float": "F", "int": "I", "uint": "U", "bool": "BOOL"}
+_CODES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
+_DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
+"""The dtypes of NumPy by their names in safetensors files."""
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """The content of a safetensors file.
-
-    Attributes
-    ----------
-    tensors : host arrays by name.
-    entries : the parsed JSON texts of the metadata; empty for a file that was not written by xcnn.
-    """
+class Sealed(NamedTuple):
+    """The content of a safetensors file. Without `entries`, the parsed metadata, it was not written by xcnn."""
 
     tensors: dict[str, np.ndarray]
     entries: dict[str, Any]
 
 
 def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> None:
-    """Write a sealed file atomically, without copying all tensors at once.
-
-    Parameters
-    ----------
-    path : the file, replaced if it exists.
-    tensors : host arrays by name.
-    entries : JSON values by name.
-
-    Raises
-    ------
-    WriteError
-        If the file cannot be written.
-    """
+    """Write host arrays and JSON values to a sealed file, atomically and without copying all arrays at once."""
     # The widest dtypes first, so that each tensor is aligned.
     arrays = {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))}
     metadata = {name: json.dumps(entry) for name, entry in entries.items()}
     metadata["tensors"] = json.dumps({name: _sha256(array) for name, array in arrays.items()})
     metadata["sha256"] = _BLANK.decode()
     header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
+    codes, end = {dtype: code for code, dtype in _DTYPES.items()}, 0
     for name, array in arrays.items():
+        code = codes.get(array.dtype.newbyteorder("<"))
+        if code is None:
+            raise UsageError(f"{name} cannot be saved: its dtype is {array.dtype}")
         start, end = end, end + array.nbytes
-        header[name] = {"dtype": _dtype(array), "shape": array.shape, "data_offsets": (start, end)}
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(head)
-    for array in arrays.values():
-        digest.update(_bytes(array))
-    digits = _find_seal(head)
-    head = head[:digits] + digest.hexdigest().encode() + head[digits + len(_BLANK) :]
+    seal = hashlib.sha256(head).hexdigest().encode()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(head)
+        file.write(head.replace(_SEAL + _BLANK, _SEAL + seal))
         for array in arrays.values():
             file.write(_bytes(array))
-
-
-def _dtype(array: np.ndarray) -> str:
-    """Return the safetensors name of the dtype of an array."""
-    if array.dtype.kind not in "biuf" or array.itemsize > 8:
-        raise UsageError(f"an array of {array.dtype} cannot be saved")
-    kind = array.dtype.name.rstrip("0123456789")
-    return _DTYPES[kind] if kind == "bool" else f"{_DTYPES[kind]}{8 * array.itemsize}"
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -89,67 +66,61 @@ def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(_bytes(array)).hexdigest()
+
+
 def read_sealed(path: Path) -> Sealed:
-    """Read a sealed file, or any other safetensors file, whose content is not checked.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, incomplete, not a safetensors file, or damaged; the message names the damaged tensor.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+    """Read and check a sealed file, or read any other safetensors file, in the memory of the file once."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        content = path.read_bytes()
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except KeyError as error:
-        raise CheckpointError(f"{path} holds a dtype that NumPy does not have: {error.args[0]}") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
-    metadata = header.get("__metadata__", {})
-    if not _OURS & metadata.keys():  # a sealed file has one of them, however damaged
-        return Sealed(tensors, {})
-    _check(path, content, tensors, metadata)
-    return Sealed(tensors, {name: json.loads(text) for name, text in metadata.items() if name != "sha256"})
+        content = np.fromfile(path, np.uint8)
+        end = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        head = content[:end].tobytes()
+        header = json.loads(head[8:])
+        metadata = header.pop("__metadata__", {})
+        ours = bool(_OURS & metadata.keys())  # a sealed file has one of them, however damaged
+        tensors = _tensors(header, content[end:])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+    return Sealed(tensors, _entries(path, head, tensors, metadata) if ours else {})
 
 
-def _check(path: Path, content: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+def _tensors(header: dict[str, Any], content: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the tensors of a file as views of its content, which they must cover without gaps."""
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is of the dtype {entry['dtype']}, which NumPy does not have")
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        start, stop = entry["data_offsets"]
+        if start != end or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(f"the place of {name} does not fit its shape and the tensor before it")
+        tensors[name] = np.require(content[start:stop].view(dtype).reshape(shape), requirements="A")
+        end = stop
+    if end != content.size:
+        raise ValueError(f"it has {content.size} bytes of tensors, expected {end}")
+    return tensors
+
+
+def _entries(path: Path, head: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the parsed texts of the metadata, after checking every digest."""
     try:
         if missing := _OURS - metadata.keys():
             raise ValueError(f"its metadata have no {min(missing)}")
-        written = json.loads(metadata["tensors"])
-        digits = _find_seal(content)
-        if written.keys() != tensors.keys():
-            raise ValueError("its list of tensors is another")
-        # First, since this error names the tensor.
-        for name, tensor in tensors.items():
-            if written[name] != _sha256(tensor):
+        entries = {name: json.loads(text) for name, text in metadata.items() if name != "sha256"}
+        if entries["tensors"].keys() != tensors.keys():
+            raise ValueError("its list of tensors does not match")
+        for name, tensor in tensors.items():  # before the header, as this error names the tensor
+            if entries["tensors"][name] != _sha256(tensor):
                 raise ValueError(f"{name} is not as it was written")
-        whole = hashlib.sha256(content[:digits] + _BLANK)
-        whole.update(memoryview(content)[digits + len(_BLANK) :])
-        if content[digits : digits + len(_BLANK)] != whole.hexdigest().encode():
+        seal = metadata["sha256"]
+        if hashlib.sha256(head.replace(_SEAL + seal.encode(), _SEAL + _BLANK)).hexdigest() != seal:
             raise ValueError("its header is not as it was written")
-        for name, text in metadata.items():
-            if name != "sha256":
-                json.loads(text)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def _find_seal(content: bytes) -> int:
-    """Return the position of the digits of the SHA-256 of the whole file."""
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    if header.count(_SEAL) != 1:
-        raise ValueError("it is not sealed once")
-    return 8 + header.index(_SEAL) + len(_SEAL)
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(_bytes(array)).hexdigest()
+    return entries
 
 
 _ARRAY = "$array"
@@ -178,14 +149,13 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return [_split(value, f"{name}.{index}", arrays) for index, value in enumerate(node)]
     if isinstance(node, np.generic):
         return node.item()
-    if not isinstance(node, np.ndarray):
-        if not isinstance(node, str | int | float | None):
-            raise UsageError(
-                f"{name} cannot be saved in a checkpoint: {type(node).__name__}, not a number, text or array"
-            )
+    if isinstance(node, str | int | float | None):
         return node
-    if node.dtype.kind not in "biuf":
-        raise UsageError(f"{name} cannot be saved in a checkpoint: an array of {node.dtype}")
+    if not isinstance(node, np.ndarray) or node.dtype.kind not in "biuf":
+        kind = f"an array of {node.dtype}" if isinstance(node, np.ndarray) else type(node).__name__
+        raise UsageError(
+            f"{name} cannot be saved in a checkpoint: it is {kind}, not a number, text or array of numbers"
+        )
     while name in arrays:  # keys may hold dots
         name += "'"
     arrays[name] = node
@@ -193,29 +163,22 @@ def _split(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def unpack(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Restore the tree that `pack` has split. Tuples become lists, and keys strings.
-
-    Raises
-    ------
-    CheckpointError
-        If an array is missing, used twice, or left over.
-    """
-    used: set[str] = set()
-    tree = _join(plain, arrays, used)
-    if unused := arrays.keys() - used:
-        raise CheckpointError(f"the training state does not say what the array {min(unused)!r} is for")
+    """Restore the tree that `pack` has split, with lists for tuples and strings for keys; use every array once."""
+    left = dict(arrays)
+    tree = _join(plain, left)
+    if left:
+        raise CheckpointError(f"the training state does not say what the array {min(left)!r} is for")
     return tree
 
 
-def _join(node: Any, arrays: Mapping[str, np.ndarray], used: set[str]) -> Any:
+def _join(node: Any, left: dict[str, np.ndarray]) -> Any:
     if isinstance(node, list):
-        return [_join(value, arrays, used) for value in node]
+        return [_join(value, left) for value in node]
     if not isinstance(node, dict):
         return node
     if node.keys() != {_ARRAY}:
-        return {key: _join(value, arrays, used) for key, value in node.items()}
+        return {key: _join(value, left) for key, value in node.items()}
     name = node[_ARRAY]
-    if not isinstance(name, str) or name not in arrays or name in used:
+    if not isinstance(name, str) or name not in left:
         raise CheckpointError(f"the training state refers to an array {name!r} that is not there")
-    used.add(name)
-    return arrays[name]
+    return left.pop(name)

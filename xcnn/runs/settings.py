@@ -3,6 +3,7 @@
 Each row is a field of `Config`. The flags of the command and their help are made from it.
 """
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -14,10 +15,10 @@ from typing import Any
 from xcnn import data, models, optim
 from xcnn._check import integer, number
 from xcnn._plugins import is_foreign
-from xcnn.errors import UsageError, XcnnError, unknown
-from xcnn.runs.saving import Interval
+from xcnn.errors import UsageError, XcnnError, explained, unknown
+from xcnn.runs.saving import interval
 
-__all__ = ["SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
+__all__ = ["RULE_OPTIONS", "SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
 
 _MOST_BYTES = 1 << 16
 """The largest settings file."""
@@ -88,8 +89,15 @@ def _augmentations(name: str, value: Any) -> tuple[str, ...]:
     return tuple(_one_of("augmentation", data.AUGMENTATIONS)(name, one) for one in value)
 
 
+def _options(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        with contextlib.suppress(TypeError, ValueError):
+            return dict(json.loads(json.dumps(dict(value), allow_nan=False)))  # tuples become lists, as in files
+    raise UsageError(f"{name} must be a dict of options and their values, got {value!r}")
+
+
 def _interval(name: str, value: Any) -> str:
-    Interval.parse(value, name)
+    interval(value, name)
     return str(value)
 
 
@@ -123,6 +131,9 @@ class Config:
     lr: float = _row(3e-3, "highest learning rate.", _real("(0, inf)"), change=_ON)
     momentum: float = _row(0.9, "momentum of sgd and rmsprop.", _real("[0, inf)"), change=_ON)
     wd: float = _row(0.0, "weight decay.", _real("[0, inf)"), change=_ON)
+    opt_options: dict[str, Any] | None = _row(None,  # noqa: RUF009
+        "further options of the optimizer, such as nesterov=true or betas=[0.8,0.99]; for several, repeat the flag.",
+        _options, fixed="the state is that of the optimizer with these options")
     schedule: str = _row("one-cycle",
         "learning rate schedule: constant, step, cosine, one-cycle, plateau, or package.module:function.",
         _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's")
@@ -153,6 +164,11 @@ class Config:
     # fmt: on
 
 
+Config.__init__ = explained(Config.__init__)  # type: ignore[method-assign]
+
+RULE_OPTIONS = {"lr": "lr", "momentum": "momentum", "wd": "weight_decay"}
+"""The options of optimizers that are settings by themselves: the setting, and the option."""
+
 SETTINGS: dict[str, Setting] = {row.name: row.metadata["setting"] for row in dataclasses.fields(Config)}
 """Every row of the table by name."""
 
@@ -169,6 +185,8 @@ def check(config: Config) -> Config:
     UsageError
         For the first invalid setting; its attribute `setting` is the name.
     """
+    if not isinstance(config, Config):
+        raise UsageError(f"config must be a Config, got {config!r}")
     checked: dict[str, Any] = {}
     for name, row in SETTINGS.items():
         value, default = getattr(config, name), getattr(Config, name)

@@ -4,8 +4,7 @@ from xcnn.training.callbacks import EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.evaluation import Metrics, confusion_matrix
 from xcnn.training.losses import LOSSES, Loss, loss_named
 from xcnn.training.signals import terminable
-from xcnn.training.timing import clock
-from xcnn.training.trainer import Callback, Trainer
+from xcnn.training.trainer import Callback, Trainer, clock
 
 __all__ = [
     "LOSSES",

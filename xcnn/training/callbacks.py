@@ -84,11 +84,11 @@ class HistoryFile(Callback):
 
 
 _BETTER = {"loss": "min", "accuracy": "max"}
-"""Which value of an entry is better, by the end of its name."""
+"""Whether smaller or larger values are better, by the end of the name of an entry."""
 
 
 class _Monitor(Callback):
-    """Watches one entry of the records. Whether smaller or larger is better is known of losses and accuracies alone."""
+    """Base class of callbacks that watch one entry of the records."""
 
     def __init__(self, monitor: str, mode: str | None, min_delta: float = 0.0) -> None:
         name = type(self).__name__
@@ -118,7 +118,7 @@ class _Monitor(Callback):
         return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, unless it is that of another entry."""
+        """Load what `state_dict` returned, unless it is of another entry."""
         best, epoch = state.get("best"), state.get("best_epoch")
         if not isinstance(best, float | None) or not isinstance(epoch, int) or not 0 <= epoch < 2**53:
             raise CheckpointError(f"{type(self).__name__}: the state must hold best and best_epoch, got {dict(state)}")

@@ -19,31 +19,19 @@ from xcnn.nn._observe import observing
 
 __all__ = ["divergence", "look"]
 
-Backward = Callable[..., Any]
-Function = Callable[..., tuple[Any, Backward]]
+Function = Callable[..., tuple[Any, Any]]
 
 
 def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
-    """Return the results of a batch as numbers of Python, waiting for the device once.
+    """Return loss and number of correct answers of a batch as Python numbers, and whether all gradients are finite.
 
-    Parameters
-    ----------
-    loss : a number, or an array of one.
-    right : the number of correct answers (exact below 2**24), in the same form, or None.
-    gradients : floating-point arrays; None is skipped.
-
-    Returns
-    -------
-    The loss, the number of correct answers, and whether all gradients are finite.
+    The host waits for the device once. The arguments may be arrays with one entry, the count below 2**24, or None.
     """
     there = [array for array in gradients if array is not None]
     first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
     if on_host(first):
-        finite = True
-        for array in there:
-            if not math.isfinite(np.vdot(array, array)) and not _finite(array):  # the fastest sum that NumPy has
-                finite = False
-                break
+        # The fastest sum that NumPy has; it may overflow.
+        finite = all(math.isfinite(np.vdot(array, array)) or not _nan_or_inf(array) for array in there)
         return float(loss), None if right is None else int(right), finite
     xp = namespace_of(first)
     # In the dtype of the loss, to keep its bits; half precision cannot hold the counts.
@@ -58,25 +46,17 @@ def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -
         right = int(right if on_host(right) else seen.pop(0))
     if not math.isfinite(value):
         return value, right, False
-    return value, right, all(math.isfinite(total) or _finite(a) for a, total in zip(there, seen, strict=True))
+    return value, right, all(math.isfinite(total) or not _nan_or_inf(a) for a, total in zip(there, seen, strict=True))
 
 
 @body
 def _totals(xp: ModuleType, arrays: Sequence[Array], dtype: Any) -> Array:
-    """Return one number per array, in one array, that is finite only if all numbers of that array are.
-
-    It may overflow even if they are; then the array itself must be checked.
-    """
+    """Return the sum of each array, in one array. It is finite only if all entries are, but may overflow."""
     with np.errstate(all="ignore"):  # for libraries that compute with NumPy
         return xp.stack([xp.astype(xp.sum(array), dtype, copy=False) for array in arrays])
 
 
-def _finite(value: Any) -> bool:
-    """Return whether an array, or each array of a tuple, holds finite numbers only."""
-    return not _strange(value)
-
-
-def _strange(value: Any) -> str:
+def _nan_or_inf(value: Any) -> str:
     """Return "nan" or "inf" if an array, or one of a tuple, holds one; otherwise an empty string."""
     for array in value if isinstance(value, tuple | list) else (value,):
         if array is None:
@@ -91,18 +71,12 @@ def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) 
     """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
     Buffers and random streams must have their state from before the batch; they change. All gradients are cleared.
-
-    Parameters
-    ----------
-    model : the network.
-    loss : `(output, target) -> (loss, backward)`.
-    value : the loss; if it is finite, a gradient must not be.
-    x, y : the batch, on the device.
+    `value` is the loss; if it is finite, a gradient is not.
     """
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"
     for kind, array in (("images", x), ("targets", y)):
-        if odd := _strange(array):
+        if odd := _nan_or_inf(array):
             return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
     with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers
         found = _first_number(model, x) if lost else _first_gradient(model, loss, x, y)
@@ -118,7 +92,7 @@ def _first_number(model: Module, x: Array) -> str:
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, backward = forward(x, train)
-            if not found and not _finite(y):
+            if not found and _nan_or_inf(y):
                 found.append(
                     f"{_called(name, layer)} returned the first numbers that are not finite{_reason(layer, x)}"
                 )
@@ -130,7 +104,7 @@ def _first_number(model: Module, x: Array) -> str:
         output, _ = model.forward(x, train=True)
     if found:
         return found[0]
-    if not _finite(output):
+    if _nan_or_inf(output):
         return "the model's output is not finite, though every layer's is"
     return "every layer's output is finite, so the loss itself is the first number that is not"
 
@@ -138,16 +112,16 @@ def _first_number(model: Module, x: Array) -> str:
 def _reason(layer: Module, x: Any) -> str:
     """Describe the weights and the input of a layer whose output is not finite."""
     for name, parameter in layer.named_parameters():
-        if odd := _strange(parameter.data):
+        if odd := _nan_or_inf(parameter.data):
             return f": its {name} holds {odd}"
-    if odd := _strange(x):
+    if odd := _nan_or_inf(x):
         return f": its input holds {odd}"
     return ", from finite inputs and weights" if any(layer.named_parameters()) else ", from finite inputs"
 
 
 def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
     """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
-    ruined = [name for name, slot in model.named_parameters() if not _finite(slot.grad)]
+    bad = [name for name, slot in model.named_parameters() if _nan_or_inf(slot.grad)]
     model.zero_grad()
     found: list[str] = []
 
@@ -158,13 +132,13 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
             y, backward = forward(x, train)
 
             def watched(dy: Any, need_dx: bool = True) -> Any:
-                if not found and not _finite(dy):
-                    found.append(f"{called} was given the first, that of its output")
+                if not found and _nan_or_inf(dy):
+                    found.append(f"the first one is that of the output of {called}")
                 dx = backward(dy, need_dx)
                 made = {**{key: slot.grad for key, slot in layer.named_parameters()}, "input": dx}
                 for key, grad in made.items():
-                    if not found and not _finite(grad):
-                        found.append(f"{called} gave the first, that of its {key}")
+                    if not found and _nan_or_inf(grad):
+                        found.append(f"the first one is that of the {key} of {called}")
                 return dx
 
             return y, watched
@@ -174,11 +148,11 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
     with observing(model, observer):
         output, backward = model.forward(x, train=True)
         dy = loss(output, y)[1]()[0]
-        if not _finite(dy):
-            found.append("the loss gave the first, that of the model's output")
+        if _nan_or_inf(dy):
+            found.append("the first one is that of the model's output, from the loss")
         backward(dy, need_dx=False)
     model.zero_grad()
-    return next(iter(found), f"{ruined[-1]} has the first")
+    return next(iter(found), f"the first one is that of {bad[-1]}")
 
 
 def _called(name: str, layer: Module) -> str:

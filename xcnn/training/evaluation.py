@@ -57,21 +57,9 @@ def evaluate(
     batch_size: int = 256,
     watch: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
-    """Return loss and accuracy over a data set, in inference mode.
+    """Return loss and accuracy of a model that is on the device `where`; see `Trainer.evaluate`.
 
-    Parameters
-    ----------
-    model : on the device `where`.
-    data, loss, batch_size : see `Trainer.evaluate`.
-    where : the device.
-    watch : called after each batch with the metrics so far.
-
-    Raises
-    ------
-    DataError
-        If there is no batch.
-    OutOfMemoryError
-        If a batch is too large.
+    `watch` is called after each batch with the metrics so far.
     """
     metrics = Metrics()
     integer("evaluate", "batch_size", batch_size)
@@ -91,7 +79,7 @@ def evaluate(
 
 
 def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
-    """Return the predictions for some images, on the host; see `Trainer.predict`."""
+    """Return the predictions of a model that is on the device `where`; see `Trainer.predict`."""
     integer("predict", "batch_size", batch_size)
     if isinstance(images, Loader | Dataset):
         parts: Iterable[Any] = (x for x, _ in in_order("predict: images", images, batch_size, where))
@@ -129,9 +117,8 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     """
     shapes = np.shape(probabilities), np.shape(labels)
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
-        raise ShapeError(
-            "confusion_matrix: needs probabilities (n, classes) and labels (n,), got {} and {}".format(*shapes)
-        )
+        got = " and ".join(map(str, shapes))
+        raise ShapeError(f"confusion_matrix: expected probabilities (n, classes) and labels (n,), got {got}")
     wrong = np.asarray(labels)[~np.isin(labels, np.arange(shapes[0][1]))]
     if wrong.size:
         raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}, got {wrong[0]}")

@@ -26,13 +26,7 @@ _MOST_BYTES = 1 << 30
 
 
 def batches(who: str, data: Any, where: Device) -> Batches:
-    """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins the error message.
-
-    Raises
-    ------
-    UsageError
-        If `data` is of another type, or on another device than the network.
-    """
+    """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins errors."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
         data = from_arrays(*data)
     if isinstance(data, Dataset):
@@ -67,13 +61,7 @@ def place(array: Any, where: Device) -> Array:
 
 
 def as_array(value: Any) -> Array:
-    """Return a list as a NumPy array, and an array of any library as it is.
-
-    Raises
-    ------
-    UsageError
-        If it is neither.
-    """
+    """Return a list as a NumPy array, and an array of any library as it is."""
     try:
         value = np.asarray(value) if isinstance(value, list | tuple) else value
         namespace_of(value)
@@ -88,12 +76,7 @@ class Feed:
     A data set on the host that is not augmented and not too large is copied to the device for the lifetime of the feed.
     If memory runs out, the copy is freed and batches are made on the host. The bits are the same either way.
 
-    Parameters
-    ----------
-    who : the function and its argument, for errors.
-    data : what to train on.
-    where : the device of the network.
-    tell : called with a sentence if the device has no room for the data set.
+    `who` is the function and its argument, for errors; `tell` is called if the device has no room for the data set.
     """
 
     def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object]) -> None:
@@ -114,13 +97,7 @@ class Feed:
                 self.source, self._host = moved, dataset
 
     def check_place(self, settings: dict[str, Any] | None, batch: int) -> None:
-        """Check that an epoch that stopped after `batch` batches of a loader with these settings can continue.
-
-        Raises
-        ------
-        CheckpointError
-            If the batches of this feed differ.
-        """
+        """Check that an epoch can continue that stopped after `batch` batches of a loader with these settings."""
         if settings != self.settings:
             was, here = (f"a Loader with {s}" if s else "no Loader" for s in (settings, self.settings))
             raise CheckpointError(f"{self.who} is {here}, but the state is inside an epoch of {was}")

@@ -8,7 +8,7 @@ from typing import Any
 from xcnn import ops
 from xcnn._array import Array, namespace_of
 from xcnn._plugins import find
-from xcnn.errors import UsageError, wrong_call
+from xcnn.errors import UsageError, explained, wrong_call
 
 __all__ = ["LOSSES", "Loss", "count_classes", "exp", "identity", "loss_named", "sigmoid", "softmax"]
 
@@ -73,6 +73,9 @@ class Loss:
     def count_correct(self, output: Array, target: Array) -> Array | None:
         """Return the number of correct answers, an integer or a 0-d array on the device; None without an accuracy."""
         return None if self.correct is None else self.correct(output, target)
+
+
+Loss.__init__ = explained(Loss.__init__)  # type: ignore[method-assign]
 
 
 LOSSES: dict[str, Loss] = {

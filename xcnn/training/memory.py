@@ -15,13 +15,7 @@ T = TypeVar("T")
 
 
 def within_memory(function: Callable[..., T], images: Any, *rest: Any, where: Device) -> T:
-    """Return `function(images, *rest)`. If memory runs out, free what the call has allocated.
-
-    Raises
-    ------
-    OutOfMemoryError
-        See `memory_error`.
-    """
+    """Return `function(images, *rest)`; if memory runs out, free what it has allocated and raise `memory_error`."""
     try:
         return function(images, *rest)
     except Exception as error:
@@ -42,13 +36,9 @@ def ran_out(error: Exception, where: Device) -> bool:
 
 
 def memory_error(shape: Sequence[int], where: Device, updating: bool = False) -> OutOfMemoryError:
-    """Return the error that suggests a fix, after returning freed memory to the device.
+    """Return the error for a batch of this shape, after returning freed memory to the device.
 
-    Parameters
-    ----------
-    shape : shape of the batch.
-    where : the device.
-    updating : whether the optimizer has begun to change the weights.
+    `updating` is whether the optimizer has begun to change the weights.
     """
     gc.collect()
     free_memory(where)

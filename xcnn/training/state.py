@@ -15,15 +15,7 @@ RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "
 
 @dataclass
 class Epoch:
-    """An unfinished epoch.
-
-    Attributes
-    ----------
-    settings : the `Loader.settings()` that determine its batches; None if they do not come from a `Loader`.
-    batch : the number of batches done.
-    seconds : the time that they took.
-    metrics : their metrics.
-    """
+    """An unfinished epoch: the `Loader.settings()`, if any, the number of batches done, their time and metrics."""
 
     settings: dict[str, Any] | None = None
     batch: int = 0
@@ -33,10 +25,10 @@ class Epoch:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Epoch":
         """Return the epoch from which `dataclasses.asdict` made this state."""
-        seen = state["metrics"]
+        seen, settings = state["metrics"], state["settings"]
         right = None if seen["correct"] is None else count(seen["correct"])
         metrics = Metrics(count(seen["images"]), float(seen["loss_sum"]), right)
-        settings = None if state["settings"] is None else dict(state["settings"])
+        settings = None if settings is None else dict(settings)
         return cls(settings, count(state["batch"]), float(state["seconds"]), metrics)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,20 @@ from xcnn.training.memory import memory_error, ran_out
 __all__ = ["Step"]
 
 
+@dataclass
 class Step:
-    """The step of a `Trainer`; the arguments are those of `Trainer`."""
+    """The step of a `Trainer`; the fields are its arguments."""
 
-    def __init__(
-        self,
-        model: Module,
-        optimizer: optim.Optimizer,
-        loss: Loss,
-        device: Device,
-        schedule: optim.Schedule | None,
-        clip_norm: float | None,
-        clip_value: float | None,
-    ) -> None:
-        self.model, self.optimizer, self.loss, self.device, self.schedule = model, optimizer, loss, device, schedule
-        self.clip_norm, self.clip_value = clip_norm, clip_value
+    model: Module
+    optimizer: optim.Optimizer
+    loss: Loss
+    device: Device
+    schedule: optim.Schedule | None
+    clip_norm: float | None
+    clip_value: float | None
+
+    def __post_init__(self) -> None:
+        model = self.model
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
@@ -97,9 +97,9 @@ class Step:
             # Ops that cannot check labels without waiting for the device return NaN for invalid ones.
             if self.loss.classifies and y.ndim == 1:
                 labels = to_numpy(y)
-                strange = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
-                if strange.size:
-                    return UsageError(f"the labels hold {strange[0]}, the model has classes 0 .. {output.shape[1] - 1}")
+                wrong = labels[(labels >= output.shape[1]) | ((labels < 0) & (labels != -100))]  # -100 is ignored
+                if wrong.size:
+                    return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {output.shape[1] - 1}")
             return divergence(self.model, self.loss.function, value, x, y)
         finally:
             self.model.zero_grad()

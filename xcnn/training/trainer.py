@@ -5,15 +5,16 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xcnn import optim
 from xcnn._check import integer, number
+from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, making_sense
+from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metrics, evaluate, predict
 from xcnn.training.feed import Data, Feed
@@ -21,19 +22,42 @@ from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
 from xcnn.training.state import Epoch, count, record
 from xcnn.training.step import Step
-from xcnn.training.timing import clock
 
-__all__ = ["Callback", "Trainer"]
+__all__ = ["Callback", "Trainer", "clock"]
+
+
+def clock() -> float:
+    """Return the time in seconds since an arbitrary start. The clock stands still while kernels are compiled.
+
+    Compiling happens once on a machine, at the first call of each kernel, and says nothing about the speed of training.
+    """
+    return COMPILATION.clock()
 
 
 class Callback:
     """Base class of callbacks of a `Trainer`; override the methods that you need.
 
     Callbacks are called in the order in which they are given, those whose class sets `comes_last` after all others.
-    Call `trainer.stop(reason)` to end training after the epoch.
+    Call `trainer.stop(reason)` to end training after the epoch. A method `on_...` that nothing calls is refused.
+
+    Attributes
+    ----------
+    comes_last : whether callbacks of this class are called after all others.
+    events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
 
     comes_last = False
+    events: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        known = {name for base in cls.__mro__ for name in vars(base).get("events", ())}
+        known |= {name for name in vars(Callback) if name.startswith("on_")}
+        for name in dir(cls):
+            if name.startswith("on_") and name not in known:
+                raise unknown(f"method of the callback {cls.__name__}", name, known)
+        if "__init__" in vars(cls):
+            cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: "Trainer", batches: int | None, epochs: int) -> None:
         """Called before the first epoch, with the batches per epoch (None if unknown) and the last epoch."""
@@ -83,6 +107,7 @@ class Trainer:
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
     """
 
+    @explained
     def __init__(
         self,
         model: Module,
@@ -121,6 +146,7 @@ class Trainer:
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value)
         model.to(self.device)
 
+    @explained
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
@@ -147,6 +173,7 @@ class Trainer:
         self.steps += 1
         return loss
 
+    @explained
     def fit(
         self, train: Data, epochs: int = 1, validation: Data | None = None, *, until: int | None = None
     ) -> list[dict[str, Any]]:
@@ -204,26 +231,23 @@ class Trainer:
             self._feeds = [feed] if held_out is None else [feed, held_out]
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
-            for callback in self.callbacks:
-                callback.on_fit_start(self, feed.length, last)
+            self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             with self.device.active(), delayed_signals() as check_signals:
 
-                def go_on() -> None:
+                def raise_if_interrupted() -> None:
                     try:
                         check_signals()
                     except (KeyboardInterrupt, SystemExit):
-                        for callback in self.callbacks:
-                            callback.on_interrupt(self)
+                        self._call("on_interrupt")
                         self.interrupted = True
                         raise
 
                 for epoch in range(first + 1, last + 1):
-                    record = self._train_epoch(epoch, feed, held_out, go_on)
+                    record = self._train_epoch(epoch, feed, held_out, raise_if_interrupted)
                     self.history.append(record)
-                    for callback in self.callbacks:
-                        callback.on_epoch_end(self, record)
-                    go_on()
+                    self._call("on_epoch_end", record)
+                    raise_if_interrupted()
                     if self.stop_reason:
                         break
         except BaseException:
@@ -248,13 +272,16 @@ class Trainer:
         if errors:
             raise errors[0]
 
+    def _call(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *arguments)
+
     def _make_room(self) -> bool:
         """Free the copies of data sets on the device, and return whether there were any."""
-        given_up = [feed.give_up() for feed in self._feeds]
-        return any(given_up)
+        return any([feed.give_up() for feed in self._feeds])  # noqa: C419  # each of them
 
     def _train_epoch(
-        self, epoch: int, feed: Feed, validation: Feed | None, go_on: Callable[[], None]
+        self, epoch: int, feed: Feed, validation: Feed | None, raise_if_interrupted: Callable[[], None]
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
@@ -266,9 +293,8 @@ class Trainer:
             metrics.add(images, loss, right)
             now.batch, now.seconds = now.batch + 1, clock() - start
             self.steps += 1
-            for callback in self.callbacks:
-                callback.on_batch_end(self, epoch, now.batch, metrics)
-            go_on()
+            self._call("on_batch_end", epoch, now.batch, metrics)
+            raise_if_interrupted()
         if not metrics.images:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
@@ -290,10 +316,25 @@ class Trainer:
         """End `fit` after this epoch; for callbacks."""
         self.stop_reason = reason
 
+    @explained
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
-        """Return loss and accuracy over a data set, in inference mode."""
+        """Return loss and accuracy over a data set, in inference mode.
+
+        Parameters
+        ----------
+        data : as `train` in `fit`; a data set is taken in order and without augmentation.
+        batch_size : images at a time, for a data set.
+
+        Raises
+        ------
+        DataError
+            If there is no batch.
+        OutOfMemoryError
+            If a batch is too large.
+        """
         return evaluate(self.model, data, self.loss, self.device, batch_size)
 
+    @explained
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """Return the predictions for some images, on the host.
 

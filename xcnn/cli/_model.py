@@ -1,0 +1,44 @@
+"""The flags of commands that take a trained model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from xcnn.cli._console import Bar, use_threads
+from xcnn.runs import Restored, restore
+
+__all__ = ["Source"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the model and its test images come from.
+
+    Parameters
+    ----------
+    dataset
+        data set to use instead of the one that the model was trained on.
+    data_dir
+        folder that holds the data set's files.
+    model
+        model of the weights, if the file does not name it.
+    device
+        where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
+    threads
+        number of threads; by default all cores that the process may use. No result depends on it.
+    """
+
+    dataset: str | None = None
+    data_dir: Path | None = None
+    model: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+
+    def restore(self, checkpoint: Path, bar: Bar) -> Restored:
+        """Return the model of a checkpoint; `bar` shows a download of the data set."""
+        use_threads(self.threads)
+        return restore(
+            checkpoint, self.device, model=self.model, dataset=self.dataset, data_dir=self.data_dir, progress=bar
+        )
