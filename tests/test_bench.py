@@ -380,7 +380,7 @@ def test_means_in_json(xcnn):
         (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
         (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
         (["--against", "torch", "--ways", "channel_last"], "unknown way 'channel_last'; did you mean 'channels_last'?"),
-        (["--ways", "NCHW"], "--ways chooses among those of the libraries in against, which is empty"),
+        (["--ways", "NCHW"], "--ways selects ways of the libraries in against; name one there, such as torch"),
         (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
         (["--batch-sizes", "1,many"], "--batch-sizes takes integers separated by commas, got '1,many'"),
         (["--sizes", "28,x"], "--sizes takes integers separated by commas, got '28,x'"),

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console
-from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
@@ -121,15 +119,11 @@ def print_json(record: dict[str, Any]) -> None:
     _print(json.dumps(_json(record)))
 
 
-def _print(line: str) -> None:
-    _make_room()
-    _Stream("stdout").write(f"{line}\n")
-
-
-def _make_room() -> None:
-    """Erase the progress bar if results go to the terminal too; the bar is drawn again below them."""
-    if help_console.is_terminal:
-        _stderr.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+def _print(text: str) -> None:
+    """Write lines on stdout, over the progress bar if it is on the same terminal; it is drawn again below them."""
+    # In one write, as the thread that draws the bar may run between two.
+    erase = "\r\x1b[2K" if help_console.is_terminal and _stderr.is_terminal and not _stderr.is_dumb_terminal else ""
+    _Stream("stdout").write(f"{erase}{text}\n")
 
 
 def _json(value: Any) -> Any:
@@ -166,8 +160,10 @@ def print_table(
         table.add_column(head, justify=justify, no_wrap=numeric or not fold, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    _make_room()
-    _console("stdout", _UNFOLDED if not fold else None if help_console.is_terminal else _PIPED).print(table)
+    console = _console("stdout", _UNFOLDED if not fold else None if help_console.is_terminal else _PIPED)
+    with console.capture() as drawn:
+        console.print(table)
+    _print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def use_threads(threads: int | None) -> None:

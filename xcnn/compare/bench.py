@@ -155,7 +155,7 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
             raise unknown("peer", peer, PEERS)
     known = {way for peer in peers for kinds in PEERS[peer].values() for way in kinds}
     if ways and not peers:
-        raise UsageError("ways chooses among those of the libraries in against, which is empty", setting="ways")
+        raise UsageError("ways selects ways of the libraries in against; name one there, such as torch", setting="ways")
     for way in ways:
         if way not in known:
             raise unknown("way", way, known)

@@ -1,6 +1,7 @@
 """Resuming a run: comparing it with its checkpoint, and loading the state of the checkpoint."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from xcnn.runs.checkpoint import Checkpoint
 from xcnn.runs.settings import RULE_OPTIONS, SETTINGS, Config, plain
 from xcnn.training import Trainer
 
-__all__ = ["differences", "load_state", "origin"]
+__all__ = ["changes", "differences", "load_state", "origin"]
 
 
 def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
@@ -35,7 +36,21 @@ def _sha256(dataset: Dataset) -> str:
     return content.hexdigest()
 
 
-def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) -> tuple[set[str], list[str]]:
+def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+    """Return the names of the settings that differ from those before, unless one of them must not: then raise."""
+    now = plain(config)
+    changed = [name for name in SETTINGS if before.get(name) != now[name]]
+    for name in changed:
+        if reason := SETTINGS[name].fixed:
+            raise UsageError(
+                f"{name} cannot change in a resumed run, as {reason}: it was {before.get(name)}, now {now[name]}; "
+                "start a new run",
+                setting=name,
+            )
+    return changed
+
+
+def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Compare a checkpoint with the settings and the `origin` of the run that resumes from it.
 
     Returns
@@ -47,18 +62,12 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     UsageError
         If something has changed that must not, or `epochs` is less than the number of epochs begun.
     """
-    before, now = checkpoint.config, plain(config)
-    changed = {name for name in SETTINGS if before.get(name) != now[name]}
-    remarks = []
-    for name, setting in ((name, row) for name, row in SETTINGS.items() if name in changed):
-        if setting.fixed:
-            raise UsageError(
-                f"{name} cannot change in a resumed run, as {setting.fixed}: it was {before.get(name)}, "
-                f"now {now[name]}; start a new run",
-                setting=name,
-            )
-        if setting.change:
-            remarks.append(f"{name} was {before.get(name)} and is {now[name]}: {setting.change}")
+    before, now, changed = checkpoint.config, plain(config), changes(checkpoint.config, config)
+    remarks = [
+        f"{name} was {before.get(name)} and is {now[name]}: {SETTINGS[name].change}"
+        for name in changed
+        if SETTINGS[name].change
+    ]
     then = dict(checkpoint.origin)
     images = dict(then.pop("images"))
     for name, digest in here["images"].items():
@@ -71,9 +80,9 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
                 setting="data_dir",
             )
         remarks.append(f"the test images of {config.dataset} have changed: results before and after cannot be compared")
-    changes = [f"{name} was {then[name]} and is {here.get(name)}" for name in then if then[name] != here.get(name)]
-    if changes:
-        remarks.append(f"{'; '.join(changes)}: rounding may differ, so the results may not be the same to the bit")
+    others = [f"{name} was {then[name]} and is {here.get(name)}" for name in then if then[name] != here.get(name)]
+    if others:
+        remarks.append(f"{'; '.join(others)}: rounding may differ, so the results may not be the same to the bit")
     training = checkpoint.training or {}
     begun = len(training["history"]) + (training["epoch"] is not None)
     if config.epochs < begun:
@@ -84,7 +93,7 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     return changed, remarks
 
 
-def load_state(trainer: Trainer, state: dict[str, Any], changed: set[str], best_epoch: int) -> None:
+def load_state(trainer: Trainer, state: dict[str, Any], changed: list[str], best_epoch: int) -> None:
     """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
     `best_epoch` is the epoch of the best weights on disk, or 0. If the state has another, the next epoch counts as the

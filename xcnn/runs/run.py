@@ -36,9 +36,9 @@ from xcnn.runs.checkpoint import (
     save_checkpoint,
     step_path,
 )
-from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, remove_run
+from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, recorded_settings, remove_run
 from xcnn.runs.reporter import Reporter
-from xcnn.runs.resume import differences, load_state, origin
+from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
 from xcnn.runs.settings import RULE_OPTIONS, Config, check, plain
 from xcnn.training import (
@@ -119,12 +119,15 @@ def train(
     """
     if folder is not None and not str(folder):
         raise UsageError("the folder must have a name, got an empty string", setting="out")
-    run = _Run(check(config), callbacks)
     where = None if folder is None else Path(folder)
+    config = check(config)
+    if resume and where is not None:
+        changes(recorded_settings(where), config)  # before a data set is loaded
+    run = _Run(config, callbacks)
     if not resume:
-        where = make_run_folder(where, run.config)
-    elif where is None or not holds_run(where):
-        raise UsageError(f"there is no run in {where} to resume", setting="resume")
+        where = make_run_folder(where, config)
+    elif where is None:
+        raise UsageError("folder must be that of the run to resume, got None", setting="resume")
     with alone_in(where, f"another run is using {where}; wait for it, or stop it"):
         if not resume and holds_run(where):
             raise UsageError(f"{where} already holds a run; resume it, or choose another folder", setting="out")
