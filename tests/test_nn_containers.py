@@ -119,16 +119,16 @@ def recorded(monkeypatch, layers):
 def test_without_dx_nothing_is_computed_up_to_the_first_parameters(monkeypatch):
     layers = [nn.Tanh(), nn.ReLU(), nn.Conv2d(1, 1, 3), nn.Tanh(), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Tanh())]
     calls = recorded(monkeypatch, layers)
-    spread = []
+    computed = []
     import xcnn.ops.conv as conv
 
-    plain = conv._spread
-    monkeypatch.setattr(conv, "_spread", lambda *arguments: (spread.append(1), plain(*arguments))[1])
+    plain = conv._input_gradient
+    monkeypatch.setattr(conv, "_input_gradient", lambda *arguments: (computed.append(1), plain(*arguments))[1])
     with portable(np):
         y, backward = nn.Sequential(*layers).forward(np.ones((1, 1, 5, 5), np.float32))
         assert backward(y, need_dx=False) is None
     assert calls == [(4, True), (3, True), (2, False)]
-    assert len(spread) == 1  # of the last convolution alone
+    assert len(computed) == 1  # of the last convolution alone
 
 
 def test_a_branch_without_parameters_is_skipped_where_nothing_before_it_learns(monkeypatch):
