@@ -32,7 +32,7 @@ def find(
     if not is_foreign(name):
         raise unknown(kind, name, table)
     module, _, path = name.partition(":")
-    if not all(part.isidentifier() for part in module.split(".")):
+    if not all(module.split(".")):
         raise UsageError(f"{kind} {name!r}: expected package.module:function, such as nets:small for a file nets.py")
     found: Any = _imported(f"{kind} {name!r}", module)
     for part in path.split("."):

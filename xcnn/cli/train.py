@@ -150,7 +150,7 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
     names = {name: settings.get(name) for name in ("dataset", "model", "opt", "schedule")}
     refuse_foreign(source, **{name: value for name, value in names.items() if _value(arguments, f"--{name}") is None})
     if isinstance(options := settings.get("opt_options"), dict):
-        settings["opt_options"] = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+        settings["opt_options"] = [f"{name}={json.dumps(value, default=str)}" for name, value in options.items()]
     given = {name: value for name, value in settings.items() if value != []}  # an empty list is the default
     cyclopts.config.Dict(given, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
 

@@ -170,18 +170,23 @@ def _receive(mirror: str, name: str, file: IO[bytes], size: int, report: Progres
     import requests
 
     try:
-        with requests.get(mirror + name, stream=True, timeout=_TIMEOUT) as response:
-            response.raise_for_status()
-            report(name, 0, size)
-            done = 0
-            for chunk in response.iter_content(_CHUNK):
-                done += len(chunk)
-                if done > size:
-                    return f"sent more than {size} bytes"
-                file.write(chunk)
-                report(name, done, size)
-    except requests.HTTPError as error:
-        return f"HTTP status {error.response.status_code}"
-    except requests.RequestException as error:
+        response = requests.get(mirror + name, stream=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"})
+    except (OSError, ValueError) as error:  # no answer, or a redirect to an invalid address
         return type(error).__name__
-    return ""
+    with response:
+        if not response.ok:
+            return f"HTTP status {response.status_code}"
+        report(name, 0, size)
+        done, chunks = 0, response.raw.stream(_CHUNK, decode_content=False)  # some servers call .gz files encoded
+        while True:
+            try:
+                chunk = next(chunks, b"")
+            except Exception as error:  # the connection broke; requests does not wrap the errors of `raw`
+                return type(error).__name__
+            done += len(chunk)
+            if not chunk:
+                return ""
+            if done > size:
+                return f"sent more than {size} bytes"
+            file.write(chunk)
+            report(name, done, size)

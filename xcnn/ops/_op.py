@@ -315,6 +315,8 @@ def op_of_ranks(
 
     def of_rank(rank: int) -> Callable[P, Result]:
         one: Any = functools.partial(function, rank)
+        one.__signature__, one.__wrapped__ = inspect.signature(one), function
+        one.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "rank"}
         one.__name__ = one.__qualname__ = function.__name__.lstrip("_").replace("_nd", f"{rank}d")
         one.__module__, one.__doc__ = function.__module__, function.__doc__
         return cast(Callable[P, Result], op(arrays, saves=saves, samples=samples(rank))(one))

@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +15,24 @@ from xcnn.devices import like, to_numpy
 from xcnn.errors import CheckpointError, DtypeError, Explained, ShapeError, UsageError, making_sense, unknown
 from xcnn.parameter import Parameter
 
-__all__ = ["Group", "Optimizer", "Params", "States", "parameters"]
+__all__ = ["Group", "Optimizer", "Params", "States", "options_of", "parameters"]
 
 Params = Iterable[Parameter] | Iterable[Mapping[str, Any]]  # parameters or groups
 Group = dict[str, Any]  # the parameters of a group, under "params", and its options
 States = list[dict[str, Any]]  # the state of each parameter
+
+
+def options_of(rule: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of the arguments of a rule, with those of its base classes if it takes `**options`."""
+    bases = rule.__mro__ if isinstance(rule, type) else ()
+    inits = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)] or [rule]
+    found: dict[str, Any] = {}
+    for init in inits:
+        parameters = inspect.signature(init).parameters
+        found = {name: parameter.default for name, parameter in parameters.items()} | found
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
 
 
 class Optimizer(Explained):
@@ -100,10 +113,9 @@ class Optimizer(Explained):
         number in its interval; a tuple must hold as many such numbers as the default; an integer must be at least 0.
         Options of other types are not checked.
         """
-        signature = inspect.signature(type(self).__init__).parameters
-        checked = {}
+        defaults, checked = options_of(type(self)), {}
         for name, value in options.items():
-            default = signature[name].default if name in signature else None
+            default = defaults.get(name)
             interval = self.intervals.get(name, "(-inf, inf)")
             if isinstance(default, bool):
                 value = flag(self._name, name, value)

@@ -5,7 +5,6 @@ The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensor
 """
 
 import functools
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from xcnn.errors import (
     making_sense,
     wrong_call,
 )
+from xcnn.optim.optimizer import options_of
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -119,6 +119,8 @@ def train(
     """
     if folder is not None and not str(folder):
         raise UsageError("the folder must have a name, got an empty string", setting="out")
+    if not isinstance(callbacks, Sequence):
+        raise UsageError(f"callbacks must be a list of Callback objects, got {callbacks!r}")
     where = None if folder is None else Path(folder)
     config = check(config)
     if resume and where is not None:
@@ -313,9 +315,9 @@ def _code(stop: BaseException) -> int:
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     kind: Callable[..., optim.Optimizer] = find("optimizer", config.opt, optim.OPTIMIZERS)
-    known, options = inspect.signature(kind).parameters, dict(config.opt_options or {})
+    known, options = options_of(kind), dict(config.opt_options or {})
     for name, option in RULE_OPTIONS.items():
-        if option in options:
+        if option in options and option in known:
             raise UsageError(f"set {name} instead of the option {option}", setting="opt_options")
         if option in known:
             options[option] = getattr(config, name)

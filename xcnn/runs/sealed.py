@@ -21,6 +21,7 @@ __all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
 _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
 _BLANK = b"0" * 64
 _OURS = {"xcnn", "tensors", "sha256"}
+_LONGEST_HEADER = 100_000_000  # of the format
 _CODES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -77,13 +78,15 @@ def read_sealed(path: Path) -> Sealed:
     try:
         content = np.fromfile(path, np.uint8)
         end = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        if end > _LONGEST_HEADER:
+            raise ValueError(f"its header has {end} bytes")
         head = content[:end].tobytes()
-        header = json.loads(head[8:])
-        metadata = header.pop("__metadata__", {})
+        header = json.loads(head[8:].decode())
+        metadata = header.pop("__metadata__", None) or {}
         ours = bool(_OURS & metadata.keys())  # a sealed file has one of them, however damaged
         tensors = _tensors(header, content[end:])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+        raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from None
     return Sealed(tensors, _entries(path, head, tensors, metadata) if ours else {})
 
 
@@ -94,8 +97,10 @@ def _tensors(header: dict[str, Any], content: np.ndarray) -> dict[str, np.ndarra
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} is of the dtype {entry['dtype']}, which NumPy does not have")
         dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            raise ValueError(f"the shape of {name} is invalid")
         start, stop = entry["data_offsets"]
-        if start != end or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+        if start != end or stop - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the place of {name} does not fit its shape and the tensor before it")
         tensors[name] = np.require(content[start:stop].view(dtype).reshape(shape), requirements="A")
         end = stop

@@ -91,7 +91,7 @@ def _augmentations(name: str, value: Any) -> tuple[str, ...]:
 
 def _options(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
             return dict(json.loads(json.dumps(dict(value), allow_nan=False)))  # tuples become lists, as in files
     raise UsageError(f"{name} must be a dict of options and their values, got {value!r}")
 

@@ -51,10 +51,12 @@ class Callback:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if not isinstance(cls.events, tuple | list) or not all(isinstance(name, str) for name in cls.events):
+            raise UsageError(f"{cls.__name__}: events must be a tuple of names of methods, got {cls.events!r}")
         known = {name for base in cls.__mro__ for name in vars(base).get("events", ())}
         known |= {name for name in vars(Callback) if name.startswith("on_")}
         for name in dir(cls):
-            if name.startswith("on_") and name not in known:
+            if name.startswith("on_") and name not in known and callable(getattr(cls, name)):
                 raise unknown(f"method of the callback {cls.__name__}", name, known)
         if "__init__" in vars(cls):
             cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]

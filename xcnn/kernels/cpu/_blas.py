@@ -79,11 +79,11 @@ class _OneThread:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         with self.lock:
-            if self.inside == 1:
+            # Counted first: an interrupt in between may leave BLAS on one thread, but never a hold without effect.
+            last, self.inside = self.inside == 1, max(0, self.inside - 1)  # 0: a child leaves what its parent entered
+            if last:
                 for library in self.libraries or ():
                     library.put(library.before)
-            if self.inside:  # 0 if a child process leaves what its parent entered
-                self.inside -= 1
 
     def after_fork(self) -> None:
         """Restore the number of threads in a child process, where the parent's threads do not exist."""

@@ -62,8 +62,8 @@ def _keep(dispatcher: Any) -> None:
 @functools.cache
 def _sweep_once(folder: Path) -> None:
     """Remove the temporary files of killed processes. Newer files may belong to a process that is writing them."""
-    with contextlib.suppress(OSError):
-        for path in folder.glob(".*.nbc.*.tmp"):
+    for path in folder.glob(".*.nbc.*.tmp"):
+        with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _SECONDS_TO_WRITE:
                 path.unlink()
 
