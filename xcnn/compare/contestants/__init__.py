@@ -94,7 +94,7 @@ class Contestant:
 
 
 def counterpart(module: nn.Module, known: Collection[type[nn.Module]], library: str) -> type[nn.Module]:
-    """Return the class among `known` whose computation a module has: its own class, or the nearest base class.
+    """Return the class in `known` whose computation a module runs: its own class, or the nearest base class.
 
     Raises
     ------
