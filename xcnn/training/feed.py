@@ -76,7 +76,7 @@ class Feed:
     A data set on the host that is not augmented and not too large is copied to the device for the lifetime of the feed.
     If memory runs out, the copy is freed and batches are made on the host. The bits are the same either way.
 
-    `who` is the function and its argument, for errors; `tell` is called if the device has no room for the data set.
+    `who` is the function and its argument, for errors; `tell` is called if the data set does not fit on the device.
     """
 
     def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object]) -> None:
