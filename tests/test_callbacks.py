@@ -63,8 +63,8 @@ def test_batches_of_a_generator_are_not_counted(digits):
     [
         (3, r"fit: train must be a Loader, a Dataset, \(images, labels\) or batches \(x, y\), got int"),
         (None, "fit: train must be a Loader"),
-        ([1, 2], r"fit: train must give batches \(x, y\), got int"),
-        ([(1, 2, 3)], r"fit: train must give batches \(x, y\), got tuple"),
+        ([1, 2], r"fit: train must yield batches \(x, y\), got int"),
+        ([(1, 2, 3)], r"fit: train must yield batches \(x, y\), got tuple"),
     ],
 )
 def test_training_data_of_a_wrong_type_is_named(train, says):

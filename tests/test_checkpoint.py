@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
     with pytest.raises(UsageError, match="is a checkpoint of the model 'resnet20', not of 'lenet5'"):
         load_checkpoint(path, "lenet5")
     state = load_checkpoint(path).state
-    with pytest.raises(CheckpointError, match=r"not of this model: missing 0\.bias"):
+    with pytest.raises(CheckpointError, match=r"not match this model: missing 0\.bias"):
         Checkpoint("lenet5", (1, 28, 28), tuple("abc"), "mnist", state=state).build()
 
 

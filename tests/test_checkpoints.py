@@ -138,7 +138,7 @@ def test_weights_without_training_state_cannot_be_resumed(digits, tmp_path):
 
 def test_a_checkpoint_of_another_optimizer_is_an_error_not_a_fallback(digits, tmp_path):
     trained(digits, tmp_path)
-    with pytest.raises(CheckpointError, match="is it of another optimizer"):
+    with pytest.raises(CheckpointError, match="does it belong to another optimizer"):
         Checkpoints(tmp_path).restore(make_trainer("sgd"))
 
 

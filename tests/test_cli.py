@@ -373,7 +373,7 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1
-    assert "not of this model" in err
+    assert "not match this model" in err
 
 
 def test_without_matplotlib_a_run_is_still_a_run(xcnn, tmp_path, monkeypatch):

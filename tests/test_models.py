@@ -105,7 +105,7 @@ def test_our_weight_file_loads_into_pytorch(tmp_path):
 
 
 def test_weights_of_another_network_are_refused():
-    with pytest.raises(CheckpointError, match=r"not of this model: missing 0\.bias, 3\.weight, .*; unknown 4\.weight"):
+    with pytest.raises(CheckpointError, match=r"match this model: missing 0\.bias, 3\.weight, .*; unknown 4\.weight"):
         models.build("lenet5").load_state_dict(models.build("report").state_dict())
 
 

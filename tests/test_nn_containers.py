@@ -494,7 +494,7 @@ def test_a_seed_that_is_none_is_refused(rng):
     ("state", "message"),
     [
         (None, "load_state_dict: state must map names to arrays, got NoneType"),
-        ({1: 2}, "load_state_dict: the state is not of this model: missing weight, bias; unknown 1"),
+        ({1: 2}, "load_state_dict: the state does not match this model: missing weight, bias; unknown 1"),
         ({"weight": [[1, 2], [3]], "bias": np.ones(2)}, "load_state_dict: weight must be a host array, got list"),
     ],
 )

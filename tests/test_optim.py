@@ -447,7 +447,7 @@ class TestRefusals:
             (
                 lambda s: s["param_groups"][0].update(momentum=0.9),
                 "Adam: the state has the options lr, betas, eps, weight_decay, momentum, "
-                "not lr, betas, eps, weight_decay; is it of another optimizer?",
+                "not lr, betas, eps, weight_decay; does it belong to another optimizer?",
             ),
             (lambda s: s["param_groups"][0].update(lr=-1), "Adam: lr must be a number in [0, inf), got -1"),
             (lambda s: s["state"].update({7: {}}), "Adam: the state has a parameter 7, the optimizer has 3"),
@@ -494,7 +494,7 @@ class TestRefusals:
             Rule([self.p], lr=0.1).step()
 
     def test_another_rule(self):
-        with pytest.raises(CheckpointError, match="is it of another optimizer"):
+        with pytest.raises(CheckpointError, match="does it belong to another optimizer"):
             make("sgd", {})[1].load_state_dict(make("adam", {})[1].state_dict())
 
     def test_all_are_of_xcnn(self):

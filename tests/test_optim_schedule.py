@@ -376,7 +376,7 @@ def test_the_state_of_another_schedule_is_refused():
     schedule = optim.StepLR(make(), 1)
     with pytest.raises(CheckpointError, match="StepLR: the state must have last_epoch, got last_epoch, best, "):
         schedule.load_state_dict(optim.ReduceLROnPlateau(make()).state_dict())
-    with pytest.raises(CheckpointError, match="got nothing; is it of another schedule"):
+    with pytest.raises(CheckpointError, match="got nothing; does it belong to another one"):
         schedule.load_state_dict({})
 
 

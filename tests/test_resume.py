@@ -213,7 +213,7 @@ def test_a_state_without_a_part_is_refused(digits):
         del state[missing]
         with pytest.raises(CheckpointError):
             make_trainer("sgd", "cosine").load_state_dict(state)
-    with pytest.raises(CheckpointError, match="is it of another optimizer"):
+    with pytest.raises(CheckpointError, match="does it belong to another optimizer"):
         make_trainer("adam", "cosine").load_state_dict(state_of(digits))
 
 

@@ -259,7 +259,7 @@ def test_another_device_says_what_that_means(stopped):
     press = Press()
     train(dataclasses.replace(CONFIG, device="strict"), stopped, [press], resume=True)
     (said,) = [message for message in press.told if "device was cpu and is strict" in message]
-    assert "rounding may differ, so the results may not be the same to the bit" in said
+    assert "rounding may differ, so the results may not be bitwise identical" in said
 
 
 def test_other_images_are_refused(tmp_path):

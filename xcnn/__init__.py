@@ -1,16 +1,16 @@
-"""Convolutional networks with hand-written forward and backward passes, on any array library.
+"""Convolutional networks with hand-written forward and backward passes, for any array library.
 
-`xcnn.ops` are the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
+`xcnn.ops` has the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
 and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and their files,
 `xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.device` opens a device
-by its string, and `xcnn.set_num_threads` sets how many threads compute on the CPU. Each room is imported when it is
+by its string, and `xcnn.set_num_threads` sets the number of CPU threads. Each subpackage is imported when it is
 first used.
 """
 
 import importlib
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # not that of `typing`, which takes longer to import than the rest of this file
+if TYPE_CHECKING:  # importing `typing` takes longer than the rest of this file
     from typing import Any
 
     from xcnn import compare, data, devices, errors, models, nn, ops, optim, plots, runs, testing, training

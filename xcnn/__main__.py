@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Run the command that `sys.argv` holds, and return its exit code."""
-    # First of all, before anything else is imported. In the background, a shell has SIGINT ignored.
+    # Before any other import. A shell starts background jobs with SIGINT ignored.
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heard:
         signal.signal(signal.SIGINT, _leave)
@@ -28,7 +28,7 @@ def main() -> int:
         code = command()
         if heard:
             signal.signal(signal.SIGINT, _leave)
-    except KeyboardInterrupt:  # just before or after `command`, which handles it itself
+    except KeyboardInterrupt:  # just before or after `command`, which handles its own
         _leave()
     _flush()
     return code
@@ -43,7 +43,7 @@ def _leave(signum: int = signal.SIGINT, frame: FrameType | None = None) -> "NoRe
 
 
 def _open_closed() -> None:
-    """Put `os.devnull` where a standard stream is closed, so that no file is opened under its number.
+    """Open `os.devnull` in place of closed standard streams, so that no other file gets their descriptors.
 
     Otherwise, text printed to the stream would end up in that file.
     """
@@ -51,7 +51,7 @@ def _open_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
 
 
 def _hush_pillow() -> None:
@@ -67,7 +67,7 @@ def _flush() -> None:
     """Flush the streams; discard the output of a broken one, or Python prints an error when it exits."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         try:
-            if stream := getattr(sys, name):  # None where it was closed
+            if stream := getattr(sys, name):  # None if it was closed
                 stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -40,7 +40,7 @@ _KINDS: dict[tuple[ModuleType, Any, str], bool] = {}
 _ANYWHERE = contextlib.nullcontext()
 
 _FEW = 128
-"""The most numbers to add one after another, for a small error."""
+"""The largest number of terms to add sequentially; longer sums lose accuracy."""
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -56,9 +56,9 @@ def namespace_of(array: Array) -> ModuleType:
 
 
 def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None) -> ModuleType:
-    """Return the namespace of `arrays`, after checking that all are of one library and one floating-point dtype.
+    """Return the namespace of `arrays`, after checking that they share one library and one floating-point dtype.
 
-    A DtypeError, which begins with `op`, names the argument that is wrong. Those in `optional` may be None.
+    The message of a DtypeError begins with `op` and names the wrong argument. Arguments in `optional` may be None.
     """
     xp: ModuleType | None = None
     first, dtype = "", None
@@ -86,7 +86,7 @@ def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None)
 
 
 def is_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
-    """Return whether a dtype is of one of the standard's kinds, such as `"integral"`: a cached `isdtype`."""
+    """Return whether a dtype is of a kind such as `"integral"`: the standard's `isdtype`, cached."""
     try:
         return _KINDS[xp, dtype, kind]
     except KeyError:
@@ -98,8 +98,8 @@ def on_device(where: Any) -> contextlib.AbstractContextManager[object]:
     """Return a context manager in which an array library creates arrays on its device `where`.
 
     CuPy's creation functions ignore `device=` and use the current device of the thread, which the context changes.
-    Other libraries need no context. CuPy's device, which has `use`, is copied: it stores the device to return to, and
-    threads share it.
+    Other libraries need no context. CuPy's device, which has `use`, is copied: the original stores the previous
+    device, and threads share it.
     """
     return type(where)(where) if hasattr(where, "use") else _ANYWHERE
 
@@ -119,7 +119,7 @@ def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
 
 
 def set_slice(array: Array, index: Any, value: Array) -> Array:
-    """Set a slice to `value` and return the array, which is a new one if arrays of its library are immutable."""
+    """Set a slice to `value` and return the array, or a new array if those of its library are immutable."""
     if hasattr(array, "at"):  # immutable arrays have this instead of assignment
         return array.at[index].set(value)
     array[index] = value
@@ -127,7 +127,7 @@ def set_slice(array: Array, index: Any, value: Array) -> Array:
 
 
 def add_slice(array: Array, index: Any, value: Array) -> Array:
-    """Add `value` to a slice and return the array, which is a new one if arrays of its library are immutable."""
+    """Add `value` to a slice and return the array, or a new array if those of its library are immutable."""
     if hasattr(array, "at"):
         return array.at[index].add(value)
     array[index] += value
@@ -138,7 +138,7 @@ def sum_over(xp: ModuleType, array: Array, axes: tuple[int, ...], keepdims: bool
     """Return the sum over some axes, in increasing order, with an error that hardly grows with their length.
 
     Libraries sum accurately along the last axis, but NumPy adds one number after another along the others: the sum of a
-    million equal float32 numbers is wrong by 1 %. A long axis is split into about sqrt(n) blocks of sqrt(n) numbers.
+    million equal float32 numbers is off by 1 %. A long axis is split into about sqrt(n) blocks of sqrt(n) numbers.
     """
     last = array.ndim - 1
     if all(array.shape[axis] <= _FEW for axis in axes if axis != last):

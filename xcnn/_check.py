@@ -21,7 +21,7 @@ _LARGEST = 2**31 - 1
 
 
 def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer of Python or NumPy. Neither a bool nor an array is."""
+    """Return whether a value is a Python or NumPy integer, but not a bool or an array."""
     # The first test is much faster than that of an abstract class.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
@@ -59,7 +59,7 @@ def integers(caller: str, name: str, value: int | Sequence[int], rank: int, mini
 
 @functools.cache
 def _ends(interval: str) -> tuple[float, bool, float, bool]:
-    """Return both ends of an interval, each with whether it belongs to it."""
+    """Return the ends of an interval, each followed by whether it is included."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     return low, interval[0] == "[", high, interval[-1] == "]"
 
@@ -82,7 +82,7 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
 
 
 def flag(caller: str, name: str, value: Any) -> bool:
-    """Return `value` as a bool if it is one, of Python or NumPy."""
+    """Return `value` as a bool if it is a Python or NumPy bool."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
@@ -110,7 +110,7 @@ def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def axis(caller: str, name: str, value: Any, sizes: tuple[int, ...], of: str = "x") -> int:
-    """Return `value`, an axis of the array called `of` with these sizes, as an index from 0."""
+    """Return `value`, an axis of an array with these sizes, as an index from 0; `of` names the array in errors."""
     if not is_integer(value) or not -len(sizes) <= value < len(sizes):
         raise UsageError(f"{caller}: {name} must be an axis of {of} {tuple(sizes)}, got {value!r}")
     return int(value) % len(sizes)

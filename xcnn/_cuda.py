@@ -1,4 +1,4 @@
-"""The abilities of CuPy on the GPUs of this machine, each tried and its result checked, and facts about each GPU.
+"""Facts about the GPUs of this machine, and tests of what CuPy can do on each.
 
 A GPU that exists may still be unusable: libraries that CuPy needs for some operations may be missing or too old. CuPy
 itself is an argument, as only the caller knows how to install it.
@@ -55,7 +55,7 @@ def _matmul(cupy: Any) -> Any:
 
 
 def _launcher(cupy: Any, x: Any) -> Callable[[], object]:
-    """Return a function that launches our own kernel, which replaces each number of x by 2 x + 1."""
+    """Return a function that launches `_KERNEL`, which replaces each number of x by 2 x + 1."""
     return functools.partial(cupy.RawKernel(_KERNEL, "xcnn_probe"), (1,), (32,), (x, np.int32(_NUMBERS.size)))
 
 
@@ -76,7 +76,7 @@ def _graph_capture(cupy: Any) -> Any:
         try:
             launch()  # is recorded, not executed
         except Exception:
-            with contextlib.suppress(Exception):  # the first error says more
+            with contextlib.suppress(Exception):  # the first error is more informative
                 stream.end_capture()
             raise
         graph = stream.end_capture()
@@ -98,7 +98,7 @@ PROVEN: set[tuple[int, str]] = set()
 
 
 def fault(cupy: Any, index: int, name: str) -> str:
-    """Try an ability on a GPU and return the reason, in one line, if it fails, or "" if it works."""
+    """Try an ability on a GPU; return "" if it works, otherwise the reason for the failure in one line."""
     if (index, name) in PROVEN:
         return ""
     ability = ABILITIES[name]
@@ -169,7 +169,7 @@ class Gpu:
 
 
 def report(cupy: Any) -> list[Gpu]:
-    """Return facts about every GPU that CuPy sees, after trying all abilities on each; without a driver, raise."""
+    """Try all abilities on every GPU that CuPy sees, and return facts about each; raise an error without a driver."""
     return [_gpu(cupy, index) for index in range(_count(cupy))]
 
 
@@ -199,7 +199,7 @@ def _version(number: int) -> str:
 
 
 def _known(ask: Callable[[], T]) -> T | None:
-    """Return a fact, or None if it cannot be determined: a broken GPU is still reported."""
+    """Return the result of `ask`, or None if it fails, so that a broken GPU is still reported."""
     try:
         return ask()
     except Exception:

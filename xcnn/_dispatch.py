@@ -2,11 +2,11 @@
 
 A body is the portable code of an op, of an optimizer's rule or of another computation, after the arguments are checked:
 a function of a namespace, arrays and plain options. A kernel is a function of the same name and arguments, without the
-namespace, in a room of `kernels/`. It returns what the body would return, or NotImplemented for arguments that it does
-not handle. A body may have several kernels: the last one registered is tried first, the body itself last.
+namespace, in a subpackage of `kernels/`. It returns what the body would return, or NotImplemented for arguments that
+it does not handle. A body may have several kernels: the last one registered is tried first, the body itself last.
 
-To add a kernel, write it under `@kernel(numpy)` in the room of its library, with the name of the body. To add a room,
-add a line to `_ROOMS`. No other file knows about kernels.
+To add a kernel, write it under `@kernel(numpy)` in the subpackage of its library, with the name of the body. To add a
+subpackage, add a line to `_ROOMS`. No other file knows about kernels.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ class Compilation:
         self._lock = threading.Lock()
 
     def clock(self) -> float:
-        """Return a time in seconds, for differences, that stands still while kernels are compiled."""
+        """Return a time in seconds that excludes the compilation of kernels; only differences are meaningful."""
         return time.perf_counter() - self.seconds
 
     @contextlib.contextmanager
     def announced(self, announce: Callable[[], object]) -> Iterator[None]:
-        """Call `announce()` when compiling begins for the first time inside this `with`."""
+        """Call `announce()` when a kernel is first compiled inside this `with`."""
         outer, self._announce = self._announce, announce
         try:
             yield
@@ -53,7 +53,7 @@ class Compilation:
             self._announce = outer
 
     def begin(self) -> None:
-        """Record that compiling of a kernel begins, perhaps while another one is being compiled."""
+        """Record that the compilation of a kernel begins; several compilations may overlap."""
         with self._lock:
             announce, self._announce = self._announce, None
             if self._depth == 0:
@@ -63,7 +63,7 @@ class Compilation:
             announce()
 
     def end(self) -> None:
-        """Record that compiling of a kernel ends."""
+        """Record that the compilation of a kernel ends."""
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
@@ -88,7 +88,7 @@ _LOCK, _PORTABLE = threading.RLock(), threading.RLock()
 
 
 def body(function: F) -> F:
-    """Make a function `(xp, *arguments)` a body: a call first tries the kernels of its library."""
+    """Decorate a function `(xp, *arguments)` as a body: a call first tries the kernels of its library."""
     name = function.__name__.lstrip("_")
     BODIES[name] = function
 
@@ -108,9 +108,9 @@ def body(function: F) -> F:
 
 
 def kernel(xp: ModuleType) -> Callable[[F], F]:
-    """Make a function a kernel of the body of the same name, for the arrays of one library.
+    """Return a decorator that registers a kernel for the body of the same name and the arrays of one library.
 
-    It is tried before the kernels already registered; these get the calls for which it returns NotImplemented.
+    The kernel is tried before those already registered, which get the calls for which it returns NotImplemented.
     """
 
     def register(function: F) -> F:
@@ -132,7 +132,7 @@ def kernels(xp: ModuleType) -> Kernels:
                     importlib.import_module(_ROOMS[xp.__name__])
                 except Exception as error:
                     _log.warning("kernels for %s cannot be used, so everything is slower: %r", xp.__name__, error)
-            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # last, so that no thread sees a part of them
+            _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # last, so that no thread sees an incomplete table
     return _KERNELS[xp]
 
 

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old content or the new, never a part of it. Lock folders."""
+"""Write files atomically: a reader sees the old or the new content, never a mixture. Lock folders."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Look up names: entries of a table, or `package.module:function`, which is code of the user.
+"""Look up names: entries of a table, or `package.module:function` for user code.
 
 Such a name is imported only if the user passes it, never because a file contains it; see `refuse_foreign`.
 """
@@ -46,13 +46,13 @@ def find(
 
 
 def refuse_foreign(source: object, **names: Any) -> None:
-    """Raise a UsageError if one of the names in a file, by argument, is code to import: `model="nets:small"`."""
+    """Raise a UsageError if a file names code to import; `names` are its names by argument: `model="nets:small"`."""
     foreign = {argument: name for argument, name in names.items() if is_foreign(name)}
     if foreign:
         listed = " and ".join(f"the {argument} {name!r}" for argument, name in foreign.items())
         raise UsageError(
-            f"{source} names {listed}; code is never imported because a file names it: if you trust it, name it "
-            "yourself",
+            f"{source} names {listed}; code is never imported because a file names it; if you trust this code, "
+            "name it yourself",
             setting=next(iter(foreign)) if len(foreign) == 1 else "",
         )
 

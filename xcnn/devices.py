@@ -54,7 +54,7 @@ class Device:
     name : the full string that opens it (`cuda:0`). Pickles and deep copies contain only this string.
     xp : its array-API namespace.
     handle : the `device=` argument of the library's creation functions.
-    summary : one line that describes it.
+    summary : one line that describes the device.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Library:
 
     Attributes
     ----------
-    module : name of the module to import; the name of the namespace of its arrays begins with it.
+    module : name of the module to import, which begins the name of its arrays' namespace.
     hint : how to install it, for the error if the import fails.
     open : function that takes the part of the device string after `name:` and returns the `Device`, or raises a
         DeviceError with the reason.
@@ -279,7 +279,7 @@ def to_numpy(array: Array) -> np.ndarray:
     Raises
     ------
     DtypeError
-        If it is not an array, or of a library that is not in `LIBRARIES`.
+        If `array` is not an array, or its library is not in `LIBRARIES`.
     """
     if not is_array(array):
         raise DtypeError(f"to_numpy: expected an array, got {type(array).__name__}")
@@ -307,7 +307,7 @@ def on_host(array: Array | float) -> bool:
 
 
 def out_of_memory(error: Exception, where: Device) -> bool:
-    """Return whether an exception means that a device ran out of memory; an error of xcnn never does."""
+    """Return whether an exception means that a device ran out of memory; xcnn's own errors never do."""
     if isinstance(error, XcnnError):
         return False
     row = _row(where)

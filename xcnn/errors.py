@@ -119,7 +119,7 @@ def printable(text: str) -> str:
     r"""Return text as one line that is safe to print, with escapes for all characters that a terminal may interpret.
 
     These are control characters, line ends, and characters that reorder or hide the text around them. They may occur in
-    names of files and classes, which can come from anyone.
+    names of files and classes, which may be untrusted.
 
     >>> print(printable("cats\x1b[2J\n"))
     cats\x1b[2J\n
@@ -128,7 +128,7 @@ def printable(text: str) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], nicknames: Mapping[str, str] | None = None) -> UsageError:
-    """Return the error for a name that is not in a table. It suggests the nearest name, or that of a nickname.
+    """Return the error for a name that is not in a table. It suggests the nearest one, or that of a nickname.
 
     >>> str(unknown("model", "lenet", ["lenet5", "report"]))
     "unknown model 'lenet'; did you mean 'lenet5'? (known: lenet5, report)"
@@ -149,7 +149,7 @@ def wrong_call(
 ) -> UsageError | None:
     """Return the error for a call with arguments that a function does not take, or None if it takes them.
 
-    The message begins with `name`. The first argument of an `__init__` is the object.
+    The message begins with `name`. The arguments of an `__init__` include the object.
 
     >>> def conv(x, *, stride=1): ...
     >>> str(wrong_call("conv", conv, [1], {"strid": 2}))
@@ -175,7 +175,7 @@ def wrong_call(
 
 
 class Explained:
-    """Base of classes whose constructors name the class and the nearest argument if they are called with wrong ones."""
+    """Base of classes whose constructors report a wrong argument with the class and the nearest valid argument."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -186,7 +186,7 @@ class Explained:
 def explained(function: F) -> F:
     """Decorate a function or method so that a call with wrong arguments raises the error of `wrong_call`.
 
-    The message begins with its name, or for an `__init__` with that of the class of the object.
+    The message begins with the function's name, or for an `__init__` with the name of the class.
     """
 
     @functools.wraps(function)

@@ -29,7 +29,7 @@ def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
 def waited() -> float | None:
     """Return the total seconds for which the threads of this process have waited for a core; None if unknown.
 
-    They wait while other processes compute; a time measured meanwhile is too long.
+    They wait while other processes compute; times measured meanwhile are too long.
     """
     try:
         tasks = [path.read_text("ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")]

@@ -1,4 +1,4 @@
-"""Checks of ops and modules, the same ones that xcnn's own pass: `check_op` and `check_gradients`.
+"""Checks of ops and modules, which xcnn's own ops and modules pass: `check_op` and `check_gradients`.
 
 The expected values of each sample are computed once, in float64 on the host: the results by a reference or by the op
 itself, the gradients by central differences with a random dy. (With a dy of ones, errors in batch norm and softmax
@@ -86,7 +86,7 @@ def _strided(array: np.ndarray) -> np.ndarray:
 
 
 def _run_jax(function: Callable[..., Any], dtype: str, *arrays: Any) -> Any:
-    """Run float32 without and float64 under `jax.jit`; to check both dtypes in both ways would take minutes."""
+    """Run float32 eagerly and float64 under `jax.jit`; checking both dtypes in both ways would take minutes."""
     return (importlib.import_module("jax").jit(function) if dtype == "float64" else function)(*arrays)
 
 
@@ -262,7 +262,7 @@ class Case:
                 raise AssertionError(f"{where}: backward keeps an array of shape {shape} that none of its variables is")
 
     def check_reference(self) -> None:
-        """Check that the gradients are the slope of the reference along one random direction of all inputs together."""
+        """Check that the gradients match the slope of the reference along a random direction of all inputs together."""
         want, rng = self.expected, np.random.default_rng(0)
         directions = {name: rng.standard_normal(d.shape) for name, d in want.gradients.items() if d is not None}
 
@@ -457,7 +457,7 @@ def _require(condition: bool, where: str, what: str, wanted: Any, came: Any) -> 
 
 
 def _compare(where: str, actual: np.ndarray, wanted: Any, bound: float, hint: str = "") -> None:
-    """Raise an error that names the worst element, unless all are within `bound` times the largest, or 1."""
+    """Raise an error that names the worst element, unless all are within `bound` times max(1, the largest)."""
     actual, wanted = np.asarray(actual), np.asarray(wanted)
     allowed = bound * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
     with np.errstate(invalid="ignore"):
@@ -536,7 +536,7 @@ def kept(thing: Any) -> Iterator[np.ndarray]:
             continue
         seen.add(id(one))
         if isinstance(one, np.ndarray):
-            if one.size > 1:  # a single number is no storage
+            if one.size > 1:  # a single number does not count
                 yield one
         elif isinstance(one, types.FunctionType):  # not its globals
             todo += [cell.cell_contents for cell in one.__closure__ or ()]

@@ -99,7 +99,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Replace the pool and the lock in a child process: the parent's threads, which may hold it, do not exist there."""
+    """Replace the pool and the lock in a child process: the parent's threads, which may hold it, do not exist."""
     global _pool, _lock
     _pool, _lock = None, threading.Lock()
 

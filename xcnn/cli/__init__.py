@@ -6,7 +6,7 @@ Results go to stdout; progress, notes and errors go to stderr. Exit codes:
 - 1: failure.
 - 2: an invalid request.
 - 130: interrupted by Ctrl-C.
-- 141: the reader of stdout left before the last result, as `head` does. A training run has still been completed.
+- 141: the reader of stdout, such as `head`, exited before the last result. A training run has still been completed.
 - 143: terminated by SIGTERM.
 
 If stderr breaks, progress is no longer shown, and the work continues.
@@ -41,7 +41,7 @@ __all__ = ["app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
-    """Refuse values that Cyclopts would change: 2.7 to an integer, and an empty path to the current folder."""
+    """Refuse values that Cyclopts would convert: 2.7 to an integer, and an empty path to the current folder."""
     for argument in arguments:
         types = {argument.hint, *get_args(argument.hint)}
         for token in argument.tokens:
@@ -75,7 +75,7 @@ _NAMES: dict[str, Container[str]] = {
     "--device": LIBRARIES,
     "--devices": LIBRARIES,
 }
-"""The names that a flag takes. A user who gives a name without its flag is told the flag."""
+"""The names that each flag takes. The error for a name without its flag suggests the flag."""
 
 _COMPILING = "compiling kernels for this processor, once (up to a minute, which does not count as training time)"
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if getattr(sys, "stdout", None) is None:  # refused before anything is computed
             raise OutputError(ValueError("it is closed"))
-        # xcnn itself reports numbers that leave their range.
+        # xcnn reports overflow and invalid numbers itself.
         with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(_COMPILING)):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flag(error: Exception) -> str:
-    """Return the message of an error, with the flag in place of the name of its setting."""
+    """Return the message of an error, in which the flag replaces the name of the setting."""
     message, setting = str(error), getattr(error, "setting", "")
     flag = f"--{setting.replace('_', '-')}"
     if not setting:

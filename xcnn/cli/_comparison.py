@@ -13,7 +13,7 @@ __all__ = ["Parting", "report_errors", "report_speed", "report_steps", "report_v
 
 @dataclass(frozen=True)
 class Parting:
-    """The distance of a device's weights from the CPU's after each step."""
+    """The distance of a device's weights from those of the CPU after each step."""
 
     device: str
     dtype: str
@@ -39,7 +39,7 @@ def _row(what: bool) -> Callable[[Finding], tuple[str, ...]]:
 def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: bool) -> None:
     """Print every error as JSON, or a table of the errors nearest to their bounds by place and device.
 
-    `place` and `what` are the headings of `Finding.place` and `Finding.what`, which has no column if `what` is empty.
+    `place` and `what` are the headings of `Finding.place` and `Finding.what`; an empty `what` omits the second column.
     """
     if as_json:
         for f in findings:

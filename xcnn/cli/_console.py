@@ -1,6 +1,6 @@
 """What the commands share: the terminal, JSON lines, tables, progress bars, and checks of common flags.
 
-Commands print only through the functions here. Names of files, classes and layers may come from strangers, so all text
+Commands print only through the functions here. Names of files, classes and layers may be untrusted, so all text
 is escaped here and nowhere else.
 """
 
@@ -48,7 +48,7 @@ _UNFOLDED, _LEAST, _PIPED = 10_000, 30, 200
 class OutputError(XcnnError):
     """Results cannot be written to stdout.
 
-    The exit code is 141 if the reader has left, as of a program that SIGPIPE ends, else 1.
+    The exit code is 141 if the reader has exited, as for a program ended by SIGPIPE, otherwise 1.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -61,8 +61,8 @@ class OutputError(XcnnError):
 class _Stream:
     """`sys.stdout` or `sys.stderr`, looked up at each write. Characters that its encoding lacks become escapes.
 
-    Progress that cannot be written to stderr is dropped, as a lost terminal must not end a run. Results that cannot be
-    written to stdout raise an `OutputError`.
+    Progress that cannot be written to stderr is dropped, so a lost terminal does not end a run. Results that cannot
+    be written to stdout raise an `OutputError`.
     """
 
     def __init__(self, name: str) -> None:
@@ -89,13 +89,13 @@ def _console(name: str, width: int | None = None) -> Console:
     return Console(file=cast(IO[str], _Stream(name)), highlight=False, width=width)
 
 
-# Rich writes no escapes to pipes, and no colours if NO_COLOR is set. Bold text stays, as no-color.org has it.
+# Rich writes no escapes to pipes, and no colours if NO_COLOR is set, which does not affect bold text.
 _stderr = _console("stderr")
 help_console = _console("stdout", max(_LEAST, _console("stdout").width))
 
 
 def leave_terminal() -> None:
-    """Show the cursor, which a progress bar hides, and an error may have left hidden."""
+    """Show the cursor, which a progress bar hides and an error may leave hidden."""
     _stderr.show_cursor()
 
 
@@ -175,7 +175,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names in a list with commas, each once."""
+    """Return the names in a comma-separated list, each once."""
     return list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 
@@ -190,7 +190,7 @@ def check_writable(*files: Path | None) -> None:
 
 
 def percent(share: float | None) -> str:
-    """Return an accuracy as text."""
+    """Return an accuracy as a percentage."""
     return "-" if share is None else f"{share:.2%}"
 
 
@@ -214,7 +214,7 @@ class Bar:
         )
 
     def __call__(self, name: str, done: int, total: int | None, figures: str = "") -> None:
-        """Show `done` of `total` for the task `name`, with figures beside the bar; hide the bar when it is done."""
+        """Show `done` of `total` for the task `name`, with figures beside the bar; hide the bar at the end."""
         if name != self.name:
             self.stop()
             self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="")
@@ -233,7 +233,7 @@ class Bar:
         self(name, done, total, f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s")
 
     def test(self, images: int, metrics: Metrics) -> None:
-        """Show the metrics after some of the images of a test."""
+        """Show the metrics of a test so far."""
         self.batch("test", metrics.images, images, metrics)
 
     def stop(self) -> None:
@@ -245,7 +245,7 @@ class Bar:
 
 
 class EpochReport(Reporter):
-    """A progress bar on stderr, and a line per epoch, or a JSON object on stdout."""
+    """A progress bar and a line per epoch on stderr, and with `as_json` a JSON object per epoch on stdout."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json

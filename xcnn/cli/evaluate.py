@@ -18,7 +18,7 @@ def evaluate(
     source: Source | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Test a checkpoint on the test images of a data set.
+    """Evaluate a checkpoint on the test images of a data set.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 def _options(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
-    """Parse NAME=VALUE, where the value is JSON, or else a text."""
+    """Parse NAME=VALUE, where the value is JSON, or otherwise a string."""
     options: dict[str, Any] = {}
     for token in tokens:
         name, given, value = token.value.partition("=")
@@ -61,7 +61,7 @@ Flags = Parameter(name="*")(
     )
 )
 """The settings of a run as flags: `Config` with the help of each."""
-Flags.__module__ = __name__  # not that of `make_dataclass`, whose types Cyclopts takes for builtin ones
+Flags.__module__ = __name__  # otherwise that of `make_dataclass`, and Cyclopts takes its types for builtin ones
 
 
 def train(
@@ -87,8 +87,8 @@ def train(
     threads
         number of threads; by default all cores that the process may use. No result depends on it.
     deterministic
-        refuse a device that does not promise the same bits for the same seed. The cpu does, for any number of threads,
-        given the same versions and the same processor.
+        refuse a device that does not guarantee the same bits for the same seed. The cpu does, for any number of
+        threads, given the same versions and the same processor.
     json
         print JSON lines on stdout, one per epoch and a last one with the results of the test.
     """
@@ -126,7 +126,7 @@ def train(
 
 
 def _again(path: Path, settings: Config, *names: str) -> str:
-    """Return a path as the shell takes it, with the flags that must name again the code that no file may name."""
+    """Return a path quoted for the shell, with flags for the names of user code, which no file may supply."""
     flags = ((f"--{name}", getattr(settings, name)) for name in names if is_foreign(getattr(settings, name)))
     return shlex.join([str(path), *itertools.chain.from_iterable(flags)])
 

@@ -105,7 +105,7 @@ class Result:
     flops : floating-point operations of a step.
     moved : least number of bytes that a step moves.
     rates : best speed of each yardstick, by hardware and name: operations, or bytes read and written, per second.
-    dropped : peers in one of their ways, and yardsticks, that fail here.
+    dropped : ways of peers, and yardsticks, that fail here.
     """
 
     case: Case
@@ -223,14 +223,14 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
 
 
 def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]], profiled: float) -> Timing:
-    """Collect what was measured of a contestant; profile it for so many seconds if it is xcnn."""
+    """Collect the measurements of a contestant; if it is xcnn, profile it for `profiled` seconds."""
     one = worker.contestant
     memory, calls = worker.ask("memory"), UNCOUNTED
     rows = worker.ask("profile", seconds=profiled) if profiled and one.name == "xcnn" else []
     if one.hardware != CPU and not one.is_yardstick:
         try:
             calls = Launches(**worker.ask("launches"))
-        except SpeedError as error:  # all else is measured by now
+        except SpeedError as error:  # everything else has been measured
             calls = Launches(missing=str(error))
     waits = [wait for _, wait in turns if wait is not None]
     waited = statistics.fmean(waits) if waits else None
@@ -239,7 +239,7 @@ def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | N
 
 
 def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
-    """Run the first step of each; return the seconds of those that succeed, and the contestants that fail."""
+    """Run the first step of each worker; return the seconds of those that succeed, and the contestants that fail."""
     first: dict[Worker, float] = {}
     dropped: dict[Worker, Dropped] = {}
     for request in ("ready", "first"):

@@ -98,7 +98,7 @@ BUDGETS: dict[str, Budget] = {
 The bounds are about three times the largest errors measured, in float32 and float64, with NumPy, array-api-strict,
 PyTorch and JAX on one CPU. The ops ran on their samples (five seeds) and in sizes met in practice: convolutions of up
 to 4,608 terms per pixel, matrices of 8,192 columns, 1,000 classes, maps of 32 x 32, norms of numbers far from zero and
-close together. The numbers were of both signs, and positive, which makes the errors of sums largest.
+close together. The inputs had mixed signs, or were all positive, which makes the errors of sums largest.
 """
 
 _OTHERS = Budget(scales.largest, 10, 2)
@@ -191,7 +191,7 @@ def reference(
     options : options of the op.
     dy : function that returns the gradient of y for the shape of y.
     dtype : dtype under test.
-    function : (arrays by name) -> (y, backward), by default the op. Its arrays are those given.
+    function : (arrays by name) -> (y, backward), called with exactly `arrays`; by default the op.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""GPUs: the one that a device string means, and what CuPy and PyTorch report of it.
+"""The GPU that a device string means, and what CuPy and PyTorch report about it.
 
 Nothing else in `xcnn.compare` calls CUDA. The libraries are imported inside functions, as they may be missing.
 """
@@ -23,7 +23,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Gauge:
-    """What a library reports of a GPU.
+    """What a library reports about a GPU.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Gauge:
     mark : function that records an event after the work submitted so far, and returns it.
     elapsed : function that returns the milliseconds between two events.
     synchronize : function that waits until the GPU has done all work.
-    reset : function that starts a new peak of memory.
+    reset : function that resets the peak of memory.
     held : function that returns the bytes in the library's pool at the peak, in use or not.
     """
 

@@ -15,10 +15,10 @@ STEPS = 4
 """Number of steps over which the calls are counted."""
 
 LAUNCHES = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)")
-"""How the names of calls of the runtime or the driver begin that launch a kernel, or a graph of kernels."""
+"""Prefixes of the runtime and driver calls that launch a kernel or a graph of kernels."""
 
 COPIES = re.compile(r"cu(da)?Mem(cpy|set)")
-"""How the names of calls begin that copy or fill memory."""
+"""Prefixes of the calls that copy or fill memory."""
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,5 @@ def launches(step: Step) -> Launches:
         return Launches(missing=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
     kernels, copies = (sum(times for name, times in events if calls.match(name)) for calls in (LAUNCHES, COPIES))
     if not kernels:
-        return Launches(missing="the profiler saw no launch at all; it may lack the permission")
+        return Launches(missing="the profiler recorded no launches; it may lack permission")
     return Launches(kernels / STEPS, copies / STEPS)

@@ -1,7 +1,7 @@
 """The error of each leaf layer of a network on a device, against the same layer in a wider dtype.
 
 The network runs once on the host in float64. From this run, each layer's input and the gradient of its output are
-rounded to the dtype under test and passed to the device and to the reference. So the errors of layers do not add up.
+rounded to the dtype under test and passed to the device and to the reference, so errors do not add up across layers.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def layer_errors(
 ) -> Iterator[Finding]:
     """Yield the error of every result and gradient of every layer, and of the loss, on every device.
 
-    Layers that are not a single op are left out: those that compute nothing (`Identity`), those from scratch, and
+    Layers that are not a single op are left out: those that compute nothing (`Identity`), those that call no op, and
     subclasses whose `forward` does more than call the op on x.
 
     Parameters
@@ -117,7 +117,7 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
 
 
 def _single_op(call: _Call) -> tuple[str, Arrays, dict[str, Any], Callable[[Arrays], Any] | None] | None:
-    """Return the first arguments of `reference` and its last for the op that a layer consists of; else None."""
+    """Return the `op`, `arrays`, `options` and `function` of `reference` for a layer of a single op, else None."""
     layer: Any = copy.deepcopy(call.layer)
     if call.dy is None:
         return None

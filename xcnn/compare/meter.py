@@ -26,7 +26,7 @@ class Clock:
     on_cpu: bool = True
 
     def settle(self) -> None:
-        """Wait until the device has done all work. The host has done it already."""
+        """Do nothing: work on the host is already done."""
 
     def turn(self, step: Step, seconds: float) -> tuple[float, float]:
         """Run at least one step, for about `seconds`; return the median seconds of a step, and those of all steps."""
@@ -40,7 +40,7 @@ class Clock:
         return statistics.median(times), math.fsum(times)
 
     def growth(self) -> Callable[[], int | None]:
-        """Return a function that returns the bytes by which the peak of memory from now on exceeds its use now."""
+        """Return a function that returns the growth in bytes from the memory in use now to the peak since now."""
         return growth() if self.on_cpu else lambda: None
 
 
@@ -55,7 +55,7 @@ class Events:
         self.gauge.synchronize()
 
     def turn(self, step: Step, seconds: float) -> tuple[float, float]:
-        """As `Clock.turn`, with the mean in place of the median: there is an event before and one after all steps."""
+        """Like `Clock.turn`, but with the mean: one event precedes the first step, one follows the last."""
         count, end = 0, time.perf_counter() + seconds
         before = self.gauge.mark()
         while not count or time.perf_counter() < end:
@@ -68,7 +68,7 @@ class Events:
         return elapsed / count, elapsed
 
     def growth(self) -> Callable[[], int]:
-        """As `Clock.growth`, of the pool."""
+        """Like `Clock.growth`, for the pool."""
         self.gauge.reset()
         before = self.gauge.held()
         return lambda: max(0, self.gauge.held() - before)
@@ -81,7 +81,7 @@ def meter(spec: str) -> Clock | Events:
 
 
 def growth() -> Callable[[], int | None]:
-    """As `Clock.growth`, of this process. The bytes are None outside Linux."""
+    """Like `Clock.growth`, for this process. The bytes are None outside Linux."""
     with contextlib.suppress(OSError):  # starts a new peak: importing a library may have taken more than is in use now
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     before = _resident("VmRSS")
@@ -94,7 +94,7 @@ def growth() -> Callable[[], int | None]:
 
 
 def _resident(what: str) -> int | None:
-    """Return the bytes of resident memory, now (VmRSS) or at its peak (VmHWM); `ru_maxrss` has that of the parent."""
+    """Return the bytes of resident memory, now (VmRSS) or at its peak (VmHWM); `ru_maxrss` would include the parent."""
     try:
         found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     except OSError:

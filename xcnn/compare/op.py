@@ -18,7 +18,7 @@ __all__ = ["op_errors", "op_name", "place", "run_op"]
 
 
 def op_name(op: str | Callable[..., Any]) -> str:
-    """Return the name in `OPS` of an op, which is given itself, by name, or as `package.module:name` to import."""
+    """Return the name in `OPS` of an op, given as a function, by name, or as `package.module:name` to import."""
     if isinstance(op, str) and op in OPS:
         return op
     function = find("op", op, OPS) if isinstance(op, str) else op

@@ -32,7 +32,7 @@ class Row:
     name : dotted name of the layer, or "".
     what : class of the layer, `"update"` for the optimizer, or `"loss and the rest"`.
     forward, backward : median seconds per step.
-    share : of the time of the whole step.
+    share : share of the time of the whole step.
     flops : floating-point operations of the layer's multiply-adds, forward and backward, per step.
     """
 
@@ -63,7 +63,7 @@ class _Stopwatch:
         return statistics.median(step.get(key, 0.0) for step in self.steps)
 
     def observer(self, name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
-        """Time the passes of a layer; for `observing`."""
+        """Time the passes of a layer; an observer for `observing`."""
         forward = self.around((name, "forward"), layer.forward)
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ class _Stopwatch:
 
 
 def profile(case: Case, device: str, seconds: float) -> list[Row]:
-    """Return the time by layer of xcnn's step in this process, measured for about so many seconds."""
+    """Return the time by layer of xcnn's step in this process, measured for about `seconds`."""
     watch, flops = _Stopwatch(), case.flops()
     with ready(case, device) as training, observing(training.model, watch.observer):
         optimizer = training.optimizer

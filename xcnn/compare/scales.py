@@ -92,7 +92,7 @@ Scales = tuple[list[Scale | None], list[Scale | None]]
 
 
 def _scales(sizes: Sequence[Any], counts: Sequence[Any] | float = 1.0) -> list[Scale | None]:
-    """Return a scale per array of sizes. K is `counts`, or the largest element of the array of counts."""
+    """Return a scale per array of `sizes`. K is `counts`, or the largest element of each array in it."""
     terms = counts if isinstance(counts, Sequence) else [counts] * len(sizes)
     return [
         None if size is None else Scale(np.abs(size), float(np.max(count, initial=1.0)))
@@ -212,38 +212,38 @@ def _running(example: Example, own: bool) -> list[Scale | None]:
 
 
 def _channels(example: Example, own: bool) -> Scales:
-    """As `_norm`, per channel by the statistics of the batch, or the running ones."""
+    """Like `_norm`, per channel by the statistics of the batch or the running ones."""
     n, c, *sizes = example.arrays["x"].shape
     return _norm(example, (n, c, math.prod(sizes)), (0, 2), (1, c, 1), constant=not own)
 
 
 def _groups(example: Example, groups: int) -> Scales:
-    """As `_norm`, over groups of channels of each image."""
+    """Like `_norm`, over groups of channels of each image."""
     n, c, *sizes = example.arrays["x"].shape
     return _norm(example, (n, groups, c // groups, math.prod(sizes)), (2, 3), (1, groups, c // groups, 1))
 
 
 def batch_norm(example: Example) -> Scales:
-    """As `_norm`, per channel, and the running statistics."""
+    """Like `_norm`, per channel, with scales for the running statistics."""
     own = example.options.get("training", False)
     y, gradients = _channels(example, own)
     return [*y, *_running(example, own)], gradients
 
 
 def instance_norm(example: Example) -> Scales:
-    """As `_norm`, per channel of each image or by the running statistics, and the running statistics."""
+    """Like `_norm`, per channel of each image or by the running statistics, with scales for these."""
     own = example.options.get("use_input_stats", True)
     y, gradients = _groups(example, example.arrays["x"].shape[1]) if own else _channels(example, own)
     return [*y, *_running(example, own)], gradients
 
 
 def group_norm(example: Example) -> Scales:
-    """As `_norm`, over groups of channels."""
+    """Like `_norm`, over groups of channels."""
     return _groups(example, example.options["num_groups"])
 
 
 def layer_norm(example: Example) -> Scales:
-    """As `_norm`, over the trailing axes."""
+    """Like `_norm`, over the trailing axes."""
     x, trailing = example.arrays["x"], example.options["normalized_shape"]
     features = trailing if isinstance(trailing, int) else math.prod(trailing)
     return _norm(example, (x.size // features, features), (1,), (1, features))

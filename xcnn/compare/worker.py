@@ -131,13 +131,13 @@ class _Work:
         return time.perf_counter() - start
 
     def burst(self, seconds: float) -> tuple[float, float | None]:
-        """Run steps for about `seconds`; return the seconds of one, and the share of time spent waiting for a core."""
+        """Run steps for about `seconds`; return seconds per step, and the share of time spent waiting for a core."""
         self._step()  # wakes the threads, and fills the processor's caches again
         self._meter.settle()
         before = waited()
         one, whole = self._meter.turn(self._step, seconds)
         after = waited()
-        threads = self._case.threads if self._contestant.hardware == CPU else 1  # the thread that launches
+        threads = self._case.threads if self._contestant.hardware == CPU else 1  # the thread that launches kernels
         return one, None if before is None or after is None else (after - before) / threads / whole
 
     def memory(self) -> int | None:

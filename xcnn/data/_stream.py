@@ -17,9 +17,9 @@ __all__ = ["File", "blaming", "opened", "unzipped"]
 _GZIP_MAGIC = b"\x1f\x8b"
 _SPARE = 1 << 20
 _RATIO = 32
-"""A gzipped file may expand to this many times its size, and a MiB.
+"""A gzipped file may expand to this many times its size plus 1 MiB.
 
-MNIST, Fashion-MNIST and CIFAR-10 expand less than 5 times, images of black and white pixels 20 times. Deflate can reach
+MNIST, Fashion-MNIST and CIFAR-10 expand less than 5 times, black-and-white images 20 times. Deflate can reach
 1,032 times, so that a small file could fill the memory.
 """
 
@@ -66,7 +66,7 @@ def opened(reader: str, path: Path) -> Iterator[File]:
 
 @contextlib.contextmanager
 def unzipped(reader: str, path: Path) -> Iterator[tuple[IO[bytes] | gzip.GzipFile, int]]:
-    """Yield a stream of the content of a file and the most bytes to read from it.
+    """Yield a stream of the content of a file and the largest number of bytes to read from it.
 
     A file that begins like gzip is decompressed, whatever its name. Errors are those of `opened`.
     """

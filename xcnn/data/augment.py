@@ -19,7 +19,7 @@ Augmentation = Callable[[Images, np.random.Generator], Images]
 
 
 def flip(images: Images, rng: np.random.Generator, p: float = 0.5) -> Images:
-    """Flip each image horizontally with probability `p`. Not for digits or letters."""
+    """Flip each image horizontally with probability `p`. Unsuitable for digits and letters."""
     rng = _check("flip", images, rng)
     chosen = rng.random(len(images)) < number("flip", "p", p, "[0, 1]")
     return np.where(chosen[:, None, None, None], images[..., ::-1], images)
@@ -80,7 +80,7 @@ def _turn(images: Images, angles: npt.NDArray[np.float64]) -> Images:
 
 
 def cutout(images: Images, rng: np.random.Generator, size: int = 8) -> Images:
-    """Set a square of `size` x `size` pixels around a random pixel to zero; it may lie partly outside the image.
+    """Set a square of `size` x `size` pixels around a random pixel to zero; the square may extend beyond the image.
 
     Source: T. DeVries and G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
     arXiv:1708.04552.

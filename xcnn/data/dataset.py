@@ -30,8 +30,8 @@ class Dataset:
 
     Parameters
     ----------
-    images : (N, C, H, W), NumPy array of uint8, whose values a `Loader` divides by 255, or of float32, finite, whose
-        values it keeps.
+    images : (N, C, H, W), NumPy array: uint8, which a `Loader` divides by 255, or finite float32, which it does
+        not scale.
     labels : (N,), NumPy array of int64, each in 0..len(classes)-1.
     classes : the name of each class.
     name : name of the data set in errors and tables.
@@ -174,7 +174,7 @@ def from_arrays(
     ----------
     images : (N, C, H, W), or (N, H, W) for one channel; uint8 from 0 to 255, or floating point, which is converted to
         float32, finite and already scaled. Non-negative floats above 16 are refused, as they are probably pixels that
-        were not divided by 255; if they are right, construct a `Dataset`.
+        were not divided by 255; if they are correct, construct a `Dataset`.
     labels : (N,), integers 0, 1, 2, ...
     classes : the name of each class; by default the numbers up to the largest label.
     name : name of the data set in errors and tables.
@@ -182,7 +182,7 @@ def from_arrays(
     Raises
     ------
     DataError, DtypeError, ShapeError
-        If values, dtypes or shapes are others; the error says how to convert them.
+        If values, dtypes or shapes are not as above; the message says how to convert them.
 
     Examples
     --------
@@ -268,6 +268,6 @@ def to_float(images: Array) -> Array:
             raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
         return xp.astype(images, xp.float32, copy=False)
     scaled = xp.astype(images, xp.float32)
-    # JAX, and PyTorch on CUDA, may replace the division by one number by a product with its rounded inverse.
+    # JAX, and PyTorch on CUDA, may replace division by a scalar with multiplication by its rounded inverse.
     scaled /= np.float32(255) if on_host(images) else full(xp, scaled.shape, 255.0, scaled)
     return scaled

@@ -131,7 +131,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
                     _download(name, folder / file, expected, mirrors, report)
     except OSError as error:
         reason = str(error) if isinstance(error, WriteError) else f"cannot write to {folder}: {error.strerror or error}"
-        advice = "set XCNN_HOME to a folder that you can write to, with enough room"
+        advice = "set XCNN_HOME to a folder that you can write to, with enough space"
         raise DataError(f"load: {name}: {reason}; {advice}") from None
     return folder
 

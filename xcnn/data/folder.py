@@ -46,7 +46,7 @@ memory. Deflate expands at most 1,032 times, so that only images that are almost
 _MOST_SCANS = 1000  # of a JPEG file: each covers the whole image, and may take as little as twelve bytes
 _START_OF_SCAN = b"\xff\xda"
 
-_alone = threading.Lock()  # for settings of the whole process
+_alone = threading.Lock()  # guards settings of the whole process
 _EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
 
 
@@ -97,7 +97,7 @@ def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> npt
     """Return the image in a file as an array of a given shape.
 
     While a TIFF file is decoded, all that the process writes to stderr is discarded, since libtiff would print there.
-    While a GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. One thread at a time does either.
+    While a GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. Only one thread at a time does either.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     ------
     DataError
         If the file cannot be read, is damaged or of another kind, holds fewer or more values than its header declares,
-        or declares more than 256 MiB or, if gzipped, more than 32 times its size and a MiB.
+        or declares more than 256 MiB or, if gzipped, more than 32 times its size plus 1 MiB.
     """
     with unzipped("read_idx", path) as (stream, room):
         shape = _read_shape(path, stream, ndim)
@@ -72,7 +72,7 @@ def _read_shape(path: Path, stream: IO[bytes] | gzip.GzipFile, ndim: int) -> tup
 
 
 def write_idx(path: Path, array: npt.NDArray[Any], compress: bool = True) -> None:
-    """Write an array of unsigned bytes to an IDX file. Equal arrays result in equal files.
+    """Write an array of unsigned bytes to an IDX file. Equal arrays produce identical files.
 
     Parameters
     ----------

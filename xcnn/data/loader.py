@@ -34,7 +34,7 @@ class Loader:
 
     Attributes
     ----------
-    epoch : index of the epoch, from 0, that `iter(loader)` yields next. It increases at the end of each.
+    epoch : index of the epoch, from 0, that `iter(loader)` yields next; it increases when an epoch ends.
 
     Raises
     ------

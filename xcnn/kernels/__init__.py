@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(xp: ModuleType) -> Callable[[F], F]:
-    """Return a decorator that makes a function the kernel of the body of the same name.
+    """Return a decorator that registers a function as a kernel of the body of the same name.
 
     The kernel is tried before those already registered, and these before the body. First import the module that defines
     the body (`xcnn.ops`, `xcnn.optim`).

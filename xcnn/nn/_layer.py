@@ -28,14 +28,14 @@ __all__ = ["Layer"]
 class Layer(Module):
     """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`.
 
-    The op's first array argument is the layer's input. Each other one is the attribute of that name: a `Parameter`,
+    The op's first array argument is the layer's input. Each other array is the attribute of that name: a `Parameter`,
     whose gradient the backward pass adds to, a `Buffer`, or None if there is no such attribute. An option is the
     attribute of that name, or the op's default if there is none; `training` is the argument `train` of `forward`.
 
     Raises
     ------
     UsageError
-        If `op` is not an op, when the class is defined.
+        When the class is defined, if `op` is not an op.
     """
 
     _slots: ClassVar[tuple[str, ...]] = ()

@@ -177,7 +177,7 @@ class Module(Explained):
         Raises
         ------
         UsageError
-            If the dtype is another one, or the device is unknown.
+            If the dtype is another, or the device is unknown.
         DeviceError, DtypeError
             If the device cannot be used here, or lacks a dtype.
         """
@@ -197,7 +197,7 @@ class Module(Explained):
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
-        If the state does not fit, nothing has changed.
+        If an error is raised, the module is unchanged.
 
         Parameters
         ----------
@@ -219,7 +219,7 @@ class Module(Explained):
                 for kind, names in (("missing", missing), ("unknown", unexpected))
                 if names
             ]
-            raise CheckpointError(f"load_state_dict: the state is not of this model: {'; '.join(parts)}")
+            raise CheckpointError(f"load_state_dict: the state does not match this model: {'; '.join(parts)}")
         arrays = {}
         for name in [name for name in slots if name in state]:
             data = slots[name].data
@@ -244,7 +244,7 @@ class Module(Explained):
         Parameters
         ----------
         rng : a generator, or the seed for one; without it, the numbers differ from call to call. They are drawn on the
-            host in the order of `modules()`, so the weights of one seed are the same on every device.
+            host in the order of `modules()`, so one seed gives the same weights on every device.
 
         Raises
         ------
@@ -262,7 +262,7 @@ class Module(Explained):
         """
 
     def multiply_adds(self, x: Any, y: Any) -> int:
-        """Return the number of multiply-adds of a forward pass from `x` to `y`; layers that have some override it."""
+        """Return the number of multiply-adds of a forward pass from `x` to `y`; layers that do any override it."""
         return 0
 
     @reprlib.recursive_repr()
@@ -296,7 +296,7 @@ def _members(
 ) -> list[tuple[str, Any]]:
     """Return the values of some types with their names, including those in lists, tuples and dicts.
 
-    `above` holds the identities of the collections that the entries are inside.
+    `above` holds the ids of the enclosing collections.
     """
     found = []
     for key, value in entries:

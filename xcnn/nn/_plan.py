@@ -17,7 +17,7 @@ Node = tuple[str, Module, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
 Step = tuple[str, "Module | Fused", str | Sequence[str], set[str]]
-"""A node that is run, with the names that nothing needs after it."""
+"""A node to run, with the names that are no longer needed after it."""
 
 
 class Fused:
@@ -41,7 +41,7 @@ class Fused:
         return self.forward(x, train=False)[0]
 
     def watched(self) -> bool:
-        """Return whether an attribute of one of the two replaces its `forward`, as `observing` does."""
+        """Return whether the `forward` of one of the two is replaced, as by `observing`."""
         return "forward" in vars(self.layer) or "forward" in vars(self.relu)
 
 
@@ -52,7 +52,7 @@ class Plan:
     ----------
     nodes : all nodes.
     output : the name of the node whose result is the graph's.
-    wanted : the names whose gradients are computed, which lead to a parameter or to x; by whether that of x is wanted.
+    wanted : by `need_dx`, the names whose gradients are computed, because they lead to a parameter or to x.
     """
 
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
@@ -74,7 +74,7 @@ def names(inputs: str | Sequence[str]) -> Sequence[str]:
 
 
 def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -> list[Step]:
-    """Return the nodes that lead to the output, with the names that nothing needs after each."""
+    """Return the nodes that lead to the output, with the names that are no longer needed after each."""
     steps = []
     needed = {output}
     for name, module, inputs in reversed(nodes):

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class _Norm(Layer):
-    """A layer with a weight of ones and a bias of zeros at first, or None in their place."""
+    """A layer whose weight starts at ones and whose bias starts at zeros; either may be None."""
 
     weight: Parameter | None
     bias: Parameter | None
@@ -112,7 +112,7 @@ class _ChannelNorm(_Norm):
     """A layer that normalises channels by their own statistics or, in inference, by running ones if it has them."""
 
     _axes: ClassVar[dict[int, str]]
-    """The axes that x may have, by their number."""
+    """The axes that x may have, by number of axes."""
 
     num_features: int
     eps: float = 1e-5
@@ -133,7 +133,7 @@ class _ChannelNorm(_Norm):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
     def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
-        """Call the op and store the running statistics; its option `own` is True to use the channels' own."""
+        """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
         if hasattr(x, "ndim") and x.ndim not in self._axes:
             takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")

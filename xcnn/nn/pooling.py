@@ -51,26 +51,26 @@ class _MaxPool(_Pool):
 
 
 class MaxPool1d(_MaxPool, op=ops.max_pool1d):
-    """Take the maximum of each window of signals (n, c, w), by default side by side. See `ops.max_pool2d`."""
+    """Take the maximum of each window of signals (n, c, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 1
 
 
 class MaxPool2d(_MaxPool, op=ops.max_pool2d):
-    """Take the maximum of each window of images (n, c, h, w), by default side by side. See `ops.max_pool2d`."""
+    """Take the maximum of each window of images (n, c, h, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 2
 
 
 class MaxPool3d(_MaxPool, op=ops.max_pool3d):
-    """Take the maximum of each window of volumes (n, c, d, h, w), by default side by side. See `ops.max_pool2d`."""
+    """Take the maximum of each window of volumes (n, c, d, h, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 3
 
 
 @options
 class AvgPool1d(_Pool, op=ops.avg_pool1d):
-    """Take the mean of each window of signals (n, c, w), by default side by side. See `ops.avg_pool2d`."""
+    """Take the mean of each window of signals (n, c, w), by default without overlap. See `ops.avg_pool2d`."""
 
     _rank = 1
 
@@ -88,7 +88,7 @@ class AvgPool1d(_Pool, op=ops.avg_pool1d):
 
 @options
 class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
-    """Take the mean of each window of images (n, c, h, w), by default side by side. See `ops.avg_pool2d`."""
+    """Take the mean of each window of images (n, c, h, w), by default without overlap. See `ops.avg_pool2d`."""
 
     _rank = 2
 
@@ -101,7 +101,7 @@ class AvgPool2d(AvgPool1d, op=ops.avg_pool2d):
 
 
 class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
-    """Take the mean of each window of volumes (n, c, d, h, w), by default side by side. See `ops.avg_pool2d`."""
+    """Take the mean of each window of volumes (n, c, d, h, w), by default without overlap. See `ops.avg_pool2d`."""
 
     _rank = 3
 

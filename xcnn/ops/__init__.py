@@ -1,6 +1,6 @@
 """Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library.
 
-`op` makes an op of a function, with example calls from `sample`; `OPS` is the table of all ops.
+`op` registers a function as an op, with example calls from `sample`; `OPS` is the table of all ops.
 """
 
 from xcnn.ops._op import OPS, Draw, Op, Sample, labels, op, positive, probabilities, sample

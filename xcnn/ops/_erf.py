@@ -59,7 +59,7 @@ def _ratio(x: Array, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) 
 
 
 def erf(xp: ModuleType, x: Array) -> Array:
-    """Return `2 / sqrt(pi) * integral of exp(-t^2) from 0 to x`, to a few units in the last place; NaN stays NaN.
+    """Return `2 / sqrt(pi) * integral of exp(-t^2) from 0 to x`, to a few units in the last place; NaN propagates.
 
     Cody's third approximation, of erfc beyond 4, is not needed: erfc is below 1.6e-8 there, and the second one has
     the 9 digits that affect `erf = 1 - erfc`.

@@ -146,17 +146,17 @@ class Draw:
 
 
 def labels(*shape: int, high: int) -> Draw:
-    """Return how to draw class indices from 0 to `high` - 1."""
+    """Return a `Draw` of class indices from 0 to `high` - 1."""
     return Draw(shape, "labels", high)
 
 
 def positive(*shape: int) -> Draw:
-    """Return how to draw numbers between 0.5 and 2."""
+    """Return a `Draw` of numbers between 0.5 and 2."""
     return Draw(shape, "positive")
 
 
 def probabilities(*shape: int) -> Draw:
-    """Return how to draw numbers that sum to 1 along axis 1, or along the only axis."""
+    """Return a `Draw` of numbers that sum to 1 along axis 1, or along the only axis."""
     return Draw(shape, "probabilities")
 
 
@@ -231,7 +231,7 @@ OPS: dict[str, Op] = {}
 
 
 def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[Sample] = ()) -> Callable[[F], F]:
-    """Decorate a function to make it an op, and enter it in `OPS`.
+    """Decorate a function to make it an op, and add it to `OPS`.
 
     The function returns `(y, backward)`, where `backward(dy, needs)` gets one bool per array argument and returns one
     gradient, or None, per array argument as a tuple. If the function has several results, `y` is a tuple of them, and
@@ -250,8 +250,8 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
     Raises
     ------
     UsageError
-        If the names do not fit the function or the samples, or another module has an op of this name. A module that is
-        loaded again replaces its own.
+        If the names do not fit the function or the samples, or another module has an op of this name. A reloaded
+        module replaces its own ops.
     """
     for argument, value in (("arrays", arrays), ("saves", saves), ("constants", constants)):
         if not isinstance(value, str):
@@ -310,7 +310,7 @@ def op_of_ranks(
 ) -> tuple[Callable[P, Result], Callable[P, Result], Callable[P, Result]]:
     """Return three ops for one, two and three spatial axes: `conv1d`, `conv2d` and `conv3d` of `_conv_nd`.
 
-    The first argument of the function is the number of spatial axes, the rank, as is that of `samples`.
+    The function and `samples` take the number of spatial axes, the rank, as their first argument.
     """
 
     def of_rank(rank: int) -> Callable[P, Result]:

@@ -74,7 +74,7 @@ class Axis:
         return slice(start, start + self.stride * (self.out - 1) + 1, self.stride)
 
     def inner_tap(self, i: int) -> tuple[slice, slice] | None:
-        """Return the windows where kernel position `i` lies inside the map, and its pixels there; None without any."""
+        """Return the windows where kernel position `i` lies inside the map, and its pixels there, or None."""
         start = i * self.dilation - self.before
         first = max(0, -(start // self.stride))
         last = min(self.out - 1, (self.size - 1 - start) // self.stride)
@@ -134,7 +134,7 @@ def window_axes(
 
     Parameters
     ----------
-    op : name of the caller, which opens error messages.
+    op : name of the caller, which begins error messages.
     sizes, kernel : sizes of the map and the kernel, one per spatial axis.
     stride, dilation : an integer or one per axis.
     padding : pixels on both sides: an integer, one per axis, a (before, after) pair per axis, `'valid'` for none, or
@@ -198,7 +198,7 @@ def transposed_axes(
     output_padding: Integers,
     dilation: Integers,
 ) -> Axes:
-    """Return the windows of the convolution whose input gradient a transposed convolution is.
+    """Return the windows of the convolution whose input gradient is this transposed convolution.
 
     `sizes` are the output sizes of that convolution. Its input, which is the result of the transposed convolution, has
     `(size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1` pixels per axis.

@@ -36,7 +36,7 @@ def relu(x: Array) -> Result:
 
     Parameters
     ----------
-    x : floating-point array of any shape. NaN stays NaN.
+    x : floating-point array of any shape. NaN propagates.
 
     Returns
     -------
@@ -102,9 +102,9 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
 
     Returns
     -------
-    y : the shape of x. NaN stays NaN.
+    y : the shape of x. NaN propagates.
     backward : dy -> (dx,), with slope `alpha` at x = 0, and NaN where x is NaN. It keeps x: `y + alpha`, the slope of
-        negative numbers, has no digits left where y is close to `-alpha`.
+        negative numbers, loses all digits where y is close to `-alpha`.
 
     Raises
     ------

@@ -31,8 +31,8 @@ def add(x: Array, other: Array) -> Result:
     Returns
     -------
     y : the shape that x and other broadcast to.
-    backward : dy -> (dx, dother), each dy summed over the axes along which its array was repeated; dother is None for
-        a number. It keeps nothing.
+    backward : dy -> (dx, dother), each the sum of dy over the axes along which its array was broadcast; dother is None
+        for a number. It keeps nothing.
 
     Raises
     ------

@@ -78,7 +78,7 @@ def _distribution_of_labels(
         counts = counts * xp.reshape(weight, (c, *trailing))
         q = q * counts
     if not on_host(target):  # the range is not checked: a label out of range makes its row NaN
-        # Not by a product, as compilers may take 0 * NaN for 0.
+        # Not by a product, as compilers may replace 0 * NaN by 0.
         q = xp.where(counted & ((t < 0) | (t >= c)), math.nan, q)
     total = xp.sum(q)
     return q * (1.0 - smoothing) + counts * (smoothing / c) if smoothing else q, total

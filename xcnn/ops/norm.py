@@ -243,8 +243,8 @@ def instance_norm(
     Parameters
     ----------
     x : floating-point array (n, c, *sizes) with at least one size.
-    running_mean, running_var, weight, bias, momentum, eps : as in `batch_norm`. The running statistics learn from the
-        mean over the images.
+    running_mean, running_var, weight, bias, momentum, eps : as in `batch_norm`. The running statistics are updated with
+        the mean over the images.
     use_input_stats : whether to use the statistics of each image, as in training.
 
     Returns

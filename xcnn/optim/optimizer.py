@@ -257,7 +257,7 @@ class Optimizer(Explained):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load options and state; arrays go to the library, device and dtype of their parameter.
 
-        If an error is raised, nothing has changed.
+        If an error is raised, the optimizer is unchanged.
 
         Parameters
         ----------
@@ -319,7 +319,7 @@ class Optimizer(Explained):
             if group.keys() - {"initial_lr"} != self.defaults.keys():
                 raise CheckpointError(
                     f"{self._name}: the state has the options {', '.join(group)}, not {', '.join(self.defaults)}; "
-                    "is it of another optimizer?"
+                    "does it belong to another optimizer?"
                 )
         return [self.check_options(group) for group in groups]
 

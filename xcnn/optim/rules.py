@@ -24,7 +24,7 @@ def _lr(group: Group) -> float:
 
 
 def _kept(name: str, states: States, data: list[Array]) -> list[Array]:
-    """Return the arrays under a name in the states, or zeros at the first step."""
+    """Return the arrays stored under a name in the states, or zeros at the first step."""
     if name in states[0]:
         return [state[name] for state in states]
     return [zeros(namespace_of(w), w.shape, w) for w in data]
@@ -72,7 +72,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent.
 
     With g the gradient plus `weight_decay * data`: `b = momentum * b + (1 - dampening) * g`, where the first b is g,
-    and `data -= lr * b`; under Nesterov `data -= lr * (g + momentum * b)`; without momentum `data -= lr * g`.
+    and `data -= lr * b`; with `nesterov`, `data -= lr * (g + momentum * b)`; without momentum `data -= lr * g`.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ def _rmsprop(
         square = spread = alpha * square + (1 - alpha) * (grad * grad)
         if mean is not None:
             mean = mean + (1 - alpha) * (grad - mean)
-            spread = xp.abs(square - mean * mean)  # rounding can take a variance near 0 below it
+            spread = xp.abs(square - mean * mean)  # rounding can make a variance near 0 negative
         update = grad / (xp.sqrt(spread) + eps)
         if velocity is not None:
             velocity = update = momentum * velocity + update

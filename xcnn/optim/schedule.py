@@ -39,8 +39,8 @@ _SIGN = {"min": 1.0, "max": -1.0}
 class Schedule(Explained):
     """Base class of the schedules. Creating one sets the learning rates of step 0; each `step()` sets the next ones.
 
-    A subclass defines `at`. One that depends on more than the number of steps overrides `step` and lists the attributes
-    of its state in `saved`.
+    A subclass defines `at`. If it depends on more than the number of steps, it also overrides `step` and lists the
+    attributes of its state in `saved`.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ class Schedule(Explained):
         Raises
         ------
         CheckpointError
-            If the state is of another kind of schedule.
+            If the state belongs to another kind of schedule.
         """
         with making_sense(type(self).__name__):
             state = dict(state)
         if set(state) != set(self.saved):
             names = f"{', '.join(self.saved)}, got {', '.join(map(str, state)) or 'nothing'}"
-            raise CheckpointError(f"{type(self).__name__}: the state must have {names}; is it of another schedule?")
+            raise CheckpointError(f"{type(self).__name__}: the state must have {names}; does it belong to another one?")
         for name in self.saved:
             value, kind = state[name], type(getattr(self, name))
             if type(value) is not kind or (kind is int and not 0 <= value < 2**53):
@@ -126,7 +126,7 @@ class StepLR(Schedule):
 
 
 class CosineAnnealingLR(Schedule):
-    """Lower the learning rate along half a cosine to `eta_min` in `T_max` steps; beyond them it rises again.
+    """Lower the learning rate along half a cosine to `eta_min` in `T_max` steps; afterwards it rises again.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. The `model` of a plain weight file, and that of your own network, is empty."""
+    """Read a checkpoint. Its `model` is empty for a plain weight file and for your own network."""
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
@@ -181,7 +181,7 @@ def step_files(folder: Path) -> dict[int, Path]:
 def find_newest(folder: Path, tell: Callable[[str], object] = lambda message: None) -> tuple[int, Checkpoint] | None:
     """Return the newest complete checkpoint in a folder with its number of steps; None if there are no checkpoints.
 
-    `tell` is called with a sentence for each newer one that is damaged. If all are, a CheckpointError is raised.
+    `tell` is called with a sentence for each newer checkpoint that is damaged; if all are, a CheckpointError is raised.
     """
     files, reasons = step_files(folder), []
     for steps in reversed(files):

@@ -49,7 +49,7 @@ class Restored:
     model : the model with its weights.
     device : the device of the model.
     dataset : the name of the data set of the test images.
-    load_test : function that loads them, with images of the given size if the data set has no size of its own.
+    load_test : function that loads the test images, in the given size if the data set has no size of its own.
     """
 
     checkpoint: Checkpoint
@@ -128,7 +128,7 @@ def restore(
     path : the file, or the folder of a run; see `load_checkpoint`.
     where : the device.
     model : the name of the model. It is required, together with `dataset`, if the file holds only weights.
-    dataset, data_dir : the data set to test on; by default the one of the training.
+    dataset, data_dir : the data set to test on; by default the one that the model was trained on.
     progress : called during a download; see `data.load`.
 
     Raises

@@ -60,7 +60,7 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     Raises
     ------
     UsageError
-        If something has changed that must not, or `epochs` is less than the number of epochs begun.
+        If a setting or data set has changed that must not, or `epochs` is less than the number of epochs begun.
     """
     before, now, changed = checkpoint.config, plain(config), changes(checkpoint.config, config)
     remarks = [
@@ -82,7 +82,7 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
         remarks.append(f"the test images of {config.dataset} have changed: results before and after cannot be compared")
     others = [f"{name} was {then[name]} and is {here.get(name)}" for name in then if then[name] != here.get(name)]
     if others:
-        remarks.append(f"{'; '.join(others)}: rounding may differ, so the results may not be the same to the bit")
+        remarks.append(f"{'; '.join(others)}: rounding may differ, so the results may not be bitwise identical")
     training = checkpoint.training or {}
     begun = len(training["history"]) + (training["epoch"] is not None)
     if config.epochs < begun:
@@ -96,8 +96,8 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
 def load_state(trainer: Trainer, state: dict[str, Any], changed: list[str], best_epoch: int) -> None:
     """Load the state of a checkpoint into the trainer of a run, except for options that changed settings determine.
 
-    `best_epoch` is the epoch of the best weights on disk, or 0. If the state has another, the next epoch counts as the
-    best so far.
+    `best_epoch` is the epoch of the best weights on disk, or 0. If the state names another, the next epoch counts as
+    the best so far.
     """
     callbacks = dict(state["callbacks"])
     if callbacks.get("KeepBest", {}).get("best_epoch") != best_epoch:

@@ -69,9 +69,9 @@ class Result:
     device : the full name of the device.
     history : one record per epoch, as `Trainer.fit` returns them.
     classes : the names of the classes.
-    seconds : of training and validation in this process, without the compiling of kernels.
+    seconds : time of training and validation in this process, without the compilation of kernels.
     checkpoint_seconds : the part of `seconds` spent on writing checkpoints.
-    test_loss, test_accuracy : over the test set; None if the run was interrupted.
+    test_loss, test_accuracy : metrics on the test set; None if the run was interrupted.
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
     note : why the run ended early; empty if it did not.
     interrupted : the exit code of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM; 0 if none did.
@@ -104,8 +104,8 @@ def train(
         unless `resume` is True. None creates a new `runs/DATASET-MODEL-TIME`.
     callbacks : further callbacks; each `Reporter` among them receives all events.
     resume : whether to continue the run in the folder from its newest complete checkpoint, or from the beginning if it
-        has no checkpoint. On the same device, with the same versions and settings, the results are the same to the bit
-        as without the interruption. Reporters receive a note for each difference.
+        has no checkpoint. On the same device, with the same versions and settings, the results are bitwise identical
+        to those without the interruption. Reporters receive a note for each difference.
 
     Returns
     -------
@@ -309,7 +309,7 @@ class _Finite(Callback):
 
 
 def _code(stop: BaseException) -> int:
-    """Return the exit code of the signal that raised this."""
+    """Return the exit code of the signal that raised `stop`."""
     return int(stop.code or 0) if isinstance(stop, SystemExit) else 130
 
 

@@ -91,7 +91,7 @@ class Checkpoints(Callback):
         self.keep = integer("Checkpoints", "keep", keep)
         self.about = Checkpoint() if about is None else about
         self.seconds = 0.0
-        self._step: int | None = None  # of the newest
+        self._step: int | None = None  # of the newest checkpoint
         self._held = contextlib.ExitStack()
 
     @property
@@ -117,14 +117,14 @@ class Checkpoints(Callback):
         self._held.close()
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
-        """Save if the interval is over."""
+        """Save if the interval has elapsed."""
         count, unit = self._every
         steps = unit == "steps" and trainer.steps % count == 0
         if steps or (unit == "minutes" and clock() - self._saved_at >= 60 * count):
             self.save(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Save if the interval is over or the training ends."""
+        """Save if the interval has elapsed or the training ends."""
         count, unit = self._every
         due = unit == "epochs" and record["epoch"] % count == 0
         if due or trainer.stop_reason or record["epoch"] == self._epochs:

@@ -72,7 +72,7 @@ def _sha256(array: np.ndarray) -> str:
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Read and check a sealed file, or read any other safetensors file, in the memory of the file once."""
+    """Read and check a sealed file, or read any other safetensors file, holding its bytes in memory only once."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

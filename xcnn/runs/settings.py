@@ -21,7 +21,7 @@ from xcnn.runs.saving import interval
 __all__ = ["RULE_OPTIONS", "SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
 
 _MOST_BYTES = 1 << 16
-"""The largest settings file."""
+"""The largest settings file, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _one_of(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
 
 
 def _named(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
-    """Also accept `package.module:function`. It is imported where it is used, never because a file names it."""
+    """Return a check that a name is in a table, or is a `package.module:function`, which is imported only when used."""
     return lambda name, value: str(value) if is_foreign(value) else _one_of(kind, table)(name, value)
 
 

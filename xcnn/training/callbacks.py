@@ -84,7 +84,7 @@ class HistoryFile(Callback):
 
 
 _BETTER = {"loss": "min", "accuracy": "max"}
-"""Whether smaller or larger values are better, by the end of the name of an entry."""
+"""Whether smaller or larger values are better, by the suffix of an entry's name."""
 
 
 class _Monitor(Callback):
@@ -118,7 +118,7 @@ class _Monitor(Callback):
         return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, unless it is of another entry."""
+        """Load what `state_dict` returned, unless it belongs to another entry."""
         best, epoch = state.get("best"), state.get("best_epoch")
         if not isinstance(best, float | None) or not isinstance(epoch, int) or not 0 <= epoch < 2**53:
             raise CheckpointError(f"{type(self).__name__}: the state must hold best and best_epoch, got {dict(state)}")

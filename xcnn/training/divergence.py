@@ -70,7 +70,7 @@ def _nan_or_inf(value: Any) -> str:
 def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) -> DivergedError:
     """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
-    Buffers and random streams must have their state from before the batch; they change. All gradients are cleared.
+    Buffers and random streams must be in their state from before the batch, and are changed. All gradients are cleared.
     `value` is the loss; if it is finite, a gradient is not.
     """
     lost = not math.isfinite(value)

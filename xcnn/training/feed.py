@@ -1,4 +1,4 @@
-"""From data to batches to arrays on the device, for training, evaluation and prediction."""
+"""Turn data into batches of arrays on the device, for training, evaluation and prediction."""
 
 import collections.abc
 import copy
@@ -50,7 +50,7 @@ def _pairs(who: str, made: Batches) -> Iterator[Batch]:
     """Yield batches, checking that each is a pair."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise UsageError(f"{who} must give batches (x, y), got {type(batch).__name__}")
+            raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}")
         yield batch[0], batch[1]
 
 
@@ -76,7 +76,7 @@ class Feed:
     A data set on the host that is not augmented and not too large is copied to the device for the lifetime of the feed.
     If memory runs out, the copy is freed and batches are made on the host. The bits are the same either way.
 
-    `who` is the function and its argument, for errors; `tell` is called if the device has no room for the data set.
+    `who` is the function and its argument, for errors; `tell` is called if the data set does not fit on the device.
     """
 
     def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object]) -> None:
@@ -97,7 +97,7 @@ class Feed:
                 self.source, self._host = moved, dataset
 
     def check_place(self, settings: dict[str, Any] | None, batch: int) -> None:
-        """Check that an epoch can continue that stopped after `batch` batches of a loader with these settings."""
+        """Check that this feed continues an epoch that stopped after `batch` batches of a loader with `settings`."""
         if settings != self.settings:
             was, here = (f"a Loader with {s}" if s else "no Loader" for s in (settings, self.settings))
             raise CheckpointError(f"{self.who} is {here}, but the state is inside an epoch of {was}")

@@ -36,7 +36,7 @@ def softmax(output: Array) -> Array:
 def count_classes(output: Array, target: Array) -> Array | None:
     """Return the number of rows of an output (n, classes) whose largest entry is at the target (n,).
 
-    The number is a 0-d array on the device of the output, or an integer. If the ranks are others, return None.
+    The number is a 0-d array on the device of the output, or an integer. For other ranks, return None.
     """
     if output.ndim != 2 or target.ndim != 1:
         return None

@@ -37,7 +37,7 @@ class Step:
         model = self.model
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
-            raise UsageError("Trainer: the optimizer has parameters that are not the model's; build it on this model's")
+            raise UsageError("Trainer: the optimizer has parameters of another model; build it from model.parameters()")
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = any(True for _ in model.named_generators())
 
@@ -91,7 +91,7 @@ class Step:
         return value, output.shape[0], right
 
     def _diverged(self, value: float, output: Array, x: Array, y: Array, put_back: Callable[[], None]) -> XcnnError:
-        """Restore the state from before the step and return the error that names the layer where the numbers fail."""
+        """Restore the state from before the step and return the error that names the layer at fault."""
         put_back()
         try:
             # Ops that cannot check labels without waiting for the device return NaN for invalid ones.
@@ -109,7 +109,7 @@ class Step:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _remember(self) -> Callable[[], None]:
-        """Return a function that restores the running statistics and random streams of now."""
+        """Return a function that restores the current running statistics and random streams."""
         arrays = [buffer.data for buffer in self._buffers]
         streams = [stream.bit_generator for _, stream in self.model.named_generators()] if self._random else []
         states = [stream.state for stream in streams]

@@ -27,9 +27,9 @@ __all__ = ["Callback", "Trainer", "clock"]
 
 
 def clock() -> float:
-    """Return the time in seconds since an arbitrary start. The clock stands still while kernels are compiled.
+    """Return the time in seconds since an arbitrary start. The clock pauses while kernels are compiled.
 
-    Compiling happens once on a machine, at the first call of each kernel, and says nothing about the speed of training.
+    Kernels are compiled once on a machine, when they are first called, which says nothing about the speed of training.
     """
     return COMPILATION.clock()
 
@@ -38,7 +38,7 @@ class Callback:
     """Base class of callbacks of a `Trainer`; override the methods that you need.
 
     Callbacks are called in the order in which they are given, those whose class sets `comes_last` after all others.
-    Call `trainer.stop(reason)` to end training after the epoch. A method `on_...` that nothing calls is refused.
+    Call `trainer.stop(reason)` to end training after the epoch. An unknown method `on_...` is refused.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class Trainer:
 
     Parameters
     ----------
-    model : moved to the device.
+    model : the model, which is moved to the device.
     optimizer : built on `model.parameters()`.
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
@@ -162,7 +162,7 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the loss or a gradient is not finite. The message names the layer where that begins; weights, statistics,
+            If the loss or a gradient is not finite. The message names the first such layer; weights, statistics,
             random streams and the optimizer keep their state from before the step.
         OutOfMemoryError
             If the batch is too large. Its memory is freed, and unless the message says otherwise, everything keeps its
@@ -182,7 +182,7 @@ class Trainer:
         """Train for some epochs and return one record for each.
 
         While `fit` runs, a data set that is not augmented is kept on the device in its own dtype, if it takes at most
-        1 GiB and fits. The results are the same to the bit.
+        1 GiB and fits. This changes no bit of the results.
 
         Parameters
         ----------
@@ -192,12 +192,12 @@ class Trainer:
             as one.
         validation : evaluated after each epoch, if given.
         until : train until this many epochs are finished in all, instead of `epochs` more. If they are already, or
-            if a callback had stopped the run whose state was loaded, nothing is done.
+            if a callback had stopped the run whose state was loaded, no epoch is run.
 
         Returns
         -------
         A list of dicts with `epoch`, `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` (None without
-        validation), `seconds` (of training, without validation and the compiling of kernels) and `images_per_second`,
+        validation), `seconds` (of training, without validation and the compilation of kernels) and `images_per_second`,
         and what callbacks add.
 
         Raises
@@ -211,7 +211,7 @@ class Trainer:
         CheckpointError
             If the loaded state is inside an epoch whose batches are not those of `train`.
         KeyboardInterrupt
-            On Ctrl-C, between two steps or at the end of an epoch; a second one acts at once.
+            On Ctrl-C, between two steps or at the end of an epoch; a second Ctrl-C acts at once.
         SystemExit
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
@@ -324,7 +324,7 @@ class Trainer:
 
         Parameters
         ----------
-        data : as `train` in `fit`; a data set is taken in order and without augmentation.
+        data : as `train` in `fit`; a data set is read in order and without augmentation.
         batch_size : images at a time, for a data set.
 
         Raises

@@ -66,7 +66,7 @@ class Contestant:
 
     @property
     def hardware(self) -> str:
-        """The hardware that it computes on. Contestants on the same hardware are compared."""
+        """The hardware that computes. Contestants on the same hardware are compared."""
         return hardware(self.device)
 
     @property
@@ -76,7 +76,7 @@ class Contestant:
 
     @property
     def is_yardstick(self) -> bool:
-        """Whether it is a yardstick."""
+        """Whether this contestant is a yardstick."""
         return self.name in YARDSTICKS[kind(self.device)]
 
     @contextlib.contextmanager
@@ -94,7 +94,7 @@ class Contestant:
 
 
 def counterpart(module: nn.Module, known: Collection[type[nn.Module]], library: str) -> type[nn.Module]:
-    """Return the class among `known` whose computation a module has: its own class, or the nearest base class.
+    """Return the class in `known` whose computation a module runs: its own class, or the nearest base class.
 
     Raises
     ------

@@ -15,7 +15,7 @@ BYTES = 2**28
 """Size of the array: larger than caches."""
 
 COPIES = 16
-"""Copies per step: so many that the time to wait for the last one is negligible."""
+"""Copies per step, enough to make the wait for the last one negligible."""
 
 
 def work(device: str) -> int:

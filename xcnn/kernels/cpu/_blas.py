@@ -1,12 +1,12 @@
 """Matrix products on one thread of BLAS, so that their bits do not depend on the number of cores.
 
 BLAS splits a product by its number of threads, and on busy cores these threads wait for each other. So kernels split
-large products themselves (`xcnn.threads`) and hold BLAS to one thread meanwhile.
+large products themselves (`xcnn.threads`) and limit BLAS to one thread meanwhile.
 
 The number of BLAS threads is one for the whole process: while a kernel multiplies, products of other threads run on one
 thread, too. (`openblas_set_num_threads_local` of the OpenBLAS in NumPy's wheels affects all threads, despite its name.)
-Afterwards the number is restored. If threadpoolctl does not know NumPy's BLAS, such as Apple's Accelerate, it is not
-changed.
+Afterwards the number is restored. If threadpoolctl does not know NumPy's BLAS, such as Apple's Accelerate, the
+number is not changed.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def _openblas(path: str) -> _Library | None:
 
 
 class _OneThread:
-    """A context manager that holds NumPy's matrix products to one thread; it costs less than a microsecond.
+    """A context manager that limits NumPy's matrix products to one thread; it costs less than a microsecond.
 
     It can be nested, and several threads may be inside. The last one to leave restores the number of threads.
     """

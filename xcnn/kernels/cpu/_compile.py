@@ -30,7 +30,7 @@ __all__ = ["compiled", "summing"]
 _log = logging.getLogger("xcnn")
 
 _SECONDS_TO_WRITE = 60
-"""Longer than writing one file takes."""
+"""Writing one file takes less."""
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
@@ -78,7 +78,7 @@ def _digest(content: bytes) -> str:
 
 
 _STAMP = _digest(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
-"""Digest of all files of this folder, as code of one file is part of the machine code of others.
+"""Digest of all files in this folder, as machine code of one file contains code of others.
 
 It is taken on import: an upgrade may replace the files while a process still runs the old code.
 """

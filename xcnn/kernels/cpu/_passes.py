@@ -1,7 +1,7 @@
 """The compiled passes of a convolution over some images: lay out, multiply, write. `conv.py` calls them.
 
-Names: x0, dy0 are places where something starts; cg, og channels of a group; K the products that are summed for one
-output, channels times taps.
+Names: x0, dy0, ... are start offsets; cg, og channels per group; K the number of products summed for one output,
+channels times taps.
 """
 
 import math

@@ -26,7 +26,7 @@ SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(6)
 neighbours along the axis, and how many places matter."""
 
 _SLACK = 16
-"""Places behind a plane that the last vector may read."""
+"""Places after a plane that the last vector may read."""
 
 
 class Planes(NamedTuple):

@@ -16,7 +16,7 @@ _local = threading.local()
 
 
 def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
-    """Return this thread's array of a name, as the last call with the same owner left it; zeros at first.
+    """Return this thread's array for an owner and a name, as the last call left it; zeros at first.
 
     So elements that an owner never writes are always 0.
     """

@@ -10,7 +10,7 @@ from xcnn.threads import parallel, parts
 __all__ = ["share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
-"""Numbers that a thread reads and writes if it does little else."""
+"""Speed of a thread that mostly reads and writes."""
 
 
 def supports(a: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
-"""Two products of vectors, written as LLVM instructions, as NumPy's BLAS would need copies.
+"""Two products of vectors, written as LLVM instructions, because NumPy's BLAS would need copies.
 
 Both read vectors at any offset into a plane of pixels, so that a convolution needs no columns: the windows of a tap are
-the plane itself, shifted. Each is cut into blocks of so many rows and columns whose sums stay in registers.
+the plane itself, shifted. Each is divided into blocks of rows and columns whose sums fit in registers.
 
 Indices count elements. Bounds are not checked: the callers in `conv.py` lay out their planes accordingly.
 """
@@ -22,7 +22,7 @@ __all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "TERMS", "correlatio
 _FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
 
 _FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
-"""Whether a product and a sum are one instruction; if not, asking for one rounding would call a function per number."""
+"""Whether the processor has a fused multiply-add; without one, LLVM would call a function per number."""
 
 BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 """Size of a vector register."""
@@ -55,7 +55,7 @@ class _Emitter:
         return self.at(start, (index, 1))
 
     def at(self, pointer: Any, product: tuple[Any, Any], scale: int = 1) -> Any:
-        """Step a pointer on by the product of two numbers, and of a third."""
+        """Advance a pointer by the product of two numbers times `scale`."""
         a, b = (_INT(factor) if isinstance(factor, int) else factor for factor in product)
         return self.builder.gep(pointer, [self.builder.mul(self.builder.mul(a, b), _INT(scale))])
 
@@ -99,7 +99,7 @@ class _Emitter:
         return self.builder.shuffle_vector(first, empty, self._lane_list([0] * self.lanes))
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
-        """Do `total += a * b`, with one rounding if the processor can."""
+        """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""
         if not _FUSED:
             self.builder.store(self.builder.fadd(self.builder.fmul(a, b), self.builder.load(total)), total)
             return
@@ -123,7 +123,7 @@ class _Emitter:
 
 
 def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
-    """Make the product of a matrix and shifted vectors, in blocks of `rows` and `vectors`.
+    """Build the product of a matrix and shifted vectors, in blocks of `rows` and `vectors`.
 
     The result is a function `(x, x0, shifts, count, w, w0, y, y0, step, blocks, length)` that sets, for the
     `blocks * rows` rows i and for j < `length`, rounded up to whole vectors:
@@ -196,7 +196,7 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
 
 
 def correlation(rows: int, columns: int) -> Callable[..., None]:
-    """Make the sums over images and pixels of vectors times shifted vectors, in blocks of `rows` and `columns`.
+    """Build the sums over images and pixels of vectors times shifted vectors, in blocks of `rows` and `columns`.
 
     The result is a function `(a, a0, plane, a_step, x, x_step, shifts, count, images, length, out, out0, blocks)` that
     adds, for the `blocks * rows` rows i and all k < `count`, with `length` rounded up to whole vectors:

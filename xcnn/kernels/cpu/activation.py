@@ -17,7 +17,7 @@ def _cut(x, y, begin, end):
     zero = y.dtype.type(0)
     x, y = x[begin:end], y[begin:end]
     for i in range(x.size):
-        y[i] = zero if x[i] <= zero else x[i]  # NaN stays
+        y[i] = zero if x[i] <= zero else x[i]  # NaN propagates
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 The same three products as in `xcnn/ops/conv.py`, but of so few images, or rows of one image, at a time that their
 columns stay in the second-level cache; bias and ReLU are applied while the products are in the cache, too. Images are
-distributed over threads, and BLAS is held to one.
+distributed over threads, and BLAS uses one.
 
 A part is a slice of images that depends on shapes alone; the weight gradients of the parts are summed in order.
 
@@ -39,7 +39,7 @@ _OWNER = -1  # of scratch arrays, which are always written before they are read 
 
 
 def _tiles(n: int, c: int, axes: tuple[Any, ...], itemsize: int) -> Iterator[tuple[slice, int, int]]:
-    """Cut a batch into tiles whose columns fit the cache: images, their first row of outputs and the end."""
+    """Yield tiles whose columns fit the cache: images, the first row of outputs and the end."""
     height = axes[0].out
     row = c * math.prod(a.kernel for a in axes) * math.prod(a.out for a in axes[1:]) * itemsize
     images, rows = max(1, _TILE_BYTES // (row * height)), max(1, min(height, _TILE_BYTES // row))

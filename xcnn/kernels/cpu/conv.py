@@ -36,7 +36,7 @@ _PARTIAL_BYTES = 1 << 24
 """Memory for the weight gradients of the parts, which are added at the end."""
 
 _MOST_SKIPPED = 4
-"""Pixels of x per kernel position that a window may be away from the next."""
+"""The largest number of pixels of x between windows, per kernel position, for which this layout is used."""
 
 _numbers = itertools.count()
 

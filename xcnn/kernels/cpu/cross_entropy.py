@@ -17,10 +17,10 @@ from xcnn.kernels.cpu._share import supports
 __all__ = ["cross_entropy"]
 
 _MOST = 1 << 14
-"""The most numbers of x; for more, NumPy's exponentials, which use vector instructions, are faster."""
+"""The largest size of x; above it, NumPy's vectorised exponentials are faster."""
 
 _BLOCK = 128
-"""Numbers that are added one after another: the square root of the largest number of them."""
+"""Terms per block of a sum: the square root of the largest number of terms."""
 
 
 @compiled
@@ -57,7 +57,7 @@ def _backward(p, target, ignored, factor, dx):
     for n in range(p.shape[0]):
         row, gradient, label = p[n], dx[n], target[n]
         if label == ignored:
-            gradient[:] = row * 0  # NaN stays
+            gradient[:] = row * 0  # NaN propagates
             continue
         for c in range(row.size):
             gradient[c] = row[c] * factor
@@ -74,7 +74,7 @@ def cross_entropy(
     smoothing: float,
     by_labels: bool,
 ) -> Any:
-    """Compare rows of logits with class indices."""
+    """Compute the cross entropy of rows of logits with class indices."""
     if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
         return NotImplemented
     if not supports(x) or x.size > _MOST or target.dtype == np.uint64:

@@ -1,6 +1,6 @@
 """Products of rows with a matrix: BLAS for the products, compiled code for bias, ReLU and gradients.
 
-BLAS is held to one thread. Large products are split into parts, each a product of its own. Products of a few rows with
+BLAS uses one thread. Large products are split into parts, each a product of its own. Products of a few rows with
 a small matrix do not use BLAS, as preparing its calls takes longer than they do.
 """
 
@@ -27,7 +27,7 @@ _FEW_ROWS = 4
 """With at most this many images, memory bandwidth limits the weight gradient, and BLAS is ten times slower."""
 
 _SMALL = 1 << 16
-"""The most weights of a matrix whose products with few rows do without BLAS."""
+"""The largest number of weights for which products with few rows do not use BLAS."""
 
 
 @summing

@@ -1,6 +1,6 @@
 """Optimizer steps in one pass over memory, in place. Results equal those of the portable code bit for bit.
 
-State that a rule does not need, such as a velocity without momentum, is None; Numba removes the branches on it.
+State that a rule does not need, such as the velocity without momentum, is None; Numba removes the branches on it.
 """
 
 import math
@@ -80,7 +80,7 @@ def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum
 
 
 def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
-    """Call a function for each parameter in turn; yield its arrays, except the gradient.
+    """Call a function for each parameter in turn; yield the parameter's arrays, except the gradient.
 
     Parameters
     ----------

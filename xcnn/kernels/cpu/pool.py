@@ -1,7 +1,7 @@
 """Max and average pooling, map by map.
 
 Max pooling keeps one byte per window, the kernel position of its maximum, and neither x nor y, as backward needs no
-other data. The usual windows of 2 x 2 adjacent pixels have separate loops, which become vector instructions. For all
+other data. The usual adjacent windows of 2 x 2 pixels have separate loops, which become vector instructions. For all
 others a map is laid out as for a convolution (`_planes.py`): the pixels that a kernel position sees are contiguous in
 memory, and are compared with the maxima of all windows at once.
 
@@ -88,7 +88,7 @@ def _max_gradient(winners, dy, windows, offsets, dx, begin, end):
 
 @compiled
 def _max_2x2(x, y, winners, begin, end):
-    """Do what `_max` does for windows of 2 x 2 pixels side by side: x (maps, h, w), y and winners (maps, oh, ow)."""
+    """Do what `_max` does for adjacent windows of 2 x 2 pixels: x (maps, h, w), y and winners (maps, oh, ow)."""
     for p in range(begin, end):
         for i in range(y.shape[1]):
             upper, lower, top, won = x[p, 2 * i], x[p, 2 * i + 1], y[p, i], winners[p, i]
@@ -105,7 +105,7 @@ def _max_2x2(x, y, winners, begin, end):
 
 @compiled
 def _max_gradient_2x2(winners, dy, dx, begin, end):
-    """Do what `_max_gradient` does for windows of 2 x 2 pixels side by side."""
+    """Do what `_max_gradient` does for adjacent windows of 2 x 2 pixels."""
     zero = dx.dtype.type(0)
     oh, ow = dy.shape[1], dy.shape[2]
     for p in range(begin, end):
@@ -123,7 +123,7 @@ def _max_gradient_2x2(winners, dy, dx, begin, end):
 
 @compiled
 def _average_2x2(x, count, y, begin, end):
-    """Set y to the averages of windows of 2 x 2 pixels side by side: x (maps, h, w), y (maps, oh, ow)."""
+    """Set y to the averages of adjacent windows of 2 x 2 pixels: x (maps, h, w), y (maps, oh, ow)."""
     for p in range(begin, end):
         for i in range(y.shape[1]):
             upper, lower, target = x[p, 2 * i], x[p, 2 * i + 1], y[p, i]
@@ -163,7 +163,7 @@ def _means(x, y, begin, end):
 
 @compiled
 def _spread_means(dy, dx, begin, end):
-    """Set the rows of dx (maps, pixels) to dy (maps,) over their length."""
+    """Set the rows of dx (maps, pixels) to dy (maps,) divided by their length."""
     for p in range(begin, end):
         dx[p] = dy[p] / dx.dtype.type(dx.shape[1])
 

@@ -1,6 +1,6 @@
 """Compile and launch the CUDA kernels, whose sources are the `*.cu` files in this folder.
 
-They form one module. It is compiled for a type of numbers and a type of indices at their first use, in seconds; CuPy
+They form one module, compiled for each type of numbers and indices on first use, which takes seconds; CuPy
 caches the result on disk. The parameters of a kernel, read from its source, determine how arguments are converted: CuPy
 itself passes arguments unchecked.
 """
@@ -33,7 +33,7 @@ BLOCK = 256
 """Threads per block."""
 
 LIMIT = (1 << 30) - (1 << 16)
-"""The most numbers of an array, and items of a launch, that 32-bit indices are used for: sums of two must fit."""
+"""The largest array or launch for which 32-bit indices are used: the sum of two indices must fit."""
 
 _MOST_BLOCKS = 1 << 20
 """Enough to fill any device; if there are more items, each thread processes several."""
@@ -64,7 +64,7 @@ class _Parameter(NamedTuple):
     Attributes
     ----------
     constant : whether the kernel only reads it.
-    strided : whether any distance between images will do.
+    strided : whether images may be any distance apart.
     """
 
     kind: str
@@ -103,7 +103,7 @@ _ARRAYS = {
 
 
 def supports(*arrays: Any) -> bool:
-    """Return whether arrays hold something, in a type of numbers that kernels are compiled for."""
+    """Return whether arrays are not empty and have a dtype that kernels are compiled for."""
     return all(array.size and array.dtype.name in TYPES for array in arrays)
 
 
@@ -112,8 +112,8 @@ def launch(name: str, count: int, *arguments: Any, dtype: Any = None) -> None:
 
     Parameters
     ----------
-    name : of the kernel.
-    count : items.
+    name : name of the kernel.
+    count : number of items.
     *arguments : one for each parameter; None for an array that is left out. An array that is only read may have any
         strides: it is copied if the kernel cannot read it.
     dtype : dtype of the numbers, if no argument is an array of them.

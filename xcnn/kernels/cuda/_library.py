@@ -1,4 +1,4 @@
-"""The parts of CuPy that the kernels here use; no other file of this room imports it."""
+"""The parts of CuPy that the kernels here use; no other file here imports CuPy."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def contiguous(a: Any) -> Any:
 
 
 class Maps(NamedTuple):
-    """An array and the distances of its images and channels in elements: three arguments of a kernel."""
+    """An array and the strides of its images and channels in elements: three arguments of a kernel."""
 
     array: Any
     image: int
@@ -82,7 +82,7 @@ def total(sums: Any) -> Any:
 
 
 def column_sums(x: Any, y: Any = None, masked: Any = None) -> Any:
-    """Sum x (rows, columns) along its columns; with y of x where y is not 0, which goes to `masked`."""
+    """Sum x (rows, columns) along its columns; given y, only where y is not 0, storing the masked x in `masked`."""
     rows, columns = x.shape
     groups = -(-columns // 32)
     cut = slices(groups, 32 * rows)

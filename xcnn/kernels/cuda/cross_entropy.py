@@ -25,7 +25,7 @@ def cross_entropy(
     smoothing: float,
     by_labels: bool,
 ) -> Any:
-    """Compare rows of logits with class indices."""
+    """Compute the cross entropy of rows of logits with class indices."""
     if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
         return NotImplemented
     if not supports(x) or target.dtype == np.uint64:
