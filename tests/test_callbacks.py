@@ -86,8 +86,13 @@ def test_a_method_that_nothing_calls_is_refused():
             def on_note(self, message):
                 pass
 
+    for wrong in (None, "on_trial", [3]):
+        with pytest.raises(UsageError, match="Tuned: events must be a tuple of names of methods, got"):
+            type("Tuned", (Callback,), {"events": wrong})
+
     class Tuning(Callback):
         events = ("on_trial",)
+        on_gpu = True
 
         def on_trial(self, number):
             pass

@@ -308,6 +308,9 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
     assert config["opt_options"] == {"nesterov": True, "dampening": 0.0}
     assert xcnn("train", "--config", "a/config.json", "-o", "b")[0] == 0
     assert (tmp_path / "b" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
+    (tmp_path / "d.toml").write_text("opt_options = {eps = 2026-01-01}\n")
+    code, _, err = xcnn("train", "--config", "d.toml")
+    assert (code, err) == (2, "error: Adam: eps must be a number in [0, inf), got '2026-01-01'\n")
     (tmp_path / "c.toml").write_text('model = "report"\nepochs = 1\nopt_options = {betas = [0.8, 0.9]}\n')
     assert xcnn("train", "--config", "c.toml", "-o", "c")[0] == 0
     assert json.loads((tmp_path / "c" / "config.json").read_text())["opt_options"] == {"betas": [0.8, 0.9]}

@@ -29,6 +29,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         _, mirror, file = self.path.split("/")
+        if mirror == "astray":
+            self.send_response(302)
+            self.send_header("Location", "http://[::1")
+            return self.end_headers()
+        if mirror == "encoded":
+            self.path = f"/good/{file}"
+            return super().do_GET()
         if mirror not in ("cut", "slow"):
             return super().do_GET()
         content = (self.server.folder / "good" / file).read_bytes()
@@ -42,6 +49,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.server.gate.wait(10)
             self.wfile.write(content[half:])
         return None
+
+    def end_headers(self):
+        if self.server.asked[-1].startswith("/encoded/"):
+            self.send_header("Content-Encoding", "x-gzip")
+        super().end_headers()
 
     def log_message(self, *arguments):
         pass
@@ -151,9 +163,23 @@ def test_the_first_good_mirror_is_used_and_its_files_are_kept(mirrors, server, c
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_mirror_that_does_not_answer_is_passed_over(mirrors):
-    mirrors("http://127.0.0.1:9/", "good")  # no server there
+@pytest.mark.parametrize("broken", ["http://127.0.0.1:9/", "http://a..b/", "astray", "cut"])  # the first has no server
+def test_a_mirror_that_does_not_answer_is_passed_over(mirrors, broken):
+    mirrors(broken, "good")
     assert len(data.load("mnist")[0]) == 3
+
+
+def test_files_that_a_server_calls_encoded_are_not_decoded(mirrors):
+    mirrors("encoded")
+    assert len(data.load("mnist")[0]) == 3
+
+
+def test_missing_certificates_are_not_taken_for_a_folder_that_cannot_be_written(mirrors, cache, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent.pem")
+    mirrors("https://127.0.0.1:9/")
+    with pytest.raises(DataError, match="could not download"):
+        data.load("mnist")
+    assert kept(cache) == []
 
 
 @pytest.mark.parametrize(

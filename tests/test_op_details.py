@@ -4,6 +4,7 @@ import inspect
 import math
 import pickle
 import re
+import typing
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,8 @@ def test_each_rank_of_an_op_is_a_documented_function_of_its_own(family: str, ran
     assert op is pickle.loads(pickle.dumps(op))
     documented = {name for line in re.findall(r"^    ([a-z_, ]+) : ", op.__doc__, re.M) for name in line.split(", ")}
     assert documented - {"y", "backward"} == set(inspect.signature(op).parameters)
+    assert typing.get_type_hints(op).keys() == {*inspect.signature(op).parameters, "return"}
+    assert '"""' in inspect.getsource(op)
     with pytest.raises(ValueError, match=rf"^{op.__name__}: x must have {rank + 2} axes"):
         op(np.ones(2), *[np.ones((1,) * (rank + 2))] * family.startswith("conv"), *[1] * family.endswith("pool"))
     with pytest.raises(ValueError, match=rf"^{op.__name__}: no argument 'strid'"):

@@ -111,6 +111,27 @@ def test_plain_files_of_others_are_read_as_they_are(tmp_path):
     assert back.tensors.keys() == TENSORS.keys()
 
 
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ((2**40).to_bytes(8, "little"), "its header has 1099511627784 bytes"),
+        (
+            b'{"w": {"dtype": "U8", "shape": [%s1], "data_offsets": [0, 0]}}' % ((b"9" * 4000 + b",") * 400),
+            "shape of w",
+        ),
+        (b'{"w": {"dtype": "U8", "shape": "", "data_offsets": [0, 0]}}', ""),
+        (b'{"w": {"dtype": "U8", "shape": [true], "data_offsets": [0, 1]}}', "shape of w"),
+        ('{"w": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}'.encode("utf-16"), ""),
+    ],
+)
+def test_hostile_headers_are_refused(tmp_path, head, says):
+    """Products of huge sizes would take minutes, in which Ctrl-C is not heard."""
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes((b"" if len(head) == 8 else len(head).to_bytes(8, "little")) + head + b"\0")
+    with pytest.raises(CheckpointError, match=f"cannot be read as a safetensors file: .*{says}"):
+        read_sealed(path)
+
+
 def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
     path = tmp_path / "half.safetensors"
     header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()

@@ -75,6 +75,9 @@ from xcnn import optim
 class Mine(optim.SGD):
     def __init__(self, params, lr, beta):
         super().__init__(params, lr, momentum=beta)
+class Own(optim.Adam):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
 def unnamed(params, **options):
     return optim.SGD(params, **options)
 """
@@ -99,6 +102,8 @@ def trained(tmp_path, **settings):
         ({"opt": "adam", "wd": 0.1, "opt_options": {"betas": (0.8, 0.9)}}, {"betas": (0.8, 0.9), "weight_decay": 0.1}),
         ({"opt": "mine_rules:Mine", "opt_options": {"beta": 0.5}}, {"momentum": 0.5, "lr": 0.003}),
         ({"opt": "mine_rules:unnamed", "opt_options": {"nesterov": False}}, {"lr": 0.001}),
+        ({"opt": "mine_rules:unnamed", "lr": 0.25, "opt_options": {}}, {"lr": 0.25}),
+        ({"opt": "mine_rules:Own", "lr": 0.25, "opt_options": {"eps": 0.5}}, {"lr": 0.25, "eps": 0.5}),
     ],
 )
 def test_a_rule_gets_the_options_that_it_takes(tmp_path, monkeypatch, settings, options):
@@ -117,6 +122,7 @@ def test_a_rule_gets_the_options_that_it_takes(tmp_path, monkeypatch, settings, 
         ({"momentum": 0.8}, "momentum", "momentum is not for the optimizer adam, which has no momentum"),
         ({"opt": "mine_rules:Mine", "wd": 0.1}, "wd", "wd is not for the optimizer mine_rules:Mine, which has no weig"),
         ({"opt": "mine_rules:Mine"}, "opt_options", "mine_rules:Mine: missing a required argument: 'beta'"),
+        ({"opt_options": {"momentum": 3}}, "opt_options", "adam: no argument 'momentum'"),
         ({"opt_options": {"beta": 3}}, "opt_options", "adam: no argument 'beta'; did you mean 'betas'?"),
         ({"opt_options": {"weight_decay": 3}}, "opt_options", "set wd instead of the option weight_decay"),
         ({"opt_options": {"betas": 3}}, "", "Adam: betas must be 2 numbers, got 3"),

@@ -16,7 +16,7 @@ from test_kernels_processes import run
 
 from xcnn import ops, threads
 from xcnn._dispatch import BODIES
-from xcnn.kernels.cpu._blas import _libraries, one_blas_thread
+from xcnn.kernels.cpu._blas import _libraries, _Library, one_blas_thread
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +237,23 @@ def test_products_outside_kernels_keep_their_number_of_threads(blas_threads: Cal
     with pytest.raises(KeyError), one_blas_thread:
         raise KeyError
     assert blas_threads() == {2}
+
+
+def test_blas_is_held_after_an_interrupt_while_it_was_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def put(threads: int) -> None:
+        if threads == 2 and 2 not in calls:
+            calls.append(2)
+            raise KeyboardInterrupt
+        calls.append(threads)
+
+    monkeypatch.setattr(one_blas_thread, "libraries", [_Library(lambda: 2, put)])
+    with pytest.raises(KeyboardInterrupt), one_blas_thread:
+        pass
+    with one_blas_thread:
+        assert calls == [1, 2, 1]
+    assert calls == [1, 2, 1, 2]
 
 
 @pytest.mark.usefixtures("switching")

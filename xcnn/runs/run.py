@@ -319,9 +319,12 @@ def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
     for name, option in RULE_OPTIONS.items():
         if option in options and option in known:
             raise UsageError(f"set {name} instead of the option {option}", setting="opt_options")
+        value = getattr(config, name)
         if option in known:
-            options[option] = getattr(config, name)
-        elif getattr(config, name) != getattr(Config, name):
+            options[option] = value
+        elif value != getattr(Config, name) and not wrong_call(config.opt, kind, [parameters], {option: value}):
+            options[option] = value  # a function of `**options`
+        elif value != getattr(Config, name):
             raise UsageError(f"{name} is not for the optimizer {config.opt}, which has no {option}", setting=name)
     if wrong := wrong_call(config.opt, kind, [parameters], options):
         wrong.setting = "opt_options"

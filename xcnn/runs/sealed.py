@@ -97,7 +97,11 @@ def _tensors(header: dict[str, Any], content: np.ndarray) -> dict[str, np.ndarra
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} is of the dtype {entry['dtype']}, which NumPy does not have")
         dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-        if len(shape) > 64 or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        if (
+            type(shape) is not list
+            or len(shape) > 64
+            or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
+        ):
             raise ValueError(f"the shape of {name} is invalid")
         start, stop = entry["data_offsets"]
         if start != end or stop - start != math.prod(shape) * dtype.itemsize:
