@@ -205,7 +205,7 @@ _YARDSTICKS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """A column of the table: its name, format, value and meaning, when it is shown, and whether peers have it too."""
+    """A column of the table: name, format, value and meaning, when it is shown, and whether peers have a value too."""
 
     name: str
     form: str

@@ -164,8 +164,8 @@ def _norm(
     """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
 
     With `a = (|x| + mean |x|) * rstd`, the centred number before cancellation, S of y is
-    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, each of which has an
-    error of an eps of a. With `constant`, the statistics are the running ones.
+    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, and the error of each
+    of these is `eps * a`. With `constant`, the statistics are the running ones.
     """
     weight, bias = (example.arrays[name] for name in ("weight", "bias"))
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))

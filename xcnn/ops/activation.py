@@ -1,7 +1,7 @@
 """Activations: elementwise functions of one array.
 
 If the slope is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
-intermediate result overflows. Masks are factors, because `where` is several times slower on a CPU.
+intermediate result overflows. Masks are used as factors, because `where` is several times slower on a CPU.
 """
 
 import math

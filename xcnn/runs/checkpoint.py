@@ -226,7 +226,7 @@ def _impossible(shape: tuple[int, int, int], classes: tuple[str, ...]) -> str:
     c, h, w = shape
     letters = sum(map(len, classes))
     if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS:
-        return f"its images {c, h, w} are impossible: they may have from 1 to {_MOST_PIXELS} numbers"
+        return f"its images have the shape {c, h, w}, expected from 1 to {_MOST_PIXELS} numbers in all"
     if len(classes) > _MOST_CLASSES or letters > _MOST_LETTERS:
         most = f"at most {_MOST_CLASSES} with {_MOST_LETTERS} characters in all are possible"
         return f"it has {len(classes)} classes with {letters} characters; {most}"

@@ -162,7 +162,7 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the loss or a gradient is not finite. The message names the first such layer; weights, statistics,
+            If the loss or a gradient is not finite. The message names the layer where that begins; weights, statistics,
             random streams and the optimizer keep their state from before the step.
         OutOfMemoryError
             If the batch is too large. Its memory is freed, and unless the message says otherwise, everything keeps its

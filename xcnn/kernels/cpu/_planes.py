@@ -22,8 +22,8 @@ import numpy as np
 __all__ = ["BEFORE", "OUT", "PLACES", "SIZE", "STEP", "STRIDE", "Planes", "planes"]
 
 SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(6)
-"""The columns of `Planes.axes`: pixels, stride, padding before, outputs, the places between
-neighbours along the axis, and how many places matter."""
+"""The columns of `Planes.axes`: pixels, stride, padding before, outputs, the distance in places of
+neighbours along the axis, and the number of places in which pixels are stored."""
 
 _SLACK = 16
 """Places after a plane that the last vector may read."""

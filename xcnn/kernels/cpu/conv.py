@@ -4,7 +4,8 @@ Each image is laid out (`_planes.py`), multiplied (`_simd.py`) and written while
 applied when results are written, the ReLU's mask when backward lays out dy (`_passes.py`). Images are distributed over
 threads.
 
-The rows of the planes of dy have zeros between them, so an infinite x can make more of dweight NaN than with im2col.
+Rows of dy are stored with zeros between them, and an infinite x times 0 is NaN. So more of dweight may become NaN than
+with im2col.
 
 As in `ops/conv.py`, a transposed convolution uses the input gradient as its forward pass, and vice versa.
 """

@@ -15,7 +15,7 @@ _AXIS = ("size", "kernel", "stride", "dilation", "before", "out")
 _WINDOWS = np.dtype([(name, "3i4") for name in _AXIS])
 
 _SLICE = 4096
-"""Numbers that a block adds, so that a long sum keeps many blocks busy."""
+"""How many numbers a block adds: few enough that a long sum is divided among many blocks."""
 
 _MOST_SUMS = 2048
 """Slices of all sums together; more keep no device busier."""
