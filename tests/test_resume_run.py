@@ -358,7 +358,7 @@ with locked(Path({str(tmp_path)!r}), "no"):
 def test_killed_and_resumed_runs_end_as_an_uninterrupted_one():
     script = Path(__file__).with_name("kill_runs.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "40"], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, str(script), "--kills", "25"], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kills, " in done.stdout
