@@ -22,7 +22,7 @@ def run(*command):
 
 
 def test_files_that_may_not_grow():
-    run(sys.executable, SCRIPT, "limit", "--every", 6)
+    run(sys.executable, SCRIPT, "limit", "--every", 4)
 
 
 def test_a_full_file_system(tmp_path):
