@@ -362,15 +362,16 @@ def test_several_batches_and_sizes(xcnn):
 
 def test_means_in_json(xcnn):
     pytest.importorskip("torch")
-    against = ["--against", "torch", "--ways", "NCHW"]
-    code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], *against, "--json")
+    code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], "--against", "torch", "--json")
     assert code == 0
     *_, mean = lines = [json.loads(line) for line in out.splitlines()]
     ratios = {line["model"]: line["ratio"] for line in lines if line.get("contestant") == "xcnn"}
     assert mean["kind"] == "mean"
     assert mean["geometric_mean"] == pytest.approx(math.sqrt(ratios["report"] * ratios["lenet5"]))
     assert mean["lowest"] == min(ratios.values())
-    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == {"NCHW"}
+    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == set(
+        compare.PEERS["torch"]["cpu"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,12 @@ def test_cpu_and_gpu_side_by_side(xcnn, pretended):
 
 def test_each_is_compared_with_peers_on_the_same_hardware(xcnn, pretended):
     pytest.importorskip("torch")
-    ways = "channels_last,NCHW compiled,NCHW graphs"
-    code, out, err = xcnn("bench", *QUICK, "--device", "cpu,cuda", "--against", "torch", "--ways", ways, "--json")
+    code, out, err = xcnn("bench", *QUICK, "--device", "cpu,cuda", "--against", "torch", "--json")
     assert code == 0, err
     found = lines_of(out)
     cpu, cuda = (one for one in found["speed"] if one["contestant"] == "xcnn")
-    assert set(cpu["ratios"]) == {"torch channels_last"}
-    assert set(cuda["ratios"]) == {"torch cuda:0 channels_last"}
+    assert set(cpu["ratios"]) == {f"torch {way}" for way in compare.PEERS["torch"]["cpu"]}
+    assert set(cuda["ratios"]) == {"torch cuda:0 NCHW", "torch cuda:0 channels_last"}
     assert cpu["ratio"] == min(cpu["ratios"].values())
     assert cuda["best_peer"] in cuda["ratios"]
     for dropped, way in zip(found["dropped"], ("NCHW compiled", "NCHW graphs"), strict=True):
@@ -93,7 +92,7 @@ def test_no_peer_is_left(xcnn, pretended, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this PyTorch can use a GPU")
     monkeypatch.setenv("XCNN_TRUE_TORCH", "1")
-    code, out, err = xcnn("bench", *QUICK, "--device", "cuda", "--against", "torch", "--ways", "NCHW", "--json")
+    code, out, err = xcnn("bench", *QUICK, "--device", "cuda", "--against", "torch", "--json")
     assert code == 1
     assert "speed" not in lines_of(out)
     (error,) = (line for line in err.splitlines() if line.startswith("error: "))

@@ -233,11 +233,11 @@ def test_the_default_run_learns_the_digits(xcnn):
 
 
 def test_runs_of_the_same_second_get_their_own_folders(tmp_path):
-    processes = [start("train", "--model", "report", "--epochs", "1", cwd=tmp_path) for _ in range(2)]
+    processes = [start("train", "--model", "report", "--epochs", "1", cwd=tmp_path) for _ in range(3)]
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
 def test_debug_shows_the_traceback(xcnn):

@@ -30,7 +30,7 @@ def test_a_full_file_system(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=4096", "tmpfs", str(tmp_path)]
     if shutil.which("unshare") is None or subprocess.run([*namespace, *mount], capture_output=True).returncode != 0:
         pytest.skip("no file system can be mounted here (unshare -Urm mount -t tmpfs)")
-    run(*namespace, sys.executable, SCRIPT, "tmpfs", tmp_path, "--every", 10)
+    run(*namespace, sys.executable, SCRIPT, "tmpfs", tmp_path, "--every", 6)
 
 
 @pytest.mark.parametrize("writes", range(7))

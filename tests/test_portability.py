@@ -203,7 +203,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("lenet5", "float32"), ("norms", "float64")], indirect=["dtype"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("backend", ["jax"], indirect=True)
 def test_jax_compiles_a_whole_training_step(name: str, backend: Backend, dtype: str) -> None:
     import jax

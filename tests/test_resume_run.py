@@ -25,6 +25,8 @@ from xcnn.training import Callback
 CONFIG = Config(model="report", epochs=3, augment=("shift",), validation=0.2, checkpoint_every="5steps", opt="sgd")
 """18 steps an epoch."""
 
+KILLS = os.environ.get("XCNN_KILLS", "25")
+
 
 class Press(Reporter):
     """Presses Ctrl-C during a step, and records the notes."""
@@ -358,7 +360,7 @@ with locked(Path({str(tmp_path)!r}), "no"):
 def test_killed_and_resumed_runs_end_as_an_uninterrupted_one():
     script = Path(__file__).with_name("kill_runs.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "25"], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, str(script), "--kills", KILLS], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kills, " in done.stdout
