@@ -54,4 +54,4 @@ def loader(train):
 
 
 def batches(train):
-    return [(data.to_float(train.images[i : i + 50]), train.labels[i : i + 50]) for i in range(0, 170, 50)]
+    return [(data.to_float(train.x[i : i + 50]), train.y[i : i + 50]) for i in range(0, 170, 50)]

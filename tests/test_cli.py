@@ -250,7 +250,7 @@ def test_predict_an_index(xcnn, checkpoint, tmp_path):
     assert code == 0
     record = json.loads(out)
     _, test = data.load("digits")
-    assert record["truth"] == test.classes[test.labels[3]]
+    assert record["truth"] == test.classes[test.y[3]]
     assert sum(record["probabilities"].values()) == pytest.approx(1, rel=1e-5)
     assert record["class"] == max(record["probabilities"], key=record["probabilities"].get)
     assert record["probability"] == record["probabilities"][record["class"]]
@@ -261,8 +261,8 @@ def test_predict_an_index(xcnn, checkpoint, tmp_path):
 def test_predict_files(xcnn, checkpoint, tmp_path):
     """A test image saved as a PNG gets the same prediction as by its index; a large image is scaled down."""
     _, test = data.load("digits")
-    Image.fromarray(test.images[3, 0]).save(tmp_path / "three.png")
-    Image.fromarray(test.images[3, 0]).convert("RGB").resize((80, 80), 0).save(tmp_path / "big.jpg")
+    Image.fromarray(test.x[3, 0]).save(tmp_path / "three.png")
+    Image.fromarray(test.x[3, 0]).convert("RGB").resize((80, 80), 0).save(tmp_path / "big.jpg")
     code, out, err = xcnn("predict", checkpoint, "three.png", "big.jpg", "--index", "3", "--json")
     assert code == 0, err
     first, _, third = (json.loads(line) for line in out.splitlines())
@@ -284,7 +284,7 @@ def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
     files = ["a/x.png", "b/x.png", "x-2.png", "X.png", "b/x.bmp"]
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        Image.fromarray(test.images[3, 0]).save(tmp_path / file)
+        Image.fromarray(test.x[3, 0]).save(tmp_path / file)
     code, out, _ = xcnn("predict", checkpoint, *files, "--json", "-o", "out")
     pictures = [json.loads(line)["picture"] for line in out.splitlines()]
     assert code == 0

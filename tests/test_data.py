@@ -26,8 +26,8 @@ def test_a_dataset_has_a_length_a_shape_and_parts():
     assert len(d) == 10
     assert d.shape == (1, 2, 3)
     part = d[np.asarray([7, 2])]
-    assert part.images[:, 0, 0, 0].tolist() == [7, 2]
-    assert part.labels.tolist() == [1, 2]
+    assert part.x[:, 0, 0, 0].tolist() == [7, 2]
+    assert part.y.tolist() == [1, 2]
     assert part.classes == CLASSES
     assert len(d[2:5]) == 3
 
@@ -72,12 +72,12 @@ def test_a_dataset_is_not_indexed_by_one_number():
 
 def test_from_arrays_converts_to_what_a_dataset_holds():
     grey = data.from_arrays(np.full((4, 5, 6), 0.5), [0, 1, 2, 1])
-    assert grey.images.dtype == np.float32
+    assert grey.x.dtype == np.float32
     assert grey.shape == (1, 5, 6)
-    assert grey.labels.dtype == np.int64
+    assert grey.y.dtype == np.int64
     assert grey.classes == ("0", "1", "2")
     colour = data.from_arrays(np.zeros((2, 3, 5, 6), U8), np.asarray([1, 0], U8), classes=["x", "y"], name="mine")
-    assert colour.images.dtype == U8
+    assert colour.x.dtype == U8
     assert (colour.name, colour.classes) == ("mine", ("x", "y"))
 
 
@@ -116,20 +116,20 @@ def test_float_images_keep_their_values():
 @pytest.mark.parametrize("high", [17, 255, 65535])
 def test_floats_that_nobody_scaled_are_refused_unless_they_are_meant(high):
     images = np.linspace(0, high, 2 * 4 * 4, dtype=np.float32).reshape(2, 1, 4, 4)
-    with pytest.raises(DataError, match=f"from_arrays: float images from 0.0 to {high}.0 .* divide them by 255"):
+    with pytest.raises(DataError, match=f"from_arrays: float x from 0.0 to {high}.0 .* divide them by 255"):
         data.from_arrays(images, [0, 1])
-    assert data.Dataset(images, np.asarray([0, 1]), ("a", "b"), "mine").images is images
+    assert data.Dataset(images, np.asarray([0, 1]), ("a", "b"), "mine").x is images
 
 
 def test_split_holds_out_a_part_that_the_seed_decides():
     d = small(100)
     rest, held = data.split(d, 0.25, seed=3)
     assert (len(rest), len(held)) == (75, 25)
-    ids = [part.images[:, 0, 0, 0].tolist() for part in (rest, held)]
+    ids = [part.x[:, 0, 0, 0].tolist() for part in (rest, held)]
     assert sorted(ids[0] + ids[1]) == list(range(100))
     assert ids[0] == sorted(ids[0])
-    assert np.array_equal(held.images, data.split(d, 0.25, seed=3)[1].images)
-    assert not np.array_equal(held.images, data.split(d, 0.25, seed=4)[1].images)
+    assert np.array_equal(held.x, data.split(d, 0.25, seed=3)[1].x)
+    assert not np.array_equal(held.x, data.split(d, 0.25, seed=4)[1].x)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 0.001, 0.999, float("nan"), "0.5", None])
@@ -177,34 +177,34 @@ def test_digits_are_the_ones_of_scikit_learn():
     original = pytest.importorskip("sklearn.datasets").load_digits()
     held_out = np.arange(1797) % 5 == 0
     for part, chosen in ((train, ~held_out), (test, held_out)):
-        assert np.array_equal(part.labels, original.target[chosen])
-        assert np.array_equal(part.images[:, 0], np.rint(original.images[chosen] * 255 / 16))
+        assert np.array_equal(part.y, original.target[chosen])
+        assert np.array_equal(part.x[:, 0], np.rint(original.x[chosen] * 255 / 16))
 
 
 def test_digits_have_the_published_class_counts():
     train, test = data.load("digits")
-    counts = np.bincount(train.labels) + np.bincount(test.labels)
+    counts = np.bincount(train.y) + np.bincount(test.y)
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert np.bincount(test.labels).min() > 20
-    assert (train.images.min(), train.images.max()) == (0, 255)
+    assert np.bincount(test.y).min() > 20
+    assert (train.x.min(), train.x.max()) == (0, 255)
 
 
 def test_mnist_is_mnist(shared_data):
     train, test = data.load("mnist", shared_data)
-    assert (train.images.shape, test.images.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
-    assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert abs(data.to_float(train.images).mean() - 0.1307) < 1e-4  # the well-known mean of MNIST
+    assert (train.x.shape, test.x.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
+    assert train.y[:5].tolist() == [5, 0, 4, 1, 9]
+    assert np.bincount(train.y).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert abs(data.to_float(train.x).mean() - 0.1307) < 1e-4  # the well-known mean of MNIST
 
 
 def test_cifar10_is_cifar10(shared_data):
     train, test = data.load("cifar10", str(shared_data))
-    assert (train.images.shape, test.images.shape) == ((20000, 3, 32, 32), (1000, 3, 32, 32))
-    assert train.classes[train.labels[0]] == "frog"
-    assert test.labels[:4].tolist() == [3, 8, 8, 0]
-    assert np.bincount(train.labels[:10000]).tolist() == [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
-    means = data.to_float(train.images).mean(axis=(0, 2, 3))
+    assert (train.x.shape, test.x.shape) == ((20000, 3, 32, 32), (1000, 3, 32, 32))
+    assert train.classes[train.y[0]] == "frog"
+    assert test.y[:4].tolist() == [3, 8, 8, 0]
+    assert np.bincount(train.y[:10000]).tolist() == [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
+    means = data.to_float(train.x).mean(axis=(0, 2, 3))
     assert np.abs(means - [0.4914, 0.4822, 0.4465]).max() < 5e-3  # of the whole set; this is two fifths of it
 
 
@@ -358,11 +358,11 @@ def test_a_pass_that_is_broken_off_does_not_count():
 
 def test_batches_are_fresh_arrays():
     for d in (small(4), data.from_arrays(np.zeros((4, 2, 2), np.float32), [0, 1, 1, 0])):
-        before = d.images.copy()
+        before = d.x.copy()
         for images, labels in data.Loader(d, 4, shuffle=False):
             images += 1
             labels += 1
-        assert np.array_equal(d.images, before)
+        assert np.array_equal(d.x, before)
 
 
 @pytest.mark.parametrize(

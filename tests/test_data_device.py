@@ -18,7 +18,7 @@ each_library = pytest.mark.parametrize("backend", LIBRARIES, indirect=True)
 
 def digits(kind=np.uint8):
     d = data.load("digits")[0][:100]
-    return d if kind == np.uint8 else data.Dataset(data.to_float(d.images) * 3 - 1, d.labels, d.classes, "floats")
+    return d if kind == np.uint8 else data.Dataset(data.to_float(d.x) * 3 - 1, d.y, d.classes, "floats")
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_batches_on_a_device_are_fresh_arrays(backend):
             images += 1.0
             labels += 1
         images, labels = next(iter(loader))
-        assert np.array_equal(to_numpy(images), data.to_float(digits(kind).images))
-        assert np.array_equal(to_numpy(labels), digits().labels)
+        assert np.array_equal(to_numpy(images), data.to_float(digits(kind).x))
+        assert np.array_equal(to_numpy(labels), digits().y)
 
 
 @each_library
@@ -69,11 +69,11 @@ def test_a_data_set_on_a_device_is_a_data_set(backend):
     for index in (slice(3, 50, 2), slice(-5, None), [4, 1, -1], np.arange(100) % 3 == 0):
         part = there[index]
         assert part.device == backend.device
-        assert np.array_equal(to_numpy(part.images), d[index].images)
-        assert np.array_equal(to_numpy(part.labels), d[index].labels)
+        assert np.array_equal(to_numpy(part.x), d[index].x)
+        assert np.array_equal(to_numpy(part.y), d[index].y)
     back = there.to("cpu")
     assert back.device.xp is np
-    assert np.array_equal(back.images, d.images)
+    assert np.array_equal(back.x, d.x)
     with pytest.raises(DataError, match="the data set is empty"):
         there[:0]
     with pytest.raises(UsageError, match="index with a slice"):
@@ -84,7 +84,7 @@ def test_a_data_set_is_moved_once_and_then_only_indices_are(moved):
     pytest.importorskip("array_api_strict")
     d = digits()
     there = d.to("strict:device1")
-    assert moved == [d.images.shape, d.labels.shape]
+    assert moved == [d.x.shape, d.y.shape]
     moved.clear()
     loader = data.Loader(there, 64)
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_a_data_set_is_moved_once_and_then_only_indices_are(moved):
     assert moved == [(64,), (36,), (64,), (36,)]
     moved.clear()
     labels = [to_numpy(labels) for _, labels in data.Loader(there, 30, shuffle=False)]
-    assert np.array_equal(np.concatenate(labels), d.labels)
+    assert np.array_equal(np.concatenate(labels), d.y)
     assert moved == []
 
 
@@ -205,7 +205,7 @@ def test_fit_leaves_no_copy_of_a_data_set_behind():
 
     class Watch(Callback):
         def on_batch_end(self, trainer, epoch, batch, metrics):
-            copies.append(weakref.ref(trainer._feeds[0].source.dataset.images))
+            copies.append(weakref.ref(trainer._feeds[0].source.dataset.x))
 
     trainer = trainer_on("strict:device1", callbacks=[Watch()])
     trainer.fit(digits(), validation=digits())
@@ -214,7 +214,7 @@ def test_fit_leaves_no_copy_of_a_data_set_behind():
     assert [copy() for copy in copies] == [None] * 4
     there = digits().to("strict:device1")
     trainer.fit(data.Loader(there))
-    assert copies[-1]() is there.images
+    assert copies[-1]() is there.x
 
 
 def test_evaluating_a_data_set_once_copies_no_more_than_a_batch(moved):
@@ -246,18 +246,18 @@ def trainer_on(where, **options):
     return Trainer(model, optim.Adam(model.parameters(), lr=0.01), device=where, **options)
 
 
-@pytest.mark.parametrize("made", [lambda d: d, data.Loader, lambda d: (d.images, d.labels)])
+@pytest.mark.parametrize("made", [lambda d: d, data.Loader, lambda d: (d.x, d.y)])
 def test_fit_moves_data_sets_once(moved, made):
     pytest.importorskip("array_api_strict")
     rest, held = data.split(digits(), 0.2, seed=0)
     trainer = trainer_on("strict:device1")
     moved.clear()
     trainer.fit(made(rest), 3, validation=made(held))
-    sets = [rest.images.shape, rest.labels.shape, held.images.shape, held.labels.shape]
+    sets = [rest.x.shape, rest.y.shape, held.x.shape, held.y.shape]
     assert moved == sets + [(64,), (16,)] * 3
     moved.clear()
     trainer.evaluate(held)
-    assert moved == [held.images.shape, held.labels.shape]
+    assert moved == [held.x.shape, held.y.shape]
 
 
 def test_what_is_large_or_augmented_stays_on_the_host(moved, monkeypatch):
@@ -267,7 +267,7 @@ def test_what_is_large_or_augmented_stays_on_the_host(moved, monkeypatch):
     trainer.fit(data.Loader(digits(), 64, augment=[data.flip]))
     assert moved == batches
     moved.clear()
-    monkeypatch.setattr("xcnn.training.feed._MOST_BYTES", digits().images.nbytes - 1)
+    monkeypatch.setattr("xcnn.training.feed._MOST_BYTES", digits().x.nbytes - 1)
     trainer.fit(digits())
     assert moved == batches
 

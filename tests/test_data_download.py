@@ -150,7 +150,7 @@ def kept(folder):
 def test_the_first_good_mirror_is_used_and_its_files_are_kept(mirrors, server, cache, capfd):
     mirrors("nothing", "bad", "good")
     train, test = data.load("mnist")
-    assert (len(train), len(test), train.labels[0], test.labels[0]) == (3, 3, 1, 3)
+    assert (len(train), len(test), train.y[0], test.y[0]) == (3, 3, 1, 3)
     assert kept(cache) == sorted(FILES)
     first = [path for path in server.asked if FILES[0] in path]
     assert [path.split("/")[1] for path in first] == ["nothing", "bad", "good"]

@@ -286,10 +286,10 @@ def test_cifar_is_read_wherever_it_lies(tmp_path, how):
     put(tmp_path, {name: content.tobytes() for name, content in batches.items()}, how)
     train, test = data.load("cifar10", tmp_path)
     expected = np.concatenate([batches["data_batch_1.bin"], batches["data_batch_2.bin"]])
-    assert np.array_equal(train.labels, expected[:, 0])
-    assert np.array_equal(train.images, expected[:, 1:].reshape(-1, 3, 32, 32))
-    assert np.array_equal(test.images.reshape(-1, 3072), batches["test_batch.bin"][:, 1:])
-    assert train.images.flags.c_contiguous
+    assert np.array_equal(train.y, expected[:, 0])
+    assert np.array_equal(train.x, expected[:, 1:].reshape(-1, 3, 32, 32))
+    assert np.array_equal(test.x.reshape(-1, 3072), batches["test_batch.bin"][:, 1:])
+    assert train.x.flags.c_contiguous
 
 
 @pytest.mark.parametrize("how", ["bin", "folder", "tar"])

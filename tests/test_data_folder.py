@@ -35,19 +35,19 @@ def test_every_fifth_image_of_a_class_is_held_out(tmp_path):
     train, test = data.load("folder", tmp_path)
     assert train.classes == test.classes == ("cats", "dogs")
     assert train.name == tmp_path.name
-    assert (train.images.dtype, train.shape) == (np.uint8, (3, 32, 32))
-    assert train.labels.tolist() == [0] * 5 + [1] * 4
-    assert train.images[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 50, 1, 11, 21, 31]
-    assert test.images[:, 0, 0, 0].tolist() == [40, 41]
-    assert test.labels.tolist() == [0, 1]
+    assert (train.x.dtype, train.shape) == (np.uint8, (3, 32, 32))
+    assert train.y.tolist() == [0] * 5 + [1] * 4
+    assert train.x[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 50, 1, 11, 21, 31]
+    assert test.x[:, 0, 0, 0].tolist() == [40, 41]
+    assert test.y.tolist() == [0, 1]
 
 
 def test_folders_train_and_test_are_kept_apart(tmp_path):
     pets(tmp_path / "train", 2, 1)
     picture(tmp_path / "test" / "dogs" / "x.png", 200)
     train, test = data.load("folder", tmp_path, size=8)
-    assert train.labels.tolist() == [0, 0, 1]
-    assert (test.labels.tolist(), test.classes, test.shape) == ([1], ("cats", "dogs"), (3, 8, 8))
+    assert train.y.tolist() == [0, 0, 1]
+    assert (test.y.tolist(), test.classes, test.shape) == ([1], ("cats", "dogs"), (3, 8, 8))
 
 
 def test_grey_images_have_one_channel_unless_one_is_coloured(tmp_path):
@@ -73,7 +73,7 @@ def test_formats(tmp_path, suffix):
     pets(tmp_path)
     picture(tmp_path / "cats" / f"z.{suffix}", 77)
     train, _ = data.load("folder", tmp_path)
-    assert abs(int(train.images[5, 0, 3, 3]) - 77) <= 2
+    assert abs(int(train.x[5, 0, 3, 3]) - 77) <= 2
 
 
 def test_an_image_is_resized_by_shape(tmp_path):

@@ -20,8 +20,8 @@ def digits():
     """Return the package's digits in the size of MNIST's."""
 
     def enlarged(part):
-        images = part.images.repeat(4, axis=2).repeat(4, axis=3)[:, :, 2:30, 2:30]
-        return data.from_arrays(images, part.labels, classes=part.classes)
+        images = part.x.repeat(4, axis=2).repeat(4, axis=3)[:, :, 2:30, 2:30]
+        return data.from_arrays(images, part.y, classes=part.classes)
 
     return tuple(enlarged(part) for part in data.load("digits"))
 

@@ -27,8 +27,8 @@ def digits(count: int, size: int = 16) -> data.Dataset:
     """Return the first digits, padded to `size` pixels: LeNet-5 needs 12."""
     train, _ = data.load("digits")
     margin = (size - train.shape[1]) // 2
-    images = np.pad(train.images[:count], ((0, 0), (0, 0), (margin, margin), (margin, margin)))
-    return data.from_arrays(images, train.labels[:count], train.classes, "digits")
+    images = np.pad(train.x[:count], ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    return data.from_arrays(images, train.y[:count], train.classes, "digits")
 
 
 def train(spec: str, dtype: str, steps: int = STEPS) -> dict[str, np.ndarray]:
@@ -165,7 +165,7 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
     schedule = optim.CosineAnnealingLR(on_cpu, T_max=10)
     beside = Trainer(host, on_cpu, schedule=schedule, clip_norm=1.0, clip_value=0.5)
     images = digits(16)
-    x, y = data.to_float(images.images), images.labels
+    x, y = data.to_float(images.x), images.y
     for _ in range(2):
         assert trainer.step(x, y) == pytest.approx(beside.step(x, y), rel=1e-3)
     for parameter in model.parameters():

@@ -115,7 +115,7 @@ class _Numpy:
         h, w = images.shape[1] // 2, images.shape[2] // 2
         self.filters = rng.randn(3, 3) * 0.01
         self.weight, self.bias = rng.randn(10, h * w) * 0.01, np.zeros(10)
-        self.images, self.labels = images.images[:, 0] / 255.0, images.labels
+        self.images, self.labels = images.x[:, 0] / 255.0, images.y
 
     def step(self, i: int) -> tuple[float, bool]:
         return _report_step(self.images[i], self.labels[i], self.filters, self.weight, self.bias)
@@ -148,7 +148,7 @@ def test_training_follows_the_report_step_by_step(training, images):
     groups = [{"params": [filters], "lr": 0.01}, {"params": linear, "lr": 0.001}]
     trainer = Trainer(model, optim.SGD(groups), "cross_entropy")
     losses = []
-    for i, label in enumerate(images.labels):
+    for i, label in enumerate(images.y):
         loss, right = report.step(i)
         x, y = report.images[i][None, None], label[None]
         assert trainer.step(x, y) == pytest.approx(loss, rel=1e-9, abs=1e-9), f"image {i}"

@@ -38,7 +38,7 @@ def digits():
 
 def test_step_is_forward_loss_backward_update(digits):
     train, _ = digits
-    x, y = data.to_float(train.images[:16]), train.labels[:16]
+    x, y = data.to_float(train.x[:16]), train.y[:16]
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     network.reset_parameters(1)
     weight, bias = (p.data.astype(np.float64) for p in network.parameters())
@@ -111,8 +111,8 @@ def test_fit_reports_what_went_by(digits):
     assert record["train_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     assert record["train_accuracy"] == right / 200
     probabilities = trainer.predict(test)
-    assert record["val_accuracy"] == (probabilities.argmax(axis=1) == test.labels).mean()
-    assert record["val_loss"] == pytest.approx(-np.log(probabilities[range(100), test.labels]).mean(), rel=1e-4)
+    assert record["val_accuracy"] == (probabilities.argmax(axis=1) == test.y).mean()
+    assert record["val_loss"] == pytest.approx(-np.log(probabilities[range(100), test.y]).mean(), rel=1e-4)
     assert record["images_per_second"] == pytest.approx(200 / record["seconds"])
 
 
@@ -154,7 +154,7 @@ def test_trains_on_every_library(backend, digits):
             trainer = Trainer(network, optim.Adam(network.parameters(), lr=0.01), device=where)
             for x, y in data.Loader(train, 50, seed=1):
                 trainer.step(x.astype(np.float64), y)
-            images = data.to_float(test.images).astype(np.float64)
+            images = data.to_float(test.x).astype(np.float64)
             results.append((network.state_dict(), trainer.predict(images)))
     for name, value in results[0][0].items():
         np.testing.assert_allclose(results[1][0][name], value, rtol=1e-10, atol=1e-12, err_msg=name)
@@ -184,7 +184,7 @@ def test_batches_made_on_the_device_change_no_bit(backend, kind, digits, monkeyp
     """Training and validation end with the bits that batches from the host end with."""
     results, parts = [], digits
     if kind == "float32":
-        parts = [data.Dataset(data.to_float(part.images), part.labels, part.classes, "floats") for part in parts]
+        parts = [data.Dataset(data.to_float(part.x), part.y, part.classes, "floats") for part in parts]
     for where in ("cpu", backend.spec):
         trainer = deep_trainer(backend.spec)
         train, test = (data.Loader(part.to(where), 50, seed=3) for part in parts)
@@ -246,7 +246,7 @@ def test_a_step_waits_for_the_device_once(backend, shuffle, digits, monkeypatch)
 def test_predict_gives_probabilities_for_any_batching(digits):
     _, test = digits
     trainer = make_trainer()
-    whole, pieces = trainer.predict(test), trainer.predict(data.to_float(test.images), batch_size=7)
+    whole, pieces = trainer.predict(test), trainer.predict(data.to_float(test.x), batch_size=7)
     assert whole.shape == (100, 10)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(whole, pieces, rtol=1e-5, atol=1e-7)
@@ -276,7 +276,7 @@ def test_own_loss_function(digits):
 
     ours, theirs = make_trainer(loss=doubled), make_trainer()
     theirs.optimizer.param_groups[0]["lr"] *= 2
-    x, y = data.to_float(train.images[:32]), train.labels[:32]
+    x, y = data.to_float(train.x[:32]), train.y[:32]
     assert ours.step(x, y) == pytest.approx(2 * theirs.step(x, y))
     np.testing.assert_allclose(ours.model[0].weight.data, theirs.model[0].weight.data, rtol=1e-6)
 
@@ -291,8 +291,8 @@ def test_loss_options_reach_the_op():
 
 def test_nan_loss_stops_before_the_weights_are_hurt(digits):
     train, _ = digits
-    good = [(data.to_float(train.images[:8]), train.labels[:8])] * 3
-    bad = (np.full((8, 1, 8, 8), np.nan, np.float32), train.labels[:8])
+    good = [(data.to_float(train.x[:8]), train.y[:8])] * 3
+    bad = (np.full((8, 1, 8, 8), np.nan, np.float32), train.y[:8])
     seen = []
 
     class Spy(Callback):
@@ -373,7 +373,7 @@ def test_interrupt_falls_between_two_steps(digits):
     """Ctrl-C inside a step lets it finish: the weights are those of whole steps, and fit raises KeyboardInterrupt."""
     assert threading.current_thread() is threading.main_thread()
     train, _ = digits
-    batches = [(data.to_float(train.images[i : i + 8]), train.labels[i : i + 8]) for i in range(0, 64, 8)]
+    batches = [(data.to_float(train.x[i : i + 8]), train.y[i : i + 8]) for i in range(0, 64, 8)]
     steps, ended = [], []
 
     def interrupted_step():

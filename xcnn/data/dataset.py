@@ -30,9 +30,9 @@ class Dataset:
 
     Parameters
     ----------
-    images : (N, C, H, W), NumPy array: uint8, which a `Loader` divides by 255, or finite float32, which it does
+    x : (N, C, H, W), NumPy array: uint8, which a `Loader` divides by 255, or finite float32, which it does
         not scale.
-    labels : (N,), NumPy array of int64, each in 0..len(classes)-1.
+    y : (N,), NumPy array of int64, each in 0..len(classes)-1.
     classes : the name of each class.
     name : name of the data set in errors and tables.
 
@@ -48,31 +48,31 @@ class Dataset:
     (3, (1, 8, 8), 2)
     """
 
-    images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64]
+    x: npt.NDArray[Any]
+    y: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     name: str
     _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on its result
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images, labels = self.x, self.y
         if not isinstance(self.classes, Sequence) or not all(isinstance(one, str) for one in self.classes):
             raise UsageError(f"{self.name}: classes must be a list of names, got {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
-        for name, array in (("images", images), ("labels", labels)):
+        for name, array in (("x", images), ("y", labels)):
             if not isinstance(array, np.ndarray):
                 raise DtypeError(
                     f"{self.name}: {name} must be a NumPy array, got {type(array).__name__}; see data.from_arrays"
                 )
         if images.dtype not in (np.uint8, np.float32):
-            raise DtypeError(f"{self.name}: images must be uint8 or float32, got {images.dtype}; see data.from_arrays")
+            raise DtypeError(f"{self.name}: x must be uint8 or float32, got {images.dtype}; see data.from_arrays")
         if labels.dtype != np.int64:
-            raise DtypeError(f"{self.name}: labels must be int64, got {labels.dtype}; see data.from_arrays")
+            raise DtypeError(f"{self.name}: y must be int64, got {labels.dtype}; see data.from_arrays")
         if images.ndim != 4 or 0 in images.shape[1:]:
-            raise ShapeError(f"{self.name}: images must be (N, C, H, W), got {images.shape}")
+            raise ShapeError(f"{self.name}: x must be (N, C, H, W), got {images.shape}")
         if labels.shape != images.shape[:1]:
             raise ShapeError(
-                f"{self.name}: labels must be (N,), one per image, got {labels.shape} for {len(images)} images"
+                f"{self.name}: y must be (N,), one per image, got {labels.shape} for {len(images)} images"
             )
         self._check_filled()
         first, last = int(labels.min()), int(labels.max())
@@ -82,18 +82,18 @@ class Dataset:
         if images.dtype == np.float32:
             low, high = float(images.min()), float(images.max())  # NaN if there is one
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise DataError(f"{self.name}: float images must be finite, without NaN, got {low} to {high}")
+                raise DataError(f"{self.name}: float x must be finite, without NaN, got {low} to {high}")
 
     def _check_filled(self) -> None:
         if len(self) == 0:
             raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
 
     def __len__(self) -> int:
-        return int(self.images.shape[0])
+        return int(self.x.shape[0])
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"<Dataset {self.name}: {len(self):,} images {shape} {self.images.dtype}, {len(self.classes)} classes>"
+        return f"<Dataset {self.name}: {len(self):,} images {shape} {self.x.dtype}, {len(self.classes)} classes>"
 
     def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "Dataset":
         if isinstance(index, int | np.integer):
@@ -101,7 +101,7 @@ class Dataset:
                 f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]"
             )
         if self._device is None:
-            return Dataset(self.images[index], self.labels[index], self.classes, self.name)
+            return Dataset(self.x[index], self.y[index], self.classes, self.name)
         chosen = self._with(*self.gather(np.arange(len(self))[index]), self._device)
         chosen._check_filled()
         return chosen
@@ -122,10 +122,10 @@ class Dataset:
         xp = device.xp
         with device.active():
             if isinstance(places, slice):  # only a slice may share memory
-                images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.images, self.labels))
+                images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.x, self.y))
                 return images, labels
             index = places if xp is np else device.asarray(places)
-            return xp.take(self.images, index, axis=0), xp.take(self.labels, index, axis=0)
+            return xp.take(self.x, index, axis=0), xp.take(self.y, index, axis=0)
 
     def to(self, device: str | Device) -> "Dataset":
         """Return the data set on a device, with the same dtypes.
@@ -141,7 +141,7 @@ class Dataset:
         if where == self.device:
             return self
         try:
-            images, labels = (a if on_host(a) else to_numpy(a) for a in (self.images, self.labels))
+            images, labels = (a if on_host(a) else to_numpy(a) for a in (self.x, self.y))
             if where.xp is np:
                 return self._with(images, labels, None)
             return self._with(where.asarray(images), where.asarray(labels), where)
@@ -154,28 +154,28 @@ class Dataset:
     def _with(self, images: Array, labels: Array, where: Device | None) -> "Dataset":
         """Return a copy of the data set with other arrays, which are not checked."""
         made = copy.copy(self)
-        for name, value in (("images", images), ("labels", labels), ("_device", where)):
+        for name, value in (("x", images), ("y", labels), ("_device", where)):
             object.__setattr__(made, name, value)
         return made
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image."""
-        c, h, w = self.images.shape[1:]
+        c, h, w = self.x.shape[1:]
         return c, h, w
 
 
 def from_arrays(
-    images: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
+    x: npt.ArrayLike, y: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
 ) -> Dataset:
     """Return a data set of your own arrays.
 
     Parameters
     ----------
-    images : (N, C, H, W), or (N, H, W) for one channel; uint8 from 0 to 255, or floating point, which is converted to
+    x : (N, C, H, W), or (N, H, W) for one channel; uint8 from 0 to 255, or floating point, which is converted to
         float32, finite and already scaled. Non-negative floats above 16 are refused, as they are probably pixels that
         were not divided by 255; if they are correct, construct a `Dataset`.
-    labels : (N,), integers 0, 1, 2, ...
+    y : (N,), integers 0, 1, 2, ...
     classes : the name of each class; by default the numbers up to the largest label.
     name : name of the data set in errors and tables.
 
@@ -187,26 +187,26 @@ def from_arrays(
     Examples
     --------
     >>> d = from_arrays(np.zeros((2, 8, 8)), [0, 1], classes=["cat", "dog"])
-    >>> d.images.dtype, d.shape, d.classes
+    >>> d.x.dtype, d.shape, d.classes
     (dtype('float32'), (1, 8, 8), ('cat', 'dog'))
     """
-    x, y = np.asarray(images), np.asarray(labels)
+    x, y = np.asarray(x), np.asarray(y)
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise DtypeError(
-            f"from_arrays: images must be uint8 or floating point, got {x.dtype}; "
-            "if the values are from 0 to 255, pass images.astype('uint8')"
+            f"from_arrays: x must be uint8 or floating point, got {x.dtype}; "
+            "if the values are from 0 to 255, pass x.astype('uint8')"
         )
     if x.ndim == 3:
         x = x[:, None]  # (N, H, W) -> (N, 1, H, W)
     if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] > 4:
         raise ShapeError(
-            f"from_arrays: images must be (N, C, H, W), got {x.shape}, which looks like channels last; "
-            "pass images.transpose(0, 3, 1, 2)"
+            f"from_arrays: x must be (N, C, H, W), got {x.shape}, which looks like channels last; "
+            "pass x.transpose(0, 3, 1, 2)"
         )
     if y.ndim == 2:
-        raise ShapeError(f"from_arrays: labels must be (N,), got {y.shape}; if one-hot, pass labels.argmax(axis=1)")
+        raise ShapeError(f"from_arrays: y must be (N,), got {y.shape}; if one-hot, pass y.argmax(axis=1)")
     if not np.issubdtype(y.dtype, np.integer):
-        raise DtypeError(f"from_arrays: labels must be integers, got {y.dtype}; number the classes 0, 1, 2, ...")
+        raise DtypeError(f"from_arrays: y must be integers, got {y.dtype}; number the classes 0, 1, 2, ...")
     if classes is None:
         count = int(y.max(initial=0)) + 1
         if count > _MOST_CLASSES:
@@ -217,7 +217,7 @@ def from_arrays(
             x = x.astype(np.float32)
     if x.dtype == np.float32 and x.size and x.min() >= 0 and _MOST_SCALED < x.max() < np.inf:
         raise DataError(
-            f"from_arrays: float images from {x.min()} to {x.max()} are probably pixels that are not scaled; "
+            f"from_arrays: float x from {x.min()} to {x.max()} are probably pixels that are not scaled; "
             "divide them by 255, or pass uint8"
         )
     return Dataset(x, y.astype(np.int64), classes, name)  # type: ignore[arg-type]

@@ -105,8 +105,8 @@ class Restored:
                         setting="index",
                     )
             names += [f"{self.dataset}-{index}" for index in indices]
-            images += list(to_float(test.images[list(indices)]))
-            truths += test.labels[list(indices)].tolist()
+            images += list(to_float(test.x[list(indices)]))
+            truths += test.y[list(indices)].tolist()
         stack = np.stack(images)
         results = predict(self.model, stack, _LOSS, self.device)
         return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]

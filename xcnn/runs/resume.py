@@ -31,8 +31,8 @@ def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
 
 
 def _sha256(dataset: Dataset) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(dataset.images).data)
-    content.update(dataset.labels.astype("<i8").data)
+    content = hashlib.sha256(np.ascontiguousarray(dataset.x).data)
+    content.update(dataset.y.astype("<i8").data)
     return content.hexdigest()
 
 

@@ -284,7 +284,7 @@ class _Run:
             plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
             metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
-            confusion = confusion_matrix(trainer.predict(test), self.test.labels)
+            confusion = confusion_matrix(trainer.predict(test), self.test.y)
         except (KeyboardInterrupt, SystemExit) as stop:
             best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))

@@ -88,7 +88,7 @@ class Feed:
         if not isinstance(self.source, Loader) or self.source.augment or where.xp is np:
             return
         dataset, moved = self.source.dataset, copy.copy(self.source)
-        if dataset.device.xp is np and dataset.images.nbytes <= _MOST_BYTES:
+        if dataset.device.xp is np and dataset.x.nbytes <= _MOST_BYTES:
             try:
                 moved.dataset = dataset.to(where)
             except OutOfMemoryError as error:
