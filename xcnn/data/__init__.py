@@ -8,6 +8,7 @@ the functions that distort images.
 from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
 from xcnn.data.catalog import DATASETS, Entry, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
+from xcnn.data.draws import Draws
 from xcnn.data.folder import read_image
 from xcnn.data.loader import Loader
 
@@ -15,6 +16,7 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
+    "Draws",
     "Entry",
     "Loader",
     "crop",
