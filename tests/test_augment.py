@@ -1,5 +1,6 @@
-"""Augmentations against plain loops over the images, and cases with known results."""
+"""Augmentations that move pixels against plain loops and PyTorch; what all augmentations have in common."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,38 +9,78 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xcnn import data
-from xcnn.data.augment import _turn
+from xcnn.data.augment import geometry
 from xcnn.errors import DtypeError, ShapeError, UsageError
 
 quick = settings(max_examples=40, deadline=None)
 shapes = st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))
 seeds = st.integers(0, 2**32)
 
+ALL = {
+    name: functools.partial(function, classes=10) if name in ("mixup", "cutmix") else function
+    for name, function in data.AUGMENTATIONS.items()
+}
+MOVING = ["affine", "crop", "flip", "rand_augment", "random_resized_crop", "rotate", "shift", "zoom"]
+every = pytest.mark.parametrize("name", sorted(ALL))
 
-def batch(shape, seed=0):
-    images = np.random.default_rng(seed).random(shape, np.float32)
+
+def batch(shape, seed=0, dtype=np.float32):
+    images = np.random.default_rng(seed).random(shape, dtype)
     images.flags.writeable = False  # an augmentation that writes to its input raises
     return images
 
 
+def labels(n):
+    y = np.arange(n) % 10
+    y.flags.writeable = False
+    return y
+
+
 @quick
-@given(name=st.sampled_from(sorted(data.AUGMENTATIONS)), shape=shapes, seed=seeds)
-def test_every_augmentation_keeps_the_contract(name, shape, seed):
-    function, images = data.AUGMENTATIONS[name], batch(shape, seed)
-    first, second = (function(images, np.random.default_rng(seed)) for _ in range(2))
-    assert first.shape == images.shape
-    assert first.dtype == np.float32
+@given(name=st.sampled_from(sorted(ALL)), shape=shapes, seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
+def test_every_augmentation_keeps_the_contract(name, shape, seed, dtype):
+    x, y = batch(shape, seed, dtype), labels(shape[0])
+    (first, targets), (second, _) = (ALL[name](x, y, np.random.default_rng(seed)) for _ in range(2))
+    assert first.shape == x.shape
+    assert first.dtype == dtype
     assert np.array_equal(first, second)
-    assert not np.shares_memory(first, images)
+    assert not np.shares_memory(first, x)
+    if name in ("mixup", "cutmix"):
+        assert targets.shape == (len(y), 10)
+        assert targets.dtype == dtype
+        assert np.allclose(targets.sum(axis=1), 1)
+    else:
+        assert targets is y
     if first.size:
-        assert 0 <= first.min() <= first.max() <= 1 + 1e-6
+        assert -1e-6 <= first.min() <= first.max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(data.AUGMENTATIONS))
+@every
 def test_images_of_a_batch_differ_in_what_they_draw(name):
     images = np.broadcast_to(batch((1, 1, 12, 12)), (30, 1, 12, 12))
-    out = data.AUGMENTATIONS[name](images, np.random.default_rng(0))
+    if name in ("mixup", "cutmix"):
+        images = batch((30, 1, 12, 12))
+    out, _ = ALL[name](images, labels(30), 0)
     assert len(np.unique(out.reshape(30, -1), axis=0)) > 1
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 12, 12), (64, 1, 5, 17)])
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"mixup", "cutmix"}))
+def test_bits_of_an_image_do_not_depend_on_its_batch(name, shape):
+    x, y = batch(shape), labels(64)
+    indices = np.random.default_rng(1).permutation(1000)[:64]
+    whole, _ = ALL[name](x, y, data.Draws(5, 2, indices))
+    assert np.array_equal(ALL[name](x[::-1], y, data.Draws(5, 2, indices[::-1]))[0], whole[::-1])
+    for i in (0, 1, 30, 63):
+        alone, _ = ALL[name](x[i : i + 1], y[i : i + 1], data.Draws(5, 2, indices[i : i + 1]))
+        assert np.array_equal(alone, whole[i : i + 1])
+
+
+@pytest.mark.parametrize("name", ["contrast", "equalize", "autocontrast", "sharpness", "hue"])
+def test_bits_of_an_adjusted_large_image_do_not_depend_on_its_batch(name):
+    function, x = getattr(data.augment.adjust, name), batch((5, 3, 97, 103))
+    numbers = np.linspace(0.2, 0.8, 5)
+    assert all(np.array_equal(function(x[i : i + 1], numbers[i : i + 1])[0], function(x, numbers)[i]) for i in range(5))
 
 
 @pytest.mark.parametrize(
@@ -49,22 +90,32 @@ def test_images_of_a_batch_differ_in_what_they_draw(name):
         (data.shift, {"pixels": 0}),
         (data.crop, {"pad": 0}),
         (data.rotate, {"degrees": 0}),
+        (data.zoom, {"scale": (1, 1)}),
+        (data.affine, {"degrees": 0, "translate": 0, "scale": (1, 1), "shear": 0}),
+        (data.random_resized_crop, {"scale": (1, 1), "ratio": (6 / 5, 6 / 5)}),
+        (data.color_jitter, {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}),
+        (data.gaussian_noise, {"sigma": 0}),
         (data.cutout, {"size": 0}),
+        (data.random_erasing, {"p": 0}),
+        (data.mixup, {"classes": 10, "alpha": 0}),
+        (data.cutmix, {"classes": 10, "alpha": 0}),
+        (data.rand_augment, {"n": 0}),
     ],
 )
 def test_options_of_zero_change_nothing(function, options):
     images = batch((3, 2, 5, 6))
-    assert np.array_equal(function(images, np.random.default_rng(0), **options), images)
+    assert np.array_equal(function(images, labels(3), 0, **options)[0], images)
 
 
 def test_flip_mirrors_whole_images_about_half_of_the_time():
     images = batch((400, 1, 3, 4))
-    flipped = data.flip(images, np.random.default_rng(1))
+    flipped, _ = data.flip(images, None, 1)
     mirrored = [np.array_equal(a, b[..., ::-1]) for a, b in zip(flipped, images, strict=True)]
     kept = [np.array_equal(a, b) for a, b in zip(flipped, images, strict=True)]
     assert all(m != k for m, k in zip(mirrored, kept, strict=True))
     assert 150 < sum(mirrored) < 250
-    assert np.array_equal(data.flip(images, np.random.default_rng(1), p=1), images[..., ::-1])
+    assert np.array_equal(data.flip(images, None, 1, p=1)[0], images[..., ::-1])
+    assert np.array_equal(data.flip(images, None, 1, p=1, vertical=True)[0], images[:, :, ::-1])
 
 
 def moved(image, down, right):
@@ -81,7 +132,7 @@ def moved(image, down, right):
 @pytest.mark.parametrize(("function", "limit"), [(data.shift, 2), (data.crop, 4)])
 def test_shift_and_crop_move_by_every_offset_up_to_their_limit(function, limit):
     images = batch((600, 2, 5, 6))
-    out = function(images, np.random.default_rng(2))
+    out, _ = function(images, None, 2)
     seen = set()
     for image, result in zip(images, out, strict=True):
         offsets = [
@@ -95,15 +146,13 @@ def test_shift_and_crop_move_by_every_offset_up_to_their_limit(function, limit):
     assert len(seen) == (2 * limit + 1) ** 2
 
 
-def turned(image, angle):
-    """Turn one image (C, H, W) anticlockwise by an angle in radians, pixel by pixel, in float64."""
+def placed(image, matrix):
+    """Return the bilinear values of one image (C, H, W) at the places matrix @ (v, u, 1), in float64."""
     out = np.zeros(image.shape)
     _, h, w = image.shape
     for i in range(h):
         for j in range(w):
-            v, u = i - (h - 1) / 2, j - (w - 1) / 2
-            y = math.sin(angle) * u + math.cos(angle) * v + (h - 1) / 2
-            x = math.cos(angle) * u - math.sin(angle) * v + (w - 1) / 2
+            y, x = matrix @ (i - (h - 1) / 2, j - (w - 1) / 2, 1) + ((h - 1) / 2, (w - 1) / 2)
             for yy in (math.floor(y), math.floor(y) + 1):
                 for xx in (math.floor(x), math.floor(x) + 1):
                     if 0 <= yy < h and 0 <= xx < w:
@@ -111,51 +160,167 @@ def turned(image, angle):
     return out
 
 
+def forward(degrees, translate, scale, shear):
+    """Return the matrix (3, 3) that moves points (v, u, 1), one step after the other."""
+    t, k = math.radians(degrees), math.tan(math.radians(shear))
+    sheared = np.array([[1, 0, 0], [-k, 1, 0], [0, 0, 1]])  # the upper part, v < 0, moves right
+    turned = np.array([[math.cos(t), -math.sin(t), 0], [math.sin(t), math.cos(t), 0], [0, 0, 1]])  # right moves up
+    moved = np.array([[1, 0, translate[0]], [0, 1, translate[1]], [0, 0, 1]])
+    return moved @ np.diag([scale, scale, 1]) @ turned @ sheared
+
+
+moves = st.tuples(
+    st.floats(-200, 200), st.tuples(st.floats(-3, 3), st.floats(-3, 3)), st.floats(0.4, 3), st.floats(-60, 60)
+)
+
+
 @quick
-@given(shape=shapes, angle=st.floats(-4, 4), seed=seeds)
-def test_rotation_agrees_with_a_plain_loop(shape, angle, seed):
-    images = batch(shape, seed)
-    angles = angle * np.random.default_rng(seed).random(len(images))
-    expected = [turned(image, a) for image, a in zip(images, angles, strict=True)]
-    assert np.allclose(_turn(images, angles), np.reshape(expected, images.shape), atol=1e-5)
+@given(shape=shapes, move=moves, seed=seeds)
+def test_affine_moves_agree_with_a_plain_loop(shape, move, seed):
+    x = batch(shape, seed, np.float64)
+    degrees, translate, scale, shear = move
+    part = np.random.default_rng(seed).random(len(x))
+    matrix = geometry.affine_matrix(degrees * part, np.outer(part, translate), scale, shear * part)
+    assert matrix.shape == (len(x), 2, 3)
+    for a, m in zip(part, matrix, strict=True):
+        expected = np.linalg.inv(forward(degrees * a, np.multiply(translate, a), scale, shear * a))
+        assert np.allclose(m, expected[:2], atol=1e-9)
+    expected = np.reshape([placed(image, m) for image, m in zip(x, matrix, strict=True)], shape)
+    assert np.allclose(geometry.resample(x, matrix), expected, atol=1e-9)
+    assert np.allclose(geometry.resample(x.astype(np.float32), matrix), expected, atol=1e-4)
+
+
+def test_images_are_interpolated_as_by_pytorch():
+    torch = pytest.importorskip("torch")
+    x = batch((6, 3, 9, 13))
+    matrix = geometry.affine_matrix(np.linspace(-90, 170, 6), (1.3, -2.1), 1.2, 20)
+    theta = matrix[:, ::-1][:, :, [1, 0, 2]].copy()  # of (x, y, 1), where the sides are from -1 to 1
+    theta[:, 0] *= np.array([1, 9 / 13, 2 / 13])
+    theta[:, 1] *= np.array([13 / 9, 1, 2 / 9])
+    grid = torch.nn.functional.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
+    expected = torch.nn.functional.grid_sample(torch.from_numpy(x.copy()), grid, align_corners=False)
+    assert np.allclose(geometry.resample(x, matrix), expected.numpy(), atol=1e-5)
+    labels = np.random.default_rng(0).integers(0, 9, (6, 1, 9, 13))
+    nearest = torch.nn.functional.grid_sample(
+        torch.from_numpy(labels + 100).float(), grid, mode="nearest", align_corners=False
+    )
+    assert np.array_equal(geometry.resample(labels, matrix, -100), nearest.numpy() - 100)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3, -1])
 @pytest.mark.parametrize("size", [4, 5])
 def test_quarter_turns_are_those_of_numpy(quarters, size):
     images = batch((2, 3, size, size))
-    out = _turn(images, np.full(2, quarters * np.pi / 2))
+    out = geometry.resample(images, geometry.affine_matrix([90 * quarters] * 2))
     assert np.allclose(out, np.rot90(images, quarters, axes=(2, 3)), atol=1e-5)
+
+
+def test_large_batches_are_interpolated_in_parts():
+    x = batch((9, 3, 80, 80))  # several blocks
+    matrix = geometry.affine_matrix(np.arange(9) * 10.0)
+    whole = geometry.resample(x, matrix)
+    assert all(np.array_equal(geometry.resample(x[i : i + 1], matrix[i : i + 1])[0], whole[i]) for i in range(9))
+
+
+@pytest.mark.parametrize("size", [None, 24, (20, 31)])
+def test_random_resized_crop_enlarges_windows_as_pytorch_does(size):
+    torch = pytest.importorskip("torch")
+    n, h, w = 200, 20, 24
+    x = batch((n, 2, h, w))
+    ramps = np.broadcast_to(np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij")), (n, 2, h, w))
+    draws = functools.partial(data.Draws, 3, 0, np.arange(n))
+    out, _ = data.random_resized_crop(x, None, draws(), scale=(0.1, 0.8), size=size)
+    places, _ = data.random_resized_crop(ramps.astype(np.float32), None, draws(), scale=(0.1, 0.8), size=size)
+    areas, aspects = [], []
+    for image, result, (rows, columns) in zip(x, out, places, strict=True):
+        top, bottom, left, right = (round(float(f(a))) for a in (rows, columns) for f in (np.min, np.max))
+        window = torch.from_numpy(image[None, :, top : bottom + 1, left : right + 1].copy())
+        expected = torch.nn.functional.interpolate(window, result.shape[1:], mode="bilinear", align_corners=False)
+        assert np.allclose(result, expected[0].numpy(), atol=1e-5)
+        areas.append((bottom + 1 - top) * (right + 1 - left) / (h * w))
+        aspects.append((right + 1 - left) / (bottom + 1 - top))
+    assert 0.08 < min(areas) < 0.15
+    assert 0.7 < max(areas) < 0.85
+    assert 0.6 < min(aspects) < 0.85
+    assert 1.2 < max(aspects) < 1.6
+
+
+def test_random_resized_crop_takes_the_whole_image_where_no_window_fits():
+    x = batch((4, 1, 6, 6))
+    assert np.array_equal(data.random_resized_crop(x, None, 0, scale=(1, 1), ratio=(2, 3))[0], x)
+
+
+def test_zoom_enlarges_about_the_centre():
+    x = np.zeros((200, 1, 41, 41), np.float32)
+    x[:, :, 20, 30] = 1  # a point 10 pixels to the right of the centre
+    out, _ = data.zoom(x, None, 0, scale=(0.5, 1.5))
+    columns = (out.sum(axis=(1, 2)) * np.arange(41)).sum(axis=1) / out.sum(axis=(1, 2, 3))
+    assert 24.5 < columns.min() < 26
+    assert 34 < columns.max() < 35.5
+
+
+def test_affine_moves_by_parts_of_the_size():
+    x = np.zeros((300, 1, 21, 41), np.float32)
+    x[:, :, 10, 20] = 1
+    out, _ = data.affine(x, None, 0, degrees=0, translate=0.2, scale=(1, 1), shear=0)
+    total = out.sum(axis=(1, 2, 3))
+    rows = (out.sum(axis=(1, 3)) * np.arange(21)).sum(axis=1) / total - 10
+    columns = (out.sum(axis=(1, 2)) * np.arange(41)).sum(axis=1) / total - 20
+    for moves, limit in ((rows, 4.2), (columns, 8.2)):
+        assert 0.9 * limit < abs(moves).max() < limit + 1e-3
+        assert min(moves) < 0 < max(moves)
 
 
 def test_rotate_draws_angles_up_to_its_limit():
     images = np.zeros((500, 1, 21, 21), np.float32)
     images[:, 0, 10, 20] = 1  # a point 10 pixels to the right of the centre moves up or down by 10 sin(angle)
-    out = data.rotate(images, np.random.default_rng(0), degrees=30)
+    out, _ = data.rotate(images, None, 0, degrees=30)
     rows = (out.sum(axis=(1, 3)) * np.arange(21)).sum(axis=1) / out.sum(axis=(1, 2, 3))
     assert 4.5 <= rows.min() < 5.5
     assert 14.5 < rows.max() <= 15.5
 
 
-def test_cutout_blanks_a_square_and_nothing_else():
-    images = batch((300, 2, 9, 10)) + np.float32(1)
-    out = data.cutout(images, np.random.default_rng(0), size=4)
-    whole = 0
-    for image, result in zip(images, out, strict=True):
-        rows, columns = (np.flatnonzero((result == 0).any(axis=axes)) for axes in ((0, 2), (0, 1)))
-        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-        expected = image.copy()
-        expected[:, top:bottom, left:right] = 0
-        assert np.array_equal(result, expected)
-        assert all(
-            side == 4 or at_edge
-            for side, at_edge in (
-                (bottom - top, top == 0 or bottom == 9),
-                (right - left, left == 0 or right == 10),
-            )
-        )
-        whole += (bottom - top, right - left) == (4, 4)
-    assert whole > 100
+@pytest.mark.parametrize("name", MOVING)
+def test_masks_move_with_their_images(name):
+    """The images show two discs, and a pixel of the mask is 1 on the first, 2 on the second."""
+    v, u = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
+    mask = ((v - 10) ** 2 + (u - 9) ** 2 < 49) + 2 * ((v - 20) ** 2 + (u - 23) ** 2 < 30)
+    x = np.repeat(np.stack((mask == 1, mask == 2, mask == 0)).astype(np.float32)[None], 40, axis=0)
+    integers, floats = np.repeat(mask[None].astype(np.int64), 40, axis=0), x.copy()
+    function = functools.partial(ALL[name], m=30) if name == "rand_augment" else ALL[name]
+    (out, moved), (_, soft) = (function(x, y, data.Draws(2, 0, np.arange(40))) for y in (integers, floats))
+    assert moved.dtype == np.int64
+    assert moved.shape == integers.shape
+    assert soft.shape == floats.shape
+    assert set(np.unique(moved)) <= {-100, 0, 1, 2}
+    assert (moved == -100).any() == (name not in ("flip", "random_resized_crop"))
+    # The nearest pixel is the one with most of the weight, but at the edge of a disc, where four pixels count.
+    found = np.where(soft.sum(axis=1) < 0.5, -100, np.asarray([1, 2, 0])[soft.argmax(axis=1)])
+    assert (found == moved).mean() > 0.98
+    if name != "rand_augment":  # that changes colours too
+        assert np.array_equal(soft, out)
+        assert np.array_equal(function(x, floats[:, 0], data.Draws(2, 0, np.arange(40)))[1], soft[:, 0])
+
+
+def test_masks_of_bytes_and_bools_have_a_value_outside():
+    x, mask = batch((30, 1, 8, 8)), np.ones((30, 8, 8), np.uint8)
+    moved = data.shift(x, mask, 0, pixels=3)[1]
+    assert set(np.unique(moved)) == {-100, 1}
+    moved = data.rotate(x, mask.astype(bool), 0, degrees=90)[1]
+    assert moved.dtype == bool
+    assert not moved.all()
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(MOVING) - {"mixup", "cutmix"}))
+def test_other_augmentations_leave_masks_alone(name):
+    mask = np.ones((3, 8, 8), np.int64)
+    assert ALL[name](batch((3, 3, 8, 8)), mask, 0)[1] is mask
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_targets_of_another_size_than_the_images_are_refused(name):
+    with pytest.raises(ShapeError, match=f"^{name}: y must be .*mask of the size of x .*got"):
+        ALL[name](batch((3, 1, 8, 8)), np.zeros((3, 4, 4)), 0)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +337,72 @@ def test_cutout_blanks_a_square_and_nothing_else():
         (data.crop, {"pad": None}),
         (data.rotate, {"degrees": float("inf")}),
         (data.cutout, {"size": "8"}),
+        (data.flip, {"vertical": 1}),
+        (data.zoom, {"scale": 1.5}),
+        (data.zoom, {"scale": (1.2, 0.8)}),
+        (data.zoom, {"scale": (0, 1)}),
+        (data.affine, {"shear": 90}),
+        (data.affine, {"translate": -0.1}),
+        (data.random_resized_crop, {"scale": (0, 1)}),
+        (data.random_resized_crop, {"ratio": "square"}),
+        (data.random_resized_crop, {"size": 0}),
+        (data.color_jitter, {"hue": 0.6}),
+        (data.color_jitter, {"contrast": None}),
+        (data.gaussian_noise, {"sigma": -1}),
+        (data.gaussian_noise, {"clip": 0}),
+        (data.random_erasing, {"p": 2}),
+        (data.random_erasing, {"value": float("nan")}),
+        (data.random_erasing, {"scale": (0.1, 2)}),
+        (functools.partial(data.mixup, classes=10), {"alpha": -1}),
+        (data.mixup, {"classes": 0}),
+        (functools.partial(data.cutmix, classes=10), {"alpha": "1"}),
+        (data.rand_augment, {"n": -1}),
+        (data.rand_augment, {"m": 31}),
     ],
 )
 def test_options_out_of_range_are_refused(function, options):
-    with pytest.raises(UsageError, match=f"^{function.__name__}: {next(iter(options))} .*got"):
-        function(batch((1, 1, 3, 3)), np.random.default_rng(0), **options)
+    name = getattr(function, "func", function).__name__
+    with pytest.raises(UsageError, match=f"^{name}: {next(iter(options))} .*got"):
+        function(batch((1, 1, 3, 3)), labels(1), 0, **options)
 
 
-@pytest.mark.parametrize("name", sorted(data.AUGMENTATIONS))
-def test_other_arrays_are_refused(name):
-    function = data.AUGMENTATIONS[name]
-    with pytest.raises(DtypeError, match="uint8"):
-        function(np.zeros((1, 1, 3, 3), np.uint8), np.random.default_rng(0))
-    with pytest.raises(ShapeError, match="must be"):
-        function(np.zeros((1, 3, 3), np.float32), np.random.default_rng(0))
+@every
+@pytest.mark.parametrize(
+    ("x", "y", "rng", "error", "words"),
+    [
+        (np.zeros((1, 1, 3, 3), np.uint8), None, 0, DtypeError, "x must be float32 or float64, got uint8; use data.to"),
+        (np.float32(1), None, 0, DtypeError, "x must be a NumPy array, got float32"),
+        (np.zeros(3, np.float32), None, 0, ShapeError, r"x must be \(n, .*\), got \(3,\)"),
+        (np.zeros((2, 1, 0, 3), np.float32), None, 0, ShapeError, "x must have at least one element"),
+        (batch((2, 1, 3, 3)), np.zeros(3), 0, ShapeError, r"y must be .*targets of 2 examples.*got \(3,\)"),
+        (batch((2, 1, 3, 3)), [0, 1], 0, ShapeError, "y must be a NumPy array .*got list"),
+        (batch((2, 1, 3, 3)), labels(2), -1, UsageError, "rng must be .*got -1"),
+        (batch((2, 1, 3, 3)), labels(2), None, UsageError, "rng must be .*got None"),
+        (batch((2, 1, 3, 3)), labels(2), data.Draws(0, 0, [1]), ShapeError, "rng has numbers for 1 examples, x has 2"),
+    ],
+)
+def test_other_arguments_are_refused(name, x, y, rng, error, words):
+    with pytest.raises(error, match=f"^{name}: {words}"):
+        ALL[name](x, y, rng)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"gaussian_noise", "mixup"}))
+def test_batches_that_are_no_images_are_refused(name):
+    with pytest.raises(ShapeError, match=rf"^{name}: x must be \(n, C, H, W\), got \(2, 3, 3\)"):
+        ALL[name](batch((2, 3, 3)), labels(2), 0)
+
+
+@pytest.mark.parametrize("name", ["color_jitter", "gaussian_noise", "rand_augment"])
+@pytest.mark.parametrize("value", [255, -1, float("nan")])
+def test_values_outside_of_0_to_1_are_refused_where_they_have_a_meaning(name, value):
+    x = batch((2, 3, 4, 4)).copy()
+    x[1, 2, 3, 0] = value
+    with pytest.raises(UsageError, match=rf"^{name}: x must have values in \[0, 1\], got"):
+        ALL[name](x, labels(2), 0)
+
+
+def test_a_generator_and_a_seed_give_numbers_that_go_on():
+    x, rng = batch((4, 1, 9, 9)), np.random.default_rng(0)
+    first, second = (data.shift(x, None, rng)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(data.shift(x, None, 7)[0], data.shift(x, None, data.Draws(7, 0, range(4)))[0])

@@ -248,12 +248,9 @@ def test_load_says_what_is_wrong(arguments, options, error, says):
     assert isinstance(caught.value, XcnnError)
 
 
-BATCH = np.zeros((1, 1, 8, 8), np.float32)
 WRONG = {
     "a path": lambda: data.load("mnist", 5),
     "a path of an image": lambda: data.read_image(None, (1, 8, 8)),
-    "images": lambda: data.flip([[1.0]], np.random.default_rng(0)),
-    "a random generator": lambda: data.shift(BATCH, None),
     "an array": lambda: data.to_float([1, 2]),
     "a data set": lambda: data.split([1, 2], 0.5, 0),
     "class names": lambda: data.from_arrays(np.zeros((2, 8, 8)), [0, 0], 5),
@@ -269,10 +266,6 @@ def test_an_argument_of_a_wrong_type_is_one_sentence(what):
     with pytest.raises(XcnnError) as caught:
         WRONG[what]()
     assert_one_sentence(caught, "", ", got ")
-
-
-def test_an_augmentation_takes_a_seed_too():
-    assert np.array_equal(data.rotate(BATCH + 1, 3), data.rotate(BATCH + 1, np.random.default_rng(3)))
 
 
 def test_importing_the_data_room_is_light():

@@ -14,7 +14,19 @@ import numpy as np
 
 from xcnn.errors import ShapeError, UsageError, unknown
 
-__all__ = ["axis", "check_shape", "choice", "flag", "generator", "integer", "integers", "is_integer", "number", "path"]
+__all__ = [
+    "axis",
+    "check_shape",
+    "choice",
+    "flag",
+    "generator",
+    "integer",
+    "integers",
+    "interval",
+    "is_integer",
+    "number",
+    "path",
+]
 
 _LARGEST = 2**31 - 1
 """The largest size or stride; with larger ones the arithmetic of array libraries overflows."""
@@ -79,6 +91,16 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
         if (x >= low if from_low else x > low) and (x <= high if to_high else x < high):
             return x
     raise UsageError(f"{caller}: {name} must be a number in {interval}, got {value!r}")
+
+
+def interval(caller: str, name: str, value: Any, within: str) -> tuple[float, float]:
+    """Return `value` as a pair (low, high) of numbers in an interval, with low <= high."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UsageError(f"{caller}: {name} must be two numbers (low, high), got {value!r}")
+    low, high = (number(caller, name, end, within) for end in value)
+    if low > high:
+        raise UsageError(f"{caller}: {name} must be two numbers (low, high), low first, got {value!r}")
+    return low, high
 
 
 def flag(caller: str, name: str, value: Any) -> bool:

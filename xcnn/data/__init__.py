@@ -5,7 +5,24 @@ copies it to a device, and `Loader` iterates over it in batches. `DATASETS` list
 the functions that distort images.
 """
 
-from xcnn.data.augment import AUGMENTATIONS, crop, cutout, flip, rotate, shift
+from xcnn.data.augment import (
+    AUGMENTATIONS,
+    Augmentation,
+    affine,
+    color_jitter,
+    crop,
+    cutmix,
+    cutout,
+    flip,
+    gaussian_noise,
+    mixup,
+    rand_augment,
+    random_erasing,
+    random_resized_crop,
+    rotate,
+    shift,
+    zoom,
+)
 from xcnn.data.catalog import DATASETS, Entry, load
 from xcnn.data.dataset import Dataset, from_arrays, split, to_float
 from xcnn.data.draws import Draws
@@ -15,18 +32,28 @@ from xcnn.data.loader import Loader
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Augmentation",
     "Dataset",
     "Draws",
     "Entry",
     "Loader",
+    "affine",
+    "color_jitter",
     "crop",
+    "cutmix",
     "cutout",
     "flip",
     "from_arrays",
+    "gaussian_noise",
     "load",
+    "mixup",
+    "rand_augment",
+    "random_erasing",
+    "random_resized_crop",
     "read_image",
     "rotate",
     "shift",
     "split",
     "to_float",
+    "zoom",
 ]

@@ -9,6 +9,7 @@ from xcnn._array import Array
 from xcnn._check import flag, integer
 from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
+from xcnn.data.draws import Draws
 from xcnn.errors import UsageError
 
 __all__ = ["Loader"]
@@ -29,7 +30,7 @@ class Loader:
     shuffle : whether to draw a new order for each epoch; otherwise, the order is that of the data set.
     seed : seed of the order and the augmentation, 0 or more.
     drop_last : whether to leave out a last batch that is smaller than the others.
-    augment : functions (images, rng) -> images, applied to each batch in turn. They take NumPy arrays, so the data set
+    augment : functions (x, y, rng) -> (x, y), applied to each batch in turn. They take NumPy arrays, so the data set
         must be on the host.
 
     Attributes
@@ -99,10 +100,9 @@ class Loader:
             with device.active():
                 images = to_float(images)  # not before gathering: uint8 takes a quarter of the memory
             if self.augment:
-                # 1 + batch, as [seed, epoch, 0] is the same seed for NumPy as [seed, epoch], that of the order.
-                rng = np.random.default_rng([self.seed, epoch, 1 + batch])
+                draws = Draws(self.seed, epoch, np.arange(place.start, place.stop) if order is None else order[place])
                 for function in self.augment:
-                    images = function(images, rng)
+                    images, labels = function(images, labels, draws)
             yield images, labels
 
     def settings(self) -> dict[str, Any]:
