@@ -181,7 +181,7 @@ def resample(
     matrices = matrix.astype(dtype)[:, :, :, None]  # (n, 2, 3, 1)
     limits = (limits + 1).astype(dtype)[:, :, None, None]  # (n, 4, 1, 1)
     result = np.empty((n, c, oh, ow), x.dtype)
-    block = max(1, _BLOCK // max(1, c * oh * ow))
+    block = max(1, _BLOCK // (oh * ow))
     for start in range(0, n, block):
         part = slice(start, min(start + block, n))
         m, (top, bottom, left, right) = matrices[part], limits[part].swapaxes(0, 1)
@@ -196,7 +196,7 @@ def resample(
     return result
 
 
-_BLOCK = 2**16
+_BLOCK = 2**13
 """Pixels interpolated at a time: the arrays of one block stay in the cache."""
 
 
