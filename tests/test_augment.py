@@ -119,13 +119,14 @@ def test_flip_mirrors_whole_images_about_half_of_the_time():
 
 
 def moved(image, down, right):
-    """Shift one image (C, H, W) pixel by pixel."""
+    """Shift one image (C, H, W)."""
     out = np.zeros_like(image)
     _, h, w = image.shape
-    for i in range(h):
-        for j in range(w):
-            if 0 <= i - down < h and 0 <= j - right < w:
-                out[:, i, j] = image[:, i - down, j - right]
+    rows, columns = range(max(0, h - abs(down))), range(max(0, w - abs(right)))
+    to, source = ((max(0, sign * down), max(0, sign * right)) for sign in (1, -1))
+    if rows and columns:
+        part = image[:, source[0] : source[0] + len(rows), source[1] : source[1] + len(columns)]
+        out[:, to[0] : to[0] + len(rows), to[1] : to[1] + len(columns)] = part
     return out
 
 
@@ -311,6 +312,23 @@ def test_masks_of_bytes_and_bools_have_a_value_outside():
     assert not moved.all()
 
 
+@pytest.mark.parametrize("name", MOVING)
+def test_an_empty_batch_has_masks_too(name):
+    x = np.empty((0, 3, 5, 6), np.float32)
+    for y in (np.empty((0, 5, 6), np.int64), np.empty((0, 4, 5, 6), np.float32)):
+        assert ALL[name](x, y, 0)[1].shape == y.shape
+
+
+def test_a_shift_may_exceed_the_image():
+    x, mask = np.ones((200, 1, 4, 6), np.float32), np.ones((200, 4, 6), np.int64)
+    out, moved = data.shift(x, mask, 0, pixels=10**9)  # whose padded images would not fit into memory
+    assert not out.any()
+    assert (moved == -100).all()
+    out, _ = data.shift(x, mask, 0, pixels=7)
+    sizes = {int(image.sum()) for image in out}
+    assert {0, 1, 24} <= sizes <= {a * b for a in range(5) for b in range(7)}
+
+
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(MOVING) - {"mixup", "cutmix"}))
 def test_other_augmentations_leave_masks_alone(name):
     mask = np.ones((3, 8, 8), np.int64)
@@ -357,6 +375,7 @@ def test_targets_of_another_size_than_the_images_are_refused(name):
         (data.mixup, {"classes": 0}),
         (functools.partial(data.cutmix, classes=10), {"alpha": "1"}),
         (data.rand_augment, {"n": -1}),
+        (data.rand_augment, {"n": 10**9}),
         (data.rand_augment, {"m": 31}),
     ],
 )
@@ -375,6 +394,7 @@ def test_options_out_of_range_are_refused(function, options):
         (np.zeros(3, np.float32), None, 0, ShapeError, r"x must be \(n, .*\), got \(3,\)"),
         (np.zeros((2, 1, 0, 3), np.float32), None, 0, ShapeError, "x must have at least one element"),
         (batch((2, 1, 3, 3)), np.zeros(3), 0, ShapeError, r"y must be .*targets of 2 examples.*got \(3,\)"),
+        (batch((2, 1, 3, 3)), np.array(["cat", "dog"]), 0, DtypeError, "y must be of real numbers or bool, got <U3"),
         (batch((2, 1, 3, 3)), [0, 1], 0, ShapeError, "y must be a NumPy array .*got list"),
         (batch((2, 1, 3, 3)), labels(2), -1, UsageError, "rng must be .*got -1"),
         (batch((2, 1, 3, 3)), labels(2), None, UsageError, "rng must be .*got None"),

@@ -2,7 +2,7 @@
 
 `load("digits")` returns (train, test) data sets, `from_arrays` creates a data set of your own arrays, `Dataset.to`
 copies it to a device, and `Loader` iterates over it in batches. `DATASETS` lists the names for `load`, `AUGMENTATIONS`
-the functions that distort images.
+the functions that distort images, with the random numbers of `Draws`.
 """
 
 from xcnn.data.augment import (

@@ -33,6 +33,8 @@ def begin(name: str, x: Images, y: Any, rng: Random, rank: int | None = 4) -> Dr
     if y is not None and (not isinstance(y, np.ndarray) or y.shape[:1] != x.shape[:1]):
         got = f"{y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
         raise ShapeError(f"{name}: y must be a NumPy array with the targets of {len(x)} examples, or None, got {got}")
+    if y is not None and y.dtype.kind not in "biuf":
+        raise DtypeError(f"{name}: y must be of real numbers or bool, got {y.dtype}")
     if isinstance(rng, Draws):
         if len(rng) != len(x):
             raise ShapeError(f"{name}: rng has numbers for {len(rng)} examples, x has {len(x)}")
@@ -56,7 +58,7 @@ def with_mask(name: str, x: Images, y: Any, move: Callable[[Any, int], Any]) -> 
         raise ShapeError(f"{name}: y must be (n,), (n, k), or a mask of the size of x {(n, h, w)}, got {y.shape}")
     if y.dtype.kind in "iu":
         y = y.astype(np.int64, copy=False)
-    moved = move(y.reshape(n, -1, h, w), _IGNORED if y.dtype.kind == "i" else 0)
+    moved = move(y.reshape(n, *y.shape[1:-2] or (1,), h, w), _IGNORED if y.dtype.kind == "i" else 0)
     return move(x, 0), moved.reshape(*y.shape[:-2], *moved.shape[-2:])
 
 

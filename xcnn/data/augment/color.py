@@ -38,7 +38,7 @@ def color_jitter(
         (adjust.contrast, contrast),
         (adjust.saturation, saturation),
     ):
-        limit = number("color_jitter", function.__name__, option, "[0, inf)")
+        limit = number("color_jitter", function.__name__, option, "[0, 100]")
         factor = rng.uniform(max(0.0, 1 - limit), 1 + limit)
         if limit:
             x = function(x, factor)
@@ -52,7 +52,7 @@ def gaussian_noise(x: Images, y: Any, rng: Random, sigma: float = 0.05, clip: bo
     With `clip`, the values of `x` must lie in [0, 1], and those of the result are limited to it.
     """
     rng = begin("gaussian_noise", x, y, rng, rank=None)
-    clip, sigma = flag("gaussian_noise", "clip", clip), number("gaussian_noise", "sigma", sigma, "[0, inf)")
+    clip, sigma = flag("gaussian_noise", "clip", clip), number("gaussian_noise", "sigma", sigma, "[0, 1e6]")
     noisy = rng.normal(0, sigma, x.shape[1:], x.dtype)
     noisy += in_unit_range("gaussian_noise", x) if clip else x
     return np.clip(noisy, 0, 1, out=noisy) if clip else noisy, y

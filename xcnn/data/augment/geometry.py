@@ -46,12 +46,12 @@ def crop(x: Images, y: Any, rng: Random, pad: int = 4) -> tuple[Images, Any]:
 
 
 def _shift(name: str, x: Images, y: Any, rng: Random, pixels: int) -> tuple[Images, Any]:
-    top, left = begin(name, x, y, rng).integers(0, 2 * pixels + 1, 2).T
+    moves = begin(name, x, y, rng).integers(-pixels, pixels + 1, 2)
+    pad = min(pixels, max(x.shape[2:]))  # an image that moves by more than its size is out of sight all the same
+    top, left = np.clip(moves, -pad, pad).T + pad
 
     def move(array: Any, outside: int) -> Any:
-        windows = np.lib.stride_tricks.sliding_window_view(
-            _pad(array, outside, pixels, pixels), array.shape[2:], (2, 3)
-        )
+        windows = np.lib.stride_tricks.sliding_window_view(_pad(array, outside, pad, pad), array.shape[2:], (2, 3))
         return windows[np.arange(len(array)), :, top, left]  # of (n, C, 2p+1, 2p+1, H, W)
 
     return with_mask(name, x, y, move)
@@ -75,7 +75,7 @@ def random_resized_crop(
     """
     rng = begin("random_resized_crop", x, y, rng)
     scale = interval("random_resized_crop", "scale", scale, "(0, 1]")
-    low, high = interval("random_resized_crop", "ratio", ratio, "(0, inf)")
+    low, high = interval("random_resized_crop", "ratio", ratio, "[0.01, 100]")
     n, _, h, w = x.shape
     oh, ow = (h, w) if size is None else integers("random_resized_crop", "size", size, 2)
     area = rng.uniform(*scale, 10) * (h * w)
@@ -95,7 +95,7 @@ def random_resized_crop(
 def rotate(x: Images, y: Any, rng: Random, degrees: float = 10) -> tuple[Images, Any]:
     """Rotate about the centre by an angle drawn uniformly from [-degrees, degrees], with bilinear interpolation."""
     rng = begin("rotate", x, y, rng)
-    degrees = number("rotate", "degrees", degrees, "[0, inf)")
+    degrees = number("rotate", "degrees", degrees, "[0, 360]")
     matrix = affine_matrix(rng.uniform(-degrees, degrees))
     return with_mask("rotate", x, y, lambda array, outside: resample(array, matrix, outside))
 
@@ -103,7 +103,7 @@ def rotate(x: Images, y: Any, rng: Random, degrees: float = 10) -> tuple[Images,
 def zoom(x: Images, y: Any, rng: Random, scale: Sequence[float] = (0.8, 1.2)) -> tuple[Images, Any]:
     """Enlarge about the centre by a factor drawn uniformly from `scale`, with bilinear interpolation."""
     rng = begin("zoom", x, y, rng)
-    matrix = affine_matrix(0, scale=rng.uniform(*interval("zoom", "scale", scale, "(0, inf)")))
+    matrix = affine_matrix(0, scale=rng.uniform(*interval("zoom", "scale", scale, "[0.01, 100]")))
     return with_mask("zoom", x, y, lambda array, outside: resample(array, matrix, outside))
 
 
@@ -122,12 +122,12 @@ def affine(
     height and of the width, the factor from `scale`, and the angle of shearing from [-shear, shear] degrees.
     """
     rng = begin("affine", x, y, rng)
-    degrees = number("affine", "degrees", degrees, "[0, inf)")
-    translate = number("affine", "translate", translate, "[0, inf)")
-    shear = number("affine", "shear", shear, "[0, 90)")
+    degrees = number("affine", "degrees", degrees, "[0, 360]")
+    translate = number("affine", "translate", translate, "[0, 1]")
+    shear = number("affine", "shear", shear, "[0, 89]")
     moves = rng.uniform(-translate, translate, 2) * x.shape[2:]
     angles, shears = rng.uniform(-degrees, degrees), rng.uniform(-shear, shear)
-    matrix = affine_matrix(angles, moves, rng.uniform(*interval("affine", "scale", scale, "(0, inf)")), shears)
+    matrix = affine_matrix(angles, moves, rng.uniform(*interval("affine", "scale", scale, "[0.01, 100]")), shears)
     return with_mask("affine", x, y, lambda array, outside: resample(array, matrix, outside))
 
 

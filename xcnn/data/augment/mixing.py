@@ -24,6 +24,7 @@ def cutout(x: Images, y: Any, rng: Random, size: int = 8) -> tuple[Images, Any]:
     """
     rng = begin("cutout", x, y, rng)
     size = integer("cutout", "size", size, minimum=0)
+    size = min(size, 2 * max(x.shape[2:]))  # at most what covers the image from any of its pixels
     centre = np.floor(rng.random(2) * x.shape[2:])
     top, left = (centre - size // 2).T
     return np.where(_inside(x, top, left, size, size), x.dtype.type(0), x), y
@@ -47,9 +48,9 @@ def random_erasing(
     Source: Z. Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896.
     """
     rng = begin("random_erasing", x, y, rng)
-    value = number("random_erasing", "value", value, "(-inf, inf)")
+    value = number("random_erasing", "value", value, "[-1e6, 1e6]")
     scale = interval("random_erasing", "scale", scale, "(0, 1]")
-    low, high = interval("random_erasing", "ratio", ratio, "(0, inf)")
+    low, high = interval("random_erasing", "ratio", ratio, "[0.01, 100]")
     n, _, h, w = x.shape
     area = rng.uniform(*scale, 10) * (h * w)
     aspect = np.exp(rng.uniform(math.log(low), math.log(high), 10))
@@ -118,7 +119,7 @@ def _soft(name: str, x: Images, y: Any, classes: int) -> Images:
     if y.ndim == 2 or y.dtype.kind == "f":
         soft: Images = y.astype(x.dtype)
         return soft
-    classes = integer(name, "classes", classes)
+    y, classes = y.astype(np.int64, copy=False), integer(name, "classes", classes)
     labelled = y != -100
     if y.size and not (((y >= 0) & (y < classes)) | ~labelled).all():
         raise UsageError(f"{name}: y must be labels from 0 to {classes - 1}, or -100, got {y.min()} to {y.max()}")

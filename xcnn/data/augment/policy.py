@@ -42,14 +42,15 @@ def rand_augment(x: Images, y: Any, rng: Random, n: int = 2, m: float = 9) -> tu
     autocontrast, equalize
     ============================================  ==================================
 
-    `m` lies in [0, 30]; each sign is drawn. The table is that of torchvision; moves are about the centre, with bilinear
-    interpolation, and black outside. The functions that adjust colours are in `data.augment.adjust`.
+    `n` is at most 100, and `m` lies in [0, 30]; each sign is drawn. The table is that of torchvision; moves are about
+    the centre, with bilinear interpolation, and black outside. The functions that adjust colours are in
+    `data.augment.adjust`.
 
     Source: E. D. Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space",
     arXiv:1909.13719.
     """
     rng = begin("rand_augment", x, y, rng)
-    n, m = integer("rand_augment", "n", n, minimum=0), number("rand_augment", "m", m, "[0, 30]")
+    n, m = integer("rand_augment", "n", n, minimum=0, maximum=100), number("rand_augment", "m", m, "[0, 30]")
     x = in_unit_range("rand_augment", x).copy()
     h, w = x.shape[2:]
     for _ in range(n):
