@@ -145,7 +145,7 @@ class Config:
     clip_norm: float | None = _row(None,
         "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)
     augment: tuple[str, ...] = _row((),
-        "augmentations of the training images, separated by commas: flip, shift, crop, rotate, cutout.",
+        f"augmentations of the training images, separated by commas: {', '.join(data.AUGMENTATIONS)}.",
         _augmentations, change=_ON)
     validation: float = _row(0.1,
         "share of the training images that is held out to choose the best epoch.",
