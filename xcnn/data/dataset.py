@@ -71,7 +71,9 @@ class Dataset:
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise ShapeError(f"{self.name}: x must be (N, C, H, W), got {images.shape}")
         if labels.shape != images.shape[:1]:
-            raise ShapeError(f"{self.name}: y must be (N,), one per image, got {labels.shape} for {len(images)} images")
+            raise ShapeError(
+                f"{self.name}: y must be (N,), one per image, got {labels.shape} for {len(images)} images"
+            )
         self._check_filled()
         first, last = int(labels.min()), int(labels.max())
         if first < 0 or last >= len(self.classes):
