@@ -16,15 +16,16 @@ OPTIMIZERS = {
 }
 SCHEDULES = {
     "none": lambda optimizer: None,
-    "step": lambda optimizer: optim.StepLR(optimizer, 3),
-    "cosine": lambda optimizer: optim.CosineAnnealingLR(optimizer, 12),
+    "step": lambda optimizer: optim.StepLR(optimizer, 3, unit="step"),
+    "cosine": lambda optimizer: optim.CosineAnnealingLR(optimizer, 12, unit="step"),
     "one-cycle": lambda optimizer: optim.OneCycleLR(optimizer, 0.1, 12),
     "plateau": lambda optimizer: optim.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5),
     "warmup": lambda optimizer: optim.SequentialLR(
         optimizer,
-        [optim.LinearLR(optimizer, total_iters=4), optim.CosineAnnealingLR(optimizer, 8)],
+        [optim.LinearLR(optimizer, total_iters=4, unit="step"), optim.CosineAnnealingLR(optimizer, 8, unit="step")],
         milestones=[4],
     ),
+    "epochs": lambda optimizer: optim.MultiStepLR(optimizer, [1, 2], 0.5),
 }
 
 

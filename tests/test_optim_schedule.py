@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xcnn import optim
+from xcnn import nn, optim
 from xcnn.errors import CheckpointError, UsageError, XcnnError
 from xcnn.parameter import Parameter
+from xcnn.training import Callback, Trainer
 
 STEPS = 36
 RATES = [0.4, 0.03]
@@ -57,6 +58,13 @@ BUILDS = {
     "step-gamma": lambda m, o: m.StepLR(o, 1, 0.9),
     "cosine": lambda m, o: m.CosineAnnealingLR(o, 35),
     "cosine-back": lambda m, o: m.CosineAnnealingLR(o, 13, 0.01),
+    "multi-step": lambda m, o: m.MultiStepLR(o, [20, 3, 11, 11]),
+    "multi-step-gamma": lambda m, o: m.MultiStepLR(o, (0, 7), gamma=0.5),
+    "exponential": lambda m, o: m.ExponentialLR(o, 0.93),
+    "polynomial": lambda m, o: m.PolynomialLR(o),
+    "polynomial-power": lambda m, o: m.PolynomialLR(o, 30, 0.9),
+    "lambda": lambda m, o: m.LambdaLR(o, lambda n: 1 / (1 + n)),
+    "lambda-each": lambda m, o: m.LambdaLR(o, [lambda n: 0.9**n, lambda n: max(0, 1 - n / 20)]),
     "linear": lambda m, o: m.LinearLR(o),
     "linear-down": lambda m, o: m.LinearLR(o, 1.0, 0.25, 20),
     "warm-cosine": lambda m, o: m.SequentialLR(o, [m.LinearLR(o, 0.1, 1.0, 6), m.CosineAnnealingLR(o, 30)], [6]),
@@ -126,11 +134,66 @@ def test_plateau_by_hand():
 
 def test_defaults_and_argument_order_are_torchs():
     torch = pytest.importorskip("torch")
-    for name in ("StepLR", "CosineAnnealingLR", "LinearLR", "SequentialLR", "OneCycleLR", "ReduceLROnPlateau"):
-        ours = inspect.signature(getattr(optim, name)).parameters
+    names = [name for name in optim.__all__ if name.endswith("LR") or "LROn" in name]
+    assert len(names) == 10
+    for name in names:
+        ours = dict(inspect.signature(getattr(optim, name)).parameters)
+        unit = ours.pop("unit", None)
+        assert (unit is None) == (name in ("SequentialLR", "ReduceLROnPlateau"))
+        assert unit is None or (unit.kind is unit.KEYWORD_ONLY and unit.default in ("epoch", "step"))
         theirs = inspect.signature(getattr(torch.optim.lr_scheduler, name)).parameters
         assert list(ours) == [key for key in theirs if key != "last_epoch"], name
         assert [p.default for p in ours.values()] == [theirs[key].default for key in ours], name
+
+
+def test_schedules_count_epochs_or_steps():
+    """By default what PyTorch's users step them by; the sequence counts what its schedules count."""
+    for name, build in BUILDS.items():
+        assert build(optim, make()).unit == "epoch", name
+    assert optim.OneCycleLR(make(), 1.0, 9).unit == "step"
+    o = make()
+    parts = [optim.LinearLR(o, unit="step"), optim.PolynomialLR(o, 30, unit="step")]
+    assert optim.SequentialLR(o, parts, [5]).unit == "step"
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_a_trainer_steps_a_schedule_by_its_unit(unit):
+    x, y = np.ones((6, 3)), np.zeros((6, 2))
+    model = nn.Linear(3, 2).to("cpu", "float64")
+    optimizer = optim.SGD(model.parameters(), lr=0.5)
+    schedule = optim.ExponentialLR(optimizer, 0.5, unit=unit)
+    seen = []
+
+    class Look(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            seen.append(schedule.get_last_lr()[0])
+
+    Trainer(model, optimizer, "mse_loss", schedule=schedule, callbacks=[Look()]).fit([(x, y)] * 3, 2)
+    assert seen == {"epoch": [0.5] * 3 + [0.25] * 3, "step": [0.5**n for n in range(2, 8)]}[unit]
+    assert schedule.last_epoch == {"epoch": 2, "step": 6}[unit]
+
+
+@pytest.mark.parametrize(
+    ("build", "end"),
+    [
+        (lambda o: optim.CosineAnnealingLR(o, 12), 12),
+        (lambda o: optim.PolynomialLR(o, 7), 7),
+        (lambda o: optim.OneCycleLR(o, 1.0, 9), 9),
+        (lambda o: optim.LinearLR(o, 1.0, 0.5, 4), 4),
+        (lambda o: optim.LinearLR(o), None),
+        (lambda o: optim.SequentialLR(o, [optim.LinearLR(o), optim.CosineAnnealingLR(o, 8)], [5]), 13),
+        (lambda o: optim.SequentialLR(o, [optim.LinearLR(o), optim.StepLR(o, 8)], [5]), None),
+        (lambda o: optim.StepLR(o, 8), None),
+        (lambda o: optim.ReduceLROnPlateau(o), None),
+    ],
+)
+def test_a_schedule_of_fixed_length_is_lowest_at_its_end(build, end):
+    optimizer = make()
+    schedule = build(optimizer)
+    assert schedule.end == end
+    if end is not None:
+        lowest = schedule.at(end, optimizer.param_groups[0])["lr"]
+        assert lowest <= min(schedule.at(step, optimizer.param_groups[0])["lr"] for step in range(end))
 
 
 @pytest.mark.parametrize("name", [*BUILDS, "cycle"])
@@ -271,6 +334,25 @@ class TestNamed:
             lambda o: optim.CosineAnnealingLR(o, 1, -1),
             "CosineAnnealingLR: eta_min must be a number in [0, inf), got -1",
         ),
+        (lambda o: optim.StepLR(o, 1, unit="batch"), "unknown StepLR unit 'batch' (known: epoch, step)"),
+        (lambda o: optim.MultiStepLR(o, 3), "MultiStepLR: milestones must be a list of integers, got 3"),
+        (lambda o: optim.MultiStepLR(o, [3, -1]), "MultiStepLR: milestones must be an integer of at least 0, got -1"),
+        (lambda o: optim.MultiStepLR(o, [3], 0), "MultiStepLR: gamma must be a number in (0, inf), got 0"),
+        (lambda o: optim.ExponentialLR(o, "x"), "ExponentialLR: gamma must be a number in (0, inf), got 'x'"),
+        (lambda o: optim.PolynomialLR(o, 0), "PolynomialLR: total_iters must be an integer of at least 1, got 0"),
+        (lambda o: optim.PolynomialLR(o, 1, -1), "PolynomialLR: power must be a number in (0, inf), got -1"),
+        (lambda o: optim.LambdaLR(o, 3), "LambdaLR: lr_lambda must be a function or a list of functions, got 3"),
+        (lambda o: optim.LambdaLR(o, [abs]), "LambdaLR: lr_lambda must be one function or one per group, got 1 for 2"),
+        (lambda o: optim.LambdaLR(o, str), "LambdaLR: lr_lambda(0) must be a number in [0, inf), got '0'"),
+        (lambda o: optim.LambdaLR(3, abs), "LambdaLR: expected an optimizer, got int"),
+        (
+            lambda o: optim.SequentialLR(o, [optim.LinearLR(o), optim.StepLR(o, 3, unit="step")], [5]),
+            "SequentialLR: LinearLR counts epochs, StepLR counts steps; give all of them the same unit",
+        ),
+        (
+            lambda o: optim.OneCycleLR(o, 1, epochs=3, steps_per_epoch=4, unit="epoch"),
+            "OneCycleLR: pass total_steps, the number of epochs",
+        ),
         (lambda o: optim.LinearLR(o, 0), "LinearLR: start_factor must be a number in (0, 1], got 0"),
         (lambda o: optim.LinearLR(o, 1, 2), "LinearLR: end_factor must be a number in [0, 1], got 2"),
         (lambda o: optim.LinearLR(o, 1, 1, 0), "LinearLR: total_iters must be an integer of at least 1, got 0"),
@@ -284,7 +366,7 @@ class TestNamed:
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(o, 1), optim.ReduceLROnPlateau(o)], [4]),
-            "SequentialLR: ReduceLROnPlateau does not count steps; leave it out",
+            "SequentialLR: ReduceLROnPlateau depends on more than the number of steps; leave it out",
         ),
         (
             lambda o: optim.SequentialLR(o, [optim.StepLR(make(), 1)], []),

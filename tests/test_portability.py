@@ -157,7 +157,7 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
     """Forward, loss, backward, clipping, Adam and a schedule, with batch norm and dropout, on a device."""
     model = with_dropout(name)
     optimizer = optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-4)
-    schedule = optim.CosineAnnealingLR(optimizer, T_max=10)
+    schedule = optim.CosineAnnealingLR(optimizer, T_max=10, unit="step")
     trainer = Trainer(model, optimizer, device=spec, schedule=schedule, clip_norm=1.0, clip_value=0.5)
     weight = next(iter(model.parameters())).data
     if spec == "strict:device1":
@@ -165,7 +165,7 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
             np.asarray(weight)
     host = with_dropout(name)
     on_cpu = optim.Adam(host.parameters(), lr=0.01, weight_decay=1e-4)
-    schedule = optim.CosineAnnealingLR(on_cpu, T_max=10)
+    schedule = optim.CosineAnnealingLR(on_cpu, T_max=10, unit="step")
     beside = Trainer(host, on_cpu, schedule=schedule, clip_norm=1.0, clip_value=0.5)
     images = digits(16)
     x, y = data.to_float(images.x), images.y

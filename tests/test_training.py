@@ -74,7 +74,11 @@ def test_training_follows_pytorch():
     our_optimizer = optim.SGD(ours.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     their_optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     trainer = Trainer(
-        ours, our_optimizer, schedule=optim.CosineAnnealingLR(our_optimizer, T_max=30), clip_norm=0.5, clip_value=0.1
+        ours,
+        our_optimizer,
+        schedule=optim.CosineAnnealingLR(our_optimizer, T_max=30, unit="step"),
+        clip_norm=0.5,
+        clip_value=0.1,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(their_optimizer, T_max=30)
     rng = np.random.default_rng(0)
@@ -174,7 +178,7 @@ def deep_network():
 def deep_trainer(where, **options):
     network = deep_network()
     optimizer = optim.Adam(network.parameters(), lr=0.01)
-    schedule = optim.CosineAnnealingLR(optimizer, T_max=20)
+    schedule = optim.CosineAnnealingLR(optimizer, T_max=20, unit="step")
     return Trainer(network, optimizer, device=where, schedule=schedule, clip_norm=1.0, clip_value=0.5, **options)
 
 

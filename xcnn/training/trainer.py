@@ -93,8 +93,8 @@ class Trainer:
     optimizer : built on `model.parameters()`.
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
-    schedule : a schedule from `xcnn.optim`, built on the optimizer. It is stepped after every batch, so its lengths
-        count batches, not epochs; only `ReduceLROnPlateau` is stepped after every epoch, with the validation loss.
+    schedule : a schedule from `xcnn.optim`, built on the optimizer. It is stepped after every epoch, with the
+        validation loss, or after every batch if its `unit` is `"step"`.
     clip_norm, clip_value : the largest norm of all gradients together, and the largest absolute value of an entry; None
         for no limit.
     callbacks : `Callback` objects that `fit` calls.
