@@ -45,12 +45,15 @@ class Compilation:
 
     @contextlib.contextmanager
     def announced(self, announce: Callable[[], object]) -> Iterator[None]:
-        """Call `announce()` when a kernel is first compiled inside this `with`."""
-        outer, self._announce = self._announce, announce
+        """Call `announce()` when a kernel is first compiled inside this `with`; of several, the outermost is called."""
+        waiting = self._announce is not None
+        if not waiting:
+            self._announce = announce
         try:
             yield
         finally:
-            self._announce = outer
+            if not waiting:
+                self._announce = None
 
     def begin(self) -> None:
         """Record that the compilation of a kernel begins; several compilations may overlap."""

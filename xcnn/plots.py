@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from xcnn import _check
 from xcnn._files import replacing
 from xcnn.errors import XcnnError, printable
+from xcnn.training import LRFinder
 
-__all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "prediction", "speeds"]
+__all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "lr_finder", "prediction", "speeds"]
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
@@ -87,6 +89,28 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Pa
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", alpha=0.3)
+    return _save(figure, path, title)
+
+
+def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
+    """Draw the loss over the learning rate, with the suggestion.
+
+    Parameters
+    ----------
+    result : what `xcnn.training.find_lr` returns.
+    """
+    path, figure = _check.path("lr_finder", "path", path), _figure(6, 3.6)
+    axes = figure.subplots()
+    axes.plot(result.lrs, result.losses, color=_COLOURS[0])
+    if result.suggestion is not None:
+        axes.axvline(result.suggestion, color=_COLOURS[1], linestyle="--", label=f"suggestion: {result.suggestion:.2g}")
+    axes.set_xscale("log")
+    start, least = result.losses[0], min(result.losses)
+    height = start - least or 1.0
+    axes.set_ylim(least - 0.1 * height, start + 0.5 * height)  # a diverging loss would hide the rest
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss (moving average)")
+    axes.grid(alpha=0.3)
     return _save(figure, path, title)
 
 

@@ -36,6 +36,7 @@ from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError
 from xcnn.models import MODELS
 from xcnn.training import terminable
+from xcnn.training.progress import COMPILING
 
 __all__ = ["app", "main"]
 
@@ -77,8 +78,6 @@ _NAMES: dict[str, Container[str]] = {
 }
 """The names that each flag takes. The error for a name without its flag suggests the flag."""
 
-_COMPILING = "compiling kernels for this processor, once (up to a minute, which does not count as training time)"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, "stdout", None) is None:  # refused before anything is computed
             raise OutputError(ValueError("it is closed"))
         # xcnn reports overflow and invalid numbers itself.
-        with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(_COMPILING)):
+        with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(COMPILING)):
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         error_line(_parsing(error))

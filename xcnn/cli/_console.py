@@ -9,20 +9,18 @@ import errno
 import json
 import math
 import os
-import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from xcnn.errors import UsageError, XcnnError, printable
 from xcnn.runs import Reporter
 from xcnn.threads import set_num_threads
-from xcnn.training import Metrics, Trainer, clock
+from xcnn.training import Metrics, Progress, Trainer
+from xcnn.training.terminal import Bar, Stream, console, note, percent, stderr
 
 __all__ = [
     "Bar",
@@ -58,55 +56,28 @@ class OutputError(XcnnError):
         self.exit_code = 141 if self.reader_left else 1
 
 
-class _Stream:
-    """`sys.stdout` or `sys.stderr`, looked up at each write. Characters that its encoding lacks become escapes.
+class _Stdout(Stream):
+    """`sys.stdout`; results that cannot be written raise an `OutputError`."""
 
-    Progress that cannot be written to stderr is dropped, so a lost terminal does not end a run. Results that cannot
-    be written to stdout raise an `OutputError`.
-    """
+    def __init__(self) -> None:
+        super().__init__("stdout")
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def write(self, text: str) -> int:
-        try:
-            encoding = getattr(self, "encoding", None) or "utf-8"
-            getattr(sys, self.name).write(text.encode(encoding, "backslashreplace").decode(encoding))
-            getattr(sys, self.name).flush()
-        except (OSError, ValueError, AttributeError) as error:  # broken, closed, or never open
-            if self.name == "stdout":
-                raise OutputError(error) from None
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing: every write is flushed."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(sys, self.name), name)
+    def lost(self, error: Exception) -> None:
+        """Raise the error as an `OutputError`."""
+        raise OutputError(error) from None
 
 
-def _console(name: str, width: int | None = None) -> Console:
-    return Console(file=cast(IO[str], _Stream(name)), highlight=False, width=width)
-
-
-# Rich writes no escapes to pipes, and no colours if NO_COLOR is set, which does not affect bold text.
-_stderr = _console("stderr")
-help_console = _console("stdout", max(_LEAST, _console("stdout").width))
+help_console = console(_Stdout(), max(_LEAST, console(_Stdout()).width))
 
 
 def leave_terminal() -> None:
     """Show the cursor, which a progress bar hides and an error may leave hidden."""
-    _stderr.show_cursor()
+    stderr().show_cursor()
 
 
 def error_line(message: str) -> None:
     """Print an error on stderr."""
-    _stderr.print(Text.assemble(("error:", "bold red"), " ", printable(message)), soft_wrap=True)
-
-
-def note(message: str) -> None:
-    """Print a message on stderr."""
-    _stderr.print(Text(printable(message)), soft_wrap=True)
+    stderr().print(Text.assemble(("error:", "bold red"), " ", printable(message)), soft_wrap=True)
 
 
 def print_line(text: str, gap: bool = False) -> None:
@@ -122,8 +93,8 @@ def print_json(record: dict[str, Any]) -> None:
 def _print(text: str) -> None:
     """Write lines on stdout, over the progress bar if it is on the same terminal; it is drawn again below them."""
     # In one write, as the thread that draws the bar may run between two.
-    erase = "\r\x1b[2K" if help_console.is_terminal and _stderr.is_terminal and not _stderr.is_dumb_terminal else ""
-    _Stream("stdout").write(f"{erase}{text}\n")
+    erase = "\r\x1b[2K" if help_console.is_terminal and stderr().is_terminal and not stderr().is_dumb_terminal else ""
+    _Stdout().write(f"{erase}{text}\n")
 
 
 def _json(value: Any) -> Any:
@@ -160,9 +131,9 @@ def print_table(
         table.add_column(head, justify=justify, no_wrap=numeric or not fold, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    console = _console("stdout", _UNFOLDED if not fold else None if help_console.is_terminal else _PIPED)
-    with console.capture() as drawn:
-        console.print(table)
+    output = console(_Stdout(), _UNFOLDED if not fold else None if help_console.is_terminal else _PIPED)
+    with output.capture() as drawn:
+        output.print(table)
     _print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
@@ -189,93 +160,21 @@ def check_writable(*files: Path | None) -> None:
             raise UsageError(f"cannot write {file}: {file.parent} is read-only")
 
 
-def percent(share: float | None) -> str:
-    """Return an accuracy as a percentage."""
-    return "-" if share is None else f"{share:.2%}"
+class EpochReport(Progress, Reporter):
+    """Progress on stderr, and with `as_json` a JSON object per epoch on stdout."""
 
+    redirect = False  # results must reach stdout while a bar is shown
 
-class Bar:
-    """A progress bar on stderr for one task after another, such as a download; it is hidden between them."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TimeRemainingColumn(compact=True),
-            console=_stderr,
-            transient=True,
-            expand=True,
-            disable=not _stderr.is_terminal,
-            redirect_stdout=False,  # results must reach stdout while a bar is shown
-            redirect_stderr=False,
-        )
-
-    def __call__(self, name: str, done: int, total: int | None, figures: str = "") -> None:
-        """Show `done` of `total` for the task `name`, with figures beside the bar; hide the bar at the end."""
-        if name != self.name:
-            self.stop()
-            self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="")
-            self.progress.start()
-        self.progress.update(self.task, completed=done, figures=figures)
-        if done == total:
-            self.stop()
-
-    def batch(self, name: str, done: int, total: int | None, metrics: Metrics) -> None:
-        """Show the metrics and the speed after a batch."""
-        if self.progress.disable:
-            return
-        if name != self.name:
-            self.first, self.started = metrics.images, clock()
-        rate = (metrics.images - self.first) / max(clock() - self.started, 1e-9)
-        self(name, done, total, f"loss {metrics.loss:.4f}  acc {percent(metrics.accuracy)}  {rate:,.0f} img/s")
-
-    def test(self, images: int, metrics: Metrics) -> None:
-        """Show the metrics of a test so far."""
-        self.batch("test", metrics.images, images, metrics)
-
-    def stop(self) -> None:
-        """Hide the bar."""
-        self.progress.stop()
-        for task in self.progress.task_ids:
-            self.progress.remove_task(task)
-        self.name = None
-
-
-class EpochReport(Reporter):
-    """A progress bar and a line per epoch on stderr, and with `as_json` a JSON object per epoch on stdout."""
-
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, name: str = "") -> None:
+        super().__init__(name)
         self.as_json = as_json
-        self.bar = Bar()
-
-    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Show the empty bar."""
-        self.batches, self.epochs = batches, epochs
-        self.bar("", 0, batches)
-
-    def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
-        """Move the bar."""
-        self.bar.batch(f"epoch {epoch}/{self.epochs}", batch, self.batches, metrics)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Report the epoch."""
         if self.as_json:
             with contextlib.suppress(OutputError):  # training goes on; the last line raises the error again
                 print_json(record)
-        held_out = record["val_loss"] is not None
-        validated = f"  val {record['val_loss']:.4f} {percent(record['val_accuracy']):>7}" if held_out else ""
-        note(
-            f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
-            f"  loss {record['train_loss']:.4f} acc {percent(record['train_accuracy']):>7}{validated}"
-            f"  {record['seconds']:.1f} s  {record['images_per_second']:,.0f} images/s"
-        )
-
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """Hide the bar."""
-        self.bar.stop()
+        super().on_epoch_end(trainer, record)
 
     def on_test_batch(self, trainer: Trainer, images: int, metrics: Metrics) -> None:
         """Show the bar of the test."""

@@ -144,6 +144,16 @@ class EarlyStopping(_Monitor):
         super().__init__(monitor, mode, min_delta)
         self.patience = integer("EarlyStopping", "patience", patience)
 
+    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
+        """Tell if the schedule has its lowest learning rates at a fixed end, which stopping early skips."""
+        schedule = trainer.schedule
+        if schedule is not None and schedule.end is not None and schedule.last_epoch < schedule.end:
+            end = f"{schedule.unit} {schedule.end:,}"
+            trainer.tell(
+                f"{type(schedule).__name__} has its lowest learning rates at its end, {end}, which "
+                "early stopping may skip; choose a plateau, step or constant schedule, or train to the end"
+            )
+
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Stop if the best epoch is too long ago."""
         if not self._improved(record) and record["epoch"] - self.best_epoch >= self.patience:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xcnn import optim
-from xcnn._check import integer, number
+from xcnn._check import flag, integer, number
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
@@ -22,6 +22,7 @@ from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
 from xcnn.training.state import Epoch, count, record
 from xcnn.training.step import Step
+from xcnn.training.terminal import watched
 
 __all__ = ["Callback", "Trainer", "clock"]
 
@@ -43,10 +44,12 @@ class Callback:
     Attributes
     ----------
     comes_last : whether callbacks of this class are called after all others.
+    shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
 
     comes_last = False
+    shows_progress = False
     events: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -98,7 +101,8 @@ class Trainer:
     clip_norm, clip_value : the largest norm of all gradients together, and the largest absolute value of an entry; None
         for no limit.
     callbacks : `Callback` objects that `fit` calls.
-    tell : called with a sentence if a data set does not fit into the memory of the device.
+    tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
+        device.
 
     Attributes
     ----------
@@ -107,7 +111,10 @@ class Trainer:
     stop_reason : why a callback ended the last `fit` before its last epoch; empty if none did.
     steps : the number of batches that the model has been trained on.
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
+    make_progress : of the class: function that makes the callback with which `fit` shows progress.
     """
+
+    make_progress: ClassVar[Callable[[], Callback]]
 
     @explained
     def __init__(
@@ -141,7 +148,8 @@ class Trainer:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self.history: list[dict[str, Any]] = []
         self.stop_reason, self.steps, self.interrupted = "", 0, False
-        self._tell, self._fitting = tell, False
+        self.tell, self._fitting = tell, False
+        self._progress: Callback | None = None
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
         self._feeds: list[Feed] = []  # the training and validation data of the current `fit`
@@ -177,7 +185,13 @@ class Trainer:
 
     @explained
     def fit(
-        self, train: Data, epochs: int = 1, validation: Data | None = None, *, until: int | None = None
+        self,
+        train: Data,
+        epochs: int = 1,
+        validation: Data | None = None,
+        *,
+        until: int | None = None,
+        progress: bool | None = None,
     ) -> list[dict[str, Any]]:
         """Train for some epochs and return one record for each.
 
@@ -193,6 +207,8 @@ class Trainer:
         validation : evaluated after each epoch, if given.
         until : train until this many epochs are finished in all, instead of `epochs` more. If they are already, or
             if a callback had stopped the run whose state was loaded, no epoch is run.
+        progress : whether to show progress on stderr; by default on a terminal and in a notebook. No effect if a
+            callback shows it.
 
         Returns
         -------
@@ -216,6 +232,8 @@ class Trainer:
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
         integer("fit", "epochs", epochs)
+        if progress is not None:
+            flag("fit", "progress", progress)
         if self._fitting:
             raise UsageError("fit: this trainer is already in fit; wait until it has returned")
         first = len(self.history)
@@ -228,9 +246,11 @@ class Trainer:
             self.stop_reason = ""
         self.interrupted, self._fitting = False, True
         try:
-            feed = Feed("fit: train", train, self.device, self._tell)
-            held_out = None if validation is None else Feed("fit: validation", validation, self.device, self._tell)
+            feed = Feed("fit: train", train, self.device, self.tell)
+            held_out = None if validation is None else Feed("fit: validation", validation, self.device, self.tell)
             self._feeds = [feed] if held_out is None else [feed, held_out]
+            self._check_schedule(feed.length, last - first)
+            self._show(watched() if progress is None else progress)
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             self._call("on_fit_start", feed.length, last)
@@ -259,14 +279,28 @@ class Trainer:
         self._end()
         return self.history[first:]
 
+    def _check_schedule(self, batches: int | None, epochs: int) -> None:
+        """Check that the schedule is long enough, and tell if its epochs seem to be meant as steps."""
+        schedule = self.schedule
+        if schedule is None or schedule.end is None or batches is None:
+            return
+        steps = epochs if schedule.unit == "epoch" else epochs * batches - self.unfinished
+        schedule.at(schedule.last_epoch + steps, self.optimizer.param_groups[0])  # raises now instead of at the end
+        if schedule.unit == "epoch" and schedule.end == epochs * batches and batches > 1 < epochs:
+            self.tell(
+                f"{type(schedule).__name__} ends after {schedule.end:,} epochs, but {schedule.end:,} is the number of "
+                "batches; if it is meant to count steps, pass unit='step'"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_fitting": False, "_feeds": []}  # a copy made by a callback is not in `fit`
+        # A copy made by a callback is not in `fit`.
+        return {**vars(self), "_fitting": False, "_feeds": [], "_progress": None}
 
     def _end(self) -> None:
         """Call `on_fit_end` of every callback, even if some raise, and then raise the first exception."""
         self._fitting, self._feeds = False, []  # and with them their copies on the device
         errors = []
-        for callback in self.callbacks:
+        for callback in self._all_callbacks():
             try:
                 callback.on_fit_end(self)
             except Exception as error:
@@ -275,8 +309,23 @@ class Trainer:
             raise errors[0]
 
     def _call(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
+        for callback in self._all_callbacks():
             getattr(callback, event)(self, *arguments)
+
+    def _all_callbacks(self) -> list[Callback]:
+        return self.callbacks if self._progress is None else [*self.callbacks, self._progress]
+
+    def _show(self, progress: bool) -> None:
+        """Show the progress of this `fit` or not; the callback that does so remembers what it has said."""
+        if not progress or any(callback.shows_progress for callback in self.callbacks):
+            self._progress = None
+        elif self._progress is None:
+            self._progress = type(self).make_progress()
+
+    @property
+    def feeds(self) -> tuple[Feed, ...]:
+        """The data of the current `fit`: those for training, and those for validation if there are any."""
+        return tuple(self._feeds)
 
     def _make_room(self) -> bool:
         """Free the copies of data sets on the device, and return whether there were any."""

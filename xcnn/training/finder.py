@@ -1,0 +1,142 @@
+"""`find_lr`: the learning-rate range test."""
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xcnn._check import integer, number
+from xcnn.errors import DataError, DivergedError, UsageError, explained
+from xcnn.training.feed import Batch, Data, Feed
+from xcnn.training.trainer import Trainer
+
+__all__ = ["LRFinder", "find_lr"]
+
+_MEMORY = 0.1
+"""The share of the steps over which losses are averaged."""
+
+_DIVERGED = 4.0
+"""The test ends when the loss is this many times the lowest."""
+
+_BELOW = 10.0
+"""By how much the suggestion is below the learning rate with the lowest loss."""
+
+
+@dataclass(frozen=True)
+class LRFinder:
+    """The result of a learning-rate range test.
+
+    Attributes
+    ----------
+    lrs : the learning rates that were tried, rising.
+    losses : the loss of the batch before the step with each of them, as an exponential average over a tenth of the
+        steps.
+    suggestion : a tenth of the learning rate with the lowest loss, without the first tenth of the steps, which are
+        averages of too few; None if the loss has not fallen.
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float | None
+
+
+@explained
+def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0, steps: int = 100) -> LRFinder:
+    """Train a copy of the model with a learning rate that rises from batch to batch, and suggest one to train with.
+
+    The learning rate rises exponentially until the loss diverges. The trainer keeps its state: the copy has weights,
+    statistics, random streams and an optimizer of its own, which take as much memory again. `xcnn.plots.lr_finder`
+    draws the result.
+
+    Parameters
+    ----------
+    trainer : with the model, the optimizer and the loss; its schedule and its callbacks are not used.
+    data : what `Trainer.fit` takes as training data. It is passed over as often as necessary.
+    low, high : the first and the last learning rate of the first parameter group; those of the others keep their ratio
+        to it.
+    steps : the number of batches, at most.
+
+    Returns
+    -------
+    The learning rates, the losses, and a suggestion: a tenth of the learning rate with the lowest loss.
+
+    Raises
+    ------
+    UsageError
+        If `low` is not below `high`.
+    DataError
+        If there is no batch.
+    DivergedError
+        If the first step fails: the data or the weights hold numbers that are not finite.
+
+    References
+    ----------
+    Smith 2017, Cyclical learning rates for training neural networks, section 3.3.
+
+    Examples
+    --------
+    >>> from xcnn import data, models, optim
+    >>> from xcnn.training import Trainer, find_lr
+    >>> digits, _ = data.load("digits")
+    >>> model = models.build("report", digits.shape, 10, seed=0)
+    >>> trainer = Trainer(model, optim.SGD(model.parameters(), lr=1.0))
+    >>> found = find_lr(trainer, digits, low=1e-4)
+    >>> found.lrs[0], found.lrs[-1] <= 10, 0.01 < found.suggestion < 10
+    (0.0001, True, True)
+    """
+    me = "find_lr"
+    if not isinstance(trainer, Trainer):
+        raise UsageError(f"{me}: trainer must be a Trainer, got {trainer!r}")
+    low, high = number(me, "low", low, "(0, inf)"), number(me, "high", high, "(0, inf)")
+    if low >= high:
+        raise UsageError(f"{me}: low must be less than high, got {low:g} and {high:g}")
+    steps = integer(me, "steps", steps, 2)
+    feed = Feed(f"{me}: data", data, trainer.device, trainer.tell)
+    lrs: list[float] = []
+    losses: list[float] = []
+    with trainer.device.active():
+        model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
+        step = dataclasses.replace(trainer._step, model=model, optimizer=optimizer, schedule=None)
+        first = optimizer.param_groups[0]["lr"]
+        ratios = [group["lr"] / first if first else 1.0 for group in optimizer.param_groups]
+        mean, keep = 0.0, math.exp(-1 / (_MEMORY * steps))
+        for x, y in _batches(feed, steps):
+            lr = low * (high / low) ** (len(lrs) / (steps - 1))
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                group["lr"] = lr * ratio
+            try:
+                loss = step(x, y)[0]
+            except DivergedError:
+                if not lrs:
+                    raise
+                break
+            mean = keep * mean + (1 - keep) * loss
+            lrs.append(lr)
+            losses.append(mean / (1 - keep ** len(lrs)))
+            if losses[-1] > _DIVERGED * min(losses):
+                break
+    if not lrs:
+        raise DataError(f"{me}: there is no batch to train on")
+    return LRFinder(tuple(lrs), tuple(losses), _suggestion(lrs, losses, start=round(_MEMORY * steps)))
+
+
+def _suggestion(lrs: list[float], losses: list[float], start: int) -> float | None:
+    """Return the suggestion; the losses before `start` are averages of too few."""
+    averages = losses[start:]
+    if not averages or min(averages) >= averages[0] or math.isclose(min(averages), averages[0]):
+        return None
+    return lrs[losses.index(min(averages), start)] / _BELOW
+
+
+def _batches(feed: Feed, steps: int) -> Iterator[Batch]:
+    """Yield `steps` batches, from as many epochs as it takes; fewer if an epoch has none."""
+    for epoch in itertools.count(1):
+        count = 0
+        for batch in itertools.islice(feed.batches(epoch, 0), steps):
+            yield batch
+            count += 1
+        steps -= count
+        if not count or not steps:
+            return

@@ -1,0 +1,177 @@
+"""The terminal: lines and a progress bar on stderr. Rich is imported when something is first shown.
+
+Names of files, classes and layers may be untrusted, so all text is escaped here.
+"""
+
+import functools
+import math
+import os
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+from xcnn._dispatch import COMPILATION
+from xcnn.errors import printable
+from xcnn.training.evaluation import Metrics
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Bar", "Stream", "console", "duration", "note", "percent", "stderr", "watched"]
+
+_PAUSE = 0.1
+"""The least time in seconds from one drawing of a bar to the next."""
+
+
+class Stream:
+    """`sys.stdout` or `sys.stderr`, looked up at each write. Characters that its encoding lacks become escapes.
+
+    What cannot be written is dropped, so that a lost terminal does not end a run; a subclass may raise in `lost`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def target(self) -> Any:
+        """The stream itself, also while a progress bar replaces it to write above the bar."""
+        stream = getattr(sys, self.name, None)
+        return getattr(stream, "rich_proxied_file", stream)
+
+    def write(self, text: str) -> int:
+        """Write all of a text, and flush."""
+        try:
+            encoding = getattr(self, "encoding", None) or "utf-8"
+            self.target.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.target.flush()
+        except (OSError, ValueError, AttributeError) as error:  # broken, closed, or never open
+            self.lost(error)
+        return len(text)
+
+    def lost(self, error: Exception) -> None:
+        """Called with the error of a write."""
+
+    def flush(self) -> None:
+        """Do nothing: every write is flushed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+
+def console(stream: Stream, width: int | None = None) -> "Console":
+    """Return a console of Rich. It writes no escapes to pipes, and no colours if NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(file=cast(Any, stream), highlight=False, width=width, force_jupyter=False)
+
+
+@functools.cache
+def stderr() -> "Console":
+    """Return the console of stderr."""
+    return console(Stream("stderr"))
+
+
+def watched() -> bool:
+    """Return whether somebody watches stderr: on a terminal or in a notebook, but not in a test."""
+    stream = Stream("stderr").target
+    if stream is None or stream.closed or "PYTEST_CURRENT_TEST" in os.environ:
+        return False
+    return bool(stream.isatty()) or type(stream).__module__.startswith("ipykernel")
+
+
+def note(message: str) -> None:
+    """Print a message on stderr, above the progress bar if there is one."""
+    from rich.text import Text
+
+    stderr().print(Text(printable(message)), soft_wrap=True)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage."""
+    return "-" if share is None else f"{share:.2%}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the units that fit.
+
+    >>> [duration(seconds) for seconds in (0.31, 59, 100, 8000, 3e5)]
+    ['0.3 s', '59 s', '1 min 40 s', '2 h 13 min', '83 h 20 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{round(whole / 60)} min"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Bar:
+    """A progress bar on stderr for one task after another, such as a download; it is hidden between them.
+
+    Parameters
+    ----------
+    redirect : whether what others print on the same terminal is shown above the bar. Results that go elsewhere are
+        left alone.
+    """
+
+    def __init__(self, redirect: bool = False) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.name: str | None = None
+        self._drawn, self._measured = -math.inf, ""  # when it was drawn, and the task whose speed is measured
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=stderr(),
+            transient=True,
+            expand=True,
+            disable=not stderr().is_terminal,
+            redirect_stdout=redirect and Stream("stdout").isatty(),
+            redirect_stderr=redirect,
+        )
+
+    def __call__(self, name: str, done: int, total: int | None, figures: str = "", left: float | None = None) -> None:
+        """Show `done` of `total` for the task `name`, and figures; hide the bar at the end.
+
+        `left` is the time in seconds that is left of a longer work, for which the bar stays; by default, of the task.
+        """
+        if self.progress.disable:
+            return
+        if name != self.name:
+            self.stop()
+            self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="", left="")
+            self.progress.start()
+        rest = self.progress.tasks[0].time_remaining if left is None else left
+        shown = "" if rest is None else f"{duration(rest)} left"
+        self.progress.update(self.task, completed=done, figures=figures, left=shown)
+        if done == total and not left:
+            self.stop()
+
+    def batch(self, name: str, done: int, total: int | None, metrics: Metrics, left: float | None = None) -> None:
+        """Show the metrics and the speed after a batch, ten times a second."""
+        now = COMPILATION.clock()
+        if self.progress.disable or (name == self.name and done != total and now < self._drawn + _PAUSE):
+            return
+        if name != self._measured:
+            self._measured, self._first, self._start = name, metrics.images, now
+        self._drawn = now
+        rate = (metrics.images - self._first) / max(now - self._start, 1e-9)
+        accuracy = "" if metrics.accuracy is None else f"acc {percent(metrics.accuracy)}"
+        figures = (f"loss {metrics.loss:.4f}", accuracy, f"{rate:,.0f} samples/s" if rate else "")
+        self(name, done, total, "  ".join(filter(None, figures)), left)
+
+    def test(self, images: int, metrics: Metrics) -> None:
+        """Show the metrics of a test so far."""
+        self.batch("test", metrics.images, images, metrics)
+
+    def stop(self) -> None:
+        """Hide the bar."""
+        self.progress.stop()
+        for task in self.progress.task_ids:
+            self.progress.remove_task(task)
+        self.name = None
