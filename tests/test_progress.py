@@ -305,13 +305,14 @@ def told(schedule, *callbacks, epochs=3):
 
 
 def test_early_stopping_tells_what_a_schedule_of_fixed_length_loses():
-    (said,) = told(lambda o: optim.OneCycleLR(o, 0.1, 12, cycle_momentum=False), EarlyStopping())
+    (said,) = told(lambda o: optim.OneCycleLR(o, 0.1, 12, cycle_momentum=False), EarlyStopping(patience=1))
     assert said.startswith(
         "OneCycleLR has its lowest learning rates at its end, step 12, which early stopping may skip"
     )
-    assert told(lambda o: optim.StepLR(o, 2), EarlyStopping()) == []
-    assert told(lambda o: optim.LinearLR(o), EarlyStopping()) == []
+    assert told(lambda o: optim.StepLR(o, 2), EarlyStopping(patience=1)) == []
+    assert told(lambda o: optim.LinearLR(o), EarlyStopping(patience=1)) == []
     assert told(lambda o: optim.CosineAnnealingLR(o, 3)) == []
+    assert told(lambda o: optim.CosineAnnealingLR(o, 3), EarlyStopping(patience=2)) == []  # it cannot stop 3 epochs
 
 
 def test_epochs_that_are_meant_as_steps_are_told():

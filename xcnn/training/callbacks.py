@@ -146,8 +146,8 @@ class EarlyStopping(_Monitor):
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
         """Tell if the schedule has its lowest learning rates at a fixed end, which stopping early skips."""
-        schedule = trainer.schedule
-        if schedule is not None and schedule.end is not None and schedule.last_epoch < schedule.end:
+        schedule, able = trainer.schedule, 1 + self.patience < epochs
+        if able and schedule is not None and schedule.end is not None and schedule.last_epoch < schedule.end:
             end = f"{schedule.unit} {schedule.end:,}"
             trainer.tell(
                 f"{type(schedule).__name__} has its lowest learning rates at its end, {end}, which "
