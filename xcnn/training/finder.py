@@ -97,8 +97,9 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
     lrs: list[float] = []
     losses: list[float] = []
     with trainer.device.active():
-        model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
-        step = dataclasses.replace(trainer._step, model=model, optimizer=optimizer, schedule=None)
+        trial = copy.copy(trainer)
+        trial.model, trial.optimizer = model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
+        trial._step = dataclasses.replace(trainer._step, model=model, optimizer=optimizer, schedule=None)
         first = optimizer.param_groups[0]["lr"]
         ratios = [group["lr"] / first if first else 1.0 for group in optimizer.param_groups]
         mean, keep = 0.0, math.exp(-1 / (_MEMORY * steps))
@@ -107,7 +108,7 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = lr * ratio
             try:
-                loss = step(x, y)[0]
+                loss = trial.step(x, y)
             except DivergedError:
                 if not lrs:
                     raise
@@ -115,7 +116,7 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
             mean = keep * mean + (1 - keep) * loss
             lrs.append(lr)
             losses.append(mean / (1 - keep ** len(lrs)))
-            if losses[-1] > _DIVERGED * min(losses):
+            if losses[-1] > min(losses) + (_DIVERGED - 1) * abs(min(losses)):
                 break
     if not lrs:
         raise DataError(f"{me}: there is no batch to train on")

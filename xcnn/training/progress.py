@@ -58,20 +58,25 @@ class Progress(Callback):
                 note(line)
         self._scope.enter_context(COMPILATION.announced(lambda: note(COMPILING)))
         self.batches, self.epochs = batches, epochs
-        self._done = trainer.unfinished  # batches of this epoch that an earlier `fit` has done
-        self._start = self._last = clock()  # of this epoch, and the end of its last batch
+        self._last = self._start = clock()  # the ends of the last batch and of the last epoch
+        self._since: tuple[int, float] | None = None  # a batch of this epoch and its end, from where speed is measured
+        self._pace = math.nan  # seconds per batch
         self._after: float | None = None  # seconds from the last batch of an epoch to its end
         self._validation = _share(trainer)
         self._lr = self._next_lr = _lr(trainer)
-        self.bar(f"epoch {len(trainer.history) + 1}/{epochs}", self._done, batches)
+        self.bar(f"epoch {len(trainer.history) + 1}/{epochs}", trainer.unfinished, batches)
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
         """Move the bar."""
         self._last, (self._lr, self._next_lr) = clock(), (self._next_lr, _lr(trainer))
+        if self._since is None:
+            self._since = batch, self._last  # after the first batch, which is slower than all others
+        elif batch > self._since[0]:
+            self._pace = (self._last - self._since[1]) / (batch - self._since[0])
         left = None
         if self.batches is not None:
-            pace = (self._last - self._start) / (batch - self._done)
-            after = self._validation * self.batches * pace if self._after is None else self._after
+            pace, after = self._pace, self._after
+            after = self._validation * self.batches * pace if after is None else after
             left = (self.batches - batch) * pace + after + (self.epochs - epoch) * (self.batches * pace + after)
         self.bar.batch(f"epoch {epoch}/{self.epochs}", batch, self.batches, metrics, left)
 
@@ -79,11 +84,12 @@ class Progress(Callback):
         """Print the line of the epoch."""
         now = clock()
         self._after = now - self._last
-        whole = now - self._start
-        if self.batches and self._done:  # a part of the epoch
-            whole = (self._last - self._start) / (self.batches - self._done) * self.batches + self._after
+        known = self.batches is not None and self._pace == self._pace
+        whole = (self.batches or 0) * self._pace + self._after if known else now - self._start
+        self.bar.stop()
         note(self.line(record, 0.0 if trainer.stop_reason else (self.epochs - record["epoch"]) * whole))
-        self._done, self._start, self._next_lr = 0, clock(), _lr(trainer)
+        self._start, self._next_lr = clock(), _lr(trainer)
+        self._since = 0, self._start
 
     def line(self, record: dict[str, Any], left: float = 0.0) -> str:
         """Return the line of an epoch; `left` are the seconds to the end of the run."""

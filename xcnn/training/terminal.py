@@ -16,7 +16,7 @@ from xcnn.training.evaluation import Metrics
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bar", "Stream", "console", "duration", "note", "percent", "stderr", "watched"]
+__all__ = ["Bar", "Stream", "console", "duration", "in_notebook", "note", "percent", "stderr", "watched"]
 
 _PAUSE = 0.1
 """The least time in seconds from one drawing of a bar to the next."""
@@ -61,7 +61,9 @@ def console(stream: Stream, width: int | None = None) -> "Console":
     """Return a console of Rich. It writes no escapes to pipes, and no colours if NO_COLOR is set."""
     from rich.console import Console
 
-    return Console(file=cast(Any, stream), highlight=False, width=width, force_jupyter=False)
+    terminal = False if in_notebook() else None  # a notebook says that it is one, but obeys few escapes
+    file = cast(Any, stream)
+    return Console(file=file, highlight=False, width=width, force_jupyter=False, force_terminal=terminal)
 
 
 @functools.cache
@@ -70,12 +72,17 @@ def stderr() -> "Console":
     return console(Stream("stderr"))
 
 
+def in_notebook() -> bool:
+    """Return whether stderr is the output of a notebook's cell."""
+    return type(Stream("stderr").target).__module__.startswith("ipykernel")
+
+
 def watched() -> bool:
     """Return whether somebody watches stderr: on a terminal or in a notebook, but not in a test."""
     stream = Stream("stderr").target
     if stream is None or stream.closed or "PYTEST_CURRENT_TEST" in os.environ:
         return False
-    return bool(stream.isatty()) or type(stream).__module__.startswith("ipykernel")
+    return bool(stream.isatty()) or in_notebook()
 
 
 def note(message: str) -> None:
@@ -120,6 +127,8 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.name: str | None = None
+        self.shown = stderr().is_terminal or in_notebook()
+        self._text = ""  # in a notebook
         self._drawn, self._measured = -math.inf, ""  # when it was drawn, and the task whose speed is measured
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -138,24 +147,33 @@ class Bar:
     def __call__(self, name: str, done: int, total: int | None, figures: str = "", left: float | None = None) -> None:
         """Show `done` of `total` for the task `name`, and figures; hide the bar at the end.
 
-        `left` is the time in seconds that is left of a longer work, for which the bar stays; by default, of the task.
+        `left` is the time in seconds that is left of a longer work, for which the bar stays, or NaN if it is not known
+        yet; by default, that of the task.
         """
-        if self.progress.disable:
+        if not self.shown:
             return
         if name != self.name:
             self.stop()
             self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="", left="")
             self.progress.start()
         rest = self.progress.tasks[0].time_remaining if left is None else left
-        shown = "" if rest is None else f"{duration(rest)} left"
-        self.progress.update(self.task, completed=done, figures=figures, left=shown)
+        after = "" if rest is None or math.isnan(rest) else f"{duration(rest)} left"
+        self.progress.update(self.task, completed=done, figures=figures, left=after)
+        if in_notebook():
+            count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+            self._line(f"{printable(name)}  {count}  {figures}  {after}")
         if done == total and not left:
             self.stop()
+
+    def _line(self, text: str) -> None:
+        """Write over the line on which a notebook shows the bar."""
+        Stream("stderr").write(f"\r{text:<{len(self._text)}}" if text else f"\r{'':<{len(self._text)}}\r")
+        self._text = text
 
     def batch(self, name: str, done: int, total: int | None, metrics: Metrics, left: float | None = None) -> None:
         """Show the metrics and the speed after a batch, ten times a second."""
         now = COMPILATION.clock()
-        if self.progress.disable or (name == self.name and done != total and now < self._drawn + _PAUSE):
+        if not self.shown or (name == self.name and done != total and now < self._drawn + _PAUSE):
             return
         if name != self._measured:
             self._measured, self._first, self._start = name, metrics.images, now
@@ -171,6 +189,8 @@ class Bar:
 
     def stop(self) -> None:
         """Hide the bar."""
+        if self._text:
+            self._line("")
         self.progress.stop()
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
