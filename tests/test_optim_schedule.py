@@ -258,7 +258,7 @@ class TestNamed:
         return [groups[0][0] for groups in trace(optimizer, schedule, total)]
 
     def test_table(self):
-        assert list(optim.SCHEDULES) == ["constant", "step", "cosine", "one-cycle", "plateau"]
+        assert list(optim.SCHEDULES) == ["constant", "step", "cosine", "polynomial", "one-cycle", "plateau"]
         assert list(optim.OPTIMIZERS) == ["sgd", "adam", "adamw", "rmsprop"]
         assert [rule.__name__.lower() for rule in optim.OPTIMIZERS.values()] == list(optim.OPTIMIZERS)
 
@@ -276,6 +276,10 @@ class TestNamed:
         assert rates[:10] == pytest.approx([0.04 * i for i in range(1, 11)])
         assert rates[9:] == sorted(rates[9:], reverse=True)
         assert rates[60] == pytest.approx(0, abs=1e-15)
+
+    def test_polynomial(self):
+        rates = self.rates("polynomial", warmup=9, total=60)
+        assert rates == pytest.approx([0.04 * i for i in range(1, 10)] + [0.4 * (1 - i / 51) for i in range(52)])
 
     @pytest.mark.parametrize(("warmup", "peak"), [(0, 17), (5, 5), (58, 58)])
     def test_one_cycle(self, warmup, peak):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from xcnn._check import integer
 from xcnn._plugins import find
 from xcnn.errors import UsageError
-from xcnn.optim.decay import CosineAnnealingLR, LinearLR, SequentialLR, StepLR
+from xcnn.optim.decay import CosineAnnealingLR, LinearLR, PolynomialLR, SequentialLR, StepLR
 from xcnn.optim.one_cycle import OneCycleLR
 from xcnn.optim.optimizer import Optimizer
 from xcnn.optim.plateau import ReduceLROnPlateau
@@ -26,8 +26,9 @@ def make_schedule(
     Parameters
     ----------
     name : a key of `SCHEDULES`: `constant`; `step`, times 0.1 after each third of the epochs; `cosine`, down to 0;
-        `one-cycle`, without a cycle of the momentum; `plateau`, times 0.1 if the validation loss has not improved for
-        10 epochs. Or `package.module:function`, a function like those of `SCHEDULES`.
+        `polynomial`, down to 0 along a straight line; `one-cycle`, without a cycle of the momentum; `plateau`, times
+        0.1 if the validation loss has not improved for 10 epochs. Or `package.module:function`, a function like those
+        of `SCHEDULES`.
     optimizer : the optimizer whose learning rates to change.
     total_steps : number of optimizer steps of the run.
     steps_per_epoch : number of optimizer steps of one epoch.
@@ -65,6 +66,10 @@ def _cosine(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup
     return _warmed(optimizer, warmup, CosineAnnealingLR(optimizer, total_steps - warmup, unit="step"))
 
 
+def _polynomial(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule | None:
+    return _warmed(optimizer, warmup, PolynomialLR(optimizer, total_steps - warmup, unit="step"))
+
+
 def _one_cycle(optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int) -> Schedule:
     return OneCycleLR(
         optimizer,
@@ -93,6 +98,7 @@ SCHEDULES: dict[str, Callable[[Optimizer, int, int, int], Schedule | None]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,
+    "polynomial": _polynomial,
     "one-cycle": _one_cycle,
     "plateau": _plateau,
 }

@@ -135,7 +135,7 @@ class Config:
         "further options of the optimizer, such as nesterov=true or betas=[0.8,0.99]; for several, repeat the flag.",
         _options, fixed="the state is that of the optimizer with these options")
     schedule: str = _row("one-cycle",
-        "learning rate schedule: constant, step, cosine, one-cycle, plateau, or package.module:function.",
+        "learning rate schedule: constant, step, cosine, polynomial, one-cycle, plateau, or package.module:function.",
         _named("schedule", optim.SCHEDULES), fixed="the state is that schedule's")
     warmup: int = _row(0,
         "number of steps at the start in which the learning rate rises.", _whole(0), fixed="it is part of the schedule")
