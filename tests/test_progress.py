@@ -137,6 +137,34 @@ def test_a_callback_that_shows_progress_is_the_only_one(monkeypatch):
     assert "network  my net: 650 parameters" in screen.getvalue()
 
 
+def test_a_program_may_show_progress_in_its_own_way(monkeypatch):
+    class Mine(Callback):
+        def on_epoch_end(self, trainer, record):
+            seen.append(record["epoch"])
+
+    seen = []
+    watched(monkeypatch)
+    monkeypatch.setattr(Trainer, "make_progress", lambda: Mine())
+    train, _ = digits()
+    one = trainer()
+    one.fit(train, 2)
+    assert seen == [1, 2]
+    assert one.state_dict()["callbacks"] == {}
+
+
+def test_a_bar_hides_at_the_end_of_its_task(monkeypatch):
+    screen = watched(monkeypatch)
+    bar = terminal.Bar()
+    for done in range(4):
+        bar("file.gz", done, 3)
+    assert "file.gz" in screen.getvalue()
+    assert "3/3" in screen.getvalue()
+    assert lines(screen.getvalue()) == []
+    bar("next", 1, 3)
+    assert bar.name == "next"
+    bar.stop()
+
+
 class Stop(Callback):
     """Raises in the second epoch, or ruins the weights."""
 

@@ -67,6 +67,27 @@ class Schedule(Explained):
         self.last_epoch += 1
         self._apply()
 
+    def check_length(self, epochs: int, batches: int, done: int = 0) -> str:
+        """Check that the schedule is long enough for some more epochs, of whose first some batches are done.
+
+        Returns
+        -------
+        A sentence if the epochs of the schedule seem to be meant as steps, otherwise an empty string.
+
+        Raises
+        ------
+        UsageError
+            If the schedule ends before the epochs do and has no learning rates afterwards, as `OneCycleLR`.
+        """
+        if self.end is None:
+            return ""
+        steps = epochs if self.unit == "epoch" else epochs * batches - done
+        self.at(self.last_epoch + steps, self.optimizer.param_groups[0])
+        if self.unit == "step" or self.end != epochs * batches or batches == 1 or epochs == 1:
+            return ""
+        fix = "if it is meant to count steps, pass unit='step'"
+        return f"{type(self).__name__} ends after {self.end:,} epochs, but {self.end:,} is the number of batches; {fix}"
+
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]

@@ -31,6 +31,10 @@ class Progress(Callback):
     Parameters
     ----------
     name : name of the network in the header; by default its class.
+
+    Attributes
+    ----------
+    redirect : of the class: whether what others print while the bar is shown appears above it.
     """
 
     shows_progress = True

@@ -249,7 +249,10 @@ class Trainer:
             feed = Feed("fit: train", train, self.device, self.tell)
             held_out = None if validation is None else Feed("fit: validation", validation, self.device, self.tell)
             self._feeds = [feed] if held_out is None else [feed, held_out]
-            self._check_schedule(feed.length, last - first)
+            if self.schedule is not None and feed.length is not None:
+                doubt = self.schedule.check_length(last - first, feed.length, self.unfinished)
+                if doubt:
+                    self.tell(doubt)
             self._show(watched() if progress is None else progress)
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
@@ -278,19 +281,6 @@ class Trainer:
             raise
         self._end()
         return self.history[first:]
-
-    def _check_schedule(self, batches: int | None, epochs: int) -> None:
-        """Check that the schedule is long enough, and tell if its epochs seem to be meant as steps."""
-        schedule = self.schedule
-        if schedule is None or schedule.end is None or batches is None:
-            return
-        steps = epochs if schedule.unit == "epoch" else epochs * batches - self.unfinished
-        schedule.at(schedule.last_epoch + steps, self.optimizer.param_groups[0])  # raises now instead of at the end
-        if schedule.unit == "epoch" and schedule.end == epochs * batches and batches > 1 < epochs:
-            self.tell(
-                f"{type(schedule).__name__} ends after {schedule.end:,} epochs, but {schedule.end:,} is the number of "
-                "batches; if it is meant to count steps, pass unit='step'"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made by a callback is not in `fit`.
