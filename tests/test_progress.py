@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import resumable
+import rich.progress
+from rich.errors import LiveError
 
 from xcnn import nn, optim
 from xcnn._dispatch import COMPILATION
@@ -163,6 +165,16 @@ def test_a_bar_hides_at_the_end_of_its_task(monkeypatch):
     bar("next", 1, 3)
     assert bar.name == "next"
     bar.stop()
+
+
+def test_a_second_bar_that_rich_refuses_is_not_shown(monkeypatch):
+    def refuse(self):
+        raise LiveError("Only one live display may be active at once")
+
+    screen = watched(monkeypatch)
+    monkeypatch.setattr(rich.progress.Progress, "start", refuse)
+    trainer().fit(digits()[0], 2)
+    assert [line.split()[0] for line in lines(screen.getvalue())[-2:]] == ["epoch", "epoch"]
 
 
 class Stop(Callback):

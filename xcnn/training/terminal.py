@@ -150,12 +150,17 @@ class Bar:
         `left` is the time in seconds that is left of a longer work, for which the bar stays, or NaN if it is not known
         yet; by default, that of the task.
         """
+        from rich.errors import LiveError
+
         if not self.shown:
             return
         if name != self.name:
             self.stop()
             self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="", left="")
-            self.progress.start()
+            try:
+                self.progress.start()
+            except LiveError:  # another bar is shown, and this is Rich before 14.1
+                self.shown = False
         rest = self.progress.tasks[0].time_remaining if left is None else left
         after = "" if rest is None or math.isnan(rest) else f"{duration(rest)} left"
         self.progress.update(self.task, completed=done, figures=figures, left=after)
