@@ -75,6 +75,8 @@ def digits():
 def test_nothing_is_shown_in_a_pipe_or_a_test(capsys, monkeypatch):
     screen = watched(monkeypatch)
     train, test = digits()
+    closed = io.StringIO()
+    closed.close()
     monkeypatch.setenv("PYTEST_CURRENT_TEST", "x")
     trainer().fit(train, 1, test)
     assert screen.getvalue() == ""
@@ -82,6 +84,9 @@ def test_nothing_is_shown_in_a_pipe_or_a_test(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal
     trainer().fit(train, 1, test)
     assert progress.stderr().file.getvalue() == ""
+    for odd in (object(), closed):
+        monkeypatch.setattr("sys.stderr", odd)
+        trainer().fit(train, 1, test)
     monkeypatch.setattr("sys.stderr", None)  # as under pythonw
     trainer().fit(train, 1, test)
     trainer().fit(train, 1, test, progress=True)

@@ -162,9 +162,8 @@ def _header(trainer: Trainer, name: str) -> list[str]:
 
 def _data(feeds: tuple[Feed, ...]) -> str:
     """Return what the data are, in words."""
-    source = feeds[0].source
     batches = "batches" if feeds[0].length is None else f"{feeds[0].length:,} batches"
-    said = [str(getattr(source, "description", "")) or batches]
+    said = [str(getattr(feeds[0], "description", batches))]
     if len(feeds) > 1:
         held_out = feeds[1].source
         examples = f"{len(held_out.dataset):,} examples" if isinstance(held_out, Loader) else "batches"
