@@ -137,6 +137,23 @@ def test_refusals(options, message):
         find_lr(**{"trainer": trainer, "data": batches, **options})
 
 
+def test_an_optimizer_without_a_learning_rate_is_refused_and_trains_with_progress(capsys):
+    class Signs(optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, size=0.01)
+
+        def update(self, data, grads, states, group):
+            yield from (w - group["size"] * np.sign(grad) for w, grad in zip(data, grads, strict=True))
+
+    _, batches = regression()
+    model = nn.Linear(4, 1).to("cpu", "float64")
+    trainer = Trainer(model, Signs(model.parameters()), "mse_loss")
+    with pytest.raises(UsageError, match="find_lr: Signs has no learning rate lr to change"):
+        find_lr(trainer, batches)
+    trainer.fit(batches, 1, progress=True)
+    assert "training mse_loss, Signs\n" in capsys.readouterr().err
+
+
 def test_data_that_are_not_finite_are_an_error():
     trainer, _ = regression()
     with pytest.raises(DivergedError, match="hold nan; check the data"):

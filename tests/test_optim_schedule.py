@@ -422,6 +422,15 @@ def test_refusals(build, message):
     assert str(caught.value).startswith(message)
 
 
+def test_a_schedule_needs_a_learning_rate():
+    class Plain(optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, size=0.1)
+
+    with pytest.raises(UsageError, match=r"^StepLR: Plain has no learning rate lr to change"):
+        optim.StepLR(Plain([Parameter(np.ones(1))]), 3)
+
+
 def test_one_cycle_needs_a_momentum_to_cycle():
     class Plain(optim.Optimizer):
         def __init__(self, params, lr):

@@ -47,6 +47,8 @@ class Schedule(Explained):
         name = type(self).__name__
         if not isinstance(optimizer, Optimizer):
             raise UsageError(f"{name}: expected an optimizer, got {type(optimizer).__name__}")
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise UsageError(f"{name}: {type(optimizer).__name__} has no learning rate lr to change")
         if unit is not None:
             self.unit = choice(name, "unit", unit, ("epoch", "step"))  # type: ignore[assignment]
         self.optimizer = optimizer

@@ -93,6 +93,8 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
     if low >= high:
         raise UsageError(f"{me}: low must be less than high, got {low:g} and {high:g}")
     steps = integer(me, "steps", steps, 2)
+    if any("lr" not in group for group in trainer.optimizer.param_groups):
+        raise UsageError(f"{me}: {type(trainer.optimizer).__name__} has no learning rate lr to change")
     feed = Feed(f"{me}: data", data, trainer.device, trainer.tell)
     lrs: list[float] = []
     losses: list[float] = []

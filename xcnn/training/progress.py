@@ -105,7 +105,7 @@ class Progress(Callback):
                 figure = f"{percent(value):>7}" if name.endswith("accuracy") else _figure(value)
                 parts.append((1 if name == "train_accuracy" else 0, f"{label} {figure}"))
         parts += [
-            (4, f"lr {self._lr:.3g}"),
+            (4, f"lr {self._lr:.3g}" if self._lr == self._lr else ""),
             (2, duration(seconds)),
             (5, f"{record['images_per_second']:,.0f} samples/s"),
         ]
@@ -113,6 +113,7 @@ class Progress(Callback):
             parts.append((0, f"{waited / seconds:.0%} waiting for data"))
         if left:
             parts.append((3, f"{duration(left)} left"))
+        parts = [(rank, text) for rank, text in parts if text]
         return _fitted(parts, stderr().width if stderr().is_terminal else None)
 
     def on_fit_end(self, trainer: Trainer) -> None:
@@ -148,13 +149,16 @@ def _header(trainer: Trainer, name: str) -> list[str]:
     model, device = trainer.model, trainer.device
     sizes = [(math.prod(p.data.shape), getattr(p, "trainable", True)) for p in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
-    layers = sum(1 for _, module in model.modules() if not any(True for _ in module.children()))
+    count = sum(1 for _, module in model.modules() if not any(True for _ in module.children()))
+    layers = f"{count} layer{'s' * (count != 1)}"
     frozen = "" if trained == total else f", {trained:,} of them trained"
     schedule = "" if trainer.schedule is None else f"{type(trainer.schedule).__name__} from "
+    lr = _lr(trainer)
+    rate = f", {schedule}lr {lr:.3g}" if lr == lr else ""
     rows = {
-        "network": f"{name or type(model).__name__}: {total:,} parameters{frozen} in {layers} layers",
+        "network": f"{name or type(model).__name__}: {total:,} parameters{frozen} in {layers}",
         "data": _data(trainer.feeds),
-        "training": f"{_loss(trainer)}, {type(trainer.optimizer).__name__}, {schedule}lr {_lr(trainer):.3g}",
+        "training": f"{_loss(trainer)}, {type(trainer.optimizer).__name__}{rate}",
         "device": device.name + (f", {get_num_threads()} threads" if device.name == "cpu" else ""),
     }
     return [f"{label:<9}{text}" for label, text in rows.items()]
@@ -188,4 +192,5 @@ def _share(trainer: Trainer) -> float:
 
 
 def _lr(trainer: Trainer) -> float:
-    return float(trainer.optimizer.param_groups[0]["lr"])
+    """Return the learning rate of the first group; NaN for an optimizer without one."""
+    return float(trainer.optimizer.param_groups[0].get("lr", math.nan))
