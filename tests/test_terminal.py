@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,9 +127,17 @@ def test_no_file_is_opened_in_place_of_a_closed_stream(tmp_path):
 
 
 def test_json_lines_reach_stdout_while_a_bar_is_on_the_terminal(tmp_path):
-    with terminal() as (screen, _):
-        done = subprocess.run([*HERE, *TRAIN, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=screen)
+    """And the lines on the terminal are those of a script, and fit it."""
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    with terminal() as (screen, shown):
+        command = [*HERE, *TRAIN, "--json"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=screen)
     assert [json.loads(line).get("epoch") for line in done.stdout.splitlines()] == [*range(1, 31), None]
+    lines = [line.rpartition("\x1b[2K")[2] for line in b"".join(shown).decode().split("\r\n")]
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in lines if "━" not in line]
+    assert sum(line.startswith("network  report: 179 parameters in 5 layers") for line in lines) == 1
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == [f"{i}/30" for i in range(1, 31)]
+    assert max(map(len, lines)) <= 80
 
 
 def test_json_lines_are_whole_on_a_terminal_that_shows_a_bar_too(tmp_path):
