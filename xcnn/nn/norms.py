@@ -13,6 +13,7 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 from xcnn.ops._options import Integers
+from xcnn.ops.response_norm import check_options
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
@@ -35,6 +36,7 @@ class _Norm(Layer):
     bias: Parameter | None
 
     def _set(self, shape: tuple[int, ...], weight: bool, bias: bool) -> None:
+        vars(self).pop("bias", None)  # an option of this name came first; in PyTorch's order the weight does
         self.weight = Parameter(np.ones(shape, np.float32)) if weight else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
 
@@ -259,6 +261,5 @@ class LocalResponseNorm(Layer, op=ops.local_response_norm):
     k: float = 1.0
 
     def __post_init__(self) -> None:
-        integer("LocalResponseNorm", "size", self.size, 1, 2**31 - 1)
-        for name in ("alpha", "beta", "k"):
-            setattr(self, name, number("LocalResponseNorm", name, getattr(self, name), "[0, inf)"))
+        checked = check_options("LocalResponseNorm", self.size, self.alpha, self.beta, self.k)
+        self.size, self.alpha, self.beta, self.k = checked

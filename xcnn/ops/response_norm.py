@@ -9,7 +9,17 @@ from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops.pool import avg_pool2d
 
-__all__ = ["local_response_norm"]
+__all__ = ["check_options", "local_response_norm"]
+
+
+def check_options(caller: str, size: int, alpha: float, beta: float, k: float) -> tuple[int, float, float, float]:
+    """Return the checked options of the op, which the layer has too."""
+    return (
+        integer(caller, "size", size, 1, 2**31 - 1),
+        number(caller, "alpha", alpha, "[0, inf)"),
+        number(caller, "beta", beta, "[0, 100]"),  # powers beyond overflow
+        number(caller, "k", k, "(0, inf)"),  # with 0, y would be NaN where x is 0
+    )
 
 
 @op("x", saves="x", samples=[sample({"x": (2, 4, 3)}, size=3, alpha=0.5, k=0.7)])
@@ -20,7 +30,7 @@ def local_response_norm(x: Array, size: int, alpha: float = 1e-4, beta: float = 
     ----------
     x : floating-point array (n, c, ...).
     size : number of channels, from `size // 2` before to `(size - 1) // 2` after; those that x lacks count as zeros.
-    alpha, beta, k : numbers of at least 0.
+    alpha, beta, k : a number of at least 0, one from 0 to 100, and one above 0.
 
     Returns
     -------
@@ -39,10 +49,7 @@ def local_response_norm(x: Array, size: int, alpha: float = 1e-4, beta: float = 
     """
     name = "local_response_norm"
     xp = namespace(name, x=x)
-    size = integer(name, "size", size, 1, 2**31 - 1)
-    alpha, beta, k = (
-        number(name, option, value, "[0, inf)") for option, value in (("alpha", alpha), ("beta", beta), ("k", k))
-    )
+    size, alpha, beta, k = check_options(name, size, alpha, beta, k)
     if x.ndim < 2:
         raise ShapeError(f"{name}: x must be (n, c, ...), got {tuple(x.shape)}")
     if 0 in x.shape:
