@@ -141,6 +141,17 @@ def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
     return y
 
 
+def unflatten(x: Any, dim: int, unflattened_size: Any) -> np.ndarray:
+    dim %= x.ndim
+    y, rank = np.zeros((*x.shape[:dim], *unflattened_size, *x.shape[dim + 1 :])), len(unflattened_size)
+    for index in np.ndindex(*y.shape):
+        position = 0
+        for i, size in zip(index[dim : dim + rank], unflattened_size, strict=True):
+            position = position * size + i
+        y[index] = x[(*index[:dim], position, *index[dim + rank :])]
+    return y
+
+
 def _repeated(array: Any, index: tuple[int, ...]) -> float:
     """Return the element that broadcasting puts at an index: axes are aligned at the last, axes of length 1 repeat."""
     own = index[len(index) - array.ndim :]

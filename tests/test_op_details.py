@@ -197,6 +197,7 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
         ("dropout", {"training": False, "rng": 0}),
         ("dropout", {"p": 0.0, "rng": 0}),
         ("flatten", {}),
+        ("unflatten", {"dim": -1, "unflattened_size": (2, 2)}),
         ("pad", {"pad": (0, 0)}),
         ("adaptive_avg_pool2d", {"output_size": (None, 4)}),
         ("adaptive_max_pool2d", {"output_size": (None, 4)}),

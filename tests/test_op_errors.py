@@ -336,6 +336,12 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         "pad crops more pixels than there are, (-4, 0) for axis -1 of x (2, 3)",
     ),
     (call("flatten", f(2, 3), 1, 0), UsageError, "x (2, 3) has no axes 1 to 0 in this order"),
+    (
+        call("unflatten", f(2, 6), 1, (4, 2)),
+        ShapeError,
+        "unflattened_size must multiply to 6, axis 1 of x (2, 6), got (4, 2)",
+    ),
+    (call("unflatten", f(2, 6), 1, ()), UsageError, "unflattened_size takes an integer or 1 of them, got ()"),
     (call("concat", []), UsageError, "xs must be a sequence of at least one array, got list"),
     (call("concat", [f(2, 3)], 2), UsageError, "dim must be an axis of xs[0] (2, 3), got 2"),
     (call("softmax", f(2), 1), UsageError, "dim must be an axis of x (2,), got 1"),

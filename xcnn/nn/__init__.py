@@ -26,7 +26,7 @@ from xcnn.nn.combine import Add, Concat, Multiply
 from xcnn.nn.containers import Branches, Graph, Residual, Sequential
 from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from xcnn.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
-from xcnn.nn.linear import Flatten, Identity, Linear
+from xcnn.nn.linear import Flatten, Identity, Linear, Unflatten
 from xcnn.nn.norms import (
     BatchNorm1d,
     BatchNorm2d,
@@ -126,6 +126,7 @@ __all__ = [
     "Softplus",
     "Summary",
     "Tanh",
+    "Unflatten",
     "Upsample",
     "init",
     "options",

@@ -31,7 +31,7 @@ from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpo
 from xcnn.ops.cross_entropy import cross_entropy, nll_loss
 from xcnn.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from xcnn.ops.gated import gelu, hardswish, mish, silu
-from xcnn.ops.linear import flatten, linear
+from xcnn.ops.linear import flatten, linear, unflatten
 from xcnn.ops.loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
 from xcnn.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from xcnn.ops.pad import pad
@@ -109,4 +109,5 @@ __all__ = [
     "softmax",
     "softplus",
     "tanh",
+    "unflatten",
 ]

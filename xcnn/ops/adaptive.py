@@ -97,13 +97,13 @@ def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     xp = namespace(name, x=x)
     plan = _plan(name, x, rank, output_size)
     y = x
-    for dim, _, out in plan:
+    for dim, _, out in reversed(plan):  # the last axis last: its short sums are the slowest
         y = _shrink(xp, y, dim, out, xp.mean)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        for dim, size, _ in reversed(plan):
+        for dim, size, _ in plan:
             dy = _grow(xp, dy, dim, size, lambda window: 1.0 / (window.stop - window.start))
         return (dy,)
 
@@ -136,7 +136,7 @@ def _adaptive_max_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     plan = _plan(name, x, rank, output_size)
 
     def stages() -> list[Array]:
-        """Return x, and x with one axis more reduced each."""
+        """Return x, and x with one axis more reduced each; the last axis first gives the first maximum of each row."""
         found = [x]
         for dim, _, out in plan:
             found.append(_shrink(xp, found[-1], dim, out, xp.max))
