@@ -62,14 +62,7 @@ def add(x: Array, other: Array) -> Result:
     return x + other, backward
 
 
-@op(
-    "x other",
-    saves="x? other?",
-    samples=[
-        sample({"x": (2, 3, 2, 2), "other": (2, 3, 1, 1)}),
-        sample({"x": (3, 1), "other": (2, 1, 4)}),
-    ],
-)
+@op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})])
 def multiply(x: Array, other: Array) -> Result:
     """Multiply two arrays, such as maps (n, c, h, w) by a gate (n, c, 1, 1), or an array by a number.
 
