@@ -1,6 +1,7 @@
 """Random calls of ops, drawn by hypothesis, with the same call in PyTorch: one strategy per family of ops."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,11 +233,11 @@ def wide_pool(draw: Any, kind: str, rank: int, kernel_size: Any, options: dict[s
 def whole_map_pools(draw: Any) -> Call:
     rank = draw(ranks)
     shape = (draw(st.integers(0, 2)), draw(st.integers(1, 3)), *sizes(draw, [1] * rank))
-    kind = draw(st.sampled_from(["adaptive", "global_avg", "global_max"]))
-    if kind == "adaptive":
+    kind = draw(st.sampled_from(["adaptive_avg", "adaptive_max", "global_avg", "global_max"]))
+    if kind.startswith("adaptive"):
         numbers = st.integers(1, 6)
         size = draw(numbers | st.tuples(*[numbers | st.none()] * rank)) if rank > 1 else draw(numbers)
-        return Call(f"adaptive_avg_pool{rank}d", {"x": shape}, {"output_size": size}, seed=draw(seeds))
+        return Call(f"{kind}_pool{rank}d", {"x": shape}, {"output_size": size}, seed=draw(seeds))
 
     def reduced(F: Any, x: Any) -> Any:
         flat = x.flatten(2)
@@ -261,6 +262,39 @@ def pads(draw: Any) -> Call:
     return Call("pad", {"x": (draw(st.integers(1, 2)), 2, *maps)}, options, seed=draw(seeds))
 
 
+@st.composite
+def resizes(draw: Any) -> Call:
+    """Draw interpolations, except where PyTorch disagrees with itself: sizes that a broken factor keeps or doubles."""
+    rank = draw(ranks)
+    maps, shape = sizes(draw, [1] * rank), (draw(st.integers(0, 2)), 2)
+    mode = draw(st.sampled_from(["nearest", "nearest-exact", ("linear", "bilinear", "trilinear")[rank - 1]]))
+    options: dict[str, Any] = {"mode": mode}
+    if mode.endswith("linear"):
+        options["align_corners"] = draw(st.sampled_from([None, False, True]))
+    if draw(st.booleans()):
+        options["size"] = draw(per_axis(rank, 1, 11))
+    else:
+        kept = {
+            1.0: lambda n: True,
+            2.0: lambda n: True,
+            3.0: lambda n: True,
+            1.7: lambda n: n > 1,
+            2.6: lambda n: n > 1,
+        }
+        factors = [draw(st.sampled_from([f for f, usable in kept.items() if usable(n)])) for n in maps]
+        options["scale_factor"] = tuple(factors) if len({*factors}) > 1 else factors[0]
+    return Call("interpolate", {"x": (*shape, *maps)}, options, seed=draw(seeds))
+
+
+@st.composite
+def pixel_shuffles(draw: Any) -> Call:
+    r, lead = draw(st.integers(1, 3)), draw(st.sampled_from([(), (2,), (2, 1)]))
+    c, h, w = (draw(st.integers(1, 3)) for _ in range(3))
+    if draw(st.booleans()):
+        return Call("pixel_shuffle", {"x": (*lead, c * r * r, h, w)}, {"upscale_factor": r}, seed=draw(seeds))
+    return Call("pixel_unshuffle", {"x": (*lead, c, h * r, w * r)}, {"downscale_factor": r}, seed=draw(seeds))
+
+
 shapes = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple)
 
 
@@ -282,11 +316,23 @@ def activations(draw: Any) -> Call:
                 ("silu", {}),
                 ("sigmoid", {}),
                 ("tanh", {}),
+                ("relu6", {}),
+                ("hardtanh", {}),
+                ("hardtanh", {"min_val": -0.5, "max_val": 3.0}),
+                ("hardsigmoid", {}),
+                ("hardswish", {}),
+                ("softplus", {}),
+                ("softplus", {"beta": 2.5, "threshold": 1.0}),
+                ("mish", {}),
+                ("prelu", {}),
             ]
         )
     )
     seed, scale = draw(seeds), draw(st.sampled_from([1.0, 10.0, 1e3]))
-    return Call(name, {"x": scale * np.random.default_rng(seed).standard_normal(draw(shapes))}, options, seed=seed)
+    arrays: dict[str, Any] = {"x": scale * np.random.default_rng(seed).standard_normal(draw(shapes))}
+    if name == "prelu":
+        arrays["weight"] = (draw(st.sampled_from([1, *arrays["x"].shape[1:2]])),)
+    return Call(name, arrays, options, seed=seed)
 
 
 @st.composite
@@ -301,8 +347,9 @@ def softmaxes(draw: Any) -> Call:
 
 @st.composite
 def shape_ops(draw: Any) -> Call:
-    """Draw calls of linear, flatten, add, concat, and dropout in evaluation."""
-    kind, seed = draw(st.sampled_from(["linear", "flatten", "add", "concat", "dropout"])), draw(seeds)
+    """Draw calls of linear, flatten, add, multiply, concat, and dropout in evaluation."""
+    kinds = ["linear", "flatten", "add", "multiply", "concat", "dropout"]
+    kind, seed = draw(st.sampled_from(kinds)), draw(seeds)
     lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
     if kind == "linear":
         o, i = draw(st.integers(1, 3)), draw(st.integers(1, 4))
@@ -314,13 +361,14 @@ def shape_ops(draw: Any) -> Call:
         end = draw(st.integers(start, len(shape) - 1)) - draw(st.sampled_from([0, len(shape)]))
         options = {"start_dim": start, "end_dim": end}
         return Call("flatten", {"x": shape}, options, lambda F, x, **dims: x.flatten(**dims), seed)
-    if kind == "add":
+    if kind in ("add", "multiply"):
         pairs = [(n, draw(st.sampled_from([(n, n), (1, n), (n, 1)]))) for n in lead]
         x, other = ([pair[i] for _, pair in pairs] for i in range(2))
         if draw(st.booleans()):
             other = other[draw(st.integers(0, len(lead))) :]
         x, other = draw(st.permutations([tuple(x), tuple(other)]))
-        return Call("add", {"x": x, "other": other}, {}, lambda F, x, other: x + other, seed)
+        function = getattr(operator, {"add": "add", "multiply": "mul"}[kind])
+        return Call(kind, {"x": x, "other": other}, {}, lambda F, x, other: function(x, other), seed)
     if kind == "concat":
         dim = draw(st.integers(0, len(lead)))
         xs = [(*lead[:dim], n, *lead[dim:]) for n in draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))]
@@ -335,11 +383,14 @@ def _torch_cat(F: Any, xs: Any, dim: int) -> Any:
 
 @st.composite
 def norms(draw: Any) -> Call:
-    kind = draw(st.sampled_from(["batch", "layer", "group", "instance"]))
+    kind = draw(st.sampled_from(["batch", "layer", "group", "instance", "local_response"]))
     n = draw(st.integers(1 if kind == "instance" else 0, 3))  # PyTorch's instance norm crashes on an empty batch
     g, per = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     maps = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
     shape, seed = (n, g * per, *maps), draw(seeds)
+    if kind == "local_response":
+        options = {"size": draw(st.integers(1, 5)), "alpha": draw(st.sampled_from([1e-4, 2.0])), "k": 0.5}
+        return Call("local_response_norm", {"x": shape}, options, seed=seed)
     options = {"eps": draw(st.sampled_from([1e-5, 0.1]))}
     of = shape[1:2]
     if kind == "layer":
@@ -430,6 +481,8 @@ FAMILIES = [
     pools,
     whole_map_pools,
     pads,
+    resizes,
+    pixel_shuffles,
     activations,
     softmaxes,
     shape_ops,

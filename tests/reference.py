@@ -5,6 +5,7 @@ code or method with the op: a Python loop computes each output element, compares
 and does nothing vectorised. Gradients are tested against differences of these functions.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,42 @@ def relu(x: Any) -> np.ndarray:
 
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> np.ndarray:
     return _each(lambda v: v if v > 0 else negative_slope * v, x)
+
+
+def prelu(x: Any, weight: Any) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for index in np.ndindex(*x.shape):
+        slope = weight[index[1] if len(weight) > 1 else 0]
+        y[index] = x[index] if x[index] > 0 else slope * x[index]
+    return y
+
+
+def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> np.ndarray:
+    return _each(lambda v: min_val if v < min_val else max_val if v > max_val else v, x)
+
+
+def relu6(x: Any) -> np.ndarray:
+    return _each(lambda v: 0.0 if v < 0 else 6.0 if v > 6 else v, x)
+
+
+def _hard_gate(v: float) -> float:
+    return 0.0 if v < -3 else 1.0 if v > 3 else v / 6 + 0.5
+
+
+def hardsigmoid(x: Any) -> np.ndarray:
+    return _each(_hard_gate, x)
+
+
+def hardswish(x: Any) -> np.ndarray:
+    return _each(lambda v: v * _hard_gate(v), x)
+
+
+def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> np.ndarray:
+    return _each(lambda v: v if beta * v > threshold else -_log_sigmoid(-beta * v) / beta, x)
+
+
+def mish(x: Any) -> np.ndarray:
+    return _each(lambda v: v * math.tanh(-_log_sigmoid(-v)), x)
 
 
 def elu(x: Any, alpha: float = 1.0) -> np.ndarray:
@@ -104,6 +141,17 @@ def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
     return y
 
 
+def unflatten(x: Any, dim: int, unflattened_size: Any) -> np.ndarray:
+    dim %= x.ndim
+    y, rank = np.zeros((*x.shape[:dim], *unflattened_size, *x.shape[dim + 1 :])), len(unflattened_size)
+    for index in np.ndindex(*y.shape):
+        position = 0
+        for i, size in zip(index[dim : dim + rank], unflattened_size, strict=True):
+            position = position * size + i
+        y[index] = x[(*index[:dim], position, *index[dim + rank :])]
+    return y
+
+
 def _repeated(array: Any, index: tuple[int, ...]) -> float:
     """Return the element that broadcasting puts at an index: axes are aligned at the last, axes of length 1 repeat."""
     own = index[len(index) - array.ndim :]
@@ -114,6 +162,13 @@ def add(x: Any, other: Any) -> np.ndarray:
     y = np.zeros(np.broadcast_shapes(x.shape, np.shape(other)))
     for index in np.ndindex(*y.shape):
         y[index] = _repeated(x, index) + (_repeated(other, index) if np.ndim(other) else float(other))
+    return y
+
+
+def multiply(x: Any, other: Any) -> np.ndarray:
+    y = np.zeros(np.broadcast_shapes(x.shape, np.shape(other)))
+    for index in np.ndindex(*y.shape):
+        y[index] = _repeated(x, index) * (_repeated(other, index) if np.ndim(other) else float(other))
     return y
 
 
@@ -137,6 +192,20 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, rng: Any) -> np.nd
     generator = np.random.default_rng(rng)
     return _each(lambda v: v / (1 - p) if generator.random(dtype=np.float32) >= p else 0.0, x)
 
+
+def _dropout_maps(rank: int, x: Any, p: float = 0.5, training: bool = True, *, rng: Any) -> np.ndarray:
+    """Draw one number per map."""
+    if not training or p == 0:
+        return np.array(x)
+    generator, y = np.random.default_rng(rng), np.zeros(x.shape)
+    for lead in np.ndindex(*x.shape[:-rank]):
+        kept = generator.random(dtype=np.float32) >= p
+        for pixel in np.ndindex(*x.shape[-rank:]):
+            y[lead + pixel] = x[lead + pixel] / (1 - p) if kept else 0.0
+    return y
+
+
+dropout1d, dropout2d, dropout3d = (functools.partial(_dropout_maps, rank) for rank in (1, 2, 3))
 
 # --- normalisation --------------------------------------------------------------------------------------------------
 
@@ -222,6 +291,15 @@ def instance_norm(
     if running_mean is None:
         return np.concatenate(y), None, None
     return np.concatenate(y), sum(means) / len(means), sum(variances) / len(variances)
+
+
+def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> np.ndarray:
+    y = np.zeros(x.shape)
+    for image, channel, *pixel in np.ndindex(*x.shape):
+        near = range(channel - size // 2, channel + (size - 1) // 2 + 1)
+        squares = sum(x[(image, other, *pixel)] ** 2 for other in near if 0 <= other < x.shape[1])
+        y[(image, channel, *pixel)] = x[(image, channel, *pixel)] / (k + alpha * squares / size) ** beta
+    return y
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""The part of `reference.py` for windows that slide over maps: convolution, pooling and padding."""
+"""The part of `reference.py` for windows that slide over maps: convolution, pooling, padding and resizing."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,9 @@ __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -22,10 +26,13 @@ __all__ = [
     "conv_transpose3d",
     "global_avg_pool",
     "global_max_pool",
+    "interpolate",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
     "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "window_starts",
 ]
 
@@ -206,7 +213,7 @@ def _avg_pool(
     return y
 
 
-def _adaptive_avg_pool(rank: int, x: Any, output_size: Any) -> np.ndarray:
+def _adaptive_pool(reduce: Callable[[list[float]], float], rank: int, x: Any, output_size: Any) -> np.ndarray:
     sizes, lead = x.shape[-rank:], x.shape[:-rank]
     outs = [size if o is None else o for size, o in zip(sizes, _per_axis(output_size, rank), strict=True)]
     y = np.zeros((*lead, *outs))
@@ -215,22 +222,27 @@ def _adaptive_avg_pool(rank: int, x: Any, output_size: Any) -> np.ndarray:
             range(math.floor(i * size / o), math.ceil((i + 1) * size / o))
             for i, size, o in zip(index[-rank:], sizes, outs, strict=True)
         ]
-        total = 0.0
-        for offset in np.ndindex(*map(len, ranges)):
-            total += x[(*index[:-rank], *(r[i] for r, i in zip(ranges, offset, strict=True)))]
-        y[index] = total / math.prod(map(len, ranges))
+        pixels = itertools.product(*ranges)
+        y[index] = reduce([float(x[(*index[:-rank], *pixel)]) for pixel in pixels])
     return y
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 max_pool1d, max_pool2d, max_pool3d = (functools.partial(_max_pool, rank) for rank in (1, 2, 3))
 avg_pool1d, avg_pool2d, avg_pool3d = (functools.partial(_avg_pool, rank) for rank in (1, 2, 3))
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (
-    functools.partial(_adaptive_avg_pool, rank) for rank in (1, 2, 3)
+    functools.partial(_adaptive_pool, _mean, rank) for rank in (1, 2, 3)
+)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (
+    functools.partial(_adaptive_pool, max, rank) for rank in (1, 2, 3)
 )
 
 
 def global_avg_pool(x: Any) -> np.ndarray:
-    return _over_maps(x, lambda values: sum(values) / len(values))
+    return _over_maps(x, _mean)
 
 
 def global_max_pool(x: Any) -> np.ndarray:
@@ -262,4 +274,53 @@ def pad(x: Any, pad: Any, mode: str = "constant", value: float = 0.0) -> np.ndar
     for index in np.ndindex(*y.shape):
         source = [_SOURCES[mode](i - side[0], size) for i, side, size in zip(index, sides, x.shape, strict=True)]
         y[index] = value if None in source else x[tuple(source)]
+    return y
+
+
+# --- other sizes ----------------------------------------------------------------------------------------------------
+
+
+def _sources(mode: str, align: Any, i: int, size: int, out: int, factor: float | None) -> list[tuple[int, float]]:
+    """Return the pixels that new pixel i of an axis mixes, with their weights."""
+    step = size / out if factor is None else 1 / factor
+    if mode.startswith("nearest"):
+        return [(i if size == out else min(math.floor((i + (mode == "nearest-exact") / 2) * step), size - 1), 1.0)]
+    if size == out:
+        place = float(i)
+    elif align:
+        place = i * (size - 1) / (out - 1) if out > 1 else 0.0
+    else:
+        place = min(max((i + 0.5) * step - 0.5, 0.0), size - 1.0)
+    low = math.floor(place)
+    return [(low, 1 - place + low), (min(low + 1, size - 1), place - low)]
+
+
+def interpolate(
+    x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None
+) -> np.ndarray:
+    rank = x.ndim - 2
+    factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * rank
+    outs = _per_axis(size, rank) if size else [math.floor(n * f) for n, f in zip(x.shape[2:], factors, strict=True)]
+    y = np.zeros((*x.shape[:2], *outs))
+    for image, channel, *pixel in np.ndindex(*y.shape):
+        axes = [_sources(mode, align_corners, *axis) for axis in zip(pixel, x.shape[2:], outs, factors, strict=True)]
+        for taps in itertools.product(*axes):
+            source, weights = zip(*taps, strict=True)
+            y[(image, channel, *pixel)] += x[(image, channel, *source)] * math.prod(weights)
+    return y
+
+
+def pixel_shuffle(x: Any, upscale_factor: int) -> np.ndarray:
+    r = upscale_factor
+    y = np.zeros((*x.shape[:-3], x.shape[-3] // r**2, x.shape[-2] * r, x.shape[-1] * r))
+    for *lead, c, i, j in np.ndindex(*y.shape):
+        y[(*lead, c, i, j)] = x[(*lead, c * r**2 + (i % r) * r + j % r, i // r, j // r)]
+    return y
+
+
+def pixel_unshuffle(x: Any, downscale_factor: int) -> np.ndarray:
+    r = downscale_factor
+    y = np.zeros((*x.shape[:-3], x.shape[-3] * r**2, x.shape[-2] // r, x.shape[-1] // r))
+    for *lead, c, i, j in np.ndindex(*x.shape):
+        y[(*lead, c * r**2 + (i % r) * r + j % r, i // r, j // r)] = x[(*lead, c, i, j)]
     return y

@@ -111,7 +111,8 @@ def test_array_libraries_are_imported_where_they_are_the_subject(module: str) ->
 
 @pytest.mark.parametrize("module", [module for module in PATHS if room(module) == "ops"])
 def test_ops_never_ask_which_library_they_run_on(module: str) -> None:
-    if module not in ("xcnn.ops._op", "xcnn.ops.dropout"):  # these draw numbers, on the host
+    # These draw numbers, or compute tables of indices, on the host.
+    if module not in ("xcnn.ops._op", "xcnn.ops.dropout", "xcnn.ops._taps"):
         assert not {"numpy", "array_api_compat.numpy"} & set(imports(TREES[module]))
     asked = [ast.unparse(node) for node in ast.walk(TREES[module]) if isinstance(node, (ast.Compare, ast.Call))]
     assert [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcnn import nn, ops, optim
+from xcnn import nn, ops, optim, testing
 from xcnn.errors import ShapeError, UsageError
 
 # name, arguments (ours and PyTorch's alike), shape of x
@@ -27,8 +27,19 @@ LAYERS = [
     ("AdaptiveAvgPool1d", (3,), {}, (2, 3, 7)),
     ("AdaptiveAvgPool2d", ((2, None),), {}, (2, 3, 7, 5)),
     ("AdaptiveAvgPool3d", (2,), {}, (2, 3, 3, 4, 5)),
+    ("AdaptiveMaxPool1d", (3,), {}, (2, 3, 7)),
+    ("AdaptiveMaxPool2d", ((2, None),), {}, (2, 3, 7, 5)),
+    ("AdaptiveMaxPool3d", (2,), {}, (2, 3, 3, 4, 5)),
+    ("Upsample", (), {"scale_factor": 2}, (2, 3, 3, 2)),
+    ("Upsample", ((5, 7),), {"mode": "bilinear"}, (2, 3, 3, 4)),
+    ("Upsample", (None, 2.5, "linear", True), {}, (2, 3, 4)),
+    ("Upsample", (None, (1, 2, 3), "trilinear", False), {}, (1, 2, 2, 3, 2)),
+    ("PixelShuffle", (2,), {}, (2, 8, 3, 2)),
+    ("PixelUnshuffle", (3,), {}, (2, 1, 6, 3)),
+    ("LocalResponseNorm", (3, 0.1, 0.7, 2.0), {}, (2, 5, 3, 2)),
     ("Flatten", (), {}, (2, 3, 4)),
     ("Flatten", (), {"start_dim": 0, "end_dim": 1}, (2, 3, 4)),
+    ("Unflatten", (1, (2, 3)), {}, (2, 6, 2)),
     ("ReLU", (), {}, (3, 4)),
     ("LeakyReLU", (0.2,), {}, (3, 4)),
     ("ELU", (), {"alpha": 0.7}, (3, 4)),
@@ -37,6 +48,14 @@ LAYERS = [
     ("SiLU", (), {}, (3, 4)),
     ("Sigmoid", (), {}, (3, 4)),
     ("Tanh", (), {}, (3, 4)),
+    ("PReLU", (), {}, (3, 4)),
+    ("PReLU", (4, 0.1), {}, (3, 4, 2)),
+    ("ReLU6", (), {}, (3, 4)),
+    ("Hardtanh", (-0.5, 1.5), {}, (3, 4)),
+    ("Hardswish", (), {}, (3, 4)),
+    ("Hardsigmoid", (), {}, (3, 4)),
+    ("Softplus", (2.0, 3.0), {}, (3, 4)),
+    ("Mish", (), {}, (3, 4)),
     ("Softmax", (1,), {}, (3, 4, 2)),
     ("LogSoftmax", (-1,), {}, (3, 4)),
     ("Identity", (), {}, (3, 4)),
@@ -45,14 +64,18 @@ LAYERS = [
     ("BatchNorm2d", (3, 1e-3, 0.2), {}, (4, 3, 2, 3)),
     ("BatchNorm2d", (3,), {"affine": False}, (4, 3, 2, 3)),
     ("BatchNorm2d", (3,), {"track_running_stats": False}, (4, 3, 2, 3)),
+    ("BatchNorm2d", (3,), {"track_running_stats": False, "momentum": None}, (4, 3, 2, 3)),
+    ("BatchNorm1d", (3,), {"bias": False}, (4, 3)),
     ("BatchNorm3d", (2,), {}, (2, 2, 2, 3, 2)),
     ("LayerNorm", (5,), {}, (3, 5)),
     ("LayerNorm", ((3, 4),), {"bias": False}, (2, 3, 4)),
     ("LayerNorm", (5,), {"elementwise_affine": False, "eps": 1e-2}, (3, 5)),
     ("GroupNorm", (2, 6), {}, (2, 6, 3)),
     ("GroupNorm", (3, 6), {"affine": False}, (2, 6, 2, 2)),
+    ("GroupNorm", (3, 6), {"bias": False}, (2, 6, 2, 2)),
     ("InstanceNorm1d", (3,), {"affine": True}, (2, 3, 5)),
     ("InstanceNorm2d", (3,), {}, (2, 3, 4, 3)),
+    ("InstanceNorm2d", (3,), {"affine": True, "bias": False}, (2, 3, 4, 3)),
     ("InstanceNorm3d", (2,), {"affine": True}, (2, 2, 3, 2, 2)),
     ("InstanceNorm1d", (3, 1e-3, 0.2, True, True), {}, (2, 3, 5)),
     ("InstanceNorm2d", (3,), {"track_running_stats": True, "momentum": None}, (2, 3, 4, 3)),
@@ -72,6 +95,7 @@ def pair(torch, name, arguments, options):
     theirs.double()
     ours.to("cpu", "float64").load_state_dict({key: value.numpy() for key, value in theirs.state_dict().items()})
     assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in ours.state_dict().items()})
     return ours, theirs
 
 
@@ -121,7 +145,8 @@ def test_without_dx_the_parameters_get_the_same_gradients(name, arguments, optio
 
 def test_every_layer_is_compared_with_pytorch():
     own = {"Add", "Branches", "Buffer", "Concat", "Dropout", "GlobalAvgPool", "GlobalMaxPool", "Graph", "Layer"}
-    own |= {"Module", "Pad", "Parameter", "Residual", "Sequential", "Summary"}
+    own |= {"Dropout1d", "Dropout2d", "Dropout3d", "Module", "Multiply", "Pad", "Parameter", "Residual", "Sequential"}
+    own |= {"Summary"}
     layers = {name for name in nn.__all__ if name[0].isupper()} - own
     assert layers == {name for name, *_ in LAYERS}
 
@@ -169,6 +194,24 @@ def test_every_layer_is_compared_with_pytorch():
             "Linear: init must return an array of shape (2, 2), got (3,)",
         ),
         (lambda: nn.Linear(2, 2, init=lambda rng, shape: None), "Linear: init must return an array of shape (2, 2)"),
+        (lambda: nn.Dropout2d(1.5), "Dropout2d: p must be a number in [0, 1], got 1.5"),
+        (lambda: nn.Unflatten(1, (2, -1)), "Unflatten: unflattened_size takes integers of at least 1, got (2, -1)"),
+        (lambda: nn.PReLU(0), "PReLU: num_parameters must be an integer of at least 1, got 0"),
+        (lambda: nn.PReLU(init="x"), "PReLU: init must be a number in (-inf, inf), got 'x'"),
+        (lambda: nn.Hardtanh(2, 1), "Hardtanh: min_val must be smaller than max_val, got 2 and 1"),
+        (lambda: nn.Softplus(-1), "Softplus: beta must be a number in (0, inf), got -1"),
+        (lambda: nn.Upsample(), "Upsample: give either size or scale_factor, got None and None"),
+        (lambda: nn.Upsample(""), "Upsample: size takes an integer or 1 of them, got ''"),
+        (lambda: nn.Upsample(()), "Upsample: size takes an integer or 1 of them, got ()"),
+        (lambda: nn.Upsample((2, 0)), "Upsample: size takes integers of at least 1, got (2, 0)"),
+        (lambda: nn.Upsample(scale_factor=0), "Upsample: scale_factor must be a number in (0, inf), got 0"),
+        (lambda: nn.Upsample(2, mode=""), "unknown Upsample mode ''"),
+        (lambda: nn.Upsample(2, mode="bilinear", align_corners=1), "Upsample: align_corners must be True or False"),
+        (lambda: nn.PixelShuffle(1.5), "PixelShuffle: upscale_factor must be an integer from 1 to 2147483647, got 1.5"),
+        (lambda: nn.PixelUnshuffle(None), "PixelUnshuffle: downscale_factor must be an integer from 1 to"),
+        (lambda: nn.LocalResponseNorm(0), "LocalResponseNorm: size must be an integer from 1 to 2147483647, got 0"),
+        (lambda: nn.LocalResponseNorm(3, k=-1), "LocalResponseNorm: k must be a number in (0, inf), got -1"),
+        (lambda: nn.BatchNorm2d(3, bias=1), "BatchNorm2d: bias must be True or False, got 1"),
         (lambda: nn.Dropout(1.5), "Dropout: p must be a number in [0, 1], got 1.5"),
     ],
 )
@@ -189,6 +232,53 @@ def test_a_failed_forward_leaves_the_running_statistics():
     with pytest.raises(ShapeError):
         layer.forward(np.ones((2, 4, 2, 2), np.float32))
     assert layer.num_batches_tracked.data == 0
+
+
+def test_squeeze_and_excite_multiplies_maps_by_a_gate_that_comes_from_them():
+    torch = pytest.importorskip("torch")
+    gate = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1), nn.Hardsigmoid()]
+    block = nn.Graph([("gate", nn.Sequential(*gate), "x"), ("y", nn.Multiply(), ("x", "gate"))]).to("cpu", "float64")
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    y, backward = block.forward(x)
+    tx = torch.tensor(x, requires_grad=True)
+    weight, bias = (torch.tensor(parameter.data, requires_grad=True) for parameter in block.parameters())
+    squeezed = torch.nn.functional.conv2d(tx.mean((2, 3), keepdim=True), weight, bias)
+    ty = tx * torch.nn.functional.hardsigmoid(squeezed)
+    np.testing.assert_allclose(y, ty.detach().numpy(), atol=1e-12)
+    ty.backward(torch.tensor(np.cos(y)))
+    np.testing.assert_allclose(backward(np.cos(y)), tx.grad.numpy(), atol=1e-12)
+    for parameter, theirs in zip(block.parameters(), (weight, bias), strict=True):
+        np.testing.assert_allclose(parameter.grad, theirs.grad.numpy(), atol=1e-12)
+
+
+def test_multiply_takes_any_number_of_arrays_that_broadcast():
+    rng = np.random.default_rng(0)
+    xs = [rng.standard_normal(shape) for shape in ((2, 3, 4), (2, 3, 1), (4,))]
+    testing.check_gradients(nn.Multiply(), xs)
+    np.testing.assert_allclose(nn.Multiply()(tuple(xs)), xs[0] * xs[1] * xs[2])
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_channel_dropout_draws_new_masks_from_its_seed(rank):
+    layer, x = getattr(nn, f"Dropout{rank}d")(0.3), np.ones((20, 10, *(2, 3, 2)[:rank]), np.float32)
+    layer.reset_parameters(5)
+    y, backward = layer.forward(x)
+    kept = y.reshape(20, 10, -1)
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[..., :1], kept.shape))
+    assert np.mean(kept == 0) == pytest.approx(0.3, abs=0.1)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(backward(x), y)
+    assert not np.array_equal(y, layer.forward(x)[0])
+    layer.reset_parameters(5)
+    np.testing.assert_array_equal(layer.forward(x)[0], y)
+    np.testing.assert_array_equal(layer(x), x)
+
+
+def test_prelu_starts_again_at_its_first_value():
+    layer = nn.PReLU(3, 0.1)
+    layer.weight.data = np.zeros(3, np.float32)
+    layer.reset_parameters(0)
+    np.testing.assert_array_equal(layer.weight.data, np.full(3, 0.1, np.float32))
 
 
 @pytest.mark.parametrize("name", ["global_avg_pool", "global_max_pool"])
@@ -246,6 +336,9 @@ class Scaled(nn.Module):
         (nn.Conv2d(1, 6, 5, padding=2, bias=False), "Conv2d(1, 6, (5, 5), padding=2, bias=False)"),
         (nn.MaxPool2d(2), "MaxPool2d(2)"),
         (nn.ReLU(), "ReLU()"),
+        (nn.Upsample(scale_factor=2), "Upsample(scale_factor=2)"),
+        (nn.BatchNorm2d(3, bias=False), "BatchNorm2d(3, bias=False)"),
+        (nn.PReLU(2, init=0.1), "PReLU(num_parameters=2, init=0.1)"),
         (nn.LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
         (nn.BatchNorm2d(3, momentum=None), "BatchNorm2d(3, momentum=None)"),
         (nn.Sequential(nn.Flatten()), "Sequential(\n  (0): Flatten()\n)"),

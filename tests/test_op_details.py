@@ -43,7 +43,10 @@ def test_an_impossible_class_costs_nothing_where_the_target_is_zero() -> None:
     assert np.array_equal(backward(needs=(True, False, False))[0], [[0, 0, 0]])
 
 
-@pytest.mark.parametrize("name", ["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "tanh"])
+ACTIVATIONS = ["elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid"]
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "silu", "softplus", "tanh"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_activations_neither_overflow_nor_hide_nan(name: str, dtype: str) -> None:
     """Warnings are errors here, so an intermediate that overflows would raise."""
@@ -60,6 +63,16 @@ def test_leaky_relu_of_infinity_is_infinity(negative_slope: float) -> None:
     y, backward = ops.leaky_relu(np.array([np.inf, 1.0]), negative_slope)
     assert y.tolist() == [np.inf, 1.0]
     assert backward(np.ones(2))[0].tolist() == [1.0, 1.0]
+
+
+def test_multiply_takes_a_number_which_has_no_gradient() -> None:
+    x = np.array([1.0, 2.0], np.float32)
+    y, backward = ops.multiply(x, 3)
+    assert y.tolist() == [3.0, 6.0]
+    assert backward.saved() == {}
+    dx, dother = backward(x)
+    assert dother is None
+    assert dx.tolist() == [3.0, 6.0]
 
 
 def test_add_takes_a_number_which_has_no_gradient() -> None:
@@ -106,8 +119,19 @@ def test_dropout_draws_from_the_generator_that_it_is_given() -> None:
     assert np.array_equal(backward(x)[0], first)
 
 
+def test_dropout_of_channels_drops_whole_maps() -> None:
+    x = np.ones((50, 8, 3, 2), np.float32)
+    y, backward = ops.dropout2d(x, 0.25, rng=3)
+    assert np.array_equal(y, np.broadcast_to(y[:, :, :1, :1], y.shape))
+    assert np.array_equal(y[:, :, 0, 0], ops.dropout(x[:, :, 0, 0], 0.25, rng=3)[0])
+    assert np.array_equal(backward(x)[0], y)
+    alone, _ = ops.dropout2d(x[0], 0.25, rng=3)
+    assert np.array_equal(alone, np.broadcast_to(alone[:, :1, :1], alone.shape))
+
+
 def test_dropout_in_evaluation_draws_nothing() -> None:
     rng = np.random.default_rng(3)
+    ops.dropout1d(np.ones((2, 5)), training=False, rng=rng)
     ops.dropout(np.ones(5), training=False, rng=rng)
     ops.dropout(np.ones(5), p=0.0, rng=rng)
     assert rng.random() == np.random.default_rng(3).random()
@@ -119,6 +143,39 @@ def test_max_pool_gives_its_gradient_to_the_first_of_equal_maxima(rank: int) -> 
     _, backward = getattr(ops, f"max_pool{rank}d")(x, 2)
     (dx,) = backward(np.full((1, 1, *(1,) * rank), 5.0))
     assert dx.ravel().tolist() == [5.0] + [0.0] * (2**rank - 1)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_adaptive_max_pool_gives_its_gradient_to_the_first_of_equal_maxima(rank: int) -> None:
+    x = np.zeros((1, 1, *(3,) * rank))
+    x[(0, 0, *(1,) * rank)] = x[(0, 0, *(1,) * (rank - 1), 2)] = 1.0
+    _, backward = getattr(ops, f"adaptive_max_pool{rank}d")(x, 1)
+    (dx,) = backward(np.full((1, 1, *(1,) * rank), 5.0))
+    assert np.argwhere(dx).tolist() == [[0, 0, *(1,) * rank]]
+    assert dx.max() == 5.0
+
+
+def test_adaptive_max_pool_gives_the_gradient_of_nan_to_nan() -> None:
+    y, backward = ops.adaptive_max_pool1d(np.array([[1.0, np.nan, 3.0, 4.0]]), 2)
+    assert np.array_equal(y, [[np.nan, 4.0]], equal_nan=True)
+    assert np.array_equal(backward(np.array([[10.0, 20.0]]))[0], [[0.0, 10.0, 0.0, 20.0]])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 100])
+def test_nearest_copies_every_bit_and_an_infinite_pixel_stays_alone(size: int) -> None:
+    """A product with a matrix of zeros and ones would make NaN of the other pixels."""
+    x = np.array([[[0.1, np.inf, np.nan, -0.0]]], np.float32)
+    y, backward = ops.interpolate(x, size=size)
+    assert np.array_equal(y.view(np.int32)[0, 0], x.view(np.int32)[0, 0, np.arange(size) * 4 // size])
+    dy = np.ones_like(y)
+    assert backward(dy)[0].sum() == size
+
+
+def test_a_long_signal_is_interpolated_without_a_matrix() -> None:
+    x = np.arange(200_000.0).reshape(1, 1, -1)
+    y, backward = ops.interpolate(x, size=400_000, mode="linear")
+    np.testing.assert_allclose(y[0, 0, 1:-1], np.arange(1, 399_999) / 2 - 0.25)
+    np.testing.assert_allclose(backward(np.ones_like(y))[0], 2.0)
 
 
 def test_max_pool_gives_the_gradient_of_nan_to_nan() -> None:
@@ -140,8 +197,12 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
         ("dropout", {"training": False, "rng": 0}),
         ("dropout", {"p": 0.0, "rng": 0}),
         ("flatten", {}),
+        ("unflatten", {"dim": -1, "unflattened_size": (2, 2)}),
         ("pad", {"pad": (0, 0)}),
         ("adaptive_avg_pool2d", {"output_size": (None, 4)}),
+        ("adaptive_max_pool2d", {"output_size": (None, 4)}),
+        ("dropout2d", {"p": 0.0, "rng": 0}),
+        ("interpolate", {"size": (5, 4), "mode": "bilinear", "align_corners": True}),
     ],
 )
 def test_what_changes_nothing_returns_the_memory_of_x(name: str, options: dict[str, Any]) -> None:
@@ -149,8 +210,11 @@ def test_what_changes_nothing_returns_the_memory_of_x(name: str, options: dict[s
     assert np.shares_memory(getattr(ops, name)(x, **options)[0], x)
 
 
+FAMILIES = ["conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"]
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("family", ["conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_rank_of_an_op_is_a_documented_function_of_its_own(family: str, rank: int) -> None:
     op = getattr(ops, f"{family}{rank}d")
     assert (op.__name__, op.__qualname__) == (f"{family}{rank}d",) * 2

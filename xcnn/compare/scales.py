@@ -35,8 +35,10 @@ __all__ = [
     "means",
     "nll_loss",
     "products",
+    "response_norm",
     "selections",
     "softmax",
+    "weighted",
 ]
 
 Arrays = dict[str, Any]
@@ -127,6 +129,13 @@ def selections(example: Example) -> Scales:
     """
     counts = example.backward(np.ones_like(example.dy))
     return _scales(example.results), _scales(example.backward(np.abs(example.dy)), counts)
+
+
+def weighted(example: Example) -> Scales:
+    """Like `selections`; K of a weight's gradient is the number of elements that share the weight."""
+    y, (dx, dweight) = selections(example)
+    shared = example.arrays["x"].size / example.arrays["weight"].size
+    return y, [dx, dweight and Scale(dweight.size, shared)]
 
 
 def largest(example: Example) -> Scales:
@@ -247,6 +256,17 @@ def layer_norm(example: Example) -> Scales:
     x, trailing = example.arrays["x"], example.options["normalized_shape"]
     features = trailing if isinstance(trailing, int) else math.prod(trailing)
     return _norm(example, (x.size // features, features), (1,), (1, features))
+
+
+def response_norm(example: Example) -> Scales:
+    """S is |y|, and the sum of the magnitudes of the two terms of dx: twice the first, less their difference.
+
+    K is the number of channels in a window.
+    """
+    x, dy, size = np.abs(example.arrays["x"]), np.abs(example.dy), example.options["size"]
+    y, backward = example.function({"x": x})
+    (difference,) = backward(dy)
+    return _scales([y], size), _scales([2.0 * dy * y / x - difference], size)
 
 
 def softmax(example: Example) -> Scales:

@@ -4,12 +4,29 @@ from xcnn.nn import init
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module, options
 from xcnn.nn._summary import Summary, summary
-from xcnn.nn.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Tanh
-from xcnn.nn.combine import Add, Concat
+from xcnn.nn.activation import (
+    ELU,
+    GELU,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSoftmax,
+    Mish,
+    PReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from xcnn.nn.combine import Add, Concat, Multiply
 from xcnn.nn.containers import Branches, Graph, Residual, Sequential
 from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from xcnn.nn.dropout import Dropout
-from xcnn.nn.linear import Flatten, Identity, Linear
+from xcnn.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from xcnn.nn.linear import Flatten, Identity, Linear, Unflatten
 from xcnn.nn.norms import (
     BatchNorm1d,
     BatchNorm2d,
@@ -19,12 +36,16 @@ from xcnn.nn.norms import (
     InstanceNorm2d,
     InstanceNorm3d,
     LayerNorm,
+    LocalResponseNorm,
 )
 from xcnn.nn.padding import Pad
 from xcnn.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
     AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
@@ -34,6 +55,7 @@ from xcnn.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from xcnn.nn.upsample import PixelShuffle, PixelUnshuffle, Upsample
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
@@ -42,6 +64,9 @@ __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "Add",
     "AvgPool1d",
     "AvgPool2d",
@@ -59,11 +84,17 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
     "Graph",
     "GroupNorm",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
     "Identity",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -72,21 +103,31 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
     "LogSoftmax",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "Mish",
     "Module",
+    "Multiply",
+    "PReLU",
     "Pad",
     "Parameter",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "ReLU",
+    "ReLU6",
     "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Summary",
     "Tanh",
+    "Unflatten",
+    "Upsample",
     "init",
     "options",
     "summary",

@@ -1,13 +1,13 @@
 """Layers that combine several arrays into one."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from xcnn import ops
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module, options
 
-__all__ = ["Add", "Concat"]
+__all__ = ["Add", "Concat", "Multiply"]
 
 
 def _arrays(layer: Module, x: Any) -> Sequence[Any]:
@@ -16,14 +16,16 @@ def _arrays(layer: Module, x: Any) -> Sequence[Any]:
     return x
 
 
-class Add(Module):
-    """Add a tuple of arrays whose shapes broadcast."""
+class _Pairwise(Module):
+    """Combine a tuple of arrays, one after the other, by an op of two."""
+
+    _op: ClassVar[Callable[..., Any]]
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         y, *others = _arrays(self, x)
         backwards = []
         for other in others:
-            y, backward = ops.add(y, other)
+            y, backward = type(self)._op(y, other)
             backwards.append(backward)
 
         def backward_all(dy: Any, need_dx: bool) -> Any:
@@ -36,6 +38,18 @@ class Add(Module):
             return (dy, *reversed(gradients))
 
         return y, backward_all
+
+
+class Add(_Pairwise):
+    """Add a tuple of arrays whose shapes broadcast."""
+
+    _op = ops.add
+
+
+class Multiply(_Pairwise):
+    """Multiply a tuple of arrays whose shapes broadcast, such as maps (n, c, h, w) and a gate (n, c, 1, 1)."""
+
+    _op = ops.multiply
 
 
 @options

@@ -1,6 +1,6 @@
-"""The linear layer, the flattening of maps for it, and the identity."""
+"""The linear layer, the ways from maps to its vectors and back, and the identity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xcnn import ops
@@ -8,8 +8,9 @@ from xcnn._check import integer
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module, options
 from xcnn.nn._weighted import Init, Weighted
+from xcnn.ops.linear import split_sizes
 
-__all__ = ["Flatten", "Identity", "Linear"]
+__all__ = ["Flatten", "Identity", "Linear", "Unflatten"]
 
 
 class Identity(Module):
@@ -50,3 +51,14 @@ class Flatten(Layer, op=ops.flatten):
 
     start_dim: int = 1
     end_dim: int = -1
+
+
+@options
+class Unflatten(Layer, op=ops.unflatten):
+    """Split axis `dim` into axes of the sizes `unflattened_size`, such as vectors into maps (channels, h, w)."""
+
+    dim: int
+    unflattened_size: Sequence[int]
+
+    def __post_init__(self) -> None:
+        split_sizes("Unflatten", self.unflattened_size)

@@ -1,6 +1,7 @@
 """Normalisation layers. Names, order and defaults are those of PyTorch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 from xcnn.ops._options import Integers
+from xcnn.ops.response_norm import check_options
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LocalResponseNorm",
 ]
 
 
@@ -33,6 +36,7 @@ class _Norm(Layer):
     bias: Parameter | None
 
     def _set(self, shape: tuple[int, ...], weight: bool, bias: bool) -> None:
+        vars(self).pop("bias", None)  # an option of this name came first; in PyTorch's order the weight does
         self.weight = Parameter(np.ones(shape, np.float32)) if weight else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
 
@@ -84,7 +88,8 @@ class GroupNorm(_Norm, op=ops.group_norm):
     num_groups : number of groups; it divides `num_channels`.
     num_channels : number of channels of x.
     eps : added to the variance.
-    affine : whether there are a weight and a bias per channel.
+    affine : whether there is a weight per channel.
+    bias : whether there is also a bias.
 
     Raises
     ------
@@ -96,6 +101,7 @@ class GroupNorm(_Norm, op=ops.group_norm):
     num_channels: int
     eps: float = 1e-5
     affine: bool = True
+    bias: Any = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         groups = integer("GroupNorm", "num_groups", self.num_groups)
@@ -104,7 +110,7 @@ class GroupNorm(_Norm, op=ops.group_norm):
             raise UsageError(f"GroupNorm: num_groups must divide num_channels, got {groups} and {channels}")
         self.eps = number("GroupNorm", "eps", self.eps, "[0, inf)")
         flag("GroupNorm", "affine", self.affine)
-        self._set((channels,), self.affine, self.affine)
+        self._set((channels,), self.affine, flag("GroupNorm", "bias", self.bias) and self.affine)
 
 
 @options
@@ -119,6 +125,7 @@ class _ChannelNorm(_Norm):
     momentum: float | None = 0.1
     affine: bool = True
     track_running_stats: bool = True
+    bias: Any = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -126,7 +133,7 @@ class _ChannelNorm(_Norm):
         self.eps = number(name, "eps", self.eps, "[0, inf)")
         self.momentum = None if self.momentum is None else number(name, "momentum", self.momentum, "[0, 1]")
         flag(name, "affine", self.affine)
-        self._set(shape, self.affine, self.affine)
+        self._set(shape, self.affine, flag(name, "bias", self.bias) and self.affine)
         tracked = flag(name, "track_running_stats", self.track_running_stats)
         self.running_mean = Buffer(np.zeros(shape, np.float32)) if tracked else None
         self.running_var = Buffer(np.ones(shape, np.float32)) if tracked else None
@@ -172,8 +179,9 @@ class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
     eps : added to the variance.
     momentum : share of a batch in the new running statistics, from 0 to 1. None leaves them unchanged, as in PyTorch;
         `num_batches_tracked` stays 0, also as in PyTorch.
-    affine : whether there are a weight and a bias per channel.
+    affine : whether there is a weight per channel.
     track_running_stats : whether there are running statistics, which inference then uses in place of the image's own.
+    bias : whether there is a bias if there is a weight.
 
     Raises
     ------
@@ -218,8 +226,9 @@ class BatchNorm2d(_BatchNorm, op=ops.batch_norm):
     num_features : number of channels of x.
     eps : added to the variance.
     momentum : share of a batch in the new running statistics, from 0 to 1. None makes them the mean of all batches.
-    affine : whether there are a weight and a bias per channel.
+    affine : whether there is a weight per channel.
     track_running_stats : whether there are running statistics; without them, inference uses those of the batch.
+    bias : whether there is a bias if there is a weight.
 
     Raises
     ------
@@ -240,3 +249,17 @@ class BatchNorm3d(_BatchNorm, op=ops.batch_norm):
     """Normalise each channel of volumes (n, c, d, h, w) over the batch: `BatchNorm2d` with three spatial axes."""
 
     _axes: ClassVar = {5: "(n, c, d, h, w)"}
+
+
+@options
+class LocalResponseNorm(Layer, op=ops.local_response_norm):
+    """Divide by a power of the mean square of `size` neighbouring channels; see `ops.local_response_norm`."""
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        checked = check_options("LocalResponseNorm", self.size, self.alpha, self.beta, self.k)
+        self.size, self.alpha, self.beta, self.k = checked

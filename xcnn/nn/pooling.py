@@ -16,6 +16,9 @@ __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -119,6 +122,18 @@ class AdaptiveAvgPool2d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool2d):
 
 class AdaptiveAvgPool3d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool3d):
     """Average volumes (n, c, d, h, w) to `output_size`, one integer or one per axis; None keeps the axis."""
+
+
+class AdaptiveMaxPool1d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool1d):
+    """Take the largest numbers of signals (n, c, w) of any length in `output_size` windows; None keeps the length."""
+
+
+class AdaptiveMaxPool2d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool2d):
+    """Take the largest pixels of images (n, c, h, w) in `output_size` windows, one integer or one or None per axis."""
+
+
+class AdaptiveMaxPool3d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool3d):
+    """Take the largest pixels of volumes (n, c, d, h, w) in `output_size` windows, as `AdaptiveMaxPool2d`."""
 
 
 class GlobalAvgPool(Layer, op=ops.global_avg_pool):

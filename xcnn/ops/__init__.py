@@ -4,24 +4,41 @@
 """
 
 from xcnn.ops._op import OPS, Draw, Op, Sample, labels, op, positive, probabilities, sample
-from xcnn.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, tanh
+from xcnn.ops.activation import (
+    elu,
+    hardsigmoid,
+    hardtanh,
+    leaky_relu,
+    prelu,
+    relu,
+    relu6,
+    sigmoid,
+    softplus,
+    tanh,
+)
 from xcnn.ops.adaptive import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
     global_avg_pool,
     global_max_pool,
 )
-from xcnn.ops.combine import add, concat
+from xcnn.ops.combine import add, concat, multiply
 from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from xcnn.ops.cross_entropy import cross_entropy, nll_loss
-from xcnn.ops.dropout import dropout
-from xcnn.ops.linear import flatten, linear
+from xcnn.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from xcnn.ops.gated import gelu, hardswish, mish, silu
+from xcnn.ops.linear import flatten, linear, unflatten
 from xcnn.ops.loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
 from xcnn.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from xcnn.ops.pad import pad
 from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
+from xcnn.ops.response_norm import local_response_norm
 from xcnn.ops.softmax import log_softmax, softmax
+from xcnn.ops.upsample import interpolate, pixel_shuffle, pixel_unshuffle
 
 __all__ = [
     "OPS",
@@ -31,6 +48,9 @@ __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "add",
     "avg_pool1d",
     "avg_pool2d",
@@ -46,32 +66,48 @@ __all__ = [
     "conv_transpose3d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "flatten",
     "gelu",
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
     "instance_norm",
+    "interpolate",
     "l1_loss",
     "labels",
     "layer_norm",
     "leaky_relu",
     "linear",
+    "local_response_norm",
     "log_softmax",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mish",
     "mse_loss",
+    "multiply",
     "nll_loss",
     "op",
     "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "positive",
+    "prelu",
     "probabilities",
     "relu",
+    "relu6",
     "sample",
     "sigmoid",
     "silu",
     "softmax",
+    "softplus",
     "tanh",
+    "unflatten",
 ]

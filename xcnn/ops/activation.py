@@ -1,20 +1,37 @@
-"""Activations: elementwise functions of one array.
+"""Activations: elementwise functions of one array, and PReLU, whose slope is a weight.
 
 If the slope is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
 intermediate result overflows. Masks are used as factors, because `where` is several times slower on a CPU.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
-from xcnn._check import choice, number
+from xcnn._check import number
 from xcnn._dispatch import body
-from xcnn.ops._erf import erf
+from xcnn.errors import ShapeError, UsageError
+from xcnn.ops._broadcast import sum_to
 from xcnn.ops._op import Gradients, Result, op, sample
 
-__all__ = ["elu", "gelu", "leaky_relu", "logistic", "relu", "sigmoid", "silu", "tanh"]
+__all__ = [
+    "clip",
+    "elu",
+    "hardsigmoid",
+    "hardtanh",
+    "inside",
+    "interval",
+    "leaky_relu",
+    "logistic",
+    "prelu",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "sixth",
+    "softplus",
+    "tanh",
+    "times",
+]
 
 
 _X = {"x": (2, 3, 4)}
@@ -51,7 +68,7 @@ def relu(x: Array) -> Result:
     return _relu(namespace("relu", x=x), x)
 
 
-def _times(slope: Callable[[], Array]) -> Callable[[Array, Sequence[bool]], Gradients]:
+def times(slope: Callable[[], Array]) -> Callable[[Array, Sequence[bool]], Gradients]:
     """Return the backward pass of an elementwise function whose slope is `slope()`."""
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -88,7 +105,157 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
         positive = xp.astype(y > 0.0, y.dtype)
         return positive + negative_slope * (1.0 - positive)
 
-    return y, _times(slope)
+    return y, times(slope)
+
+
+@op("x weight", saves="x weight", samples=[sample({"x": (2, 3, 4), "weight": (3,)})])
+def prelu(x: Array, weight: Array) -> Result:
+    """Apply the parametric rectified linear unit: `y = x` where x > 0, else `weight * x`.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, ...), or one of any shape if there is one weight.
+    weight : (c,), a slope per channel, or (1,), one for all.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx, dweight), with slope `weight` at x = 0. It keeps x and weight.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the arrays do not fit each other or are not floating-point arrays.
+
+    Notes
+    -----
+    K. He et al., Delving deep into rectifiers, 2015, arXiv:1502.01852.
+    """
+    xp = namespace("prelu", x=x, weight=weight)
+    channels = x.shape[1] if x.ndim > 1 else 1
+    if weight.shape not in ((1,), (channels,)):
+        raise ShapeError(
+            f"prelu: weight must have shape ({channels},), one per channel, or (1,), got {tuple(weight.shape)}"
+        )
+    spread = (*weight.shape, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (1,) * x.ndim
+    y = xp.maximum(x, 0.0) + xp.reshape(weight, spread) * xp.minimum(x, 0.0)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = dweight = None
+        if needs[0]:
+            positive = xp.astype(x > 0.0, x.dtype)
+            dx = dy * (positive + (1.0 - positive) * xp.reshape(weight, spread))
+        if needs[1]:
+            dweight = xp.reshape(sum_to(xp, dy * xp.minimum(x, 0.0), spread), weight.shape)
+        return dx, dweight
+
+    return y, backward
+
+
+def clip(xp: ModuleType, x: Array, low: float, high: float) -> Array:
+    """Return x limited to an interval; NaN propagates."""
+    return xp.minimum(xp.maximum(x, low), high)
+
+
+def inside(xp: ModuleType, y: Array, low: float, high: float) -> Array:
+    """Return the slope of `clip` from its result: 1 inside the interval, 0 outside and, as in PyTorch, at its ends."""
+    return 1.0 - xp.astype((y <= low) | (y >= high), y.dtype)
+
+
+@op("x", saves="y", samples=[sample(_X), sample(_X, min_val=-0.3, max_val=1.5)])
+def hardtanh(x: Array, min_val: float = -1.0, max_val: float = 1.0) -> Result:
+    """Limit x to an interval: `y = min(max(x, min_val), max_val)`.
+
+    Parameters
+    ----------
+    x : floating-point array of any shape. NaN propagates.
+    min_val, max_val : the ends of the interval, the first one smaller.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,), with slope 1 inside the interval, and 0 outside and at its ends. It keeps y.
+
+    Raises
+    ------
+    UsageError, DtypeError
+        If the ends are not such numbers, or x is not a floating-point array.
+    """
+    xp = namespace("hardtanh", x=x)
+    low, high = interval("hardtanh", min_val, max_val)
+    y = clip(xp, x, low, high)
+    return y, times(lambda: inside(xp, y, low, high))
+
+
+def interval(caller: str, min_val: float, max_val: float) -> tuple[float, float]:
+    """Return the ends of hardtanh's interval, if the first one is smaller."""
+    low = number(caller, "min_val", min_val, "(-inf, inf)")
+    high = number(caller, "max_val", max_val, "(-inf, inf)")
+    if low >= high:
+        raise UsageError(f"{caller}: min_val must be smaller than max_val, got {min_val!r} and {max_val!r}")
+    return low, high
+
+
+@op("x", saves="y", samples=[sample(_X)])
+def relu6(x: Array) -> Result:
+    """Limit x to the interval from 0 to 6: `hardtanh(x, 0, 6)`, whose arguments and errors it shares. It keeps y."""
+    xp = namespace("relu6", x=x)
+    y = clip(xp, x, 0.0, 6.0)
+    return y, times(lambda: inside(xp, y, 0.0, 6.0))
+
+
+@op("x", saves="y", samples=[sample(_X)])
+def hardsigmoid(x: Array) -> Result:
+    """Apply the piecewise linear sigmoid `y = min(max(x + 3, 0), 6) / 6`.
+
+    Arguments, shapes and errors are those of `relu`. The slope is 1/6 between -3 and 3, and 0 elsewhere. Backward
+    keeps y.
+    """
+    xp = namespace("hardsigmoid", x=x)
+    y = sixth(xp, x)
+    return y, times(lambda: inside(xp, y, 0.0, 1.0) / 6.0)
+
+
+def sixth(xp: ModuleType, x: Array) -> Array:
+    """Return hardsigmoid's y."""
+    return clip(xp, x + 3.0, 0.0, 6.0) / 6.0
+
+
+@op("x", saves="x", samples=[sample(_X), sample(_X, beta=2.0, threshold=0.5)])
+def softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Result:
+    """Apply the softplus function `y = log(1 + exp(beta * x)) / beta`, a smooth ReLU.
+
+    Parameters
+    ----------
+    x : floating-point array of any shape.
+    beta : a number above 0.
+    threshold : y is x where `beta * x` is above this number, as in PyTorch.
+
+    Returns
+    -------
+    y : the shape of x. NaN propagates.
+    backward : dy -> (dx,). It keeps x.
+
+    Raises
+    ------
+    UsageError, DtypeError
+        If an option is not such a number, or x is not a floating-point array.
+    """
+    xp = namespace("softplus", x=x)
+    beta = number("softplus", "beta", beta, "(0, inf)")
+    threshold = number("softplus", "threshold", threshold, "(-inf, inf)")
+
+    def scaled() -> Array:
+        return beta * clip(xp, x, -800.0 / beta, 800.0 / beta)  # y is 0 or x beyond
+
+    def slope() -> Array:
+        z = scaled()
+        smooth = xp.astype(z <= threshold, x.dtype)
+        return 1.0 - smooth + smooth * logistic(xp, z)
+
+    z = scaled()
+    smooth = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta
+    return xp.where(z > threshold, x, smooth), times(slope)
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
@@ -124,7 +291,7 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
         positive = xp.astype(x > 0.0, x.dtype)
         return positive + (1.0 - positive) * (alpha * xp.exp(xp.minimum(x, 0.0)))
 
-    return y, _times(slope)
+    return y, times(slope)
 
 
 @op("x", saves="y", samples=[sample(_X)])
@@ -134,7 +301,7 @@ def sigmoid(x: Array) -> Result:
     Arguments, shapes and errors are those of `relu`. Backward keeps y.
     """
     y = logistic(namespace("sigmoid", x=x), x)
-    return y, _times(lambda: y * (1.0 - y))
+    return y, times(lambda: y * (1.0 - y))
 
 
 def logistic(xp: ModuleType, x: Array) -> Array:
@@ -146,78 +313,4 @@ def logistic(xp: ModuleType, x: Array) -> Array:
 def tanh(x: Array) -> Result:
     """Apply the hyperbolic tangent. Arguments, shapes and errors are those of `relu`. Backward keeps y."""
     y = namespace("tanh", x=x).tanh(x)
-    return y, _times(lambda: 1.0 - y * y)
-
-
-@op("x", saves="x", samples=[sample(_X)])
-def silu(x: Array) -> Result:
-    """Apply the sigmoid linear unit `y = x * sigmoid(x)`, also called swish.
-
-    Arguments, shapes and errors are those of `relu`. Backward keeps x.
-    """
-    xp = namespace("silu", x=x)
-
-    def slope() -> Array:
-        gate = logistic(xp, x)
-        return gate * (1.0 + x * (1.0 - gate))
-
-    return x * logistic(xp, x), _times(slope)
-
-
-# GELU multiplies by a gate, the normal distribution function or its approximation. A slope is the derivative of a gate.
-
-
-def _normal(xp: ModuleType, u: Array) -> Array:
-    return 0.5 + 0.5 * erf(xp, u * math.sqrt(0.5))
-
-
-def _normal_slope(xp: ModuleType, u: Array, gate: Array) -> Array:
-    return math.sqrt(0.5 / math.pi) * xp.exp(-0.5 * u * u)
-
-
-def _tanh_normal(xp: ModuleType, u: Array) -> Array:
-    return 0.5 + 0.5 * xp.tanh(math.sqrt(2.0 / math.pi) * (u + 0.044715 * u * u * u))
-
-
-def _tanh_normal_slope(xp: ModuleType, u: Array, gate: Array) -> Array:
-    return 2.0 * gate * (1.0 - gate) * (math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * u * u))
-
-
-_GATES = {"none": (_normal, _normal_slope), "tanh": (_tanh_normal, _tanh_normal_slope)}
-
-
-@op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")])
-def gelu(x: Array, approximate: str = "none") -> Result:
-    """Apply the Gaussian error linear unit `y = x * P(N <= x)`, N standard normal.
-
-    Parameters
-    ----------
-    x : floating-point array of any shape.
-    approximate : `'none'`, or `'tanh'` to approximate P by `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2`.
-
-    Returns
-    -------
-    y : the shape of x.
-    backward : dy -> (dx,). It keeps x.
-
-    Raises
-    ------
-    UsageError, DtypeError
-        If approximate is another name, or x is not a floating-point array.
-
-    Notes
-    -----
-    D. Hendrycks and K. Gimpel, Gaussian error linear units, 2016, arXiv:1606.08415.
-    """
-    xp = namespace("gelu", x=x)
-    gate, gate_slope = _GATES[choice("gelu", "approximate", approximate, _GATES)]
-
-    def clipped() -> Array:
-        return xp.maximum(xp.minimum(x, 40.0), -40.0)  # both gates are constant beyond; powers of x would overflow
-
-    def slope() -> Array:
-        u = clipped()
-        g = gate(xp, u)
-        return g + u * gate_slope(xp, u, g)
-
-    return x * gate(xp, clipped()), _times(slope)
+    return y, times(lambda: 1.0 - y * y)

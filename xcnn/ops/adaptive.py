@@ -1,8 +1,10 @@
-"""Pools defined by the size of their result: adaptive average pooling, and pooling of whole maps."""
+"""Pools defined by the size of their result: adaptive pooling, and pooling of whole maps."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import array_api_compat
 
@@ -13,7 +15,16 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
 from xcnn.ops._window import along, map_sizes, resized
 
-__all__ = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "global_avg_pool", "global_max_pool"]
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "global_avg_pool",
+    "global_max_pool",
+]
 
 Sizes = int | Sequence[int | None] | None
 
@@ -23,22 +34,42 @@ def _windows(size: int, out: int) -> list[slice]:
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
-def _shrink(xp: ModuleType, x: Array, dim: int, out: int) -> Array:
-    """Average the windows of one axis."""
+def _shrink(xp: ModuleType, x: Array, dim: int, out: int, reduce: Callable[..., Array]) -> Array:
+    """Reduce the windows of one axis by a function of the standard, such as `mean`."""
     if x.shape[dim] == out:
         return x
-    means = [xp.mean(x[along(dim, window)], axis=dim, keepdims=True) for window in _windows(x.shape[dim], out)]
-    return xp.concat(means, axis=dim)
+    windows = _windows(x.shape[dim], out)
+    return xp.concat([reduce(x[along(dim, window)], axis=dim, keepdims=True) for window in windows], axis=dim)
 
 
-def _grow(xp: ModuleType, dy: Array, dim: int, size: int) -> Array:
-    """Distribute each dy evenly over its window: the transpose of `_shrink`."""
+def _grow(xp: ModuleType, dy: Array, dim: int, size: int, share: Callable[[slice], Any]) -> Array:
+    """Distribute each dy over its window by `share(window)`, the factor of each pixel: the transpose of `_shrink`."""
     if dy.shape[dim] == size:
         return dy
     dx = zeros(xp, resized(dy.shape, dim, size), dy)
     for i, window in enumerate(_windows(size, dy.shape[dim])):
-        dx = add_slice(dx, along(dim, window), dy[along(dim, slice(i, i + 1))] / (window.stop - window.start))
+        dx = add_slice(dx, along(dim, window), dy[along(dim, slice(i, i + 1))] * share(window))
     return dx
+
+
+def _first(xp: ModuleType, x: Array, dim: int, window: slice) -> Array:
+    """Return 1 for the first maximum of a window along an axis, or its first NaN, and 0 for the others."""
+    x = x[along(dim, window)]
+    first = xp.argmax(x, axis=dim, keepdims=True)
+    places = xp.arange(x.shape[dim], dtype=first.dtype, device=array_api_compat.device(x))
+    return xp.astype(xp.reshape(places, (-1, *(1,) * (-dim - 1))) == first, x.dtype)
+
+
+def _plan(name: str, x: Array, rank: int, output_size: Sizes) -> list[tuple[int, int, int]]:
+    """Return each spatial axis, counted from the end, the last one first, with its size in x and in y."""
+    sizes = map_sizes(name, x, rank)
+    if 0 in sizes:
+        raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
+    if len(wanted) != rank:
+        raise UsageError(f"{name}: output_size takes an integer or {rank} of them, got {output_size!r}")
+    outs = integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
+    return list(zip(range(-1, -rank - 1, -1), sizes[::-1], outs[::-1], strict=True))
 
 
 def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
@@ -64,25 +95,61 @@ def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     """
     name = f"adaptive_avg_pool{rank}d"
     xp = namespace(name, x=x)
-    sizes = map_sizes(name, x, rank)
-    if 0 in sizes:
-        raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
-    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
-    if len(wanted) != rank:
-        raise UsageError(f"{name}: output_size takes an integer or {rank} of them, got {output_size!r}")
-    outs = integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
+    plan = _plan(name, x, rank, output_size)
     y = x
-    for i, out in enumerate(outs):
-        y = _shrink(xp, y, i - rank, out)
+    for dim, _, out in reversed(plan):  # the last axis last: its short sums are the slowest
+        y = _shrink(xp, y, dim, out, xp.mean)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        for i in reversed(range(rank)):
-            dy = _grow(xp, dy, i - rank, sizes[i])
+        for dim, size, _ in plan:
+            dy = _grow(xp, dy, dim, size, lambda window: 1.0 / (window.stop - window.start))
         return (dy,)
 
     return y, backward
+
+
+def _adaptive_max_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
+    """Take the largest pixel of each window of signals (1d), images (2d) or volumes (3d), for a given size of y.
+
+    The windows, and the arguments, are those of `adaptive_avg_pool2d`.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image; no size is 0.
+    output_size : an integer, or one per axis; None keeps the size of the axis.
+
+    Returns
+    -------
+    y : (n, c, *outs), or (c, *outs) for one image; NaN for a window that holds NaN; x itself if it has that size.
+    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order. Backward keeps x. An
+        infinite dy makes the rest of its window NaN.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If x has other axes or empty maps, or output_size is not as above.
+    """
+    name = f"adaptive_max_pool{rank}d"
+    xp = namespace(name, x=x)
+    plan = _plan(name, x, rank, output_size)
+
+    def stages() -> list[Array]:
+        """Return x, and x with one axis more reduced each; the last axis first gives the first maximum of each row."""
+        found = [x]
+        for dim, _, out in plan:
+            found.append(_shrink(xp, found[-1], dim, out, xp.max))
+        return found
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for (dim, size, _), before in reversed(list(zip(plan, stages()[:-1], strict=True))):
+            dy = _grow(xp, dy, dim, size, functools.partial(_first, xp, before, dim))
+        return (dy,)
+
+    return stages()[-1], backward
 
 
 def _adaptive_samples(rank: int) -> list[Sample]:
@@ -93,8 +160,15 @@ def _adaptive_samples(rank: int) -> list[Sample]:
     ]
 
 
+def _adaptive_max_samples(rank: int) -> list[Sample]:
+    return [sample({"x": (2, 2, *(3, 4, 2)[:rank])}, output_size=(2, 3, None)[:rank])]
+
+
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = op_of_ranks(
     _adaptive_avg_pool_nd, "x", "", _adaptive_samples
+)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = op_of_ranks(
+    _adaptive_max_pool_nd, "x", "x", _adaptive_max_samples
 )
 
 
@@ -158,9 +232,7 @@ def global_max_pool(x: Array) -> Result:
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        flat = _flat_maps("global_max_pool", xp, x)
-        first = xp.argmax(flat, axis=-1, keepdims=True)
-        hit = xp.arange(flat.shape[-1], dtype=first.dtype, device=array_api_compat.device(x)) == first  # (n, c, pixels)
-        return (xp.reshape(xp.astype(hit, dy.dtype) * dy[..., None], x.shape),)
+        hit = _first(xp, _flat_maps("global_max_pool", xp, x), -1, slice(None))
+        return (xp.reshape(hit * dy[..., None], x.shape),)
 
     return y, backward

@@ -1,14 +1,25 @@
-"""Ops that combine several arrays into one: the sum of a residual connection, and the concatenation of branches."""
+"""Ops that combine several arrays into one: a residual's sum, a gate's product, and the concatenation of branches."""
 
 from collections.abc import Sequence
 
-from xcnn._array import Array, is_array, namespace
+from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
 from xcnn.ops._op import Gradients, Result, op, sample
 
-__all__ = ["add", "concat"]
+__all__ = ["add", "concat", "multiply"]
+
+
+def _number(name: str, x: Array, other: Array) -> float | None:
+    """Return `other` if it is a Python number, or None if it is an array that fits x."""
+    if isinstance(other, int | float) and not isinstance(other, bool) and not is_array(other):
+        namespace(name, x=x)
+        return number(name, "other", other, "(-inf, inf)")
+    namespace(name, x=x, other=other)
+    if x.shape != other.shape and broadcast_shape(x.shape, other.shape) is None:
+        raise ShapeError(f"{name}: other must broadcast with x {tuple(x.shape)}, got {tuple(other.shape)}")
+    return None
 
 
 @op(
@@ -39,20 +50,47 @@ def add(x: Array, other: Array) -> Result:
     ShapeError, DtypeError, UsageError
         If the shapes do not broadcast, the dtypes differ, or the number is not finite.
     """
-    if isinstance(other, int | float) and not isinstance(other, bool) and not is_array(other):
-        namespace("add", x=x)
-        value = number("add", "other", other, "(-inf, inf)")
+    value = _number("add", x, other)
+    if value is not None:
         return x + value, lambda dy, needs: (dy if needs[0] else None, None)
-    xp = namespace("add", x=x, other=other)
-    shape, other_shape = x.shape, other.shape
-    if shape != other_shape and broadcast_shape(shape, other_shape) is None:
-        raise ShapeError(f"add: other must broadcast with x {tuple(shape)}, got {tuple(other_shape)}")
+    xp, shape, other_shape = namespace_of(x), x.shape, other.shape
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx = sum_to(xp, dy, shape) if needs[0] else None
         return dx, sum_to(xp, dy, other_shape) if needs[1] else None
 
     return x + other, backward
+
+
+@op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})])
+def multiply(x: Array, other: Array) -> Result:
+    """Multiply two arrays, such as maps (n, c, h, w) by a gate (n, c, 1, 1), or an array by a number.
+
+    Parameters
+    ----------
+    x, other : as in `add`.
+
+    Returns
+    -------
+    y : the shape that x and other broadcast to.
+    backward : dy -> (dx, dother), each summed over the axes along which its array was broadcast; dother is None for a
+        number. It keeps both arrays, or nothing for a number.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        As in `add`.
+    """
+    value = _number("multiply", x, other)
+    if value is not None:
+        return x * value, lambda dy, needs: (dy * value if needs[0] else None, None)
+    xp = namespace_of(x)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = sum_to(xp, dy * other, x.shape) if needs[0] else None
+        return dx, sum_to(xp, dy * x, other.shape) if needs[1] else None
+
+    return x * other, backward
 
 
 @op(

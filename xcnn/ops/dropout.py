@@ -5,13 +5,14 @@ from types import ModuleType
 
 import numpy as np
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array, full, namespace
 from xcnn._check import flag, generator, number
 from xcnn._dispatch import body
 from xcnn.devices import like
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
+from xcnn.ops._window import map_sizes
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
 
 
 @body
@@ -61,3 +62,48 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.G
     if not flag("dropout", "training", training) or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
     return _dropout(xp, x, p, rng)
+
+
+def _dropout_nd(
+    rank: int, x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | int
+) -> Result:
+    """Set each channel of signals (1d), images (2d) or volumes (3d) to zero with probability p, as `dropout` does.
+
+    Neighbouring pixels resemble each other, so that a single one that is dropped is not missed; a whole map is.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, *sizes), or (c, *sizes) for one image. The sizes are (w,), (h, w) or (d, h, w).
+    p, training, rng : as in `dropout`. One number is drawn per map.
+
+    Returns
+    -------
+    y : the shape of x; x itself if nothing is dropped.
+    backward : dy -> (dx,). It keeps the mask, one number per map, or nothing if y is x.
+
+    Raises
+    ------
+    ShapeError, UsageError, DtypeError
+        If x has other axes; otherwise as in `dropout`.
+
+    Notes
+    -----
+    J. Tompson et al., Efficient object localization using convolutional networks, 2015, arXiv:1411.4280.
+    """
+    name = f"dropout{rank}d"
+    xp = namespace(name, x=x)
+    map_sizes(name, x, rank)
+    p = number(name, "p", p, "[0, 1]")
+    rng = generator(name, "rng", rng)
+    if not flag(name, "training", training) or p == 0.0:
+        return x, lambda dy, needs: (dy if needs[0] else None,)
+    maps = x.shape[:-rank]
+    mask = xp.reshape(_dropout(xp, full(xp, maps, 1.0, x), p, rng)[0], (*maps, *(1,) * rank))
+    return x * mask, lambda dy, needs: (dy * mask if needs[0] else None,)
+
+
+def _maps_samples(rank: int) -> list[Sample]:
+    return [sample({"x": (3, 2, *(2, 3, 2)[:rank])}, p=0.4, rng=0)]
+
+
+dropout1d, dropout2d, dropout3d = op_of_ranks(_dropout_nd, "x", "mask?", _maps_samples)

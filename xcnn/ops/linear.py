@@ -1,17 +1,17 @@
-"""The fully connected layer, and `flatten`, which makes vectors of maps."""
+"""The fully connected layer, and `flatten` and `unflatten` between maps and its vectors."""
 
 import math
 from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over
-from xcnn._check import axis, check_shape
+from xcnn._check import axis, check_shape, integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import is_relu
 
-__all__ = ["flatten", "linear"]
+__all__ = ["flatten", "linear", "split_sizes", "unflatten"]
 
 
 @body
@@ -119,3 +119,42 @@ def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
         return (xp.reshape(dy, shape) if needs[0] else None,)
 
     return y, backward
+
+
+@op("x", samples=[sample({"x": (2, 6, 3)}, dim=-2, unflattened_size=(1, 3, 2))])
+def unflatten(x: Array, dim: int, unflattened_size: Sequence[int]) -> Result:
+    """Split one axis into several, as for the maps of a transposed convolution behind a linear layer.
+
+    Parameters
+    ----------
+    x : floating-point array of at least one axis.
+    dim : the axis to split.
+    unflattened_size : the sizes of the new axes, whose product is the size of `dim`.
+
+    Returns
+    -------
+    y : x with the new axes in place of `dim`, in row-major order; a view of x if the library can make one.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, UsageError, DtypeError
+        If the product is another, x has no axis `dim`, or an argument is not as above.
+    """
+    xp = namespace("unflatten", x=x)
+    shape, dim = x.shape, axis("unflatten", "dim", dim, x.shape)
+    sizes = split_sizes("unflatten", unflattened_size)
+    if math.prod(sizes) != shape[dim]:
+        place = f"axis {dim} of x {tuple(shape)}"
+        raise ShapeError(f"unflatten: unflattened_size must multiply to {shape[dim]}, {place}, got {sizes}")
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (xp.reshape(dy, shape) if needs[0] else None,)
+
+    return xp.reshape(x, (*shape[:dim], *sizes, *shape[dim + 1 :])), backward
+
+
+def split_sizes(caller: str, unflattened_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of the new axes, of which there is at least one."""
+    rank = max(1, len(unflattened_size)) if isinstance(unflattened_size, Sequence) else 1
+    return integers(caller, "unflattened_size", unflattened_size, rank)
