@@ -218,13 +218,13 @@ def test_a_state_without_a_part_is_refused(digits):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("images", 171)]
+    ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("examples", 171)]
 )
 def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, value):
     """The settings that determine the batches must not change until the epoch is finished."""
     state = state_of(digits)
-    train = data.load("digits")[0][:171] if name == "images" else digits[0]
-    options = {"batch_size": 50, "seed": 3} | ({} if name == "images" else {name: value})
+    train = data.load("digits")[0][:171] if name == "examples" else digits[0]
+    options = {"batch_size": 50, "seed": 3} | ({} if name == "examples" else {name: value})
     other = data.Loader(train, **options)
     trainer = make_trainer("sgd", "cosine", callbacks=[EarlyStopping("train_loss")])
     trainer.load_state_dict(state)
