@@ -301,7 +301,7 @@ def test_a_run_tells_what_does_not_fit_and_ends_with_the_same_bits(tmp_path, mon
     notes = Notes()
     fill(monkeypatch, 1150 * 64 - 1)
     train(CONFIG, tmp_path / "does not", [notes])
-    why = "images do not fit into the memory of strict:device1; batches are made on the host"
+    why = "examples do not fit into the memory of strict:device1; batches are made on the host"
     assert notes.told == [f"digits: 1150 {why}"]
     ours, theirs = (
         (tmp_path / name / "history.csv").read_text().splitlines()[1].split(",") for name in ("fits", "does not")

@@ -96,7 +96,7 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
 
 def _parts(x: Any, batch_size: int, where: Device) -> Iterator[Any]:
     """Yield batches of what `predict` takes."""
-    if isinstance(x, list | tuple):
+    if isinstance(x, list) and not (x and isinstance(x[0], tuple)):  # which would be batches (x, y)
         x = as_array(x)
     if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
         yield from (batch for batch, _ in in_order("predict: x", x, batch_size, where))

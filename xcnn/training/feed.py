@@ -15,7 +15,7 @@ from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn.data import Dataset, Loader
 from xcnn.data.lazy import is_like_array
 from xcnn.data.mapped import as_dataset
-from xcnn.devices import Device, free_memory
+from xcnn.devices import Device, free_memory, to_numpy
 from xcnn.errors import CheckpointError, OutOfMemoryError, UsageError
 from xcnn.nn import Module
 from xcnn.training.memory import memory_error, ran_out
@@ -34,6 +34,9 @@ Data = Any
 
 _MOST_BYTES = 1 << 30
 """The largest data set that is copied to the device."""
+
+_CPU = 1
+"""The host's number as a device in DLPack, and so in the array API."""
 
 
 def batches(who: str, data: Any, where: Device) -> Batches:
@@ -84,6 +87,11 @@ def place(array: Any, where: Device, dtype: Any = None) -> Array:
     """
     array = as_array(array)
     xp = namespace_of(array)
+    if xp is not np and xp is not where.xp:
+        if array.__dlpack_device__()[0] != _CPU:
+            there = f"{type(array).__name__} is on another device"
+            raise UsageError(f"the {there} than the network, {where.name}; put both on the same device")
+        array, xp = to_numpy(array), np  # such as a batch of PyTorch's DataLoader
     if xp is np:
         wanted = dtype if where.xp is np else _host_dtype(where.xp, dtype)
         if wanted is not None and array.dtype.kind == "f" and array.dtype != wanted:
@@ -91,7 +99,6 @@ def place(array: Any, where: Device, dtype: Any = None) -> Array:
                 array = array.astype(wanted)
         if where.xp is np:
             return array if array.flags.writeable else array.copy()
-    if xp is not where.xp:
         array = where.asarray(array)
     if dtype is not None and array.dtype != dtype and is_kind(where.xp, array.dtype, "real floating"):
         array = where.xp.astype(array, dtype)
