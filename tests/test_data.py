@@ -197,6 +197,20 @@ def test_digits_have_the_published_class_counts():
     assert (train.x.min(), train.x.max()) == (0, 255)
 
 
+def test_a_data_set_may_have_a_part_to_validate_on(monkeypatch):
+    parts = [small(n) for n in (3, 4, 5)]
+    for given, names in ((parts, ["train", "validation", "test"]), (parts[::2], ["train", "test"])):
+        monkeypatch.setitem(data.DATASETS, "mine", data.Entry("mine", lambda data_dir, given=given: tuple(given)))
+        assert data.splits("mine") == dict(zip(names, given, strict=True))
+        assert data.load("mine") == (parts[0], parts[2])
+    for wrong in (parts[:1], [*parts, parts[0]], [parts[0], parts[1].x], None, parts[0]):
+        monkeypatch.setitem(data.DATASETS, "mine", data.Entry("mine", lambda data_dir, wrong=wrong: wrong))
+        with pytest.raises(
+            UsageError, match=r"^mine: the function must return \(train, test\), two xcnn.data.Dataset, or"
+        ):
+            data.load("mine")
+
+
 def test_mnist_is_mnist(shared_data):
     train, test = data.load("mnist", shared_data)
     assert (train.x.shape, test.x.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))

@@ -157,7 +157,7 @@ def test_an_array_of_another_device_is_not_copied_unsaid(monkeypatch):
     batch = torch.zeros((4, 7), requires_grad=True), torch.zeros((4, 2))
     assert np.isfinite(trainer.step(*batch))  # a batch of a DataLoader is on the host
     monkeypatch.setattr(torch.Tensor, "__dlpack_device__", lambda self: (2, 0))
-    with pytest.raises(UsageError, match=r"^the Tensor is on another device than the network, cpu; put both on the same"):
+    with pytest.raises(UsageError, match=r"^the Tensor is on another device than the network, cpu; put both on"):
         trainer.step(*batch)
 
 

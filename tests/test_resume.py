@@ -1,6 +1,7 @@
 """Resuming: a trainer restored from any step ends with the same bits as an uninterrupted one."""
 
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -79,6 +80,34 @@ def test_a_run_ends_alike_from_every_step_with_each_schedule(digits, schedule):
 def test_a_run_ends_alike_from_every_step_with_each_optimizer(digits, optimizer):
     train, test = digits
     assert_same_from_every_step(functools.partial(make_trainer, optimizer), lambda: loader(train), test)
+
+
+class Items:
+    """A map-style data set."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset.x[index], self.dataset.y[index]
+
+
+def test_batches_made_ahead_by_workers_go_on_where_they_were(digits):
+    """Of a map-style data set, and without workers."""
+    train, test = digits
+
+    def made(workers, dataset):
+        return data.Loader(dataset, 50, seed=3, augment=[data.shift, data.cutout], workers=workers)
+
+    workers = itertools.cycle([2, 0, 3])
+    assert_same_from_every_step(make_trainer, lambda: made(next(workers), Items(train)), Items(test))
+    alone, ahead = make_trainer(), make_trainer()
+    alone.fit(loader(train), 2)
+    ahead.fit(made(2, Items(train)), 2)
+    assert outcome(alone) == outcome(ahead)
 
 
 def test_a_list_of_batches_goes_on_where_it_was(digits):
