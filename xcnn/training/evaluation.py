@@ -1,21 +1,18 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xcnn._array import is_array, namespace_of
 from xcnn._check import integer
-from xcnn.data import to_float
-from xcnn.data.lazy import is_lazy, is_like_array, read
 from xcnn.devices import Device, to_numpy
 from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
-from xcnn.training.feed import Data, as_array, dtype_of, in_order, place
+from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import within_memory
 
@@ -86,26 +83,11 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
     dtype = dtype_of(model)
 
     def answer(x: Any) -> np.ndarray:
-        x = as_array(x)
-        x = to_float(x) if x.dtype == namespace_of(x).uint8 else x
         return to_numpy(loss.activation(model(place(x, where, dtype))))
 
     with where.active():
-        return np.concatenate([within_memory(answer, part, where=where) for part in _parts(x, batch_size, where)])
-
-
-def _parts(x: Any, batch_size: int, where: Device) -> Iterator[Any]:
-    """Yield batches of what `predict` takes."""
-    if isinstance(x, list) and not (x and isinstance(x[0], tuple)):  # which would be batches (x, y)
-        x = as_array(x)
-    if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
-        yield from (batch for batch, _ in in_order("predict: x", x, batch_size, where))
-        return
-    if len(x.shape) == 0 or x.shape[0] == 0:
-        raise ShapeError(f"predict: x must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
-    for start in range(0, x.shape[0], batch_size):
-        places = slice(start, min(start + batch_size, x.shape[0]))
-        yield read(x, places) if is_like_array(x) and is_lazy(x) else x[places, ...]
+        parts = inputs("predict: x", x, batch_size, where)
+        return np.concatenate([within_memory(answer, part, where=where) for part in parts])
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

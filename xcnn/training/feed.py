@@ -4,7 +4,6 @@ import collections.abc
 import copy
 import functools
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -12,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from xcnn._array import Array, is_array, is_kind, namespace_of
-from xcnn.data import Dataset, Loader
-from xcnn.data.lazy import is_like_array
+from xcnn.data import Dataset, Loader, to_float
+from xcnn.data.lazy import is_lazy, is_like_array, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
-from xcnn.errors import CheckpointError, OutOfMemoryError, UsageError
+from xcnn.errors import CheckpointError, OutOfMemoryError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.memory import memory_error, ran_out
 
-__all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "dtype_of", "in_order", "place"]
+__all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "dtype_of", "in_order", "inputs", "place"]
 
 Batch = tuple[Any, Any]
 Batches = Loader | Iterable[Batch]
@@ -72,6 +71,21 @@ def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
             hint = "; pass arrays as a tuple (x, y)" if is_array(batch) else ""
             raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}{hint}")
         yield batch[0], batch[1]
+
+
+def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
+    """Yield what `predict` takes in batches, uint8 divided by 255."""
+    if isinstance(x, list) and not (x and isinstance(x[0], tuple)):  # which would be batches (x, y)
+        x = as_array(x)
+    if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
+        yield from (batch for batch, _ in in_order(who, x, batch_size, where))
+        return
+    if len(x.shape) == 0 or x.shape[0] == 0:
+        raise ShapeError(f"{who} must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
+    for start in range(0, x.shape[0], batch_size):
+        places = slice(start, min(start + batch_size, x.shape[0]))
+        part = read(x, places) if is_like_array(x) and is_lazy(x) else x[places, ...]
+        yield to_float(part) if part.dtype == namespace_of(part).uint8 else part
 
 
 def dtype_of(model: Module) -> Any:
@@ -136,12 +150,10 @@ class Feed:
     ----------
     source : the `Loader`, or the iterable of batches.
     length : the number of batches of an epoch; None if it is unknown.
-    waited : the seconds that `batches` has taken to give the batches of the last epoch, or of its part so far. Waiting
-        ends when a device has been told what to do.
     """
 
     def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object], dtype: Any = None) -> None:
-        self.who, self.where, self.tell, self.waited = who, where, tell, 0.0
+        self.who, self.where, self.tell = who, where, tell
         self.source = batches(who, data, where)
         self._host: Dataset | None = None  # of which the device has a copy
         self.settings = self.source.settings() if isinstance(self.source, Loader) else None
@@ -177,17 +189,6 @@ class Feed:
 
     def batches(self, epoch: int, done: int) -> Iterator[Batch]:
         """Yield the batches of an epoch (counted from 1) after the first `done`."""
-        self.waited = 0.0
-        made = self._batches(epoch, done)
-        while True:
-            start = time.perf_counter()
-            batch = next(made, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         if not isinstance(self.source, Loader):
             yield from itertools.islice(_pairs(self.who, self.source), done, None)
             return
