@@ -42,6 +42,28 @@ TASKS = {
 each_task = pytest.mark.parametrize("task", TASKS)
 
 
+class Table:
+    """What a table of pandas has in common with one of Polars, and with a lazy array."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, column):
+        raise KeyError(column)
+
+    def __iter__(self):
+        return iter("abcdefg")
+
+    def to_numpy(self):
+        return self.array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
 def trainer_of(task, device="cpu", dtype="float32", **options):
     layers, loss, *_ = TASKS[task]
     model = nn.Sequential(*layers)
@@ -81,6 +103,8 @@ def test_every_task_trains_on_every_kind_of_data(task, tmp_path):
         "rows": (Rows(x), Rows(y)),
         "items": Items(x, y, None),
         "tensors": (torch.tensor(x), torch.tensor(y)),
+        "tables": (Table(x), Table(y)),
+        "a list of targets": (x, y.tolist()),
         "items of tensors": torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y)),
     }
     for kind, one in kinds.items():
@@ -93,6 +117,7 @@ def test_every_task_trains_on_every_kind_of_data(task, tmp_path):
     kinds |= {
         "x": kinds["mapped"][0],
         "x of rows": Rows(x),
+        "x of a table": Table(x),
         "x of tensors": kinds["tensors"][0],
         "batches": [(data.to_float(x), y)],
     }
@@ -171,7 +196,9 @@ def test_images_without_channels_are_told_the_fix():
         trainer.fit((np.zeros((8, 4, 4), np.uint8), np.zeros(8, int)))
 
 
-@pytest.mark.parametrize("one", [(IMAGES,), 3, None, "images", {"x": IMAGES}, IMAGES, [IMAGES, IMAGES], Rows(IMAGES)])
+@pytest.mark.parametrize(
+    "one", [(IMAGES,), 3, None, "images", {"x": IMAGES}, IMAGES, [IMAGES, IMAGES], Rows(IMAGES), Table(TABLE)]
+)
 def test_what_is_no_data_is_refused(one):
     trainer = trainer_of("segmentation")
     for use in (trainer.fit, trainer.evaluate, lambda one: trainer.fit((IMAGES, classes(6, 6)), validation=one)):

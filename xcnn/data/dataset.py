@@ -266,8 +266,8 @@ def from_arrays(x: Any, y: Any, classes: Sequence[str] | None = None, name: str 
     Parameters
     ----------
     x : (N, ...), two or more axes: uint8 from 0 to 255, or floating point, finite and already scaled. Images are
-        (N, C, H, W); of grey ones (N, H, W), pass x[:, None]. Lists, arrays of other libraries, which are copied to the
-        host, and lazy arrays are taken too; see `Dataset`.
+        (N, C, H, W); of grey ones (N, H, W), pass x[:, None]. Lists, tables of pandas, arrays of other libraries, which
+        are copied to the host, and lazy arrays are taken too; see `Dataset`.
     y : (N, ...), integers or floating point. What a target is, the loss says.
     classes : the name of each class; by default, for integers (N,), the numbers up to the largest label.
     name : name of the data set in errors and tables.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xcnn._array import is_array
 from xcnn.errors import DataError
 
-__all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "read"]
+__all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_table", "read"]
 
 _SAMPLES = 64
 """The rows of a lazy array that enter its fingerprint."""
@@ -55,10 +55,15 @@ class Rows:
 
 
 def is_like_array(value: Any) -> bool:
-    """Return whether a value is a NumPy array or may be a lazy one, not an array of another library."""
+    """Return whether a value is a NumPy array or may be a lazy one, not an array of another library or a table."""
     if is_array(value):
         return isinstance(value, np.ndarray)
-    return all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+    return not is_table(value) and all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def is_table(value: Any) -> bool:
+    """Return whether a value is a table or a column of one, as of pandas and Polars, which NumPy makes an array of."""
+    return hasattr(value, "to_numpy")
 
 
 def is_lazy(array: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from xcnn._array import is_array
 from xcnn._check import integer, number
 from xcnn.data.dataset import Dataset, chosen_places, from_arrays
-from xcnn.data.lazy import is_like_array
+from xcnn.data.lazy import is_like_array, is_table
 from xcnn.devices import Device, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
@@ -160,11 +160,21 @@ def as_dataset(data: Any) -> Dataset | MapDataset | None:
     """Return a data set of what can be read in any order: itself, arrays (x, y), or a map-style object; else None."""
     if isinstance(data, Dataset | MapDataset):
         return data
-    if isinstance(data, tuple) and len(data) == 2 and all(is_array(part) or is_like_array(part) for part in data):
+    if (
+        isinstance(data, tuple)
+        and len(data) == 2
+        and _whole(data[0])
+        and (_whole(data[1]) or isinstance(data[1], list))
+    ):
         return from_arrays(*data)
-    if isinstance(data, tuple | str | bytes | collections.abc.Mapping) or is_array(data) or is_like_array(data):
+    if isinstance(data, tuple | str | bytes | collections.abc.Mapping) or _whole(data):
         return None
     return MapDataset(data) if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None
+
+
+def _whole(value: Any) -> bool:
+    """Return whether a value has the x or the y of all examples."""
+    return is_array(value) or is_like_array(value) or is_table(value)
 
 
 def split(dataset: T, fraction: float, seed: int) -> tuple[T, T]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn.data import Dataset, Loader, to_float
-from xcnn.data.lazy import is_lazy, is_like_array, read
+from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
 from xcnn.errors import CheckpointError, OutOfMemoryError, ShapeError, UsageError
@@ -75,7 +75,7 @@ def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
 
 def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
     """Yield what `predict` takes in batches, uint8 divided by 255."""
-    if isinstance(x, list) and not (x and isinstance(x[0], tuple)):  # which would be batches (x, y)
+    if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
         x = as_array(x)
     if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
         yield from (batch for batch, _ in in_order(who, x, batch_size, where))
@@ -128,9 +128,9 @@ def _host_dtype(xp: ModuleType, dtype: Any) -> Any:
 
 
 def as_array(value: Any) -> Array:
-    """Return a list as a NumPy array, and an array of any library as it is."""
+    """Return a list or a table as a NumPy array, and an array of any library as it is."""
     try:
-        value = np.asarray(value) if isinstance(value, list | tuple) else value
+        value = np.asarray(value) if isinstance(value, list | tuple) or is_table(value) else value
         namespace_of(value)
     except (TypeError, ValueError):  # the latter for lists of unequal lengths
         raise UsageError(f"x and targets must be arrays, got {type(value).__name__}") from None
