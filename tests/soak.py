@@ -43,7 +43,7 @@ class Watch(Callback):
 
 def images(count: int) -> data.Dataset:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (count, 28, 28), np.uint8)
+    pixels = rng.integers(0, 256, (count, 1, 28, 28), np.uint8)
     return data.from_arrays(pixels, rng.integers(0, 10, count))
 
 

@@ -125,7 +125,7 @@ def test_a_data_set_that_does_not_fit_is_refused(monkeypatch):
     fill(monkeypatch, 5000)
     with pytest.raises(OutOfMemoryError) as caught:
         digits().to("strict:device1")
-    assert str(caught.value) == "digits: 100 images do not fit into the memory of strict:device1"
+    assert str(caught.value) == "digits: 100 examples do not fit into the memory of strict:device1"
     assert caught.value.__context__ is None
     fill(monkeypatch, 5000, ValueError)
     with pytest.raises(ValueError, match="out of memory"):
@@ -163,7 +163,9 @@ def test_a_step_that_does_not_fit_beside_the_data_set_is_taken_again(monkeypatch
         assert said == []
     else:
         assert trained(loader(), full=True) == wanted
-        assert said == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
+        assert said == [
+            "digits: 100 examples do not fit into the memory of strict:device1; batches are made on the host"
+        ]
 
 
 def test_memory_that_runs_out_while_a_batch_is_gathered_costs_the_copy(monkeypatch):
@@ -186,7 +188,7 @@ def test_memory_that_runs_out_while_a_batch_is_gathered_costs_the_copy(monkeypat
         assert trainer.steps == 8
     assert calls == ["strict:device1"] * 3 + ["cpu"] * 6
     assert results[0] == results[1]
-    assert told == ["digits: 100 images do not fit into the memory of strict:device1; batches are made on the host"]
+    assert told == ["digits: 100 examples do not fit into the memory of strict:device1; batches are made on the host"]
 
 
 def test_a_loader_on_another_device_than_the_network_is_refused():
@@ -299,7 +301,7 @@ def test_a_run_tells_what_does_not_fit_and_ends_with_the_same_bits(tmp_path, mon
     notes = Notes()
     fill(monkeypatch, 1150 * 64 - 1)
     train(CONFIG, tmp_path / "does not", [notes])
-    why = "images do not fit into the memory of strict:device1; batches are made on the host"
+    why = "examples do not fit into the memory of strict:device1; batches are made on the host"
     assert notes.told == [f"digits: 1150 {why}"]
     ours, theirs = (
         (tmp_path / name / "history.csv").read_text().splitlines()[1].split(",") for name in ("fits", "does not")

@@ -16,7 +16,7 @@ import numpy as np
 from xcnn import Trainer, data, models, optim
 {0}
 rng = np.random.default_rng(0)
-images = data.from_arrays(rng.integers(0, 256, (16 * 50, 28, 28), np.uint8), rng.integers(0, 10, 16 * 50))
+images = data.from_arrays(rng.integers(0, 256, (16 * 50, 1, 28, 28), np.uint8), rng.integers(0, 10, 16 * 50))
 model = models.build("lenet5", seed=0)
 trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3))
 

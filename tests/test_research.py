@@ -1,4 +1,4 @@
-"""Every block of code in `docs/research.md` and `docs/runs.md` runs, where its library is installed."""
+"""Every block of code in `docs/data.md`, `research.md` and `runs.md` runs, where its library is installed."""
 
 import importlib.util
 import os
@@ -16,6 +16,8 @@ from xcnn.errors import DeviceError
 DOCS = Path(__file__).parents[1] / "docs"
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="runs away from the source tree, without docs/")
+
+PAGES = ("research.md", "runs.md", "data.md")
 
 LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cuda", "mine": "strict"}
 """The libraries that a block may import, and a device that can be used only if the block can run."""
@@ -45,9 +47,10 @@ def stand_in(folder: Path) -> None:
 def test_every_section_has_its_blocks() -> None:
     assert [name(block) for block in blocks("research.md")] == ["torch", "jax", "cupy", "torch", "mine", "jax"]
     assert [name(block) for block in blocks("runs.md")] == ["numpy"]
+    assert [name(block) for block in blocks("data.md")] == ["numpy", "numpy"]
 
 
-@pytest.mark.parametrize("block", [*blocks("research.md"), *blocks("runs.md")], ids=name)
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=name)
 def test_a_block_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for library in libraries(block):
         try:

@@ -1,6 +1,7 @@
 """Resuming: a trainer restored from any step ends with the same bits as an uninterrupted one."""
 
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -79,6 +80,34 @@ def test_a_run_ends_alike_from_every_step_with_each_schedule(digits, schedule):
 def test_a_run_ends_alike_from_every_step_with_each_optimizer(digits, optimizer):
     train, test = digits
     assert_same_from_every_step(functools.partial(make_trainer, optimizer), lambda: loader(train), test)
+
+
+class Items:
+    """A map-style data set."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset.x[index], self.dataset.y[index]
+
+
+def test_batches_made_ahead_by_workers_go_on_where_they_were(digits):
+    """Of a map-style data set, and without workers."""
+    train, test = digits
+
+    def made(workers, dataset):
+        return data.Loader(dataset, 50, seed=3, augment=[data.shift, data.cutout], workers=workers)
+
+    workers = itertools.cycle([2, 0, 3])
+    assert_same_from_every_step(make_trainer, lambda: made(next(workers), Items(train)), Items(test))
+    alone, ahead = make_trainer(), make_trainer()
+    alone.fit(loader(train), 2)
+    ahead.fit(made(2, Items(train)), 2)
+    assert outcome(alone) == outcome(ahead)
 
 
 def test_a_list_of_batches_goes_on_where_it_was(digits):
@@ -218,13 +247,13 @@ def test_a_state_without_a_part_is_refused(digits):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("images", 171)]
+    ("name", "value"), [("batch_size", 49), ("shuffle", False), ("seed", 4), ("drop_last", True), ("examples", 171)]
 )
 def test_an_unfinished_epoch_goes_on_with_the_same_batches_alone(digits, name, value):
     """The settings that determine the batches must not change until the epoch is finished."""
     state = state_of(digits)
-    train = data.load("digits")[0][:171] if name == "images" else digits[0]
-    options = {"batch_size": 50, "seed": 3} | ({} if name == "images" else {name: value})
+    train = data.load("digits")[0][:171] if name == "examples" else digits[0]
+    options = {"batch_size": 50, "seed": 3} | ({} if name == "examples" else {name: value})
     other = data.Loader(train, **options)
     trainer = make_trainer("sgd", "cosine", callbacks=[EarlyStopping("train_loss")])
     trainer.load_state_dict(state)

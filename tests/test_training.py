@@ -254,7 +254,7 @@ def test_predict_gives_probabilities_for_any_batching(digits):
     assert whole.shape == (100, 10)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(whole, pieces, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match=r"predict: images must be .* got \(0, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"predict: x must be .* got \(0, 1, 8, 8\)"):
         trainer.predict(np.zeros((0, 1, 8, 8), np.float32))
 
 

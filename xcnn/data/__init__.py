@@ -1,8 +1,9 @@
 """Data sets, augmentation, and batches.
 
-`load("digits")` returns (train, test) data sets, `from_arrays` creates a data set of your own arrays, `Dataset.to`
-copies it to a device, and `Loader` iterates over it in batches. `DATASETS` lists the names for `load`, `AUGMENTATIONS`
-the functions that distort images, with the random numbers of `Draws`.
+`load("digits")` returns (train, test) data sets, `splits` all parts by name. `from_arrays` creates a data set of your
+own arrays, also of lazy ones (`LazyArray`), `MapDataset` of an object with a length and items. `Dataset.to` copies one
+to a device, and `Loader` iterates over it in batches. `DATASETS` lists the names for `load`, `AUGMENTATIONS` the
+functions that distort images, with the random numbers of `Draws`.
 """
 
 from xcnn.data.augment import (
@@ -23,11 +24,13 @@ from xcnn.data.augment import (
     shift,
     zoom,
 )
-from xcnn.data.catalog import DATASETS, Entry, load
-from xcnn.data.dataset import Dataset, from_arrays, split, to_float
+from xcnn.data.catalog import DATASETS, Entry, load, splits
+from xcnn.data.dataset import Dataset, from_arrays, to_float
 from xcnn.data.draws import Draws
 from xcnn.data.folder import read_image
+from xcnn.data.lazy import LazyArray
 from xcnn.data.loader import Loader
+from xcnn.data.mapped import MapDataset, split
 
 __all__ = [
     "AUGMENTATIONS",
@@ -36,7 +39,9 @@ __all__ = [
     "Dataset",
     "Draws",
     "Entry",
+    "LazyArray",
     "Loader",
+    "MapDataset",
     "affine",
     "color_jitter",
     "crop",
@@ -54,6 +59,7 @@ __all__ = [
     "rotate",
     "shift",
     "split",
+    "splits",
     "to_float",
     "zoom",
 ]

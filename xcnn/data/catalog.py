@@ -19,7 +19,7 @@ from xcnn.data.folder import load_folder
 from xcnn.data.mnist import load_fashion_mnist, load_mnist
 from xcnn.errors import UsageError, wrong_call
 
-__all__ = ["DATASETS", "Entry", "entry", "load"]
+__all__ = ["DATASETS", "Entry", "entry", "load", "splits"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Entry:
     Attributes
     ----------
     summary : one line that describes the images.
-    load : function `(data_dir, **options)` that returns (train, test), two `Dataset`s. `data_dir` is a Path, or None if
-        no folder was passed and nothing can be downloaded.
+    load : function `(data_dir, **options)` that returns the `Dataset`s (train, test) or (train, validation, test).
+        `data_dir` is a Path, or None if no folder was passed and nothing can be downloaded.
     shape : channels, height and width of an image; None if the files decide.
     classes : number of classes; None if the files decide.
     sizes : number of training and of test images; None if the files decide.
     """
 
     summary: str
-    load: Callable[..., tuple[Dataset, Dataset]]
+    load: Callable[..., tuple[Dataset, ...]]
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
     sizes: tuple[int, int] | None = None
@@ -72,11 +72,12 @@ def load(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Dataset, Dataset]:
-    """Load a data set by name, as (train, test).
+    """Load a data set by name, as (train, test). For a validation part that it may have, see `splits`.
 
     Parameters
     ----------
-    name : one of `DATASETS`, or `package.module:function`, a function `(data_dir)` that returns (train, test).
+    name : one of `DATASETS`, or `package.module:function`, a function `(data_dir)` that returns the data sets
+        (train, test) or (train, validation, test).
     data_dir : a folder with the files; by default they are downloaded once and cached (see `download.py`).
     progress : called during a download with (file name, bytes so far, bytes in all); see `download.Progress`.
     **options : further arguments of the loader; of the data sets in the table, only `folder` has one, `size`.
@@ -84,7 +85,7 @@ def load(
     Raises
     ------
     UsageError
-        If the name is unknown, the data set does not take an option, or the function does not return two `Dataset`s.
+        If the name is unknown, the data set does not take an option, or the function does not return such `Dataset`s.
     DataError
         If files are missing or damaged, or no mirror can be reached.
 
@@ -94,12 +95,36 @@ def load(
     >>> len(train), len(test), train.shape
     (1437, 360, (1, 8, 8))
     """
+    parts = splits(name, data_dir, progress=progress, **options)
+    return parts["train"], parts["test"]
+
+
+def splits(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Dataset]:
+    """Load a data set by name, as a dict of its parts: `train`, `validation` if it has one of its own, and `test`.
+
+    Arguments and errors are those of `load`.
+
+    Examples
+    --------
+    >>> {name: len(part) for name, part in splits("digits").items()}
+    {'train': 1437, 'test': 360}
+    """
     loader = entry(name).load
     if wrong := wrong_call(name, loader, (data_dir,), options):
         raise wrong
     if data_dir is None and name in SOURCES:
         data_dir = fetch(name, progress)
     loaded = loader(None if data_dir is None else path("load", "data_dir", data_dir), **options)
-    if not isinstance(loaded, tuple | list) or [isinstance(part, Dataset) for part in loaded] != [True, True]:
-        raise UsageError(f"{name}: the function must return (train, test), two xcnn.data.Dataset")
-    return loaded[0], loaded[1]
+    names = {2: ("train", "test"), 3: ("train", "validation", "test")}
+    parts = tuple(loaded) if isinstance(loaded, tuple | list) else ()
+    if len(parts) not in names or not all(isinstance(part, Dataset) for part in parts):
+        raise UsageError(
+            f"{name}: the function must return (train, test), two xcnn.data.Dataset, or (train, validation, test)"
+        )
+    return dict(zip(names[len(parts)], parts, strict=True))

@@ -1,6 +1,7 @@
-"""`Dataset`: images with labels and class names, checked once, on the host or on a device."""
+"""`Dataset`: examples x with targets y, checked once, in memory, read when needed, or on a device."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,121 +11,168 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_array, is_kind, namespace_of
-from xcnn._check import integer, number
+from xcnn.data.lazy import Rows, fingerprint, is_lazy, is_like_array, read
 from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError
 
-__all__ = ["Dataset", "from_arrays", "split", "to_float"]
+__all__ = ["Dataset", "chosen_places", "from_arrays", "to_float"]
+
+_IGNORED = -100
+"""The class index that losses ignore."""
 
 _MOST_CLASSES = 100_000
 """A larger label means that the classes are not numbered 0, 1, 2, ..."""
 
 _MOST_SCALED = 16
-"""Non-negative float images above this are probably pixels that are not scaled; scikit-learn's digits reach it."""
+"""Whole float pixels above this are probably not scaled; scikit-learn's digits reach it."""
+
+_LOOKED_AT = 256
+"""The number of images that are looked at to tell whether they are scaled."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Labelled images in memory. `len(d)` is their number; `d[slice or index array]` is a smaller data set.
+    """Examples with targets. `len(d)` is their number; `d[slice or index array]` is a smaller data set.
+
+    What a target is, the loss says: class indices (N,) or, per pixel, (N, H, W); numbers (N,) or (N, k); ...
+
+    An array may be *lazy*: a file that is mapped into memory (`numpy.load(path, mmap_mode="r")`), or an object with
+    `shape`, `dtype` and `x[places]`, see `data.LazyArray`. Its rows are read when they are needed and never all at
+    once, so its values are not checked, and the data set stays on the host. A part of it holds only indices.
 
     Parameters
     ----------
-    x : (N, C, H, W), NumPy array: uint8, which a `Loader` divides by 255, or finite float32, which it does
-        not scale.
-    y : (N,), NumPy array of int64, each in 0..len(classes)-1.
-    classes : the name of each class.
+    x : (N, ...), two or more axes: uint8, which a `Loader` divides by 255, or floating point, which it does not scale.
+        Images are (N, C, H, W), signals (N, C, L), volumes (N, C, D, H, W).
+    y : (N, ...), integers, which become int64, or floating point.
+    classes : the name of each class, if the targets are classes. Then `y` is integers in 0..len(classes)-1, or -100,
+        which the losses ignore; or floating point (N, len(classes), ...), a number for each class.
     name : name of the data set in errors and tables.
 
     Raises
     ------
     DataError, DtypeError, ShapeError, UsageError
-        If an argument is not as above, or there is no image.
+        If an argument is not as above, there is no example, or floating-point arrays in memory are not finite.
 
     Examples
     --------
     >>> d = Dataset(np.zeros((3, 1, 8, 8), np.uint8), np.asarray([0, 1, 1]), ("cat", "dog"), "pets")
     >>> len(d), d.shape, len(d[1:])
     (3, (1, 8, 8), 2)
+    >>> Dataset(np.zeros((5, 2, 100)), np.zeros(5), name="signals")
+    <Dataset signals: 5 examples 2x100 float64, targets float64>
     """
 
-    x: npt.NDArray[Any]
-    y: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-    name: str
+    x: Array
+    y: Array
+    classes: tuple[str, ...] = ()
+    name: str = "arrays"
     _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on its result
 
     def __post_init__(self) -> None:
-        images, labels = self.x, self.y
         if not isinstance(self.classes, Sequence) or not all(isinstance(one, str) for one in self.classes):
             raise UsageError(f"{self.name}: classes must be a list of names, got {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
-        for name, array in (("x", images), ("y", labels)):
-            if not isinstance(array, np.ndarray):
-                raise DtypeError(
-                    f"{self.name}: {name} must be a NumPy array, got {type(array).__name__}; see data.from_arrays"
-                )
-        if images.dtype not in (np.uint8, np.float32):
-            raise DtypeError(f"{self.name}: x must be uint8 or float32, got {images.dtype}; see data.from_arrays")
-        if labels.dtype != np.int64:
-            raise DtypeError(f"{self.name}: y must be int64, got {labels.dtype}; see data.from_arrays")
-        if images.ndim != 4 or 0 in images.shape[1:]:
-            raise ShapeError(f"{self.name}: x must be (N, C, H, W), got {images.shape}")
-        if labels.shape != images.shape[:1]:
-            raise ShapeError(
-                f"{self.name}: y must be (N,), one per image, got {labels.shape} for {len(images)} images"
+        x, y = _checked(self.name, "x", self.x), _checked(self.name, "y", self.y)
+        if x.dtype != np.uint8 and x.dtype.kind != "f":
+            raise DtypeError(
+                f"{self.name}: x must be uint8 or floating point, got {x.dtype}; "
+                "if the values are from 0 to 255, pass x.astype('uint8')"
             )
+        if y.dtype.kind not in "iuf":
+            raise DtypeError(
+                f"{self.name}: y must be integers or floating point, got {y.dtype}; number classes 0, 1, 2, ..., "
+                "and pass yes or no as y.astype('float32')"
+            )
+        if len(x.shape) < 2 or 0 in x.shape[1:]:
+            raise ShapeError(f"{self.name}: x must be (N, ...), two or more axes of at least 1, got {x.shape}")
+        if len(y.shape) < 1 or y.shape[0] != x.shape[0]:
+            raise ShapeError(f"{self.name}: y must have one target per example, got {y.shape} for {len(self)} examples")
         self._check_filled()
-        first, last = int(labels.min()), int(labels.max())
-        if first < 0 or last >= len(self.classes):
-            allowed = f"{len(self.classes)} classes allow 0 to {len(self.classes) - 1}"
-            raise DataError(f"{self.name}: labels run from {first} to {last}; {allowed}")
-        if images.dtype == np.float32:
-            low, high = float(images.min()), float(images.max())  # NaN if there is one
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise DataError(f"{self.name}: float x must be finite, without NaN, got {low} to {high}")
+        if isinstance(y, np.ndarray) and not is_lazy(y):
+            self._check_targets(y)
+            if y.dtype.kind != "f":
+                object.__setattr__(self, "y", y.astype(np.int64, copy=False))
+        for name, array in (("x", x), ("y", y)):
+            if isinstance(array, np.ndarray) and not is_lazy(array) and array.dtype.kind == "f" and array.size:
+                low, high = float(array.min()), float(array.max())  # NaN if there is one
+                if not (math.isfinite(low) and math.isfinite(high)):
+                    raise DataError(f"{self.name}: float {name} must be finite, without NaN, got {low} to {high}")
+
+    def _check_targets(self, y: npt.NDArray[Any]) -> None:
+        """Check targets in memory against the classes, if there are any."""
+        k = len(self.classes)
+        if not k or not y.size:
+            return
+        if y.dtype.kind == "f":
+            if y.ndim < 2 or y.shape[1] != k:
+                raise ShapeError(
+                    f"{self.name}: float y must be (N, {k}), a number for each of the {k} classes, got {y.shape}; "
+                    "number the classes 0, 1, 2, ..., or leave out the classes for regression"
+                )
+            return
+        first, last = int(y.min()), int(y.max())
+        if first < 0:
+            known = y[y != _IGNORED]
+            first = int(known.min()) if known.size else 0
+        if first < 0 or last >= k:
+            raise DataError(f"{self.name}: labels run from {first} to {last}; {k} classes allow 0 to {k - 1}")
 
     def _check_filled(self) -> None:
         if len(self) == 0:
-            raise DataError(f"{self.name}: the data set is empty; it needs at least one image")
+            raise DataError(f"{self.name}: the data set is empty; it needs at least one example")
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"<Dataset {self.name}: {len(self):,} images {shape} {self.x.dtype}, {len(self.classes)} classes>"
+        targets = f"{len(self.classes)} classes" if self.classes else f"targets {self.y.dtype}"
+        return f"<Dataset {self.name}: {len(self):,} examples {shape} {self.x.dtype}, {targets}>"
 
     def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "Dataset":
-        if isinstance(index, int | np.integer):
-            raise UsageError(
-                f"{self.name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]"
-            )
+        places = chosen_places(self.name, len(self), index)
         if self._device is None:
-            return Dataset(self.x[index], self.y[index], self.classes, self.name)
-        chosen = self._with(*self.gather(np.arange(len(self))[index]), self._device)
+            x, y = (_part(array, index if isinstance(index, slice) else places) for array in (self.x, self.y))
+            return Dataset(x, y, self.classes, self.name)
+        x, y = self.gather(places)
+        chosen = self._with(x, y, self._device)
         chosen._check_filled()
         return chosen
+
+    @property
+    def shape(self) -> Any:
+        """Shape of one example, a tuple: channels, height and width of an image."""
+        return tuple(self.x.shape[1:])
 
     @property
     def device(self) -> Device:
         """The device of the arrays: the CPU, or that of `to`."""
         return self._device or open_device("cpu")
 
+    @property
+    def lazy(self) -> bool:
+        """Whether rows of `x` or `y` are read when they are needed."""
+        return self._device is None and (is_lazy(self.x) or is_lazy(self.y))
+
     def gather(self, places: slice | npt.NDArray[Any]) -> tuple[Array, Array]:
-        """Return some images and labels as new arrays of the same dtypes, on the device of the data set.
+        """Return some examples and targets as new arrays of the same dtypes, on the device of the data set.
 
         Parameters
         ----------
         places : indices from 0, or a slice `start:stop` inside the data set.
         """
-        device = self.device
+        if self._device is None:
+            x, y = read(self.x, places), read(self.y, places)
+            return x, y if y.dtype.kind == "f" else y.astype(np.int64, copy=False)
+        device = self._device
         xp = device.xp
         with device.active():
             if isinstance(places, slice):  # only a slice may share memory
-                images, labels = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.x, self.y))
-                return images, labels
-            index = places if xp is np else device.asarray(places)
+                x, y = (xp.astype(a[places, ...], a.dtype, copy=True) for a in (self.x, self.y))
+                return x, y
+            index = device.asarray(places)
             return xp.take(self.x, index, axis=0), xp.take(self.y, index, axis=0)
 
     def to(self, device: str | Device) -> "Dataset":
@@ -135,139 +183,167 @@ class Dataset:
         OutOfMemoryError
             If the device has too little memory.
         DeviceError, UsageError
-            If the device is unknown or cannot be used here.
+            If the device is unknown or cannot be used here, or the data set is lazy.
         """
         where = open_device(device)
         if where == self.device:
             return self
+        if self.lazy:
+            raise UsageError(f"{self.name}: lazy data stay on the host, got {where.name}; a Loader reads their batches")
         try:
-            images, labels = (a if on_host(a) else to_numpy(a) for a in (self.x, self.y))
+            x, y = (a if on_host(a) else to_numpy(a) for a in (self.x, self.y))
             if where.xp is np:
-                return self._with(images, labels, None)
-            return self._with(where.asarray(images), where.asarray(labels), where)
+                return self._with(x, y, None)
+            return self._with(where.asarray(x), where.asarray(y), where)
         except Exception as error:
             if not out_of_memory(error, where):
                 raise
         free_memory(where)  # outside the except block, where nothing refers to the arrays in the traceback
-        raise OutOfMemoryError(f"{self.name}: {len(self)} images do not fit into the memory of {where.name}")
+        raise OutOfMemoryError(f"{self.name}: {len(self)} examples do not fit into the memory of {where.name}")
 
-    def _with(self, images: Array, labels: Array, where: Device | None) -> "Dataset":
+    def astype(self, dtype: npt.DTypeLike) -> "Dataset":
+        """Return the data set with the floating-point ones of its arrays, which must be on the host, as `dtype`."""
+        if self.lazy or self._device is not None:
+            raise UsageError(f"{self.name}: astype takes arrays in memory on the host")
+        with np.errstate(over="ignore"):  # infinite numbers are reported by the loss
+            x, y = (a.astype(dtype, copy=False) if a.dtype.kind == "f" else a for a in (self.x, self.y))
+            return self._with(x, y, None)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of `x` and `y`, by which a resumed run recognises its data.
+
+        It covers every byte of arrays in memory. Of a lazy array it covers shape, dtype and what its own method
+        `fingerprint` returns, a string; without one, 64 rows that are spread evenly over the array.
+        """
+        arrays = (a if self._device is None else to_numpy(a) for a in (self.x, self.y))
+        return hashlib.sha256("".join(map(fingerprint, arrays)).encode()).hexdigest()
+
+    def _with(self, x: Array, y: Array, where: Device | None) -> "Dataset":
         """Return a copy of the data set with other arrays, which are not checked."""
         made = copy.copy(self)
-        for name, value in (("x", images), ("y", labels), ("_device", where)):
+        for name, value in (("x", x), ("y", y), ("_device", where)):
             object.__setattr__(made, name, value)
         return made
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        c, h, w = self.x.shape[1:]
-        return c, h, w
+
+def _checked(owner: str, name: str, array: Any) -> Any:
+    """Return an array after checking that it is a NumPy array or a lazy one."""
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        wrong = not is_like_array(array) or not np.dtype(array.dtype) or not math.prod(array.shape) >= 0
+    except TypeError:
+        wrong = True
+    if wrong:
+        raise DtypeError(
+            f"{owner}: {name} must be a NumPy array, or lazy with shape, dtype and rows, got {type(array).__name__}; "
+            "see data.from_arrays"
+        )
+    return array
 
 
-def from_arrays(
-    x: npt.ArrayLike, y: npt.ArrayLike, classes: Sequence[str] | None = None, name: str = "arrays"
-) -> Dataset:
-    """Return a data set of your own arrays.
+def _part(array: Any, index: slice | npt.NDArray[Any]) -> Any:
+    """Return some rows of an array; those of a lazy one are not read."""
+    return Rows(array, np.arange(array.shape[0])[index]) if is_lazy(array) else array[index]
+
+
+def chosen_places(name: str, length: int, index: Any) -> npt.NDArray[np.int64]:
+    """Return the places in a data set that a slice, an array of indices or one of bools chooses."""
+    if isinstance(index, int | np.integer):
+        raise UsageError(f"{name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]")
+    try:
+        places = np.arange(length)[index if isinstance(index, slice) else np.asarray(index)]
+    except (IndexError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: indices must be a slice or integers below {length}: {error}") from None
+    if places.ndim != 1:
+        raise UsageError(f"{name}: indices must be a slice or one axis of integers, got {places.ndim} axes")
+    return places
+
+
+def from_arrays(x: Any, y: Any, classes: Sequence[str] | None = None, name: str = "arrays") -> Dataset:
+    """Return a data set of your own arrays, after looking for the usual mistakes.
 
     Parameters
     ----------
-    x : (N, C, H, W), or (N, H, W) for one channel; uint8 from 0 to 255, or floating point, which is converted to
-        float32, finite and already scaled. Non-negative floats above 16 are refused, as they are probably pixels that
-        were not divided by 255; if they are correct, construct a `Dataset`.
-    y : (N,), integers 0, 1, 2, ...
-    classes : the name of each class; by default the numbers up to the largest label.
+    x : (N, ...), two or more axes: uint8 from 0 to 255, or floating point, finite and already scaled. Images are
+        (N, C, H, W); of grey ones (N, H, W), pass x[:, None]. Lists, tables of pandas, arrays of other libraries, which
+        are copied to the host, and lazy arrays are taken too; see `Dataset`.
+    y : (N, ...), integers or floating point. What a target is, the loss says.
+    classes : the name of each class; by default, for integers (N,), the numbers up to the largest label.
     name : name of the data set in errors and tables.
 
     Raises
     ------
     DataError, DtypeError, ShapeError
-        If values, dtypes or shapes are not as above; the message says how to convert them.
+        If values, dtypes or shapes are not as above; if images (N, C, H, W) have their channels last; or if they are
+        whole floats above 16, which are probably pixels that were not divided by 255. If they are correct, construct a
+        `Dataset`.
 
     Examples
     --------
-    >>> d = from_arrays(np.zeros((2, 8, 8)), [0, 1], classes=["cat", "dog"])
+    >>> d = from_arrays(np.zeros((2, 1, 8, 8)), [0, 1], classes=["cat", "dog"])
     >>> d.x.dtype, d.shape, d.classes
-    (dtype('float32'), (1, 8, 8), ('cat', 'dog'))
+    (dtype('float64'), (1, 8, 8), ('cat', 'dog'))
     """
-    x, y = np.asarray(x), np.asarray(y)
-    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
-        raise DtypeError(
-            f"from_arrays: x must be uint8 or floating point, got {x.dtype}; "
-            "if the values are from 0 to 255, pass x.astype('uint8')"
-        )
-    if x.ndim == 3:
-        x = x[:, None]  # (N, H, W) -> (N, 1, H, W)
-    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] > 4:
+    x, y = _host_array("x", x), _host_array("y", y)
+    if len(x.shape) == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] > 4:
         raise ShapeError(
             f"from_arrays: x must be (N, C, H, W), got {x.shape}, which looks like channels last; "
             "pass x.transpose(0, 3, 1, 2)"
         )
-    if y.ndim == 2:
-        raise ShapeError(f"from_arrays: y must be (N,), got {y.shape}; if one-hot, pass y.argmax(axis=1)")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise DtypeError(f"from_arrays: y must be integers, got {y.dtype}; number the classes 0, 1, 2, ...")
     if classes is None:
-        count = int(y.max(initial=0)) + 1
-        if count > _MOST_CLASSES:
-            raise DataError(f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ...")
-        classes = [str(k) for k in range(count)]
-    if x.dtype != np.uint8 and x.dtype != np.float32:
-        with np.errstate(over="ignore"):  # numbers that overflow become infinite, which is refused
-            x = x.astype(np.float32)
-    if x.dtype == np.float32 and x.size and x.min() >= 0 and _MOST_SCALED < x.max() < np.inf:
+        classes = _numbered(y)
+    made = Dataset(x, y, classes, name)  # type: ignore[arg-type]  # which makes a tuple of a list
+    if len(x.shape) == 4 and x.shape[1] in (1, 3, 4) and np.dtype(x.dtype).kind == "f" and not is_lazy(x):
+        first = x[:_LOOKED_AT]
+        low, high = first.min(), first.max()
+        if low >= 0 and high > _MOST_SCALED and np.array_equal(first, np.rint(first)):
+            raise DataError(
+                f"from_arrays: float x from {low} to {high} are probably pixels that are not scaled; "
+                "divide them by 255, or pass uint8"
+            )
+    return made
+
+
+def _host_array(name: str, value: Any) -> Any:
+    """Return a lazy array as it is, and anything else as a NumPy array."""
+    if is_like_array(value):
+        return value
+    try:
+        return to_numpy(value) if is_array(value) else np.asarray(value)
+    except (TypeError, ValueError):  # the latter for lists of unequal lengths
+        raise DtypeError(f"from_arrays: {name} must be an array, got {type(value).__name__}") from None
+
+
+def _numbered(y: Any) -> Sequence[str]:
+    """Return the names of classes that only have numbers; none if the targets are not class indices (N,)."""
+    if len(y.shape) != 1 or np.dtype(y.dtype).kind not in "iu" or is_lazy(y):
+        return ()
+    count = int(y.max(initial=0)) + 1
+    if count > _MOST_CLASSES:
         raise DataError(
-            f"from_arrays: float x from {x.min()} to {x.max()} are probably pixels that are not scaled; "
-            "divide them by 255, or pass uint8"
+            f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ..., "
+            "or pass y.astype('float32') for regression"
         )
-    return Dataset(x, y.astype(np.int64), classes, name)  # type: ignore[arg-type]
+    return [str(k) for k in range(count)]
 
 
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split a data set into (rest, held_out) at random, for validation. Both keep the order of the data set.
-
-    Parameters
-    ----------
-    dataset : the data set to split.
-    fraction : the fraction of the images to hold out, above 0 and below 1.
-    seed : seed of the random choice, 0 or more.
-
-    Raises
-    ------
-    UsageError
-        If an argument is out of range, or one of the parts would be empty.
-
-    Examples
-    --------
-    >>> d = from_arrays(np.zeros((10, 8, 8)), np.arange(10))
-    >>> [len(part) for part in split(d, 0.2, seed=0)]
-    [8, 2]
-    """
-    if not isinstance(dataset, Dataset):
-        raise UsageError(f"split: dataset must be a Dataset, got {type(dataset).__name__}; see data.from_arrays")
-    held = round(number("split", "fraction", fraction, "(0, 1)") * len(dataset))
-    if held in (0, len(dataset)):
-        raise UsageError(f"split: {fraction} of {len(dataset)} images leaves a part empty")
-    order = np.random.default_rng(integer("split", "seed", seed, minimum=0)).permutation(len(dataset))
-    return dataset[np.sort(order[held:])], dataset[np.sort(order[:held])]
-
-
-def to_float(images: Array) -> Array:
-    """Convert images to float32: uint8 is divided by 255, floating point keeps its values.
+def to_float(x: Array) -> Array:
+    """Return uint8 divided by 255 as float32, and floating point as it is.
 
     Arrays of every library get the same bits.
 
     >>> to_float(np.asarray([0, 51, 255], np.uint8))
     array([0. , 0.2, 1. ], dtype=float32)
     """
-    if not is_array(images):
-        raise DtypeError(f"to_float: images must be an array, got {type(images).__name__}")
-    xp = namespace_of(images)
-    if images.dtype != xp.uint8:
-        if not is_kind(xp, images.dtype, "real floating"):
-            raise DtypeError(f"to_float: images must be uint8 or floating point, got {images.dtype}")
-        return xp.astype(images, xp.float32, copy=False)
-    scaled = xp.astype(images, xp.float32)
+    if not is_array(x):
+        raise DtypeError(f"to_float: x must be an array, got {type(x).__name__}")
+    xp = namespace_of(x)
+    if x.dtype != xp.uint8:
+        if not is_kind(xp, x.dtype, "real floating"):
+            raise DtypeError(f"to_float: x must be uint8 or floating point, got {x.dtype}")
+        return x
+    scaled = xp.astype(x, xp.float32)
     # JAX, and PyTorch on CUDA, may replace division by a scalar with multiplication by its rounded inverse.
-    scaled /= np.float32(255) if on_host(images) else full(xp, scaled.shape, 255.0, scaled)
+    scaled /= np.float32(255) if on_host(x) else full(xp, scaled.shape, 255.0, scaled)
     return scaled

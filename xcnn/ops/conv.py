@@ -112,7 +112,9 @@ def _check_weight(
         shapes = f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
         if first % groups:
             raise ShapeError(f"{name}: groups {groups} does not divide the {first} leading channels of weight {shapes}")
-        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes}")
+        alone = x.ndim == rank + 1
+        hint = f"; x of {x.ndim} axes is one example, a batch of one channel is x[:, None]" if alone else ""
+        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes}{hint}")
     check_shape(name, (o,), "one per output channel", bias=bias)
 
 

@@ -1,10 +1,7 @@
 """Resuming a run: comparing it with its checkpoint, and loading the state of the checkpoint."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from xcnn.data import Dataset
 from xcnn.devices import Device
@@ -18,7 +15,7 @@ __all__ = ["changes", "differences", "load_state", "origin"]
 
 
 def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
-    """Return the hardware and versions of a run, and the SHA-256 of the images and labels of its data sets."""
+    """Return the hardware and versions of a run, and the fingerprints of its data sets."""
     here = machine()
     return {
         "device": where.name,
@@ -26,14 +23,8 @@ def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
         "python": here["versions"]["python"],
         "xcnn": here["versions"]["xcnn"],
         "processor": here["cpu"],
-        "images": {name: _sha256(dataset) for name, dataset in datasets.items() if dataset is not None},
+        "images": {name: dataset.fingerprint() for name, dataset in datasets.items() if dataset is not None},
     }
-
-
-def _sha256(dataset: Dataset) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(dataset.x).data)
-    content.update(dataset.y.astype("<i8").data)
-    return content.hexdigest()
 
 
 def changes(before: Mapping[str, Any], config: Config) -> list[str]:

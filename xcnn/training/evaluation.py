@@ -1,19 +1,18 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xcnn._check import integer
-from xcnn.data import Dataset, Loader
 from xcnn.devices import Device, to_numpy
 from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
-from xcnn.training.feed import Data, as_array, in_order, place
+from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import within_memory
 
@@ -61,11 +60,11 @@ def evaluate(
 
     `watch` is called after each batch with the metrics so far.
     """
-    metrics = Metrics()
+    metrics, dtype = Metrics(), dtype_of(model)
     integer("evaluate", "batch_size", batch_size)
 
     def test(x: Any, y: Any) -> tuple[int, float, int | None]:
-        output, targets = model(place(x, where)), place(y, where)
+        output, targets = model(place(x, where, dtype)), place(y, where, dtype)
         return output.shape[0], *look(loss.function(output, targets)[0], loss.count_correct(output, targets))[:2]
 
     with where.active():
@@ -74,26 +73,21 @@ def evaluate(
             if watch is not None:
                 watch(metrics)
     if not metrics.images:
-        raise DataError("evaluate: there is no batch to test on")
+        raise DataError("evaluate: there is no batch to test on (an iterator gives its batches only once)")
     return metrics
 
 
-def predict(model: Module, images: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
+def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
     """Return the predictions of a model that is on the device `where`; see `Trainer.predict`."""
     integer("predict", "batch_size", batch_size)
-    if isinstance(images, Loader | Dataset):
-        parts: Iterable[Any] = (x for x, _ in in_order("predict: images", images, batch_size, where))
-    else:
-        images = as_array(images)
-        if images.ndim == 0 or images.shape[0] == 0:
-            raise ShapeError(f"predict: images must be (n, ...) with n of at least 1, got {tuple(images.shape)}")
-        parts = (images[i : i + batch_size, ...] for i in range(0, images.shape[0], batch_size))
+    dtype = dtype_of(model)
 
     def answer(x: Any) -> np.ndarray:
-        return to_numpy(loss.activation(model(place(x, where))))
+        return to_numpy(loss.activation(model(place(x, where, dtype))))
 
     with where.active():
-        return np.concatenate([within_memory(answer, x, where=where) for x in parts])
+        parts = inputs("predict: x", x, batch_size, where)
+        return np.concatenate([within_memory(answer, part, where=where) for part in parts])
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,84 +2,157 @@
 
 import collections.abc
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array, namespace_of
-from xcnn.data import Dataset, Loader, from_arrays
-from xcnn.devices import Device, free_memory
-from xcnn.errors import CheckpointError, OutOfMemoryError, UsageError
+from xcnn._array import Array, is_array, is_kind, namespace_of
+from xcnn.data import Dataset, Loader, to_float
+from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
+from xcnn.data.mapped import as_dataset
+from xcnn.devices import Device, free_memory, to_numpy
+from xcnn.errors import CheckpointError, OutOfMemoryError, ShapeError, UsageError
+from xcnn.nn import Module
 from xcnn.training.memory import memory_error, ran_out
 
-__all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "in_order", "place"]
+__all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "dtype_of", "in_order", "inputs", "place"]
 
 Batch = tuple[Any, Any]
 Batches = Loader | Iterable[Batch]
-Data = Batches | Dataset | tuple[np.ndarray, np.ndarray]
-"""A `Loader`, a `Dataset`, (images, labels), or an iterable of batches (x, y)."""
+Data = Any
+"""What `fit` and `evaluate` take.
+
+- Read in any order: a `Loader`; a `Dataset`; arrays (x, y), also lazy ones, as `data.from_arrays` takes them; or an
+  object with `__len__` and `__getitem__(int)` that returns (x, y), see `data.MapDataset`.
+- Read as it comes: a list, a tuple, an iterator or another iterable of batches (x, y).
+"""
 
 _MOST_BYTES = 1 << 30
 """The largest data set that is copied to the device."""
 
+_CPU = 1
+"""The host's number as a device in DLPack, and so in the array API."""
+
 
 def batches(who: str, data: Any, where: Device) -> Batches:
     """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins errors."""
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
-        data = from_arrays(*data)
-    if isinstance(data, Dataset):
-        data = Loader(data)
-    if isinstance(data, Loader) and data.dataset.device.xp is not np and data.dataset.device != where:
-        there = data.dataset.device.name
-        raise UsageError(f"{who} is on {there}, the network is on {where.name}; put both on the same device")
-    if not isinstance(data, Loader | Iterable):
-        kinds = "a Loader, a Dataset, (images, labels) or batches (x, y)"
+    if not isinstance(data, Loader):
+        # A sequence is one of batches, unless it is a pair of arrays, which is a tuple.
+        other = isinstance(data, collections.abc.Sequence) and not isinstance(data, tuple)
+        found = None if other else as_dataset(data)
+        data = data if found is None else Loader(found)
+    if isinstance(data, Loader):
+        if data.dataset.device.xp is not np and data.dataset.device != where:
+            there = data.dataset.device.name
+            raise UsageError(f"{who} is on {there}, the network is on {where.name}; put both on the same device")
+        return data
+    if not isinstance(data, Iterable) or is_array(data) or is_like_array(data):
+        kinds = "a Loader, a Dataset, arrays (x, y), an object with __len__ and __getitem__, or batches (x, y)"
         raise UsageError(f"{who} must be {kinds}, got {type(data).__name__}")
     return data
 
 
 def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
-    """Yield batches to evaluate: every image of a data set once, in order, without augmentation."""
+    """Yield batches to evaluate: every example of a data set once, in order, without augmentation."""
     made = batches(who, data, where)
-    return _pairs(who, Loader(made.dataset, batch_size, shuffle=False) if isinstance(made, Loader) else made)
+    if isinstance(made, Loader):
+        made = Loader(made.dataset, batch_size, shuffle=False, workers=made.workers, prefetch=made.prefetch)
+    return _pairs(who, made)
 
 
-def _pairs(who: str, made: Batches) -> Iterator[Batch]:
+def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
     """Yield batches, checking that each is a pair."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}")
+            hint = "; pass arrays as a tuple (x, y)" if is_array(batch) else ""
+            raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}{hint}")
         yield batch[0], batch[1]
 
 
-def place(array: Any, where: Device) -> Array:
-    """Return a list or an array of the host on the device; an array of the device's library is returned as it is."""
+def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
+    """Yield what `predict` takes in batches, uint8 divided by 255."""
+    if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
+        x = as_array(x)
+    if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
+        yield from (batch for batch, _ in in_order(who, x, batch_size, where))
+        return
+    if len(x.shape) == 0 or x.shape[0] == 0:
+        raise ShapeError(f"{who} must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
+    for start in range(0, x.shape[0], batch_size):
+        places = slice(start, min(start + batch_size, x.shape[0]))
+        part = read(x, places) if is_like_array(x) and is_lazy(x) else x[places, ...]
+        yield to_float(part) if part.dtype == namespace_of(part).uint8 else part
+
+
+def dtype_of(model: Module) -> Any:
+    """Return the dtype of the weights of a model, None if it has none."""
+    return next((parameter.data.dtype for parameter in model.parameters()), None)
+
+
+def place(array: Any, where: Device, dtype: Any = None) -> Array:
+    """Return a list or an array of the host on the device; an array of the device's library stays where it is.
+
+    Floating point is converted to `dtype`, if given: the dtype of the model wins. A read-only array is copied, as
+    compiled kernels would be compiled again for it.
+    """
     array = as_array(array)
-    return array if namespace_of(array) is where.xp else where.asarray(array)
+    xp = namespace_of(array)
+    if xp is not np and xp is not where.xp:
+        if array.__dlpack_device__()[0] != _CPU:
+            there = f"{type(array).__name__} is on another device"
+            raise UsageError(f"the {there} than the network, {where.name}; put both on the same device")
+        array, xp = to_numpy(array), np  # such as a batch of PyTorch's DataLoader
+    if xp is np:
+        wanted = dtype if where.xp is np else _host_dtype(where.xp, dtype)
+        if wanted is not None and array.dtype.kind == "f" and array.dtype != wanted:
+            with np.errstate(over="ignore"):  # infinite numbers are reported by the loss
+                array = array.astype(wanted)
+        if where.xp is np:
+            return array if array.flags.writeable else array.copy()
+        array = where.asarray(array)
+    if dtype is not None and array.dtype != dtype and is_kind(where.xp, array.dtype, "real floating"):
+        array = where.xp.astype(array, dtype)
+    return array
+
+
+@functools.cache
+def _host_dtype(xp: ModuleType, dtype: Any) -> Any:
+    """Return the dtype of NumPy that is that of another library, or None if NumPy lacks it."""
+    known = xp.__array_namespace_info__().dtypes()
+    name = next((name for name, one in known.items() if one == dtype), None)
+    return None if name is None else np.dtype(name)
 
 
 def as_array(value: Any) -> Array:
-    """Return a list as a NumPy array, and an array of any library as it is."""
+    """Return a list or a table as a NumPy array, and an array of any library as it is."""
     try:
-        value = np.asarray(value) if isinstance(value, list | tuple) else value
+        value = np.asarray(value) if isinstance(value, list | tuple) or is_table(value) else value
         namespace_of(value)
     except (TypeError, ValueError):  # the latter for lists of unequal lengths
-        raise UsageError(f"images and targets must be arrays, got {type(value).__name__}") from None
+        raise UsageError(f"x and targets must be arrays, got {type(value).__name__}") from None
     return value
 
 
 class Feed:
     """The batches of one `fit`.
 
-    A data set on the host that is not augmented and not too large is copied to the device for the lifetime of the feed.
-    If memory runs out, the copy is freed and batches are made on the host. The bits are the same either way.
+    A data set in memory that is not augmented and not too large is copied to the device for the lifetime of the feed,
+    in the `dtype` of the model if it is floating point. If memory runs out, the copy is freed and batches are made on
+    the host. The bits are the same either way.
 
     `who` is the function and its argument, for errors; `tell` is called if the data set does not fit on the device.
+
+    Attributes
+    ----------
+    source : the `Loader`, or the iterable of batches.
+    length : the number of batches of an epoch; None if it is unknown.
     """
 
-    def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object]) -> None:
+    def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object], dtype: Any = None) -> None:
         self.who, self.where, self.tell = who, where, tell
         self.source = batches(who, data, where)
         self._host: Dataset | None = None  # of which the device has a copy
@@ -88,9 +161,12 @@ class Feed:
         if not isinstance(self.source, Loader) or self.source.augment or where.xp is np:
             return
         dataset, moved = self.source.dataset, copy.copy(self.source)
-        if dataset.device.xp is np and dataset.x.nbytes <= _MOST_BYTES:
+        if not isinstance(dataset, Dataset) or dataset.lazy or dataset.device.xp is not np:
+            return
+        if dataset.x.nbytes + dataset.y.nbytes <= _MOST_BYTES:
             try:
-                moved.dataset = dataset.to(where)
+                kind = None if dtype is None else _host_dtype(where.xp, dtype)
+                moved.dataset = (dataset if kind is None else dataset.astype(kind)).to(where)
             except OutOfMemoryError as error:
                 tell(f"{error}; batches are made on the host")
             else:
@@ -103,6 +179,13 @@ class Feed:
             raise CheckpointError(f"{self.who} is {here}, but the state is inside an epoch of {was}")
         if self.length is not None and batch > self.length:
             raise CheckpointError(f"{self.who} has {self.length} batches, but the state is after {batch} of the epoch")
+
+    @property
+    def description(self) -> str:
+        """What `fit` reads, in words: "1,437 examples in shuffled batches of 64", or how many batches, as they come."""
+        if isinstance(self.source, Loader):
+            return self.source.description
+        return f"{'' if self.length is None else f'{self.length:,} '}batches, in the order in which they come"
 
     def batches(self, epoch: int, done: int) -> Iterator[Batch]:
         """Yield the batches of an epoch (counted from 1) after the first `done`."""
@@ -129,6 +212,6 @@ class Feed:
             return False
         self.source.dataset = host
         free_memory(self.where)
-        size = f"{host.name}: {len(host)} images"
+        size = f"{host.name}: {len(host)} examples"
         self.tell(f"{size} do not fit into the memory of {self.where.name}; batches are made on the host")
         return True

@@ -72,7 +72,8 @@ class Step:
 
         If the loss or a gradient is not finite, everything but the gradients is restored before the error is raised.
         """
-        x, y = place(x, self.device), place(y, self.device)
+        dtype = self.optimizer.param_groups[0]["params"][0].data.dtype
+        x, y = place(x, self.device, dtype), place(y, self.device, dtype)
         output, backward = self.model.forward(x, train=True)
         loss, loss_backward = self.loss.function(output, y)
         right = self.loss.count_correct(output, y) if count else None

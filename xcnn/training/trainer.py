@@ -17,7 +17,7 @@ from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metrics, evaluate, predict
-from xcnn.training.feed import Data, Feed
+from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
 from xcnn.training.state import Epoch, count, record
@@ -195,13 +195,15 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         """Train for some epochs and return one record for each.
 
-        While `fit` runs, a data set that is not augmented is kept on the device in its own dtype, if it takes at most
-        1 GiB and fits. This changes no bit of the results.
+        Floating-point arrays are converted to the dtype of the model, batch by batch. While `fit` runs, a data set in
+        memory that is not augmented is kept on the device, if it takes at most 1 GiB and fits. This changes no bit of
+        the results.
 
         Parameters
         ----------
-        train : a `Loader`; a `Dataset` or (images, labels), in shuffled batches of 64; or batches (x, y), as a list or
-            any other iterable.
+        train : a `Loader`; a `Dataset`, arrays (x, y) (see `data.from_arrays`) or an object with `__len__` and
+            `__getitem__(int)` that returns (x, y) (see `data.MapDataset`), in shuffled batches of 64; or batches
+            (x, y) in their order, as a list or any other iterable.
         epochs : the number of passes over `train`. An unfinished epoch of a loaded state is finished first and counts
             as one.
         validation : evaluated after each epoch, if given.
@@ -246,8 +248,9 @@ class Trainer:
             self.stop_reason = ""
         self.interrupted, self._fitting = False, True
         try:
-            feed = Feed("fit: train", train, self.device, self.tell)
-            held_out = None if validation is None else Feed("fit: validation", validation, self.device, self.tell)
+            where, dtype = self.device, dtype_of(self.model)
+            feed = Feed("fit: train", train, where, self.tell, dtype)
+            held_out = None if validation is None else Feed("fit: validation", validation, where, self.tell, dtype)
             self._feeds = [feed] if held_out is None else [feed, held_out]
             if self.schedule is not None and feed.length is not None:
                 doubt = self.schedule.check_length(last - first, feed.length, self.unfinished)
@@ -376,20 +379,21 @@ class Trainer:
         return evaluate(self.model, data, self.loss, self.device, batch_size)
 
     @explained
-    def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
-        """Return the predictions for some images, on the host.
+    def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
+        """Return the predictions for some examples, on the host.
 
         Parameters
         ----------
-        images : (n, c, h, w) in the model's dtype, or a `Dataset`.
-        batch_size : images at a time.
+        x : (n, ...), uint8, which is divided by 255, or floating point: an array of the host or of the device, a list,
+            or a lazy array (see `data.Dataset`). Or what `evaluate` takes, whose targets are left out.
+        batch_size : examples at a time.
 
         Returns
         -------
         (n, classes): probabilities if the loss defines them (for cross-entropy, the softmax of the outputs), otherwise
         the outputs.
         """
-        return predict(self.model, images, self.loss, self.device, batch_size)
+        return predict(self.model, x, self.loss, self.device, batch_size)
 
     @property
     def unfinished(self) -> int:
