@@ -27,7 +27,8 @@ from xcnn.data.augment import (
 from xcnn.data.catalog import DATASETS, Entry, load, splits
 from xcnn.data.dataset import Dataset, from_arrays, to_float
 from xcnn.data.draws import Draws
-from xcnn.data.folder import read_image
+from xcnn.data.files import ImageFiles
+from xcnn.data.images import read_image
 from xcnn.data.lazy import LazyArray
 from xcnn.data.loader import Loader
 from xcnn.data.mapped import MapDataset, split
@@ -39,6 +40,7 @@ __all__ = [
     "Dataset",
     "Draws",
     "Entry",
+    "ImageFiles",
     "LazyArray",
     "Loader",
     "MapDataset",

@@ -1,272 +1,256 @@
-"""Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and single image files.
+"""Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and tables of image files."""
 
-Every image is opened by `_image`, which checks its size before it is decompressed.
-"""
-
-import contextlib
-import os
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import integer, integers
-from xcnn._check import path as checked_path
-from xcnn.data._stream import File, blaming, opened
+from xcnn._check import choice, flag, integer
+from xcnn.data._stream import blaming
 from xcnn.data.dataset import Dataset
+from xcnn.data.files import Checked, ImageFiles, Watch, check_files
+from xcnn.data.images import RESIZE, SUFFIXES, colour
+from xcnn.data.table import PARTS, ImageList, is_inside, listed, read_table
 from xcnn.errors import DataError, UsageError, printable
 
-__all__ = ["load_folder", "read_image"]
+__all__ = ["MOST_SIDE", "load_folder"]
 
-Files = dict[str, list[Path]]
-"""The images of each class."""
+MOST_SIDE = 1024
+"""The largest height and width of the images of a folder."""
 
-_FORMATS = {  # what Pillow may decode, whatever the file name: others start programs (EPS: Ghostscript)
-    "BMP": {".bmp"},
-    "GIF": {".gif"},
-    "JPEG": {".jpeg", ".jpg"},
-    "PNG": {".png"},
-    "PPM": {".pgm", ".ppm"},
-    "TIFF": {".tif", ".tiff"},
-    "WEBP": {".webp"},
-}
-_SUFFIXES = set().union(*_FORMATS.values())
-_GREY_MODES = {"1", "L", "LA", "I;16", "I;16L", "I;16B"}
-_COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-_MOST_PIXELS = 64 * 2**20
-_MOST_SIDE = 2**16  # resizing takes 16 bytes and decoding 8 for each row, however short
-_SMALL = 2**20
-_PIXELS_PER_BYTE = 1024
-"""The most pixels per byte of the file, for images of more than `_SMALL` pixels, so that a small file cannot take much
-memory. Deflate expands at most 1,032 times, so that only images that are almost blank are refused."""
-
-_MOST_SCANS = 1000  # of a JPEG file: each covers the whole image, and may take as little as twelve bytes
-_START_OF_SCAN = b"\xff\xda"
-
-_alone = threading.Lock()  # guards settings of the whole process
 _EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
+_MOST_NAMED = 10  # classes whose numbers of images are told one by one
+_UNEQUAL = 5  # times the images of the smallest class, from which it is told that classes are unequal
+_VERBS = {"train": "train", "validation": "validate", "test": "test"}
+
+Labels = npt.NDArray[np.int64]
+Tell = Callable[[str], object]
 
 
-def load_folder(data_dir: Path | None = None, size: int = 32) -> tuple[Dataset, Dataset]:
-    """Return (train, test) of a folder of images.
+def load_folder(
+    data_dir: Path | None = None,
+    size: int = 32,
+    *,
+    resize: str = "crop",
+    background: str = "white",
+    skip_broken: bool = False,
+    in_memory: int = 256 << 20,
+    tell: Tell = lambda message: None,
+    watch: Watch | None = None,
+) -> tuple[Dataset, ...]:
+    """Return (train, test) or (train, validation, test) of a folder of images, or of a table of image files.
 
     The classes are the subfolders, sorted by name; the images are the files in them with an image suffix such as .png,
-    sorted by name. Names that start with a dot are ignored. If there are subfolders `train` and `test`, the classes are
-    inside them; otherwise every fifth image of each class is a test image. Images are converted to RGB, or to grey if
-    all are grey, and resized (not cropped) to size x size pixels.
+    sorted by name. Names that start with a dot are ignored. Every fifth image of each class is a test image, or the
+    last if there are fewer. If there is a subfolder `train`, the classes are inside it, inside `test`, and inside
+    `validation`, `valid` or `val` if there is one; without `test`, that one is used for the test.
 
     A folder may be a link to any place. A link to a single image must lead into `data_dir` or the folder of its class:
     otherwise a downloaded archive could include private files unnoticed.
 
+    Every image is decoded once, in threads, to find those that cannot be read. Images become RGB, or grey if all are.
+
     Parameters
     ----------
-    data_dir : the folder.
-    size : height and width in pixels.
+    data_dir : the folder, or a CSV file in UTF-8 with the columns `path`, relative to the folder of the file, `label`,
+        and perhaps `split`, one of train, validation (or valid, val) and test.
+    size : height and width of the images in pixels, at most 1024.
+    resize, background : how images get this size, see `read_image`.
+    skip_broken : whether to leave out images that cannot be read, and tell which; by default they are an error.
+    in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
+        needed, with the same result; see `ImageFiles`.
+    tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
+    watch : called with the number of images checked so far and of all images.
 
     Raises
     ------
     UsageError
-        If `data_dir` is None or `size` is not an integer of at least 1.
+        If `data_dir` is None or another argument is out of range.
     DataError
-        If an image cannot be read, a link leads out of the folder, there are fewer than two classes, a class has no
-        images or has control characters in its name, or there are too few images for a test set.
+        If images cannot be read, a link leads out of the folder, there are fewer than two classes, a class has one
+        image, none to train, or control characters in its name, or a table is invalid.
+
+    Examples
+    --------
+    >>> train, test = load_folder(Path("pets"), tell=print)  # doctest: +SKIP
+    pets: 2 classes (cat 812, dog 790), 1,602 colour images of 120x90 to 4000x3000 pixels, resized to 32x32 (crop)
+    pets: 1,282 images to train, 320 to test
     """
     if data_dir is None:
         message = "data_dir is missing: the data set 'folder' needs a folder with one subfolder of images per class"
         raise UsageError(message, setting="data_dir")
-    size = integer("load: folder", "size", size)
+    size = integer("load: folder", "size", size, 1, MOST_SIDE)
+    choice("load: folder", "resize", resize, RESIZE)
+    ground = colour("load: folder", "background", background)
+    flag("load: folder", "skip_broken", skip_broken)
+    is_table = data_dir.suffix.lower() == ".csv" and not data_dir.is_dir()
+    name = data_dir.resolve().stem if is_table else data_dir.resolve().name
     with blaming("load", data_dir):
-        train_files, test_files = _find(data_dir)
-    classes = tuple(train_files)
-    every = [path for files in (train_files, test_files) for paths in files.values() for path in paths]
-    shape = (1 if all(map(_is_grey, every)) else 3, size, size)
-    name = data_dir.resolve().name
-    return _read(train_files, classes, shape, name), _read(test_files, classes, shape, name)
+        found = read_table(data_dir) if is_table else _find(data_dir)
+    keep = len(found.files) * 3 * size * size <= integer("load: folder", "in_memory", in_memory, 0)
+    checked = check_files(found.files, size, resize, ground, keep, watch)
+    if checked.broken:
+        number = f"{len(checked.broken):,} of {len(found.files):,} images"
+        what = listed(list(checked.broken.values()))
+        if not skip_broken:
+            fix = "repair or remove them, or leave them out with skip_broken=True"
+            raise DataError(f"load: {number} cannot be used: {what}; {fix}")
+        tell(f"{name}: left out {number}: {what}")
+    good = np.asarray([k for k in range(len(found.files)) if k not in checked.broken], np.int64)
+    names, labels = np.unique([found.labels[k] for k in good] or np.empty(0, str), return_inverse=True)
+    classes = tuple(map(str, names))
+    parts = _parts(data_dir, classes, labels, np.asarray([found.parts[k] for k in good], str))
+    sizes = [checked.sizes[k] for k in good]
+    made = f"resized to {size}x{size} ({resize})"
+    tell(f"{name}: {_describe(classes, labels, sizes, checked.channels)}, {made}")
+    tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
+    for note in _remarks(found, labels, "validation" in found.parts and "test" not in found.parts):
+        tell(f"{name}: {note}")
+
+    def part(chosen: npt.NDArray[np.bool_]) -> Dataset:
+        x = _images(checked, found, good[chosen], (checked.channels, size, size), resize, background)
+        return Dataset(x, labels[chosen], classes, name)  # type: ignore[arg-type]
+
+    return tuple(part(parts == one) for one in PARTS if one in parts)
 
 
-def _read(files: Files, classes: tuple[str, ...], shape: tuple[int, int, int], name: str) -> Dataset:
-    images = np.stack([read_image(path, shape) for paths in files.values() for path in paths])
-    labels = np.asarray([classes.index(label) for label, paths in files.items() for _ in paths], np.int64)
-    return Dataset(images, labels, classes, name)
+def _images(
+    checked: Checked,
+    found: ImageList,
+    places: Labels,
+    shape: tuple[int, int, int],
+    resize: str,
+    background: str,
+) -> npt.NDArray[np.uint8] | ImageFiles:
+    if checked.pixels is not None:
+        return checked.pixels[places]
+    files, digests = ([values[k] for k in places] for values in (found.files, checked.digests))
+    return ImageFiles(files, shape, resize=resize, background=background, digests=digests)
 
 
-def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return the image in a file as an array of a given shape.
-
-    While a TIFF file is decoded, all that the process writes to stderr is discarded, since libtiff would print there.
-    While a GIF file is opened, `PIL.Image.MAX_IMAGE_PIXELS` is lower. Only one thread at a time does either.
-
-    Parameters
-    ----------
-    path : a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image, whatever its name. Of 16-bit grey values, the upper 8 bits
-        are used; transparency is ignored.
-    shape : (C, H, W). The image is converted to grey if C is 1 and to RGB if it is 3, and resized bilinearly to H x W.
-
-    Returns
-    -------
-    image : uint8 (C, H, W).
-
-    Raises
-    ------
-    UsageError
-        If `shape` is not three integers of at least 1, the first of them 1 or 3.
-    DataError
-        If the file is missing, not an image, damaged or too large: more than 64 million pixels, more than 65,536 in a
-        row or column, more than both a million and 1,024 per byte of the file, or a JPEG of more than 1,000 scans.
-    """
-    from PIL import Image, ImageOps
-
-    c, h, w = integers("read_image", "shape", shape, 3)
-    if c not in (1, 3):
-        raise UsageError(f"read_image: images have 1 or 3 channels, got shape {shape}")
-    with _image(checked_path("read_image", "path", path)) as image:
-        ImageOps.exif_transpose(image, in_place=True)  # cameras may store photographs rotated
-        if image.mode.startswith("I;16"):  # Pillow would clip these at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in ("P", "PA"):
-            image = image.convert("RGBA")
-        if image.mode != (mode := "L" if c == 1 else "RGB"):
-            image = image.convert(mode)
-        image = image.resize((w, h), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(h, w, c).transpose(2, 0, 1)
+# Telling what was found
 
 
-def _is_grey(path: Path) -> bool:
-    with _image(path) as image:
-        return image.mode in _GREY_MODES
+def _describe(classes: tuple[str, ...], labels: Labels, sizes: list[tuple[int, int]], channels: int) -> str:
+    counts = np.bincount(labels, minlength=len(classes))
+    each = ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
+    if len(classes) > _MOST_NAMED:
+        each = f"{counts.min():,} to {counts.max():,} images each"
+    least, most = (f"{w}x{h}" for w, h in (f(sizes, key=lambda size: size[0] * size[1]) for f in (min, max)))
+    kind = "grey" if channels == 1 else "colour"
+    spread = least if least == most else f"{least} to {most}"
+    return f"{len(classes)} classes ({each}), {len(labels):,} {kind} images of {spread} pixels"
 
 
-@contextlib.contextmanager
-def _image(path: Path) -> Iterator[Any]:
-    """Yield an image whose header has been checked. Any error inside the `with` is one of the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    with opened("read_image", path) as file:
-        most = min(_MOST_PIXELS, max(_SMALL, _PIXELS_PER_BYTE * file.size))
-        try:
-            with _pillow_limit(most) if file.peek(4)[:4] == b"GIF8" else contextlib.nullcontext():
-                image = Image.open(file, formats=list(_FORMATS))
-            with image:
-                _check(path, image, file, most)
-                with _silent() if image.format == "TIFF" else contextlib.nullcontext():
-                    yield image
-        except (DataError, MemoryError):
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
-            raise _too_many_pixels(path, file, most) from None
-        except UnidentifiedImageError:
-            formats = ", ".join(sorted(_FORMATS))
-            raise DataError(f"read_image: {path} cannot be read as an image (of these formats: {formats})") from None
-        except Exception as error:  # decoders raise exceptions of any type
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise DataError(f"read_image: {path} cannot be read as an image ({reason})") from None
+def _division(parts: npt.NDArray[np.str_]) -> str:
+    counts = {part: int((parts == part).sum()) for part in PARTS if part in parts}
+    return ", ".join(
+        f"{count:,}{' images' if part == 'train' else ''} to {_VERBS[part]}" for part, count in counts.items()
+    )
 
 
-@contextlib.contextmanager
-def _pillow_limit(most: int) -> Iterator[None]:
-    """Make Pillow refuse larger images inside a `with`: it allocates the frame of a GIF before its size can be checked.
-
-    Pillow has only this setting of the whole process.
-    """
-    from PIL import Image
-
-    with _alone:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = most // 2  # Pillow warns above this number, and refuses twice as many
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
+    """Return further sentences about what was found."""
+    said, counts = [], np.bincount(labels)
+    if untested:
+        said.append("there is no test part, so the validation part is the test")
+    if counts.max() >= _UNEQUAL * counts.min():
+        ratio = counts.max() / counts.min()
+        said.append(f"the largest class has {ratio:.0f} times the images of the smallest; consider class weights")
+    if found.ignored:
+        said.append("ignored: " + ", ".join(f"{number:,} {what}" for what, number in found.ignored.items()))
+    return said
 
 
-def _too_many_pixels(path: Path, file: File, most: int) -> DataError:
-    return DataError(f"read_image: {path} has more than {most} pixels, too many for a file of {file.size} bytes")
+# Finding the files
 
 
-def _check(path: Path, image: Any, file: File, most: int) -> None:
-    """Refuse an image that cannot be used, or would take too much memory or time, before it is decoded."""
-    w, h = image.size
-    if image.format == "TIFF":  # its tiles may be larger than the image
-        w, h = max(w, image.tag_v2.get(322, 0)), max(h, image.tag_v2.get(323, 0))
-    if w * h > most:
-        raise _too_many_pixels(path, file, most)
-    if max(w, h) > _MOST_SIDE:
-        raise DataError(f"read_image: {path} has {w} x {h} pixels, at most {_MOST_SIDE} in a row or column are read")
-    if image.format in ("JPEG", "MPO"):  # Pillow seeks before it reads on
-        file.seek(0)
-        if (scans := file.read().count(_START_OF_SCAN)) > _MOST_SCANS:
-            raise DataError(f"read_image: {path} has {scans} scans over its pixels, at most {_MOST_SCANS} are read")
-    if image.mode not in _GREY_MODES | _COLOUR_MODES:
-        raise DataError(f"read_image: {path} is of mode {image.mode}; save it with 8 bits per channel")
+def _parts(
+    root: Path, classes: tuple[str, ...], labels: Labels, parts: npt.NDArray[np.str_]
+) -> npt.NDArray[np.str_]:
+    """Return the part of every image, after checking that each class can be trained."""
+    if len(classes) < 2:
+        raise DataError(f"load: {root} needs images of 2 or more classes, one per subfolder, got {len(classes)}")
+    for k, count in enumerate(np.bincount(labels)):
+        if count < 2:
+            raise DataError(
+                f"load: {root}: the class {classes[k]} has one image, but needs two or more, to train and to test; "
+                "add images, or remove the class"
+            )
+    if "" in parts:
+        parts = np.full(len(labels), "train", "U10")
+        for k in range(len(classes)):
+            places = np.flatnonzero(labels == k)
+            parts[places[_EVERY - 1 :: _EVERY] if len(places) >= _EVERY else places[-1:]] = "test"
+    elif "test" not in parts:
+        parts = np.where(parts == "validation", "test", parts)
+    for part in ("train", "test"):
+        if part not in parts:
+            raise DataError(f"load: {root} has no images to {part}")
+    if missing := set(range(len(classes))) - set(labels[parts == "train"].tolist()):
+        names = ", ".join(classes[k] for k in sorted(missing))
+        raise DataError(f"load: {root} has classes without images to train: {names}")
+    return parts
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Discard what the process writes to stderr inside a `with`: libtiff prints its errors there."""
-    with _alone:
-        try:
-            kept = os.dup(2)
-        except OSError:  # stderr is closed
-            yield
-            return
-        try:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _find(root: Path) -> tuple[Files, Files]:
-    """Return the training and the test images."""
-    names = {path.name for path in _subfolders(root)}
-    if {"train", "test"} <= names:
-        train, test = _files_by_class(root, root / "train"), _files_by_class(root, root / "test", least=1)
-        if extra := [name for name in test if name not in train]:
-            raise DataError(f"load: {root}/test has classes that {root}/train lacks: {', '.join(extra)}")
-        return train, test
-    if names & {"train", "test"}:
+def _find(root: Path) -> ImageList:
+    """Return the images of a folder."""
+    found = ImageList()
+    folders = _subfolders(root, root, found)
+    by_name = {folder.name: folder for folder in folders}
+    named = {part: [by_name[one] for one in names if one in by_name] for part, names in PARTS.items()}
+    if "train" not in by_name and "test" not in by_name:
+        _add_classes(root, folders, "", found)
+        return found
+    if not named["train"] or not (named["test"] or named["validation"]):
         raise DataError(f"load: {root} has only one of the folders train and test; it needs both or neither")
-    train, test = {}, {}
-    for name, paths in _files_by_class(root, root).items():
-        test[name] = paths[_EVERY - 1 :: _EVERY]
-        train[name] = [path for k, path in enumerate(paths, start=1) if k % _EVERY]
-    if not any(test.values()):
-        raise DataError(f"load: {root} needs a class of {_EVERY} or more images, for a test set, or a test folder")
-    return train, test
-
-
-def _files_by_class(root: Path, folder: Path, least: int = 2) -> Files:
-    found = {}
-    for place in _subfolders(folder):
-        if printable(place.name) != place.name:  # it would appear in tables, pictures and checkpoints
-            raise DataError(f"load: {place} cannot be a class: its name has control characters")
-        found[place.name] = [path for path in _visible(place) if path.suffix.lower() in _SUFFIXES]
-        if not found[place.name]:
-            raise DataError(f"load: {place} contains no images ({', '.join(sorted(_SUFFIXES))})")
-        for path in found[place.name]:
-            if path.is_symlink() and not (_inside(path, root) or _inside(path, place)):
-                raise DataError(f"load: {path} is a link that leads out of {place}; put the image itself there")
-    if len(found) < least:
-        raise DataError(f"load: {folder} needs {least} or more subfolders of images, one per class, got {len(found)}")
+    if len(named["validation"]) > 1:
+        names = ", ".join(folder.name for folder in named["validation"])
+        raise DataError(f"load: {root} has more than one folder of validation images ({names}); keep one")
+    for part, places in named.items():
+        for place in places:
+            _add_classes(root, _subfolders(place, root, found), part, found)
+    used = sum(map(len, named.values()))
+    if len(folders) > used:
+        found.ignore(f"beside {root.name}/train (folders)", len(folders) - used)
     return found
 
 
-def _inside(path: Path, folder: Path) -> bool:
-    """Return whether a path is inside a folder after following all links, also those of the folder."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+def _add_classes(root: Path, folders: list[Path], part: str, found: ImageList) -> None:
+    """Add the images of each class, a folder."""
+    for folder in folders:
+        if printable(folder.name) != folder.name:  # it would appear in tables, pictures and checkpoints
+            raise DataError(f"load: {folder} cannot be a class: its name has control characters")
+        entries = _visible(folder, found)
+        images = [path for path in entries if path.suffix.lower() in SUFFIXES]
+        for path in images:
+            if path.is_symlink() and not (is_inside(path, root) or is_inside(path, folder)):
+                raise DataError(f"load: {path} is a link that leads out of {folder}; put the image itself there")
+        for path in entries:
+            if path.suffix.lower() not in SUFFIXES:
+                found.ignore("folders inside a class" if path.is_dir() else "without an image suffix")
+        if not images:
+            found.ignore("folders without images")
+        found.files += images
+        found.labels += [folder.name] * len(images)
+        found.parts += [part] * len(images)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path, root: Path, found: ImageList) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"load: there is no folder {folder}")
-    return [path for path in _visible(folder) if path.is_dir()]
+    entries = _visible(folder, found)
+    folders = [path for path in entries if path.is_dir()]
+    if others := len(entries) - len(folders):
+        found.ignore("outside of the folders of classes", others)
+    return folders
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: Path, found: ImageList) -> list[Path]:
     """Return the sorted entries of a folder, without hidden ones: file managers create `._x.png` beside images."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    entries = sorted(folder.iterdir())
+    visible = [path for path in entries if not path.name.startswith(".")]
+    if hidden := len(entries) - len(visible):
+        found.ignore("hidden", hidden)
+    return visible
