@@ -165,7 +165,7 @@ def test_a_small_file_has_no_large_image(tmp_path, monkeypatch):
 
 
 def test_settings_of_the_process_stay_as_they_are(tmp_path, monkeypatch):
-    """Other threads may use Pillow and warnings at the same time. GIF is the documented exception."""
+    """Other threads may use Pillow and warnings at the same time."""
     opened, filters = [], list(warnings.filters)
 
     def spy(*arguments, real=Image.open, **options):
@@ -174,14 +174,37 @@ def test_settings_of_the_process_stay_as_they_are(tmp_path, monkeypatch):
 
     before = Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(Image, "open", spy)
-    for suffix in ("png", "jpg", "bmp", "tif", "webp"):
+    for suffix in ("png", "jpg", "bmp", "tif", "webp", "gif"):
         picture(tmp_path / f"x.{suffix}")
         data.read_image(tmp_path / f"x.{suffix}", (3, 4, 4))
-    assert opened == [(before, True)] * 5
-    picture(tmp_path / "x.gif")
-    data.read_image(tmp_path / "x.gif", (3, 4, 4))
-    assert opened[-1][1]
+    assert opened == [(before, True)] * 6
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def gif(screen, frame, blocks=b""):
+    """Return a GIF file whose frame may be larger than its screen; without pixels."""
+    header = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes([0, 0, 0, 255, 0, 0])
+    return header + blocks + b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x4c\x01\x00;"
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        b"",
+        b"!\xf9\x04\x08\x00\x00\x00\x00",  # restore to the background: Pillow allocates a frame
+        b"!\xfe\x03abc\x02de\x00",
+        b"!\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00",
+        b"!\xff\x0bNETSCAPE2.0\x00\x01;\x00",  # empty where Pillow expects a block, so that it reads another chain
+        b"junk\x00!\x01\x00\x01,\x00",
+    ],
+)
+def test_a_frame_of_a_gif_is_measured_before_pillow_allocates_it(tmp_path, monkeypatch, blocks):
+    path = tmp_path / "x.gif"
+    path.write_bytes(gif((10, 10), (9000, 9000), blocks))
+    with Image.open(path) as image:
+        assert image.size == (9000, 9000)  # what Pillow finds
+    monkeypatch.setattr(Image, "open", lambda *arguments, **options: pytest.fail("opened"))
+    refused(lambda: data.read_image(path, (1, 4, 4)), path, "more than 1048576 pixels")
 
 
 def test_a_photograph_is_scanned_a_limited_number_of_times(tmp_path):
@@ -334,12 +357,11 @@ def test_floating_point_images_are_refused(tmp_path):
 
 
 def test_folders_without_a_valid_data_set_are_refused(tmp_path):
-    refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more subfolders")
+    refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more classes, one per subfolder, got 0")
+    refused(lambda: data.load("folder", tmp_path / "none"), "there is no folder", tmp_path / "none")
     pets(tmp_path, 4, 4)
-    refused(lambda: data.load("folder", tmp_path), tmp_path, "5 or more images, for a test set")
-    (tmp_path / "birds").mkdir()
-    refused(lambda: data.load("folder", tmp_path), "birds contains no images")
-    (tmp_path / "birds").rmdir()
+    picture(tmp_path / "birds" / "x.png")
+    refused(lambda: data.load("folder", tmp_path), "the class birds has one image", "add images, or remove the class")
     (tmp_path / "train").mkdir()
     refused(lambda: data.load("folder", tmp_path), "both or neither")
     one = tmp_path / "one"
@@ -348,15 +370,28 @@ def test_folders_without_a_valid_data_set_are_refused(tmp_path):
     two = tmp_path / "two"
     pets(two / "train")
     picture(two / "test" / "cats" / "x.png")
-    picture(two / "test" / "mice" / "x.png")
-    refused(lambda: data.load("folder", two), "mice", "train lacks")
+    for k in range(2):
+        picture(two / "test" / "mice" / f"{k}.png")
+    refused(lambda: data.load("folder", two), "classes without images to train: mice")
     refused(lambda: data.read_image(tmp_path / "none.png", (1, 2, 2)), "No such file", "none.png")
 
 
 def test_arguments_out_of_range(tmp_path):
-    for size in (0, 2.5, "32"):
-        with pytest.raises(UsageError, match="size must be an integer of at least 1, got"):
+    for size in (0, 2.5, "32", 1025):
+        with pytest.raises(UsageError, match="size must be an integer from 1 to 1024, got"):
             data.load("folder", tmp_path, size=size)
+    for option, value in (("resize", "squeeze"), ("resize", 3), ("background", "#12"), ("background", None)):
+        for call in (
+            lambda chosen: data.load("folder", tmp_path, **chosen),
+            lambda chosen: data.read_image(tmp_path / "x.png", (1, 4, 4), **chosen),
+            lambda chosen: data.ImageFiles([], (1, 4, 4), **chosen),
+        ):
+            with pytest.raises(UsageError, match=option):
+                call({option: value})
+    with pytest.raises(UsageError, match="skip_broken must be True or False, got 1"):
+        data.load("folder", tmp_path, skip_broken=1)
+    with pytest.raises(UsageError, match="in_memory must be an integer of at least 0, got -1"):
+        data.load("folder", tmp_path, in_memory=-1)
     with pytest.raises(UsageError, match="1 or 3 channels"):
         data.read_image(tmp_path / "x.png", (2, 4, 4))
     for shape in ((1, 0, 4), (1, 4), (1, 4, "4")):

@@ -117,11 +117,11 @@ def test_every_setting_says_whether_it_may_change(name):
     """A reason against it, or its consequence, or neither if no number depends on it; never both."""
     assert not (SETTINGS[name].fixed and SETTINGS[name].change)
     if not (SETTINGS[name].fixed or SETTINGS[name].change):
-        assert name in ("data_dir", "device", "checkpoint_every", "keep_checkpoints")
+        assert name in ("data_dir", "skip_broken", "workers", "device", "checkpoint_every", "keep_checkpoints")
 
 
 CHANGED = {
-    "dataset": "mnist", "image_size": 16, "model": "vgg_small", "epochs": 4, "batch_size": 32, "opt": "adam",
+    "dataset": "mnist", "image_size": 16, "resize": "pad", "background": "black", "workers": 1, "model": "vgg_small", "epochs": 4, "batch_size": 32, "opt": "adam",
     "lr": 0.001, "momentum": 0.8, "wd": 0.1, "schedule": "cosine", "warmup": 3, "label_smoothing": 0.1,
     "clip_norm": 1.0, "augment": (), "validation": 0.1, "patience": 5, "seed": 1,
     "opt_options": {"dampening": 0.1}, "checkpoint_every": "9steps", "keep_checkpoints": 5,
@@ -133,7 +133,7 @@ def test_a_changed_setting_is_reported_or_refused(stopped, name, tmp_path, monke
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     changed = dataclasses.replace(CONFIG, **{name: CHANGED[name]})
     press = Press()
-    if name == "image_size":  # digits have one size
+    if name in ("image_size", "resize", "background"):  # digits have one size
         found = read_checkpoint(stopped / "checkpoints" / "step-00000025.safetensors")
         with pytest.raises(UsageError, match=f"{name} cannot change") as caught:
             differences(found, changed, found.origin)
@@ -301,12 +301,12 @@ def test_other_test_or_validation_images_are_noticed(tmp_path):
     train(config, tmp_path / "run", [Press(3)])
     press = Press(5)
     train(config, tmp_path / "run", [press], resume=True)
-    assert len(press.told) == 1  # where it goes on
+    assert [said.startswith("pets: ") for said in press.told] == [True] * 3 + [False]  # the folder; where it goes on
     pets(tmp_path / "pets" / "test", 2, 90)
     press = Press(7)
     train(config, tmp_path / "run", [press], resume=True)
     said = "the test images of folder have changed: results before and after cannot be compared"
-    assert press.told[0] == said
+    assert said in press.told
     found = read_checkpoint(max((tmp_path / "run" / "checkpoints").glob("step-*")))
     here = {**found.origin, "images": {**found.origin["images"], "validation": "other"}}
     with pytest.raises(UsageError, match="the validation images of folder differ"):

@@ -15,6 +15,9 @@ WRONG = {
     "dataset": ["digit", None, 3, ["digits"]],
     "data_dir": ["", 3],
     "image_size": [0, 20_000, 8.0, "8", True],
+    "resize": ["squeeze", None, 3, ["crop"]],
+    "background": ["", "#12345", "#12345g", "gold", None, 0],
+    "skip_broken": [1, None, "yes"],
     "model": ["lenet", None, {}],
     "epochs": [2.7, 0, -1, "3", None, True, 10**10, float("nan")],
     "batch_size": [0, 2.5, None, 10**10],
@@ -31,6 +34,7 @@ WRONG = {
     "validation": [1, -0.1, None],
     "patience": [0, 1.5],
     "seed": [2.5, -1, None, "0"],
+    "workers": [-1, 1.5, "2", True],
     "device": [None, 3],
     "checkpoint_every": ["often", None, 5, ""],
     "keep_checkpoints": [0, 1.5],
@@ -135,6 +139,17 @@ def test_options_that_a_rule_does_not_take_are_refused(tmp_path, monkeypatch, se
         trained(tmp_path, **settings)
     assert str(caught.value).startswith(says)
     assert caught.value.setting == named
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 8), ("resize", "pad"), ("background", "black"), ("skip_broken", True)]
+)
+def test_settings_of_a_folder_are_refused_for_data_sets_of_the_table(name, value):
+    with pytest.raises(UsageError, match=f"^{name} is for the data set 'folder'; the data set 'mnist' has") as caught:
+        check(Config(dataset="mnist", **{name: value}))
+    assert caught.value.setting == name
+    for dataset in ("folder", "mine:load"):
+        assert getattr(check(Config(dataset=dataset, **{name: value})), name) == value
 
 
 def test_patience_wants_validation():

@@ -43,6 +43,7 @@ def _options(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 
 _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
+    "skip_broken": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
@@ -93,6 +94,9 @@ def train(
         print JSON lines on stdout, one per epoch and a last one with the results of the test.
     """
     settings: Config = flags or Flags()
+    if settings.dataset == Config.dataset and settings.data_dir is not None:
+        hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
+        raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
         raise UsageError(f"--deterministic: {settings.device} may round differently in every run; use --device cpu")

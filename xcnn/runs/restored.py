@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,8 @@ class Restored:
         if not files and not indices:
             raise UsageError("nothing to predict: pass image files or indices of test images")
         names, truths = [str(path) for path in files], [None] * len(files)
-        images = [to_float(read_image(path, self.checkpoint.shape)[None])[0] for path in files]
+        shape, made = self.checkpoint.shape, _recorded(self.checkpoint, "resize", "background")
+        images = [to_float(read_image(path, shape, **made)[None])[0] for path in files]
         if indices:
             test = self.test_set()
             for index in indices:
@@ -110,6 +112,11 @@ class Restored:
         stack = np.stack(images)
         results = predict(self.model, stack, _LOSS, self.device)
         return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
+
+
+def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:
+    """Return the settings of these names with which the model was trained, as far as its file holds them."""
+    return {name: checkpoint.config[name] for name in names if name in checkpoint.config}
 
 
 def restore(
@@ -150,7 +157,12 @@ def restore(
     def load_test(size: int | None = None) -> Dataset:
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
-        options = {"size": size} if chosen == "folder" and size is not None else {}
+        options: dict[str, Any] = {}
+        if chosen == "folder":
+            options = _recorded(checkpoint, "resize", "background", "skip_broken")
+            options |= {} if size is None else {"size": size}
+            if progress is not None:
+                options["watch"] = functools.partial(progress, "checking images")
         return load(chosen, data_dir, progress=progress, **options)[1]
 
     if not checkpoint.classes:

@@ -40,7 +40,7 @@ from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, record
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
-from xcnn.runs.settings import RULE_OPTIONS, Config, check, plain
+from xcnn.runs.settings import DATA_OPTIONS, RULE_OPTIONS, Config, check, plain
 from xcnn.training import (
     Callback,
     EarlyStopping,
@@ -153,14 +153,10 @@ class _Run:
     def __init__(self, config: Config, callbacks: Sequence[Callback]) -> None:
         self.config, self.callbacks = config, callbacks
         self.device = device(config.device)
-        options = {} if config.image_size is None else {"size": config.image_size}
-        progress = functools.partial(self.report, "on_download")
-        train, self.test = data.load(config.dataset, config.data_dir, progress=progress, **options)
-        self.validation = None
-        if config.validation > 0:
-            train, self.validation = data.split(train, config.validation, config.seed)
+        train, self.test, self.validation = self._load()
         augment = [data.AUGMENTATIONS[name] for name in config.augment]
-        self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment)
+        workers = config.workers if config.workers is not None else 2 * train.lazy
+        self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=workers)
         shape, classes = self.test.shape, self.test.classes
         self.model = models.build(config.model, shape, len(classes), config.seed)
         self.optimizer = _optimizer(config, self.model.parameters())
@@ -169,6 +165,21 @@ class _Run:
         )
         here = origin(self.device, training=train, validation=self.validation, test=self.test)
         self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), origin=here)
+
+    def _load(self) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
+        """Return the data sets for training, test and validation."""
+        config, progress = self.config, functools.partial(self.report, "on_download")
+        given = {name: getattr(config, name) for name in DATA_OPTIONS}
+        options = {DATA_OPTIONS[name]: value for name, value in given.items() if value != getattr(Config, name)}
+        if config.dataset == "folder":
+            options |= {"tell": self.tell, "watch": functools.partial(progress, "checking images")}
+        parts = data.splits(config.dataset, config.data_dir, progress=progress, **options)
+        train, validation = parts["train"], parts.get("validation")
+        if validation is None and config.validation > 0:
+            train, validation = data.split(train, config.validation, config.seed)
+            if config.dataset == "folder":
+                self.tell(f"{train.name}: {len(validation):,} of the images to train are held out to validate")
+        return train, parts["test"], validation
 
     def report(self, event: str, *arguments: Any) -> None:
         """Pass an event to every reporter."""

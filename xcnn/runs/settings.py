@@ -7,18 +7,30 @@ import contextlib
 import dataclasses
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xcnn import data, models, optim
-from xcnn._check import integer, number
+from xcnn._check import flag, integer, number
 from xcnn._plugins import is_foreign
+from xcnn.data.folder import MOST_SIDE
+from xcnn.data.images import RESIZE, colour
 from xcnn.errors import UsageError, XcnnError, explained, unknown
 from xcnn.runs.saving import interval
 
-__all__ = ["RULE_OPTIONS", "SETTINGS", "Config", "Setting", "check", "known_settings", "plain", "read_settings"]
+__all__ = [
+    "DATA_OPTIONS",
+    "RULE_OPTIONS",
+    "SETTINGS",
+    "Config",
+    "Setting",
+    "check",
+    "known_settings",
+    "plain",
+    "read_settings",
+]
 
 _MOST_BYTES = 1 << 16
 """The largest settings file, in bytes."""
@@ -57,7 +69,7 @@ def _real(interval: str) -> Callable[[str, Any], float]:
     return lambda name, value: number("", name, value, interval)
 
 
-def _one_of(kind: str, table: Mapping[str, Any]) -> Callable[[str, Any], str]:
+def _one_of(kind: str, table: Collection[str]) -> Callable[[str, Any], str]:
     def checked(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in table:
             raise unknown(kind, value, table)
@@ -113,10 +125,20 @@ class Config:
         "data set by name (see `xcnn datasets`), or your own as package.module:function.",
         _named("data set", data.DATASETS), fixed="the network is trained on its images")
     data_dir: Path | None = _row(None,  # a resumed run compares what is in it  # noqa: RUF009
-        "folder with files of the data set that you have, or with your own images.", _folder)
+        "folder with files of the data set that you have, or with your own images, or a CSV file of paths and labels.",
+        _folder)
     image_size: int | None = _row(None,
         "height and width to which the data set `folder` resizes its images; by default 32.",
-        _whole(1, 1024), fixed="the network is built for it")
+        _whole(1, MOST_SIDE), fixed="the network is built for it")
+    resize: str = _row("crop",
+        "how images of `folder` become square: crop what is outside, pad with the background, or stretch.",
+        _one_of("resize", RESIZE), fixed="the network is trained on such images")
+    background: str = _row("white",
+        "colour behind transparent and around padded images of `folder`: white, grey, black or #RRGGBB.",
+        lambda name, value: colour("", name, value) and str(value), fixed="the network is trained on such images")
+    skip_broken: bool = _row(False,  # a resumed run compares the images
+        "leave out images of `folder` that cannot be read, and name them.",
+        lambda name, value: flag("", name, value))
     model: str = _row("vgg_small",
         "network by name (see `xcnn models`), or your own as package.module:function.",
         _named("model", models.MODELS), fixed="the weights are that network's")
@@ -155,6 +177,9 @@ class Config:
     seed: int = _row(0,
         "seed of the weights, the order, the augmentation and the held-out images.",
         _whole(0, 2**63 - 1), fixed="it determines the held-out images and their order")
+    workers: int | None = _row(None,  # no number depends on it
+        "threads that prepare batches ahead; by default 2 if images are decoded when they are needed, else none.",
+        _whole(0, 1024))
     device: str = _row("cpu",  # a resumed run compares what it computes with
         "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
     checkpoint_every: str = _row("1epoch",
@@ -168,6 +193,9 @@ Config.__init__ = explained(Config.__init__)  # type: ignore[method-assign]
 
 RULE_OPTIONS = {"lr": "lr", "momentum": "momentum", "wd": "weight_decay"}
 """The options of optimizers that are settings by themselves: the setting, and the option."""
+
+DATA_OPTIONS = {"image_size": "size", "resize": "resize", "background": "background", "skip_broken": "skip_broken"}
+"""The settings that are options of the data set `folder`: the setting, and the option."""
 
 SETTINGS: dict[str, Setting] = {row.name: row.metadata["setting"] for row in dataclasses.fields(Config)}
 """Every row of the table by name."""
@@ -194,9 +222,11 @@ def check(config: Config) -> Config:
             checked[name] = None if value is None and default is None else row.check(name, value)
         except UsageError as error:
             raise UsageError(str(error).removeprefix(": "), setting=name) from None
-    if checked["image_size"] is not None and checked["dataset"] in data.DATASETS.keys() - {"folder"}:
-        named = f"the data set {checked['dataset']!r} has a size of its own"
-        raise UsageError(f"image_size is for the data set 'folder'; {named}", setting="image_size")
+    if checked["dataset"] in data.DATASETS.keys() - {"folder"}:
+        for name in DATA_OPTIONS:
+            if checked[name] != getattr(Config, name):
+                named = f"the data set {checked['dataset']!r} has images of its own size"
+                raise UsageError(f"{name} is for the data set 'folder'; {named}", setting=name)
     if checked["patience"] is not None and checked["validation"] == 0:
         raise UsageError("patience needs validation images; set validation above 0", setting="patience")
     return Config(**checked)
