@@ -54,7 +54,11 @@ def test_a_small_class_has_a_test_image_too(tmp_path):
     pets(tmp_path, 2, 12)
     train, test = data.load("folder", tmp_path)
     assert (np.bincount(train.y).tolist(), np.bincount(test.y).tolist()) == ([1, 10], [1, 2])
-    assert test.x[:, 0, 0, 0].tolist() == [10, 21, 71]  # the last cat; every fifth of 0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9
+    assert test.x[:, 0, 0, 0].tolist() == [
+        10,
+        21,
+        71,
+    ]  # the last cat; every fifth of 0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9
 
 
 # What is told
@@ -128,7 +132,12 @@ def test_all_broken_files_are_listed_in_one_sentence(tmp_path):
     message = str(caught.value)
     assert message.startswith("load: 4 of 15 images cannot be used: ")
     assert message.endswith("; repair or remove them, or leave them out with skip_broken=True")
-    for words in (r"x0000.png cannot be read as", r"x0001.png cannot", r"bomb.png has more than", r"link.png cannot be re"):
+    for words in (
+        r"x0000.png cannot be read as",
+        r"x0001.png cannot",
+        r"bomb.png has more than",
+        r"link.png cannot be re",
+    ):
         assert len(re.findall(words, message)) == 1, message
 
 
@@ -194,7 +203,10 @@ def test_a_table_of_a_spreadsheet(tmp_path):
         (rows("a.png,"), "line 2 has no label"),
         (rows(",cat"), "line 2 has no path"),
         (rows("a.png,cat", "b.png,dog", "./a.png,dog"), "line 4 repeats ./a.png of line 2"),
-        (rows("a.png,cat", "none.png,dog", "b.png,", "../x.png,cat"), "line 3 names a file that is missing: none.png; "),
+        (
+            rows("a.png,cat", "none.png,dog", "b.png,", "../x.png,cat"),
+            "line 3 names a file that is missing: none.png; ",
+        ),
         (rows("none.png,dog", "b.png,", "../x.png,cat"), "line 4 leads out of the folder of the table: ../x.png"),
         (rows("/etc/passwd,cat"), "line 2 leads out of the folder"),
         (rows("a/../../x.png,cat"), "line 2 leads out of the folder"),
@@ -207,7 +219,10 @@ def test_a_table_of_a_spreadsheet(tmp_path):
         (rows("a.png,cat,dev", header="path,label,split"), "line 2 has the split 'dev', expected train, validation"),
         (rows("a.png,cat,", header="path,label,split"), "line 2 has the split ''"),
         (rows("a.png,cat,test", "b.png,dog,test", header="path,label,split"), "class cat has one image"),
-        (rows(*(f"{x}.png,{y},test" for x, y in zip("abcd", "pqpq", strict=True)), header="path,label,split"), "to train"),
+        (
+            rows(*(f"{x}.png,{y},test" for x, y in zip("abcd", "pqpq", strict=True)), header="path,label,split"),
+            "to train",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, says):

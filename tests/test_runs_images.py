@@ -123,6 +123,3 @@ def test_the_command_takes_and_explains_the_settings(xcnn, tmp_path):
     assert "resized to 8x8 (stretch)" in err
     code, _, err = xcnn("train", "--resume", "run", "--epochs", "2")
     assert code == 0, err
-    (tmp_path / "pets" / "cats" / "x.png").unlink()
-    code, _, err = xcnn("train", "--config", "run/config.json", "-o", "again")
-    assert code == 0, err

@@ -110,7 +110,7 @@ def load_folder(
 
     def part(chosen: npt.NDArray[np.bool_]) -> Dataset:
         x = _images(checked, found, good[chosen], (checked.channels, size, size), resize, background)
-        return Dataset(x, labels[chosen], classes, name)  # type: ignore[arg-type]
+        return Dataset(x, labels[chosen], classes, name)
 
     return tuple(part(parts == one) for one in PARTS if one in parts)
 
@@ -166,9 +166,7 @@ def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
 # Finding the files
 
 
-def _parts(
-    root: Path, classes: tuple[str, ...], labels: Labels, parts: npt.NDArray[np.str_]
-) -> npt.NDArray[np.str_]:
+def _parts(root: Path, classes: tuple[str, ...], labels: Labels, parts: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
     """Return the part of every image, after checking that each class can be trained."""
     if len(classes) < 2:
         raise DataError(f"load: {root} needs images of 2 or more classes, one per subfolder, got {len(classes)}")

@@ -56,7 +56,8 @@ def read_table(path: Path) -> ImageList:
         text = content.decode("utf-8-sig")  # spreadsheets begin the file with a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"load: {path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from None
-    found, lines, problems = ImageList(), {}, []
+    found, problems = ImageList(), []
+    lines: dict[str, int] = {}  # of every path
     rows = _rows(path, text)
     _, header = next(rows, (1, []))
     columns = [name.strip().lower() for name in header]
