@@ -35,7 +35,7 @@ def load_folder(
     resize: str = "crop",
     background: str = "white",
     skip_broken: bool = False,
-    in_memory: int = 256 << 20,
+    in_memory: int = 160 << 20,
     tell: Tell = lambda message: None,
     watch: Watch | None = None,
 ) -> tuple[Dataset, ...]:
@@ -59,7 +59,7 @@ def load_folder(
     resize, background : how images get this size, see `read_image`.
     skip_broken : whether to leave out images that cannot be read, and tell which; by default they are an error.
     in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
-        needed, with the same result; see `ImageFiles`.
+        needed, with the same result; see `ImageFiles`. The default has room for 50,000 images of 32 x 32 pixels.
     tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
     watch : called with the number of images checked so far and of all images.
 

@@ -14,7 +14,7 @@ class Reporter(Callback):
         """Called with a sentence that the user should read, such as a difference found in a resumed run."""
 
     def on_download(self, file: str, done: int, total: int | None) -> None:
-        """Called before training as bytes of a data set arrive, or files of a folder are checked ("checking images")."""
+        """Called as bytes of a data set arrive, or files of a folder are checked (`checking images`)."""
 
     def on_test_batch(self, trainer: Trainer, images: int, metrics: Metrics) -> None:
         """Called after every batch of the final test, with the number of test images and the metrics so far."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._plugins import find, refuse_foreign
-from xcnn.data import DATASETS, Dataset, load, read_image, to_float
+from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.nn import Module
@@ -81,7 +81,8 @@ class Restored:
         """
         test = self.test_set()
         told = None if watch is None else functools.partial(watch, len(test))
-        return evaluate(self.model, test, _LOSS, self.device, watch=told)
+        batches = Loader(test, shuffle=False, workers=2 * test.lazy)
+        return evaluate(self.model, batches, _LOSS, self.device, watch=told)
 
     def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
         """Classify image files and test images.

@@ -155,8 +155,8 @@ class _Run:
         self.device = device(config.device)
         train, self.test, self.validation = self._load()
         augment = [data.AUGMENTATIONS[name] for name in config.augment]
-        workers = config.workers if config.workers is not None else 2 * train.lazy
-        self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=workers)
+        self.workers = config.workers if config.workers is not None else 2 * train.lazy
+        self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
         self.model = models.build(config.model, shape, len(classes), config.seed)
         self.optimizer = _optimizer(config, self.model.parameters())
@@ -180,6 +180,10 @@ class _Run:
             if config.dataset == "folder":
                 self.tell(f"{train.name}: {len(validation):,} of the images to train are held out to validate")
         return train, parts["test"], validation
+
+    def _in_order(self, dataset: data.Dataset | None) -> data.Loader | None:
+        """Return batches to evaluate, which the workers prepare."""
+        return None if dataset is None else data.Loader(dataset, shuffle=False, workers=self.workers)
 
     def report(self, event: str, *arguments: Any) -> None:
         """Pass an event to every reporter."""
@@ -262,7 +266,7 @@ class _Run:
         """Train, and test the best weights."""
         trainer, start, stopped, code = self.trainer, clock(), "", 0
         try:
-            trainer.fit(self.train, validation=self.validation, until=self.config.epochs)
+            trainer.fit(self.train, validation=self._in_order(self.validation), until=self.config.epochs)
         except (KeyboardInterrupt, SystemExit) as stop:
             if not trainer.interrupted:
                 raise  # a second signal, inside a step
@@ -291,7 +295,7 @@ class _Run:
             return result
         try:
             result = replace(result, checkpoint=self._load_best())
-            test = Feed("test", self.test, self.device, self.tell).source
+            test = Feed("test", self._in_order(self.test), self.device, self.tell).source
             plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
             metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
