@@ -178,11 +178,19 @@ def read_image(path: Path) -> object:
 
 
 def make_folder(folder: Path) -> Path:
-    for place in ("train/cats/x.png", "train/dogs/y.gif", "test/cats/z.png"):
+    for place in ("train/cats/x.png", "train/dogs/y.gif", "test/cats/z.png", "test/dogs/w.png"):
         path = folder / place
         path.parent.mkdir(parents=True)
         Image.fromarray(PIXELS).save(path)
     return folder / "train" / "cats" / "x.png"
+
+
+def make_table(folder: Path) -> Path:
+    for name in ("a", "b", "c", "d"):
+        Image.fromarray(PIXELS).save(folder / f"{name}.png")
+    path = folder / "pets.csv"
+    path.write_text('path,label,split\na.png,cat,train\n"b.png","a ""b""",train\nc.png,cat,test\nd.png,"a ""b""",val\n')
+    return path
 
 
 KINDS: dict[str, Kind] = {
@@ -204,6 +212,7 @@ KINDS: dict[str, Kind] = {
     "ppm": Kind(make_image("x.ppm"), read_image),
     "ppm-text": Kind(make_text_ppm, read_image),
     "folder": Kind(make_folder, lambda path: data.load("folder", path.parents[2], size=8)),
+    "table": Kind(make_table, lambda path: data.load("folder", path, size=8)),
     "weights": Kind(runs.make_weights, runs.read_weights, checked=True),
     "weights-sealed": Kind(runs.make_weights, runs.read_weights, mend=runs.mend_seal),
     "checkpoint": Kind(runs.make_run, runs.read_run, checked=True),

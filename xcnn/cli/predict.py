@@ -32,7 +32,7 @@ def predict(
     checkpoint
         folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
     images
-        image files; converted to the number of channels and resized to the size that the model takes.
+        image files; made the size that the model takes as in its training, see --resize of train.
     index
         indices of test images, counted from 0.
     out
