@@ -80,7 +80,8 @@ def load(
         (train, test) or (train, validation, test).
     data_dir : a folder with the files; by default they are downloaded once and cached (see `download.py`).
     progress : called during a download with (file name, bytes so far, bytes in all); see `download.Progress`.
-    **options : further arguments of the loader; of the data sets in the table, only `folder` has one, `size`.
+    **options : further arguments of the loader; of the data sets in the table, only `folder` has some: `size`,
+        `resize`, `background`, `skip_broken`, `in_memory`, `tell` and `watch`, see `xcnn.data.folder.load_folder`.
 
     Raises
     ------

@@ -18,6 +18,9 @@ PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "tes
 _PART = {name: part for part, names in PARTS.items() for name in names}
 _MOST_BYTES = 256 << 20
 _MOST_LISTED = 20
+_MOST_PROBLEMS = 10_000  # after which a table is not read on
+_MOST_LETTERS = 255  # of a label, as of the name of a folder
+_COLUMNS = ("path", "label", "split")
 
 
 @dataclass
@@ -61,29 +64,27 @@ def read_table(path: Path) -> ImageList:
     rows = _rows(path, text)
     _, header = next(rows, (1, []))
     columns = [name.strip().lower() for name in header]
-    at = {name: columns.index(name) for name in ("path", "label", "split") if name in columns}
-    if "path" not in at or "label" not in at or len(set(columns)) < len(columns):
+    if not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
         raise DataError(
             f"load: {path} must begin with a line path,label or path,label,split, separated by commas, "
             f"got {','.join(header)[:80]!r}"
         )
     for line, row in rows:
-        if len(row) != len(columns):
-            problems.append(f"line {line} has {len(row)} values instead of {len(columns)}")
-            continue
-        name, label = row[at["path"]].strip(), row[at["label"]].strip()
-        split = row[at["split"]].strip().lower() if "split" in at else ""
-        file_path = path.parent / name
-        if problem := _problem(path.parent, name, label, split, "split" in at):
+        values = dict(zip(columns, map(str.strip, row), strict=False)) if len(row) == len(columns) else None
+        problem = _problem(path.parent, values) if values is not None else f"has {len(row)} values, not {len(columns)}"
+        if values is not None and not problem:
+            if (first := lines.setdefault(os.path.normpath(values["path"]), line)) != line:
+                problem = f"repeats {values['path']} of line {first}"
+            found.files.append(path.parent / values["path"])
+            found.labels.append(values["label"])
+            found.parts.append(_PART[values["split"].lower()] if "split" in values else "")
+        if problem:
             problems.append(f"line {line} {problem}")
-        elif (first := lines.setdefault(os.path.normpath(name), line)) != line:
-            problems.append(f"line {line} repeats {name} of line {first}")
-        found.files.append(file_path)
-        found.labels.append(label)
-        found.parts.append(_PART.get(split, ""))
+        if len(problems) == _MOST_PROBLEMS:
+            break
     if problems:
         raise DataError(f"load: {path}: {listed(problems)}")
-    if extra := [name for name in header if name.strip().lower() not in at]:
+    if extra := [name for name in header if name.strip().lower() not in _COLUMNS]:
         found.ignore(f"column{'s'[: len(extra) > 1]} ({', '.join(extra)})", len(extra))
     return found
 
@@ -99,18 +100,20 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"load: {path}: line {reader.line_num} is not valid CSV ({error})") from None
 
 
-def _problem(root: Path, name: str, label: str, split: str, has_split: bool) -> str:
-    """Return why a row cannot be used; empty if it can."""
+def _problem(root: Path, values: dict[str, str]) -> str:
+    """Return why a row cannot be used, except for a repeated path; empty if it can."""
+    name, label = values["path"], values["label"]
     if not name or not label:
         return f"has no {'label' if name else 'path'}"
+    if len(label) > _MOST_LETTERS:
+        return f"has a label of {len(label)} characters, more than {_MOST_LETTERS}"
     if printable(label) != label:
         return f"cannot have the label {label}: it has control characters"
-    if has_split and split not in _PART:
-        return f"has the split {split!r}, expected {', '.join(_PART)}"
-    path = root / name
-    normal = os.path.normpath(name)
-    if "\0" in name or os.path.isabs(name) or normal.split(os.sep)[0] == os.pardir:
+    if values.get("split", "train").lower() not in _PART:
+        return f"has the split {values['split']!r}, expected {', '.join(_PART)}"
+    if "\0" in name or os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         return f"leads out of the folder of the table: {name}"
+    path = root / name
     if not os.path.lexists(path):
         return f"names a file that is missing: {name}"
     if path.is_symlink() and not (is_inside(path, root) or is_inside(path, path.parent)):
