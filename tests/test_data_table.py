@@ -117,6 +117,12 @@ def test_what_is_ignored_is_told(tmp_path):
 # Broken files
 
 
+def test_a_folder_that_cannot_be_used_is_refused_before_its_images_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("xcnn.data.files.decode", lambda *arguments, **options: pytest.fail("decoded"))
+    pets(tmp_path, 5, 1)
+    refused(lambda: data.load("folder", tmp_path), "the class dogs has one image")
+
+
 def broken(folder, count):
     for k in range(count):
         (folder / "cats" / f"x{k:04}.png").write_bytes(b"no image")

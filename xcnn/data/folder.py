@@ -9,7 +9,7 @@ import numpy.typing as npt
 from xcnn._check import choice, flag, integer
 from xcnn.data._stream import blaming
 from xcnn.data.dataset import Dataset
-from xcnn.data.files import Checked, ImageFiles, Watch, check_files
+from xcnn.data.files import ImageFiles, Watch, check_files
 from xcnn.data.images import RESIZE, SUFFIXES, colour
 from xcnn.data.table import PARTS, ImageList, is_inside, listed, read_table
 from xcnn.errors import DataError, UsageError, printable
@@ -84,12 +84,15 @@ def load_folder(
     choice("load: folder", "resize", resize, RESIZE)
     ground = colour("load: folder", "background", background)
     flag("load: folder", "skip_broken", skip_broken)
+    in_memory = integer("load: folder", "in_memory", in_memory, 0)
     is_table = data_dir.suffix.lower() == ".csv" and not data_dir.is_dir()
     name = data_dir.resolve().stem if is_table else data_dir.resolve().name
     with blaming("load", data_dir):
         found = read_table(data_dir) if is_table else _find(data_dir)
-    keep = len(found.files) * 3 * size * size <= integer("load: folder", "in_memory", in_memory, 0)
+    classes, labels, parts = _divided(data_dir, found)
+    keep = len(found.files) * 3 * size * size <= in_memory
     checked = check_files(found.files, size, resize, ground, keep, watch)
+    places = np.delete(np.arange(len(found.files)), list(checked.broken))
     if checked.broken:
         number = f"{len(checked.broken):,} of {len(found.files):,} images"
         what = listed(list(checked.broken.values()))
@@ -97,11 +100,9 @@ def load_folder(
             fix = "repair or remove them, or leave them out with skip_broken=True"
             raise DataError(f"load: {number} cannot be used: {what}; {fix}")
         tell(f"{name}: left out {number}: {what}")
-    good = np.asarray([k for k in range(len(found.files)) if k not in checked.broken], np.int64)
-    names, labels = np.unique([found.labels[k] for k in good] or np.empty(0, str), return_inverse=True)
-    classes = tuple(map(str, names))
-    parts = _parts(data_dir, classes, labels, np.asarray([found.parts[k] for k in good], str))
-    sizes = [checked.sizes[k] for k in good]
+        found = found.chosen(places)
+        classes, labels, parts = _divided(data_dir, found)
+    sizes = [checked.sizes[k] for k in places]
     made = f"resized to {size}x{size} ({resize})"
     tell(f"{name}: {_describe(classes, labels, sizes, checked.channels)}, {made}")
     tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
@@ -109,24 +110,15 @@ def load_folder(
         tell(f"{name}: {note}")
 
     def part(chosen: npt.NDArray[np.bool_]) -> Dataset:
-        x = _images(checked, found, good[chosen], (checked.channels, size, size), resize, background)
+        if checked.pixels is not None:
+            return Dataset(checked.pixels[places[chosen]], labels[chosen], classes, name)
+        files = [found.files[k] for k in np.flatnonzero(chosen)]
+        digests = [checked.digests[k] for k in places[chosen]]
+        shape = (checked.channels, size, size)
+        x = ImageFiles(files, shape, resize=resize, background=background, digests=digests)
         return Dataset(x, labels[chosen], classes, name)
 
     return tuple(part(parts == one) for one in PARTS if one in parts)
-
-
-def _images(
-    checked: Checked,
-    found: ImageList,
-    places: Labels,
-    shape: tuple[int, int, int],
-    resize: str,
-    background: str,
-) -> npt.NDArray[np.uint8] | ImageFiles:
-    if checked.pixels is not None:
-        return checked.pixels[places]
-    files, digests = ([values[k] for k in places] for values in (found.files, checked.digests))
-    return ImageFiles(files, shape, resize=resize, background=background, digests=digests)
 
 
 # Telling what was found
@@ -166,8 +158,10 @@ def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
 # Finding the files
 
 
-def _parts(root: Path, classes: tuple[str, ...], labels: Labels, parts: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
-    """Return the part of every image, after checking that each class can be trained."""
+def _divided(root: Path, found: ImageList) -> tuple[tuple[str, ...], Labels, npt.NDArray[np.str_]]:
+    """Return the classes, and the label and the part of every image, after checking that each class can be trained."""
+    names, labels = np.unique(np.asarray(found.labels, str), return_inverse=True)
+    classes, parts = tuple(map(str, names)), np.asarray(found.parts, str)
     if len(classes) < 2:
         raise DataError(f"load: {root} needs images of 2 or more classes, one per subfolder, got {len(classes)}")
     for k, count in enumerate(np.bincount(labels)):
@@ -183,13 +177,13 @@ def _parts(root: Path, classes: tuple[str, ...], labels: Labels, parts: npt.NDAr
             parts[places[_EVERY - 1 :: _EVERY] if len(places) >= _EVERY else places[-1:]] = "test"
     elif "test" not in parts:
         parts = np.where(parts == "validation", "test", parts)
-    for part in ("train", "test"):
-        if part not in parts:
-            raise DataError(f"load: {root} has no images to {part}")
+    for needed in ("train", "test"):
+        if needed not in parts:
+            raise DataError(f"load: {root} has no images to {needed}")
     if missing := set(range(len(classes))) - set(labels[parts == "train"].tolist()):
-        names = ", ".join(classes[k] for k in sorted(missing))
-        raise DataError(f"load: {root} has classes without images to train: {names}")
-    return parts
+        lacking = ", ".join(classes[k] for k in sorted(missing))
+        raise DataError(f"load: {root} has classes without images to train: {lacking}")
+    return classes, labels, parts
 
 
 def _find(root: Path) -> ImageList:

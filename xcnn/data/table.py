@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class ImageList:
     def ignore(self, why: str, number: int = 1) -> None:
         """Count files that are not used."""
         self.ignored[why] = self.ignored.get(why, 0) + number
+
+    def chosen(self, places: Iterable[int]) -> "ImageList":
+        """Return a list of the images at some places."""
+        rows = [(self.files[k], self.labels[k], self.parts[k]) for k in places]
+        return ImageList([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], self.ignored)
 
 
 def read_table(path: Path) -> ImageList:
