@@ -105,8 +105,8 @@ def test_what_is_ignored_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     sentences, _ = told(tmp_path)
     assert sentences[2:] == [
-        f"{tmp_path.name}: ignored: 2 hidden, 1 outside of the folders of classes, 1 folders inside a class, "
-        "2 without an image suffix, 2 folders without images"
+        f"{tmp_path.name}: ignored: 2 hidden, 1 outside of the folders of classes, 1 inside a class (folders), "
+        "2 without an image suffix, 2 without images (folders)"
     ]
     (tmp_path / "photos" / "train").parent.mkdir()
     for part in ("train", "test", "backup"):

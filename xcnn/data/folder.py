@@ -221,9 +221,9 @@ def _add_classes(root: Path, folders: list[Path], part: str, found: ImageList) -
                 raise DataError(f"load: {path} is a link that leads out of {folder}; put the image itself there")
         for path in entries:
             if path.suffix.lower() not in SUFFIXES:
-                found.ignore("folders inside a class" if path.is_dir() else "without an image suffix")
+                found.ignore("inside a class (folders)" if path.is_dir() else "without an image suffix")
         if not images:
-            found.ignore("folders without images")
+            found.ignore("without images (folders)")
         found.files += images
         found.labels += [folder.name] * len(images)
         found.parts += [part] * len(images)
