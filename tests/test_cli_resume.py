@@ -46,8 +46,8 @@ def test_sigterm_before_the_first_step_ends_the_command(tmp_path):
 import os, signal, sys
 from xcnn import data
 from xcnn.cli import main
-load = data.load
-data.load = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or load(*a, **k)
+splits = data.splits
+data.splits = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or splits(*a, **k)
 sys.exit(main(["train", "--model", "report", "-o", "out"]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
