@@ -76,6 +76,16 @@ def test_a_dataset_is_not_indexed_by_one_number():
         small()[3]
 
 
+class Endless:
+    """An object with a length and items, and items beyond its length."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return 1.0
+
+
 def test_from_arrays_converts_to_what_a_dataset_holds():
     grey = data.from_arrays(np.full((4, 1, 5, 6), 0.5).tolist(), np.asarray([0, 1, 2, 1], np.int32))
     assert grey.x.dtype == np.float64
@@ -94,6 +104,7 @@ def test_from_arrays_converts_to_what_a_dataset_holds():
         (np.zeros((2, 4, 4), bool), [0, 1], DtypeError, "bool"),
         (np.zeros((2, 32, 32, 3), U8), [0, 1], ShapeError, "transpose(0, 3, 1, 2)"),
         ([[1, 2], [3]], [0, 1], DtypeError, "x must be an array, got list"),
+        (Endless(), [0, 1], DtypeError, "x must be an array, got Endless"),
         (np.zeros((2, 4, 4), U8), [0, 2**40], DataError, str(2**40)),
     ],
 )

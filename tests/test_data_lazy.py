@@ -13,7 +13,7 @@ import pytest
 
 from xcnn import data
 from xcnn.devices import to_numpy
-from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
+from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, XcnnError
 
 N = 50
 
@@ -169,6 +169,17 @@ def test_rows_that_are_not_as_they_should_be_are_refused(change, got):
     loader = data.Loader(data.Dataset(Wrong(change), labels()), 10)
     with pytest.raises(DataError, match=rf"^Wrong: 10 rows must be a NumPy array, uint8 \(10, 1, 4, 4\), got {got}"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize(("name", "value"), [("shape", 3), ("shape", ("a",)), ("dtype", None), ("dtype", "nonsense")])
+def test_a_lazy_array_has_a_shape_and_a_dtype(name, value):
+    rows = Rows(pixels())
+    setattr(rows, name, value)
+    with pytest.raises(DtypeError, match="x must be a NumPy array, or lazy with shape, dtype and rows, got Rows"):
+        data.Dataset(rows, labels())
+    for use in (data.from_arrays, lambda x, y: data.Loader((x, y))):
+        with pytest.raises(XcnnError):
+            use(rows, labels())
 
 
 def test_rows_may_be_read_only_or_shared():

@@ -228,6 +228,8 @@ def test_a_generator_gives_its_batches_once():
     trainer.evaluate(used)
     with pytest.raises(DataError, match=r"there is no batch to test on \(an iterator gives its batches only once\)"):
         trainer.evaluate(used)
+    with pytest.raises(DataError, match=r"^predict: x has no batch \(an iterator gives its batches only once\)$"):
+        trainer.predict(used)
 
 
 def feed(one, **options):

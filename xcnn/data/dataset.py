@@ -1,5 +1,6 @@
 """`Dataset`: examples x with targets y, checked once, in memory, read when needed, or on a device."""
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -228,13 +229,7 @@ class Dataset:
 
 def _checked(owner: str, name: str, array: Any) -> Any:
     """Return an array after checking that it is a NumPy array or a lazy one."""
-    if isinstance(array, np.ndarray):
-        return array
-    try:
-        wrong = not is_like_array(array) or not np.dtype(array.dtype) or not math.prod(array.shape) >= 0
-    except TypeError:
-        wrong = True
-    if wrong:
+    if not is_like_array(array):
         raise DtypeError(
             f"{owner}: {name} must be a NumPy array, or lazy with shape, dtype and rows, got {type(array).__name__}; "
             "see data.from_arrays"
@@ -251,6 +246,8 @@ def chosen_places(name: str, length: int, index: Any) -> npt.NDArray[np.int64]:
     """Return the places in a data set that a slice, an array of indices or one of bools chooses."""
     if isinstance(index, int | np.integer):
         raise UsageError(f"{name}: index with a slice or an array of indices, got {index}; write [{index}:][:1]")
+    if not isinstance(index, slice | Sequence | np.ndarray):
+        raise UsageError(f"{name}: indices must be a slice or integers below {length}, got {type(index).__name__}")
     try:
         places = np.arange(length)[index if isinstance(index, slice) else np.asarray(index)]
     except (IndexError, TypeError, ValueError) as error:
@@ -309,10 +306,13 @@ def _host_array(name: str, value: Any) -> Any:
     """Return a lazy array as it is, and anything else as a NumPy array."""
     if is_like_array(value):
         return value
-    try:
-        return to_numpy(value) if is_array(value) else np.asarray(value)
-    except (TypeError, ValueError):  # the latter for lists of unequal lengths
-        raise DtypeError(f"from_arrays: {name} must be an array, got {type(value).__name__}") from None
+    if is_array(value):
+        return to_numpy(value)
+    # NumPy would read other objects with items one by one, and some without an end.
+    if isinstance(value, Sequence) or hasattr(value, "__array__"):
+        with contextlib.suppress(TypeError, ValueError):  # the latter for lists of unequal lengths
+            return np.asarray(value)
+    raise DtypeError(f"from_arrays: {name} must be an array, got {type(value).__name__}")
 
 
 def _numbered(y: Any) -> Sequence[str]:

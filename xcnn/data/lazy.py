@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import is_array
+from xcnn._check import is_integer
 from xcnn.errors import DataError
 
 __all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_table", "read"]
@@ -58,7 +59,9 @@ def is_like_array(value: Any) -> bool:
     """Return whether a value is a NumPy array or may be a lazy one, not an array of another library or a table."""
     if is_array(value):
         return isinstance(value, np.ndarray)
-    return not is_table(value) and all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    described = isinstance(shape, tuple) and all(map(is_integer, shape)) and isinstance(dtype, np.dtype)
+    return described and hasattr(value, "__getitem__") and not is_table(value)
 
 
 def is_table(value: Any) -> bool:

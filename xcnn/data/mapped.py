@@ -55,8 +55,10 @@ class MapDataset:
     """
 
     def __init__(self, source: Any, name: str | None = None) -> None:
-        if isinstance(source, str | bytes | collections.abc.Mapping) or not all(
-            hasattr(source, method) for method in ("__len__", "__getitem__")
+        if (
+            _whole(source)
+            or isinstance(source, str | bytes | collections.abc.Mapping)
+            or not all(hasattr(source, method) for method in ("__len__", "__getitem__"))
         ):
             raise UsageError(
                 f"MapDataset: source must have __len__ and __getitem__(int) -> (x, y), got {type(source).__name__}"

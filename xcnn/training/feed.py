@@ -15,7 +15,7 @@ from xcnn.data import Dataset, Loader, to_float
 from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
-from xcnn.errors import CheckpointError, OutOfMemoryError, ShapeError, UsageError
+from xcnn.errors import CheckpointError, DataError, OutOfMemoryError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.memory import memory_error, ran_out
 
@@ -78,7 +78,11 @@ def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
     if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
         x = as_array(x)
     if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
-        yield from (batch for batch, _ in in_order(who, x, batch_size, where))
+        batch = None
+        for batch, _ in in_order(who, x, batch_size, where):
+            yield batch
+        if batch is None:
+            raise DataError(f"{who} has no batch (an iterator gives its batches only once)")
         return
     if len(x.shape) == 0 or x.shape[0] == 0:
         raise ShapeError(f"{who} must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
