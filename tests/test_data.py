@@ -268,7 +268,7 @@ def test_the_table_tells_the_truth(shared_data):
             UsageError,
             "folder: no argument 'sise'; did you mean 'size'? (",
         ),
-        (["folder", "x"], {"size": 0}, UsageError, "folder: size must be an integer of at least 1, got 0"),
+        (["folder", "x"], {"size": 0}, UsageError, "folder: size must be an integer from 1 to 1024, got 0"),
         (["mnist", "/nowhere"], {}, DataError, "train-images-idx3-ubyte, train-labels"),
         (["cifar10", "/nowhere"], {}, DataError, "data_batch_1.bin"),
         (["folder", "/nowhere"], {}, DataError, "no folder /nowhere"),
