@@ -459,8 +459,10 @@ def classification_losses(draw: Any) -> Call:
 
 @st.composite
 def elementwise_losses(draw: Any) -> Call:
-    name, seed, shape = draw(st.sampled_from(["mse_loss", "l1_loss", "bce"])), draw(seeds), draw(shapes)
+    name, seed, shape = draw(st.sampled_from(["mse_loss", "l1_loss", "huber_loss", "bce"])), draw(seeds), draw(shapes)
     options = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
+    if name == "huber_loss":
+        options["delta"] = draw(st.sampled_from([0.25, 1.0, 3.0]))
     if name != "bce":
         return Call(name, {"x": shape, "target": shape}, options, seed=seed)
     rng = np.random.default_rng(seed)

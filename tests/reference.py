@@ -364,6 +364,14 @@ def l1_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
     return _compared(x, target, reduction, lambda a, b: abs(a - b))
 
 
+def huber_loss(x: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> np.ndarray:
+    def loss(a: float, b: float) -> float:
+        d = abs(a - b)
+        return d**2 / 2 if d <= delta else delta * (d - delta / 2)
+
+    return _compared(x, target, reduction, loss)
+
+
 def binary_cross_entropy_with_logits(
     x: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> np.ndarray:

@@ -118,6 +118,7 @@ BY_HAND: list[tuple[str, dict[str, Any], Any]] = [
     ("nll_loss", {"x": [[-1, -2], [-3, -4]], "target": [0, 1], "reduction": "none"}, [1, 4]),
     ("mse_loss", {"x": [1.0, 5.0], "target": [0, 2]}, 5),
     ("l1_loss", {"x": [1.0, 5.0], "target": [2, 2], "reduction": "sum"}, 4),
+    ("huber_loss", {"x": [1.0, 5.0], "target": [0, 2], "delta": 2}, (0.5 + 2 * (3 - 1)) / 2),
     ("binary_cross_entropy_with_logits", {"x": [0, 1000], "target": [1, 0]}, (math.log(2) + 1000) / 2),
     ("binary_cross_entropy_with_logits", {"x": [0], "target": [1], "pos_weight": [3], "weight": [2]}, 6 * math.log(2)),
 ]

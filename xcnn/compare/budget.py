@@ -95,7 +95,7 @@ BUDGETS: dict[str, Budget] = {
     "log_softmax": Budget(scales.log_softmax, 6, 1),
     "cross_entropy": Budget(scales.cross_entropy, 6, 1),
     "nll_loss": Budget(scales.nll_loss, 4, 0.1),
-    **_rows("mse_loss l1_loss", Budget(scales.differences, 4, 0.1)),
+    **_rows("mse_loss l1_loss huber_loss", Budget(scales.differences, 4, 0.1)),
     "binary_cross_entropy_with_logits": Budget(scales.binary_cross_entropy, 9, 0.1),
 }
 """The budget of every op of this package by name; `budget` has one for all others.

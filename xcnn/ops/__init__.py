@@ -32,7 +32,7 @@ from xcnn.ops.cross_entropy import cross_entropy, nll_loss
 from xcnn.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
 from xcnn.ops.gated import gelu, hardswish, mish, silu
 from xcnn.ops.linear import flatten, linear, unflatten
-from xcnn.ops.loss import binary_cross_entropy_with_logits, l1_loss, mse_loss
+from xcnn.ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss
 from xcnn.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from xcnn.ops.pad import pad
 from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
@@ -78,6 +78,7 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "huber_loss",
     "instance_norm",
     "interpolate",
     "l1_loss",

@@ -1,16 +1,16 @@
-"""Losses that compare two arrays element by element: squared, absolute, and binary cross entropy."""
+"""Losses that compare two arrays element by element: squared, absolute, Huber, and binary cross entropy."""
 
 from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
-from xcnn._check import check_shape, choice
+from xcnn._check import check_shape, choice, number
 from xcnn.errors import ShapeError
 from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._op import Gradients, Result, op, positive, probabilities, sample
 from xcnn.ops._reduction import REDUCTIONS, reduce, size, spread
 from xcnn.ops.activation import logistic
 
-__all__ = ["binary_cross_entropy_with_logits", "l1_loss", "mse_loss"]
+__all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss"]
 
 
 _PAIR = {"x": (3, 4), "target": (3, 4)}
@@ -66,6 +66,35 @@ def l1_loss(x: Array, target: Array, reduction: str = "mean") -> Result:
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx = xp.sign(difference) * spread(dy, reduction, size(difference))
+        return dx if needs[0] else None, -dx if needs[1] else None
+
+    return y, backward
+
+
+@op("x target", saves="difference", samples=[*_PAIRS, sample(_PAIR, delta=0.3)])
+def huber_loss(x: Array, target: Array, reduction: str = "mean", delta: float = 1.0) -> Result:
+    """Return the Huber loss: half the squared error up to an error of delta, and linear with slope delta beyond.
+
+    `y = d**2 / 2` for `d = |x - target| <= delta`, otherwise `delta * (d - delta / 2)`. PyTorch's `smooth_l1_loss` is
+    this divided by delta, its `beta`.
+
+    Arguments, shapes and errors are those of `mse_loss`, and delta is a number above 0. Backward keeps x - target.
+
+    References
+    ----------
+    P. J. Huber, Robust estimation of a location parameter, 1964.
+    """
+    delta = number("huber_loss", "delta", delta, "(0, inf)")
+    xp = namespace("huber_loss", x=x, target=target)
+    _check_pair("huber_loss", x, target, reduction)
+    difference = x - target
+    distance = xp.abs(difference)
+    near = xp.minimum(distance, delta)
+    y = reduce(xp, near * (distance - 0.5 * near), reduction, size(x))
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        slope = xp.maximum(xp.minimum(difference, delta), -delta)
+        dx = slope * spread(dy, reduction, size(difference))
         return dx if needs[0] else None, -dx if needs[1] else None
 
     return y, backward
