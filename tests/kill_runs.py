@@ -47,7 +47,7 @@ def result(folder: Path) -> dict[str, object]:
         for tensor, array in checkpoint.state.items()
     }
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    times = ("seconds", "images_per_second")
+    times = ("seconds", "data_seconds", "samples_per_second")
     rows = (folder / "history.csv").read_text().splitlines()
     return record | {
         "history": [{name: value for name, value in line.items() if name not in times} for line in lines],

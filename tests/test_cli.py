@@ -19,7 +19,8 @@ from xcnn.threads import get_num_threads, set_num_threads
 QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
 SMALL = ["train", "--model", "vgg_small", "--epochs", "1", "--validation", "0.9"]
 EPOCH_KEYS = [
-    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second",
+    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+    "seconds", "data_seconds", "samples_per_second",
 ]  # fmt: skip
 
 
@@ -63,8 +64,14 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     assert (folder / "best.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     code, out, _ = xcnn("evaluate", "out", "--json")  # a run's folder stands for its best checkpoint
     assert code == 0
-    assert json.loads(out)["test_accuracy"] == last["test_accuracy"]
-    assert json.loads(out)["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+    tested = json.loads(out)
+    assert tested["test_accuracy"] == last["test_accuracy"]
+    assert tested["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+    assert [row["class"] for row in tested["classes"]] == list("0123456789")
+    assert sum(row["support"] for row in tested["classes"]) == tested["samples"] == 360
+    right = sum(row["recall"] * row["support"] for row in tested["classes"])
+    assert right == pytest.approx(360 * last["test_accuracy"])
+    assert "precision   recall" in xcnn("evaluate", "out")[1]
 
 
 def test_train_prints_a_table(xcnn):

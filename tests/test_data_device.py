@@ -235,8 +235,9 @@ def test_a_batch_that_does_not_fit_is_an_error_of_ours(monkeypatch):
     fill(monkeypatch, 1000)
     with pytest.raises(OutOfMemoryError) as caught:
         trainer.fit(data.Loader(digits(), 16, augment=[data.flip]))
-    said = "out of memory on strict:device1 with 16 images of (1, 8, 8) at a time: try a batch size of 8"
-    assert str(caught.value) == f"{said}, or a smaller network"
+    said = "out of memory on strict:device1 with 16 images of (1, 8, 8) at a time: "
+    said += "try a batch size of 8, accumulate=2 (the same batch in 2 parts), or a smaller network"
+    assert str(caught.value) == said
     assert caught.value.__context__ is None
 
 

@@ -66,7 +66,7 @@ def fails(trainer, x, y, kind=DivergedError):
     with pytest.raises(kind) as error:
         trainer.step(x, y)
     assert everything(trainer) == before
-    assert look(0.0, None, [parameter.grad for parameter in trainer.model.parameters()])[2]
+    assert look([0.0], [parameter.grad for parameter in trainer.model.parameters()])[1]
     return str(error.value)
 
 
@@ -287,7 +287,7 @@ def test_large_gradients_are_no_false_alarm(backend):
     """Their sum and their squares overflow, but each of them is finite."""
 
     def finite(gradients):
-        return look(backend.device.asarray(np.float32(1)), None, gradients)[2]
+        return look([backend.device.asarray(np.float32(1))], gradients)[1]
 
     arrays = [backend.device.asarray(np.full(n, 3e38, np.float32)) for n in (3, 5)]
     assert finite([*arrays, None])
@@ -305,22 +305,25 @@ def test_values_that_are_read_together_keep_their_bits(backend, dtype):
     """The loss in its own dtype and the count as an integer, even if it is too large for half precision."""
     loss, right = np.asarray(1 / 3, dtype), np.asarray(2**24 - 1)
     gradients = [backend.device.asarray(np.ones(n, np.float32)) for n in (1, 2)]
-    seen = look(backend.device.asarray(loss), backend.device.asarray(right), gradients)
-    assert seen == (float(loss), 2**24 - 1, True)
-    assert [type(value) for value in seen] == [float, int, bool]
-    assert look(backend.device.asarray(loss)) == (float(loss), None, True)
+    several = np.array([2**24 - 1, 2**24 - 1, 1])  # the sum is too large for single precision
+    numbers = [backend.device.asarray(loss), None, backend.device.asarray(right), backend.device.asarray(several), 7]
+    seen, finite = look(numbers, gradients)
+    assert seen == [float(loss), None, 2**24 - 1, 2**25 - 1, 7]
+    assert finite is True
+    assert [type(value) for value in seen] == [float, type(None), int, int, int]
+    assert look(numbers[:1]) == ([float(loss)], True)
     if backend.name == "torch":
         half = backend.device.xp.astype(backend.device.asarray(loss), backend.device.xp.bfloat16)
-        assert look(half, backend.device.asarray(right), gradients) == (float(half), 2**24 - 1, True)
+        assert look([half, numbers[2]], gradients) == ([float(half), 2**24 - 1], True)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 def test_numpy_arrays_of_any_kind_are_checked(dtype):
     most = np.finfo(dtype).max
     arrays = [np.full((4, 4), most, dtype)[::2, ::-1], np.array(1, dtype), dtype(most), np.ones((0, 3), dtype)]
-    assert look(0.0, None, arrays)[2]
+    assert look([0.0], arrays)[1]
     for bad in (np.array(np.nan, dtype), dtype(np.inf), np.full((4, 4), np.inf, dtype)[::2, ::-1]):
-        assert not look(0.0, None, [np.ones(3, dtype), bad])[2]
+        assert not look([0.0], [np.ones(3, dtype), bad])[1]
 
 
 def test_labels_out_of_range_are_still_named_first():
@@ -341,8 +344,8 @@ def test_a_loss_that_is_a_python_number_costs_no_more_reads(monkeypatch):
     moved, to_host = [], divergence.to_numpy
     monkeypatch.setattr(divergence, "to_numpy", lambda array: (moved.append(1), to_host(array))[1])
     gradients = [strict.ones(n, dtype=strict.float32, device=strict.Device("device1")) for n in (1, 2, 3)]
-    assert look(0.1, 2, gradients) == (0.1, 2, True)
-    assert look(0.1, 2, [*gradients, gradients[0] * np.inf])[2] is False
+    assert look([0.1, 2], gradients) == ([0.1, 2], True)
+    assert look([0.1, 2], [*gradients, gradients[0] * np.inf])[1] is False
     assert moved == [1, 1]
     assert len(read) <= 2  # to find which
 
@@ -410,8 +413,9 @@ def test_a_batch_too_large_for_memory_is_said_and_the_process_goes_on():
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = "out of memory on cpu with 8192 images of (1, 28, 28) at a time: "
-    said += "try a batch size of 4096, or a smaller network"
-    assert done.stdout.splitlines() == [said] * 4 + ["512"]
+    said += "try a batch size of 4096, "
+    trained = said + "accumulate=2 (the same batch in 2 parts), or a smaller network"
+    assert done.stdout.splitlines() == [trained] * 2 + [said + "or a smaller network"] * 2 + ["512"]
     assert done.stderr == ""
 
 

@@ -76,7 +76,7 @@ def state(trainer):
     return plain(trainer.state_dict())
 
 
-TIMES = ("seconds", "images_per_second", "samples_per_second", "data_seconds")
+TIMES = ("seconds", "data_seconds", "samples_per_second")
 
 
 def test_it_ends_where_the_loss_diverges():

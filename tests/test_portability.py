@@ -176,7 +176,7 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
         assert all(
             isinstance(value, int) or value.device == weight.device for value in optimizer.state[parameter].values()
         )
-    assert trainer.evaluate(images).images == 16
+    assert trainer.evaluate(images).samples == 16
     assert trainer.predict(images).shape == (16, 10)
 
 

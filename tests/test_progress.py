@@ -288,7 +288,7 @@ def test_the_time_left_is_that_of_the_whole_run(monkeypatch):
 def test_lines_fit_by_leaving_out_the_least(width, monkeypatch):
     watched(monkeypatch, width)
     record = {"epoch": 3, "train_loss": 0.123, "train_accuracy": 0.97, "val_loss": 0.5, "val_accuracy": 1.0}
-    record |= {"seconds": 12.3, "images_per_second": 5120.0}
+    record |= {"seconds": 12.3, "samples_per_second": 5120.0}
     shown = Progress()
     shown.epochs, shown._lr = 20, 1e-3
     line = shown.line(record, 100.0)
@@ -303,7 +303,7 @@ def test_lines_fit_by_leaving_out_the_least(width, monkeypatch):
 
 def test_other_figures_have_labels():
     record = {"epoch": 1, "train_loss": 3e-7, "train_accuracy": None, "val_loss": None, "val_accuracy": None}
-    record |= {"val_iou": 0.5, "norm": 12.0, "seconds": 10.0, "images_per_second": 5120.0, "data_seconds": 4.0}
+    record |= {"val_iou": 0.5, "norm": 12.0, "seconds": 10.0, "samples_per_second": 5120.0, "data_seconds": 4.0}
     shown = Progress()
     shown.epochs, shown._lr = 2, 1e-3
     assert shown.line(record, 4000.0) == (

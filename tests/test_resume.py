@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
 
-from xcnn import data
+from xcnn import data, nn, optim
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs.sealed import pack, unpack
-from xcnn.training import Callback, EarlyStopping
+from xcnn.training import EMA, Callback, EarlyStopping, KeepBest, Trainer, class_weight, loss_named
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "data_seconds", "samples_per_second")
 EPOCHS = 3
 
 
@@ -115,6 +115,35 @@ def test_a_list_of_batches_goes_on_where_it_was(digits):
     assert_same_from_every_step(make_trainer, lambda: batches(train), test)
 
 
+def test_parts_averages_and_the_best_weights_go_on_where_they_were(digits):
+    train, test = digits
+
+    def make(callbacks):
+        ours = [EMA(0.9), KeepBest(monitor="val_precision", mode="max"), *callbacks]
+        return make_trainer("sgd", accumulate=3, metrics={"precision": precision}, callbacks=ours)
+
+    assert_same_from_every_step(make, lambda: loader(train), test)
+
+
+def precision(targets, predictions):
+    return float((predictions.argmax(axis=1) == targets).mean())
+
+
+def test_segmentation_goes_on_where_it_was():
+    """With class weights, pixels that are ignored, and parts."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 6, 1, 5, 5)).astype(np.float32)
+    y = np.where(rng.random((4, 6, 5, 5)) < 0.3, -100, x[:, :, 0] > 0)
+
+    def make(callbacks):
+        model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+        model.reset_parameters(0)
+        loss = loss_named("cross_entropy", weight=class_weight("balanced", y, 2))
+        return Trainer(model, optim.Adam(model.parameters(), 0.01), loss, accumulate=2, callbacks=callbacks)
+
+    assert_same_from_every_step(make, lambda: list(zip(x, y, strict=True)), [(x[0], y[1])])
+
+
 @pytest.mark.parametrize("where", ["strict:device1", "strict"])
 def test_another_device_can_go_on(digits, where):
     """Saved on the CPU and resumed elsewhere: the same run within rounding."""
@@ -213,9 +242,11 @@ def state_of(digits):
         (("epoch", "batch"), -1),
         (("epoch", "batch"), None),
         (("epoch", "metrics"), {}),
-        (("epoch", "metrics", "images"), "x"),
-        (("epoch", "metrics", "images"), 10**400),
+        (("epoch", "metrics", "samples"), "x"),
+        (("epoch", "metrics", "samples"), 10**400),
+        (("epoch", "metrics", "counted"), -1),
         (("epoch", "seconds"), [1]),
+        (("epoch", "data_seconds"), None),
         (("steps",), 10**400),
         (("steps",), -1),
         (("history",), [{"epoch": 1}]),

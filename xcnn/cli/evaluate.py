@@ -10,6 +10,8 @@ from xcnn.cli._model import Source
 
 __all__ = ["evaluate"]
 
+_COLUMNS = ("precision", "recall", "F1", "images")
+
 
 def evaluate(
     checkpoint: Path,
@@ -18,7 +20,7 @@ def evaluate(
     source: Source | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Evaluate a checkpoint on the test images of a data set.
+    """Evaluate a checkpoint on the test images of a data set, in all and for each class.
 
     Parameters
     ----------
@@ -30,22 +32,30 @@ def evaluate(
     bar = Bar()
     restored = (source or Source()).restore(checkpoint, bar)
     metrics = restored.evaluate(bar.test)
+    columns = [column.tolist() for column in metrics.per_class()]
+    figures = list(zip(restored.checkpoint.classes, *columns, strict=True))
     if json:
         print_json(
             {
                 "test_accuracy": metrics.accuracy,
                 "test_loss": metrics.loss,
-                "images": metrics.images,
+                "samples": metrics.samples,
                 "dataset": restored.dataset,
                 "device": restored.device.name,
                 "checkpoint": str(checkpoint),
+                "classes": [
+                    {"class": name, "precision": p, "recall": r, "f1": f1, "support": n}
+                    for name, p, r, f1, n in figures
+                ],
             }
         )
     else:
         rows = [
             ("test accuracy", percent(metrics.accuracy)),
             ("test loss", f"{metrics.loss:.4f}"),
-            ("images", f"{metrics.images:,}"),
+            ("images", f"{metrics.samples:,}"),
         ]
         print_table(f"{restored.checkpoint.model} on {restored.dataset}", "", rows=rows)
+        table = [(name, percent(p), percent(r), percent(f1), f"{n:,}") for name, p, r, f1, n in figures]
+        print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)
     return 0

@@ -48,7 +48,6 @@ from xcnn.training import (
     KeepBest,
     Trainer,
     clock,
-    confusion_matrix,
     loss_named,
 )
 from xcnn.training.evaluation import evaluate
@@ -299,11 +298,10 @@ class _Run:
             plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
             metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
-            confusion = confusion_matrix(trainer.predict(test), self.test.y)
         except (KeyboardInterrupt, SystemExit) as stop:
             best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))
-        return replace(result, test_loss=metrics.loss, test_accuracy=metrics.accuracy, confusion=confusion)
+        return replace(result, test_loss=metrics.loss, test_accuracy=metrics.accuracy, confusion=metrics.confusion)
 
     def _load_best(self) -> Path:
         """Load the best weights, or keep the last ones if there are none, and return their file."""

@@ -1,14 +1,17 @@
 """Training: the trainer, what listens to it, losses, and evaluation."""
 
 from xcnn.training.callbacks import EarlyStopping, HistoryFile, KeepBest
-from xcnn.training.evaluation import Metrics, confusion_matrix
+from xcnn.training.ema import EMA
+from xcnn.training.evaluation import Metrics, PerClass
 from xcnn.training.finder import LRFinder, find_lr
-from xcnn.training.losses import LOSSES, Loss, loss_named
+from xcnn.training.losses import LOSSES, Loss, class_weight, count_classes, count_labels, loss_named
 from xcnn.training.progress import Progress
+from xcnn.training.scores import confusion_matrix, mean_iou, r2_score
 from xcnn.training.signals import terminable
 from xcnn.training.trainer import Callback, Trainer, clock
 
 __all__ = [
+    "EMA",
     "LOSSES",
     "Callback",
     "EarlyStopping",
@@ -17,12 +20,18 @@ __all__ = [
     "LRFinder",
     "Loss",
     "Metrics",
+    "PerClass",
     "Progress",
     "Trainer",
+    "class_weight",
     "clock",
     "confusion_matrix",
+    "count_classes",
+    "count_labels",
     "find_lr",
     "loss_named",
+    "mean_iou",
+    "r2_score",
     "terminable",
 ]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xcnn._check import integer, number
 from xcnn._files import make_folder, replacing
 from xcnn.errors import CheckpointError, UsageError, WriteError
@@ -83,12 +85,17 @@ class HistoryFile(Callback):
         return text.getvalue().encode()
 
 
-_BETTER = {"loss": "min", "accuracy": "max"}
+_BETTER = {"loss": "min", "accuracy": "max", "iou": "max", "r2": "max"}
 """Whether smaller or larger values are better, by the suffix of an entry's name."""
 
 
 class _Monitor(Callback):
-    """Base class of callbacks that watch one entry of the records."""
+    """Base class of callbacks that watch one entry of the records.
+
+    Attributes
+    ----------
+    best, best_epoch : the best value so far and its epoch, counted from 1; None and 0 before the first.
+    """
 
     def __init__(self, monitor: str, mode: str | None, min_delta: float = 0.0) -> None:
         name = type(self).__name__
@@ -113,6 +120,18 @@ class _Monitor(Callback):
         self.best, self.best_epoch = value, record["epoch"]
         return True
 
+    def describe(self, epochs: int) -> str:
+        """Return which epoch of `epochs` is the best, in words.
+
+        >>> keep = KeepBest(monitor="val_accuracy")
+        >>> keep.best, keep.best_epoch = 0.93, 6
+        >>> keep.describe(22)
+        'epoch 6 of 22, best val_accuracy 0.93'
+        """
+        if self.best is None:
+            return f"no epoch of {epochs}, as none has a {self.monitor}"
+        return f"epoch {self.best_epoch} of {epochs}, best {self.monitor} {self.best:.4g}"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and its epoch."""
         return {"monitor": self.monitor, "best": self.best, "best_epoch": self.best_epoch}
@@ -134,8 +153,8 @@ class EarlyStopping(_Monitor):
     monitor : such as `"val_loss"` or `"val_accuracy"`.
     patience : the number of epochs without improvement after which training stops.
     min_delta : the improvement must be larger than this.
-    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss` or
-        `accuracy`.
+    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss`,
+        `accuracy`, `iou` or `r2`.
     """
 
     def __init__(
@@ -162,25 +181,85 @@ class EarlyStopping(_Monitor):
 
 
 class KeepBest(_Monitor):
-    """Call a function whenever an entry of the records is the best so far.
+    """Keep the weights of the epoch whose entry of the records is the best, in memory or by a function that saves them.
+
+    The weights are those of inference: with `EMA`, the average.
 
     Parameters
     ----------
-    save : called with the record of the epoch; see `xcnn.runs.save_checkpoint`.
-    monitor : such as `"val_loss"` or `"val_accuracy"`.
-    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss` or
-        `accuracy`.
+    save : called with the record of each epoch that is the best so far, while the model holds the weights to save; see
+        `xcnn.runs.save_checkpoint`. None keeps them in memory, for `restore`.
+    monitor : such as `"val_loss"`, `"val_accuracy"`, or `"val_iou"` for one of the trainer's `metrics`.
+    mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss`,
+        `accuracy`, `iou` or `r2`.
+
+    Attributes
+    ----------
+    weights : the best weights, if there is no function `save`, as `Module.state_dict` returns them; None before the
+        first epoch.
+
+    Examples
+    --------
+    >>> from xcnn import data, models, optim
+    >>> train, test = data.load("digits")
+    >>> model = models.build("report", train.shape, 10, seed=0)
+    >>> best = KeepBest(monitor="val_accuracy")
+    >>> trainer = Trainer(model, optim.Adam(model.parameters()), callbacks=[best])
+    >>> history = trainer.fit(train, 2, validation=test)
+    >>> best.restore(trainer)
+    >>> trainer.evaluate(test).accuracy == best.best
+    True
     """
 
     def __init__(
-        self, save: Callable[[dict[str, Any]], None], monitor: str = "val_loss", mode: str | None = None
+        self,
+        save: Callable[[dict[str, Any]], None] | None = None,
+        monitor: str = "val_loss",
+        mode: str | None = None,
     ) -> None:
         super().__init__(monitor, mode)
-        if not callable(save):
-            raise UsageError(f"KeepBest: save must be a function (record), got {save!r}")
+        if save is not None and not callable(save):
+            raise UsageError(f"KeepBest: save must be a function (record) or None, got {save!r}")
         self.save = save
+        self.weights: dict[str, np.ndarray] | None = None
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Save if this epoch is the best."""
+        """Keep or save the weights if this epoch is the best."""
         if self._improved(record):
-            self.save(record)
+            with trainer.inference_weights():
+                if self.save is None:
+                    self.weights = trainer.model.state_dict()
+                else:
+                    self.save(record)
+
+    def restore(self, trainer: Trainer) -> None:
+        """Load the best weights into the model, for training and inference.
+
+        Raises
+        ------
+        UsageError
+            If no weights are kept.
+        """
+        if self.weights is None:
+            raise UsageError("KeepBest: there are no weights to restore; call fit first, without a function save")
+        trainer.model.load_state_dict(self.weights)
+        with trainer.inference_weights():
+            trainer.model.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, its epoch, and the weights if they are kept in memory."""
+        kept = {} if self.weights is None else {"weights": self.weights}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, unless it belongs to another entry."""
+        super().load_state_dict(state)
+        weights = state.get("weights")
+        if weights is not None and not (
+            isinstance(weights, Mapping) and all(isinstance(array, np.ndarray) for array in weights.values())
+        ):
+            raise CheckpointError("KeepBest: weights must map names to arrays")
+        if state.get("monitor") == self.monitor and self.save is None:
+            self.weights = None if weights is None else dict(weights)
+            if self.weights is None:
+                self.best, self.best_epoch = None, 0  # there is nothing to restore

@@ -22,31 +22,46 @@ __all__ = ["divergence", "look"]
 Function = Callable[..., tuple[Any, Any]]
 
 
-def look(loss: Any, right: Any = None, gradients: Sequence[Array | None] = ()) -> tuple[float, int | None, bool]:
-    """Return loss and number of correct answers of a batch as Python numbers, and whether all gradients are finite.
+def look(numbers: Sequence[Any], gradients: Sequence[Array | None] = ()) -> tuple[list[Any], bool]:
+    """Return numbers of a batch as Python numbers, and whether the first is finite and all gradients are.
 
-    The host waits for the device once. The arguments may be arrays with one entry, the count below 2**24, or None.
+    The host waits for the device once. The first number is a loss. Each may be an array, whose sum is returned, with
+    counts below 2**24 each; a Python number; or None, which stays None.
     """
-    there = [array for array in gradients if array is not None]
+    loss, there = numbers[0], [array for array in gradients if array is not None]
     first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
     if on_host(first):
         # The fastest sum that NumPy has; it may overflow.
         finite = all(math.isfinite(np.vdot(array, array)) or not _nan_or_inf(array) for array in there)
-        return float(loss), None if right is None else int(right), finite
+        seen = [_sum(number) for number in numbers]
+        return seen, math.isfinite(seen[0]) and finite
     xp = namespace_of(first)
     # In the dtype of the loss, to keep its bits; half precision cannot hold the counts.
     dtype = xp.float64 if first.dtype == xp.float64 else xp.float32
-    asked = [number for number in (loss, right) if number is not None and not on_host(number)]
-    parts = [xp.astype(xp.reshape(number, (1,)), dtype, copy=False) for number in asked]
+    asked = [xp.reshape(number, (-1,)) for number in numbers if number is not None and not on_host(number)]
+    parts = [xp.astype(number, dtype, copy=False) for number in asked]
     if there:
         parts.append(_totals(xp, there, dtype))
-    seen = to_numpy(xp.concat(parts)).tolist()
-    value = float(loss) if on_host(loss) else seen.pop(0)
-    if right is not None:
-        right = int(right if on_host(right) else seen.pop(0))
-    if not math.isfinite(value):
-        return value, right, False
-    return value, right, all(math.isfinite(total) or not _nan_or_inf(a) for a, total in zip(there, seen, strict=True))
+    came, made = to_numpy(xp.concat(parts)), []
+    for number in numbers:
+        if number is None or on_host(number):
+            made.append(_sum(number))
+            continue
+        size = math.prod(number.shape)
+        total, came = _sum(came[:size]), came[size:]
+        made.append(int(total) if is_kind(xp, number.dtype, "integral") else total)
+    totals = zip(there, came.tolist(), strict=True)
+    return made, math.isfinite(made[0]) and all(math.isfinite(total) or not _nan_or_inf(a) for a, total in totals)
+
+
+def _sum(number: Any) -> Any:
+    """Return the sum of a NumPy array as a Python number, and other values as they are."""
+    if not isinstance(number, np.ndarray | np.generic):
+        return number
+    if number.size != 1:
+        number = np.sum(number, dtype=np.float64 if number.dtype.kind == "f" else np.int64)
+    value = number.item()
+    return float(value) if number.dtype.kind == "f" else value
 
 
 @body
@@ -67,23 +82,24 @@ def _nan_or_inf(value: Any) -> str:
     return ""
 
 
-def divergence(model: Module, loss: Function, value: float, x: Array, y: Array) -> DivergedError:
+def divergence(model: Module, loss: Function, value: float, parts: Sequence[tuple[Array, Array]]) -> DivergedError:
     """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
     Buffers and random streams must be in their state from before the batch, and are changed. All gradients are cleared.
-    `value` is the loss; if it is finite, a gradient is not.
+    `value` is the loss; if it is finite, a gradient is not. `parts` are the pairs (x, y) in which the batch is run.
     """
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"
-    for kind, array in (("images", x), ("targets", y)):
-        if odd := _nan_or_inf(array):
-            return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
+    for arrays in parts:
+        for kind, array in zip(("images", "targets"), arrays, strict=True):
+            if odd := _nan_or_inf(array):
+                return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
     with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers
-        found = _first_number(model, x) if lost else _first_gradient(model, loss, x, y)
+        found = _first_number(model, parts) if lost else _first_gradient(model, loss, parts)
     return DivergedError(f"{what}: {found}; lower the learning rate, clip the gradients, or check the data")
 
 
-def _first_number(model: Module, x: Array) -> str:
+def _first_number(model: Module, parts: Sequence[tuple[Array, Array]]) -> str:
     """Run a batch forward, as in training, and describe the first output that is not finite."""
     found: list[str] = []
 
@@ -101,11 +117,12 @@ def _first_number(model: Module, x: Array) -> str:
         return observed
 
     with observing(model, observer):
-        output, _ = model.forward(x, train=True)
-    if found:
-        return found[0]
-    if _nan_or_inf(output):
-        return "the model's output is not finite, though every layer's is"
+        for x, _ in parts:
+            output, _ = model.forward(x, train=True)
+            if found:
+                return found[0]
+            if _nan_or_inf(output):
+                return "the model's output is not finite, though every layer's is"
     return "every layer's output is finite, so the loss itself is the first number that is not"
 
 
@@ -119,7 +136,7 @@ def _reason(layer: Module, x: Any) -> str:
     return ", from finite inputs and weights" if any(layer.named_parameters()) else ", from finite inputs"
 
 
-def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
+def _first_gradient(model: Module, loss: Function, parts: Sequence[tuple[Array, Array]]) -> str:
     """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
     bad = [name for name, slot in model.named_parameters() if _nan_or_inf(slot.grad)]
     model.zero_grad()
@@ -146,11 +163,12 @@ def _first_gradient(model: Module, loss: Function, x: Array, y: Array) -> str:
         return observed
 
     with observing(model, observer):
-        output, backward = model.forward(x, train=True)
-        dy = loss(output, y)[1]()[0]
-        if _nan_or_inf(dy):
-            found.append("the first one is that of the model's output, from the loss")
-        backward(dy, need_dx=False)
+        for x, y in parts:
+            output, backward = model.forward(x, train=True)
+            dy = loss(output, y)[1]()[0]
+            if not found and _nan_or_inf(dy):
+                found.append("the first one is that of the model's output, from the loss")
+            backward(dy, need_dx=False)
     model.zero_grad()
     return next(iter(found), f"the first one is that of {bad[-1]}")
 

@@ -1,51 +1,134 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from xcnn._array import is_kind, namespace_of
 from xcnn._check import integer
 from xcnn.devices import Device, to_numpy
-from xcnn.errors import DataError, ShapeError, UsageError
+from xcnn.errors import DataError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import within_memory
 
-__all__ = ["Metrics", "confusion_matrix", "evaluate", "predict"]
+__all__ = ["Metric", "Metrics", "PerClass", "evaluate", "metrics_named", "predict"]
+
+
+class PerClass(NamedTuple):
+    """Figures of each class, arrays of shape (classes,); those whose denominator is 0 are 0.
+
+    Attributes
+    ----------
+    precision : the share of the predictions of this class that are right.
+    recall : the share of the samples of this class that are found.
+    f1 : the harmonic mean of both.
+    support : the number of samples of this class.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
 
 
 @dataclass(repr=False)
 class Metrics:
-    """Mean loss and accuracy over the images seen so far."""
+    """Mean loss, accuracy and other figures over the samples seen so far.
 
-    images: int = 0
+    Attributes
+    ----------
+    samples : the number of samples: images, signals, rows.
+    loss_sum, size : the sum of the losses, and by what it is divided: see `Loss.size`.
+    correct, counted : the number of right answers, None without an accuracy, and the number of answers that count.
+    confusion : how often each class (column) is predicted for each true class (row), int64 (classes, classes);
+        None in training, or if the loss does not classify.
+    values : the figures of the functions given as `metrics`.
+    """
+
+    samples: int = 0
     loss_sum: float = 0.0
+    size: float = 0.0
     correct: int | None = None
+    counted: int = 0
+    confusion: np.ndarray | None = None
+    values: dict[str, float] = field(default_factory=dict)
 
-    def add(self, images: int, loss: float, correct: int | None) -> None:
-        """Count one batch, whose loss is a mean over its images."""
-        self.images += images
-        self.loss_sum += loss * images
+    def add(
+        self, samples: int, loss: float, correct: int | None, counted: int | None = None, size: float | None = None
+    ) -> None:
+        """Count one batch, whose loss is a mean; by default all its samples count, and each once."""
+        size = float(samples if size is None else size)
+        self.samples += samples
+        self.size += size
+        if size:  # the mean of no answers is NaN
+            self.loss_sum += loss * size
         if correct is not None:
             self.correct = (self.correct or 0) + correct
+            self.counted += samples if counted is None else counted
 
     @property
     def loss(self) -> float:
-        """Mean loss per image."""
-        return self.loss_sum / self.images if self.images else math.nan
+        """Mean loss."""
+        return self.loss_sum / self.size if self.size else math.nan
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the images whose largest output is the true class; None if the loss does not classify."""
-        return None if self.correct is None else self.correct / self.images
+        """Share of the answers that are right; None if the loss has no accuracy, NaN if no answer counts.
+
+        An answer is the class of a sample or a pixel, or one label of several.
+        """
+        if self.correct is None:
+            return None
+        return self.correct / self.counted if self.counted else math.nan
+
+    def per_class(self) -> PerClass:
+        """Return precision, recall, F1 and support of each class, as scikit-learn defines them.
+
+        Raises
+        ------
+        UsageError
+            If the loss does not classify.
+
+        Examples
+        --------
+        >>> Metrics(confusion=np.array([[3, 1], [0, 4]])).per_class().recall
+        array([0.75, 1.  ])
+        """
+        if self.confusion is None:
+            raise UsageError("per_class: there is no confusion matrix; it is made by `evaluate` with a loss of classes")
+        right, said, support = np.diag(self.confusion), self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+
+        def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+            return np.asarray(np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0))
+
+        return PerClass(share(right, said), share(right, support), share(2 * right, said + support), support)
 
     def __repr__(self) -> str:
-        return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}, images={self.images})"
+        values = "".join(f", {name}={value:.6g}" for name, value in self.values.items())
+        return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}{values}, samples={self.samples})"
+
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+"""A function `(targets, predictions)` of all samples of a data set that returns a number."""
+
+_MOST_CLASSES = 4096
+"""The largest number of classes for which a confusion matrix is made."""
+
+
+def metrics_named(caller: str, metrics: Mapping[str, Metric] | None) -> dict[str, Metric]:
+    """Check the argument `metrics` and return it as a dict."""
+    metrics = {} if metrics is None else metrics
+    if not isinstance(metrics, Mapping) or not all(isinstance(k, str) and callable(f) for k, f in metrics.items()):
+        raise UsageError(f"{caller}: metrics must map names to functions (targets, predictions), got {metrics!r}")
+    if taken := {"loss", "accuracy"} & metrics.keys():
+        raise UsageError(f"{caller}: metrics must have other names than {min(taken)}, which is always there")
+    return dict(metrics)
 
 
 def evaluate(
@@ -55,26 +138,61 @@ def evaluate(
     where: Device,
     batch_size: int = 256,
     watch: Callable[[Metrics], None] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Metrics:
-    """Return loss and accuracy of a model that is on the device `where`; see `Trainer.evaluate`.
+    """Return loss, accuracy and other figures of a model that is on the device `where`; see `Trainer.evaluate`.
 
     `watch` is called after each batch with the metrics so far.
     """
-    metrics, dtype = Metrics(), dtype_of(model)
+    seen, functions, kept = Metrics(), metrics_named("evaluate", metrics), list[tuple[np.ndarray, np.ndarray]]()
+    dtype = dtype_of(model)
     integer("evaluate", "batch_size", batch_size)
 
-    def test(x: Any, y: Any) -> tuple[int, float, int | None]:
+    def test(x: Any, y: Any) -> tuple[Any, ...]:
         output, targets = model(place(x, where, dtype)), place(y, where, dtype)
-        return output.shape[0], *look(loss.function(output, targets)[0], loss.count_correct(output, targets))[:2]
+        numbers = loss(output, targets)[0], *loss.counts(output, targets)
+        if loss.classifies:
+            seen.confusion = _confused(seen.confusion, output, targets, loss)
+        if functions:
+            kept.append((to_numpy(targets), to_numpy(loss.activation(output))))
+        return output.shape[0], *look(numbers)[0]
 
     with where.active():
         for x, y in in_order("evaluate: data", data, batch_size, where):
-            metrics.add(*within_memory(test, x, y, where=where))
+            seen.add(*within_memory(test, x, y, where=where))
             if watch is not None:
-                watch(metrics)
-    if not metrics.images:
+                watch(seen)
+    if not seen.samples:
         raise DataError("evaluate: there is no batch to test on (an iterator gives its batches only once)")
-    return metrics
+    if functions:
+        targets, predictions = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        for name, function in functions.items():
+            seen.values[name] = _value(name, function(targets, predictions))
+    return seen
+
+
+def _value(name: str, value: Any) -> float:
+    """Return what a metric has returned as a float."""
+    if not np.isscalar(value) and not (isinstance(value, np.ndarray) and value.size == 1):
+        raise UsageError(f"evaluate: the metric {name} must return a number, got {type(value).__name__}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UsageError(f"evaluate: the metric {name} must return a number, got {value!r}") from None
+
+
+def _confused(counts: np.ndarray | None, output: Any, targets: Any, loss: Loss) -> np.ndarray | None:
+    """Return a confusion matrix with the answers of one more batch; None if the target holds no class indices."""
+    xp = namespace_of(targets)
+    if not is_kind(xp, targets.dtype, "integral") or output.ndim < 2 or output.shape[1] > _MOST_CLASSES:
+        return None
+    k, true, said = output.shape[1], to_numpy(targets).ravel(), to_numpy(xp.argmax(output, axis=1)).ravel()
+    counted = true != loss.ignore_index
+    true, said = true[counted].astype(np.int64), said[counted]
+    if wrong := true[(true < 0) | (true >= k)].tolist():
+        raise UsageError(f"evaluate: the targets hold {wrong[0]}, the model has classes 0 .. {k - 1}")
+    new: np.ndarray = np.bincount(true * k + said, minlength=k * k).reshape(k, k)
+    return new if counts is None else counts + new
 
 
 def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
@@ -88,34 +206,3 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
     with where.active():
         parts = inputs("predict: x", x, batch_size, where)
         return np.concatenate([within_memory(answer, part, where=where) for part in parts])
-
-
-def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how often each class (column) is predicted for each true class (row).
-
-    Parameters
-    ----------
-    probabilities : (n, classes), or scores.
-    labels : (n,), integers in 0..classes-1.
-
-    Raises
-    ------
-    ShapeError, UsageError
-        If the arrays do not fit together.
-
-    Examples
-    --------
-    >>> confusion_matrix(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), np.array([0, 1, 1]))
-    array([[1, 0],
-           [1, 1]])
-    """
-    shapes = np.shape(probabilities), np.shape(labels)
-    if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
-        got = " and ".join(map(str, shapes))
-        raise ShapeError(f"confusion_matrix: expected probabilities (n, classes) and labels (n,), got {got}")
-    wrong = np.asarray(labels)[~np.isin(labels, np.arange(shapes[0][1]))]
-    if wrong.size:
-        raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}, got {wrong[0]}")
-    counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
-    return counts

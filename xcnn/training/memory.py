@@ -35,15 +35,20 @@ def ran_out(error: Exception, where: Device) -> bool:
     return True
 
 
-def memory_error(shape: Sequence[int], where: Device, updating: bool = False) -> OutOfMemoryError:
+def memory_error(
+    shape: Sequence[int], where: Device, updating: bool = False, accumulate: int | None = None
+) -> OutOfMemoryError:
     """Return the error for a batch of this shape, after returning freed memory to the device.
 
-    `updating` is whether the optimizer has begun to change the weights.
+    `updating` is whether the optimizer has begun to change the weights, and `accumulate` the number of parts in which
+    a step computes the batch.
     """
     gc.collect()
     free_memory(where)
     n, *size = shape
     smaller = f"a batch size of {n // 2}" if n > 1 else "smaller images"
+    if accumulate is not None and n > accumulate:
+        smaller += f", accumulate={2 * accumulate} (the same batch in {2 * accumulate} parts)"
     return OutOfMemoryError(
         f"out of memory on {where.name} with {n} image{'s' * (n > 1)} of {tuple(size)} at a time: "
         f"try {smaller}, or a smaller network{'; some weights have already changed' * updating}"

@@ -17,7 +17,7 @@ __all__ = ["COMPILING", "Progress"]
 
 COMPILING = "compiling kernels, once on this machine (up to a minute, not counted as training)"
 
-_HIDDEN = {"epoch", "seconds", "images_per_second", "data_seconds"}
+_HIDDEN = {"epoch", "seconds", "samples_per_second", "data_seconds"}
 """Entries of a record that are shown in another way."""
 
 
@@ -107,7 +107,7 @@ class Progress(Callback):
         parts += [
             (4, f"lr {self._lr:.3g}" if self._lr == self._lr else ""),
             (2, duration(seconds)),
-            (5, f"{record['images_per_second']:,.0f} samples/s"),
+            (5, f"{record['samples_per_second']:,.0f} samples/s"),
         ]
         if waited > 0.1 * seconds:
             parts.append((0, f"{waited / seconds:.0%} waiting for data"))

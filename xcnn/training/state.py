@@ -9,31 +9,43 @@ from xcnn.training.evaluation import Metrics
 
 __all__ = ["RECORD", "Epoch", "count", "record"]
 
-RECORD = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second")
+RECORD = (
+    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+    "seconds", "data_seconds", "samples_per_second",
+)  # fmt: skip
 """The entries of every record of the history; callbacks may add numbers."""
 
 
 @dataclass
 class Epoch:
-    """An unfinished epoch: the `Loader.settings()`, if any, the number of batches done, their time and metrics."""
+    """An unfinished epoch: the `Loader.settings()`, if any, the number of batches done, their times and metrics."""
 
     settings: dict[str, Any] | None = None
     batch: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     metrics: Metrics = field(default_factory=Metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `of` takes."""
+        seen = self.metrics
+        metrics = {name: getattr(seen, name) for name in ("samples", "loss_sum", "size", "correct", "counted")}
+        return {**vars(self), "metrics": metrics}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Epoch":
-        """Return the epoch from which `dataclasses.asdict` made this state."""
+        """Return the epoch of which `state_dict` returned this state."""
         seen, settings = state["metrics"], state["settings"]
         right = None if seen["correct"] is None else count(seen["correct"])
-        metrics = Metrics(count(seen["images"]), float(seen["loss_sum"]), right)
+        metrics = Metrics(
+            count(seen["samples"]), float(seen["loss_sum"]), float(seen["size"]), right, count(seen["counted"])
+        )
         settings = None if settings is None else dict(settings)
-        return cls(settings, count(state["batch"]), float(state["seconds"]), metrics)
+        return cls(settings, count(state["batch"]), float(state["seconds"]), float(state["data_seconds"]), metrics)
 
 
 def count(value: Any) -> int:
-    """Check a number of batches, images or steps in a state and return it."""
+    """Check a number of batches, samples or steps in a state and return it."""
     if not is_integer(value) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is not a count")
     return int(value)

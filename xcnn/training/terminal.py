@@ -183,16 +183,16 @@ class Bar:
         if not self.shown or (name == self.name and done != total and now < self._drawn + _PAUSE):
             return
         if name != self._measured:
-            self._measured, self._first, self._start = name, metrics.images, now
+            self._measured, self._first, self._start = name, metrics.samples, now
         self._drawn = now
-        rate = (metrics.images - self._first) / max(now - self._start, 1e-9)
+        rate = (metrics.samples - self._first) / max(now - self._start, 1e-9)
         accuracy = "" if metrics.accuracy is None else f"acc {percent(metrics.accuracy)}"
         figures = (f"loss {metrics.loss:.4f}", accuracy, f"{rate:,.0f} samples/s" if rate else "")
         self(name, done, total, "  ".join(filter(None, figures)), left)
 
     def test(self, images: int, metrics: Metrics) -> None:
         """Show the metrics of a test so far."""
-        self.batch("test", metrics.images, images, metrics)
+        self.batch("test", metrics.samples, images, metrics)
 
     def stop(self) -> None:
         """Hide the bar."""

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from xcnn.devices import Device
 from xcnn.devices import device as open_device
 from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
 from xcnn.nn import Module
-from xcnn.training.evaluation import Metrics, evaluate, predict
+from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
@@ -79,6 +78,12 @@ class Callback:
     def on_fit_end(self, trainer: "Trainer") -> None:
         """Called at the end, even if an error or Ctrl-C ended the training."""
 
+    def exchange_weights(self, trainer: "Trainer") -> None:
+        """Exchange the weights of the model with others for evaluation and saving; the next call exchanges them back.
+
+        `Trainer.inference_weights` calls it; `EMA` is an example.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save: numbers, strings, lists, dicts with string keys, and NumPy arrays."""
         return {}
@@ -100,6 +105,13 @@ class Trainer:
         validation loss, or after every batch if its `unit` is `"step"`.
     clip_norm, clip_value : the largest norm of all gradients together, and the largest absolute value of an entry; None
         for no limit.
+    metrics : further figures of the validation, as functions by name, such as `{"iou": mean_iou}`, whose value is
+        `val_iou` in the records. A function takes the targets and the predictions of the whole data set, which are
+        those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed.
+    accumulate : the number of parts in which a step computes its batch, one after the other, to take less memory. The
+        parts have `ceil(n / accumulate)` samples, the last perhaps fewer. Their gradients are added, each with its
+        share in the mean (`Loss.size`: samples, class indices that count, or class weights), so that but for rounding
+        the result is that of the whole batch; except that batch norm computes with the statistics of each part.
     callbacks : `Callback` objects that `fit` calls.
     tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
         device.
@@ -127,6 +139,8 @@ class Trainer:
         schedule: optim.Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        accumulate: int = 1,
         callbacks: Sequence[Callback] = (),
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
@@ -143,7 +157,7 @@ class Trainer:
         if not callable(tell):
             raise UsageError(f"Trainer: tell must be a function (sentence), got {tell!r}")
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.loss = loss_named(loss)
+        self.loss, self.metrics = loss_named(loss), metrics_named("Trainer", metrics)
         self.device = open_device(device)
         self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self.history: list[dict[str, Any]] = []
@@ -153,7 +167,9 @@ class Trainer:
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
         self._feeds: list[Feed] = []  # the training and validation data of the current `fit`
-        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value)
+        accumulate = integer("Trainer", "accumulate", accumulate)
+        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, accumulate)
+        self._exchanged = False  # whether the model holds the weights of inference
         model.to(self.device)
 
     @explained
@@ -164,8 +180,8 @@ class Trainer:
 
         Parameters
         ----------
-        x : images (n, c, h, w) in the model's dtype, on the host or the device.
-        y : targets; class indices (n,) for a classifying loss.
+        x : samples (n, ...) in the model's dtype, such as images (n, c, h, w), on the host or the device.
+        y : targets (n, ...), as the loss takes them; see `Loss`.
 
         Raises
         ------
@@ -178,10 +194,10 @@ class Trainer:
         ShapeError, DtypeError, UsageError
             If the batch does not fit the model or the loss.
         """
-        with self.device.active():
-            loss = self._step(x, y)[0]
+        with self.device.active(), self._weights(inference=False):
+            loss = self._step(x, y)[1]
         self.steps += 1
-        return loss
+        return float(loss)
 
     @explained
     def fit(
@@ -215,8 +231,9 @@ class Trainer:
         Returns
         -------
         A list of dicts with `epoch`, `train_loss`, `train_accuracy`, `val_loss`, `val_accuracy` (None without
-        validation), `seconds` (of training, without validation and the compilation of kernels) and `images_per_second`,
-        and what callbacks add.
+        validation, or if the loss has no accuracy), `seconds` (of training, without validation and the compilation of
+        kernels), `data_seconds` (of these, the time of waiting for batches), `samples_per_second`, an entry such as
+        `val_iou` for each of `metrics`, and what callbacks add.
 
         Raises
         ------
@@ -238,6 +255,8 @@ class Trainer:
             flag("fit", "progress", progress)
         if self._fitting:
             raise UsageError("fit: this trainer is already in fit; wait until it has returned")
+        if self._exchanged:
+            raise UsageError("fit: leave `with trainer.inference_weights()` before training on")
         first = len(self.history)
         last = first + epochs if until is None else integer("fit", "until", until)
         if not self._loaded:
@@ -329,17 +348,21 @@ class Trainer:
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
-        for x, y in feed.batches(epoch, now.batch):
+        batches = feed.batches(epoch, now.batch)
+        asked = clock()
+        for x, y in batches:
+            now.data_seconds += clock() - asked
             try:
-                loss, images, right = self._step(x, y, count=True, make_room=self._make_room)
+                seen = self._step(x, y, count=True, make_room=self._make_room)
             except DivergedError as error:
                 raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
-            metrics.add(images, loss, right)
+            metrics.add(*seen)
             now.batch, now.seconds = now.batch + 1, clock() - start
             self.steps += 1
             self._call("on_batch_end", epoch, now.batch, metrics)
             raise_if_interrupted()
-        if not metrics.images:
+            asked = clock()
+        if not metrics.samples:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
         validated = None if validation is None else self.evaluate(validation.source)
@@ -353,7 +376,9 @@ class Trainer:
             "val_loss": None if validated is None else validated.loss,
             "val_accuracy": None if validated is None else validated.accuracy,
             "seconds": seconds,
-            "images_per_second": metrics.images / seconds,
+            "data_seconds": now.data_seconds,
+            "samples_per_second": metrics.samples / seconds,
+            **({} if validated is None else {f"val_{name}": value for name, value in validated.values.items()}),
         }
 
     def stop(self, reason: str) -> None:
@@ -362,12 +387,15 @@ class Trainer:
 
     @explained
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
-        """Return loss and accuracy over a data set, in inference mode.
+        """Return loss, accuracy and `metrics` over a data set, in inference mode.
+
+        The accuracy is the share of right answers: of samples, of pixels for class indices (n, h, w), of labels for
+        binary cross entropy. Class indices that are ignored do not count. The mean loss is over all answers that count.
 
         Parameters
         ----------
         data : as `train` in `fit`; a data set is read in order and without augmentation.
-        batch_size : images at a time, for a data set.
+        batch_size : samples at a time, for a data set.
 
         Raises
         ------
@@ -376,7 +404,8 @@ class Trainer:
         OutOfMemoryError
             If a batch is too large.
         """
-        return evaluate(self.model, data, self.loss, self.device, batch_size)
+        with self.inference_weights():
+            return evaluate(self.model, data, self.loss, self.device, batch_size, metrics=self.metrics)
 
     @explained
     def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
@@ -390,10 +419,46 @@ class Trainer:
 
         Returns
         -------
-        (n, classes): probabilities if the loss defines them (for cross-entropy, the softmax of the outputs), otherwise
-        the outputs.
+        (n, ...): probabilities if the loss defines them (for cross-entropy, the softmax of the outputs), otherwise the
+        outputs.
         """
-        return predict(self.model, x, self.loss, self.device, batch_size)
+        with self.inference_weights():
+            return predict(self.model, x, self.loss, self.device, batch_size)
+
+    @contextlib.contextmanager
+    def inference_weights(self) -> Iterator[None]:
+        """Give the model the weights that are evaluated and saved, inside a `with`.
+
+        They are those that are trained, unless a callback such as `EMA` has others. `evaluate` and `predict` use them,
+        and `KeepBest` saves them. Leave the `with` before training on.
+
+        Examples
+        --------
+        >>> from xcnn import nn, optim
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> trainer = Trainer(model, optim.SGD(model.parameters()), "mse_loss")
+        >>> with trainer.inference_weights():
+        ...     saved = model.state_dict()
+        """
+        with self._weights(inference=True):
+            yield
+
+    @contextlib.contextmanager
+    def _weights(self, inference: bool) -> Iterator[None]:
+        """Give the model the weights of inference, or those that are trained, inside a `with`; may be nested."""
+        exchange = self._exchanged != inference
+        if exchange:
+            self._exchange()
+        try:
+            yield
+        finally:
+            if exchange:
+                self._exchange()
+
+    def _exchange(self) -> None:
+        for callback in self.callbacks:
+            callback.exchange_weights(self)
+        self._exchanged = not self._exchanged
 
     @property
     def unfinished(self) -> int:
@@ -406,6 +471,10 @@ class Trainer:
         The state consists of the weights, the states of optimizer, schedule, random streams and callbacks, the history,
         and the position inside an unfinished epoch. During `fit` it is the state after the last complete step.
         """
+        with self._weights(inference=False):
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -414,7 +483,7 @@ class Trainer:
             "history": [dict(record) for record in self.history],
             "steps": self.steps,
             "stop_reason": self.stop_reason,
-            "epoch": None if self._epoch is None else dataclasses.asdict(self._epoch),
+            "epoch": None if self._epoch is None else self._epoch.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
         }
 
