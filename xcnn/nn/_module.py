@@ -160,6 +160,40 @@ class Module(Explained):
         """Return the parameters of this module and all below it."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def _trains(self) -> bool:
+        """Return whether a parameter of this module or of one below it is trainable."""
+        return any(parameter.trainable for _, parameter in self._attributes(Parameter))
+
+    def freeze(self) -> Self:
+        """Stop training this module and all below it, and return the module.
+
+        Every parameter and buffer gets `trainable = False`, and parameters lose their gradients. A frozen parameter
+        costs nothing in a backward pass: containers compute no gradient below the first trainable layer. Optimizers
+        leave it alone, weight decay and momentum included. Frozen batch normalisation normalises by its running
+        statistics in training too, and keeps them. Dropout still drops.
+
+        Parameters are frozen, not modules: one that is shared is frozen everywhere. `state_dict` does not tell.
+
+        Examples
+        --------
+        >>> from xcnn import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(8, 2))
+        >>> _ = model[:-1].freeze()
+        >>> [name for name, parameter in model.named_parameters() if parameter.trainable]
+        ['3.weight', '3.bias']
+        """
+        self.zero_grad()
+        return self._set_trainable(False)
+
+    def unfreeze(self) -> Self:
+        """Train the parameters and buffers of this module and all below it again, and return the module."""
+        return self._set_trainable(True)
+
+    def _set_trainable(self, value: bool) -> Self:
+        for _, slot in self._attributes(Parameter, Buffer):
+            slot.trainable = value
+        return self
+
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for _, module in self.modules():

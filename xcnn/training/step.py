@@ -82,6 +82,11 @@ class Step:
             backward(loss_backward()[0], need_dx=False)
         del backward, loss_backward  # frees the saved arrays: a batch that diverges runs once more
         gradients = [p.grad for p in self._parameters()]
+        if all(gradient is None for gradient in gradients) and math.isfinite(loss):
+            raise UsageError(
+                "Trainer: no parameter of the optimizer got a gradient; if all are frozen, call unfreeze() on a part "
+                "of the model, such as model[-1].unfreeze()"
+            )
         value, right, finite = look(loss, right, gradients)
         if not (math.isfinite(value) and finite):
             raise self._diverged(value, output, x, y, put_back)
