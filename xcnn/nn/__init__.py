@@ -2,7 +2,7 @@
 
 from xcnn.nn import init
 from xcnn.nn._layer import Layer
-from xcnn.nn._module import Module, options
+from xcnn.nn._module import IncompatibleKeys, Module, options
 from xcnn.nn._summary import Summary, summary
 from xcnn.nn.activation import (
     ELU,
@@ -96,6 +96,7 @@ __all__ = [
     "Hardswish",
     "Hardtanh",
     "Identity",
+    "IncompatibleKeys",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

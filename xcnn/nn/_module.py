@@ -28,15 +28,28 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from xcnn._array import Array
-from xcnn._check import generator
+from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, Explained, UsageError, XcnnError, explained, wrong_call
 from xcnn.ops._op import captured
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Module", "Once", "locate", "options"]
+__all__ = ["IncompatibleKeys", "Module", "Once", "locate", "options"]
 
 T = TypeVar("T")
+
+
+class IncompatibleKeys(typing.NamedTuple):
+    """What `Module.load_state_dict` did not load.
+
+    Attributes
+    ----------
+    missing_keys : names of the module that are not in the state; they keep their values.
+    unexpected_keys : names in the state that the module does not have; they are ignored.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Once:
@@ -228,7 +241,7 @@ class Module(Explained):
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
         return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
         If an error is raised, the module is unchanged.
@@ -236,18 +249,33 @@ class Module(Explained):
         Parameters
         ----------
         state : host arrays by name, as `state_dict` returns them.
-        strict : True to raise an error for names that are missing or unknown, False to ignore them.
+        strict : True to raise an error for names that are missing or unknown, False to ignore them, as for all weights
+            of a trained network but its head. A shape that differs is an error either way.
+
+        Returns
+        -------
+        (missing_keys, unexpected_keys), which are empty if `strict`.
 
         Raises
         ------
         CheckpointError
             If names are missing or unknown, or an array has another shape or does not hold numbers.
+        UsageError
+            If `state` is not a mapping, or `strict` is not True or False.
+
+        Examples
+        --------
+        >>> from xcnn import nn
+        >>> trained, new = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, k)) for k in (10, 3))
+        >>> trunk = {name: array for name, array in trained.state_dict().items() if not name.startswith("2.")}
+        >>> new.load_state_dict(trunk, strict=False)
+        IncompatibleKeys(missing_keys=['2.weight', '2.bias'], unexpected_keys=[])
         """
         if not isinstance(state, Mapping):
             raise UsageError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}")
         slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
-        if strict and (missing or unexpected):
+        if flag("load_state_dict", "strict", strict) and (missing or unexpected):
             parts = [
                 f"{kind} {', '.join(map(str, names[:4]))}{', ...' if len(names) > 4 else ''}"
                 for kind, names in (("missing", missing), ("unknown", unexpected))
@@ -271,6 +299,7 @@ class Module(Explained):
             arrays[name] = came
         for name, came in arrays.items():  # one after the other, so that old and new weights share their memory
             slots[name].data = like(came, slots[name].data)
+        return IncompatibleKeys(missing, unexpected)
 
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw new initial weights for this module and all below it, and a new seed for each dropout.
