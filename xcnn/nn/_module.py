@@ -21,7 +21,7 @@ import functools
 import inspect
 import reprlib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -31,6 +31,7 @@ from xcnn._array import Array
 from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, Explained, UsageError, XcnnError, explained, wrong_call
+from xcnn.nn._members import members
 from xcnn.ops._op import captured
 from xcnn.parameter import Buffer, Parameter
 
@@ -134,7 +135,7 @@ class Module(Explained):
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield the direct child modules with their names; `blocks.0` is the first entry of the list `blocks`."""
-        return iter(_members(vars(self).items(), Module))
+        return iter(members(vars(self).items(), Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module and all below it with their dotted names, parents first.
@@ -151,7 +152,7 @@ class Module(Explained):
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of some types of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
-            yield from _members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
+            yield from members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
@@ -210,7 +211,7 @@ class Module(Explained):
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for _, module in self.modules():
-            for _, parameter in _members(vars(module).items(), Parameter):
+            for _, parameter in members(vars(module).items(), Parameter):
                 parameter.grad = None
 
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
@@ -348,33 +349,6 @@ class Module(Explained):
             if repr(value) != repr(default):
                 shown.append(f"{name}={value!r}" if by_name else repr(value))
         return ", ".join(shown)
-
-
-_PLAIN = {int, float, bool, str, type(None)}
-_COLLECTIONS = (list, tuple, dict)
-
-
-def _members(
-    entries: Iterable[tuple[Any, Any]], kinds: type | tuple[type, ...], prefix: str = "", above: tuple[int, ...] = ()
-) -> list[tuple[str, Any]]:
-    """Return the values of some types with their names, including those in lists, tuples and dicts.
-
-    `above` holds the ids of the enclosing collections.
-    """
-    found = []
-    for key, value in entries:
-        if type(value) in _PLAIN:  # most attributes; a fast path, as each training step walks through the network
-            continue
-        if isinstance(value, kinds):
-            found.append((f"{prefix}{key}", value))
-        elif isinstance(value, _COLLECTIONS):
-            keys, values = (value, value.values()) if isinstance(value, dict) else (range(len(value)), value)
-            if _PLAIN.issuperset(map(type, values)):  # such as a kernel size
-                continue
-            if id(value) in above:
-                raise UsageError(f"{prefix}{key}: a {type(value).__name__} among a module's attributes contains itself")
-            found += _members(zip(keys, values, strict=True), kinds, f"{prefix}{key}.", (*above, id(value)))
-    return found
 
 
 def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tuple[str, Module]]) -> None:
