@@ -418,13 +418,13 @@ def test_models_as_json_and_for_small_images(xcnn):
 
 
 def test_models_states_the_images_that_parameters_are_for(xcnn):
-    code, out, err = xcnn("models")
+    code, out, _ = xcnn("models")
     assert code == 0
-    cells = {line.split()[0]: line.split()[1:3] for line in out.splitlines()}
+    cells = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
     assert cells["model"] == ["images", "parameters"]
     assert cells["lenet5"] == ["1x28x28", "61,706"]
     assert cells["vgg_small"] == ["3x32x32", "1,116,970"]
-    assert "parameters are for 10 classes and these images; larger images than 32x32 need no more" in err
+    assert "Parameters are for 10 classes and these images. Larger images than 32x32\nneed no more" in out
     code, out, _ = xcnn("models", "--shape", "3", "224", "224", "--json")
     large = {record["model"]: record for record in map(json.loads, out.splitlines())}
     assert large["vgg_small"]["parameters"] == 1_116_970

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn import models as room
-from xcnn.cli._console import note, print_json, print_line, print_table
+from xcnn.cli._console import print_json, print_line, print_table
 from xcnn.errors import ShapeError
 from xcnn.models.networks import LARGEST
 from xcnn.nn import summary
@@ -57,8 +57,8 @@ def models(
         rows.append((key, size, "-" if parameters is None else f"{parameters:,}", entry.summary))
     if not json:
         print_table("model", "images", "parameters", "description", rows=rows, right=("parameters",))
-        note(
-            f"parameters are for {classes} classes and these images; larger images than {LARGEST}x{LARGEST} need no "
-            "more than that size, smaller ones may need fewer: --shape C H W counts them"
+        print_line(
+            f"Parameters are for {classes} classes and these images. Larger images than {LARGEST}x{LARGEST}", gap=True
         )
+        print_line("need no more than that size, smaller ones may need fewer: --shape C H W.")
     return 0
