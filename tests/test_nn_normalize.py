@@ -86,7 +86,7 @@ def test_constants_may_come_as_any_list_of_numbers():
         (
             lambda: data.channel_statistics(np.ones((2, 1, 2, 2))),
             UsageError,
-            "channel_statistics: dataset must be a Dataset, got ndarray",
+            "channel_statistics: dataset must be a Dataset or a MapDataset, got ndarray; see data.from_arrays",
         ),
     ],
 )
@@ -123,6 +123,14 @@ def test_statistics_of_a_device_have_the_same_bits_and_constant_channels_can_be_
     assert std[1] == 1
     pytest.importorskip("array_api_strict")
     assert data.channel_statistics(made.to("strict")) == (mean, std)
+
+
+def test_data_that_are_read_when_needed_have_the_same_statistics(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (20, 2, 5), np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    wanted = data.channel_statistics(data.Dataset(x, np.zeros(20)))
+    assert data.channel_statistics(data.Dataset(np.load(tmp_path / "x.npy", mmap_mode="r"), np.zeros(20))) == wanted
+    assert data.channel_statistics(data.MapDataset([(row, 0) for row in x])) == wanted
 
 
 def test_numbers_that_are_not_finite_are_refused():

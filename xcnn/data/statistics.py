@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from xcnn.data.dataset import Dataset, to_float
+from xcnn.data.mapped import MapDataset
 from xcnn.devices import to_numpy
 from xcnn.errors import DataError, UsageError
 
@@ -17,7 +18,7 @@ _NEGLIGIBLE = 1e-14
 """A standard deviation relative to the mean that is due to rounding alone."""
 
 
-def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel (axis 1 of x) over all examples and positions.
 
     They are those of the numbers that a network gets, uint8 divided by 255, and computed in float64. The data set is
@@ -35,7 +36,7 @@ def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float
     Raises
     ------
     UsageError
-        If `dataset` is not a Dataset.
+        If `dataset` is neither a Dataset nor a MapDataset.
     DataError
         If a channel holds NaN or infinity.
 
@@ -52,12 +53,15 @@ def channel_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float
     >>> print(f"{mean[0]:.3f} {std[0]:.3f}")
     0.305 0.376
     """
-    if not isinstance(dataset, Dataset):
-        raise UsageError(f"channel_statistics: dataset must be a Dataset, got {type(dataset).__name__}")
+    if not isinstance(dataset, Dataset | MapDataset):
+        raise UsageError(
+            f"channel_statistics: dataset must be a Dataset or a MapDataset, got {type(dataset).__name__}; "
+            "see data.from_arrays"
+        )
     step = max(1, _CHUNK // math.prod(dataset.shape))
     count, mean, squares = 0, np.zeros(dataset.shape[0]), np.zeros(dataset.shape[0])
     for start in range(0, len(dataset), step):
-        x, _ = dataset.gather(slice(start, min(start + step, len(dataset))))
+        x, _ = dataset.gather(np.arange(start, min(start + step, len(dataset))))
         part = np.moveaxis(to_numpy(to_float(x)).astype(np.float64), 1, 0).reshape(len(mean), -1)  # (c, values)
         more, centre = part.shape[1], part.mean(axis=1)
         shift = centre - mean
