@@ -424,6 +424,22 @@ def test_models_as_json_and_for_small_images(xcnn):
     assert parameters["report"] == 9 + 170
 
 
+def test_models_states_the_images_that_parameters_are_for(xcnn):
+    code, out, _ = xcnn("models")
+    assert code == 0
+    cells = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
+    assert cells["model"] == ["images", "parameters"]
+    assert cells["lenet5"] == ["1x28x28", "61,706"]
+    assert cells["vgg_small"] == ["3x32x32", "1,116,970"]
+    assert "Parameters are for 10 classes and these images. Larger images than 32x32\nneed no more" in out
+    code, out, _ = xcnn("models", "--shape", "3", "224", "224", "--json")
+    large = {record["model"]: record for record in map(json.loads, out.splitlines())}
+    assert large["vgg_small"]["parameters"] == 1_116_970
+    assert large["vgg_small"]["shape"] == [3, 224, 224]
+    code, out, _ = xcnn("models", "vgg_small")
+    assert out.splitlines()[2].split()[:3] == ["0", "Conv2d", "1x32x32x32"]
+
+
 def test_class_names_with_dollar_signs(xcnn, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a$^$", "b"):

@@ -1,11 +1,14 @@
 """The named networks: their layers, the images they take, and exchanging weights with PyTorch."""
 
+import math
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from xcnn import models, nn
+from xcnn import models, nn, optim
 from xcnn.errors import CheckpointError, ShapeError, UsageError
+from xcnn.training import Trainer
 
 IMAGES = [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 13, 21)]
 
@@ -52,6 +55,40 @@ def test_number_of_parameters(name, low, high):
 def test_a_network_takes_the_images_that_it_is_measured_on(name):
     shape = models.MODELS[name].shape
     assert models.build(name, shape)(np.zeros((1, *shape), np.float32)).shape == (1, 10)
+
+
+LARGE = (3, 40, 96)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_larger_images_need_the_parameters_of_32_pixels(name):
+    usual, large = models.build(name, (3, 32, 32)), models.build(name, LARGE)
+    state = usual.state_dict()
+    assert {k: v.shape for k, v in large.state_dict().items()} == {k: v.shape for k, v in state.items()}
+    large.load_state_dict(state)
+    for shape in ((1, 28, 28), (3, 32, 32), (3, 13, 21)):  # nothing is averaged here
+        layers = [type(module) for _, module in models.build(name, shape).modules()]
+        assert nn.AdaptiveAvgPool2d not in layers
+    # By hand: features, the means of PyTorch's windows, and the layers after them.
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).random((2, *LARGE), np.float32)
+    flat = next(i for i, layer in enumerate(usual) if isinstance(layer, nn.Flatten | nn.GlobalAvgPool))
+    maps = usual[:flat](x)
+    sizes = usual[:flat](x[..., :32, :32]).shape[2:]
+    averaged = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps), sizes).numpy()
+    expected = usual[flat:](averaged if name != "resnet20" else maps)
+    np.testing.assert_allclose(large(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_large_images_start_near_the_loss_of_guessing_and_do_not_explode(name):
+    rng = np.random.default_rng(0)
+    x = rng.random((10, 3, 1, 1), np.float32) * rng.random((10, 3, 96, 96), np.float32)
+    model = models.build(name, x.shape[1:])
+    trainer = Trainer(model, optim.Adam(model.parameters(), lr=1e-3))
+    losses = [trainer.step(x, np.arange(10)) for _ in range(2)]
+    assert losses[0] == pytest.approx(math.log(10), abs=0.5)
+    assert max(losses) < 2 * math.log(10)  # above 6 if a linear layer takes the maps as they are
 
 
 def test_the_seed_alone_decides_the_weights():

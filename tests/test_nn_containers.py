@@ -212,10 +212,37 @@ def test_a_failed_load_changes_nothing():
 def test_loading_that_is_not_strict_takes_what_fits_by_name():
     model = nn.Linear(3, 2)
     bias = model.bias.data.copy()
-    model.load_state_dict({"weight": np.ones((2, 3), np.float64), "other": np.ones(1)}, strict=False)
+    keys = model.load_state_dict({"weight": np.ones((2, 3), np.float64), "other": np.ones(1)}, strict=False)
+    assert keys == nn.IncompatibleKeys(missing_keys=["bias"], unexpected_keys=["other"])
     assert model.weight.data.dtype == np.float32
     np.testing.assert_array_equal(model.weight.data, np.ones((2, 3)))
     np.testing.assert_array_equal(model.bias.data, bias)
+
+
+def test_all_weights_but_the_head_are_taken_as_pytorch_takes_them():
+    torch = pytest.importorskip("torch")
+    t = torch.nn
+
+    def networks(classes):
+        theirs = t.Sequential(t.Conv2d(2, 3, 3), t.BatchNorm2d(3), t.ReLU(), t.Flatten(), t.Linear(12, classes))
+        return theirs, nn.Sequential(
+            nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, classes)
+        )
+
+    state = {key: value.numpy() for key, value in networks(10)[0].state_dict().items()}
+    theirs, ours = networks(3)
+    head = ours[4].state_dict()
+    with pytest.raises(CheckpointError, match=r"4\.weight has shape \(3, 12\) in this model, \(10, 12\) in the state"):
+        ours.load_state_dict(state, strict=False)  # the shape of a name that is there must fit, as in PyTorch
+    trunk = {key: value for key, value in state.items() if not key.startswith("4.")} | {"fc.weight": np.ones(1)}
+    keys = ours.load_state_dict(trunk, strict=False)
+    expected = theirs.load_state_dict({key: torch.from_numpy(value) for key, value in trunk.items()}, strict=False)
+    assert keys == (expected.missing_keys, expected.unexpected_keys) == (["4.weight", "4.bias"], ["fc.weight"])
+    for key, value in ours.state_dict().items():
+        np.testing.assert_array_equal(value, head[key[2:]] if key.startswith("4.") else state[key], key)
+    assert ours.load_state_dict(ours.state_dict()) == ([], [])
+    with pytest.raises(UsageError, match=r"^load_state_dict: strict must be True or False, got 'head'$"):
+        ours.load_state_dict(trunk, strict="head")
 
 
 def test_the_state_is_a_copy_both_ways():

@@ -97,6 +97,21 @@ def test_other_devices_tell_the_same(where):
     assert nn.summary(model.to(where), (1, 4, 4)) == on_host
 
 
+def test_frozen_parameters_are_counted_and_have_a_column():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    assert "frozen" not in str(nn.summary(model, (4,)))
+    model[:2].freeze()
+    model[2].bias.trainable = False
+    summary = nn.summary(model, (4,))
+    assert [(row.parameters, row.frozen) for row in (*summary.rows, summary.total)] == [
+        *((15, 15), (6, 6), (8, 2), (29, 23))
+    ]
+    lines = str(summary).splitlines()
+    assert lines[0].split() == ["name", "layer", "output", "parameters", "frozen", "multiply-adds", "kept"]
+    assert lines[-1].split()[2:4] == ["29", "23"]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_errors():
     with pytest.raises(UsageError, match="summary: batch must be an integer of at least 1, got 0"):
         nn.summary(MODEL, (3, 4, 4), batch=0)

@@ -25,6 +25,7 @@ __all__ = [
     "interval",
     "is_integer",
     "number",
+    "numbers",
     "path",
 ]
 
@@ -101,6 +102,16 @@ def interval(caller: str, name: str, value: Any, within: str) -> tuple[float, fl
     if low > high:
         raise UsageError(f"{caller}: {name} must be two numbers (low, high), low first, got {value!r}")
     return low, high
+
+
+def numbers(caller: str, name: str, value: Any, interval: str) -> tuple[float, ...]:
+    """Return a number, or a list, tuple or 1-d array of them, as a tuple of floats in an interval, at least one."""
+    entries = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    if not isinstance(entries, list | tuple):
+        return (number(caller, name, value, interval),)
+    if not entries:
+        raise UsageError(f"{caller}: {name} must be at least one number in {interval}, got {value!r}")
+    return tuple(number(caller, f"{name}[{i}]", entry, interval) for i, entry in enumerate(entries))
 
 
 def flag(caller: str, name: str, value: Any) -> bool:

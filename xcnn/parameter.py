@@ -1,6 +1,7 @@
 """The arrays that modules own: parameters, which optimizers update, and buffers."""
 
 from xcnn._array import Array, is_array, namespace_of
+from xcnn._check import flag
 from xcnn.errors import DtypeError
 
 __all__ = ["Buffer", "Parameter"]
@@ -9,12 +10,22 @@ __all__ = ["Buffer", "Parameter"]
 class _Slot:
     """A place for an array."""
 
-    __slots__ = ("data",)
+    __slots__ = ("_trainable", "data")
 
     def __init__(self, data: Array) -> None:
         if not is_array(data):
             raise DtypeError(f"{type(self).__name__}: data must be an array, got {type(data).__name__}")
         self.data = data
+        self._trainable = True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the array; see the class."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = flag(type(self).__name__, "trainable", value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(self.data.shape)}"
@@ -32,11 +43,15 @@ class Parameter(_Slot):
     data : the current value. An optimizer may write the next value into the same array; copy it to keep the numbers.
     updates : number of optimizer steps that have changed it.
     grad : the sum of the gradients since the last `zero_grad`, of the shape of `data`, or None.
+    trainable : True at first. A parameter with False is frozen: it gets no gradient, no backward pass computes one for
+        it, and optimizers leave it alone. `Module.freeze` freezes a whole module.
 
     Raises
     ------
     DtypeError
         If `data` is not an array.
+    UsageError
+        When `trainable` is set to anything but True or False.
     """
 
     __slots__ = ("grad", "updates")
@@ -48,8 +63,9 @@ class Parameter(_Slot):
         self.updates = 0
 
     def accumulate(self, grad: Array) -> None:
-        """Add the gradient of one backward pass."""
-        self.grad = grad if self.grad is None else self.grad + grad
+        """Add the gradient of one backward pass; a frozen parameter ignores it."""
+        if self._trainable:
+            self.grad = grad if self.grad is None else self.grad + grad
 
 
 class Buffer(_Slot):
@@ -58,6 +74,12 @@ class Buffer(_Slot):
     Parameters
     ----------
     data : the initial value, an array; it is not copied.
+
+    Attributes
+    ----------
+    data : the current value.
+    trainable : True at first. A layer with False leaves the buffer as it is in training: batch normalisation then
+        normalises by its running statistics in training too.
 
     Raises
     ------

@@ -45,6 +45,7 @@ def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclo
     """Refuse values that Cyclopts would convert: 2.7 to an integer, and an empty path to the current folder."""
     for argument in arguments:
         types = {argument.hint, *get_args(argument.hint)}
+        types |= {inner for hint in types for inner in get_args(hint)}  # tuple[int, int, int] | None
         for token in argument.tokens:
             if int in types and not re.fullmatch(r"[+-]?[0-9]+", token.value):
                 raise UsageError(f"{argument.name} takes an integer, got {token.value!r}")

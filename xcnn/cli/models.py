@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from xcnn import models as room
 from xcnn.cli._console import print_json, print_line, print_table
 from xcnn.errors import ShapeError
+from xcnn.models.networks import LARGEST
 from xcnn.nn import summary
 
 __all__ = ["models"]
@@ -17,9 +18,7 @@ def models(
     name: str | None = None,
     /,
     *,
-    shape: Annotated[
-        tuple[int, int, int], Parameter(negative=(), show_default=lambda shape: " ".join(map(str, shape)))
-    ] = (1, 28, 28),
+    shape: Annotated[tuple[int, int, int] | None, Parameter(negative=())] = None,
     classes: int = 10,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -30,14 +29,15 @@ def models(
     name
         network to show in detail.
     shape
-        channels, height and width of its images.
+        channels, height and width of the images; by default those of each network's usual data.
     classes
         number of classes.
     json
         print JSON lines on stdout.
     """
     if name is not None:
-        found = summary(room.build(name, shape, classes), shape)
+        images = shape or room.entry(name).shape
+        found = summary(room.build(name, images, classes), images)
         if not json:
             for line in str(found).splitlines():
                 print_line(line)
@@ -46,13 +46,19 @@ def models(
         return 0
     rows = []
     for key, entry in room.MODELS.items():
+        images = shape or entry.shape
         try:
-            parameters = sum(p.data.size for p in room.build(key, shape, classes).parameters())
+            parameters = sum(p.data.size for p in room.build(key, images, classes, seed=None).parameters())
         except ShapeError:  # the images are too small
             parameters = None
         if json:
-            print_json({"model": key, "parameters": parameters, "summary": entry.summary})
-        rows.append((key, "-" if parameters is None else f"{parameters:,}", entry.summary))
+            print_json({"model": key, "shape": images, "parameters": parameters, "summary": entry.summary})
+        size = "x".join(map(str, images))
+        rows.append((key, size, "-" if parameters is None else f"{parameters:,}", entry.summary))
     if not json:
-        print_table("model", "parameters", "description", rows=rows, right=("parameters",))
+        print_table("model", "images", "parameters", "description", rows=rows, right=("parameters",))
+        print_line(
+            f"Parameters are for {classes} classes and these images. Larger images than {LARGEST}x{LARGEST}", gap=True
+        )
+        print_line("need no more than that size, smaller ones may need fewer: --shape C H W.")
     return 0

@@ -32,6 +32,7 @@ from xcnn.data.images import read_image
 from xcnn.data.lazy import LazyArray
 from xcnn.data.loader import Loader
 from xcnn.data.mapped import MapDataset, split
+from xcnn.data.statistics import channel_statistics
 
 __all__ = [
     "AUGMENTATIONS",
@@ -45,6 +46,7 @@ __all__ = [
     "Loader",
     "MapDataset",
     "affine",
+    "channel_statistics",
     "color_jitter",
     "crop",
     "cutmix",

@@ -25,7 +25,7 @@ class Entry:
     summary : a description of one line.
     builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
     smallest : the smallest height and width that it takes.
-    shape : channels, height and width of the images that it is usually trained on; benchmarks use it.
+    shape : channels, height and width of the images that it is usually trained on; benchmarks and `xcnn models` use it.
     """
 
     summary: str
@@ -66,7 +66,8 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     Parameters
     ----------
     name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module.
-    shape : channels, height and width of the images.
+    shape : channels, height and width of the images. Above 32 x 32 pixels, the number of parameters of the networks of
+        `MODELS` stays that of 32 x 32, and weights fit all these sizes.
     classes : number of scores per image.
     seed : seed of the weights. With None they are not drawn: convolutions and linear layers have read-only zeros that
         take no memory, and `load_state_dict` must load the weights.

@@ -1,12 +1,17 @@
 """The networks: functions `(shape, classes)` that return a Sequential for images of shape (channels, height, width).
 
 The networks return scores (logits). Their `state_dict` keys are those of a `torch.nn.Sequential` with the same layers.
+
+The number of parameters is bounded: a network flattens no larger maps than those of images of 32 x 32 pixels, and
+averages those of larger images to that size. Keys and shapes are then those for 32 x 32 pixels, so weights trained at
+one of these sizes fit all others.
 """
 
 import math
 from collections.abc import Sequence
 
 from xcnn.nn import (
+    AdaptiveAvgPool2d,
     BatchNorm2d,
     Conv2d,
     Flatten,
@@ -21,13 +26,26 @@ from xcnn.nn import (
 from xcnn.ops._window import window_axes
 from xcnn.ops.pool import pool_axes
 
-__all__ = ["lenet5", "mnist_cnn", "report", "resnet20", "vgg_small"]
+__all__ = ["LARGEST", "lenet5", "mnist_cnn", "report", "resnet20", "vgg_small"]
 
 Shape = tuple[int, int, int]
 
+LARGEST = 32
+"""The height and width of images above which maps are averaged before they are flattened."""
 
-def _count(features: Sequence[Module], shape: Shape) -> int:
-    """Return the number of features per image, from the sizes alone."""
+
+def _flattened(features: Sequence[Module], shape: Shape) -> tuple[Module, int]:
+    """Return the layer that makes one row of features of the maps of an image, and its number of features."""
+    channels, sizes = _maps(features, shape)
+    _, largest = _maps(features, (shape[0], LARGEST, LARGEST))
+    kept = tuple(map(min, sizes, largest))
+    # One layer either way, so that the keys of the layers after it stay.
+    layer = Flatten() if kept == sizes else Sequential(AdaptiveAvgPool2d(kept), Flatten())
+    return layer, channels * math.prod(kept)
+
+
+def _maps(features: Sequence[Module], shape: Shape) -> tuple[int, tuple[int, ...]]:
+    """Return the number and the sizes of the maps of an image, from the sizes alone."""
     channels, sizes = shape[0], tuple(shape[1:])
     for layer in features:
         if isinstance(layer, Conv2d):
@@ -39,13 +57,14 @@ def _count(features: Sequence[Module], shape: Shape) -> int:
         else:
             continue
         sizes = tuple(axis.out for axis in axes)
-    return channels * math.prod(sizes)
+    return channels, sizes
 
 
 def report(shape: Shape, classes: int) -> Sequential:
     """Build the report's network: one 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer."""
-    features = [Conv2d(shape[0], 1, 3, padding=1, bias=False), ReLU(), MaxPool2d(2), Flatten()]
-    return Sequential(*features, Linear(_count(features, shape), classes))
+    features = [Conv2d(shape[0], 1, 3, padding=1, bias=False), ReLU(), MaxPool2d(2)]
+    flat, count = _flattened(features, shape)
+    return Sequential(*features, flat, Linear(count, classes))
 
 
 def lenet5(shape: Shape, classes: int) -> Sequential:
@@ -58,10 +77,10 @@ def lenet5(shape: Shape, classes: int) -> Sequential:
     features = [
         *(Conv2d(shape[0], 6, 5, padding=2), ReLU(), MaxPool2d(2)),
         *(Conv2d(6, 16, 5), ReLU(), MaxPool2d(2)),
-        Flatten(),
     ]
-    scores = [Linear(_count(features, shape), 120), ReLU(), Linear(120, 84), ReLU(), Linear(84, classes)]
-    return Sequential(*features, *scores)
+    flat, count = _flattened(features, shape)
+    scores = [Linear(count, 120), ReLU(), Linear(120, 84), ReLU(), Linear(84, classes)]
+    return Sequential(*features, flat, *scores)
 
 
 def mnist_cnn(shape: Shape, classes: int) -> Sequential:
@@ -75,9 +94,9 @@ def mnist_cnn(shape: Shape, classes: int) -> Sequential:
     features = [
         *(Conv2d(shape[0], 32, 3), ReLU()),
         *(Conv2d(32, 64, 3), ReLU(), MaxPool2d(2)),
-        Flatten(),
     ]
-    return Sequential(*features, Linear(_count(features, shape), 128), ReLU(), Linear(128, classes))
+    flat, count = _flattened(features, shape)
+    return Sequential(*features, flat, Linear(count, 128), ReLU(), Linear(128, classes))
 
 
 def vgg_small(shape: Shape, classes: int) -> Sequential:
@@ -96,10 +115,9 @@ def vgg_small(shape: Shape, classes: int) -> Sequential:
     features = [
         *(*conv(shape[0], 32), *conv(32, 32), MaxPool2d(2)),
         *(*conv(32, 64), *conv(64, 64), MaxPool2d(2)),
-        Flatten(),
     ]
-    scores = [Linear(_count(features, shape), 256, init=he), ReLU(), Linear(256, classes, init=he)]
-    return Sequential(*features, *scores)
+    flat, count = _flattened(features, shape)
+    return Sequential(*features, flat, Linear(count, 256, init=he), ReLU(), Linear(256, classes, init=he))
 
 
 def resnet20(shape: Shape, classes: int) -> Sequential:

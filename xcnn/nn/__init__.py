@@ -2,7 +2,7 @@
 
 from xcnn.nn import init
 from xcnn.nn._layer import Layer
-from xcnn.nn._module import Module, options
+from xcnn.nn._module import IncompatibleKeys, Module, options
 from xcnn.nn._summary import Summary, summary
 from xcnn.nn.activation import (
     ELU,
@@ -27,6 +27,7 @@ from xcnn.nn.containers import Branches, Graph, Residual, Sequential
 from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from xcnn.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from xcnn.nn.linear import Flatten, Identity, Linear, Unflatten
+from xcnn.nn.normalize import Normalize
 from xcnn.nn.norms import (
     BatchNorm1d,
     BatchNorm2d,
@@ -96,6 +97,7 @@ __all__ = [
     "Hardswish",
     "Hardtanh",
     "Identity",
+    "IncompatibleKeys",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
@@ -111,6 +113,7 @@ __all__ = [
     "Mish",
     "Module",
     "Multiply",
+    "Normalize",
     "PReLU",
     "Pad",
     "Parameter",

@@ -29,8 +29,9 @@ class Layer(Module):
     """Base of the layers that call one op; a subclass names it: `class ReLU(Layer, op=ops.relu)`.
 
     The op's first array argument is the layer's input. Each other array is the attribute of that name: a `Parameter`,
-    whose gradient the backward pass adds to, a `Buffer`, or None if there is no such attribute. An option is the
-    attribute of that name, or the op's default if there is none; `training` is the argument `train` of `forward`.
+    whose gradient the backward pass adds to unless it is frozen, a `Buffer`, or None if there is no such attribute. An
+    option is the attribute of that name, or the op's default if there is none; `training` is the argument `train` of
+    `forward`.
 
     Raises
     ------
@@ -58,6 +59,10 @@ class Layer(Module):
     def _op(self, x: Any, **options: Any) -> Any:
         raise UsageError(f"{type(self).__name__}: a layer needs an op: class {type(self).__name__}(nn.Layer, op=...)")
 
+    def _trains(self) -> bool:
+        slots = [getattr(self, name, None) for name in self._slots]
+        return any(isinstance(slot, Parameter) and slot.trainable for slot in slots) or super()._trains()
+
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
 
@@ -70,16 +75,16 @@ class Layer(Module):
         backward : `backward(dy, need_dx)`, as `forward` must return it.
         """
         slots: list[Parameter | Buffer | None] = []
-        needs, trained = [], []
+        needs, used = [], []
         for name in self._slots:
             slot = getattr(self, name, None)
             if isinstance(slot, Parameter):
-                trained.append((slot, slot.updates))
+                used.append((slot, slot.updates))
             elif slot is not None and not isinstance(slot, Buffer):
                 kind = type(slot).__name__
                 raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
             slots.append(slot)
-            needs.append(isinstance(slot, Parameter))
+            needs.append(isinstance(slot, Parameter) and slot.trainable)
             options[name] = None if slot is None else slot.data
         for name, default in self._options.items():
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
@@ -87,9 +92,9 @@ class Layer(Module):
         y, op_backward = self._op(x, **options)
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            if not need_dx and not trained:
+            if not need_dx and True not in needs:
                 return None
-            for parameter, updates in trained:
+            for parameter, updates in used:
                 if parameter.updates != updates:
                     changed = "an optimizer has changed the parameters since forward; call backward first"
                     raise UsageError(f"{type(self).__name__}: {changed}")

@@ -21,22 +21,36 @@ import functools
 import inspect
 import reprlib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from xcnn._array import Array
-from xcnn._check import generator
+from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, Explained, UsageError, XcnnError, explained, wrong_call
+from xcnn.nn._members import members
 from xcnn.ops._op import captured
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Module", "Once", "locate", "options"]
+__all__ = ["IncompatibleKeys", "Module", "Once", "locate", "options"]
 
 T = TypeVar("T")
+
+
+class IncompatibleKeys(typing.NamedTuple):
+    """What `Module.load_state_dict` did not load.
+
+    Attributes
+    ----------
+    missing_keys : names of the module that are not in the state; they keep their values.
+    unexpected_keys : names in the state that the module does not have; they are ignored.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Once:
@@ -121,7 +135,7 @@ class Module(Explained):
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield the direct child modules with their names; `blocks.0` is the first entry of the list `blocks`."""
-        return iter(_members(vars(self).items(), Module))
+        return iter(members(vars(self).items(), Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module and all below it with their dotted names, parents first.
@@ -138,7 +152,7 @@ class Module(Explained):
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of some types of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
-            yield from _members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
+            yield from members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
@@ -160,10 +174,44 @@ class Module(Explained):
         """Return the parameters of this module and all below it."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def _trains(self) -> bool:
+        """Return whether a parameter of this module or of one below it is trainable."""
+        return any(parameter.trainable for _, parameter in self._attributes(Parameter))
+
+    def freeze(self) -> Self:
+        """Stop training this module and all below it, and return the module.
+
+        Every parameter and buffer gets `trainable = False`, and parameters lose their gradients. A frozen parameter
+        costs nothing in a backward pass: containers compute no gradient below the first trainable layer. Optimizers
+        leave it alone, weight decay and momentum included. Frozen batch normalisation normalises by its running
+        statistics in training too, and keeps them. Dropout still drops.
+
+        Parameters are frozen, not modules: one that is shared is frozen everywhere. `state_dict` does not tell.
+
+        Examples
+        --------
+        >>> from xcnn import nn
+        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(8, 2))
+        >>> _ = model[:-1].freeze()
+        >>> [name for name, parameter in model.named_parameters() if parameter.trainable]
+        ['3.weight', '3.bias']
+        """
+        self.zero_grad()
+        return self._set_trainable(False)
+
+    def unfreeze(self) -> Self:
+        """Train the parameters and buffers of this module and all below it again, and return the module."""
+        return self._set_trainable(True)
+
+    def _set_trainable(self, value: bool) -> Self:
+        for _, slot in self._attributes(Parameter, Buffer):
+            slot.trainable = value
+        return self
+
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for _, module in self.modules():
-            for _, parameter in _members(vars(module).items(), Parameter):
+            for _, parameter in members(vars(module).items(), Parameter):
                 parameter.grad = None
 
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
@@ -194,7 +242,7 @@ class Module(Explained):
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
         return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
         If an error is raised, the module is unchanged.
@@ -202,18 +250,33 @@ class Module(Explained):
         Parameters
         ----------
         state : host arrays by name, as `state_dict` returns them.
-        strict : True to raise an error for names that are missing or unknown, False to ignore them.
+        strict : True to raise an error for names that are missing or unknown, False to ignore them, as for all weights
+            of a trained network but its head. A shape that differs is an error either way.
+
+        Returns
+        -------
+        (missing_keys, unexpected_keys), which are empty if `strict`.
 
         Raises
         ------
         CheckpointError
             If names are missing or unknown, or an array has another shape or does not hold numbers.
+        UsageError
+            If `state` is not a mapping, or `strict` is not True or False.
+
+        Examples
+        --------
+        >>> from xcnn import nn
+        >>> trained, new = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, k)) for k in (10, 3))
+        >>> trunk = {name: array for name, array in trained.state_dict().items() if not name.startswith("2.")}
+        >>> new.load_state_dict(trunk, strict=False)
+        IncompatibleKeys(missing_keys=['2.weight', '2.bias'], unexpected_keys=[])
         """
         if not isinstance(state, Mapping):
             raise UsageError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}")
         slots = dict(self._attributes(Parameter, Buffer))
         missing, unexpected = [n for n in slots if n not in state], [n for n in state if n not in slots]
-        if strict and (missing or unexpected):
+        if flag("load_state_dict", "strict", strict) and (missing or unexpected):
             parts = [
                 f"{kind} {', '.join(map(str, names[:4]))}{', ...' if len(names) > 4 else ''}"
                 for kind, names in (("missing", missing), ("unknown", unexpected))
@@ -237,6 +300,7 @@ class Module(Explained):
             arrays[name] = came
         for name, came in arrays.items():  # one after the other, so that old and new weights share their memory
             slots[name].data = like(came, slots[name].data)
+        return IncompatibleKeys(missing, unexpected)
 
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw new initial weights for this module and all below it, and a new seed for each dropout.
@@ -285,33 +349,6 @@ class Module(Explained):
             if repr(value) != repr(default):
                 shown.append(f"{name}={value!r}" if by_name else repr(value))
         return ", ".join(shown)
-
-
-_PLAIN = {int, float, bool, str, type(None)}
-_COLLECTIONS = (list, tuple, dict)
-
-
-def _members(
-    entries: Iterable[tuple[Any, Any]], kinds: type | tuple[type, ...], prefix: str = "", above: tuple[int, ...] = ()
-) -> list[tuple[str, Any]]:
-    """Return the values of some types with their names, including those in lists, tuples and dicts.
-
-    `above` holds the ids of the enclosing collections.
-    """
-    found = []
-    for key, value in entries:
-        if type(value) in _PLAIN:  # most attributes; a fast path, as each training step walks through the network
-            continue
-        if isinstance(value, kinds):
-            found.append((f"{prefix}{key}", value))
-        elif isinstance(value, _COLLECTIONS):
-            keys, values = (value, value.values()) if isinstance(value, dict) else (range(len(value)), value)
-            if _PLAIN.issuperset(map(type, values)):  # such as a kernel size
-                continue
-            if id(value) in above:
-                raise UsageError(f"{prefix}{key}: a {type(value).__name__} among a module's attributes contains itself")
-            found += _members(zip(keys, values, strict=True), kinds, f"{prefix}{key}.", (*above, id(value)))
-    return found
 
 
 def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tuple[str, Module]]) -> None:

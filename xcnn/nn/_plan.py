@@ -52,20 +52,33 @@ class Plan:
     ----------
     nodes : all nodes.
     output : the name of the node whose result is the graph's.
-    wanted : by `need_dx`, the names whose gradients are computed, because they lead to a parameter or to x.
     """
 
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
         self.nodes, self.output = nodes, output
         self._singly = _steps(nodes, output)
-        needed = [node for node in nodes if node[0] in {name for name, *_ in self._singly}]
-        self._jointly = _steps(_fuse(needed), output)
+        for _, module, _ in nodes:
+            module.modules()  # raises an error if a module contains itself
+        self._needed = [node for node in nodes if node[0] in {name for name, *_ in self._singly}]
+        self._jointly = _steps(_fuse(self._needed), output)
         self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
-        self.wanted = {need_dx: _wanted(needed, need_dx) for need_dx in (False, True)}
 
     def steps(self) -> list[Step]:
         """Return the steps to run: layers are joined with their ReLUs unless one of them is watched."""
         return self._singly if any(fused.watched() for fused in self._fused) else self._jointly
+
+    def wanted(self, need_dx: bool) -> set[str]:
+        """Return the names whose gradients lead to a parameter that is trained now, or to x if `need_dx`.
+
+        Each backward pass asks anew, as parameters may be frozen at any time. A module is asked only if nothing before
+        it is trained, which is usually the first one with parameters.
+        """
+        wanted = {"x"} if need_dx else set()
+        for name, module, inputs in self._needed:
+            follows = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
+            if follows or module._trains():
+                wanted.add(name)
+        return wanted
 
 
 def names(inputs: str | Sequence[str]) -> Sequence[str]:
@@ -82,15 +95,6 @@ def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -
             steps.append((name, module, inputs, set(names(inputs)) - needed))
             needed.update(names(inputs))
     return steps[::-1]
-
-
-def _wanted(nodes: Sequence[Node], need_dx: bool) -> set[str]:
-    """Return the names whose gradients lead to a parameter, or to x if its gradient is wanted."""
-    wanted = {"x"} if need_dx else set()
-    for name, module, inputs in nodes:
-        if not wanted.isdisjoint(names(inputs)) or any(module.named_parameters()):
-            wanted.add(name)
-    return wanted
 
 
 def _fuse(nodes: Sequence[Node]) -> list[tuple[str, Module | Fused, str | Sequence[str]]]:

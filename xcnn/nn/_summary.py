@@ -27,7 +27,8 @@ class Row:
     name : dotted name of the layer.
     layer : name of its class.
     shape : shape of its output.
-    parameters : number of trainable numbers, without those that an earlier row has counted.
+    parameters : number of elements of its parameters, without those that an earlier row has counted.
+    frozen : how many of these are frozen; the others are trainable.
     multiply_adds : number of multiply-adds of a forward pass; a backward pass takes about twice as many.
     kept : bytes that stay in memory from its forward to its backward pass, without parameters and the network's input.
         An array that several layers keep counts for the first of them.
@@ -37,6 +38,7 @@ class Row:
     layer: str
     shape: tuple[int, ...]
     parameters: int
+    frozen: int
     multiply_adds: int
     kept: int
 
@@ -44,6 +46,8 @@ class Row:
 @dataclass(frozen=True)
 class Summary:
     """The rows in the order of the forward pass, and their total; `str` formats them as a table.
+
+    The table has a column `frozen` if some parameters are.
 
     Attributes
     ----------
@@ -55,9 +59,11 @@ class Summary:
     total: Row
 
     def __str__(self) -> str:
-        head = ("name", "layer", "output", "parameters", "multiply-adds", "kept")
+        head = ("name", "layer", "output", "parameters", "frozen", "multiply-adds", "kept")
         lines = [head, *(_cells(row) for row in self.rows), _cells(self.total)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        if not self.total.frozen:
+            lines = [(*line[:4], *line[5:]) for line in lines]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         texts = ("  ".join(map(str.ljust, line[:3], widths[:3])) for line in lines)
         numbers = ("  ".join(map(str.rjust, line[3:], widths[3:])) for line in lines)
         table = ["  ".join(halves) for halves in zip(texts, numbers, strict=True)]
@@ -66,8 +72,8 @@ class Summary:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name, layer, shape, parameters, multiply_adds, kept = astuple(row)
-    return name, layer, "x".join(map(str, shape)), f"{parameters:,}", f"{multiply_adds:,}", _bytes(kept)
+    name, layer, shape, *counts, kept = astuple(row)
+    return name, layer, "x".join(map(str, shape)), *(f"{count:,}" for count in counts), _bytes(kept)
 
 
 def _bytes(count: int) -> str:
@@ -127,16 +133,17 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
             fresh = {id(root): root for root in map(_root, backward.saved().values()) if id(root) not in counted}
             owned = {id(p): p for p in layer.parameters() if id(p) not in counted}
             counted.update(fresh | owned)
-            trained, kept = sum(math.prod(p.data.shape) for p in owned.values()), sum(map(_size, fresh.values()))
-            work = layer.multiply_adds(x, y)
-            rows.append(Row(name, type(layer).__name__, tuple(y.shape), trained, work, kept))
+            sizes = [(math.prod(p.data.shape), p.trainable) for p in owned.values()]
+            parameters, frozen = sum(n for n, _ in sizes), sum(n for n, trainable in sizes if not trainable)
+            work, kept = layer.multiply_adds(x, y), sum(map(_size, fresh.values()))
+            rows.append(Row(name, type(layer).__name__, tuple(y.shape), parameters, frozen, work, kept))
             return y, backward
 
         return observed
 
     with _restored(module), observing(module, observer):
         y, _ = module.forward(x, train=True)
-    sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "multiply_adds", "kept"))
+    sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "frozen", "multiply_adds", "kept"))
     return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
 
 

@@ -95,7 +95,7 @@ class Graph(Module):
             return y
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            wanted = plan.wanted[need_dx]
+            wanted = plan.wanted(need_dx)
             grads = {plan.output: dy}
             for name, _, inputs, _ in reversed(steps):
                 back, dy = backs.pop(name), grads.pop(name, None)

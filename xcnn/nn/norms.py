@@ -139,6 +139,10 @@ class _ChannelNorm(_Norm):
         self.running_var = Buffer(np.ones(shape, np.float32)) if tracked else None
         self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
 
+    def _updates(self) -> bool:
+        """Return whether training updates the running statistics; frozen ones serve as in inference."""
+        return all(slot is None or slot.trainable for slot in (self.running_mean, self.running_var))
+
     def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
         """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
         if hasattr(x, "ndim") and x.ndim not in self._axes:
@@ -159,6 +163,7 @@ class _InstanceNorm(_ChannelNorm):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         alone = getattr(x, "ndim", 0) == min(self._axes)  # one sample, without a batch axis
         momentum = 0.0 if self.momentum is None else self.momentum
+        train = train and self._updates()
         y, backward = self._normalise(x[None, ...] if alone else x, train, "use_input_stats", momentum)
         if not alone:
             return y, backward
@@ -206,7 +211,7 @@ class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
 
 class _BatchNorm(_ChannelNorm):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        momentum, count = self.momentum, self.num_batches_tracked
+        momentum, count, train = self.momentum, self.num_batches_tracked, train and self._updates()
         if momentum is None:  # the running statistics become the mean of all batches
             momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
         y, backward = self._normalise(x, train, "training", momentum)

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and gradient clipping.
+"""Optimizers, parameter groups, learning-rate schedules and gradient clipping.
 
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = optim.CosineAnnealingLR(optimizer, T_max=epochs)
@@ -18,6 +18,7 @@ from xcnn.optim.decay import (
     SequentialLR,
     StepLR,
 )
+from xcnn.optim.groups import param_groups
 from xcnn.optim.named import SCHEDULES, make_schedule
 from xcnn.optim.one_cycle import OneCycleLR
 from xcnn.optim.optimizer import Optimizer
@@ -47,4 +48,5 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "make_schedule",
+    "param_groups",
 ]

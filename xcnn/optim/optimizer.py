@@ -162,7 +162,7 @@ class Optimizer(Explained):
         self.param_groups.append({"params": added, **self.check_options({**self.defaults, **options})})
 
     def step(self) -> None:
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient and is not frozen.
 
         Raises
         ------
@@ -203,7 +203,7 @@ class Optimizer(Explained):
             last: Any = None
             for parameter in group["params"]:
                 grad, data = parameter.grad, parameter.data
-                if grad is None:
+                if grad is None or not parameter.trainable:
                     continue
                 dtype = data.dtype
                 if grad.shape != data.shape:
