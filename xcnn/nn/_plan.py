@@ -58,7 +58,8 @@ class Plan:
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
         self.nodes, self.output = nodes, output
         self._singly = _steps(nodes, output)
-        needed = [node for node in nodes if node[0] in {name for name, *_ in self._singly}]
+        run = {name for name, *_ in self._singly}
+        needed = [node for node in nodes if node[0] in run]
         self._jointly = _steps(_fuse(needed), output)
         self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
         self.wanted = {need_dx: _wanted(needed, need_dx) for need_dx in (False, True)}
