@@ -23,7 +23,17 @@ from xcnn.errors import CheckpointError, UsageError, XcnnError, making_sense, un
 from xcnn.nn._weighted import undrawn
 from xcnn.runs.sealed import pack
 
-__all__ = ["LAYERS", "build", "describe", "load_weights", "require_faithful", "strangers"]
+__all__ = [
+    "LAYERS",
+    "Makers",
+    "Structure",
+    "build",
+    "describe",
+    "load_weights",
+    "require_faithful",
+    "strangers",
+    "try_describe",
+]
 
 LAYERS: dict[str, type[nn.Module]] = {
     name: kind
@@ -61,6 +71,14 @@ def describe(model: nn.Module) -> Structure:
     if arrays:
         raise UsageError(f"save: the state {min(arrays)} is an array; use generators of numpy.random.default_rng")
     return {"modules": entries, "streams": streams}
+
+
+def try_describe(model: nn.Module) -> Structure | None:
+    """Return the structure of a network, or None if it has classes that do not keep their arguments."""
+    try:
+        return describe(model)
+    except Exception:  # of any kind, from an `options()` of the user's class: training goes on
+        return None
 
 
 def _add(
@@ -171,11 +189,15 @@ def build(structure: Structure, modules: Makers) -> nn.Module:
     try:
         with making_sense("the structure"), undrawn():
             for entry in structure["modules"]:
-                module, size = _module(entry, built, sizes, modules)
+                options, size = _options(entry, built, sizes)
                 if size[0] > len(structure["modules"]) + _MOST_REPEATED or size[1] > _DEEPEST:
                     most = f"at most {_DEEPEST} may be nested, and {_MOST_REPEATED:,} repeated"
                     raise CheckpointError(f"the structure: it has too many modules; {most}")
-                built.append(module)
+                name = entry["class"]
+                kind = LAYERS.get(name) or modules.get(name)
+                if kind is None:
+                    raise CheckpointError(f"the structure: the class {name!r} is not known")
+                built.append(_made(f"the structure: module {len(built)} ({name})", kind, options))
                 sizes.append(size)
             streams, generators = structure["streams"], dict(built[-1].named_generators())
             if streams.keys() != generators.keys():
@@ -187,24 +209,20 @@ def build(structure: Structure, modules: Makers) -> nn.Module:
     return built[-1]
 
 
-def _module(
-    entry: dict[str, Any], built: list[nn.Module], sizes: list[tuple[int, int]], modules: Makers
-) -> tuple[nn.Module, tuple[int, int]]:
-    """Return the module of an entry, and its size."""
-    name, inside = entry["class"], [(0, 0)]
-    what = f"module {len(built)} of the structure"
+def _options(
+    entry: dict[str, Any], built: list[nn.Module], sizes: list[tuple[int, int]]
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return the options of the next module, and its size."""
+    inside = [(0, 0)]
 
     def take(place: Any) -> nn.Module:
         if type(place) is not int or not 0 <= place < len(built):
-            raise CheckpointError(f"{what}: there is no module {place!r} before it")
+            raise CheckpointError(f"the structure: module {len(built)}: there is no module {place!r} before it")
         inside.append(sizes[place])
         return built[place]
 
     options = {key: _value(value, take) for key, value in entry["options"].items()}
-    kind = LAYERS.get(name) or modules.get(name)
-    if kind is None:
-        raise CheckpointError(f"{what} is of the class {name!r}, which is not known")
-    return _made(f"{what} ({name})", kind, options), (1 + sum(n for n, _ in inside), 1 + max(n for _, n in inside))
+    return options, (1 + sum(count for count, _ in inside), 1 + max(depth for _, depth in inside))
 
 
 def _value(plain: Any, take: Callable[[Any], nn.Module]) -> Any:
