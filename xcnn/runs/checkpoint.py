@@ -104,7 +104,9 @@ class Checkpoint:
             return module
         if unknown and (not self.model or modules is not None):
             some = ", ".join(f"{name!r}: {name}" for name in unknown[:4])
-            raise CheckpointError(f"the network has classes that are not in xcnn.nn; pass them: modules={{{some}}}")
+            raise CheckpointError(
+                f"the network has classes that are not in xcnn.nn; pass them, modules={{{some}}}, or the model"
+            )
         if model != self.model:
             refuse_foreign("the checkpoint", model=self.model)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
@@ -159,10 +161,12 @@ def save(
     path = _check.path("save", "path", path)
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         raise UsageError(f"save: classes must be the names of the classes, got {classes!r}")
-    sizes = () if shape is None else _check.integers("save", "shape", tuple(shape), len(shape))
-    config, arrays = pack(about, "save: about")
+    if not isinstance(shape, Sequence | None):
+        raise UsageError(f"save: shape must be the sizes of an input, got {shape!r}")
+    sizes = () if shape is None else _check.integers("save", "shape", shape, len(shape))
+    config, arrays = pack(about, "save")
     if arrays:
-        raise UsageError(f"{min(arrays)} is an array; pass a list")
+        raise UsageError(f"save: {min(arrays).removeprefix('save.')} is an array; pass a list")
     found = describe(model)
     require_faithful(model, found)
     dataset = str(config.get("dataset", ""))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
-from xcnn.errors import CheckpointError, UsageError, XcnnError, making_sense, unknown
+from xcnn.errors import CheckpointError, UsageError, XcnnError, making_sense
 from xcnn.nn._weighted import undrawn
 from xcnn.runs.sealed import pack
 
@@ -238,7 +238,7 @@ def _value(plain: Any, take: Callable[[Any], nn.Module]) -> Any:
         return [_value(entry, take) for entry in inner]
     if kind == "dict":
         return {key: _value(entry, take) for key, entry in inner.items()}
-    raise unknown("kind of value", kind, ("module", "list", "dict"))
+    raise CheckpointError(f"the structure: there are no values of the kind {kind!r}")
 
 
 def _made(what: str, kind: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
