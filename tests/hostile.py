@@ -220,7 +220,6 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(runs.make_run, runs.read_run, checked=True),
     "checkpoint-sealed": Kind(runs.make_run, runs.read_run, mend=runs.mend_seal),
     "checkpoint-entry": Kind(runs.make_entry, runs.read_entry),
-    "network": Kind(runs.make_network, runs.read_network, checked=True),
     "network-sealed": Kind(runs.make_network, runs.read_network, mend=runs.mend_seal),
     "network-edited": Kind(runs.make_network_entry, runs.read_network_entry, changes=[runs.edit]),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),

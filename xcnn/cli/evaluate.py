@@ -47,5 +47,5 @@ def evaluate(
             ("test loss", f"{metrics.loss:.4f}"),
             ("images", f"{metrics.images:,}"),
         ]
-        print_table(f"{restored.checkpoint.model} on {restored.dataset}", "", rows=rows)
+        print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.dataset}", "", rows=rows)
     return 0
