@@ -239,6 +239,15 @@ def circular():
     return model
 
 
+class Vague(nn.Module):
+    def options(self):
+        return [1]
+
+
+def levels(count):
+    return functools.reduce(lambda inner, _: nn.Sequential(inner), range(count), nn.ReLU())
+
+
 def namesake():
     return nn.Sequential(type("Linear", (Kept,), {})(3))
 
@@ -265,6 +274,12 @@ def namesake():
         (circular, "save: Kept contains itself"),
         (namesake, "save: two classes are named 'Linear', and files know classes by name; rename yours"),
         (lambda: Kept(np.random.Generator(np.random.MT19937(0))), "the argument 'value' is of the type Generator"),
+        (Vague, r"save: Vague: options\(\) must return a dict of arguments, got list"),
+        (
+            lambda: levels(110),
+            "cannot be made again from its options: the structure: it has too many modules; at most 100",
+        ),
+        (lambda: levels(300), "save: modules are nested too deep; at most 100 may be"),
         (lambda: 3, "save: model must be an nn.Module, got int"),
     ],
 )
@@ -439,6 +454,5 @@ def test_loading_takes_twice_the_memory_of_the_file(tmp_path):
 
 
 def test_a_thousand_layers_and_a_hundred_levels_are_built():
-    deep = functools.reduce(lambda inner, _: nn.Sequential(inner), range(98), nn.ReLU())
-    wide = nn.Sequential(*[deep] * 5, *(nn.ReLU() for _ in range(1000)))
+    wide = nn.Sequential(*[levels(98)] * 5, *(nn.ReLU() for _ in range(1000)))
     assert len(build(describe(wide), {})) == 1005

@@ -299,20 +299,6 @@ class Module(Explained):
         return ", ".join(shown)
 
 
-def _kept(module: Module) -> tuple[dict[str, Any], list[str]]:
-    """Return the constructor's arguments that are attributes of the same names, and the names of the others."""
-    kept, missing = {}, []
-    for name, parameter in inspect.signature(type(module)).parameters.items():
-        if name not in vars(module):
-            missing.append(name)
-            continue
-        value = vars(module)[name]
-        if isinstance(parameter.default, bool) and isinstance(value, Parameter | Buffer | Module | None):
-            value = value is not None  # such as `bias`, afterwards a parameter or None
-        kept[name] = value
-    return kept, missing
-
-
 _PLAIN = {int, float, bool, str, type(None)}
 _COLLECTIONS = (list, tuple, dict)
 
@@ -388,3 +374,17 @@ def locate(error: XcnnError, name: str, module: object) -> None:
     inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
     error.layer = f"{name}.{error.layer}" if error.layer else name
     error.args = (f"{inside}{error}",)
+
+
+def _kept(module: Module) -> tuple[dict[str, Any], list[str]]:
+    """Return the constructor's arguments that are attributes of the same names, and the names of the others."""
+    kept, missing = {}, []
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if name not in vars(module):
+            missing.append(name)
+            continue
+        value = vars(module)[name]
+        if isinstance(parameter.default, bool) and isinstance(value, Parameter | Buffer | Module | None):
+            value = value is not None  # such as `bias`, afterwards a parameter or None
+        kept[name] = value
+    return kept, missing

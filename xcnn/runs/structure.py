@@ -66,7 +66,10 @@ def describe(model: nn.Module) -> Structure:
     if not isinstance(model, nn.Module):
         raise UsageError(f"save: model must be an nn.Module, got {type(model).__name__}")
     entries: list[dict[str, Any]] = []
-    _add(model, entries, {}, {})
+    try:
+        _add(model, entries, {}, {})
+    except RecursionError:
+        raise UsageError(f"save: modules are nested too deep; at most {_DEEPEST} may be") from None
     streams, arrays = pack({name: rng.bit_generator.state for name, rng in model.named_generators()}, "streams")
     if arrays:
         raise UsageError(f"save: the state {min(arrays)} is an array; use generators of numpy.random.default_rng")
@@ -97,10 +100,13 @@ def _add(
         return place
     if LAYERS.get(name) is not kind and (name in LAYERS or own.setdefault(name, kind) is not kind):
         raise UsageError(f"save: two classes are named {name!r}, and files know classes by name; rename yours")
+    given = module.options()
+    if not isinstance(given, dict):
+        raise UsageError(f"save: {name}: options() must return a dict of arguments, got {type(given).__name__}")
     places[id(module)] = module, None  # the module, too, as the id of one that is gone may come again
     options = {
         key: _plain(value, f"{name}: the argument {key!r}", lambda inner: _add(inner, entries, places, own))
-        for key, value in module.options().items()
+        for key, value in given.items()
         if not (key == "init" and callable(value))  # an initialiser; the weights are in the file
     }
     entries.append({"class": name, "options": options})
