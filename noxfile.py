@@ -34,6 +34,7 @@ ONCE = (
     "data_files",
     "data_folder",
     "kernels_compile",
+    "structure",
 )
 """Test files that depend neither on the array library nor on where xcnn is installed: only `tests` runs them."""
 
@@ -149,10 +150,14 @@ def endurance(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Read 20,000 damaged variants of every kind of file. Arguments after `--` are passed to tests/hostile.py."""
+    """Read 20,000 damaged variants of every kind of file, and save and load 200 random networks.
+
+    Arguments after `--` are passed to tests/hostile.py.
+    """
     session.install(".[test]")
     session.run("python", "tests/hostile.py", "--count", "20000", *session.posargs)
     session.run("python", "-m", "pytest", "tests/test_hostile_states.py", env={"XCNN_HOSTILE_STATES": "3000"})
+    session.run("python", "-m", "pytest", "tests/test_structure.py", env={"XCNN_COMPOSITIONS": "200"})
 
 
 @nox.session

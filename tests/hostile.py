@@ -70,12 +70,14 @@ class Kind:
     read : reads the file at a path as xcnn does.
     checked : whether the format has a checksum of the whole file, so that no change may be accepted.
     mend : updates the checksums of a damaged file, so that readers get past them.
+    changes : the functions that damage it; those of `CHANGES` if it has none.
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
     checked: bool = False
     mend: Callable[[bytes], bytes] | None = None
+    changes: Sequence[Callable[[bytearray, random.Random, bytes], None]] = ()
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3)).astype(np.uint8)
@@ -218,6 +220,8 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(runs.make_run, runs.read_run, checked=True),
     "checkpoint-sealed": Kind(runs.make_run, runs.read_run, mend=runs.mend_seal),
     "checkpoint-entry": Kind(runs.make_entry, runs.read_entry),
+    "network-sealed": Kind(runs.make_network, runs.read_network, mend=runs.mend_seal),
+    "network-edited": Kind(runs.make_network_entry, runs.read_network_entry, changes=[runs.edit]),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }
@@ -308,13 +312,14 @@ def mutants(
     count: int,
     others: Sequence[bytes] = (),
     mend: Callable[[bytes], bytes] | None = None,
+    changes: Sequence[Callable[[bytearray, random.Random, bytes], None]] = (),
 ) -> Iterator[bytes]:
     """Yield `count` variants of a file, all different from it and half of them mended, with parts of the `others`."""
     while count:
         file = bytearray(content)
         for _ in range(rng.choice([1, 1, 1, 2, 2, 3, 8])):
             if file:
-                rng.choice(CHANGES)(file, rng, rng.choice([content, *others]))
+                rng.choice(changes or CHANGES)(file, rng, rng.choice([content, *others]))
         mutant = mend(bytes(file)) if mend is not None and rng.random() < 0.5 else bytes(file)
         if mutant != content:
             yield mutant
@@ -465,7 +470,7 @@ def hunt(name: str, count: int, seed: int) -> bool:
     others = samples()
     terminal = os.fdopen(os.dup(2), "w")
     with made(kind) as (path, content), listening() as heard:
-        for k, mutant in enumerate(mutants(content, rng, count, others, kind.mend)):
+        for k, mutant in enumerate(mutants(content, rng, count, others, kind.mend, kind.changes)):
             faulthandler.dump_traceback_later(30, exit=True, file=terminal)  # C code that does not return
             try:
                 outcome = survives(kind, path, mutant)
@@ -491,7 +496,7 @@ def fuzz(name: str, seconds: int) -> None:
     kind, corpus = KINDS[name], Path(tempfile.mkdtemp())
     path = kind.make(Path(tempfile.mkdtemp()))
     content = path.read_bytes()
-    for k, seed in enumerate([content, *mutants(content, random.Random(0), 30)]):
+    for k, seed in enumerate([content, *mutants(content, random.Random(0), 30, changes=kind.changes)]):
         (corpus / str(k)).write_bytes(seed)
     options = [f"-max_total_time={seconds}", f"-artifact_prefix=hostile-{name}-", "-timeout=30", "-max_len=16384"]
 

@@ -4,8 +4,12 @@ The checksum (seal) of a file reveals every change, so damage would never reach 
 seal of a damaged file, and `checkpoint-entry` is the JSON of a checkpoint, which is sealed before it is read.
 """
 
+import copy
 import hashlib
 import json
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cyclopts
@@ -13,19 +17,25 @@ import numpy as np
 from resumable import make_trainer
 from safetensors.numpy import load, save
 
-from xcnn import models, runs
+import xcnn
+from xcnn import models, nn, runs
 from xcnn.cli import app
 from xcnn.errors import UsageError
 from xcnn.runs import Checkpoint, Checkpoints, Config, load_checkpoint, save_checkpoint
 from xcnn.runs.settings import check
 
 __all__ = [
+    "edit",
     "make_entry",
+    "make_network",
+    "make_network_entry",
     "make_run",
     "make_settings",
     "make_weights",
     "mend_seal",
     "read_entry",
+    "read_network",
+    "read_network_entry",
     "read_run",
     "read_settings",
     "read_weights",
@@ -76,20 +86,89 @@ def mend_seal(content: bytes) -> bytes:
         return content
 
 
-def make_entry(folder: Path) -> Path:
+def make_entry(folder: Path, make: Callable[[Path], Path] = make_run) -> Path:
     path = folder / "entry.json"
-    path.write_text(metadata(make_run(folder).read_bytes())["xcnn"])
+    path.write_text(metadata(make(folder).read_bytes())["xcnn"])
     return path
 
 
-def read_entry(path: Path) -> object:
-    (checkpoint,) = path.parent.glob("step-*")
+def read_entry(path: Path, read: Callable[[Path], object] = read_run) -> object:
+    (checkpoint,) = path.parent.glob("*.safetensors")
     before = checkpoint.read_bytes()
     checkpoint.write_bytes(seal(load(before), {"xcnn": path.read_bytes().decode("utf-8", "replace")}))
     try:
-        return read_run(checkpoint)
+        return read(checkpoint)
     finally:
         checkpoint.write_bytes(before)
+
+
+def make_network(folder: Path) -> Path:
+    """Write a network with every kind of container, a shared layer and a random generator."""
+    shared = nn.Conv2d(2, 2, 3, padding="same")
+    nodes = [("a", shared, "x"), ("b", nn.BatchNorm2d(2), "a"), ("c", nn.Concat(), ("a", "b"))]
+    branches = nn.Branches(nn.GroupNorm(2, 4), nn.Dropout(0.1), merge="add")
+    parts = [nn.Residual(shared), nn.Graph(nodes, "c"), branches, nn.Pad((1, 1)), nn.GlobalAvgPool()]
+    model = nn.Sequential(*parts, nn.LayerNorm(4), nn.Linear(4, 2))
+    return xcnn.save(model, folder / "network.safetensors", shape=(2, 6, 6), classes=["a", "b"])
+
+
+def read_network(path: Path) -> object:
+    """Load a network; it may take the memory of its file twice, and some for the code."""
+    traced = tracemalloc.is_tracing()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    try:
+        return xcnn.load(path)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1] - before
+        assert not traced or peak < 2 * path.stat().st_size + (1 << 20), f"took {peak} bytes"
+
+
+def make_network_entry(folder: Path) -> Path:
+    return make_entry(folder, make_network)
+
+
+def read_network_entry(path: Path) -> object:
+    return read_entry(path, read_network)
+
+
+VALUES = [
+    None, True, False, -1, 0, 1, 2, 3, 4, 64, 10**5, 2**31 - 1, 2**31, 2**40, 2**63, 10**30, 10**400, 0.5, -2.5,
+    float("nan"), float("inf"), 1e308, "", "x", "same", "add", "\ud800", "Conv2d", "Sequential", "Linear", "Module",
+    [], [1], [[]], [2**31 - 1] * 3, [2] * 70, {}, {"a": 1}, {"list": [1]}, {"dict": {"a": 1}}, {"module": -1},
+    *({"module": place} for place in range(6)),
+]  # fmt: skip
+
+
+def edit(file: bytearray, rng: random.Random, other: bytes) -> None:
+    """Change the value of JSON at one place: a hostile writer knows the format."""
+    tree = json.loads(file)
+    places = [
+        (node, key) for node in _nodes(tree) for key in (list(node) if isinstance(node, dict) else range(len(node)))
+    ]
+    node, key = rng.choice(places)
+    donor, there = rng.choice(places)
+    kind = rng.random()
+    if kind < 0.1:
+        del node[key]
+    elif kind < 0.2 and isinstance(node, list):
+        node.insert(rng.randrange(len(node) + 1), copy.deepcopy(node[key]))
+    elif kind < 0.3 and isinstance(node, dict):
+        node[str(there)] = node.pop(key)
+    elif kind < 0.5:
+        node[key], donor[there] = copy.deepcopy(donor[there]), copy.deepcopy(node[key])
+    elif kind < 0.6 and "class" in node:
+        node["class"] = rng.choice(nn.__all__)
+    else:
+        node[key] = copy.deepcopy(rng.choice(VALUES))
+    file[:] = json.dumps(tree).encode()
+
+
+def _nodes(tree: object) -> Iterator[dict[str, object] | list[object]]:
+    if isinstance(tree, dict | list):
+        yield tree
+        for inner in tree.values() if isinstance(tree, dict) else tree:
+            yield from _nodes(inner)
 
 
 SETTINGS = {

@@ -18,7 +18,16 @@ DESCRIPTION = Checkpoint("resnet20", (1, 8, 8), tuple("abc"), "digits", {"lr": 0
 def described(**changes):
     """Return the metadata of a checkpoint, with some fields changed."""
     fields = {"model": "report", "shape": [1, 8, 8], "classes": ["a"], "dataset": "x"}
-    return {"format": 4, **fields, "config": {}, "metrics": {}, "origin": {}, "training": None, **changes}
+    return {
+        "format": 5,
+        **fields,
+        "config": {},
+        "metrics": {},
+        "origin": {},
+        "training": None,
+        "structure": None,
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +95,13 @@ def test_a_plain_weight_file_does_not_name_its_model(tmp_path):
         ({"format": 99}, "written by another version of xcnn"),
         (described(config=[1]), "its config is not a dict"),
         (described(dataset=["digits"]), "its dataset is not a str"),
-        (described(shape=[1, 60_000, 60_000]), "its images have the shape .*, expected from 1 to"),
+        (described(shape=[1, 60_000, 60_000]), "its inputs have the shape .*, expected from 1 to"),
         (described(shape=[1, float("inf"), 3]), "is not an xcnn checkpoint"),
         (described(classes=[]), "has no classes"),
-        (described(shape=[1, 2]), "is not an xcnn checkpoint"),
+        (described(shape=[1, "x"]), "is not an xcnn checkpoint"),
         (described(classes=["a"] * 100_001), "it has 100001 classes with 100001 characters; at most 100000"),
         (described(classes=["a" * 600_000] * 2), "it has 2 classes with 1200000 characters"),
-        (described(format=3), "written by another version of xcnn"),
+        (described(format=4), "written by another version of xcnn"),
         (described(model="vgg99"), "the model 'vgg99', which this version of xcnn does not have"),
         (described(evil=1), "is not an xcnn checkpoint"),
         (described(training=[]), "its training is no"),

@@ -32,6 +32,10 @@ def no_pair(data_dir):
     return 3
 class Nested:
     tiny = staticmethod(tiny)
+class Own(nn.Sequential):
+    pass
+def own(shape, classes):
+    return Own(*tiny(shape, classes))
 """
 
 
@@ -136,13 +140,13 @@ def forget():
 
 
 def test_no_file_brings_code(package, capsys):
-    train = "train --dataset digits --validation 0 --epochs 1 --model mine.nets:tiny --out run"
+    train = "train --dataset digits --validation 0 --epochs 1 --model mine.nets:own --out run"
     assert main(train.split()) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert said.endswith("next: xcnn predict run/best.safetensors --model mine.nets:tiny --index 0") or (
-        "next: xcnn predict run/checkpoints/" in said and said.endswith("--model mine.nets:tiny --index 0")
+    assert said.endswith("next: xcnn predict run/best.safetensors --model mine.nets:own --index 0") or (
+        "next: xcnn predict run/checkpoints/" in said and said.endswith("--model mine.nets:own --index 0")
     )
-    (package / "settings.toml").write_text('model = "mine.nets:tiny"\n')
+    (package / "settings.toml").write_text('model = "mine.nets:own"\n')
     (package / "mine" / "nets.py").write_text(PACKAGE + "\nopen('imported', 'w').close()\n")
     for line in [
         "evaluate run",
@@ -154,13 +158,22 @@ def test_no_file_brings_code(package, capsys):
         capsys.readouterr()
         assert main(line.split()) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert "names the model 'mine.nets:tiny'; code is never imported because a file names it" in said
+        assert "names the model 'mine.nets:own'; code is never imported because a file names it" in said
         assert not (package / "imported").exists()
-        assert main([*line.split(), "--model", "mine.nets:tiny"]) == 0
+        assert main([*line.split(), "--model", "mine.nets:own"]) == 0
         (package / "imported").unlink()
     refuse_foreign("file", model="lenet5", dataset=None)
     with pytest.raises(UsageError, match=r"^file names the model 'a:b' and the opt 'c:d'; code is never imported"):
         refuse_foreign("file", model="a:b", opt="c:d", dataset=None)
+
+
+def test_a_network_of_our_layers_needs_no_code(package, capsys):
+    train = "train --dataset digits --validation 0 --epochs 1 --model mine.nets:tiny --out run"
+    assert main(train.split()) == 0
+    (package / "mine" / "nets.py").write_text("open('imported', 'w').close()\n")
+    forget()
+    assert main(["evaluate", "run"]) == main(["predict", "run", "--index", "0"]) == 0
+    assert not (package / "imported").exists()
 
 
 # Optimizers.

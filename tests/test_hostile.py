@@ -35,7 +35,8 @@ def test_damaged_files_give_a_result_or_one_sentence(tmp_path, capfd, name):
     content = path.read_bytes()
     assert len(content) < 16_384
     kind.read(path)
-    outcomes = [survives(kind, path, mutant) for mutant in mutants(content, random.Random(1), MUTANTS, mend=kind.mend)]
+    damaged = mutants(content, random.Random(1), MUTANTS, mend=kind.mend, changes=kind.changes)
+    outcomes = [survives(kind, path, mutant) for mutant in damaged]
     assert any(outcome.refusal for outcome in outcomes)
     assert capfd.readouterr() == ("", "")
 

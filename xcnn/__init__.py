@@ -2,9 +2,9 @@
 
 `xcnn.ops` has the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
 and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and their files,
-`xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.device` opens a device
-by its string, and `xcnn.set_num_threads` sets the number of CPU threads. Each subpackage is imported when it is
-first used.
+`xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.save` and `xcnn.load`
+keep it in one file, `xcnn.device` opens a device by its string, and `xcnn.set_num_threads` sets the number of CPU
+threads. Each subpackage is imported when it is first used.
 """
 
 import importlib
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # importing `typing` takes longer than the rest of this file
     from xcnn import compare, data, devices, errors, models, nn, ops, optim, plots, runs, testing, training
     from xcnn.devices import device
     from xcnn.errors import XcnnError
+    from xcnn.runs import load, save
     from xcnn.threads import get_num_threads, set_num_threads
     from xcnn.training import Trainer
 
@@ -29,12 +30,14 @@ __all__ = [
     "devices",
     "errors",
     "get_num_threads",
+    "load",
     "models",
     "nn",
     "ops",
     "optim",
     "plots",
     "runs",
+    "save",
     "set_num_threads",
     "testing",
     "training",
@@ -47,6 +50,8 @@ _ROOMS = {
     "XcnnError": "errors",
     "device": "devices",
     "get_num_threads": "threads",
+    "load": "runs",
+    "save": "runs",
     "set_num_threads": "threads",
 }
 

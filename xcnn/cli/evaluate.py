@@ -55,7 +55,7 @@ def evaluate(
             ("test loss", f"{metrics.loss:.4f}"),
             ("images", f"{metrics.samples:,}"),
         ]
-        print_table(f"{restored.checkpoint.model} on {restored.dataset}", "", rows=rows)
+        print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.dataset}", "", rows=rows)
         table = [(name, percent(p), percent(r), percent(f1), f"{n:,}") for name, p, r, f1, n in figures]
         print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)
     return 0

@@ -329,6 +329,25 @@ class Module(Explained):
         """Return the number of multiply-adds of a forward pass from `x` to `y`; layers that do any override it."""
         return 0
 
+    def options(self) -> dict[str, Any]:
+        """Return the arguments from which the constructor makes this module again; `xcnn.save` writes them.
+
+        They are the attributes with the names of the constructor's arguments. Override it if they are kept elsewhere.
+        The arguments of `*modules` are a tuple under that name, those of `**options` a dict.
+
+        Raises
+        ------
+        UsageError
+            If an argument is not kept.
+        """
+        kept, missing = _kept(self)
+        if missing:
+            raise UsageError(
+                f"{type(self).__name__}: the argument {missing[0]!r} of __init__ is not kept; assign it to "
+                f"self.{missing[0]}, or define options() that returns all arguments by name"
+            )
+        return kept
+
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
         inner = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children())
@@ -336,18 +355,11 @@ class Module(Explained):
 
     def _arguments(self) -> str:
         """Return the constructor's arguments that are kept under their names and differ from the defaults."""
-        shown, by_name = [], False
+        (kept, missing), shown, by_name = _kept(self), [], False
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            if name not in vars(self):
-                by_name = True
-                continue
-            value, default = vars(self)[name], parameter.default
-            if isinstance(default, bool) and not isinstance(value, bool):
-                value = value is not None  # such as `bias`, afterwards a parameter or None
-            if default is not parameter.empty:
-                by_name = True
-            if repr(value) != repr(default):
-                shown.append(f"{name}={value!r}" if by_name else repr(value))
+            by_name = by_name or name in missing or parameter.default is not parameter.empty
+            if name in kept and repr(kept[name]) != repr(parameter.default):
+                shown.append(f"{name}={kept[name]!r}" if by_name else repr(kept[name]))
         return ", ".join(shown)
 
 
@@ -399,3 +411,17 @@ def locate(error: XcnnError, name: str, module: object) -> None:
     inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
     error.layer = f"{name}.{error.layer}" if error.layer else name
     error.args = (f"{inside}{error}",)
+
+
+def _kept(module: Module) -> tuple[dict[str, Any], list[str]]:
+    """Return the constructor's arguments that are attributes of the same names, and the names of the others."""
+    kept, missing = {}, []
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if name not in vars(module):
+            missing.append(name)
+            continue
+        value = vars(module)[name]
+        if isinstance(parameter.default, bool) and isinstance(value, Parameter | Buffer | Module | None):
+            value = value is not None  # such as `bias`, afterwards a parameter or None
+        kept[name] = value
+    return kept, missing

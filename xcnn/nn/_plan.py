@@ -59,7 +59,8 @@ class Plan:
         self._singly = _steps(nodes, output)
         for _, module, _ in nodes:
             module.modules()  # raises an error if a module contains itself
-        self._needed = [node for node in nodes if node[0] in {name for name, *_ in self._singly}]
+        run = {name for name, *_ in self._singly}
+        self._needed = [node for node in nodes if node[0] in run]
         self._jointly = _steps(_fuse(self._needed), output)
         self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
 

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from xcnn.devices import like
 from xcnn.errors import UsageError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer
-from xcnn.parameter import Parameter
+from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Weighted", "undrawn"]
+__all__ = ["Weighted", "filled", "undrawn"]
 
 Init = str | inits.Init
+Slot = TypeVar("Slot", Parameter, Buffer)
 
 _DRAWN = contextvars.ContextVar("_DRAWN", default=True)
 
@@ -29,7 +30,7 @@ _DRAWN = contextvars.ContextVar("_DRAWN", default=True)
 def undrawn() -> Iterator[None]:
     """Build layers without drawing weights inside a `with`, for a network whose weights will be loaded.
 
-    The layers have zeros that take no memory; they are read-only and must be replaced.
+    The layers have arrays that take no memory, whatever their shapes; they are read-only and must be replaced.
     """
     token = _DRAWN.set(False)
     try:
@@ -38,11 +39,17 @@ def undrawn() -> Iterator[None]:
         _DRAWN.reset(token)
 
 
-def _zeros(shape: tuple[int, ...]) -> Parameter:
-    """Return a parameter of zeros that takes no memory, whatever its shape."""
-    parameter = Parameter(np.zeros((), np.float32))
-    parameter.data = np.broadcast_to(parameter.data, shape)
-    return parameter
+def filled(kind: type[Slot], shape: tuple[int, ...], value: float = 0, dtype: Any = np.float32) -> Slot:
+    """Return a parameter or buffer of one value; inside `undrawn` it takes no memory."""
+    slot = _repeated(kind(np.asarray(value, dtype)), shape)
+    slot.data = np.array(slot.data, order="C") if _DRAWN.get() else slot.data
+    return slot
+
+
+def _repeated(slot: Slot, shape: tuple[int, ...]) -> Slot:
+    """Give a slot of one number a shape, without taking memory."""
+    slot.data = np.broadcast_to(slot.data, shape)
+    return slot
 
 
 class Weighted(Layer):
@@ -56,8 +63,8 @@ class Weighted(Layer):
         inits.resolve(init)
         flag(type(self).__name__, "bias", bias)
         self.init = init
-        self.weight = _zeros(weight)
-        self.bias = _zeros((outputs,)) if bias else None
+        self.weight = _repeated(Parameter(np.zeros((), np.float32)), weight)
+        self.bias = _repeated(Parameter(np.zeros((), np.float32)), (outputs,)) if bias else None
         self.initialize(np.random.default_rng())
 
     def initialize(self, rng: np.random.Generator) -> None:

@@ -7,6 +7,7 @@ from xcnn._array import full, namespace_of
 from xcnn._check import choice, integer, number
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
+from xcnn.nn._weighted import filled
 from xcnn.ops.activation import interval
 from xcnn.parameter import Parameter
 
@@ -65,7 +66,7 @@ class PReLU(Layer, op=ops.prelu):
     def __post_init__(self) -> None:
         shape = (integer("PReLU", "num_parameters", self.num_parameters),)
         self.init = number("PReLU", "init", self.init, "(-inf, inf)")
-        self.weight = Parameter(np.full(shape, self.init, np.float32))
+        self.weight = filled(Parameter, shape, self.init)
 
     def initialize(self, rng: np.random.Generator) -> None:
         data = self.weight.data

@@ -48,7 +48,7 @@ class Graph(Module):
         if not isinstance(nodes, Iterable):
             raise UsageError(f"{kind}: nodes must be tuples (name, module, inputs), got {nodes!r}")
         triples = tuple(nodes)
-        known = ["x"]
+        known = {"x": None}
         for node in triples:
             if not isinstance(node, Sequence) or len(node) != 3:
                 raise UsageError(f"{kind}: a node must be a tuple (name, module, inputs), got {node!r}")
@@ -62,8 +62,8 @@ class Graph(Module):
             for source in names(inputs):
                 if source not in known:
                     raise UsageError(f"{kind}: node {name!r}: {unknown('input', source, known)}")
-            known.append(name)
-        output = known[-1] if output is None else output
+            known[name] = None
+        output = next(reversed(known)) if output is None else output
         if output not in known:
             raise UsageError(f"{kind}: {unknown('output', output, known)}")
         self._plan = Plan(triples, output)
@@ -71,6 +71,14 @@ class Graph(Module):
     @functools.cached_property
     def _plan(self) -> Plan:
         raise UsageError(f"{type(self).__name__}: __init__ must call super().__init__")
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor; see `Module.options`."""
+        return {"nodes": self._plan.nodes, "output": self._plan.output} if self._made_by(Graph) else super().options()
+
+    def _made_by(self, cls: type["Graph"]) -> bool:
+        """Return whether the constructor is that of `cls`, whose arguments are known from the nodes."""
+        return type(self).__init__ is cls.__init__
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the modules of the nodes with their names, then modules among the attributes that are not nodes."""
@@ -146,6 +154,9 @@ class Sequential(Graph):
     def __init__(self, *modules: Module) -> None:
         super().__init__([(str(i), module, str(i - 1) if i else "x") for i, module in enumerate(modules)])
 
+    def options(self) -> dict[str, Any]:
+        return {"modules": tuple(self)} if self._made_by(Sequential) else super().options()
+
     def __len__(self) -> int:
         return len(self._plan.nodes)
 
@@ -184,6 +195,10 @@ class Residual(Graph):
             ways.append(("shortcut", shortcut, "x"))
         super().__init__([*ways, ("add", Add(), ("body", "x" if shortcut is None else "shortcut"))])
 
+    def options(self) -> dict[str, Any]:
+        ways = {name: module for name, module, _ in self._plan.nodes[:-1]}
+        return ways if self._made_by(Residual) else super().options()
+
 
 class Branches(Graph):
     """Modules that take the same input, and whose results are joined; their names are their positions.
@@ -209,3 +224,10 @@ class Branches(Graph):
             raise UsageError("Branches: at least one module is needed")
         ways: list[Node] = [(str(i), module, "x") for i, module in enumerate(modules)]
         super().__init__([*ways, (merge, joins[merge], [name for name, _, _ in ways])])
+
+    def options(self) -> dict[str, Any]:
+        if not self._made_by(Branches):
+            return super().options()
+        *ways, (merge, join, _) = self._plan.nodes
+        joined = {"dim": join.dim} if isinstance(join, Concat) else {}
+        return {"modules": tuple(module for _, module, _ in ways), "merge": merge, **joined}

@@ -12,6 +12,7 @@ from xcnn._check import flag, integer, integers, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
+from xcnn.nn._weighted import filled
 from xcnn.ops._options import Integers
 from xcnn.ops.response_norm import check_options
 from xcnn.parameter import Buffer, Parameter
@@ -37,8 +38,8 @@ class _Norm(Layer):
 
     def _set(self, shape: tuple[int, ...], weight: bool, bias: bool) -> None:
         vars(self).pop("bias", None)  # an option of this name came first; in PyTorch's order the weight does
-        self.weight = Parameter(np.ones(shape, np.float32)) if weight else None
-        self.bias = Parameter(np.zeros(shape, np.float32)) if bias else None
+        self.weight = filled(Parameter, shape, 1) if weight else None
+        self.bias = filled(Parameter, shape) if bias else None
 
     def initialize(self, rng: np.random.Generator) -> None:
         start = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
@@ -135,9 +136,9 @@ class _ChannelNorm(_Norm):
         flag(name, "affine", self.affine)
         self._set(shape, self.affine, flag(name, "bias", self.bias) and self.affine)
         tracked = flag(name, "track_running_stats", self.track_running_stats)
-        self.running_mean = Buffer(np.zeros(shape, np.float32)) if tracked else None
-        self.running_var = Buffer(np.ones(shape, np.float32)) if tracked else None
-        self.num_batches_tracked = Buffer(np.zeros((), np.int64)) if tracked else None
+        self.running_mean = filled(Buffer, shape) if tracked else None
+        self.running_var = filled(Buffer, shape, 1) if tracked else None
+        self.num_batches_tracked = filled(Buffer, (), 0, np.int64) if tracked else None
 
     def _updates(self) -> bool:
         """Return whether training updates the running statistics; frozen ones serve as in inference."""

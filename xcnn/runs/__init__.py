@@ -1,6 +1,6 @@
 """Runs in folders: settings, checkpoints, resuming, and models restored from their files."""
 
-from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.runs.checkpoint import Checkpoint, load, load_checkpoint, save, save_checkpoint
 from xcnn.runs.folder import latest_run, recorded_settings
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.restored import Prediction, Restored, restore
@@ -18,10 +18,12 @@ __all__ = [
     "Restored",
     "Result",
     "latest_run",
+    "load",
     "load_checkpoint",
     "read_settings",
     "recorded_settings",
     "restore",
+    "save",
     "save_checkpoint",
     "train",
 ]

@@ -1,32 +1,36 @@
-"""Checkpoint files: the weights of a model and a description from which it can be rebuilt, in one safetensors file.
+"""Checkpoint files: the weights of a network and its structure, from which it can be rebuilt, in one safetensors file.
 
 The tensors are the `state_dict()` of the model under PyTorch's keys, so any reader of safetensors can use them. A
 checkpoint from which a run can resume also holds the state of its trainer, in tensors whose names begin with `xcnn:`.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xcnn import models
+from xcnn import _check, models
 from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.errors import CheckpointError, DivergedError, UsageError
 from xcnn.nn import Module
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
+from xcnn.runs.structure import Makers, build, describe, load_weights, require_faithful, strangers, try_describe
 
 __all__ = [
     "BEST",
     "CHECKPOINTS",
     "Checkpoint",
     "find_newest",
+    "load",
     "load_checkpoint",
     "read_checkpoint",
     "require_finite",
+    "save",
     "save_checkpoint",
     "step_files",
     "step_path",
@@ -40,7 +44,7 @@ CHECKPOINTS = "checkpoints"
 """The subfolder with the checkpoints `step-NUMBER.safetensors` from which a run resumes."""
 
 _STEP = re.compile(r"step-(\d{8,12})\.safetensors")
-_FORMAT = 4
+_FORMAT = 5
 _TRAINING = "xcnn:"
 
 
@@ -50,20 +54,21 @@ class Checkpoint:
 
     Attributes
     ----------
-    model : the name of the model in `xcnn.models.MODELS`. For your own network it is empty, and the next three may
-        keep their defaults.
-    shape : channels, height and width of its images.
-    classes : the names of its classes.
-    dataset : the name of the data set it was trained on.
-    config : the settings of the run.
+    model : the name of the model in `xcnn.models.MODELS`, or "" for your own network.
+    shape : the shape of one input, such as channels, height and width; empty if it is not known.
+    classes : the names of its classes; empty if they are not known.
+    dataset : the name of the data set it was trained on, or "".
+    config : the settings of the run, such as how its images were resized.
     metrics : the record of its epoch.
     origin : the hardware, versions and images that it was computed with; see `xcnn.runs.resume.origin`.
     state : the weights, host arrays by name.
     training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds only weights.
+    structure : the modules of the network with their options, see `xcnn.runs.structure`; None if the classes of the
+        network do not keep the arguments of their constructors, or the file holds only weights.
     """
 
     model: str = ""
-    shape: tuple[int, int, int] = (1, 1, 1)
+    shape: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     dataset: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -71,22 +76,37 @@ class Checkpoint:
     origin: dict[str, Any] = field(default_factory=dict)
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     training: dict[str, Any] | None = field(default=None, repr=False)
+    structure: dict[str, Any] | None = field(default=None, repr=False)
 
-    def build(self, model: str | None = None) -> Module:
-        """Build the model and load its weights.
+    def build(self, model: str | None = None, modules: Makers | None = None) -> Module:
+        """Build the network and load its weights: from its structure, or by the name of the model if it has none.
 
         Parameters
         ----------
-        model : the name of the model; required if it is `package.module:function`, which is never imported because a
-            file names it.
+        model : the name of the model; required if it is `package.module:function` with classes that are not in
+            `modules`. Such a name is never imported because a file contains it.
+        modules : your own classes in the network, by name.
 
         Raises
         ------
         CheckpointError
-            If the weights do not fit the model.
+            If the structure makes no sense, has classes that are not known, or the weights do not fit.
         UsageError
             If the model is `package.module:function` and `model` is not the same.
         """
+        own = {} if modules is None else modules
+        if not isinstance(own, Mapping) or not all(isinstance(name, str) and callable(own[name]) for name in own):
+            raise UsageError(f"load: modules must be a dict of classes by their names, got {modules!r}")
+        unknown = [] if self.structure is None else strangers(self.structure, own)
+        if self.structure is not None and not unknown:
+            module = build(self.structure, own)
+            load_weights(module, self.state)
+            return module
+        if unknown and (not self.model or modules is not None):
+            some = ", ".join(f"{name!r}: {name}" for name in unknown[:4])
+            raise CheckpointError(
+                f"the network has classes that are not in xcnn.nn; pass them, modules={{{some}}}, or the model"
+            )
         if model != self.model:
             refuse_foreign("the checkpoint", model=self.model)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
@@ -95,14 +115,101 @@ class Checkpoint:
         return module
 
 
+def save(
+    model: Module, path: str | Path, *, shape: Sequence[int] | None = None, classes: Sequence[str] = (), **about: Any
+) -> Path:
+    """Save a network of any modules to one file, from which `load` makes it again.
+
+    The file has the weights in their dtype, the running statistics, the states of random generators such as dropout's,
+    and the structure: the classes of the modules by name, with the arguments of their constructors. The classes of
+    `xcnn.nn` keep these; your own must keep each argument as an attribute of its name, or define `options()`. An
+    initialiser (argument `init`) that is a function is left out. An older file stays until the new one is complete.
+
+    Parameters
+    ----------
+    model : the network.
+    path : the file to write.
+    shape : the shape of one input, such as (channels, height, width); `xcnn predict` needs it.
+    classes : the names of the classes; `xcnn predict` needs them.
+    **about : anything else to keep, numbers, text, lists and dicts: `load_checkpoint(path).config` returns it. The data
+        set to evaluate on is `dataset`.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    UsageError
+        If an argument of a module is not kept or cannot be saved, or the network would not come back as it is, as when
+        an attribute was added later.
+    WriteError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, xcnn
+    >>> from xcnn import nn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = xcnn.save(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), f"{folder}/small.safetensors")
+    ...     xcnn.load(path)
+    Sequential(
+      (0): Linear(2, 3)
+      (1): ReLU()
+    )
+    """
+    path = _check.path("save", "path", path)
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise UsageError(f"save: classes must be the names of the classes, got {classes!r}")
+    if not isinstance(shape, Sequence | None):
+        raise UsageError(f"save: shape must be the sizes of an input, got {shape!r}")
+    sizes = () if shape is None else _check.integers("save", "shape", shape, len(shape))
+    config, arrays = pack(about, "save")
+    if arrays:
+        raise UsageError(f"save: {min(arrays).removeprefix('save.')} is an array; pass a list")
+    found = describe(model)
+    require_faithful(model, found)
+    dataset = str(config.get("dataset", ""))
+    state = model.state_dict()
+    write_checkpoint(path, Checkpoint("", sizes, tuple(classes), dataset, config, state=state, structure=found))
+    return path
+
+
+def load(path: str | Path, modules: Makers | None = None) -> Module:
+    """Load a network from the file of `save`, from a checkpoint or from the folder of a run, onto the host.
+
+    Parameters
+    ----------
+    path : the file, or the folder of a run; see `load_checkpoint`.
+    modules : your own classes in the network, by name: `{"Block": Block}`. They are called with the options that the
+        file holds. No code is imported or run because a file names it.
+
+    Returns
+    -------
+    The network with its weights, in the dtype in which it was saved.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, holds no network, or one with other classes.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        return checkpoint.build(modules={} if modules is None else modules)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> Path:
-    """Write the weights of a model and the fields of `checkpoint`. An older file stays until the new one is complete.
+    """Write the weights and the structure of a model and the fields of `checkpoint`; see `save` for a simpler way.
+
+    An older file stays until the new one is complete.
 
     Parameters
     ----------
     path : the file to write.
     model : the model whose weights are saved.
-    checkpoint : the description; its own `state` is not used.
+    checkpoint : the description; its own `state` and `structure` are not used.
 
     Returns
     -------
@@ -114,7 +221,7 @@ def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> 
         If the file cannot be written.
     """
     path = Path(path)
-    write_checkpoint(path, dataclasses.replace(checkpoint, state=model.state_dict()))
+    write_checkpoint(path, dataclasses.replace(checkpoint, state=model.state_dict(), structure=try_describe(model)))
     return path
 
 
@@ -154,8 +261,9 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
     else:
         path = path / BEST if path.is_dir() else path
         checkpoint = read_checkpoint(path)
-    if not checkpoint.model and model is None:
-        raise CheckpointError(f"{path} holds weights but does not name its model; name the model")
+    if not checkpoint.model and checkpoint.structure is None and model is None:
+        hint = "name the model, or build the network and call load_state_dict"
+        raise CheckpointError(f"{path} holds weights but does not name its model; {hint}")
     if checkpoint.model and model not in (None, checkpoint.model):
         raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
     return dataclasses.replace(checkpoint, model=checkpoint.model or model or "")
@@ -212,21 +320,21 @@ def require_finite(weights: Mapping[str, np.ndarray], when: str) -> None:
 
 _TYPES = {
     "model": str, "shape": list, "classes": list, "dataset": str, "config": dict, "metrics": dict, "origin": dict,
-    "training": dict | None,
+    "training": dict | None, "structure": dict | None,
 }  # fmt: skip
 
 # The layers allocate memory in proportion to these numbers, whatever the file holds.
+_MOST_AXES = 8
 _MOST_PIXELS = 1 << 23
 _MOST_CLASSES = 100_000
 _MOST_LETTERS = 1 << 20
 
 
-def _impossible(shape: tuple[int, int, int], classes: tuple[str, ...]) -> str:
-    """Return why the images or the classes of a checkpoint are impossible; empty if they are possible."""
-    c, h, w = shape
+def _impossible(shape: tuple[int, ...], classes: tuple[str, ...]) -> str:
+    """Return why the inputs or the classes of a checkpoint are impossible; empty if they are possible."""
     letters = sum(map(len, classes))
-    if min(c, h, w) < 1 or c * h * w > _MOST_PIXELS:
-        return f"its images have the shape {c, h, w}, expected from 1 to {_MOST_PIXELS} numbers in all"
+    if len(shape) > _MOST_AXES or min(shape, default=1) < 1 or math.prod(shape) > _MOST_PIXELS:
+        return f"its inputs have the shape {shape[:_MOST_AXES]}, expected from 1 to {_MOST_PIXELS} numbers in all"
     if len(classes) > _MOST_CLASSES or letters > _MOST_LETTERS:
         most = f"at most {_MOST_CLASSES} with {_MOST_LETTERS} characters in all are possible"
         return f"it has {len(classes)} classes with {letters} characters; {most}"
@@ -241,9 +349,9 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
         for name, kind in _TYPES.items():
             if not isinstance(raw.get(name), kind):
                 raise ValueError(f"its {name} is not a {getattr(kind, '__name__', 'dict')}")
-        c, h, w = (int(size) for size in raw.pop("shape"))
+        shape = tuple(int(size) for size in raw.pop("shape"))
         classes = tuple(str(name) for name in raw.pop("classes"))
-        if problem := _impossible((c, h, w), classes):
+        if problem := _impossible(shape, classes):
             raise ValueError(problem)
         if raw["model"] and not classes:
             raise ValueError("it has no classes")
@@ -252,7 +360,7 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
         training = unpack(raw.pop("training"), rest)
         if training is not None:
             training["weights"] = own
-        checkpoint = Checkpoint(shape=(c, h, w), classes=classes, state=own, training=training, **raw)
+        checkpoint = Checkpoint(shape=shape, classes=classes, state=own, training=training, **raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is not an xcnn checkpoint: {error}") from None
     if checkpoint.model and checkpoint.model not in models.MODELS and not is_foreign(checkpoint.model):

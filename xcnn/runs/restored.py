@@ -14,6 +14,7 @@ from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
+from xcnn.runs.structure import Makers
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
 
@@ -49,7 +50,7 @@ class Restored:
     checkpoint : the weights and their description.
     model : the model with its weights.
     device : the device of the model.
-    dataset : the name of the data set of the test images.
+    dataset : the name of the data set of the test images; "" if none is known.
     load_test : function that loads the test images, in the given size if the data set has no size of its own.
     """
 
@@ -62,7 +63,7 @@ class Restored:
     def test_set(self) -> Dataset:
         """Load the test images, and check that their shape and classes are those of the model."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        test = self.load_test(shape[1])
+        test = self.load_test(shape[-1])
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
@@ -97,8 +98,11 @@ class Restored:
         if not files and not indices:
             raise UsageError("nothing to predict: pass image files or indices of test images")
         names, truths = [str(path) for path in files], [None] * len(files)
-        shape, made = self.checkpoint.shape, _recorded(self.checkpoint, "resize", "background")
-        images = [to_float(read_image(path, shape, **made)[None])[0] for path in files]
+        if files and len(self.checkpoint.shape) != 3:
+            raise UsageError(f"the network takes inputs of shape {self.checkpoint.shape}, not images (c, h, w)")
+        c, h, w = self.checkpoint.shape if files else (1, 1, 1)
+        made = _recorded(self.checkpoint, "resize", "background")
+        images = [to_float(read_image(path, (c, h, w), **made)[None])[0] for path in files]
         if indices:
             test = self.test_set()
             for index in indices:
@@ -127,6 +131,7 @@ def restore(
     model: str | None = None,
     dataset: str | None = None,
     data_dir: Path | None = None,
+    modules: Makers | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Restored:
     """Load a checkpoint for evaluation and prediction.
@@ -135,8 +140,11 @@ def restore(
     ----------
     path : the file, or the folder of a run; see `load_checkpoint`.
     where : the device.
-    model : the name of the model. It is required, together with `dataset`, if the file holds only weights.
-    dataset, data_dir : the data set to test on; by default the one that the model was trained on.
+    model : the name of the model. It is required if the file holds only weights, or a network with classes that are
+        not in `xcnn.nn`.
+    dataset, data_dir : the data set to test on; by default the one that the model was trained on. It is required for
+        test images if the file names none, and for all predictions if the file has no shape or no classes.
+    modules : your own classes in the network, by name; see `load`.
     progress : called during a download; see `data.load`.
 
     Raises
@@ -149,13 +157,16 @@ def restore(
     opened = device(where)
     checkpoint = load_checkpoint(path, model)
     chosen = dataset or checkpoint.dataset
-    if not chosen:
-        raise UsageError(f"{path} holds only weights; name the data set", setting="dataset")
+    if not chosen and not (checkpoint.shape and checkpoint.classes):
+        unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
+        raise UsageError(f"{path} holds {unknown}; name the data set", setting="dataset")
     recorded = checkpoint.config.get("data_dir")
     if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
         data_dir = Path(str(recorded))
 
     def load_test(size: int | None = None) -> Dataset:
+        if not chosen:
+            raise UsageError(f"{path} does not say on which data set to test; name it", setting="dataset")
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
         options: dict[str, Any] = {}
@@ -166,10 +177,10 @@ def restore(
                 options["watch"] = functools.partial(progress, "checking images")
         return load(chosen, data_dir, progress=progress, **options)[1]
 
-    if not checkpoint.classes:
+    if not (checkpoint.shape and checkpoint.classes):
         test = load_test()
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
-        return Restored(checkpoint, checkpoint.build(model).to(opened), opened, chosen, load_test)
+        return Restored(checkpoint, checkpoint.build(model, modules).to(opened), opened, chosen, load_test)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

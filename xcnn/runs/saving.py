@@ -11,6 +11,7 @@ from xcnn._check import integer
 from xcnn._files import locked, make_folder, sweep
 from xcnn.errors import UsageError, WriteError, unknown
 from xcnn.runs.checkpoint import Checkpoint, find_newest, require_finite, step_files, step_path, write_checkpoint
+from xcnn.runs.structure import try_describe
 from xcnn.training import Callback, Metrics, Trainer, clock
 
 __all__ = ["Checkpoints", "alone_in", "interval"]
@@ -149,9 +150,8 @@ class Checkpoints(Callback):
         require_finite(state["weights"], f"step {now}")
         make_folder(self.folder)
         path = step_path(self.folder, now)
-        write_checkpoint(
-            path, dataclasses.replace(self.about, state=state["weights"], training=state, metrics=record or {})
-        )
+        held = {"state": state["weights"], "training": state, "structure": try_describe(trainer.model)}
+        write_checkpoint(path, dataclasses.replace(self.about, metrics=record or {}, **held))
         # Files later than the restored checkpoint were found damaged and are removed.
         files = step_files(self.folder)
         good = [step for step in files if step < now and (self._step is None or step <= self._step)]

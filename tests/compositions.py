@@ -1,0 +1,113 @@
+"""Random networks of the layers of `xcnn.nn`, for tests of what must hold for any composition."""
+
+import numpy as np
+
+from xcnn import nn
+
+__all__ = ["composition", "train"]
+
+SIZE = 6
+
+
+class Composer:
+    """Builds random networks; all maps inside keep the size of the image, so that everything fits together."""
+
+    def __init__(self, rng: np.random.Generator, rank: int) -> None:
+        self.rng, self.rank = rng, rank
+        self.made: list[tuple[int, nn.Module]] = []  # those that keep the number of channels, to be used again
+
+    def chosen(self, *choices):
+        return choices[self.rng.integers(len(choices))]
+
+    def layer(self, name: str) -> type[nn.Module]:
+        return getattr(nn, f"{name}{self.rank}d")
+
+    def conv(self, c: int, o: int) -> nn.Module:
+        groups = self.chosen(1, c if o % c == 0 else 1)
+        init = self.chosen("fan_in_uniform", "kaiming_normal", lambda rng, shape: rng.random(shape).astype(np.float32))
+        if self.rng.random() < 0.2:
+            return self.layer("ConvTranspose")(c, o, 3, 1, 1, bias=self.chosen(True, False))
+        kernel, dilation = self.chosen((1, 1), (3, 1), (3, 2), ((3,) * self.rank, (1,) * self.rank))
+        options = {"dilation": dilation, "groups": groups, "bias": self.chosen(True, False), "init": init}
+        return self.layer("Conv")(c, o, kernel, padding="same", **options)
+
+    def same(self, c: int) -> nn.Module:
+        """Return a layer that keeps the number of channels."""
+        batch, instance = self.layer("BatchNorm"), self.layer("InstanceNorm")
+        maximum, average = self.layer("MaxPool"), self.layer("AvgPool")
+        return self.chosen(
+            nn.ReLU, nn.Tanh, nn.SiLU, nn.Sigmoid, nn.Identity,
+            lambda: nn.LeakyReLU(float(self.rng.random())), lambda: nn.ELU(alpha=0.5), lambda: nn.GELU("tanh"),
+            lambda: nn.Softmax(1), lambda: nn.LogSoftmax(dim=1), lambda: nn.Dropout(0.25),
+            lambda: batch(c), lambda: batch(c, 1e-3, None), lambda: batch(c, affine=False),
+            lambda: instance(c, affine=True, track_running_stats=True), lambda: nn.GroupNorm(1, c, affine=False),
+            lambda: nn.LayerNorm(SIZE, bias=False), lambda: nn.LayerNorm((c, *(SIZE,) * self.rank)),
+            lambda: maximum(3, 1, 1), lambda: average(3, 1, padding=1, count_include_pad=False),
+            lambda: nn.Sequential(nn.Pad((1, 1) * self.rank, "replicate"), self.layer("Conv")(c, c, 3)),
+            lambda: self.layer("AdaptiveAvgPool")((SIZE,) + (None,) * (self.rank - 1)),
+        )()  # fmt: skip
+
+    def part(self, c: int, depth: int = 0) -> tuple[nn.Module, int]:
+        """Return a random module for c channels, and the number of channels of its result."""
+        kind = self.rng.random() if depth < 3 else 1.0
+        if kind < 0.15:
+            o, steps = c, []
+            for _ in range(self.rng.integers(4)):
+                step, o = self.part(o, depth + 1)
+                steps.append(step)
+            return nn.Sequential(*steps), o
+        if kind < 0.3:
+            body, o = self.part(c, depth + 1)
+            return nn.Residual(body, None if o == c else self.conv(c, o)), o
+        if kind < 0.4:
+            ways = [self.part(c, depth + 1) for _ in range(self.rng.integers(1, 4))]
+            return nn.Branches(*(way for way, _ in ways)), sum(o for _, o in ways)
+        if kind < 0.5:
+            return nn.Branches(self.conv(c, 3), self.conv(c, 3), merge="add"), 3
+        if kind < 0.65:
+            (one, o), (unused, _) = self.part(c, depth + 1), self.part(c, depth + 1)
+            nodes = [("one", one, "x"), ("unused", unused, "x"), ("both", nn.Concat(), ["one", "x"])]
+            nodes += [("sum", nn.Add(), ("both", "both")), ("end", self.conv(o + c, 2), "sum")]
+            return self.chosen((nn.Graph(nodes), 2), (nn.Graph(nodes, output="both"), o + c))
+        if kind < 0.75:
+            o = self.chosen(2, 3, 2 * c)
+            return self.conv(c, o), o
+        again = [module for channels, module in self.made if channels == c]
+        if again and self.rng.random() < 0.3:
+            return again[self.rng.integers(len(again))], c
+        module = self.same(c)
+        self.made.append((c, module))
+        return module, c
+
+
+def composition(seed: int) -> tuple[nn.Module, np.ndarray]:
+    """Return a random network and a batch for it; a fifth of them are in float64."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.choice([1, 2, 2, 2, 3]))
+    composer, c = Composer(rng, rank), int(rng.integers(1, 4))
+    x = rng.standard_normal((2, c, *(SIZE,) * rank))
+    steps = []
+    for _ in range(rng.integers(1, 5)):
+        step, c = composer.part(c)
+        steps.append(step)
+    head = composer.chosen([nn.GlobalAvgPool()], [nn.GlobalMaxPool(), nn.Identity()], None)
+    if head is None:
+        head, c = [nn.Flatten()], c * SIZE**rank
+    model = nn.Sequential(*steps, *head, nn.Linear(c, 2, bias=composer.chosen(True, False)))
+    model.reset_parameters(rng)
+    dtype = "float64" if rng.random() < 0.2 else "float32"
+    return model.to("cpu", dtype), x.astype(dtype)
+
+
+def train(model: nn.Module, x: np.ndarray, steps: int = 2) -> list[bytes]:
+    """Take a few steps along the gradient of the squared outputs; return the bits of all outputs and of the state."""
+    bits = []
+    for _ in range(steps):
+        model.zero_grad()
+        y, backward = model.forward(x)
+        backward(y)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.data = parameter.data - parameter.grad * np.asarray(1e-3, x.dtype)
+        bits.append(y.tobytes())
+    return [*bits, model(x).tobytes(), *(array.tobytes() for array in model.state_dict().values())]

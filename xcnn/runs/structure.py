@@ -1,0 +1,289 @@
+"""The structure of a network as JSON: its modules by the names of their classes, with the arguments of constructors.
+
+    {"modules": [
+        {"class": "Conv2d", "options": {"in_channels": 1, "out_channels": 6, "kernel_size": [5, 5], ...}},
+        {"class": "ReLU", "options": {}},
+        {"class": "Sequential", "options": {"modules": [{"module": 0}, {"module": 1}, {"module": 1}]}}],
+     "streams": {}}
+
+A module refers only to modules before it, so that there are no cycles; the last is the network. A module that is used
+twice is one entry. In options, JSON's arrays are tuples; lists and dicts are `{"list": [...]}` and `{"dict": {...}}`.
+`streams` has the states of the random generators by name. A name of a class is looked up among the layers of `xcnn.nn`
+and the classes that the caller passes; nothing is imported.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from xcnn import nn
+from xcnn.errors import CheckpointError, UsageError, XcnnError, making_sense
+from xcnn.nn._weighted import undrawn
+from xcnn.runs.sealed import pack
+
+__all__ = [
+    "LAYERS",
+    "Makers",
+    "Structure",
+    "build",
+    "describe",
+    "load_weights",
+    "require_faithful",
+    "strangers",
+    "try_describe",
+]
+
+LAYERS: dict[str, type[nn.Module]] = {
+    name: kind
+    for name, kind in ((name, getattr(nn, name)) for name in nn.__all__)
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind not in (nn.Module, nn.Layer)
+}
+"""The classes of `xcnn.nn` by name."""
+
+Structure = dict[str, Any]
+Makers = Mapping[str, Callable[..., nn.Module]]
+
+# A small file could otherwise describe more modules than fit into memory, as each may be used twice by the next, and
+# nest them deeper than Python calls functions.
+_MOST_REPEATED = 10_000
+_DEEPEST = 100
+
+
+# Writing
+
+
+def describe(model: nn.Module) -> Structure:
+    """Return the structure of a network.
+
+    Raises
+    ------
+    UsageError
+        If it is not a module, an argument of a constructor is not kept or cannot be saved, or two classes have the same
+        name.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"save: model must be an nn.Module, got {type(model).__name__}")
+    entries: list[dict[str, Any]] = []
+    try:
+        _add(model, entries, {}, {})
+    except RecursionError:
+        raise UsageError(f"save: modules are nested too deep; at most {_DEEPEST} may be") from None
+    streams, arrays = pack({name: rng.bit_generator.state for name, rng in model.named_generators()}, "streams")
+    if arrays:
+        raise UsageError(f"save: the state {min(arrays)} is an array; use generators of numpy.random.default_rng")
+    return {"modules": entries, "streams": streams}
+
+
+def try_describe(model: nn.Module) -> Structure | None:
+    """Return the structure of a network, or None if it has classes that do not keep their arguments."""
+    try:
+        return describe(model)
+    except Exception:  # of any kind, from an `options()` of the user's class: training goes on
+        return None
+
+
+def _add(
+    module: nn.Module,
+    entries: list[dict[str, Any]],
+    places: dict[int, tuple[nn.Module, int | None]],
+    own: dict[str, type],
+) -> int:
+    """Append a module and those among its options to `entries`, each once, and return its place."""
+    kind = type(module)
+    name = kind.__name__
+    if id(module) in places:
+        place = places[id(module)][1]
+        if place is None:
+            raise UsageError(f"save: {name} contains itself")
+        return place
+    if LAYERS.get(name) is not kind and (name in LAYERS or own.setdefault(name, kind) is not kind):
+        raise UsageError(f"save: two classes are named {name!r}, and files know classes by name; rename yours")
+    given = module.options()
+    if not isinstance(given, dict):
+        raise UsageError(f"save: {name}: options() must return a dict of arguments, got {type(given).__name__}")
+    places[id(module)] = module, None  # the module, too, as the id of one that is gone may come again
+    options = {
+        key: _plain(value, f"{name}: the argument {key!r}", lambda inner: _add(inner, entries, places, own))
+        for key, value in given.items()
+        if not (key == "init" and callable(value))  # an initialiser; the weights are in the file
+    }
+    entries.append({"class": name, "options": options})
+    places[id(module)] = module, len(entries) - 1
+    return len(entries) - 1
+
+
+def _plain(value: Any, what: str, add: Callable[[nn.Module], int]) -> Any:
+    """Return the JSON of an option; `add` returns the place of a module."""
+    if isinstance(value, nn.Module):
+        return {"module": add(value)}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(entry, what, add) for entry in value]
+    if isinstance(value, list):
+        return {"list": [_plain(entry, what, add) for entry in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _plain(entry, what, add) for key, entry in value.items()}}
+    raise UsageError(
+        f"save: {what} is of the type {type(value).__name__}; files hold numbers, text, modules, and tuples, lists and "
+        "dicts of these; define options() that returns such arguments"
+    )
+
+
+def require_faithful(model: nn.Module, structure: Structure) -> None:
+    """Check that the network which is built from its structure has the same modules and slots, shared alike.
+
+    Raises
+    ------
+    UsageError
+        If it does not, as when an attribute has been added or a parameter is shared by two modules.
+    """
+    own = {type(module).__name__: type(module) for _, module in model.modules()}
+    try:
+        twin = _outline(build(structure, own))
+    except CheckpointError as error:
+        raise UsageError(f"save: the network cannot be made again from its options: {error}") from None
+    ours = _outline(model)
+    for name in [*ours, *twin]:
+        here, there = ours.get(name, "nothing"), twin.get(name, "nothing")
+        if here != there:
+            raise UsageError(
+                f"save: {name} is {here}, but {there} in the network made again from the options of its modules; make "
+                "it in the __init__ of a class, from arguments that the class keeps"
+            )
+
+
+def _outline(model: nn.Module) -> dict[str, str]:
+    """Return the kind of each module, slot and generator of a network, or the name under which it came before."""
+    found: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, one in [*model.modules(), *model._attributes(nn.Parameter, nn.Buffer, np.random.Generator)]:
+        shape = f" {tuple(one.data.shape)}" if isinstance(one, nn.Parameter | nn.Buffer) else ""
+        before = first.setdefault(id(one), name)
+        found[name or "the network"] = f"the same as {before}" if before != name else f"a {type(one).__name__}{shape}"
+    return found
+
+
+# Reading
+
+
+def strangers(structure: Structure, modules: Makers) -> list[str]:
+    """Return the names of the classes of a structure that are neither in `xcnn.nn` nor in `modules`."""
+    with making_sense("the structure"):
+        return sorted({str(entry["class"]) for entry in structure["modules"]} - LAYERS.keys() - modules.keys())
+
+
+def build(structure: Structure, modules: Makers) -> nn.Module:
+    """Build a network without weights: parameters and buffers take no memory, and `load_weights` must follow.
+
+    Parameters
+    ----------
+    structure : what `describe` returned.
+    modules : the classes that are not in `xcnn.nn`, by name.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not the structure of a network, or needs other classes.
+    """
+    built: list[nn.Module] = []
+    sizes: list[tuple[int, int]] = []  # of each module: how many it has with those inside it, how deep they are nested
+    try:
+        with making_sense("the structure"), undrawn():
+            for entry in structure["modules"]:
+                options, size = _options(entry, built, sizes)
+                if size[0] > len(structure["modules"]) + _MOST_REPEATED or size[1] > _DEEPEST:
+                    most = f"at most {_DEEPEST} may be nested, and {_MOST_REPEATED:,} repeated"
+                    raise CheckpointError(f"the structure: it has too many modules; {most}")
+                name = entry["class"]
+                kind = LAYERS.get(name) or modules.get(name)
+                if kind is None:
+                    raise CheckpointError(f"the structure: the class {name!r} is not known")
+                built.append(_made(f"the structure: module {len(built)} ({name})", kind, options))
+                sizes.append(size)
+            streams, generators = structure["streams"], dict(built[-1].named_generators())
+            if streams.keys() != generators.keys():
+                raise CheckpointError("the structure: its random streams are not those of its modules")
+            for name, generator in generators.items():
+                generator.bit_generator.state = streams[name]
+    except RecursionError:
+        raise CheckpointError("the structure: its values are nested too deep") from None
+    return built[-1]
+
+
+def _options(
+    entry: dict[str, Any], built: list[nn.Module], sizes: list[tuple[int, int]]
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return the options of the next module, and its size."""
+    inside = [(0, 0)]
+
+    def take(place: Any) -> nn.Module:
+        if type(place) is not int or not 0 <= place < len(built):
+            raise CheckpointError(f"the structure: module {len(built)}: there is no module {place!r} before it")
+        inside.append(sizes[place])
+        return built[place]
+
+    options = {key: _value(value, take) for key, value in entry["options"].items()}
+    return options, (1 + sum(count for count, _ in inside), 1 + max(depth for _, depth in inside))
+
+
+def _value(plain: Any, take: Callable[[Any], nn.Module]) -> Any:
+    """Return an option from its JSON; `take` returns the module at a place."""
+    if isinstance(plain, list):
+        return tuple(_value(entry, take) for entry in plain)
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, inner),) = plain.items()
+    if kind == "module":
+        return take(inner)
+    if kind == "list":
+        return [_value(entry, take) for entry in inner]
+    if kind == "dict":
+        return {key: _value(entry, take) for key, entry in inner.items()}
+    raise CheckpointError(f"the structure: there are no values of the kind {kind!r}")
+
+
+def _made(what: str, kind: Callable[..., nn.Module], options: dict[str, Any]) -> nn.Module:
+    """Call a class with its options."""
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+        given, named = [], dict(options)
+        by_place = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+        for parameter in parameters:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                given += named.pop(parameter.name)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(parameter.name)
+            elif parameter.kind is parameter.POSITIONAL_ONLY or (
+                by_place and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            ):
+                given.append(named.pop(parameter.name))
+        module = kind(*given, **named)
+    except XcnnError as error:
+        raise CheckpointError(f"{what}: {error}") from None
+    except Exception as error:  # of a class of the caller, which gets what the file says
+        raise CheckpointError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{what} must be a module, got {type(module).__name__}")
+    return module
+
+
+def load_weights(model: nn.Module, state: Mapping[str, np.ndarray]) -> None:
+    """Load weights into a network from `build`, in the dtypes that they have; no memory is taken if they do not fit.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not fit the network.
+    """
+    for name, slot in (*model.named_parameters(), *model.named_buffers()):
+        came = state.get(name)
+        if came is not None and isinstance(slot.data, np.ndarray):
+            if came.dtype.kind != slot.data.dtype.kind:  # conversion could take eight times the memory of the file
+                raise CheckpointError(f"{name} is of the dtype {came.dtype}, expected one like {slot.data.dtype}")
+            slot.data = np.broadcast_to(np.zeros((), came.dtype), slot.data.shape)
+    model.load_state_dict(state)
