@@ -101,7 +101,7 @@ def test_a_broken_image_stops_a_run_or_is_left_out(tmp_path):
     press = Press()
     train(dataclasses.replace(config, skip_broken=True), tmp_path / "run", [press])
     assert press.told[0].startswith("pets: left out 1 of 21 images: ")
-    assert restore(tmp_path / "run").evaluate().images == 4
+    assert restore(tmp_path / "run").evaluate().samples == 4
 
 
 def test_the_command_takes_and_explains_the_settings(xcnn, tmp_path):
