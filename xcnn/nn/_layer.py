@@ -60,8 +60,11 @@ class Layer(Module):
         raise UsageError(f"{type(self).__name__}: a layer needs an op: class {type(self).__name__}(nn.Layer, op=...)")
 
     def _trains(self) -> bool:
-        slots = [getattr(self, name, None) for name in self._slots]
-        return any(isinstance(slot, Parameter) and slot.trainable for slot in slots) or super()._trains()
+        for name in self._slots:  # much faster than the walk that finds all parameters
+            slot = getattr(self, name, None)
+            if isinstance(slot, Parameter) and slot.trainable:
+                return True
+        return super()._trains()
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
