@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import pytest
 from PIL import Image
 
 from xcnn import data, models, optim
-from xcnn.cli import main
-from xcnn.runs import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.cli import _console, main
+from xcnn.runs import SETTINGS, Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.threads import get_num_threads, set_num_threads
 
 QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
@@ -82,6 +83,53 @@ def test_train_prints_a_table(xcnn):
     assert "next: xcnn predict runs/digits-report-" in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "path", "program"),
+    [
+        (["/home/me/.venv/bin/xcnn"], "/home/me/.venv/bin", "xcnn"),
+        (["/home/me/.venv/bin/xcnn"], "/usr/bin", "/home/me/.venv/bin/xcnn"),
+        ([".venv/bin/xcnn"], "/usr/bin", ".venv/bin/xcnn"),
+        (["my project/.venv/bin/xcnn"], "/usr/bin", "'my project/.venv/bin/xcnn'"),
+        (["/lib/xcnn/__main__.py"], "/usr/bin", "/home/me/.venv/bin/python3 -m xcnn"),
+        (["/lib/xcnn/__main__.py"], "/home/me/.venv/bin", "python3 -m xcnn"),
+        (["/usr/bin/pytest"], "/usr/bin", "xcnn"),
+    ],
+)
+def test_the_next_command_is_called_as_this_one_was(monkeypatch, argv, path, program):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "executable", "/home/me/.venv/bin/python3")
+    monkeypatch.setattr(
+        shutil, "which", {"/home/me/.venv/bin": "/home/me/.venv/bin/{}".format}.get(path, lambda name: None)
+    )
+    assert _console.program() == program
+
+
+def test_a_path_in_the_summary_is_on_one_line(xcnn, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = tmp_path / ("long " * 20)
+    code, out, _ = xcnn("train", "--model", "report", "--epochs", "1", "-o", folder)
+    assert code == 0
+    assert f"{folder}/best.safetensors" in out
+
+
+def test_the_help_of_train_has_every_setting_under_a_heading(xcnn):
+    code, out, _ = xcnn("train", "--help")
+    assert code == 0
+    heads = [out.index(f" {head} ") for head in ("Data", "Network and training", "The run")]
+    assert heads == sorted(heads)
+    assert all(f"--{name.replace('_', '-')} " in out for name in SETTINGS)
+
+
+def test_completion_can_be_installed(tmp_path):
+    env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    command = [sys.executable, "-m", "xcnn", "--install-completion"]
+    subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
+    script = next(path for path in tmp_path.rglob("*") if path.is_file() and path.name == "xcnn")
+    ask = f"source '{script}'; COMP_WORDS=(xcnn train --label); COMP_CWORD=2; _xcnn; echo \"${{COMPREPLY[@]}}\""
+    answer = subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True, timeout=60)
+    assert answer.stdout.split() == ["--label-smoothing"]
+
+
 def tensors(folder):
     """Return the bytes of the last weights."""
     newest = max(Path(folder, "checkpoints").glob("step-*"))
@@ -115,7 +163,10 @@ def test_one_seed_one_result(xcnn):
         (["train", "--validation", "1"], 2, "--validation must be a number in [0, 1), got 1.0"),
         (["train", "--patience", "3", "--validation", "0"], 2, "--patience needs validation images"),
         (["train", "--epochs", "many"], 2, "--epochs"),
-        (["train", "--epoch", "3"], 2, "--epochs"),
+        (["train", "--epoch", "3"], 2, "xcnn train has no flag --epoch; did you mean --epochs?"),
+        (["train", "--learning-rate=0.1"], 2, "xcnn train has no flag --learning-rate; did you mean --lr?"),
+        (["train", "--gpu"], 2, "xcnn train has no flag --gpu; did you mean --device cuda?"),
+        (["models", "--gpu"], 2, "xcnn models has no flag --gpu; see xcnn models --help"),
         (["train", "--epochs", "2.7"], 2, "--epochs takes an integer, got '2.7'"),
         (["train", "--seed", "2.5"], 2, "--seed takes an integer, got '2.5'"),
         (["compare", "--batch-size", "8.0"], 2, "--batch-size takes an integer, got '8.0'"),

@@ -39,3 +39,28 @@ def test_curves_without_validation_or_accuracy_have_a_legend(tmp_path: Path) -> 
         return int(np.flatnonzero(np.any(drawn < 128, axis=(1, 2)))[-1])  # the lowest row with something dark
 
     assert height() == height(train_accuracy=0.5)
+
+
+def test_a_large_first_loss_does_not_hide_the_others(tmp_path: Path) -> None:
+    def bottom(first: float) -> int:
+        """Return how many rows of the last losses are drawn away from the axis."""
+        losses = [first, 2.0, 1.5, 1.0, 0.7, 0.5, 0.4, 0.3]
+        records = [{"epoch": i, "train_loss": loss, "val_loss": None} for i, loss in enumerate(losses)]
+        r, _, b = np.moveaxis(pixels(plots.curves(records, tmp_path / "curves.png")), -1, 0)
+        rows = np.flatnonzero(np.any((b - r > 80)[:, 200:-60], axis=1))  # of the line, without its legend
+        return int(rows[-1] - rows[0])
+
+    assert bottom(2.5) > 200
+    assert bottom(250.0) > 200
+
+
+def test_the_chosen_epoch_is_marked(tmp_path: Path) -> None:
+    records = [{"epoch": i, "train_loss": 1.0 / i, "val_loss": None} for i in range(1, 9)]
+    plain = pixels(plots.curves(records, tmp_path / "curves.png"))
+    assert not np.array_equal(pixels(plots.curves(records, tmp_path / "curves.png", chosen=3)), plain)
+
+
+def test_a_photo_is_drawn_beside_what_the_network_sees(tmp_path: Path) -> None:
+    seen, photo = np.zeros((1, 8, 8), np.float32), np.full((40, 60, 3), (255, 0, 0), np.uint8)
+    drawn = pixels(plots.prediction(seen, np.asarray([0.1, 0.9]), ("a", "b"), tmp_path / "p.png", photo=photo))
+    assert np.sum((drawn[..., 0] > 200) & (drawn[..., 1] < 50)) > 10_000

@@ -23,6 +23,9 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
+_HIDES = 8
+"""Above this multiple of the median, the largest loss would press all others onto the axis."""
+
 _HINT = "pictures need matplotlib; pip install 'xcnn[plots]'"
 
 
@@ -67,22 +70,31 @@ def _literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path:
-    """Draw loss and accuracy of training and validation over the epochs.
+def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "", chosen: int | None = None) -> Path:
+    """Draw loss, accuracy and further metrics of training and validation over the epochs.
+
+    The axis of a metric is logarithmic if its early values would hide the others. Metrics without values are left out.
 
     Parameters
     ----------
     history : records as `Trainer.fit` returns them; at least one.
+    chosen : the epoch whose weights were kept, which is marked.
     """
-    figure = _figure(9, 3.6)
+    further = [name.removeprefix("val_") for record in history for name in record if name.startswith("val_")]
+    panels = {name: _curves_of(name, history) for name in dict.fromkeys(["loss", "accuracy", *further])}
+    panels = {name: lines for name, lines in panels.items() if lines}
+    figure = _figure(4.5 * len(panels), 3.6)
     epochs = [record["epoch"] for record in history]
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for key, label, colour in zip(("train", "val"), ("training", "validation"), _COLOURS, strict=False):
-            values = [record[f"{key}_{name}"] for record in history]
-            if None not in values:
-                axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+    for axes, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for label, (colour, values) in lines.items():
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+        every = np.asarray([values for _, values in lines.values()])
+        if every.min() > 0 and every.max() > _HIDES * np.median(every):
+            axes.set_yscale("log")
+        if chosen is not None:
+            axes.axvline(chosen, color="black", linewidth=1, linestyle=":", label=f"chosen: epoch {chosen}")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
+        axes.set_ylabel(name.replace("_", " "))
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         if len(epochs) <= 15:
             axes.set_xticks(epochs)
@@ -114,6 +126,16 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     return _save(figure, path, title)
 
 
+def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[Any]]]:
+    """Return colour and values of a metric by the label of its line, for those that every record has."""
+    found = {}
+    for key, label, colour in zip(("train", "val"), ("training", "validation"), _COLOURS, strict=False):
+        values = [record.get(f"{key}_{name}") for record in history]
+        if None not in values:
+            found[label] = colour, values
+    return found
+
+
 def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str = "") -> Path:
     """Draw a confusion matrix.
 
@@ -127,13 +149,23 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
     """
     k = len(classes)
     side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
-    figure = _figure(side, side)
+    figure = _figure(side + 1, side)
     axes = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(k, dtype=bool)
     worst = max(0.1, np.max(share[~right], initial=0.0))  # otherwise few errors would be as dark as many
-    for colours, hidden, most in (("Blues", ~right, 1.0), ("Reds", right, worst)):
-        axes.imshow(np.ma.array(share, mask=hidden | (share == 0)), cmap=colours, vmin=0, vmax=most)
+    for colours, hidden, most, meaning, bottom in (
+        ("Blues", ~right, 1.0, "right answers, share of the true class", 0.56),
+        ("Reds", right, worst, "wrong answers, share of the true class", 0.0),
+    ):
+        cells = axes.imshow(np.ma.array(share, mask=hidden | (share == 0)), cmap=colours, vmin=0, vmax=most)
+        if not np.any(share[~hidden]):
+            continue
+        place = axes.inset_axes((1.04, bottom, 0.025, 0.44))
+        key = figure.colorbar(cells, cax=place, format=_percent)
+        key.set_label(meaning, fontsize=8)
+        key.ax.tick_params(labelsize=8)
+        key.outline.set_visible(False)
     if k <= 30:
         for i, j in zip(*np.nonzero(counts), strict=True):
             shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else "black"
@@ -142,33 +174,50 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
         names = [_literal(name) for name in classes]
         axes.set_xticks(range(k), names, rotation=90 if long else 0)
         axes.set_yticks(range(k), names)
-    axes.set_xlabel(f"predicted class (blue: share of the true class; red: errors, darkest at {worst:.0%})")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     return _save(figure, path, title)
 
 
+def _percent(share: float, place: object = None) -> str:
+    """Return the text of a tick."""
+    return f"{100 * share:.3g}%"
+
+
 def prediction(
-    image: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: Path, truth: str | None = None
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: Path,
+    truth: str | None = None,
+    photo: np.ndarray | None = None,
 ) -> Path:
     """Draw an image and the probabilities of its ten most likely classes.
 
     Parameters
     ----------
-    image : (C, H, W), from 0 to 1, with 1 or 3 channels.
+    image : (C, H, W), from 0 to 1, with 1 or 3 channels: what the network sees.
     probabilities : (classes,), of each class.
     classes : their names.
     truth : name of the true class, if it is known.
+    photo : (H, W) or (H, W, 3): the picture that `image` was made from, to be drawn beside it.
     """
-    figure = _figure(7, 3.4)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    figure = _figure(7 if photo is None else 10, 3.4)
+    widths = (1, 1.1) if photo is None else (1, 1, 1.1)
+    *pictures, right = figure.subplots(1, len(widths), width_ratios=widths)
+    seen = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]
+    for axes, shown, name in zip(
+        pictures[::-1],
+        (seen, photo),
+        (f"what the network sees: {seen.shape[1]} x {seen.shape[0]}", "the photo"),
+        strict=False,
+    ):
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=255 if shown is photo else 1)
+        axes.set_axis_off()
+        if photo is not None:
+            axes.set_title(name, fontsize=9)
     best = int(probabilities.argmax())
-    if image.shape[0] == 3:
-        left.imshow(np.moveaxis(image, 0, -1))
-    else:
-        left.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-    left.set_axis_off()
     known = "" if truth is None else f" (true class: {truth})"
-    left.set_title(_literal(f"predicted: {classes[best]}{known}"))
     shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
     colours = [_COLOURS[0] if i == best else "#bbbbbb" for i in shown]
     bars = right.barh([_literal(classes[i]) for i in shown], probabilities[shown], color=colours)
@@ -176,7 +225,7 @@ def prediction(
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.set_xlabel("probability")
-    return _save(figure, path)
+    return _save(figure, path, f"predicted: {classes[best]}{known}")
 
 
 def comparison(

@@ -12,6 +12,7 @@ Results go to stdout; progress, notes and errors go to stderr. Exit codes:
 If stderr breaks, progress is no longer shown, and the work continues.
 """
 
+import difflib
 import re
 import sys
 from collections.abc import Container, Sequence
@@ -30,7 +31,7 @@ from xcnn.cli.devices import devices
 from xcnn.cli.evaluate import evaluate
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
-from xcnn.cli.train import fill_in, train
+from xcnn.cli.train import RUN, fill_in, train
 from xcnn.data import DATASETS
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError
@@ -66,9 +67,12 @@ app = cyclopts.App(
     ),
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
-app.command(train, config=[fill_in, _check_values])
+app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
 for _command in (evaluate, predict, compare, bench, models, datasets, devices):
     app.command(_command)
+app.register_install_completion_command(
+    help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
+)
 
 _NAMES: dict[str, Container[str]] = {
     "--dataset": DATASETS,
@@ -78,6 +82,23 @@ _NAMES: dict[str, Container[str]] = {
     "--devices": LIBRARIES,
 }
 """The names that each flag takes. The error for a name without its flag suggests the flag."""
+
+_ELSEWHERE = {
+    "--learning-rate": "--lr",
+    "--weight-decay": "--wd",
+    "--optimizer": "--opt",
+    "--scheduler": "--schedule",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--early-stopping": "--patience",
+    "--num-threads": "--threads",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--cpu": "--device cpu",
+    "--checkpoint": "--resume",
+    "--data": "--data-dir",
+}
+"""What other programs call our flags, and names that are too short to be similar."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +155,8 @@ def _parsing(error: cyclopts.CycloptsError) -> str:
         if not name.startswith("-"):
             return f"{error.command_chain[0]} needs {name}; see xcnn {error.command_chain[0]} --help"
         return f"{name} takes {'a value' if count == 1 else f'{count} values, got {got}'}"
+    if isinstance(error, cyclopts.UnknownOptionError) and error.token.source == "cli":
+        return _unknown_flag(error)
     if not isinstance(error, cyclopts.UnusedCliTokensError) or not error.unused_tokens:
         return " ".join(str(error).split())
     command, token = " ".join(error.command_chain or ()), error.unused_tokens[0]
@@ -142,3 +165,13 @@ def _parsing(error: cyclopts.CycloptsError) -> str:
         if flag in flags and token in names:
             return f"{command} takes no argument {token!r}; did you mean {flag} {token}?"
     return f"{command} takes no argument {token!r}; see xcnn {command} --help"
+
+
+def _unknown_flag(error: cyclopts.UnknownOptionError) -> str:
+    """Return one sentence on a flag that does not exist, with the one that was probably meant."""
+    command, flag = " ".join(("xcnn", *(error.command_chain or ()))), error.token.keyword or error.token.value
+    names = [name for argument in error.argument_collection for name in argument.names]
+    meant = _ELSEWHERE.get(flag, "")
+    if meant.split(" ")[0] not in names:
+        meant = next(iter(difflib.get_close_matches(flag, names, n=1)), "")
+    return f"{command} has no flag {flag}; " + (f"did you mean {meant}?" if meant else f"see {command} --help")

@@ -9,6 +9,9 @@ import errno
 import json
 import math
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ __all__ = [
     "print_json",
     "print_line",
     "print_table",
+    "program",
     "split_names",
     "use_threads",
 ]
@@ -143,6 +147,18 @@ def use_threads(threads: int | None) -> None:
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}", setting="threads")
         set_num_threads(threads)
+
+
+def program() -> str:
+    """Return the words that start the command again in the user's shell, such as `.venv/bin/xcnn`."""
+    called = Path(sys.argv[0])
+    if called.parts[-2:] == ("xcnn", "__main__.py"):  # python -m xcnn
+        found = shutil.which(Path(sys.executable).name)
+        python = Path(sys.executable).name if found and Path(found) == Path(sys.executable) else sys.executable
+        return f"{shlex.quote(python)} -m xcnn"
+    if called.name != "xcnn" or Path(shutil.which("xcnn") or "").absolute() == called.absolute():
+        return "xcnn"
+    return shlex.quote(str(called))
 
 
 def split_names(text: str) -> list[str]:

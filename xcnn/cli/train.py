@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import cyclopts
 import cyclopts.config
 from cyclopts import Parameter, Token
 
 from xcnn import plots
 from xcnn._dispatch import COMPILATION
 from xcnn._plugins import is_foreign, refuse_foreign
-from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, use_threads
+from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, program, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
-__all__ = ["Flags", "fill_in", "train"]
+__all__ = ["RUN", "Flags", "fill_in", "train"]
 
 
 def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -48,9 +49,22 @@ _PARAMETERS = {
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
 
+_GROUPS = {
+    "Data": ("dataset", "data_dir", "image_size", "augment", "validation"),
+    "Network and training": (
+        *("model", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
+        *("label_smoothing", "clip_norm", "patience"),
+    ),
+}
+"""The settings by their headings in the help; all others are under that of the run."""
+RUN = cyclopts.Group("The run", sort_key=9)
+"""The heading of all other flags."""
+_HEADING = {name: cyclopts.Group(head, sort_key=i) for i, (head, rows) in enumerate(_GROUPS.items()) for name in rows}
+
 
 def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
-    parameter = Parameter(help=SETTINGS[row.name].help, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
+    group = _HEADING.get(row.name, RUN)
+    parameter = Parameter(help=SETTINGS[row.name].help, group=group, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
     # Cyclopts takes a flag whose hint is a dict only once.
     hint = tuple[str, ...] | None if row.name == "opt_options" else row.type
     return row.name, Annotated[hint, parameter], dataclasses.field(default=row.default)
@@ -108,7 +122,7 @@ def train(
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")
         again = _again(result.folder, settings, "dataset", "model", "opt", "schedule")
-        note(f"resume with: xcnn train --resume {again}")
+        note(f"resume with: {program()} train --resume {again}")
         return result.interrupted
     if result.note:
         note(f"stopped early: {result.note}")
@@ -122,10 +136,10 @@ def train(
             ("test loss", f"{result.test_loss:.4f}"),
             ("training time", _time(result)),
             ("checkpoint", result.checkpoint),
-            ("everything else", f"{result.folder}/"),
+            ("folder", f"{result.folder}/"),
         ]
-        print_table(f"{settings.model} on {settings.dataset}", "", rows=rows)
-        note(f"next: xcnn predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
+        print_table(f"{settings.model} on {settings.dataset}", "", rows=rows, fold=False)  # paths can be copied
+        note(f"next: {program()} predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
     return 0
 
 
