@@ -1,19 +1,30 @@
 """`xcnn predict`."""
 
+import csv
+import io
 import itertools
-from collections.abc import Sequence
+import json as json_lines
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import Bar, note, print_json, print_table
+from xcnn._files import replacing
+from xcnn.cli._console import Bar, check_writable, note, print_json, print_table
 from xcnn.cli._model import Source
-from xcnn.errors import UsageError
+from xcnn.data.images import SUFFIXES, read_photo
+from xcnn.errors import DataError, UsageError
 from xcnn.runs import Prediction
 
 __all__ = ["predict"]
+
+_AT_ONCE = 256
+"""Images in memory at a time."""
+
+_MOST_ROWS = 10
+"""Classes in the table of a single image."""
 
 
 def predict(
@@ -21,69 +32,166 @@ def predict(
     /,
     *images: Path,
     index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
-    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path(),
+    top: int = 3,
+    invert: Annotated[bool, Parameter(negative=())] = False,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    pictures: Path | None = None,
     source: Source | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Classify image files or test images: class, probabilities, and a picture of each.
+    """Classify image files, whole folders, or test images, and print the most likely classes.
 
     Parameters
     ----------
     checkpoint
         folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
     images
-        image files; made the size that the model takes as in its training, see --resize of train.
+        image files, and folders whose images are classified, also those in their subfolders. They are converted and
+        resized as the training images were.
     index
         indices of test images, counted from 0.
+    top
+        number of the most likely classes in tables and files.
+    invert
+        turn light into dark, for dark drawings on white paper if the training images are light on black.
     out
-        folder for the pictures, `prediction-NAME.png`; by default the current folder. Older pictures are replaced.
+        file for the table: CSV if its name ends in .csv, JSON lines if it ends in .jsonl.
+    pictures
+        folder for a picture of each image with what the network sees and the probabilities; needs matplotlib.
     json
         print one JSON object per image on stdout.
     """
-    restored = (source or Source()).restore(checkpoint, Bar())
-    classes = restored.checkpoint.classes
-    predictions = restored.predict(images, index)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder {out} cannot be created: {error.strerror}", setting="out") from None
-    for one, picture in zip(predictions, _pictures(out, predictions), strict=True):
-        best = int(one.probabilities.argmax())
-        truth = None if one.truth is None else classes[one.truth]
-        drawn = True
-        try:
-            plots.prediction(one.image, one.probabilities, classes, picture, truth)
-        except plots.NoMatplotlibError as error:
-            note(f"no picture: {error}")
-            drawn = False
-        if json:
-            print_json(
-                {
-                    "image": one.name,
-                    "class": classes[best],
-                    "probability": float(one.probabilities[best]),
-                    "truth": truth,
-                    "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
-                    "picture": str(picture) if drawn else None,
-                }
-            )
+    write = _writer(out, top)
+    if pictures is not None:
+        plots.check()
+    files = _files(images)
+    restored, bar = (source or Source()).restore(checkpoint, Bar()), Bar()
+    classes, several = restored.checkpoint.classes, len(files) + len(index) > 1
+    broken: list[DataError] = []
+    names: dict[str, str] = {}
+    records = []
+    for start in range(0, max(1, len(files)), _AT_ONCE):
+        for one in restored.predict(
+            files[start : start + _AT_ONCE],
+            () if start else index,
+            invert=invert,
+            broken=broken.append if several else None,
+        ):
+            record = _record(one, classes, top)
+            records.append(record)
+            if pictures is not None:
+                _draw(pictures, one, classes, names)
+            if json:
+                print_json(record)
+            elif not several:
+                _print_one(one, classes)
+        if len(files) > _AT_ONCE:
+            bar("images", min(start + _AT_ONCE, len(files)), len(files))
+    if several and records and not json:
+        _print_all(records)
+    if write is not None:
+        write(records)
+    if names:
+        note(f"pictures: {pictures}/")
+    for error in broken:
+        note(f"left out: {error}")
+    return int(bool(broken))
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among the paths and, sorted, the images in the folders, except hidden ones."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
             continue
-        known = "" if truth is None else f" (truth: {truth})"
-        title = f"{one.name}: class {classes[best]}{known}"
-        order = (-one.probabilities).argsort(kind="stable")[:10]
-        rows = [(classes[i], f"{one.probabilities[i]:.4f}") for i in order]
-        print_table("class", "probability", rows=rows, right="probability", title=title)
-        if drawn:
-            note(f"picture: {picture}")
-    return 0
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        if not inside:
+            raise UsageError(f"{path} contains no images ({', '.join(sorted(SUFFIXES))})")
+        files += inside
+    return files
 
 
-def _pictures(out: Path, predictions: Sequence[Prediction]) -> list[Path]:
-    """Return a file name for the picture of each image; images of the same name are numbered."""
-    names: dict[str, str] = {}  # by their lower case, as some file systems ignore the case
-    for one in predictions:
-        stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
-        numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-        name = next(name for name in numbered if name.casefold() not in names)
-        names[name.casefold()] = name
-    return [out / f"prediction-{name}.png" for name in names.values()]
+def _record(one: Prediction, classes: Sequence[str], top: int) -> dict[str, Any]:
+    """Return the JSON object of a prediction."""
+    order = (-one.probabilities).argsort(kind="stable")
+    return {
+        "image": one.name,
+        "class": classes[order[0]],
+        "probability": float(one.probabilities[order[0]]),
+        "truth": None if one.truth is None else classes[one.truth],
+        "top": [(classes[i], float(one.probabilities[i])) for i in order[:top]],
+        "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
+    }
+
+
+def _print_one(one: Prediction, classes: Sequence[str]) -> None:
+    best = int(one.probabilities.argmax())
+    known = "" if one.truth is None else f" (truth: {classes[one.truth]})"
+    order = (-one.probabilities).argsort(kind="stable")[:_MOST_ROWS]
+    rows = [(classes[i], f"{one.probabilities[i]:.4f}") for i in order]
+    title = f"{one.name}: class {classes[best]}{known}"
+    print_table("class", "probability", rows=rows, right="probability", title=title)
+
+
+def _print_all(records: list[dict[str, Any]]) -> None:
+    """Print a table with a row per image."""
+    known = any(record["truth"] is not None for record in records)
+    ranks = len(records[0]["top"])
+    columns = ["image", *["truth"] * known, "class", *(f"{k}." for k in range(2, ranks + 1))]
+    rows = [
+        (record["image"], *[record["truth"] or ""] * known, *(f"{name} {share:.3f}" for name, share in record["top"]))
+        for record in records
+    ]
+    print_table(*columns, rows=rows, fold=False)
+
+
+def _writer(out: Path | None, top: int) -> Callable[[list[dict[str, Any]]], None] | None:
+    """Return the function that writes records to the file `out`, after checking that it will be possible."""
+    if top < 1:
+        raise UsageError(f"top must be at least 1, got {top}", setting="top")
+    if out is None:
+        return None
+    texts = {".csv": _as_csv, ".jsonl": _as_json_lines}
+    if out.suffix.lower() not in texts:
+        raise UsageError(f"out must be a file that ends in .csv or .jsonl, got {out}", setting="out")
+    check_writable(out)
+
+    def write(records: list[dict[str, Any]]) -> None:
+        with replacing(out) as temporary:
+            temporary.write_text(texts[out.suffix.lower()](records), encoding="utf-8", newline="")
+        note(f"table: {out}")
+
+    return write
+
+
+def _as_csv(records: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    most = max((len(record["top"]) for record in records), default=0)
+    ranks = itertools.chain.from_iterable((f"class_{k}", f"probability_{k}") for k in range(1, most + 1))
+    table.writerow(["image", "truth", *ranks])
+    for record in records:
+        found = itertools.chain.from_iterable((name, f"{share:.6g}") for name, share in record["top"])
+        table.writerow([record["image"], record["truth"] or "", *found])
+    return text.getvalue()
+
+
+def _as_json_lines(records: list[dict[str, Any]]) -> str:
+    return "".join(json_lines.dumps(record) + "\n" for record in records)
+
+
+def _draw(folder: Path, one: Prediction, classes: Sequence[str], names: dict[str, str]) -> None:
+    """Draw a prediction into a folder. `names` holds the names so far; images of the same name are numbered."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be created: {error.strerror}", setting="pictures") from None
+    stem = Path(one.name).stem.replace(":", "-")  # of `package.module:function`; Windows has no colon in names
+    numbered = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    name = next(name for name in numbered if name.casefold() not in names)  # some file systems ignore the case
+    names[name.casefold()] = name
+    truth = None if one.truth is None else classes[one.truth]
+    photo = None if one.file is None else read_photo(one.file)
+    plots.prediction(one.image, one.probabilities, classes, folder / f"prediction-{name}.png", truth, photo)

@@ -50,7 +50,10 @@ _PARAMETERS = {
 }
 
 _GROUPS = {
-    "Data": ("dataset", "data_dir", "image_size", "augment", "validation"),
+    "Data": (
+        *("dataset", "data_dir", "image_size", "resize", "background", "skip_broken", "augment", "validation"),
+        "workers",
+    ),
     "Network and training": (
         *("model", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
         *("label_smoothing", "clip_norm", "patience"),

@@ -18,7 +18,7 @@ from xcnn._check import path as checked_path
 from xcnn.data._stream import File, opened
 from xcnn.errors import DataError, UsageError
 
-__all__ = ["RESIZE", "SUFFIXES", "Picture", "colour", "decode", "read_image"]
+__all__ = ["RESIZE", "SUFFIXES", "Picture", "colour", "decode", "read_image", "read_photo"]
 
 _FORMATS = {  # what Pillow may decode, whatever the file name: others start programs (EPS: Ghostscript)
     "BMP": {".bmp"},
@@ -105,6 +105,18 @@ def read_image(
     choice("read_image", "resize", resize, RESIZE)
     ground = colour("read_image", "background", background)
     return decode(checked_path("read_image", "path", path), (w, h), resize, ground, c).pixels
+
+
+def read_photo(path: str | os.PathLike[str], longest: int = 480) -> npt.NDArray[np.uint8]:
+    """Return the upright image in a file as uint8 (H, W, 3), at most `longest` pixels wide and high, for pictures.
+
+    Errors are those of `read_image`.
+    """
+    file, white = checked_path("read_photo", "path", path), _COLOURS["white"]
+    w, h = decode(file, (1, 1), "stretch", white, 3).size
+    scale = min(1.0, longest / max(w, h))
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    return decode(file, size, "stretch", white, 3).pixels.transpose(1, 2, 0)
 
 
 def colour(caller: str, name: str, value: Any) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.devices import Device, device
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, DataError, UsageError
 from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
 from xcnn.runs.structure import Makers
@@ -33,12 +33,14 @@ class Prediction:
     image : (c, h, w) float32 0..1, the input of the model.
     probabilities : (classes,).
     truth : the true class, if it is known.
+    file : the image file; None for an image of a data set.
     """
 
     name: str
     image: np.ndarray
     probabilities: np.ndarray
     truth: int | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,22 @@ class Restored:
         batches = Loader(test, shuffle=False, workers=2 * test.lazy)
         return evaluate(self.model, batches, _LOSS, self.device, watch=told)
 
-    def predict(self, files: Sequence[Path] = (), indices: Sequence[int] = ()) -> list[Prediction]:
+    def predict(
+        self,
+        files: Sequence[Path] = (),
+        indices: Sequence[int] = (),
+        *,
+        invert: bool = False,
+        broken: Callable[[DataError], object] | None = None,
+    ) -> list[Prediction]:
         """Classify image files and test images.
+
+        Parameters
+        ----------
+        files : the image files.
+        indices : the indices of test images, from 0.
+        invert : whether to turn light into dark in the files.
+        broken : called with the error of each file that cannot be read, which is left out; by default it is raised.
 
         Raises
         ------
@@ -97,12 +113,21 @@ class Restored:
         """
         if not files and not indices:
             raise UsageError("nothing to predict: pass image files or indices of test images")
-        names, truths = [str(path) for path in files], [None] * len(files)
         if files and len(self.checkpoint.shape) != 3:
             raise UsageError(f"the network takes inputs of shape {self.checkpoint.shape}, not images (c, h, w)")
         c, h, w = self.checkpoint.shape if files else (1, 1, 1)
-        made = _recorded(self.checkpoint, "resize", "background")
-        images = [to_float(read_image(path, (c, h, w), **made)[None])[0] for path in files]
+        read, images, made = [], [], _recorded(self.checkpoint, "resize", "background")
+        for path in files:
+            try:
+                pixels = read_image(path, (c, h, w), **made)
+            except DataError as error:
+                if broken is None:
+                    raise
+                broken(error)
+            else:
+                read.append(path)
+                images.append(to_float((255 - pixels if invert else pixels)[None])[0])
+        names, truths, found = [str(path) for path in read], [None] * len(read), [*read, *[None] * len(indices)]
         if indices:
             test = self.test_set()
             for index in indices:
@@ -114,9 +139,11 @@ class Restored:
             names += [f"{self.dataset}-{index}" for index in indices]
             images += list(to_float(test.x[list(indices)]))
             truths += test.y[list(indices)].tolist()
+        if not images:
+            return []
         stack = np.stack(images)
         results = predict(self.model, stack, _LOSS, self.device)
-        return [Prediction(*parts) for parts in zip(names, stack, results, truths, strict=True)]
+        return [Prediction(*parts) for parts in zip(names, stack, results, truths, found, strict=True)]
 
 
 def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:
