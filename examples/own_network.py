@@ -32,6 +32,7 @@ class SqueezeExcite(nn.Module):
         self.body = nn.Graph([("weights", weights, "x"), ("product", nn.Multiply(), ("x", "weights"))])
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        """Return the weighed map and its backward pass."""
         return self.body.forward(x, train)
 
 

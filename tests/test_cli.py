@@ -1,5 +1,6 @@
 """The command `xcnn` as users run it: its output, the files that it writes, and its exit codes."""
 
+import csv
 import json
 import os
 import shutil
@@ -304,7 +305,7 @@ def test_debug_shows_the_traceback(xcnn):
 
 
 def test_predict_an_index(xcnn, checkpoint, tmp_path):
-    code, out, _ = xcnn("predict", checkpoint, "--index", "3", "--json", "-o", "pictures")
+    code, out, _ = xcnn("predict", checkpoint, "--index", "3", "--json", "--pictures", "pictures")
     assert code == 0
     record = json.loads(out)
     _, test = data.load("digits")
@@ -325,16 +326,56 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
     assert code == 0, err
     first, _, third = (json.loads(line) for line in out.splitlines())
     assert first["probabilities"] == pytest.approx(third["probabilities"], rel=1e-4)
-    assert (tmp_path / "prediction-three.png").exists()
-    assert (tmp_path / "prediction-big.png").exists()
+    assert not list(tmp_path.glob("prediction-*")), "pictures that nobody asked for"
     (tmp_path / "sub").mkdir()
     (tmp_path / "three.png").rename(tmp_path / "sub" / "big.png")
-    assert xcnn("predict", checkpoint, "big.jpg", "sub/big.png", "-o", "both")[0] == 0
+    assert xcnn("predict", checkpoint, "big.jpg", "sub/big.png", "--pictures", "both")[0] == 0
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["prediction-big-2.png", "prediction-big.png"]
     (tmp_path / "sub" / "big.png").rename(tmp_path / "three.png")
     code, out, _ = xcnn("predict", checkpoint, "three.png")
     assert code == 0
     assert f"three.png: class {first['class']}" in out
+
+
+def test_predict_folders(xcnn, checkpoint, tmp_path):
+    """A folder stands for its images; one that cannot be read is left out, and the exit code says so."""
+    _, test = data.load("digits")
+    for i, name in enumerate(("a.png", "deep/b.png", ".hidden/c.png", "deep/.d.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(test.x[i, 0]).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("not an image")
+    code, out, _ = xcnn("predict", checkpoint, "photos", "--index", "0", "1", "--json", "--out", "all.jsonl")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["image"] for record in records] == ["photos/a.png", "photos/deep/b.png", "digits-0", "digits-1"]
+    assert records[0]["probabilities"] == pytest.approx(records[2]["probabilities"], rel=1e-4)
+    assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == records
+
+    (tmp_path / "photos" / "a.png").write_bytes(b"damaged")
+    code, out, err = xcnn("predict", checkpoint, "photos", "--index", "1", "--top", "2", "--out", "all.csv")
+    assert code == 1
+    assert "left out: read_image: photos/a.png cannot be read as an image" in err
+    header, *rows = out.splitlines()
+    assert header.split() == ["image", "truth", "class", "2."]
+    assert [row.split()[0] for row in rows] == ["photos/deep/b.png", "digits-1"]
+    with (tmp_path / "all.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert list(first) == ["image", "truth", "class_1", "probability_1", "class_2", "probability_2"]
+    assert (second["image"], second["truth"]) == ("digits-1", test.classes[test.y[1]])
+    for row, record in ((first, records[1]), (second, records[3])):
+        assert row["class_1"] == record["class"]
+        assert float(row["probability_1"]) == pytest.approx(record["probability"], rel=1e-4)
+
+
+def test_predict_inverted(xcnn, checkpoint, tmp_path):
+    _, test = data.load("digits")
+    Image.fromarray(test.x[3, 0]).save(tmp_path / "light.png")
+    Image.fromarray(255 - test.x[3, 0]).save(tmp_path / "dark.png")
+    as_is, turned = (
+        json.loads(xcnn("predict", checkpoint, *argv, "--json")[1])
+        for argv in (["light.png"], ["dark.png", "--invert"])
+    )
+    assert as_is["probabilities"] == turned["probabilities"]
 
 
 def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
@@ -343,7 +384,7 @@ def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.fromarray(test.x[3, 0]).save(tmp_path / file)
-    code, out, _ = xcnn("predict", checkpoint, *files, "--json", "-o", "out")
+    code, out, _ = xcnn("predict", checkpoint, *files, "--json", "--pictures", "out")
     pictures = [json.loads(line)["picture"] for line in out.splitlines()]
     assert code == 0
     assert len({picture.casefold() for picture in pictures}) == len(files)
@@ -385,11 +426,16 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
         (["text.png"], 1, "text.png"),
         (["--index", "0", "--model", "lenet5"], 2, "is a checkpoint of the model 'report', not of 'lenet5'"),
         (["--index", "0", "--dataset", "digit"], 2, "unknown data set 'digit'; did you mean 'digits'?"),
-        (["--index", "0", "-o", "text.png"], 2, "--out: the folder text.png cannot be created"),
+        (["--index", "0", "--pictures", "text.png"], 2, "--pictures: the folder text.png cannot be created"),
+        (["--index", "0", "-o", "text.png"], 2, "--out must be a file that ends in .csv or .jsonl, got text.png"),
+        (["--index", "0", "-o", "no/table.csv"], 2, "cannot write no/table.csv: there is no folder no"),
+        (["--index", "0", "--top", "0"], 2, "--top must be at least 1, got 0"),
+        (["empty"], 2, "empty contains no images ("),
     ],
 )  # fmt: skip
 def test_predict_mistakes(xcnn, checkpoint, tmp_path, argv, code, message):
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     got, out, err = xcnn("predict", checkpoint, *argv)
     assert got == code
     assert out == ""

@@ -80,7 +80,7 @@ def predict(
             record = _record(one, classes, top)
             records.append(record)
             if pictures is not None:
-                _draw(pictures, one, classes, names)
+                record["picture"] = str(_draw(pictures, one, classes, names))
             if json:
                 print_json(record)
             elif not several:
@@ -182,7 +182,7 @@ def _as_json_lines(records: list[dict[str, Any]]) -> str:
     return "".join(json_lines.dumps(record) + "\n" for record in records)
 
 
-def _draw(folder: Path, one: Prediction, classes: Sequence[str], names: dict[str, str]) -> None:
+def _draw(folder: Path, one: Prediction, classes: Sequence[str], names: dict[str, str]) -> Path:
     """Draw a prediction into a folder. `names` holds the names so far; images of the same name are numbered."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,4 +194,4 @@ def _draw(folder: Path, one: Prediction, classes: Sequence[str], names: dict[str
     names[name.casefold()] = name
     truth = None if one.truth is None else classes[one.truth]
     photo = None if one.file is None else read_photo(one.file)
-    plots.prediction(one.image, one.probabilities, classes, folder / f"prediction-{name}.png", truth, photo)
+    return plots.prediction(one.image, one.probabilities, classes, folder / f"prediction-{name}.png", truth, photo)
