@@ -37,8 +37,9 @@ def main(count: int = 2000, epochs: int = 6) -> float:
     trainer.fit(signals(count, seed=0), epochs)
     metrics = trainer.evaluate(signals(400, seed=1))
     print(f"accuracy on new signals: {metrics.accuracy:.2%}")
-    for wave, row in zip(WAVES, metrics.per_class(), strict=True):
-        print(f"{wave:>10}  precision {row['precision']:.3f}  recall {row['recall']:.3f}")
+    each = metrics.per_class()
+    for wave, precision, recall in zip(WAVES, each.precision, each.recall, strict=True):
+        print(f"{wave:>10}  precision {precision:.3f}  recall {recall:.3f}")
     return float(metrics.accuracy or 0)
 
 
