@@ -18,7 +18,7 @@ def test_a_task_is_learned(load_example, name, options, least):
 
 def test_a_frozen_trunk_helps_where_examples_are_few(load_example):
     tuned, scratch = load_example("fine_tuning").main()
-    assert tuned > scratch + 0.03
+    assert tuned > scratch + 0.05
 
 
 def test_an_own_network_comes_back_from_its_file(load_example, tmp_path):
