@@ -32,7 +32,6 @@ from xcnn.threads import set_num_threads
 FLAGS = "--model report --epochs 3 --validation 0.2 --checkpoint-every 5steps"
 OTHERS = {
     "prediction-digits-3.png": "predict run/best.safetensors --index 3 --pictures .",
-    "predictions.csv": "predict run/best.safetensors --index 3 4 5 --out predictions.csv",
     "table.md": "compare --op relu --devices cpu --markdown table.md",
     "compared.png": "compare --op relu --devices cpu --plot compared.png",
     "new-run": f"train {FLAGS} -o new-run",

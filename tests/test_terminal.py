@@ -179,7 +179,7 @@ def checkpoint(tmp_path):
 def test_names_of_classes_and_images_reach_the_terminal_as_text(xcnn, checkpoint, text):
     name = text.replace("/", "_") + ".png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(name)
-    code, out, err = xcnn("predict", checkpoint, name)
+    code, out, err = xcnn("predict", checkpoint, name, "--pictures", "p")
     assert code == 0, err
     harmless(out, 12)
     harmless(err, 1)
