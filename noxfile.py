@@ -67,6 +67,10 @@ The networks of the last two pad: without padding, a large image has more output
 """
 
 
+PYTEST = ("python", "-m", "pytest", "-n", "2")
+"""Runs the tests in two processes, each with whole files, as both use all cores for some of the time."""
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Lint, and check the formatting."""
@@ -86,7 +90,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests. Arguments after `--` are passed to pytest."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
@@ -98,7 +102,7 @@ def backends(session: nox.Session) -> None:
     """
     session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
-    session.run("python", "-m", "pytest", *required, *_without_once("tests"), *session.posargs)
+    session.run(*PYTEST, *required, *_without_once("tests"), *session.posargs)
 
 
 @nox.session

@@ -67,4 +67,5 @@ def test_ci_runs_the_second_command():
     _, install, test = command.split(" && ")
     packages = install.split("install ")[1]
     assert f"install --quiet {packages}" in ci.read_text()
-    assert test.endswith("python -m pytest")
+    assert test.endswith("python -m pytest -n 2")
+    assert "-m pytest -n 2 -q" in ci.read_text()
