@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcnn import data, models, optim
+from xcnn import data, models, optim, plots
 from xcnn.cli import _console, main
 from xcnn.runs import SETTINGS, Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.threads import get_num_threads, set_num_threads
@@ -45,6 +45,8 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
         "checkpoint_seconds",
         "compile_seconds",
         "device",
+        "best_epoch",
+        "monitor",
         "checkpoint",
     ]
     assert last["device"] == "cpu"
@@ -74,6 +76,32 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     right = sum(row["recall"] * row["support"] for row in tested["classes"])
     assert right == pytest.approx(360 * last["test_accuracy"])
     assert "precision   recall" in xcnn("evaluate", "out")[1]
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+def test_the_run_says_which_weights_it_tested(xcnn, tmp_path, monkeypatch, monitor):
+    chosen = []
+    monkeypatch.setattr(plots, "curves", lambda history, path, title, epoch: chosen.append(epoch))
+    rising = ["--opt", "sgd", "--lr", "0.3", "--schedule", "constant", "--epochs", "6", "--validation", "0.5"]
+    code, out, err = xcnn("train", "--model", "report", *rising, "--monitor", monitor, "-o", "out")
+    assert code == 0, err
+    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    values = [record[monitor] for record in history]
+    best = min(values) if monitor == "val_loss" else max(values)
+    epoch = values.index(best) + 1
+    assert f"epoch {epoch} of 6, best {monitor} {best:.4g}\n" in out
+    assert chosen == [epoch]
+    assert load_checkpoint(tmp_path / "out" / "best.safetensors").metrics["epoch"] == epoch
+    assert f"epoch {epoch}, best {monitor} {best:.4g}\n" in xcnn("evaluate", "out")[1]
+    newest = max((tmp_path / "out" / "checkpoints").glob("*.safetensors"))
+    last = json.loads(xcnn("evaluate", newest, "--json")[1])
+    assert last["weights"] == f"last, after {6 * 12} steps"
+
+
+def test_without_validation_the_last_weights_are_tested(xcnn):
+    code, out, _ = xcnn("train", "--model", "report", "--epochs", "1", "--validation", "0", "--json", "-o", "out")
+    last = json.loads(out.splitlines()[-1])
+    assert (code, last["best_epoch"], last["monitor"]) == (0, 0, None)
 
 
 def test_train_prints_a_table(xcnn):

@@ -56,7 +56,7 @@ def test_a_validation_part_of_the_folder_is_used(tmp_path):
     ended = train(config, tmp_path / "run", [press])
     assert press.told[1:] == ["pets: 6 images to train, 6 to validate, 6 to test"]
     assert ended.history[0]["val_loss"] is not None
-    without = train(dataclasses.replace(config, validation=0), tmp_path / "other")
+    without = train(dataclasses.replace(config, validation=0, patience=2, monitor="val_accuracy"), tmp_path / "other")
     assert [record["val_loss"] for record in without.history] == [record["val_loss"] for record in ended.history]
 
 

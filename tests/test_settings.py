@@ -32,6 +32,7 @@ WRONG = {
     "clip_norm": [0, -1, "x"],
     "augment": ["flip", ["shft"], [3], None],
     "validation": [1, -0.1, None],
+    "monitor": ["val_los", "train_loss", None, 3],
     "patience": [0, 1.5],
     "seed": [2.5, -1, None, "0"],
     "workers": [-1, 1.5, "2", True],
@@ -152,9 +153,12 @@ def test_settings_of_a_folder_are_refused_for_data_sets_of_the_table(name, value
         assert getattr(check(Config(dataset=dataset, **{name: value})), name) == value
 
 
-def test_patience_wants_validation():
-    with pytest.raises(UsageError, match="patience needs validation images; set validation above 0"):
-        check(Config(patience=2, validation=0))
+@pytest.mark.parametrize(("name", "value"), [("patience", 2), ("monitor", "val_accuracy")])
+def test_what_watches_the_validation_wants_some(tmp_path, name, value):
+    with pytest.raises(UsageError, match=f"^{name} needs validation images; set validation above 0") as caught:
+        train(Config(**{name: value}, validation=0), tmp_path / "run")
+    assert caught.value.setting == name
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):

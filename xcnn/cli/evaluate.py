@@ -43,6 +43,7 @@ def evaluate(
                 "dataset": restored.dataset,
                 "device": restored.device.name,
                 "checkpoint": str(checkpoint),
+                "weights": restored.checkpoint.weights,
                 "classes": [
                     {"class": name, "precision": p, "recall": r, "f1": f1, "support": n}
                     for name, p, r, f1, n in figures
@@ -55,6 +56,7 @@ def evaluate(
             ("test loss", f"{metrics.loss:.4f}"),
             ("images", f"{metrics.samples:,}"),
         ]
+        rows += [("weights", text)] if (text := restored.checkpoint.weights) else []
         print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.dataset}", "", rows=rows)
         table = [(name, percent(p), percent(r), percent(f1), f"{n:,}") for name, p, r, f1, n in figures]
         print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)

@@ -56,7 +56,7 @@ _GROUPS = {
     ),
     "Network and training": (
         *("model", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
-        *("label_smoothing", "clip_norm", "patience"),
+        *("label_smoothing", "clip_norm", "monitor", "patience"),
     ),
 }
 """The settings by their headings in the help; all others are under that of the run."""
@@ -131,12 +131,14 @@ def train(
         note(f"stopped early: {result.note}")
     if json:
         record = {key: getattr(result, key) for key in ("test_accuracy", "test_loss", "seconds", "checkpoint_seconds")}
-        record |= {"compile_seconds": COMPILATION.seconds, "device": result.device}
+        record |= {"compile_seconds": COMPILATION.seconds, "device": result.device, "best_epoch": result.best_epoch}
+        record |= {"monitor": settings.monitor if result.best_epoch else None}
         print_json({**record, "checkpoint": str(result.checkpoint)})
     else:
         rows = [
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
+            ("weights", result.weights),
             ("training time", _time(result)),
             ("checkpoint", result.checkpoint),
             ("folder", f"{result.folder}/"),
@@ -197,7 +199,7 @@ def _draw(result: Result, config: Config) -> None:
     title = f"{config.model} on {config.dataset}"
     try:
         if result.history:
-            plots.curves(result.history, result.folder / "curves.png", title)
+            plots.curves(result.history, result.folder / "curves.png", title, result.best_epoch or None)
         if result.confusion is not None:
             title = f"{title}: test accuracy {percent(result.test_accuracy)}"
             plots.confusion(result.confusion, result.classes, result.folder / "confusion.png", title)

@@ -78,6 +78,21 @@ class Checkpoint:
     training: dict[str, Any] | None = field(default=None, repr=False)
     structure: dict[str, Any] | None = field(default=None, repr=False)
 
+    @property
+    def weights(self) -> str:
+        """Which weights these are, such as `epoch 6, best val_loss 0.0861`, or `last, after 300 steps`; "" if unknown.
+
+        >>> Checkpoint(metrics={"epoch": 6, "val_loss": 0.08612}).weights
+        'epoch 6, best val_loss 0.08612'
+        """
+        if self.training is not None:
+            return f"last, after {self.training.get('steps')} steps"
+        monitor = self.config.get("monitor", "val_loss")
+        epoch, value = self.metrics.get("epoch"), self.metrics.get(monitor) if isinstance(monitor, str) else None
+        if not isinstance(epoch, int) or not isinstance(value, float):
+            return ""
+        return f"epoch {epoch}, best {monitor} {value:.4g}"
+
     def build(self, model: str | None = None, modules: Makers | None = None) -> Module:
         """Build the network and load its weights: from its structure, or by the name of the model if it has none.
 

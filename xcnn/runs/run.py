@@ -1,7 +1,7 @@
 """A training run from settings to results, in a folder.
 
-The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (best validation loss), and
-`checkpoints/`, from which an interrupted run resumes. The caller adds pictures.
+The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensors` (of the epoch that is the best by
+`monitor`), and `checkpoints/`, from which an interrupted run resumes. The caller adds pictures.
 """
 
 import functools
@@ -63,8 +63,8 @@ class Result:
     Attributes
     ----------
     folder : the folder of the run.
-    checkpoint : the file of the tested weights: those with the best validation loss, or without validation the last. If
-        the run was interrupted, the checkpoint from which it can resume.
+    checkpoint : the file of the tested weights: those of the best epoch, or without validation the last. If the run was
+        interrupted, the checkpoint from which it can resume.
     device : the full name of the device.
     history : one record per epoch, as `Trainer.fit` returns them.
     classes : the names of the classes.
@@ -74,6 +74,8 @@ class Result:
     confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
     note : why the run ended early; empty if it did not.
     interrupted : the exit code of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM; 0 if none did.
+    best_epoch : the epoch of the tested weights if they are those of the best epoch by `monitor`; 0 if the last.
+    weights : which weights were tested, such as `epoch 6 of 22, best val_accuracy 0.93`.
     """
 
     folder: Path
@@ -88,6 +90,8 @@ class Result:
     confusion: np.ndarray | None = None
     note: str = ""
     interrupted: int = 0
+    best_epoch: int = 0
+    weights: str = ""
 
 
 @explained
@@ -153,6 +157,9 @@ class _Run:
         self.config, self.callbacks = config, callbacks
         self.device = device(config.device)
         train, self.test, self.validation = self._load()
+        for name in ("patience", "monitor"):
+            if self.validation is None and getattr(config, name) != getattr(Config, name):
+                raise UsageError(f"{name} needs validation images; set validation above 0", setting=name)
         augment = [data.AUGMENTATIONS[name] for name in config.augment]
         self.workers = config.workers if config.workers is not None else 2 * train.lazy
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
@@ -201,10 +208,11 @@ class _Run:
             folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
         ours: list[Callback] = [_Finite(), *self.callbacks, *(HistoryFile(folder / name) for name in HISTORY)]
+        self.kept = KeepBest(self._save_best, config.monitor)
         if self.validation is not None:
-            ours.append(KeepBest(self._save_best))
+            ours.append(self.kept)
             if config.patience is not None:
-                ours.append(EarlyStopping(patience=config.patience))
+                ours.append(EarlyStopping(config.monitor, config.patience))
         self.trainer = Trainer(
             self.model,
             self.optimizer,
@@ -293,7 +301,7 @@ class _Run:
         if code:
             return result
         try:
-            result = replace(result, checkpoint=self._load_best())
+            result = replace(result, **self._load_best())
             test = Feed("test", self._in_order(self.test), self.device, self.tell).source
             plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
@@ -303,15 +311,20 @@ class _Run:
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))
         return replace(result, test_loss=metrics.loss, test_accuracy=metrics.accuracy, confusion=metrics.confusion)
 
-    def _load_best(self) -> Path:
-        """Load the best weights, or keep the last ones if there are none, and return their file."""
+    def _load_best(self) -> dict[str, Any]:
+        """Load the best weights, or keep the last ones if there are none, and return what the result says of them."""
+        done = len(self.trainer.history)
         if self.best.exists():
             try:
-                self.model.load_state_dict(read_checkpoint(self.best).state)
-                return self.best
+                found = read_checkpoint(self.best)
+                self.model.load_state_dict(found.state)
             except CheckpointError as error:
                 self.tell(f"{error}; testing the last weights")
-        return self.newest
+            else:
+                epoch = int(found.metrics.get("epoch", 0))
+                text = self.kept.describe(done) if self.kept.best_epoch == epoch else found.weights
+                return {"checkpoint": self.best, "best_epoch": epoch, "weights": text}
+        return {"checkpoint": self.newest, "weights": f"last, of epoch {done}"}
 
 
 class _Finite(Callback):

@@ -172,8 +172,11 @@ class Config:
     validation: float = _row(0.1,
         "share of the training images that is held out to choose the best epoch.",
         _real("[0, 1)"), fixed="images used for training would be held out")
+    monitor: str = _row("val_loss",
+        "what chooses the best epoch, and what patience watches: val_loss or val_accuracy.",
+        _one_of("monitor", ("val_loss", "val_accuracy")), change="the next epoch counts as the best so far")
     patience: int | None = _row(None,
-        "stop after this many epochs without a better validation loss.", _whole(1), change=_ON)
+        "stop after this many epochs without a better value of monitor.", _whole(1), change=_ON)
     seed: int = _row(0,
         "seed of the weights, the order, the augmentation and the held-out images.",
         _whole(0, 2**63 - 1), fixed="it determines the held-out images and their order")
@@ -227,8 +230,6 @@ def check(config: Config) -> Config:
             if checked[name] != getattr(Config, name):
                 named = f"the data set {checked['dataset']!r} has images of its own size"
                 raise UsageError(f"{name} is for the data set 'folder'; {named}", setting=name)
-    if checked["patience"] is not None and checked["validation"] == 0:
-        raise UsageError("patience needs validation images; set validation above 0", setting="patience")
     return Config(**checked)
 
 
