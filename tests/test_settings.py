@@ -19,6 +19,8 @@ WRONG = {
     "background": ["", "#12345", "#12345g", "gold", None, 0],
     "skip_broken": [1, None, "yes"],
     "model": ["lenet", None, {}],
+    "init": ["", 3],
+    "freeze": ["0.*", [""], [3], None],
     "epochs": [2.7, 0, -1, "3", None, True, 10**10, float("nan")],
     "batch_size": [0, 2.5, None, 10**10],
     "opt": ["adm", None],

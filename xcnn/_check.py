@@ -3,6 +3,8 @@
 `caller` is the name of the public function or class, `name` that of its argument.
 """
 
+import difflib
+import fnmatch
 import functools
 import os
 from collections.abc import Iterable, Sequence
@@ -24,6 +26,7 @@ __all__ = [
     "integers",
     "interval",
     "is_integer",
+    "matching",
     "number",
     "numbers",
     "path",
@@ -140,6 +143,15 @@ def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise unknown(f"{caller} {name}", value, choices)
     return value
+
+
+def matching(caller: str, kind: str, pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that match a pattern, in which `*` stands for any characters; at least one must."""
+    matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matched:
+        near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0))
+        raise UsageError(f"{caller}: no {kind} matches {pattern!r}; the names most like it are {near or '-'}")
+    return matched
 
 
 def axis(caller: str, name: str, value: Any, sizes: tuple[int, ...], of: str = "x") -> int:

@@ -46,6 +46,7 @@ _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
     "skip_broken": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
+    "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
 
@@ -55,7 +56,20 @@ _GROUPS = {
         "workers",
     ),
     "Network and training": (
-        *("model", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
+        *(
+            "model",
+            "init",
+            "freeze",
+            "epochs",
+            "batch_size",
+            "opt",
+            "lr",
+            "momentum",
+            "wd",
+            "opt_options",
+            "schedule",
+            "warmup",
+        ),
         *("label_smoothing", "clip_norm", "monitor", "patience"),
     ),
 }

@@ -1,10 +1,9 @@
 """Parameter groups by the names of the parameters: other learning rates or weight decay for a part of a network."""
 
-import difflib
-import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
+from xcnn._check import matching
 from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Group
 from xcnn.parameter import Parameter
@@ -50,13 +49,7 @@ def param_groups(model: Any, patterns: Mapping[str, Mapping[str, Any]]) -> list[
                 f"param_groups: a pattern and its options must be a string and a dict such as {{'lr': 0.01}}, got "
                 f"{pattern!r}: {options!r}"
             )
-        matched = [n for n in names if fnmatch.fnmatchcase(n, pattern)]
-        taken = [name for name in matched if name in left]
-        if not matched:
-            near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0))
-            raise UsageError(
-                f"param_groups: no parameter matches {pattern!r}; the names most like it are {near or '-'}"
-            )
+        taken = [name for name in matching("param_groups", "parameter", pattern, names) if name in left]
         if not taken:
             raise UsageError(f"param_groups: all parameters that {pattern!r} matches belong to earlier patterns")
         groups.append({**options, "params": [left.pop(name) for name in taken]})

@@ -28,6 +28,7 @@ __all__ = [
     "find_newest",
     "load",
     "load_checkpoint",
+    "open_checkpoint",
     "read_checkpoint",
     "require_finite",
     "save",
@@ -269,19 +270,22 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
     UsageError
         If the checkpoint is of another model than `model`.
     """
-    path = Path(path)
-    found = find_newest(path / CHECKPOINTS) if path.is_dir() and not (path / BEST).exists() else None
-    if found is not None:
-        path, checkpoint = step_path(path / CHECKPOINTS, found[0]), found[1]
-    else:
-        path = path / BEST if path.is_dir() else path
-        checkpoint = read_checkpoint(path)
+    path, checkpoint = open_checkpoint(Path(path))
     if not checkpoint.model and checkpoint.structure is None and model is None:
         hint = "name the model, or build the network and call load_state_dict"
         raise CheckpointError(f"{path} holds weights but does not name its model; {hint}")
     if checkpoint.model and model not in (None, checkpoint.model):
         raise UsageError(f"{path} is a checkpoint of the model {checkpoint.model!r}, not of {model!r}")
     return dataclasses.replace(checkpoint, model=checkpoint.model or model or "")
+
+
+def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
+    """Read a checkpoint, or that of the folder of a run as `load_checkpoint` does, and return its file, too."""
+    found = find_newest(path / CHECKPOINTS) if path.is_dir() and not (path / BEST).exists() else None
+    if found is not None:
+        return step_path(path / CHECKPOINTS, found[0]), found[1]
+    path = path / BEST if path.is_dir() else path
+    return path, read_checkpoint(path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

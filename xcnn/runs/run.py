@@ -27,6 +27,7 @@ from xcnn.errors import (
     wrong_call,
 )
 from xcnn.optim.optimizer import options_of
+from xcnn.runs.beginning import freeze, load_fitting
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -130,6 +131,7 @@ def train(
         changes(recorded_settings(where), config)  # before a data set is loaded
     run = _Run(config, callbacks)
     if not resume:
+        run.begin()
         where = make_run_folder(where, config)
     elif where is None:
         raise UsageError("folder must be that of the run to resume, got None", setting="resume")
@@ -165,12 +167,18 @@ class _Run:
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
         self.model = models.build(config.model, shape, len(classes), config.seed)
+        freeze(self.model, config.freeze, self.tell)
         self.optimizer = _optimizer(config, self.model.parameters())
         self.schedule = optim.make_schedule(
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
         here = origin(self.device, training=train, validation=self.validation, test=self.test)
         self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), origin=here)
+
+    def begin(self) -> None:
+        """Load the weights that the settings name, before the first step."""
+        if self.config.init is not None:
+            load_fitting(self.model, self.config.init, self.tell)
 
     def _load(self) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
         """Return the data sets for training, test and validation."""
@@ -246,6 +254,7 @@ class _Run:
                     f"{self.folder / CONFIG}"
                 )
             self.tell(f"{self.folder} has no checkpoint yet: starting from the beginning")
+            self.begin()
             return
         with making_sense(str(self.newest)):
             changed, remarks = differences(found, self.config, self.about.origin)

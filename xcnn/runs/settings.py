@@ -89,16 +89,23 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _folder(name: str, value: Any) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise UsageError(f"{name} must be a folder, got {value!r}")
-    return Path(value)
+def _path(what: str) -> Callable[[str, Any], Path]:
+    def checked(name: str, value: Any) -> Path:
+        if not isinstance(value, str | Path) or not str(value):
+            raise UsageError(f"{name} must be a {what}, got {value!r}")
+        return Path(value)
+
+    return checked
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one for one in value):
+        raise UsageError(f"{name} must be a list of names, got {value!r}")
+    return tuple(value)
 
 
 def _augmentations(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise UsageError(f"{name} must be a list of names, got {value!r}")
-    return tuple(_one_of("augmentation", data.AUGMENTATIONS)(name, one) for one in value)
+    return tuple(_one_of("augmentation", data.AUGMENTATIONS)(name, one) for one in _names(name, value))
 
 
 def _options(name: str, value: Any) -> dict[str, Any]:
@@ -126,7 +133,7 @@ class Config:
         _named("data set", data.DATASETS), fixed="the network is trained on its images")
     data_dir: Path | None = _row(None,  # a resumed run compares what is in it  # noqa: RUF009
         "folder with files of the data set that you have, or with your own images, or a CSV file of paths and labels.",
-        _folder)
+        _path("folder"))
     image_size: int | None = _row(None,
         "height and width to which the data set `folder` resizes its images; by default 32.",
         _whole(1, MOST_SIDE), fixed="the network is built for it")
@@ -142,6 +149,12 @@ class Config:
     model: str = _row("vgg_small",
         "network by name (see `xcnn models`), or your own as package.module:function.",
         _named("model", models.MODELS), fixed="the weights are that network's")
+    init: Path | None = _row(None,  # noqa: RUF009
+        "begin with the weights of a checkpoint, a run or a safetensors file, as far as names and shapes fit.",
+        _path("file or folder"), fixed="the run has begun with these weights")
+    freeze: tuple[str, ...] = _row((),
+        "weights that stay as they are, by patterns of their names, separated by commas, such as 0.*,3.*.",
+        _names, change=_ON)
     epochs: int = _row(15,
         "passes over the training images.",
         _whole(1), change="a schedule that depends on it changes from here on")
@@ -234,10 +247,15 @@ def check(config: Config) -> Config:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Return the settings as JSON values, with an absolute path of the data."""
+    """Return the settings as JSON values, with absolute paths."""
     fields = {name: getattr(config, name) for name in SETTINGS}
-    folder = None if config.data_dir is None else str(config.data_dir.resolve())
-    return fields | {"data_dir": folder, "augment": list(config.augment)}
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_settings(path: Path) -> dict[str, Any]:
