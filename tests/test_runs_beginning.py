@@ -8,8 +8,10 @@ from kill_runs import result
 from safetensors.numpy import save_file
 from test_resume_run import Press
 
-from xcnn import models, runs
-from xcnn.runs import Config, load_checkpoint, recorded_settings, train
+from xcnn import data, models, runs
+from xcnn.errors import UsageError
+from xcnn.runs import Checkpoints, Config, load_checkpoint, recorded_settings, train
+from xcnn.training import Callback
 
 CONFIG = Config(model="report", epochs=1, validation=0.8)
 QUICK = ["train", "--model", "report", "--epochs", "1", "--validation", "0.8"]
@@ -99,6 +101,8 @@ def test_a_pattern_that_matches_nothing_or_everything_is_refused(xcnn, tmp_path)
 
 SETTINGS = {
     "init and freeze": {"freeze": ("0.*",)},
+    "ema, class weights and parts": {"ema": 0.8, "class_weight": "balanced", "accumulate": 2, "validation": 0.7},
+    "ema without validation": {"ema": 0.8, "validation": 0.0, "batch_size": 300},
 }
 
 
@@ -108,13 +112,77 @@ def test_a_resumed_run_ends_as_the_whole_one(tmp_path, trained, name):
     source = tmp_path / "source.safetensors"
     source.write_bytes((trained / "best.safetensors").read_bytes())
     config = dataclasses.replace(CONFIG, epochs=2, checkpoint_every="3steps", init=source, **given)
-    train(config, tmp_path / "whole")
+    whole = train(config, tmp_path / "whole")
     press = Press(2)
     assert train(config, tmp_path / "stopped", [press]).interrupted == 130
     source.unlink()  # it is not read again
     train(config, tmp_path / "stopped", [Press(7)], resume=True)
-    train(config, tmp_path / "stopped", resume=True)
-    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+    ended = train(config, tmp_path / "stopped", resume=True)
+    if config.validation:
+        assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+    newest, expected = (Checkpoints(tmp_path / name / "checkpoints").find() for name in ("stopped", "whole"))
+    assert bits(newest.state) == bits(expected.state)
+    assert bits(newest.average) == bits(expected.average)
+    assert ended.test_loss == whole.test_loss
+
+
+def test_averaged_weights_are_kept_and_tested(tmp_path):
+    """The averages are computed here from the weights after each step."""
+    steps = []
+
+    class Look(Callback):
+        def on_batch_end(self, trainer, epoch, batch, metrics):
+            steps.append(trainer.model.state_dict())
+
+    config = dataclasses.replace(CONFIG, ema=0.4, opt="sgd", lr=0.1)
+    train(config, tmp_path / "out", [Look()])
+    average = {name: array.astype(float) for name, array in models.build("report", (1, 8, 8), 10).state_dict().items()}
+    for step, state in enumerate(steps, 1):
+        decay = min(0.4, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * array for name, array in state.items()}
+    best = weights(tmp_path / "out")
+    for name, array in best.items():
+        assert np.allclose(array, average[name], atol=1e-6)
+        assert not np.allclose(array, steps[-1][name], atol=1e-4)
+    newest = max((tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert bits(weights(newest)) == bits(steps[-1])  # from which it resumes
+    for path in (newest, tmp_path / "out"):
+        assert bits(runs.load(path).state_dict()) == bits(best)
+
+
+def test_a_run_without_validation_tests_its_average(tmp_path):
+    config = dataclasses.replace(CONFIG, ema=0.9, validation=0.0, batch_size=256, opt="sgd", lr=0.2)
+    ended = train(config, tmp_path / "out")
+    assert (ended.best_epoch, ended.weights) == (0, "last, of epoch 1")
+    tested = runs.restore(tmp_path / "out").evaluate()
+    assert tested.loss == pytest.approx(ended.test_loss, rel=1e-6)
+    plain = train(dataclasses.replace(config, ema=None), tmp_path / "plain")
+    assert plain.test_loss != pytest.approx(ended.test_loss, rel=1e-5)
+
+
+def test_classes_of_few_images_weigh_more(tmp_path, monkeypatch):
+    everything, test = data.load("digits")
+    skewed = everything[np.concatenate([np.flatnonzero(everything.y == k)[: 10 + 10 * k] for k in range(10)])]
+    monkeypatch.setitem(data.DATASETS, "digits", data.catalog.Entry("", lambda folder: (skewed, test)))
+    seen = []
+
+    class Look(Callback):
+        def on_fit_start(self, trainer, batches, epochs):
+            seen.append(trainer.loss.options["weight"])
+
+    config = dataclasses.replace(CONFIG, class_weight="balanced", validation=0.0)
+    ended = train(config, tmp_path / "out", [Look()])
+    assert np.allclose(seen[0], [550 / (10 * (10 + 10 * k)) for k in range(10)])
+    assert runs.restore(tmp_path / "out").evaluate().loss == pytest.approx(ended.test_loss, rel=1e-6)  # all the same
+
+
+def test_a_class_without_images_has_no_weight(tmp_path, monkeypatch):
+    train_set, test = data.load("digits")
+    rest = train_set[np.flatnonzero(train_set.y != 3)]
+    monkeypatch.setitem(data.DATASETS, "digits", data.catalog.Entry("", lambda folder: (rest, test)))
+    with pytest.raises(UsageError, match="class_weight: no target is of the class 3") as caught:
+        train(dataclasses.replace(CONFIG, class_weight="balanced"), tmp_path / "out")
+    assert caught.value.setting == "class_weight"
 
 
 def test_what_was_frozen_may_be_trained_in_a_resumed_run(xcnn, tmp_path):

@@ -70,7 +70,7 @@ _GROUPS = {
             "schedule",
             "warmup",
         ),
-        *("label_smoothing", "clip_norm", "monitor", "patience"),
+        *("label_smoothing", "class_weight", "ema", "accumulate", "clip_norm", "monitor", "patience"),
     ),
 }
 """The settings by their headings in the help; all others are under that of the run."""

@@ -31,10 +31,11 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> No
         If no entry fits.
     """
     path, found = open_checkpoint(path)
+    state, average = found.state, found.average
     shapes = {name: array.shape for name, array in model.state_dict().items()}
-    fitting = {name: array for name, array in found.state.items() if array.shape == shapes.get(name)}
+    fitting = {name: array for name, array in state.items() if array.shape == shapes.get(name)}
     if not fitting:
-        theirs = _listed([f"{name} {array.shape}" for name, array in found.state.items()])
+        theirs = _listed([f"{name} {array.shape}" for name, array in state.items()])
         ours = _listed([f"{name} {shape}" for name, shape in shapes.items()])
         raise UsageError(
             f"init: no weights of {path} have a name and a shape of this network; the file has {theirs}, "
@@ -42,8 +43,9 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> No
             setting="init",
         )
     model.load_state_dict(fitting, strict=False)
+    model.load_state_dict({name: array for name, array in average.items() if name in fitting}, strict=False)
     new = [name for name in shapes if name not in fitting]
-    left = [name for name in found.state if name not in fitting]
+    left = [name for name in state if name not in fitting]
     tell(
         f"begins with {len(fitting)} of {len(shapes)} arrays from {path}"
         + (f"; new: {_listed(new)}" if new else "")

@@ -16,7 +16,7 @@ import numpy as np
 
 from xcnn import _check, models
 from xcnn._plugins import is_foreign, refuse_foreign
-from xcnn.errors import CheckpointError, DivergedError, UsageError
+from xcnn.errors import CheckpointError, DivergedError, UsageError, making_sense
 from xcnn.nn import Module
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 from xcnn.runs.structure import Makers, build, describe, load_weights, require_faithful, strangers, try_describe
@@ -94,8 +94,16 @@ class Checkpoint:
             return ""
         return f"epoch {epoch}, best {monitor} {value:.4g}"
 
+    @property
+    def average(self) -> dict[str, np.ndarray]:
+        """The moving average of the weights, which inference uses instead of `state`; empty if the run keeps none."""
+        with making_sense("the checkpoint"):
+            return dict((self.training or {}).get("callbacks", {}).get("EMA", {}).get("average", {}))
+
     def build(self, model: str | None = None, modules: Makers | None = None) -> Module:
         """Build the network and load its weights: from its structure, or by the name of the model if it has none.
+
+        The weights are those of inference: the average, if the run keeps one.
 
         Parameters
         ----------
@@ -117,6 +125,7 @@ class Checkpoint:
         if self.structure is not None and not unknown:
             module = build(self.structure, own)
             load_weights(module, self.state)
+            module.load_state_dict(self.average, strict=False)
             return module
         if unknown and (not self.model or modules is not None):
             some = ", ".join(f"{name!r}: {name}" for name in unknown[:4])
@@ -128,6 +137,7 @@ class Checkpoint:
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
         module.load_state_dict(self.state)
+        module.load_state_dict(self.average, strict=False)
         return module
 
 

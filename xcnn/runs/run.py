@@ -4,6 +4,7 @@ The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensor
 `monitor`), and `checkpoints/`, from which an interrupted run resumes. The caller adds pictures.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from xcnn import data, models, optim
 from xcnn._files import replacing, sweep
 from xcnn._plugins import find
+from xcnn.data.lazy import read
 from xcnn.devices import device
 from xcnn.errors import (
     CheckpointError,
@@ -42,15 +44,8 @@ from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
 from xcnn.runs.settings import DATA_OPTIONS, RULE_OPTIONS, Config, check, plain
-from xcnn.training import (
-    Callback,
-    EarlyStopping,
-    HistoryFile,
-    KeepBest,
-    Trainer,
-    clock,
-    loss_named,
-)
+from xcnn.training import EMA, Callback, EarlyStopping, HistoryFile, KeepBest, Loss, Trainer, clock, loss_named
+from xcnn.training import class_weight as weights_of
 from xcnn.training.evaluation import evaluate
 from xcnn.training.feed import Feed
 
@@ -169,6 +164,7 @@ class _Run:
         self.model = models.build(config.model, shape, len(classes), config.seed)
         freeze(self.model, config.freeze, self.tell)
         self.optimizer = _optimizer(config, self.model.parameters())
+        self.loss = _loss(config, train)
         self.schedule = optim.make_schedule(
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
@@ -215,7 +211,8 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder / CHECKPOINTS, config.checkpoint_every, config.keep_checkpoints, self.about
         )
-        ours: list[Callback] = [_Finite(), *self.callbacks, *(HistoryFile(folder / name) for name in HISTORY)]
+        ours: list[Callback] = [] if config.ema is None else [EMA(config.ema)]
+        ours += [_Finite(), *self.callbacks, *(HistoryFile(folder / name) for name in HISTORY)]
         self.kept = KeepBest(self._save_best, config.monitor)
         if self.validation is not None:
             ours.append(self.kept)
@@ -224,10 +221,11 @@ class _Run:
         self.trainer = Trainer(
             self.model,
             self.optimizer,
-            loss_named("cross_entropy", label_smoothing=config.label_smoothing),
+            self.loss,
             self.device,
             schedule=self.schedule,
             clip_norm=config.clip_norm,
+            accumulate=config.accumulate,
             callbacks=[*ours, self.checkpoints],
             tell=self.tell,
         )
@@ -312,9 +310,11 @@ class _Run:
         try:
             result = replace(result, **self._load_best())
             test = Feed("test", self._in_order(self.test), self.device, self.tell).source
-            plain_loss = loss_named("cross_entropy")  # label smoothing is only for training
+            plain_loss = loss_named("cross_entropy")  # smoothing and class weights are only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
-            metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
+            # The best weights are those of inference already.
+            with contextlib.nullcontext() if result.best_epoch else trainer.inference_weights():
+                metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
         except (KeyboardInterrupt, SystemExit) as stop:
             best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))
@@ -346,6 +346,18 @@ class _Finite(Callback):
 def _code(stop: BaseException) -> int:
     """Return the exit code of the signal that raised `stop`."""
     return int(stop.code or 0) if isinstance(stop, SystemExit) else 130
+
+
+def _loss(config: Config, train: data.Dataset) -> Loss:
+    options: dict[str, Any] = {"label_smoothing": config.label_smoothing}
+    if config.class_weight is not None:
+        try:
+            y = read(train.y, np.arange(len(train)))
+            options["weight"] = weights_of(config.class_weight, y, train.classes).tolist()
+        except UsageError as error:
+            error.setting = "class_weight"
+            raise
+    return loss_named("cross_entropy", **options)
 
 
 def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:

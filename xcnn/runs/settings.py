@@ -177,6 +177,15 @@ class Config:
     label_smoothing: float = _row(0.0,
         "share of the target that is spread over all classes.",
         _real("[0, 1)"), change=f"{_ON}, and losses before and after cannot be compared")
+    class_weight: str | None = _row(None,
+        "balanced: all classes count the same in the loss of training and validation, however many images they have.",
+        _one_of("class_weight", ("balanced",)), change=f"{_ON}, and losses before and after cannot be compared")
+    ema: float | None = _row(None,
+        "decay of an exponential moving average of the weights, such as 0.999, which is validated, kept and tested.",
+        _real("[0, 1)"), change=_ON)
+    accumulate: int = _row(1,
+        "number of parts in which a step computes its images, one after the other, to take less memory.",
+        _whole(1), change=_ON)
     clip_norm: float | None = _row(None,
         "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)
     augment: tuple[str, ...] = _row((),
