@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from kill_runs import result
+from PIL import Image
 from safetensors.numpy import save_file
 from test_resume_run import Press
 
@@ -101,6 +102,7 @@ def test_a_pattern_that_matches_nothing_or_everything_is_refused(xcnn, tmp_path)
 
 SETTINGS = {
     "init and freeze": {"freeze": ("0.*",)},
+    "normalize": {"normalize": True, "freeze": ("0.*",)},
     "ema, class weights and parts": {"ema": 0.8, "class_weight": "balanced", "accumulate": 2, "validation": 0.7},
     "ema without validation": {"ema": 0.8, "validation": 0.0, "batch_size": 300},
 }
@@ -124,6 +126,66 @@ def test_a_resumed_run_ends_as_the_whole_one(tmp_path, trained, name):
     assert bits(newest.state) == bits(expected.state)
     assert bits(newest.average) == bits(expected.average)
     assert ended.test_loss == whole.test_loss
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_normalisation_belongs_to_the_file(tmp_path, monkeypatch, own):
+    """Also for a network of user code that does not keep its arguments, so that the file has no structure."""
+    (tmp_path / "mine_network.py").write_text(FORGETFUL)
+    monkeypatch.chdir(tmp_path)
+    model = "mine_network:Forgetful" if own else "report"
+    config = dataclasses.replace(CONFIG, model=model, normalize=True, dataset="folder", data_dir=photos(tmp_path))
+    config = dataclasses.replace(config, image_size=8, validation=0.25, batch_size=8)
+    ended = train(config, tmp_path / "out")
+    found = load_checkpoint(tmp_path / "out")
+    assert (found.structure is None) == own
+    assert all(name.startswith("1.") for name in found.state)
+    restored = runs.restore(tmp_path / "out", model=model)
+    assert restored.evaluate().loss == pytest.approx(ended.test_loss, rel=1e-6)
+    train_part = data.split(data.load("folder", config.data_dir, size=8)[0], 0.25, 0)[0]
+    x = train_part.x / 255
+    mean, std = (f(x, axis=(0, 2, 3)) for f in (np.mean, np.std))
+    assert np.allclose(found.statistics["mean"], mean)
+    assert np.allclose(found.statistics["std"], std)
+    bare = models.build(model, (3, 8, 8), 2)
+    bare.load_state_dict({name[2:]: array for name, array in found.state.items()})
+    image = data.read_image(config.data_dir / "a" / "0.png", (3, 8, 8))[None] / 255
+    scores = bare(((image - mean[:, None, None]) / std[:, None, None]).astype(np.float32))[0]
+    (one,) = restored.predict([config.data_dir / "a" / "0.png"])
+    assert np.allclose(one.probabilities, np.exp(scores) / np.exp(scores).sum(), atol=1e-5)
+
+
+FORGETFUL = """
+from xcnn import nn
+class Forgetful(nn.Module):
+    def __init__(self, shape, classes):
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    def forward(self, x, train):
+        return self.inner.forward(x, train)
+"""
+
+
+def photos(folder):
+    rng = np.random.default_rng(0)
+    for name, low in (("a", 0), ("b", 100)):
+        (folder / "photos" / name).mkdir(parents=True)
+        for k in range(10):
+            pixels = rng.integers(low, low + 100, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{k}.png")
+    return folder / "photos"
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (True, True)])
+def test_weights_fit_with_and_without_normalisation(tmp_path, before, after):
+    train(dataclasses.replace(CONFIG, normalize=before), tmp_path / "first")
+    press = Press()
+    config = dataclasses.replace(CONFIG, normalize=after, init=tmp_path / "first", opt="sgd", lr=1e-30)
+    train(config, tmp_path / "second", [press])
+    assert press.told[0].startswith("begins with 3 of 3 arrays from")
+    first, second = ({name.removeprefix("1."): array.tobytes() for name, array in weights(tmp_path / name).items()}
+                     for name in ("first", "second"))  # fmt: skip
+    assert first == second
+    assert ("these weights were trained with normalize, which this run does not set" in press.told) == (before > after)
 
 
 def test_averaged_weights_are_kept_and_tested(tmp_path):

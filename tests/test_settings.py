@@ -18,6 +18,7 @@ WRONG = {
     "resize": ["squeeze", None, 3, ["crop"]],
     "background": ["", "#12345", "#12345g", "gold", None, 0],
     "skip_broken": [1, None, "yes"],
+    "normalize": [1, None, "yes"],
     "model": ["lenet", None, {}],
     "init": ["", 3],
     "freeze": ["0.*", [""], [3], None],

@@ -45,6 +45,7 @@ def _options(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
 _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
     "skip_broken": {"negative": ()},
+    "normalize": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
@@ -52,8 +53,8 @@ _PARAMETERS = {
 
 _GROUPS = {
     "Data": (
-        *("dataset", "data_dir", "image_size", "resize", "background", "skip_broken", "augment", "validation"),
-        "workers",
+        *("dataset", "data_dir", "image_size", "resize", "background", "skip_broken", "augment", "normalize"),
+        *("validation", "workers"),
     ),
     "Network and training": (
         *(

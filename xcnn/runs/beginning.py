@@ -1,20 +1,25 @@
 """How the network of a run begins: with weights of another file, and with frozen parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from xcnn._check import matching
 from xcnn.errors import UsageError
 from xcnn.nn import Module
-from xcnn.runs.checkpoint import open_checkpoint
+from xcnn.runs.checkpoint import Checkpoint, open_checkpoint
 
-__all__ = ["freeze", "load_fitting"]
+__all__ = ["NETWORK", "freeze", "load_fitting"]
+
+NETWORK = "1."
+"""The prefix of the names of a network that follows `nn.Normalize`."""
 
 _MOST_NAMES = 8
 """Names in a sentence."""
 
 
-def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> None:
+def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> Checkpoint:
     """Load those weights of a file whose name and shape fit a network, and tell which entries keep their new weights.
 
     Parameters
@@ -22,6 +27,10 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> No
     model : the network, for instance with a new head.
     path : a checkpoint, the folder of a run, a file of `xcnn.save`, or plain safetensors weights.
     tell : called with a sentence.
+
+    Returns
+    -------
+    The checkpoint of the file.
 
     Raises
     ------
@@ -31,9 +40,13 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> No
         If no entry fits.
     """
     path, found = open_checkpoint(path)
-    state, average = found.state, found.average
     shapes = {name: array.shape for name, array in model.state_dict().items()}
-    fitting = {name: array for name, array in state.items() if array.shape == shapes.get(name)}
+    fitting: dict[str, np.ndarray] = {}
+    for strip in ("", NETWORK):  # those of a network that begins with `nn.Normalize` may have the prefix
+        named, means = _stripped(found.state, strip), _stripped(found.average, strip)
+        fits = {name: array for name, array in named.items() if array.shape == shapes.get(name)}
+        if strip == "" or len(fits) > len(fitting):
+            fitting, state, average = fits, named, means
     if not fitting:
         theirs = _listed([f"{name} {array.shape}" for name, array in state.items()])
         ours = _listed([f"{name} {shape}" for name, shape in shapes.items()])
@@ -51,6 +64,7 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> No
         + (f"; new: {_listed(new)}" if new else "")
         + (f"; not used: {_listed(left)}" if left else "")
     )
+    return found
 
 
 def freeze(model: Module, patterns: Sequence[str], tell: Callable[[str], object]) -> None:
@@ -83,6 +97,10 @@ def freeze(model: Module, patterns: Sequence[str], tell: Callable[[str], object]
     if not trained:
         raise UsageError(f"freeze: the patterns {_listed(list(patterns))} leave no weight to train", setting="freeze")
     tell(f"{trained:,} of {sum(sizes.values()):,} weights are trained, the others are frozen")
+
+
+def _stripped(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn import _check, models
+from xcnn import _check, models, nn
 from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.errors import CheckpointError, DivergedError, UsageError, making_sense
 from xcnn.nn import Module
@@ -64,6 +64,8 @@ class Checkpoint:
     origin : the hardware, versions and images that it was computed with; see `xcnn.runs.resume.origin`.
     state : the weights, host arrays by name.
     training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds only weights.
+    statistics : numbers computed from the training images: `mean` and `std` of each channel, if the network begins with
+        `nn.Normalize`.
     structure : the modules of the network with their options, see `xcnn.runs.structure`; None if the classes of the
         network do not keep the arguments of their constructors, or the file holds only weights.
     """
@@ -78,6 +80,7 @@ class Checkpoint:
     state: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     training: dict[str, Any] | None = field(default=None, repr=False)
     structure: dict[str, Any] | None = field(default=None, repr=False)
+    statistics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> str:
@@ -136,6 +139,9 @@ class Checkpoint:
             refuse_foreign("the checkpoint", model=self.model)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
+        if self.config.get("normalize"):
+            with making_sense("the checkpoint"):
+                module = nn.Sequential(nn.Normalize(self.statistics["mean"], self.statistics["std"]), module)
         module.load_state_dict(self.state)
         module.load_state_dict(self.average, strict=False)
         return module
@@ -349,7 +355,7 @@ def require_finite(weights: Mapping[str, np.ndarray], when: str) -> None:
 
 _TYPES = {
     "model": str, "shape": list, "classes": list, "dataset": str, "config": dict, "metrics": dict, "origin": dict,
-    "training": dict | None, "structure": dict | None,
+    "training": dict | None, "structure": dict | None, "statistics": dict,
 }  # fmt: skip
 
 # The layers allocate memory in proportion to these numbers, whatever the file holds.
@@ -375,6 +381,7 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
     try:
         if raw.pop("format") != _FORMAT:
             raise ValueError("it was written by another version of xcnn")
+        raw.setdefault("statistics", {})  # older files have none
         for name, kind in _TYPES.items():
             if not isinstance(raw.get(name), kind):
                 raise ValueError(f"its {name} is not a {getattr(kind, '__name__', 'dict')}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn import data, models, optim
+from xcnn import data, models, nn, optim
 from xcnn._files import replacing, sweep
 from xcnn._plugins import find
 from xcnn.data.lazy import read
@@ -161,20 +161,30 @@ class _Run:
         self.workers = config.workers if config.workers is not None else 2 * train.lazy
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
-        self.model = models.build(config.model, shape, len(classes), config.seed)
-        freeze(self.model, config.freeze, self.tell)
+        self.model = self.network = models.build(config.model, shape, len(classes), config.seed)
+        statistics: dict[str, Any] = {}
+        if config.normalize:
+            mean, std = data.channel_statistics(train)
+            statistics |= {"mean": list(mean), "std": list(std)}
+            self.model = nn.Sequential(nn.Normalize(mean, std), self.network)
+        freeze(self.network, config.freeze, self.tell)
         self.optimizer = _optimizer(config, self.model.parameters())
         self.loss = _loss(config, train)
         self.schedule = optim.make_schedule(
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
         here = origin(self.device, training=train, validation=self.validation, test=self.test)
-        self.about = Checkpoint(config.model, shape, classes, config.dataset, plain(config), origin=here)
+        self.about = Checkpoint(
+            config.model, shape, classes, config.dataset, plain(config), origin=here, statistics=statistics
+        )
 
     def begin(self) -> None:
         """Load the weights that the settings name, before the first step."""
-        if self.config.init is not None:
-            load_fitting(self.model, self.config.init, self.tell)
+        if self.config.init is None:
+            return
+        found = load_fitting(self.network, self.config.init, self.tell)
+        if found.config.get("normalize") and not self.config.normalize:
+            self.tell("these weights were trained with normalize, which this run does not set")
 
     def _load(self) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
         """Return the data sets for training, test and validation."""
