@@ -153,6 +153,14 @@ def test_a_changed_setting_is_reported_or_refused(stopped, name, tmp_path, monke
         assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
+def test_another_monitor_chooses_among_the_epochs_to_come(stopped):
+    train(dataclasses.replace(CONFIG, epochs=2), stopped, resume=True)
+    ended = train(dataclasses.replace(CONFIG, epochs=4, monitor="val_accuracy"), stopped, resume=True)
+    values = [record["val_accuracy"] for record in ended.history[2:]]
+    epoch = 3 + values.index(max(values))
+    assert (ended.best_epoch, ended.weights) == (epoch, f"epoch {epoch} of 4, best val_accuracy {max(values):.4g}")
+
+
 def test_results_without_checkpoints_are_not_written_over(tmp_path):
     """A user may have removed the checkpoints to save space."""
     folder = tmp_path / "run"

@@ -188,6 +188,33 @@ def test_weights_fit_with_and_without_normalisation(tmp_path, before, after):
     assert ("these weights were trained with normalize, which this run does not set" in press.told) == (before > after)
 
 
+@pytest.mark.parametrize("ground", [255, 0])
+def test_predict_hints_at_inverted_images(xcnn, tmp_path, ground):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "drawings" / name).mkdir(parents=True)
+        for k in range(6):
+            pixels = np.full((8, 8), ground, np.uint8)
+            pixels[2:6, 2:6] = rng.integers(0, 256, (4, 4))
+            Image.fromarray(pixels).save(tmp_path / "drawings" / name / f"{k}.png")
+    config = dataclasses.replace(CONFIG, dataset="folder", data_dir=tmp_path / "drawings", image_size=8, validation=0.0)
+    train(config, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").statistics["border"] == ground / 255
+    Image.fromarray(255 - pixels).save(tmp_path / "x.png")
+    Image.fromarray(pixels).save(tmp_path / "y.png")
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(tmp_path / "grey.png")
+    drawn = "dark on light" if ground else "light on dark"
+    hint = f"x.png looks inverted against the training images ({drawn}): try --invert\n"
+    code, _, err = xcnn("predict", "run", "x.png", "y.png", "grey.png")
+    assert code == 0, err
+    assert err.endswith(hint)
+    assert "inverted" not in xcnn("predict", "run", "x.png", "--invert")[2]
+    _, _, err = xcnn("predict", "run", "y.png", "y.png", "--invert")
+    assert f"y.png and 1 more look inverted against the training images ({drawn}): try without --invert\n" in err
+    few = runs.restore(tmp_path / "run").predict([tmp_path / "x.png", tmp_path / "y.png"], [0])
+    assert [one.inverted for one in few] == [True, False, False]
+
+
 def test_averaged_weights_are_kept_and_tested(tmp_path):
     """The averages are computed here from the weights after each step."""
     steps = []

@@ -114,6 +114,7 @@ def test_the_command_takes_and_explains_the_settings(xcnn, tmp_path):
     code, _, err = xcnn("train", *flags)
     assert code == 1
     assert "1 of 13 images cannot be used" in err
+    assert "or leave them out with --skip-broken\n" in err
     for wrong in (["--resize", "squash"], ["--background", "pink"], ["--workers", "-1"]):
         code, _, err = xcnn("train", *flags, *wrong)
         assert (code, wrong[0].strip("-") in err) == (2, True)

@@ -167,6 +167,17 @@ def test_what_watches_the_validation_wants_some(tmp_path, name, value):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_data_set_without_classes_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine_numbers.py").write_text(
+        "import numpy as np\nfrom xcnn.data import Dataset\n"
+        "def load(folder):\n    return (Dataset(np.zeros((9, 1, 8, 8), np.float32), np.zeros(9)),) * 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^mine_numbers:load has no names of classes, and runs train") as caught:
+        train(Config(dataset="mine_numbers:load"), tmp_path / "run")
+    assert caught.value.setting == "dataset"
+
+
 def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="the folder must have a name, got an empty string") as caught:

@@ -68,6 +68,7 @@ def predict(
     restored, bar = (source or Source()).restore(checkpoint, Bar()), Bar()
     classes, several = restored.checkpoint.classes, len(files) + len(index) > 1
     broken: list[DataError] = []
+    inverted: list[str] = []
     names: dict[str, str] = {}
     records = []
     for start in range(0, max(1, len(files)), _AT_ONCE):
@@ -79,6 +80,7 @@ def predict(
         ):
             record = _record(one, classes, top)
             records.append(record)
+            inverted += [one.name] * one.inverted
             if pictures is not None:
                 record["picture"] = str(_draw(pictures, one, classes, names))
             if json:
@@ -93,6 +95,11 @@ def predict(
         write(records)
     if names:
         note(f"pictures: {pictures}/")
+    if inverted:
+        light = restored.checkpoint.statistics["border"] < 0.5
+        more = f" and {len(inverted) - 1} more look" if len(inverted) > 1 else " looks"
+        drawn, hint = "light on dark" if light else "dark on light", "without " * invert
+        note(f"{inverted[0]}{more} inverted against the training images ({drawn}): try {hint}--invert")
     for error in broken:
         note(f"left out: {error}")
     return int(bool(broken))

@@ -65,7 +65,7 @@ class Checkpoint:
     state : the weights, host arrays by name.
     training : `Trainer.state_dict()`, whose weights are those of `state`; None if the file holds only weights.
     statistics : numbers computed from the training images: `mean` and `std` of each channel, if the network begins with
-        `nn.Normalize`.
+        `nn.Normalize`; `border`, the mean brightness of their outermost pixels, None if it is not known.
     structure : the modules of the network with their options, see `xcnn.runs.structure`; None if the classes of the
         network do not keep the arguments of their constructors, or the file holds only weights.
     """

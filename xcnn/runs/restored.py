@@ -14,6 +14,7 @@ from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError
 from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
+from xcnn.runs.inverted import looks_inverted
 from xcnn.runs.structure import Makers
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
@@ -34,6 +35,8 @@ class Prediction:
     probabilities : (classes,).
     truth : the true class, if it is known.
     file : the image file; None for an image of a data set.
+    inverted : whether the image of the file looks inverted against the training images: its border is dark and theirs
+        light, or the reverse.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Prediction:
     probabilities: np.ndarray
     truth: int | None = None
     file: Path | None = None
+    inverted: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ class Restored:
             return []
         stack = np.stack(images)
         results = predict(self.model, stack, _LOSS, self.device)
-        return [Prediction(*parts) for parts in zip(names, stack, results, truths, found, strict=True)]
+        expected = self.checkpoint.statistics.get("border")
+        odd = [path is not None and looks_inverted(one, expected) for path, one in zip(found, stack, strict=True)]
+        return [Prediction(*parts) for parts in zip(names, stack, results, truths, found, odd, strict=True)]
 
 
 def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:

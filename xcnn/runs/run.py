@@ -40,6 +40,7 @@ from xcnn.runs.checkpoint import (
     step_path,
 )
 from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, recorded_settings, remove_run
+from xcnn.runs.inverted import border_of
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
@@ -154,6 +155,12 @@ class _Run:
         self.config, self.callbacks = config, callbacks
         self.device = device(config.device)
         train, self.test, self.validation = self._load()
+        if not train.classes:
+            raise UsageError(
+                f"{config.dataset} has no names of classes, and runs train classifiers: return data sets "
+                "Dataset(x, y, classes), or train on other targets in a script, with xcnn.Trainer",
+                setting="dataset",
+            )
         for name in ("patience", "monitor"):
             if self.validation is None and getattr(config, name) != getattr(Config, name):
                 raise UsageError(f"{name} needs validation images; set validation above 0", setting=name)
@@ -162,7 +169,7 @@ class _Run:
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
         self.model = self.network = models.build(config.model, shape, len(classes), config.seed)
-        statistics: dict[str, Any] = {}
+        statistics: dict[str, Any] = {"border": border_of(train)}
         if config.normalize:
             mean, std = data.channel_statistics(train)
             statistics |= {"mean": list(mean), "std": list(std)}

@@ -147,7 +147,7 @@ class Config:
         "leave out images of `folder` that cannot be read, and name them.",
         lambda name, value: flag("", name, value))
     normalize: bool = _row(False,
-        "let the network subtract the mean of each channel of the training images and divide by the standard deviation.",
+        "let the network subtract the mean of each channel of the training images and divide by its deviation.",
         lambda name, value: flag("", name, value), fixed="the network begins with it")
     model: str = _row("vgg_small",
         "network by name (see `xcnn models`), or your own as package.module:function.",
