@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from test_resume_run import Press
 
 from xcnn import data, models, runs
-from xcnn.errors import UsageError
-from xcnn.runs import Checkpoints, Config, load_checkpoint, recorded_settings, train
+from xcnn.errors import CheckpointError, UsageError
+from xcnn.runs import Checkpoint, Checkpoints, Config, load_checkpoint, recorded_settings, train
 from xcnn.training import Callback
 
 CONFIG = Config(model="report", epochs=1, validation=0.8)
@@ -247,6 +247,19 @@ def test_a_run_without_validation_tests_its_average(tmp_path):
     assert tested.loss == pytest.approx(ended.test_loss, rel=1e-6)
     plain = train(dataclasses.replace(config, ema=None), tmp_path / "plain")
     assert plain.test_loss != pytest.approx(ended.test_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "callbacks", [3, {"EMA": 3}, {"EMA": {"average": [1]}}, {"EMA": {"average": {"0.weight": "x"}}}]
+)
+def test_an_average_that_makes_no_sense_is_refused(tmp_path, callbacks):
+    model = models.build("report", (1, 8, 8), 10)
+    path, about = tmp_path / "x.safetensors", Checkpoint("report", (1, 8, 8), tuple("0123456789"), "digits")
+    runs.save_checkpoint(path, model, dataclasses.replace(about, training={"callbacks": callbacks}))
+    for use in (runs.load, runs.restore, lambda path: train(dataclasses.replace(CONFIG, init=path), tmp_path / "run")):
+        with pytest.raises(CheckpointError):
+            use(path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_classes_of_few_images_weigh_more(tmp_path, monkeypatch):

@@ -45,8 +45,18 @@ from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
 from xcnn.runs.settings import DATA_OPTIONS, RULE_OPTIONS, Config, check, plain
-from xcnn.training import EMA, Callback, EarlyStopping, HistoryFile, KeepBest, Loss, Trainer, clock, loss_named
-from xcnn.training import class_weight as weights_of
+from xcnn.training import (
+    EMA,
+    Callback,
+    EarlyStopping,
+    HistoryFile,
+    KeepBest,
+    Loss,
+    Trainer,
+    class_weight,
+    clock,
+    loss_named,
+)
 from xcnn.training.evaluation import evaluate
 from xcnn.training.feed import Feed
 
@@ -370,7 +380,7 @@ def _loss(config: Config, train: data.Dataset) -> Loss:
     if config.class_weight is not None:
         try:
             y = read(train.y, np.arange(len(train)))
-            options["weight"] = weights_of(config.class_weight, y, train.classes).tolist()
+            options["weight"] = class_weight(config.class_weight, y, train.classes).tolist()
         except UsageError as error:
             error.setting = "class_weight"
             raise
