@@ -16,13 +16,14 @@ from safetensors.numpy import save_file
 from test_nn_layers import LAYERS
 
 import xcnn
-from xcnn import models, nn, runs
+from xcnn import models, nn, optim, runs
 from xcnn.cli import main
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs import Checkpoint, restore
 from xcnn.runs.checkpoint import read_checkpoint, write_checkpoint
 from xcnn.runs.structure import LAYERS as KNOWN
 from xcnn.runs.structure import build, describe
+from xcnn.training import Trainer
 
 COMPOSITIONS = int(os.environ.get("XCNN_COMPOSITIONS", "15"))
 
@@ -91,6 +92,51 @@ def test_a_module_that_is_used_twice_stays_one(tmp_path):
     back = returned(nn.Sequential(shared, nn.Residual(shared), shared), tmp_path)
     assert back[0] is back[2] is dict(back.children())["1"].options()["body"]
     assert len(back.parameters()) == 2
+
+
+def frozen(model):
+    return [name for name, slot in [*model.named_parameters(), *model.named_buffers()] if not slot.trainable]
+
+
+def test_what_is_frozen_stays_frozen(tmp_path):
+    """Alone: weights, one parameter of a layer, running statistics, and a shared layer under both of its names."""
+    shared, x = nn.Linear(3, 3), np.random.default_rng(0).random((4, 3), np.float32)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), shared, nn.Residual(shared), nn.Linear(3, 2))
+    assert frozen(returned(model, tmp_path)) == []
+    for part in (model[0], model[1], shared):
+        part.freeze()
+    model[4].bias.trainable = False
+    back, whole = returned(model, tmp_path), frozen(model)
+    assert frozen(back) == whole != []
+    before = {name: array.copy() for name, array in back.state_dict().items()}
+    assert train(back, x) == train(model, x)
+    assert [name for name, array in back.state_dict().items() if (array != before[name]).any()] == ["4.weight"]
+    back.unfreeze()
+    assert frozen(returned(back, tmp_path)) == []
+
+
+class Still(nn.Sequential):
+    """Freezes its layer when it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self.freeze()
+
+
+def test_what_a_class_froze_when_it_was_made_may_be_trained_in_the_file(tmp_path):
+    model = Still()
+    assert frozen(returned(model, tmp_path, Still=Still)) == ["0.weight", "0.bias"]
+    model[0].bias.trainable = True
+    assert frozen(returned(model, tmp_path, Still=Still)) == ["0.weight"]
+
+
+def test_checkpoints_say_what_is_frozen(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].freeze()
+    trainer = Trainer(model, optim.SGD(model.parameters(), 0.1), callbacks=[runs.Checkpoints(tmp_path / "checkpoints")])
+    trainer.fit([(np.ones((2, 2), np.float32), np.array([0, 1]))], 1)
+    assert frozen(xcnn.load(tmp_path)) == ["0.weight", "0.bias"]
+    assert frozen(xcnn.load(runs.save_checkpoint(tmp_path / "best.safetensors", model, Checkpoint()))) == frozen(model)
 
 
 def test_what_is_said_about_a_network_is_in_its_file(tmp_path):
@@ -389,6 +435,10 @@ HOSTILE = {
     ),
     "kind": (wrapped(entry("Pad", pad={"evil": 1})), "there are no values of the kind 'evil'"),
     "pair": (wrapped(entry("Pad", pad={"list": [], "dict": {}})), "the state is invalid: ValueError"),
+    "frozen": (wrapped(entry("ReLU")) | {"frozen": ["weight"]}, "what is frozen must be a list of names of its parame"),
+    "frozen text": (wrapped(entry("ReLU")) | {"frozen": ""}, "what is frozen must be a list of names"),
+    "frozen lists": (wrapped(entry("ReLU")) | {"frozen": [[]]}, "the state is invalid: TypeError"),
+    "frozen number": (wrapped(entry("ReLU")) | {"frozen": 3}, "the state is invalid: TypeError"),
     "streams": ({"modules": [entry("Dropout")], "streams": {}}, "its random streams are not those of its modules"),
     "stream": (
         {"modules": [entry("Dropout")], "streams": {"rng": {"state": -1}}},

@@ -186,7 +186,8 @@ class Module(Explained):
         leave it alone, weight decay and momentum included. Frozen batch normalisation normalises by its running
         statistics in training too, and keeps them. Dropout still drops.
 
-        Parameters are frozen, not modules: one that is shared is frozen everywhere. `state_dict` does not tell.
+        Parameters are frozen, not modules: one that is shared is frozen everywhere. `state_dict` does not tell,
+        but `xcnn.load` freezes what was frozen when the network was saved.
 
         Examples
         --------

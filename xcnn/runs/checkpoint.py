@@ -152,10 +152,11 @@ def save(
 ) -> Path:
     """Save a network of any modules to one file, from which `load` makes it again.
 
-    The file has the weights in their dtype, the running statistics, the states of random generators such as dropout's,
-    and the structure: the classes of the modules by name, with the arguments of their constructors. The classes of
-    `xcnn.nn` keep these; your own must keep each argument as an attribute of its name, or define `options()`. An
-    initialiser (argument `init`) that is a function is left out. An older file stays until the new one is complete.
+    The file has the weights in their dtype, the running statistics, which of both are frozen, the states of random
+    generators such as dropout's, and the structure: the classes of the modules by name, with the arguments of their
+    constructors. The classes of `xcnn.nn` keep these; your own must keep each argument as an attribute of its name, or
+    define `options()`. An initialiser (argument `init`) that is a function is left out. An older file stays until the
+    new one is complete.
 
     Parameters
     ----------

@@ -4,12 +4,13 @@
         {"class": "Conv2d", "options": {"in_channels": 1, "out_channels": 6, "kernel_size": [5, 5], ...}},
         {"class": "ReLU", "options": {}},
         {"class": "Sequential", "options": {"modules": [{"module": 0}, {"module": 1}, {"module": 1}]}}],
-     "streams": {}}
+     "streams": {}, "frozen": ["0.weight", "0.bias"]}
 
 A module refers only to modules before it, so that there are no cycles; the last is the network. A module that is used
 twice is one entry. In options, JSON's arrays are tuples; lists and dicts are `{"list": [...]}` and `{"dict": {...}}`.
-`streams` has the states of the random generators by name. A name of a class is looked up among the layers of `xcnn.nn`
-and the classes that the caller passes; nothing is imported.
+`streams` has the states of the random generators by name, and `frozen` the names of the parameters and buffers that are
+not trained. A name of a class is looked up among the layers of `xcnn.nn` and the classes that the caller passes;
+nothing is imported.
 """
 
 import inspect
@@ -73,7 +74,8 @@ def describe(model: nn.Module) -> Structure:
     streams, arrays = pack({name: rng.bit_generator.state for name, rng in model.named_generators()}, "streams")
     if arrays:
         raise UsageError(f"save: the state {min(arrays)} is an array; use generators of numpy.random.default_rng")
-    return {"modules": entries, "streams": streams}
+    frozen = [name for name, slot in model._attributes(nn.Parameter, nn.Buffer) if not slot.trainable]
+    return {"modules": entries, "streams": streams, "frozen": frozen}
 
 
 def try_describe(model: nn.Module) -> Structure | None:
@@ -210,9 +212,19 @@ def build(structure: Structure, modules: Makers) -> nn.Module:
                 raise CheckpointError("the structure: its random streams are not those of its modules")
             for name, generator in generators.items():
                 generator.bit_generator.state = streams[name]
+            _freeze(built[-1], structure.get("frozen", []))
     except RecursionError:
         raise CheckpointError("the structure: its values are nested too deep") from None
     return built[-1]
+
+
+def _freeze(model: nn.Module, names: list[str]) -> None:
+    """Freeze the parameters and buffers of these names alone, whatever the constructors have frozen."""
+    slots, frozen = dict(model._attributes(nn.Parameter, nn.Buffer)), set(names)
+    if not isinstance(names, list) or not frozen <= slots.keys():
+        raise CheckpointError("the structure: what is frozen must be a list of names of its parameters and buffers")
+    for name, slot in slots.items():
+        slot.trainable = name not in frozen
 
 
 def _options(
