@@ -1,12 +1,18 @@
 """Kill training runs at random moments, resume them, and compare their results with those of an uninterrupted run.
 
-    python tests/kill_runs.py --kills 100
+    python tests/kill_runs.py --kills 100                       # of each kind of run
+    python tests/kill_runs.py --kills 100 --kinds segmentation
 
-Half of the kills (SIGKILL) come at a random time, the others right before or after a call that writes a file. The
-results must be identical bit for bit, and no kill may leave a damaged checkpoint.
+Half of the kills (SIGKILL) come at a random time, the others right before or after a call that writes a file. Each life
+of a run has a random number of workers. The results must be identical bit for bit, and no kill may leave a damaged
+checkpoint. A new kind of run is one entry in `KINDS`.
 """
 
 import argparse
+import csv
+import dataclasses
+import functools
+import importlib
 import json
 import os
 import random
@@ -19,13 +25,25 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from xcnn.runs import Checkpoints, Config, Reporter, load_checkpoint, recorded_settings, train
-from xcnn.threads import set_num_threads
+import numpy as np
+from PIL import Image
 
-CONFIG = Config(
+from xcnn import data, optim
+from xcnn.data.folder import load_folder
+from xcnn.runs import Checkpoints, Config, Reporter, load_checkpoint, recorded_settings, train
+from xcnn.runs.sealed import pack
+from xcnn.threads import set_num_threads
+from xcnn.training import EMA, HistoryFile, KeepBest, Trainer, mean_iou
+
+DIGITS = Config(
     model="report", epochs=4, augment=("shift", "rotate"), validation=0.2, patience=4, warmup=5,
     schedule="cosine", checkpoint_every="6steps",
 )  # fmt: skip
+PHOTOS = Config(
+    dataset="folder", model="report", image_size=12, augment=("random_resized_crop", "color_jitter"), epochs=3,
+    batch_size=4, validation=0.25, checkpoint_every="2steps",
+)  # fmt: skip
+TIMES = ("seconds", "data_seconds", "samples_per_second")
 WRITES = ("open", "fsync", "replace", "unlink", "mkdir")
 
 
@@ -33,26 +51,78 @@ class Notes(Reporter):
     """Fails at any note about a file that a kill has damaged."""
 
     def on_note(self, message: str) -> None:
-        good = ("resuming from ", "nothing is left to train")
+        good = ("resuming from ", "nothing is left to train", "photos: ")
         assert message.startswith(good) or message.endswith("starting from the beginning"), message
 
 
 def result(folder: Path) -> dict[str, object]:
     """Return everything of a run that must be identical, bit for bit."""
-    newest = Checkpoints(folder / "checkpoints").find()
+    newest, best = Checkpoints(folder / "checkpoints").find(), folder / "best.safetensors"
     assert newest is not None
-    record = {
-        f"{name}:{tensor}": array.tobytes()
-        for name, checkpoint in (("last", newest), ("best", load_checkpoint(folder / "best.safetensors")))
-        for tensor, array in checkpoint.state.items()
-    }
+    assert newest.training is not None
+    callbacks = {name: state for name, state in newest.training["callbacks"].items() if state}
+    plain, arrays = pack({**newest.training, "history": [], "callbacks": callbacks}, "last")
+    if best.exists():
+        arrays |= pack(load_checkpoint(best).state, "best")[1]
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    times = ("seconds", "data_seconds", "samples_per_second")
-    rows = (folder / "history.csv").read_text().splitlines()
-    return record | {
-        "history": [{name: value for name, value in line.items() if name not in times} for line in lines],
-        "rows": [row.split(",")[:5] for row in rows],
-    }
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    histories = [[{k: line[k] for k in line if k not in TIMES} for line in history] for history in (lines, rows)]
+    return {"state": plain, "histories": histories, **{name: array.tobytes() for name, array in arrays.items()}}
+
+
+# The kinds of runs: functions that begin a run in a folder with a number of workers, or go on with it
+
+
+def configured(config: Config, folder: Path, workers: int) -> None:
+    """Run as `xcnn train` and `xcnn train --resume` do."""
+    begun = (folder / "config.json").exists()
+    if begun:
+        settings = recorded_settings(folder)
+        config = Config(**{**settings, "augment": tuple(settings["augment"])})
+    train(dataclasses.replace(config, workers=workers), folder, [Notes()], resume=begun)
+
+
+def photos(folder: Path, workers: int) -> None:
+    """Run on files of JPEG images, which are decoded each time that they are needed."""
+    files = folder.parent / "photos"
+    if not files.exists():
+        rng = np.random.default_rng(0)
+        for name in ("cats", "dogs"):
+            (files / name).mkdir(parents=True)
+            for k in range(20):
+                pixels = rng.integers(0, 256, (20, 16 + k, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(files / name / f"{k}.jpg")
+    decoding = functools.partial(load_folder, in_memory=0)
+    data.DATASETS["folder"] = dataclasses.replace(data.DATASETS["folder"], load=decoding)
+    configured(dataclasses.replace(PHOTOS, data_dir=files), folder, workers)
+
+
+def segmentation(folder: Path, workers: int) -> None:
+    """Run a script of one's own: a U-Net on masks that move with their images, with all state that a trainer has."""
+    example = importlib.import_module("segmentation")
+    augment = [data.flip, data.shift]
+    batches = data.Loader(example.shapes(22, 0, 16), 4, seed=1, augment=augment, workers=workers)
+    model = example.unet(1, 3, width=2)
+    model.reset_parameters(0)
+    rule, checkpoints = optim.Adam(model.parameters()), Checkpoints(folder / "checkpoints", every="2steps")
+    schedule = optim.OneCycleLR(rule, max_lr=1e-2, total_steps=3 * len(batches))
+    files = [HistoryFile(folder / name) for name in ("history.csv", "history.jsonl")]
+    callbacks = [EMA(0.9), KeepBest(monitor="val_iou"), *files, checkpoints]
+    trainer = Trainer(
+        model, rule, schedule=schedule, metrics={"iou": mean_iou}, accumulate=2, callbacks=callbacks
+    )  # fmt: skip
+    checkpoints.restore(trainer, Notes().on_note)
+    trainer.fit(batches, until=3, validation=example.shapes(8, 1, 16))
+
+
+Live = Callable[[Path, int], None]
+KINDS: dict[str, Live] = {
+    "digits": functools.partial(configured, DIGITS), "photos": photos, "segmentation": segmentation,
+}  # fmt: skip
+
+
+# Killing
 
 
 def fork(task: Callable[[], object]) -> int:
@@ -69,14 +139,6 @@ def fork(task: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return child
-
-
-def live(folder: Path) -> None:
-    if not (folder / "config.json").exists():
-        train(CONFIG, folder, [Notes()])
-        return
-    settings = recorded_settings(folder)
-    train(Config(**{**settings, "augment": tuple(settings["augment"])}), folder, [Notes()], resume=True)
 
 
 def watch_writes(on_write: Callable[[], object]) -> None:
@@ -96,8 +158,8 @@ def watch_writes(on_write: Callable[[], object]) -> None:
         setattr(os, name, watched(getattr(os, name)))
 
 
-def live_until_write(folder: Path, number: int) -> None:
-    """Train until the `number`-th moment before or after a write, then be killed."""
+def until_write(number: int, task: Callable[[], object]) -> None:
+    """Do a task until the `number`-th moment before or after a write, then be killed."""
     count = 0
 
     def on_write() -> None:
@@ -107,10 +169,10 @@ def live_until_write(folder: Path, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     watch_writes(on_write)
-    live(folder)
+    task()
 
 
-def count_writes(folder: Path) -> int:
+def count_writes(live: Live, folder: Path) -> int:
     """Train once and return the number of moments before and after writes."""
     count = 0
 
@@ -120,7 +182,7 @@ def count_writes(folder: Path) -> int:
 
     def task() -> None:
         watch_writes(on_write)
-        live(folder)
+        live(folder, 2)
         (folder / "count").write_text(str(count))
 
     assert ended(fork(task)) == 0
@@ -132,46 +194,54 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def kill(kind: str, least: int, rng: random.Random, root: Path) -> str:
+    """Kill, resume and compare runs of a kind until the number of kills is reached; return what was done."""
+    live = KINDS[kind]
+    live(root / "warm", 2)  # compiles and loads what the children inherit
+    start = time.perf_counter()
+    assert ended(fork(lambda: live(root / "alone", 2))) == 0
+    seconds, expected = time.perf_counter() - start, result(root / "alone")
+    writes = count_writes(live, root / "counted")
+    kills = runs = at_writes = 0
+    while kills < least:
+        folder = root / f"run-{runs}"
+        while True:
+            life = functools.partial(live, folder, rng.randint(0, 3))
+            if rng.random() < 0.5:
+                code = ended(fork(functools.partial(until_write, rng.randint(1, writes), life)))
+                at_writes += code == -signal.SIGKILL
+            else:
+                child = fork(life)
+                time.sleep(rng.uniform(0, seconds))
+                os.kill(child, signal.SIGKILL)
+                code = ended(child)
+            if code != -signal.SIGKILL:
+                break
+            kills += 1
+        which = f"run {runs} of {kind}"
+        assert code == 0, f"{which} ended with exit code {code}"
+        assert result(folder) == expected, f"{which} differs from the uninterrupted one"
+        left = [path for place in (folder, folder / "checkpoints") for path in place.glob(".*.tmp")]
+        assert not left, f"{which} left {left}"
+        shutil.rmtree(folder)
+        runs += 1
+    return (
+        f"{kind}: {kills} kills, {at_writes} of them around a write, of {runs} runs: all ended as the uninterrupted one"
+    )
+
+
 def main() -> int:
-    """Kill, resume and compare until the number of kills is reached."""
+    """Kill runs of every kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="of each kind, at least")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
     set_num_threads(1)  # threads do not survive a fork
-    rng, root = random.Random(options.seed), Path(tempfile.mkdtemp())
-    try:
-        live(root / "warm")  # compiles and loads what the children inherit
-        start = time.perf_counter()
-        assert ended(fork(lambda: live(root / "alone"))) == 0
-        seconds, expected = time.perf_counter() - start, result(root / "alone")
-        writes = count_writes(root / "counted")
-        kills = runs = at_writes = 0
-        while kills < options.kills:
-            folder = root / f"run-{runs}"
-            while True:
-                if rng.random() < 0.5:
-                    number = rng.randint(1, writes)
-                    code = ended(fork(lambda folder=folder, number=number: live_until_write(folder, number)))
-                    at_writes += code == -signal.SIGKILL
-                else:
-                    child = fork(lambda folder=folder: live(folder))
-                    time.sleep(rng.uniform(0, seconds))
-                    os.kill(child, signal.SIGKILL)
-                    code = ended(child)
-                if code != -signal.SIGKILL:
-                    break
-                kills += 1
-            which = f"run {runs} (seed {options.seed})"
-            assert code == 0, f"{which} ended with exit code {code}"
-            assert result(folder) == expected, f"{which} differs from the uninterrupted one"
-            left = [path for place in (folder, folder / "checkpoints") for path in place.glob(".*.tmp")]
-            assert not left, f"{which} left {left}"
-            shutil.rmtree(folder)
-            runs += 1
-        print(f"{kills} kills, {at_writes} of them around a write, of {runs} runs: all ended as the uninterrupted one")
-    finally:
-        shutil.rmtree(root)
+    for kind in options.kinds:
+        with tempfile.TemporaryDirectory() as root:
+            print(kill(kind, options.kills, random.Random(options.seed), Path(root)), flush=True)
     return 0
 
 

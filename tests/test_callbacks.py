@@ -225,6 +225,15 @@ def test_an_epoch_appends_a_line(digits, tmp_path, suffix):
         assert after.count(b"\n") == before.count(b"\n") + 1
 
 
+def test_temporary_files_of_a_killed_process_are_removed(digits, tmp_path):
+    """Those of the history file; others may be in use."""
+    mine, other = (tmp_path / f".{name}.468ac863.tmp" for name in ("history.csv", "history.jsonl"))
+    for path in (mine, other):
+        path.touch()
+    make_trainer(callbacks=[HistoryFile(tmp_path / "history.csv")]).fit(batches(digits[0]), 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "history.csv"]
+
+
 @pytest.mark.parametrize("left", [b"", b"x", b"epoch,train_loss\n1,0.5\n2,0.", None])
 def test_a_file_that_does_not_hold_the_history_is_replaced(digits, tmp_path, left):
     """Such as a line torn by a kill, epochs after the newest checkpoint, or the epochs of another run."""

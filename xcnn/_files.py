@@ -13,7 +13,7 @@ from xcnn.errors import WriteError, XcnnError
 __all__ = ["locked", "make_folder", "replacing", "sweep"]
 
 _TEMPORARY = ".tmp"
-_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 
 
 @contextlib.contextmanager
@@ -66,11 +66,16 @@ def make_folder(folder: Path) -> None:
         raise WriteError(f"cannot create the folder {folder}: {error.strerror or error}") from None
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder. No other process may be writing there."""
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of killed processes from a folder, or those of one file in it.
+
+    No other process may be writing there.
+    """
     for path in folder.glob(f".*{_TEMPORARY}"):
-        if _TEMPORARY_NAME.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        found = _TEMPORARY_NAME.fullmatch(path.name)
+        if found and name in (None, found[1]):
+            with contextlib.suppress(OSError):  # it does no harm
+                path.unlink()
 
 
 @contextlib.contextmanager

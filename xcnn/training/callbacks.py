@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._check import integer, number
-from xcnn._files import make_folder, replacing
+from xcnn._files import make_folder, replacing, sweep
 from xcnn.errors import CheckpointError, UsageError, WriteError
 from xcnn.training.trainer import Callback, Trainer
 
@@ -37,8 +37,9 @@ class HistoryFile(Callback):
         self._size: int | None = None  # of the file while it holds the history
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Replace the file if it does not match the history."""
+        """Remove temporary files of killed processes, and replace the file if it does not match the history."""
         self._size = None
+        sweep(self.path.parent, self.path.name)
         if trainer.history:
             self._replace(trainer.history)
 
