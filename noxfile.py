@@ -143,7 +143,10 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Kill runs 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps. Takes about ten minutes."""
+    """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps.
+
+    Takes about a quarter of an hour.
+    """
     session.install(".[test]")
     session.run("python", "tests/kill_runs.py", "--kills", "1000")
     session.run("python", "tests/full_disk.py", "limit")

@@ -109,17 +109,17 @@ def segmentation(folder: Path, workers: int) -> None:
     schedule = optim.OneCycleLR(rule, max_lr=1e-2, total_steps=3 * len(batches))
     files = [HistoryFile(folder / name) for name in ("history.csv", "history.jsonl")]
     callbacks = [EMA(0.9), KeepBest(monitor="val_iou"), *files, checkpoints]
-    trainer = Trainer(
-        model, rule, schedule=schedule, metrics={"iou": mean_iou}, accumulate=2, callbacks=callbacks
-    )  # fmt: skip
+    trainer = Trainer(model, rule, schedule=schedule, metrics={"iou": mean_iou}, accumulate=2, callbacks=callbacks)
     checkpoints.restore(trainer, Notes().on_note)
     trainer.fit(batches, until=3, validation=example.shapes(8, 1, 16))
 
 
 Live = Callable[[Path, int], None]
 KINDS: dict[str, Live] = {
-    "digits": functools.partial(configured, DIGITS), "photos": photos, "segmentation": segmentation,
-}  # fmt: skip
+    "digits": functools.partial(configured, DIGITS),
+    "photos": photos,
+    "segmentation": segmentation,
+}
 
 
 # Killing

@@ -1,5 +1,6 @@
 """Resuming: a trainer restored from any step ends with the same bits as an uninterrupted one."""
 
+import copy
 import functools
 import itertools
 import json
@@ -7,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
+from test_tasks import TASKS, trainer_of
 
 from xcnn import data, nn, optim
 from xcnn.errors import CheckpointError, UsageError
@@ -142,6 +144,18 @@ def test_segmentation_goes_on_where_it_was():
         return Trainer(model, optim.Adam(model.parameters(), 0.01), loss, accumulate=2, callbacks=callbacks)
 
     assert_same_from_every_step(make, lambda: list(zip(x, y, strict=True)), [(x[0], y[1])])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_goes_on_where_it_was(task):
+    """With batches that workers prepare, and another number of them."""
+    model, loss, x, y = TASKS[task]
+    workers = itertools.cycle([2, 0, 3])
+
+    def make(callbacks):
+        return trainer_of(copy.deepcopy(model), loss, callbacks=[EMA(0.9), KeepBest(), *callbacks])
+
+    assert_same_from_every_step(make, lambda: data.Loader((x, y), 3, seed=1, workers=next(workers)), [(x, y)])
 
 
 @pytest.mark.parametrize("where", ["strict:device1", "strict"])
