@@ -127,6 +127,24 @@ def test_parts_averages_and_the_best_weights_go_on_where_they_were(digits):
     assert_same_from_every_step(make, lambda: loader(train), test)
 
 
+def test_a_frozen_part_is_the_same_wherever_the_run_goes_on(digits):
+    """Weights and running statistics, with momentum and weight decay."""
+    train, test = digits
+    made = []
+
+    def make(callbacks):
+        made.append(make_trainer("sgd", callbacks=callbacks))
+        made[-1].model[:2].freeze()
+        return made[-1]
+
+    assert_same_from_every_step(make, lambda: loader(train), test)
+    start = make_trainer().model[:2].state_dict()
+    for trainer in made:
+        assert {name: trainer.model.state_dict()[name].tobytes() for name in start} == {
+            name: array.tobytes() for name, array in start.items()
+        }
+
+
 def precision(targets, predictions):
     return float((predictions.argmax(axis=1) == targets).mean())
 
