@@ -200,8 +200,9 @@ def kill(kind: str, least: int, rng: random.Random, root: Path) -> str:
     live(root / "warm", 2)  # compiles and loads what the children inherit
     start = time.perf_counter()
     assert ended(fork(lambda: live(root / "alone", 2))) == 0
-    seconds, expected = time.perf_counter() - start, result(root / "alone")
+    middle, expected = time.perf_counter(), result(root / "alone")
     writes = count_writes(live, root / "counted")
+    seconds = min(middle - start, time.perf_counter() - middle)  # the shorter one, as the machine may be busy
     kills = runs = at_writes = 0
     while kills < least:
         folder = root / f"run-{runs}"
