@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcnn import data, models, optim, plots
+from xcnn import data, models, nn, optim, plots
 from xcnn.cli import _console, main
 from xcnn.runs import SETTINGS, Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.threads import get_num_threads, set_num_threads
@@ -330,6 +330,29 @@ def test_runs_of_the_same_second_get_their_own_folders(tmp_path):
 def test_debug_shows_the_traceback(xcnn):
     with pytest.raises(Exception, match="unknown model"):
         xcnn("train", "--model", "x", "--debug")
+
+
+def test_a_new_run_that_cannot_take_a_step_leaves_no_folder(xcnn, tmp_path, monkeypatch):
+    """A mistake in a network of one's own must not occupy the folder."""
+    wrong = models.Entry("wrong", lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(7, classes)))
+    monkeypatch.setitem(models.MODELS, "wrong", wrong)
+    code, _, err = xcnn("train", "--model", "wrong", "-o", "out")
+    assert code == 2
+    assert "1 (Linear): linear: weight takes 7 features, x has 64" in err
+    assert not list((tmp_path / "out").glob("*"))
+    assert xcnn(*QUICK, "-o", "out")[0] == 0
+
+
+def test_too_few_images_to_hold_some_out(xcnn, tmp_path):
+    for kind in ("a", "b"):
+        for i in range(3):
+            (tmp_path / "few" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / "few" / kind / f"{i}.png")
+    code, _, err = xcnn("train", "--dataset", "folder", "--data-dir", "few", "--image-size", "8", "--model", "report")
+    assert code == 2
+    assert (
+        "--validation: 0.1 of 4 images to train holds out none or all of them; set it to 0 to validate on none" in err
+    )
 
 
 def test_predict_an_index(xcnn, checkpoint, tmp_path):

@@ -24,6 +24,8 @@ from xcnn.errors import (
     DivergedError,
     OutOfMemoryError,
     UsageError,
+    WriteError,
+    XcnnError,
     explained,
     making_sense,
     wrong_call,
@@ -152,8 +154,8 @@ def train(
             temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
         try:
             return run.train_and_test()
-        except (DivergedError, OutOfMemoryError):
-            if not resume and not run.has_learned():
+        except XcnnError as error:
+            if not resume and not run.has_learned() and not isinstance(error, WriteError):  # such as a full disk
                 remove_run(where)
             raise
 
@@ -213,6 +215,9 @@ class _Run:
         parts = data.splits(config.dataset, config.data_dir, progress=progress, **options)
         train, validation = parts["train"], parts.get("validation")
         if validation is None and config.validation > 0:
+            if round(config.validation * len(train)) in (0, len(train)):
+                held = f"{config.validation} of {len(train)} images to train holds out none or all of them"
+                raise UsageError(f"validation: {held}; set it to 0 to validate on none", setting="validation")
             train, validation = data.split(train, config.validation, config.seed)
             if config.dataset == "folder":
                 self.tell(f"{train.name}: {len(validation):,} of the images to train are held out to validate")
