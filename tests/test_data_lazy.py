@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xcnn import data
+from xcnn.data.lazy import places_of
 from xcnn.devices import to_numpy
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, XcnnError
 
@@ -298,6 +300,57 @@ def test_augmentations_share_draws_that_belong_to_the_examples():
     assert [values[k] for k in range(20)] == wanted.random().tolist()
 
 
+def test_a_part_of_a_map_style_data_set_reads_only_what_is_needed():
+    read = []
+
+    class Noted(Items):
+        def __getitem__(self, k):
+            read.append(k)
+            return super().__getitem__(k)
+
+    d = data.MapDataset(Noted(pixels(), labels()))
+    x, _ = d[10:][np.asarray([3, -1])].gather(slice(0, 2))
+    assert read == [0, 13, 49]
+    assert np.array_equal(x, pixels()[[13, 49]])
+
+
+def test_a_length_that_is_too_long_is_told():
+    class Long(Items):
+        def __len__(self):
+            return N + 1
+
+    with pytest.raises(DataError, match=rf"^Long: example {N} of {N + 1} cannot be read: IndexError \("):
+        list(data.Loader(Long(pixels(), labels()), 8, shuffle=False))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(None),
+        slice(-3, None),
+        slice(9, 2, -3),
+        3,
+        -1,
+        [2, -7, 2],
+        np.uint8([6]),
+        [],
+        np.arange(7) > 4,
+        [[1], [-2]],
+    ],
+)
+def test_places_are_those_of_numpy(index):
+    found = places_of(index, 7)
+    wanted = np.arange(7)[index]
+    assert np.array_equal(found, wanted)
+    assert found.shape == wanted.shape
+
+
+@pytest.mark.parametrize("index", [7, -8, [0.5], "a", None, [True], [[0], [7]], np.uint64([2**63])])
+def test_wrong_places_are_refused(index):
+    with pytest.raises(IndexError):
+        places_of(index, 7)
+
+
 def test_an_augmentation_is_told_the_number_of_classes():
     def soft(x, y, draws, classes):
         return x, np.eye(classes)[y]
@@ -403,3 +456,32 @@ def test_data_on_a_device_need_no_workers():
 def test_workers_are_a_number(name, value):
     with pytest.raises(UsageError, match=rf"^Loader: {name} must be an integer of at least 0, got "):
         data.Loader(data.Dataset(pixels(), labels()), **{name: value})
+
+
+def test_ctrl_c_acts_at_once_and_ends_a_worker_after_its_item(monkeypatch):
+    begun, there, go, released = [], threading.Event(), threading.Event(), []
+
+    class Slow(Items):
+        def __getitem__(self, k):
+            begun.append(k)
+            if k == 12:
+                there.set()
+                released.append(go.wait(60))
+            return super().__getitem__(k)
+
+    def interrupted(future):
+        assert there.wait(60)
+        raise KeyboardInterrupt
+
+    batches = data.Loader(Slow(pixels(), labels()), 10, shuffle=False, workers=1, prefetch=0).batches(0)
+    begun.clear()
+    next(batches)
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+    threads = loader_threads()
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert released == [True], "the interrupt waited for the item"
+    assert begun == list(range(13))

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_array, is_kind, namespace_of
-from xcnn.data.lazy import Rows, fingerprint, is_lazy, is_like_array, read
+from xcnn.data.lazy import Rows, fingerprint, is_lazy, is_like_array, places_of, read
 from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
-from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError
+from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError, explained
 
-__all__ = ["Dataset", "chosen_places", "from_arrays", "to_float"]
+__all__ = ["IGNORED", "Dataset", "chosen_places", "from_arrays", "to_float"]
 
-_IGNORED = -100
-"""The class index that losses ignore."""
+IGNORED = -100
+"""The class index that losses ignore, unless they are told another one."""
 
 _MOST_CLASSES = 100_000
 """A larger label means that the classes are not numbered 0, 1, 2, ..."""
@@ -72,7 +72,12 @@ class Dataset:
     _device: ClassVar[Device | None] = None  # None for the host; `to` sets it on its result
 
     def __post_init__(self) -> None:
-        if not isinstance(self.classes, Sequence) or not all(isinstance(one, str) for one in self.classes):
+        classes: Any = self.classes
+        if (
+            not isinstance(classes, Sequence)
+            or isinstance(classes, str)
+            or not all(isinstance(c, str) for c in classes)
+        ):
             raise UsageError(f"{self.name}: classes must be a list of names, got {self.classes!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         x, y = _checked(self.name, "x", self.x), _checked(self.name, "y", self.y)
@@ -115,7 +120,7 @@ class Dataset:
             return
         first, last = int(y.min()), int(y.max())
         if first < 0:
-            known = y[y != _IGNORED]
+            known = y[y != IGNORED]
             first = int(known.min()) if known.size else 0
         if first < 0 or last >= k:
             raise DataError(f"{self.name}: labels run from {first} to {last}; {k} classes allow 0 to {k - 1}")
@@ -227,6 +232,9 @@ class Dataset:
         return made
 
 
+Dataset.__init__ = explained(Dataset.__init__)  # type: ignore[method-assign]
+
+
 def _checked(owner: str, name: str, array: Any) -> Any:
     """Return an array after checking that it is a NumPy array or a lazy one."""
     if not is_like_array(array):
@@ -249,7 +257,7 @@ def chosen_places(name: str, length: int, index: Any) -> npt.NDArray[np.int64]:
     if not isinstance(index, slice | Sequence | np.ndarray):
         raise UsageError(f"{name}: indices must be a slice or integers below {length}, got {type(index).__name__}")
     try:
-        places = np.arange(length)[index if isinstance(index, slice) else np.asarray(index)]
+        places = places_of(index, length)
     except (IndexError, TypeError, ValueError) as error:
         raise UsageError(f"{name}: indices must be a slice or integers below {length}: {error}") from None
     if places.ndim != 1:
@@ -257,6 +265,7 @@ def chosen_places(name: str, length: int, index: Any) -> npt.NDArray[np.int64]:
     return places
 
 
+@explained
 def from_arrays(x: Any, y: Any, classes: Sequence[str] | None = None, name: str = "arrays") -> Dataset:
     """Return a data set of your own arrays, after looking for the usual mistakes.
 
@@ -319,7 +328,12 @@ def _numbered(y: Any) -> Sequence[str]:
     """Return the names of classes that only have numbers; none if the targets are not class indices (N,)."""
     if len(y.shape) != 1 or np.dtype(y.dtype).kind not in "iu" or is_lazy(y):
         return ()
-    count = int(y.max(initial=0)) + 1
+    count, first = int(y.max(initial=0)) + 1, int(y.min(initial=0, where=y != IGNORED))
+    if first < 0:
+        raise DataError(
+            f"from_arrays: labels run from {first} to {y.max()}; number the classes 0, 1, 2, ..., "
+            "or pass y.astype('float32') for regression"
+        )
     if count > _MOST_CLASSES:
         raise DataError(
             f"from_arrays: the largest label is {count - 1}; number the classes 0, 1, 2, ..., "

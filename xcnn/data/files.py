@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import numpy.typing as npt
 from xcnn._check import choice, integers
 from xcnn._check import path as checked_path
 from xcnn.data._stream import opened
+from xcnn.data._threads import ahead, check_wanted
 from xcnn.data.images import RESIZE, Picture, Size, colour, decode
-from xcnn.errors import DataError, UsageError
+from xcnn.data.lazy import places_of
+from xcnn.errors import DataError, UsageError, explained
 from xcnn.threads import get_num_threads
 
 __all__ = ["Checked", "ImageFiles", "Watch", "check_files"]
@@ -57,6 +57,7 @@ class ImageFiles:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
+    @explained
     def __init__(
         self,
         paths: Sequence[str | os.PathLike[str]],
@@ -66,6 +67,8 @@ class ImageFiles:
         background: str = "white",
         digests: Sequence[bytes] | None = None,
     ) -> None:
+        if not isinstance(paths, Iterable) or isinstance(paths, str | bytes | os.PathLike):
+            raise UsageError(f"ImageFiles: paths must be a list of paths, got {paths!r}")
         self.paths = [checked_path("ImageFiles", "paths", path) for path in paths]
         c, h, w = integers("ImageFiles", "shape", shape, 3)
         if c not in (1, 3):
@@ -89,12 +92,13 @@ class ImageFiles:
     def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:
         """Return the images of a slice or an array of indices, or one image (C, H, W), as a new array."""
         try:
-            places = np.arange(len(self))[index]
-        except (IndexError, TypeError) as error:
+            found = places_of(index, len(self))
+        except (IndexError, TypeError, ValueError) as error:
             raise UsageError(f"ImageFiles: index with a slice or an array of indices ({error})") from None
-        images = np.empty((*places.shape, *self.shape[1:]), np.uint8)
-        for where in np.ndindex(places.shape):
-            images[where] = self._decode(int(places[where]))
+        images = np.empty((*found.shape, *self.shape[1:]), np.uint8)
+        for where in np.ndindex(found.shape):
+            check_wanted()
+            images[where] = self._decode(int(found[where]))
         return images
 
     def _decode(self, place: int) -> npt.NDArray[np.uint8]:
@@ -161,6 +165,7 @@ def check_files(
     def chunk(start: int) -> list[Picture | str]:
         found: list[Picture | str] = []
         for k in range(start, min(start + _CHUNK, len(paths))):
+            check_wanted()
             try:
                 one = decode(paths[k], (side, side), resize, background)
             except DataError as error:
@@ -172,7 +177,8 @@ def check_files(
             found.append(one._replace(pixels=_NONE))
         return found
 
-    for found in _in_threads(chunk, range(0, len(paths), _CHUNK)):
+    threads = get_num_threads()
+    for found in ahead(chunk, range(0, len(paths), _CHUNK), threads, _AHEAD * threads, "xcnn-files"):
         for one in found:
             if isinstance(one, str):
                 result.broken[len(result.sizes)] = one
@@ -189,18 +195,3 @@ def check_files(
             pixels[~coloured, 1:] = pixels[~coloured, :1]
         result.pixels = pixels
     return result
-
-
-def _in_threads(work: Callable[[int], list[Picture | str]], items: range) -> Iterator[list[Picture | str]]:
-    """Yield the results of a function in order; threads compute a limited number of them ahead."""
-    pool = ThreadPoolExecutor(get_num_threads())
-    waiting: deque[Future[list[Picture | str]]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= _AHEAD * get_num_threads():
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -15,7 +15,7 @@ from xcnn._array import is_array
 from xcnn._check import is_integer
 from xcnn.errors import DataError
 
-__all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_table", "read"]
+__all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_table", "places_of", "read"]
 
 _SAMPLES = 64
 """The rows of a lazy array that enter its fingerprint."""
@@ -53,6 +53,31 @@ class Rows:
     def fingerprint(self) -> str:
         """Return the fingerprint of the whole array and of the indices."""
         return fingerprint(self.source) + fingerprint(self.index)
+
+
+def places_of(index: Any, length: int) -> npt.NDArray[np.int64]:
+    """Return the places from 0 in a sequence that a slice, an index or an array of indices or bools chooses.
+
+    That is `numpy.arange(length)[index]`, without making as many numbers as the sequence is long.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If `index` is something else, or is outside of the sequence.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(length))
+    chosen = np.asarray(index)
+    if chosen.dtype == bool and chosen.shape == (length,):
+        return np.flatnonzero(chosen)
+    if chosen.dtype.kind not in "iu" and (chosen.size or chosen.ndim != 1):
+        raise IndexError(f"{chosen.dtype} {chosen.shape} for a length of {length}")
+    wrong = chosen[(chosen < -length) | (chosen >= length)]
+    if wrong.size:
+        raise IndexError(f"index {wrong.flat[0]} is out of bounds for a length of {length}")
+    places = chosen.astype(np.int64)
+    places += length * (places < 0)
+    return places
 
 
 def is_like_array(value: Any) -> bool:

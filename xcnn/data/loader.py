@@ -1,12 +1,8 @@
 """Batches of a data set, which depend only on the seed and the indices of epoch and examples."""
 
-import collections
-import contextvars
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +10,12 @@ import numpy.typing as npt
 
 from xcnn._array import Array
 from xcnn._check import flag, integer
+from xcnn.data._threads import ahead
 from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.data.draws import Draws
 from xcnn.data.mapped import MapDataset, as_dataset
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, explained, wrong_call
 
 __all__ = ["Loader"]
 
@@ -43,8 +40,9 @@ class Loader:
     seed : seed of the order and the augmentation, 0 or more.
     drop_last : whether to leave out a last batch that is smaller than the others.
     augment : functions (x, y, draws) -> (x, y), applied to each batch in turn, which share the `Draws` of the batch.
-        They take NumPy arrays, so the data set must be on the host. If a function has an argument `classes` without a
-        default, it gets the number of classes of the data set.
+        They take NumPy arrays, so the data set must be on the host; `x` is float32 or float64, to which other floating
+        point is converted. If a function has an argument `classes` without a default, or with the default None, it gets
+        the number of classes of the data set; without a default, the data set must have names of them.
     workers : the number of threads that make batches ahead; 0 makes each batch when it is asked for. They help where
         reading or decoding takes time. Data on a device need none.
     prefetch : the number of batches that may be ready ahead, beside one in the making for each worker.
@@ -66,6 +64,7 @@ class Loader:
     [100, 100, 100, 60]
     """
 
+    @explained
     def __init__(
         self,
         dataset: Any,
@@ -96,7 +95,7 @@ class Loader:
             raise UsageError(
                 f"Loader: augment takes NumPy arrays, {found.name} is on {found.device.name}; leave it on the host"
             )
-        self.augment = tuple(_knowing_classes(function, found) for function in augment)
+        self.augment = tuple(_ready(function, found) for function in augment)
         self.workers = integer("Loader", "workers", workers, minimum=0)
         self.prefetch = integer("Loader", "prefetch", prefetch, minimum=0)
         self.epoch = 0
@@ -117,7 +116,8 @@ class Loader:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)) if self.shuffle else None
         make, numbers = functools.partial(self._batch, epoch, order), range(start, len(self))
         if self.workers and self.dataset.device.xp is np:
-            yield from _ahead(make, numbers, self.workers, self.prefetch)
+            threads = min(self.workers, max(1, len(numbers)))
+            yield from ahead(make, numbers, threads, self.workers + self.prefetch, "xcnn-loader")
         else:
             yield from map(make, numbers)
 
@@ -129,8 +129,14 @@ class Loader:
             x = to_float(x)  # not before gathering: uint8 takes a quarter of the memory
         if self.augment:
             draws = Draws(self.seed, epoch, np.arange(start, stop) if order is None else order[start:stop])
+            if x.dtype not in (np.float32, np.float64):  # also if it is one of them in the byte order of others
+                x = x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64)
             for function in self.augment:
-                x, y = function(x, y, draws)
+                made: Any = function(x, y, draws)
+                if not isinstance(made, tuple | list) or len(made) != 2:
+                    got = f"{len(made)} values" if isinstance(made, tuple | list) else type(made).__name__
+                    raise UsageError(f"Loader: {_named(function)} of augment must return (x, y), got {got}")
+                x, y = made
         return x, y
 
     @property
@@ -145,37 +151,32 @@ class Loader:
         return {"examples": len(self.dataset), **{name: getattr(self, name) for name in names}}
 
 
-def _knowing_classes(function: Augmentation, dataset: Dataset | MapDataset) -> Augmentation:
-    """Return an augmentation with the number of classes, if it asks for that."""
+def _ready(function: Augmentation, dataset: Dataset | MapDataset) -> Augmentation:
+    """Return an augmentation with the number of classes, if it asks for that, after checking that it can be called."""
     try:
         wanted = inspect.signature(function).parameters.get("classes")
-    except ValueError:  # some built-in functions have no signature
-        return function
-    if wanted is None or wanted.default is not wanted.empty:
-        return function
-    if not dataset.classes:
-        name = getattr(function, "__name__", repr(function))
-        raise UsageError(
-            f"Loader: {name} needs the classes, {dataset.name} has no names of them; pass Dataset(classes=)"
-        )
-    return functools.partial(function, classes=len(dataset.classes))
+    except ValueError:  # some built-in functions have no signature, and partial ones of wrong arguments
+        wanted = None
+    if wanted is not None and (wanted.default is None or wanted.default is wanted.empty):
+        if dataset.classes:
+            function = functools.partial(function, classes=len(dataset.classes))
+        elif wanted.default is wanted.empty:
+            raise UsageError(
+                f"Loader: {_named(function)} needs the classes, {dataset.name} has no names of them; "
+                "pass Dataset(classes=)"
+            )
+    called, first, options = (
+        (function.func, function.args, function.keywords)
+        if isinstance(function, functools.partial)
+        else (function, (), {})
+    )
+    if wrong := wrong_call(f"Loader: {_named(function)}", called, (*first, None, None, None), options):
+        raise UsageError(f"{wrong}; an augmentation is a function (x, y, draws) -> (x, y)")
+    return function
 
 
-def _ahead(make: Callable[[int], Batch], numbers: Sequence[int], workers: int, prefetch: int) -> Iterator[Batch]:
-    """Yield `make(number)` in order, made ahead by threads; an exception is raised at its batch.
-
-    When the iteration ends, in whatever way, no thread is left: each finishes the batch that it has begun.
-    """
-    rest = iter(numbers)
-    pool = ThreadPoolExecutor(min(workers, max(1, len(numbers))), "xcnn-loader")
-    coming: collections.deque[Future[Batch]] = collections.deque()
-    try:
-        while True:
-            for number in itertools.islice(rest, workers + prefetch - len(coming)):
-                # With the context of this thread, which includes the handling of floating-point errors.
-                coming.append(pool.submit(contextvars.copy_context().run, make, number))
-            if not coming:
-                return
-            yield coming.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _named(function: Any) -> str:
+    """Return the name of a function, of which options may be set, or of the class of an object that is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)

@@ -4,6 +4,7 @@ And what serves both kinds of data sets: `as_dataset` and `split`.
 """
 
 import collections.abc
+import copy
 from collections.abc import Sequence
 from numbers import Number
 from typing import Any, TypeVar
@@ -13,11 +14,12 @@ import numpy.typing as npt
 
 from xcnn._array import is_array
 from xcnn._check import integer, number
+from xcnn.data._threads import check_wanted
 from xcnn.data.dataset import Dataset, chosen_places, from_arrays
-from xcnn.data.lazy import is_like_array, is_table
+from xcnn.data.lazy import is_like_array, is_table, places_of
 from xcnn.devices import Device, to_numpy
 from xcnn.devices import device as open_device
-from xcnn.errors import DataError, DtypeError, ShapeError, UsageError
+from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, explained
 
 __all__ = ["MapDataset", "as_dataset", "split"]
 
@@ -54,6 +56,7 @@ class MapDataset:
     ((2, 1, 8), array([1, 9]))
     """
 
+    @explained
     def __init__(self, source: Any, name: str | None = None) -> None:
         if (
             _whole(source)
@@ -79,7 +82,7 @@ class MapDataset:
 
     def __getitem__(self, index: slice | npt.NDArray[Any] | Sequence[int]) -> "MapDataset":
         places = chosen_places(self.name, len(self), index)
-        made = MapDataset(self.source, self.name)
+        made = copy.copy(self)
         made._index = places if self._index is None else self._index[places]
         if not len(made):
             raise DataError(f"{self.name}: the data set is empty; it needs at least one example")
@@ -112,9 +115,12 @@ class MapDataset:
         DtypeError, ShapeError, UsageError
             If an example is not as the first one; the error has its index.
         """
-        index = np.arange(len(self)) if self._index is None else self._index
-        pairs = [self._example(int(k)) for k in index[places]]
-        for k, pair in zip(index[places], pairs, strict=True):
+        index = places_of(places, len(self))
+        pairs = []
+        for k in index if self._index is None else self._index[index]:
+            check_wanted()
+            pair = self._example(int(k))
+            pairs.append(pair)
             for name, array, (dtype, shape) in zip("xy", pair, self._kinds, strict=True):
                 if array.shape != shape:
                     raise ShapeError(
@@ -131,7 +137,11 @@ class MapDataset:
 
     def _example(self, k: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return an example as arrays on the host, after checking what they are."""
-        pair = self.source[k]
+        try:
+            pair = self.source[k]
+        except IndexError as error:  # which ends a loop over the object, so that it would not be seen as an error
+            n = len(self.source)
+            raise DataError(f"{self.name}: example {k} of {n} cannot be read: IndexError ({error})") from error
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             got = f"{len(pair)} values" if isinstance(pair, tuple | list) else type(pair).__name__
             raise UsageError(f"{self.name}: example {k} must be a pair (x, y), got {got}")
@@ -179,6 +189,7 @@ def _whole(value: Any) -> bool:
     return is_array(value) or is_like_array(value) or is_table(value)
 
 
+@explained
 def split(dataset: T, fraction: float, seed: int) -> tuple[T, T]:
     """Split a data set into (rest, held_out) at random, for validation. Both keep the order of the data set.
 
