@@ -14,7 +14,7 @@ import numpy as np
 
 from xcnn import _check
 from xcnn._files import replacing
-from xcnn.errors import XcnnError, printable
+from xcnn.errors import UsageError, XcnnError, explained, printable
 from xcnn.training import LRFinder
 
 __all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "lr_finder", "prediction", "speeds"]
@@ -47,8 +47,9 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
-def _save(figure: Any, path: Path, title: str = "") -> Path:
-    """Write a figure with a title, and with a legend if the lines of its first axes have labels."""
+def _save(name: str, figure: Any, path: str | Path, title: str = "") -> Path:
+    """Write the figure of a function with a title, and with a legend if the lines of its first axes have labels."""
+    path = _check.path(name, "path", path)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -70,7 +71,8 @@ def _literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "", chosen: int | None = None) -> Path:
+@explained
+def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "", chosen: int | None = None) -> Path:
     """Draw loss, accuracy and further metrics of training and validation over the epochs.
 
     The axis of a metric is logarithmic if its early values would hide the others. Metrics without values are left out.
@@ -80,6 +82,8 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "", chose
     history : records as `Trainer.fit` returns them; at least one.
     chosen : the epoch whose weights were kept, which is marked.
     """
+    if not history:
+        raise UsageError("curves: history must be at least one record of fit, got none")
     further = [name.removeprefix("val_") for record in history for name in record if name.startswith("val_")]
     panels = {name: _curves_of(name, history) for name in dict.fromkeys(["loss", "accuracy", *further])}
     panels = {name: lines for name, lines in panels.items() if lines}
@@ -101,9 +105,10 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str = "", chose
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", alpha=0.3)
-    return _save(figure, path, title)
+    return _save("curves", figure, path, title)
 
 
+@explained
 def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     """Draw the loss over the learning rate, with the suggestion.
 
@@ -111,7 +116,7 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     ----------
     result : what `xcnn.training.find_lr` returns.
     """
-    path, figure = _check.path("lr_finder", "path", path), _figure(6, 3.6)
+    figure = _figure(6, 3.6)
     axes = figure.subplots()
     axes.plot(result.lrs, result.losses, color=_COLOURS[0])
     if result.suggestion is not None:
@@ -123,7 +128,7 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss (moving average)")
     axes.grid(alpha=0.3)
-    return _save(figure, path, title)
+    return _save("lr_finder", figure, path, title)
 
 
 def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[Any]]]:
@@ -136,7 +141,8 @@ def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[
     return found
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str = "") -> Path:
+@explained
+def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, title: str = "") -> Path:
     """Draw a confusion matrix.
 
     A row is a true class, a column a predicted one. A cell is shaded by its share of its row, on the diagonal in blue
@@ -148,6 +154,10 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
     classes : their names.
     """
     k = len(classes)
+    if not k:
+        raise UsageError("confusion: classes must be at least one name, got none")
+    counts = np.asarray(counts)
+    _check.check_shape("confusion", (k, k), f"of {k} classes", counts=counts)
     side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
@@ -176,7 +186,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str
         axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    return _save(figure, path, title)
+    return _save("confusion", figure, path, title)
 
 
 def _percent(share: float, place: object = None) -> str:
@@ -184,11 +194,12 @@ def _percent(share: float, place: object = None) -> str:
     return f"{100 * share:.3g}%"
 
 
+@explained
 def prediction(
     image: np.ndarray,
     probabilities: np.ndarray,
     classes: Sequence[str],
-    path: Path,
+    path: str | Path,
     truth: str | None = None,
     photo: np.ndarray | None = None,
 ) -> Path:
@@ -225,13 +236,14 @@ def prediction(
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.set_xlabel("probability")
-    return _save(figure, path, f"predicted: {classes[best]}{known}")
+    return _save("prediction", figure, path, f"predicted: {classes[best]}{known}")
 
 
+@explained
 def comparison(
     shares: Mapping[str, Mapping[str, float]],
     distances: Mapping[str, Sequence[float]],
-    path: Path,
+    path: str | Path,
     title: str = "",
 ) -> Path:
     """Draw the errors of devices, and how far their weights diverge from those of the cpu in training.
@@ -273,10 +285,11 @@ def comparison(
         axes.set_anchor("N")
     for axes in (left, *right):
         axes.grid(alpha=0.3)
-    return _save(figure, path, title)
+    return _save("comparison", figure, path, title)
 
 
-def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: Path, title: str = "") -> Path:
+@explained
+def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: str | Path, title: str = "") -> Path:
     """Draw how many images per second each contestant processes in each case.
 
     Parameters
@@ -297,4 +310,4 @@ def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: 
     axes.set_yticks(range(len(rates)), [_literal(case) for case in rates], fontsize=7)
     axes.set_xlabel("images per second (lines: quartiles of the rounds)")
     axes.grid(axis="x", alpha=0.3)
-    return _save(figure, path, title)
+    return _save("speeds", figure, path, title)

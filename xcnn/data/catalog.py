@@ -17,7 +17,7 @@ from xcnn.data.digits import load_digits
 from xcnn.data.download import SOURCES, Progress, fetch
 from xcnn.data.folder import load_folder
 from xcnn.data.mnist import load_fashion_mnist, load_mnist
-from xcnn.errors import UsageError, wrong_call
+from xcnn.errors import UsageError, explained, wrong_call
 
 __all__ = ["DATASETS", "Entry", "entry", "load", "splits"]
 
@@ -65,6 +65,7 @@ def entry(name: str) -> Entry:
     return found
 
 
+@explained
 def load(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
@@ -100,6 +101,7 @@ def load(
     return parts["train"], parts["test"]
 
 
+@explained
 def splits(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,

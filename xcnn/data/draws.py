@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._check import integer, is_integer, number
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, explained
 
 __all__ = ["Draws"]
 
@@ -53,6 +53,7 @@ class Draws:
     True
     """
 
+    @explained
     def __init__(self, seed: int, epoch: int, indices: npt.ArrayLike) -> None:
         seed, epoch = (integer("Draws", *pair, minimum=0) for pair in (("seed", seed), ("epoch", epoch)))
         places = np.asarray(indices)
@@ -83,7 +84,7 @@ class Draws:
 
     def uniform(self, low: npt.ArrayLike, high: npt.ArrayLike, size: int | tuple[int, ...] = ()) -> Floats:
         """Return numbers of a uniform distribution between `low` and `high`, float64 (n, *size)."""
-        start, end = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        start, end = (_numbers("uniform", *pair) for pair in (("low", low), ("high", high)))
         return start + (end - start) * self.random(size)
 
     def integers(self, low: int, high: int, size: int | tuple[int, ...] = ()) -> npt.NDArray[np.int64]:
@@ -110,9 +111,14 @@ class Draws:
         ----------
         G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates", 1958.
         """
-        dtype = np.dtype(dtype)
-        if dtype not in (np.float32, np.float64):
+        try:
+            known = np.dtype(dtype) in (np.float32, np.float64)
+        except TypeError:
+            known = False
+        if not known:
             raise UsageError(f"normal: dtype must be float32 or float64, got {dtype}")
+        dtype = np.dtype(dtype)
+        scale, loc = _numbers("normal", "scale", scale).astype(dtype), _numbers("normal", "loc", loc).astype(dtype)
         shape = _shape(size)
         count = math.prod(shape)
         words = self._words((count + 1) // 2)  # a word for the radius and the angle of two numbers
@@ -126,8 +132,8 @@ class Draws:
         np.sqrt(radius, out=radius)
         angle *= 2 * math.pi * 2.0**-bits
         halves = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)), axis=1)[:, :count]
-        numbers: npt.NDArray[np.floating[Any]] = halves.reshape(len(self), *shape) * np.asarray(scale, dtype)
-        numbers += np.asarray(loc, dtype)
+        numbers: npt.NDArray[np.floating[Any]] = halves.reshape(len(self), *shape) * scale
+        numbers += loc
         return numbers
 
     def beta(self, a: float, b: float) -> Floats:
@@ -174,6 +180,14 @@ class Draws:
             words = self._keys.reshape(-1, *(1,) * len(shape)) + call.reshape(shape)
         _mix_all(words)
         return words
+
+
+def _numbers(caller: str, name: str, value: npt.ArrayLike) -> Floats:
+    """Return a number or an array of them as float64."""
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"{caller}: {name} must be a number or an array of them, got {value!r}") from None
 
 
 def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xcnn._check import choice, integers
 from xcnn._check import path as checked_path
 from xcnn.data._stream import File, opened
-from xcnn.errors import DataError, UsageError
+from xcnn.errors import DataError, UsageError, explained
 
 __all__ = ["RESIZE", "SUFFIXES", "Picture", "colour", "decode", "read_image", "read_photo"]
 
@@ -70,6 +70,7 @@ class Picture(NamedTuple):
     digest: bytes
 
 
+@explained
 def read_image(
     path: str | os.PathLike[str], shape: tuple[int, int, int], *, resize: str = "crop", background: str = "white"
 ) -> npt.NDArray[np.uint8]:

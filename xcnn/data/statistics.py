@@ -7,7 +7,7 @@ import numpy as np
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.data.mapped import MapDataset
 from xcnn.devices import to_numpy
-from xcnn.errors import DataError, UsageError
+from xcnn.errors import DataError, UsageError, explained
 
 __all__ = ["channel_statistics"]
 
@@ -18,6 +18,7 @@ _NEGLIGIBLE = 1e-14
 """A standard deviation relative to the mean that is due to rounding alone."""
 
 
+@explained
 def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel (axis 1 of x) over all examples and positions.
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._check import is_integer
+from xcnn.data.dataset import IGNORED
 from xcnn.data.draws import Draws
 from xcnn.errors import DtypeError, ShapeError, UsageError
 
@@ -15,9 +16,6 @@ __all__ = ["Augmentation", "Images", "Random", "begin", "in_unit_range", "with_m
 Images = npt.NDArray[np.floating[Any]]
 Random = Draws | np.random.Generator | int
 Augmentation = Callable[..., tuple[Images, Any]]
-
-_IGNORED = -100
-"""The label of a pixel without a label, which the losses ignore."""
 
 
 def begin(name: str, x: Images, y: Any, rng: Random, rank: int | None = 4) -> Draws:
@@ -29,7 +27,8 @@ def begin(name: str, x: Images, y: Any, rng: Random, rank: int | None = 4) -> Dr
     if 0 in x.shape[1:]:
         raise ShapeError(f"{name}: x must have at least one element per example, got {x.shape}")
     if x.dtype not in (np.float32, np.float64):
-        raise DtypeError(f"{name}: x must be float32 or float64, got {x.dtype}; use data.to_float")
+        fix = "use data.to_float" if x.dtype == np.uint8 else "use x.astype('float32')"
+        raise DtypeError(f"{name}: x must be float32 or float64, got {x.dtype}; {fix}")
     if y is not None and (not isinstance(y, np.ndarray) or y.shape[:1] != x.shape[:1]):
         got = f"{y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
         raise ShapeError(f"{name}: y must be a NumPy array with the targets of {len(x)} examples, or None, got {got}")
@@ -58,7 +57,7 @@ def with_mask(name: str, x: Images, y: Any, move: Callable[[Any, int], Any]) -> 
         raise ShapeError(f"{name}: y must be (n,), (n, k), or a mask of the size of x {(n, h, w)}, got {y.shape}")
     if y.dtype.kind in "iu":
         y = y.astype(np.int64, copy=False)
-    moved = move(y.reshape(n, *y.shape[1:-2] or (1,), h, w), _IGNORED if y.dtype.kind == "i" else 0)
+    moved = move(y.reshape(n, *y.shape[1:-2] or (1,), h, w), IGNORED if y.dtype.kind == "i" else 0)
     return move(x, 0), moved.reshape(*y.shape[:-2], *moved.shape[-2:])
 
 

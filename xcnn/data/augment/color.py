@@ -7,11 +7,12 @@ import numpy as np
 from xcnn._check import flag, number
 from xcnn.data.augment import adjust
 from xcnn.data.augment._batch import Images, Random, begin, in_unit_range
-from xcnn.errors import ShapeError
+from xcnn.errors import ShapeError, explained
 
 __all__ = ["color_jitter", "gaussian_noise"]
 
 
+@explained
 def color_jitter(
     x: Images,
     y: Any,
@@ -46,6 +47,7 @@ def color_jitter(
     return adjust.hue(x, turns) if turn else x, y
 
 
+@explained
 def gaussian_noise(x: Images, y: Any, rng: Random, sigma: float = 0.05, clip: bool = True) -> tuple[Images, Any]:
     """Add normal noise of mean 0 and standard deviation `sigma` to each element of x (n, ...).
 

@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from xcnn._check import flag, integer, integers, interval, number
 from xcnn.data.augment._batch import Images, Random, begin, with_mask
+from xcnn.errors import explained
 
 __all__ = ["affine", "affine_matrix", "crop", "flip", "random_resized_crop", "resample", "rotate", "shift", "zoom"]
 
 Matrices = npt.NDArray[np.float64]
 
 
+@explained
 def flip(x: Images, y: Any, rng: Random, p: float = 0.5, vertical: bool = False) -> tuple[Images, Any]:
     """Flip each image with probability `p`: left becomes right or, if `vertical`, up becomes down.
 
@@ -32,11 +34,13 @@ def flip(x: Images, y: Any, rng: Random, p: float = 0.5, vertical: bool = False)
     return with_mask("flip", x, y, move)
 
 
+@explained
 def shift(x: Images, y: Any, rng: Random, pixels: int = 2) -> tuple[Images, Any]:
     """Shift by a number of pixels drawn uniformly from [-pixels, pixels], vertically and horizontally."""
     return _shift("shift", x, y, rng, integer("shift", "pixels", pixels, minimum=0))
 
 
+@explained
 def crop(x: Images, y: Any, rng: Random, pad: int = 4) -> tuple[Images, Any]:
     """Pad with `pad` zeros on every side and crop a random window of the original size, as is usual for CIFAR-10.
 
@@ -57,6 +61,7 @@ def _shift(name: str, x: Images, y: Any, rng: Random, pixels: int) -> tuple[Imag
     return with_mask(name, x, y, move)
 
 
+@explained
 def random_resized_crop(
     x: Images,
     y: Any,
@@ -92,6 +97,7 @@ def random_resized_crop(
     return with_mask("random_resized_crop", x, y, lambda a, outside: resample(a, matrix, outside, (oh, ow), window))
 
 
+@explained
 def rotate(x: Images, y: Any, rng: Random, degrees: float = 10) -> tuple[Images, Any]:
     """Rotate about the centre by an angle drawn uniformly from [-degrees, degrees], with bilinear interpolation."""
     rng = begin("rotate", x, y, rng)
@@ -100,6 +106,7 @@ def rotate(x: Images, y: Any, rng: Random, degrees: float = 10) -> tuple[Images,
     return with_mask("rotate", x, y, lambda array, outside: resample(array, matrix, outside))
 
 
+@explained
 def zoom(x: Images, y: Any, rng: Random, scale: Sequence[float] = (0.8, 1.2)) -> tuple[Images, Any]:
     """Enlarge about the centre by a factor drawn uniformly from `scale`, with bilinear interpolation."""
     rng = begin("zoom", x, y, rng)
@@ -107,6 +114,7 @@ def zoom(x: Images, y: Any, rng: Random, scale: Sequence[float] = (0.8, 1.2)) ->
     return with_mask("zoom", x, y, lambda array, outside: resample(array, matrix, outside))
 
 
+@explained
 def affine(
     x: Images,
     y: Any,

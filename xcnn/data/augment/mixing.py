@@ -9,13 +9,15 @@ import numpy.typing as npt
 
 from xcnn._check import integer, interval, number
 from xcnn.data.augment._batch import Images, Random, begin
-from xcnn.errors import ShapeError, UsageError
+from xcnn.data.dataset import IGNORED
+from xcnn.errors import ShapeError, UsageError, explained
 
 __all__ = ["cutmix", "cutout", "mixup", "random_erasing"]
 
 Numbers = npt.NDArray[Any]
 
 
+@explained
 def cutout(x: Images, y: Any, rng: Random, size: int = 8) -> tuple[Images, Any]:
     """Set a square of `size` x `size` pixels around a random pixel to zero; the square may extend beyond the image.
 
@@ -30,6 +32,7 @@ def cutout(x: Images, y: Any, rng: Random, size: int = 8) -> tuple[Images, Any]:
     return np.where(_inside(x, top, left, size, size), x.dtype.type(0), x), y
 
 
+@explained
 def random_erasing(
     x: Images,
     y: Any,
@@ -63,12 +66,14 @@ def random_erasing(
     return np.where(_inside(x, top, left, height, width), x.dtype.type(value), x), y
 
 
-def mixup(x: Images, y: Any, rng: Random, classes: int, alpha: float = 0.2) -> tuple[Images, Any]:
+@explained
+def mixup(x: Images, y: Any, rng: Random, classes: int | None = None, alpha: float = 0.2) -> tuple[Images, Any]:
     """Mix each example with another one of the batch: lam x + (1 - lam) x', and in the same way the targets.
 
     lam is drawn for each example from the beta distribution of (alpha, alpha). x is (n, ...). Labels (n,) become soft
     targets (n, classes), in which the label -100, ignored by the losses, is a row of zeros; floating targets (n,) or
-    (n, k), and those of 0 and 1 (n, k), keep their shape. With `alpha` of 0, nothing is mixed.
+    (n, k), and those of 0 and 1 (n, k), keep their shape and need no `classes`. With `alpha` of 0, nothing is mixed.
+    A `Loader` passes the number of `classes` of its data set.
 
     Source: H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412.
     """
@@ -78,7 +83,8 @@ def mixup(x: Images, y: Any, rng: Random, classes: int, alpha: float = 0.2) -> t
     return _mixed(x, x[partner], lam), _mixed(y, y[partner], lam)
 
 
-def cutmix(x: Images, y: Any, rng: Random, classes: int, alpha: float = 1.0) -> tuple[Images, Any]:
+@explained
+def cutmix(x: Images, y: Any, rng: Random, classes: int | None = None, alpha: float = 1.0) -> tuple[Images, Any]:
     """Replace a rectangle of each image by that of another one of the batch, and mix the targets by area.
 
     The rectangle has the shape of the image and lies around a random pixel; what is outside of the image is cut off.
@@ -109,7 +115,7 @@ def _inside(x: Images, top: Numbers, left: Numbers, height: Any, width: Any) -> 
     return inside
 
 
-def _soft(name: str, x: Images, y: Any, classes: int) -> Images:
+def _soft(name: str, x: Images, y: Any, classes: int | None) -> Images:
     """Return the targets of a batch as floating point, (n,) or (n, k)."""
     if y is None or y.ndim > 2:
         got = "None" if y is None else f"{y.shape}"
@@ -119,10 +125,15 @@ def _soft(name: str, x: Images, y: Any, classes: int) -> Images:
     if y.ndim == 2 or y.dtype.kind == "f":
         soft: Images = y.astype(x.dtype)
         return soft
+    if classes is None:
+        raise UsageError(
+            f"{name}: labels (n,) need classes, the number of them: name the classes of the data set or pass "
+            "functools.partial(..., classes=10); for regression, make y floating point"
+        )
     y, classes = y.astype(np.int64, copy=False), integer(name, "classes", classes)
-    labelled = y != -100
+    labelled = y != IGNORED
     if y.size and not (((y >= 0) & (y < classes)) | ~labelled).all():
-        raise UsageError(f"{name}: y must be labels from 0 to {classes - 1}, or -100, got {y.min()} to {y.max()}")
+        raise UsageError(f"{name}: y must be labels from 0 to {classes - 1}, or {IGNORED}, got {y.min()} to {y.max()}")
     soft = np.zeros((len(y), classes), x.dtype)
     soft[labelled, y[labelled]] = 1
     return soft

@@ -9,6 +9,7 @@ from xcnn._check import integer, number
 from xcnn.data.augment import adjust
 from xcnn.data.augment._batch import Images, Random, begin, in_unit_range, with_mask
 from xcnn.data.augment.geometry import affine_matrix, resample
+from xcnn.errors import explained
 
 __all__ = ["rand_augment"]
 
@@ -26,6 +27,7 @@ _ADJUSTMENTS: tuple[tuple[Callable[[Images, Any], Images], Callable[[Any], Any]]
 """Adjustments, and their numbers at a level from -1 to 1."""
 
 
+@explained
 def rand_augment(x: Images, y: Any, rng: Random, n: int = 2, m: float = 9) -> tuple[Images, Any]:
     """Apply `n` operations, drawn for each image from a table of 14, to images with values in [0, 1].
 
