@@ -435,7 +435,10 @@ def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.fromarray(test.x[3, 0]).save(tmp_path / file)
-    code, out, _ = xcnn("predict", checkpoint, *files, "--json", "--pictures", "out")
+    code, out, _ = xcnn("predict", checkpoint, *files, "--json", "--pictures", "out", "--out", "all.csv")
+    with (tmp_path / "all.csv").open(newline="") as table:
+        rows = [(row["image"], row["picture"]) for row in csv.DictReader(table)]
+    assert rows == [(record["image"], record["picture"]) for record in map(json.loads, out.splitlines())]
     pictures = [json.loads(line)["picture"] for line in out.splitlines()]
     assert code == 0
     assert len({picture.casefold() for picture in pictures}) == len(files)
@@ -480,6 +483,7 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
         (["--index", "0", "--pictures", "text.png"], 2, "--pictures: the folder text.png cannot be created"),
         (["--index", "0", "-o", "text.png"], 2, "--out must be a file that ends in .csv or .jsonl, got text.png"),
         (["--index", "0", "-o", "no/table.csv"], 2, "cannot write no/table.csv: there is no folder no"),
+        (["--index", "0", "-o", "table.csv"], 2, "cannot write table.csv: it is a folder; name a file in it"),
         (["--index", "0", "--top", "0"], 2, "--top must be at least 1, got 0"),
         (["empty"], 2, "empty contains no images ("),
     ],
@@ -487,6 +491,7 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
 def test_predict_mistakes(xcnn, checkpoint, tmp_path, argv, code, message):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").mkdir()
     got, out, err = xcnn("predict", checkpoint, *argv)
     assert got == code
     assert out == ""

@@ -169,6 +169,8 @@ def split_names(text: str) -> list[str]:
 def check_writable(*files: Path | None) -> None:
     """Raise a UsageError if a file cannot be written, before anything is computed. None is skipped."""
     for file in filter(None, files):
+        if file.is_dir():
+            raise UsageError(f"cannot write {file}: it is a folder; name a file in it")
         folder = file.absolute().parent
         if not folder.is_dir():
             raise UsageError(f"cannot write {file}: there is no folder {file.parent}")

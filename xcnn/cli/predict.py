@@ -178,10 +178,11 @@ def _as_csv(records: list[dict[str, Any]]) -> str:
     table = csv.writer(text, lineterminator="\n")
     most = max((len(record["top"]) for record in records), default=0)
     ranks = itertools.chain.from_iterable((f"class_{k}", f"probability_{k}") for k in range(1, most + 1))
-    table.writerow(["image", "truth", *ranks])
+    drawn = ["picture"] * any("picture" in record for record in records)
+    table.writerow(["image", "truth", *ranks, *drawn])
     for record in records:
         found = itertools.chain.from_iterable((name, f"{share:.6g}") for name, share in record["top"])
-        table.writerow([record["image"], record["truth"] or "", *found])
+        table.writerow([record["image"], record["truth"] or "", *found, *(record[name] for name in drawn)])
     return text.getvalue()
 
 
