@@ -386,12 +386,12 @@ def test_options_out_of_range_are_refused(function, options):
         (np.float32(1), None, 0, DtypeError, "x must be a NumPy array, got float32"),
         (np.zeros(3, np.float32), None, 0, ShapeError, r"x must be \(n, .*\), got \(3,\)"),
         (np.zeros((2, 1, 0, 3), np.float32), None, 0, ShapeError, "x must have at least one element"),
-        (batch((2, 1, 3, 3)), np.zeros(3), 0, ShapeError, r"y must be .*targets of 2 examples.*got \(3,\)"),
+        (batch((2, 1, 3, 3)), np.zeros(3), 0, ShapeError, r"y must be .* with 2 targets, .*got \(3,\)"),
         (batch((2, 1, 3, 3)), np.array(["cat", "dog"]), 0, DtypeError, "y must be of real numbers or bool, got <U3"),
         (batch((2, 1, 3, 3)), [0, 1], 0, ShapeError, "y must be a NumPy array .*got list"),
         (batch((2, 1, 3, 3)), labels(2), -1, UsageError, "rng must be .*got -1"),
         (batch((2, 1, 3, 3)), labels(2), None, UsageError, "rng must be .*got None"),
-        (batch((2, 1, 3, 3)), labels(2), data.Draws(0, 0, [1]), ShapeError, "rng has numbers for 1 examples, x has 2"),
+        (batch((2, 1, 3, 3)), labels(2), data.Draws(0, 0, [1]), ShapeError, "x has 2 examples, rng has numbers for 1"),
     ],
 )
 def test_other_arguments_are_refused(name, x, y, rng, error, words):

@@ -143,7 +143,8 @@ class Loader:
     def description(self) -> str:
         """What it yields, in words: "1,437 examples in shuffled batches of 64"."""
         order = "" if self.shuffle else ", in the order of the data set"
-        return f"{len(self.dataset):,} examples in {'shuffled ' * self.shuffle}batches of {self.batch_size}{order}"
+        many = f"{len(self.dataset):,} example{'s' * (len(self.dataset) != 1)}"
+        return f"{many} in {'shuffled ' * self.shuffle}batches of {self.batch_size}{order}"
 
     def settings(self) -> dict[str, Any]:
         """Return the numbers that determine the batches, beside the functions of `augment`."""

@@ -31,12 +31,12 @@ def begin(name: str, x: Images, y: Any, rng: Random, rank: int | None = 4) -> Dr
         raise DtypeError(f"{name}: x must be float32 or float64, got {x.dtype}; {fix}")
     if y is not None and (not isinstance(y, np.ndarray) or y.shape[:1] != x.shape[:1]):
         got = f"{y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
-        raise ShapeError(f"{name}: y must be a NumPy array with the targets of {len(x)} examples, or None, got {got}")
+        raise ShapeError(f"{name}: y must be a NumPy array with {len(x)} targets, or None, got {got}")
     if y is not None and y.dtype.kind not in "biuf":
         raise DtypeError(f"{name}: y must be of real numbers or bool, got {y.dtype}")
     if isinstance(rng, Draws):
         if len(rng) != len(x):
-            raise ShapeError(f"{name}: rng has numbers for {len(rng)} examples, x has {len(x)}")
+            raise ShapeError(f"{name}: x has {len(x)} examples, rng has numbers for {len(rng)}")
         return rng
     if isinstance(rng, np.random.Generator):
         return Draws(int(rng.integers(2**63)), 0, np.arange(len(x)))
