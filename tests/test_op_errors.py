@@ -197,6 +197,12 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("cross_entropy", f(3, 4), i(3), f(3)), ShapeError, "weight must have shape (4,), one per class, got (3,)"),
     (call("cross_entropy", f(3, 0), i(3)), ShapeError, "x must be (n, classes, ...) or (classes,), got (3, 0)"),
     # labels
+    (
+        call("binary_cross_entropy_with_logits", f(3), f(3) * -1),
+        UsageError,
+        "target holds -1.0, expected probabilities from 0 to 1; "
+        "divide masks of 0 and 255 by 255, and use mse_loss for regression",
+    ),
     (call("cross_entropy", f(3, 4), i(3, value=4)), UsageError, f"target holds 4, {KNOWN}"),
     (call("cross_entropy", f(3, 4), i(3, value=-1)), UsageError, f"target holds -1, {KNOWN}"),
     (call("nll_loss", f(3, 4), i(3, value=9)), UsageError, f"target holds 9, {KNOWN}"),

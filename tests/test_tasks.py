@@ -157,6 +157,14 @@ def test_every_library_counts_alike(backend):
             ShapeError,
             r"a loss must be one number, the mean of the batch, got shape \(12, 1\)",
         ),
+        (
+            "binary_cross_entropy_with_logits",
+            1,
+            np.full((12, 1), 255.0),
+            UsageError,
+            "holds 255.0, expected probabilities from 0 to 1; divide masks of 0 and 255 by 255",
+        ),
+        ("cross_entropy", 3, np.ones((12, 3)), UsageError, "sum to 3, .* use binary_cross_entropy_with_logits"),
         ("cross_entropy", 3, np.full(12, -100), UsageError, "every label of the batch is -100, which is ignored"),
     ],
 )
@@ -332,6 +340,14 @@ def test_parts_are_cut_by_the_shape_alone():
     assert training.steps == 4
     with pytest.raises(ShapeError, match="step: x has 12 samples, y has 11"):
         training.step(X, X[:11, :1])
+
+
+@pytest.mark.parametrize("where", ["strict", "torch"])
+def test_a_device_finds_targets_that_are_no_probabilities(where):
+    training = trainer_of(vectors(1), "binary_cross_entropy_with_logits", device=where)
+    with pytest.raises(UsageError, match=r"the targets hold 255\.0, the loss takes probabilities from 0 to 1"):
+        training.step(X, np.full((12, 1), 255.0))
+    assert np.isnan(training.evaluate([(X, np.full((12, 1), 255.0))]).loss)
 
 
 @pytest.mark.parametrize("where", ["cpu", "strict"])

@@ -1,10 +1,12 @@
 """Losses that compare two arrays element by element: squared, absolute, Huber, and binary cross entropy."""
 
+import math
 from collections.abc import Sequence
 
 from xcnn._array import Array, namespace
 from xcnn._check import check_shape, choice, number
-from xcnn.errors import ShapeError
+from xcnn.devices import on_host
+from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._op import Gradients, Result, op, positive, probabilities, sample
 from xcnn.ops._reduction import REDUCTIONS, reduce, size, spread
@@ -140,7 +142,8 @@ def binary_cross_entropy_with_logits(
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        If the arrays do not fit each other, or the reduction is unknown.
+        If the arrays do not fit each other, the reduction is unknown, or a target in an array on the host is out of
+        range. On other devices, where the check would cost a synchronisation, the loss of such a target is NaN.
     """
     name = "binary_cross_entropy_with_logits"
     factors = {"weight": weight, "pos_weight": pos_weight}
@@ -158,8 +161,13 @@ def binary_cross_entropy_with_logits(
         tail = xp.log1p(xp.exp(-xp.abs(x)))
         return weigh(xp.maximum(-x, 0.0) + tail, pos_weight), xp.maximum(x, 0.0) + tail
 
+    wrong = (target < 0.0) | (target > 1.0)
+    if on_host(target) and (outside := target[wrong & xp.isfinite(target)]).size:
+        fix = "divide masks of 0 and 255 by 255, and use mse_loss for regression"
+        raise UsageError(f"{name}: target holds {outside[0]}, expected probabilities from 0 to 1; {fix}")
     yes, no = costs()
-    y = reduce(xp, weigh(target * yes + (1.0 - target) * no, weight), reduction, size(x))
+    losses = weigh(target * yes + (1.0 - target) * no, weight)
+    y = reduce(xp, losses if on_host(target) else xp.where(wrong, math.nan, losses), reduction, size(x))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dlosses = weigh(spread(dy, reduction, size(x)), weight)

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+_ROUNDING = 0.01
+"""How far the sum of probabilities may be from 1: float16 rounds each by up to 0.0005."""
+
+
 def identity(output: Array) -> Array:
     """Return the output unchanged."""
     return output
@@ -98,9 +102,9 @@ class Loss:
         the number of predictions that count. Each is an integer, a 0-d array, or an array with a number for each
         example. None if the loss has no accuracy.
     target : what the target is. `"classes"`: class indices of the shape of the output without its axis 1, such as (n,)
-        or (n, h, w), where the index -100 is ignored, or probabilities of the shape of the output. `"numbers"`: an
-        array of the shape of the output. None: whatever `function` takes. Numbers and probabilities of another dtype
-        are converted to that of the output.
+        or (n, h, w), where the index -100 is ignored, or probabilities of the shape of the output,
+        which must sum to 1 over the classes (checked on the host). `"numbers"`: an array of the shape of the output.
+        None: whatever `function` takes. Numbers and probabilities of another dtype are converted to that of the output.
     options : options of `function`. Lists, such as class weights, become arrays like the output.
 
     Examples
@@ -152,9 +156,17 @@ class Loss:
 
     def _checked(self, output: Array, target: Array) -> Array:
         """Return the target in the dtype of the output, or as it is if it holds class indices."""
-        if self.target is None or (target.dtype == output.dtype and target.shape == output.shape):
+        if self.target is None or self._has_indices(target):
             return target
-        if self._has_indices(target):
+        if self.classifies and target.shape == output.shape and target.ndim > 1 and on_host(target):
+            sums = target.sum(axis=1)
+            off = abs(sums - 1.0) > _ROUNDING
+            if off.any():
+                raise UsageError(
+                    f"{self._name}: a target holds probabilities that sum to {sums[off][0]:.6g}, expected 1 over the "
+                    "classes; for several labels at once use binary_cross_entropy_with_logits"
+                )
+        if target.dtype == output.dtype and target.shape == output.shape:
             return target
         if target.shape != output.shape:
             raise self._misfit(output, target)

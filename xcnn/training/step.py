@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn import optim
+from xcnn import ops, optim
 from xcnn._array import Array, is_kind, namespace_of
 from xcnn.devices import Device, on_host, to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError
@@ -145,7 +145,7 @@ class Step:
         """Restore the state from before the step and return the error that names the layer at fault."""
         put_back()
         try:
-            # Ops that cannot check labels without waiting for the device return NaN for invalid ones.
+            # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
             for _, y in parts if self.loss.classifies else ():
                 if is_kind(namespace_of(y), y.dtype, "integral"):
                     labels, ignored = to_numpy(y), self.loss.ignore_index
@@ -154,6 +154,11 @@ class Step:
                         return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
                     if len(parts) == 1 and (labels == ignored).all():
                         return UsageError(f"every label of the batch is {ignored}, which is ignored")
+            for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
+                targets = to_numpy(y)
+                outside = targets[(targets < 0.0) | (targets > 1.0)]
+                if outside.size:
+                    return UsageError(f"the targets hold {outside[0]}, the loss takes probabilities from 0 to 1")
             return divergence(self.model, self.loss, value, parts)
         finally:
             self.model.zero_grad()
