@@ -381,6 +381,33 @@ def test_a_schedule_of_another_optimizer_is_refused():
         Trainer(trainer.model, trainer.optimizer, schedule=optim.StepLR(other.optimizer, 3))
 
 
+class Adds(Callback):
+    def on_epoch_end(self, trainer, record):
+        record["val_error"] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("monitor", "options", "says"),
+    [
+        ("val_loss", {}, "no 'val_loss' without validation data; pass fit"),
+        ("val_acuracy", {"validation": True}, "unknown KeepBest monitor 'val_acuracy'; did you mean 'val_accuracy'"),
+        ("val_iou", {"validation": True}, "unknown KeepBest monitor 'val_iou'"),
+        ("val_error", {"callbacks": [Adds()]}, None),
+        ("val_loss", {"callbacks": [Adds()]}, "without validation data"),
+        ("train_loss", {}, None),
+    ],
+)
+def test_a_monitor_that_no_record_has_is_refused_before_the_first_step(digits, monitor, options, says):
+    trainer = make_trainer(callbacks=[*options.get("callbacks", ()), KeepBest(monitor=monitor, mode="max")])
+    held_out = digits[1][:64] if "validation" in options else None
+    if says is None:
+        trainer.fit(digits[0][:64], validation=held_out)
+        return
+    with pytest.raises(UsageError, match=says):
+        trainer.fit(digits[0][:64], validation=held_out)
+    assert trainer.steps == 0
+
+
 @pytest.mark.parametrize(
     ("monitor", "mode", "best"),
     [("error", "min", 1.0), ("error", "max", 3.0), ("val_loss", None, 1.0), ("val_accuracy", None, 3.0)],

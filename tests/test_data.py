@@ -101,7 +101,8 @@ def test_from_arrays_converts_to_what_a_dataset_holds():
     ("images", "labels", "error", "says"),
     [
         (np.zeros((2, 4, 4), np.int64), [0, 1], DtypeError, "astype('uint8')"),
-        (np.zeros((2, 4, 4), bool), [0, 1], DtypeError, "bool"),
+        (np.zeros((2, 4, 4), bool), [0, 1], DtypeError, "bool; pass pixels from 0 to 255 as x.astype('uint8'), any"),
+        (np.zeros((2, 9), np.int64), [0, 1], DtypeError, "anything else as x.astype('float32')"),
         (np.zeros((2, 32, 32, 3), U8), [0, 1], ShapeError, "transpose(0, 3, 1, 2)"),
         ([[1, 2], [3]], [0, 1], DtypeError, "x must be an array, got list"),
         (Endless(), [0, 1], DtypeError, "x must be an array, got Endless"),

@@ -211,6 +211,25 @@ def test_what_is_no_data_is_refused(one):
     assert trainer.steps in (0, 1)
 
 
+def test_targets_outside_of_a_tuple_are_told_the_fix():
+    trainer = trainer_of("segmentation")
+    says = r"must be an integer, got an array of shape \(20, 6, 6\); pass targets in a tuple, \(x, y\)$"
+    for use, name in ((trainer.fit, "fit: epochs"), (trainer.evaluate, "evaluate: batch_size")):
+        with pytest.raises(UsageError, match=f"^{name} {says}"):
+            use(IMAGES, classes(6, 6))
+
+
+def test_predictions_refuse_pixels_that_are_not_scaled_as_training_does():
+    trainer, pixels = trainer_of("segmentation"), IMAGES.astype(np.float32)
+    for use in (trainer.predict, lambda x: trainer.fit((x, classes(6, 6)))):
+        with pytest.raises(DataError, match=r"^(predict|from_arrays): float x from .* divide them by 255, or pass uint8"):
+            use(pixels)
+    scaled = trainer.predict(IMAGES)
+    assert np.array_equal(trainer.predict(pixels / 255), scaled)
+    meant = trainer.predict(data.Dataset(pixels, classes(6, 6)))
+    assert not np.array_equal(meant, scaled)
+
+
 def test_lengths_that_differ_are_refused():
     with pytest.raises(ShapeError, match=r"y must have one target per example, got \(19,\) for 20 examples"):
         trainer_of("regression").fit((TABLE, TABLE[1:, 0]))

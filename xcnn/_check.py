@@ -30,10 +30,26 @@ __all__ = [
     "number",
     "numbers",
     "path",
+    "shown",
 ]
+
+_MOST_LETTERS = 200
+"""Of a value in an error."""
 
 _LARGEST = 2**31 - 1
 """The largest size or stride; with larger ones the arithmetic of array libraries overflows."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as errors show it: an array by its shape, and of long texts the beginning.
+
+    >>> shown(np.zeros((300, 2))), shown(3)
+    ('an array of shape (300, 2)', '3')
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape:
+        return f"an array of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def is_integer(value: Any) -> bool:
@@ -47,7 +63,7 @@ def integer(caller: str, name: str, value: Any, minimum: int = 1, maximum: int |
     if is_integer(value) and value >= minimum and (maximum is None or value <= maximum):
         return int(value)
     wanted = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    raise UsageError(f"{caller}: {name} must be an integer {wanted}, got {value!r}")
+    raise UsageError(f"{caller}: {name} must be an integer {wanted}, got {shown(value)}")
 
 
 def integers(caller: str, name: str, value: int | Sequence[int], rank: int, minimum: int = 1) -> tuple[int, ...]:
@@ -65,11 +81,11 @@ def integers(caller: str, name: str, value: int | Sequence[int], rank: int, mini
         return value
     entries: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(entries) != rank:
-        raise UsageError(f"{caller}: {name} takes an integer or {rank} of them, got {value!r}")
+        raise UsageError(f"{caller}: {name} takes an integer or {rank} of them, got {shown(value)}")
     if not all(is_integer(entry) and entry >= minimum for entry in entries):
-        raise UsageError(f"{caller}: {name} takes integers of at least {minimum}, got {value!r}")
+        raise UsageError(f"{caller}: {name} takes integers of at least {minimum}, got {shown(value)}")
     if any(entry > _LARGEST for entry in entries):
-        raise UsageError(f"{caller}: {name} takes integers of at most {_LARGEST}, got {value!r}")
+        raise UsageError(f"{caller}: {name} takes integers of at most {_LARGEST}, got {shown(value)}")
     return tuple(map(int, entries))
 
 
@@ -94,16 +110,16 @@ def number(caller: str, name: str, value: Any, interval: str) -> float:
             x = np.nan
         if (x >= low if from_low else x > low) and (x <= high if to_high else x < high):
             return x
-    raise UsageError(f"{caller}: {name} must be a number in {interval}, got {value!r}")
+    raise UsageError(f"{caller}: {name} must be a number in {interval}, got {shown(value)}")
 
 
 def interval(caller: str, name: str, value: Any, within: str) -> tuple[float, float]:
     """Return `value` as a pair (low, high) of numbers in an interval, with low <= high."""
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise UsageError(f"{caller}: {name} must be two numbers (low, high), got {value!r}")
+        raise UsageError(f"{caller}: {name} must be two numbers (low, high), got {shown(value)}")
     low, high = (number(caller, name, end, within) for end in value)
     if low > high:
-        raise UsageError(f"{caller}: {name} must be two numbers (low, high), low first, got {value!r}")
+        raise UsageError(f"{caller}: {name} must be two numbers (low, high), low first, got {shown(value)}")
     return low, high
 
 
@@ -113,7 +129,7 @@ def numbers(caller: str, name: str, value: Any, interval: str) -> tuple[float, .
     if not isinstance(entries, list | tuple):
         return (number(caller, name, value, interval),)
     if not entries:
-        raise UsageError(f"{caller}: {name} must be at least one number in {interval}, got {value!r}")
+        raise UsageError(f"{caller}: {name} must be at least one number in {interval}, got {shown(value)}")
     return tuple(number(caller, f"{name}[{i}]", entry, interval) for i, entry in enumerate(entries))
 
 
@@ -121,21 +137,21 @@ def flag(caller: str, name: str, value: Any) -> bool:
     """Return `value` as a bool if it is a Python or NumPy bool."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise UsageError(f"{caller}: {name} must be True or False, got {value!r}")
+    raise UsageError(f"{caller}: {name} must be True or False, got {shown(value)}")
 
 
 def generator(caller: str, name: str, value: Any) -> np.random.Generator:
     """Return `value` if it is a random generator, or a new generator if it is a seed."""
     if isinstance(value, np.random.Generator) or (is_integer(value) and value >= 0):
         return np.random.default_rng(value)
-    raise UsageError(f"{caller}: {name} must be a numpy.random.Generator or a seed of at least 0, got {value!r}")
+    raise UsageError(f"{caller}: {name} must be a numpy.random.Generator or a seed of at least 0, got {shown(value)}")
 
 
 def path(caller: str, name: str, value: Any) -> Path:
     """Return `value` as a Path if it is a string or a path."""
     if isinstance(value, str | os.PathLike):
         return Path(value)
-    raise UsageError(f"{caller}: {name} must be a path, got {value!r}")
+    raise UsageError(f"{caller}: {name} must be a path, got {shown(value)}")
 
 
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
@@ -157,7 +173,7 @@ def matching(caller: str, kind: str, pattern: str, names: Sequence[str]) -> list
 def axis(caller: str, name: str, value: Any, sizes: tuple[int, ...], of: str = "x") -> int:
     """Return `value`, an axis of an array with these sizes, as an index from 0; `of` names the array in errors."""
     if not is_integer(value) or not -len(sizes) <= value < len(sizes):
-        raise UsageError(f"{caller}: {name} must be an axis of {of} {tuple(sizes)}, got {value!r}")
+        raise UsageError(f"{caller}: {name} must be an axis of {of} {tuple(sizes)}, got {shown(value)}")
     return int(value) % len(sizes)
 
 

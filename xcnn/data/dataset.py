@@ -17,7 +17,7 @@ from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError, explained
 
-__all__ = ["IGNORED", "Dataset", "chosen_places", "from_arrays", "to_float"]
+__all__ = ["IGNORED", "Dataset", "check_scaled", "chosen_places", "from_arrays", "to_float"]
 
 IGNORED = -100
 """The class index that losses ignore, unless they are told another one."""
@@ -84,7 +84,7 @@ class Dataset:
         if x.dtype != np.uint8 and x.dtype.kind != "f":
             raise DtypeError(
                 f"{self.name}: x must be uint8 or floating point, got {x.dtype}; "
-                "if the values are from 0 to 255, pass x.astype('uint8')"
+                "pass pixels from 0 to 255 as x.astype('uint8'), anything else as x.astype('float32')"
             )
         if y.dtype.kind not in "iuf":
             raise DtypeError(
@@ -300,15 +300,21 @@ def from_arrays(x: Any, y: Any, classes: Sequence[str] | None = None, name: str 
     if classes is None:
         classes = _numbered(y)
     made = Dataset(x, y, classes, name)  # type: ignore[arg-type]  # which makes a tuple of a list
-    if len(x.shape) == 4 and x.shape[1] in (1, 3, 4) and np.dtype(x.dtype).kind == "f" and not is_lazy(x):
-        first = x[:_LOOKED_AT]
-        low, high = first.min(), first.max()
-        if low >= 0 and high > _MOST_SCALED and np.array_equal(first, np.rint(first)):
-            raise DataError(
-                f"from_arrays: float x from {low} to {high} are probably pixels that are not scaled; "
-                "divide them by 255, or pass uint8"
-            )
+    check_scaled("from_arrays", x, "uint8")
     return made
+
+
+def check_scaled(caller: str, x: Any, otherwise: str) -> None:
+    """Refuse images of whole floats above 16, which are probably pixels; `otherwise` is what to pass instead."""
+    if len(x.shape) != 4 or x.shape[1] not in (1, 3, 4) or np.dtype(x.dtype).kind != "f" or is_lazy(x) or not len(x):
+        return
+    first = x[:_LOOKED_AT]
+    low, high = first.min(), first.max()
+    if low >= 0 and high > _MOST_SCALED and np.array_equal(first, np.rint(first)):
+        raise DataError(
+            f"{caller}: float x from {low} to {high} are probably pixels that are not scaled; "
+            f"divide them by 255, or pass {otherwise}"
+        )
 
 
 def _host_array(name: str, value: Any) -> Any:

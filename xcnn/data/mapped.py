@@ -147,7 +147,10 @@ class MapDataset:
             raise UsageError(f"{self.name}: example {k} must be a pair (x, y), got {got}")
         x, y = (self._array(name, value, k) for name, value in zip("xy", pair, strict=True))
         if x.dtype != np.uint8 and x.dtype.kind != "f":
-            raise DtypeError(f"{self.name}: x of example {k} must be uint8 or floating point, got {x.dtype}")
+            raise DtypeError(
+                f"{self.name}: x of example {k} must be uint8 or floating point, got {x.dtype}; "
+                "return pixels from 0 to 255 as x.astype('uint8'), anything else as x.astype('float32')"
+            )
         if y.dtype.kind not in "iuf":
             raise DtypeError(f"{self.name}: y of example {k} must be integers or floating point, got {y.dtype}")
         if x.ndim < 1 or x.size == 0:

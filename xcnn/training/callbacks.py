@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._check import integer, number
 from xcnn._files import make_folder, replacing, sweep
-from xcnn.errors import CheckpointError, UsageError, WriteError
+from xcnn.errors import CheckpointError, UsageError, WriteError, unknown
 from xcnn.training.trainer import Callback, Trainer
 
 __all__ = ["EarlyStopping", "HistoryFile", "KeepBest"]
@@ -111,6 +111,23 @@ class _Monitor(Callback):
         self.best: float | None = None
         self.best_epoch = 0
 
+    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
+        """Refuse an entry that the records of this `fit` cannot have, unless a callback of your own may add it."""
+        name, me = self.monitor, type(self).__name__
+        figures = ["loss", *["accuracy"] * (trainer.loss.correct is not None)]
+        held_out = [f"val_{figure}" for figure in (*figures, *trainer.metrics)]
+        known = [f"train_{figure}" for figure in figures] + held_out * (len(trainer.feeds) > 1)
+        known += ["seconds", "data_seconds", "samples_per_second", "epoch"]
+        adds = any(
+            type(callback).on_epoch_end is not Callback.on_epoch_end and not type(callback).__module__.startswith("xcnn.")
+            for callback in trainer.callbacks
+        )
+        if name in known or (adds and name not in held_out):
+            return
+        if name in held_out:
+            raise UsageError(f"{me}: the records have no {name!r} without validation data; pass fit(validation=...)")
+        raise unknown(f"{me} monitor", name, known)
+
     def _improved(self, record: dict[str, Any]) -> bool:
         value = record.get(self.monitor)
         if value is None:
@@ -165,7 +182,8 @@ class EarlyStopping(_Monitor):
         self.patience = integer("EarlyStopping", "patience", patience)
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Tell if the schedule has its lowest learning rates at a fixed end, which stopping early skips."""
+        """Check the monitor; tell if the schedule has its lowest learning rates at an end that stopping early skips."""
+        super().on_fit_start(trainer, batches, epochs)
         schedule, able = trainer.schedule, 1 + self.patience < epochs
         if able and schedule is not None and schedule.end is not None and schedule.last_epoch < schedule.end:
             end = f"{schedule.unit} {schedule.end:,}"

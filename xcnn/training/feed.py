@@ -12,6 +12,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn.data import Dataset, Loader, to_float
+from xcnn.data.dataset import check_scaled
 from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
@@ -86,6 +87,8 @@ def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
         return
     if len(x.shape) == 0 or x.shape[0] == 0:
         raise ShapeError(f"{who} must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
+    if isinstance(x, np.ndarray):
+        check_scaled(who.partition(":")[0], x, "uint8, or a Dataset if they are correct")
     for start in range(0, x.shape[0], batch_size):
         places = slice(start, min(start + batch_size, x.shape[0]))
         part = read(x, places) if is_like_array(x) and is_lazy(x) else x[places, ...]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xcnn import optim
-from xcnn._check import flag, integer, number
+from xcnn._check import flag, integer, number, shown
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
@@ -32,6 +32,12 @@ def clock() -> float:
     Kernels are compiled once on a machine, when they are first called, which says nothing about the speed of training.
     """
     return COMPILATION.clock()
+
+
+def _no_targets(caller: str, name: str, value: Any) -> None:
+    """Refuse targets as the second argument of a function that takes data."""
+    if getattr(value, "shape", ()) or isinstance(value, list | tuple):
+        raise UsageError(f"{caller}: {name} must be an integer, got {shown(value)}; pass targets in a tuple, (x, y)")
 
 
 class Callback:
@@ -250,6 +256,7 @@ class Trainer:
         SystemExit
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
+        _no_targets("fit", "epochs", epochs)
         integer("fit", "epochs", epochs)
         if progress is not None:
             flag("fit", "progress", progress)
@@ -404,6 +411,7 @@ class Trainer:
         OutOfMemoryError
             If a batch is too large.
         """
+        _no_targets("evaluate", "batch_size", batch_size)
         with self.inference_weights():
             return evaluate(self.model, data, self.loss, self.device, batch_size, metrics=self.metrics)
 
