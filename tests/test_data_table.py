@@ -214,9 +214,11 @@ def test_a_table_of_a_spreadsheet(tmp_path):
             "line 3 names a file that is missing: none.png; ",
         ),
         (rows("none.png,dog", "b.png,", "../x.png,cat"), "line 4 leads out of the folder of the table: ../x.png"),
-        (rows("/etc/passwd,cat"), "line 2 leads out of the folder"),
+        (rows("/etc/passwd,cat"), "line 2 has a path outside of the folder of the table, "),
+        (rows("none.png,cat", "a.png,cat", "gone.png,dog"), "gone.png; correct the paths, or leave such rows out with"),
         (rows("a/../../x.png,cat"), "line 2 leads out of the folder"),
-        (rows("a.png\0,cat"), "line 2 leads out of the folder"),
+        (rows("a.png\0,cat"), "line 2 has a null character in its path"),
+        (rows("/a.png\0,cat"), "line 2 has a null character in its path"),
         (rows("out.png,cat"), "line 2 names a link that leads out of the folder of the table: out.png"),
         (rows("a.png,cat\x1b[2J"), r"line 2 cannot have the label cat\x1b[2J: it has control characters"),
         (rows("a.png," + "c" * 256), "line 2 has a label of 256 characters, more than 255"),
@@ -240,6 +242,39 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, says):
     (folder / "out.png").symlink_to("../x.png")
     path = table(folder, text)
     refused(lambda: data.load("folder", path), path, says)
+
+
+def test_absolute_paths_inside_the_folder_are_those_relative_to_it(tmp_path):
+    pets(tmp_path / "pets")
+    names = [f"{name}/{k}.png" for name in ("cats", "dogs") for k in range(4)]
+    (tmp_path / "link").symlink_to("pets")
+    for folder in (tmp_path / "pets", tmp_path / "link"):
+        relative, absolute, real = (
+            data.load("folder", table(folder, rows(*(f"{top}{name},{name[:4]}" for name in names))), size=8)
+            for top in ("", f"{folder}/", f"{tmp_path}/pets/dogs/../")
+        )
+        for one in (absolute, real):
+            for part, wanted in zip(one, relative, strict=True):
+                assert np.array_equal(part.x, wanted.x)
+                assert np.array_equal(part.y, wanted.y)
+    twice = table(tmp_path / "pets", rows("cats/0.png,a", f"{tmp_path}/pets/cats/0.png,b"))
+    refused(lambda: data.load("folder", twice), "line 3 repeats cats/0.png of line 2")
+
+
+def test_rows_without_a_file_are_left_out_as_broken_images_are(tmp_path):
+    pets(tmp_path)
+    whole = [f"{name}/{k}.png,{name}" for name in ("cats", "dogs") for k in range(4)]
+    wanted = data.load("folder", table(tmp_path, rows(*whole), "whole.csv"), size=8)
+    path = table(tmp_path, rows("none.png,cats", *whole, "gone.png,dogs"))
+    said, parts = told(path, size=8, skip_broken=True)
+    assert said[0] == (
+        "pets: left out 2 rows whose files are missing: line 2 names a file that is missing: none.png; "
+        "line 11 names a file that is missing: gone.png"
+    )
+    for part, one in zip(parts, wanted, strict=True):
+        assert np.array_equal(part.x, one.x)
+    wrong = table(tmp_path, rows("none.png,cats", *whole, "../x.png,dogs"))
+    refused(lambda: data.load("folder", wrong, skip_broken=True), "line 11 leads out of the folder")
 
 
 def test_a_table_must_be_utf8_and_not_too_large(tmp_path, monkeypatch):

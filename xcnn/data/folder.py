@@ -53,11 +53,12 @@ def load_folder(
 
     Parameters
     ----------
-    data_dir : the folder, or a CSV file in UTF-8 with the columns `path`, relative to the folder of the file, `label`,
-        and perhaps `split`, one of train, validation (or valid, val) and test.
+    data_dir : the folder, or a CSV file in UTF-8 with the columns `path`, inside the folder of the file (relative to it,
+        or absolute), `label`, and perhaps `split`, one of train, validation (or valid, val) and test.
     size : height and width of the images in pixels, at most 1024.
     resize, background : how images get this size, see `read_image`.
-    skip_broken : whether to leave out images that cannot be read, and tell which; by default they are an error.
+    skip_broken : whether to leave out images that cannot be read, and rows of a table whose files are missing, and tell
+        which; by default they are an error.
     in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
         needed, with the same result; see `ImageFiles`. The default has room for 50,000 images of 32 x 32 pixels.
     tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
@@ -87,8 +88,12 @@ def load_folder(
     in_memory = integer("load: folder", "in_memory", in_memory, 0)
     is_table = data_dir.suffix.lower() == ".csv" and not data_dir.is_dir()
     name = data_dir.resolve().stem if is_table else data_dir.resolve().name
+
+    def left_out(rows: list[str]) -> None:
+        tell(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
+
     with blaming("load", data_dir):
-        found = read_table(data_dir) if is_table else _find(data_dir)
+        found = read_table(data_dir, left_out if skip_broken else None) if is_table else _find(data_dir)
     classes, labels, parts = _divided(data_dir, found)
     keep = len(found.files) * 3 * size * size <= in_memory
     checked = check_files(found.files, size, resize, ground, keep, watch)

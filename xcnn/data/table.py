@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _MOST_BYTES = 256 << 20
 _MOST_LISTED = 20
 _MOST_PROBLEMS = 10_000  # after which a table is not read on
 _MOST_LETTERS = 255  # of a label, as of the name of a folder
+_MISSING = "names a file that is missing"
 _COLUMNS = ("path", "label", "split")
 
 
@@ -45,11 +46,12 @@ class ImageList:
         return ImageList([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], self.ignored)
 
 
-def read_table(path: Path) -> ImageList:
+def read_table(path: Path, skip: Callable[[list[str]], object] | None = None) -> ImageList:
     """Return the images of a CSV file with a header `path,label` or `path,label,split`, in its order.
 
-    The paths are relative to the folder of the file. They must stay inside it, also after following a link to an image,
-    unless it leads into the folder of the link. Other columns are ignored.
+    The paths are relative to the folder of the file, or absolute. They must stay inside the folder, also after following
+    a link to an image, unless it leads into the folder of the link. Other columns are ignored. If `skip` is given, rows
+    whose file is missing are left out, and it is called with a clause for each of them.
 
     Raises
     ------
@@ -64,7 +66,7 @@ def read_table(path: Path) -> ImageList:
         text = content.decode("utf-8-sig")  # spreadsheets begin the file with a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"load: {path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from None
-    found, problems = ImageList(), []
+    found, problems, missing = ImageList(), list[str](), list[str]()
     lines: dict[str, int] = {}  # of every path
     rows = _rows(path, text)
     _, header = next(rows, (1, []))
@@ -76,6 +78,8 @@ def read_table(path: Path) -> ImageList:
         )
     for line, row in rows:
         values = dict(zip(columns, map(str.strip, row), strict=False)) if len(row) == len(columns) else None
+        if values is not None:
+            values["path"] = _relative(path.parent, values["path"])
         problem = _problem(path.parent, values) if values is not None else f"has {len(row)} values, not {len(columns)}"
         if values is not None and not problem:
             if (first := lines.setdefault(os.path.normpath(values["path"]), line)) != line:
@@ -84,11 +88,16 @@ def read_table(path: Path) -> ImageList:
             found.labels.append(values["label"])
             found.parts.append(_PART[values["split"].lower()] if "split" in values else "")
         if problem:
-            problems.append(f"line {line} {problem}")
-        if len(problems) == _MOST_PROBLEMS:
+            (missing if problem.startswith(_MISSING) else problems).append(f"line {line} {problem}")
+        if len(problems) + len(missing) * (skip is None) >= _MOST_PROBLEMS:
             break
+    if missing and skip is None:
+        fix = "" if problems else "; correct the paths, or leave such rows out with skip_broken=True"
+        raise DataError(f"load: {path}: {listed(sorted(problems + missing, key=_line))}{fix}")
     if problems:
         raise DataError(f"load: {path}: {listed(problems)}")
+    if missing and skip is not None:
+        skip(missing)
     if extra := [name for name in header if name.strip().lower() not in _COLUMNS]:
         found.ignore(f"column{'s'[: len(extra) > 1]} ({', '.join(extra)})", len(extra))
     return found
@@ -105,6 +114,19 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"load: {path}: line {reader.line_num} is not valid CSV ({error})") from None
 
 
+def _line(problem: str) -> int:
+    return int(problem.split()[1])
+
+
+def _relative(root: Path, name: str) -> str:
+    """Return an absolute path inside the folder as one relative to it, and other paths as they are."""
+    if os.path.isabs(name) and "\0" not in name:
+        for top in (os.path.abspath(root), os.path.realpath(root)):
+            if Path(whole := os.path.normpath(name)).is_relative_to(top):
+                return os.path.relpath(whole, top)
+    return name
+
+
 def _problem(root: Path, values: dict[str, str]) -> str:
     """Return why a row cannot be used, except for a repeated path; empty if it can."""
     name, label = values["path"], values["label"]
@@ -116,11 +138,15 @@ def _problem(root: Path, values: dict[str, str]) -> str:
         return f"cannot have the label {label}: it has control characters"
     if values.get("split", "train").lower() not in _PART:
         return f"has the split {values['split']!r}, expected {', '.join(_PART)}"
-    if "\0" in name or os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+    if "\0" in name:
+        return "has a null character in its path"
+    if os.path.isabs(name):
+        return f"has a path outside of the folder of the table, {os.path.abspath(root)}: {name}"
+    if os.path.normpath(name).split(os.sep)[0] == os.pardir:
         return f"leads out of the folder of the table: {name}"
     path = root / name
     if not os.path.lexists(path):
-        return f"names a file that is missing: {name}"
+        return f"{_MISSING}: {name}"
     if path.is_symlink() and not (is_inside(path, root) or is_inside(path, path.parent)):
         return f"names a link that leads out of the folder of the table: {name}"
     return ""
