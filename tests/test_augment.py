@@ -410,8 +410,9 @@ def test_batches_that_are_no_images_are_refused(name):
 def test_values_outside_of_0_to_1_are_refused_where_they_have_a_meaning(name, value):
     x = batch((2, 3, 4, 4)).copy()
     x[1, 2, 3, 0] = value
-    with pytest.raises(UsageError, match=rf"^{name}: x must have values in \[0, 1\], got"):
+    with pytest.raises(UsageError, match=rf"^{name}: x must have values in \[0, 1\], got") as caught:
         ALL[name](x, labels(2), 0)
+    assert ("pass clip=False" in str(caught.value)) == (name == "gaussian_noise")
 
 
 def test_a_generator_and_a_seed_give_numbers_that_go_on():

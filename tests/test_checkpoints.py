@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resumable import loader, make_trainer, small_digits
+from resumable import SCHEDULES, loader, make_trainer, small_digits
 
 from xcnn import nn, optim
 from xcnn._files import locked, replacing
@@ -94,7 +94,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, tmp_pa
     trainer = make_trainer(callbacks=[checkpoints])
     checkpoints.restore(trainer, told.append)
     assert trainer.steps == 10
-    (message,) = told
+    message, resumed = told
+    assert resumed == f"resuming from {before}, after 10 steps"
     assert str(newest) in message
     assert "resuming from step-00000010.safetensors, which is older" in message
     trainer.fit(loader(digits[0]), 1)
@@ -107,7 +108,32 @@ def test_a_removed_newest_checkpoint_is_not_reported(digits, tmp_path):
     (tmp_path / "step-00000012.safetensors").unlink()
     told, trainer = [], make_trainer()
     Checkpoints(tmp_path).restore(trainer, told.append)
-    assert (trainer.steps, told) == (10, [])
+    path = tmp_path / "step-00000010.safetensors"
+    assert (trainer.steps, told) == (10, [f"resuming from {path}, after 10 steps"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ("none", "lr 0.01, not 0.3; weight_decay 0.0, not 0.5"),
+        ("cosine", "weight_decay 0.0, not 0.5; initial_lr 0.01, not 0.3"),
+    ],
+)
+def test_options_of_the_optimizer_that_have_no_effect_are_told(digits, tmp_path, schedule, says):
+    first = make_trainer(schedule=schedule, callbacks=[Checkpoints(tmp_path)])
+    first.fit(loader(digits[0]), 1)
+    model = first.model
+    rule = optim.Adam(model.parameters(), lr=0.3, weight_decay=0.5)
+    told: list[str] = []
+    for again in (Trainer(model, rule, schedule=SCHEDULES[schedule](rule)), make_trainer(schedule=schedule)):
+        Checkpoints(tmp_path).restore(again, told.append)
+        assert again.optimizer.param_groups[0]["weight_decay"] == 0.0
+    resumed = f"resuming from {tmp_path / 'step-00000004.safetensors'}, after 4 steps"
+    assert told == [
+        resumed,
+        f"the optimizer has the options of the checkpoint: {says}; change them after restore",
+        resumed,
+    ]
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(digits, tmp_path):

@@ -219,10 +219,26 @@ def test_targets_outside_of_a_tuple_are_told_the_fix():
             use(IMAGES, classes(6, 6))
 
 
+def test_one_example_alone_is_told_the_fix():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
+    trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(
+        ShapeError, match=r"BatchNorm2d: x must .* got shape .*; one example alone is passed as x\[None\]$"
+    ):
+        trainer.predict(IMAGES[0])
+    assert trainer.predict(IMAGES[0][None]).shape == (1, 3)
+    for one in (IMAGES[:, :1], IMAGES[0, 0]):
+        with pytest.raises(ShapeError) as caught:
+            trainer.predict(one)
+        assert "x[None]" not in str(caught.value)
+
+
 def test_predictions_refuse_pixels_that_are_not_scaled_as_training_does():
     trainer, pixels = trainer_of("segmentation"), IMAGES.astype(np.float32)
     for use in (trainer.predict, lambda x: trainer.fit((x, classes(6, 6)))):
-        with pytest.raises(DataError, match=r"^(predict|from_arrays): float x from .* divide them by 255, or pass uint8"):
+        with pytest.raises(
+            DataError, match=r"^(predict|from_arrays): float x from .* divide them by 255, or pass uint8"
+        ):
             use(pixels)
     scaled = trainer.predict(IMAGES)
     assert np.array_equal(trainer.predict(pixels / 255), scaled)

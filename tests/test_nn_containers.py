@@ -103,6 +103,24 @@ def test_backward_works_once():
         backward(y)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_backward_without_need_dx_says_what_it_must_take(inside):
+    class Short(nn.Module):
+        def forward(self, x, train):
+            return x, lambda dy: dy
+
+    class Fails(nn.Module):
+        def forward(self, x, train):
+            return x, lambda dy, need_dx: dy + None
+
+    y, backward = (nn.Sequential(Short()) if inside else Short()).forward(np.ones((1, 3)))
+    with pytest.raises(UsageError, match=r"^Short: the backward .* must take two arguments, \(dy, need_dx\)$"):
+        backward(y)
+    y, backward = Fails().forward(np.ones((1, 3)))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        backward(y)
+
+
 def recorded(monkeypatch, layers):
     """Return a list to which every layer appends its index and `need_dx` when its backward runs."""
     calls = []
@@ -316,6 +334,10 @@ def test_networks_train_on_other_devices(where):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: nn.Sequential([nn.ReLU()]),
+            "node '0' must be a module, got [ReLU()]; unpack it: Sequential(*layers)",
+        ),
         (lambda: nn.Sequential(nn.ReLU), "Sequential: node '0' must be a module, got <class"),
         (lambda: nn.Graph([("a", nn.ReLU(), "x"), ("a", nn.ReLU(), "x")]), "Graph: 'a' cannot name a node"),
         (lambda: nn.Graph([("x", nn.ReLU(), "x")]), "Graph: 'x' cannot name a node"),

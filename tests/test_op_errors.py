@@ -168,7 +168,8 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (
         call("batch_norm", f(1, 2), f(2), f(2), training=True),
         ShapeError,
-        "x needs more than one element per mean if training is True, got (1, 2)",
+        "x needs more than one element per mean if training is True, got (1, 2); "
+        "for a last batch of one example, see drop_last of data.Loader",
     ),
     (call("layer_norm", f(3, 2), 3), ShapeError, "x must end in normalized_shape (3,), got (3, 2)"),
     (

@@ -467,6 +467,16 @@ def test_one_cycle_ends():
         schedule.step()
 
 
+def test_a_cycle_of_few_steps_is_told_once():
+    for steps, says in ((1, "1 steps in all, with learning rates from 1.2e-08 to"), (9, "9 steps"), (10, "")):
+        schedule = optim.OneCycleLR(make(), 0.003, steps)
+        assert says in (told := schedule.check_length(1, steps))
+        assert ("more epochs, or with a smaller batch_size" in told) == bool(says)
+        assert optim.OneCycleLR(make(), 0.003, steps, unit="epoch").check_length(1, 5) == ""
+        schedule.step()
+        assert schedule.check_length(1, steps, 1) == ""
+
+
 def test_the_state_of_another_schedule_is_refused():
     schedule = optim.StepLR(make(), 1)
     with pytest.raises(CheckpointError, match="StepLR: the state must have last_epoch, got last_epoch, best, "):

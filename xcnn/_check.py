@@ -6,6 +6,7 @@
 import difflib
 import fnmatch
 import functools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -33,7 +34,7 @@ __all__ = [
     "shown",
 ]
 
-_MOST_LETTERS = 200
+_MOST_LETTERS, _MOST_NUMBERS = 200, 8
 """Of a value in an error."""
 
 _LARGEST = 2**31 - 1
@@ -41,12 +42,12 @@ _LARGEST = 2**31 - 1
 
 
 def shown(value: Any) -> str:
-    """Return a value as errors show it: an array by its shape, and of long texts the beginning.
+    """Return a value as errors show it: an array of more than a few numbers by its shape, and the begin of long texts.
 
     >>> shown(np.zeros((300, 2))), shown(3)
     ('an array of shape (300, 2)', '3')
     """
-    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape:
+    if hasattr(value, "shape") and hasattr(value, "dtype") and math.prod(value.shape) > _MOST_NUMBERS:
         return f"an array of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."

@@ -53,8 +53,8 @@ def load_folder(
 
     Parameters
     ----------
-    data_dir : the folder, or a CSV file in UTF-8 with the columns `path`, inside the folder of the file (relative to it,
-        or absolute), `label`, and perhaps `split`, one of train, validation (or valid, val) and test.
+    data_dir : the folder, or a CSV file in UTF-8 with the columns `path`, inside the folder of the file (relative to
+        it, or absolute), `label`, and perhaps `split`, one of train, validation (or valid, val) and test.
     size : height and width of the images in pixels, at most 1024.
     resize, background : how images get this size, see `read_image`.
     skip_broken : whether to leave out images that cannot be read, and rows of a table whose files are missing, and tell

@@ -49,9 +49,9 @@ class ImageList:
 def read_table(path: Path, skip: Callable[[list[str]], object] | None = None) -> ImageList:
     """Return the images of a CSV file with a header `path,label` or `path,label,split`, in its order.
 
-    The paths are relative to the folder of the file, or absolute. They must stay inside the folder, also after following
-    a link to an image, unless it leads into the folder of the link. Other columns are ignored. If `skip` is given, rows
-    whose file is missing are left out, and it is called with a clause for each of them.
+    The paths are relative to the folder of the file, or absolute. They must stay inside the folder, also after
+    following a link to an image, unless it leads into the folder of the link. Other columns are
+    ignored. If `skip` is given, rows whose file is missing are left out, and it is called with a clause for each.
 
     Raises
     ------

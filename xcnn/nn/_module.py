@@ -70,7 +70,13 @@ class Once:
         function, self._function = self._function, None
         if function is None:
             raise UsageError(f"{self._name}: backward was called already; call forward again first")
-        return function(dy, need_dx)
+        try:
+            return function(dy, need_dx)
+        except TypeError:
+            if wrong_call("backward", function, (dy, need_dx), {}) is None:
+                raise
+            message = f"{self._name}: the backward that forward returns must take two arguments, (dy, need_dx)"
+            raise UsageError(message) from None
 
     def saved(self) -> dict[str, Array]:
         """Return the arrays that this backward keeps alive; a container's layers keep theirs."""

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from xcnn._check import choice
+from xcnn._check import choice, shown
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._module import Module, locate
 from xcnn.nn._plan import Fused, Node, Plan, Step, names
@@ -56,7 +56,8 @@ class Graph(Module):
             if not isinstance(name, str) or not name or "." in name or name in known:
                 raise UsageError(f"{kind}: {name!r} cannot name a node; a name must be new, not 'x', and without dots")
             if not isinstance(module, Module):
-                raise UsageError(f"{kind}: node {name!r} must be a module, got {module!r}")
+                fix = f"; unpack it: {kind}(*layers)" if isinstance(module, list | tuple) else ""
+                raise UsageError(f"{kind}: node {name!r} must be a module, got {shown(module)}{fix}")
             if not isinstance(inputs, Sequence) or not inputs:
                 raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
             for source in names(inputs):

@@ -147,7 +147,8 @@ def _channel_norm(
     view = _groups(x, c) if per_group else _View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
     count = view.count
     if by_own and count == 1:
-        raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}")
+        fix = "" if per_image else "; for a last batch of one example, see drop_last of data.Loader"
+        raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}{fix}")
     y, gradients, mean, var = _norm(xp, x, weight, bias, eps, view, None if by_own else running)
     if by_own and running is not None and n and count:
         mean, var = (xp.mean(xp.reshape(a, (n, c)), axis=0) if per_group else xp.reshape(a, (c,)) for a in (mean, var))

@@ -11,6 +11,9 @@ from xcnn.optim.schedule import Schedule, Unit, per_group
 
 __all__ = ["OneCycleLR"]
 
+_FEW = 10
+"""Steps of a cycle below which its start and its end leave little between them."""
+
 _ANNEAL: dict[str, Callable[[float, float, float], float]] = {
     "linear": lambda start, end, done: start * (1 - done) + end * done,
     "cos": lambda start, end, done: end + (start - end) / 2 * (1 + math.cos(math.pi * done)),
@@ -89,6 +92,18 @@ class OneCycleLR(Schedule):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["initial_lr"] = peak / rise
         super().__init__(optimizer, unit=unit)
+
+    def check_length(self, epochs: int, batches: int, done: int = 0) -> str:
+        """Check that the cycle is long enough, see `Schedule`; also return a sentence if it has very few steps."""
+        doubt = super().check_length(epochs, batches, done)
+        if doubt or self.unit == "epoch" or self.last_epoch or self.total_steps >= _FEW:
+            return doubt
+        group = self.optimizer.param_groups[0]
+        rates = [self.at(step, group)["lr"] for step in range(self.total_steps)]
+        return (
+            f"OneCycleLR has {self.total_steps} steps in all, with learning rates from {min(rates):.2g} to "
+            f"{max(rates):.2g}, which train little; train for more epochs, or with a smaller batch_size"
+        )
 
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         if step > self.total_steps:

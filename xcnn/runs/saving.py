@@ -50,6 +50,15 @@ def alone_in(folder: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
+def _options(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the options of each group that are the user's, not those that the schedule sets."""
+    made = []
+    for group in trainer.optimizer.param_groups:
+        scheduled = set() if trainer.schedule is None else {"lr", *trainer.schedule.at(0, group)}
+        made.append({name: value for name, value in group.items() if name not in {"params", *scheduled}})
+    return made
+
+
 class Checkpoints(Callback):
     """Save the complete training state at intervals, at the end, and when Ctrl-C or SIGTERM ends the training.
 
@@ -167,7 +176,8 @@ class Checkpoints(Callback):
         Parameters
         ----------
         trainer : a trainer with the same parts as the saved one.
-        tell : called with a sentence for each newer checkpoint that is damaged.
+        tell : called with a sentence that names the checkpoint, one for each newer checkpoint that is damaged, and one
+            if the optimizer had other options, as those of the checkpoint are used.
 
         Raises
         ------
@@ -176,7 +186,14 @@ class Checkpoints(Callback):
         """
         found = self.find(tell)
         if found is not None and found.training is not None:
+            before = _options(trainer)
             trainer.load_state_dict(found.training)
+            tell(f"resuming from {self.newest}, after {trainer.steps:,} steps")
+            other = dict[str, None]()
+            for old, new in zip(before, _options(trainer), strict=True):
+                other |= {f"{name} {new[name]}, not {old[name]}": None for name in old if old[name] != new[name]}
+            if other:
+                tell(f"the optimizer has the options of the checkpoint: {'; '.join(other)}; change them after restore")
         return found
 
     def find(self, tell: Callable[[str], object] = lambda message: None) -> Checkpoint | None:

@@ -119,7 +119,8 @@ class _Monitor(Callback):
         known = [f"train_{figure}" for figure in figures] + held_out * (len(trainer.feeds) > 1)
         known += ["seconds", "data_seconds", "samples_per_second", "epoch"]
         adds = any(
-            type(callback).on_epoch_end is not Callback.on_epoch_end and not type(callback).__module__.startswith("xcnn.")
+            type(callback).on_epoch_end is not Callback.on_epoch_end
+            and not type(callback).__module__.startswith("xcnn.")
             for callback in trainer.callbacks
         )
         if name in known or (adds and name not in held_out):

@@ -10,7 +10,7 @@ import numpy as np
 from xcnn._array import is_kind, namespace_of
 from xcnn._check import integer
 from xcnn.devices import Device, to_numpy
-from xcnn.errors import DataError, UsageError
+from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
@@ -205,4 +205,14 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
 
     with where.active():
         parts = inputs("predict: x", x, batch_size, where)
-        return np.concatenate([within_memory(answer, part, where=where) for part in parts])
+        try:
+            return np.concatenate([within_memory(answer, part, where=where) for part in parts])
+        except ShapeError as error:
+            if not (isinstance(x, np.ndarray) and x.shape and x.shape[0] <= batch_size):
+                raise
+            refused = str(error)
+        try:
+            answer(next(inputs("predict: x", x[None], batch_size, where)))
+        except Exception:
+            raise ShapeError(refused) from None
+        raise ShapeError(f"{refused}; one example alone is passed as x[None]")

@@ -64,5 +64,6 @@ def with_mask(name: str, x: Images, y: Any, move: Callable[[Any, int], Any]) -> 
 def in_unit_range(name: str, x: Images) -> Images:
     """Return `x` if its values lie in [0, 1], but for errors of rounding."""
     if x.size and not (x.min() >= -1e-3 and x.max() <= 1 + 1e-3):
-        raise UsageError(f"{name}: x must have values in [0, 1], got {x.min():.4g} to {x.max():.4g}")
+        fix = "; pass clip=False for other ranges" if name == "gaussian_noise" else ""
+        raise UsageError(f"{name}: x must have values in [0, 1], got {x.min():.4g} to {x.max():.4g}{fix}")
     return x
