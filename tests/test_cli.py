@@ -205,6 +205,7 @@ def test_one_seed_one_result(xcnn):
         (["train", "--out", ""], 2, "--out takes a path, got ''"),
         (["train", "--out="], 2, "--out takes a path, got ''"),
         (["predict", ""], 2, "CHECKPOINT takes a path, got ''"),
+        (["predict", "a.png", "runs/x"], 2, "the first argument is the run or its file, then come the images"),
         (["predict"], 2, "predict needs CHECKPOINT; see xcnn predict --help"),
         (["train", "--lr"], 2, "--lr takes a value"),
         (["models", "--shape", "1", "28"], 2, "--shape takes 3 values, got 2"),

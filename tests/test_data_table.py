@@ -277,6 +277,19 @@ def test_rows_without_a_file_are_left_out_as_broken_images_are(tmp_path):
     refused(lambda: data.load("folder", wrong, skip_broken=True), "line 11 leads out of the folder")
 
 
+@pytest.mark.parametrize(
+    ("most", "fix"), [(4095, "; scale them to 65,535 in the files, or they stay dark"), (65535, "")]
+)
+def test_what_16_bits_lose_is_told(tmp_path, most, fix):
+    pets(tmp_path / "pets")
+    for k, value in enumerate((7, most, 300)):
+        Image.fromarray(np.full((6, 6), value, np.uint16)).save(tmp_path / "pets" / "cats" / f"deep{k}.png")
+    said, _ = told(tmp_path / "pets")
+    assert f"pets: of 3 images of 16 bits the upper 8 are used; the brightest value is {most:,} of 65,535{fix}" in said
+    pets(tmp_path / "plain")
+    assert not any("16 bits" in one for one in told(tmp_path / "plain")[0])
+
+
 def test_a_table_must_be_utf8_and_not_too_large(tmp_path, monkeypatch):
     path = table(tmp_path, rows("a.png,Katze ß"), encoding="latin-1")
     refused(lambda: data.load("folder", path), path, "is not UTF-8 (byte 23); save it as CSV in UTF-8")

@@ -83,6 +83,9 @@ def test_own_files_become_a_data_set(mixed):
     assert np.array_equal(x[:], expected)
     with pytest.raises(UsageError, match="14 paths need as many digests, got 1"):
         data.ImageFiles(paths, (1, 8, 8), digests=[b""])
+    for call in (data.ImageFiles, lambda paths, shape: data.read_image(paths[0], shape)):
+        with pytest.raises(UsageError, match=r"shape must be \(C, H, W\), such as \(3, 32, 32\), got \(32, 32\)$"):
+            call(["a.png"], (32, 32))
     with pytest.raises(UsageError, match="1 or 3 channels"):
         data.ImageFiles(paths, (2, 8, 8))
     with pytest.raises(UsageError, match="paths must be a path, got 3"):

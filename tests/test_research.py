@@ -1,4 +1,4 @@
-"""Every block of code in `docs/data.md`, `research.md`, `runs.md` and `training.md` runs, where its library is installed."""
+"""Every block of code in `data.md`, `research.md`, `runs.md` and `training.md` runs, where its library is installed."""
 
 import importlib.util
 import os

@@ -61,6 +61,8 @@ def predict(
     json
         print one JSON object per image on stdout.
     """
+    if checkpoint.suffix.lower() in SUFFIXES:
+        raise UsageError(f"the first argument is the run or its file, then come the images, got the image {checkpoint}")
     write = _writer(out, top)
     if pictures is not None:
         plots.check()

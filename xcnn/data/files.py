@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import choice, integers
+from xcnn._check import choice
 from xcnn._check import path as checked_path
 from xcnn.data._stream import opened
 from xcnn.data._threads import ahead, check_wanted
-from xcnn.data.images import RESIZE, Picture, Size, colour, decode
+from xcnn.data.images import RESIZE, Picture, Size, colour, decode, image_shape
 from xcnn.data.lazy import places_of
 from xcnn.errors import DataError, UsageError, explained
 from xcnn.threads import get_num_threads
@@ -70,9 +70,7 @@ class ImageFiles:
         if not isinstance(paths, Iterable) or isinstance(paths, str | bytes | os.PathLike):
             raise UsageError(f"ImageFiles: paths must be a list of paths, got {paths!r}")
         self.paths = [checked_path("ImageFiles", "paths", path) for path in paths]
-        c, h, w = integers("ImageFiles", "shape", shape, 3)
-        if c not in (1, 3):
-            raise UsageError(f"ImageFiles: images have 1 or 3 channels, got shape {shape}")
+        c, h, w = image_shape("ImageFiles", shape)
         if digests is not None and len(digests) != len(self.paths):
             raise UsageError(f"ImageFiles: {len(self.paths)} paths need as many digests, got {len(digests)}")
         self.shape = (len(self.paths), c, h, w)
@@ -132,6 +130,7 @@ class Checked:
     channels : 1 if all images are grey, else 3.
     sizes : width and height of each image, (0, 0) for a broken file.
     digests : SHA-256 of each file, empty for a broken one.
+    brightest : the largest value of each image of 16-bit grey values.
     broken : why a file cannot be read, a clause that begins with its path.
     """
 
@@ -139,6 +138,7 @@ class Checked:
     channels: int = 1
     sizes: list[Size] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    brightest: list[int] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
 
 
@@ -185,6 +185,8 @@ def check_files(
                 one = Picture(_NONE, (0, 0), True, b"")
             result.sizes.append(one.size)
             result.digests.append(one.digest)
+            if one.brightest is not None:
+                result.brightest.append(one.brightest)
         if watch is not None:
             watch(len(result.sizes), len(paths))
     result.channels = 3 if coloured.any() else 1

@@ -22,6 +22,7 @@ MOST_SIDE = 1024
 _EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
 _MOST_NAMED = 10  # classes whose numbers of images are told one by one
 _UNEQUAL = 5  # times the images of the smallest class, from which it is told that classes are unequal
+_DARK = 1 << 15  # 16-bit images without a value from here on lose a bit or more of their range
 _VERBS = {"train": "train", "validation": "validate", "test": "test"}
 
 Labels = npt.NDArray[np.int64]
@@ -111,6 +112,11 @@ def load_folder(
     made = f"resized to {size}x{size} ({resize})"
     tell(f"{name}: {_describe(classes, labels, sizes, checked.channels)}, {made}")
     tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
+    if checked.brightest:
+        deep, most = len(checked.brightest), max(checked.brightest)
+        fix = "" if most >= _DARK else "; scale them to 65,535 in the files, or they stay dark"
+        used = f"of {deep:,} images of 16 bits the upper 8 are used"
+        tell(f"{name}: {used}; the brightest value is {most:,} of 65,535{fix}")
     for note in _remarks(found, labels, "validation" in found.parts and "test" not in found.parts):
         tell(f"{name}: {note}")
 

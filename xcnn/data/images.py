@@ -6,19 +6,19 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import choice, integers
+from xcnn._check import choice, integers, shown
 from xcnn._check import path as checked_path
 from xcnn.data._stream import File, opened
 from xcnn.errors import DataError, UsageError, explained
 
-__all__ = ["RESIZE", "SUFFIXES", "Picture", "colour", "decode", "read_image", "read_photo"]
+__all__ = ["RESIZE", "SUFFIXES", "Picture", "colour", "decode", "image_shape", "read_image", "read_photo"]
 
 _FORMATS = {  # what Pillow may decode, whatever the file name: others start programs (EPS: Ghostscript)
     "BMP": {".bmp"},
@@ -62,12 +62,14 @@ class Picture(NamedTuple):
     size : width and height of the image in the file, turned upright.
     grey : whether the image is grey, on a grey background if it shows any.
     digest : SHA-256 of the file.
+    brightest : the largest value of an image of 16-bit grey values, of which the upper 8 bits are used; otherwise None.
     """
 
     pixels: npt.NDArray[np.uint8]
     size: Size
     grey: bool
     digest: bytes
+    brightest: int | None = None
 
 
 @explained
@@ -81,7 +83,8 @@ def read_image(
     Parameters
     ----------
     path : a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image, whatever its name. Of 16-bit grey values, the upper 8 bits
-        are used. It is turned upright as its EXIF data say.
+        are used, so that values of 12 bits become nearly black: scale them to 65,535 first. It is turned upright as its
+        EXIF data say.
     shape : (C, H, W). The image is converted to grey if C is 1 and to RGB if it is 3, and scaled bilinearly to H x W.
     resize : `crop` scales the image so that it covers H x W and cuts off what is outside, the same on opposite sides;
         `pad` scales it so that it fits inside, in the middle of the background; `stretch` does not keep its aspect.
@@ -100,12 +103,20 @@ def read_image(
         If the file is missing, not an image, damaged or too large: more than 64 million pixels, more than 65,536 in a
         row or column, more than both a million and 1,024 per byte of the file, or a JPEG of more than 1,000 scans.
     """
-    c, h, w = integers("read_image", "shape", shape, 3)
-    if c not in (1, 3):
-        raise UsageError(f"read_image: images have 1 or 3 channels, got shape {shape}")
+    c, h, w = image_shape("read_image", shape)
     choice("read_image", "resize", resize, RESIZE)
     ground = colour("read_image", "background", background)
     return decode(checked_path("read_image", "path", path), (w, h), resize, ground, c).pixels
+
+
+def image_shape(caller: str, shape: Any) -> tuple[int, int, int]:
+    """Return the argument `shape` if it is (C, H, W) with 1 or 3 channels."""
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise UsageError(f"{caller}: shape must be (C, H, W), such as (3, 32, 32), got {shown(shape)}")
+    c, h, w = integers(caller, "shape", shape, 3)
+    if c not in (1, 3):
+        raise UsageError(f"{caller}: shape must be (C, H, W) with 1 or 3 channels, got {shape}")
+    return c, h, w
 
 
 def read_photo(path: str | os.PathLike[str], longest: int = 480) -> npt.NDArray[np.uint8]:
@@ -162,8 +173,11 @@ def decode(
         bare = not transparent and resize != "pad"  # nothing of the background is seen
         grey = image.mode in _GREY_MODES and (bare or len(set(background)) == 1)
         channels = channels or (1 if grey else 3)
+        brightest = None
         if image.mode.startswith("I;16"):  # Pillow would clip these at 255
-            image, transparent = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), False
+            values = np.asarray(image)
+            brightest = int(values.max())
+            image, transparent = Image.fromarray((values >> 8).astype(np.uint8)), False
         if transparent and image.mode != "LA":
             image = image.convert("RGBA")
         mode = "L" if channels == 1 else "RGB"
@@ -177,7 +191,7 @@ def decode(
             ground.paste(image.convert(mode), corner, image.getchannel("A") if transparent else None)
             image = ground
         pixels = np.asarray(image).reshape(size[1], size[0], channels).transpose(2, 0, 1)
-        return Picture(pixels, was, grey, digest)
+        return Picture(pixels, was, grey, digest, brightest)
 
 
 def _enough(resize: str, size: Size, side: int) -> Size:

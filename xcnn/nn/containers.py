@@ -56,8 +56,10 @@ class Graph(Module):
             if not isinstance(name, str) or not name or "." in name or name in known:
                 raise UsageError(f"{kind}: {name!r} cannot name a node; a name must be new, not 'x', and without dots")
             if not isinstance(module, Module):
-                fix = f"; unpack it: {kind}(*layers)" if isinstance(module, list | tuple) else ""
-                raise UsageError(f"{kind}: node {name!r} must be a module, got {shown(module)}{fix}")
+                raise UsageError(
+                    f"{kind}: node {name!r} must be a module, got {shown(module)}"
+                    + (f"; unpack it: {kind}(*layers)" if isinstance(module, list | tuple) else "")
+                )
             if not isinstance(inputs, Sequence) or not inputs:
                 raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
             for source in names(inputs):
