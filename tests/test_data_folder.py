@@ -395,7 +395,7 @@ def test_arguments_out_of_range(tmp_path):
     with pytest.raises(UsageError, match="1 or 3 channels"):
         data.read_image(tmp_path / "x.png", (2, 4, 4))
     for shape in ((1, 0, 4), (1, 4), (1, 4, "4")):
-        with pytest.raises(UsageError, match="read_image: shape (takes|must be)"):
+        with pytest.raises(UsageError, match=r"read_image: shape (takes|must be)"):
             data.read_image(tmp_path / "x.png", shape)
 
 
