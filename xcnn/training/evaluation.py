@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Metrics:
     loss_sum, size : the sum of the losses, and by what it is divided: see `Loss.size`.
     correct, counted : the number of right answers, None without an accuracy, and the number of answers that count.
     confusion : how often each class (column) is predicted for each true class (row), int64 (classes, classes);
-        None in training, or if the loss does not classify.
+        None in training and in the validation of `fit`, if the loss does not classify, or for more than 4,096 classes.
     values : the figures of the functions given as `metrics`.
     """
 
@@ -139,10 +140,11 @@ def evaluate(
     batch_size: int = 256,
     watch: Callable[[Metrics], None] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    confusion: bool = True,
 ) -> Metrics:
     """Return loss, accuracy and other figures of a model that is on the device `where`; see `Trainer.evaluate`.
 
-    `watch` is called after each batch with the metrics so far.
+    `watch` is called after each batch with the metrics so far. `confusion` says whether to make a confusion matrix.
     """
     seen, functions, kept = Metrics(), metrics_named("evaluate", metrics), list[tuple[np.ndarray, np.ndarray]]()
     dtype = dtype_of(model)
@@ -151,14 +153,14 @@ def evaluate(
     def test(x: Any, y: Any) -> tuple[Any, ...]:
         output, targets = model(place(x, where, dtype)), place(y, where, dtype)
         numbers = loss(output, targets)[0], *loss.counts(output, targets)
-        if loss.classifies:
-            seen.confusion = _confused(seen.confusion, output, targets, loss)
+        if loss.classifies and (true := _indices(output, targets, loss)) is not None and confusion:
+            seen.confusion = _confused(seen.confusion, true, output, loss)
         if functions:
             kept.append((to_numpy(targets), to_numpy(loss.activation(output))))
         return output.shape[0], *look(numbers)[0]
 
-    with where.active():
-        for x, y in in_order("evaluate: data", data, batch_size, where):
+    with where.active(), contextlib.closing(in_order("evaluate: data", data, batch_size, where)) as batches:
+        for x, y in batches:
             seen.add(*within_memory(test, x, y, where=where))
             if watch is not None:
                 watch(seen)
@@ -181,18 +183,25 @@ def _value(name: str, value: Any) -> float:
         raise UsageError(f"evaluate: the metric {name} must return a number, got {value!r}") from None
 
 
-def _confused(counts: np.ndarray | None, output: Any, targets: Any, loss: Loss) -> np.ndarray | None:
-    """Return a confusion matrix with the answers of one more batch; None if the target holds no class indices."""
-    xp = namespace_of(targets)
-    if not is_kind(xp, targets.dtype, "integral") or output.ndim < 2 or output.shape[1] > _MOST_CLASSES:
+def _indices(output: Any, targets: Any, loss: Loss) -> np.ndarray | None:
+    """Return the class indices of one batch on the host, flat; None if the target holds none."""
+    if not is_kind(namespace_of(targets), targets.dtype, "integral") or output.ndim < 2:
         return None
-    k, true, said = output.shape[1], to_numpy(targets).ravel(), to_numpy(xp.argmax(output, axis=1)).ravel()
-    counted = true != loss.ignore_index
-    true, said = true[counted].astype(np.int64), said[counted]
-    if wrong := true[(true < 0) | (true >= k)].tolist():
-        raise UsageError(f"evaluate: the targets hold {wrong[0]}, the model has classes 0 .. {k - 1}")
-    new: np.ndarray = np.bincount(true * k + said, minlength=k * k).reshape(k, k)
-    return new if counts is None else counts + new
+    true: np.ndarray = to_numpy(targets).ravel()
+    if wrong := true[((true < 0) | (true >= output.shape[1])) & (true != loss.ignore_index)].tolist():
+        raise UsageError(f"evaluate: the targets hold {wrong[0]}, the model has classes 0 .. {output.shape[1] - 1}")
+    return true
+
+
+def _confused(counts: np.ndarray | None, true: np.ndarray, output: Any, loss: Loss) -> np.ndarray | None:
+    """Return a confusion matrix, to which the answers of one more batch are added in place; None for many classes."""
+    k = output.shape[1]
+    if k > _MOST_CLASSES:
+        return None
+    counts = np.zeros((k, k), np.int64) if counts is None else counts
+    said, counted = to_numpy(namespace_of(output).argmax(output, axis=1)).ravel(), true != loss.ignore_index
+    np.add.at(counts.reshape(-1), true[counted].astype(np.int64) * k + said[counted], 1)
+    return counts
 
 
 def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
@@ -203,6 +212,5 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
     def answer(x: Any) -> np.ndarray:
         return to_numpy(loss.activation(model(place(x, where, dtype))))
 
-    with where.active():
-        parts = inputs("predict: x", x, batch_size, where)
+    with where.active(), contextlib.closing(inputs("predict: x", x, batch_size, where)) as parts:
         return np.concatenate([within_memory(answer, part, where=where) for part in parts])

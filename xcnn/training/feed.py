@@ -41,9 +41,8 @@ _CPU = 1
 def batches(who: str, data: Any, where: Device) -> Batches:
     """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins errors."""
     if not isinstance(data, Loader):
-        # A sequence is one of batches, unless it is a pair of arrays, which is a tuple.
-        other = isinstance(data, collections.abc.Sequence) and not isinstance(data, tuple)
-        found = None if other else as_dataset(data)
+        # Batches are a list, an iterator, or a tuple that is not a pair of arrays; a sequence of another kind has items.
+        found = None if isinstance(data, list | Iterator) else as_dataset(data)
         data = data if found is None else Loader(found)
     if isinstance(data, Loader):
         if data.dataset.device.xp is not np and data.dataset.device != where:

@@ -168,7 +168,7 @@ class Loss:
                 f"{self._name} takes integer class indices or probabilities of the shape of the output, got {shapes} "
                 f"of {target.dtype}; use mse_loss for regression, or integer classes"
             )
-        if not _is_floating(target) and target.shape == output.shape[:1] + output.shape[2:]:
+        if not _is_floating(target) and target.shape == output.shape[:1] + output.shape[2:] and output.shape[1] > 1:
             fix = "use cross_entropy for class indices"
         elif math.prod(target.shape) == math.prod(output.shape):
             fix = "reshape the target, such as by y[:, None]"

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from xcnn._check import is_integer
 from xcnn.errors import ShapeError, UsageError
 
 __all__ = ["confusion_matrix", "mean_iou", "r2_score"]
@@ -38,13 +39,15 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     return counts
 
 
-def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
+def mean_iou(targets: np.ndarray, predictions: np.ndarray, ignore_index: int = -100) -> float:
     """Return the mean over the classes of intersection / union, of what is a class and what is predicted as it.
 
     Parameters
     ----------
-    targets : class indices (n, ...); negative ones, such as -100, are left out.
+    targets : class indices (n, ...); negative ones are left out.
     predictions : scores or probabilities (n, classes, ...), whose largest entry counts, or class indices (n, ...).
+    ignore_index : the class index that is left out, that of the loss, such as 255 for pixels without a class. For a
+        `Trainer`, pass `functools.partial(mean_iou, ignore_index=255)`.
 
     Returns
     -------
@@ -52,8 +55,8 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
 
     Raises
     ------
-    ShapeError
-        If the arrays do not fit together.
+    ShapeError, UsageError
+        If the arrays do not fit together, or `ignore_index` is no integer.
 
     Examples
     --------
@@ -68,7 +71,9 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
             "mean_iou: expected class indices (n, ...) and predictions (n, classes, ...) or (n, ...), got "
             f"{targets.dtype} {targets.shape} and {predictions.dtype} {predictions.shape}"
         )
-    counted = targets >= 0
+    if not is_integer(ignore_index):
+        raise UsageError(f"mean_iou: ignore_index must be an integer, got {ignore_index!r}")
+    counted = (targets >= 0) & (targets != ignore_index)
     true, said = targets[counted], predictions[counted]
     size = max(true.max(initial=-1), said.max(initial=-1)) + 1
     both = np.bincount(true[true == said], minlength=size)
