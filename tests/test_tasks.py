@@ -569,7 +569,7 @@ def test_the_ignored_class_is_left_out_of_iou():
 def test_labels_that_are_all_ignored_are_named_also_in_parts(where):
     pytest.importorskip("torch")
     training = trainer_of(vectors(3), "cross_entropy", accumulate=3, device=where)
-    with pytest.raises(UsageError, match="^every label of the batch is -100, which is ignored$"):
+    with pytest.raises(UsageError, match=r"^every label of the batch is -100, which is ignored$"):
         training.step(X, np.full(12, -100))
 
 

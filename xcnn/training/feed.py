@@ -4,7 +4,7 @@ import collections.abc
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -41,7 +41,7 @@ _CPU = 1
 def batches(who: str, data: Any, where: Device) -> Batches:
     """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins errors."""
     if not isinstance(data, Loader):
-        # Batches are a list, an iterator, or a tuple that is not a pair of arrays; a sequence of another kind has items.
+        # Batches are a list, an iterator, or a tuple that is not a pair of arrays; other sequences have items.
         found = None if isinstance(data, list | Iterator) else as_dataset(data)
         data = data if found is None else Loader(found)
     if isinstance(data, Loader):
@@ -55,7 +55,7 @@ def batches(who: str, data: Any, where: Device) -> Batches:
     return data
 
 
-def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
+def in_order(who: str, data: Data, batch_size: int, where: Device) -> Generator[Batch, None, None]:
     """Yield batches to evaluate: every example of a data set once, in order, without augmentation."""
     made = batches(who, data, where)
     if isinstance(made, Loader):
@@ -63,7 +63,7 @@ def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[B
     return _pairs(who, made)
 
 
-def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
+def _pairs(who: str, made: Iterable[Any]) -> Generator[Batch, None, None]:
     """Yield batches, checking that each is a pair."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -72,7 +72,7 @@ def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
         yield batch[0], batch[1]
 
 
-def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
+def inputs(who: str, x: Any, batch_size: int, where: Device) -> Generator[Array, None, None]:
     """Yield what `predict` takes in batches, uint8 divided by 255."""
     if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
         x = as_array(x)
@@ -190,7 +190,7 @@ class Feed:
             return self.source.description
         return f"{'' if self.length is None else f'{self.length:,} '}batches, in the order in which they come"
 
-    def batches(self, epoch: int, done: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, done: int) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch (counted from 1) after the first `done`."""
         if not isinstance(self.source, Loader):
             yield from itertools.islice(_pairs(self.who, self.source), done, None)

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from xcnn._check import integer, number
@@ -136,7 +136,7 @@ def _suggestion(lrs: list[float], losses: list[float], start: int) -> float | No
     return lrs[losses.index(min(averages), start)] / _BELOW
 
 
-def _batches(feed: Feed, steps: int) -> Iterator[Batch]:
+def _batches(feed: Feed, steps: int) -> Generator[Batch, None, None]:
     """Yield `steps` batches, from as many epochs as it takes; fewer if an epoch has none."""
     for epoch in itertools.count(1):
         count = 0
