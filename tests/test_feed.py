@@ -208,10 +208,27 @@ def test_what_is_no_data_is_refused(one):
         if one is None and use not in (trainer.fit, trainer.evaluate):
             continue
         with pytest.raises(
-            UsageError, match=r"^(fit|evaluate): .* must (be a Loader, .*|yield batches \(x, y\)), got "
+            UsageError,
+            match=r"^(fit|evaluate): .* must (be a Loader, .*|be a pair of arrays .*|yield batches \(x, y\)), got ",
         ):
             use(one)
     assert trainer.steps in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        (
+            (TABLE, (0, 1)),
+            r"^fit: train must be a pair of arrays \(x, y\) or batches .*, got a tuple of ndarray, tuple$",
+        ),
+        ((TABLE, TABLE, TABLE), "got a tuple of ndarray, ndarray, ndarray$"),
+        ((data.from_arrays(IMAGES, classes()),) * 2, "got Dataset; pass one of the data sets$"),
+    ],
+)
+def test_tuples_that_are_no_pair_of_arrays_are_named(one, says):
+    with pytest.raises(UsageError, match=says):
+        trainer_of("regression").fit(one)
 
 
 def test_lengths_that_differ_are_refused():

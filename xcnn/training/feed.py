@@ -43,6 +43,9 @@ def batches(who: str, data: Any, where: Device) -> Batches:
     if not isinstance(data, Loader):
         # Batches are a list, an iterator, or a tuple that is not a pair of arrays; other sequences have items.
         found = None if isinstance(data, list | Iterator) else as_dataset(data)
+        if found is None and isinstance(data, tuple) and data and (is_array(data[0]) or is_like_array(data[0])):
+            kinds = ", ".join(type(one).__name__ for one in data)
+            raise UsageError(f"{who} must be a pair of arrays (x, y) or batches (x, y), got a tuple of {kinds}")
         data = data if found is None else Loader(found)
     if isinstance(data, Loader):
         if data.dataset.device.xp is not np and data.dataset.device != where:
@@ -68,6 +71,8 @@ def _pairs(who: str, made: Iterable[Any]) -> Generator[Batch, None, None]:
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             hint = "; pass arrays as a tuple (x, y)" if is_array(batch) else ""
+            if isinstance(batch, Dataset):
+                hint = "; pass one of the data sets"
             raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}{hint}")
         yield batch[0], batch[1]
 

@@ -3,11 +3,12 @@
 import numpy as np
 
 from xcnn._check import is_integer
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import ShapeError, UsageError, explained
 
 __all__ = ["confusion_matrix", "mean_iou", "r2_score"]
 
 
+@explained
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return how often each class (column) is predicted for each true class (row).
 
@@ -27,11 +28,12 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     array([[1, 0],
            [1, 1]])
     """
-    shapes = np.shape(probabilities), np.shape(labels)
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    shapes = probabilities.shape, labels.shape
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
         got = " and ".join(map(str, shapes))
         raise ShapeError(f"confusion_matrix: expected probabilities (n, classes) and labels (n,), got {got}")
-    wrong = np.asarray(labels)[~np.isin(labels, np.arange(shapes[0][1]))]
+    wrong = labels[~np.isin(labels, np.arange(shapes[0][1]))]
     if wrong.size:
         raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}, got {wrong[0]}")
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
@@ -39,6 +41,7 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     return counts
 
 
+@explained
 def mean_iou(targets: np.ndarray, predictions: np.ndarray, ignore_index: int = -100) -> float:
     """Return the mean over the classes of intersection / union, of what is a class and what is predicted as it.
 
@@ -81,6 +84,7 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray, ignore_index: int = -
     return float(np.mean(both[union > 0] / union[union > 0])) if union.any() else float("nan")
 
 
+@explained
 def r2_score(targets: np.ndarray, predictions: np.ndarray) -> float:
     """Return the coefficient of determination, the share of the variance of the targets that is predicted.
 
