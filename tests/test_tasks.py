@@ -254,6 +254,22 @@ def test_figures_of_each_class_are_those_counted_one_by_one():
         trainer_of(copy.deepcopy(model), name, device="torch").evaluate([(x, np.where(y == 1, 7, y))])
 
 
+@pytest.mark.parametrize("labels", [(4,), (4, 3)])
+def test_figures_of_each_label_are_those_counted_one_by_one(labels):
+    model = network(nn.Linear(4, 4)) if len(labels) == 1 else network(nn.Linear(4, 12), nn.Unflatten(1, labels))
+    training = trainer_of(model, "binary_cross_entropy_with_logits")
+    y = RNG.integers(0, 2, (12, *labels))
+    metrics = training.evaluate([(X[:5], y[:5]), (X[5:], y[5:])])
+    figures, said = metrics.per_class(), training.predict(X) > 0.5
+    for k in range(4):
+        hits = sum(t == s == 1 for t, s in zip(y[:, k].flat, said[:, k].flat, strict=True))
+        assert figures.precision[k] == (hits / said[:, k].sum() if said[:, k].any() else 0)
+        assert figures.recall[k] == hits / y[:, k].sum()
+        assert figures.support[k] == y[:, k].sum()
+        assert figures.f1[k] == pytest.approx(2 * hits / (said[:, k].sum() + y[:, k].sum()))
+    assert metrics.confusion is None
+
+
 @pytest.mark.parametrize(
     ("score", "arrays", "value"),
     [

@@ -15,7 +15,7 @@ from xcnn.errors import DataError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
-from xcnn.training.losses import Loss
+from xcnn.training.losses import Loss, count_labels
 from xcnn.training.memory import within_memory
 
 __all__ = ["Metric", "Metrics", "PerClass", "evaluate", "metrics_named", "predict"]
@@ -49,6 +49,8 @@ class Metrics:
     correct, counted : the number of right answers, None without an accuracy, and the number of answers that count.
     confusion : how often each class (column) is predicted for each true class (row), int64 (classes, classes);
         None in training and in the validation of `fit`, if the loss does not classify, or for more than 4,096 classes.
+    labels : of several labels, how often each is rightly found, is predicted, and is there, int64 (3, labels); None
+        as `confusion` is, or if the loss has another accuracy than `count_labels`.
     values : the figures of the functions given as `metrics`.
     """
 
@@ -58,6 +60,7 @@ class Metrics:
     correct: int | None = None
     counted: int = 0
     confusion: np.ndarray | None = None
+    labels: np.ndarray | None = None
     values: dict[str, float] = field(default_factory=dict)
 
     def add(
@@ -89,21 +92,26 @@ class Metrics:
         return self.correct / self.counted if self.counted else math.nan
 
     def per_class(self) -> PerClass:
-        """Return precision, recall, F1 and support of each class, as scikit-learn defines them.
+        """Return precision, recall, F1 and support of each class or label, as scikit-learn defines them.
 
         Raises
         ------
         UsageError
-            If the loss does not classify.
+            If neither classes nor labels are counted.
 
         Examples
         --------
         >>> Metrics(confusion=np.array([[3, 1], [0, 4]])).per_class().recall
         array([0.75, 1.  ])
         """
-        if self.confusion is None:
-            raise UsageError("per_class: there is no confusion matrix; it is made by `evaluate` with a loss of classes")
-        right, said, support = np.diag(self.confusion), self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        if self.confusion is not None:
+            right, said, support = np.diag(self.confusion), self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        elif self.labels is not None:
+            right, said, support = self.labels
+        else:
+            raise UsageError(
+                "per_class: there is no confusion matrix; it is made by `evaluate` with a loss of classes or labels"
+            )
 
         def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
             return np.asarray(np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0))
@@ -155,6 +163,9 @@ def evaluate(
         numbers = loss(output, targets)[0], *loss.counts(output, targets)
         if loss.classifies and (true := _indices(output, targets, loss)) is not None and confusion:
             seen.confusion = _confused(seen.confusion, true, output, loss)
+        if confusion and loss.correct is count_labels and output.ndim > 1:
+            counts = _found(output, targets)
+            seen.labels = counts if seen.labels is None else seen.labels + counts
         if functions:
             kept.append((to_numpy(targets), to_numpy(loss.activation(output))))
         return output.shape[0], *look(numbers)[0]
@@ -202,6 +213,13 @@ def _confused(counts: np.ndarray | None, true: np.ndarray, output: Any, loss: Lo
     said, counted = to_numpy(namespace_of(output).argmax(output, axis=1)).ravel(), true != loss.ignore_index
     np.add.at(counts.reshape(-1), true[counted].astype(np.int64) * k + said[counted], 1)
     return counts
+
+
+def _found(output: Any, targets: Any) -> np.ndarray:
+    """Return how often each label of one batch is rightly found, is predicted, and is there."""
+    said, true = to_numpy(output) > 0.0, to_numpy(targets) > 0.5
+    axes = (0, *range(2, said.ndim))
+    return np.stack([np.count_nonzero(each, axis=axes) for each in (said & true, said, true)])
 
 
 def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:

@@ -107,7 +107,8 @@ class Trainer:
         for no limit.
     metrics : further figures of the validation, as functions by name, such as `{"iou": mean_iou}`, whose value is
         `val_iou` in the records. A function takes the targets and the predictions of the whole data set, which are
-        those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed.
+        those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed. For
+        them, the predictions of the whole data set are kept in the memory of the host.
     accumulate : the number of parts in which a step computes its batch, one after the other, to take less memory. The
         parts have `ceil(n / accumulate)` samples, the last perhaps fewer. Their gradients are added, each with its
         share in the mean (`Loss.size`: samples, class indices that count, or class weights), so that but for rounding
