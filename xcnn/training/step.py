@@ -93,6 +93,7 @@ class Step:
                 del backward, loss_backward
                 break
             if len(losses) == 1:
+                self.optimizer.zero_grad()
                 self.model.zero_grad()  # also of parameters that the optimizer lacks, which would add up for ever
             dy = loss_backward()[0]
             if share is not None:
