@@ -22,8 +22,10 @@ from xcnn.training import (
     KeepBest,
     Loss,
     Trainer,
+    class_weight,
     confusion_matrix,
     loss_named,
+    mean_iou,
 )
 
 
@@ -120,6 +122,13 @@ def test_wrong_arguments_are_answered_with_the_nearest(digits):
         (lambda: HistoryFile(), "HistoryFile: missing a required argument: 'path'"),
         (lambda: Checkpoints("x", evry="1epoch"), "Checkpoints: no argument 'evry'; did you mean 'every'?"),
         (lambda: Loss(functio=3), "Loss: no argument 'functio'; did you mean 'function'?"),
+        (lambda: loss_named(), "loss_named: missing a required argument: 'loss'"),
+        (lambda: class_weight("balanced", [0], k=1), "class_weight: no argument 'k' (known"),
+        (lambda: mean_iou([0], [0], ignore=1), "mean_iou: no argument 'ignore'; did you mean 'ignore_index'?"),
+        (lambda: optim.make_schedule("step", steps=1), "make_schedule: no argument 'steps'; did you mean"),
+        (lambda: optim.param_groups(3, pattern={}), "param_groups: no argument 'pattern'; did you mean 'patterns'?"),
+        (lambda: optim.clip_grad_norm_([], norm=1), "clip_grad_norm_: no argument 'norm'; did you mean"),
+        (lambda: optim.clip_grad_value_([]), "clip_grad_value_: missing a required argument: 'clip_value'"),
         (lambda: Fails(), "Fails: missing a required argument: 'message'"),
     ]:
         with pytest.raises(UsageError) as caught:

@@ -700,3 +700,12 @@ def test_evaluate_on_images_of_another_shape(xcnn, tmp_path):
     code, _, err = xcnn("evaluate", path)
     assert code == 2
     assert "the model takes (1, 28, 28) images of 10 classes, digits has (1, 8, 8) images of 10" in err
+
+
+def test_evaluate_without_a_confusion_matrix_has_no_figures_of_classes(xcnn, checkpoint, monkeypatch):
+    monkeypatch.setattr("xcnn.training.evaluation._MOST_CLASSES", 9)
+    code, out, err = xcnn("evaluate", checkpoint)
+    assert code == 0, err
+    assert "test accuracy" in out
+    assert "precision" not in out
+    assert json.loads(xcnn("evaluate", checkpoint, "--json")[1])["classes"] == []

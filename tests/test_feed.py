@@ -1,5 +1,8 @@
 """What `fit`, `evaluate` and `predict` take: every task, kind of data and dtype, and a sentence for anything else."""
 
+import collections.abc
+import threading
+
 import numpy as np
 import pytest
 from test_data_lazy import Items, Rows, mapped
@@ -205,7 +208,8 @@ def test_what_is_no_data_is_refused(one):
         if one is None and use not in (trainer.fit, trainer.evaluate):
             continue
         with pytest.raises(
-            UsageError, match=r"^(fit|evaluate): .* must (be a Loader, .*|yield batches \(x, y\)), got "
+            UsageError,
+            match=r"^(fit|evaluate): .* must (be a Loader, .*|be a pair of arrays .*|yield batches \(x, y\)), got ",
         ):
             use(one)
     assert trainer.steps in (0, 1)
@@ -244,6 +248,22 @@ def test_predictions_refuse_pixels_that_are_not_scaled_as_training_does():
     assert np.array_equal(trainer.predict(pixels / 255), scaled)
     meant = trainer.predict(data.Dataset(pixels, classes(6, 6)))
     assert not np.array_equal(meant, scaled)
+
+
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        (
+            (TABLE, (0, 1)),
+            r"^fit: train must be a pair of arrays \(x, y\) or batches .*, got a tuple of ndarray, tuple$",
+        ),
+        ((TABLE, TABLE, TABLE), "got a tuple of ndarray, ndarray, ndarray$"),
+        ((data.from_arrays(IMAGES, classes()),) * 2, "got Dataset; pass one of the data sets$"),
+    ],
+)
+def test_tuples_that_are_no_pair_of_arrays_are_named(one, says):
+    with pytest.raises(UsageError, match=says):
+        trainer_of("regression").fit(one)
 
 
 def test_lengths_that_differ_are_refused():
@@ -291,3 +311,37 @@ def test_a_feed_of_a_device_gives_its_dtype():
     assert x.dtype == strict.float32
     order = np.random.default_rng([0, 0]).permutation(N)
     assert np.array_equal(to_numpy(x), TABLE[order].astype(np.float32))
+
+
+class Sequence(collections.abc.Sequence):
+    """Examples as a sequence, as many libraries have them."""
+
+    def __getitem__(self, index):
+        return TABLE[index], TABLE[index, :2]
+
+    def __len__(self):
+        return len(TABLE)
+
+
+def test_a_sequence_that_is_no_list_has_examples():
+    assert feed(Sequence()).description == "20 examples in shuffled batches of 64"
+    trainer = trainer_of("regression")
+    assert trainer.evaluate(Sequence()).samples == 20
+    assert trainer.predict(Sequence()).shape[0] == 20
+
+
+@pytest.mark.parametrize("use", ["fit", "evaluate", "predict"])
+def test_workers_end_with_the_error_that_ends_the_work(use):
+    """Also while the error, whose traceback refers to the batches, is kept."""
+    trainer = trainer_of("regression")
+    loader = data.Loader((TABLE, TABLE[:, :2]), 2, workers=2)
+
+    def fail(*arguments, **options):
+        raise RuntimeError("mine")
+
+    before = threading.active_count()
+    trainer.model[0].forward = fail
+    with pytest.raises(RuntimeError, match="mine") as held:
+        getattr(trainer, use)(loader)
+    assert threading.active_count() == before
+    assert held.value.__traceback__ is not None

@@ -9,7 +9,7 @@ import resumable
 
 from xcnn import nn, optim, plots
 from xcnn.errors import DataError, DivergedError, UsageError
-from xcnn.training import LRFinder, Trainer, find_lr
+from xcnn.training import EMA, LRFinder, Trainer, find_lr
 
 
 def regression(lr=1.0, rule=optim.SGD, **options):
@@ -168,3 +168,14 @@ def test_the_picture_shows_the_suggestion(tmp_path, suggestion):
     with image.open(plots.lr_finder(result, str(tmp_path / "lr.png"), "a $title")) as drawn:
         r, g, _ = np.moveaxis(np.asarray(drawn.convert("RGB")).astype(int), -1, 0)
     assert (np.sum(r - g > 40) > 100) == (suggestion is not None)
+
+
+def test_inside_inference_weights_the_trained_weights_are_tested():
+    trainer, batches = regression()
+    trainer = Trainer(trainer.model, trainer.optimizer, "mse_loss", callbacks=[EMA(0.9)])
+    trainer.optimizer.param_groups[0]["lr"] = 0.01
+    trainer.fit(batches, 2)
+    outside, before = find_lr(trainer, batches, 1e-3, 1.0, steps=9), state(trainer)
+    with trainer.inference_weights():
+        assert find_lr(trainer, batches, 1e-3, 1.0, steps=9) == outside
+    assert state(trainer) == before

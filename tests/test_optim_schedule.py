@@ -340,6 +340,7 @@ class TestNamed:
         ),
         (lambda o: optim.StepLR(o, 1, unit="batch"), "unknown StepLR unit 'batch' (known: epoch, step)"),
         (lambda o: optim.MultiStepLR(o, 3), "MultiStepLR: milestones must be a list of integers, got 3"),
+        (lambda o: optim.MultiStepLR(o, "35"), "MultiStepLR: milestones must be a list of integers, got '35'"),
         (lambda o: optim.MultiStepLR(o, [3, -1]), "MultiStepLR: milestones must be an integer of at least 0, got -1"),
         (lambda o: optim.MultiStepLR(o, [3], 0), "MultiStepLR: gamma must be a number in (0, inf), got 0"),
         (lambda o: optim.ExponentialLR(o, "x"), "ExponentialLR: gamma must be a number in (0, inf), got 'x'"),
@@ -360,6 +361,10 @@ class TestNamed:
         (lambda o: optim.LinearLR(o, 0), "LinearLR: start_factor must be a number in (0, 1], got 0"),
         (lambda o: optim.LinearLR(o, 1, 2), "LinearLR: end_factor must be a number in [0, 1], got 2"),
         (lambda o: optim.LinearLR(o, 1, 1, 0), "LinearLR: total_iters must be an integer of at least 1, got 0"),
+        (
+            lambda o: optim.SequentialLR(o, [None], []),
+            "SequentialLR: schedulers must be a list of schedules, got [None]",
+        ),
         (
             lambda o: optim.SequentialLR(o, [], []),
             "SequentialLR: milestones must be one fewer than schedulers, got 0 and 0",
@@ -491,7 +496,7 @@ def test_the_state_of_another_schedule_is_refused():
         (lambda o: optim.StepLR(o, 3).load_state_dict(5), "StepLR: the state is invalid: "),
         (lambda o: optim.StepLR(o, 3).load_state_dict({1: 2}), "StepLR: the state must have last_epoch, got 1; "),
         (lambda o: optim.ReduceLROnPlateau(o).step("x"), "ReduceLROnPlateau: metrics must be a number, got 'x'"),
-        (lambda o: optim.SequentialLR(o, 5, [1]), "SequentialLR: schedulers and milestones must be lists"),
+        (lambda o: optim.SequentialLR(o, 5, [1]), "SequentialLR: schedulers must be a list of schedules, got 5"),
     ],
 )
 def test_strange_states_and_metrics_are_refused_in_one_sentence(wrong, message):

@@ -386,6 +386,38 @@ def test_epochs_that_are_meant_as_steps_are_told():
     assert told(lambda o: optim.CosineAnnealingLR(o, 12, unit="step")) == []
 
 
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        (
+            lambda o: optim.CosineAnnealingLR(o, 1),
+            "CosineAnnealingLR has its lowest learning rate at epoch 1 and then rises again, but training goes on to "
+            "epoch 3; make the schedule as long as the training",
+        ),
+        (
+            lambda o: optim.PolynomialLR(o, 5, unit="step"),
+            "PolynomialLR has its lowest learning rate at step 5 and then stays 0, but training goes on to step 12; "
+            "make the schedule as long as the training",
+        ),
+        (
+            lambda o: optim.StepLR(o, 3),
+            "StepLR first changes the learning rate after epoch 3, but training ends after epoch 3; pass fewer, or "
+            "unit='step' if it is meant to count steps",
+        ),
+        (
+            lambda o: optim.MultiStepLR(o, np.array([30, 12]), unit="step"),
+            "MultiStepLR first changes the learning rate after step 12, but training ends after step 12; pass fewer",
+        ),
+        (lambda o: optim.MultiStepLR(o, (11, 30), unit="step"), None),
+        (lambda o: optim.StepLR(o, 2), None),
+        (lambda o: optim.CosineAnnealingLR(o, 2), None),
+        (lambda o: optim.LinearLR(o, 1.0, 0.5, 1), None),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_epochs_is_told(schedule, says):
+    assert told(schedule) == ([] if says is None else [says])
+
+
 def test_a_schedule_that_is_too_short_is_refused_before_training():
     with pytest.raises(
         UsageError, match="OneCycleLR: step 12 is after the last one; increase total_steps, which is 11"

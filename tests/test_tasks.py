@@ -1,6 +1,7 @@
 """The trainer for every task: what a target may be, accuracy, metrics, class weights, parts of a batch, averages."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ from xcnn.training import (
     class_weight,
     confusion_matrix,
     count_classes,
+    evaluation,
     loss_named,
     mean_iou,
     r2_score,
@@ -165,6 +167,7 @@ def test_every_library_counts_alike(backend):
             "holds 255.0, expected probabilities from 0 to 1; divide masks of 0 and 255 by 255",
         ),
         ("cross_entropy", 3, np.ones((12, 3)), UsageError, "sum to 3, .* use binary_cross_entropy_with_logits"),
+        ("binary_cross_entropy_with_logits", 1, np.ones(12, int), ShapeError, r"reshape .* by y\[:, None\]$"),
         ("cross_entropy", 3, np.full(12, -100), UsageError, "every label of the batch is -100, which is ignored"),
     ],
 )
@@ -192,6 +195,7 @@ def test_a_target_that_does_not_fit_the_loss_is_named_with_a_fix(loss, outputs, 
             lambda: trainer_of(vectors(1), "mse_loss", accumulate=0),
             "Trainer: accumulate must be an integer of at least",
         ),
+        (lambda: class_weight("balanced", [[0], [1, 2]], 3), "integer class indices, got object"),
         (lambda: EMA(1.0), r"EMA: decay must be a number in \[0, 1\), got 1.0"),
         (lambda: Metrics().per_class(), "per_class: there is no confusion matrix"),
         (lambda: KeepBest().restore(None), "KeepBest: there are no weights to restore"),
@@ -256,6 +260,22 @@ def test_figures_of_each_class_are_those_counted_one_by_one():
     assert [column.tolist() for column in empty] == [[1, 0], [1, 0], [1, 0], [2, 0]]
     with pytest.raises(UsageError, match=r"the targets hold 7, the model has classes 0 \.\. 2"):
         trainer_of(copy.deepcopy(model), name, device="torch").evaluate([(x, np.where(y == 1, 7, y))])
+
+
+@pytest.mark.parametrize("labels", [(4,), (4, 3)])
+def test_figures_of_each_label_are_those_counted_one_by_one(labels):
+    model = network(nn.Linear(4, 4)) if len(labels) == 1 else network(nn.Linear(4, 12), nn.Unflatten(1, labels))
+    training = trainer_of(model, "binary_cross_entropy_with_logits")
+    y = RNG.integers(0, 2, (12, *labels))
+    metrics = training.evaluate([(X[:5], y[:5]), (X[5:], y[5:])])
+    figures, said = metrics.per_class(), training.predict(X) > 0.5
+    for k in range(4):
+        hits = sum(t == s == 1 for t, s in zip(y[:, k].flat, said[:, k].flat, strict=True))
+        assert figures.precision[k] == (hits / said[:, k].sum() if said[:, k].any() else 0)
+        assert figures.recall[k] == hits / y[:, k].sum()
+        assert figures.support[k] == y[:, k].sum()
+        assert figures.f1[k] == pytest.approx(2 * hits / (said[:, k].sum() + y[:, k].sum()))
+    assert metrics.confusion is None
 
 
 @pytest.mark.parametrize(
@@ -542,3 +562,86 @@ def test_a_function_may_say_how_many_answers_count():
     output = training.predict(X)
     right = [abs(o - t) < 1 for o, t in zip(output[:, 0], y[:, 0], strict=True) if t != 0]
     assert record["val_accuracy"] == record["train_accuracy"] == np.mean(right)
+
+
+def test_several_averages_give_the_weights_back():
+    training = trainer_of(batch_norm_network(), "cross_entropy", callbacks=[EMA(0.9), EMA(0.5)])
+    plain = trainer_of(batch_norm_network(), "cross_entropy")
+    for one in (training, plain):
+        one.fit(BATCHES, 2, validation=BATCHES)
+        one.predict(BATCHES[0][0])
+    for name, value in plain.model.state_dict().items():
+        assert training.model.state_dict()[name].tobytes() == value.tobytes()
+
+
+def test_an_average_begins_anew_after_reset():
+    start = batch_norm_network().state_dict()
+    training = trainer_of(batch_norm_network(), "cross_entropy", lr=0.0, callbacks=[ema := EMA(0.9)])
+    training.fit(BATCHES)
+    start["0.weight"] = start["0.weight"] + 1
+    training.model.load_state_dict(start)
+    ema.reset()
+    assert ema.updates == 0
+    training.fit(BATCHES)
+    with training.inference_weights():
+        assert training.model.state_dict()["0.weight"].tobytes() == start["0.weight"].tobytes()
+
+
+def test_the_ignored_class_is_left_out_of_iou():
+    model, _, x, y = copy.deepcopy(TASKS["segmentation"])
+    void = np.where(y == -100, 255, y)
+    loss = loss_named("cross_entropy", ignore_index=255)
+    iou = functools.partial(mean_iou, ignore_index=255)
+    values = trainer_of(model, loss, metrics={"iou": iou}).evaluate([(x, void)]).values
+    assert values == trainer_of(model, "cross_entropy", metrics={"iou": mean_iou}).evaluate([(x, y)]).values
+    with pytest.raises(UsageError, match="mean_iou: ignore_index must be an integer, got None"):
+        mean_iou(void, void, None)
+
+
+@pytest.mark.parametrize("where", ["cpu", "torch"])
+def test_labels_that_are_all_ignored_are_named_also_in_parts(where):
+    pytest.importorskip("torch")
+    training = trainer_of(vectors(3), "cross_entropy", accumulate=3, device=where)
+    with pytest.raises(UsageError, match=r"^every label of the batch is -100, which is ignored$"):
+        training.step(X, np.full(12, -100))
+
+
+def test_validation_makes_no_confusion_matrix_but_checks_labels(monkeypatch):
+    made = []
+    monkeypatch.setattr(evaluation, "_confused", lambda *arguments: made.append(arguments))
+    training = trainer_of(vectors(3), "cross_entropy", device="torch")
+    y = np.arange(12) % 3
+    training.fit([(X, y)], validation=[(X, y)])
+    assert not made
+    training.evaluate([(X, y)])
+    assert made
+    with pytest.raises(UsageError, match=r"the targets hold 7, the model has classes 0 \.\. 2"):
+        training.fit([(X, y)], validation=[(X, np.where(y == 1, 7, y))])
+
+
+def test_many_classes_have_no_confusion_matrix():
+    training = trainer_of(network(nn.Linear(4, 4097)), "cross_entropy")
+    assert training.evaluate([(X, np.arange(12))]).confusion is None
+
+
+def test_parameters_that_the_optimizer_lacks_are_told_once():
+    model, said = vectors(3), []
+    training = Trainer(model, optim.SGD(model[2].parameters(), lr=0.1), tell=said.append)
+    y = np.arange(12) % 3
+    model[0].weight.grad = None
+    training.fit([(X, y)])
+    once = model[0].weight.grad
+    training.optimizer.param_groups[0]["lr"] = 0.0
+    training.fit([(X, y)])
+    first = model[0].weight.grad.copy()
+    training.fit([(X, y)])
+    np.testing.assert_array_equal(model[0].weight.grad, first)  # not added up over the steps
+    assert once is not None
+    assert said == [
+        "the optimizer does not have 2 of the model's parameters, such as 0.weight, which stay as they are; freeze() "
+        "their layers, which saves their gradients, or give them to the optimizer"
+    ]
+    said.clear()
+    model[0].freeze()
+    Trainer(model, optim.SGD(model[2].parameters(), lr=0.1), tell=said.append).fit([(X, y)])
+    assert not said

@@ -32,8 +32,9 @@ def evaluate(
     bar = Bar()
     restored = (source or Source()).restore(checkpoint, bar)
     metrics = restored.evaluate(bar.test)
-    columns = [column.tolist() for column in metrics.per_class()]
-    figures = list(zip(restored.checkpoint.classes, *columns, strict=True))
+    # For very many classes there is no confusion matrix.
+    columns = [] if metrics.confusion is None else [column.tolist() for column in metrics.per_class()]
+    figures = list(zip(restored.checkpoint.classes, *columns, strict=True)) if columns else []
     if json:
         print_json(
             {
@@ -59,5 +60,6 @@ def evaluate(
         rows += [("weights", text)] if (text := restored.checkpoint.weights) else []
         print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.dataset}", "", rows=rows)
         table = [(name, percent(p), percent(r), percent(f1), f"{n:,}") for name, p, r, f1, n in figures]
-        print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)
+        if table:
+            print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)
     return 0

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 
 from xcnn._array import Array, full, namespace_of, zeros
 from xcnn._check import number
+from xcnn.errors import explained
 from xcnn.optim.optimizer import parameters
 from xcnn.parameter import Parameter
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 
 
+@explained
 def clip_grad_norm_(params: Iterable[Parameter] | Parameter, max_norm: float, norm_type: float = 2.0) -> Array:
     """Scale all gradients by one factor so that their total norm is at most `max_norm`.
 
@@ -54,6 +56,7 @@ def clip_grad_norm_(params: Iterable[Parameter] | Parameter, max_norm: float, no
     return norm
 
 
+@explained
 def clip_grad_value_(params: Iterable[Parameter] | Parameter, clip_value: float) -> None:
     """Clamp every element of every gradient to the interval from -clip_value to clip_value.
 

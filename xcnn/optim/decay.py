@@ -5,6 +5,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from xcnn._check import integer, number
 from xcnn.errors import UsageError
 from xcnn.optim.optimizer import Optimizer
@@ -34,7 +36,7 @@ class StepLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, *, unit: Unit = "epoch") -> None:
-        self.step_size = integer("StepLR", "step_size", step_size)
+        self.step_size = self.first = integer("StepLR", "step_size", step_size)
         self.gamma = number("StepLR", "gamma", gamma, "(0, inf)")
         super().__init__(optimizer, unit=unit)
 
@@ -56,9 +58,8 @@ class MultiStepLR(Schedule):
     def __init__(
         self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1, *, unit: Unit = "epoch"
     ) -> None:
-        if not isinstance(milestones, Sequence):
-            raise UsageError(f"MultiStepLR: milestones must be a list of integers, got {milestones!r}")
-        self.milestones = sorted(integer("MultiStepLR", "milestones", milestone, 0) for milestone in milestones)
+        self.milestones = sorted(_milestones("MultiStepLR", milestones, 0))
+        self.first = next((milestone for milestone in self.milestones if milestone), None)
         self.gamma = number("MultiStepLR", "gamma", gamma, "(0, inf)")
         super().__init__(optimizer, unit=unit)
 
@@ -223,10 +224,10 @@ class SequentialLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[Schedule], milestones: Sequence[int]) -> None:
-        if not isinstance(schedulers, Sequence) or not isinstance(milestones, Sequence):
-            raise UsageError("SequentialLR: schedulers and milestones must be lists")
+        if not isinstance(schedulers, Sequence) or not all(isinstance(one, Schedule) for one in schedulers):
+            raise UsageError(f"SequentialLR: schedulers must be a list of schedules, got {schedulers!r}")
         self.schedulers = list(schedulers)
-        self.milestones = [integer("SequentialLR", "milestones", milestone) for milestone in milestones]
+        self.milestones = _milestones("SequentialLR", milestones, 1)
         if len(self.milestones) != len(self.schedulers) - 1:
             got = f"{len(self.milestones)} and {len(self.schedulers)}"
             raise UsageError(f"SequentialLR: milestones must be one fewer than schedulers, got {got}")
@@ -234,7 +235,7 @@ class SequentialLR(Schedule):
             raise UsageError(f"SequentialLR: milestones must increase, got {self.milestones}")
         for schedule in self.schedulers:
             kind = type(schedule).__name__
-            if not isinstance(schedule, Schedule) or schedule.saved != Schedule.saved:
+            if schedule.saved != Schedule.saved:
                 raise UsageError(f"SequentialLR: {kind} depends on more than the number of steps; leave it out")
             if schedule.optimizer is not optimizer:
                 raise UsageError(f"SequentialLR: the {kind} has another optimizer")
@@ -248,3 +249,11 @@ class SequentialLR(Schedule):
     def at(self, step: int, group: Mapping[str, Any]) -> dict[str, Any]:
         index = bisect_right(self.milestones, step)
         return self.schedulers[index].at(step - self.milestones[index - 1] if index else step, group)
+
+
+def _milestones(caller: str, value: Any, minimum: int) -> list[int]:
+    """Return a list, a tuple, a range or an array (n,) of integers as a list."""
+    entries = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise UsageError(f"{caller}: milestones must be a list of integers, got {value!r}")
+    return [integer(caller, "milestones", entry, minimum) for entry in entries]

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from xcnn._check import matching
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, explained
 from xcnn.optim.optimizer import Group
 from xcnn.parameter import Parameter
 
 __all__ = ["param_groups"]
 
 
+@explained
 def param_groups(model: Any, patterns: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Return the parameters of a model as groups, for any optimizer.
 

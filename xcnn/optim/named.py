@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from xcnn._check import integer
 from xcnn._plugins import find
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, explained
 from xcnn.optim.decay import CosineAnnealingLR, LinearLR, PolynomialLR, SequentialLR, StepLR
 from xcnn.optim.one_cycle import OneCycleLR
 from xcnn.optim.optimizer import Optimizer
@@ -15,6 +15,7 @@ from xcnn.optim.schedule import Schedule
 __all__ = ["SCHEDULES", "make_schedule"]
 
 
+@explained
 def make_schedule(
     name: str, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup: int = 0
 ) -> Schedule | None:

@@ -35,12 +35,15 @@ class Schedule(Explained):
         called after every step of the optimizer. A `Trainer` does so.
     end : the step at which the learning rate is at its lowest, for a schedule that is made for a run of that length;
         otherwise None.
+    first : the step at which the learning rate first changes, for a schedule that changes it now and then; otherwise
+        None.
     saved : names of the attributes that make up the state: integers of at least 0, or floats.
     last_epoch : number of calls of `step()`, with PyTorch's name.
     """
 
     unit: Unit = "epoch"
     end: int | None = None
+    first: int | None = None
     saved: ClassVar[tuple[str, ...]] = ("last_epoch",)
 
     def __init__(self, optimizer: Optimizer, *, unit: Unit | None = None) -> None:
@@ -74,21 +77,33 @@ class Schedule(Explained):
 
         Returns
         -------
-        A sentence if the epochs of the schedule seem to be meant as steps, otherwise an empty string.
+        A sentence if the schedule never changes the learning rate in these epochs, if they go on where its learning
+        rates rise again or are 0, or if its epochs seem to be meant as steps; otherwise an empty string.
 
         Raises
         ------
         UsageError
             If the schedule ends before the epochs do and has no learning rates afterwards, as `OneCycleLR`.
         """
+        steps, me = epochs if self.unit == "epoch" else epochs * batches - done, type(self).__name__
+        if self.first is not None and self.last_epoch == 0 and steps <= self.first and epochs > 1:
+            fix = ", or unit='step' if it is meant to count steps" if self.unit == "epoch" else ""
+            what = f"{self.unit} {self.first:,}, but training ends after {self.unit} {steps:,}; pass fewer{fix}"
+            return f"{me} first changes the learning rate after {what}"
         if self.end is None:
             return ""
-        steps = epochs if self.unit == "epoch" else epochs * batches - done
-        self.at(self.last_epoch + steps, self.optimizer.param_groups[0])
+        group, last = self.optimizer.param_groups[0], self.last_epoch + steps - 1
+        self.at(last + 1, group)
+        if last > self.end:
+            lr, lowest = self.at(last, group)["lr"], self.at(self.end, group)["lr"]
+            if lr > lowest or lr == 0:
+                then = "rises again" if lr > lowest else "stays 0"
+                what = f"at {self.unit} {self.end:,} and then {then}, but training goes on to {self.unit} {last + 1:,}"
+                return f"{me} has its lowest learning rate {what}; make the schedule as long as the training"
         if self.unit == "step" or self.end != epochs * batches or batches == 1 or epochs == 1:
             return ""
         fix = "if it is meant to count steps, pass unit='step'"
-        return f"{type(self).__name__} ends after {self.end:,} epochs, but {self.end:,} is the number of batches; {fix}"
+        return f"{me} ends after {self.end:,} epochs, but {self.end:,} is the number of batches; {fix}"
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of each group."""

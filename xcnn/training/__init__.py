@@ -4,7 +4,18 @@ from xcnn.training.callbacks import EarlyStopping, HistoryFile, KeepBest
 from xcnn.training.ema import EMA
 from xcnn.training.evaluation import Metrics, PerClass
 from xcnn.training.finder import LRFinder, find_lr
-from xcnn.training.losses import LOSSES, Loss, class_weight, count_classes, count_labels, loss_named
+from xcnn.training.losses import (
+    LOSSES,
+    Loss,
+    class_weight,
+    count_classes,
+    count_labels,
+    exp,
+    identity,
+    loss_named,
+    sigmoid,
+    softmax,
+)
 from xcnn.training.progress import Progress
 from xcnn.training.scores import confusion_matrix, mean_iou, r2_score
 from xcnn.training.signals import terminable
@@ -28,10 +39,14 @@ __all__ = [
     "confusion_matrix",
     "count_classes",
     "count_labels",
+    "exp",
     "find_lr",
+    "identity",
     "loss_named",
     "mean_iou",
     "r2_score",
+    "sigmoid",
+    "softmax",
     "terminable",
 ]
 

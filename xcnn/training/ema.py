@@ -24,6 +24,7 @@ class EMA(Callback):
     second term is the warm-up of TensorFlow's `ExponentialMovingAverage(num_updates=t)`: without it, the average would
     stay near the initial weights for `1 / (1 - decay)` steps. Running statistics are averaged in the same way.
 
+    The average goes on in the next `fit`. If other weights were loaded into the model in between, call `reset` first.
     Validation in `fit`, `Trainer.evaluate`, `Trainer.predict` and `KeepBest` use the average, the training itself does
     not. To save it, use `Trainer.inference_weights`.
 
@@ -82,6 +83,10 @@ class EMA(Callback):
         if self._average:
             for name, slot in self._slots(trainer).items():
                 slot.data, self._average[name] = self._average[name], slot.data
+
+    def reset(self) -> None:
+        """Forget the average; the next `fit` begins with the weights that the model then has."""
+        self.updates, self._average, self._loaded = 0, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of steps."""

@@ -1,5 +1,6 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
-from xcnn.training.losses import Loss
+from xcnn.training.losses import Loss, count_labels
 from xcnn.training.memory import within_memory
 
 __all__ = ["Metric", "Metrics", "PerClass", "evaluate", "metrics_named", "predict"]
@@ -47,7 +48,9 @@ class Metrics:
     loss_sum, size : the sum of the losses, and by what it is divided: see `Loss.size`.
     correct, counted : the number of right answers, None without an accuracy, and the number of answers that count.
     confusion : how often each class (column) is predicted for each true class (row), int64 (classes, classes);
-        None in training, or if the loss does not classify.
+        None in training and in the validation of `fit`, if the loss does not classify, or for more than 4,096 classes.
+    labels : of several labels, how often each is rightly found, is predicted, and is there, int64 (3, labels); None
+        as `confusion` is, or if the loss has another accuracy than `count_labels`.
     values : the figures of the functions given as `metrics`.
     """
 
@@ -57,6 +60,7 @@ class Metrics:
     correct: int | None = None
     counted: int = 0
     confusion: np.ndarray | None = None
+    labels: np.ndarray | None = None
     values: dict[str, float] = field(default_factory=dict)
 
     def add(
@@ -88,21 +92,26 @@ class Metrics:
         return self.correct / self.counted if self.counted else math.nan
 
     def per_class(self) -> PerClass:
-        """Return precision, recall, F1 and support of each class, as scikit-learn defines them.
+        """Return precision, recall, F1 and support of each class or label, as scikit-learn defines them.
 
         Raises
         ------
         UsageError
-            If the loss does not classify.
+            If neither classes nor labels are counted.
 
         Examples
         --------
         >>> Metrics(confusion=np.array([[3, 1], [0, 4]])).per_class().recall
         array([0.75, 1.  ])
         """
-        if self.confusion is None:
-            raise UsageError("per_class: there is no confusion matrix; it is made by `evaluate` with a loss of classes")
-        right, said, support = np.diag(self.confusion), self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        if self.confusion is not None:
+            right, said, support = np.diag(self.confusion), self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        elif self.labels is not None:
+            right, said, support = self.labels
+        else:
+            raise UsageError(
+                "per_class: there is no confusion matrix; it is made by `evaluate` with a loss of classes or labels"
+            )
 
         def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
             return np.asarray(np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0))
@@ -139,10 +148,11 @@ def evaluate(
     batch_size: int = 256,
     watch: Callable[[Metrics], None] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    confusion: bool = True,
 ) -> Metrics:
     """Return loss, accuracy and other figures of a model that is on the device `where`; see `Trainer.evaluate`.
 
-    `watch` is called after each batch with the metrics so far.
+    `watch` is called after each batch with the metrics so far. `confusion` says whether to make a confusion matrix.
     """
     seen, functions, kept = Metrics(), metrics_named("evaluate", metrics), list[tuple[np.ndarray, np.ndarray]]()
     dtype = dtype_of(model)
@@ -151,14 +161,17 @@ def evaluate(
     def test(x: Any, y: Any) -> tuple[Any, ...]:
         output, targets = model(place(x, where, dtype)), place(y, where, dtype)
         numbers = loss(output, targets)[0], *loss.counts(output, targets)
-        if loss.classifies:
-            seen.confusion = _confused(seen.confusion, output, targets, loss)
+        if loss.classifies and (true := _indices(output, targets, loss)) is not None and confusion:
+            seen.confusion = _confused(seen.confusion, true, output, loss)
+        if confusion and loss.correct is count_labels and output.ndim > 1:
+            counts = _found(output, targets)
+            seen.labels = counts if seen.labels is None else seen.labels + counts
         if functions:
             kept.append((to_numpy(targets), to_numpy(loss.activation(output))))
         return output.shape[0], *look(numbers)[0]
 
-    with where.active():
-        for x, y in in_order("evaluate: data", data, batch_size, where):
+    with where.active(), contextlib.closing(in_order("evaluate: data", data, batch_size, where)) as batches:
+        for x, y in batches:
             seen.add(*within_memory(test, x, y, where=where))
             if watch is not None:
                 watch(seen)
@@ -181,18 +194,32 @@ def _value(name: str, value: Any) -> float:
         raise UsageError(f"evaluate: the metric {name} must return a number, got {value!r}") from None
 
 
-def _confused(counts: np.ndarray | None, output: Any, targets: Any, loss: Loss) -> np.ndarray | None:
-    """Return a confusion matrix with the answers of one more batch; None if the target holds no class indices."""
-    xp = namespace_of(targets)
-    if not is_kind(xp, targets.dtype, "integral") or output.ndim < 2 or output.shape[1] > _MOST_CLASSES:
+def _indices(output: Any, targets: Any, loss: Loss) -> np.ndarray | None:
+    """Return the class indices of one batch on the host, flat; None if the target holds none."""
+    if not is_kind(namespace_of(targets), targets.dtype, "integral") or output.ndim < 2:
         return None
-    k, true, said = output.shape[1], to_numpy(targets).ravel(), to_numpy(xp.argmax(output, axis=1)).ravel()
-    counted = true != loss.ignore_index
-    true, said = true[counted].astype(np.int64), said[counted]
-    if wrong := true[(true < 0) | (true >= k)].tolist():
-        raise UsageError(f"evaluate: the targets hold {wrong[0]}, the model has classes 0 .. {k - 1}")
-    new: np.ndarray = np.bincount(true * k + said, minlength=k * k).reshape(k, k)
-    return new if counts is None else counts + new
+    true: np.ndarray = to_numpy(targets).ravel()
+    if wrong := true[((true < 0) | (true >= output.shape[1])) & (true != loss.ignore_index)].tolist():
+        raise UsageError(f"evaluate: the targets hold {wrong[0]}, the model has classes 0 .. {output.shape[1] - 1}")
+    return true
+
+
+def _confused(counts: np.ndarray | None, true: np.ndarray, output: Any, loss: Loss) -> np.ndarray | None:
+    """Return a confusion matrix, to which the answers of one more batch are added in place; None for many classes."""
+    k = output.shape[1]
+    if k > _MOST_CLASSES:
+        return None
+    counts = np.zeros((k, k), np.int64) if counts is None else counts
+    said, counted = to_numpy(namespace_of(output).argmax(output, axis=1)).ravel(), true != loss.ignore_index
+    np.add.at(counts.reshape(-1), true[counted].astype(np.int64) * k + said[counted], 1)
+    return counts
+
+
+def _found(output: Any, targets: Any) -> np.ndarray:
+    """Return how often each label of one batch is rightly found, is predicted, and is there."""
+    said, true = to_numpy(output) > 0.0, to_numpy(targets) > 0.5
+    axes = (0, *range(2, said.ndim))
+    return np.stack([np.count_nonzero(each, axis=axes) for each in (said & true, said, true)])
 
 
 def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
@@ -204,9 +231,9 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
         return to_numpy(loss.activation(model(place(x, where, dtype))))
 
     with where.active():
-        parts = inputs("predict: x", x, batch_size, where)
         try:
-            return np.concatenate([within_memory(answer, part, where=where) for part in parts])
+            with contextlib.closing(inputs("predict: x", x, batch_size, where)) as parts:
+                return np.concatenate([within_memory(answer, part, where=where) for part in parts])
         except ShapeError as error:
             if not (isinstance(x, np.ndarray) and x.shape and x.shape[0] <= batch_size):
                 raise

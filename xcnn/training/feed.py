@@ -4,7 +4,7 @@ import collections.abc
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -42,9 +42,11 @@ _CPU = 1
 def batches(who: str, data: Any, where: Device) -> Batches:
     """Return batches to train on; a data set is shuffled with seed 0, in batches of 64. `who` begins errors."""
     if not isinstance(data, Loader):
-        # A sequence is one of batches, unless it is a pair of arrays, which is a tuple.
-        other = isinstance(data, collections.abc.Sequence) and not isinstance(data, tuple)
-        found = None if other else as_dataset(data)
+        # Batches are a list, an iterator, or a tuple that is not a pair of arrays; other sequences have items.
+        found = None if isinstance(data, list | Iterator) else as_dataset(data)
+        if found is None and isinstance(data, tuple) and data and (is_array(data[0]) or is_like_array(data[0])):
+            kinds = ", ".join(type(one).__name__ for one in data)
+            raise UsageError(f"{who} must be a pair of arrays (x, y) or batches (x, y), got a tuple of {kinds}")
         data = data if found is None else Loader(found)
     if isinstance(data, Loader):
         if data.dataset.device.xp is not np and data.dataset.device != where:
@@ -57,7 +59,7 @@ def batches(who: str, data: Any, where: Device) -> Batches:
     return data
 
 
-def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[Batch]:
+def in_order(who: str, data: Data, batch_size: int, where: Device) -> Generator[Batch, None, None]:
     """Yield batches to evaluate: every example of a data set once, in order, without augmentation."""
     made = batches(who, data, where)
     if isinstance(made, Loader):
@@ -65,16 +67,18 @@ def in_order(who: str, data: Data, batch_size: int, where: Device) -> Iterator[B
     return _pairs(who, made)
 
 
-def _pairs(who: str, made: Iterable[Any]) -> Iterator[Batch]:
+def _pairs(who: str, made: Iterable[Any]) -> Generator[Batch, None, None]:
     """Yield batches, checking that each is a pair."""
     for batch in made:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             hint = "; pass arrays as a tuple (x, y)" if is_array(batch) else ""
+            if isinstance(batch, Dataset):
+                hint = "; pass one of the data sets"
             raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}{hint}")
         yield batch[0], batch[1]
 
 
-def inputs(who: str, x: Any, batch_size: int, where: Device) -> Iterator[Array]:
+def inputs(who: str, x: Any, batch_size: int, where: Device) -> Generator[Array, None, None]:
     """Yield what `predict` takes in batches, uint8 divided by 255."""
     if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
         x = as_array(x)
@@ -194,7 +198,7 @@ class Feed:
             return self.source.description
         return f"{'' if self.length is None else f'{self.length:,} '}batches, in the order in which they come"
 
-    def batches(self, epoch: int, done: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, done: int) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch (counted from 1) after the first `done`."""
         if not isinstance(self.source, Loader):
             yield from itertools.islice(_pairs(self.who, self.source), done, None)

@@ -1,10 +1,11 @@
 """`find_lr`: the learning-rate range test."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from xcnn._check import integer, number
@@ -98,14 +99,16 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
     feed = Feed(f"{me}: data", data, trainer.device, trainer.tell)
     lrs: list[float] = []
     losses: list[float] = []
-    with trainer.device.active():
+    # The trial has the weights that are trained, also inside `with trainer.inference_weights()`, and no callbacks.
+    with trainer.device.active(), trainer._weights(inference=False), contextlib.closing(_batches(feed, steps)) as made:
         trial = copy.copy(trainer)
+        trial.callbacks = []
         trial.model, trial.optimizer = model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
         trial._step = dataclasses.replace(trainer._step, model=model, optimizer=optimizer, schedule=None)
         first = optimizer.param_groups[0]["lr"]
         ratios = [group["lr"] / first if first else 1.0 for group in optimizer.param_groups]
         mean, keep = 0.0, math.exp(-1 / (_MEMORY * steps))
-        for x, y in _batches(feed, steps):
+        for x, y in made:
             lr = low * (high / low) ** (len(lrs) / (steps - 1))
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = lr * ratio
@@ -133,7 +136,7 @@ def _suggestion(lrs: list[float], losses: list[float], start: int) -> float | No
     return lrs[losses.index(min(averages), start)] / _BELOW
 
 
-def _batches(feed: Feed, steps: int) -> Iterator[Batch]:
+def _batches(feed: Feed, steps: int) -> Generator[Batch, None, None]:
     """Yield `steps` batches, from as many epochs as it takes; fewer if an epoch has none."""
     for epoch in itertools.count(1):
         count = 0

@@ -180,7 +180,7 @@ class Loss:
                 f"{self._name} takes integer class indices or probabilities of the shape of the output, got {shapes} "
                 f"of {target.dtype}; use mse_loss for regression, or integer classes"
             )
-        if not _is_floating(target) and target.shape == output.shape[:1] + output.shape[2:]:
+        if not _is_floating(target) and target.shape == output.shape[:1] + output.shape[2:] and output.shape[1] > 1:
             fix = "use cross_entropy for class indices"
         elif math.prod(target.shape) == math.prod(output.shape):
             fix = "reshape the target, such as by y[:, None]"
@@ -256,6 +256,7 @@ LOSSES: dict[str, Loss] = {
 """Every loss by name."""
 
 
+@explained
 def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
     """Return a loss by its name, with options such as `label_smoothing=0.1`. A function is wrapped in a `Loss`.
 
@@ -288,15 +289,21 @@ def _listed(what: str, value: Any) -> Any:
     """Return an array or a sequence as lists of numbers, which can be saved and compared; other values as they are."""
     if not is_array(value) and not isinstance(value, list | tuple):
         return value
-    try:
-        array = to_numpy(value) if is_array(value) else np.asarray(value)
-    except ValueError:  # lists of unequal lengths
-        array = np.asarray(None)
+    array = _regular(value)
     if array.dtype.kind not in "fiu":
         raise UsageError(f"{what} must hold numbers, got {value!r}")
     return array.tolist()
 
 
+def _regular(value: Any) -> np.ndarray:
+    """Return an array or lists as a NumPy array, of objects if the lists are of unequal lengths."""
+    try:
+        return to_numpy(value) if is_array(value) else np.asarray(value)
+    except ValueError:
+        return np.asarray(None)
+
+
+@explained
 def class_weight(class_weight: str, y: Any, classes: int | Sequence[str]) -> np.ndarray:
     """Return the weight of each class for `loss_named("cross_entropy", weight=...)`.
 
@@ -324,7 +331,7 @@ def class_weight(class_weight: str, y: Any, classes: int | Sequence[str]) -> np.
     choice("class_weight", "class_weight", class_weight, ("balanced",))
     k = integer("class_weight", "classes", len(classes) if isinstance(classes, Sequence) else classes)
     names = list(map(str, classes if isinstance(classes, Sequence) else range(k)))
-    labels = np.asarray(y).ravel()
+    labels = _regular(y).ravel()
     if labels.dtype.kind not in "iu":
         raise UsageError(f"class_weight: y must hold integer class indices, got {labels.dtype}")
     labels = labels[labels != -100]

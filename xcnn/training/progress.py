@@ -147,7 +147,7 @@ def _figure(value: float) -> str:
 def _header(trainer: Trainer, name: str) -> list[str]:
     """Return lines that say what is trained, on what and where."""
     model, device = trainer.model, trainer.device
-    sizes = [(math.prod(p.data.shape), getattr(p, "trainable", True)) for p in model.parameters()]
+    sizes = [(math.prod(p.data.shape), p.trainable) for p in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
     count = sum(1 for _, module in model.modules() if not any(True for _ in module.children()))
     layers = f"{count} layer{'s' * (count != 1)}"
@@ -166,8 +166,7 @@ def _header(trainer: Trainer, name: str) -> list[str]:
 
 def _data(feeds: tuple[Feed, ...]) -> str:
     """Return what the data are, in words."""
-    batches = "batches" if feeds[0].length is None else f"{feeds[0].length:,} batches"
-    said = [str(getattr(feeds[0], "description", batches))]
+    said = [feeds[0].description]
     if len(feeds) > 1:
         held_out = feeds[1].source
         examples = f"{len(held_out.dataset):,} examples" if isinstance(held_out, Loader) else "batches"

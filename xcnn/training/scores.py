@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from xcnn.errors import ShapeError, UsageError
+from xcnn._check import is_integer
+from xcnn.errors import ShapeError, UsageError, explained
 
 __all__ = ["confusion_matrix", "mean_iou", "r2_score"]
 
 
+@explained
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return how often each class (column) is predicted for each true class (row).
 
@@ -26,11 +28,12 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     array([[1, 0],
            [1, 1]])
     """
-    shapes = np.shape(probabilities), np.shape(labels)
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    shapes = probabilities.shape, labels.shape
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
         got = " and ".join(map(str, shapes))
         raise ShapeError(f"confusion_matrix: expected probabilities (n, classes) and labels (n,), got {got}")
-    wrong = np.asarray(labels)[~np.isin(labels, np.arange(shapes[0][1]))]
+    wrong = labels[~np.isin(labels, np.arange(shapes[0][1]))]
     if wrong.size:
         raise UsageError(f"confusion_matrix: labels must be integers from 0 to {shapes[0][1] - 1}, got {wrong[0]}")
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
@@ -38,13 +41,16 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     return counts
 
 
-def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
+@explained
+def mean_iou(targets: np.ndarray, predictions: np.ndarray, ignore_index: int = -100) -> float:
     """Return the mean over the classes of intersection / union, of what is a class and what is predicted as it.
 
     Parameters
     ----------
-    targets : class indices (n, ...); negative ones, such as -100, are left out.
+    targets : class indices (n, ...); negative ones are left out.
     predictions : scores or probabilities (n, classes, ...), whose largest entry counts, or class indices (n, ...).
+    ignore_index : the class index that is left out, that of the loss, such as 255 for pixels without a class. For a
+        `Trainer`, pass `functools.partial(mean_iou, ignore_index=255)`.
 
     Returns
     -------
@@ -52,8 +58,8 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
 
     Raises
     ------
-    ShapeError
-        If the arrays do not fit together.
+    ShapeError, UsageError
+        If the arrays do not fit together, or `ignore_index` is no integer.
 
     Examples
     --------
@@ -68,7 +74,9 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
             "mean_iou: expected class indices (n, ...) and predictions (n, classes, ...) or (n, ...), got "
             f"{targets.dtype} {targets.shape} and {predictions.dtype} {predictions.shape}"
         )
-    counted = targets >= 0
+    if not is_integer(ignore_index):
+        raise UsageError(f"mean_iou: ignore_index must be an integer, got {ignore_index!r}")
+    counted = (targets >= 0) & (targets != ignore_index)
     true, said = targets[counted], predictions[counted]
     size = max(true.max(initial=-1), said.max(initial=-1)) + 1
     both = np.bincount(true[true == said], minlength=size)
@@ -76,6 +84,7 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(both[union > 0] / union[union > 0])) if union.any() else float("nan")
 
 
+@explained
 def r2_score(targets: np.ndarray, predictions: np.ndarray) -> float:
     """Return the coefficient of determination, the share of the variance of the targets that is predicted.
 

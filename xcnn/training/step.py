@@ -94,6 +94,7 @@ class Step:
                 break
             if len(losses) == 1:
                 self.optimizer.zero_grad()
+                self.model.zero_grad()  # also of parameters that the optimizer lacks, which would add up for ever
             dy = loss_backward()[0]
             if share is not None:
                 dy = dy * (share if on_host(share) else namespace_of(share).astype(share, dy.dtype))
@@ -146,14 +147,14 @@ class Step:
         put_back()
         try:
             # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
-            for _, y in parts if self.loss.classifies else ():
-                if is_kind(namespace_of(y), y.dtype, "integral"):
-                    labels, ignored = to_numpy(y), self.loss.ignore_index
-                    wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
-                    if wrong.size:
-                        return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
-                    if len(parts) == 1 and (labels == ignored).all():
-                        return UsageError(f"every label of the batch is {ignored}, which is ignored")
+            indices = self.loss.classifies and is_kind(namespace_of(parts[0][1]), parts[0][1].dtype, "integral")
+            if indices:
+                labels, ignored = np.concatenate([to_numpy(y).ravel() for _, y in parts]), self.loss.ignore_index
+                wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
+                if wrong.size:
+                    return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
+                if (labels == ignored).all():
+                    return UsageError(f"every label of the batch is {ignored}, which is ignored")
             for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
                 targets = to_numpy(y)
                 outside = targets[(targets < 0.0) | (targets > 1.0)]

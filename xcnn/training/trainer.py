@@ -113,7 +113,8 @@ class Trainer:
         for no limit.
     metrics : further figures of the validation, as functions by name, such as `{"iou": mean_iou}`, whose value is
         `val_iou` in the records. A function takes the targets and the predictions of the whole data set, which are
-        those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed.
+        those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed. For
+        them, the predictions of the whole data set are kept in the memory of the host.
     accumulate : the number of parts in which a step computes its batch, one after the other, to take less memory. The
         parts have `ceil(n / accumulate)` samples, the last perhaps fewer. Their gradients are added, each with its
         share in the mean (`Loss.size`: samples, class indices that count, or class weights), so that but for rounding
@@ -168,7 +169,7 @@ class Trainer:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self.history: list[dict[str, Any]] = []
         self.stop_reason, self.steps, self.interrupted = "", 0, False
-        self.tell, self._fitting = tell, False
+        self.tell, self._told, self._fitting = tell, False, False
         self._progress: Callback | None = None
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
@@ -282,6 +283,7 @@ class Trainer:
                 doubt = self.schedule.check_length(last - first, feed.length, self.unfinished)
                 if doubt:
                     self.tell(doubt)
+            self._tell_untrained()
             self._show(watched() if progress is None else progress)
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
@@ -310,6 +312,17 @@ class Trainer:
             raise
         self._end()
         return self.history[first:]
+
+    def _tell_untrained(self) -> None:
+        """Tell once if parameters get gradients that no optimizer uses."""
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        names = [name for name, p in self.model.named_parameters() if p.trainable and id(p) not in trained]
+        if names and not self._told:
+            self._told = True
+            self.tell(
+                f"the optimizer does not have {len(names)} of the model's parameters, such as {names[0]}, which stay "
+                "as they are; freeze() their layers, which saves their gradients, or give them to the optimizer"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made by a callback is not in `fit`.
@@ -355,24 +368,24 @@ class Trainer:
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
-        batches = feed.batches(epoch, now.batch)
-        asked = clock()
-        for x, y in batches:
-            now.data_seconds += clock() - asked
-            try:
-                seen = self._step(x, y, count=True, make_room=self._make_room)
-            except DivergedError as error:
-                raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
-            metrics.add(*seen)
-            now.batch, now.seconds = now.batch + 1, clock() - start
-            self.steps += 1
-            self._call("on_batch_end", epoch, now.batch, metrics)
-            raise_if_interrupted()
+        with contextlib.closing(feed.batches(epoch, now.batch)) as batches:  # ends the workers also after an error
             asked = clock()
+            for x, y in batches:
+                now.data_seconds += clock() - asked
+                try:
+                    seen = self._step(x, y, count=True, make_room=self._make_room)
+                except DivergedError as error:
+                    raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
+                metrics.add(*seen)
+                now.batch, now.seconds = now.batch + 1, clock() - start
+                self.steps += 1
+                self._call("on_batch_end", epoch, now.batch, metrics)
+                raise_if_interrupted()
+                asked = clock()
         if not metrics.samples:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
-        validated = None if validation is None else self.evaluate(validation.source)
+        validated = None if validation is None else self._evaluate(validation.source, confusion=False)
         if self.schedule is not None and self.schedule.unit == "epoch":
             self.schedule.step(metrics.loss if validated is None else validated.loss)
         self._epoch = None
@@ -412,8 +425,13 @@ class Trainer:
             If a batch is too large.
         """
         _no_targets("evaluate", "batch_size", batch_size)
+        return self._evaluate(data, batch_size)
+
+    def _evaluate(self, data: Data, batch_size: int = 256, confusion: bool = True) -> Metrics:
         with self.inference_weights():
-            return evaluate(self.model, data, self.loss, self.device, batch_size, metrics=self.metrics)
+            return evaluate(
+                self.model, data, self.loss, self.device, batch_size, metrics=self.metrics, confusion=confusion
+            )
 
     @explained
     def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
@@ -464,7 +482,8 @@ class Trainer:
                 self._exchange()
 
     def _exchange(self) -> None:
-        for callback in self.callbacks:
+        # Back in the reverse order, so that each callback gets its own arrays if there are several.
+        for callback in reversed(self.callbacks) if self._exchanged else self.callbacks:
             callback.exchange_weights(self)
         self._exchanged = not self._exchanged
 
