@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from xcnn import ops
 from xcnn.ops._erf import erf
@@ -175,6 +174,7 @@ def test_nearest_copies_every_bit_and_an_infinite_pixel_stays_alone(size: int) -
 
 @pytest.mark.parametrize(("mode", "kept"), [("nearest", [0, 0, 1, 2, 3]), ("nearest-exact", [0, 1, 2, 3, 3])])
 def test_a_factor_that_keeps_the_size_moves_nearest_pixels(mode: str, kept: list[int]) -> None:
+    torch = pytest.importorskip("torch")
     x = np.arange(5.0)[None, None]
     y, backward = ops.interpolate(x, scale_factor=1.15, mode=mode)
     assert (
@@ -199,6 +199,7 @@ def test_a_gradient_that_is_not_finite_stays_where_its_pixel_is(mode: str, size:
 
 def test_local_response_norm_of_any_size_costs_as_much_as_its_channels() -> None:
     """And means are over `size` channels, however many there are."""
+    torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
     for size in (2, 5, 6, 7, 100):
         y, backward = ops.local_response_norm(x, size, 2.0)
