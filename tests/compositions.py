@@ -45,7 +45,29 @@ class Composer:
             lambda: maximum(3, 1, 1), lambda: average(3, 1, padding=1, count_include_pad=False),
             lambda: nn.Sequential(nn.Pad((1, 1) * self.rank, "replicate"), self.layer("Conv")(c, c, 3)),
             lambda: self.layer("AdaptiveAvgPool")((SIZE,) + (None,) * (self.rank - 1)),
+            nn.PReLU, lambda: nn.PReLU(c, 0.1), nn.ReLU6, nn.Hardsigmoid, nn.Hardswish, nn.Mish,
+            lambda: nn.Hardtanh(-0.5, 2.0), lambda: nn.Softplus(2.0, 3.0), lambda: nn.LocalResponseNorm(3, 0.5, k=0.7),
+            lambda: self.layer("Dropout")(0.25), lambda: nn.Normalize((0.25,) * c, (0.5,) * c),
+            lambda: self.resized(c), lambda: self.gated(c),
         )()  # fmt: skip
+
+    def resized(self, c: int) -> nn.Module:
+        """Return a layer that makes larger or smaller maps, and one that makes them as before."""
+        linear = ("linear", "bilinear", "trilinear")[self.rank - 1]
+        steps = self.chosen(
+            [nn.Upsample(scale_factor=2), self.layer("MaxPool")(2)],
+            [nn.Upsample((2 * SIZE,) * self.rank, mode=linear, align_corners=True), self.layer("AvgPool")(2)],
+            [self.layer("AdaptiveMaxPool")(4), nn.Upsample(scale_factor=1.5, mode=linear)],
+            [nn.Flatten(2), nn.Unflatten(2, (SIZE,) * self.rank)],
+        )
+        if self.rank == 2 and self.rng.random() < 0.5:
+            steps = [nn.PixelUnshuffle(2), self.layer("Conv")(4 * c, 4 * c, 1), nn.PixelShuffle(2)]
+        return nn.Sequential(*steps)
+
+    def gated(self, c: int) -> nn.Module:
+        """Return a squeeze and excitation: maps times one number for each."""
+        gate = nn.Sequential(self.layer("AdaptiveAvgPool")(1), self.layer("Conv")(c, c, 1), nn.Hardsigmoid())
+        return nn.Graph([("gate", gate, "x"), ("y", nn.Multiply(), ("x", "gate"))])
 
     def part(self, c: int, depth: int = 0) -> tuple[nn.Module, int]:
         """Return a random module for c channels, and the number of channels of its result."""

@@ -284,7 +284,7 @@ def _sources(mode: str, align: Any, i: int, size: int, out: int, factor: float |
     """Return the pixels that new pixel i of an axis mixes, with their weights."""
     step = size / out if factor is None else 1 / factor
     if mode.startswith("nearest"):
-        return [(i if size == out else min(math.floor((i + (mode == "nearest-exact") / 2) * step), size - 1), 1.0)]
+        return [(min(math.floor((i + (mode == "nearest-exact") / 2) * step), size - 1), 1.0)]
     if size == out:
         place = float(i)
     elif align:

@@ -150,3 +150,15 @@ def test_lenet5_is_built_of_the_layers_that_everyone_knows():
     model = models.build("lenet5")
     assert isinstance(model, nn.Sequential)
     assert [key for key in model.state_dict() if "weight" in key] == [f"{i}.weight" for i in (0, 3, 7, 9, 11)]
+
+
+def written(shape, classes):
+    layer = nn.Linear(math.prod(shape), classes)
+    layer.weight.data[...] = 0
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def test_a_function_that_writes_into_weights_is_refused(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "written", models.Entry("for tests", written))
+    with pytest.raises(UsageError, match=r"made; assign a new array, as in layer.weight.data = ...$"):
+        models.build("written")

@@ -200,6 +200,9 @@ def test_every_layer_is_compared_with_pytorch():
         (lambda: nn.PReLU(init="x"), "PReLU: init must be a number in (-inf, inf), got 'x'"),
         (lambda: nn.Hardtanh(2, 1), "Hardtanh: min_val must be smaller than max_val, got 2 and 1"),
         (lambda: nn.Softplus(-1), "Softplus: beta must be a number in (0, inf), got -1"),
+        (lambda: nn.AdaptiveAvgPool2d((1, 2, 3)), "AdaptiveAvgPool2d: output_size takes an integer or 2 of them, got"),
+        (lambda: nn.AdaptiveAvgPool1d(0), "AdaptiveAvgPool1d: output_size takes integers of at least 1, got [0]"),
+        (lambda: nn.AdaptiveMaxPool3d("abc"), "AdaptiveMaxPool3d: output_size takes integers of at least 1, got ['a'"),
         (lambda: nn.Upsample(), "Upsample: give either size or scale_factor, got None and None"),
         (lambda: nn.Upsample(""), "Upsample: size takes an integer or 1 of them, got ''"),
         (lambda: nn.Upsample(()), "Upsample: size takes an integer or 1 of them, got ()"),
@@ -365,3 +368,9 @@ def test_a_backward_that_an_update_overtook_is_refused(backend):
     optimizer.step()
     with pytest.raises(UsageError, match=r"an optimizer has changed the parameters since forward"):
         second(y)
+
+
+def test_a_maximum_is_not_taken_for_a_mean():
+    """`isinstance` chooses rules, such as those of other libraries' modules."""
+    assert not isinstance(nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool1d)
+    assert not isinstance(nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool1d)

@@ -4,6 +4,7 @@ import inspect
 import math
 import pickle
 import re
+import tracemalloc
 import typing
 from typing import Any
 
@@ -169,6 +170,48 @@ def test_nearest_copies_every_bit_and_an_infinite_pixel_stays_alone(size: int) -
     assert np.array_equal(y.view(np.int32)[0, 0], x.view(np.int32)[0, 0, np.arange(size) * 4 // size])
     dy = np.ones_like(y)
     assert backward(dy)[0].sum() == size
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("nearest", [0, 0, 1, 2, 3]), ("nearest-exact", [0, 1, 2, 3, 3])])
+def test_a_factor_that_keeps_the_size_moves_nearest_pixels(mode: str, kept: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.arange(5.0)[None, None]
+    y, backward = ops.interpolate(x, scale_factor=1.15, mode=mode)
+    assert (
+        y[0, 0].tolist()
+        == torch.nn.functional.interpolate(torch.from_numpy(x), scale_factor=1.15, mode=mode)[0, 0].tolist()
+    )
+    assert y[0, 0].tolist() == kept
+    assert backward(np.ones_like(y))[0][0, 0].tolist() == np.bincount(kept, minlength=5).tolist()
+
+
+@pytest.mark.parametrize(("mode", "size"), [("nearest", 3), ("nearest", 7), ("linear", 3), ("linear", 7)])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_stays_where_its_pixel_is(mode: str, size: int, value: float) -> None:
+    dy = np.ones((1, 1, size))
+    dy[0, 0, 0] = value
+    _, backward = ops.interpolate(np.zeros((1, 1, 5)), size=size, mode=mode)
+    (dx,) = backward(dy)
+    _, rest = ops.interpolate(np.zeros((1, 1, 5)), size=size, mode=mode)
+    reached = rest(np.eye(1, size)[None])[0] != 0
+    assert np.array_equal(np.isfinite(dx), ~reached)
+
+
+def test_local_response_norm_of_any_size_costs_as_much_as_its_channels() -> None:
+    """And means are over `size` channels, however many there are."""
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    for size in (2, 5, 6, 7, 100):
+        y, backward = ops.local_response_norm(x, size, 2.0)
+        theirs = torch.tensor(x, requires_grad=True)
+        expected = torch.nn.functional.local_response_norm(theirs, size, 2.0)
+        expected.backward(torch.from_numpy(x))
+        np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-12)
+        np.testing.assert_allclose(backward(x)[0], theirs.grad.numpy(), rtol=1e-12, atol=1e-14)
+    tracemalloc.start()
+    ops.local_response_norm(x, 2**31 - 1)[1](x)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_a_long_signal_is_interpolated_without_a_matrix() -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from xcnn.errors import CheckpointError
+from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs.sealed import pack, read_sealed, unpack, write_sealed
 
 TENSORS = {
@@ -227,3 +227,14 @@ def test_numbers_of_numpy_become_pythons():
 def test_trees_that_do_not_fit_their_arrays_are_refused(plain, message):
     with pytest.raises(CheckpointError, match=message):
         unpack(plain, {"x.a": np.zeros(2)})
+
+
+def test_a_header_that_would_take_much_memory_is_refused(tmp_path):
+    path = tmp_path / "large.safetensors"
+    with pytest.raises(
+        UsageError, match=r"large.safetensors cannot be written: its header would have 20,0..,... bytes"
+    ):
+        write_sealed(path, {}, {"xcnn": "x" * 20_000_000})
+    path.write_bytes((20_000_000).to_bytes(8, "little") + b"[" * 20_000_000)
+    with pytest.raises(CheckpointError, match="its header has 20000008 bytes"):
+        read_sealed(path)

@@ -3,6 +3,7 @@
 XCNN_COMPOSITIONS sets the number of random compositions.
 """
 
+import enum
 import functools
 import os
 import re
@@ -239,7 +240,7 @@ def test_own_classes_come_back_if_they_are_passed(tmp_path):
     assert isinstance(back[0].parts, list)
     assert train(back, x) == train(model, x)
     with pytest.raises(
-        CheckpointError, match=r"safetensors: .* not in xcnn.nn; pass them, modules=\{'Doubled': Doubled, 'Tw"
+        CheckpointError, match=r"safetensors: .* not in xcnn.nn; pass them: modules=\{'Doubled': Doubled, 'Tw"
     ):
         xcnn.load(tmp_path / "network.safetensors", {"Block": Block})
     assert isinstance(restore(tmp_path / "network.safetensors", dataset="digits", modules=OWN).model[0], Block)
@@ -265,6 +266,35 @@ class Changed(nn.Module):
 class Kept(nn.Module):
     def __init__(self, value: object) -> None:
         self.value = value
+
+
+class Sizes(nn.Module):
+    def __init__(self) -> None:
+        self.sizes = 3, 1
+
+
+class Written(nn.Module):
+    def __init__(self) -> None:
+        self.norm = nn.BatchNorm2d(2)
+        self.norm.weight.data[...] = 0.5
+
+
+def activated():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].activation = "relu"
+    return model
+
+
+def renumbered():
+    model = Sizes()
+    model.sizes = 3, True
+    return model
+
+
+def reshaped():
+    model = nn.Sequential(nn.Linear(2, 1))
+    model[0].weight = nn.Parameter(np.zeros((1, 4)))
+    return model
 
 
 def tied():
@@ -311,10 +341,12 @@ def namesake():
         ),
         (lambda: Kept([{1: 2}]), "save: Kept: the argument 'value' is of the type dict"),
         (lambda: Kept(np.tanh), "save: Kept: the argument 'value' is of the type ufunc"),
-        (
-            lambda: Changed(2),
-            r"layer.weight is a Parameter \(1, 2\), but a Parameter \(1, 4\) in the network made again",
-        ),
+        (lambda: Changed(2), "save: features is 4, but 8 in the network made again"),
+        (lambda: nn.Sequential(Changed(2)), "save: 0.features is 4, but 8 in the network made again"),
+        (activated, "save: 0.activation is 'relu', but nothing in the network made again"),
+        (renumbered, r"save: sizes is \(3, True\), but \(3, 1\) in the network made again"),
+        (reshaped, r"0.weight is a Parameter \(1, 4\), but a Parameter \(1, 2\) in the network made again"),
+        (lambda: Written(), r"save: .*Written\): weights cannot be written into while a network is made; assign a new"),
         (tied, r"1.weight is the same as 0.weight, but a Parameter \(3, 3\) in the network made again"),
         (extended, "extra is a ReLU, but nothing in the network made again"),
         (circular, "save: Kept contains itself"),
@@ -344,12 +376,94 @@ def test_what_would_not_come_back_is_not_saved(tmp_path, make, says):
         ({"classes": [1]}, "save: classes must be the names of the classes"),
         ({"mean": np.zeros(3)}, "save: mean is an array; pass a list"),
         ({"where": object()}, "where cannot be saved in a checkpoint: it is object"),
-        ({"shape": (1 << 12, 1 << 12)}, "its inputs have the shape"),
+        ({"shape": (1,) * 9}, "its inputs have 9 axes, expected at most 8"),
+        ({"shap": 3, "model": "x", "options": object()}, "options cannot be saved in a checkpoint: it is object"),
     ],
 )
 def test_what_is_said_about_a_network_is_checked(tmp_path, options, says):
     with pytest.raises(UsageError, match=says):
         xcnn.save(nn.ReLU(), tmp_path / "network.safetensors", **options)
+
+
+class Mode(enum.StrEnum):
+    FAST = "fast"
+
+
+class Optional(nn.Module):
+    """Its arguments have the name of a method, and are of subclasses of plain types."""
+
+    def __init__(self, options: tuple[str, ...], mode: str, factor: float) -> None:
+        self.options, self.mode, self.factor = options, mode, factor
+
+    def forward(self, x, train):
+        return x, lambda dy, need_dx: dy
+
+
+def test_arguments_of_any_name_and_plain_type_come_back(tmp_path):
+    path = xcnn.save(Optional(("a", "b"), Mode.FAST, np.float32(0.1)), tmp_path / "network.safetensors")
+    back = xcnn.load(path, {"Optional": Optional})
+    assert (back.options, back.mode, back.factor) == (("a", "b"), "fast", float(np.float32(0.1)))
+
+
+def test_large_inputs_are_kept_where_nothing_is_made_for_them(tmp_path):
+    volume, path = (4, 512, 512, 512), tmp_path / "network.safetensors"
+    xcnn.save(nn.ReLU(), path, shape=volume, classes=["a"], dataset=None)
+    assert (runs.load_checkpoint(path).shape, runs.load_checkpoint(path).dataset) == (volume, "")
+    assert isinstance(xcnn.load(path), nn.ReLU)
+    for refused in (lambda: restore(path), lambda: runs.load_checkpoint(path).build("lenet5")):
+        with pytest.raises(CheckpointError, match=r"its inputs have the shape \(4, 512, 512, 512\); at most 8,388,608"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "function", [xcnn.load, restore, runs.load_checkpoint, lambda path: xcnn.save(nn.ReLU(), path)]
+)
+@pytest.mark.parametrize("path", [5, None])
+def test_paths_are_checked(function, path):
+    with pytest.raises(UsageError, match=f"path must be a path, got {path}"):
+        function(path)
+    with pytest.raises(UsageError, match="save: missing a required argument: 'path'"):
+        xcnn.save(nn.ReLU())
+
+
+@pytest.mark.parametrize(("count", "shape"), [(3, "(1, 3)"), (2, "(1, 2, 6, 6)")])
+def test_predictions_are_a_score_per_class(tmp_path, count, shape):
+    picture = tmp_path / "some.png"
+    Image.new("L", (8, 8), 200).save(picture)
+    model = nn.Conv2d(1, 2, 3) if count == 2 else nn.Sequential(nn.Flatten(), nn.Linear(64, count))
+    path = xcnn.save(model, tmp_path / "network.safetensors", shape=(1, 8, 8), classes=["a", "b"])
+    says = f"predict: the network must give (n, 2), a score per class, got {shape}"
+    with pytest.raises(UsageError, match=re.escape(says)):
+        restore(path).predict([picture])
+
+
+def test_a_model_that_is_named_goes_before_the_structure(tmp_path):
+    model = models.build("lenet5", (1, 12, 12), 2)
+    known = {"shape": (1, 12, 12), "classes": ["a", "b"]}
+    path = xcnn.save(nn.Sequential(*model, nn.Tanh()), tmp_path / "network.safetensors", **known)
+    assert isinstance(restore(path).model[-1], nn.Tanh)
+    assert isinstance(restore(path, model="lenet5").model[-1], nn.Linear)
+    with pytest.raises(CheckpointError, match=r"network.safetensors: load_state_dict: the state does not match"):
+        restore(path, model="report")
+
+
+def test_a_folder_of_checkpoints_is_its_newest(tmp_path):
+    trainer = Trainer(own := nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), optim.SGD(own.parameters(), 0.1))
+    runs.Checkpoints(tmp_path).save(trainer)
+    assert train(xcnn.load(tmp_path), x := np.ones((1, 4), np.float32)) == train(own, x)
+
+
+def test_checkpoints_hold_no_structure_that_would_differ(tmp_path):
+    """It is compared once in a fit, and otherwise each time."""
+    data = np.zeros((2, 2), np.float32), np.zeros(2, np.int64)
+    for number, (model, known) in enumerate([(activated(), False), (nn.Sequential(nn.Linear(2, 2)), True)]):
+        checkpoints = runs.Checkpoints(tmp_path / str(number), "1step")
+        trainer = Trainer(model, optim.SGD(model.parameters(), 0.1), callbacks=[checkpoints])
+        checkpoints.save(trainer)
+        assert (read_checkpoint(checkpoints.newest).structure is not None) is known
+        trainer.fit(data, epochs=2)
+        assert (read_checkpoint(checkpoints.newest).structure is not None) is known
+        assert (checkpoints.find().structure is not None) is known
 
 
 def test_training_goes_on_with_classes_that_keep_nothing(tmp_path):
@@ -414,6 +528,10 @@ HOSTILE = {
         wrapped(*doubling(13)["modules"], entry("Sequential", modules=[{"module": 13}] * 5000)),
         "10,000 repeated",
     ),
+    "looks": (
+        wrapped(*doubling(11)["modules"], *[entry("Sequential", modules=[{"module": 11}])] * 100),
+        "too many modules",
+    ),
     "values": (wrapped(entry("Pad", pad=nested(600))), "its values are nested too deep"),
     "itself": (wrapped(entry("Sequential", modules=[{"module": 0}])), "module 0: there is no module 0 before it"),
     "later": (wrapped(entry("Sequential", modules=[{"module": 1}]), entry("ReLU")), "there is no module 1 before it"),
@@ -423,7 +541,7 @@ HOSTILE = {
     "number": ({"modules": 3, "streams": {}}, "the state is invalid: TypeError"),
     "missing": ({}, "the state is invalid: KeyError"),
     "list": (wrapped([]), "the state is invalid: TypeError"),
-    "class": (wrapped(entry("os.system", command="x")), r"not in xcnn.nn; pass them, modules=\{'os.system'"),
+    "class": (wrapped(entry("os.system", command="x")), r"not in xcnn.nn; pass them: modules=\{'os.system'"),
     "abstract": (wrapped(entry("Module")), "not in xcnn.nn"),
     "unhashable": (wrapped({"class": [], "options": {}}), "not in xcnn.nn"),
     "unknown": (wrapped(entry("ReLU", slope=1)), "ReLU: no argument 'slope'"),

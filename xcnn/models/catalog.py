@@ -65,7 +65,8 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
 
     Parameters
     ----------
-    name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module.
+    name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module. Weights
+        that the function assigns are drawn anew; choose them by `init` or `Module.initialize`.
     shape : channels, height and width of the images. Above 32 x 32 pixels, the number of parameters of the networks of
         `MODELS` stays that of 32 x 32, and weights fit all these sizes.
     classes : number of scores per image.
@@ -76,7 +77,7 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     ------
     UsageError
         If the name is unknown, `classes` is below 1, `seed` is not an integer of at least 0, or the function does not
-        take (shape, classes) or does not return a module.
+        take (shape, classes), does not return a module or writes into weights.
     ShapeError
         If `shape` is not the shape of an image, or the image is smaller than the network takes.
 

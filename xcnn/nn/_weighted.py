@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._check import flag
 from xcnn.devices import like
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, XcnnError
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer
 from xcnn.parameter import Buffer, Parameter
@@ -31,10 +31,20 @@ def undrawn() -> Iterator[None]:
     """Build layers without drawing weights inside a `with`, for a network whose weights will be loaded.
 
     The layers have arrays that take no memory, whatever their shapes; they are read-only and must be replaced.
+
+    Raises
+    ------
+    UsageError
+        If the code inside writes into one.
     """
     token = _DRAWN.set(False)
     try:
         yield
+    except ValueError as error:
+        if "read-only" not in str(error) or isinstance(error, XcnnError):
+            raise
+        remedy = "assign a new array, as in layer.weight.data = ..."
+        raise UsageError(f"weights cannot be written into while a network is made; {remedy}") from error
     finally:
         _DRAWN.reset(token)
 

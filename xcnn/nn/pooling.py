@@ -10,6 +10,7 @@ from xcnn.nn._layer import Layer
 from xcnn.nn._module import options
 from xcnn.ops._options import Integers
 from xcnn.ops._window import ANY_SIZE, Padding
+from xcnn.ops.adaptive import adaptive_sizes
 from xcnn.ops.pool import pool_axes
 
 __all__ = [
@@ -110,30 +111,49 @@ class AvgPool3d(AvgPool2d, op=ops.avg_pool3d):
 
 
 @options
-class AdaptiveAvgPool1d(Layer, op=ops.adaptive_avg_pool1d):
+class _AdaptivePool(Layer):
+    _rank: ClassVar[int]
+
+    output_size: int | Sequence[int | None] | None
+
+    def __post_init__(self) -> None:
+        adaptive_sizes(type(self).__name__, (1,) * self._rank, self.output_size)
+
+
+class AdaptiveAvgPool1d(_AdaptivePool, op=ops.adaptive_avg_pool1d):
     """Average signals (n, c, w) of any length to `output_size`; None keeps the length."""
 
-    output_size: int | Sequence[int | None]
+    _rank = 1
 
 
-class AdaptiveAvgPool2d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool2d):
+class AdaptiveAvgPool2d(_AdaptivePool, op=ops.adaptive_avg_pool2d):
     """Average images (n, c, h, w) to `output_size`, one integer or one per axis; None keeps the axis."""
 
+    _rank = 2
 
-class AdaptiveAvgPool3d(AdaptiveAvgPool1d, op=ops.adaptive_avg_pool3d):
+
+class AdaptiveAvgPool3d(_AdaptivePool, op=ops.adaptive_avg_pool3d):
     """Average volumes (n, c, d, h, w) to `output_size`, one integer or one per axis; None keeps the axis."""
 
+    _rank = 3
 
-class AdaptiveMaxPool1d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool1d):
+
+class AdaptiveMaxPool1d(_AdaptivePool, op=ops.adaptive_max_pool1d):
     """Take the largest numbers of signals (n, c, w) of any length in `output_size` windows; None keeps the length."""
 
+    _rank = 1
 
-class AdaptiveMaxPool2d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool2d):
+
+class AdaptiveMaxPool2d(_AdaptivePool, op=ops.adaptive_max_pool2d):
     """Take the largest pixels of images (n, c, h, w) in `output_size` windows, one integer or one or None per axis."""
 
+    _rank = 2
 
-class AdaptiveMaxPool3d(AdaptiveAvgPool1d, op=ops.adaptive_max_pool3d):
+
+class AdaptiveMaxPool3d(_AdaptivePool, op=ops.adaptive_max_pool3d):
     """Take the largest pixels of volumes (n, c, d, h, w) in `output_size` windows, as `AdaptiveMaxPool2d`."""
+
+    _rank = 3
 
 
 class GlobalAvgPool(Layer, op=ops.global_avg_pool):

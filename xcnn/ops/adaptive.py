@@ -22,6 +22,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "adaptive_sizes",
     "global_avg_pool",
     "global_max_pool",
 ]
@@ -60,15 +61,21 @@ def _first(xp: ModuleType, x: Array, dim: int, window: slice) -> Array:
     return xp.astype(xp.reshape(places, (-1, *(1,) * (-dim - 1))) == first, x.dtype)
 
 
+def adaptive_sizes(name: str, sizes: tuple[int, ...], output_size: Sizes) -> tuple[int, ...]:
+    """Return the sizes of the result for maps of these sizes."""
+    rank = len(sizes)
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
+    if len(wanted) != rank:
+        raise UsageError(f"{name}: output_size takes an integer or {rank} of them, got {output_size!r}")
+    return integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
+
+
 def _plan(name: str, x: Array, rank: int, output_size: Sizes) -> list[tuple[int, int, int]]:
     """Return each spatial axis, counted from the end, the last one first, with its size in x and in y."""
     sizes = map_sizes(name, x, rank)
     if 0 in sizes:
         raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
-    wanted = output_size if isinstance(output_size, Sequence) else (output_size,) * rank
-    if len(wanted) != rank:
-        raise UsageError(f"{name}: output_size takes an integer or {rank} of them, got {output_size!r}")
-    outs = integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
+    outs = adaptive_sizes(name, sizes, output_size)
     return list(zip(range(-1, -rank - 1, -1), sizes[::-1], outs[::-1], strict=True))
 
 

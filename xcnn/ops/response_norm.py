@@ -56,9 +56,12 @@ def local_response_norm(x: Array, size: int, alpha: float = 1e-4, beta: float = 
         return x, lambda dy, needs: (dy if needs[0] else None,)
     shape = x.shape
     image = (*shape[:2], math.prod(shape[2:]))
+    reach = min(size // 2, shape[1] - 1), min((size - 1) // 2, shape[1] - 1)  # beyond are only zeros
+    window = reach[0] + 1 + reach[1]
+    alpha *= window / size  # times the mean over the window, for that over `size` channels
 
     def mean(a: Array) -> Result:
-        y, backward = avg_pool2d(xp.reshape(a, image), (size, 1), 1, ((size // 2, (size - 1) // 2), (0, 0)))
+        y, backward = avg_pool2d(xp.reshape(a, image), (window, 1), 1, (reach, (0, 0)))
         return xp.reshape(y, shape), lambda dy: xp.reshape(backward(xp.reshape(dy, image))[0], shape)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:

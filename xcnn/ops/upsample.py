@@ -24,8 +24,8 @@ Factors = float | Sequence[float]
 _LARGEST = 2**31 - 1
 
 
-def _mix(xp: ModuleType, x: Array, dim: int, taps: Taps) -> Array:
-    """Add the taps along axis `dim`, which is counted from the end."""
+def _mix(xp: ModuleType, x: Array, dim: int, taps: Taps, padded: bool = False) -> Array:
+    """Add the taps along axis `dim`, which is counted from the end; taps of weight 0 are none if they are `padded`."""
     where = array_api_compat.device(x)
     with on_device(where):
         indices = xp.asarray(taps[0], device=where)
@@ -34,7 +34,10 @@ def _mix(xp: ModuleType, x: Array, dim: int, taps: Taps) -> Array:
     for i, weight in enumerate(taps[1]):
         part = xp.take(x, indices[i, :], axis=x.ndim + dim)
         if (weight != 1.0).any():
-            part = part * xp.reshape(weights[i, :], (-1, *(1,) * (-dim - 1)))
+            factors = xp.reshape(weights[i, :], (-1, *(1,) * (-dim - 1)))
+            if padded and (weight == 0.0).any():  # what is not finite must not reach pixels that are no part of it
+                part = xp.where(factors == 0.0, xp.zeros_like(factors), part)
+            part = part * factors
         y = part if y is None else y + part
     return y
 
@@ -88,7 +91,8 @@ def interpolate(
     size : the new sizes, an integer or one per spatial axis; this or `scale_factor`.
     scale_factor : number that multiplies each size, or one per spatial axis; the results are rounded down.
     mode : `'nearest'` and `'nearest-exact'` copy the pixel at `i * step` and at `(i + 0.5) * step`, rounded down, where
-        step is 1 / scale_factor, or the old size divided by the new one. (This is computed in float32, as in PyTorch.)
+        step is 1 / scale_factor, or the old size divided by the new one. (This is computed in float32, as in PyTorch,
+        whose `'nearest'` ignores a factor that keeps a size in small images only.)
         `'linear'` for signals, `'bilinear'` for images and `'trilinear'` for volumes mix the two nearest pixels of each
         axis; outside the centres of the outermost pixels, these are repeated.
     align_corners : for the linear modes, True to place the centres of the first and last pixels on the old ones; None
@@ -129,7 +133,9 @@ def interpolate(
     steps = [1 / factor for factor in factors] or [n / out for n, out in zip(sizes, outs, strict=True)]
     axes = list(zip(sizes, outs, steps, strict=True))
     plan = [
-        (dim, (n, out, step, mode, bool(align_corners))) for dim, (n, out, step) in enumerate(axes, -rank) if n != out
+        (dim, (n, out, step, mode, bool(align_corners)))
+        for dim, (n, out, step) in enumerate(axes, -rank)
+        if n != out or (step != 1.0 and not MODES[mode])  # a factor that keeps the size still moves nearest pixels
     ]
     y = x
     for dim, axis in reversed(plan):
@@ -139,7 +145,7 @@ def interpolate(
         if not needs[0]:
             return (None,)
         for dim, axis in plan:
-            dy = _mix(xp, dy, dim, tables(*axis)[1])
+            dy = _mix(xp, dy, dim, tables(*axis)[1], padded=True)
         return (dy,)
 
     return y, backward

@@ -16,7 +16,7 @@ import numpy as np
 
 from xcnn import _check, models, nn
 from xcnn._plugins import is_foreign, refuse_foreign
-from xcnn.errors import CheckpointError, DivergedError, UsageError, making_sense
+from xcnn.errors import CheckpointError, DivergedError, UsageError, explained, making_sense
 from xcnn.nn import Module
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 from xcnn.runs.structure import Makers, build, describe, load_weights, require_faithful, strangers, try_describe
@@ -31,6 +31,7 @@ __all__ = [
     "open_checkpoint",
     "read_checkpoint",
     "require_finite",
+    "require_moderate",
     "save",
     "save_checkpoint",
     "step_files",
@@ -104,14 +105,15 @@ class Checkpoint:
             return dict((self.training or {}).get("callbacks", {}).get("EMA", {}).get("average", {}))
 
     def build(self, model: str | None = None, modules: Makers | None = None) -> Module:
-        """Build the network and load its weights: from its structure, or by the name of the model if it has none.
+        """Build the network and load its weights: by `model` if it is given, else from its structure if it has one.
 
         The weights are those of inference: the average, if the run keeps one.
 
         Parameters
         ----------
-        model : the name of the model; required if it is `package.module:function` with classes that are not in
-            `modules`. Such a name is never imported because a file contains it.
+        model : the name of the model; required if the file has no structure or one with classes that are not in
+            `modules`, and its model is `package.module:function`. Such a name is never imported because a file contains
+            it.
         modules : your own classes in the network, by name.
 
         Raises
@@ -124,19 +126,22 @@ class Checkpoint:
         own = {} if modules is None else modules
         if not isinstance(own, Mapping) or not all(isinstance(name, str) and callable(own[name]) for name in own):
             raise UsageError(f"load: modules must be a dict of classes by their names, got {modules!r}")
-        unknown = [] if self.structure is None else strangers(self.structure, own)
-        if self.structure is not None and not unknown:
-            module = build(self.structure, own)
+        structure = self.structure if model is None else None
+        unknown = [] if structure is None else strangers(structure, own)
+        if structure is not None and not unknown:
+            module = build(structure, own)
             load_weights(module, self.state)
             module.load_state_dict(self.average, strict=False)
             return module
         if unknown and (not self.model or modules is not None):
             some = ", ".join(f"{name!r}: {name}" for name in unknown[:4])
             raise CheckpointError(
-                f"the network has classes that are not in xcnn.nn; pass them, modules={{{some}}}, or the model"
+                f"the network has classes that are not in xcnn.nn; pass them: modules={{{some}}}"
+                + ("" if modules is not None else ", or name the model")
             )
         if model != self.model:
             refuse_foreign("the checkpoint", model=self.model)
+        require_moderate(self.shape)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         module = models.build(self.model, self.shape, len(self.classes), seed=None)
         if self.config.get("normalize"):
@@ -147,8 +152,9 @@ class Checkpoint:
         return module
 
 
+@explained
 def save(
-    model: Module, path: str | Path, *, shape: Sequence[int] | None = None, classes: Sequence[str] = (), **about: Any
+    model: Module, /, path: str | Path, *, shape: Sequence[int] | None = None, classes: Sequence[str] = (), **about: Any
 ) -> Path:
     """Save a network of any modules to one file, from which `load` makes it again.
 
@@ -202,12 +208,13 @@ def save(
         raise UsageError(f"save: {min(arrays).removeprefix('save.')} is an array; pass a list")
     found = describe(model)
     require_faithful(model, found)
-    dataset = str(config.get("dataset", ""))
+    dataset = str(config.get("dataset") or "")
     state = model.state_dict()
     write_checkpoint(path, Checkpoint("", sizes, tuple(classes), dataset, config, state=state, structure=found))
     return path
 
 
+@explained
 def load(path: str | Path, modules: Makers | None = None) -> Module:
     """Load a network from the file of `save`, from a checkpoint or from the folder of a run, onto the host.
 
@@ -226,6 +233,7 @@ def load(path: str | Path, modules: Makers | None = None) -> Module:
     CheckpointError
         If the file is missing or damaged, holds no network, or one with other classes.
     """
+    path = _check.path("load", "path", path)
     checkpoint = load_checkpoint(path)
     try:
         return checkpoint.build(modules={} if modules is None else modules)
@@ -253,14 +261,14 @@ def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> 
     WriteError
         If the file cannot be written.
     """
-    path = Path(path)
+    path = _check.path("save_checkpoint", "path", path)
     write_checkpoint(path, dataclasses.replace(checkpoint, state=model.state_dict(), structure=try_describe(model)))
     return path
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as `save_checkpoint` does, with the weights in its `state`."""
-    if problem := _impossible(checkpoint.shape, checkpoint.classes):
+    if problem := _impossible(checkpoint.model, checkpoint.shape, checkpoint.classes):
         raise UsageError(f"a checkpoint cannot be written: {problem}")
     beside = checkpoint.training and {k: part for k, part in checkpoint.training.items() if k != "weights"}
     training, arrays = pack(beside, f"{_TRAINING}training")
@@ -270,13 +278,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_sealed(path, {**checkpoint.state, **arrays}, {"xcnn": entry})
 
 
+@explained
 def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
     """Read a checkpoint, or a plain safetensors weight file.
 
     Parameters
     ----------
-    path : the file, or the folder of a run. A folder stands for its best weights, or if it has none, for its newest
-        checkpoint.
+    path : the file, or the folder of a run or of checkpoints. A folder stands for its best weights, or if it has none,
+        for its newest checkpoint.
     model : the expected name of the model. It is required if the file holds only weights; shape, classes and data set
         of the checkpoint are empty then.
 
@@ -287,7 +296,7 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
     UsageError
         If the checkpoint is of another model than `model`.
     """
-    path, checkpoint = open_checkpoint(Path(path))
+    path, checkpoint = open_checkpoint(_check.path("load_checkpoint", "path", path))
     if not checkpoint.model and checkpoint.structure is None and model is None:
         hint = "name the model, or build the network and call load_state_dict"
         raise CheckpointError(f"{path} holds weights but does not name its model; {hint}")
@@ -298,9 +307,10 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
 
 def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     """Read a checkpoint, or that of the folder of a run as `load_checkpoint` does, and return its file, too."""
-    found = find_newest(path / CHECKPOINTS) if path.is_dir() and not (path / BEST).exists() else None
+    folder = path if step_files(path) else path / CHECKPOINTS
+    found = find_newest(folder) if path.is_dir() and not (path / BEST).exists() else None
     if found is not None:
-        return step_path(path / CHECKPOINTS, found[0]), found[1]
+        return step_path(folder, found[0]), found[1]
     path = path / BEST if path.is_dir() else path
     return path, read_checkpoint(path)
 
@@ -366,11 +376,22 @@ _MOST_CLASSES = 100_000
 _MOST_LETTERS = 1 << 20
 
 
-def _impossible(shape: tuple[int, ...], classes: tuple[str, ...]) -> str:
-    """Return why the inputs or the classes of a checkpoint are impossible; empty if they are possible."""
+def require_moderate(shape: tuple[int, ...]) -> None:
+    """Raise a CheckpointError if inputs of a shape from a file are too large to make arrays or layers for them."""
+    if math.prod(shape) > _MOST_PIXELS:
+        raise CheckpointError(f"its inputs have the shape {shape}; at most {_MOST_PIXELS:,} numbers are possible here")
+
+
+def _impossible(model: str, shape: tuple[int, ...], classes: tuple[str, ...]) -> str:
+    """Return why the inputs or the classes of a checkpoint are impossible; empty if they are possible.
+
+    Only builders by name make layers for the shape.
+    """
     letters = sum(map(len, classes))
-    if len(shape) > _MOST_AXES or min(shape, default=1) < 1 or math.prod(shape) > _MOST_PIXELS:
-        return f"its inputs have the shape {shape[:_MOST_AXES]}, expected from 1 to {_MOST_PIXELS} numbers in all"
+    if len(shape) > _MOST_AXES:
+        return f"its inputs have {len(shape)} axes, expected at most {_MOST_AXES}"
+    if min(shape, default=1) < 1 or max(shape, default=1) >= 2**31 or (model and math.prod(shape) > _MOST_PIXELS):
+        return f"its inputs have the shape {shape}, expected from 1 to {_MOST_PIXELS} numbers in all"
     if len(classes) > _MOST_CLASSES or letters > _MOST_LETTERS:
         most = f"at most {_MOST_CLASSES} with {_MOST_LETTERS} characters in all are possible"
         return f"it has {len(classes)} classes with {letters} characters; {most}"
@@ -388,7 +409,7 @@ def _parse(path: Path, sealed: Sealed) -> Checkpoint:
                 raise ValueError(f"its {name} is not a {getattr(kind, '__name__', 'dict')}")
         shape = tuple(int(size) for size in raw.pop("shape"))
         classes = tuple(str(name) for name in raw.pop("classes"))
-        if problem := _impossible(shape, classes):
+        if problem := _impossible(raw["model"], shape, classes):
             raise ValueError(problem)
         if raw["model"] and not classes:
             raise ValueError("it has no classes")

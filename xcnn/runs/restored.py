@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.devices import Device, device
-from xcnn.errors import CheckpointError, DataError, UsageError
+from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.nn import Module
-from xcnn.runs.checkpoint import Checkpoint, load_checkpoint
+from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, require_moderate
 from xcnn.runs.inverted import looks_inverted
 from xcnn.runs.structure import Makers
 from xcnn.training import LOSSES, Metrics
@@ -147,6 +148,10 @@ class Restored:
             return []
         stack = np.stack(images)
         results = predict(self.model, stack, _LOSS, self.device)
+        count = len(self.checkpoint.classes)
+        if results.shape != (len(stack), count):
+            came = tuple(results.shape)
+            raise UsageError(f"predict: the network must give (n, {count}), a score per class, got {came}")
         expected = self.checkpoint.statistics.get("border")
         odd = [path is not None and looks_inverted(one, expected) for path, one in zip(found, stack, strict=True)]
         return [Prediction(*parts) for parts in zip(names, stack, results, truths, found, odd, strict=True)]
@@ -157,6 +162,7 @@ def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:
     return {name: checkpoint.config[name] for name in names if name in checkpoint.config}
 
 
+@explained
 def restore(
     path: Path,
     where: str | Device = "cpu",
@@ -187,6 +193,7 @@ def restore(
     """
     if dataset is not None:
         find("data set", dataset, DATASETS)
+    path = path_of("restore", "path", path)
     opened = device(where)
     checkpoint = load_checkpoint(path, model)
     chosen = dataset or checkpoint.dataset
@@ -214,6 +221,7 @@ def restore(
         test = load_test()
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
+        require_moderate(checkpoint.shape)  # which becomes that of the images
         return Restored(checkpoint, checkpoint.build(model, modules).to(opened), opened, chosen, load_test)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -11,7 +11,7 @@ from xcnn._check import integer
 from xcnn._files import locked, make_folder, sweep
 from xcnn.errors import UsageError, WriteError, unknown
 from xcnn.runs.checkpoint import Checkpoint, find_newest, require_finite, step_files, step_path, write_checkpoint
-from xcnn.runs.structure import try_describe
+from xcnn.runs.structure import describe, try_describe
 from xcnn.training import Callback, Metrics, Trainer, clock
 
 __all__ = ["Checkpoints", "alone_in", "interval"]
@@ -102,6 +102,7 @@ class Checkpoints(Callback):
         self.about = Checkpoint() if about is None else about
         self.seconds = 0.0
         self._step: int | None = None  # of the newest checkpoint
+        self._described: bool | None = None  # whether structures are written; None outside `fit`
         self._held = contextlib.ExitStack()
 
     @property
@@ -112,6 +113,7 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
         """Lock the folder, remove temporary files of killed processes, and save the first checkpoint."""
         self._epochs, self._saved_at = epochs, clock()
+        self._described = try_describe(trainer.model) is not None
         make_folder(self.folder)
         self._held.enter_context(alone_in(self.folder, f"another process is writing checkpoints into {self.folder}"))
         sweep(self.folder)
@@ -124,6 +126,7 @@ class Checkpoints(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Release the lock of the folder."""
+        self._described = None
         self._held.close()
 
     def on_batch_end(self, trainer: Trainer, epoch: int, batch: int, metrics: Metrics) -> None:
@@ -159,7 +162,9 @@ class Checkpoints(Callback):
         require_finite(state["weights"], f"step {now}")
         make_folder(self.folder)
         path = step_path(self.folder, now)
-        held = {"state": state["weights"], "training": state, "structure": try_describe(trainer.model)}
+        known = self._described
+        structure = try_describe(trainer.model) if known is None else describe(trainer.model) if known else None
+        held = {"state": state["weights"], "training": state, "structure": structure}
         write_checkpoint(path, dataclasses.replace(self.about, metrics=record or {}, **held))
         # Files later than the restored checkpoint were found damaged and are removed.
         files = step_files(self.folder)

@@ -22,6 +22,7 @@ _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where 
 _BLANK = b"0" * 64
 _OURS = {"xcnn", "tensors", "sha256"}
 _LONGEST_HEADER = 100_000_000  # of the format
+_MOST_TEXT = 1 << 24  # of the header of a small file; parsed JSON may take twenty times its length
 _CODES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -54,12 +55,19 @@ def write_sealed(path: Path, tensors: Mapping[str, np.ndarray], entries: Mapping
         header[name] = {"dtype": code, "shape": array.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _longest_header(end):
+        raise UsageError(f"{path} cannot be written: its header would have {len(text):,} bytes; keep less text in it")
     head = len(text).to_bytes(8, "little") + text
     seal = hashlib.sha256(head).hexdigest().encode()
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(head.replace(_SEAL + _BLANK, _SEAL + seal))
         for array in arrays.values():
             file.write(_bytes(array))
+
+
+def _longest_header(tensors: int) -> int:
+    """Return how long the header may be in a file with this many bytes of tensors."""
+    return min(_LONGEST_HEADER, _MOST_TEXT + tensors // 16)
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -78,7 +86,7 @@ def read_sealed(path: Path) -> Sealed:
     try:
         content = np.fromfile(path, np.uint8)
         end = 8 + int.from_bytes(content[:8].tobytes(), "little")
-        if end > _LONGEST_HEADER:
+        if end > _longest_header(content.size):
             raise ValueError(f"its header has {end} bytes")
         head = content[:end].tobytes()
         header = json.loads(head[8:].decode())

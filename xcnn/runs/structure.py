@@ -47,8 +47,10 @@ Structure = dict[str, Any]
 Makers = Mapping[str, Callable[..., nn.Module]]
 
 # A small file could otherwise describe more modules than fit into memory, as each may be used twice by the next, and
-# nest them deeper than Python calls functions.
+# nest them deeper than Python calls functions. Each container looks at all modules inside it when it is made, which
+# takes a microsecond or two for each.
 _MOST_REPEATED = 10_000
+_MOST_LOOKS = 20  # at each module
 _DEEPEST = 100
 
 
@@ -79,9 +81,11 @@ def describe(model: nn.Module) -> Structure:
 
 
 def try_describe(model: nn.Module) -> Structure | None:
-    """Return the structure of a network, or None if it has classes that do not keep their arguments."""
+    """Return the structure of a network, or None if the network made again from it would differ."""
     try:
-        return describe(model)
+        structure = describe(model)
+        require_faithful(model, structure)
+        return structure
     except Exception:  # of any kind, from an `options()` of the user's class: training goes on
         return None
 
@@ -102,7 +106,7 @@ def _add(
         return place
     if LAYERS.get(name) is not kind and (name in LAYERS or own.setdefault(name, kind) is not kind):
         raise UsageError(f"save: two classes are named {name!r}, and files know classes by name; rename yours")
-    given = module.options()
+    given = kind.options(module)  # not that of the instance, which may be an argument of this name
     if not isinstance(given, dict):
         raise UsageError(f"save: {name}: options() must return a dict of arguments, got {type(given).__name__}")
     places[id(module)] = module, None  # the module, too, as the id of one that is gone may come again
@@ -137,12 +141,12 @@ def _plain(value: Any, what: str, add: Callable[[nn.Module], int]) -> Any:
 
 
 def require_faithful(model: nn.Module, structure: Structure) -> None:
-    """Check that the network which is built from its structure has the same modules and slots, shared alike.
+    """Check that the network which is built from its structure has the same modules, slots and plain attributes.
 
     Raises
     ------
     UsageError
-        If it does not, as when an attribute has been added or a parameter is shared by two modules.
+        If it does not, as when an attribute has been changed or a parameter is shared by two modules.
     """
     own = {type(module).__name__: type(module) for _, module in model.modules()}
     try:
@@ -155,19 +159,37 @@ def require_faithful(model: nn.Module, structure: Structure) -> None:
         if here != there:
             raise UsageError(
                 f"save: {name} is {here}, but {there} in the network made again from the options of its modules; make "
-                "it in the __init__ of a class, from arguments that the class keeps"
+                "it in the __init__ of a class, from arguments that the class keeps as they came"
             )
 
 
 def _outline(model: nn.Module) -> dict[str, str]:
-    """Return the kind of each module, slot and generator of a network, or the name under which it came before."""
+    """Return the kind of each module, slot and generator of a network, or the name under which it came before.
+
+    Attributes that are numbers, text, None or tuples of these are described, too.
+    """
     found: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, one in [*model.modules(), *model._attributes(nn.Parameter, nn.Buffer, np.random.Generator)]:
         shape = f" {tuple(one.data.shape)}" if isinstance(one, nn.Parameter | nn.Buffer) else ""
         before = first.setdefault(id(one), name)
         found[name or "the network"] = f"the same as {before}" if before != name else f"a {type(one).__name__}{shape}"
+        if isinstance(one, nn.Module) and before == name:
+            # Weights from a named initialiser are in the file; one that is a function is left out.
+            plain = {key: _shown(value) for key, value in vars(one).items() if key != "init"}
+            found |= {f"{name}.{key}" if name else key: text for key, text in plain.items() if text}
     return found
+
+
+def _shown(value: Any) -> str:
+    """Return how a number, text, None or a tuple of these is written; empty for other values."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, tuple):
+        entries = list(map(_shown, value))
+        return f"({', '.join(entries)})" if all(entries) else ""
+    # An enumeration's member is compared as the number or text that the file holds.
+    kind = next((kind for kind in (bool, int, float, str, type(None)) if isinstance(value, kind)), None)
+    return kind.__repr__(value) if kind else ""  # type: ignore[call-arg]
 
 
 # Reading
@@ -194,13 +216,15 @@ def build(structure: Structure, modules: Makers) -> nn.Module:
     """
     built: list[nn.Module] = []
     sizes: list[tuple[int, int]] = []  # of each module: how many it has with those inside it, how deep they are nested
+    total = 0
     try:
-        with making_sense("the structure"), undrawn():
+        with making_sense("the structure"):
             for entry in structure["modules"]:
                 options, size = _options(entry, built, sizes)
-                if size[0] > len(structure["modules"]) + _MOST_REPEATED or size[1] > _DEEPEST:
-                    most = f"at most {_DEEPEST} may be nested, and {_MOST_REPEATED:,} repeated"
-                    raise CheckpointError(f"the structure: it has too many modules; {most}")
+                most, total = len(structure["modules"]) + _MOST_REPEATED, total + size[0]
+                if size[0] > most or size[1] > _DEEPEST or total > _MOST_LOOKS * most:
+                    limits = f"at most {_DEEPEST} may be nested, and {_MOST_REPEATED:,} repeated"
+                    raise CheckpointError(f"the structure: it has too many modules; {limits}")
                 name = entry["class"]
                 kind = LAYERS.get(name) or modules.get(name)
                 if kind is None:
@@ -274,7 +298,8 @@ def _made(what: str, kind: Callable[..., nn.Module], options: dict[str, Any]) ->
                 by_place and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             ):
                 given.append(named.pop(parameter.name))
-        module = kind(*given, **named)
+        with undrawn():
+            module = kind(*given, **named)
     except XcnnError as error:
         raise CheckpointError(f"{what}: {error}") from None
     except Exception as error:  # of a class of the caller, which gets what the file says

@@ -11,6 +11,7 @@ from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step, counterpart
 from xcnn.errors import UsageError
 from xcnn.ops._window import window_axes
+from xcnn.ops.adaptive import adaptive_avg_pool1d, adaptive_sizes
 from xcnn.ops.pool import pool_axes
 
 __all__ = ["opened"]
@@ -138,6 +139,14 @@ class _Pass:
             window_dilation=per_axis([axis.dilation for axis in axes], 1),
         )
 
+    def _adaptive_avg_pool(self, m: Any, key: str, x: Any) -> Any:
+        import jax.numpy as jnp
+
+        for axis, out in zip(self.maps, adaptive_sizes("JAX", self._sizes(x), m.output_size), strict=True):
+            means, _ = adaptive_avg_pool1d(np.eye(x.shape[axis], dtype=x.dtype), out)  # the windows may overlap
+            x = jnp.moveaxis(jnp.tensordot(x, means, ([axis], [0])), -1, axis)
+        return x
+
     def _global_avg_pool(self, m: Any, key: str, x: Any) -> Any:
         return x.mean(self.maps)
 
@@ -167,6 +176,7 @@ _LAYERS: dict[type[nn.Module], Callable[[_Pass, Any, str, Any], Any]] = {
     nn.Linear: _Pass._linear,
     nn.BatchNorm2d: _Pass._batch_norm,
     nn.MaxPool2d: _Pass._max_pool,
+    nn.AdaptiveAvgPool2d: _Pass._adaptive_avg_pool,
     nn.GlobalAvgPool: _Pass._global_avg_pool,
     nn.Flatten: _Pass._flatten,
     nn.ReLU: _Pass._relu,

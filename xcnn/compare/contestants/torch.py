@@ -104,6 +104,7 @@ def _modules() -> dict[type[nn.Module], Callable[[Any], Any]]:
         nn.Linear: lambda m: t.Linear(m.in_features, m.out_features, bias=m.bias is not None),
         nn.BatchNorm2d: lambda m: t.BatchNorm2d(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats),
         nn.MaxPool2d: lambda m: t.MaxPool2d(m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode),
+        nn.AdaptiveAvgPool2d: lambda m: t.AdaptiveAvgPool2d(m.output_size),
         nn.GlobalAvgPool: lambda m: t.Sequential(t.AdaptiveAvgPool2d(1), t.Flatten()),
         nn.Flatten: lambda m: t.Flatten(m.start_dim, m.end_dim),
         nn.ReLU: lambda m: t.ReLU(),
