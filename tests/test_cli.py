@@ -387,6 +387,8 @@ def test_predict_files(xcnn, checkpoint, tmp_path):
     code, out, _ = xcnn("predict", checkpoint, "three.png")
     assert code == 0
     assert f"three.png: class {first['class']}" in out
+    assert len(out.splitlines()) == 2 + 10
+    assert len(xcnn("predict", checkpoint, "three.png", "--top", "4")[1].splitlines()) == 2 + 4
 
 
 def test_predict_folders(xcnn, checkpoint, tmp_path):

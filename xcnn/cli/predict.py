@@ -23,8 +23,8 @@ __all__ = ["predict"]
 _AT_ONCE = 256
 """Images in memory at a time."""
 
-_MOST_ROWS = 10
-"""Classes in the table of a single image."""
+_TOP = {False: 10, True: 3}
+"""The default of `top`: for one image, and for several."""
 
 
 def predict(
@@ -32,7 +32,7 @@ def predict(
     /,
     *images: Path,
     index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=(), show_default=False)] = (),
-    top: int = 3,
+    top: int | None = None,
     invert: Annotated[bool, Parameter(negative=())] = False,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     pictures: Path | None = None,
@@ -51,7 +51,7 @@ def predict(
     index
         indices of test images, counted from 0.
     top
-        number of the most likely classes in tables and files.
+        number of the most likely classes in tables and files; by default 10 for one image, 3 for several.
     invert
         turn light into dark, for dark drawings on white paper if the training images are light on black.
     out
@@ -63,12 +63,15 @@ def predict(
     """
     if checkpoint.suffix.lower() in SUFFIXES:
         raise UsageError(f"the first argument is the run or its file, then come the images, got the image {checkpoint}")
-    write = _writer(out, top)
+    if top is not None and top < 1:
+        raise UsageError(f"top must be at least 1, got {top}", setting="top")
+    write = _writer(out)
     if pictures is not None:
         plots.check()
     files = _files(images)
     restored, bar = (source or Source()).restore(checkpoint, Bar()), Bar()
     classes, several = restored.checkpoint.classes, len(files) + len(index) > 1
+    top = _TOP[several] if top is None else top
     broken: list[DataError] = []
     inverted: list[str] = []
     names: dict[str, str] = {}
@@ -88,7 +91,7 @@ def predict(
             if json:
                 print_json(record)
             elif not several:
-                _print_one(one, classes)
+                _print_one(record)
         if len(files) > _AT_ONCE:
             bar("images", min(start + _AT_ONCE, len(files)), len(files))
     if several and records and not json:
@@ -135,12 +138,11 @@ def _record(one: Prediction, classes: Sequence[str], top: int) -> dict[str, Any]
     }
 
 
-def _print_one(one: Prediction, classes: Sequence[str]) -> None:
-    best = int(one.probabilities.argmax())
-    known = "" if one.truth is None else f" (truth: {classes[one.truth]})"
-    order = (-one.probabilities).argsort(kind="stable")[:_MOST_ROWS]
-    rows = [(classes[i], f"{one.probabilities[i]:.4f}") for i in order]
-    title = f"{one.name}: class {classes[best]}{known}"
+def _print_one(record: dict[str, Any]) -> None:
+    """Print a table with a row per class."""
+    known = "" if record["truth"] is None else f" (truth: {record['truth']})"
+    rows = [(name, f"{share:.4f}") for name, share in record["top"]]
+    title = f"{record['image']}: class {record['class']}{known}"
     print_table("class", "probability", rows=rows, right="probability", title=title)
 
 
@@ -156,10 +158,8 @@ def _print_all(records: list[dict[str, Any]]) -> None:
     print_table(*columns, rows=rows, fold=False)
 
 
-def _writer(out: Path | None, top: int) -> Callable[[list[dict[str, Any]]], None] | None:
+def _writer(out: Path | None) -> Callable[[list[dict[str, Any]]], None] | None:
     """Return the function that writes records to the file `out`, after checking that it will be possible."""
-    if top < 1:
-        raise UsageError(f"top must be at least 1, got {top}", setting="top")
     if out is None:
         return None
     texts = {".csv": _as_csv, ".jsonl": _as_json_lines}
