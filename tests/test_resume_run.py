@@ -25,7 +25,7 @@ from xcnn.training import Callback
 CONFIG = Config(model="report", epochs=3, augment=("shift",), validation=0.2, checkpoint_every="5steps", opt="sgd")
 """18 steps an epoch."""
 
-KILLS = os.environ.get("XCNN_KILLS", "8")
+KILLS = os.environ.get("XCNN_KILLS", "25")
 """Of each kind of run."""
 
 

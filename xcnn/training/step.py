@@ -39,6 +39,8 @@ class Step:
         owned = {id(parameter) for parameter in model.parameters()}
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters of another model; build it from model.parameters()")
+        trained = {id(parameter) for parameter in self._parameters()}
+        self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = any(True for _ in model.named_generators())
 
@@ -94,7 +96,8 @@ class Step:
                 break
             if len(losses) == 1:
                 self.optimizer.zero_grad()
-                self.model.zero_grad()  # also of parameters that the optimizer lacks, which would add up for ever
+                for parameter in self._untrained:  # their gradients would add up for ever
+                    parameter.grad = None
             dy = loss_backward()[0]
             if share is not None:
                 dy = dy * (share if on_host(share) else namespace_of(share).astype(share, dy.dtype))
