@@ -207,6 +207,18 @@ def xcnn(
     return run
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best weights of a run on the digits, which no test may change."""
+    from commands import QUICK
+
+    from xcnn.cli import main
+
+    folder = tmp_path_factory.mktemp("run") / "out"
+    assert main([*QUICK, "--json", "-o", str(folder)]) == 0
+    return folder / "best.safetensors"
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A machine with two fake GPUs."""

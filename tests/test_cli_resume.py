@@ -1,22 +1,18 @@
 """Interrupting and resuming runs on the command line: signals and exit codes, `--resume`, `--config`, and mistakes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from commands import QUICK, start
 
+from xcnn.cli import main
 from xcnn.runs import latest_run, read_settings
-
-
-def start(*argv: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "xcnn", *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
-
 
 FLAGS = ["--model", "report", "--epochs", "100000", "--json", "--checkpoint-every", "1000epochs"]
 
@@ -82,6 +78,63 @@ sys.exit(main(["train", "--model", "report", "-o", "out"]))
         assert process.returncode == 130
     assert err.splitlines()[-1] == "error: interrupted"
     assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")] == ["step-00000000.safetensors"]
+
+
+def test_interrupt_during_the_test_says_where_the_weights_are(xcnn, monkeypatch):
+    from xcnn.runs import run
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate", interrupted)
+    code, out, err = xcnn(*QUICK, "--json", "-o", "out")
+    assert code == 130
+    assert len(out.splitlines()) == 2
+    assert "interrupted during the test; the weights are in out/best.safetensors" in err
+
+
+def test_interrupt_elsewhere_is_said(xcnn, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["xcnn.cli.datasets"], "print_table", interrupted)
+    assert xcnn("datasets") == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupt_is_heard_before_anything_else_is_imported():
+    """The first import after those of the command's own two files, and of what every program has, brings Ctrl-C."""
+    script = """
+import importlib, os, signal, sys
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("xcnn", "xcnn.__main__"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+from xcnn.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script, "models"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_interrupt_saves_what_is_learned(tmp_path):
+    process = start(
+        "train", "--model", "report", "--epochs", "100000", "--json", "-o", str(tmp_path / "out"), cwd=tmp_path
+    )
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert first["epoch"] == 1
+    assert "the weights are in" in err
+    assert "Traceback" not in err
+    assert all(json.loads(line)["epoch"] for line in out.splitlines())
+    assert main(["evaluate", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "curves.png").exists()
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"] * 2
 
 
 def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp_path):

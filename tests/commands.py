@@ -1,0 +1,14 @@
+"""What tests of the command line share: a run of a second, and the command in a process of its own."""
+
+import subprocess
+import sys
+
+__all__ = ["QUICK", "start"]
+
+QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
+
+
+def start(*argv: str, **options) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "xcnn", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
