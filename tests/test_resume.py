@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from resumable import OPTIMIZERS, SCHEDULES, batches, loader, make_trainer, small_digits
-from test_tasks import TASKS, trainer_of
+from tasks import TASKS, trainer_of
 
 from xcnn import data, nn, optim
 from xcnn.errors import CheckpointError, UsageError
