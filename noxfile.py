@@ -35,6 +35,8 @@ ONCE = (
     "data_folder",
     "kernels_compile",
     "structure",
+    "structure_hostile",
+    "structure_own",
 )
 """Test files that depend neither on the array library nor on where xcnn is installed: only `tests` runs them."""
 

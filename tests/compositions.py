@@ -1,12 +1,28 @@
-"""Random networks of the layers of `xcnn.nn`, for tests of what must hold for any composition."""
+"""Random networks of the layers of `xcnn.nn`, and what tests of networks in files share."""
+
+import functools
+import re
+from pathlib import Path
 
 import numpy as np
 
+import xcnn
 from xcnn import nn
 
-__all__ = ["composition", "train"]
+__all__ = ["ARGUMENTS", "composition", "levels", "returned", "train"]
 
 SIZE = 6
+ARGUMENTS = {
+    "Branches": (nn.ReLU(), nn.Linear(2, 2)),
+    "Concat": (2,),
+    "Dropout": (0.3,),
+    "Graph": ([("a", nn.ReLU(), "x"), ("b", nn.ReLU(), "a")], "a"),
+    "Normalize": ((0.5, 0.25), (0.5, 1.0)),
+    "Pad": ((1, 2), "reflect"),
+    "Residual": (nn.Linear(2, 2), nn.Linear(2, 2)),
+}
+
+"""Arguments of classes that `LAYERS` of test_nn_layers.py lacks; the others are made without any."""
 
 
 class Composer:
@@ -133,3 +149,19 @@ def train(model: nn.Module, x: np.ndarray, steps: int = 2) -> list[bytes]:
                 parameter.data = parameter.data - parameter.grad * np.asarray(1e-3, x.dtype)
         bits.append(y.tobytes())
     return [*bits, model(x).tobytes(), *(array.tobytes() for array in model.state_dict().values())]
+
+
+def levels(count: int) -> nn.Module:
+    """Return a network of so many modules, one inside the other."""
+    return functools.reduce(lambda inner, _: nn.Sequential(inner), range(count), nn.ReLU())
+
+
+def returned(model: nn.Module, tmp_path: Path, **modules: type[nn.Module]) -> nn.Module:
+    """Save and load a network, and check what does not depend on an input."""
+    back = xcnn.load(xcnn.save(model, tmp_path / "network.safetensors"), modules)
+    # An initialiser that is a function is not saved.
+    assert repr(back) == re.sub(r", init=<function.*?>(?=[,)])", "", repr(model))
+    for (name, ours), (key, theirs) in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
+        assert (name, ours.dtype, ours.shape, ours.tobytes()) == (key, theirs.dtype, theirs.shape, theirs.tobytes())
+    assert all(slot.data.flags.writeable and slot.data.flags.c_contiguous for slot in back.parameters())
+    return back
