@@ -31,42 +31,34 @@ __all__ = [
 ]
 
 
+@options
 class _Pool(Layer):
     _rank: ClassVar[int]
 
-    kernel_size: Integers
-    stride: Integers | None
-    padding: Padding
-    dilation: Integers
-    ceil_mode: bool
-
-    def __post_init__(self) -> None:
-        maps = (ANY_SIZE,) * self._rank
-        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-
-@options
-class _MaxPool(_Pool):
     kernel_size: Integers
     stride: Integers | None = None
     padding: Padding = 0
     dilation: Integers = 1
     ceil_mode: bool = False
 
+    def __post_init__(self) -> None:
+        maps = (ANY_SIZE,) * self._rank
+        pool_axes(type(self).__name__, maps, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
 
-class MaxPool1d(_MaxPool, op=ops.max_pool1d):
+
+class MaxPool1d(_Pool, op=ops.max_pool1d):
     """Take the maximum of each window of signals (n, c, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 1
 
 
-class MaxPool2d(_MaxPool, op=ops.max_pool2d):
+class MaxPool2d(_Pool, op=ops.max_pool2d):
     """Take the maximum of each window of images (n, c, h, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 2
 
 
-class MaxPool3d(_MaxPool, op=ops.max_pool3d):
+class MaxPool3d(_Pool, op=ops.max_pool3d):
     """Take the maximum of each window of volumes (n, c, d, h, w), by default without overlap. See `ops.max_pool2d`."""
 
     _rank = 3
@@ -78,12 +70,8 @@ class AvgPool1d(_Pool, op=ops.avg_pool1d):
 
     _rank = 1
 
-    kernel_size: Integers
-    stride: Integers | None = None
-    padding: Padding = 0
-    ceil_mode: bool = False
-    count_include_pad: bool = True
     dilation: Integers = field(default=1, kw_only=True)
+    count_include_pad: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
