@@ -17,7 +17,6 @@ Parameters, buffers, random generators and child modules are found among the att
 dicts, in the order of their assignment. `_layer.py` has a shorter way for layers that call one op.
 """
 
-import functools
 import inspect
 import reprlib
 import typing
@@ -27,15 +26,14 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from xcnn._array import Array
 from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
-from xcnn.errors import CheckpointError, Explained, UsageError, XcnnError, explained, wrong_call
+from xcnn.errors import CheckpointError, Explained, UsageError, explained
+from xcnn.nn._forward import prepared
 from xcnn.nn._members import members
-from xcnn.ops._op import captured
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["IncompatibleKeys", "Module", "Once", "locate", "options"]
+__all__ = ["IncompatibleKeys", "Module", "options"]
 
 T = TypeVar("T")
 
@@ -51,36 +49,6 @@ class IncompatibleKeys(typing.NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class Once:
-    """A module's backward pass, which runs once and then releases the arrays that it kept.
-
-    Call it with `dy`, the gradient with respect to the module's output. It adds into the gradient of every parameter
-    and returns the gradient with respect to the module's input, or None if `need_dx` is False.
-    """
-
-    __slots__ = ("_function", "_name")
-
-    def __init__(self, name: str, function: Callable[[Any, bool], Any]) -> None:
-        self._name = name
-        self._function: Callable[[Any, bool], Any] | None = function
-
-    def __call__(self, dy: Any, need_dx: bool = True) -> Any:
-        function, self._function = self._function, None
-        if function is None:
-            raise UsageError(f"{self._name}: backward was called already; call forward again first")
-        try:
-            return function(dy, need_dx)
-        except TypeError:
-            if wrong_call("backward", function, (dy, need_dx), {}) is None:
-                raise
-            message = f"{self._name}: the backward that forward returns must take two arguments, (dy, need_dx)"
-            raise UsageError(message) from None
-
-    def saved(self) -> dict[str, Array]:
-        """Return the arrays that this backward keeps alive; a container's layers keep theirs."""
-        return {} if self._function is None else captured(self._function)
 
 
 @typing.dataclass_transform(eq_default=False)
@@ -114,7 +82,7 @@ class Module(Explained):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "forward" in vars(cls):
-            cls.forward = _prepared(cls.forward)  # type: ignore[method-assign]
+            cls.forward = prepared(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         """Return `y` and its backward pass.
@@ -380,44 +348,6 @@ def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tupl
             kind = type(child).__name__
             raise UsageError(f"{kind}: {inner!r} is a module that contains itself; refer to it by weakref.ref")
         _walk(child, inner, above, found)
-
-
-def _prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the `forward` of a class; see `Module`."""
-
-    @functools.wraps(forward)
-    def called(self: Module, x: Any, train: bool = True) -> tuple[Any, Once]:
-        name = type(self).__name__
-        try:
-            result = forward(self, x, train)
-        except XcnnError as error:
-            _trace(error, self)
-            raise
-        except TypeError:
-            if wrong_call(name, forward, (self, x, train), {}) is not None:
-                raise UsageError(f"{name}: forward must take (x, train) and return (y, backward)") from None
-            raise
-        if type(result) is not tuple or len(result) != 2 or not callable(result[1]):
-            raise UsageError(f"{name}: forward must return (y, backward), got {type(result).__name__}")
-        return result[0], Once(name, result[1])
-
-    return called
-
-
-def _trace(error: XcnnError, module: Module) -> None:
-    """Record in an error that it passed through a module, and name the child that raised it."""
-    for name, child in module.children() if error.module is not None else ():
-        if child is error.module:
-            locate(error, name, child)
-            break
-    error.module = module
-
-
-def locate(error: XcnnError, name: str, module: object) -> None:
-    """Prefix an error with the layer that raised it: `3 (Conv2d): conv2d: ...`, then `body.3 (Conv2d): ...`."""
-    inside = f"{name}." if error.layer else f"{name} ({type(module).__name__}): "
-    error.layer = f"{name}.{error.layer}" if error.layer else name
-    error.args = (f"{inside}{error}",)
 
 
 def _kept(module: Module) -> tuple[dict[str, Any], list[str]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from xcnn._check import choice, shown
 from xcnn.errors import UsageError, XcnnError, unknown
-from xcnn.nn._module import Module, locate
+from xcnn.nn._forward import locate
+from xcnn.nn._module import Module
 from xcnn.nn._plan import Fused, Node, Plan, Step, names
 from xcnn.nn.combine import Add, Concat
 
