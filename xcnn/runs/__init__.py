@@ -1,7 +1,8 @@
 """Runs in folders: settings, checkpoints, resuming, and models restored from their files."""
 
-from xcnn.runs.checkpoint import Checkpoint, load, load_checkpoint, save, save_checkpoint
+from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xcnn.runs.folder import latest_run, recorded_settings
+from xcnn.runs.network import load, save
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.restored import Prediction, Restored, restore
 from xcnn.runs.run import Result, train
