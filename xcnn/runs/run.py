@@ -7,7 +7,7 @@ The folder holds `config.json`, `history.csv`, `history.jsonl`, `best.safetensor
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ import numpy as np
 
 from xcnn import data, models, nn, optim
 from xcnn._files import replacing, sweep
-from xcnn._plugins import find
-from xcnn.data.lazy import read
 from xcnn.devices import device
 from xcnn.errors import (
     CheckpointError,
@@ -28,9 +26,7 @@ from xcnn.errors import (
     XcnnError,
     explained,
     making_sense,
-    wrong_call,
 )
-from xcnn.optim.optimizer import options_of
 from xcnn.runs.beginning import freeze, load_fitting
 from xcnn.runs.checkpoint import (
     BEST,
@@ -43,19 +39,18 @@ from xcnn.runs.checkpoint import (
 )
 from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, recorded_settings, remove_run
 from xcnn.runs.inverted import border_of
+from xcnn.runs.parts import data_sets, make_loss, make_optimizer
 from xcnn.runs.reporter import Reporter
 from xcnn.runs.resume import changes, differences, load_state, origin
 from xcnn.runs.saving import Checkpoints, alone_in
-from xcnn.runs.settings import DATA_OPTIONS, RULE_OPTIONS, Config, check, plain
+from xcnn.runs.settings import Config, check, plain
 from xcnn.training import (
     EMA,
     Callback,
     EarlyStopping,
     HistoryFile,
     KeepBest,
-    Loss,
     Trainer,
-    class_weight,
     clock,
     loss_named,
 )
@@ -166,7 +161,7 @@ class _Run:
     def __init__(self, config: Config, callbacks: Sequence[Callback]) -> None:
         self.config, self.callbacks = config, callbacks
         self.device = device(config.device)
-        train, self.test, self.validation = self._load()
+        train, self.test, self.validation = data_sets(config, functools.partial(self.report, "on_download"), self.tell)
         if not train.classes:
             raise UsageError(
                 f"{config.dataset} has no names of classes, and runs train classifiers: return data sets "
@@ -187,8 +182,8 @@ class _Run:
             statistics |= {"mean": list(mean), "std": list(std)}
             self.model = nn.Sequential(nn.Normalize(mean, std), self.network)
         freeze(self.network, config.freeze, self.tell)
-        self.optimizer = _optimizer(config, self.model.parameters())
-        self.loss = _loss(config, train)
+        self.optimizer = make_optimizer(config, self.model.parameters())
+        self.loss = make_loss(config, train)
         self.schedule = optim.make_schedule(
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
@@ -204,24 +199,6 @@ class _Run:
         found = load_fitting(self.network, self.config.init, self.tell)
         if found.config.get("normalize") and not self.config.normalize:
             self.tell("these weights were trained with normalize, which this run does not set")
-
-    def _load(self) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
-        """Return the data sets for training, test and validation."""
-        config, progress = self.config, functools.partial(self.report, "on_download")
-        given = {name: getattr(config, name) for name in DATA_OPTIONS}
-        options = {DATA_OPTIONS[name]: value for name, value in given.items() if value != getattr(Config, name)}
-        if config.dataset == "folder":
-            options |= {"tell": self.tell, "watch": functools.partial(progress, "checking images")}
-        parts = data.splits(config.dataset, config.data_dir, progress=progress, **options)
-        train, validation = parts["train"], parts.get("validation")
-        if validation is None and config.validation > 0:
-            if round(config.validation * len(train)) in (0, len(train)):
-                held = f"{config.validation} of {len(train)} images to train holds out none or all of them"
-                raise UsageError(f"validation: {held}; set it to 0 to validate on none", setting="validation")
-            train, validation = data.split(train, config.validation, config.seed)
-            if config.dataset == "folder":
-                self.tell(f"{train.name}: {len(validation):,} of the images to train are held out to validate")
-        return train, parts["test"], validation
 
     def _in_order(self, dataset: data.Dataset | None) -> data.Loader | None:
         """Return batches to evaluate, which the workers prepare."""
@@ -378,34 +355,3 @@ class _Finite(Callback):
 def _code(stop: BaseException) -> int:
     """Return the exit code of the signal that raised `stop`."""
     return int(stop.code or 0) if isinstance(stop, SystemExit) else 130
-
-
-def _loss(config: Config, train: data.Dataset) -> Loss:
-    options: dict[str, Any] = {"label_smoothing": config.label_smoothing}
-    if config.class_weight is not None:
-        try:
-            y = read(train.y, np.arange(len(train)))
-            options["weight"] = class_weight(config.class_weight, y, train.classes).tolist()
-        except UsageError as error:
-            error.setting = "class_weight"
-            raise
-    return loss_named("cross_entropy", **options)
-
-
-def _optimizer(config: Config, parameters: list[Any]) -> optim.Optimizer:
-    kind: Callable[..., optim.Optimizer] = find("optimizer", config.opt, optim.OPTIMIZERS)
-    known, options = options_of(kind), dict(config.opt_options or {})
-    for name, option in RULE_OPTIONS.items():
-        if option in options and option in known:
-            raise UsageError(f"set {name} instead of the option {option}", setting="opt_options")
-        value = getattr(config, name)
-        if option in known:
-            options[option] = value
-        elif value != getattr(Config, name) and not wrong_call(config.opt, kind, [parameters], {option: value}):
-            options[option] = value  # a function of `**options`
-        elif value != getattr(Config, name):
-            raise UsageError(f"{name} is not for the optimizer {config.opt}, which has no {option}", setting=name)
-    if wrong := wrong_call(config.opt, kind, [parameters], options):
-        wrong.setting = "opt_options"
-        raise wrong
-    return kind(parameters, **options)
