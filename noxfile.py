@@ -43,6 +43,7 @@ ONCE = (
 WHEEL = (
     "architecture",
     "bench",
+    "bench_cli",
     "cli",
     "cli_lists",
     "cli_mistakes",

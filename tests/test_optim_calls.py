@@ -7,7 +7,7 @@ import tracemalloc
 import array_api_strict
 import numpy as np
 import pytest
-from test_optim import FULL, draw
+from rules import FULL, draw
 
 from xcnn import optim
 from xcnn._dispatch import portable

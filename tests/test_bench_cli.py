@@ -1,0 +1,198 @@
+"""`xcnn bench`: tables, JSON, pictures, and requests that are refused."""
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcnn import compare, plots
+from xcnn.cli import _console
+
+QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
+
+
+@pytest.fixture
+def xcnn(xcnn):
+    """Run `xcnn bench` in an empty folder: (exit code, stdout, stderr)."""
+    return functools.partial(xcnn, "bench")
+
+
+def test_json_lines(xcnn):
+    code, out, err = xcnn(*QUICK, "--mode", "both", "--json", "--profile")
+    assert code == 0
+    head, *lines = map(json.loads, out.splitlines())
+    assert list(head) == ["kind", "cpu", "cores", "load", "versions", "threads"]
+    assert head["threads"] == 1
+    assert head["versions"]["numpy"] == np.__version__
+    speeds = [line for line in lines if line["kind"] == "speed"]
+    assert [(line["mode"], line["contestant"], line["variant"]) for line in speeds] == [
+        ("train", "xcnn", "cpu"), ("infer", "xcnn", "cpu"),
+    ]  # fmt: skip
+    for line in speeds:
+        assert line["images_per_second"] == pytest.approx(2 / line["rounds"][0])
+        assert line["first"] > 0
+        assert line["waited"] is None or line["waited"] >= 0
+        assert line["gflops"] > 0
+        assert line["ratios"] == {}
+    layers = [line for line in lines if line["kind"] == "profile" and line["mode"] == "train"]
+    assert [line["what"] for line in layers] == [
+        "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "update", "loss and the rest",
+    ]  # fmt: skip
+    assert len(speeds) + sum(line["kind"] == "profile" for line in lines) == len(lines)
+    assert "report, batch 2, infer (2 of 2)" in err
+
+
+def test_table_against_pytorch(xcnn, tmp_path):
+    pytest.importorskip("torch")
+    code, out, err = xcnn(*QUICK, "--against", "torch", "--profile", "--plot", "speeds.png")
+    assert code == 0
+    lines = out.splitlines()
+    assert "1 thread of" in lines[0]
+    assert "torch 2" in lines[0]
+    (header,) = (line for line in lines if line.startswith("model"))
+    ours, theirs = "images/s  spread  GFLOP/s  of-peak memory first", "ratio best peer images/s spread memory"
+    assert header.split() == f"model batch {ours} {theirs}".split()
+    (row,) = (line for line in lines if line.startswith("report "))
+    assert any(way in row for way in compare.PEERS["torch"]["cpu"])
+    (mean,) = (line for line in lines if line.startswith("train on cpu: geometric mean of the ratios"))
+    assert mean.endswith("(report, batch 2)")
+    assert any(line.split()[:2] == ["0", "Conv2d"] for line in lines)
+    assert "picture: speeds.png" in err
+    with Image.open(tmp_path / "speeds.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+def test_several_batches_and_sizes(xcnn):
+    code, out, _ = xcnn(*QUICK[:2], "-b", "2,3", "--sizes", "12,20", *QUICK[4:])
+    assert code == 0
+    assert [line.split(" on cpu")[0] for line in out.splitlines() if ": time per " in line] == [
+        "report at 12x12, train", "report, batch 2, train", "report at 20x20, train", "report, batch 3, train",
+    ]  # fmt: skip
+    assert "times its least, batch 2 to 3" in out
+    assert "times its least, 12 to 20 pixels square" in out
+    code, out, _ = xcnn(*QUICK, "--sizes", "12,20", "--json")
+    assert code == 0
+    *speeds, growth = [json.loads(line) for line in out.splitlines()[1:]]
+    assert [line["shape"] for line in speeds] == [[1, 12, 12], [1, 20, 20]]
+    small, large = (144 * speeds[0]["images_per_second"], 400 * speeds[1]["images_per_second"])
+    assert growth.pop("factor") == pytest.approx(max(small, large) / min(small, large))
+    assert growth == {
+        "kind": "growth", "cases": "report, batch 2, train", "device": "cpu", "unit": "pixel",
+        "smallest": 12, "largest": 20,
+    }  # fmt: skip
+
+
+def test_means_in_json(xcnn):
+    pytest.importorskip("torch")
+    code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], "--against", "torch", "--json")
+    assert code == 0
+    *_, mean = lines = [json.loads(line) for line in out.splitlines()]
+    ratios = {line["model"]: line["ratio"] for line in lines if line.get("contestant") == "xcnn"}
+    assert mean["kind"] == "mean"
+    assert mean["geometric_mean"] == pytest.approx(math.sqrt(ratios["report"] * ratios["lenet5"]))
+    assert mean["lowest"] == min(ratios.values())
+    assert {line["variant"] for line in lines if line.get("contestant") == "torch"} == set(
+        compare.PEERS["torch"]["cpu"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--models", "lenet"], "unknown model 'lenet'; did you mean 'lenet5'?"),
+        (["--devices", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
+        (["--against", "troch"], "unknown peer 'troch'; did you mean 'torch'?"),
+        (["--against", "torch", "--ways", "channel_last"], "unknown way 'channel_last'; did you mean 'channels_last'?"),
+        (["--ways", "NCHW"], "--ways selects ways of the libraries in against; name one there, such as torch"),
+        (["--mode", "training"], "unknown mode 'training'; did you mean 'train'?"),
+        (["--batch-sizes", "1,many"], "--batch-sizes takes integers separated by commas, got '1,many'"),
+        (["--sizes", "28,x"], "--sizes takes integers separated by commas, got '28,x'"),
+        (["--sizes", "8"], "lenet5 takes images of 12 x 12 or more, got 8"),
+        (["--batch-sizes", "0"], "batch size must be an integer of at least 1, got 0"),
+        (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
+        (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
+        (["--seconds", "0"], "seconds must be a number in (0, inf), got 0"),
+        (["--models", ","], "name at least one model"),
+    ],
+)
+def test_invalid_requests_are_refused(xcnn, argv, message):
+    code, out, err = xcnn(*argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_a_peer_that_is_not_installed(xcnn, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, out, err = xcnn(*QUICK, "--against", "jax")
+    assert (code, out) == (1, "")
+    assert "error: bench: jax is not installed; pip install jax" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(xcnn, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "bench", lambda *_: pytest.fail("measured"))
+    code, out, err = xcnn("--plot", "nowhere/x.png")
+    assert (code, out) == (2, "")
+    assert err == "error: cannot write nowhere/x.png: there is no folder nowhere\n"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    code, _, err = xcnn("--plot", str(tmp_path / "x.png"))
+    assert code == 2
+    assert err == f"error: cannot write {tmp_path}/x.png: {tmp_path} is read-only\n"
+
+
+def test_a_table_wider_than_the_terminal_keeps_its_columns(monkeypatch, capsys):
+    """Columns of no width are worse than lines that the terminal wraps."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _console.print_table("name", "number", "unit", rows=[("mnist_cnn", "1,234,567", "images/s")], fold=False)
+    out = capsys.readouterr().out
+    assert "mnist_cnn" in out
+    assert "1,234,567" in out
+    assert "images/s" in out
+
+
+def test_ctrl_c_ends_the_workers(tmp_path):
+    """They run in separate sessions, which the signal does not reach."""
+    command = [sys.executable, "-m", "xcnn", "bench", "--models", "report", "--batch-sizes", "2", "--seconds", "60"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "(1 of 1)" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+        assert process.wait(30) == 130
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert workers
+    for one in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(one), 0)
+
+
+def test_the_picture_shows_every_contestant(tmp_path):
+    rates = {
+        "lenet5 at $5": {"xcnn cpu": (10.0, 9.0, 12.0), "torch NCHW": (20.0, 20.0, 20.0)},
+        "report": {"xcnn cpu": (5, 4, 6)},
+    }
+    with Image.open(plots.speeds(rates, tmp_path / "speeds.png", "2 threads")) as image:
+        assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(xcnn, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else found(name))
+    code, out, err = xcnn("--plot", "speeds.png")
+    assert (code, out) == (1, "")
+    assert err == "error: pictures need matplotlib; pip install 'xcnn[plots]'\n"
