@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import stat
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from resumable import SCHEDULES, loader, make_trainer, small_digits
 
 from xcnn import nn, optim
+from xcnn.data import Loader
 from xcnn._files import locked, replacing
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
 from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
@@ -192,6 +194,40 @@ def test_a_signal_saves_after_the_step(digits, tmp_path, number):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert trainer.interrupted
     assert names(tmp_path) == ["step-00000000.safetensors", "step-00000003.safetensors"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_does_not_wait_for_the_batch_in_the_making(digits, tmp_path, workers):
+    """A slow source of images must not delay Ctrl-C; the state is that after the last step."""
+    ended = threading.Event()
+
+    class Slow:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            if index >= 8 and not ended.is_set():
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+                assert not ended.wait(60), "the batch was finished before the signal acted"
+            return digits[0].x[index], digits[0].y[index]
+
+    class Watch(Callback):
+        def on_interrupt(self, trainer):
+            ended.set()
+
+    batches = Loader(Slow(), 4, shuffle=False, workers=workers, prefetch=0)
+    trainer = make_trainer(callbacks=[Watch(), Checkpoints(tmp_path, "1000steps")])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(batches, 1)
+    assert trainer.interrupted
+    assert names(tmp_path)[-1] == f"step-{trainer.steps:08d}.safetensors"
+    resumed = make_trainer(callbacks=[Checkpoints(tmp_path, "1000steps")])
+    resumed.callbacks[0].restore(resumed)
+    whole = make_trainer()
+    for one in (resumed, whole):
+        one.fit(batches, until=1)
+    for name, array in whole.model.state_dict().items():
+        np.testing.assert_array_equal(resumed.model.state_dict()[name], array, err_msg=name)
 
 
 def test_every_field_of_a_checkpoint_survives(digits, tmp_path):

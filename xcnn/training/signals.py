@@ -5,8 +5,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
-__all__ = ["delayed_signals", "terminable"]
+__all__ = ["Signals", "delayed_signals", "terminable"]
+
+T = TypeVar("T")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
@@ -38,34 +41,52 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+class Signals:
+    """The signals that came inside a `with delayed_signals()`."""
+
+    def __init__(self) -> None:
+        self._came: list[signal.Signals] = []
+        self._at_rest = False
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal: at once between two steps, and if it is not the first one."""
+        self._came.append(signal.Signals(signum))
+        if self._at_rest or len(self._came) > 1:
+            self.check()
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C came, and SystemExit if SIGTERM did."""
+        if self._came:
+            _SIGNALS[self._came[0]](self._came[0], None)
+
+    def at_rest(self, function: Callable[[], T]) -> T:
+        """Return `function()`, which a signal may interrupt, unless one has come before: it leaves the weights alone."""
+        self._at_rest = True
+        try:
+            self.check()
+            return function()
+        finally:
+            self._at_rest = False
+
+
 @contextlib.contextmanager
-def delayed_signals() -> Iterator[Callable[[], None]]:
-    """Provide a function to call between steps: it raises KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
+def delayed_signals() -> Iterator[Signals]:
+    """Delay Ctrl-C and SIGTERM inside a `with` to the next `Signals.check`, `Signals.at_rest`, or to its end.
 
     A second signal raises at once. Outside the main thread, and for signals that the program handles itself, nothing
     changes.
     """
-    came: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
-        if len(came) > 1:
-            _SIGNALS[signal.Signals(came[0])](came[0], frame)
-
-    def check() -> None:
-        if came:
-            _SIGNALS[signal.Signals(came[0])](came[0], None)
-
+    signals = Signals()
     before = {}
     if _in_main_thread():
         before = {number: signal.getsignal(number) for number in _SIGNALS}
     ours = (signal.SIG_DFL, *_SIGNALS.values())
     taken = {number: handler for number, handler in before.items() if handler in ours}
     for number in taken:
-        signal.signal(number, note)
+        signal.signal(number, signals.note)
     try:
-        yield check
+        yield signals
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
-    check()  # for a signal after the last step
+    signals.check()  # for a signal after the last step

@@ -253,7 +253,7 @@ class Trainer:
         CheckpointError
             If the loaded state is inside an epoch whose batches are not those of `train`.
         KeyboardInterrupt
-            On Ctrl-C, between two steps or at the end of an epoch; a second Ctrl-C acts at once.
+            On Ctrl-C, between two steps, while a batch is made, or at the end of an epoch; a second Ctrl-C acts at once.
         SystemExit
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
@@ -289,21 +289,21 @@ class Trainer:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
-            with self.device.active(), delayed_signals() as check_signals:
+            with self.device.active(), delayed_signals() as signals:
 
-                def raise_if_interrupted() -> None:
+                def between_steps(function: Callable[[], Any]) -> Any:
                     try:
-                        check_signals()
+                        return signals.at_rest(function)
                     except (KeyboardInterrupt, SystemExit):
                         self._call("on_interrupt")
                         self.interrupted = True
                         raise
 
                 for epoch in range(first + 1, last + 1):
-                    record = self._train_epoch(epoch, feed, held_out, raise_if_interrupted)
+                    record = self._train_epoch(epoch, feed, held_out, between_steps)
                     self.history.append(record)
                     self._call("on_epoch_end", record)
-                    raise_if_interrupted()
+                    between_steps(lambda: None)
                     if self.stop_reason:
                         break
         except BaseException:
@@ -364,14 +364,18 @@ class Trainer:
         return any([feed.give_up() for feed in self._feeds])  # noqa: C419  # each of them
 
     def _train_epoch(
-        self, epoch: int, feed: Feed, validation: Feed | None, raise_if_interrupted: Callable[[], None]
+        self, epoch: int, feed: Feed, validation: Feed | None, between_steps: Callable[[Callable[[], Any]], Any]
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
         metrics, start = now.metrics, clock() - now.seconds
         with contextlib.closing(feed.batches(epoch, now.batch)) as batches:  # ends the workers also after an error
-            asked = clock()
-            for x, y in batches:
+            while True:
+                asked = clock()
+                batch = between_steps(lambda: next(batches, None))
+                if batch is None:
+                    break
                 now.data_seconds += clock() - asked
+                x, y = batch
                 try:
                     seen = self._step(x, y, count=True, make_room=self._make_room)
                 except DivergedError as error:
@@ -380,8 +384,6 @@ class Trainer:
                 now.batch, now.seconds = now.batch + 1, clock() - start
                 self.steps += 1
                 self._call("on_batch_end", epoch, now.batch, metrics)
-                raise_if_interrupted()
-                asked = clock()
         if not metrics.samples:
             raise DataError(f"epoch {epoch}: there is no batch to train on (an iterator gives its batches only once)")
         seconds = clock() - start
