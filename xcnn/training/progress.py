@@ -97,7 +97,7 @@ class Progress(Callback):
 
     def line(self, record: dict[str, Any], left: float = 0.0) -> str:
         """Return the line of an epoch; `left` are the seconds to the end of the run."""
-        seconds, waited = record["seconds"], record.get("data_seconds", 0.0)
+        seconds, waited = record["seconds"], record["data_seconds"]
         parts = [(0, f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}")]
         for name, value in record.items():
             if name not in _HIDDEN and value is not None:

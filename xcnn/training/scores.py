@@ -8,6 +8,17 @@ from xcnn.errors import ShapeError, UsageError, explained
 __all__ = ["confusion_matrix", "mean_iou", "r2_score"]
 
 
+def _array(caller: str, name: str, value: object) -> np.ndarray:
+    """Return an array or lists as a NumPy array of numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise UsageError(f"{caller}: {name} must be an array, got lists of unequal lengths") from None
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{caller}: {name} must hold numbers, got {array.dtype}")
+    return array
+
+
 @explained
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return how often each class (column) is predicted for each true class (row).
@@ -28,7 +39,8 @@ def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     array([[1, 0],
            [1, 1]])
     """
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    probabilities = _array("confusion_matrix", "probabilities", probabilities)
+    labels = _array("confusion_matrix", "labels", labels)
     shapes = probabilities.shape, labels.shape
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
         got = " and ".join(map(str, shapes))
@@ -66,7 +78,7 @@ def mean_iou(targets: np.ndarray, predictions: np.ndarray, ignore_index: int = -
     >>> mean_iou(np.array([0, 0, 1, -100]), np.array([0, 1, 1, 1]))
     0.5
     """
-    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    targets, predictions = _array("mean_iou", "targets", targets), _array("mean_iou", "predictions", predictions)
     if predictions.ndim == targets.ndim + 1:
         predictions = predictions.argmax(axis=1)
     if predictions.shape != targets.shape or targets.dtype.kind not in "iu" or predictions.dtype.kind not in "iu":
@@ -97,15 +109,16 @@ def r2_score(targets: np.ndarray, predictions: np.ndarray) -> float:
 
     Raises
     ------
-    ShapeError
-        If the shapes differ.
+    ShapeError, UsageError
+        If the shapes differ, or the arrays do not hold numbers.
 
     Examples
     --------
     >>> r2_score(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0]))
     0.5
     """
-    t, p = (np.asarray(array, np.float64) for array in (targets, predictions))
+    t = _array("r2_score", "targets", targets).astype(np.float64)
+    p = _array("r2_score", "predictions", predictions).astype(np.float64)
     if t.shape != p.shape or not t.size:
         raise ShapeError(f"r2_score: expected targets and predictions of one shape, got {t.shape} and {p.shape}")
     error, spread = ((t - p) ** 2).sum(axis=0), ((t - t.mean(axis=0)) ** 2).sum(axis=0)
