@@ -149,9 +149,9 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps.
+    """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps and 50,000 files.
 
-    Takes about a quarter of an hour.
+    Takes about half an hour.
     """
     session.install(".[test]")
     session.run("python", "tests/kill_runs.py", "--kills", "1000")
@@ -159,6 +159,7 @@ def endurance(session: nox.Session) -> None:
     if shutil.which("unshare") is not None:
         session.run("unshare", "-Urm", "python", "tests/full_disk.py", "tmpfs", session.create_tmp(), external=True)
     session.run("python", "tests/soak.py", "--steps", "20000", "--epochs", "24")
+    session.run("python", "tests/large_folder.py")
 
 
 @nox.session
