@@ -149,7 +149,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch memory over 20,000 steps and 50,000 files.
+    """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch the memory of many steps and many files.
 
     Takes about half an hour.
     """

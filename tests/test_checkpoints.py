@@ -13,8 +13,8 @@ import pytest
 from resumable import SCHEDULES, loader, make_trainer, small_digits
 
 from xcnn import nn, optim
-from xcnn.data import Loader
 from xcnn._files import locked, replacing
+from xcnn.data import Loader
 from xcnn.errors import CheckpointError, DivergedError, UsageError, XcnnError
 from xcnn.runs import Checkpoint, Checkpoints, save_checkpoint
 from xcnn.runs.checkpoint import read_checkpoint

@@ -60,7 +60,7 @@ class Signals:
             _SIGNALS[self._came[0]](self._came[0], None)
 
     def at_rest(self, function: Callable[[], T]) -> T:
-        """Return `function()`, which a signal may interrupt, unless one has come before: it leaves the weights alone."""
+        """Return `function()`, which leaves the weights alone, so that a signal interrupts it at once."""
         self._at_rest = True
         try:
             self.check()

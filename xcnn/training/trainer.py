@@ -253,7 +253,8 @@ class Trainer:
         CheckpointError
             If the loaded state is inside an epoch whose batches are not those of `train`.
         KeyboardInterrupt
-            On Ctrl-C, between two steps, while a batch is made, or at the end of an epoch; a second Ctrl-C acts at once.
+            On Ctrl-C: at once while a batch is made, otherwise at the end of the step or of the epoch; a second Ctrl-C
+            acts at once.
         SystemExit
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
