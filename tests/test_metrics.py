@@ -104,6 +104,19 @@ def test_scores_of_a_few_numbers(score, arrays, value):
         score(np.zeros(3, int), np.zeros(4, int))
 
 
+@pytest.mark.parametrize(
+    ("score", "arrays", "says"),
+    [
+        (mean_iou, ([[0, 1], [0]], [0, 1]), "mean_iou: targets must be an array, got lists of unequal lengths"),
+        (confusion_matrix, ([[0.5], [0.5, 0.5]], [0]), "confusion_matrix: probabilities must be an array, got lists"),
+        (r2_score, (["a"], [1.0]), "r2_score: targets must hold numbers, got <U1"),
+    ],
+)
+def test_scores_refuse_what_holds_no_numbers(score, arrays, says):
+    with pytest.raises(UsageError, match=says):
+        score(*arrays)
+
+
 def test_balanced_class_weights_follow_pytorch():
     y = np.array([0, 0, 0, 0, 1, 1, 2, 0, 0, 1, 2, -100])
     weight = class_weight("balanced", y, ["a", "b", "c"])
