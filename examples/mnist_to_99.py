@@ -2,10 +2,11 @@
 
     python examples/mnist_to_99.py [--library torch] [--layout channels_last] [--device cuda] [--data-dir D] [--json]
 
-The settings are those that the README recommends. Both libraries start from the same weights, get the same augmented
-batches from `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle schedule on the same number of
-threads. The network is tested after each epoch. The time is that of training without testing. It includes the time to
-make the batches, which is also reported by itself. Another network takes a first step, untimed, to compile the kernels.
+The settings are those that the README recommends, but the weights are not averaged. Both libraries start from the same
+weights, get the same augmented batches from `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle
+schedule on the same number of threads. The network is tested after each epoch. The time is that of training without
+testing. It includes the time to make the batches, which is also reported by itself. Another network takes a first step,
+untimed, to compile the kernels.
 
 With --json, prints JSON lines: one per epoch (epoch, train_loss, seconds, batch_seconds, test_accuracy), then one with
 library, layout, device, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.

@@ -164,7 +164,7 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
     assert code == 2
-    assert "the model has the classes a$^$, b, folder has a$^$, c" in err
+    assert "the model has the classes a$^$, b, pets has a$^$, c" in err
 
 
 def test_evaluate_on_images_of_another_shape(xcnn, tmp_path):

@@ -58,7 +58,7 @@ def evaluate(
             ("images", f"{metrics.samples:,}"),
         ]
         rows += [("weights", text)] if (text := restored.checkpoint.weights) else []
-        print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.dataset}", "", rows=rows)
+        print_table(f"{restored.checkpoint.model or checkpoint.name} on {restored.title}", "", rows=rows)
         table = [(name, percent(p), percent(r), percent(f1), f"{n:,}") for name, p, r, f1, n in figures]
         if table:
             print_table("class", *_COLUMNS, rows=table, right=_COLUMNS, gap=True)

@@ -161,7 +161,7 @@ def train(
             ("checkpoint", result.checkpoint),
             ("folder", f"{result.folder}/"),
         ]
-        print_table(f"{settings.model} on {settings.dataset}", "", rows=rows, fold=False)  # paths can be copied
+        print_table(settings.title, "", rows=rows, fold=False)  # paths can be copied
         note(f"next: {program()} predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
     return 0
 
@@ -214,7 +214,7 @@ def _time(result: Result) -> str:
 
 def _draw(result: Result, config: Config) -> None:
     """Draw the pictures into the folder, if Matplotlib is installed."""
-    title = f"{config.model} on {config.dataset}"
+    title = config.title
     try:
         if result.history:
             plots.curves(result.history, result.folder / "curves.png", title, result.best_epoch or None)

@@ -7,6 +7,7 @@ If it can be downloaded, also add an entry to `download.SOURCES`. Your own data 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xcnn._check import path
@@ -15,11 +16,11 @@ from xcnn.data.cifar import load_cifar10
 from xcnn.data.dataset import Dataset
 from xcnn.data.digits import load_digits
 from xcnn.data.download import SOURCES, Progress, fetch
-from xcnn.data.folder import load_folder
+from xcnn.data.folder import folder_name, load_folder
 from xcnn.data.mnist import load_fashion_mnist, load_mnist
 from xcnn.errors import UsageError, explained, wrong_call
 
-__all__ = ["DATASETS", "Entry", "entry", "load", "splits"]
+__all__ = ["DATASETS", "Entry", "entry", "load", "splits", "title"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def entry(name: str) -> Entry:
     """
     found: Entry = find("data set", name, DATASETS, Entry)
     return found
+
+
+def title(name: str, data_dir: Path | None) -> str:
+    """Return what a data set is called in titles: a folder of images by its own name, others by theirs."""
+    return name if name != "folder" or data_dir is None else folder_name(data_dir)
 
 
 @explained

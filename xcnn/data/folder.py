@@ -14,7 +14,7 @@ from xcnn.data.images import RESIZE, SUFFIXES, colour
 from xcnn.data.table import PARTS, ImageList, is_inside, listed, read_table
 from xcnn.errors import DataError, UsageError, printable
 
-__all__ = ["MOST_SIDE", "load_folder"]
+__all__ = ["MOST_SIDE", "folder_name", "load_folder"]
 
 MOST_SIDE = 1024
 """The largest height and width of the images of a folder."""
@@ -87,8 +87,7 @@ def load_folder(
     ground = colour("load: folder", "background", background)
     flag("load: folder", "skip_broken", skip_broken)
     in_memory = integer("load: folder", "in_memory", in_memory, 0)
-    is_table = data_dir.suffix.lower() == ".csv" and not data_dir.is_dir()
-    name = data_dir.resolve().stem if is_table else data_dir.resolve().name
+    is_table, name = _is_table(data_dir), folder_name(data_dir)
 
     def left_out(rows: list[str]) -> None:
         tell(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
@@ -130,6 +129,15 @@ def load_folder(
         return Dataset(x, labels[chosen], classes, name)
 
     return tuple(part(parts == one) for one in PARTS if one in parts)
+
+
+def folder_name(data_dir: Path) -> str:
+    """Return the name of a data set of images: that of its folder, or that of its table without .csv."""
+    return data_dir.resolve().stem if _is_table(data_dir) else data_dir.resolve().name
+
+
+def _is_table(data_dir: Path) -> bool:
+    return data_dir.suffix.lower() == ".csv" and not data_dir.is_dir()
 
 
 # Telling what was found

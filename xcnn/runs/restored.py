@@ -11,6 +11,7 @@ import numpy as np
 from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
+from xcnn.data.catalog import title
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.nn import Module
@@ -58,6 +59,7 @@ class Restored:
     model : the model with its weights.
     device : the device of the model.
     dataset : the name of the data set of the test images; "" if none is known.
+    title : what it is called in titles: a folder of images by its own name.
     load_test : function that loads the test images, in the given size if the data set has no size of its own.
     """
 
@@ -65,6 +67,7 @@ class Restored:
     model: Module
     device: Device
     dataset: str
+    title: str
     load_test: Callable[[int | None], Dataset] = field(repr=False)
 
     def test_set(self) -> Dataset:
@@ -74,11 +77,11 @@ class Restored:
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
-                f"{self.dataset} has {test.shape} images of {len(test.classes)}"
+                f"{self.title} has {test.shape} images of {len(test.classes)}"
             )
         if self.dataset == self.checkpoint.dataset and test.classes != classes:
             raise UsageError(
-                f"the model has the classes {', '.join(classes)}, {self.dataset} has {', '.join(test.classes)}"
+                f"the model has the classes {', '.join(classes)}, {self.title} has {', '.join(test.classes)}"
             )
         return test
 
@@ -141,7 +144,7 @@ class Restored:
                         f"index must be from 0 to {len(test) - 1} (test images of {test.name}), got {index}",
                         setting="index",
                     )
-            names += [f"{self.dataset}-{index}" for index in indices]
+            names += [f"{self.title}-{index}" for index in indices]
             images += list(to_float(test.x[list(indices)]))
             truths += test.y[list(indices)].tolist()
         if not images:
@@ -222,6 +225,8 @@ def restore(
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
         require_moderate(checkpoint.shape)  # which becomes that of the images
-        return Restored(checkpoint, checkpoint.build(model, modules).to(opened), opened, chosen, load_test)
+        return Restored(
+            checkpoint, checkpoint.build(model, modules).to(opened), opened, chosen, title(chosen, data_dir), load_test
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -15,6 +15,7 @@ from typing import Any
 from xcnn import data, models, optim
 from xcnn._check import flag, integer, number
 from xcnn._plugins import is_foreign
+from xcnn.data.catalog import title
 from xcnn.data.folder import MOST_SIDE
 from xcnn.data.images import RESIZE, colour
 from xcnn.errors import UsageError, XcnnError, explained, unknown
@@ -215,6 +216,11 @@ class Config:
     keep_checkpoints: int = _row(2,
         "number of these checkpoints to keep.", _whole(1))
     # fmt: on
+
+    @property
+    def title(self) -> str:
+        """The network and the data set, such as `resnet20 on photos`."""
+        return f"{self.model} on {title(self.dataset, self.data_dir)}"
 
 
 Config.__init__ = explained(Config.__init__)  # type: ignore[method-assign]
