@@ -91,6 +91,12 @@ def test_without_validation_the_last_weights_are_tested(xcnn):
     code, out, _ = xcnn("train", "--model", "report", "--epochs", "1", "--validation", "0", "--json", "-o", "out")
     last = json.loads(out.splitlines()[-1])
     assert (code, last["best_epoch"], last["monitor"]) == (0, 0, None)
+    code, out, err = xcnn("train", "--resume", "out", "--epochs", "2")
+    assert code == 0, err
+    assert "  last, of epoch 2\n" in out
+    averaged = ["--epochs", "1", "--validation", "0", "--ema", "0.9", "-o", "averaged"]
+    assert "  last, of epoch 1, averaged\n" in xcnn("train", "--model", "report", *averaged)[1]
+    assert "  last, after 23 steps, averaged\n" in xcnn("evaluate", "averaged")[1]
 
 
 def test_train_prints_a_table(xcnn):

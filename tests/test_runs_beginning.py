@@ -242,7 +242,7 @@ def test_averaged_weights_are_kept_and_tested(tmp_path):
 def test_a_run_without_validation_tests_its_average(tmp_path):
     config = dataclasses.replace(CONFIG, ema=0.9, validation=0.0, batch_size=256, opt="sgd", lr=0.2)
     ended = train(config, tmp_path / "out")
-    assert (ended.best_epoch, ended.weights) == (0, "last, of epoch 1")
+    assert (ended.best_epoch, ended.weights) == (0, "last, of epoch 1, averaged")
     tested = runs.restore(tmp_path / "out").evaluate()
     assert tested.loss == pytest.approx(ended.test_loss, rel=1e-6)
     plain = train(dataclasses.replace(config, ema=None), tmp_path / "plain")

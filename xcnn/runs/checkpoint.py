@@ -89,7 +89,7 @@ class Checkpoint:
         'epoch 6, best val_loss 0.08612'
         """
         if self.training is not None:
-            return f"last, after {self.training.get('steps')} steps"
+            return f"last, after {self.training.get('steps')} steps{', averaged' if self.average else ''}"
         monitor = self.config.get("monitor", "val_loss")
         epoch, value = self.metrics.get("epoch"), self.metrics.get(monitor) if isinstance(monitor, str) else None
         if not isinstance(epoch, int) or not isinstance(value, float):

@@ -342,7 +342,7 @@ class _Run:
                 epoch = int(found.metrics.get("epoch", 0))
                 text = self.kept.describe(done) if self.kept.best_epoch == epoch else found.weights
                 return {"checkpoint": self.best, "best_epoch": epoch, "weights": text}
-        return {"checkpoint": self.newest, "weights": f"last, of epoch {done}"}
+        return {"checkpoint": self.newest, "weights": f"last, of epoch {done}{', averaged' if self.config.ema else ''}"}
 
 
 class _Finite(Callback):
