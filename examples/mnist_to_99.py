@@ -2,11 +2,10 @@
 
     python examples/mnist_to_99.py [--library torch] [--layout channels_last] [--device cuda] [--data-dir D] [--json]
 
-The settings are those that the README recommends, but the weights are not averaged. Both libraries start from the same
-weights, get the same augmented batches from `xcnn.data.Loader` in the same order, and train with Adam and the one-cycle
-schedule on the same number of threads. The network is tested after each epoch. The time is that of training without
-testing. It includes the time to make the batches, which is also reported by itself. Another network takes a first step,
-untimed, to compile the kernels.
+Both libraries start from the same weights, get the same augmented batches of 64 from `xcnn.data.Loader` in the same
+order, and train with Adam and the one-cycle schedule of 20 epochs on the same number of threads. The network is tested
+after each epoch. The time is that of training without testing. It includes the time to make the batches, which is also
+reported by itself. Another network takes a first step, untimed, to compile the kernels.
 
 With --json, prints JSON lines: one per epoch (epoch, train_loss, seconds, batch_seconds, test_accuracy), then one with
 library, layout, device, threads, epochs, test_accuracy, seconds, batch_seconds and warm_up_seconds.
@@ -30,10 +29,10 @@ from xcnn.runs import Config
 from xcnn.threads import get_num_threads
 from xcnn.training import Trainer
 
-__all__ = ["LAYOUTS", "LIBRARIES", "RECOMMENDED", "TARGET", "Learner", "main", "run"]
+__all__ = ["LAYOUTS", "LIBRARIES", "SETTINGS", "TARGET", "Learner", "main", "run"]
 
-RECOMMENDED = Config(dataset="mnist", model="lenet5", epochs=20, augment=("shift", "rotate"))
-"""The settings of the README; the others are the defaults of `xcnn train`: Adam, one-cycle, batches of 64."""
+SETTINGS = Config(dataset="mnist", model="lenet5", epochs=20, augment=("shift", "rotate"))
+"""The settings; the others are the defaults of `xcnn train`: Adam, one-cycle, batches of 64."""
 
 TARGET = 0.99
 
@@ -57,8 +56,8 @@ class Learner:
 
 @contextlib.contextmanager
 def _xcnn(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[Learner]:
-    optimizer = optim.Adam(model.parameters(), lr=RECOMMENDED.lr)
-    schedule = optim.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
+    optimizer = optim.Adam(model.parameters(), lr=SETTINGS.lr)
+    schedule = optim.OneCycleLR(optimizer, SETTINGS.lr, steps, cycle_momentum=False)
     trainer = Trainer(model, optimizer, "cross_entropy", device, schedule=schedule)
     where = trainer.device
     with where.active():
@@ -79,8 +78,8 @@ def _torch(model: nn.Module, steps: int, layout: str, device: str) -> Iterator[L
     )
     network.load_state_dict({name: torch.from_numpy(array) for name, array in model.state_dict().items()})
     network = network.to(device, memory_format=memory)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RECOMMENDED.lr, fused=True)  # the fastest
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECOMMENDED.lr, steps, cycle_momentum=False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=SETTINGS.lr, fused=True)  # the fastest
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, SETTINGS.lr, steps, cycle_momentum=False)
 
     def placed(x: np.ndarray) -> Any:
         return torch.from_numpy(x).to(device, memory_format=memory)
@@ -109,19 +108,19 @@ LIBRARIES = {"xcnn": _xcnn, "torch": _torch}
 
 def run(
     library: str, train: data.Dataset, test: data.Dataset, *, layout: str = LAYOUTS[0], device: str = "cpu",
-    seed: int = 0, epochs: int = RECOMMENDED.epochs, target: float = TARGET,
+    seed: int = 0, epochs: int = SETTINGS.epochs, target: float = TARGET,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train until the test accuracy is `target` or the epochs are over, and yield the records of the JSON lines."""
-    train, _ = data.split(train, RECOMMENDED.validation, seed)
-    augment = [data.AUGMENTATIONS[name] for name in RECOMMENDED.augment]
-    loader = data.Loader(train, RECOMMENDED.batch_size, seed=seed, augment=augment)
+    train, _ = data.split(train, SETTINGS.validation, seed)
+    augment = [data.AUGMENTATIONS[name] for name in SETTINGS.augment]
+    loader = data.Loader(train, SETTINGS.batch_size, seed=seed, augment=augment)
     opened, steps = LIBRARIES[library], epochs * len(loader)
 
     def model() -> nn.Module:
-        return models.build(RECOMMENDED.model, test.shape, len(test.classes), seed)
+        return models.build(SETTINGS.model, test.shape, len(test.classes), seed)
 
     with opened(model(), steps, layout, device) as learner:
-        start, x = time.perf_counter(), np.zeros((RECOMMENDED.batch_size, *test.shape), np.float32)
+        start, x = time.perf_counter(), np.zeros((SETTINGS.batch_size, *test.shape), np.float32)
         learner.step(x, np.zeros(len(x), np.int64))
         learner.scores(x)
         warm_up = time.perf_counter() - start
