@@ -148,6 +148,56 @@ def test_fit_inside_a_callback_is_refused(digits):
     assert [record["epoch"] for record in trainer.fit(batches(digits[0]))] == [2]
 
 
+def test_loading_a_state_inside_a_callback_is_refused(digits):
+    class Back(Callback):
+        def on_epoch_end(self, trainer, record):
+            trainer.load_state_dict(trainer.state_dict())
+
+    with pytest.raises(UsageError, match=r"^load_state_dict: this trainer is in fit; load a state before or after it$"):
+        make_trainer(callbacks=[Back()]).fit(batches(digits[0]))
+
+
+def test_a_method_with_other_arguments_is_refused():
+    says = (
+        r"^Mine.on_epoch_end: too many positional arguments.*; it is called as on_epoch_end\(self, trainer, record\)$"
+    )
+    with pytest.raises(UsageError, match=says):
+
+        class Mine(Callback):
+            def on_epoch_end(self, record):
+                pass
+
+
+class Writes(Callback):
+    def __init__(self, **entries):
+        self.entries = entries
+
+    def on_epoch_end(self, trainer, record):
+        record.update(self.entries)
+
+
+@pytest.mark.parametrize("value", [np.float32(1.5), np.array(1.5), np.array(1.5, np.float32)])
+def test_numbers_of_numpy_in_a_record_become_plain(digits, tmp_path, value):
+    checkpoints = Checkpoints(tmp_path)
+    trainer = make_trainer(callbacks=[Writes(mine=value), HistoryFile(tmp_path / "history.jsonl"), checkpoints])
+    (record,) = trainer.fit(batches(digits[0]))
+    assert type(record["mine"]) is float
+    again, checkpoints = make_trainer(), Checkpoints(tmp_path)
+    checkpoints.restore(again)
+    assert again.history == [record] == [json.loads((tmp_path / "history.jsonl").read_text())]
+
+
+@pytest.mark.parametrize("value", ["text", [1.0], np.ones(2), 1j])
+def test_what_a_history_cannot_hold_is_refused_before_it_is_saved(digits, tmp_path, value):
+    """Otherwise, no checkpoint of the run could be loaded."""
+    trainer = make_trainer(callbacks=[Writes(mine=value), Checkpoints(tmp_path, every="1epoch")])
+    with pytest.raises(UsageError, match=r"^Writes: the entry 'mine' of a record must be a number or None, got "):
+        trainer.fit(batches(digits[0]))
+    again = make_trainer()
+    again.load_state_dict(trainer.state_dict())
+    Checkpoints(tmp_path).restore(make_trainer())
+
+
 class Fails(Callback):
     def __init__(self, message):
         self.message = message
@@ -188,6 +238,15 @@ def test_the_state_of_callbacks_is_there_before_fit(digits, tmp_path):
     second = make_trainer(callbacks=[stopping, checkpoints])
     checkpoints.restore(second)
     assert (stopping.best, stopping.best_epoch) == (min(r["train_loss"] for r in first.history), 2)
+
+
+def test_a_callback_that_empties_the_record_is_refused(digits):
+    class Empties(Callback):
+        def on_epoch_end(self, trainer, record):
+            record.clear()
+
+    with pytest.raises(UsageError, match=r"^Empties: a record must keep its entry 'epoch', which is gone$"):
+        make_trainer(callbacks=[Empties()]).fit(batches(digits[0]))
 
 
 class Metric(Callback):

@@ -113,9 +113,12 @@ def test_without_a_fall_there_is_no_suggestion():
     assert found.suggestion is None
 
 
-def test_an_iterator_gives_what_it_has():
+def test_an_iterator_gives_what_it_has_which_is_told():
     trainer, batches = regression()
-    assert len(find_lr(trainer, iter(batches), steps=10).lrs) == 3
+    with pytest.warns(
+        UserWarning, match=r"^find_lr: the data ended after 3 of 10 batches, at the learning rate 6e-06;"
+    ):
+        assert len(find_lr(trainer, iter(batches), steps=10).lrs) == 3
     with pytest.raises(DataError, match="find_lr: there is no batch to train on"):
         find_lr(trainer, iter(()), steps=10)
 

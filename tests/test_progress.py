@@ -172,6 +172,20 @@ def test_a_bar_hides_at_the_end_of_its_task(monkeypatch):
     bar.stop()
 
 
+def test_one_bar_is_shown_at_a_time(monkeypatch):
+    """Rich recurses without end where bars of several threads are shown."""
+    screen = watched(monkeypatch)
+    first, second = terminal.Bar(), terminal.Bar()
+    first("first", 1, 3)
+    second("second", 1, 3)
+    assert "first" in screen.getvalue()
+    assert "second" not in screen.getvalue()
+    first.stop()
+    second("second", 2, 3)
+    assert "second" in screen.getvalue()
+    second.stop()
+
+
 def test_a_second_bar_that_rich_refuses_is_not_shown(monkeypatch):
     def refuse(self):
         raise LiveError("Only one live display may be active at once")

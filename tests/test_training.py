@@ -477,6 +477,14 @@ def test_keep_best_saves_only_better_epochs():
     assert [entry["epoch"] for entry in saved] == [2, 4]
 
 
+def test_a_plateau_that_waits_for_more_loss_is_refused():
+    """Each epoch in which the loss falls would lower the learning rate."""
+    model = nn.Linear(2, 1)
+    optimizer = optim.SGD(model.parameters())
+    with pytest.raises(UsageError, match=r"^Trainer: schedule gets the loss, of which less is better; .*mode='min'\)$"):
+        Trainer(model, optimizer, "mse_loss", schedule=optim.ReduceLROnPlateau(optimizer, "max"))
+
+
 def test_plateau_schedule_steps_once_an_epoch(digits):
     train, test = digits
     network = small_network()

@@ -20,7 +20,8 @@ class ReduceLROnPlateau(Schedule):
     Parameters
     ----------
     optimizer : the optimizer whose groups to change.
-    mode : `"min"` if a lower metric is better, `"max"` if a higher one is.
+    mode : `"min"` if a lower metric is better, as of the loss, which is what a `Trainer` passes; `"max"` if a higher
+        one is.
     factor : factor of each reduction.
     patience : number of epochs without improvement before a reduction.
     threshold : the smallest change that counts as an improvement.
@@ -45,7 +46,8 @@ class ReduceLROnPlateau(Schedule):
         eps: float = 1e-8,
     ) -> None:
         me = "ReduceLROnPlateau"
-        self._sign = _SIGN[choice(me, "mode", mode, _SIGN)]
+        self.mode = choice(me, "mode", mode, _SIGN)
+        self._sign = _SIGN[self.mode]
         self.factor = number(me, "factor", factor, "(0, 1)")
         self.patience = integer(me, "patience", patience, 0)
         self.relative = choice(me, "threshold_mode", threshold_mode, ("rel", "abs")) == "rel"

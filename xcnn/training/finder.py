@@ -123,6 +123,12 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
             losses.append(mean / (1 - keep ** len(lrs)))
             if losses[-1] > min(losses) + (_DIVERGED - 1) * abs(min(losses)):
                 break
+        else:
+            if 0 < len(lrs) < steps:
+                trainer.tell(
+                    f"{me}: the data ended after {len(lrs)} of {steps} batches, at the learning rate {lrs[-1]:.2g}; "
+                    "pass data that can be read again, such as a list of batches, or fewer steps"
+                )
     if not lrs:
         raise DataError(f"{me}: there is no batch to train on")
     return LRFinder(tuple(lrs), tuple(losses), _suggestion(lrs, losses, start=round(_MEMORY * steps)))

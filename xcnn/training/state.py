@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from xcnn._check import is_integer
+from xcnn._check import is_integer, shown
+from xcnn.errors import UsageError
 from xcnn.training.evaluation import Metrics
 
-__all__ = ["RECORD", "Epoch", "count", "record"]
+__all__ = ["RECORD", "Epoch", "count", "plain", "record"]
 
 RECORD = (
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -49,6 +50,19 @@ def count(value: Any) -> int:
     if not is_integer(value) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is not a count")
     return int(value)
+
+
+def plain(entries: dict[str, Any], caller: str) -> None:
+    """Make numbers of NumPy, or of a device, in a record plain, and refuse what could not be saved and loaded again."""
+    for name in RECORD:
+        if name not in entries:
+            raise UsageError(f"{caller}: a record must keep its entry {name!r}, which is gone")
+    for name, value in list(entries.items()):
+        number = value.item() if getattr(value, "ndim", None) == 0 else value
+        if not isinstance(name, str) or not isinstance(number, int | float | None):
+            del entries[name]  # so that the history can be saved
+            raise UsageError(f"{caller}: the entry {name!r} of a record must be a number or None, got {shown(value)}")
+        entries[name] = number
 
 
 def record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:

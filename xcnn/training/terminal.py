@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from xcnn._dispatch import COMPILATION
@@ -20,6 +21,9 @@ __all__ = ["Bar", "Stream", "console", "duration", "in_notebook", "note", "perce
 
 _PAUSE = 0.1
 """The least time in seconds from one drawing of a bar to the next."""
+
+_TURN = threading.Lock()
+"""Held by the bar that is shown. Rich shows several bars at once only if they belong to one thread."""
 
 
 class Stream:
@@ -119,6 +123,8 @@ def duration(seconds: float) -> str:
 class Bar:
     """A progress bar on stderr for one task after another, such as a download; it is hidden between them.
 
+    While a bar is shown, others are not, such as those of trainers in other threads.
+
     Parameters
     ----------
     redirect : whether what others print on the same terminal is shown above the bar. Results that go elsewhere are
@@ -158,10 +164,12 @@ class Bar:
             return
         if name != self.name:
             self.stop()
+            if not _TURN.acquire(blocking=False):
+                return
             self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="", left="")
             try:
                 self.progress.start()
-            except LiveError:  # another bar is shown, and this is Rich before 14.1
+            except LiveError:  # the program shows one of its own, and this is Rich before 14.1
                 self.shown = False
         rest = self.progress.tasks[0].time_remaining if left is None else left
         after = "" if rest is None or math.isnan(rest) else f"{duration(rest)} left"
@@ -201,4 +209,6 @@ class Bar:
         self.progress.stop()
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
-        self.name = None
+        if self.name is not None:
+            self.name = None
+            _TURN.release()

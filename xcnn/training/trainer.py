@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,13 +14,22 @@ from xcnn._check import flag, integer, number, shown
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
 from xcnn.devices import device as open_device
-from xcnn.errors import CheckpointError, DataError, DivergedError, UsageError, explained, making_sense, unknown
+from xcnn.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    UsageError,
+    explained,
+    making_sense,
+    unknown,
+    wrong_call,
+)
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.signals import delayed_signals
-from xcnn.training.state import Epoch, count, record
+from xcnn.training.state import Epoch, count, plain, record
 from xcnn.training.step import Step
 from xcnn.training.terminal import watched
 
@@ -66,6 +76,11 @@ class Callback:
         for name in dir(cls):
             if name.startswith("on_") and name not in known and callable(getattr(cls, name)):
                 raise unknown(f"method of the callback {cls.__name__}", name, known)
+        for name in vars(Callback).keys() & vars(cls).keys():
+            if inspect.isfunction(vars(cls)[name]) and not name.startswith("_"):
+                arguments = inspect.signature(vars(Callback)[name]).parameters
+                if wrong := wrong_call(f"{cls.__name__}.{name}", vars(cls)[name], arguments, {}):
+                    raise UsageError(f"{wrong}; it is called as {name}({', '.join(arguments)})")
         if "__init__" in vars(cls):
             cls.__init__ = explained(cls.__init__)  # type: ignore[method-assign]
 
@@ -108,7 +123,7 @@ class Trainer:
     loss : a name in `xcnn.training.LOSSES`, a `Loss`, or a function `(output, target) -> (loss, backward)`.
     device : where to compute: `"cpu"`, `"cuda"`, `"cuda:1"`, `"auto"`, ...; see `xcnn.device`.
     schedule : a schedule from `xcnn.optim`, built on the optimizer. It is stepped after every epoch, with the
-        validation loss, or after every batch if its `unit` is `"step"`.
+        validation loss (the training loss without validation), or after every batch if its `unit` is `"step"`.
     clip_norm, clip_value : the largest norm of all gradients together, and the largest absolute value of an entry; None
         for no limit.
     metrics : further figures of the validation, as functions by name, such as `{"iou": mean_iou}`, whose value is
@@ -156,6 +171,10 @@ class Trainer:
                 raise UsageError(f"Trainer: {name} must be an instance of {kind.__name__}, got {value!r}")
         if schedule is not None and getattr(schedule, "optimizer", None) is not optimizer:
             raise UsageError(f"Trainer: schedule must be a schedule of the same optimizer or None, got {schedule!r}")
+        if isinstance(schedule, optim.ReduceLROnPlateau) and schedule.mode == "max":
+            raise UsageError(
+                "Trainer: schedule gets the loss, of which less is better; use ReduceLROnPlateau(mode='min')"
+            )
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None:
                 number("Trainer", name, limit, "[0, inf)")
@@ -303,7 +322,9 @@ class Trainer:
                 for epoch in range(first + 1, last + 1):
                     record = self._train_epoch(epoch, feed, held_out, between_steps)
                     self.history.append(record)
-                    self._call("on_epoch_end", record)
+                    for callback in self._all_callbacks():
+                        callback.on_epoch_end(self, record)
+                        plain(record, type(callback).__name__)
                     between_steps(lambda: None)
                     if self.stop_reason:
                         break
@@ -526,7 +547,11 @@ class Trainer:
         ------
         CheckpointError
             If it is not the state of a trainer, or does not fit this model, optimizer, schedule or these callbacks.
+        UsageError
+            If a callback calls it during `fit`.
         """
+        if self._fitting:
+            raise UsageError("load_state_dict: this trainer is in fit; load a state before or after it")
         with making_sense("Trainer"):
             streams = dict(self.model.named_generators())
             if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
