@@ -79,7 +79,10 @@ class Loader:
         found = as_dataset(dataset)
         if found is None:
             kinds = "a Dataset, arrays (x, y), or an object with __len__ and __getitem__(int) -> (x, y)"
-            raise UsageError(f"Loader: dataset must be {kinds}, got {type(dataset).__name__}")
+            got = type(dataset).__name__
+            if isinstance(dataset, tuple):
+                got = f"a tuple of {', '.join(type(one).__name__ for one in dataset)}"
+            raise UsageError(f"Loader: dataset must be {kinds}, got {got}")
         self.dataset: Dataset | MapDataset = found
         self.batch_size = integer("Loader", "batch_size", batch_size)
         self.shuffle = flag("Loader", "shuffle", shuffle)
