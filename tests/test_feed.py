@@ -392,13 +392,9 @@ def test_predictions_need_no_targets():
 @pytest.mark.parametrize("one", ["x.npy", b"x", {"x": TABLE, "y": TABLE}])
 def test_names_and_dicts_are_no_data(one):
     trainer = trainer_of("regression")
-    for use, who in (
-        (trainer.fit, "fit: train"),
-        (trainer.evaluate, "evaluate: data"),
-        (trainer.predict, "predict: x"),
-    ):
-        with pytest.raises(UsageError, match=f"^{who} must be a Loader, .* got {type(one).__name__}$"):
-            use(one)
+    for use, name in (("fit", "train"), ("evaluate", "data"), ("predict", "x")):
+        with pytest.raises(UsageError, match=f"^{use}: {name} must be a Loader, .* got {type(one).__name__}$"):
+            getattr(trainer, use)(one)
 
 
 def test_lists_instead_of_arrays_are_named():

@@ -125,6 +125,7 @@ def read(array: Any, places: Places) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         plain, mapping = np.asarray(array), _mapping(array)
         given_back = mapping is not None and mapping.mode != "c" and hasattr(mmap.mmap, "madvise")
+        parts: list[tuple[slice, Places]]
         if isinstance(places, slice):
             rows, parts = np.empty_like(plain[places]), [(slice(None), places)]
         else:
