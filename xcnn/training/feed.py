@@ -14,7 +14,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn.data import Dataset, Loader, to_float
-from xcnn.data.dataset import check_scaled
+from xcnn.data.dataset import check_scaled, check_unmasked
 from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
@@ -161,6 +161,7 @@ def as_array(value: Any) -> Array:
         raise UsageError(f"x and targets must be arrays, got a {type(value).__name__} of unequal shapes") from None
     except TypeError:
         raise UsageError(f"x and targets must be arrays, got {type(value).__name__}") from None
+    check_unmasked("an array of a batch", value)
     return value
 
 
