@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from xcnn import data, plots
-from xcnn.errors import DataError, UsageError
+from xcnn import Trainer, data, nn, optim, plots
+from xcnn.errors import DataError, DtypeError, UsageError
 
 X = np.random.default_rng(0).random((8, 1, 4, 4), np.float32)
 Y = np.arange(8) % 2
@@ -151,3 +151,82 @@ def test_a_picture_of_nothing_is_refused(draw, says, tmp_path):
 def test_pictures_take_paths_as_text(tmp_path):
     pytest.importorskip("matplotlib")
     assert plots.confusion(np.eye(2, dtype=int), ("a", "b"), str(tmp_path / "c.png")).is_file()
+
+
+# What strangers bring
+
+
+def test_names_of_classes_may_be_an_array():
+    """The fix that the error for text names works as it is."""
+    text = np.asarray(["dog", "cat"])[Y]
+    for y in (text, text.astype(object)):
+        with pytest.raises(DtypeError, match=r"; number classes by names, y = numpy.unique\(y, return_inverse=True\)$"):
+            data.from_arrays(X, y)
+    names, y = np.unique(text, return_inverse=True)
+    made = data.from_arrays(X, y, names)
+    assert made.classes == ("cat", "dog")
+    assert [made.classes[k] for k in made.y] == text.tolist()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (
+            X,
+            Y > 0,
+            r"got bool; pass y.astype\('int64'\) for two classes, y.astype\('float32'\) for labels of yes or no$",
+        ),
+        (
+            (X * 65535).astype(np.uint16),
+            Y,
+            r"got uint16; pass pixels from 0 to 65535 as x.astype\('float32'\) / 65535$",
+        ),
+        (
+            np.where(X[5, 0, 2, 1] == X, np.nan, X),
+            Y,
+            r"without NaN, but x\[5, 0, 2, 1\] is nan, one of 1 that are not$",
+        ),
+        (X, np.where(Y > 0, np.inf, 0.5), r"without NaN, but y\[1\] is inf, one of 4 that are not$"),
+        (np.ma.masked_less(X, 0.5), Y, r"^from_arrays: x is a masked array, whose mask would be ignored; fill it"),
+        (X, np.ma.masked_equal(Y, 1), r"^from_arrays: y is a masked array"),
+        (X, Y - 1, r"labels run from -1 to 0; .* with -100 where none counts, or"),
+    ],
+)
+def test_what_strangers_bring_is_told_its_fix(x, y, says):
+    with pytest.raises((DataError, DtypeError), match=says):
+        data.from_arrays(x, y)
+
+
+def test_a_masked_array_is_neither_held_nor_predicted_from():
+    with pytest.raises(DataError, match=r"^arrays: x is a masked array"):
+        data.Dataset(np.ma.masked_less(X, 0.5), Y)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(DataError, match=r"is a masked array, whose mask would be ignored; fill it"):
+        Trainer(model, optim.SGD(model.parameters())).predict(np.ma.masked_less(X, 0.5))
+
+
+class Examples:
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, k):
+        if k == 5:
+            raise RuntimeError("the disk is gone")
+        return X[k], Y[k]
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_an_error_of_an_example_says_which_it_is(workers):
+    loader = data.Loader(Examples(), 2, shuffle=False, workers=workers)
+    with pytest.raises(RuntimeError, match=r"^the disk is gone\nExamples: this is example 5 of 8$"):
+        list(loader)
+
+
+def test_what_a_loader_takes_is_split_and_measured():
+    pairs, arrays = list(zip(X, Y, strict=True)), data.Dataset(X, Y, ("0", "1"))
+    for part, held in (data.split(made, 0.25, seed=1) for made in ((X, Y), pairs)):
+        for made, wanted in zip((part, held), data.split(arrays, 0.25, seed=1), strict=True):
+            assert np.array_equal(made.gather(np.arange(len(made)))[0], wanted.x)
+    assert data.channel_statistics((X, Y)) == data.channel_statistics(pairs) == data.channel_statistics(arrays)
+    with pytest.raises(UsageError, match=r"^split: dataset must be a Dataset, .* got a tuple of list, list$"):
+        data.split(([0.0], [1]), 0.5, seed=0)

@@ -278,7 +278,14 @@ def test_a_generator_gives_its_batches_once():
     trainer = trainer_of("regression")
     trainer.fit(batches())
     with pytest.raises(DataError, match=r"epoch 3: there is no batch to train on \(an iterator gives its batches only"):
-        trainer.fit(batches(), 2)
+        trainer.fit(iter(list(in_hand("regression"))), 2)
+    trainer.fit(batches(), until=3, validation=batches())
+    for made in (batches(), zip(TABLE, TABLE, strict=True), map(tuple, in_hand("regression"))):
+        says = r"^fit: (train|validation) is a \w+, whose batches come once, for 2 epochs; pass a list of batches"
+        for train, validation in ((made, None), (list(in_hand("regression")), made)):
+            with pytest.raises(DataError, match=says):
+                trainer.fit(train, 2, validation=validation)
+    assert len(trainer.history) == 3  # none was begun
     used = batches()
     trainer.evaluate(used)
     with pytest.raises(DataError, match=r"there is no batch to test on \(an iterator gives its batches only once\)"):
@@ -331,7 +338,7 @@ def test_a_sequence_that_is_no_list_has_examples():
 
 
 @pytest.mark.parametrize("use", ["fit", "evaluate", "predict"])
-def test_workers_end_with_the_error_that_ends_the_work(use):
+def test_workers_end_with_the_error_that_ends_the_work(use, monkeypatch):
     """Also while the error, whose traceback refers to the batches, is kept."""
     trainer = trainer_of("regression")
     loader = data.Loader((TABLE, TABLE[:, :2]), 2, workers=2)
@@ -340,8 +347,61 @@ def test_workers_end_with_the_error_that_ends_the_work(use):
         raise RuntimeError("mine")
 
     before = threading.active_count()
-    trainer.model[0].forward = fail
+    monkeypatch.setattr(trainer.model[0], "forward", fail)
     with pytest.raises(RuntimeError, match="mine") as held:
         getattr(trainer, use)(loader)
     assert threading.active_count() == before
     assert held.value.__traceback__ is not None
+
+
+class Unsized:
+    """Batches with `__len__` although they have no length, as a `DataLoader` of PyTorch of an iterable data set."""
+
+    def __len__(self):
+        raise TypeError("object of type 'Stream' has no len()")
+
+    def __iter__(self):
+        return in_hand("regression")
+
+
+def test_batches_may_have_no_length():
+    assert feed(Unsized()).length is None
+    wanted = trainer_of("regression").fit(list(in_hand("regression")), 2)
+    assert [r["train_loss"] for r in trainer_of("regression").fit(Unsized(), 2)] == [r["train_loss"] for r in wanted]
+
+
+@pytest.mark.parametrize("y", [3, 0.5, np.float32(2.0), np.asarray(1)])
+def test_examples_one_by_one_are_no_batches(y):
+    examples, trainer = [(TABLE[0], y), (TABLE[1], y)], trainer_of("regression")
+    says = r" must yield batches \(x, y\), but y is the single number [\d.]+; pass examples as data.MapDataset"
+    for use in (trainer.fit, trainer.evaluate, trainer.predict):
+        with pytest.raises(UsageError, match=says):
+            use(examples)
+    assert trainer.predict(data.MapDataset(examples)).shape[0] == 2
+
+
+def test_predictions_need_no_targets():
+    trainer = trainer_of("regression")
+    wanted, halves = trainer.predict(TABLE), (TABLE[:12], TABLE[12:])
+    for batches in (halves, [[half] for half in halves], [(half, None) for half in halves]):
+        assert np.array_equal(trainer.predict(batch for batch in batches), wanted)
+    with pytest.raises(UsageError, match=r"^predict: x must yield batches x or \(x, y\), got a tuple of 3$"):
+        trainer.predict([(TABLE, TABLE, TABLE)])
+
+
+@pytest.mark.parametrize("one", ["x.npy", b"x", {"x": TABLE, "y": TABLE}])
+def test_names_and_dicts_are_no_data(one):
+    trainer = trainer_of("regression")
+    for use, name in (("fit", "train"), ("evaluate", "data"), ("predict", "x")):
+        with pytest.raises(UsageError, match=f"^{use}: {name} must be a Loader, .* got {type(one).__name__}$"):
+            getattr(trainer, use)(one)
+
+
+def test_lists_instead_of_arrays_are_named():
+    trainer, lists = trainer_of("regression"), (TABLE.tolist(), TABLE.tolist())
+    with pytest.raises(UsageError, match=r"got a list of 20; pass NumPy arrays as a tuple \(x, y\)$"):
+        trainer.fit(lists)
+    with pytest.raises(UsageError, match=r"^Loader: dataset must be .* got a tuple of list, list$"):
+        data.Loader(lists)
+    with pytest.raises(UsageError, match=r"^x and targets must be arrays, got a list of unequal shapes$"):
+        trainer.predict([TABLE[0], TABLE[0, :1]])

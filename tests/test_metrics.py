@@ -170,3 +170,21 @@ def test_validation_makes_no_confusion_matrix_but_checks_labels(monkeypatch):
 def test_many_classes_have_no_confusion_matrix():
     training = trainer_of(network(nn.Linear(4, 4097)), "cross_entropy")
     assert training.evaluate([(X, np.arange(12))]).confusion is None
+
+
+@pytest.mark.parametrize("metric", [lambda targets: 0.0, lambda t, p, weights: 0.0, functools.partial(r2_score, X)])
+def test_a_metric_that_cannot_be_called_is_refused_before_training(metric):
+    with pytest.raises(
+        UsageError, match=r"^Trainer: the metric mine: .*; it must be a function \(targets, predictions"
+    ):
+        trainer_of(vectors(1), "mse_loss", metrics={"mine": metric})
+
+
+def test_an_error_of_a_metric_says_which_it_is():
+    def accuracy(targets, predictions):
+        raise ValueError("a mix of multiclass and continuous targets")
+
+    training = trainer_of(vectors(3), "cross_entropy", metrics={"good": lambda t, p: 1.0, "accuracy_score": accuracy})
+    says = r"continuous targets\nevaluate: this is the metric accuracy_score of targets int64 \(12,\) and predictions "
+    with pytest.raises(ValueError, match=says + r"float64 \(12, 3\)$"):
+        training.evaluate((X, np.arange(12) % 3))

@@ -86,7 +86,8 @@ def test_constants_may_come_as_any_list_of_numbers():
         (
             lambda: data.channel_statistics(np.ones((2, 1, 2, 2))),
             UsageError,
-            "channel_statistics: dataset must be a Dataset or a MapDataset, got ndarray; see data.from_arrays",
+            "channel_statistics: dataset must be a Dataset, arrays (x, y), or an object with __len__ and "
+            "__getitem__(int) -> (x, y), got ndarray",
         ),
     ],
 )

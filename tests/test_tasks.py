@@ -103,6 +103,20 @@ def test_every_library_counts_alike(backend):
         ("cross_entropy", 3, np.ones((12, 3)), UsageError, "sum to 3, .* use binary_cross_entropy_with_logits"),
         ("binary_cross_entropy_with_logits", 1, np.ones(12, int), ShapeError, r"reshape .* by y\[:, None\]$"),
         ("cross_entropy", 3, np.full(12, -100), UsageError, "every label of the batch is -100, which is ignored"),
+        ("cross_entropy", 3, np.zeros((12, 1), int), ShapeError, r"of shape \(12,\) for .* \(12, 1\); pass y\[:, 0\]$"),
+        ("nll_loss", 3, np.eye(3, dtype=int)[[0] * 12], ShapeError, r"one-hot, pass y.argmax\(axis=1\)$"),
+        ("cross_entropy", 3, np.zeros((12, 2), int), ShapeError, r"for the output \(12, 3\), got shape \(12, 2\)$"),
+        *(
+            (lambda output, target, made=made: (0.0, made), 3, np.zeros(12), kind, f"^<lambda>: backward.*{says}$")
+            for made, kind, says in (
+                (lambda dy: (dy,), UsageError, "missing a required argument: 'dy'"),
+                (lambda: np.zeros((12, 3), np.float32), ShapeError, r"must return a tuple .* \(12, 3\), got ndarray"),
+                (lambda: (np.zeros((12, 12), np.float32),), ShapeError, r"got float32 \(12, 12\)"),
+                (lambda: (np.zeros((12, 3), np.float32),), ShapeError, r"float64 .*, got float32 \(12, 3\)"),
+                (lambda: (1.0,), ShapeError, "got float"),
+                (lambda: (), ShapeError, "got tuple"),
+            )
+        ),
     ],
 )
 def test_a_target_that_does_not_fit_the_loss_is_named_with_a_fix(loss, outputs, target, kind, says):
@@ -304,3 +318,16 @@ def test_parameters_that_the_optimizer_lacks_are_told_once():
     model[0].freeze()
     Trainer(model, optim.SGD(model[2].parameters(), lr=0.1), tell=said.append).fit([(X, y)])
     assert not said
+
+
+def test_masks_with_an_axis_too_many_are_told_the_fix():
+    masks = RNG.integers(0, 3, (12, 5, 6))
+    for y, fix in ((masks[:, None], r"y\[:, 0\]"), (masks[..., None], r"y\[\.\.\., 0\]")):
+        with pytest.raises(ShapeError, match=f"; pass {fix}$"):
+            trainer_of(pixels(), "cross_entropy").evaluate((IMAGES, y))
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_the_function_of_a_loss_is_the_loss(name):
+    assert loss_named(getattr(ops, name)) is LOSSES[name]
+    assert loss_named(ops.cross_entropy, label_smoothing=0.1).correct is LOSSES["cross_entropy"].correct

@@ -12,12 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from xcnn._array import Array, full, is_array, is_kind, namespace_of
-from xcnn.data.lazy import Rows, fingerprint, is_lazy, is_like_array, places_of, read
+from xcnn.data.lazy import Rows, fingerprint, is_lazy, is_like_array, is_table, places_of, read
 from xcnn.devices import Device, free_memory, on_host, out_of_memory, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, OutOfMemoryError, ShapeError, UsageError, explained
 
-__all__ = ["IGNORED", "Dataset", "check_scaled", "chosen_places", "from_arrays", "to_float"]
+__all__ = [
+    "IGNORED",
+    "Dataset",
+    "check_scaled",
+    "check_unmasked",
+    "chosen_places",
+    "from_arrays",
+    "how_to_convert",
+    "to_float",
+]
 
 IGNORED = -100
 """The class index that losses ignore, unless they are told another one."""
@@ -47,8 +56,9 @@ class Dataset:
     x : (N, ...), two or more axes: uint8, which a `Loader` divides by 255, or floating point, which it does not scale.
         Images are (N, C, H, W), signals (N, C, L), volumes (N, C, D, H, W).
     y : (N, ...), integers, which become int64, or floating point.
-    classes : the name of each class, if the targets are classes. Then `y` is integers in 0..len(classes)-1, or -100,
-        which the losses ignore; or floating point (N, len(classes), ...), a number for each class.
+    classes : the name of each class, a list or an array, if the targets are classes. Then `y` is integers in
+        0..len(classes)-1, or -100, which the losses ignore; or floating point (N, len(classes), ...), a number for
+        each class.
     name : name of the data set in errors and tables.
 
     Raises
@@ -73,24 +83,27 @@ class Dataset:
 
     def __post_init__(self) -> None:
         classes: Any = self.classes
+        if isinstance(classes, np.ndarray) or is_table(classes):
+            classes = np.asarray(classes).tolist()
         if (
             not isinstance(classes, Sequence)
             or isinstance(classes, str)
             or not all(isinstance(c, str) for c in classes)
         ):
             raise UsageError(f"{self.name}: classes must be a list of names, got {self.classes!r}")
-        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "classes", tuple(classes))
         x, y = _checked(self.name, "x", self.x), _checked(self.name, "y", self.y)
         if x.dtype != np.uint8 and x.dtype.kind != "f":
             raise DtypeError(
-                f"{self.name}: x must be uint8 or floating point, got {x.dtype}; "
-                "pass pixels from 0 to 255 as x.astype('uint8'), anything else as x.astype('float32')"
+                f"{self.name}: x must be uint8 or floating point, got {x.dtype}; pass {how_to_convert(x.dtype)}"
             )
         if y.dtype.kind not in "iuf":
-            raise DtypeError(
-                f"{self.name}: y must be integers or floating point, got {y.dtype}; number classes 0, 1, 2, ..., "
-                "and pass yes or no as y.astype('float32')"
-            )
+            fix = "number classes 0, 1, 2, ..."
+            if y.dtype.kind == "b":
+                fix = "pass y.astype('int64') for two classes, y.astype('float32') for labels of yes or no"
+            elif y.dtype.kind in "OSTU":
+                fix = "number classes by names, y = numpy.unique(y, return_inverse=True)"
+            raise DtypeError(f"{self.name}: y must be integers or floating point, got {y.dtype}; {fix}")
         if len(x.shape) < 2 or 0 in x.shape[1:]:
             raise ShapeError(f"{self.name}: x must be (N, ...), two or more axes of at least 1, got {x.shape}")
         if len(y.shape) < 1 or y.shape[0] != x.shape[0]:
@@ -102,9 +115,15 @@ class Dataset:
                 object.__setattr__(self, "y", y.astype(np.int64, copy=False))
         for name, array in (("x", x), ("y", y)):
             if isinstance(array, np.ndarray) and not is_lazy(array) and array.dtype.kind == "f" and array.size:
-                low, high = float(array.min()), float(array.max())  # NaN if there is one
-                if not (math.isfinite(low) and math.isfinite(high)):
-                    raise DataError(f"{self.name}: float {name} must be finite, without NaN, got {low} to {high}")
+                self._check_finite(name, array)
+
+    def _check_finite(self, name: str, array: npt.NDArray[Any]) -> None:
+        if math.isfinite(array.min()) and math.isfinite(array.max()):  # NaN if there is one
+            return
+        wrong = np.argwhere(~np.isfinite(array))
+        first = tuple(wrong[0].tolist())
+        got = f"{name}{list(first)} is {array[first]}, one of {len(wrong):,} that are not"
+        raise DataError(f"{self.name}: float {name} must be finite, without NaN, but {got}")
 
     def _check_targets(self, y: npt.NDArray[Any]) -> None:
         """Check targets in memory against the classes, if there are any."""
@@ -242,7 +261,21 @@ def _checked(owner: str, name: str, array: Any) -> Any:
             f"{owner}: {name} must be a NumPy array, or lazy with shape, dtype and rows, got {type(array).__name__}; "
             "see data.from_arrays"
         )
+    check_unmasked(f"{owner}: {name}", array)
     return array
+
+
+def check_unmasked(what: str, array: Any) -> None:
+    """Refuse a masked array of NumPy, as the numbers under its mask would be used like the others."""
+    if hasattr(array, "filled"):
+        raise DataError(f"{what} is a masked array, whose mask would be ignored; fill it, such as by filled(0.0)")
+
+
+def how_to_convert(dtype: Any) -> str:
+    """Return as what to give an array of a dtype that `x` cannot have, for errors."""
+    if dtype == np.uint16:
+        return "pixels from 0 to 65535 as x.astype('float32') / 65535"
+    return "pixels from 0 to 255 as x.astype('uint8'), anything else as x.astype('float32')"
 
 
 def _part(array: Any, index: slice | npt.NDArray[Any]) -> Any:
@@ -311,14 +344,16 @@ def check_scaled(caller: str, x: Any, otherwise: str) -> None:
     first = x[:_LOOKED_AT]
     low, high = first.min(), first.max()
     if low >= 0 and high > _MOST_SCALED and np.array_equal(first, np.rint(first)):
+        fix = "divide them by 255" if high <= 255 else "divide them by the largest value that they can have"
         raise DataError(
-            f"{caller}: float x from {low} to {high} are probably pixels that are not scaled; "
-            f"divide them by 255, or pass {otherwise}"
+            f"{caller}: float x from {low} to {high} are probably pixels that are not scaled; {fix}, "
+            f"or pass {otherwise}"
         )
 
 
 def _host_array(name: str, value: Any) -> Any:
     """Return a lazy array as it is, and anything else as a NumPy array."""
+    check_unmasked(f"from_arrays: {name}", value)
     if is_like_array(value):
         return value
     if is_array(value):
@@ -337,8 +372,8 @@ def _numbered(y: Any) -> Sequence[str]:
     count, first = int(y.max(initial=0)) + 1, int(y.min(initial=0, where=y != IGNORED))
     if first < 0:
         raise DataError(
-            f"from_arrays: labels run from {first} to {y.max()}; number the classes 0, 1, 2, ..., "
-            "or pass y.astype('float32') for regression"
+            f"from_arrays: labels run from {first} to {y.max()}; number the classes 0, 1, 2, ..., with {IGNORED} where "
+            "none counts, or pass y.astype('float32') for regression"
         )
     if count > _MOST_CLASSES:
         raise DataError(

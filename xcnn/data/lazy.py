@@ -20,6 +20,9 @@ __all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_t
 _SAMPLES = 64
 """The rows of a lazy array that enter its fingerprint."""
 
+_AT_ONCE = 16
+"""The scattered rows of a mapped file that are read before its pages are given back; each may bring in 2 MiB."""
+
 Places = slice | npt.NDArray[Any]
 
 
@@ -120,12 +123,19 @@ def read(array: Any, places: Places) -> npt.NDArray[Any]:
         If a lazy array returns something else than such rows.
     """
     if isinstance(array, np.ndarray):
+        plain, mapping = np.asarray(array), _mapping(array)
+        given_back = mapping is not None and mapping.mode != "c" and hasattr(mmap.mmap, "madvise")
+        parts: list[tuple[slice, Places]]
         if isinstance(places, slice):
-            rows = np.array(array[places], subok=False)
+            rows, parts = np.empty_like(plain[places]), [(slice(None), places)]
         else:
-            rows = np.take(np.asarray(array), places, axis=0)
-        if (mapping := _mapping(array)) is not None and mapping.mode != "c" and hasattr(mmap.mmap, "madvise"):
-            mapping.base.madvise(mmap.MADV_DONTNEED)  # what was written to a shared mapping ("r+") stays in the file
+            rows = np.empty((len(places), *plain.shape[1:]), plain.dtype)
+            step = _AT_ONCE if given_back else max(1, len(places))
+            parts = [(slice(i, i + step), places[i : i + step]) for i in range(0, len(places), step)]
+        for part, chosen in parts:
+            rows[part] = plain[chosen]
+            if given_back:
+                mapping.base.madvise(mmap.MADV_DONTNEED)  # what was written to a shared mapping ("r+") stays there
         return rows
     if isinstance(places, slice):
         return _checked(array, array[places], len(range(*places.indices(array.shape[0]))))

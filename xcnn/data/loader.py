@@ -14,7 +14,7 @@ from xcnn.data._threads import ahead
 from xcnn.data.augment import Augmentation
 from xcnn.data.dataset import Dataset, to_float
 from xcnn.data.draws import Draws
-from xcnn.data.mapped import MapDataset, as_dataset
+from xcnn.data.mapped import MapDataset, dataset_of
 from xcnn.errors import UsageError, explained, wrong_call
 
 __all__ = ["Loader"]
@@ -76,11 +76,7 @@ class Loader:
         workers: int = 0,
         prefetch: int = 2,
     ) -> None:
-        found = as_dataset(dataset)
-        if found is None:
-            kinds = "a Dataset, arrays (x, y), or an object with __len__ and __getitem__(int) -> (x, y)"
-            raise UsageError(f"Loader: dataset must be {kinds}, got {type(dataset).__name__}")
-        self.dataset: Dataset | MapDataset = found
+        self.dataset = found = dataset_of("Loader", dataset)
         self.batch_size = integer("Loader", "batch_size", batch_size)
         self.shuffle = flag("Loader", "shuffle", shuffle)
         self.seed = integer("Loader", "seed", seed, minimum=0)

@@ -1,13 +1,13 @@
 """`MapDataset`: a data set of any object with a length and items (x, y), as the map-style data sets of PyTorch.
 
-And what serves both kinds of data sets: `as_dataset` and `split`.
+And what serves both kinds of data sets: `as_dataset`, `dataset_of` and `split`.
 """
 
 import collections.abc
 import copy
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,13 @@ import numpy.typing as npt
 from xcnn._array import is_array
 from xcnn._check import integer, number
 from xcnn.data._threads import check_wanted
-from xcnn.data.dataset import Dataset, chosen_places, from_arrays
+from xcnn.data.dataset import Dataset, chosen_places, from_arrays, how_to_convert
 from xcnn.data.lazy import is_like_array, is_table, places_of
 from xcnn.devices import Device, to_numpy
 from xcnn.devices import device as open_device
 from xcnn.errors import DataError, DtypeError, ShapeError, UsageError, explained
 
-__all__ = ["MapDataset", "as_dataset", "split"]
-
-T = TypeVar("T", Dataset, "MapDataset")
+__all__ = ["MapDataset", "as_dataset", "dataset_of", "split"]
 
 
 class MapDataset:
@@ -142,6 +140,9 @@ class MapDataset:
         except IndexError as error:  # which ends a loop over the object, so that it would not be seen as an error
             n = len(self.source)
             raise DataError(f"{self.name}: example {k} of {n} cannot be read: IndexError ({error})") from error
+        except Exception as error:
+            error.add_note(f"{self.name}: this is example {k} of {len(self.source)}")
+            raise
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             got = f"{len(pair)} values" if isinstance(pair, tuple | list) else type(pair).__name__
             raise UsageError(f"{self.name}: example {k} must be a pair (x, y), got {got}")
@@ -149,7 +150,7 @@ class MapDataset:
         if x.dtype != np.uint8 and x.dtype.kind != "f":
             raise DtypeError(
                 f"{self.name}: x of example {k} must be uint8 or floating point, got {x.dtype}; "
-                "return pixels from 0 to 255 as x.astype('uint8'), anything else as x.astype('float32')"
+                f"return {how_to_convert(x.dtype)}"
             )
         if y.dtype.kind not in "iuf":
             raise DtypeError(f"{self.name}: y of example {k} must be integers or floating point, got {y.dtype}")
@@ -187,18 +188,32 @@ def as_dataset(data: Any) -> Dataset | MapDataset | None:
     return MapDataset(data) if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None
 
 
+def dataset_of(caller: str, value: Any) -> Dataset | MapDataset:
+    """Return a data set of what can be read in any order, or raise a UsageError."""
+    found = as_dataset(value)
+    if found is None:
+        got = type(value).__name__
+        if isinstance(value, tuple):
+            got = f"a tuple of {', '.join(type(one).__name__ for one in value)}"
+        kinds = "a Dataset, arrays (x, y), or an object with __len__ and __getitem__(int) -> (x, y)"
+        raise UsageError(f"{caller}: dataset must be {kinds}, got {got}")
+    return found
+
+
 def _whole(value: Any) -> bool:
     """Return whether a value has the x or the y of all examples."""
     return is_array(value) or is_like_array(value) or is_table(value)
 
 
 @explained
-def split(dataset: T, fraction: float, seed: int) -> tuple[T, T]:
+def split(dataset: Any, fraction: float, seed: int) -> tuple[Any, Any]:
     """Split a data set into (rest, held_out) at random, for validation. Both keep the order of the data set.
+
+    They are a `Dataset` each, or a `MapDataset` each for an object with `__len__` and `__getitem__`.
 
     Parameters
     ----------
-    dataset : a `Dataset` or a `MapDataset`. If its data are read when needed, the parts hold only indices.
+    dataset : what a `Loader` takes. If its data are read when needed, the parts hold only indices.
     fraction : the fraction of the examples to hold out, above 0 and below 1.
     seed : seed of the random choice, 0 or more.
 
@@ -213,11 +228,9 @@ def split(dataset: T, fraction: float, seed: int) -> tuple[T, T]:
     >>> [len(part) for part in split(d, 0.2, seed=0)]
     [8, 2]
     """
-    if not isinstance(dataset, Dataset | MapDataset):
-        kinds = "a Dataset (see data.from_arrays) or a MapDataset"
-        raise UsageError(f"split: dataset must be {kinds}, got {type(dataset).__name__}")
-    held = round(number("split", "fraction", fraction, "(0, 1)") * len(dataset))
-    if held in (0, len(dataset)):
-        raise UsageError(f"split: {fraction} of {len(dataset)} examples leaves a part empty")
-    order = np.random.default_rng(integer("split", "seed", seed, minimum=0)).permutation(len(dataset))
-    return dataset[np.sort(order[held:])], dataset[np.sort(order[:held])]
+    found = dataset_of("split", dataset)
+    held = round(number("split", "fraction", fraction, "(0, 1)") * len(found))
+    if held in (0, len(found)):
+        raise UsageError(f"split: {fraction} of {len(found)} examples leaves a part empty")
+    order = np.random.default_rng(integer("split", "seed", seed, minimum=0)).permutation(len(found))
+    return found[np.sort(order[held:])], found[np.sort(order[:held])]

@@ -1,13 +1,14 @@
 """The mean and standard deviation of each channel of a data set, for `nn.Normalize`."""
 
 import math
+from typing import Any
 
 import numpy as np
 
-from xcnn.data.dataset import Dataset, to_float
-from xcnn.data.mapped import MapDataset
+from xcnn.data.dataset import to_float
+from xcnn.data.mapped import dataset_of
 from xcnn.devices import to_numpy
-from xcnn.errors import DataError, UsageError, explained
+from xcnn.errors import DataError, explained
 
 __all__ = ["channel_statistics"]
 
@@ -19,7 +20,7 @@ _NEGLIGIBLE = 1e-14
 
 
 @explained
-def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel (axis 1 of x) over all examples and positions.
 
     They are those of the numbers that a network gets, uint8 divided by 255, and computed in float64. The data set is
@@ -27,7 +28,7 @@ def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...]
 
     Parameters
     ----------
-    dataset : the training data, without the examples for validation and test.
+    dataset : the training data, without the examples for validation and test, as a `Loader` takes them.
 
     Returns
     -------
@@ -37,7 +38,7 @@ def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...]
     Raises
     ------
     UsageError
-        If `dataset` is neither a Dataset nor a MapDataset.
+        If `dataset` is no such data.
     DataError
         If a channel holds NaN or infinity.
 
@@ -54,11 +55,7 @@ def channel_statistics(dataset: Dataset | MapDataset) -> tuple[tuple[float, ...]
     >>> print(f"{mean[0]:.3f} {std[0]:.3f}")
     0.305 0.376
     """
-    if not isinstance(dataset, Dataset | MapDataset):
-        raise UsageError(
-            f"channel_statistics: dataset must be a Dataset or a MapDataset, got {type(dataset).__name__}; "
-            "see data.from_arrays"
-        )
+    dataset = dataset_of("channel_statistics", dataset)
     step = max(1, _CHUNK // math.prod(dataset.shape))
     count, mean, squares = 0, np.zeros(dataset.shape[0]), np.zeros(dataset.shape[0])
     for start in range(0, len(dataset), step):

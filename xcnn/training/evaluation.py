@@ -11,7 +11,7 @@ import numpy as np
 from xcnn._array import is_kind, namespace_of
 from xcnn._check import integer
 from xcnn.devices import Device, to_numpy
-from xcnn.errors import DataError, ShapeError, UsageError
+from xcnn.errors import DataError, ShapeError, UsageError, wrong_call
 from xcnn.nn import Module
 from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
@@ -137,6 +137,9 @@ def metrics_named(caller: str, metrics: Mapping[str, Metric] | None) -> dict[str
         raise UsageError(f"{caller}: metrics must map names to functions (targets, predictions), got {metrics!r}")
     if taken := {"loss", "accuracy"} & metrics.keys():
         raise UsageError(f"{caller}: metrics must have other names than {min(taken)}, which is always there")
+    for name, function in metrics.items():  # not at the end of the first epoch
+        if wrong := wrong_call(f"{caller}: the metric {name}", function, (None, None), {}):
+            raise UsageError(f"{wrong}; it must be a function (targets, predictions)")
     return dict(metrics)
 
 
@@ -180,7 +183,15 @@ def evaluate(
     if functions:
         targets, predictions = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         for name, function in functions.items():
-            seen.values[name] = _value(name, function(targets, predictions))
+            try:
+                value = function(targets, predictions)
+            except Exception as error:
+                shapes = (
+                    f"targets {targets.dtype} {targets.shape} and predictions {predictions.dtype} {predictions.shape}"
+                )
+                error.add_note(f"evaluate: this is the metric {name} of {shapes}")
+                raise
+            seen.values[name] = _value(name, value)
     return seen
 
 

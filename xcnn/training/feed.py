@@ -1,10 +1,12 @@
 """Turn data into batches of arrays on the device, for training, evaluation and prediction."""
 
 import collections.abc
+import contextlib
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from numbers import Number
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn.data import Dataset, Loader, to_float
-from xcnn.data.dataset import check_scaled
+from xcnn.data.dataset import check_scaled, check_unmasked
 from xcnn.data.lazy import is_lazy, is_like_array, is_table, read
 from xcnn.data.mapped import as_dataset
 from xcnn.devices import Device, free_memory, to_numpy
@@ -53,28 +55,40 @@ def batches(who: str, data: Any, where: Device) -> Batches:
             there = data.dataset.device.name
             raise UsageError(f"{who} is on {there}, the network is on {where.name}; put both on the same device")
         return data
-    if not isinstance(data, Iterable) or is_array(data) or is_like_array(data):
+    wrong = is_array(data) or is_like_array(data) or is_table(data) or isinstance(data, str | bytes | Mapping)
+    if wrong or not isinstance(data, Iterable):
         kinds = "a Loader, a Dataset, arrays (x, y), an object with __len__ and __getitem__, or batches (x, y)"
         raise UsageError(f"{who} must be {kinds}, got {type(data).__name__}")
     return data
 
 
-def in_order(who: str, data: Data, batch_size: int, where: Device) -> Generator[Batch, None, None]:
+def in_order(
+    who: str, data: Data, batch_size: int, where: Device, targets: bool = True
+) -> Generator[Batch, None, None]:
     """Yield batches to evaluate: every example of a data set once, in order, without augmentation."""
     made = batches(who, data, where)
     if isinstance(made, Loader):
         made = Loader(made.dataset, batch_size, shuffle=False, workers=made.workers, prefetch=made.prefetch)
-    return _pairs(who, made)
+    return _pairs(who, made, targets)
 
 
-def _pairs(who: str, made: Iterable[Any]) -> Generator[Batch, None, None]:
-    """Yield batches, checking that each is a pair."""
+def _pairs(who: str, made: Iterable[Any], targets: bool = True) -> Generator[Batch, None, None]:
+    """Yield batches, checking that each is a pair; or, without `targets`, that it is x, perhaps with others."""
     for batch in made:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            hint = "; pass arrays as a tuple (x, y)" if is_array(batch) else ""
+        several = isinstance(batch, tuple | list)
+        if not targets and (is_array(batch) or (several and len(batch) == 1)):
+            yield batch[0] if several else batch, None
+            continue
+        if not several or len(batch) != 2:
+            unmade = is_array(batch) or (several and not any(map(is_array, batch)))
+            hint = "; pass NumPy arrays as a tuple (x, y)" if targets and unmade else ""
             if isinstance(batch, Dataset):
                 hint = "; pass one of the data sets"
-            raise UsageError(f"{who} must yield batches (x, y), got {type(batch).__name__}{hint}")
+            got = f"a {type(batch).__name__} of {len(batch)}" if several else type(batch).__name__
+            raise UsageError(f"{who} must yield batches {'(x, y)' if targets else 'x or (x, y)'}, got {got}{hint}")
+        if isinstance(batch[1], Number) or getattr(batch[1], "shape", None) == ():
+            fix = "pass examples as data.MapDataset of a list of them, or collect them in batches"
+            raise UsageError(f"{who} must yield batches (x, y), but y is the single number {batch[1]}; {fix}")
         yield batch[0], batch[1]
 
 
@@ -84,7 +98,7 @@ def inputs(who: str, x: Any, batch_size: int, where: Device) -> Generator[Array,
         x = as_array(x)
     if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
         batch = None
-        for batch, _ in in_order(who, x, batch_size, where):
+        for batch, _ in in_order(who, x, batch_size, where, targets=False):
             yield batch
         if batch is None:
             raise DataError(f"{who} has no batch (an iterator gives its batches only once)")
@@ -143,8 +157,11 @@ def as_array(value: Any) -> Array:
     try:
         value = np.asarray(value) if isinstance(value, list | tuple) or is_table(value) else value
         namespace_of(value)
-    except (TypeError, ValueError):  # the latter for lists of unequal lengths
+    except ValueError:
+        raise UsageError(f"x and targets must be arrays, got a {type(value).__name__} of unequal shapes") from None
+    except TypeError:
         raise UsageError(f"x and targets must be arrays, got {type(value).__name__}") from None
+    check_unmasked("an array of a batch", value)
     return value
 
 
@@ -155,7 +172,8 @@ class Feed:
     in the `dtype` of the model if it is floating point. If memory runs out, the copy is freed and batches are made on
     the host. The bits are the same either way.
 
-    `who` is the function and its argument, for errors; `tell` is called if the data set does not fit on the device.
+    `who` is the function and its argument, for errors; `tell` is called if the data set does not fit on the device;
+    `epochs` is how often the data will be read.
 
     Attributes
     ----------
@@ -163,12 +181,25 @@ class Feed:
     length : the number of batches of an epoch; None if it is unknown.
     """
 
-    def __init__(self, who: str, data: Data, where: Device, tell: Callable[[str], object], dtype: Any = None) -> None:
+    def __init__(
+        self,
+        who: str,
+        data: Data,
+        where: Device,
+        tell: Callable[[str], object],
+        dtype: Any = None,
+        epochs: int = 1,
+    ) -> None:
         self.who, self.where, self.tell = who, where, tell
         self.source = batches(who, data, where)
+        if epochs > 1 and isinstance(self.source, Generator | zip | map):
+            fix = "pass a list of batches, or an object whose __iter__ begins anew"
+            raise DataError(f"{who} is a {type(data).__name__}, whose batches come once, for {epochs} epochs; {fix}")
         self._host: Dataset | None = None  # of which the device has a copy
         self.settings = self.source.settings() if isinstance(self.source, Loader) else None
-        self.length = len(self.source) if isinstance(self.source, collections.abc.Sized) else None
+        self.length: int | None = None
+        with contextlib.suppress(TypeError):  # a DataLoader of PyTorch has __len__ also where there is no length
+            self.length = len(self.source) if isinstance(self.source, collections.abc.Sized) else None
         if not isinstance(self.source, Loader) or self.source.augment or where.xp is np:
             return
         dataset, moved = self.source.dataset, copy.copy(self.source)

@@ -156,7 +156,11 @@ class Loss:
 
     def _checked(self, output: Array, target: Array) -> Array:
         """Return the target in the dtype of the output, or as it is if it holds class indices."""
-        if self.target is None or self._has_indices(target):
+        if self.target is None:
+            return target
+        if self._has_indices(target):
+            if output.ndim > 1 and target.shape != output.shape[:1] + output.shape[2:]:
+                raise self._misplaced(output, target)
             return target
         if self.classifies and target.shape == output.shape and target.ndim > 1 and on_host(target):
             sums = target.sum(axis=1)
@@ -187,6 +191,46 @@ class Loss:
         else:
             fix = "let the network return one number for each of the target"
         return ShapeError(f"{self._name} takes a target of the shape of the output, got {shapes}; {fix}")
+
+    def _misplaced(self, output: Array, target: Array) -> ShapeError:
+        """Return the error for class indices that have not the shape of the output without its axis 1."""
+        wanted, came, fix = tuple(output.shape[:1] + output.shape[2:]), tuple(target.shape), ""
+        if came == tuple(output.shape):
+            fix = "; if the targets are one-hot, pass y.argmax(axis=1)"
+        elif came == (*wanted[:1], 1, *wanted[1:]):
+            fix = "; pass y[:, 0]"
+        elif came == (*wanted, 1):
+            fix = "; pass y[..., 0]"
+        shapes = f"of shape {wanted} for the output {tuple(output.shape)}, got shape {came}"
+        return ShapeError(f"{self._name} takes class indices {shapes}{fix}")
+
+    def gradient(self, backward: Callable[..., Any], output: tuple[tuple[int, ...], Any]) -> Array:
+        """Return the gradient of the output, the first entry of what `backward()` returns.
+
+        Parameters
+        ----------
+        backward : the second value that the loss has returned.
+        output : shape and dtype of the output.
+
+        Raises
+        ------
+        ShapeError, UsageError
+            If `backward` needs an argument, or does not return a tuple that begins with an array like the output.
+        """
+        try:
+            made = backward()
+        except TypeError:
+            if wrong := wrong_call(f"{self._name}: backward", backward, (), {}):
+                raise wrong from None
+            raise
+        first = made[0] if isinstance(made, tuple | list) and made else made
+        if first is made or not is_array(first) or (first.shape, first.dtype) != output:
+            got = type(first).__name__ if first is made or not is_array(first) else f"{first.dtype} {first.shape}"
+            raise ShapeError(
+                f"{self._name}: backward must return a tuple whose first entry is the gradient of the output, "
+                f"{output[1]} {tuple(output[0])}, got {got}"
+            )
+        return first
 
     def counts(self, output: Array, target: Array) -> tuple[Any, Any, Any]:
         """Return the number of correct answers, of answers that count, and `size`; the first two None if unknown.
@@ -258,7 +302,9 @@ LOSSES: dict[str, Loss] = {
 
 @explained
 def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
-    """Return a loss by its name, with options such as `label_smoothing=0.1`. A function is wrapped in a `Loss`.
+    """Return a loss by its name, with options such as `label_smoothing=0.1`.
+
+    The function of a loss in `LOSSES`, such as `ops.cross_entropy`, is that loss. Another is wrapped in a `Loss`.
 
     Raises
     ------
@@ -276,7 +322,7 @@ def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
     if not isinstance(loss, Loss):
         if not callable(loss):
             raise UsageError(f"loss must be a name, a Loss or a function (output, target), got {loss!r}")
-        loss = Loss(loss)
+        loss = next((one for one in LOSSES.values() if one.function is loss), Loss(loss))
     if wrong := wrong_call(name, loss.function, (None, None), options):
         raise wrong
     if options.get("reduction", "mean") != "mean":

@@ -90,6 +90,7 @@ class Step:
             losses.append(loss if share is None else _weighed(loss, share))
             if count:
                 counts += self.loss.counts(output, targets)
+            like = output.shape, output.dtype
             del output
             if on_host(losses[-1]) and not math.isfinite(losses[-1]):
                 del backward, loss_backward
@@ -98,7 +99,7 @@ class Step:
                 self.optimizer.zero_grad()
                 for parameter in self._untrained:  # their gradients would add up for ever
                     parameter.grad = None
-            dy = loss_backward()[0]
+            dy = self.loss.gradient(loss_backward, like)
             if share is not None:
                 dy = dy * (share if on_host(share) else namespace_of(share).astype(share, dy.dtype))
             backward(dy, need_dx=False)

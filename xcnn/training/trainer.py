@@ -296,8 +296,10 @@ class Trainer:
         self.interrupted, self._fitting = False, True
         try:
             where, dtype = self.device, dtype_of(self.model)
-            feed = Feed("fit: train", train, where, self.tell, dtype)
-            held_out = None if validation is None else Feed("fit: validation", validation, where, self.tell, dtype)
+            feed = Feed("fit: train", train, where, self.tell, dtype, last - first)
+            held_out = None
+            if validation is not None:
+                held_out = Feed("fit: validation", validation, where, self.tell, dtype, last - first)
             self._feeds = [feed] if held_out is None else [feed, held_out]
             if self.schedule is not None and feed.length is not None:
                 doubt = self.schedule.check_length(last - first, feed.length, self.unfinished)
@@ -464,7 +466,8 @@ class Trainer:
         Parameters
         ----------
         x : (n, ...), uint8, which is divided by 255, or floating point: an array of the host or of the device, a list,
-            or a lazy array (see `data.Dataset`). Or what `evaluate` takes, whose targets are left out.
+            or a lazy array (see `data.Dataset`). Or what `evaluate` takes, whose targets are left out, or an iterable
+            of batches x.
         batch_size : examples at a time.
 
         Returns
