@@ -64,7 +64,7 @@ def test_predict_folders(xcnn, checkpoint, tmp_path):
     (tmp_path / "photos" / "a.png").write_bytes(b"damaged")
     code, out, err = xcnn("predict", checkpoint, "photos", "--index", "1", "--top", "2", "--out", "all.csv")
     assert code == 1
-    assert "left out: read_image: photos/a.png cannot be read as an image" in err
+    assert "left out: photos/a.png cannot be read as an image" in err
     header, *rows = out.splitlines()
     assert header.split() == ["image", "truth", "class", "2."]
     assert [row.split()[0] for row in rows] == ["photos/deep/b.png", "digits-1"]
@@ -75,6 +75,19 @@ def test_predict_folders(xcnn, checkpoint, tmp_path):
     for row, record in ((first, records[1]), (second, records[3])):
         assert row["class_1"] == record["class"]
         assert float(row["probability_1"]) == pytest.approx(record["probability"], rel=1e-4)
+
+
+def test_predict_follows_links_to_folders_once(xcnn, checkpoint, tmp_path):
+    """As training does; a link that leads back is not followed round and round."""
+    _, test = data.load("digits")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(test.x[0, 0]).save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    code, out, err = xcnn("predict", checkpoint, "photos", "--json")
+    assert code == 0, err
+    assert [json.loads(line)["image"] for line in out.splitlines()] == ["photos/link/a.png"]
 
 
 def test_predict_inverted(xcnn, checkpoint, tmp_path):
@@ -163,8 +176,13 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     assert xcnn("predict", "out/best.safetensors", "--index", "0")[0] == 0
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
-    assert code == 2
-    assert "the model has the classes a$^$, b, pets has a$^$, c" in err
+    assert code == 1
+    assert "pets has images of c, not among the classes a$^$, b" in err
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    for argv in (["evaluate", "out"], ["predict", "out", "--index", "0"]):
+        code, _, err = xcnn(*argv)
+        assert code == 2
+        assert f"--data-dir: the network was trained on images in {tmp_path / 'pets'}, which is not there; name" in err
 
 
 def test_evaluate_on_images_of_another_shape(xcnn, tmp_path):

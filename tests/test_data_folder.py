@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import struct
 import threading
 import tracemalloc
@@ -359,6 +360,12 @@ def test_floating_point_images_are_refused(tmp_path):
 def test_folders_without_a_valid_data_set_are_refused(tmp_path):
     refused(lambda: data.load("folder", tmp_path), tmp_path, "2 or more classes, one per subfolder, got 0")
     refused(lambda: data.load("folder", tmp_path / "none"), "there is no folder", tmp_path / "none")
+    pets(tmp_path / "deeper", 2, 2)
+    refused(lambda: data.load("folder", tmp_path), "got 0; ignored: 2 inside a class (folders)")
+    shutil.rmtree(tmp_path / "deeper")
+    (tmp_path / "pets.tsv").write_text("path\tlabel\n")
+    refused(lambda: data.load("folder", tmp_path / "pets.tsv"), "neither a folder nor a table whose name ends in .csv")
+    (tmp_path / "pets.tsv").unlink()
     pets(tmp_path, 4, 4)
     picture(tmp_path / "birds" / "x.png")
     refused(lambda: data.load("folder", tmp_path), "the class birds has one image", "add images, or remove the class")

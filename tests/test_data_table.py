@@ -108,6 +108,8 @@ def test_what_is_ignored_is_told(tmp_path):
         f"{tmp_path.name}: ignored: 2 hidden, 1 outside of the folders of classes, 1 inside a class (folders), "
         "2 without an image suffix, 2 without images (folders)"
     ]
+    (tmp_path / "dogs" / "y.HEIC").write_bytes(b"")
+    assert "2 without an image suffix, 1 .heic (save them as .jpg or .png), 2" in told(tmp_path)[0][2]
     (tmp_path / "photos" / "train").parent.mkdir()
     for part in ("train", "test", "backup"):
         pets(tmp_path / "photos" / part, 2, 2)

@@ -126,3 +126,37 @@ def test_the_command_takes_and_explains_the_settings(xcnn, tmp_path):
     assert "resized to 8x8 (stretch)" in err
     code, _, err = xcnn("train", "--resume", "run", "--epochs", "2")
     assert code == 0, err
+
+
+def test_a_run_is_evaluated_on_other_folders(tmp_path):
+    """Labels go by the names of the classes; some may be missing, and there need be no images to train."""
+    config = dataclasses.replace(images(tmp_path / "pets", 10), normalize=True)
+    rng = np.random.default_rng(1)
+    new, flat = tmp_path / "new", tmp_path / "flat"
+    for name, count in (("dogs", 7), ("owls", 4)):
+        for folder in (tmp_path / "pets" / name, new / "test" / name):
+            folder.mkdir(parents=True, exist_ok=True)
+            for k in range(count):
+                Image.fromarray(rng.integers(0, 256, (9, 8)).astype(np.uint8)).save(folder / f"new{k}.png")
+    train(config, tmp_path / "run")
+    told = []
+    metrics = restore(tmp_path / "run", data_dir=new, tell=told.append).evaluate()
+    restored, classes = restore(tmp_path / "run"), ("cats", "dogs", "owls")
+    counts = np.zeros((3, 3), int)
+    for path in (new / "test").rglob("*.png"):
+        (found,) = restored.predict([path])
+        counts[classes.index(path.parent.name), int(found.probabilities.argmax())] += 1
+    assert np.array_equal(metrics.confusion, counts)
+    assert counts.sum() == 11
+    assert told == [  # colour, as the network takes, although all of these are grey
+        "new: 3 classes (cats 0, dogs 7, owls 4), 11 colour images of 8x9 pixels, resized to 8x8 (pad)",
+        "new: 11 images to test",
+    ]
+    (new / "test").rename(flat)
+    assert restore(tmp_path / "run", data_dir=flat, tell=told.append).evaluate().samples == 2
+    assert told[-1] == (
+        "flat: every 5th image of a class is tested; to test all of new images, move the classes into flat/test"
+    )
+    (flat / "owls").rename(flat / "rats")
+    with pytest.raises(DataError, match=r"flat has images of rats, not among the classes cats, dogs, owls$"):
+        restore(tmp_path / "run", data_dir=flat).evaluate()

@@ -97,8 +97,24 @@ _ELSEWHERE = {
     "--cpu": "--device cpu",
     "--checkpoint": "--resume",
     "--data": "--data-dir",
+    "--train-dir": "--data-dir",
+    "--path": "--data-dir",
+    "--size": "--image-size",
+    "--imgsz": "--image-size",
+    "--bs": "--batch-size",
+    "--batch": "--batch-size",
+    "--val-split": "--validation",
+    "--weights": "--init",
+    "--pretrained": "--init",
+    "--crop": "--resize crop",
+    "--pad": "--resize pad",
+    "--stretch": "--resize stretch",
 }
 """What other programs call our flags, and names that are too short to be similar."""
+
+
+_SIMILAR = 0.7
+"""The least similarity of a flag that is suggested, from 0 to 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,7 +187,9 @@ def _unknown_flag(error: cyclopts.UnknownOptionError) -> str:
     """Return one sentence on a flag that does not exist, with the one that was probably meant."""
     command, flag = " ".join(("xcnn", *(error.command_chain or ()))), error.token.keyword or error.token.value
     names = [name for argument in error.argument_collection for name in argument.names]
-    meant = _ELSEWHERE.get(flag, "")
+    meant = _ELSEWHERE.get(flag.replace("_", "-"), "")
     if meant.split(" ")[0] not in names:
-        meant = next(iter(difflib.get_close_matches(flag, names, n=1)), "")
+        bare = {name.lstrip("-"): name for name in names}  # the dashes would make all of them similar
+        near = difflib.get_close_matches(flag.lstrip("-").replace("_", "-"), bare, n=1, cutoff=_SIMILAR)
+        meant = bare[near[0]] if near else ""
     return f"{command} has no flag {flag}; " + (f"did you mean {meant}?" if meant else f"see {command} --help")

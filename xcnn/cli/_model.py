@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from xcnn.cli._console import Bar, use_threads
+from xcnn.cli._console import Bar, note, use_threads
 from xcnn.runs import Restored, restore
 
 __all__ = ["Source"]
@@ -21,7 +21,8 @@ class Source:
     dataset
         data set to use instead of the one that the model was trained on.
     data_dir
-        folder that holds the data set's files.
+        folder that holds the data set's files. Of a folder of images those in its subfolder `test` are tested, or
+        without one, every fifth; its classes may be some of the network's.
     model
         model of the weights, if the file does not name it.
     device
@@ -40,5 +41,11 @@ class Source:
         """Return the model of a checkpoint; `bar` shows a download of the data set."""
         use_threads(self.threads)
         return restore(
-            checkpoint, self.device, model=self.model, dataset=self.dataset, data_dir=self.data_dir, progress=bar
+            checkpoint,
+            self.device,
+            model=self.model,
+            dataset=self.dataset,
+            data_dir=self.data_dir,
+            progress=bar,
+            tell=note,
         )

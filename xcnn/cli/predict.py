@@ -4,7 +4,8 @@ import csv
 import io
 import itertools
 import json as json_lines
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,7 @@ def predict(
         drawn, hint = "light on dark" if light else "dark on light", "without " * invert
         note(f"{inverted[0]}{more} inverted against the training images ({drawn}): try {hint}--invert")
     for error in broken:
-        note(f"left out: {error}")
+        note(f"left out: {str(error).removeprefix('read_image: ')}")
     return int(bool(broken))
 
 
@@ -117,12 +118,26 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        inside = sorted(_inside(path))
         if not inside:
             raise UsageError(f"{path} contains no images ({', '.join(sorted(SUFFIXES))})")
         files += inside
     return files
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and its subfolders, also linked ones, each of which is entered once."""
+    entered = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(top))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(top, name)) not in entered
+        )
+        for file in (Path(top, name) for name in names if not name.startswith(".")):
+            if file.suffix.lower() in SUFFIXES and file.is_file():
+                yield file
 
 
 def _record(one: Prediction, classes: Sequence[str], top: int) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Checked:
     Attributes
     ----------
     pixels : uint8 (N, C, H, W) if the images are kept; those of broken files are undefined.
-    channels : 1 if all images are grey, else 3.
+    channels : of the images.
     sizes : width and height of each image, (0, 0) for a broken file.
     digests : SHA-256 of each file, empty for a broken one.
     brightest : the largest value of each image of 16-bit grey values.
@@ -149,6 +149,7 @@ def check_files(
     background: tuple[int, int, int],
     keep: bool,
     watch: Watch | None = None,
+    channels: int | None = None,
 ) -> Checked:
     """Decode every image once, in threads, and return what there is to know of it.
 
@@ -157,6 +158,7 @@ def check_files(
     side : height and width to which the images are brought.
     keep : whether to return all images. They are the same as those of `ImageFiles`.
     watch : called now and then with the number of files done.
+    channels : 1 or 3 for all images; by default 3 unless all are grey.
     """
     result = Checked()
     pixels = np.empty((len(paths), 3, side, side), np.uint8) if keep else None
@@ -167,7 +169,7 @@ def check_files(
         for k in range(start, min(start + _CHUNK, len(paths))):
             check_wanted()
             try:
-                one = decode(paths[k], (side, side), resize, background)
+                one = decode(paths[k], (side, side), resize, background, channels)
             except DataError as error:
                 found.append(str(error).removeprefix("read_image: "))
                 continue
@@ -189,11 +191,11 @@ def check_files(
                 result.brightest.append(one.brightest)
         if watch is not None:
             watch(len(result.sizes), len(paths))
-    result.channels = 3 if coloured.any() else 1
+    result.channels = channels or (3 if coloured.any() else 1)
     if pixels is not None:
         if result.channels == 1:
             pixels = np.ascontiguousarray(pixels[:, :1])
-        else:
+        elif channels is None:
             pixels[~coloured, 1:] = pixels[~coloured, :1]
         result.pixels = pixels
     return result

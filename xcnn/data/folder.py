@@ -1,12 +1,12 @@
 """Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and tables of image files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import choice, flag, integer
+from xcnn._check import choice, flag, integer, shown
 from xcnn.data._stream import blaming
 from xcnn.data.dataset import Dataset
 from xcnn.data.files import ImageFiles, Watch, check_files
@@ -23,6 +23,7 @@ _EVERY = 5  # without a test folder, every fifth image of a class, sorted by nam
 _MOST_NAMED = 10  # classes whose numbers of images are told one by one
 _UNEQUAL = 5  # times the images of the smallest class, from which it is told that classes are unequal
 _DARK = 1 << 15  # 16-bit images without a value from here on lose a bit or more of their range
+_FOREIGN = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"})  # not decoded
 _VERBS = {"train": "train", "validation": "validate", "test": "test"}
 
 Labels = npt.NDArray[np.int64]
@@ -36,6 +37,8 @@ def load_folder(
     resize: str = "crop",
     background: str = "white",
     skip_broken: bool = False,
+    classes: Sequence[str] | None = None,
+    channels: int | None = None,
     in_memory: int = 160 << 20,
     tell: Tell = lambda message: None,
     watch: Watch | None = None,
@@ -60,6 +63,9 @@ def load_folder(
     resize, background : how images get this size, see `read_image`.
     skip_broken : whether to leave out images that cannot be read, and rows of a table whose files are missing, and tell
         which; by default they are an error.
+    classes : the names of the classes of a trained network, in the order of its scores. Then only the images to test
+        are returned, as (test,); some classes may have none, and `data_dir` may hold none to train.
+    channels : 1 to make all images grey, 3 to make them RGB.
     in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
         needed, with the same result; see `ImageFiles`. The default has room for 50,000 images of 32 x 32 pixels.
     tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
@@ -71,7 +77,7 @@ def load_folder(
         If `data_dir` is None or another argument is out of range.
     DataError
         If images cannot be read, a link leads out of the folder, there are fewer than two classes, a class has one
-        image, none to train, or control characters in its name, or a table is invalid.
+        image, none to train, control characters in its name, or is not one of `classes`, or a table is invalid.
 
     Examples
     --------
@@ -85,6 +91,8 @@ def load_folder(
     size = integer("load: folder", "size", size, 1, MOST_SIDE)
     choice("load: folder", "resize", resize, RESIZE)
     ground = colour("load: folder", "background", background)
+    if channels not in (None, 1, 3):
+        raise UsageError(f"load: folder: channels must be 1, 3 or None, got {shown(channels)}")
     flag("load: folder", "skip_broken", skip_broken)
     in_memory = integer("load: folder", "in_memory", in_memory, 0)
     is_table, name = _is_table(data_dir), folder_name(data_dir)
@@ -93,10 +101,12 @@ def load_folder(
         tell(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
 
     with blaming("load", data_dir):
-        found = read_table(data_dir, left_out if skip_broken else None) if is_table else _find(data_dir)
-    classes, labels, parts = _divided(data_dir, found)
+        found = (
+            read_table(data_dir, left_out if skip_broken else None) if is_table else _find(data_dir, classes is None)
+        )
+    names, labels, parts = _divided(data_dir, found, classes)
     keep = len(found.files) * 3 * size * size <= in_memory
-    checked = check_files(found.files, size, resize, ground, keep, watch)
+    checked = check_files(found.files, size, resize, ground, keep, watch, channels)
     places = np.delete(np.arange(len(found.files)), list(checked.broken))
     if checked.broken:
         number = f"{len(checked.broken):,} of {len(found.files):,} images"
@@ -106,10 +116,10 @@ def load_folder(
             raise DataError(f"load: {number} cannot be used: {what}; {fix}")
         tell(f"{name}: left out {number}: {what}")
         found = found.chosen(places)
-        classes, labels, parts = _divided(data_dir, found)
+        names, labels, parts = _divided(data_dir, found, classes)
     sizes = [checked.sizes[k] for k in places]
     made = f"resized to {size}x{size} ({resize})"
-    tell(f"{name}: {_describe(classes, labels, sizes, checked.channels)}, {made}")
+    tell(f"{name}: {_describe(names, labels, sizes, checked.channels)}, {made}")
     tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
     if checked.brightest:
         deep, most = len(checked.brightest), max(checked.brightest)
@@ -118,17 +128,20 @@ def load_folder(
         tell(f"{name}: {used}; the brightest value is {most:,} of 65,535{fix}")
     for note in _remarks(found, labels, "validation" in found.parts and "test" not in found.parts):
         tell(f"{name}: {note}")
+    if classes is not None and "" in found.parts:
+        fix = "give them the split test" if is_table else f"move the classes into {name}/test"
+        tell(f"{name}: every {_EVERY}th image of a class is tested; to test all of new images, {fix}")
 
     def part(chosen: npt.NDArray[np.bool_]) -> Dataset:
         if checked.pixels is not None:
-            return Dataset(checked.pixels[places[chosen]], labels[chosen], classes, name)
+            return Dataset(checked.pixels[places[chosen]], labels[chosen], names, name)
         files = [found.files[k] for k in np.flatnonzero(chosen)]
         digests = [checked.digests[k] for k in places[chosen]]
         shape = (checked.channels, size, size)
         x = ImageFiles(files, shape, resize=resize, background=background, digests=digests)
-        return Dataset(x, labels[chosen], classes, name)
+        return Dataset(x, labels[chosen], names, name)
 
-    return tuple(part(parts == one) for one in PARTS if one in parts)
+    return tuple(part(parts == one) for one in PARTS if one in parts and (one == "test" or classes is None))
 
 
 def folder_name(data_dir: Path) -> str:
@@ -156,9 +169,8 @@ def _describe(classes: tuple[str, ...], labels: Labels, sizes: list[tuple[int, i
 
 def _division(parts: npt.NDArray[np.str_]) -> str:
     counts = {part: int((parts == part).sum()) for part in PARTS if part in parts}
-    return ", ".join(
-        f"{count:,}{' images' if part == 'train' else ''} to {_VERBS[part]}" for part, count in counts.items()
-    )
+    texts = [f"{count:,} to {_VERBS[part]}" for part, count in counts.items()]
+    return ", ".join(texts).replace(" to", " images to", 1)
 
 
 def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
@@ -166,47 +178,60 @@ def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
     said, counts = [], np.bincount(labels)
     if untested:
         said.append("there is no test part, so the validation part is the test")
-    if counts.max() >= _UNEQUAL * counts.min():
+    if counts.max() >= _UNEQUAL * counts.min() > 0:
         ratio = counts.max() / counts.min()
         said.append(f"the largest class has {ratio:.0f} times the images of the smallest; consider class weights")
     if found.ignored:
-        said.append("ignored: " + ", ".join(f"{number:,} {what}" for what, number in found.ignored.items()))
+        said.append(_ignored(found))
     return said
+
+
+def _ignored(found: ImageList) -> str:
+    return "ignored: " + ", ".join(f"{number:,} {what}" for what, number in found.ignored.items())
 
 
 # Finding the files
 
 
-def _divided(root: Path, found: ImageList) -> tuple[tuple[str, ...], Labels, npt.NDArray[np.str_]]:
+def _divided(
+    root: Path, found: ImageList, classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], Labels, npt.NDArray[np.str_]]:
     """Return the classes, and the label and the part of every image, after checking that each class can be trained."""
-    names, labels = np.unique(np.asarray(found.labels, str), return_inverse=True)
-    classes, parts = tuple(map(str, names)), np.asarray(found.parts, str)
-    if len(classes) < 2:
-        raise DataError(f"load: {root} needs images of 2 or more classes, one per subfolder, got {len(classes)}")
-    for k, count in enumerate(np.bincount(labels)):
-        if count < 2:
+    present, labels = np.unique(np.asarray(found.labels, str), return_inverse=True)
+    names, parts = tuple(map(str, present)), np.asarray(found.parts, str)
+    if classes is not None:
+        if foreign := sorted(set(names) - set(classes)):
+            raise DataError(f"load: {root} has images of {listed(foreign)}, not among the classes {', '.join(classes)}")
+        labels = np.asarray([classes.index(name) for name in names], np.int64)[labels]
+        names = tuple(classes)
+    elif len(names) < 2:
+        why = f"; {_ignored(found)}" if found.ignored else ""
+        raise DataError(f"load: {root} needs images of 2 or more classes, one per subfolder, got {len(names)}{why}")
+    for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
+        if count < 2 and classes is None:
             raise DataError(
-                f"load: {root}: the class {classes[k]} has one image, but needs two or more, to train and to test; "
+                f"load: {root}: the class {name} has one image, but needs two or more, to train and to test; "
                 "add images, or remove the class"
             )
     if "" in parts:
         parts = np.full(len(labels), "train", "U10")
-        for k in range(len(classes)):
+        for k in range(len(names)):
             places = np.flatnonzero(labels == k)
             parts[places[_EVERY - 1 :: _EVERY] if len(places) >= _EVERY else places[-1:]] = "test"
     elif "test" not in parts:
         parts = np.where(parts == "validation", "test", parts)
-    for needed in ("train", "test"):
+    for needed in ("train", "test") if classes is None else ("test",):
         if needed not in parts:
             raise DataError(f"load: {root} has no images to {needed}")
-    if missing := set(range(len(classes))) - set(labels[parts == "train"].tolist()):
-        lacking = ", ".join(classes[k] for k in sorted(missing))
+    missing = set(range(len(names))) - set(labels[parts == "train"].tolist())
+    if missing and classes is None:
+        lacking = ", ".join(names[k] for k in sorted(missing))
         raise DataError(f"load: {root} has classes without images to train: {lacking}")
-    return classes, labels, parts
+    return names, labels, parts
 
 
-def _find(root: Path) -> ImageList:
-    """Return the images of a folder."""
+def _find(root: Path, training: bool) -> ImageList:
+    """Return the images of a folder, which must have some to train if `training`."""
     found = ImageList()
     folders = _subfolders(root, root, found)
     by_name = {folder.name: folder for folder in folders}
@@ -214,7 +239,7 @@ def _find(root: Path) -> ImageList:
     if "train" not in by_name and "test" not in by_name:
         _add_classes(root, folders, "", found)
         return found
-    if not named["train"] or not (named["test"] or named["validation"]):
+    if training and not (named["train"] and (named["test"] or named["validation"])):
         raise DataError(f"load: {root} has only one of the folders train and test; it needs both or neither")
     if len(named["validation"]) > 1:
         names = ", ".join(folder.name for folder in named["validation"])
@@ -240,7 +265,7 @@ def _add_classes(root: Path, folders: list[Path], part: str, found: ImageList) -
                 raise DataError(f"load: {path} is a link that leads out of {folder}; put the image itself there")
         for path in entries:
             if path.suffix.lower() not in SUFFIXES:
-                found.ignore("inside a class (folders)" if path.is_dir() else "without an image suffix")
+                found.ignore("inside a class (folders)" if path.is_dir() else _other(path.suffix.lower()))
         if not images:
             found.ignore("without images (folders)")
         found.files += images
@@ -248,7 +273,13 @@ def _add_classes(root: Path, folders: list[Path], part: str, found: ImageList) -
         found.parts += [part] * len(images)
 
 
+def _other(suffix: str) -> str:
+    return f"{suffix} (save them as .jpg or .png)" if suffix in _FOREIGN else "without an image suffix"
+
+
 def _subfolders(folder: Path, root: Path, found: ImageList) -> list[Path]:
+    if folder.is_file():
+        raise DataError(f"load: {folder} is neither a folder nor a table whose name ends in .csv")
     if not folder.is_dir():
         raise DataError(f"load: there is no folder {folder}")
     entries = _visible(folder, found)

@@ -12,6 +12,7 @@ from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.data.catalog import title
+from xcnn.data.folder import load_folder
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.nn import Module
@@ -175,6 +176,7 @@ def restore(
     data_dir: Path | None = None,
     modules: Makers | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
+    tell: Callable[[str], object] = lambda message: None,
 ) -> Restored:
     """Load a checkpoint for evaluation and prediction.
 
@@ -188,6 +190,7 @@ def restore(
         test images if the file names none, and for all predictions if the file has no shape or no classes.
     modules : your own classes in the network, by name; see `load`.
     progress : called during a download; see `data.load`.
+    tell : called with sentences on what a folder of images holds; its classes may be some of the network's.
 
     Raises
     ------
@@ -204,6 +207,7 @@ def restore(
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
         raise UsageError(f"{path} holds {unknown}; name the data set", setting="dataset")
     recorded = checkpoint.config.get("data_dir")
+    given = data_dir is not None
     if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
         data_dir = Path(str(recorded))
 
@@ -212,13 +216,17 @@ def restore(
             raise UsageError(f"{path} does not say on which data set to test; name it", setting="dataset")
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
-        options: dict[str, Any] = {}
-        if chosen == "folder":
-            options = _recorded(checkpoint, "resize", "background", "skip_broken")
-            options |= {} if size is None else {"size": size}
-            if progress is not None:
-                options["watch"] = functools.partial(progress, "checking images")
-        return load(chosen, data_dir, progress=progress, **options)[1]
+        if data_dir is not None and not given and not data_dir.exists():
+            where = f"the network was trained on images in {data_dir}, which is not there"
+            raise UsageError(f"data_dir: {where}; name the place where they are now", setting="data_dir")
+        if chosen != "folder":
+            return load(chosen, data_dir, progress=progress)[1]
+        options = _recorded(checkpoint, "resize", "background", "skip_broken")
+        options |= {} if size is None else {"size": size, "classes": checkpoint.classes}
+        options |= {"channels": checkpoint.shape[0]} if size is not None and checkpoint.shape[0] in (1, 3) else {}
+        if progress is not None:
+            options["watch"] = functools.partial(progress, "checking images")
+        return load_folder(data_dir, tell=tell, **options)[-1]
 
     if not (checkpoint.shape and checkpoint.classes):
         test = load_test()
