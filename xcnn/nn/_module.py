@@ -263,9 +263,12 @@ class Module(Explained):
             data = slots[name].data
             try:
                 came = np.asarray(state[name])
-            except (TypeError, ValueError):  # lists of unequal lengths, arrays of another device
-                kind = type(state[name]).__name__
-                raise CheckpointError(f"load_state_dict: {name} must be a host array, got {kind}") from None
+            except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors with gradients
+                came = np.asarray(None)
+            if came.dtype == object:
+                kind, torch = type(state[name]).__name__, hasattr(state[name], "detach")
+                remedy = "; convert it, as in tensor.detach().cpu().float().numpy()" if torch else ""
+                raise CheckpointError(f"load_state_dict: {name} must be a host array, got {kind}{remedy}")
             if tuple(data.shape) != came.shape:
                 raise CheckpointError(
                     f"load_state_dict: {name} has shape {tuple(data.shape)} in this model, {came.shape} in the state"
