@@ -67,7 +67,7 @@ def test_a_module_that_would_not_run_cannot_be_assigned_to_a_container():
             super().__init__([("body", nn.Linear(3, 3), "x"), ("head", nn.Linear(3, 2), "body")])
 
     net, model = Net(), nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run; make a new network"):
+    with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run; make a new"):
         net.head = nn.Linear(3, 5)
     with pytest.raises(UsageError, match=r"^Sequential: a module that is assigned to 'fc' would not run"):
         model.fc = nn.Linear(3, 5)
@@ -87,3 +87,24 @@ def test_weights_that_are_no_host_arrays_are_one_sentence():
             ours.load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"^load_state_dict: weight must be a host array, got Parameter$"):
         ours.load_state_dict(dict(ours.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: nn.summary(nn.ReLU(), 8), r"summary: shape must be the sizes .* such as \(1, 28, 28\), got 8"),
+        (lambda: nn.summary(nn.Add(), ((3, 8), (3, 8))), r"summary: shape must be .*, got \(\(3, 8\), \(3, 8\)\)"),
+        (lambda: nn.summary(nn.ReLU(), (0, 3)), r"summary: shape must be .*, got \(0, 3\)"),
+        (lambda: nn.Linear(3, 2, init=lambda shape: np.zeros(shape)), r"Linear: init must take \(rng, shape\)"),
+        (lambda: nn.Linear(3, 2).to(dtype="float64"), "to: missing a required argument: 'where'"),
+        (lambda: nn.Linear(3, 2).freeze("0.*"), "freeze: too many positional arguments"),
+    ],
+)
+def test_wrong_calls_are_one_sentence(call, says):
+    with pytest.raises(UsageError, match=f"^{says}$"):
+        call()
+
+
+def test_an_error_inside_an_initialiser_stays():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        nn.Linear(3, 2, init=lambda rng, shape: 1 + None)

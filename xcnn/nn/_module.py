@@ -152,6 +152,7 @@ class Module(Explained):
         """Return whether a parameter of this module or of one below it is trainable."""
         return any(parameter.trainable for _, parameter in self._attributes(Parameter))
 
+    @explained
     def freeze(self) -> Self:
         """Stop training this module and all below it, and return the module.
 
@@ -189,6 +190,7 @@ class Module(Explained):
             for _, parameter in members(vars(module).items(), Parameter):
                 parameter.grad = None
 
+    @explained
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
         """Move parameters and buffers to a device, set all gradients to None, and return the module.
 

@@ -190,7 +190,7 @@ class Residual(Graph):
 
     Parameters
     ----------
-    body : a module whose result has the shape of that of `shortcut`.
+    body : a module whose result has the shape of that of `shortcut`, or one that broadcasts with it.
     shortcut : a module; by default the identity.
 
     Raises
@@ -198,7 +198,7 @@ class Residual(Graph):
     UsageError
         If one of the two is not a module.
     ShapeError
-        In a forward pass, if the two results have different shapes.
+        In a forward pass, if the shapes of the two results do not broadcast.
 
     Notes
     -----
