@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xcnn import nn
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, ShapeError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,15 @@ def test_a_backward_that_leaves_layers_below_untrained_is_refused(given, says):
         backward(np.ones_like(y))
     y, backward = nn.Sequential(Last(), nn.Linear(3, 2)).forward(x)
     assert backward(np.ones_like(y), need_dx=False) is None  # nothing below is trained
+
+
+@pytest.mark.parametrize("grad", [None, 1.0, [1.0, 1.0], np.ones((3, 2)), np.ones(1)])
+def test_a_gradient_of_another_shape_is_refused_where_it_is_given(grad):
+    parameter = nn.Parameter(np.ones(2))
+    with pytest.raises(ShapeError, match=r"^accumulate: grad must be an array of shape \(2,\), like data, got "):
+        parameter.accumulate(grad)
+    parameter.accumulate(np.ones(2))
+    np.testing.assert_array_equal(parameter.grad, [1, 1])
 
 
 def test_inputs_may_have_no_gradient():
