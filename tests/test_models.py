@@ -102,6 +102,8 @@ def test_bad_requests_are_one_sentence():
         models.build("resnet")
     with pytest.raises(ShapeError, match=r"lenet5: shape must be \(channels, height, width\), got \(28, 28\)"):
         models.build("lenet5", (28, 28))
+    with pytest.raises(ShapeError, match=r"got an array of shape \(1, 28, 28\)$"):
+        models.build("lenet5", np.zeros((1, 28, 28)))
     with pytest.raises(UsageError, match="lenet5: classes must be an integer of at least 1, got 0"):
         models.build("lenet5", classes=0)
     for seed in ("a", 2.5, -1):

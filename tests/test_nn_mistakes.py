@@ -38,6 +38,8 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
         ),
         (lambda: nn.Graph([nn.ReLU()]), "Graph: a node must be a tuple (name, module, inputs), got ReLU()"),
         (lambda: nn.Graph([(1, nn.ReLU(), "x")]), "Graph: 1 cannot name a node"),
+        (lambda: nn.Graph([("a", nn.ReLU(), [["x"]])]), "Graph: node 'a': unknown input ['x']"),
+        (lambda: nn.Graph([("a", nn.ReLU(), "x")], output={}), "Graph: unknown output {}"),
         (lambda: nn.Graph([("body", nn.ReLU(), "x")], output="bod"), "unknown output 'bod'; did you mean 'body'?"),
         (lambda: nn.Graph(None), "Graph: nodes must be tuples (name, module, inputs), got None"),
         (lambda: nn.Branches(nn.ReLU(), merge=["add"]), "unknown Branches merge ['add']"),

@@ -1,8 +1,8 @@
 """The arrays that modules own: parameters, which optimizers update, and buffers."""
 
 from xcnn._array import Array, is_array, namespace_of
-from xcnn._check import flag
-from xcnn.errors import DtypeError
+from xcnn._check import flag, shown
+from xcnn.errors import DtypeError, ShapeError
 
 __all__ = ["Buffer", "Parameter"]
 
@@ -63,8 +63,18 @@ class Parameter(_Slot):
         self.updates = 0
 
     def accumulate(self, grad: Array) -> None:
-        """Add the gradient of one backward pass; a frozen parameter ignores it."""
+        """Add the gradient of one backward pass, of the shape of `data`; a frozen parameter ignores it.
+
+        Raises
+        ------
+        ShapeError
+            If it is not an array of this shape.
+        """
         if self._trainable:
+            if getattr(grad, "shape", None) != self.data.shape:
+                raise ShapeError(
+                    f"accumulate: grad must be an array of shape {tuple(self.data.shape)}, like data, got {shown(grad)}"
+                )
             self.grad = grad if self.grad is None else self.grad + grad
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xcnn import nn
-from xcnn._check import generator, integer, is_integer
+from xcnn._check import generator, integer, is_integer, shown
 from xcnn._plugins import find
 from xcnn.errors import ShapeError, UsageError, wrong_call
 from xcnn.models import networks
@@ -90,7 +90,7 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     found = entry(name)
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if len(sizes) != 3 or not all(is_integer(size) and size >= 1 for size in sizes):
-        raise ShapeError(f"{name}: shape must be (channels, height, width), got {shape!r}")
+        raise ShapeError(f"{name}: shape must be (channels, height, width), got {shown(shape)}")
     c, h, w = sizes
     if min(h, w) < found.smallest:
         raise ShapeError(f"{name}: images must have at least {found.smallest} x {found.smallest} pixels, got {h} x {w}")

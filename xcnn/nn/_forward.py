@@ -18,23 +18,40 @@ class Once:
     and returns the gradient with respect to the module's input, or None if `need_dx` is False.
     """
 
-    __slots__ = ("_function", "_name")
+    __slots__ = ("_function", "_input", "_name")
 
-    def __init__(self, name: str, function: Callable[[Any, bool], Any]) -> None:
+    def __init__(self, name: str, function: Callable[[Any, bool], Any], x: Any) -> None:
         self._name = name
+        # What `_require` asks for: the number of inputs, or the dtype of the only one.
+        self._input = len(x) if isinstance(x, tuple | list) else getattr(x, "dtype", None)
         self._function: Callable[[Any, bool], Any] | None = function
 
     def __call__(self, dy: Any, need_dx: bool = True) -> Any:
         function, self._function = self._function, None
         if function is None:
             raise UsageError(f"{self._name}: backward was called already; call forward again first")
+        if dy is None:
+            raise UsageError(f"{self._name}: dy must be the gradient with respect to y, got None")
         try:
-            return function(dy, need_dx)
+            dx = function(dy, need_dx)
         except TypeError:
             if wrong_call("backward", function, (dy, need_dx), {}) is None:
                 raise
             message = f"{self._name}: the backward that forward returns must take two arguments, (dy, need_dx)"
             raise UsageError(message) from None
+        if need_dx and (dx is None or type(self._input) is int):
+            self._require(dx)
+        return dx
+
+    def _require(self, dx: Any) -> None:
+        """Check that there is a gradient for each input, as without it the layers below would not be trained."""
+        taken = self._input
+        if type(taken) is int:
+            if not isinstance(dx, tuple | list) or len(dx) != taken:
+                came = f"{len(dx)} of them" if isinstance(dx, tuple | list) else type(dx).__name__
+                raise UsageError(f"{self._name}: backward must return a tuple of {taken} gradients, got {came}")
+        elif "float" in str(taken):  # the dtype of x, of any library; integers have no gradient
+            raise UsageError(f"{self._name}: backward must return the gradient with respect to x, got None")
 
     def saved(self) -> dict[str, Array]:
         """Return the arrays that this backward keeps alive; a container's layers keep theirs."""
@@ -58,7 +75,7 @@ def prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
             raise
         if type(result) is not tuple or len(result) != 2 or not callable(result[1]):
             raise UsageError(f"{name}: forward must return (y, backward), got {type(result).__name__}")
-        return result[0], Once(name, result[1])
+        return result[0], Once(name, result[1], x)
 
     return called
 

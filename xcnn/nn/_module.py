@@ -152,6 +152,7 @@ class Module(Explained):
         """Return whether a parameter of this module or of one below it is trainable."""
         return any(parameter.trainable for _, parameter in self._attributes(Parameter))
 
+    @explained
     def freeze(self) -> Self:
         """Stop training this module and all below it, and return the module.
 
@@ -189,6 +190,7 @@ class Module(Explained):
             for _, parameter in members(vars(module).items(), Parameter):
                 parameter.grad = None
 
+    @explained
     def to(self, where: str | Device, dtype: str | None = None) -> Self:
         """Move parameters and buffers to a device, set all gradients to None, and return the module.
 
@@ -263,9 +265,12 @@ class Module(Explained):
             data = slots[name].data
             try:
                 came = np.asarray(state[name])
-            except (TypeError, ValueError):  # lists of unequal lengths, arrays of another device
-                kind = type(state[name]).__name__
-                raise CheckpointError(f"load_state_dict: {name} must be a host array, got {kind}") from None
+            except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors with gradients
+                came = np.asarray(None)
+            if came.dtype == object:
+                kind, torch = type(state[name]).__name__, hasattr(state[name], "detach")
+                remedy = "; convert it, as in tensor.detach().cpu().float().numpy()" if torch else ""
+                raise CheckpointError(f"load_state_dict: {name} must be a host array, got {kind}{remedy}")
             if tuple(data.shape) != came.shape:
                 raise CheckpointError(
                     f"load_state_dict: {name} has shape {tuple(data.shape)} in this model, {came.shape} in the state"

@@ -2,15 +2,16 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of
-from xcnn._check import integer
+from xcnn._check import integer, is_integer, shown
 from xcnn.devices import like
+from xcnn.errors import UsageError
 from xcnn.nn._module import Module
 from xcnn.nn._observe import observing
 from xcnn.parameter import Buffer, Parameter
@@ -99,7 +100,7 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     Raises
     ------
     UsageError
-        If `batch` is not an integer of at least 1.
+        If `batch` is not an integer of at least 1, or `shape` not a sequence of such integers.
     ShapeError
         If a layer does not take the shape of its input.
 
@@ -116,6 +117,9 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     total           1x5             65             60  20 B
     """
     integer("summary", "batch", batch)
+    if not isinstance(shape, Sequence) or not all(is_integer(size) and size >= 1 for size in shape):
+        wanted = "the sizes of one input, such as (1, 28, 28)"
+        raise UsageError(f"summary: shape must be {wanted}, got {shown(shape)}")
     x: Array = np.zeros((batch, *shape), np.float32)
     if parameters := module.parameters():
         x = like(x, parameters[0].data)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._check import flag
 from xcnn.devices import like
-from xcnn.errors import UsageError, XcnnError
+from xcnn.errors import UsageError, XcnnError, wrong_call
 from xcnn.nn import init as inits
 from xcnn.nn._layer import Layer
 from xcnn.parameter import Buffer, Parameter
@@ -82,7 +82,13 @@ class Weighted(Layer):
             return
         weight, bias = self.weight, self.bias
         shape = tuple(weight.data.shape)
-        drawn = inits.resolve(self.init)(rng, shape)
+        draw = inits.resolve(self.init)
+        try:
+            drawn = draw(rng, shape)
+        except TypeError:
+            if wrong_call("init", draw, (rng, shape), {}) is None:
+                raise
+            raise UsageError(f"{type(self).__name__}: init must take (rng, shape)") from None
         if getattr(drawn, "shape", None) != shape:
             came = getattr(drawn, "shape", type(drawn).__name__)
             raise UsageError(f"{type(self).__name__}: init must return an array of shape {shape}, got {came}")

@@ -64,17 +64,29 @@ class Graph(Module):
             if not isinstance(inputs, Sequence) or not inputs:
                 raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
             for source in names(inputs):
-                if source not in known:
+                if not isinstance(source, str) or source not in known:
                     raise UsageError(f"{kind}: node {name!r}: {unknown('input', source, known)}")
             known[name] = None
         output = next(reversed(known)) if output is None else output
-        if output not in known:
+        if not isinstance(output, str) or output not in known:
             raise UsageError(f"{kind}: {unknown('output', output, known)}")
         self._plan = Plan(triples, output)
 
     @functools.cached_property
     def _plan(self) -> Plan:
         raise UsageError(f"{type(self).__name__}: __init__ must call super().__init__")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a module that would not run: one in the place of a node, or any one in a built-in container."""
+        if isinstance(value, Module) and "_plan" in vars(self):
+            nodes = {node: module for node, module, _ in self._plan.nodes}
+            built_in = type(self) in (Graph, Sequential, Residual, Branches)
+            if (built_in or name in nodes) and all(value is not module for module in nodes.values()):
+                raise UsageError(
+                    f"{type(self).__name__}: a module that is assigned to {name!r} would not run; make a new network "
+                    "of the modules, or one of the same kind and load_state_dict(..., strict=False)"
+                )
+        super().__setattr__(name, value)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of the constructor; see `Module.options`."""
@@ -178,7 +190,7 @@ class Residual(Graph):
 
     Parameters
     ----------
-    body : a module whose result has the shape of that of `shortcut`.
+    body : a module whose result has the shape of that of `shortcut`, or one that broadcasts with it.
     shortcut : a module; by default the identity.
 
     Raises
@@ -186,7 +198,7 @@ class Residual(Graph):
     UsageError
         If one of the two is not a module.
     ShapeError
-        In a forward pass, if the two results have different shapes.
+        In a forward pass, if the shapes of the two results do not broadcast.
 
     Notes
     -----
