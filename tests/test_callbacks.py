@@ -66,7 +66,7 @@ def test_batches_of_a_generator_are_not_counted(digits):
         (3, r"fit: train must be a Loader, a Dataset, .* or batches \(x, y\), got int"),
         (None, "fit: train must be a Loader"),
         ([1, 2], r"fit: train must yield batches \(x, y\), got int"),
-        ([(1, 2, 3)], r"fit: train must yield batches \(x, y\), got tuple"),
+        ([(1, 2, 3)], r"fit: train must yield batches \(x, y\), got a tuple of 3"),
     ],
 )
 def test_training_data_of_a_wrong_type_is_named(train, says):
@@ -397,9 +397,9 @@ ARRAY = r"(images|x) and targets must be arrays, got "
     [
         (lambda trainer: trainer.step(None, [1]), ARRAY + "NoneType"),
         (lambda trainer: trainer.step("x", "y"), ARRAY + "str"),
-        (lambda trainer: trainer.step([[1.0], [1.0, 2.0]], [1]), ARRAY + "list"),
+        (lambda trainer: trainer.step([[1.0], [1.0, 2.0]], [1]), ARRAY + "a list of unequal shapes"),
         (lambda trainer: trainer.fit([(None, None)]), ARRAY + "NoneType"),
-        (lambda trainer: trainer.evaluate([(3, 4)]), ARRAY + "int"),
+        (lambda trainer: trainer.evaluate([(3, 4)]), r"must yield batches \(x, y\), but y is the single number 4"),
         (lambda trainer: trainer.predict(None), "must be .*arrays.*, got NoneType"),
         (lambda trainer: trainer.predict(np.float32(3)), r"predict: (images|x) must be \(n, \.\.\.\)"),
         (lambda trainer: confusion_matrix(3, 4), r"confusion_matrix: expected .* got \(\) and \(\)"),
