@@ -179,7 +179,7 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     assert code == 1
     assert "pets has images of c, not among the classes a$^$, b" in err
     (tmp_path / "pets").rename(tmp_path / "moved")
-    for argv in (["evaluate", "out"], ["predict", "out", "--index", "0"]):
+    for argv in (["evaluate", "out"], ["predict", "out", "--index", "0"], ["train", "--resume", "out"]):
         code, _, err = xcnn(*argv)
         assert code == 2
         assert f"--data-dir: the network was trained on images in {tmp_path / 'pets'}, which is not there; name" in err

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xcnn._check import choice, flag, integer, shown
+from xcnn._check import choice, flag, integer
 from xcnn.data._stream import blaming
 from xcnn.data.dataset import Dataset
 from xcnn.data.files import ImageFiles, Watch, check_files
@@ -14,11 +14,12 @@ from xcnn.data.images import RESIZE, SUFFIXES, colour
 from xcnn.data.table import PARTS, ImageList, is_inside, listed, read_table
 from xcnn.errors import DataError, UsageError, printable
 
-__all__ = ["MOST_SIDE", "folder_name", "load_folder"]
+__all__ = ["MOST_SIDE", "folder_name", "load_folder", "load_test_images"]
 
 MOST_SIDE = 1024
 """The largest height and width of the images of a folder."""
 
+_IN_MEMORY = 160 << 20
 _EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
 _MOST_NAMED = 10  # classes whose numbers of images are told one by one
 _UNEQUAL = 5  # times the images of the smallest class, from which it is told that classes are unequal
@@ -37,9 +38,7 @@ def load_folder(
     resize: str = "crop",
     background: str = "white",
     skip_broken: bool = False,
-    classes: Sequence[str] | None = None,
-    channels: int | None = None,
-    in_memory: int = 160 << 20,
+    in_memory: int = _IN_MEMORY,
     tell: Tell = lambda message: None,
     watch: Watch | None = None,
 ) -> tuple[Dataset, ...]:
@@ -63,9 +62,6 @@ def load_folder(
     resize, background : how images get this size, see `read_image`.
     skip_broken : whether to leave out images that cannot be read, and rows of a table whose files are missing, and tell
         which; by default they are an error.
-    classes : the names of the classes of a trained network, in the order of its scores. Then only the images to test
-        are returned, as (test,); some classes may have none, and `data_dir` may hold none to train.
-    channels : 1 to make all images grey, 3 to make them RGB.
     in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
         needed, with the same result; see `ImageFiles`. The default has room for 50,000 images of 32 x 32 pixels.
     tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
@@ -77,7 +73,7 @@ def load_folder(
         If `data_dir` is None or another argument is out of range.
     DataError
         If images cannot be read, a link leads out of the folder, there are fewer than two classes, a class has one
-        image, none to train, control characters in its name, or is not one of `classes`, or a table is invalid.
+        image, none to train, or control characters in its name, or a table is invalid.
 
     Examples
     --------
@@ -85,14 +81,54 @@ def load_folder(
     pets: 2 classes (cat 812, dog 790), 1,602 colour images of 120x90 to 4000x3000 pixels, resized to 32x32 (crop)
     pets: 1,282 images to train, 320 to test
     """
+    parts = _load(data_dir, size, resize, background, skip_broken, in_memory, tell, watch)
+    return tuple(parts[name] for name in PARTS if name in parts)
+
+
+def load_test_images(
+    data_dir: Path | None,
+    size: int,
+    classes: Sequence[str],
+    channels: int | None = None,
+    *,
+    resize: str = "crop",
+    background: str = "white",
+    skip_broken: bool = False,
+    tell: Tell = lambda message: None,
+    watch: Watch | None = None,
+) -> Dataset:
+    """Return the images to test of a folder or a table, for a network that is trained on others.
+
+    They are those that `load_folder` returns, whose arguments and errors are the same, except that there need be no
+    images to train, and images of some of the classes only.
+
+    Parameters
+    ----------
+    classes : the names of the network's classes, in the order of its scores; there must be no others.
+    channels : 1 to make all images grey, 3 to make them RGB; by default they are grey if all are.
+    """
+    return _load(data_dir, size, resize, background, skip_broken, _IN_MEMORY, tell, watch, classes, channels)["test"]
+
+
+def _load(
+    data_dir: Path | None,
+    size: int,
+    resize: str,
+    background: str,
+    skip_broken: bool,
+    in_memory: int,
+    tell: Tell,
+    watch: Watch | None,
+    classes: Sequence[str] | None = None,
+    channels: int | None = None,
+) -> dict[str, Dataset]:
+    """Return the parts of a folder or a table by their names in `PARTS`."""
     if data_dir is None:
         message = "data_dir is missing: the data set 'folder' needs a folder with one subfolder of images per class"
         raise UsageError(message, setting="data_dir")
     size = integer("load: folder", "size", size, 1, MOST_SIDE)
     choice("load: folder", "resize", resize, RESIZE)
     ground = colour("load: folder", "background", background)
-    if channels not in (None, 1, 3):
-        raise UsageError(f"load: folder: channels must be 1, 3 or None, got {shown(channels)}")
     flag("load: folder", "skip_broken", skip_broken)
     in_memory = integer("load: folder", "in_memory", in_memory, 0)
     is_table, name = _is_table(data_dir), folder_name(data_dir)
@@ -141,7 +177,7 @@ def load_folder(
         x = ImageFiles(files, shape, resize=resize, background=background, digests=digests)
         return Dataset(x, labels[chosen], names, name)
 
-    return tuple(part(parts == one) for one in PARTS if one in parts and (one == "test" or classes is None))
+    return {one: part(parts == one) for one in PARTS if one in parts}
 
 
 def folder_name(data_dir: Path) -> str:

@@ -12,7 +12,7 @@ from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.data.catalog import title
-from xcnn.data.folder import load_folder
+from xcnn.data.folder import load_folder, load_test_images
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.nn import Module
@@ -218,15 +218,15 @@ def restore(
             refuse_foreign(path, dataset=chosen)
         if data_dir is not None and not given and not data_dir.exists():
             where = f"the network was trained on images in {data_dir}, which is not there"
-            raise UsageError(f"data_dir: {where}; name the place where they are now", setting="data_dir")
+            raise UsageError(f"{where}; name the place where they are now", setting="data_dir")
         if chosen != "folder":
             return load(chosen, data_dir, progress=progress)[1]
         options = _recorded(checkpoint, "resize", "background", "skip_broken")
-        options |= {} if size is None else {"size": size, "classes": checkpoint.classes}
-        options |= {"channels": checkpoint.shape[0]} if size is not None and checkpoint.shape[0] in (1, 3) else {}
-        if progress is not None:
-            options["watch"] = functools.partial(progress, "checking images")
-        return load_folder(data_dir, tell=tell, **options)[-1]
+        options["watch"] = None if progress is None else functools.partial(progress, "checking images")
+        if size is None:  # of weights alone
+            return load_folder(data_dir, tell=tell, **options)[-1]
+        channels = checkpoint.shape[0] if checkpoint.shape[0] in (1, 3) else None
+        return load_test_images(data_dir, size, checkpoint.classes, channels, tell=tell, **options)
 
     if not (checkpoint.shape and checkpoint.classes):
         test = load_test()
