@@ -174,6 +174,14 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     code, _, err = xcnn(*QUICK, *folder, "--image-size", "8", "-o", "out")
     assert code == 0, err
     assert xcnn("predict", "out/best.safetensors", "--index", "0")[0] == 0
+    (tmp_path / "pets" / "b" / "9x.png").write_bytes(b"damaged")
+    code, _, err = xcnn("evaluate", "out")
+    assert code == 1
+    assert "1 of 21 images cannot be used: " in err
+    assert err.endswith("or leave them out with --skip-broken\n")
+    code, out, err = xcnn("evaluate", "out", "--skip-broken", "--json")
+    assert (code, json.loads(out)["samples"]) == (0, 4)
+    assert "pets: left out 1 of 21 images: " in err
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
     assert code == 1

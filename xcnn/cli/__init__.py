@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flag(error: Exception) -> str:
-    """Return the message of an error, in which the flag replaces the name of the setting."""
-    message, setting = str(error), getattr(error, "setting", "")
+    """Return the message of an error, in which flags replace the names of settings."""
+    message, setting = str(error).replace("skip_broken=True", "--skip-broken"), getattr(error, "setting", "")
     flag = f"--{setting.replace('_', '-')}"
     if not setting:
         return message

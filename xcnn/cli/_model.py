@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -23,6 +24,8 @@ class Source:
     data_dir
         folder that holds the data set's files. Of a folder of images those in its subfolder `test` are tested, or
         without one, every fifth; its classes may be some of the network's.
+    skip_broken
+        leave out images of the data set `folder` that cannot be read, and name them.
     model
         model of the weights, if the file does not name it.
     device
@@ -33,6 +36,7 @@ class Source:
 
     dataset: str | None = None
     data_dir: Path | None = None
+    skip_broken: Annotated[bool, Parameter(negative=())] = False
     model: str | None = None
     device: str = "cpu"
     threads: int | None = None
@@ -46,6 +50,7 @@ class Source:
             model=self.model,
             dataset=self.dataset,
             data_dir=self.data_dir,
+            skip_broken=self.skip_broken,
             progress=bar,
             tell=note,
         )

@@ -17,7 +17,7 @@ from xcnn._dispatch import COMPILATION
 from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, program, use_threads
 from xcnn.devices import device as open_device
-from xcnn.errors import DataError, UsageError
+from xcnn.errors import UsageError
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
@@ -138,10 +138,7 @@ def train(
     if resume is not None and out is not None:
         raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
-    try:
-        result = run_training(settings, folder, [EpochReport(json, settings.model)], resume=resume is not None)
-    except DataError as error:
-        raise DataError(str(error).replace("skip_broken=True", "--skip-broken")) from error
+    result = run_training(settings, folder, [EpochReport(json, settings.model)], resume=resume is not None)
     _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")

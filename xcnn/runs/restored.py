@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._check import flag
 from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
@@ -174,6 +175,7 @@ def restore(
     model: str | None = None,
     dataset: str | None = None,
     data_dir: Path | None = None,
+    skip_broken: bool = False,
     modules: Makers | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
     tell: Callable[[str], object] = lambda message: None,
@@ -188,6 +190,7 @@ def restore(
         not in `xcnn.nn`.
     dataset, data_dir : the data set to test on; by default the one that the model was trained on. It is required for
         test images if the file names none, and for all predictions if the file has no shape or no classes.
+    skip_broken : whether to leave out images of a folder that cannot be read, as a run may have done already.
     modules : your own classes in the network, by name; see `load`.
     progress : called during a download; see `data.load`.
     tell : called with sentences on what a folder of images holds; its classes may be some of the network's.
@@ -222,6 +225,7 @@ def restore(
         if chosen != "folder":
             return load(chosen, data_dir, progress=progress)[1]
         options = _recorded(checkpoint, "resize", "background", "skip_broken")
+        options |= {"skip_broken": True} if flag("restore", "skip_broken", skip_broken) else {}
         options["watch"] = None if progress is None else functools.partial(progress, "checking images")
         if size is None:  # of weights alone
             return load_folder(data_dir, tell=tell, **options)[-1]
