@@ -112,7 +112,7 @@ class _Monitor(Callback):
         self.best_epoch = 0
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Begin anew with another trainer; refuse an entry that the records cannot have, unless a callback may add it."""
+        """Begin anew with another trainer, and refuse an entry that the records cannot have."""
         if not trainer.history:
             self.best, self.best_epoch = None, 0
         name, me = self.monitor, type(self).__name__
@@ -120,7 +120,7 @@ class _Monitor(Callback):
         held_out = [f"val_{figure}" for figure in (*figures, *trainer.metrics)]
         known = [f"train_{figure}" for figure in figures] + held_out * (len(trainer.feeds) > 1)
         known += ["seconds", "data_seconds", "samples_per_second", "epoch"]
-        adds = any(
+        adds = any(  # whether a callback of the user's own may add the entry
             type(callback).on_epoch_end is not Callback.on_epoch_end
             and not type(callback).__module__.startswith("xcnn.")
             for callback in trainer.callbacks
