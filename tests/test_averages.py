@@ -6,7 +6,7 @@ from tasks import BATCHES, batch_norm_network, trainer_of
 
 from xcnn import ops
 from xcnn.errors import CheckpointError, UsageError
-from xcnn.training import EMA, Callback, KeepBest
+from xcnn.training import EMA, Callback, EarlyStopping, KeepBest
 
 
 class States(Callback):
@@ -129,3 +129,21 @@ def test_an_average_begins_anew_after_reset():
     training.fit(BATCHES)
     with training.inference_weights():
         assert training.model.state_dict()["0.weight"].tobytes() == start["0.weight"].tobytes()
+
+
+def test_callbacks_of_another_trainer_begin_anew():
+    """As in a loop over folds: neither the best weights nor the average of the first fold may reach the second."""
+
+    def fold(callbacks, lr):
+        training = trainer_of(batch_norm_network(), "cross_entropy", lr=lr, callbacks=callbacks)
+        history = training.fit(BATCHES, 4, validation=BATCHES)
+        return training, [record["val_loss"] for record in history]
+
+    keep = KeepBest()
+    callbacks = [EMA(0.5), keep, EarlyStopping(patience=1)]
+    fold(callbacks, lr=0.1)
+    again, losses = fold(callbacks, lr=1e-4)
+    assert losses == fold([EMA(0.5), KeepBest(), EarlyStopping(patience=1)], lr=1e-4)[1]
+    assert keep.best == min(losses)
+    keep.restore(again)
+    assert again.evaluate(BATCHES).loss == min(losses)

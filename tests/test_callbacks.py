@@ -168,6 +168,19 @@ def test_a_method_with_other_arguments_is_refused():
                 pass
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), r"^stop: missing a required argument: 'reason'$"),
+        (("",), r"^stop: reason must be a text that is not empty, got ''$"),
+        ((None,), r"^stop: reason must be a text that is not empty, got None$"),
+    ],
+)
+def test_training_is_stopped_for_a_reason(arguments, says):
+    with pytest.raises(UsageError, match=says):
+        make_trainer().stop(*arguments)
+
+
 class Writes(Callback):
     def __init__(self, **entries):
         self.entries = entries

@@ -91,7 +91,7 @@ _BETTER = {"loss": "min", "accuracy": "max", "iou": "max", "r2": "max"}
 
 
 class _Monitor(Callback):
-    """Base class of callbacks that watch one entry of the records.
+    """Base class of callbacks that watch one entry of the records. With a trainer without a history, they begin anew.
 
     Attributes
     ----------
@@ -112,13 +112,15 @@ class _Monitor(Callback):
         self.best_epoch = 0
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
-        """Refuse an entry that the records of this `fit` cannot have, unless a callback of your own may add it."""
+        """Begin anew with another trainer, and refuse an entry that the records cannot have."""
+        if not trainer.history:
+            self.best, self.best_epoch = None, 0
         name, me = self.monitor, type(self).__name__
         figures = ["loss", *["accuracy"] * (trainer.loss.correct is not None)]
         held_out = [f"val_{figure}" for figure in (*figures, *trainer.metrics)]
         known = [f"train_{figure}" for figure in figures] + held_out * (len(trainer.feeds) > 1)
         known += ["seconds", "data_seconds", "samples_per_second", "epoch"]
-        adds = any(
+        adds = any(  # whether a callback of the user's own may add the entry
             type(callback).on_epoch_end is not Callback.on_epoch_end
             and not type(callback).__module__.startswith("xcnn.")
             for callback in trainer.callbacks
@@ -165,7 +167,7 @@ class _Monitor(Callback):
 
 
 class EarlyStopping(_Monitor):
-    """Stop training when an entry of the records has not improved for some epochs.
+    """Stop training when an entry of the records has not improved for some epochs, counted over all calls of `fit`.
 
     Parameters
     ----------
@@ -242,6 +244,12 @@ class KeepBest(_Monitor):
             raise UsageError(f"KeepBest: save must be a function (record) or None, got {save!r}")
         self.save = save
         self.weights: dict[str, np.ndarray] | None = None
+
+    def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
+        """Check the monitor, and forget the weights of another trainer."""
+        super().on_fit_start(trainer, batches, epochs)
+        if self.best is None:
+            self.weights = None
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Keep or save the weights if this epoch is the best."""

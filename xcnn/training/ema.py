@@ -24,9 +24,10 @@ class EMA(Callback):
     second term is the warm-up of TensorFlow's `ExponentialMovingAverage(num_updates=t)`: without it, the average would
     stay near the initial weights for `1 / (1 - decay)` steps. Running statistics are averaged in the same way.
 
-    The average goes on in the next `fit`. If other weights were loaded into the model in between, call `reset` first.
-    Validation in `fit`, `Trainer.evaluate`, `Trainer.predict` and `KeepBest` use the average, the training itself does
-    not. To save it, use `Trainer.inference_weights`.
+    The average goes on in the next `fit`, and begins anew with a trainer that has not trained yet. If other weights
+    were loaded into the model in between, call `reset` first. Validation in `fit`, `Trainer.evaluate`,
+    `Trainer.predict` and `KeepBest` use the average, the training itself does not. To save it, use
+    `Trainer.inference_weights`.
 
     Parameters
     ----------
@@ -58,6 +59,8 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
         """Begin with the current weights, or go on from a loaded average."""
+        if self.updates and not self._loaded and not trainer.steps:  # the average is that of another trainer
+            self.reset()
         self._place(trainer)
         if not self._average:
             for name, slot in self._slots(trainer).items():

@@ -427,8 +427,11 @@ class Trainer:
             **({} if validated is None else {f"val_{name}": value for name, value in validated.values.items()}),
         }
 
+    @explained
     def stop(self, reason: str) -> None:
-        """End `fit` after this epoch; for callbacks."""
+        """End `fit` after this epoch; for callbacks. The reason becomes `stop_reason`."""
+        if not isinstance(reason, str) or not reason:
+            raise UsageError(f"stop: reason must be a text that is not empty, got {reason!r}")
         self.stop_reason = reason
 
     @explained
