@@ -302,7 +302,7 @@ def test_the_time_left_is_that_of_the_whole_run(monkeypatch):
 def test_lines_fit_by_leaving_out_the_least(width, monkeypatch):
     watched(monkeypatch, width)
     record = {"epoch": 3, "train_loss": 0.123, "train_accuracy": 0.97, "val_loss": 0.5, "val_accuracy": 1.0}
-    record |= {"seconds": 12.3, "samples_per_second": 5120.0}
+    record |= {"seconds": 12.3, "data_seconds": 0.0, "samples_per_second": 5120.0}
     shown = Progress()
     shown.epochs, shown._lr = 20, 1e-3
     line = shown.line(record, 100.0)
