@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -148,6 +149,22 @@ def test_pages_of_a_mapped_file_are_given_back(tmp_path):
     copy[:] = 7  # in memory alone: giving these pages back would lose them
     assert data.Dataset(copy, labels(64)).gather(np.arange(64))[0].min() == 7
     assert copy.min() == 7
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs the peak of memory of Linux")
+def test_scattered_rows_bring_few_pages_at_once(tmp_path):
+    """The peak is that of the rows that are returned: without giving pages back in between, it is twice as high."""
+
+    def used(name):
+        return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+    x = mapped(tmp_path, np.ones((1024, 1 << 16), np.uint8))  # 64 MiB
+    places, before = np.random.default_rng(0).permutation(1024), used("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    rows, _ = data.Dataset(x, labels(1024)).gather(places)
+    assert (peak := used("VmHWM") - before) < 112, peak
+    assert rows.shape == (1024, 1 << 16)
+    assert rows.min() == 1
 
 
 class Wrong(Rows):

@@ -109,7 +109,7 @@ def test_data_that_is_not_finite_is_what_to_check(backend, value):
     x, y = batch()
     x[1, 0, 3, 3] = value
     message = fails(trainer_of(network(), backend.spec), x, y)
-    assert message == f"the loss is nan: the images hold {value}; check the data"
+    assert message == f"the loss is nan: the examples hold {value}; check the data"
 
 
 def test_targets_that_are_not_finite_are_what_to_check():

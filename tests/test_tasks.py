@@ -105,6 +105,8 @@ def test_every_library_counts_alike(backend):
         ("cross_entropy", 3, np.full(12, -100), UsageError, "every label of the batch is -100, which is ignored"),
         ("cross_entropy", 3, np.zeros((12, 1), int), ShapeError, r"of shape \(12,\) for .* \(12, 1\); pass y\[:, 0\]$"),
         ("nll_loss", 3, np.eye(3, dtype=int)[[0] * 12], ShapeError, r"one-hot, pass y.argmax\(axis=1\)$"),
+        ("nll_loss", 3, np.zeros(11, int), ShapeError, r"got shape \(11,\); pass one target per example$"),
+        ("mse_loss", 3, np.zeros((11, 3)), ShapeError, r"the target \(11, 3\); pass one target per example$"),
         ("cross_entropy", 3, np.zeros((12, 2), int), ShapeError, r"for the output \(12, 3\), got shape \(12, 2\)$"),
         *(
             (lambda output, target, made=made: (0.0, made), 3, np.zeros(12), kind, f"^<lambda>: backward.*{says}$")

@@ -123,19 +123,17 @@ def read(array: Any, places: Places) -> npt.NDArray[Any]:
         If a lazy array returns something else than such rows.
     """
     if isinstance(array, np.ndarray):
-        plain, mapping = np.asarray(array), _mapping(array)
-        given_back = mapping is not None and mapping.mode != "c" and hasattr(mmap.mmap, "madvise")
-        parts: list[tuple[slice, Places]]
+        mapping = _mapping(array)
+        if mapping is None or mapping.mode == "c" or not hasattr(mmap.mmap, "madvise"):
+            return _rows(array, places)
         if isinstance(places, slice):
-            rows, parts = np.empty_like(plain[places]), [(slice(None), places)]
-        else:
-            rows = np.empty((len(places), *plain.shape[1:]), plain.dtype)
-            step = _AT_ONCE if given_back else max(1, len(places))
-            parts = [(slice(i, i + step), places[i : i + step]) for i in range(0, len(places), step)]
-        for part, chosen in parts:
-            rows[part] = plain[chosen]
-            if given_back:
-                mapping.base.madvise(mmap.MADV_DONTNEED)  # what was written to a shared mapping ("r+") stays there
+            rows = _rows(array, places)
+            mapping.base.madvise(mmap.MADV_DONTNEED)  # what was written to a shared mapping ("r+") stays in the file
+            return rows
+        rows = np.empty((len(places), *array.shape[1:]), array.dtype)
+        for start in range(0, len(places), _AT_ONCE):
+            rows[start : start + _AT_ONCE] = _rows(array, places[start : start + _AT_ONCE])
+            mapping.base.madvise(mmap.MADV_DONTNEED)
         return rows
     if isinstance(places, slice):
         return _checked(array, array[places], len(range(*places.indices(array.shape[0]))))
@@ -144,6 +142,13 @@ def read(array: Any, places: Places) -> npt.NDArray[Any]:
     found = np.empty_like(rows)
     found[order] = rows
     return found
+
+
+def _rows(array: npt.NDArray[Any], places: Places) -> npt.NDArray[Any]:
+    """Return rows of an array of NumPy as a new array."""
+    if isinstance(places, slice):
+        return np.array(array[places], subok=False)
+    return np.take(np.asarray(array), places, axis=0)
 
 
 def _checked(array: Any, rows: Any, count: int) -> npt.NDArray[Any]:

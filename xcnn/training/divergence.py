@@ -91,7 +91,7 @@ def divergence(model: Module, loss: Function, value: float, parts: Sequence[tupl
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"
     for arrays in parts:
-        for kind, array in zip(("images", "targets"), arrays, strict=True):
+        for kind, array in zip(("examples", "targets"), arrays, strict=True):
             if odd := _nan_or_inf(array):
                 return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
     with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers

@@ -188,6 +188,8 @@ class Loss:
             fix = "use cross_entropy for class indices"
         elif math.prod(target.shape) == math.prod(output.shape):
             fix = "reshape the target, such as by y[:, None]"
+        elif target.shape[:1] != output.shape[:1]:
+            fix = "pass one target per example"
         else:
             fix = "let the network return one number for each of the target"
         return ShapeError(f"{self._name} takes a target of the shape of the output, got {shapes}; {fix}")
@@ -201,6 +203,8 @@ class Loss:
             fix = "; pass y[:, 0]"
         elif came == (*wanted, 1):
             fix = "; pass y[..., 0]"
+        elif came[:1] != wanted[:1]:
+            fix = "; pass one target per example"
         shapes = f"of shape {wanted} for the output {tuple(output.shape)}, got shape {came}"
         return ShapeError(f"{self._name} takes class indices {shapes}{fix}")
 
