@@ -14,6 +14,7 @@ from xcnn import data
 from xcnn.data.folder import load_folder
 from xcnn.errors import DataError
 from xcnn.runs import Config, restore, train
+from xcnn.training import Callback
 
 CONFIG = Config(
     dataset="folder", image_size=8, resize="pad", background="#204060", model="report", epochs=2, batch_size=4,
@@ -160,3 +161,14 @@ def test_a_run_is_evaluated_on_other_folders(tmp_path):
     (flat / "owls").rename(flat / "rats")
     with pytest.raises(DataError, match=r"flat has images of rats, not among the classes cats, dogs, owls$"):
         restore(tmp_path / "run", data_dir=flat).evaluate()
+
+
+@pytest.mark.parametrize(("augment", "threads"), [((), 0), (("flip",), 1)])
+def test_a_thread_prepares_augmented_batches(tmp_path, augment, threads):
+    class Feeds(Callback):
+        def on_fit_start(self, trainer, batches, epochs):
+            self.workers = [feed.source.workers for feed in trainer.feeds]
+
+    seen = Feeds()
+    train(Config(model="report", epochs=1, batch_size=500, augment=augment), tmp_path / "out", [seen])
+    assert seen.workers == [threads, threads]

@@ -172,7 +172,8 @@ class _Run:
             if self.validation is None and getattr(config, name) != getattr(Config, name):
                 raise UsageError(f"{name} needs validation images; set validation above 0", setting=name)
         augment = [data.AUGMENTATIONS[name] for name in config.augment]
-        self.workers = config.workers if config.workers is not None else 2 * train.lazy
+        by_default = 2 if train.lazy else int(bool(augment))
+        self.workers = by_default if config.workers is None else config.workers
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
         self.model = self.network = models.build(config.model, shape, len(classes), config.seed)

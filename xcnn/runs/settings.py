@@ -207,7 +207,8 @@ class Config:
         "seed of the weights, the order, the augmentation and the held-out images.",
         _whole(0, 2**63 - 1), fixed="it determines the held-out images and their order")
     workers: int | None = _row(None,  # no number depends on it
-        "threads that prepare batches ahead; by default 2 if images are decoded when they are needed, else none.",
+        "threads that prepare batches ahead; by default 2 if images are decoded when they are needed, 1 if they "
+        "are augmented, else none.",
         _whole(0, 1024))
     device: str = _row("cpu",  # a resumed run compares what it computes with
         "where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.", _text)
