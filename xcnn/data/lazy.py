@@ -20,8 +20,14 @@ __all__ = ["LazyArray", "Rows", "fingerprint", "is_lazy", "is_like_array", "is_t
 _SAMPLES = 64
 """The rows of a lazy array that enter its fingerprint."""
 
+_RESIDENT = 64 << 20
+"""The bytes of a mapped file that may stay in memory until all rows that are wanted have been read."""
+
 _AT_ONCE = 16
-"""The scattered rows of a mapped file that are read before its pages are given back; each may bring in 2 MiB."""
+"""The fewest rows of a larger file that are read before its pages are given back; each may bring in 2 MiB."""
+
+_PARTS = 64
+"""The most parts in which rows are read, as it takes time to give back pages."""
 
 Places = slice | npt.NDArray[Any]
 
@@ -126,13 +132,14 @@ def read(array: Any, places: Places) -> npt.NDArray[Any]:
         mapping = _mapping(array)
         if mapping is None or mapping.mode == "c" or not hasattr(mmap.mmap, "madvise"):
             return _rows(array, places)
-        if isinstance(places, slice):
+        if isinstance(places, slice) or array.nbytes <= _RESIDENT:
             rows = _rows(array, places)
             mapping.base.madvise(mmap.MADV_DONTNEED)  # what was written to a shared mapping ("r+") stays in the file
             return rows
         rows = np.empty((len(places), *array.shape[1:]), array.dtype)
-        for start in range(0, len(places), _AT_ONCE):
-            rows[start : start + _AT_ONCE] = _rows(array, places[start : start + _AT_ONCE])
+        order = np.argsort(places, kind="stable")  # so that few pages are brought in twice
+        for part in np.array_split(order, min(_PARTS, -(-len(places) // _AT_ONCE)) or 1):
+            rows[part] = _rows(array, places[part])
             mapping.base.madvise(mmap.MADV_DONTNEED)
         return rows
     if isinstance(places, slice):
