@@ -103,6 +103,7 @@ class Dataset:
                 fix = "pass y.astype('int64') for two classes, y.astype('float32') for labels of yes or no"
             elif y.dtype.kind in "OSTU":
                 fix = "number classes by names, y = numpy.unique(y, return_inverse=True)"
+                fix += "; if they are integers, pass y.astype('int64')" * (y.dtype.kind == "O")
             raise DtypeError(f"{self.name}: y must be integers or floating point, got {y.dtype}; {fix}")
         if len(x.shape) < 2 or 0 in x.shape[1:]:
             raise ShapeError(f"{self.name}: x must be (N, ...), two or more axes of at least 1, got {x.shape}")
@@ -120,9 +121,10 @@ class Dataset:
     def _check_finite(self, name: str, array: npt.NDArray[Any]) -> None:
         if math.isfinite(array.min()) and math.isfinite(array.max()):  # NaN if there is one
             return
-        wrong = np.argwhere(~np.isfinite(array))
-        first = tuple(wrong[0].tolist())
-        got = f"{name}{list(first)} is {array[first]}, one of {len(wrong):,} that are not"
+        with np.errstate(over="ignore"):  # longdouble has numbers that are infinite for any network
+            wrong = ~np.isfinite(array if array.dtype.itemsize <= 8 else array.astype(np.float64))
+        first = tuple(map(int, np.unravel_index(wrong.argmax(), wrong.shape)))
+        got = f"{name}{list(first)} is {array[first]}, one of {np.count_nonzero(wrong):,} that are not"
         raise DataError(f"{self.name}: float {name} must be finite, without NaN, but {got}")
 
     def _check_targets(self, y: npt.NDArray[Any]) -> None:

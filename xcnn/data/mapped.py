@@ -7,7 +7,7 @@ import collections.abc
 import copy
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -200,9 +200,20 @@ def dataset_of(caller: str, value: Any) -> Dataset | MapDataset:
     return found
 
 
+Kind = TypeVar("Kind", Dataset, MapDataset)
+
+
 def _whole(value: Any) -> bool:
     """Return whether a value has the x or the y of all examples."""
     return is_array(value) or is_like_array(value) or is_table(value)
+
+
+@overload
+def split(dataset: Kind, fraction: float, seed: int) -> tuple[Kind, Kind]: ...
+
+
+@overload
+def split(dataset: Any, fraction: float, seed: int) -> tuple[Any, Any]: ...
 
 
 @explained
