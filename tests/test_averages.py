@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tasks import BATCHES, batch_norm_network, trainer_of
+from tasks import BATCHES, X, batch_norm_network, trainer_of, vectors
 
 from xcnn import ops
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, ShapeError, UsageError
 from xcnn.training import EMA, Callback, EarlyStopping, KeepBest
 
 
@@ -147,3 +147,16 @@ def test_callbacks_of_another_trainer_begin_anew():
     assert keep.best == min(losses)
     keep.restore(again)
     assert again.evaluate(BATCHES).loss == min(losses)
+
+
+def test_the_average_of_another_network_is_never_used():
+    """Neither if that has failed in its first step, nor before the first `fit`."""
+    ema = EMA(0.9)
+    with pytest.raises(ShapeError):
+        trainer_of(batch_norm_network(), "cross_entropy", callbacks=[ema]).fit([(X[:6, :2], BATCHES[0][1])])
+    other = trainer_of(vectors(3), "cross_entropy", callbacks=[ema])
+    x = X.astype(np.float64)
+    other.fit([(x, np.arange(12) % 3)])
+    expected = trainer_of(batch_norm_network(), "cross_entropy").evaluate(BATCHES).loss
+    third = trainer_of(batch_norm_network(), "cross_entropy", callbacks=[ema])
+    assert third.evaluate(BATCHES).loss == expected

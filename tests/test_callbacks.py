@@ -200,11 +200,12 @@ def test_numbers_of_numpy_in_a_record_become_plain(digits, tmp_path, value):
     assert again.history == [record] == [json.loads((tmp_path / "history.jsonl").read_text())]
 
 
+@pytest.mark.parametrize("name", ["mine", "train_loss"])
 @pytest.mark.parametrize("value", ["text", [1.0], np.ones(2), 1j])
-def test_what_a_history_cannot_hold_is_refused_before_it_is_saved(digits, tmp_path, value):
+def test_what_a_history_cannot_hold_is_refused_before_it_is_saved(digits, tmp_path, name, value):
     """Otherwise, no checkpoint of the run could be loaded."""
-    trainer = make_trainer(callbacks=[Writes(mine=value), Checkpoints(tmp_path, every="1epoch")])
-    with pytest.raises(UsageError, match=r"^Writes: the entry 'mine' of a record must be a number or None, got "):
+    trainer = make_trainer(callbacks=[Writes(**{name: value}), Checkpoints(tmp_path, every="1epoch")])
+    with pytest.raises(UsageError, match=rf"^Writes: the entry '{name}' of a record must be a number or None, got "):
         trainer.fit(batches(digits[0]))
     again = make_trainer()
     again.load_state_dict(trainer.state_dict())

@@ -85,6 +85,9 @@ def test_predict_follows_links_to_folders_once(xcnn, checkpoint, tmp_path):
     Image.fromarray(test.x[0, 0]).save(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "twice").symlink_to(tmp_path / "elsewhere")
+    Image.fromarray(test.x[1, 0]).save(tmp_path / "outside.png")
+    (tmp_path / "photos" / "up").symlink_to(tmp_path)
     code, out, err = xcnn("predict", checkpoint, "photos", "--json")
     assert code == 0, err
     assert [json.loads(line)["image"] for line in out.splitlines()] == ["photos/link/a.png"]

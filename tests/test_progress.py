@@ -186,6 +186,18 @@ def test_one_bar_is_shown_at_a_time(monkeypatch):
     second.stop()
 
 
+def test_a_bar_that_fails_gives_the_turn_back(monkeypatch):
+    screen = watched(monkeypatch)
+    first, second = terminal.Bar(), terminal.Bar()
+    monkeypatch.setattr(first.progress, "add_task", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        first("first", 1, 3)
+    first.stop()
+    second("second", 2, 3)
+    assert "second" in screen.getvalue()
+    second.stop()
+
+
 def test_a_second_bar_that_rich_refuses_is_not_shown(monkeypatch):
     def refuse(self):
         raise LiveError("Only one live display may be active at once")

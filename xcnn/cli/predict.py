@@ -127,14 +127,16 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _inside(folder: Path) -> Iterator[Path]:
     """Yield the images in a folder and its subfolders, also linked ones, each of which is entered once."""
-    entered = set()
+    root = folder.resolve()
+    entered = {root, *root.parents}  # a link upwards leads to what is not in the folder
     for top, folders, names in os.walk(folder, followlinks=True):
-        entered.add(os.path.realpath(top))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(top, name)) not in entered
-        )
+        inner = []
+        for name in sorted(folders):
+            real = Path(top, name).resolve()
+            if not name.startswith(".") and real not in entered:
+                entered.add(real)
+                inner.append(name)
+        folders[:] = inner
         for file in (Path(top, name) for name in names if not name.startswith(".")):
             if file.suffix.lower() in SUFFIXES and file.is_file():
                 yield file

@@ -203,6 +203,7 @@ def restore(
     if dataset is not None:
         find("data set", dataset, DATASETS)
     path = path_of("restore", "path", path)
+    data_dir = None if data_dir is None else path_of("restore", "data_dir", data_dir)
     opened = device(where)
     checkpoint = load_checkpoint(path, model)
     chosen = dataset or checkpoint.dataset

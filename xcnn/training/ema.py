@@ -9,6 +9,7 @@ from xcnn._array import Array, is_kind, namespace_of
 from xcnn._check import number
 from xcnn.devices import like, to_numpy
 from xcnn.errors import CheckpointError
+from xcnn.nn import Module
 from xcnn.parameter import Buffer, Parameter
 from xcnn.training.evaluation import Metrics
 from xcnn.training.state import count
@@ -56,13 +57,15 @@ class EMA(Callback):
         self.decay, self.updates = number("EMA", "decay", decay, "[0, 1)"), 0
         self._average: dict[str, Array] = {}
         self._loaded: dict[str, np.ndarray] = {}  # as long as no trainer says to which device it belongs
+        self._model: Module | None = None  # of which it is the average
 
     def on_fit_start(self, trainer: Trainer, batches: int | None, epochs: int) -> None:
         """Begin with the current weights, or go on from a loaded average."""
-        if self.updates and not self._loaded and not trainer.steps:  # the average is that of another trainer
-            self.reset()
+        if not self._loaded and (trainer.model is not self._model or not trainer.steps):
+            self.reset()  # the average is that of another trainer
         self._place(trainer)
         if not self._average:
+            self._model = trainer.model
             for name, slot in self._slots(trainer).items():
                 self._average[name] = namespace_of(slot.data).asarray(slot.data, copy=True)
 
@@ -83,13 +86,13 @@ class EMA(Callback):
     def exchange_weights(self, trainer: Trainer) -> None:
         """Exchange the arrays of the model with those of the average."""
         self._place(trainer)
-        if self._average:
+        if self._average and trainer.model is self._model:
             for name, slot in self._slots(trainer).items():
                 slot.data, self._average[name] = self._average[name], slot.data
 
     def reset(self) -> None:
         """Forget the average; the next `fit` begins with the weights that the model then has."""
-        self.updates, self._average, self._loaded = 0, {}, {}
+        self.updates, self._average, self._loaded, self._model = 0, {}, {}, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of steps."""
@@ -112,7 +115,7 @@ class EMA(Callback):
         if {name: array.shape for name, array in self._loaded.items()} != shapes:
             raise CheckpointError("EMA: the state holds the average of another model")
         self._average = {name: like(self._loaded[name], slot.data) for name, slot in slots.items()}
-        self._loaded = {}
+        self._loaded, self._model = {}, trainer.model
 
     @staticmethod
     def _slots(trainer: Trainer) -> dict[str, Parameter | Buffer]:

@@ -209,7 +209,7 @@ class Loss:
         return ShapeError(f"{self._name} takes class indices {shapes}{fix}")
 
     def gradient(self, backward: Callable[..., Any], output: tuple[tuple[int, ...], Any]) -> Array:
-        """Return the gradient of the output, the first entry of what `backward()` returns.
+        """Return the gradient of the output, the first entry of what `backward()` returns, in the output's dtype.
 
         Parameters
         ----------
@@ -219,7 +219,8 @@ class Loss:
         Raises
         ------
         ShapeError, UsageError
-            If `backward` needs an argument, or does not return a tuple that begins with an array like the output.
+            If `backward` needs an argument, or does not return a tuple that begins with a floating-point array of the
+            shape of the output.
         """
         try:
             made = backward()
@@ -228,13 +229,13 @@ class Loss:
                 raise wrong from None
             raise
         first = made[0] if isinstance(made, tuple | list) and made else made
-        if first is made or not is_array(first) or (first.shape, first.dtype) != output:
+        if first is made or not is_array(first) or first.shape != output[0] or not _is_floating(first):
             got = type(first).__name__ if first is made or not is_array(first) else f"{first.dtype} {first.shape}"
             raise ShapeError(
                 f"{self._name}: backward must return a tuple whose first entry is the gradient of the output, "
                 f"{output[1]} {tuple(output[0])}, got {got}"
             )
-        return first
+        return first if first.dtype == output[1] else namespace_of(first).astype(first, output[1])
 
     def counts(self, output: Array, target: Array) -> tuple[Any, Any, Any]:
         """Return the number of correct answers, of answers that count, and `size`; the first two None if unknown.

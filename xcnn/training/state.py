@@ -52,17 +52,22 @@ def count(value: Any) -> int:
     return int(value)
 
 
-def plain(entries: dict[str, Any], caller: str) -> None:
-    """Make numbers of NumPy, or of a device, in a record plain, and refuse what could not be saved and loaded again."""
-    for name in RECORD:
-        if name not in entries:
-            raise UsageError(f"{caller}: a record must keep its entry {name!r}, which is gone")
-    for name, value in list(entries.items()):
-        number = value.item() if getattr(value, "ndim", None) == 0 else value
-        if not isinstance(name, str) or not isinstance(number, int | float | None):
-            del entries[name]  # so that the history can be saved
-            raise UsageError(f"{caller}: the entry {name!r} of a record must be a number or None, got {shown(value)}")
-        entries[name] = number
+def plain(entries: dict[str, Any], before: dict[str, Any], caller: str) -> None:
+    """Make numbers of NumPy, or of a device, in a record plain, and refuse what could not be saved and loaded again.
+
+    Then the record is again what it was `before`, so that the history can be saved.
+    """
+    numbers = {name: value.item() if getattr(value, "ndim", None) == 0 else value for name, value in entries.items()}
+    says = [f"a record must keep its entry {name!r}, which is gone" for name in RECORD if name not in entries]
+    says += [
+        f"the entry {name!r} of a record must be a number or None, got {shown(entries[name])}"
+        for name, number in numbers.items()
+        if not isinstance(name, str) or not isinstance(number, int | float | None)
+    ]
+    entries.clear()
+    entries.update(before if says else numbers)
+    if says:
+        raise UsageError(f"{caller}: {says[0]}")
 
 
 def record(state: Mapping[str, Any], epoch: int) -> dict[str, Any]:

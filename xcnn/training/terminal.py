@@ -166,7 +166,8 @@ class Bar:
             self.stop()
             if not _TURN.acquire(blocking=False):
                 return
-            self.name, self.task = name, self.progress.add_task(printable(name), total=total, figures="", left="")
+            self.name = name  # before anything can fail, so that `stop` gives the turn back
+            self.task = self.progress.add_task(printable(name), total=total, figures="", left="")
             try:
                 self.progress.start()
             except LiveError:  # the program shows one of its own, and this is Rich before 14.1
@@ -188,7 +189,7 @@ class Bar:
     def batch(self, name: str, done: int, total: int | None, metrics: Metrics, left: float | None = None) -> None:
         """Show the metrics and the speed after a batch, ten times a second."""
         now = COMPILATION.clock()
-        if not self.shown or (name == self.name and done != total and now < self._drawn + _PAUSE):
+        if not self.shown or (name == self._measured and done != total and now < self._drawn + _PAUSE):
             return
         if name != self._measured:
             self._measured, self._first, self._start = name, metrics.samples, now
@@ -204,11 +205,14 @@ class Bar:
 
     def stop(self) -> None:
         """Hide the bar."""
-        if self._text:
-            self._line("")
-        self.progress.stop()
-        for task in self.progress.task_ids:
-            self.progress.remove_task(task)
-        if self.name is not None:
+        if self.name is None:
+            return
+        try:
+            if self._text:
+                self._line("")
+            self.progress.stop()
+            for task in self.progress.task_ids:
+                self.progress.remove_task(task)
+        finally:
             self.name = None
             _TURN.release()

@@ -325,8 +325,9 @@ class Trainer:
                     record = self._train_epoch(epoch, feed, held_out, between_steps)
                     self.history.append(record)
                     for callback in self._all_callbacks():
+                        before = dict(record)
                         callback.on_epoch_end(self, record)
-                        plain(record, type(callback).__name__)
+                        plain(record, before, type(callback).__name__)
                     between_steps(lambda: None)
                     if self.stop_reason:
                         break
