@@ -127,6 +127,12 @@ def test_a_target_that_does_not_fit_the_loss_is_named_with_a_fix(loss, outputs, 
         training.step(X, target)
 
 
+def test_classes_on_the_last_axis_are_told_where_they_belong():
+    training = trainer_of(network(nn.Linear(4, 10), nn.Unflatten(1, (5, 2))), "cross_entropy")
+    with pytest.raises(ShapeError, match=r"shape \(12, 2\) .* got shape \(12, 5\); if the last axis .* to axis 1$"):
+        training.step(X, np.zeros((12, 5), int))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -205,6 +205,8 @@ class Loss:
             fix = "; pass y[..., 0]"
         elif came[:1] != wanted[:1]:
             fix = "; pass one target per example"
+        elif came == tuple(output.shape[:-1]):
+            fix = "; if the last axis of the output holds the classes, let the network move it to axis 1"
         shapes = f"of shape {wanted} for the output {tuple(output.shape)}, got shape {came}"
         return ShapeError(f"{self._name} takes class indices {shapes}{fix}")
 
