@@ -76,7 +76,7 @@ def test_the_best_weights_can_be_restored(average):
 
 def test_a_function_saves_the_averaged_weights():
     saved = []
-    keep = KeepBest(lambda record: saved.append((training.model.state_dict(), training.state_dict()["weights"])))
+    keep = KeepBest(save=lambda record: saved.append((training.model.state_dict(), training.state_dict()["weights"])))
     training = trainer_of(batch_norm_network(), "cross_entropy", callbacks=[EMA(0.5), keep])
     training.fit(BATCHES, 1, validation=BATCHES)
     with training.inference_weights():

@@ -443,9 +443,11 @@ ARRAY = r"(images|x) and targets must be arrays, got "
         ),
         (lambda trainer: EarlyStopping(monitor=3), "EarlyStopping: monitor must be the name of an entry, got 3"),
         (lambda trainer: EarlyStopping(min_delta="a"), "EarlyStopping: min_delta must be a number"),
-        (lambda trainer: KeepBest(3), "KeepBest: save must be a function"),
+        (lambda trainer: KeepBest(save=3), "KeepBest: save must be a function"),
+        (lambda trainer: KeepBest(print), "KeepBest: monitor must be the name of an entry"),
+        (lambda trainer: KeepBest("val_acc"), "for the entry 'val_acc', got None; or did you mean 'val_accuracy'[?]$"),
         (lambda trainer: EarlyStopping("error"), "EarlyStopping: mode must be 'min' or 'max' for the entry 'error'"),
-        (lambda trainer: KeepBest(print, "val_iou", "best"), "mode must be 'min' or 'max' for the entry 'val_iou'"),
+        (lambda trainer: KeepBest("val_iou", "best"), "mode must be 'min' or 'max' for the entry 'val_iou'"),
         (lambda trainer: HistoryFile(3), "HistoryFile: path must end in"),
         (lambda trainer: Checkpoints(3), "Checkpoints: folder must be a path"),
         (lambda trainer: Checkpoints("a", about=3), "about a Checkpoint"),
@@ -496,7 +498,8 @@ def test_a_monitor_that_no_record_has_is_refused_before_the_first_step(digits, m
 )
 def test_the_best_is_the_smallest_or_the_largest(monitor: str, mode: str | None, best: float) -> None:
     saved: list[float] = []
-    keep = KeepBest(lambda record: saved.append(record[monitor]), monitor, mode)
+    keep = KeepBest(monitor, mode, save=lambda record: saved.append(record[monitor]))
     for epoch, value in enumerate([2.0, 1.0, 3.0], 1):
         keep.on_epoch_end(make_trainer(), {"epoch": epoch, monitor: value})
     assert saved == [2.0, best]
+    assert repr(keep) == f"KeepBest(monitor='{monitor}', best={best}, best_epoch={int(best) if best == 3 else 2})"

@@ -471,7 +471,7 @@ def test_early_stopping_ends_fit(digits):
 
 def test_keep_best_saves_only_better_epochs():
     saved = []
-    keep = KeepBest(saved.append)
+    keep = KeepBest(save=saved.append)
     for epoch, loss in enumerate([float("nan"), 1.0, 1.2, 0.9, 0.9], 1):
         keep.on_epoch_end(make_trainer(), record(epoch, loss))
     assert [entry["epoch"] for entry in saved] == [2, 4]

@@ -223,7 +223,7 @@ class _Run:
         )
         ours: list[Callback] = [] if config.ema is None else [EMA(config.ema)]
         ours += [_Finite(), *self.callbacks, *(HistoryFile(folder / name) for name in HISTORY)]
-        self.kept = KeepBest(self._save_best, config.monitor)
+        self.kept = KeepBest(config.monitor, save=self._save_best)
         if self.validation is not None:
             ours.append(self.kept)
             if config.patience is not None:

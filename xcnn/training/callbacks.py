@@ -1,6 +1,7 @@
 """Callbacks: a history file, early stopping, and keeping the best weights."""
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -91,12 +92,7 @@ _BETTER = {"loss": "min", "accuracy": "max", "iou": "max", "r2": "max"}
 
 
 class _Monitor(Callback):
-    """Base class of callbacks that watch one entry of the records. With a trainer without a history, they begin anew.
-
-    Attributes
-    ----------
-    best, best_epoch : the best value so far and its epoch, counted from 1; None and 0 before the first.
-    """
+    """Base class of callbacks that watch one entry of the records. With a trainer without a history, they begin anew."""
 
     def __init__(self, monitor: str, mode: str | None, min_delta: float = 0.0) -> None:
         name = type(self).__name__
@@ -105,7 +101,10 @@ class _Monitor(Callback):
         if mode is None:
             mode = next((best for end, best in _BETTER.items() if monitor.endswith(end)), None)
         if mode not in ("min", "max"):
-            raise UsageError(f"{name}: mode must be 'min' or 'max' for the entry {monitor!r}, got {mode!r}")
+            always = [f"{part}_{figure}" for part in ("val", "train") for figure in ("loss", "accuracy")]
+            near = difflib.get_close_matches(monitor, always, 1, 0.7) if mode is None else []
+            hint = f"; or did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{name}: mode must be 'min' or 'max' for the entry {monitor!r}, got {mode!r}{hint}")
         self.monitor, self.min_delta = monitor, number(name, "min_delta", min_delta, "[0, inf)")
         self._sign = -1.0 if mode == "min" else 1.0
         self.best: float | None = None
@@ -144,7 +143,7 @@ class _Monitor(Callback):
     def describe(self, epochs: int) -> str:
         """Return which epoch of `epochs` is the best, in words.
 
-        >>> keep = KeepBest(monitor="val_accuracy")
+        >>> keep = KeepBest("val_accuracy")
         >>> keep.best, keep.best_epoch = 0.93, 6
         >>> keep.describe(22)
         'epoch 6 of 22, best val_accuracy 0.93'
@@ -152,6 +151,9 @@ class _Monitor(Callback):
         if self.best is None:
             return f"no epoch of {epochs}, as none has a {self.monitor}"
         return f"epoch {self.best_epoch} of {epochs}, best {self.monitor} {self.best:.4g}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(monitor={self.monitor!r}, best={self.best}, best_epoch={self.best_epoch})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and its epoch."""
@@ -176,6 +178,10 @@ class EarlyStopping(_Monitor):
     min_delta : the improvement must be larger than this.
     mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss`,
         `accuracy`, `iou` or `r2`.
+
+    Attributes
+    ----------
+    best, best_epoch : the best value so far and its epoch, counted from 1; None and 0 before the first.
     """
 
     def __init__(
@@ -209,14 +215,15 @@ class KeepBest(_Monitor):
 
     Parameters
     ----------
-    save : called with the record of each epoch that is the best so far, while the model holds the weights to save; see
-        `xcnn.runs.save_checkpoint`. None keeps them in memory, for `restore`.
     monitor : such as `"val_loss"`, `"val_accuracy"`, or `"val_iou"` for one of the trainer's `metrics`.
     mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss`,
         `accuracy`, `iou` or `r2`.
+    save : called with the record of each epoch that is the best so far, while the model holds the weights to save; see
+        `xcnn.runs.save_checkpoint`. None keeps them in memory, for `restore`.
 
     Attributes
     ----------
+    best, best_epoch : the best value so far and its epoch, counted from 1; None and 0 before the first.
     weights : the best weights, if there is no function `save`, as `Module.state_dict` returns them; None before the
         first epoch.
 
@@ -225,7 +232,7 @@ class KeepBest(_Monitor):
     >>> from xcnn import data, models, optim
     >>> train, test = data.load("digits")
     >>> model = models.build("report", train.shape, 10, seed=0)
-    >>> best = KeepBest(monitor="val_accuracy")
+    >>> best = KeepBest("val_accuracy")
     >>> trainer = Trainer(model, optim.Adam(model.parameters()), callbacks=[best])
     >>> history = trainer.fit(train, 2, validation=test)
     >>> best.restore(trainer)
@@ -235,9 +242,9 @@ class KeepBest(_Monitor):
 
     def __init__(
         self,
-        save: Callable[[dict[str, Any]], None] | None = None,
         monitor: str = "val_loss",
         mode: str | None = None,
+        save: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         super().__init__(monitor, mode)
         if save is not None and not callable(save):
