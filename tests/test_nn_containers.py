@@ -194,6 +194,53 @@ def test_sequential_is_a_sequence():
     assert nn.Sequential()(x) is x
 
 
+def test_a_module_of_a_sequential_is_replaced_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    t = torch.nn
+    theirs = t.Sequential(t.Linear(3, 4), t.ReLU(), t.Linear(4, 2))
+    ours = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    theirs[0], ours[0] = t.Linear(5, 4), nn.Linear(5, 4)  # a layer that runs as one with its ReLU
+    theirs[-1], ours[-1] = t.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    ours.load_state_dict({name: weight.numpy() for name, weight in theirs.state_dict().items()})
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    y, backward = ours.forward(x.numpy())
+    backward(np.ones_like(y))
+    expected = theirs(x)
+    expected.sum().backward()
+    np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-6)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(one.grad, other.grad.numpy(), atol=1e-5)
+
+
+def test_a_replaced_module_is_no_longer_an_attribute():
+    class Net(nn.Sequential):
+        def __init__(self, head):
+            self.head = head
+            super().__init__(nn.ReLU(), head)
+
+    net, head = Net(nn.Linear(2, 3)), nn.Linear(2, 5)
+    net[1] = head
+    assert net.head is net[1] is head
+    assert list(net.state_dict()) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize(
+    ("index", "module", "says"),
+    [
+        (2, nn.ReLU(), r"^Sequential: index must be an integer from -2 to 1, got 2$"),
+        (slice(1), nn.ReLU(), r"^Sequential: index must be an integer from -2 to 1, got "),
+        (0, None, r"^Sequential: \[0\] must be a module, got None$"),
+        (0, "itself", r"^Sequential: \[0\] cannot be a module that contains this one$"),
+    ],
+)
+def test_what_cannot_be_put_into_a_sequential_is_refused(index, module, says):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    before = list(model)
+    with pytest.raises(UsageError, match=says):
+        model[index] = nn.Residual(model) if module == "itself" else module
+    assert list(model) == before
+
+
 def test_state_moves_to_and_from_pytorch_by_the_same_keys():
     torch = pytest.importorskip("torch")
     t = torch.nn

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from xcnn._check import choice, shown
+from xcnn._check import choice, integer, shown
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._module import Module
@@ -183,6 +183,19 @@ class Sequential(Graph):
         """Return one module, or a Sequential of a slice of them that shares their parameters."""
         modules = list(self)[index]
         return modules if isinstance(modules, Module) else Sequential(*modules)
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        """Put a module in the place of another, such as a new head; build the optimizer afterwards."""
+        kind, nodes = type(self).__name__, list(self._plan.nodes)
+        place = integer(kind, "index", index, -len(nodes), len(nodes) - 1)
+        if not isinstance(module, Module):
+            raise UsageError(f"{kind}: [{index}] must be a module, got {shown(module)}")
+        if any(inner is self for _, inner in module.modules()):
+            raise UsageError(f"{kind}: [{index}] cannot be a module that contains this one")
+        name, old, inputs = nodes[place]
+        nodes[place] = name, module, inputs
+        self._plan = Plan(nodes, self._plan.output)
+        vars(self).update({key: module for key, value in vars(self).items() if value is old})
 
 
 class Residual(Graph):
