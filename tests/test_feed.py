@@ -221,6 +221,8 @@ def test_targets_outside_of_a_tuple_are_told_the_fix():
     for use, name in ((trainer.fit, "fit: epochs"), (trainer.evaluate, "evaluate: batch_size")):
         with pytest.raises(UsageError, match=f"^{name} {says}"):
             use(IMAGES, classes(6, 6))
+        with pytest.raises(UsageError, match=f"^{name} {says}"):  # as in Keras, by the name of the third argument
+            use(IMAGES, classes(6, 6), **{name.split()[1]: 1})
 
 
 def test_one_example_alone_is_told_the_fix():

@@ -74,7 +74,8 @@ def namespace(op: str, *, optional: Container[str] = (), **arrays: Array | None)
         if xp is None:
             xp, first, dtype = this, name, array.dtype
             if not is_kind(xp, dtype, "real floating"):
-                raise DtypeError(f"{op}: {name} must be a floating-point array, got {dtype}; convert it first")
+                scaled = ", as by xcnn.data.to_float, which divides by 255" if dtype == xp.uint8 else ""
+                raise DtypeError(f"{op}: {name} must be a floating-point array, got {dtype}; convert it first{scaled}")
         elif this is not xp:
             raise DtypeError(
                 f"{op}: {name} is a {this.__name__} array, {first} a {xp.__name__} array; move one of them"

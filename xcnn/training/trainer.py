@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ from xcnn.training.terminal import watched
 
 __all__ = ["Callback", "Trainer", "clock"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 def clock() -> float:
     """Return the time in seconds since an arbitrary start. The clock pauses while kernels are compiled.
@@ -44,10 +47,19 @@ def clock() -> float:
     return COMPILATION.clock()
 
 
-def _no_targets(caller: str, name: str, value: Any) -> None:
-    """Refuse targets as the second argument of a function that takes data."""
-    if getattr(value, "shape", ()) or isinstance(value, list | tuple):
-        raise UsageError(f"{caller}: {name} must be an integer, got {shown(value)}; pass targets in a tuple, (x, y)")
+def _takes_data(function: F) -> F:
+    """Decorate a method whose argument is data, to refuse targets as another one, and wrong arguments as `explained`."""
+    name = list(inspect.signature(function).parameters)[2]
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        second = arguments[2] if len(arguments) > 2 else None
+        if getattr(second, "shape", ()) or isinstance(second, list | tuple):
+            who = f"{function.__name__}: {name}"
+            raise UsageError(f"{who} must be an integer, got {shown(second)}; pass targets in a tuple, (x, y)")
+        return explained(function)(*arguments, **options)
+
+    return called  # type: ignore[return-value]
 
 
 class Callback:
@@ -225,7 +237,7 @@ class Trainer:
         self.steps += 1
         return float(loss)
 
-    @explained
+    @_takes_data
     def fit(
         self,
         train: Data,
@@ -277,7 +289,6 @@ class Trainer:
         SystemExit
             On SIGTERM, in the same way, unless the program handles it; the exit code is 143.
         """
-        _no_targets("fit", "epochs", epochs)
         integer("fit", "epochs", epochs)
         if progress is not None:
             flag("fit", "progress", progress)
@@ -435,7 +446,7 @@ class Trainer:
             raise UsageError(f"stop: reason must be a text that is not empty, got {reason!r}")
         self.stop_reason = reason
 
-    @explained
+    @_takes_data
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
         """Return loss, accuracy and `metrics` over a data set, in inference mode.
 
@@ -454,7 +465,6 @@ class Trainer:
         OutOfMemoryError
             If a batch is too large.
         """
-        _no_targets("evaluate", "batch_size", batch_size)
         return self._evaluate(data, batch_size)
 
     def _evaluate(self, data: Data, batch_size: int = 256, confusion: bool = True) -> Metrics:
