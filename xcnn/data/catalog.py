@@ -87,8 +87,9 @@ def load(
         (train, test) or (train, validation, test).
     data_dir : a folder with the files; by default they are downloaded once and cached (see `download.py`).
     progress : called during a download with (file name, bytes so far, bytes in all); see `download.Progress`.
-    **options : further arguments of the loader; of the data sets in the table, only `folder` has some: `size`,
-        `resize`, `background`, `skip_broken`, `in_memory`, `tell` and `watch`, see `xcnn.data.folder.load_folder`.
+    **options : further arguments of the loader; of the data sets in the table, only `folder` has some: `size` (of the
+        images in pixels), `resize`, `background`, `skip_broken`, `in_memory`, `tell` (such as `print`) and `watch`, see
+        `xcnn.data.folder.load_folder`.
 
     Raises
     ------

@@ -1,5 +1,6 @@
 """Folders of images, one subfolder per class (`cats/*.png`, `dogs/*.jpg`), and tables of image files."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def load_folder(
     background: str = "white",
     skip_broken: bool = False,
     in_memory: int = _IN_MEMORY,
-    tell: Tell = lambda message: None,
+    tell: Tell | None = None,
     watch: Watch | None = None,
 ) -> tuple[Dataset, ...]:
     """Return (train, test) or (train, validation, test) of a folder of images, or of a table of image files.
@@ -64,7 +65,8 @@ def load_folder(
         which; by default they are an error.
     in_memory : if the images take more bytes than this as RGB, they are not kept but decoded each time that they are
         needed, with the same result; see `ImageFiles`. The default has room for 50,000 images of 32 x 32 pixels.
-    tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored.
+    tell : called with sentences on what was found: classes, numbers, sizes, parts, and what is ignored. By default
+        nothing is told but a warning of what `skip_broken` leaves out.
     watch : called with the number of images checked so far and of all images.
 
     Raises
@@ -117,7 +119,7 @@ def _load(
     background: str,
     skip_broken: bool,
     in_memory: int,
-    tell: Tell,
+    tell: Tell | None,
     watch: Watch | None,
     classes: Sequence[str] | None = None,
     channels: int | None = None,
@@ -126,6 +128,7 @@ def _load(
     if data_dir is None:
         message = "data_dir is missing: the data set 'folder' needs a folder with one subfolder of images per class"
         raise UsageError(message, setting="data_dir")
+    warn, tell = tell or warnings.warn, tell or (lambda message: None)
     size = integer("load: folder", "size", size, 1, MOST_SIDE)
     choice("load: folder", "resize", resize, RESIZE)
     ground = colour("load: folder", "background", background)
@@ -134,7 +137,7 @@ def _load(
     is_table, name = _is_table(data_dir), folder_name(data_dir)
 
     def left_out(rows: list[str]) -> None:
-        tell(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
+        warn(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
 
     with blaming("load", data_dir):
         found = (
@@ -150,7 +153,7 @@ def _load(
         if not skip_broken:
             fix = "repair or remove them, or leave them out with skip_broken=True"
             raise DataError(f"load: {number} cannot be used: {what}; {fix}")
-        tell(f"{name}: left out {number}: {what}")
+        warn(f"{name}: left out {number}: {what}")
         found = found.chosen(places)
         names, labels, parts = _divided(data_dir, found, classes)
     sizes = [checked.sizes[k] for k in places]
