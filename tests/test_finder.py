@@ -28,6 +28,7 @@ def test_losses_are_those_of_a_plain_loop():
     trainer, batches = regression()
     found = find_lr(trainer, batches, 1e-3, 1.0, steps=20)
     assert len(found.lrs) > 15
+    assert repr(found) == f"LRFinder(suggestion={found.suggestion:.3g}, 20 learning rates from 0.001 to 1)"
     np.testing.assert_allclose(found.lrs, np.geomspace(1e-3, 1.0, 20)[: len(found.lrs)], rtol=1e-12)
     weight, losses = np.full(4, 0.5), []
     for lr, (x, y) in zip(found.lrs, itertools.cycle(batches), strict=False):

@@ -167,6 +167,12 @@ def test_validation_makes_no_confusion_matrix_but_checks_labels(monkeypatch):
         training.fit([(X, y)], validation=[(X, np.where(y == 1, 7, y))])
 
 
+def test_metrics_are_shown_with_the_figures_that_there_are():
+    shown = Metrics(samples=3, loss_sum=1.0, size=3.0, correct=2, counted=3, values={"iou": 0.25})
+    assert repr(shown) == "Metrics(loss=0.333333, accuracy=0.666667, iou=0.25, samples=3)"
+    assert repr(Metrics(samples=3, loss_sum=1.0, size=3.0)) == "Metrics(loss=0.333333, samples=3)"
+
+
 def test_many_classes_have_no_confusion_matrix():
     training = trainer_of(network(nn.Linear(4, 4097)), "cross_entropy")
     assert training.evaluate([(X, np.arange(12))]).confusion is None

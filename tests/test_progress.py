@@ -105,8 +105,8 @@ def test_figures_are_those_of_the_history(monkeypatch):
     assert rest[1:3] == ["training cross_entropy, SGD, lr 0.1", f"device   cpu, {get_num_threads()} threads"]
     for line, record in zip(rest[3:], (first, second), strict=True):
         assert line.startswith(
-            f"epoch {record['epoch']}/2  loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:>7.2%}  "
-            f"val loss {record['val_loss']:.4f}  val accuracy {record['val_accuracy']:>7.2%}  lr 0.1  "
+            f"epoch {record['epoch']}/2  loss {record['train_loss']:.4f}  acc {record['train_accuracy']:>7.2%}  "
+            f"val loss {record['val_loss']:.4f}  val acc {record['val_accuracy']:>7.2%}  lr 0.1  "
         )
         assert "samples/s" in line
     assert "left" in rest[3]
@@ -270,6 +270,9 @@ def test_the_line_has_the_learning_rate_of_its_epoch(monkeypatch):
         one.schedule = one._step.schedule = optim.ExponentialLR(one.optimizer, 0.5, unit=unit)
         one.fit(train, 2, progress=True)
         assert f"  lr {last:.3g}  " in made.getvalue().splitlines()[-1]
+        assert "SGD, ExponentialLR from lr 0.1\n" in made.getvalue()
+        one.fit(train, 1, progress=True)
+        assert f"SGD, ExponentialLR now at lr {last * 0.5:.3g}\n" in made.getvalue()
 
 
 def test_the_time_left_is_that_of_the_whole_run(monkeypatch):
@@ -314,14 +317,14 @@ def test_the_time_left_is_that_of_the_whole_run(monkeypatch):
 def test_lines_fit_by_leaving_out_the_least(width, monkeypatch):
     watched(monkeypatch, width)
     record = {"epoch": 3, "train_loss": 0.123, "train_accuracy": 0.97, "val_loss": 0.5, "val_accuracy": 1.0}
-    record |= {"seconds": 12.3, "data_seconds": 0.0, "samples_per_second": 5120.0}
+    record |= {"seconds": 12.3, "data_seconds": 5.0, "samples_per_second": 5120.0}
     shown = Progress()
     shown.epochs, shown._lr = 20, 1e-3
     line = shown.line(record, 100.0)
     assert line.startswith("epoch  3/20  loss 0.1230  ")
     assert "val loss 0.5000  val acc" in line
     assert len(line) <= max(width, 70)
-    there = [part in line for part in ("acc  97.00%", "12 s", "1 min 40 s left", "lr 0.001", "5,120 samples/s")]
+    there = [part in line for part in ("acc  97.00%", "12 s", "waiting", "1 min 40 s left", "lr 0.001", "5,120 samples/s")]
     if not there[-1]:
         assert there == sorted(there, reverse=True)
         assert sum(there) >= (width - 69) // 16

@@ -119,8 +119,10 @@ class Metrics:
         return PerClass(share(right, said), share(right, support), share(2 * right, said + support), support)
 
     def __repr__(self) -> str:
-        values = "".join(f", {name}={value:.6g}" for name, value in self.values.items())
-        return f"Metrics(loss={self.loss:.6g}, accuracy={self.accuracy}{values}, samples={self.samples})"
+        accuracy = {} if self.accuracy is None else {"accuracy": self.accuracy}
+        figures = {"loss": self.loss, **accuracy, **self.values}
+        shown = ", ".join(f"{name}={value:.6g}" for name, value in figures.items())
+        return f"Metrics({shown}, samples={self.samples})"
 
 
 Metric = Callable[[np.ndarray, np.ndarray], float]

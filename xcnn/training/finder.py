@@ -25,7 +25,7 @@ _BELOW = 10.0
 """By how much the suggestion is below the learning rate with the lowest loss."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LRFinder:
     """The result of a learning-rate range test.
 
@@ -42,6 +42,10 @@ class LRFinder:
     losses: tuple[float, ...]
     suggestion: float | None
 
+    def __repr__(self) -> str:
+        said = None if self.suggestion is None else float(f"{self.suggestion:.3g}")
+        return f"LRFinder(suggestion={said}, {len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g})"
+
 
 @explained
 def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0, steps: int = 100) -> LRFinder:
@@ -53,7 +57,8 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
 
     Parameters
     ----------
-    trainer : with the model, the optimizer and the loss; its schedule and its callbacks are not used.
+    trainer : with the model, the optimizer and the loss; its schedule and its callbacks are not used, and it can be the
+        one that you train with.
     data : what `Trainer.fit` takes as training data. It is passed over as often as necessary.
     low, high : the first and the last learning rate of the first parameter group; those of the others keep their ratio
         to it.

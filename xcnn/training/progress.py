@@ -101,18 +101,16 @@ class Progress(Callback):
         parts = [(0, f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}")]
         for name, value in record.items():
             if name not in _HIDDEN and value is not None:
-                label = name.removeprefix("train_").replace("_", " ")
+                label = name.removeprefix("train_").replace("_", " ").replace("accuracy", "acc")
                 figure = f"{percent(value):>7}" if name.endswith("accuracy") else _figure(value)
                 parts.append((1 if name == "train_accuracy" else 0, f"{label} {figure}"))
         parts += [
-            (4, f"lr {self._lr:.3g}" if self._lr == self._lr else ""),
+            (5, f"lr {self._lr:.3g}" if self._lr == self._lr else ""),
             (2, duration(seconds)),
-            (5, f"{record['samples_per_second']:,.0f} samples/s"),
+            (6, f"{record['samples_per_second']:,.0f} samples/s"),
+            (3, f"{waited / seconds:.0%} waiting for data" if waited > 0.1 * seconds else ""),
+            (4, f"{duration(left)} left" if left else ""),
         ]
-        if waited > 0.1 * seconds:
-            parts.append((0, f"{waited / seconds:.0%} waiting for data"))
-        if left:
-            parts.append((3, f"{duration(left)} left"))
         parts = [(rank, text) for rank, text in parts if text]
         return _fitted(parts, stderr().width if stderr().is_terminal else None)
 
@@ -123,14 +121,10 @@ class Progress(Callback):
 
 
 def _fitted(parts: list[tuple[int, str]], width: int | None) -> str:
-    """Return parts on one line. If it is too wide, shorten labels, then leave out the parts of the highest ranks."""
-    line = "  ".join(text for _, text in parts)
-    if width is None or len(line) <= width:
-        return line
-    parts = [(rank, text.replace("accuracy", "acc")) for rank, text in parts]
-    for most in range(5, -1, -1):
+    """Return parts on one line. If it is too wide, leave out those of the highest ranks."""
+    for most in range(6, -1, -1):
         line = "  ".join(text for rank, text in parts if rank <= most)
-        if len(line) <= width:
+        if width is None or len(line) <= width:
             break
     return line
 
@@ -152,9 +146,9 @@ def _header(trainer: Trainer, name: str) -> list[str]:
     count = sum(1 for _, module in model.modules() if not any(True for _ in module.children()))
     layers = f"{count} layer{'s' * (count != 1)}"
     frozen = "" if trained == total else f", {trained:,} of them trained"
-    schedule = "" if trainer.schedule is None else f"{type(trainer.schedule).__name__} from "
-    lr = _lr(trainer)
-    rate = f", {schedule}lr {lr:.3g}" if lr == lr else ""
+    schedule, lr = trainer.schedule, _lr(trainer)
+    at = "" if schedule is None else f"{type(schedule).__name__} {'now at' if schedule.last_epoch else 'from'} "
+    rate = f", {at}lr {lr:.3g}" if lr == lr else ""
     rows = {
         "network": f"{name or type(model).__name__}: {total:,} parameters{frozen} in {layers}",
         "data": _data(trainer.feeds),
