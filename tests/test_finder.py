@@ -29,6 +29,7 @@ def test_losses_are_those_of_a_plain_loop():
     found = find_lr(trainer, batches, 1e-3, 1.0, steps=20)
     assert len(found.lrs) > 15
     assert repr(found) == f"LRFinder(suggestion={found.suggestion:.3g}, 20 learning rates from 0.001 to 1)"
+    assert repr(LRFinder((), (), None)) == "LRFinder(suggestion=None, 0 learning rates)"
     np.testing.assert_allclose(found.lrs, np.geomspace(1e-3, 1.0, 20)[: len(found.lrs)], rtol=1e-12)
     weight, losses = np.full(4, 0.5), []
     for lr, (x, y) in zip(found.lrs, itertools.cycle(batches), strict=False):

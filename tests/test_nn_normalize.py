@@ -81,7 +81,8 @@ def test_constants_may_come_as_any_list_of_numbers():
         (
             lambda: nn.Normalize(0, 1)(np.ones((2, 1), np.uint8)),
             DtypeError,
-            "Normalize: x must be a floating-point array, got uint8; convert it first, as by xcnn.data.to_float, which divides by 255",
+            "Normalize: x must be a floating-point array, got uint8; convert it first, as by xcnn.data.to_float, "
+            "which divides by 255",
         ),
         (
             lambda: data.channel_statistics(np.ones((2, 1, 2, 2))),

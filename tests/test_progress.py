@@ -324,7 +324,9 @@ def test_lines_fit_by_leaving_out_the_least(width, monkeypatch):
     assert line.startswith("epoch  3/20  loss 0.1230  ")
     assert "val loss 0.5000  val acc" in line
     assert len(line) <= max(width, 70)
-    there = [part in line for part in ("acc  97.00%", "12 s", "waiting", "1 min 40 s left", "lr 0.001", "5,120 samples/s")]
+    there = [
+        part in line for part in ("acc  97.00%", "12 s", "waiting", "1 min 40 s left", "lr 0.001", "5,120 samples/s")
+    ]
     if not there[-1]:
         assert there == sorted(there, reverse=True)
         assert sum(there) >= (width - 69) // 16

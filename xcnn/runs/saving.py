@@ -62,7 +62,8 @@ def _options(trainer: Trainer) -> list[dict[str, Any]]:
 class Checkpoints(Callback):
     """Save the complete training state at intervals, at the end, and when Ctrl-C or SIGTERM ends the training.
 
-    The first checkpoint is written before the first step. During `fit` no other process may write into the folder.
+    The first checkpoint is written before the first step, and the last before `fit` raises `KeyboardInterrupt` or
+    `SystemExit`; `restore` goes on from there. During `fit` no other process may write into the folder.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ _BETTER = {"loss": "min", "accuracy": "max", "iou": "max", "r2": "max"}
 
 
 class _Monitor(Callback):
-    """Base class of callbacks that watch one entry of the records. With a trainer without a history, they begin anew."""
+    """Base of callbacks that watch one entry of the records. With a trainer without a history, they begin anew."""
 
     def __init__(self, monitor: str, mode: str | None, min_delta: float = 0.0) -> None:
         name = type(self).__name__

@@ -44,7 +44,8 @@ class LRFinder:
 
     def __repr__(self) -> str:
         said = None if self.suggestion is None else float(f"{self.suggestion:.3g}")
-        return f"LRFinder(suggestion={said}, {len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g})"
+        tried = f" from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}" if self.lrs else ""
+        return f"LRFinder(suggestion={said}, {len(self.lrs)} learning rates{tried})"
 
 
 @explained

@@ -48,7 +48,7 @@ def clock() -> float:
 
 
 def _takes_data(function: F) -> F:
-    """Decorate a method whose argument is data, to refuse targets as another one, and wrong arguments as `explained`."""
+    """Decorate a method whose argument is data: as `explained` does, and to refuse targets as a second argument."""
     name = list(inspect.signature(function).parameters)[2]
 
     @functools.wraps(function)
