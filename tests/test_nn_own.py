@@ -78,6 +78,8 @@ def test_a_module_that_would_not_run_cannot_be_assigned_to_a_container():
     net, model = Net(), nn.Sequential(nn.Linear(3, 2))
     with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run; make a new"):
         net.head = nn.Linear(3, 5)
+    with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run"):
+        net.head = dict(net.children())["body"]
     with pytest.raises(UsageError, match=r"^Sequential: a module that is assigned to 'fc' would not run"):
         model.fc = nn.Linear(3, 5)
     net.head = dict(net.children())["head"]  # the node itself

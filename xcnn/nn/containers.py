@@ -81,7 +81,8 @@ class Graph(Module):
         if isinstance(value, Module) and "_plan" in vars(self):
             nodes = {node: module for node, module, _ in self._plan.nodes}
             built_in = type(self) in (Graph, Sequential, Residual, Branches)
-            if (built_in or name in nodes) and all(value is not module for module in nodes.values()):
+            known = [nodes[name]] if name in nodes else nodes.values()
+            if (built_in or name in nodes) and all(value is not module for module in known):
                 raise UsageError(
                     f"{type(self).__name__}: a module that is assigned to {name!r} would not run; make a new network "
                     "of the modules, or one of the same kind and load_state_dict(..., strict=False)"
