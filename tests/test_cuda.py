@@ -14,7 +14,7 @@ from xcnn import _cuda, ops
 from xcnn.devices import devices, gpus
 from xcnn.errors import DeviceError
 
-MEND = "reinstall CuPy: pip install 'xcnn[cuda12]' (or cuda13, by your driver)"
+MEND = "reinstall CuPy: pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x, by your driver)"
 WORDS = {"elementwise": "elementwise operations", "matmul": "matrix products", "compilation": "compiled kernels"}
 NEEDED = list(WORDS)
 

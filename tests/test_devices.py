@@ -103,7 +103,7 @@ def test_a_missing_library_is_named_with_a_fix(monkeypatch: pytest.MonkeyPatch) 
     for name, mend in [
         ("torch", "pip install torch"),
         ("jax", "pip install jax"),
-        ("cupy", "pip install 'xcnn[cuda12]'"),
+        ("cupy", "pip install 'cupy-cuda12x[ctk]'"),
     ]:
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(DeviceError, match=f"the package {name} ") as caught:

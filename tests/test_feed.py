@@ -195,7 +195,7 @@ def test_an_array_of_another_device_is_not_copied_unsaid(monkeypatch):
 def test_images_without_channels_are_told_the_fix():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
     trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(ShapeError, match=r"takes 1 input channels, x has 8 .* a batch of one channel is x\[:, None\]$"):
+    with pytest.raises(ShapeError, match=r"takes 1 input channel, x has 8 .* a batch of one channel is x\[:, None\]$"):
         trainer.fit((np.zeros((8, 4, 4), np.uint8), np.zeros(8, int)))
 
 

@@ -103,7 +103,7 @@ def test_names_stay_and_copies_learn_by_themselves():
     assert list(model.state_dict()) == ["0.weight", "0.bias"]
     assert [name for name, _ in model.modules()] == ["", "0", "1"]
     assert [row.layer for row in nn.summary(model, (1, 5, 5)).rows] == ["Conv2d", "ReLU"]
-    with pytest.raises(ShapeError, match=r"^0 \(Conv2d\): conv2d: weight takes 1 input channels, x has 3"):
+    with pytest.raises(ShapeError, match=r"^0 \(Conv2d\): conv2d: weight takes 1 input channel, x has 3"):
         model(np.ones((1, 3, 5, 5), np.float32))
     x = np.ones((1, 1, 5, 5), np.float32)
     twin = copy.deepcopy(model)

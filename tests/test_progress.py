@@ -198,6 +198,16 @@ def test_a_bar_that_fails_gives_the_turn_back(monkeypatch):
     second.stop()
 
 
+def test_no_time_is_left_at_the_end_of_a_task(monkeypatch):
+    screen = watched(monkeypatch)
+    bar = terminal.Bar()
+    for done in (0, 4, 9, 10):
+        bar("files", done, 10)
+    last = screen.getvalue().rpartition("10/10")[2]
+    assert "9/10" not in last
+    assert "left" not in last
+
+
 def test_a_second_bar_that_rich_refuses_is_not_shown(monkeypatch):
     def refuse(self):
         raise LiveError("Only one live display may be active at once")
@@ -354,11 +364,11 @@ def test_compiling_is_said_once_by_the_outermost(monkeypatch):
 
     train, _ = digits()
     trainer(callbacks=[Compile()]).fit(train, 1, progress=True)
-    assert made.getvalue().count("compiling kernels, once") == 1
+    assert made.getvalue().count("compiling kernels, each once") == 1
     outer = []
     with COMPILATION.announced(lambda: outer.append(1)):
         trainer(callbacks=[Compile()]).fit(train, 1, progress=True)
-    assert made.getvalue().count("compiling kernels, once") == 1
+    assert made.getvalue().count("compiling kernels, each once") == 1
     assert outer == [1]
 
 

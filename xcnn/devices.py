@@ -202,7 +202,7 @@ LIBRARIES: dict[str, Library] = {
     "cpu": Library("numpy", "pip install numpy", _cpu, np.asarray),
     "cuda": Library(
         "cupy",
-        "pip install 'xcnn[cuda12]' (or cuda13, by your driver)",
+        "pip install 'cupy-cuda12x[ctk]' (or cupy-cuda13x, by your driver)",
         _cuda,
         _cuda_to_numpy,
         no_memory=("out of memory", "ALLOC_FAILED"),  # of CUDA and of its libraries

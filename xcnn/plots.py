@@ -26,7 +26,7 @@ _LEAST, _MOST = 1e-3, 1e6
 _HIDES = 8
 """Above this multiple of the median, the largest loss would press all others onto the axis."""
 
-_HINT = "pictures need matplotlib; pip install 'xcnn[plots]'"
+_HINT = "pictures need matplotlib; pip install matplotlib"
 
 
 class NoMatplotlibError(XcnnError):
@@ -235,6 +235,7 @@ def prediction(
     right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
+    right.spines["bottom"].set_bounds(0, 1)  # the labels of the bars are beyond
     right.set_xlabel("probability")
     return _save("prediction", figure, path, f"predicted: {classes[best]}{known}")
 

@@ -114,7 +114,8 @@ def _check_weight(
             raise ShapeError(f"{name}: groups {groups} does not divide the {first} leading channels of weight {shapes}")
         alone = x.ndim == rank + 1
         hint = f"; x of {x.ndim} axes is one example, a batch of one channel is x[:, None]" if alone else ""
-        raise ShapeError(f"{name}: weight takes {takes} input channels, x has {c} {shapes}{hint}")
+        channels = "1 input channel" if takes == 1 else f"{takes} input channels"
+        raise ShapeError(f"{name}: weight takes {channels}, x has {c} {shapes}{hint}")
     check_shape(name, (o,), "one per output channel", bias=bias)
 
 

@@ -172,7 +172,7 @@ class Bar:
                 self.progress.start()
             except LiveError:  # the program shows one of its own, and this is Rich before 14.1
                 self.shown = False
-        rest = self.progress.tasks[0].time_remaining if left is None else left
+        rest = self.progress.tasks[0].time_remaining if left is None and done != total else left
         after = "" if rest is None or math.isnan(rest) else f"{duration(rest)} left"
         self.progress.update(self.task, completed=done, figures=figures, left=after)
         if in_notebook():
