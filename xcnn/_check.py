@@ -166,8 +166,12 @@ def matching(caller: str, kind: str, pattern: str, names: Sequence[str]) -> list
     """Return the names that match a pattern, in which `*` stands for any characters; at least one must."""
     matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not matched:
+        inside = f"{pattern}.*"  # a module's name
         near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0))
-        raise UsageError(f"{caller}: no {kind} matches {pattern!r}; the names most like it are {near or '-'}")
+        hint = f"the names most like it are {near or '-'}"
+        if any(fnmatch.fnmatchcase(name, inside) for name in names):
+            hint = f"did you mean {inside!r}?"
+        raise UsageError(f"{caller}: no {kind} matches {pattern!r}; {hint}")
     return matched
 
 

@@ -23,7 +23,6 @@ MOST_SIDE = 1024
 _IN_MEMORY = 160 << 20
 _EVERY = 5  # without a test folder, every fifth image of a class, sorted by name, is a test image
 _MOST_NAMED = 10  # classes whose numbers of images are told one by one
-_UNEQUAL = 5  # times the images of the smallest class, from which it is told that classes are unequal
 _DARK = 1 << 15  # 16-bit images without a value from here on lose a bit or more of their range
 _FOREIGN = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"})  # not decoded
 _VERBS = {"train": "train", "validation": "validate", "test": "test"}
@@ -137,7 +136,7 @@ def _load(
     is_table, name = _is_table(data_dir), folder_name(data_dir)
 
     def left_out(rows: list[str]) -> None:
-        warn(f"{name}: left out {len(rows):,} rows whose files are missing: {listed(rows)}")
+        warn(f"{name}: left out {len(rows):,} row{'s' * (len(rows) > 1)} of missing files: {listed(rows)}")
 
     with blaming("load", data_dir):
         found = (
@@ -157,19 +156,22 @@ def _load(
         found = found.chosen(places)
         names, labels, parts = _divided(data_dir, found, classes)
     sizes = [checked.sizes[k] for k in places]
-    made = f"resized to {size}x{size} ({resize})"
-    tell(f"{name}: {_describe(names, labels, sizes, checked.channels)}, {made}")
-    tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
+    if classes is None:
+        made = f"resized to {size}x{size} ({resize})"
+        tell(f"{name}: {_describe(names, labels, sizes, checked.channels)}, {made}")
+        tell(f"{name}: {_division(parts)}" + ("" if keep else "; they are decoded each time that they are needed"))
+    else:
+        every = f", every {_EVERY}th of each class, as there is no {'split' if is_table else f'folder {name}/test'}"
+        tell(f"{name}: {_division(parts[parts == 'test'])}" + every * ("" in found.parts))
     if checked.brightest:
         deep, most = len(checked.brightest), max(checked.brightest)
         fix = "" if most >= _DARK else "; scale them to 65,535 in the files, or they stay dark"
         used = f"of {deep:,} images of 16 bits the upper 8 are used"
         tell(f"{name}: {used}; the brightest value is {most:,} of 65,535{fix}")
-    for note in _remarks(found, labels, "validation" in found.parts and "test" not in found.parts):
-        tell(f"{name}: {note}")
-    if classes is not None and "" in found.parts:
-        fix = "give them the split test" if is_table else f"move the classes into {name}/test"
-        tell(f"{name}: every {_EVERY}th image of a class is tested; to test all of new images, {fix}")
+    if "validation" in found.parts and "test" not in found.parts:
+        tell(f"{name}: there is no test part, so the validation part is the test")
+    if found.ignored:
+        tell(f"{name}: {_ignored(found)}")
 
     def part(chosen: npt.NDArray[np.bool_]) -> Dataset:
         if checked.pixels is not None:
@@ -212,19 +214,6 @@ def _division(parts: npt.NDArray[np.str_]) -> str:
     return ", ".join(texts).replace(" to", " images to", 1)
 
 
-def _remarks(found: ImageList, labels: Labels, untested: bool) -> list[str]:
-    """Return further sentences about what was found."""
-    said, counts = [], np.bincount(labels)
-    if untested:
-        said.append("there is no test part, so the validation part is the test")
-    if counts.max() >= _UNEQUAL * counts.min() > 0:
-        ratio = counts.max() / counts.min()
-        said.append(f"the largest class has {ratio:.0f} times the images of the smallest; consider class weights")
-    if found.ignored:
-        said.append(_ignored(found))
-    return said
-
-
 def _ignored(found: ImageList) -> str:
     return "ignored: " + ", ".join(f"{number:,} {what}" for what, number in found.ignored.items())
 
@@ -240,7 +229,8 @@ def _divided(
     names, parts = tuple(map(str, present)), np.asarray(found.parts, str)
     if classes is not None:
         if foreign := sorted(set(names) - set(classes)):
-            raise DataError(f"load: {root} has images of {listed(foreign)}, not among the classes {', '.join(classes)}")
+            known = f"which are not among the classes {', '.join(classes)}"
+            raise DataError(f"load: {root} has images of {listed(foreign, ', ')}, {known}")
         labels = np.asarray([classes.index(name) for name in names], np.int64)[labels]
         names = tuple(classes)
     elif len(names) < 2:

@@ -152,10 +152,10 @@ def _problem(root: Path, values: dict[str, str]) -> str:
     return ""
 
 
-def listed(problems: list[str]) -> str:
-    """Return the first problems of a list, and the number of the others."""
-    rest = len(problems) - _MOST_LISTED
-    return "; ".join(problems[:_MOST_LISTED]) + (f"; and {rest:,} more" if rest > 0 else "")
+def listed(texts: list[str], separator: str = "; ") -> str:
+    """Return the first texts of a list, and the number of the others."""
+    rest = len(texts) - _MOST_LISTED
+    return separator.join(texts[:_MOST_LISTED]) + (f"{separator}and {rest:,} more" if rest > 0 else "")
 
 
 def is_inside(path: Path, folder: Path) -> bool:

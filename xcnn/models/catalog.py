@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from xcnn import nn
 from xcnn._check import generator, integer, is_integer, shown
-from xcnn._plugins import find
-from xcnn.errors import ShapeError, UsageError, wrong_call
+from xcnn._plugins import find, is_foreign
+from xcnn.errors import ShapeError, UsageError, XcnnError, wrong_call
 from xcnn.models import networks
 from xcnn.nn._weighted import undrawn
 
@@ -99,7 +99,12 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
         raise UsageError(f"{wrong}; it is called with (shape, classes)")
     with undrawn():  # `reset_parameters` draws the weights
-        model = found.builder((c, h, w), classes)
+        try:
+            model = found.builder((c, h, w), classes)
+        except XcnnError as error:
+            if not is_foreign(name):
+                raise
+            raise UsageError(f"{name}, called with (shape, classes) = ({(c, h, w)}, {classes}): {error}") from error
         if not isinstance(model, nn.Module):
             raise UsageError(f"{name}: the function must return an nn.Module, got {type(model).__name__}")
         if seed is None:

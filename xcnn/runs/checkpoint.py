@@ -83,13 +83,17 @@ class Checkpoint:
 
     @property
     def weights(self) -> str:
-        """Which weights these are, such as `epoch 6, best val_loss 0.0861`, or `last, after 300 steps`; "" if unknown.
+        """Which weights these are, such as `epoch 6, best val_loss 0.0861`, or `last, of epoch 6`; "" if unknown.
 
         >>> Checkpoint(metrics={"epoch": 6, "val_loss": 0.08612}).weights
         'epoch 6, best val_loss 0.08612'
         """
         if self.training is not None:
-            return f"last, after {self.training.get('steps')} steps{', averaged' if self.average else ''}"
+            steps, history, within = (self.training.get(name) for name in ("steps", "history", "epoch"))
+            when = f"after {steps:,} steps" if isinstance(steps, int) else ""
+            if isinstance(history, list) and history and within is None:
+                when = f"of epoch {len(history)}"
+            return ", ".join(filter(None, ("last", when, "averaged" * bool(self.average))))
         monitor = self.config.get("monitor", "val_loss")
         epoch, value = self.metrics.get("epoch"), self.metrics.get(monitor) if isinstance(monitor, str) else None
         if not isinstance(epoch, int) or not isinstance(value, float):

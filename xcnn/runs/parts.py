@@ -16,6 +16,9 @@ from xcnn.training import Loss, class_weight, loss_named
 
 __all__ = ["data_sets", "make_loss", "make_optimizer"]
 
+_UNEQUAL = 5
+"""Times the images of the smallest class, from which it is told that the largest has more."""
+
 
 def data_sets(
     config: Config, progress: Callable[..., None], tell: Callable[[str], None]
@@ -34,6 +37,11 @@ def data_sets(
         train, validation = data.split(train, config.validation, config.seed)
         if config.dataset == "folder":
             tell(f"{train.name}: {len(validation):,} of the images to train are held out to validate")
+    if config.dataset == "folder" and config.class_weight is None:
+        counts = np.bincount(train.y, minlength=len(train.classes))
+        if counts.max() >= _UNEQUAL * counts.min() > 0:
+            more = f"the largest class to train has {counts.max() / counts.min():.0f} times the images of the smallest"
+            tell(f"{train.name}: {more}; consider class_weight='balanced'")
     return train, parts["test"], validation
 
 

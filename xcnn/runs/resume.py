@@ -51,7 +51,8 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
     Raises
     ------
     UsageError
-        If a setting or data set has changed that must not, or `epochs` is less than the number of epochs begun.
+        If a setting or data set has changed that must not, `epochs` is less than the number of epochs begun, or a
+        setting of the training has changed, of which nothing is left.
     """
     before, now, changed = checkpoint.config, plain(config), changes(checkpoint.config, config)
     remarks = [
@@ -81,6 +82,14 @@ def differences(checkpoint: Checkpoint, config: Config, here: dict[str, Any]) ->
             f"epochs must be at least {begun}, as the run has begun epoch {begun}, got {config.epochs}",
             setting="epochs",
         )
+    if config.epochs == begun and training["epoch"] is None:
+        for name in changed:
+            if SETTINGS[name].change and name != "epochs":
+                raise UsageError(
+                    f"{name} was {before.get(name)} and cannot become {now[name]}, as nothing is left to "
+                    "train; raise epochs, too",
+                    setting=name,
+                )
     return changed, remarks
 
 

@@ -157,7 +157,8 @@ class Config:
         "begin with the weights of a checkpoint, a run or a safetensors file, as far as names and shapes fit.",
         _path("file or folder"), fixed="the run has begun with these weights")
     freeze: tuple[str, ...] = _row((),
-        "weights that stay as they are, by patterns of their names, separated by commas, such as 0.*,3.*.",
+        "weights that stay as they are, by patterns of their names, separated by commas, such as `0.*,2.*`; "
+        "`xcnn models MODEL` shows the names.",
         _names, change=_ON)
     epochs: int = _row(15,
         "passes over the training images.",
