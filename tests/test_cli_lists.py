@@ -18,6 +18,7 @@ def test_the_help_of_train_has_every_setting_under_a_heading(xcnn):
     heads = [out.index(f" {head} ") for head in ("Data", "Network and training", "The run")]
     assert heads == sorted(heads)
     assert all(f"--{name.replace('_', '-')} " in out for name in SETTINGS)
+    assert "0.*,2.*" in out  # the asterisks are not markup
 
 
 def test_completion_can_be_installed(tmp_path):

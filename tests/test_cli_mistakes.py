@@ -19,7 +19,7 @@ from PIL import Image
         (["train", "--batch-size", "0"], 2, "--batch-size must be an integer from 1 to 1000000000, got 0"),
         (["train", "--lr", "nan"], 2, "--lr must be a number in (0, inf), got nan"),
         (["train", "--momentum", "0.5"], 2, "--momentum is not for the optimizer adam, which has no momentum"),
-        (["train", "--opt-options", "nesterov"], 2, "opt_options must be NAME=VALUE, got 'nesterov'"),
+        (["train", "--opt-options", "nesterov"], 2, "--opt-options: expected NAME=VALUE, got 'nesterov'"),
         (["train", "--opt-options", "beta=1"], 2, "--opt-options: adam: no argument 'beta'; did you mean 'betas'?"),
         (["train", "--seed", "-1"], 2, "--seed must be an integer from 0 to "),
         (["train", "--validation", "1"], 2, "--validation must be a number in [0, 1), got 1.0"),
@@ -31,6 +31,7 @@ from PIL import Image
         (["train", "--size", "64"], 2, "xcnn train has no flag --size; did you mean --image-size?"),
         (["train", "--output_dir", "x"], 2, "xcnn train has no flag --output_dir; did you mean --out?"),
         (["train", "--crop"], 2, "xcnn train has no flag --crop; did you mean --resize crop?"),
+        (["predict", "--pics", "x"], 2, "xcnn predict has no flag --pics; did you mean --pictures?"),
         (["train", "--split", "x"], 2, "xcnn train has no flag --split; see xcnn train --help"),
         (["models", "--gpu"], 2, "xcnn models has no flag --gpu; see xcnn models --help"),
         (["train", "--epochs", "2.7"], 2, "--epochs takes an integer, got '2.7'"),
@@ -56,8 +57,10 @@ from PIL import Image
         (["trian"], 2, 'Unknown command "trian". Did you mean "train"?'),
         (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
+        (["train", "--dataset", "folder", "--data-dir", "nowhere"], 1, "error: there is no folder nowhere"),
         (["train", "--dataset", "folder"], 2, "--data-dir is missing: the data set 'folder' needs a folder"),
         (["train", "-o", "/dev/null/x"], 1, "cannot create the folder /dev/null/x: Not a directory"),
+        (["predict", "x", "--index", "0,1.5"], 2, "error: --index takes an integer, got '1.5'"),
         (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate"], 2, "CHECKPOINT"),
@@ -96,7 +99,7 @@ def test_no_network_is_one_sentence(xcnn, monkeypatch, tmp_path):
     assert code == 1
     assert err.count("\n") == 1
     assert "could not download" in err
-    assert "pass their folder as data_dir" in err
+    assert "name their folder with --data-dir" in err
 
 
 def test_debug_shows_the_traceback(xcnn):

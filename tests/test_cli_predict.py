@@ -2,14 +2,15 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
 from commands import QUICK
 from PIL import Image
 
-from xcnn import data, models
-from xcnn.runs import Checkpoint, save_checkpoint
+from xcnn import data, models, nn
+from xcnn.runs import Checkpoint, save, save_checkpoint
 
 
 def test_predict_an_index(xcnn, checkpoint, tmp_path):
@@ -54,7 +55,7 @@ def test_predict_folders(xcnn, checkpoint, tmp_path):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(test.x[i, 0]).save(tmp_path / "photos" / name)
     (tmp_path / "photos" / "notes.txt").write_text("not an image")
-    code, out, _ = xcnn("predict", checkpoint, "photos", "--index", "0", "1", "--json", "--out", "all.jsonl")
+    code, out, _ = xcnn("predict", checkpoint, "photos", "--index", "0,1", "--json", "--out", "all.jsonl")
     assert code == 0
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["image"] for record in records] == ["photos/a.png", "photos/deep/b.png", "digits-0", "digits-1"]
@@ -66,7 +67,7 @@ def test_predict_folders(xcnn, checkpoint, tmp_path):
     assert code == 1
     assert "left out: photos/a.png cannot be read as an image" in err
     header, *rows = out.splitlines()
-    assert header.split() == ["image", "truth", "class", "2."]
+    assert header.split() == ["image", "truth", "class", "2nd"]
     assert [row.split()[0] for row in rows] == ["photos/deep/b.png", "digits-1"]
     with (tmp_path / "all.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
@@ -126,7 +127,7 @@ def test_no_picture_replaces_another(xcnn, checkpoint, tmp_path):
         ([], 2, "nothing to predict: pass image files or indices of test images"),
         (["--index", "360"], 2, "--index must be from 0 to 359 (test images of digits), got 360"),
         (["--index", "-1"], 2, "--index"),
-        (["none.png"], 1, "none.png"),
+        (["none.png"], 1, "error: none.png cannot be read: No such file or directory"),
         (["text.png"], 1, "text.png"),
         (["--index", "0", "--model", "lenet5"], 2, "is a checkpoint of the model 'report', not of 'lenet5'"),
         (["--index", "0", "--dataset", "digit"], 2, "unknown data set 'digit'; did you mean 'digits'?"),
@@ -156,7 +157,7 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     save_file(models.build("report", (1, 8, 8)).state_dict(), tmp_path / "w.safetensors")
     code, _, err = xcnn("evaluate", "w.safetensors")
     assert code == 1
-    assert "name the model" in err
+    assert err == "error: w.safetensors holds weights but does not name its model; name it with --model\n"
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "report")
     assert code == 2
     assert "--dataset: w.safetensors holds only weights; name the data set" in err
@@ -164,6 +165,38 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1
     assert "not match this model" in err
+
+
+class Net(nn.Module):
+    """A network of one's own, which is not called with (shape, classes)."""
+
+    def __init__(self, width: int = 8, classes: int = 2):
+        self.width, self.classes = width, classes
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
+
+    def forward(self, x, train):
+        return self.body.forward(x, train)
+
+
+def net(shape, classes):
+    return Net(math.prod(shape), classes)
+
+
+def test_a_class_of_ones_own_is_built_by_a_function(xcnn, tmp_path):
+    model = Net(64)
+    model.reset_parameters(0)
+    save(model, tmp_path / "own.safetensors", shape=(1, 8, 8), classes=["a", "b"])
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "x.png")
+    code, out, err = xcnn("predict", "own.safetensors", "x.png")
+    words = "name the function (shape, classes) that builds it: --model package.module:function"
+    assert (code, err) == (1, f"error: own.safetensors: the network has classes that are not in xcnn.nn; {words}\n")
+    code, out, err = xcnn("predict", "own.safetensors", "x.png", "--model", f"{__name__}:Net")
+    assert code == 2
+    assert err.startswith(f"error: {__name__}:Net, called with (shape, classes) = ((1, 8, 8), 2): Linear: in_features ")
+    code, out, err = xcnn("predict", "own.safetensors", "x.png", "--model", f"{__name__}:net", "--json")
+    assert code == 0, err
+    scores = np.exp(model.state_dict()["body.1.bias"].astype(float))  # of a black image
+    assert list(json.loads(out)["probabilities"].values()) == pytest.approx(scores / scores.sum(), rel=1e-5)
 
 
 def test_class_names_with_dollar_signs(xcnn, tmp_path):
@@ -188,7 +221,7 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     (tmp_path / "pets" / "b").rename(tmp_path / "pets" / "c")
     code, _, err = xcnn("evaluate", "out/best.safetensors")
     assert code == 1
-    assert "pets has images of c, not among the classes a$^$, b" in err
+    assert "pets has images of c, which are not among the classes a$^$, b" in err
     (tmp_path / "pets").rename(tmp_path / "moved")
     for argv in (["evaluate", "out"], ["predict", "out", "--index", "0"], ["train", "--resume", "out"]):
         code, _, err = xcnn(*argv)

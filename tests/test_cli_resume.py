@@ -168,11 +168,19 @@ def test_resume_takes_the_settings_of_the_run_and_flags_go_before_them(xcnn, tmp
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == before | {"epochs": 4}
 
 
-def test_a_run_that_is_done_says_so(xcnn):
-    assert xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")[0] == 0
-    code, _, err = xcnn("train", "--resume", "run")
-    assert code == 0
+def test_a_run_that_is_done_says_so(xcnn, tmp_path):
+    code, out, _ = xcnn("train", "--model", "report", "--epochs", "1", "-o", "run")
+    assert (code, "since it was resumed" in out) == (0, False)
+    before = (tmp_path / "run" / "config.json").read_text()
+    code, out, err = xcnn("train", "--resume", "run")
+    assert (code, "s since it was resumed on cpu" in out) == (0, True)
     assert "nothing is left to train; raise epochs" in err
+    code, _, err = xcnn("train", "--resume", "run", "--lr", "0.5")
+    sentence = "--lr was 0.003 and cannot become 0.5, as nothing is left to train; raise epochs, too"
+    assert (code, err) == (2, f"error: {sentence}\n")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert xcnn("train", "--resume", "run", "--lr", "0.5", "--epochs", "2")[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.5
 
 
 def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):

@@ -23,7 +23,7 @@ import cyclopts
 import numpy as np
 
 from xcnn._dispatch import COMPILATION
-from xcnn.cli._console import OutputError, error_line, help_console, leave_terminal, note
+from xcnn.cli._console import OutputError, error_line, help_console, in_flags, leave_terminal, note
 from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
@@ -43,8 +43,18 @@ __all__ = ["app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
-    """Refuse values that Cyclopts would convert: 2.7 to an integer, and an empty path to the current folder."""
+    """Take commas between several integers, and refuse values that Cyclopts would convert.
+
+    It would make 2.7 an integer, and an empty path the current folder.
+    """
     for argument in arguments:
+        if argument.hint == tuple[int, ...]:
+            argument.tokens[:] = [
+                token.evolve(value=value, index=place)
+                for place, (token, value) in enumerate(
+                    (token, value) for token in argument.tokens for value in token.value.split(",")
+                )
+            ]
         types = {argument.hint, *get_args(argument.hint)}
         types |= {inner for hint in types for inner in get_args(hint)}  # tuple[int, int, int] | None
         for token in argument.tokens:
@@ -106,12 +116,15 @@ _ELSEWHERE = {
     "--val-split": "--validation",
     "--weights": "--init",
     "--pretrained": "--init",
+    "--pics": "--pictures",
     "--crop": "--resize crop",
     "--pad": "--resize pad",
     "--stretch": "--resize stretch",
 }
 """What other programs call our flags, and names that are too short to be similar."""
 
+_CALLER = re.compile("^(load|read_image|read_idx): ")
+"""The functions with whose names the errors of data begin, which say nothing to a user of the command."""
 
 _SIMILAR = 0.7
 """The least similarity of a flag that is suggested, from 0 to 1."""
@@ -156,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_flag(error: Exception) -> str:
-    """Return the message of an error, in which flags replace the names of settings."""
-    message, setting = str(error).replace("skip_broken=True", "--skip-broken"), getattr(error, "setting", "")
+    """Return the message of an error in the words of the command line."""
+    message, setting = in_flags(_CALLER.sub("", str(error))), getattr(error, "setting", "")
     flag = f"--{setting.replace('_', '-')}"
     if not setting:
         return message

@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -32,6 +33,7 @@ __all__ = [
     "check_writable",
     "error_line",
     "help_console",
+    "in_flags",
     "leave_terminal",
     "note",
     "percent",
@@ -77,6 +79,27 @@ help_console = console(_Stdout(), max(_LEAST, console(_Stdout()).width))
 def leave_terminal() -> None:
     """Show the cursor, which a progress bar hides and an error may leave hidden."""
     stderr().show_cursor()
+
+
+_FLAGS = {
+    "skip_broken=True": "--skip-broken",
+    "class_weight='balanced'": "--class-weight balanced",
+    "pass their folder as data_dir": "name their folder with --data-dir",
+    "use the data_dir of the run": "use the --data-dir of the run",
+    "name the model, or build the network and call load_state_dict": "name it with --model",
+    ", or name the model": "",
+}
+"""The words of the library for what the command line does with flags."""
+
+_PASSED = re.compile(r"pass them: modules=\{[^}]*\}")
+_BUILDER = "name the function (shape, classes) that builds it: --model package.module:function"
+
+
+def in_flags(message: str) -> str:
+    """Return a sentence of the library in which flags replace arguments of functions."""
+    for words, flags in _FLAGS.items():
+        message = message.replace(words, flags)
+    return _PASSED.sub(_BUILDER, message)
 
 
 def error_line(message: str) -> None:
@@ -200,7 +223,7 @@ class EpochReport(Progress, Reporter):
 
     def on_note(self, message: str) -> None:
         """Print the note."""
-        note(message)
+        note(in_flags(message))
 
     def on_download(self, file: str, done: int, total: int | None) -> None:
         """Show the bar of a download."""

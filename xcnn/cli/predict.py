@@ -50,7 +50,7 @@ def predict(
         image files, and folders whose images are classified, also those in their subfolders. They are converted and
         resized as the training images were.
     index
-        indices of test images, counted from 0.
+        indices of test images, counted from 0, separated by spaces or commas.
     top
         number of the most likely classes in tables and files; by default 10 for one image, 3 for several.
     invert
@@ -163,11 +163,16 @@ def _print_one(record: dict[str, Any]) -> None:
     print_table("class", "probability", rows=rows, right="probability", title=title)
 
 
+def _ordinal(rank: int) -> str:
+    """Return a rank in words, such as 2nd."""
+    return f"{rank}{'th' if 10 < rank % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(rank % 10, 'th')}"
+
+
 def _print_all(records: list[dict[str, Any]]) -> None:
     """Print a table with a row per image."""
     known = any(record["truth"] is not None for record in records)
     ranks = len(records[0]["top"])
-    columns = ["image", *["truth"] * known, "class", *(f"{k}." for k in range(2, ranks + 1))]
+    columns = ["image", *["truth"] * known, "class", *(_ordinal(k) for k in range(2, ranks + 1))]
     rows = [
         (record["image"], *[record["truth"] or ""] * known, *(f"{name} {share:.3f}" for name, share in record["top"]))
         for record in records

@@ -34,7 +34,7 @@ def _options(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     for token in tokens:
         name, given, value = token.value.partition("=")
         if not given:
-            raise UsageError(f"opt_options must be NAME=VALUE, got {token.value!r}", setting="opt_options")
+            raise UsageError(f"expected NAME=VALUE, got {token.value!r}")  # Cyclopts names the flag
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -157,7 +157,7 @@ def train(
             ("test accuracy", percent(result.test_accuracy)),
             ("test loss", f"{result.test_loss:.4f}"),
             ("weights", result.weights),
-            ("training time", _time(result)),
+            ("training time", _time(result, resume is not None)),
             ("checkpoint", result.checkpoint),
             ("folder", f"{result.folder}/"),
         ]
@@ -205,11 +205,12 @@ def _folder(resume: str) -> Path:
     return latest_run() if resume == "latest" else Path(resume)
 
 
-def _time(result: Result) -> str:
+def _time(result: Result, resumed: bool) -> str:
     share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # too short to measure
     saving = f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
-    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels, once" if COMPILATION.seconds else ""
-    return f"{result.seconds:.1f} s on {result.device}{saving}{compiling}"
+    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels" if COMPILATION.seconds else ""
+    since = " since it was resumed" if resumed else ""
+    return f"{result.seconds:.1f} s{since} on {result.device}{saving}{compiling}"
 
 
 def _draw(result: Result, config: Config) -> None:
