@@ -226,7 +226,8 @@ def test_class_names_with_dollar_signs(xcnn, tmp_path):
     for argv in (["evaluate", "out"], ["predict", "out", "--index", "0"], ["train", "--resume", "out"]):
         code, _, err = xcnn(*argv)
         assert code == 2
-        assert f"--data-dir: the network was trained on images in {tmp_path / 'pets'}, which is not there; name" in err
+        gone = tmp_path / "pets"
+        assert f"--data-dir: the images of the run are looked for in {gone}, which is not there; name" in err
 
 
 def test_evaluate_on_images_of_another_shape(xcnn, tmp_path):

@@ -129,9 +129,6 @@ def train(
     if settings.dataset == Config.dataset and settings.data_dir is not None:
         hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
         raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
-    if resume is not None and settings.data_dir is not None and not settings.data_dir.exists():
-        where = f"the network was trained on images in {settings.data_dir}, which is not there"
-        raise UsageError(f"{where}; name the place where they are now", setting="data_dir")
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
         raise UsageError(f"--deterministic: {settings.device} may round differently in every run; use --device cpu")

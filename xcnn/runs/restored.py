@@ -19,6 +19,7 @@ from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, require_moderate
 from xcnn.runs.inverted import looks_inverted
+from xcnn.runs.resume import require_images
 from xcnn.runs.structure import Makers
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
@@ -220,9 +221,8 @@ def restore(
             raise UsageError(f"{path} does not say on which data set to test; name it", setting="dataset")
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
-        if data_dir is not None and not given and not data_dir.exists():
-            where = f"the network was trained on images in {data_dir}, which is not there"
-            raise UsageError(f"{where}; name the place where they are now", setting="data_dir")
+        if not given:
+            require_images(data_dir)
         if chosen != "folder":
             return load(chosen, data_dir, progress=progress)[1]
         options = _recorded(checkpoint, "resize", "background", "skip_broken")

@@ -1,6 +1,7 @@
 """Resuming a run: comparing it with its checkpoint, and loading the state of the checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from xcnn.data import Dataset
@@ -11,7 +12,7 @@ from xcnn.runs.checkpoint import Checkpoint
 from xcnn.runs.settings import RULE_OPTIONS, SETTINGS, Config, plain
 from xcnn.training import Trainer
 
-__all__ = ["changes", "differences", "load_state", "origin"]
+__all__ = ["changes", "differences", "load_state", "origin", "require_images"]
 
 
 def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
@@ -25,6 +26,13 @@ def origin(where: Device, **datasets: Dataset | None) -> dict[str, Any]:
         "processor": here["cpu"],
         "images": {name: dataset.fingerprint() for name, dataset in datasets.items() if dataset is not None},
     }
+
+
+def require_images(data_dir: Path | None) -> None:
+    """Refuse a folder of images that has been moved since a run was begun."""
+    if data_dir is not None and not data_dir.exists():
+        where = f"the images of the run are looked for in {data_dir}, which is not there"
+        raise UsageError(f"{where}; name the place where they are now", setting="data_dir")
 
 
 def changes(before: Mapping[str, Any], config: Config) -> list[str]:

@@ -41,7 +41,7 @@ from xcnn.runs.folder import CONFIG, HISTORY, holds_run, make_run_folder, record
 from xcnn.runs.inverted import border_of
 from xcnn.runs.parts import data_sets, make_loss, make_optimizer
 from xcnn.runs.reporter import Reporter
-from xcnn.runs.resume import changes, differences, load_state, origin
+from xcnn.runs.resume import changes, differences, load_state, origin, require_images
 from xcnn.runs.saving import Checkpoints, alone_in
 from xcnn.runs.settings import Config, check, plain
 from xcnn.training import (
@@ -132,6 +132,7 @@ def train(
     config = check(config)
     if resume and where is not None:
         changes(recorded_settings(where), config)  # before a data set is loaded
+        require_images(config.data_dir)
     run = _Run(config, callbacks)
     if not resume:
         run.begin()
