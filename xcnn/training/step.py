@@ -82,7 +82,9 @@ class Step:
         """
         dtype = self.optimizer.param_groups[0]["params"][0].data.dtype
         parts = self._parts(place(x, self.device, dtype), place(y, self.device, dtype))
-        samples, classes, losses, counts = 0, 0, list[Any](), list[Any]()
+        samples, classes = 0, 0
+        losses: list[Any] = []
+        counts: list[Any] = []
         for (images, targets), share in zip(parts, self._shares(parts), strict=True):
             output, backward = self.model.forward(images, train=True)
             loss, loss_backward = self.loss(output, targets)
