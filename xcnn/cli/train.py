@@ -57,20 +57,8 @@ _GROUPS = {
         *("validation", "workers"),
     ),
     "Network and training": (
-        *(
-            "model",
-            "init",
-            "freeze",
-            "epochs",
-            "batch_size",
-            "opt",
-            "lr",
-            "momentum",
-            "wd",
-            "opt_options",
-            "schedule",
-            "warmup",
-        ),
+        *("model", "init", "freeze", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options"),
+        *("schedule", "warmup"),
         *("label_smoothing", "class_weight", "ema", "accumulate", "clip_norm", "monitor", "patience"),
     ),
 }

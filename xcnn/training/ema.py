@@ -25,9 +25,9 @@ class EMA(Callback):
     second term is the warm-up of TensorFlow's `ExponentialMovingAverage(num_updates=t)`: without it, the average would
     stay near the initial weights for `1 / (1 - decay)` steps. Running statistics are averaged in the same way.
 
-    The average goes on in the next `fit`, and begins anew with a trainer that has not trained yet. If other weights
-    were loaded into the model in between, call `reset` first. Validation in `fit`, `Trainer.evaluate`,
-    `Trainer.predict` and `KeepBest` use the average, the training itself does not. To save it, use
+    The average goes on in the next `fit`. It begins anew with another network, and with a trainer that has not trained
+    yet. If other weights were loaded into the model in between, call `reset` first. Validation in `fit`,
+    `Trainer.evaluate`, `Trainer.predict` and `KeepBest` use the average, the training itself does not. To save it, use
     `Trainer.inference_weights`.
 
     Parameters
