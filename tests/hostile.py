@@ -38,6 +38,7 @@ with watching:
     from PIL import Image
 
     from xcnn import data
+    from xcnn.__main__ import _hush_pillow
     from xcnn.data.cifar import load_cifar10
     from xcnn.data.idx import read_idx, write_idx
     from xcnn.errors import XcnnError
@@ -523,9 +524,11 @@ def main() -> int:
     if options.fuzz and len(kinds) > 1:  # each ends its process
         command = [sys.executable, __file__, "--fuzz", str(options.fuzz), "--kind"]
         return 1 if any([subprocess.run([*command, name]).returncode for name in kinds]) else 0  # noqa: C419
+    samples()  # made while memory is not limited yet
     for name in kinds:  # loads the modules that reading needs
         with made(KINDS[name]) as (path, _):
             KINDS[name].read(path)
+    _hush_pillow()  # as the command does; what C code prints is still found
     tracemalloc.start()
     limit_memory(4 * MARGIN if options.fuzz else MARGIN)  # the fuzzer keeps the inputs that it has seen
     if options.fuzz:
