@@ -256,3 +256,14 @@ def test_the_long_form_ends_with_an_exit_code_and_keeps_what_it_found(tmp_path, 
         assert "raised KeyError" in done.stdout
         assert f"--kind png --replay {saved[0].name}" in done.stdout
         assert saved[0].stat().st_size < 100
+
+
+def test_the_search_itself_runs(tmp_path):
+    """A few mutants of the two kinds for which Pillow says most, in a process of their own."""
+    kinds = ["--kind", "tiff", "--kind", "tiff-plain"]
+    script = Path(__file__).with_name("hostile.py")
+    done = subprocess.run(
+        [sys.executable, script, "--count", "100", *kinds], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [["tiff", "100"], ["tiff-plain", "100"]]
