@@ -13,6 +13,7 @@ __all__ = ["ARGUMENTS", "composition", "levels", "returned", "train"]
 
 SIZE = 6
 ARGUMENTS = {
+    "Apply": ("flatten",),
     "Branches": (nn.ReLU(), nn.Linear(2, 2)),
     "Concat": (2,),
     "Dropout": (0.3,),

@@ -31,6 +31,20 @@ def mixed() -> nn.Module:
         ],
         output="all",
     )
+    scale = nn.Parameter(RNG(5).standard_normal((8, 1, 1), np.float32))
+    several = nn.Graph(  # of two inputs and two results, with a parameter that is used twice
+        [
+            ("scale", scale, ()),
+            ("offset", nn.Buffer(np.full((1, 1, 1), 0.5, np.float32)), ()),
+            ("scaled", nn.Multiply(), ("a", "scale")),
+            ("moved", nn.Apply("add"), ("scaled", "offset")),
+            ("layer.conv", nn.Conv2d(8, 8, 1), "b"),
+            ("both", nn.Add(), ("layer.conv", "moved", "scale")),
+        ],
+        output=("both", "moved"),
+        inputs=("a", "b"),
+    )
+    ends = nn.Graph([("pair", several, ("x", "x")), ("sum", nn.Add(), "pair"), ("y", nn.Tanh(), "sum")])
     return nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1),
         nn.Branches(nn.Conv2d(3, 2, 1), nn.Sequential(nn.Tanh(), nn.Conv2d(3, 1, 3, padding=1))),
@@ -38,6 +52,7 @@ def mixed() -> nn.Module:
         nn.Branches(nn.Tanh(), nn.Conv2d(3, 3, 1), merge="add"),
         nn.Residual(body, skip),
         graph,
+        ends,
         nn.Flatten(),
         nn.Linear(72, 3),
     )
@@ -230,7 +245,7 @@ def test_a_replaced_module_is_no_longer_an_attribute():
         (2, nn.ReLU(), r"^Sequential: index must be an integer from -2 to 1, got 2$"),
         (slice(1), nn.ReLU(), r"^Sequential: index must be an integer from -2 to 1, got "),
         (0, None, r"^Sequential: \[0\] must be a module, got None$"),
-        (0, "itself", r"^Sequential: \[0\] cannot be a module that contains this one$"),
+        (0, "itself", r"^Sequential: 0 cannot be a module that contains this one$"),
     ],
 )
 def test_what_cannot_be_put_into_a_sequential_is_refused(index, module, says):

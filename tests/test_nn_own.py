@@ -70,23 +70,39 @@ def test_backward_needs_dy():
         backward(None, need_dx=False)
 
 
-def test_a_module_that_would_not_run_cannot_be_assigned_to_a_container():
+def test_a_module_is_put_in_the_place_of_a_node_by_its_name():
     class Net(nn.Graph):
         def __init__(self):
-            super().__init__([("body", nn.Linear(3, 3), "x"), ("head", nn.Linear(3, 2), "body")])
+            self.last = nn.Linear(3, 2)
+            super().__init__([("body", nn.Linear(3, 3), "x"), ("head", self.last, "body")])
 
-    net, model = Net(), nn.Sequential(nn.Linear(3, 2))
-    with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run; make a new"):
-        net.head = nn.Linear(3, 5)
-    with pytest.raises(UsageError, match=r"^Net: a module that is assigned to 'head' would not run"):
-        net.head = dict(net.children())["body"]
-    with pytest.raises(UsageError, match=r"^Sequential: a module that is assigned to 'fc' would not run"):
-        model.fc = nn.Linear(3, 5)
-    net.head = dict(net.children())["head"]  # the node itself
+    net, x = Net(), np.ones((1, 3), np.float32)
+    head, net.head = net.head, nn.Linear(3, 5)
+    assert net(x).shape == (1, 5)
+    assert net.last is net.head is not head
     net.other = nn.Linear(3, 5)  # a class of one's own may use it
     assert list(net.state_dict()) == [
         *("body.weight", "body.bias", "head.weight", "head.bias", "other.weight", "other.bias")
     ]
+    named = nn.Sequential({"conv": nn.Conv2d(1, 2, 3), "pool": nn.GlobalAvgPool(), "fc": nn.Linear(2, 4)})
+    named.fc = nn.Linear(2, 7)
+    assert named(np.ones((1, 1, 5, 5), np.float32)).shape == (1, 7)
+    named[0] = nn.Conv2d(1, 2, 1)
+    assert named.conv.kernel_size == (1, 1)
+    assert list(named[1:].state_dict()) == ["fc.weight", "fc.bias"]
+
+
+def test_a_module_that_would_not_run_cannot_be_assigned_to_a_container():
+    model = nn.Sequential({"body": nn.Linear(3, 2), "scale": nn.Identity()})
+    says = "Sequential: a module that is assigned to 'fc' would not run; the names of its nodes are body, scale"
+    with pytest.raises(UsageError, match=f"^{says}$"):
+        model.fc = nn.Linear(3, 5)
+    with pytest.raises(UsageError, match=r"^Sequential: body cannot be a module that contains this one$"):
+        model.body = nn.Sequential(model)
+    with pytest.raises(UsageError, match=r"^Sequential: 'body' must be a module, got Parameter\(2,\)$"):
+        model.body = nn.Parameter(np.ones(2))
+    with pytest.raises(AttributeError, match="'Sequential' object has no attribute 'fc'"):
+        _ = model.fc
 
 
 def test_weights_that_are_no_host_arrays_are_one_sentence():

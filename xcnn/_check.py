@@ -163,15 +163,15 @@ def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def matching(caller: str, kind: str, pattern: str, names: Sequence[str]) -> list[str]:
-    """Return the names that match a pattern, in which `*` stands for any characters; at least one must."""
-    matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    """Return the names that match a pattern, in which `*` stands for any characters, or lie inside a module that does.
+
+    At least one must.
+    """
+    inside = f"{pattern}.*"
+    matched = [name for name in names if any(fnmatch.fnmatchcase(name, one) for one in (pattern, inside))]
     if not matched:
-        inside = f"{pattern}.*"  # a module's name
         near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0))
-        hint = f"the names most like it are {near or '-'}"
-        if any(fnmatch.fnmatchcase(name, inside) for name in names):
-            hint = f"did you mean {inside!r}?"
-        raise UsageError(f"{caller}: no {kind} matches {pattern!r}; {hint}")
+        raise UsageError(f"{caller}: no {kind} matches {pattern!r}; the names most like it are {near or '-'}")
     return matched
 
 

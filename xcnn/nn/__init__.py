@@ -22,6 +22,7 @@ from xcnn.nn.activation import (
     Softplus,
     Tanh,
 )
+from xcnn.nn.apply import Apply
 from xcnn.nn.combine import Add, Concat, Multiply
 from xcnn.nn.containers import Branches, Graph, Residual, Sequential
 from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -69,6 +70,7 @@ __all__ = [
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
     "Add",
+    "Apply",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",

@@ -69,6 +69,27 @@ class Layer(Module):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
 
+    def bound(self) -> tuple[str, dict[str, Parameter | Buffer | None], dict[str, Any]]:
+        """Return what the layer gives its op besides x.
+
+        Returns
+        -------
+        op : the name of the op in `ops.OPS`.
+        slots : the other array arguments by name: parameters, buffers, or None for one that is left out.
+        options : the options by name, without those that only `forward` sets.
+        """
+        slots = {name: self._slot(name) for name in self._slots}
+        given = {name: getattr(self, name, default) for name, default in self._options.items()}
+        options = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
+        return self._op.__name__, slots, options
+
+    def _slot(self, name: str) -> Parameter | Buffer | None:
+        slot = getattr(self, name, None)
+        if slot is None or isinstance(slot, Parameter | Buffer):
+            return slot
+        kind = type(slot).__name__
+        raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
+
     def call_op(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
         """Call the op with `options`, and with the layer's attributes for all other arguments.
 
@@ -80,12 +101,9 @@ class Layer(Module):
         slots: list[Parameter | Buffer | None] = []
         needs, used = [], []
         for name in self._slots:
-            slot = getattr(self, name, None)
+            slot = self._slot(name)
             if isinstance(slot, Parameter):
                 used.append((slot, slot.updates))
-            elif slot is not None and not isinstance(slot, Buffer):
-                kind = type(slot).__name__
-                raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
             slots.append(slot)
             needs.append(isinstance(slot, Parameter) and slot.trainable)
             options[name] = None if slot is None else slot.data

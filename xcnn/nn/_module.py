@@ -20,7 +20,7 @@ dicts, in the order of their assignment. `_layer.py` has a shorter way for layer
 import inspect
 import reprlib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -109,7 +109,11 @@ class Module(Explained):
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield the direct child modules with their names; `blocks.0` is the first entry of the list `blocks`."""
-        return iter(members(vars(self).items(), Module))
+        return iter(members(self._entries(), Module))
+
+    def _entries(self) -> Iterable[tuple[str, Any]]:
+        """Return the names and values among which parameters, buffers, generators and modules are found."""
+        return vars(self).items()
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module and all below it with their dotted names, parents first.
@@ -126,7 +130,7 @@ class Module(Explained):
     def _attributes(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of some types of this module and all below it with their dotted names."""
         for prefix, module in self.modules():
-            yield from members(vars(module).items(), kinds, f"{prefix}." if prefix else "")
+            yield from members(module._entries(), kinds, f"{prefix}." if prefix else "")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters of this module and all below it with their dotted names, a shared one once."""
@@ -187,7 +191,7 @@ class Module(Explained):
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for _, module in self.modules():
-            for _, parameter in members(vars(module).items(), Parameter):
+            for _, parameter in members(module._entries(), Parameter):
                 parameter.grad = None
 
     @explained

@@ -10,14 +10,17 @@ from typing import Any
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
 from xcnn.nn.activation import ReLU
+from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Fused", "Node", "Plan", "Step", "names"]
+__all__ = ["Fused", "Held", "Node", "Plan", "Step", "names"]
 
-Node = tuple[str, Module, str | Sequence[str]]
+Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
-Step = tuple[str, "Module | Fused", str | Sequence[str], set[str]]
+Step = tuple[str, "Module | Fused | Held", str | Sequence[str], set[str]]
 """A node to run, with the names that are no longer needed after it."""
+
+_Runs = tuple[str, "Module | Held", str | Sequence[str]]
 
 
 class Fused:
@@ -45,23 +48,48 @@ class Fused:
         return "forward" in vars(self.layer) or "forward" in vars(self.relu)
 
 
+class Held:
+    """A parameter or buffer in the place of a module: its array is the node's result."""
+
+    def __init__(self, slot: Parameter | Buffer) -> None:
+        self.slot = slot
+
+    def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
+        """Return the array, and a backward pass that adds to the parameter's gradient."""
+        return self.slot.data, self._accumulate
+
+    def _accumulate(self, dy: Any, need_dx: bool) -> None:
+        if isinstance(self.slot, Parameter):
+            self.slot.accumulate(dy)
+
+    def __call__(self, x: Any) -> Any:
+        """Return the array."""
+        return self.slot.data
+
+    def _trains(self) -> bool:
+        return isinstance(self.slot, Parameter) and self.slot.trainable
+
+
 class Plan:
     """The steps of a graph: the nodes that lead to its output.
 
     Attributes
     ----------
     nodes : all nodes.
-    output : the name of the node whose result is the graph's.
+    output : the name of the node whose result is the graph's, or a sequence of names.
+    inputs : the name of the graph's input, or a sequence of names.
     """
 
-    def __init__(self, nodes: Sequence[Node], output: str) -> None:
-        self.nodes, self.output = nodes, output
-        self._singly = _steps(nodes, output)
+    def __init__(self, nodes: Sequence[Node], output: str | Sequence[str], inputs: str | Sequence[str] = "x") -> None:
+        self.nodes, self.output, self.inputs = nodes, output, inputs
         for _, module, _ in nodes:
-            module.modules()  # raises an error if a module contains itself
+            if isinstance(module, Module):
+                module.modules()  # raises an error if a module contains itself
+        runs = [(name, one if isinstance(one, Module) else Held(one), sources) for name, one, sources in nodes]
+        self._singly = _steps(runs, output)
         run = {name for name, *_ in self._singly}
-        self._needed = [node for node in nodes if node[0] in run]
-        self._jointly = _steps(_fuse(self._needed), output)
+        self._needed = [node for node in runs if node[0] in run]
+        self._jointly = _steps(_fuse(self._needed, names(output)), output)
         self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
 
     def steps(self) -> list[Step]:
@@ -74,7 +102,7 @@ class Plan:
         Each backward pass asks anew, as parameters may be frozen at any time. A module is asked only if nothing before
         it is trained, which is usually the first one with parameters.
         """
-        wanted = {"x"} if need_dx else set()
+        wanted = set(names(self.inputs)) if need_dx else set()
         for name, module, inputs in self._needed:
             follows = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
             if follows or module._trains():
@@ -87,10 +115,10 @@ def names(inputs: str | Sequence[str]) -> Sequence[str]:
     return (inputs,) if isinstance(inputs, str) else inputs
 
 
-def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -> list[Step]:
+def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str | Sequence[str]) -> list[Step]:
     """Return the nodes that lead to the output, with the names that are no longer needed after each."""
     steps = []
-    needed = {output}
+    needed = set(names(output))
     for name, module, inputs in reversed(nodes):
         if name in needed:
             steps.append((name, module, inputs, set(names(inputs)) - needed))
@@ -98,15 +126,15 @@ def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str) -
     return steps[::-1]
 
 
-def _fuse(nodes: Sequence[Node]) -> list[tuple[str, Module | Fused, str | Sequence[str]]]:
+def _fuse(nodes: Sequence[_Runs], outputs: Sequence[str]) -> list[tuple[str, Any, str | Sequence[str]]]:
     """Join the nodes of layers with those of their ReLUs: the pair has the name of the ReLU and the layer's inputs."""
-    uses = Counter(name for _, _, inputs in nodes for name in names(inputs))
+    uses = Counter(name for _, _, inputs in nodes for name in names(inputs)) + Counter(outputs)
     relus = {
         inputs: (name, module)
         for name, module, inputs in nodes
         if type(module) is ReLU and isinstance(inputs, str) and uses[inputs] == 1
     }
-    fused: list[tuple[str, Module | Fused, str | Sequence[str]]] = []
+    fused: list[tuple[str, Any, str | Sequence[str]]] = []
     gone = set()
     for name, module, inputs in nodes:
         if name in relus and isinstance(module, Layer) and _takes_relu(module):

@@ -147,6 +147,11 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
 
     with _restored(module), observing(module, observer):
         y, _ = module.forward(x, train=True)
+    for name, slot in module.named_parameters():  # of containers
+        if id(slot) not in counted:
+            size = math.prod(slot.data.shape)
+            frozen = 0 if slot.trainable else size
+            rows.append(Row(name, type(slot).__name__, tuple(slot.data.shape), size, frozen, 0, 0))
     sums = (sum(getattr(row, field) for row in rows) for field in ("parameters", "frozen", "multiply_adds", "kept"))
     return Summary(tuple(rows), Row("total", "", tuple(y.shape), *sums))
 

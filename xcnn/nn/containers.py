@@ -5,20 +5,23 @@
     nn.Branches(a, b)                  a(x) and b(x), concatenated or added
     nn.Graph([("a", a, "x"), ("b", b, "a"), ("sum", nn.Add(), ("a", "b"))])
 
+The modules may have names, and are attributes by them: `nn.Sequential({"conv": a, "fc": b}).fc`.
+
 All forward and backward logic is in `Graph`; `_plan.py` prepares its steps. The backward pass works as
 HIPS/autograd's `backward_pass`: it visits the nodes in reverse and adds up the gradients of each name.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xcnn._check import choice, integer, shown
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._module import Module
-from xcnn.nn._plan import Fused, Node, Plan, Step, names
+from xcnn.nn._plan import Fused, Held, Node, Plan, Step, names
 from xcnn.nn.combine import Add, Concat
+from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
 
@@ -29,13 +32,17 @@ class Graph(Module):
     Parameters
     ----------
     nodes : triples (name, module, inputs) in the order of the forward pass. `inputs` is the name of an earlier node or
-        `"x"`, the graph's own input; with a sequence of such names, the module receives a tuple.
+        of an input of the graph; with a sequence of such names, the module receives a tuple. A `Parameter` or `Buffer`
+        may take the place of a module, with the inputs `()`: the node's result is its array. A name may contain dots,
+        so that `layer1.conv` has the state key `layer1.conv.weight`.
     output : the node whose result is that of the graph; by default the last. Nodes that do not lead to it do not run.
+        With a sequence of names, the graph returns a tuple.
+    inputs : the name of the graph's own input. With a sequence of names, the graph takes a tuple of arrays.
 
     Raises
     ------
     UsageError
-        If a node is not such a triple, or a name is unknown, used twice or empty, or contains a dot.
+        If a node is not such a triple, or a name is unknown, used twice or empty.
 
     Examples
     --------
@@ -44,63 +51,116 @@ class Graph(Module):
     1.5
     """
 
-    def __init__(self, nodes: Iterable[Node], output: str | None = None) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], output: str | Sequence[str] | None = None, inputs: str | Sequence[str] = "x"
+    ) -> None:
         kind = type(self).__name__
         if not isinstance(nodes, Iterable):
             raise UsageError(f"{kind}: nodes must be tuples (name, module, inputs), got {nodes!r}")
         triples = tuple(nodes)
-        known = {"x": None}
+        if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(one, str) for one in inputs):
+            raise UsageError(f"{kind}: inputs must be a name or several, got {inputs!r}")
+        known = dict.fromkeys(names(inputs))
         for node in triples:
             if not isinstance(node, Sequence) or len(node) != 3:
                 raise UsageError(f"{kind}: a node must be a tuple (name, module, inputs), got {node!r}")
-            name, module, inputs = node
-            if not isinstance(name, str) or not name or "." in name or name in known:
-                raise UsageError(f"{kind}: {name!r} cannot name a node; a name must be new, not 'x', and without dots")
-            if not isinstance(module, Module):
+            name, module, sources = node
+            if not isinstance(name, str) or not all(name.split(".")) or name in known:
+                raise UsageError(f"{kind}: {name!r} cannot name a node; a name must be new, and not that of an input")
+            if not isinstance(module, Module | Parameter | Buffer):
                 raise UsageError(
                     f"{kind}: node {name!r} must be a module, got {shown(module)}"
                     + (f"; unpack it: {kind}(*layers)" if isinstance(module, list | tuple) else "")
                 )
-            if not isinstance(inputs, Sequence) or not inputs:
-                raise UsageError(f"{kind}: node {name!r} needs an input, such as 'x'")
-            for source in names(inputs):
+            if isinstance(module, Parameter | Buffer):
+                if sources != () and sources != []:
+                    held = type(module).__name__
+                    raise UsageError(f"{kind}: node {name!r} is a {held} and takes no inputs, only (), got {sources!r}")
+            elif not isinstance(sources, Sequence) or not sources:
+                raise UsageError(f"{kind}: node {name!r} needs an input, such as {names(inputs)[0]!r}")
+            for source in names(sources):
                 if not isinstance(source, str) or source not in known:
                     raise UsageError(f"{kind}: node {name!r}: {unknown('input', source, known)}")
             known[name] = None
+        nodes_named = {name for name, _, _ in triples}
+        for name in nodes_named:  # otherwise `a.b` could be a node, or the child `b` of the node `a`
+            parts = name.split(".")
+            for above in (".".join(parts[:i]) for i in range(1, len(parts))):
+                if above in nodes_named:
+                    raise UsageError(f"{kind}: {name!r} cannot name a node beside {above!r}")
         output = next(reversed(known)) if output is None else output
-        if not isinstance(output, str) or output not in known:
+        if not isinstance(output, Sequence) or not output:
             raise UsageError(f"{kind}: {unknown('output', output, known)}")
-        self._plan = Plan(triples, output)
+        for one in names(output):
+            if not isinstance(one, str) or one not in known:
+                raise UsageError(f"{kind}: {unknown('output', one, known)}")
+        self._plan = Plan(triples, output, inputs)
 
     @functools.cached_property
     def _plan(self) -> Plan:
         raise UsageError(f"{type(self).__name__}: __init__ must call super().__init__")
 
+    def __getattr__(self, name: str) -> Any:
+        """Return the module of a node by its name."""
+        plan = vars(self).get("_plan")
+        for node, module, _ in () if plan is None else plan.nodes:
+            if node == name:
+                return module
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a module that would not run: one in the place of a node, or any one in a built-in container."""
-        if isinstance(value, Module) and "_plan" in vars(self):
+        """Put a module in the place of a node of this name, such as a new head; build the optimizer afterwards.
+
+        In a built-in container, a module under another name would not run and is refused.
+        """
+        if isinstance(value, Module | Parameter | Buffer) and "_plan" in vars(self):
             nodes = {node: module for node, module, _ in self._plan.nodes}
-            built_in = type(self) in (Graph, Sequential, Residual, Branches)
-            known = [nodes[name]] if name in nodes else nodes.values()
-            if (built_in or name in nodes) and all(value is not module for module in known):
+            if name in nodes:
+                self._replace(name, value)
+                return
+            if type(self) in (Graph, Sequential, Residual, Branches) and all(
+                value is not one for one in nodes.values()
+            ):
                 raise UsageError(
-                    f"{type(self).__name__}: a module that is assigned to {name!r} would not run; make a new network "
-                    "of the modules, or one of the same kind and load_state_dict(..., strict=False)"
+                    f"{type(self).__name__}: a module that is assigned to {name!r} would not run; "
+                    f"the names of its nodes are {', '.join(nodes) or '-'}"
                 )
         super().__setattr__(name, value)
 
+    def _replace(self, name: str, module: Module | Parameter | Buffer) -> None:
+        """Put a module in the place of a node, also where an attribute holds the old one."""
+        if isinstance(module, Module) and any(inner is self for _, inner in module.modules()):
+            raise UsageError(f"{type(self).__name__}: {name} cannot be a module that contains this one")
+        nodes = list(self._plan.nodes)
+        place = next(i for i, (node, _, _) in enumerate(nodes) if node == name)
+        _, old, inputs = nodes[place]
+        if isinstance(old, Module) != isinstance(module, Module):
+            kind = "module" if isinstance(old, Module) else type(old).__name__
+            raise UsageError(f"{type(self).__name__}: {name!r} must be a {kind}, got {shown(module)}")
+        nodes[place] = name, module, inputs
+        self._plan = Plan(nodes, self._plan.output, self._plan.inputs)
+        vars(self).update({key: module for key, value in vars(self).items() if value is old})
+
     def options(self) -> dict[str, Any]:
         """Return the arguments of the constructor; see `Module.options`."""
-        return {"nodes": self._plan.nodes, "output": self._plan.output} if self._made_by(Graph) else super().options()
+        if not self._made_by(Graph):
+            return super().options()
+        plan = self._plan
+        return {"nodes": plan.nodes, "output": plan.output} | ({"inputs": plan.inputs} if plan.inputs != "x" else {})
 
     def _made_by(self, cls: type["Graph"]) -> bool:
         """Return whether the constructor is that of `cls`, whose arguments are known from the nodes."""
         return type(self).__init__ is cls.__init__
 
+    def _entries(self) -> Iterable[tuple[str, Any]]:
+        slots = [(name, one) for name, one, _ in self._plan.nodes if not isinstance(one, Module)]
+        return [*slots, *super()._entries()] if slots else super()._entries()
+
     def children(self) -> Iterator[tuple[str, Module]]:
         """Yield the modules of the nodes with their names, then modules among the attributes that are not nodes."""
         for name, module, _ in self._plan.nodes:
-            yield name, module
+            if isinstance(module, Module):
+                yield name, module
         for name, module in super().children():
             if all(module is not node for _, node, _ in self._plan.nodes):
                 yield name, module
@@ -115,31 +175,40 @@ class Graph(Module):
         plan, backs = self._plan, {}
         steps = plan.steps()
 
-        def call(name: str, module: Module | Fused, value: Any) -> Any:
+        def call(name: str, module: Module | Fused | Held, value: Any) -> Any:
             y, backs[name] = module.forward(value, train)
             return y
 
         def backward(dy: Any, need_dx: bool) -> Any:
             wanted = plan.wanted(need_dx)
-            grads = {plan.output: dy}
+            grads: dict[str, Any] = {}
+            for place, grad in _pairs(plan.output, dy):
+                _accumulate(grads, place, grad)
             for name, _, inputs, _ in reversed(steps):
                 back, dy = backs.pop(name), grads.pop(name, None)
                 if name not in wanted or dy is None:
                     continue
-                pairs: Iterable[tuple[str, Any]]
-                if isinstance(inputs, str):
-                    pairs = ((inputs, back(dy, inputs in wanted)),)
-                else:
-                    pairs = zip(inputs, back(dy, not wanted.isdisjoint(inputs)) or (), strict=False)
-                for source, grad in pairs:
-                    if source in wanted and grad is not None:
-                        grads[source] = grads[source] + grad if source in grads else grad
-            return grads.get("x") if need_dx else None
+                needed = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
+                for place, grad in _pairs(inputs, back(dy, needed)):
+                    if place in wanted:
+                        _accumulate(grads, place, grad)
+            if not need_dx:
+                return None
+            return grads.get(plan.inputs) if isinstance(plan.inputs, str) else tuple(map(grads.get, plan.inputs))
 
         return self._run(x, steps, call), backward
 
-    def _run(self, x: Any, steps: list[Step], call: Callable[[str, Module | Fused, Any], Any]) -> Any:
-        values = {"x": x}
+    def _run(self, x: Any, steps: list[Step], call: Callable[[str, Module | Fused | Held, Any], Any]) -> Any:
+        taken = self._plan.inputs
+        if isinstance(taken, str):
+            values = {taken: x}
+        elif isinstance(x, tuple | list) and len(x) == len(taken):
+            values = dict(zip(taken, x, strict=True))
+        else:
+            came = f"{len(x)} of them" if isinstance(x, tuple | list) else type(x).__name__
+            raise UsageError(
+                f"{type(self).__name__}: x must be a tuple of {len(taken)} arrays, {', '.join(taken)}, got {came}"
+            )
         for name, module, inputs, done in steps:
             value = values[inputs] if isinstance(inputs, str) else tuple(values[source] for source in inputs)
             try:
@@ -152,7 +221,24 @@ class Graph(Module):
                 raise
             for source in done:
                 del values[source]
-        return values[self._plan.output]
+        output = self._plan.output
+        return values[output] if isinstance(output, str) else tuple(values[name] for name in output)
+
+
+def _pairs(places: str | Sequence[str], parts: Any) -> Iterable[tuple[str, Any]]:
+    """Return names with their gradients: one, or those of a tuple."""
+    return ((places, parts),) if isinstance(places, str) else zip(places, parts or (), strict=False)
+
+
+def _accumulate(grads: dict[str, Any], name: str, grad: Any) -> None:
+    """Add a gradient to that of a name; those of a node with several results are tuples."""
+    before = grads.get(name)
+    if before is None:
+        grads[name] = grad
+    elif isinstance(grad, tuple):
+        grads[name] = tuple(p if q is None else q if p is None else p + q for p, q in zip(before, grad, strict=True))
+    elif grad is not None:
+        grads[name] = before + grad
 
 
 class Sequential(Graph):
@@ -160,43 +246,58 @@ class Sequential(Graph):
 
     Parameters
     ----------
-    *modules : the modules in the order of the forward pass.
+    *modules : the modules in the order of the forward pass, or one dict of them by name.
 
     Raises
     ------
     UsageError
-        If one of them is not a module.
+        If one of them is not a module, or a name cannot be one.
+
+    Examples
+    --------
+    >>> from xcnn import nn
+    >>> model = nn.Sequential({"conv": nn.Conv2d(1, 8, 3), "pool": nn.GlobalAvgPool(), "fc": nn.Linear(8, 2)})
+    >>> model.fc = nn.Linear(8, 5)  # a new head
+    >>> list(model.state_dict())
+    ['conv.weight', 'conv.bias', 'fc.weight', 'fc.bias']
     """
 
-    def __init__(self, *modules: Module) -> None:
-        super().__init__([(str(i), module, str(i - 1) if i else "x") for i, module in enumerate(modules)])
+    def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
+        first = modules[0] if len(modules) == 1 else None
+        named = first if isinstance(first, Mapping) else {str(i): module for i, module in enumerate(modules)}
+        before = ("x", *named)
+        nodes: list[Any] = [(name, module, before[i]) for i, (name, module) in enumerate(named.items())]
+        super().__init__(nodes)
 
     def options(self) -> dict[str, Any]:
-        return {"modules": tuple(self)} if self._made_by(Sequential) else super().options()
+        if not self._made_by(Sequential):
+            return super().options()
+        named = {name: module for name, module, _ in self._plan.nodes}
+        return {"modules": tuple(self) if list(named) == [str(i) for i in range(len(named))] else (named,)}
+
+    def _named(self) -> dict[str, Module]:
+        return {name: module for name, module, _ in self._plan.nodes if isinstance(module, Module)}
 
     def __len__(self) -> int:
         return len(self._plan.nodes)
 
     def __iter__(self) -> Iterator[Module]:
-        return (module for _, module, _ in self._plan.nodes)
+        return iter(self._named().values())
 
     def __getitem__(self, index: int | slice) -> Module:
         """Return one module, or a Sequential of a slice of them that shares their parameters."""
-        modules = list(self)[index]
-        return modules if isinstance(modules, Module) else Sequential(*modules)
+        if not isinstance(index, slice):
+            return list(self)[index]
+        named = dict(list(self._named().items())[index])
+        return Sequential(*named.values()) if all(map(str.isdecimal, named)) else Sequential(named)
 
     def __setitem__(self, index: int, module: Module) -> None:
         """Put a module in the place of another, such as a new head; build the optimizer afterwards."""
-        kind, nodes = type(self).__name__, list(self._plan.nodes)
+        kind, nodes = type(self).__name__, self._plan.nodes
         place = integer(kind, "index", index, -len(nodes), len(nodes) - 1)
         if not isinstance(module, Module):
             raise UsageError(f"{kind}: [{index}] must be a module, got {shown(module)}")
-        if any(inner is self for _, inner in module.modules()):
-            raise UsageError(f"{kind}: [{index}] cannot be a module that contains this one")
-        name, old, inputs = nodes[place]
-        nodes[place] = name, module, inputs
-        self._plan = Plan(nodes, self._plan.output)
-        vars(self).update({key: module for key, value in vars(self).items() if value is old})
+        self._replace(nodes[place][0], module)
 
 
 class Residual(Graph):

@@ -216,6 +216,7 @@ class Op:
     name : name of the function.
     function : the op as users call it.
     arrays, saves, constants, samples : as given to `op`.
+    variadic : whether the only array argument is a sequence of arrays.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Op:
     saves: tuple[str, ...]
     constants: tuple[str, ...]
     samples: tuple[Sample, ...]
+    variadic: bool = False
 
 
 OPS: dict[str, Op] = {}
@@ -299,7 +301,7 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
             return y, Backward(name, y[0] if type(y) is tuple else y, count, backward)
 
         filled = tuple(Sample({key: one.arrays.get(key) for key in names}, one.options) for one in samples)
-        OPS[name] = Op(name, called, names, tuple(saves.split()), tuple(constants.split()), filled)
+        OPS[name] = Op(name, called, names, tuple(saves.split()), tuple(constants.split()), filled, variadic)
         return cast(F, called)
 
     return register

@@ -7,7 +7,8 @@
      "streams": {}, "frozen": ["0.weight", "0.bias"]}
 
 A module refers only to modules before it, so that there are no cycles; the last is the network. A module that is used
-twice is one entry. In options, JSON's arrays are tuples; lists and dicts are `{"list": [...]}` and `{"dict": {...}}`.
+twice is one entry. In options, JSON's arrays are tuples; lists and dicts are `{"list": [...]}` and `{"dict": {...}}`. A
+parameter or buffer among them is `{"Parameter": ["float32", 3, 1]}`, its dtype and shape.
 `streams` has the states of the random generators by name, and `frozen` the names of the parameters and buffers that are
 not trained. A name of a class is looked up among the layers of `xcnn.nn` and the classes that the caller passes;
 nothing is imported.
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
+from xcnn.devices import to_numpy
 from xcnn.errors import CheckpointError, UsageError, XcnnError, making_sense
-from xcnn.nn._weighted import undrawn
+from xcnn.nn._weighted import filled, undrawn
 from xcnn.runs.sealed import pack
 
 __all__ = [
@@ -52,6 +54,9 @@ Makers = Mapping[str, Callable[..., nn.Module]]
 _MOST_REPEATED = 10_000
 _MOST_LOOKS = 20  # at each module
 _DEEPEST = 100
+
+_DTYPES = ("float32", "float64", "int32", "int64", "bool")
+"""Of parameters and buffers that are the nodes of a graph."""
 
 
 # Writing
@@ -124,6 +129,9 @@ def _plain(value: Any, what: str, add: Callable[[nn.Module], int]) -> Any:
     """Return the JSON of an option; `add` returns the place of a module."""
     if isinstance(value, nn.Module):
         return {"module": add(value)}
+    if isinstance(value, nn.Parameter | nn.Buffer):
+        data = to_numpy(value.data)
+        return {type(value).__name__: [data.dtype.name, *data.shape]}
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool | int | float | str | None):
@@ -276,6 +284,12 @@ def _value(plain: Any, take: Callable[[Any], nn.Module]) -> Any:
     ((kind, inner),) = plain.items()
     if kind == "module":
         return take(inner)
+    if kind in ("Parameter", "Buffer"):
+        dtype, *shape = inner
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"the structure: there are no parameters of the dtype {dtype!r}")
+        with undrawn():
+            return filled(getattr(nn, kind), tuple(map(int, shape)), 0, dtype)
     if kind == "list":
         return [_value(entry, take) for entry in inner]
     if kind == "dict":
