@@ -23,7 +23,7 @@ FLOORS = [
     {"__init__"},
     {"compare", "plots"},
     {"runs"},
-    {"training", "models", "testing"},
+    {"training", "models", "testing", "onnx"},
     {"nn", "optim"},
     {"ops"},
     {"kernels", "data"},
@@ -37,7 +37,10 @@ FLOORS = [
 STRANGERS = {("ops", "data")}
 """Imports that the floors would allow, but that are forbidden."""
 
-HEAVY = ["PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "requests", "rich", "torch"]
+HEAVY = [
+    "PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "onnx", "onnxruntime", "requests", "rich",
+    "torch",
+]  # fmt: skip
 """What `import xcnn` must not load."""
 
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -174,9 +177,19 @@ print(*(name for name in dir(xcnn) if f"xcnn.{{name}}" in sys.modules))
     with capsys.disabled():
         print(f"\nimport xcnn takes {seconds} s over NumPy")
     assert loaded == ""
-    assert not {"compare", "data", "models", "nn", "ops", "optim", "plots", "runs", "testing", "training"} & set(
-        at_once.split()
-    )
-    assert {"compare", "data", "models", "nn", "ops", "optim", "plots", "runs", "testing", "training"} <= set(
+    assert not {
+        "compare",
+        "data",
+        "models",
+        "nn",
+        "onnx",
+        "ops",
+        "optim",
+        "plots",
+        "runs",
+        "testing",
+        "training",
+    } & set(at_once.split())
+    assert {"compare", "data", "models", "nn", "onnx", "ops", "optim", "plots", "runs", "testing", "training"} <= set(
         used.split()
     )
