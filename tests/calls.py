@@ -1,7 +1,6 @@
 """Random calls of ops, drawn by hypothesis, with the same call in PyTorch: one strategy per family of ops."""
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -349,9 +348,8 @@ def softmaxes(draw: Any) -> Call:
 
 @st.composite
 def shape_ops(draw: Any) -> Call:
-    """Draw calls of linear, flatten, add, multiply, concat, and dropout in evaluation."""
-    kinds = ["linear", "flatten", "add", "multiply", "concat", "dropout"]
-    kind, seed = draw(st.sampled_from(kinds)), draw(seeds)
+    """Draw calls of linear, flatten, concat, and dropout in evaluation."""
+    kind, seed = draw(st.sampled_from(["linear", "flatten", "concat", "dropout"])), draw(seeds)
     lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
     if kind == "linear":
         o, i = draw(st.integers(1, 3)), draw(st.integers(1, 4))
@@ -363,14 +361,6 @@ def shape_ops(draw: Any) -> Call:
         end = draw(st.integers(start, len(shape) - 1)) - draw(st.sampled_from([0, len(shape)]))
         options = {"start_dim": start, "end_dim": end}
         return Call("flatten", {"x": shape}, options, lambda F, x, **dims: x.flatten(**dims), seed)
-    if kind in ("add", "multiply"):
-        pairs = [(n, draw(st.sampled_from([(n, n), (1, n), (n, 1)]))) for n in lead]
-        x, other = ([pair[i] for _, pair in pairs] for i in range(2))
-        if draw(st.booleans()):
-            other = other[draw(st.integers(0, len(lead))) :]
-        x, other = draw(st.permutations([tuple(x), tuple(other)]))
-        function = getattr(operator, {"add": "add", "multiply": "mul"}[kind])
-        return Call(kind, {"x": x, "other": other}, {}, lambda F, x, other: function(x, other), seed)
     if kind == "concat":
         dim = draw(st.integers(0, len(lead)))
         xs = [(*lead[:dim], n, *lead[dim:]) for n in draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))]
@@ -381,6 +371,62 @@ def shape_ops(draw: Any) -> Call:
 
 def _torch_cat(F: Any, xs: Any, dim: int) -> Any:
     return F.torch.cat(xs, dim)
+
+
+@st.composite
+def pairs(draw: Any) -> Call:
+    """Draw calls of ops of two arrays that broadcast."""
+    name, seed = draw(st.sampled_from(["add", "subtract", "multiply", "divide"])), draw(seeds)
+    lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
+    sizes = [draw(st.sampled_from([(n, n), (1, n), (n, 1)])) for n in lead]
+    x, other = ([pair[i] for pair in sizes] for i in range(2))
+    if draw(st.booleans()):
+        other = other[draw(st.integers(0, len(lead))) :]
+    x, other = draw(st.permutations([tuple(x), tuple(other)]))
+    arrays: dict[str, Any] = {"x": x, "other": other}
+    if name == "divide":
+        arrays["other"] = np.asarray(np.random.default_rng(seed).uniform(0.5, 2, other))
+    return Call(name, arrays, {}, lambda F, x, other: getattr(F.torch, name)(x, other), seed)
+
+
+@st.composite
+def moves(draw: Any) -> Call:
+    """Draw calls of permute, slice and channel_shuffle."""
+    name, seed = draw(st.sampled_from(["permute", "slice", "channel_shuffle"])), draw(seeds)
+    shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple))
+    rank = len(shape)
+    if name == "permute":
+        dims = tuple(dim - draw(st.sampled_from([0, rank])) for dim in draw(st.permutations(range(rank))))
+        return Call(name, {"x": shape}, {"dims": dims}, lambda F, x, dims: x.permute(dims), seed)
+    if name == "channel_shuffle":
+        g, c = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        return Call(name, {"x": (draw(st.integers(1, 2)), g * c, *shape[:2], 2)}, {"groups": g}, seed=seed)
+    ends = st.none() | st.integers(-7, 7)
+    options = {"start": draw(ends), "stop": draw(ends), "step": draw(st.sampled_from([1, 2, 3, -1, -2, -5]))}
+    options = {key: value for key, value in options.items() if value is not None}
+
+    def indexed(F: Any, x: Any, dim: int, start: Any = None, stop: Any = None, step: int = 1) -> Any:
+        """Take the indices one by one: PyTorch has no negative steps."""
+        return x.index_select(dim, F.torch.arange(x.shape[dim])[np.arange(x.shape[dim])[start:stop:step].copy()])
+
+    return Call(name, {"x": shape}, {"dim": draw(st.integers(-rank, rank - 1)), **options}, indexed, seed)
+
+
+@st.composite
+def reductions(draw: Any) -> Call:
+    name, seed = "mean", draw(seeds)
+    shape = draw(st.lists(st.integers(0, 4), max_size=4).map(tuple))
+    rank = len(shape)
+    options: dict[str, Any] = {"keepdim": draw(st.booleans())}
+    if rank and draw(st.booleans()):
+        dims = draw(st.lists(st.integers(0, rank - 1), min_size=1, unique=True))
+        dims = tuple(dim - draw(st.sampled_from([0, rank])) for dim in dims)
+        options["dim"] = dims[0] if len(dims) == 1 else dims
+
+    def theirs(F: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        return getattr(F.torch, name)(x, dim, keepdim=keepdim)
+
+    return Call(name, {"x": shape}, options, theirs, seed)
 
 
 @st.composite
@@ -490,6 +536,9 @@ FAMILIES = [
     activations,
     softmaxes,
     shape_ops,
+    pairs,
+    moves,
+    reductions,
     norms,
     classification_losses,
     elementwise_losses,

@@ -56,6 +56,7 @@ class Composer:
             nn.ReLU, nn.Tanh, nn.SiLU, nn.Sigmoid, nn.Identity,
             lambda: nn.LeakyReLU(float(self.rng.random())), lambda: nn.ELU(alpha=0.5), lambda: nn.GELU("tanh"),
             lambda: nn.Softmax(1), lambda: nn.LogSoftmax(dim=1), lambda: nn.Dropout(0.25),
+            lambda: nn.StochasticDepth(0.25), lambda: nn.ChannelShuffle(self.chosen(1, c)),
             lambda: batch(c), lambda: batch(c, 1e-3, None), lambda: batch(c, affine=False),
             lambda: instance(c, affine=True, track_running_stats=True), lambda: nn.GroupNorm(1, c, affine=False),
             lambda: nn.LayerNorm(SIZE, bias=False), lambda: nn.LayerNorm((c, *(SIZE,) * self.rank)),

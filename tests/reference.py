@@ -152,24 +152,59 @@ def unflatten(x: Any, dim: int, unflattened_size: Any) -> np.ndarray:
     return y
 
 
+def permute(x: Any, dims: Any) -> np.ndarray:
+    y = np.zeros([x.shape[dim] for dim in dims])
+    for index in np.ndindex(*y.shape):
+        place = [0] * x.ndim
+        for i, dim in zip(index, dims, strict=True):
+            place[dim] = i
+        y[index] = x[tuple(place)]
+    return y
+
+
+def slice(x: Any, dim: int, start: Any = None, stop: Any = None, step: int = 1) -> np.ndarray:
+    """Walk from one end to the other, and take what lies between the bounds, every `step` steps from the first."""
+    dim, size = dim % x.ndim, x.shape[dim]
+    start, stop = (None if end is None else end + size if end < 0 else end for end in (start, stop))
+    way = range(size) if step > 0 else range(size - 1, -1, -1)
+    after = [i for i in way if start is None or (i >= start if step > 0 else i <= start)]
+    taken = [i for i in after if stop is None or (i < stop if step > 0 else i > stop)]
+    taken = [i for i in taken if (i - after[0]) % abs(step) == 0]
+    y = np.zeros((*x.shape[:dim], len(taken), *x.shape[dim + 1 :]))
+    for index in np.ndindex(*y.shape):
+        y[index] = x[(*index[:dim], taken[index[dim]], *index[dim + 1 :])]
+    return y
+
+
+def mean(x: Any, dim: Any = None, keepdim: bool = False) -> np.ndarray:
+    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    dims = {one % x.ndim for one in dims} if x.ndim else set()
+    y = np.zeros([1 if one in dims else size for one, size in enumerate(x.shape)])
+    count = math.prod(x.shape[one] for one in dims)
+    for index in np.ndindex(*x.shape):
+        y[tuple(0 if one in dims else i for one, i in enumerate(index))] += x[index] / count
+    if count == 0:
+        y[...] = math.nan
+    return y if keepdim else y.reshape([size for one, size in enumerate(x.shape) if one not in dims])
+
+
 def _repeated(array: Any, index: tuple[int, ...]) -> float:
     """Return the element that broadcasting puts at an index: axes are aligned at the last, axes of length 1 repeat."""
     own = index[len(index) - array.ndim :]
     return float(array[tuple(0 if size == 1 else i for i, size in zip(own, array.shape, strict=True))])
 
 
-def add(x: Any, other: Any) -> np.ndarray:
+def _pairwise(function: Callable[[float, float], float], x: Any, other: Any) -> np.ndarray:
     y = np.zeros(np.broadcast_shapes(x.shape, np.shape(other)))
     for index in np.ndindex(*y.shape):
-        y[index] = _repeated(x, index) + (_repeated(other, index) if np.ndim(other) else float(other))
+        y[index] = function(_repeated(x, index), _repeated(other, index) if np.ndim(other) else float(other))
     return y
 
 
-def multiply(x: Any, other: Any) -> np.ndarray:
-    y = np.zeros(np.broadcast_shapes(x.shape, np.shape(other)))
-    for index in np.ndindex(*y.shape):
-        y[index] = _repeated(x, index) * (_repeated(other, index) if np.ndim(other) else float(other))
-    return y
+add, subtract, multiply, divide = (
+    functools.partial(_pairwise, function)
+    for function in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b)
+)
 
 
 def concat(xs: Any, dim: int = 0) -> np.ndarray:
@@ -202,6 +237,18 @@ def _dropout_maps(rank: int, x: Any, p: float = 0.5, training: bool = True, *, r
         kept = generator.random(dtype=np.float32) >= p
         for pixel in np.ndindex(*x.shape[-rank:]):
             y[lead + pixel] = x[lead + pixel] / (1 - p) if kept else 0.0
+    return y
+
+
+def stochastic_depth(x: Any, p: float, training: bool = True, *, rng: Any) -> np.ndarray:
+    """Draw one number per example."""
+    if not training or p == 0:
+        return np.array(x)
+    generator, y = np.random.default_rng(rng), np.zeros(x.shape)
+    for i in range(x.shape[0]):
+        kept = generator.random(dtype=np.float32) >= p
+        for place in np.ndindex(*x.shape[1:]):
+            y[(i, *place)] = x[(i, *place)] / (1 - p) if kept else 0.0
     return y
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -307,6 +308,15 @@ def interpolate(
         for taps in itertools.product(*axes):
             source, weights = zip(*taps, strict=True)
             y[(image, channel, *pixel)] += x[(image, channel, *source)] * math.prod(weights)
+    return y
+
+
+def channel_shuffle(x: Any, groups: int) -> np.ndarray:
+    """Deal the channels out like cards: the first of every group, then the second of every group."""
+    y, size = np.zeros(x.shape), x.shape[1] // groups
+    channels = [group * size + i for i in range(size) for group in range(groups)]
+    for n, c, *pixel in np.ndindex(*x.shape):
+        y[(n, c, *pixel)] = x[(n, channels[c], *pixel)]
     return y
 
 

@@ -36,6 +36,7 @@ LAYERS = [
     ("Upsample", (None, (1, 2, 3), "trilinear", False), {}, (1, 2, 2, 3, 2)),
     ("PixelShuffle", (2,), {}, (2, 8, 3, 2)),
     ("PixelUnshuffle", (3,), {}, (2, 1, 6, 3)),
+    ("ChannelShuffle", (3,), {}, (2, 6, 3, 2)),
     ("LocalResponseNorm", (3, 0.1, 0.7, 2.0), {}, (2, 5, 3, 2)),
     ("Flatten", (), {}, (2, 3, 4)),
     ("Flatten", (), {"start_dim": 0, "end_dim": 1}, (2, 3, 4)),
@@ -146,7 +147,7 @@ def test_without_dx_the_parameters_get_the_same_gradients(name, arguments, optio
 def test_every_layer_is_compared_with_pytorch():
     own = {"Add", "Branches", "Buffer", "Concat", "Dropout", "GlobalAvgPool", "GlobalMaxPool", "Graph", "Layer"}
     own |= {"Dropout1d", "Dropout2d", "Dropout3d", "Module", "Multiply", "Pad", "Parameter", "Residual", "Sequential"}
-    own |= {"Apply", "IncompatibleKeys", "Normalize", "Summary"}
+    own |= {"Apply", "IncompatibleKeys", "Normalize", "StochasticDepth", "Summary"}
     layers = {name for name in nn.__all__ if name[0].isupper()} - own
     assert layers == {name for name, *_ in LAYERS}
 
@@ -195,6 +196,8 @@ def test_every_layer_is_compared_with_pytorch():
         ),
         (lambda: nn.Linear(2, 2, init=lambda rng, shape: None), "Linear: init must return an array of shape (2, 2)"),
         (lambda: nn.Dropout2d(1.5), "Dropout2d: p must be a number in [0, 1], got 1.5"),
+        (lambda: nn.StochasticDepth(-1), "StochasticDepth: p must be a number in [0, 1], got -1"),
+        (lambda: nn.ChannelShuffle(0), "ChannelShuffle: groups must be an integer from 1 to"),
         (lambda: nn.Unflatten(1, (2, -1)), "Unflatten: unflattened_size takes integers of at least 1, got (2, -1)"),
         (lambda: nn.PReLU(0), "PReLU: num_parameters must be an integer of at least 1, got 0"),
         (lambda: nn.PReLU(init="x"), "PReLU: init must be a number in (-inf, inf), got 'x'"),
@@ -275,6 +278,20 @@ def test_channel_dropout_draws_new_masks_from_its_seed(rank):
     layer.reset_parameters(5)
     np.testing.assert_array_equal(layer.forward(x)[0], y)
     np.testing.assert_array_equal(layer(x), x)
+
+
+def test_stochastic_depth_drops_whole_examples_and_repeats_with_the_seed():
+    layer, x = nn.StochasticDepth(0.3), np.ones((1000, 2, 3), np.float32)
+    layer.reset_parameters(5)
+    y, backward = layer.forward(x)
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
+    assert np.mean(y[:, 0, 0] == 0) == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(backward(x), y)
+    assert not np.array_equal(y, layer.forward(x)[0])
+    layer.reset_parameters(5)
+    np.testing.assert_array_equal(layer.forward(x)[0], y)
+    assert layer(x) is x
 
 
 def test_prelu_starts_again_at_its_first_value():

@@ -76,6 +76,30 @@ def test_multiply_takes_a_number_which_has_no_gradient() -> None:
     assert dx.tolist() == [3.0, 6.0]
 
 
+def test_divide_takes_a_number_which_has_no_gradient() -> None:
+    x = np.array([1.0, 2.0], np.float32)
+    y, backward = ops.divide(x, 4)
+    assert y.tolist() == [0.25, 0.5]
+    assert backward.saved() == {}
+    dx, dother = backward(x)
+    assert dother is None
+    assert dx.tolist() == [0.25, 0.5]
+
+
+def test_the_mean_of_many_equal_numbers_is_one_of_them_and_that_of_none_is_nan() -> None:
+    y, backward = ops.mean(np.full((1_000_000, 2), 0.1, np.float32), 0)
+    assert y == pytest.approx([0.1, 0.1], rel=1e-5)  # adding one by one is off by 1 %
+    y, backward = ops.mean(np.zeros((2, 0)), 1)
+    assert np.isnan(y).tolist() == [True, True]
+    assert backward(y)[0].shape == (2, 0)
+
+
+def test_slices_go_beyond_the_ends_as_those_of_python_do() -> None:
+    x = np.arange(5.0)
+    for start, stop, step in ((-(2**63), 2**63, 2), (2**63, -(2**63), -2), (3, 3, 1), (None, None, -1)):
+        assert ops.slice(x, 0, start, stop, step)[0].tolist() == x[start:stop:step].tolist()
+
+
 def test_add_takes_a_number_which_has_no_gradient() -> None:
     x = np.array([1.0, 2.0], np.float32)
     for number in (2, 2.0):
@@ -242,6 +266,9 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
         ("flatten", {}),
         ("unflatten", {"dim": -1, "unflattened_size": (2, 2)}),
         ("pad", {"pad": (0, 0)}),
+        ("permute", {"dims": (0, 2, 3, 1)}),
+        ("slice", {"dim": 2, "start": 1, "step": 2}),
+        ("stochastic_depth", {"p": 0.5, "training": False, "rng": 0}),
         ("adaptive_avg_pool2d", {"output_size": (None, 4)}),
         ("adaptive_max_pool2d", {"output_size": (None, 4)}),
         ("dropout2d", {"p": 0.0, "rng": 0}),

@@ -72,9 +72,11 @@ def _rows(names: str, budget: Budget) -> dict[str, Budget]:
 
 BUDGETS: dict[str, Budget] = {
     **_rows("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", Budget(scales.products, 2, 2)),
-    **_rows("linear add concat flatten unflatten pad multiply", Budget(scales.products, 2, 2)),
+    **_rows("linear add concat flatten unflatten pad multiply divide", Budget(scales.products, 2, 2)),
+    **_rows("subtract stochastic_depth", Budget(scales.selections, 2, 2)),
+    **_rows("permute slice channel_shuffle", Budget(scales.selections, 1)),
     **_rows("interpolate pixel_shuffle pixel_unshuffle", Budget(scales.products, 2, 2)),
-    **_rows("avg_pool1d avg_pool2d avg_pool3d global_avg_pool", Budget(scales.means, 3, 0.5)),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d global_avg_pool mean", Budget(scales.means, 3, 0.5)),
     **_rows("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", Budget(scales.means, 3, 0.5)),
     **_rows("max_pool1d max_pool2d max_pool3d", Budget(scales.selections, 3, 1)),
     **_rows("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", Budget(scales.selections, 3, 1)),

@@ -97,7 +97,7 @@ def _scales(sizes: Sequence[Any], counts: Sequence[Any] | float = 1.0) -> list[S
     """Return a scale per array of `sizes`. K is `counts`, or the largest element of each array in it."""
     terms = counts if isinstance(counts, Sequence) else [counts] * len(sizes)
     return [
-        None if size is None else Scale(np.abs(size), float(np.max(count, initial=1.0)))
+        None if size is None else Scale(np.abs(size), float(np.max(np.abs(count), initial=1.0)))
         for size, count in zip(sizes, terms, strict=True)
     ]
 

@@ -26,7 +26,7 @@ from xcnn.nn.apply import Apply
 from xcnn.nn.combine import Add, Concat, Multiply
 from xcnn.nn.containers import Branches, Graph, Residual, Sequential
 from xcnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from xcnn.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from xcnn.nn.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, StochasticDepth
 from xcnn.nn.linear import Flatten, Identity, Linear, Unflatten
 from xcnn.nn.normalize import Normalize
 from xcnn.nn.norms import (
@@ -57,7 +57,7 @@ from xcnn.nn.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
-from xcnn.nn.upsample import PixelShuffle, PixelUnshuffle, Upsample
+from xcnn.nn.upsample import ChannelShuffle, PixelShuffle, PixelUnshuffle, Upsample
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "BatchNorm3d",
     "Branches",
     "Buffer",
+    "ChannelShuffle",
     "Concat",
     "Conv1d",
     "Conv2d",
@@ -129,6 +130,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "StochasticDepth",
     "Summary",
     "Tanh",
     "Unflatten",

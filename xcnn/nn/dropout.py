@@ -6,7 +6,7 @@ from xcnn import ops
 from xcnn._check import number
 from xcnn.nn._layer import Layer
 
-__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
+__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"]
 
 
 class Dropout(Layer, op=ops.dropout):
@@ -42,3 +42,7 @@ class Dropout2d(Dropout, op=ops.dropout2d):
 
 class Dropout3d(Dropout, op=ops.dropout3d):
     """Set whole channels of volumes (n, c, d, h, w) to zero with probability `p` in training; see `Dropout`."""
+
+
+class StochasticDepth(Dropout, op=ops.stochastic_depth):
+    """Set whole examples (n, ...) to zero with probability `p` in training, in a residual's body; see `Dropout`."""

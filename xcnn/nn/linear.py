@@ -8,7 +8,7 @@ from xcnn._check import integer
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module, options
 from xcnn.nn._weighted import Init, Weighted
-from xcnn.ops.linear import split_sizes
+from xcnn.ops.shape import split_sizes
 
 __all__ = ["Flatten", "Identity", "Linear", "Unflatten"]
 

@@ -1,4 +1,4 @@
-"""Layers that enlarge maps, or move pixels between channels and space. Names and order are those of PyTorch."""
+"""Layers that enlarge maps, or move pixels and channels. Names and order are those of PyTorch."""
 
 from xcnn import ops
 from xcnn._check import integer
@@ -7,7 +7,7 @@ from xcnn.nn._module import options
 from xcnn.ops._options import Integers
 from xcnn.ops.upsample import Factors, check_target
 
-__all__ = ["PixelShuffle", "PixelUnshuffle", "Upsample"]
+__all__ = ["ChannelShuffle", "PixelShuffle", "PixelUnshuffle", "Upsample"]
 
 
 @options
@@ -54,3 +54,13 @@ class PixelUnshuffle(Layer, op=ops.pixel_unshuffle):
 
     def __post_init__(self) -> None:
         integer("PixelUnshuffle", "downscale_factor", self.downscale_factor, 1, 2**31 - 1)
+
+
+@options
+class ChannelShuffle(Layer, op=ops.channel_shuffle):
+    """Deal the channels of each of `groups` out to all groups; see `ops.channel_shuffle`."""
+
+    groups: int
+
+    def __post_init__(self) -> None:
+        integer("ChannelShuffle", "groups", self.groups, 1, 2**31 - 1)

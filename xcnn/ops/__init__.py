@@ -26,19 +26,21 @@ from xcnn.ops.adaptive import (
     global_avg_pool,
     global_max_pool,
 )
-from xcnn.ops.combine import add, concat, multiply
+from xcnn.ops.combine import add, concat, divide, multiply, subtract
 from xcnn.ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from xcnn.ops.cross_entropy import cross_entropy, nll_loss
-from xcnn.ops.dropout import dropout, dropout1d, dropout2d, dropout3d
+from xcnn.ops.dropout import dropout, dropout1d, dropout2d, dropout3d, stochastic_depth
 from xcnn.ops.gated import gelu, hardswish, mish, silu
-from xcnn.ops.linear import flatten, linear, unflatten
+from xcnn.ops.linear import linear
 from xcnn.ops.loss import binary_cross_entropy_with_logits, huber_loss, l1_loss, mse_loss
 from xcnn.ops.norm import batch_norm, group_norm, instance_norm, layer_norm
 from xcnn.ops.pad import pad
 from xcnn.ops.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
+from xcnn.ops.reduce import mean
 from xcnn.ops.response_norm import local_response_norm
+from xcnn.ops.shape import flatten, permute, slice, unflatten
 from xcnn.ops.softmax import log_softmax, softmax
-from xcnn.ops.upsample import interpolate, pixel_shuffle, pixel_unshuffle
+from xcnn.ops.upsample import channel_shuffle, interpolate, pixel_shuffle, pixel_unshuffle
 
 __all__ = [
     "OPS",
@@ -57,6 +59,7 @@ __all__ = [
     "avg_pool3d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "channel_shuffle",
     "concat",
     "conv1d",
     "conv2d",
@@ -65,6 +68,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "cross_entropy",
+    "divide",
     "dropout",
     "dropout1d",
     "dropout2d",
@@ -91,12 +95,14 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mean",
     "mish",
     "mse_loss",
     "multiply",
     "nll_loss",
     "op",
     "pad",
+    "permute",
     "pixel_shuffle",
     "pixel_unshuffle",
     "positive",
@@ -107,8 +113,11 @@ __all__ = [
     "sample",
     "sigmoid",
     "silu",
+    "slice",
     "softmax",
     "softplus",
+    "stochastic_depth",
+    "subtract",
     "tanh",
     "unflatten",
 ]

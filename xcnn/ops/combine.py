@@ -1,25 +1,45 @@
-"""Ops that combine several arrays into one: a residual's sum, a gate's product, and the concatenation of branches."""
+"""Ops that combine several arrays into one: the arithmetic of two, and the concatenation of branches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, op, positive, sample
 
-__all__ = ["add", "concat", "multiply"]
+__all__ = ["add", "concat", "divide", "multiply", "subtract"]
 
 
-def _number(name: str, x: Array, other: Array) -> float | None:
-    """Return `other` if it is a Python number, or None if it is an array that fits x."""
+def _checked(name: str, x: Array, other: Array) -> Array:
+    """Return `other` as a float if it is a Python number, or as it is if it is an array that fits x."""
     if isinstance(other, int | float) and not isinstance(other, bool) and not is_array(other):
         namespace(name, x=x)
         return number(name, "other", other, "(-inf, inf)")
     namespace(name, x=x, other=other)
     if x.shape != other.shape and broadcast_shape(x.shape, other.shape) is None:
         raise ShapeError(f"{name}: other must broadcast with x {tuple(x.shape)}, got {tuple(other.shape)}")
-    return None
+    return other
+
+
+_Slope = Callable[[Array], Array]
+
+
+def _pair(x: Array, other: Array, of_x: _Slope, of_other: _Slope) -> Callable[..., Gradients]:
+    """Return a backward pass from two functions of dy: the gradients of x and other, as if nothing was broadcast."""
+    if type(other) is float:  # from `_checked`; a NumPy number is an array
+        return lambda dy, needs: (of_x(dy) if needs[0] else None, None)
+    xp, shape, other_shape = namespace_of(x), x.shape, other.shape
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = sum_to(xp, of_x(dy), shape) if needs[0] else None
+        return dx, sum_to(xp, of_other(dy), other_shape) if needs[1] else None
+
+    return backward
+
+
+def _same(dy: Array) -> Array:
+    return dy
 
 
 @op(
@@ -50,47 +70,42 @@ def add(x: Array, other: Array) -> Result:
     ShapeError, DtypeError, UsageError
         If the shapes do not broadcast, the dtypes differ, or the number is not finite.
     """
-    value = _number("add", x, other)
-    if value is not None:
-        return x + value, lambda dy, needs: (dy if needs[0] else None, None)
-    xp, shape, other_shape = namespace_of(x), x.shape, other.shape
+    other = _checked("add", x, other)
+    return x + other, _pair(x, other, _same, _same)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx = sum_to(xp, dy, shape) if needs[0] else None
-        return dx, sum_to(xp, dy, other_shape) if needs[1] else None
 
-    return x + other, backward
+@op("x other", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+def subtract(x: Array, other: Array) -> Result:
+    """Subtract an array or a number from an array. Arguments, shapes and errors are those of `add`.
+
+    Backward keeps nothing.
+    """
+    other = _checked("subtract", x, other)
+    return x - other, _pair(x, other, _same, lambda dy: -dy)
 
 
 @op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})])
 def multiply(x: Array, other: Array) -> Result:
     """Multiply two arrays, such as maps (n, c, h, w) by a gate (n, c, 1, 1), or an array by a number.
 
-    Parameters
-    ----------
-    x, other : as in `add`.
-
-    Returns
-    -------
-    y : the shape that x and other broadcast to.
-    backward : dy -> (dx, dother), each summed over the axes along which its array was broadcast; dother is None for a
-        number. It keeps both arrays, or nothing for a number.
-
-    Raises
-    ------
-    ShapeError, DtypeError, UsageError
-        As in `add`.
+    Arguments, shapes and errors are those of `add`. Backward keeps both arrays, or nothing for a number.
     """
-    value = _number("multiply", x, other)
-    if value is not None:
-        return x * value, lambda dy, needs: (dy * value if needs[0] else None, None)
-    xp = namespace_of(x)
+    other = _checked("multiply", x, other)
+    return x * other, _pair(x, other, lambda dy: dy * other, lambda dy: dy * x)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx = sum_to(xp, dy * other, x.shape) if needs[0] else None
-        return dx, sum_to(xp, dy * x, other.shape) if needs[1] else None
 
-    return x * other, backward
+@op("x other", saves="other? y?", samples=[sample({"x": (2, 3, 4), "other": positive(3, 1)})])
+def divide(x: Array, other: Array) -> Result:
+    """Divide an array by an array or by a number, which must not be 0.
+
+    Arguments, shapes and errors are those of `add`. Backward keeps y and other, or nothing for a number. Where other is
+    0, gradients are infinite or NaN.
+    """
+    other = _checked("divide", x, other)
+    if type(other) is float and other == 0.0:
+        raise UsageError("divide: other must not be the number 0")
+    y = x / other
+    return y, _pair(x, other, lambda dy: dy / other, lambda dy: -(dy / other) * y)
 
 
 @op(

@@ -1,4 +1,4 @@
-"""Dropout: elements set to zero at random in training, so that no feature relies on another one alone."""
+"""Dropout: elements, maps or examples set to zero at random in training, so that no feature relies on another alone."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -9,10 +9,11 @@ from xcnn._array import Array, full, namespace
 from xcnn._check import flag, generator, number
 from xcnn._dispatch import body
 from xcnn.devices import like
+from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
 from xcnn.ops._window import map_sizes
 
-__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
+__all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth"]
 
 
 @body
@@ -93,12 +94,19 @@ def _dropout_nd(
     name = f"dropout{rank}d"
     xp = namespace(name, x=x)
     map_sizes(name, x, rank)
+    return _drop(name, xp, x, x.ndim - rank, p, training, rng)
+
+
+def _drop(
+    name: str, xp: ModuleType, x: Array, lead: int, p: float, training: bool, rng: np.random.Generator | int
+) -> Result:
+    """Drop parts of x with one number for each index of its `lead` first axes."""
     p = number(name, "p", p, "[0, 1]")
     rng = generator(name, "rng", rng)
     if not flag(name, "training", training) or p == 0.0:
         return x, lambda dy, needs: (dy if needs[0] else None,)
-    maps = x.shape[:-rank]
-    mask = xp.reshape(_dropout(xp, full(xp, maps, 1.0, x), p, rng)[0], (*maps, *(1,) * rank))
+    parts = x.shape[:lead]
+    mask = xp.reshape(_dropout(xp, full(xp, parts, 1.0, x), p, rng)[0], (*parts, *(1,) * (x.ndim - lead)))
     return x * mask, lambda dy, needs: (dy * mask if needs[0] else None,)
 
 
@@ -107,3 +115,35 @@ def _maps_samples(rank: int) -> list[Sample]:
 
 
 dropout1d, dropout2d, dropout3d = op_of_ranks(_dropout_nd, "x", "mask?", _maps_samples)
+
+
+@op("x", saves="mask?", samples=[sample({"x": (5, 2, 3)}, p=0.4, rng=0)])
+def stochastic_depth(x: Array, p: float, training: bool = True, *, rng: np.random.Generator | int) -> Result:
+    """Set each example to zero with probability p, as the branch of a residual block, and divide the others by 1 - p.
+
+    What the branch is added to is then all that remains of the block: the network is less deep for this example. It is
+    torchvision's function of this name with `mode="row"`.
+
+    Parameters
+    ----------
+    x : floating-point array (n, ...).
+    p, training, rng : as in `dropout`. One number is drawn per example.
+
+    Returns
+    -------
+    y : the shape of x; x itself if nothing is dropped.
+    backward : dy -> (dx,). It keeps the mask, one number per example, or nothing if y is x.
+
+    Raises
+    ------
+    ShapeError, UsageError, DtypeError
+        If x has no axis; otherwise as in `dropout`.
+
+    Notes
+    -----
+    G. Huang et al., Deep networks with stochastic depth, 2016, arXiv:1603.09382.
+    """
+    xp = namespace("stochastic_depth", x=x)
+    if x.ndim == 0:
+        raise ShapeError("stochastic_depth: x must be (n, ...), got ()")
+    return _drop("stochastic_depth", xp, x, 1, p, training, rng)

@@ -1,17 +1,17 @@
-"""The fully connected layer, and `flatten` and `unflatten` between maps and its vectors."""
+"""The fully connected layer."""
 
 import math
 from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over
-from xcnn._check import axis, check_shape, integers
+from xcnn._check import check_shape
 from xcnn._dispatch import body
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import ShapeError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import is_relu
 
-__all__ = ["flatten", "linear", "split_sizes", "unflatten"]
+__all__ = ["linear"]
 
 
 @body
@@ -85,76 +85,3 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
         return None if dx is None else xp.reshape(dx, shape), dweight, dbias
 
     return xp.reshape(y, (*shape[:-1], o)), backward
-
-
-@op("x", samples=[sample({"x": (2, 3, 4)}), sample({"x": (2, 3, 4, 5)}, start_dim=-3, end_dim=2)])
-def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
-    """Join the axes from `start_dim` to `end_dim` into one.
-
-    Parameters
-    ----------
-    x : floating-point array of any shape.
-    start_dim : the first axis to join. The default keeps the batch axis, as PyTorch's layer does; the default of
-        PyTorch's function is 0.
-    end_dim : the last axis to join.
-
-    Returns
-    -------
-    y : x with one axis in place of the joined ones, in row-major order; a view of x if the library can make one.
-    backward : dy -> (dx,). It keeps nothing.
-
-    Raises
-    ------
-    UsageError, DtypeError
-        If x has no such axes in this order, or is not a floating-point array.
-    """
-    xp = namespace("flatten", x=x)
-    shape = x.shape
-    first, last = axis("flatten", "start_dim", start_dim, shape), axis("flatten", "end_dim", end_dim, shape)
-    if first > last:
-        raise UsageError(f"flatten: x {tuple(shape)} has no axes {start_dim} to {end_dim} in this order")
-    y = xp.reshape(x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(dy, shape) if needs[0] else None,)
-
-    return y, backward
-
-
-@op("x", samples=[sample({"x": (2, 6, 3)}, dim=-2, unflattened_size=(1, 3, 2))])
-def unflatten(x: Array, dim: int, unflattened_size: Sequence[int]) -> Result:
-    """Split one axis into several, as for the maps of a transposed convolution behind a linear layer.
-
-    Parameters
-    ----------
-    x : floating-point array of at least one axis.
-    dim : the axis to split.
-    unflattened_size : the sizes of the new axes, whose product is the size of `dim`.
-
-    Returns
-    -------
-    y : x with the new axes in place of `dim`, in row-major order; a view of x if the library can make one.
-    backward : dy -> (dx,). It keeps nothing.
-
-    Raises
-    ------
-    ShapeError, UsageError, DtypeError
-        If the product is another, x has no axis `dim`, or an argument is not as above.
-    """
-    xp = namespace("unflatten", x=x)
-    shape, dim = x.shape, axis("unflatten", "dim", dim, x.shape)
-    sizes = split_sizes("unflatten", unflattened_size)
-    if math.prod(sizes) != shape[dim]:
-        place = f"axis {dim} of x {tuple(shape)}"
-        raise ShapeError(f"unflatten: unflattened_size must multiply to {shape[dim]}, {place}, got {sizes}")
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(dy, shape) if needs[0] else None,)
-
-    return xp.reshape(x, (*shape[:dim], *sizes, *shape[dim + 1 :])), backward
-
-
-def split_sizes(caller: str, unflattened_size: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes of the new axes, of which there is at least one."""
-    rank = max(1, len(unflattened_size)) if isinstance(unflattened_size, Sequence) else 1
-    return integers(caller, "unflattened_size", unflattened_size, rank)

@@ -1,4 +1,4 @@
-"""Maps of another size: interpolation, and pixels that move between channels and space.
+"""Maps of another size: interpolation, pixels that move between channels and space, and channels between groups.
 
 Interpolation works along one axis at a time, and adds the taps of `_taps.py`.
 """
@@ -17,7 +17,7 @@ from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers
 from xcnn.ops._taps import MODES, Taps, tables
 
-__all__ = ["Factors", "check_target", "interpolate", "pixel_shuffle", "pixel_unshuffle"]
+__all__ = ["Factors", "channel_shuffle", "check_target", "interpolate", "pixel_shuffle", "pixel_unshuffle"]
 
 Factors = float | Sequence[float]
 
@@ -207,3 +207,41 @@ def pixel_unshuffle(x: Array, downscale_factor: int) -> Result:
     if x.ndim < 3 or x.shape[-2] % r or x.shape[-1] % r:
         raise ShapeError(f"pixel_unshuffle: x must be (..., c, h * {r}, w * {r}), got {tuple(x.shape)}")
     return _to_channels(xp, x, r), lambda dy, needs: (_to_space(xp, dy, r) if needs[0] else None,)
+
+
+def _shuffle(xp: ModuleType, x: Array, groups: int) -> Array:
+    n, c, *sizes = x.shape
+    x = xp.reshape(x, (n, groups, c // groups, *sizes))
+    return xp.reshape(xp.permute_dims(x, (0, 2, 1, *range(3, x.ndim))), (n, c, *sizes))
+
+
+@op("x", samples=[sample({"x": (2, 6, 2, 3)}, groups=2)])
+def channel_shuffle(x: Array, groups: int) -> Result:
+    """Deal the channels of each group out to all groups, so that a grouped convolution sees those of every group.
+
+    Parameters
+    ----------
+    x : floating-point array (n, c, ...).
+    groups : an integer of at least 1 that divides c.
+
+    Returns
+    -------
+    y : the shape of x, with `y[:, j * groups + i] = x[:, i * (c // groups) + j]`.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, DtypeError, UsageError
+        If the channels do not divide, or an argument is not as above.
+
+    Notes
+    -----
+    X. Zhang et al., ShuffleNet: an extremely efficient convolutional neural network for mobile devices, 2018,
+    arXiv:1707.01083.
+    """
+    xp = namespace("channel_shuffle", x=x)
+    groups = integer("channel_shuffle", "groups", groups, 1, _LARGEST)
+    if x.ndim < 2 or x.shape[1] % groups:
+        raise ShapeError(f"channel_shuffle: x must be (n, {groups} * c, ...), got {tuple(x.shape)}")
+    other = x.shape[1] // groups or 1
+    return _shuffle(xp, x, groups), lambda dy, needs: (_shuffle(xp, dy, other) if needs[0] else None,)
