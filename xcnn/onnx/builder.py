@@ -278,12 +278,15 @@ class Builder:
             return helper.make_tensor_value_info(name, proto.FLOAT, dims)
 
         inner = [node.output for node in self._nodes if node.output not in ends and node.output in self._shapes]
+        tensors = {name: package("onnx").numpy_helper.from_array(array, name) for name, array in self._held.items()}
+        constants = [name for name in tensors if name not in self._arrays]  # the others are the state of the network
         graph = helper.make_graph(
-            [helper.make_node(n.type, n.inputs, [n.output], n.output, **n.attributes) for n in self._nodes],
+            [helper.make_node("Constant", [], [name], name, value=tensors.pop(name)) for name in constants]
+            + [helper.make_node(n.type, n.inputs, [n.output], n.output, **n.attributes) for n in self._nodes],
             "xcnn",
             [info(name) for name in inputs],
             [info(name) for name in ends],
-            [package("onnx").numpy_helper.from_array(array, name) for name, array in self._held.items()],
+            list(tensors.values()),
             value_info=[info(name) for name in inner],
         )
         operators = [helper.make_opsetid("", self.opset)]

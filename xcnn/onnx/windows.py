@@ -150,7 +150,7 @@ def _avg_pool(
 
 @exports("global_avg_pool")
 def _global_avg_pool(g: Builder, x: str) -> str:
-    return g.node("Flatten", [g.node("GlobalAveragePool", [x])], axis=1)
+    return reduced(g, "ReduceMean", x, tuple(range(2, len(g.shape(x)))), keepdim=False)
 
 
 @exports("global_max_pool")
