@@ -1,0 +1,257 @@
+"""Networks from ONNX files: what they compute and how they train, how they are called, and what is refused."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+import xcnn
+from xcnn import nn
+from xcnn.errors import CheckpointError, UsageError
+from xcnn.onnx import Session, load, read, save
+
+SMALL = ("report", "lenet5", "mnist_cnn", "vgg_small", "resnet20")
+
+
+def drawn(model, seed=0):
+    """Give a network running statistics that matter."""
+    rng = np.random.default_rng(seed)
+    for name, slot in model.named_buffers():
+        if name.endswith("running_mean"):
+            slot.data = rng.standard_normal(slot.data.shape).astype(np.float32)
+        elif name.endswith("running_var"):
+            slot.data = rng.uniform(0.5, 1.5, slot.data.shape).astype(np.float32)
+    return model
+
+
+def written(folder, text, tensors=None, opset=17):
+    """Write a model in ONNX's text form, with tensors of the file."""
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
+    model = parser.parse_model(head + text)
+    for name, array in (tensors or {}).items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def agrees(path, *shape, tolerance=1e-5):
+    """Compare what a file gives here with what it gives in ONNX Runtime, and return the graph."""
+    graph, session = load(path), Session(path)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    y, expected = graph(x), session(x)
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+    return graph
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_comes_back_bit_for_bit_with_its_names(tmp_path, name):
+    entry = xcnn.models.MODELS[name]
+    model = drawn(xcnn.models.build(name, entry.shape, 10, seed=0))
+    path = save(model, tmp_path / "model.onnx", entry.shape)
+    graph = load(path)
+    state, found = model.state_dict(), graph.state_dict()
+    assert list(found) == list(state)
+    assert all(np.array_equal(found[key], state[key]) for key in state)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((3, *entry.shape)).astype(np.float32)
+    assert np.array_equal(graph(x), model(x))
+    if any(isinstance(module, nn.Dropout) for _, module in model.modules()):  # which the file does not have
+        return
+    (y, backward), (expected, expected_backward) = graph.forward(x), model.forward(x)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    assert np.array_equal(y, expected)
+    assert np.array_equal(backward(dy), expected_backward(dy))
+    for (key, one), (_, other) in zip(graph.named_parameters(), model.named_parameters(), strict=True):
+        assert np.array_equal(one.grad, other.grad), key
+    again = tmp_path / "again.xcnn"
+    xcnn.save(graph, again)
+    assert np.array_equal(xcnn.load(again)(x), graph(x))
+
+
+def test_layers_written_as_several_nodes_come_back(tmp_path):
+    body = [nn.Normalize((0.485, 0.5, 0.4), (0.2, 0.3, 0.25)), nn.SiLU(), nn.Mish(), nn.Hardswish()]
+    model = nn.Sequential(*body, nn.GlobalAvgPool(), nn.Linear(3, 2))
+    graph = load(save(model, tmp_path / "model.onnx", (3, 4, 4)))
+    kinds = [type(module).__name__ for _, module in graph.children()]
+    assert kinds == ["Normalize", "SiLU", "Mish", "Hardswish", "GlobalAvgPool", "Linear"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    assert np.array_equal(graph(x), model(x))
+    assert list(graph.state_dict()) == ["5.weight", "5.bias"]
+
+
+def test_names_of_pytorch_become_names_of_modules(tmp_path):
+    text = """
+        small (float[N, 2, 5, 5] x) => (float[N, 2, 5, 5] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, onnx_1, onnx_2)
+            b = Relu (a)
+            c = Conv <pads = [1, 1, 1, 1]> (b, "layer1.0.conv2.weight")
+            y = Add (c, x)
+        }"""
+    text = text.replace('"layer1.0.conv2.weight"', "w")
+    rng = np.random.default_rng(0)
+    tensors = {"onnx_1": rng.standard_normal((2, 2, 3, 3)), "onnx_2": [0.5, 1], "w": rng.standard_normal((2, 2, 3, 3))}
+    path = written(tmp_path, text, tensors)
+    model = onnx.load(path)
+    for node, name in zip(model.graph.node, ("conv1/Conv", "relu/Relu", "conv2/Conv", "Add"), strict=True):
+        node.name = f"/layer1/layer1.0/{name}"
+    model.graph.initializer[2].name = model.graph.node[2].input[1] = "layer1.0.conv2.weight"
+    onnx.save(model, path)
+    graph = agrees(path, 3, 2, 5, 5)
+    assert [name for name, _ in graph.children()] == [
+        "layer1.0.conv1",
+        "layer1.0.relu",
+        "layer1.0.conv2",
+        "layer1.0.add",
+    ]
+    assert list(graph.state_dict()) == ["layer1.0.conv1.weight", "layer1.0.conv1.bias", "layer1.0.conv2.weight"]
+
+
+def test_a_weight_of_two_layers_is_one_parameter(tmp_path):
+    text = """
+        shared (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {
+            a = Gemm <transB = 1> (x, w)
+            y = Gemm <transB = 1> (a, w)
+            b = Gemm (y, w)
+            z = Tanh (b)
+        }"""
+    path = written(tmp_path, text, {"w": np.random.default_rng(0).standard_normal((3, 3))})
+    graph = load(path)
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    for y, expected in zip(graph(x), Session(path)(x), strict=True):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    nodes = dict(graph.children())
+    assert nodes["a"] is nodes["y"]  # the same layer twice; in the third, the matrix lies the other way
+    assert len(graph.parameters()) == 2
+
+
+def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
+    text = """
+        fixed (float[1, 2, 4, 4] x) => (float[1, 4] y) {
+            shape = Constant <value = int64[2] {1, 32}> ()
+            a = Reshape (x, shape)
+            b = MatMul (a, w)
+            y = Add (b, c)
+        }"""
+    rng = np.random.default_rng(0)
+    path = written(tmp_path, text, {"w": rng.standard_normal((32, 4)), "c": rng.standard_normal(4)})
+    graph = agrees(path, 1, 2, 4, 4)
+    assert [type(module).__name__ for _, module in graph.children()] == ["Flatten", "Linear"]
+    x = rng.standard_normal((5, 2, 4, 4)).astype(np.float32)
+    assert np.allclose(graph(x)[3:4], graph(x[3:4]))
+    assert read(path).shape == (2, 4, 4)
+
+
+def test_arithmetic_of_shapes_is_computed_once(tmp_path):
+    text = """
+        shapes (float[N, 6, 4, 4] x) => (float[N, C] y) {
+            s = Shape (x)
+            zero = Constant <value = int64 {0}> ()
+            n = Gather (s, zero)
+            axis = Constant <value = int64[1] {0}> ()
+            first = Unsqueeze (n, axis)
+            rest = Constant <value = int64[1] {-1}> ()
+            shape = Concat <axis = 0> (first, rest)
+            a = Reshape (x, shape)
+            y = Relu (a)
+        }"""
+    graph = agrees(written(tmp_path, text), 3, 6, 4, 4)
+    assert [type(module).__name__ for _, module in graph.children()] == ["Flatten", "ReLU"]
+
+
+def test_maps_of_any_size_need_no_shape_where_the_file_needs_none(tmp_path):
+    text = """
+        maps (float[N, 3, H, W] x) => (float[N, C] y) {
+            a = Conv (x, w)
+            b = Relu (a)
+            c = GlobalAveragePool (b)
+            y = Flatten (c)
+        }"""
+    path = written(tmp_path, text, {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3))})
+    for size in (5, 8):
+        agrees(path, 2, 3, size, size)
+    assert read(path).shape == ()
+    assert read(path, (3, 8, 8)).shape == (3, 8, 8)
+    with pytest.raises(CheckpointError, match=r"cannot have the shape \(4, 8, 8\)"):
+        read(path, (4, 8, 8))
+
+
+@pytest.mark.parametrize("form", ["constants", "inputs", "external", "old"])
+def test_weights_are_found_wherever_exporters_put_them(tmp_path, form):
+    model = drawn(xcnn.models.build("lenet5", (1, 28, 28), 10, seed=0))
+    path = save(model, tmp_path / "model.onnx", (1, 28, 28))
+    proto = onnx.load(path)
+    if form == "constants":
+        nodes = [helper.make_node("Constant", [], [one.name], value=one) for one in proto.graph.initializer]
+        nodes += proto.graph.node
+        del proto.graph.initializer[:], proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    elif form == "inputs":
+        proto.ir_version = 3
+        for one in proto.graph.initializer:
+            proto.graph.input.append(helper.make_tensor_value_info(one.name, one.data_type, one.dims))
+    elif form == "old":  # numbers in fields, not as bytes
+        for one in proto.graph.initializer:
+            numbers = numpy_helper.to_array(one).ravel().tolist()
+            one.ClearField("raw_data")
+            one.float_data.extend(numbers)
+    onnx.save(proto, path, save_as_external_data=form == "external", location="weights.bin", size_threshold=0)
+    graph = load(path)
+    x = np.random.default_rng(0).standard_normal((2, 1, 28, 28)).astype(np.float32)
+    assert np.array_equal(graph(x), model(x))
+    assert list(graph.state_dict()) == list(model.state_dict())
+
+
+def test_what_is_not_supported_is_named_all_at_once(tmp_path):
+    text = """
+        odd (float[N, 3, 4, 4] x) => (float[N, 3, 4, 4] y) {
+            a = Sin (x)
+            b = Relu (a)
+            c = LRN <size = 2> (b)
+            d = Sin (c)
+            y = Add (d, x)
+        }"""
+    with pytest.raises(
+        CheckpointError,
+        match=r"model.onnx: 3 of 5 nodes are not supported: Sin \(a, d\); LRN: its size must be odd, got 2 \(c\)$",
+    ):
+        load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "tensors", "says"),
+    [
+        ("g (float[N, 2] x) => (float[N, 2] y) { y = Relu (z) }", {}, "Relu takes 'z', which is not given before it"),
+        ("g (float[N, 2] x) => (float[N, 2] y) { z = Relu (x) }", {}, "no node gives the output 'y'"),
+        ("g (float[N, 2] x) => (float[N, 2] y) { y = Relu (x) y = Tanh (x) }", {}, "'y' is the name of 2 values"),
+        ("g (float[N, 2] x) => (float[N, 2] y) { y = Add (y, x) }", {}, "Add takes 'y', which is not given before it"),
+        (
+            "g (int64[N, 2] x) => (int64[N, 2] y) { y = Add (x, x) }",
+            {},
+            "'x' is not a tensor of floating-point numbers",
+        ),
+        (
+            "g (float[N, 2] x) => (float[N, 2] y) { y = MaxPool <kernel_shape = [2, 2, 2, 2]> (x) }",
+            {},
+            "4 spatial axes",
+        ),
+        ("g () => (float[2] y) { y = Relu (w) }", {"w": [1.0, 2.0]}, "the network has no input"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused_in_one_sentence(tmp_path, text, tensors, says):
+    path = written(tmp_path, text, tensors)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_no_onnx_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no such file$"):
+        load(tmp_path / "missing.onnx")
+    for content in (b"", b"\x00" * 9, b"not onnx at all", np.arange(99).tobytes()):
+        (tmp_path / "x.onnx").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"x.onnx: it is not an ONNX file, or it is damaged"):
+            load(tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match=r"^read: path must be a path, got 3$"):
+        load(3)

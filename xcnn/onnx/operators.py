@@ -1,0 +1,319 @@
+"""What the operators of ONNX are in terms of layers: the table `OPERATORS`.
+
+Each row is a function of a `Call`, one node of the file, that adds nodes to the graph and returns the name of the one
+with the result, or a list of names if there are several results. `operator` adds a row:
+
+    @operator("Elu")
+    def elu(call):
+        return call.add(nn.ELU(call.option("alpha")))
+
+Layers with weights or windows are in `operators_layers.py`, what only rearranges numbers in `operators_shapes.py`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from xcnn import nn
+from xcnn.nn._weighted import undrawn
+from xcnn.onnx.call import Call, Unsupported
+from xcnn.onnx.limits import FLOATS
+from xcnn.onnx.patterns import normalisation, product
+
+__all__ = ["OPERATORS", "exact", "is_vector", "of_rank", "operator"]
+
+Reader = Callable[[Call], str | list[str]]
+
+OPERATORS: dict[str, Reader] = {}
+"""How each operator is read, by its name."""
+
+
+def operator(*names: str) -> Callable[[Reader], Reader]:
+    """Decorate a function so that it reads the operators of these names."""
+
+    def register(function: Reader) -> Reader:
+        OPERATORS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+# Helpers
+
+
+def exact(number: float) -> float:
+    """Return the shortest number that is this one in float32, in which attributes are stored: 1e-05 for 9.99999e-06."""
+    return float(str(np.float32(number)))
+
+
+def of_rank(kinds: Sequence[Any], rank: int) -> Any:
+    """Return the layer for a number of spatial axes."""
+    if not 1 <= rank <= len(kinds):
+        raise Unsupported(f"it has {rank} spatial axes; 1 to {len(kinds)} are supported")
+    return kinds[rank - 1]
+
+
+def is_vector(array: np.ndarray, size: int) -> bool:
+    """Return whether an array stands for one number, or for a row of this size."""
+    return array.size in (1, size) and array.shape[-1:] in ((), (1,), (size,)) and array.dtype.kind == "f"
+
+
+# Arithmetic
+
+
+def _pair(call: Call) -> tuple[str, str]:
+    """Return the nodes of two inputs that broadcast, also by the rules before version 7."""
+    first, second = call.input(0), call.input(1)
+    if call.opset < 7 and call.option("broadcast") and call.option("axis") is not None:
+        behind = call.rank(0) - call.axis(call.option("axis"), call.rank(0)) - call.rank(1)
+        if behind > 0:
+            shape = tuple(-1 if size is None else size for size in call.shape(1)) + (1,) * behind
+            second = call.add(nn.Apply("reshape", shape=shape), second, suffix="other")
+    return first, second
+
+
+@operator("Add")
+def _add(call: Call) -> str:
+    for i in (0, 1):
+        made, other = call.made(i, nn.Linear), call.constant(1 - i)
+        if made is None or other is None or made[0].bias is not None or other.ndim > call.rank(i):
+            continue
+        if other.size == made[0].out_features and is_vector(other, other.size):
+            bias = call.weight(1 - i).arranged("row" if other.ndim > 1 else "", np.ravel)
+            with undrawn():
+                layer = nn.Linear(made[0].in_features, made[0].out_features)
+            layer.weight = made[0].weight
+            return call.instead(i, layer, bias=bias)
+    return call.add(nn.Add(), *_pair(call))
+
+
+@operator("Mul")
+def _mul(call: Call) -> str:
+    first, second = _pair(call)
+    layer = product(call.network, first, second)
+    return call.add(nn.Multiply(), first, second) if layer is None else call.add(*layer)
+
+
+@operator("Sub")
+def _sub(call: Call) -> str:
+    return call.add(nn.Apply("subtract"), *_pair(call))
+
+
+@operator("Div")
+def _div(call: Call) -> str:
+    layer = normalisation(call)
+    return call.add(nn.Apply("divide"), *_pair(call)) if layer is None else call.add(*layer)
+
+
+@operator("Pow")
+def _pow(call: Call) -> str:
+    exponent = call.scalar(1)
+    if exponent is None:
+        raise Unsupported("its exponent must be a constant of one number")
+    return call.add(nn.Apply("power", exponent=exponent))
+
+
+@operator("Sum", "Mean", "Max", "Min")
+def _several(call: Call) -> str:
+    nodes = [call.input(i) for i in range(len(call))]
+    if len(nodes) == 1:
+        return nodes[0]
+    if call.op == "Sum":
+        return call.add(nn.Add(), *nodes)
+    if call.op == "Mean":
+        total = call.add(nn.Add(), *nodes, suffix="sum")
+        return call.add(nn.Multiply(), total, call.number(1 / len(nodes), "share"))
+    y, *others = nodes
+    for i, other in enumerate(others, 1):
+        op = nn.Apply("maximum" if call.op == "Max" else "minimum")
+        y = call.add(op, y, other, suffix="" if i == len(others) else str(i))
+    return y
+
+
+# Functions of one array
+
+_ONE: dict[str, Callable[[], nn.Module]] = {
+    "Relu": nn.ReLU,
+    "Sigmoid": nn.Sigmoid,
+    "Tanh": nn.Tanh,
+    "Softplus": nn.Softplus,
+    "HardSwish": nn.Hardswish,
+    "Mish": nn.Mish,
+    "Softsign": lambda: nn.Apply("softsign"),
+    "Exp": lambda: nn.Apply("exp"),
+    "Log": lambda: nn.Apply("log"),
+    "Sqrt": lambda: nn.Apply("sqrt"),
+    "Abs": lambda: nn.Apply("abs"),
+    "Neg": lambda: nn.Apply("negative"),
+    "Erf": lambda: nn.Apply("erf"),
+    "Reciprocal": lambda: nn.Apply("power", exponent=-1.0),
+}
+"""Operators of one array that have no options."""
+
+
+@operator(*_ONE)
+def _one(call: Call) -> str:
+    return call.add(_ONE[call.op]())
+
+
+@operator("LeakyRelu")
+def _leaky_relu(call: Call) -> str:
+    return call.add(nn.LeakyReLU(exact(call.option("alpha"))))
+
+
+@operator("PRelu")
+def _prelu(call: Call) -> str:
+    slope = call.weight(1)
+    size, behind = slope.array.size, call.rank() - 2
+    per_channel = (size, *(1,) * behind) if call.opset >= 7 else (size,)
+    if size > 1 and tuple(s for s in slope.array.shape if s > 1) != (size,):
+        raise Unsupported(f"its slope must have one number, or one per channel, got {slope.array.shape}")
+    if size > 1 and slope.array.shape[-len(per_channel) :] != per_channel:
+        raise Unsupported(f"its slope must have the shape {per_channel}, got {slope.array.shape}")
+    with undrawn():
+        made = nn.PReLU(size)
+    return call.weighted(made, weight=slope.arranged("row", np.ravel))
+
+
+@operator("Elu")
+def _elu(call: Call) -> str:
+    return call.add(nn.ELU(exact(call.option("alpha"))))
+
+
+@operator("Selu", "Celu")
+def _selu(call: Call) -> str:
+    alpha, factor = call.option("alpha"), call.option("gamma")
+    node = call.input()
+    if call.op == "Celu":  # alpha * (exp(x / alpha) - 1) below 0
+        alpha, factor = 1.0, float(alpha)
+        node = call.add(nn.Multiply(), node, call.number(1 / factor, "inner"), suffix="scaled")
+    node = call.add(nn.ELU(alpha), node, suffix="elu")
+    return call.add(nn.Multiply(), node, call.number(factor, "factor"))
+
+
+@operator("HardSigmoid")
+def _hardsigmoid(call: Call) -> str:
+    alpha, beta = call.option("alpha"), call.option("beta")
+    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
+        return call.add(nn.Hardsigmoid())
+    node = call.add(nn.Multiply(), call.input(), call.number(alpha, "alpha"), suffix="scaled")
+    node = call.add(nn.Add(), node, call.number(beta, "beta"), suffix="moved")
+    return call.add(nn.Hardtanh(0.0, 1.0), node)
+
+
+@operator("Clip")
+def _clip(call: Call) -> str:
+    low, high = call.option("min"), call.option("max")
+    low = None if low is None or low <= -3e38 else float(low)  # the lowest float32 was the default once
+    high = None if high is None or high >= 3e38 else float(high)
+    if low is None and high is None:
+        return call.input()
+    if low is not None and high is not None:
+        return call.add(nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high))
+    if low == 0:
+        return call.add(nn.ReLU())
+    if high is not None:
+        return call.add(nn.Apply("minimum"), call.input(), call.number(high, "limit"))
+    return call.add(nn.Apply("maximum"), call.input(), call.number(low or 0.0, "limit"))
+
+
+@operator("Gelu")
+def _gelu(call: Call) -> str:
+    return call.add(nn.GELU(call.option("approximate")))
+
+
+@operator("Swish")
+def _swish(call: Call) -> str:
+    if call.option("alpha") != 1:
+        raise Unsupported("its alpha must be 1")
+    return call.add(nn.SiLU())
+
+
+@operator("Softmax", "LogSoftmax")
+def _softmax(call: Call) -> str:
+    kind = nn.Softmax if call.op == "Softmax" else nn.LogSoftmax
+    axis = call.axis(call.option("axis"))
+    if call.opset >= 13 or axis == call.rank() - 1:
+        return call.add(kind(axis))
+    if all(size == 1 for size in call.shape()[axis + 1 :]):
+        return call.add(kind(axis))
+    # Before version 13 the sums are over all axes from this one.
+    sizes = call.shape()[axis:]
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) < len(sizes):
+        raise Unsupported("it adds along axes whose sizes the file leaves open")
+    return call.chain(nn.Flatten(axis), kind(axis), nn.Unflatten(axis, known))
+
+
+@operator("Dropout")
+def _dropout(call: Call) -> str:
+    return call.add(nn.Dropout(exact(call.option("ratio", 0.5))))
+
+
+@operator("Identity")
+def _identity(call: Call) -> str:
+    return call.input()
+
+
+@operator("Cast", "CastLike")
+def _cast(call: Call) -> str:
+    kinds = (call.network.first[call.node.output[0]].kind, call.network.first[call.node.input[0]].kind)
+    if not {*kinds} <= {*FLOATS}:
+        names = [TensorProto.DataType.Name(kind) for kind in kinds]
+        raise Unsupported(f"it makes {names[0]} of {names[1]}, and only floating-point numbers are computed with")
+    if TensorProto.DOUBLE in kinds and kinds[0] != kinds[1]:
+        raise Unsupported("it changes between float32 and float64; networks have one dtype")
+    return call.input()
+
+
+# Sums along axes
+
+
+def _axes(call: Call) -> tuple[int, ...] | None:
+    """Return the axes along which an operator adds, in order; None for all."""
+    axes = call.option("axes")
+    return tuple(sorted(call.axis(axis) for axis in axes)) if axes else None
+
+
+_REDUCED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "ReduceMean": (("mean", {}),),
+    "ReduceSum": (("sum", {}),),
+    "ReduceL1": (("abs", {}), ("sum", {})),
+    "ReduceL2": (("power", {"exponent": 2.0}), ("sum", {}), ("sqrt", {})),
+    "ReduceSumSquare": (("power", {"exponent": 2.0}), ("sum", {})),
+    "ReduceLogSum": (("sum", {}), ("log", {})),
+}
+"""Operators that add along axes, as ops one after the other."""
+
+
+@operator(*_REDUCED)
+def _reduce(call: Call) -> str:
+    axes, keep = _axes(call), bool(call.option("keepdims"))
+    if call.op == "ReduceMean" and axes == tuple(range(2, call.rank())) and not keep:
+        return call.add(nn.GlobalAvgPool())
+    if axes is None and call.option("noop_with_empty_axes", 0):
+        raise Unsupported("it has no axes (noop_with_empty_axes)")
+    along = {"dim": axes, "keepdim": keep}
+    return call.chain(*(nn.Apply(op, **(along if op in ("mean", "sum") else more)) for op, more in _REDUCED[call.op]))
+
+
+@operator("ReduceMax")
+def _reduce_max(call: Call) -> str:
+    axes, rank = _axes(call), call.rank()
+    if axes != tuple(range(2, rank)) or not call.option("keepdims"):
+        raise Unsupported("it takes the maximum along other axes than those of maps")
+    return call.add(of_rank((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), rank - 2)(1))
+
+
+@operator("LpNormalization")
+def _lp_norm(call: Call) -> str:
+    axis, p = call.axis(call.option("axis")), call.option("p")
+    steps = _REDUCED["ReduceL1" if p == 1 else "ReduceL2"]
+    node = call.input()
+    for op, more in steps:
+        options = {"dim": axis, "keepdim": True} if op == "sum" else more
+        node = call.add(nn.Apply(op, **options), node, suffix=op)
+    return call.add(nn.Apply("divide"), call.input(), node)

@@ -1,0 +1,268 @@
+"""ONNX's operators that rearrange, repeat or leave out numbers: rows of the table `operators.OPERATORS`."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from xcnn import nn
+from xcnn.onnx.call import Call, Shape, Unsupported
+from xcnn.onnx.operators import operator
+
+__all__: list[str] = []
+
+_MOST = 64
+"""The most copies or parts that one node becomes."""
+
+
+def _reshape(call: Call, x: str, sizes: Shape, wanted: Shape, suffix: str = "") -> str:
+    """Add a node that gives x, of these sizes, another shape, in which the size of the batch stays open."""
+    places = [i for i, size in enumerate(wanted) if size is None]
+    if not places and wanted and sizes and sizes[0] == wanted[0] and 0 not in wanted:
+        places = [0]  # the file was written for one size of the batch; the others are the product of the rest
+    if len(places) > 1:
+        raise Unsupported("its result has several sizes that the file leaves open")
+    shape = tuple(-1 if i in places else size for i, size in enumerate(wanted))
+    if len(wanted) == 2 and len(sizes) > 1 and sizes[0] == wanted[0] and places == [0]:
+        return call.add(nn.Flatten(), x, suffix=suffix)
+    return call.add(nn.Apply("reshape", shape=shape), x, suffix=suffix)
+
+
+@operator("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+def _reshaped(call: Call) -> str:
+    sizes, wanted = call.shape(), call.result()
+    if sizes == wanted and sizes.count(None) < 2:
+        return call.input()
+    if wanted.count(None) > 1 and sizes.count(None) > 1:
+        return _by_rule(call, sizes)
+    return _reshape(call, call.input(), sizes, wanted)
+
+
+def _by_rule(call: Call, sizes: Shape) -> str:
+    """Add a node for maps of any size, if what the file says can be said without their sizes."""
+    if call.op == "Flatten" and call.axis(call.option("axis")) == 1:
+        return call.add(nn.Flatten())
+    if call.op == "Reshape" and not call.option("allowzero", 0):
+        shape = call.option("shape")
+        kept = next((i for i, size in enumerate(shape) if size != 0), len(shape))
+        if shape[kept:] == [-1] and kept < len(sizes):
+            return call.add(nn.Flatten(kept))
+    raise Unsupported("its result has several sizes that the file leaves open")
+
+
+@operator("Transpose")
+def _transpose(call: Call) -> str:
+    dims = tuple(call.option("perm") or reversed(range(call.rank())))
+    return call.input() if dims == tuple(range(len(dims))) else call.add(nn.Apply("permute", dims=dims))
+
+
+@operator("Expand")
+def _expand(call: Call) -> str:
+    sizes, wanted = call.shape(), call.result()
+    if sizes == wanted:
+        return call.input()
+    old = (*(1,) * (len(wanted) - len(sizes)), *sizes)
+    grown = tuple(1 if new == size else new or 0 for new, size in zip(wanted, old, strict=True))
+    if 0 in grown:
+        raise Unsupported("it repeats its input as often as the batch is long")
+    call.network.budget.take(grown, 4)
+    return call.add(nn.Add(), call.input(), call.array(np.zeros(grown), "zeros"))
+
+
+@operator("Tile")
+def _tile(call: Call) -> str:
+    repeats = call.option("repeats")
+    if len(repeats) != call.rank() or math.prod(repeats) > _MOST or min(repeats) < 1:
+        raise Unsupported(f"its repeats must be one number per axis, and {_MOST} copies at most, got {repeats}")
+    node = call.input()
+    for axis, count in enumerate(repeats):
+        if count > 1:
+            node = call.add(nn.Concat(axis), *(node,) * count, suffix=str(axis))
+    return node
+
+
+@operator("Concat")
+def _concat(call: Call) -> str:
+    nodes = [call.input(i) for i in range(len(call))]
+    return nodes[0] if len(nodes) == 1 else call.add(nn.Concat(call.axis(call.option("axis"))), *nodes)
+
+
+def _slice(call: Call, x: str, axis: int, part: tuple[int, int, int], suffix: str = "") -> str:
+    """Add a node that takes a slice `(start, stop, step)` of x along an axis, if it is not all of input 0's."""
+    size = call.shape()[axis]
+    if size is not None and slice(*part).indices(size) == (0, size, 1):
+        return x
+    start, stop, step = part
+    return call.add(nn.Apply("slice", dim=axis, start=start, stop=stop, step=step), x, suffix=suffix)
+
+
+@operator("Slice")
+def _sliced(call: Call) -> str:
+    starts, ends = call.option("starts"), call.option("ends")
+    axes = call.option("axes") or list(range(len(starts)))
+    steps = call.option("steps") or [1] * len(starts)
+    node = call.input()
+    for i, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
+        last = i == len(starts) - 1
+        node = _slice(call, node, call.axis(axis), (start, end, step), "" if last else str(i))
+    return node
+
+
+@operator("Split")
+def _split(call: Call) -> list[str]:
+    axis, nodes, start = call.axis(call.option("axis")), [], 0
+    for i in range(len(call.node.output)):
+        size = call.result(i)[axis]
+        if size is None:
+            raise Unsupported("it splits an axis whose size the file leaves open")
+        suffix = str(i) if i else ""
+        nodes.append(_slice(call, call.input(), axis, (start, start + size, 1), suffix))
+        start += size
+    return nodes
+
+
+@operator("Gather")
+def _gather(call: Call) -> str:
+    axis, indices = call.axis(call.option("axis")), call.option("indices")
+    size = call.shape()[axis]
+    several = indices if isinstance(indices, list) else [indices]
+    if not several or not all(type(i) is int for i in several) or len(several) > _MOST:
+        raise Unsupported(f"its indices must be a list of 1 to {_MOST}")
+    if size is None:
+        if several[0] < 0 or len(several) > 1:
+            raise Unsupported("it takes entries of an axis whose size the file leaves open")
+    elif not all(-size <= i < size for i in several):
+        raise Unsupported(f"its indices must be below {size}, got {several}")
+    places = [i if size is None else i % size for i in several]
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step and places == list(range(places[0], places[0] + step * len(places), step)):
+        last = places[-1] + (1 if step > 0 else -1)
+        suffix = "" if isinstance(indices, list) else "part"
+        node = _slice(call, call.input(), axis, (places[0], last if last >= 0 else -(2**31), step), suffix)
+    else:
+        parts = [_slice(call, call.input(), axis, (i, i + 1, 1), str(k)) for k, i in enumerate(places)]
+        node = call.add(nn.Concat(axis), *parts)
+    if isinstance(indices, list):
+        return node
+    sizes = (*call.shape()[:axis], 1, *call.shape()[axis + 1 :])
+    return _reshape(call, node, sizes, call.result())
+
+
+_PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""ONNX's names of the ways to pad, and ours."""
+
+
+@operator("Pad")
+def _pad(call: Call) -> str:
+    mode = _PADS.get(call.option("mode", "constant"))
+    if mode is None:
+        raise Unsupported(f"its mode is {call.option('mode')!r}")
+    value = call.option("constant_value" if call.opset >= 11 else "value", 0.0)
+    rank, sides = call.rank(), call.option("pads")
+    axes = [call.axis(axis) for axis in call.option("axes") or range(rank)]
+    if len(sides) != 2 * len(axes):
+        raise Unsupported(f"its pads must be {2 * len(axes)} numbers, got {sides}")
+    pairs = dict(zip(axes, zip(sides[: len(axes)], sides[len(axes) :], strict=True), strict=True))
+    padded = [axis for axis in range(rank) if any(pairs.get(axis, ()))]
+    if not padded:
+        return call.input()
+    pad = tuple(side for axis in reversed(range(padded[0], rank)) for side in pairs.get(axis, (0, 0)))
+    return call.add(nn.Pad(pad, mode, float(np.reshape(value, -1)[0])))
+
+
+@operator("DepthToSpace", "SpaceToDepth")
+def _pixels(call: Call) -> str:
+    r, (n, c, h, w) = call.option("blocksize"), call.shape()
+    if call.op == "DepthToSpace" and call.option("mode", "DCR") == "CRD":
+        return call.add(nn.PixelShuffle(r))
+    if c is None or h is None or w is None or r < 1:
+        raise Unsupported("it depends on sizes that the file leaves open")
+    if call.op == "DepthToSpace":
+        split, order = (n, r, r, c // r**2, h, w), (0, 3, 4, 1, 5, 2)
+    else:
+        split, order = (n, c, h // r, r, w // r, r), (0, 3, 5, 1, 2, 4)
+    node = _reshape(call, call.input(), (n, c, h, w), split, "split")
+    node = call.add(nn.Apply("permute", dims=order), node, suffix="turned")
+    return _reshape(call, node, tuple(split[i] for i in order), call.result())
+
+
+# Maps of another size
+
+
+def _moved(coordinates: str, i: np.ndarray, size: int, out: int, scale: float) -> np.ndarray | None:
+    """Return the places on the old axis that the pixels `i` of the new axis come from."""
+    match coordinates:
+        case "half_pixel":
+            return (i + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (i + 0.5) / scale - 0.5 if out > 1 else i * 0.0
+        case "asymmetric":
+            return i / scale
+        case "align_corners":
+            return i * (size - 1) / (out - 1) if out > 1 else i * 0.0
+    return None
+
+
+_ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+_OURS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "nearest": lambda i, step: i * step,
+    "nearest-exact": lambda i, step: (i + 0.5) * step,
+}
+"""The places that our modes of interpolation take, before they are rounded down."""
+
+
+def _nearest(axes: Iterable[tuple[int, int, float]], coordinates: str, rounding: str) -> str:
+    """Return our mode that takes the same pixels."""
+    candidates = list(_OURS)
+    for size, out, scale in axes:
+        i = np.arange(out)
+        places = _moved(coordinates, i, size, out, scale)
+        if places is None or rounding not in _ROUNDED:
+            raise Unsupported(f"its coordinates are {coordinates!r}, rounded by {rounding!r}")
+        taken = np.clip(_ROUNDED[rounding](places), 0, size - 1)
+        step = 1 / scale
+        candidates = [c for c in candidates if np.array_equal(np.minimum(np.floor(_OURS[c](i, step)), size - 1), taken)]
+    if not candidates:
+        raise Unsupported(f"it takes other pixels ({coordinates}, {rounding}) than PyTorch's nearest and nearest-exact")
+    return candidates[0]
+
+
+@operator("Resize", "Upsample")
+def _resize(call: Call) -> str:
+    mode, rank = call.option("mode", "nearest"), call.rank()
+    old = call.op == "Upsample" or call.opset < 11
+    coordinates = "asymmetric" if old else call.option("coordinate_transformation_mode")
+    rounding = "floor" if old else call.option("nearest_mode")
+    if call.option("antialias", 0):
+        raise Unsupported("it smooths (antialias)")
+    axes = [call.axis(axis) for axis in call.option("axes") or range(rank)]
+    sizes, outs = call.shape(), call.result()
+    scales = call.option("scales") or []
+    if scales and len(scales) != len(axes):
+        raise Unsupported(f"its scales must be {len(axes)} numbers, got {scales}")
+    factors = dict(zip(axes, scales, strict=False))
+    if any(sizes[k] != outs[k] for k in range(min(2, rank))) or not 3 <= rank <= 5:
+        raise Unsupported("it resizes other axes than those of maps")
+    scaled = tuple(factors.get(k, 1.0) for k in range(2, rank))
+    spatial = [(a, b) for a, b in zip(sizes[2:], outs[2:], strict=True) if a is not None and b is not None]
+    if len(spatial) < rank - 2:
+        if not scales or mode != "nearest" or (coordinates, rounding) != ("asymmetric", "floor"):
+            raise Unsupported("it depends on sizes that the file leaves open; give the shape of the input")
+        return call.add(nn.Upsample(scale_factor=scaled))
+    target: dict[str, Any] = {"scale_factor": scaled} if scales else {"size": tuple(out for _, out in spatial)}
+    steps = [(size, out, scaled[k] if scales else out / size) for k, (size, out) in enumerate(spatial)]
+    call.network.budget.take([max(out for _, out in spatial)], 64)
+    if mode == "nearest":
+        return call.add(nn.Upsample(mode=_nearest(steps, coordinates, rounding), **target))
+    centred = coordinates in ("half_pixel", "pytorch_half_pixel") and all(out > 1 or size == 1 for size, out in spatial)
+    if mode != "linear" or not (centred or coordinates == "align_corners"):
+        raise Unsupported(f"its mode is {mode!r} with the coordinates {coordinates!r}")
+    linear = ("linear", "bilinear", "trilinear")[rank - 3]
+    return call.add(nn.Upsample(mode=linear, align_corners=coordinates == "align_corners", **target))
