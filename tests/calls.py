@@ -310,6 +310,9 @@ def activations(draw: Any) -> Call:
                 ("elu", {}),
                 ("elu", {"alpha": 0.0}),
                 ("elu", {"alpha": 2.0}),
+                ("celu", {"alpha": 0.7}),
+                ("selu", {}),
+                ("softsign", {}),
                 ("gelu", {}),
                 ("gelu", {"approximate": "tanh"}),
                 ("silu", {}),
@@ -319,6 +322,7 @@ def activations(draw: Any) -> Call:
                 ("hardtanh", {}),
                 ("hardtanh", {"min_val": -0.5, "max_val": 3.0}),
                 ("hardsigmoid", {}),
+                ("hardsigmoid", {"alpha": 0.2, "beta": 0.4}),
                 ("hardswish", {}),
                 ("softplus", {}),
                 ("softplus", {"beta": 2.5, "threshold": 1.0}),
@@ -331,9 +335,24 @@ def activations(draw: Any) -> Call:
     arrays: dict[str, Any] = {"x": scale * np.random.default_rng(seed).standard_normal(draw(shapes))}
     if name == "prelu":
         arrays["weight"] = (draw(st.sampled_from([1, *arrays["x"].shape[1:2]])),)
-    # PyTorch's own gradient of hardsigmoid has a factor of 1/6 in float32.
-    theirs = (lambda F, x: F.relu6(x + 3.0) / 6.0) if name == "hardsigmoid" else None
-    return Call(name, arrays, options, theirs, seed=seed)
+    return Call(name, arrays, options, _torch_gate if name == "hardsigmoid" else None, seed=seed)
+
+
+def _torch_gate(F: Any, x: Any, alpha: float = 1 / 6, beta: float = 0.5) -> Any:
+    """Return what PyTorch's hardsigmoid does, whose own gradient has a factor of 1/6 in float32, for all options."""
+    return F.hardtanh(alpha * x + beta, 0.0, 1.0)
+
+
+@st.composite
+def elementwise(draw: Any) -> Call:
+    """Draw calls of the functions of each number, where they are finite."""
+    name, seed = draw(st.sampled_from(["abs", "erf", "exp", "log", "negative", "power", "sqrt"])), draw(seeds)
+    options = {"exponent": draw(st.sampled_from([-2, -0.5, 0, 0.5, 1, 2, 2.5, 3]))} if name == "power" else {}
+    x = 3.0 * np.random.default_rng(seed).standard_normal(draw(shapes))
+    if name in ("log", "sqrt") or options.get("exponent", 0) % 1:
+        x = np.abs(x) + 0.01
+    theirs = "pow" if name == "power" else name
+    return Call(name, {"x": np.asarray(x)}, options, lambda F, x, **to: getattr(F.torch, theirs)(x, **to), seed)
 
 
 @st.composite
@@ -348,13 +367,19 @@ def softmaxes(draw: Any) -> Call:
 
 @st.composite
 def shape_ops(draw: Any) -> Call:
-    """Draw calls of linear, flatten, concat, and dropout in evaluation."""
-    kind, seed = draw(st.sampled_from(["linear", "flatten", "concat", "dropout"])), draw(seeds)
+    """Draw calls of linear, matmul, flatten, concat, and dropout in evaluation."""
+    kind, seed = draw(st.sampled_from(["linear", "matmul", "flatten", "concat", "dropout"])), draw(seeds)
     lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
     if kind == "linear":
         o, i = draw(st.integers(1, 3)), draw(st.integers(1, 4))
         bias = draw(st.sampled_from([None, (o,)]))
         return Call("linear", {"x": (*lead, i), "weight": (o, i), "bias": bias}, seed=seed)
+    if kind == "matmul":
+        n, k, m = (draw(st.integers(0, 3)) for _ in range(3))
+        x, other = draw(st.sampled_from([(k,), (*lead, n, k)])), draw(st.sampled_from([(k,), (k, m), (*lead, k, m)]))
+        if len(x) > 2 and draw(st.booleans()):
+            x = (1, *x[1:]) if draw(st.booleans()) else x[1:]
+        return Call(kind, {"x": x, "other": other}, {}, lambda F, x, other: F.torch.matmul(x, other), seed)
     if kind == "flatten":
         shape = (2, *lead, 3)
         start = draw(st.integers(0, len(shape) - 1))
@@ -376,7 +401,8 @@ def _torch_cat(F: Any, xs: Any, dim: int) -> Any:
 @st.composite
 def pairs(draw: Any) -> Call:
     """Draw calls of ops of two arrays that broadcast."""
-    name, seed = draw(st.sampled_from(["add", "subtract", "multiply", "divide"])), draw(seeds)
+    names = ["add", "subtract", "multiply", "divide", "maximum", "minimum"]
+    name, seed = draw(st.sampled_from(names)), draw(seeds)
     lead = draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
     sizes = [draw(st.sampled_from([(n, n), (1, n), (n, 1)])) for n in lead]
     x, other = ([pair[i] for pair in sizes] for i in range(2))
@@ -386,18 +412,27 @@ def pairs(draw: Any) -> Call:
     arrays: dict[str, Any] = {"x": x, "other": other}
     if name == "divide":
         arrays["other"] = np.asarray(np.random.default_rng(seed).uniform(0.5, 2, other))
+    if name in ("maximum", "minimum"):  # of small integers, of which many are equal
+        rng = np.random.default_rng(seed)
+        arrays = {key: np.asarray(rng.integers(-1, 2, shape), float) for key, shape in arrays.items()}
     return Call(name, arrays, {}, lambda F, x, other: getattr(F.torch, name)(x, other), seed)
 
 
 @st.composite
 def moves(draw: Any) -> Call:
-    """Draw calls of permute, slice and channel_shuffle."""
-    name, seed = draw(st.sampled_from(["permute", "slice", "channel_shuffle"])), draw(seeds)
+    """Draw calls of permute, reshape, slice and channel_shuffle."""
+    name, seed = draw(st.sampled_from(["permute", "reshape", "slice", "channel_shuffle"])), draw(seeds)
     shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple))
     rank = len(shape)
     if name == "permute":
         dims = tuple(dim - draw(st.sampled_from([0, rank])) for dim in draw(st.permutations(range(rank))))
         return Call(name, {"x": shape}, {"dims": dims}, lambda F, x, dims: x.permute(dims), seed)
+    if name == "reshape":
+        sizes = list(draw(st.permutations([*shape, 1])))
+        place = draw(st.integers(0, rank))
+        if math.prod(sizes[:place] + sizes[place + 1 :]):
+            sizes[place] = draw(st.sampled_from([-1, sizes[place]]))
+        return Call(name, {"x": shape}, {"shape": tuple(sizes)}, lambda F, x, shape: x.reshape(shape), seed)
     if name == "channel_shuffle":
         g, c = draw(st.integers(1, 3)), draw(st.integers(1, 3))
         return Call(name, {"x": (draw(st.integers(1, 2)), g * c, *shape[:2], 2)}, {"groups": g}, seed=seed)
@@ -414,7 +449,7 @@ def moves(draw: Any) -> Call:
 
 @st.composite
 def reductions(draw: Any) -> Call:
-    name, seed = "mean", draw(seeds)
+    name, seed = draw(st.sampled_from(["mean", "sum"])), draw(seeds)
     shape = draw(st.lists(st.integers(0, 4), max_size=4).map(tuple))
     rank = len(shape)
     options: dict[str, Any] = {"keepdim": draw(st.booleans())}
@@ -534,6 +569,7 @@ FAMILIES = [
     resizes,
     pixel_shuffles,
     activations,
+    elementwise,
     softmaxes,
     shape_ops,
     pairs,

@@ -7,6 +7,8 @@ and does nothing vectorised. Gradients are tested against differences of these f
 
 import functools
 import math
+from builtins import abs as _abs  # two ops have these names
+from builtins import sum as _sum
 from collections.abc import Callable
 from typing import Any
 
@@ -51,12 +53,12 @@ def relu6(x: Any) -> np.ndarray:
     return _each(lambda v: 0.0 if v < 0 else 6.0 if v > 6 else v, x)
 
 
-def _hard_gate(v: float) -> float:
-    return 0.0 if v < -3 else 1.0 if v > 3 else v / 6 + 0.5
+def _hard_gate(v: float, alpha: float = 1 / 6, beta: float = 0.5) -> float:
+    return min(max(alpha * v + beta, 0.0), 1.0)
 
 
-def hardsigmoid(x: Any) -> np.ndarray:
-    return _each(_hard_gate, x)
+def hardsigmoid(x: Any, alpha: float = 1 / 6, beta: float = 0.5) -> np.ndarray:
+    return _each(lambda v: _hard_gate(v, alpha, beta), x)
 
 
 def hardswish(x: Any) -> np.ndarray:
@@ -73,6 +75,14 @@ def mish(x: Any) -> np.ndarray:
 
 def elu(x: Any, alpha: float = 1.0) -> np.ndarray:
     return _each(lambda v: v if v > 0 else alpha * (math.exp(v) - 1), x)
+
+
+def celu(x: Any, alpha: float = 1.0) -> np.ndarray:
+    return _each(lambda v: v if v > 0 else alpha * (math.exp(v / alpha) - 1), x)
+
+
+def selu(x: Any) -> np.ndarray:
+    return _each(lambda v: 1.0507009873554805 * (v if v > 0 else 1.6732632423543773 * (math.exp(v) - 1)), x)
 
 
 def gelu(x: Any, approximate: str = "none") -> np.ndarray:
@@ -93,6 +103,19 @@ def tanh(x: Any) -> np.ndarray:
     return _each(math.tanh, x)
 
 
+abs, erf, exp, log, negative, softsign, sqrt = (
+    functools.partial(_each, function)
+    for function in (
+        lambda v: -v if v < 0 else v, math.erf, math.exp, math.log, lambda v: -v,
+        lambda v: v / (1 + v) if v > 0 else v / (1 - v), math.sqrt,
+    )
+)  # fmt: skip
+
+
+def power(x: Any, exponent: float) -> np.ndarray:
+    return _each(lambda v: math.pow(v, exponent), x)
+
+
 def _line(x: Any, index: tuple[int, ...], dim: int) -> list[float]:
     """Return the elements of x along `dim` through one index."""
     if x.ndim == 0:
@@ -103,7 +126,7 @@ def _line(x: Any, index: tuple[int, ...], dim: int) -> list[float]:
 
 def _log_sum_exp(values: list[float]) -> float:
     top = max(values)
-    return top + math.log(sum(math.exp(v - top) for v in values))
+    return top + math.log(_sum(math.exp(v - top) for v in values))
 
 
 def log_softmax(x: Any, dim: int = -1) -> np.ndarray:
@@ -128,6 +151,17 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: Any = None) -> np.
             y[index] += x[(*index[:-1], i)] * weight[index[-1], i]
         y[index] = max(y[index], 0.0) if activation == "relu" else y[index]
     return y
+
+
+def matmul(x: Any, other: Any) -> np.ndarray:
+    """Put a vector's missing axis in, and take it out of the result."""
+    row, column = x.ndim == 1, other.ndim == 1
+    x, other = x[None] if row else x, other[:, None] if column else other
+    y = np.zeros((*np.broadcast_shapes(x.shape[:-2], other.shape[:-2]), x.shape[-2], other.shape[-1]))
+    for *lead, i, j in np.ndindex(*y.shape):
+        for k in range(x.shape[-1]):
+            y[(*lead, i, j)] += _repeated(x, (*lead, i, k)) * _repeated(other, (*lead, k, j))
+    return y[..., 0, :] if row and not column else y[..., 0] if column and not row else y[..., 0, 0] if row else y
 
 
 def flatten(x: Any, start_dim: int = 1, end_dim: int = -1) -> np.ndarray:
@@ -162,6 +196,15 @@ def permute(x: Any, dims: Any) -> np.ndarray:
     return y
 
 
+def reshape(x: Any, shape: Any) -> np.ndarray:
+    """Write the numbers one by one, with the last axis running fastest."""
+    rest = math.prod(size for size in shape if size != -1)
+    y = np.zeros([math.prod(x.shape) // rest if size == -1 else size for size in shape])
+    for place, index in zip(np.ndindex(*y.shape), np.ndindex(*x.shape), strict=True):
+        y[place] = x[index]
+    return y
+
+
 def slice(x: Any, dim: int, start: Any = None, stop: Any = None, step: int = 1) -> np.ndarray:
     """Walk from one end to the other, and take what lies between the bounds, every `step` steps from the first."""
     dim, size = dim % x.ndim, x.shape[dim]
@@ -169,23 +212,26 @@ def slice(x: Any, dim: int, start: Any = None, stop: Any = None, step: int = 1) 
     way = range(size) if step > 0 else range(size - 1, -1, -1)
     after = [i for i in way if start is None or (i >= start if step > 0 else i <= start)]
     taken = [i for i in after if stop is None or (i < stop if step > 0 else i > stop)]
-    taken = [i for i in taken if (i - after[0]) % abs(step) == 0]
+    taken = [i for i in taken if (i - after[0]) % _abs(step) == 0]
     y = np.zeros((*x.shape[:dim], len(taken), *x.shape[dim + 1 :]))
     for index in np.ndindex(*y.shape):
         y[index] = x[(*index[:dim], taken[index[dim]], *index[dim + 1 :])]
     return y
 
 
-def mean(x: Any, dim: Any = None, keepdim: bool = False) -> np.ndarray:
+def sum(x: Any, dim: Any = None, keepdim: bool = False) -> np.ndarray:
     dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
     dims = {one % x.ndim for one in dims} if x.ndim else set()
     y = np.zeros([1 if one in dims else size for one, size in enumerate(x.shape)])
-    count = math.prod(x.shape[one] for one in dims)
     for index in np.ndindex(*x.shape):
-        y[tuple(0 if one in dims else i for one, i in enumerate(index))] += x[index] / count
-    if count == 0:
-        y[...] = math.nan
+        y[tuple(0 if one in dims else i for one, i in enumerate(index))] += x[index]
     return y if keepdim else y.reshape([size for one, size in enumerate(x.shape) if one not in dims])
+
+
+def mean(x: Any, dim: Any = None, keepdim: bool = False) -> np.ndarray:
+    """Divide the sum of x by the sum of as many ones."""
+    count = sum(np.ones(x.shape), dim, keepdim)
+    return _pairwise(lambda total, n: total / n if n else math.nan, sum(x, dim, keepdim), count)
 
 
 def _repeated(array: Any, index: tuple[int, ...]) -> float:
@@ -201,15 +247,15 @@ def _pairwise(function: Callable[[float, float], float], x: Any, other: Any) -> 
     return y
 
 
-add, subtract, multiply, divide = (
+add, subtract, multiply, divide, maximum, minimum = (
     functools.partial(_pairwise, function)
-    for function in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b)
+    for function in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, max, min)
 )
 
 
 def concat(xs: Any, dim: int = 0) -> np.ndarray:
     shape = list(xs[0].shape)
-    shape[dim] = sum(x.shape[dim] for x in xs)
+    shape[dim] = _sum(x.shape[dim] for x in xs)
     y, first = np.zeros(shape), 0
     for x in xs:
         for index in np.ndindex(*x.shape):
@@ -258,8 +304,8 @@ dropout1d, dropout2d, dropout3d = (functools.partial(_dropout_maps, rank) for ra
 
 
 def _moments(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, sum((v - mean) ** 2 for v in values) / len(values)
+    mean = _sum(values) / len(values)
+    return mean, _sum((v - mean) ** 2 for v in values) / len(values)
 
 
 def _scaled(value: float, weight: Any, bias: Any, at: Any) -> float:
@@ -337,14 +383,14 @@ def instance_norm(
     y, means, variances = zip(*parts, strict=True)
     if running_mean is None:
         return np.concatenate(y), None, None
-    return np.concatenate(y), sum(means) / len(means), sum(variances) / len(variances)
+    return np.concatenate(y), _sum(means) / len(means), _sum(variances) / len(variances)
 
 
 def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> np.ndarray:
     y = np.zeros(x.shape)
     for image, channel, *pixel in np.ndindex(*x.shape):
         near = range(channel - size // 2, channel + (size - 1) // 2 + 1)
-        squares = sum(x[(image, other, *pixel)] ** 2 for other in near if 0 <= other < x.shape[1])
+        squares = _sum(x[(image, other, *pixel)] ** 2 for other in near if 0 <= other < x.shape[1])
         y[(image, channel, *pixel)] = x[(image, channel, *pixel)] / (k + alpha * squares / size) ** beta
     return y
 
@@ -355,7 +401,7 @@ def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.
 def _reduced(losses: np.ndarray, reduction: str, count: float) -> np.ndarray:
     if reduction == "none":
         return losses
-    total = sum(float(losses[index]) for index in np.ndindex(*losses.shape))
+    total = _sum(float(losses[index]) for index in np.ndindex(*losses.shape))
     return np.asarray(total if reduction == "sum" else total / count if count else math.nan)
 
 
@@ -408,12 +454,12 @@ def mse_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
 
 
 def l1_loss(x: Any, target: Any, reduction: str = "mean") -> np.ndarray:
-    return _compared(x, target, reduction, lambda a, b: abs(a - b))
+    return _compared(x, target, reduction, lambda a, b: _abs(a - b))
 
 
 def huber_loss(x: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> np.ndarray:
     def loss(a: float, b: float) -> float:
-        d = abs(a - b)
+        d = _abs(a - b)
         return d**2 / 2 if d <= delta else delta * (d - delta / 2)
 
     return _compared(x, target, reduction, loss)

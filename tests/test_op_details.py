@@ -44,10 +44,13 @@ def test_an_impossible_class_costs_nothing_where_the_target_is_zero() -> None:
     assert np.array_equal(backward(needs=(True, False, False))[0], [[0, 0, 0]])
 
 
-ACTIVATIONS = ["elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid"]
+ACTIVATIONS = [
+    "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid",
+    "silu", "softplus", "softsign", "tanh",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "silu", "softplus", "tanh"])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "abs", "erf", "negative"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_activations_neither_overflow_nor_hide_nan(name: str, dtype: str) -> None:
     """Warnings are errors here, so an intermediate that overflows would raise."""
@@ -92,6 +95,32 @@ def test_the_mean_of_many_equal_numbers_is_one_of_them_and_that_of_none_is_nan()
     y, backward = ops.mean(np.zeros((2, 0)), 1)
     assert np.isnan(y).tolist() == [True, True]
     assert backward(y)[0].shape == (2, 0)
+
+
+def test_the_sum_of_many_numbers_hardly_loses_accuracy_and_that_of_none_is_zero() -> None:
+    assert ops.sum(np.full((1_000_000, 2), 0.1, np.float32), 0)[0] == pytest.approx([1e5, 1e5], rel=1e-5)
+    assert ops.sum(np.zeros((2, 0)), 1)[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("name", "limited"), [("maximum", [2.0, 3.0]), ("minimum", [1.0, 2.0])])
+def test_maximum_and_minimum_take_a_number_and_pass_nan_on(name: str, limited: list[float]) -> None:
+    y, backward = getattr(ops, name)(np.array([1.0, 3.0, 2.0, np.nan]), 2)
+    assert y[:3].tolist() == [*limited, 2.0]
+    assert np.isnan(y[3])
+    dx, dother = backward(np.full(4, 10.0))
+    assert dother is None
+    assert dx.tolist() == [*([0.0, 10.0] if name == "maximum" else [10.0, 0.0]), 5.0, 10.0]
+
+
+def test_a_matrix_that_many_share_is_multiplied_once() -> None:
+    """And its gradient is no stack of matrices that are added, which would take memory in proportion to the batch."""
+    x, other = np.ones((1000, 2, 8)), np.ones((8, 8))
+    y, backward = ops.matmul(x, other)
+    tracemalloc.start()
+    _, dother = backward(y, (False, True))
+    assert tracemalloc.get_traced_memory()[1] < 1000 * 8 * 8 * 8 / 2
+    tracemalloc.stop()
+    assert (dother == 8 * 2000).all()
 
 
 def test_slices_go_beyond_the_ends_as_those_of_python_do() -> None:
@@ -267,6 +296,7 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
         ("unflatten", {"dim": -1, "unflattened_size": (2, 2)}),
         ("pad", {"pad": (0, 0)}),
         ("permute", {"dims": (0, 2, 3, 1)}),
+        ("reshape", {"shape": (3, -1)}),
         ("slice", {"dim": 2, "start": 1, "step": 2}),
         ("stochastic_depth", {"p": 0.5, "training": False, "rng": 0}),
         ("adaptive_avg_pool2d", {"output_size": (None, 4)}),

@@ -359,6 +359,30 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
     (call("permute", f(2, 3), (0, 1, 2)), UsageError, "dims must name each axis of x (2, 3) once, got (0, 1, 2)"),
     (call("permute", f(2, 3), (0, True)), UsageError, "dims must name each axis of x (2, 3) once, got (0, True)"),
     (call("permute", f(2), 0), UsageError, "dims must name each axis of x (2,) once, got 0"),
+    (call("reshape", f(2, 3), (4, -1)), ShapeError, "shape must hold the 6 numbers of x (2, 3), got (4, -1)"),
+    (call("reshape", f(2, 3), (5,)), ShapeError, "shape must hold the 6 numbers of x (2, 3), got (5,)"),
+    (call("reshape", f(2, 0), (0, -1)), ShapeError, "shape must hold the 0 numbers of x (2, 0), got (0, -1)"),
+    (call("reshape", f(2, 3), (-1, -1)), UsageError, "shape may have one -1, got (-1, -1)"),
+    (call("reshape", f(2, 3), (-2, 3)), UsageError, "shape takes integers of at least -1, got (-2, 3)"),
+    (call("reshape", f(2, 3), "ab"), UsageError, "shape takes integers of at least -1, got 'ab'"),
+    (call("reshape", f(2, 3), None), UsageError, "shape takes integers of at least -1, got None"),
+    (call("power", f(2), "2"), UsageError, "exponent must be a number in (-inf, inf), got '2'"),
+    (call("power", f(2), math.inf), UsageError, "exponent must be a number in (-inf, inf), got inf"),
+    (call("exp", [1.0]), DtypeError, "x must be an array, got list"),
+    (call("sum", f(2, 3), 2), UsageError, "dim must be an axis of x (2, 3), got 2"),
+    (call("celu", f(2), 0), UsageError, "alpha must be a number in (0, inf), got 0"),
+    (call("hardsigmoid", f(2), 0), UsageError, "alpha must be a number in (0, inf), got 0"),
+    (call("hardsigmoid", f(2), 1, None), UsageError, "beta must be a number in (-inf, inf), got None"),
+    (call("maximum", f(2, 3), f(2)), ShapeError, "other must broadcast with x (2, 3), got (2,)"),
+    (call("minimum", f(2), "0"), DtypeError, "other must be an array, got str"),
+    *(
+        (
+            call("matmul", x, other),
+            ShapeError,
+            f"x must be (..., n, k) or (k,) and other (..., k, m) or (k,), got {x.shape} and {other.shape}",
+        )
+        for x, other in [(f(2, 3), f(2, 3)), (f(), f(2)), (f(2), f()), (f(2, 2, 3), f(3, 3, 4)), (f(2), f(3))]
+    ),
     (call("slice", f(2, 3), 2), UsageError, "dim must be an axis of x (2, 3), got 2"),
     (call("slice", f(2, 3), 1, 0.5), UsageError, "start must be an integer or None, got 0.5"),
     (call("slice", f(2, 3), 1, 0, "3"), UsageError, "stop must be an integer or None, got '3'"),
@@ -520,6 +544,7 @@ STRANGE: list[Any] = [
 """Values that most arguments do not accept."""
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in power")
 @pytest.mark.parametrize(("op", "sample"), [(op, sample) for op in OPS.values() for sample in op.samples])
 def test_no_value_of_an_argument_gives_another_error_than_ours(op: Op, sample: Sample) -> None:
     """Replace each argument by each of these values: the op returns a result and gradients, or raises our error."""

@@ -72,11 +72,12 @@ def _rows(names: str, budget: Budget) -> dict[str, Budget]:
 
 BUDGETS: dict[str, Budget] = {
     **_rows("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", Budget(scales.products, 2, 2)),
-    **_rows("linear add concat flatten unflatten pad multiply divide", Budget(scales.products, 2, 2)),
-    **_rows("subtract stochastic_depth", Budget(scales.selections, 2, 2)),
-    **_rows("permute slice channel_shuffle", Budget(scales.selections, 1)),
+    **_rows("linear add concat flatten unflatten pad multiply divide matmul", Budget(scales.products, 2, 2)),
+    **_rows("subtract maximum minimum stochastic_depth", Budget(scales.selections, 2, 2)),
+    **_rows("permute reshape slice channel_shuffle abs negative", Budget(scales.selections, 1)),
     **_rows("interpolate pixel_shuffle pixel_unshuffle", Budget(scales.products, 2, 2)),
     **_rows("avg_pool1d avg_pool2d avg_pool3d global_avg_pool mean", Budget(scales.means, 3, 0.5)),
+    "sum": Budget(scales.products, 3, 0.5),
     **_rows("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", Budget(scales.means, 3, 0.5)),
     **_rows("max_pool1d max_pool2d max_pool3d", Budget(scales.selections, 3, 1)),
     **_rows("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", Budget(scales.selections, 3, 1)),
@@ -84,7 +85,7 @@ BUDGETS: dict[str, Budget] = {
     **_rows("relu relu6 hardtanh", Budget(scales.selections, 1)),
     "hardsigmoid": Budget(scales.curves, 3),
     "prelu": Budget(scales.weighted, 3, 1),
-    **_rows("elu sigmoid softplus", Budget(scales.curves, 4)),
+    **_rows("elu celu selu sigmoid softplus softsign exp log sqrt power erf", Budget(scales.curves, 4)),
     "tanh": Budget(scales.curves, 20),  # JAX's tanh has an error of 3 eps, and the slope contains its square
     **_rows("silu hardswish mish", Budget(scales.gates, 4)),
     "gelu": Budget(scales.gates, 60),  # the same tanh; the slope of the gate multiplies it by 0.8 x (1 + 0.13 x^2)

@@ -5,8 +5,10 @@ from xcnn.nn._layer import Layer
 from xcnn.nn._module import IncompatibleKeys, Module, options
 from xcnn.nn._summary import Summary, summary
 from xcnn.nn.activation import (
+    CELU,
     ELU,
     GELU,
+    SELU,
     Hardsigmoid,
     Hardswish,
     Hardtanh,
@@ -20,6 +22,7 @@ from xcnn.nn.activation import (
     SiLU,
     Softmax,
     Softplus,
+    Softsign,
     Tanh,
 )
 from xcnn.nn.apply import Apply
@@ -61,8 +64,10 @@ from xcnn.nn.upsample import ChannelShuffle, PixelShuffle, PixelUnshuffle, Upsam
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = [
+    "CELU",
     "ELU",
     "GELU",
+    "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -130,6 +135,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Softsign",
     "StochasticDepth",
     "Summary",
     "Tanh",

@@ -12,8 +12,10 @@ from xcnn.ops.activation import interval
 from xcnn.parameter import Parameter
 
 __all__ = [
+    "CELU",
     "ELU",
     "GELU",
+    "SELU",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
@@ -27,6 +29,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Softsign",
     "Tanh",
 ]
 
@@ -115,6 +118,20 @@ class ELU(Layer, op=ops.elu):
 
 
 @options
+class CELU(Layer, op=ops.celu):
+    """Apply the continuously differentiable ELU: x where it is positive, else `alpha * (exp(x / alpha) - 1)`."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.alpha = number("CELU", "alpha", self.alpha, "(0, inf)")
+
+
+class SELU(Layer, op=ops.selu):
+    """Apply the scaled ELU, which keeps mean 0 and variance 1 in deep networks; see `ops.selu`."""
+
+
+@options
 class GELU(Layer, op=ops.gelu):
     """Apply the Gaussian error linear unit, exact or approximated by `approximate="tanh"`; see `ops.gelu`."""
 
@@ -138,6 +155,10 @@ class Mish(Layer, op=ops.mish):
 
 class Sigmoid(Layer, op=ops.sigmoid):
     """Apply the logistic function: `1 / (1 + exp(-x))`."""
+
+
+class Softsign(Layer, op=ops.softsign):
+    """Apply softsign: `x / (1 + abs(x))`."""
 
 
 class Tanh(Layer, op=ops.tanh):

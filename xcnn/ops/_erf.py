@@ -65,7 +65,7 @@ def erf(xp: ModuleType, x: Array) -> Array:
     the 9 digits that affect `erf = 1 - erfc`.
     """
     size = xp.abs(x)
-    near = xp.minimum(size, _SPLIT)
+    near = xp.minimum(xp.maximum(x, -_SPLIT), _SPLIT)
     far = xp.minimum(size, 6.0)  # erf is 1 beyond, in float64 as well
     beyond = 1.0 - xp.exp(-far * far) * _ratio(far, _FAR)
-    return xp.where(size <= _SPLIT, x * _ratio(near * near, _NEAR), xp.sign(x) * beyond)
+    return xp.where(size <= _SPLIT, near * _ratio(near * near, _NEAR), xp.sign(x) * beyond)

@@ -15,8 +15,10 @@ from xcnn.ops._broadcast import sum_to
 from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = [
+    "celu",
     "clip",
     "elu",
+    "hard_gate",
     "hardsigmoid",
     "hardtanh",
     "inside",
@@ -26,8 +28,8 @@ __all__ = [
     "prelu",
     "relu",
     "relu6",
+    "selu",
     "sigmoid",
-    "sixth",
     "softplus",
     "tanh",
     "times",
@@ -204,21 +206,36 @@ def relu6(x: Array) -> Result:
     return y, times(lambda: inside(xp, y, 0.0, 6.0))
 
 
-@op("x", saves="y", samples=[sample(_X)])
-def hardsigmoid(x: Array) -> Result:
-    """Apply the piecewise linear sigmoid `y = min(max(x + 3, 0), 6) / 6`.
+@op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5, beta=0.25)])
+def hardsigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Result:
+    """Apply the piecewise linear sigmoid `y = min(max(alpha * x + beta, 0), 1)`.
 
-    Arguments, shapes and errors are those of `relu`. The slope is 1/6 between -3 and 3, and 0 elsewhere. Backward
-    keeps y.
+    Parameters
+    ----------
+    x : floating-point array of any shape. NaN propagates.
+    alpha, beta : numbers, alpha above 0. The defaults are those of PyTorch; ONNX's default alpha is 0.2.
+
+    Returns
+    -------
+    y : the shape of x.
+    backward : dy -> (dx,), with slope `alpha` where y is between 0 and 1, and 0 elsewhere. It keeps y.
+
+    Raises
+    ------
+    UsageError, DtypeError
+        If an option is not such a number, or x is not a floating-point array.
     """
     xp = namespace("hardsigmoid", x=x)
-    y = sixth(xp, x)
-    return y, times(lambda: inside(xp, y, 0.0, 1.0) / 6.0)
+    alpha = number("hardsigmoid", "alpha", alpha, "(0, inf)")
+    beta = number("hardsigmoid", "beta", beta, "(-inf, inf)")
+    y = hard_gate(xp, x, alpha, beta)
+    return y, times(lambda: inside(xp, y, 0.0, 1.0) * alpha)
 
 
-def sixth(xp: ModuleType, x: Array) -> Array:
-    """Return hardsigmoid's y."""
-    return clip(xp, x + 3.0, 0.0, 6.0) / 6.0
+def hard_gate(xp: ModuleType, x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
+    """Return hardsigmoid's y, computed so that it is exactly 1 where it ends: `min(max(x + 3, 0), 6) / 6`."""
+    width = 1.0 / alpha
+    return clip(xp, x + beta * width, 0.0, width) / width
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, beta=2.0, threshold=0.5)])
@@ -284,14 +301,64 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     units, 2016, arXiv:1511.07289.
     """
     xp = namespace("elu", x=x)
-    alpha = number("elu", "alpha", alpha, "[0, inf)")
-    y = xp.maximum(x, 0.0) + alpha * xp.expm1(xp.minimum(x, 0.0))
+    return _exponential(xp, x, 1.0, number("elu", "alpha", alpha, "[0, inf)"), 1.0)
+
+
+def _exponential(xp: ModuleType, x: Array, top: float, depth: float, width: float) -> Result:
+    """Return `top * x` where x > 0, else `depth * (exp(x / width) - 1)`, and its backward pass."""
+    y = top * xp.maximum(x, 0.0) + depth * xp.expm1(xp.minimum(x, 0.0) / width)
 
     def slope() -> Array:
         positive = xp.astype(x > 0.0, x.dtype)
-        return positive + (1.0 - positive) * (alpha * xp.exp(xp.minimum(x, 0.0)))
+        return top * positive + (1.0 - positive) * (depth / width * xp.exp(xp.minimum(x, 0.0) / width))
 
     return y, times(slope)
+
+
+@op("x", saves="x", samples=[sample(_X, alpha=0.5)])
+def celu(x: Array, alpha: float = 1.0) -> Result:
+    """Apply the continuously differentiable ELU: `y = x` where x > 0, else `alpha * (exp(x / alpha) - 1)`.
+
+    Parameters
+    ----------
+    x : floating-point array of any shape.
+    alpha : a number above 0.
+
+    Returns
+    -------
+    y : the shape of x. NaN propagates.
+    backward : dy -> (dx,). It keeps x.
+
+    Raises
+    ------
+    UsageError, DtypeError
+        If alpha is not such a number, or x is not a floating-point array.
+
+    Notes
+    -----
+    J. T. Barron, Continuously differentiable exponential linear units, 2017, arXiv:1704.07483.
+    """
+    xp = namespace("celu", x=x)
+    alpha = number("celu", "alpha", alpha, "(0, inf)")
+    return _exponential(xp, x, 1.0, alpha, alpha)
+
+
+_SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+"""The scale and alpha that keep mean 0 and variance 1, from the paper."""
+
+
+@op("x", saves="x", samples=[sample(_X)])
+def selu(x: Array) -> Result:
+    """Apply the scaled ELU: `scale * elu(x, alpha)`, by which layers keep mean 0 and variance 1.
+
+    Arguments, shapes and errors are those of `relu`. Backward keeps x.
+
+    Notes
+    -----
+    G. Klambauer et al., Self-normalizing neural networks, 2017, arXiv:1706.02515.
+    """
+    scale, alpha = _SELU
+    return _exponential(namespace("selu", x=x), x, scale, scale * alpha, 1.0)
 
 
 @op("x", saves="y", samples=[sample(_X)])

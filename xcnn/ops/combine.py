@@ -1,6 +1,7 @@
 """Ops that combine several arrays into one: the arithmetic of two, and the concatenation of branches."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
@@ -8,7 +9,7 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
 from xcnn.ops._op import Gradients, Result, op, positive, sample
 
-__all__ = ["add", "concat", "divide", "multiply", "subtract"]
+__all__ = ["add", "concat", "divide", "maximum", "minimum", "multiply", "subtract"]
 
 
 def _checked(name: str, x: Array, other: Array) -> Array:
@@ -106,6 +107,35 @@ def divide(x: Array, other: Array) -> Result:
         raise UsageError("divide: other must not be the number 0")
     y = x / other
     return y, _pair(x, other, lambda dy: dy / other, lambda dy: -(dy / other) * y)
+
+
+def _won(a: Any, b: Any, like: Array) -> Array:
+    """Return 1 where a is the larger of both, 1/2 where they are equal, else 0; 1 if one of them is NaN."""
+    xp, dtype = namespace_of(like), like.dtype
+    return 1.0 - xp.astype(a < b, dtype) - 0.5 * xp.astype(a == b, dtype)
+
+
+@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+def maximum(x: Array, other: Array) -> Result:
+    """Take the larger of two numbers, at each place. NaN propagates.
+
+    Arguments, shapes and errors are those of `add`. Where both are equal, each gets half of dy, as in PyTorch. Backward
+    keeps both arrays.
+    """
+    other = _checked("maximum", x, other)
+    y = namespace_of(x).maximum(x, other)
+    return y, _pair(x, other, lambda dy: dy * _won(x, other, dy), lambda dy: dy * _won(other, x, dy))
+
+
+@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+def minimum(x: Array, other: Array) -> Result:
+    """Take the smaller of two numbers, at each place. Arguments, gradients, NaN and errors are those of `maximum`.
+
+    Backward keeps both arrays.
+    """
+    other = _checked("minimum", x, other)
+    y = namespace_of(x).minimum(x, other)
+    return y, _pair(x, other, lambda dy: dy * _won(other, x, dy), lambda dy: dy * _won(x, other, dy))
 
 
 @op(

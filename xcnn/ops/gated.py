@@ -12,7 +12,7 @@ from xcnn._array import Array, namespace
 from xcnn._check import choice
 from xcnn.ops._erf import erf
 from xcnn.ops._op import Result, op, sample
-from xcnn.ops.activation import clip, inside, logistic, sixth, times
+from xcnn.ops.activation import clip, hard_gate, inside, logistic, times
 
 __all__ = ["gelu", "hardswish", "mish", "silu"]
 
@@ -44,7 +44,7 @@ def silu(x: Array) -> Result:
     return _gated(namespace("silu", x=x), x, _SIGMOID)
 
 
-_HARD: Gate = sixth, lambda xp, x, gate: x * (inside(xp, gate, 0.0, 1.0) / 6.0)
+_HARD: Gate = hard_gate, lambda xp, x, gate: x * (inside(xp, gate, 0.0, 1.0) / 6.0)
 
 
 @op("x", saves="x", samples=[sample(_X)])

@@ -1,4 +1,4 @@
-"""The fully connected layer."""
+"""The fully connected layer, and the product of matrices."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,11 @@ from xcnn._array import Array, namespace, sum_over
 from xcnn._check import check_shape
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError
+from xcnn.ops._broadcast import broadcast_shape, sum_to
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import is_relu
 
-__all__ = ["linear"]
+__all__ = ["linear", "matmul"]
 
 
 @body
@@ -85,3 +86,57 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
         return None if dx is None else xp.reshape(dx, shape), dweight, dbias
 
     return xp.reshape(y, (*shape[:-1], o)), backward
+
+
+@op(
+    "x other",
+    saves="x other",
+    samples=[
+        sample({"x": (2, 3, 4), "other": (4, 5)}),
+        sample({"x": (2, 3, 4), "other": (3, 1, 4, 2)}),
+        sample({"x": (4,), "other": (2, 4, 3)}),
+        sample({"x": (3, 4), "other": (4,)}),
+    ],
+)
+def matmul(x: Array, other: Array) -> Result:
+    """Multiply matrices, or stacks of them whose leading axes broadcast.
+
+    Parameters
+    ----------
+    x : floating-point array (..., n, k), or a vector (k,), which is a row.
+    other : (..., k, m) of the dtype of x, or a vector (k,), which is a column.
+
+    Returns
+    -------
+    y : (..., n, m), without the axis n or m of a vector.
+    backward : dy -> (dx, dother). It keeps both arrays.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If an array has no axis, the arrays do not fit each other, or they are not floating-point arrays.
+    """
+    xp = namespace("matmul", x=x, other=other)
+    x_shape, other_shape = x.shape, other.shape
+    batch = broadcast_shape(x_shape[:-2], other_shape[:-2])
+    if not x_shape or not other_shape or batch is None or x_shape[-1] != other_shape[-2:][0]:
+        fits = "x must be (..., n, k) or (k,) and other (..., k, m) or (k,)"
+        raise ShapeError(f"matmul: {fits}, got {tuple(x_shape)} and {tuple(other_shape)}")
+    y_shape = (*batch, *x_shape[-2:-1], *(other_shape[-1:] if other.ndim > 1 else ()))
+    if other.ndim <= 2 or x.ndim == 1:  # one product of all leading axes
+        x = xp.reshape(x, (math.prod(x_shape[:-1]), x_shape[-1]))
+    if other.ndim == 1:
+        other = xp.reshape(other, (-1, 1))
+    y = x @ other  # (..., n, m)
+    shape = y.shape
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dy = xp.reshape(dy, shape)
+        dx = sum_to(xp, dy @ xp.matrix_transpose(other), x.shape) if needs[0] else None
+        dother = sum_to(xp, xp.matrix_transpose(x) @ dy, other.shape) if needs[1] else None
+        return (
+            None if dx is None else xp.reshape(dx, x_shape),
+            None if dother is None else xp.reshape(dother, other_shape),
+        )
+
+    return xp.reshape(y, y_shape), backward

@@ -9,7 +9,7 @@ from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers
 
-__all__ = ["mean"]
+__all__ = ["mean", "sum"]
 
 
 def _axes(name: str, x: Array, dim: Integers | None) -> tuple[int, ...]:
@@ -21,6 +21,20 @@ def _axes(name: str, x: Array, dim: Integers | None) -> tuple[int, ...]:
     if not axes or len(axes) != len(given):
         raise UsageError(f"{name}: dim must be None, an axis or several different ones, got {dim!r}")
     return tuple(sorted(axes))
+
+
+def _total(name: str, x: Array, dim: Integers | None, keepdim: bool, average: bool) -> Result:
+    """Return the sum or the mean over some axes, and its backward pass."""
+    xp = namespace(name, x=x)
+    axes, keepdim, shape = _axes(name, x, dim), flag(name, "keepdim", keepdim), x.shape
+    count = (math.prod(shape[one] for one in axes) or math.nan) if average else 1
+    kept = tuple(1 if one in axes else n for one, n in enumerate(shape))
+    y = sum_over(xp, x, axes, keepdims=keepdim)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (zeros(xp, shape, dy) + xp.reshape(dy, kept) / count if needs[0] else None,)
+
+    return y / count if average else y, backward
 
 
 @op(
@@ -50,12 +64,13 @@ def mean(x: Array, dim: Integers | None = None, keepdim: bool = False) -> Result
     UsageError, DtypeError
         If x has no such axes, one is given twice or none, keepdim is not a bool, or x is not a floating-point array.
     """
-    xp = namespace("mean", x=x)
-    axes, keepdim, shape = _axes("mean", x, dim), flag("mean", "keepdim", keepdim), x.shape
-    count = math.prod(shape[one] for one in axes) or math.nan
-    kept = tuple(1 if one in axes else n for one, n in enumerate(shape))
+    return _total("mean", x, dim, keepdim, average=True)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (zeros(xp, shape, dy) + xp.reshape(dy, kept) / count if needs[0] else None,)
 
-    return sum_over(xp, x, axes, keepdims=keepdim) / count, backward
+@op("x", samples=[sample({"x": (2, 3, 4)}, dim=(-1, 0)), sample({"x": (2, 3, 4)}, dim=1, keepdim=True)])
+def sum(x: Array, dim: Integers | None = None, keepdim: bool = False) -> Result:
+    """Take the sum over some axes, 0 if they hold no numbers. Arguments, shapes and errors are those of `mean`.
+
+    Backward keeps nothing.
+    """
+    return _total("sum", x, dim, keepdim, average=False)

@@ -8,7 +8,7 @@ from xcnn._check import axis, integers, is_integer, shown
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 
-__all__ = ["flatten", "permute", "slice", "split_sizes", "unflatten"]
+__all__ = ["flatten", "permute", "reshape", "slice", "split_sizes", "unflatten"]
 
 _slice = slice  # the builtin, whose name the op takes
 
@@ -84,6 +84,39 @@ def split_sizes(caller: str, unflattened_size: Sequence[int]) -> tuple[int, ...]
     """Return the sizes of the new axes, of which there is at least one."""
     rank = max(1, len(unflattened_size)) if isinstance(unflattened_size, Sequence) else 1
     return integers(caller, "unflattened_size", unflattened_size, rank)
+
+
+@op("x", samples=[sample({"x": (2, 3, 4)}, shape=(-1, 6, 2)), sample({"x": (2, 3)}, shape=(-1,))])
+def reshape(x: Array, shape: Sequence[int]) -> Result:
+    """Arrange the numbers in another shape, in row-major order.
+
+    Parameters
+    ----------
+    x : floating-point array of any shape.
+    shape : the sizes of the axes of y. One of them may be -1, which stands for as many as are left; for a batch of any
+        size it is the first one.
+
+    Returns
+    -------
+    y : the numbers of x; a view of x if the library can make one.
+    backward : dy -> (dx,). It keeps nothing.
+
+    Raises
+    ------
+    ShapeError, UsageError, DtypeError
+        If x has more or fewer numbers, shape is not such sizes, or x is not a floating-point array.
+    """
+    xp = namespace("reshape", x=x)
+    own = x.shape
+    sizes = integers("reshape", "shape", shape, len(shape) if isinstance(shape, Sequence) else 1, -1)
+    known, given = math.prod(size for size in sizes if size != -1), sizes.count(-1)
+    count = math.prod(own)
+    if given > 1:
+        raise UsageError(f"reshape: shape may have one -1, got {sizes}")
+    if (known == 0 or count % known) if given else known != count:
+        raise ShapeError(f"reshape: shape must hold the {count} numbers of x {tuple(own)}, got {sizes}")
+    y = xp.reshape(x, tuple(count // known if size == -1 else size for size in sizes))
+    return y, lambda dy, needs: (xp.reshape(dy, own) if needs[0] else None,)
 
 
 @op("x", samples=[sample({"x": (2, 3, 4)}, dims=(2, 0, -2)), sample({"x": (2, 3)}, dims=(0, 1))])
