@@ -122,7 +122,7 @@ def test_children_in_collections_are_found() -> None:
         "heads.a",
         "heads.b.deep.0",
     ]
-    assert [row.name for row in nn.summary(net, (3,)).rows] == ["0.blocks.0", "0.heads.a"]
+    assert [row.name for row in nn.summary(net, (3,)).rows] == ["0.blocks.0", "0.heads.a", "0.scales.0"]
     net.reset_parameters(0)
     state = net.state_dict()
     net.reset_parameters(1)

@@ -147,8 +147,9 @@ def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
 
     with _restored(module), observing(module, observer):
         y, _ = module.forward(x, train=True)
-    for name, slot in module.named_parameters():  # of containers
-        if id(slot) not in counted:
+    within = {id(p) for _, layer in module.modules() if not any(layer.children()) for p in layer.parameters()}
+    for name, slot in module.named_parameters():
+        if id(slot) not in within:  # of a container itself
             size = math.prod(slot.data.shape)
             frozen = 0 if slot.trainable else size
             rows.append(Row(name, type(slot).__name__, tuple(slot.data.shape), size, frozen, 0, 0))
