@@ -1,0 +1,66 @@
+"""Parts that several networks share. Their `state_dict` keys are torchvision's."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from xcnn.nn import BatchNorm2d, Conv2d, Module, ReLU, Sequential, init
+from xcnn.nn.containers import Node
+
+__all__ = ["FAN_OUT", "Shape", "chain", "conv_norm", "make_divisible"]
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+FAN_OUT = partial(init.kaiming_normal, mode="fan_out")
+"""The initialiser of most convolutions before batch norm; biases start at zero."""
+
+
+def conv_norm(
+    c: int,
+    o: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    dilation: int = 1,
+    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None,
+    norm: Callable[[int], Module] | None = BatchNorm2d,
+    activation: Callable[[], Module] | None = ReLU,
+    init: str | init.Init = FAN_OUT,
+) -> Sequential:
+    """Return a convolution (key 0), a norm (1) and an activation (2), as torchvision's `Conv2dNormActivation`.
+
+    Parameters
+    ----------
+    c, o : numbers of channels of the input and the output.
+    kernel, stride, groups, dilation : as in `nn.Conv2d`.
+    padding : as in `nn.Conv2d`; None pads so that stride 1 and an odd kernel keep the size of the map.
+    norm : makes the norm of a number of channels. Without one (None), the convolution has a bias.
+    activation : makes the activation, or None for none.
+    init : initialiser of the convolution's weight.
+
+    Examples
+    --------
+    >>> list(conv_norm(3, 8, norm=None, activation=None).state_dict())
+    ['0.weight', '0.bias']
+    """
+    same = (kernel - 1) // 2 * dilation if padding is None else padding
+    layers: list[Module] = [Conv2d(c, o, kernel, stride, same, dilation, groups, bias=norm is None, init=init)]
+    layers += [norm(o)] if norm is not None else []
+    layers += [activation()] if activation is not None else []
+    return Sequential(*layers)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Return the multiple of `divisor` that is nearest to a number of channels and not more than a tenth below it.
+
+    >>> make_divisible(33), make_divisible(10)
+    (32, 16)
+    """
+    nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return nearest if nearest >= 0.9 * value else nearest + divisor
+
+
+def chain(modules: Mapping[str, Module], x: str = "x") -> list[Node]:
+    """Return the nodes of a `nn.Graph` for named modules one after the other, of which the first takes the node `x`."""
+    return [(name, module, source) for (name, module), source in zip(modules.items(), [x, *modules], strict=False)]
