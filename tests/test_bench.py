@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from zoo import SMALL
 
 from xcnn import compare, models, nn, ops
 from xcnn.compare import worker
@@ -24,7 +25,7 @@ def steps(contestant, case, count):
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", SMALL)
 def test_a_peer_trains_as_we_do(model, peer):
     """With a learning rate at which the losses depend visibly on the gradients."""
     pytest.importorskip(peer.name)
@@ -35,7 +36,7 @@ def test_a_peer_trains_as_we_do(model, peer):
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", SMALL)
 def test_a_peer_infers_as_we_do(model, peer):
     pytest.importorskip(peer.name)
     case = compare.Case(model, 3, "infer", 1)
@@ -197,7 +198,7 @@ def test_growth_by_hand():
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", SMALL)
 def test_images_of_another_size(model, peer):
     """64 pixels are more than the networks flatten: maps are averaged."""
     pytest.importorskip(peer.name)

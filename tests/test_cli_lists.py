@@ -64,11 +64,12 @@ def test_models_as_json_and_for_small_images(xcnn):
 def test_models_states_the_images_that_parameters_are_for(xcnn):
     code, out, _ = xcnn("models")
     assert code == 0
-    cells = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
-    assert cells["model"] == ["images", "parameters"]
-    assert cells["lenet5"] == ["1x28x28", "61,706"]
-    assert cells["vgg_small"] == ["3x32x32", "1,116,970"]
-    assert "Parameters are for 10 classes and these images. Larger images than 32x32\nneed no more" in out
+    cells = {line.split()[0]: line.split()[1:4] for line in out.splitlines() if line}
+    assert cells["model"] == ["images", "classes", "parameters"]
+    assert cells["lenet5"] == ["1x28x28", "10", "61,706"]
+    assert cells["vgg_small"] == ["3x32x32", "10", "1,116,970"]
+    assert cells["resnet50"] == ["3x224x224", "1000", "25,557,032"]
+    assert "Parameters are for these classes and images. Larger images than 32x32\nneed no more" in out
     code, out, _ = xcnn("models", "--shape", "3", "224", "224", "--json")
     large = {record["model"]: record for record in map(json.loads, out.splitlines())}
     assert large["vgg_small"]["parameters"] == 1_116_970

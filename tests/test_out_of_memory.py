@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 import pytest
 from faults import batch, each_library, fails, network, trainer_of
+from zoo import SMALL
 
 from xcnn import models, nn
 from xcnn.devices import LIBRARIES as TABLE
@@ -224,7 +225,7 @@ def test_the_pools_of_a_gpu_are_freed(monkeypatch):
 
 
 @pytest.mark.parametrize("names", ["none", "one", "all"])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_nothing_is_allocated_for_what_a_checkpoint_only_claims(tmp_path, name, names):
     """Its images would make arrays of up to a terabyte."""
     keys = list(models.build(name).state_dict())
@@ -243,7 +244,7 @@ def test_nothing_is_allocated_for_what_a_checkpoint_only_claims(tmp_path, name, 
     assert peak < 2 << 20
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_model_without_a_seed_takes_its_weights_from_elsewhere(name):
     trained = models.build(name, (1, 14, 17), 7, seed=3)
     model = models.build(name, (1, 14, 17), 7, seed=None)

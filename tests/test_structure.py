@@ -11,6 +11,7 @@ import pytest
 from compositions import ARGUMENTS, composition, returned, train
 from PIL import Image
 from test_nn_layers import LAYERS
+from zoo import SMALL
 
 import xcnn
 from xcnn import models, nn, optim, runs
@@ -35,7 +36,7 @@ def test_any_composition_comes_back_and_trains_on_to_the_same_bits(tmp_path, see
     assert train(back, x) == train(model, x)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_every_named_network_comes_back(tmp_path, name):
     shape = models.MODELS[name].shape[0], 14, 15
     model = models.build(name, shape, 4, seed=3)

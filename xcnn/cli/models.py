@@ -19,7 +19,7 @@ def models(
     /,
     *,
     shape: Annotated[tuple[int, int, int] | None, Parameter(negative=())] = None,
-    classes: int = 10,
+    classes: int | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """List the networks, or show one layer by layer.
@@ -31,13 +31,13 @@ def models(
     shape
         channels, height and width of the images; by default those of each network's usual data.
     classes
-        number of classes.
+        number of classes; by default that of each network's usual data.
     json
         print JSON lines on stdout.
     """
     if name is not None:
         images = shape or room.entry(name).shape
-        found = summary(room.build(name, images, classes), images)
+        found = summary(room.build(name, images, classes, seed=None), images)
         if not json:
             for line in str(found).splitlines():
                 print_line(line)
@@ -46,19 +46,21 @@ def models(
         return 0
     rows = []
     for key, entry in room.MODELS.items():
-        images = shape or entry.shape
+        images, count = shape or entry.shape, entry.classes if classes is None else classes
         try:
-            parameters = sum(p.data.size for p in room.build(key, images, classes, seed=None).parameters())
+            parameters = sum(p.data.size for p in room.build(key, images, count, seed=None).parameters())
         except ShapeError:  # the images are too small
             parameters = None
         if json:
-            print_json({"model": key, "shape": images, "parameters": parameters, "summary": entry.summary})
+            print_json(
+                {"model": key, "shape": images, "classes": count, "parameters": parameters, "summary": entry.summary}
+            )
         size = "x".join(map(str, images))
-        rows.append((key, size, "-" if parameters is None else f"{parameters:,}", entry.summary))
+        rows.append((key, size, count, "-" if parameters is None else f"{parameters:,}", entry.summary))
     if not json:
-        print_table("model", "images", "parameters", "description", rows=rows, right=("parameters",))
-        print_line(
-            f"Parameters are for {classes} classes and these images. Larger images than {LARGEST}x{LARGEST}", gap=True
+        print_table(
+            "model", "images", "classes", "parameters", "description", rows=rows, right=("classes", "parameters")
         )
+        print_line(f"Parameters are for these classes and images. Larger images than {LARGEST}x{LARGEST}", gap=True)
         print_line("need no more than that size, smaller ones may need fewer: --shape C H W.")
     return 0

@@ -6,13 +6,16 @@ from functools import partial
 from xcnn.nn import BatchNorm2d, Conv2d, Module, ReLU, Sequential, init
 from xcnn.nn.containers import Node
 
-__all__ = ["FAN_OUT", "Shape", "chain", "conv_norm", "make_divisible"]
+__all__ = ["FAN_OUT", "NARROW", "Shape", "chain", "conv_norm", "make_divisible"]
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 FAN_OUT = partial(init.kaiming_normal, mode="fan_out")
 """The initialiser of most convolutions before batch norm; biases start at zero."""
+
+NARROW = partial(init.normal, std=0.01)
+"""The initialiser of many linear layers; biases start at zero."""
 
 
 def conv_norm(

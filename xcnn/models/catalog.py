@@ -1,4 +1,4 @@
-"""The table of networks by name. To add one to this package, write a function in `networks.py` and an entry here.
+"""The table of networks by name. To add one to this package, write a function in a file here and an entry in `MODELS`.
 
 Functions elsewhere need no entry: `package.module:function` may take the place of a name.
 """
@@ -10,7 +10,12 @@ from xcnn import nn
 from xcnn._check import generator, integer, is_integer, shown
 from xcnn._plugins import find, is_foreign
 from xcnn.errors import ShapeError, UsageError, XcnnError, wrong_call
-from xcnn.models import networks
+from xcnn.models import networks, resnet, vgg
+from xcnn.models.alexnet import alexnet
+from xcnn.models.densenet import densenet121
+from xcnn.models.googlenet import googlenet
+from xcnn.models.squeezenet import squeezenet1_1
+from xcnn.models.unet import unet
 from xcnn.nn._weighted import undrawn
 
 __all__ = ["MODELS", "Entry", "build", "entry"]
@@ -25,25 +30,45 @@ class Entry:
     summary : a description of one line.
     builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
     smallest : the smallest height and width that it takes.
-    shape : channels, height and width of the images that it is usually trained on; benchmarks and `xcnn models` use it.
+    shape : channels, height and width of the images that it is usually trained on. `build` builds it for these unless
+        told otherwise; benchmarks and `xcnn models` use them.
+    classes : the number of classes that it is usually trained for.
+    parameters : number of elements of its parameters for these images and classes, or None.
+    multiply_adds : multiply-adds of a forward pass of one such image, in 1e9, or None. For torchvision's networks, both
+        numbers are those that torchvision publishes.
     """
 
     summary: str
     builder: Callable[[tuple[int, int, int], int], nn.Module]
     smallest: int = 1
     shape: tuple[int, int, int] = (1, 28, 28)
+    classes: int = 10
+    parameters: int | None = None
+    multiply_adds: float | None = None
 
+
+MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
 
 MODELS: dict[str, Entry] = {
-    "report": Entry("the report's network: one 3x3 filter and one linear layer", networks.report, 2),
-    "lenet5": Entry("LeNet-5 with ReLU and max pooling: two convolutions, three linear layers", networks.lenet5, 12),
-    "mnist_cnn": Entry("PyTorch's MNIST example without dropout: two wide convolutions", networks.mnist_cnn, 6),
-    "vgg_small": Entry(
-        "a small VGG: four 3x3 convolutions, two linear layers", networks.vgg_small, 4, shape=(3, 32, 32)
-    ),
-    "resnet20": Entry(
-        "ResNet-20: residual blocks with batch norm, for 32x32 images", networks.resnet20, 4, shape=(3, 32, 32)
-    ),
+    "report": Entry("the report's: one 3x3 filter, one linear layer", networks.report, 2, MNIST, 10, 1_979, 0.000_009),
+    "lenet5": Entry("LeNet-5 with ReLU and max pooling", networks.lenet5, 12, MNIST, 10, 61_706, 0.000_417),
+    "mnist_cnn": Entry("PyTorch's MNIST example", networks.mnist_cnn, 6, MNIST, 10, 1_199_882, 0.011_992),
+    "vgg_small": Entry("small VGG: four 3x3 convolutions", networks.vgg_small, 4, CIFAR, 10, 1_116_970, 0.025_529),
+    "resnet20": Entry("small ResNet: nine residual blocks", networks.resnet20, 4, CIFAR, 10, 272_474, 0.040_813),
+    "alexnet": Entry("AlexNet of 2014", alexnet, 63, IMAGENET, 1000, 61_100_840, 0.714),
+    "densenet121": Entry("densely connected layers", densenet121, 29, IMAGENET, 1000, 7_978_856, 2.834),
+    "googlenet": Entry("Inception v1 with batch norm", googlenet, 15, IMAGENET, 1000, 6_624_904, 1.498),
+    "resnet18": Entry("residual blocks of two layers", resnet.resnet18, 1, IMAGENET, 1000, 11_689_512, 1.814),
+    "resnet34": Entry("residual blocks of two layers", resnet.resnet34, 1, IMAGENET, 1000, 21_797_672, 3.664),
+    "resnet50": Entry("residual bottlenecks", resnet.resnet50, 1, IMAGENET, 1000, 25_557_032, 4.089),
+    "resnext50_32x4d": Entry("ResNet-50 with 32 groups", resnet.resnext50_32x4d, 1, IMAGENET, 1000, 25_028_904, 4.23),
+    "squeezenet1_1": Entry("SqueezeNet: few parameters", squeezenet1_1, 17, IMAGENET, 1000, 1_235_496, 0.349),
+    "vgg11": Entry("eight 3x3 convolutions", vgg.vgg11, 32, IMAGENET, 1000, 132_863_336, 7.609),
+    "vgg11_bn": Entry("VGG-11 with batch norm", vgg.vgg11_bn, 32, IMAGENET, 1000, 132_868_840, 7.609),
+    "vgg16": Entry("13 3x3 convolutions", vgg.vgg16, 32, IMAGENET, 1000, 138_357_544, 15.47),
+    "vgg16_bn": Entry("VGG-16 with batch norm", vgg.vgg16_bn, 32, IMAGENET, 1000, 138_365_992, 15.47),
+    "wide_resnet50_2": Entry("ResNet-50, twice as wide", resnet.wide_resnet50_2, 1, IMAGENET, 1000, 68_883_240, 11.398),
+    "unet": Entry("U-Net: scores of each pixel", unet, 16, (3, 256, 256), 2, 31_037_698, 48.172),
 }
 """Every network by name."""
 
@@ -60,16 +85,16 @@ def entry(name: str) -> Entry:
     return found
 
 
-def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed: int | None = 0) -> nn.Module:
+def build(name: str, shape: Sequence[int] | None = None, classes: int | None = None, seed: int | None = 0) -> nn.Module:
     """Build a network by name, with float32 weights on the host.
 
     Parameters
     ----------
     name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module. Weights
         that the function assigns are drawn anew; choose them by `init` or `Module.initialize`.
-    shape : channels, height and width of the images. Above 32 x 32 pixels, the number of parameters of the networks of
-        `MODELS` stays that of 32 x 32, and weights fit all these sizes.
-    classes : number of scores per image.
+    shape : channels, height and width of the images; by default those of the network's entry. Above 32 x 32 pixels, the
+        number of parameters of the networks of `MODELS` stays that of 32 x 32, and weights fit all these sizes.
+    classes : number of scores per image, or per pixel; by default that of the entry.
     seed : seed of the weights. With None they are not drawn: convolutions and linear layers have read-only zeros that
         take no memory, and `load_state_dict` must load the weights.
 
@@ -88,13 +113,14 @@ def build(name: str, shape: Sequence[int] = (1, 28, 28), classes: int = 10, seed
     (2, 10)
     """
     found = entry(name)
+    shape = found.shape if shape is None else shape
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if len(sizes) != 3 or not all(is_integer(size) and size >= 1 for size in sizes):
         raise ShapeError(f"{name}: shape must be (channels, height, width), got {shown(shape)}")
     c, h, w = sizes
     if min(h, w) < found.smallest:
         raise ShapeError(f"{name}: images must have at least {found.smallest} x {found.smallest} pixels, got {h} x {w}")
-    classes = integer(name, "classes", classes)
+    classes = found.classes if classes is None else integer(name, "classes", classes)
     rng = generator(name, "seed", 0 if seed is None else seed)
     if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
         raise UsageError(f"{wrong}; it is called with (shape, classes)")
