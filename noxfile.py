@@ -148,6 +148,13 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def zoo(session: nox.Session) -> None:
+    """Compare the networks for ImageNet with torchvision's at 224 x 224. Takes 8 GB of memory and half an hour."""
+    session.install(".[test]", LIBRARIES["torch"], "torchvision")
+    session.run("python", "-m", "pytest", "tests/test_zoo.py", *session.posargs, env={"XCNN_ZOO": "224"})
+
+
+@nox.session
 def endurance(session: nox.Session) -> None:
     """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch the memory of many steps and many files.
 
