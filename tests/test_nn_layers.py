@@ -1,5 +1,7 @@
 """Every layer against that of the same name in `torch.nn`, with the same weights in float64; and our own layers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -363,6 +365,8 @@ class Scaled(nn.Module):
         (nn.Upsample(scale_factor=2), "Upsample(scale_factor=2)"),
         (nn.BatchNorm2d(3, bias=False), "BatchNorm2d(3, bias=False)"),
         (nn.PReLU(2, init=0.1), "PReLU(num_parameters=2, init=0.1)"),
+        (nn.Linear(2, 3, init=nn.init.zeros), "Linear(2, 3, init=zeros)"),
+        (nn.Linear(2, 3, init=partial(nn.init.normal, std=0.1)), "Linear(2, 3, init=normal(std=0.1))"),
         (nn.LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
         (nn.BatchNorm2d(3, momentum=None), "BatchNorm2d(3, momentum=None)"),
         (nn.Sequential(nn.Flatten()), "Sequential(\n  (0): Flatten()\n)"),

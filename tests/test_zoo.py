@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from compositions import returned, train
 from zoo import IMAGENET, torchvision_network, without_dropout
 
 from xcnn import models, nn, ops, optim
@@ -120,6 +121,13 @@ def test_scores_gradients_and_a_step_are_those_of_torchvision(name):
     after = theirs.state_dict()
     for key, value in ours.state_dict().items():
         close(value, after[key].numpy(), key)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_network_comes_back_from_a_file(tmp_path, name):
+    model = models.build(name, (3, 64, 64), 5, seed=1)
+    back, x = returned(model, tmp_path), RNG(0).random((2, 3, 64, 64), np.float32)
+    assert train(back, x, 1) == train(model, x, 1)
 
 
 def close(ours, theirs, what):

@@ -5,6 +5,7 @@ from functools import partial
 
 from xcnn.nn import BatchNorm2d, Conv2d, Module, ReLU, Sequential, init
 from xcnn.nn.containers import Node
+from xcnn.ops._window import Padding
 
 __all__ = ["FAN_OUT", "NARROW", "Shape", "chain", "conv_norm", "make_divisible"]
 
@@ -26,7 +27,7 @@ def conv_norm(
     *,
     groups: int = 1,
     dilation: int = 1,
-    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None,
+    padding: Padding | None = None,
     norm: Callable[[int], Module] | None = BatchNorm2d,
     activation: Callable[[], Module] | None = ReLU,
     init: str | init.Init = FAN_OUT,

@@ -2,12 +2,11 @@
 
 from xcnn.models.blocks import Shape
 from xcnn.nn import (
-    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
     Concat,
     Conv2d,
-    Flatten,
+    GlobalAvgPool,
     Graph,
     Linear,
     MaxPool2d,
@@ -44,12 +43,9 @@ def densenet121(shape: Shape, classes: int) -> Sequential:
         c += depth * growth
     features["norm5"] = BatchNorm2d(c)
     # The function, unlike its name, leaves the bias at zero.
-    head = {
-        "avgpool": AdaptiveAvgPool2d(1),
-        "flatten": Flatten(),
-        "classifier": Linear(c, classes, init=init.fan_in_uniform),
-    }
-    return Sequential({"features": Sequential(features), "relu": ReLU(), **head})
+    classifier = Linear(c, classes, init=init.fan_in_uniform)
+    head = {"relu": ReLU(), "avgpool": GlobalAvgPool(), "classifier": classifier}
+    return Sequential({"features": Sequential(features), **head})
 
 
 def _block(c: int, depth: int, growth: int) -> Graph:

@@ -2,12 +2,11 @@
 
 from xcnn.models.blocks import NARROW, Shape
 from xcnn.nn import (
-    AdaptiveAvgPool2d,
     BatchNorm2d,
     Concat,
     Conv2d,
     Dropout,
-    Flatten,
+    GlobalAvgPool,
     Graph,
     Linear,
     MaxPool2d,
@@ -47,8 +46,7 @@ def googlenet(shape: Shape, classes: int) -> Sequential:
         "maxpool4": _pool(2),
         "inception5a": _inception(832, 256, 160, 320, 32, 128, 128),
         "inception5b": _inception(832, 384, 192, 384, 48, 128, 128),
-        "avgpool": AdaptiveAvgPool2d(1),
-        "flatten": Flatten(),
+        "avgpool": GlobalAvgPool(),
         "dropout": Dropout(0.2),
         "fc": Linear(1024, classes, init=NARROW),
     }

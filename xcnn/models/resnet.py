@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 from xcnn.models.blocks import FAN_OUT, Shape, chain, conv_norm
 from xcnn.nn import (
-    AdaptiveAvgPool2d,
     Add,
     BatchNorm2d,
     Conv2d,
-    Flatten,
+    GlobalAvgPool,
     Graph,
     Linear,
     MaxPool2d,
@@ -83,7 +82,7 @@ def _resnet(shape: Shape, classes: int, depths: Sequence[int], bottleneck: int =
             c = o
         layers[f"layer{stage + 1}"] = Sequential(*blocks)
         o *= 2
-    return Sequential(layers | {"avgpool": AdaptiveAvgPool2d(1), "flatten": Flatten(), "fc": Linear(c, classes)})
+    return Sequential(layers | {"avgpool": GlobalAvgPool(), "fc": Linear(c, classes)})
 
 
 def _basic(c: int, o: int, stride: int) -> dict[str, Module]:

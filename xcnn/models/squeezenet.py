@@ -1,7 +1,7 @@
 """SqueezeNet, with torchvision's keys."""
 
 from xcnn.models.blocks import NARROW, Shape, chain
-from xcnn.nn import AdaptiveAvgPool2d, Concat, Conv2d, Dropout, Flatten, Graph, MaxPool2d, ReLU, Sequential
+from xcnn.nn import Concat, Conv2d, Dropout, GlobalAvgPool, Graph, MaxPool2d, ReLU, Sequential
 
 __all__ = ["squeezenet1_1"]
 
@@ -26,8 +26,8 @@ def squeezenet1_1(shape: Shape, classes: int) -> Sequential:
         *(_pool(), _fire(256, 48, 192), _fire(384, 48, 192), _fire(384, 64, 256), _fire(512, 64, 256)),
     )
     scores = Conv2d(512, classes, 1, init=NARROW)
-    classifier = Sequential(Dropout(), scores, ReLU(), AdaptiveAvgPool2d(1))
-    return Sequential({"features": features, "classifier": classifier, "flatten": Flatten()})
+    classifier = Sequential(Dropout(), scores, ReLU(), GlobalAvgPool())
+    return Sequential({"features": features, "classifier": classifier})
 
 
 def _pool() -> MaxPool2d:

@@ -17,6 +17,7 @@ Parameters, buffers, random generators and child modules are found among the att
 dicts, in the order of their assignment. `_layer.py` has a shorter way for layers that call one op.
 """
 
+import functools
 import inspect
 import reprlib
 import typing
@@ -343,8 +344,15 @@ class Module(Explained):
         for name, parameter in inspect.signature(type(self)).parameters.items():
             by_name = by_name or name in missing or parameter.default is not parameter.empty
             if name in kept and repr(kept[name]) != repr(parameter.default):
-                shown.append(f"{name}={kept[name]!r}" if by_name else repr(kept[name]))
+                shown.append(f"{name}={_text(kept[name])}" if by_name else _text(kept[name]))
         return ", ".join(shown)
+
+
+def _text(value: Any) -> str:
+    """Return what represents an argument: `kaiming_normal(mode='fan_out')` for a function with some of its options."""
+    if isinstance(value, functools.partial):
+        return f"{_text(value.func)}({', '.join(f'{key}={option!r}' for key, option in value.keywords.items())})"
+    return value.__name__ if inspect.isfunction(value) else repr(value)
 
 
 def _walk(module: Module, name: str, above: tuple[Module, ...], found: list[tuple[str, Module]]) -> None:
