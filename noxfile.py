@@ -37,6 +37,7 @@ ONCE = (
     "structure",
     "structure_hostile",
     "structure_own",
+    "zoo",
 )
 """Test files that depend neither on the array library nor on where xcnn is installed: only `tests` runs them."""
 
@@ -149,7 +150,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def zoo(session: nox.Session) -> None:
-    """Compare the networks for ImageNet with torchvision's at 224 x 224. Takes 8 GB of memory and half an hour."""
+    """Compare the large networks with torchvision's and ONNX Runtime at 224 x 224. Takes 8 GB of memory and minutes."""
     session.install(".[test]", LIBRARIES["torch"], "torchvision")
     session.run("python", "-m", "pytest", "tests/test_zoo.py", *session.posargs, env={"XCNN_ZOO": "224"})
 
