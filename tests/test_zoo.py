@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from compositions import returned, train
-from zoo import LARGE, torchvision_network, without_dropout
+from zoo import IMAGENET, LARGE, torchvision_network, without_dropout
 
 from xcnn import models, nn, onnx, ops, optim
 from xcnn.errors import ShapeError
@@ -60,7 +60,7 @@ def test_the_smallest_image_is_what_the_table_says(name):
             models.build(name, seed=None)(x[..., :-1])
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", IMAGENET)
 def test_weights_have_the_names_and_shapes_of_torchvision(name):
     theirs = {key: tuple(value.shape) for key, value in torchvision_network(name).state_dict().items()}
     ours = {key: value.shape for key, value in models.build(name, seed=None).state_dict().items()}
@@ -137,12 +137,19 @@ def test_a_network_comes_back_from_a_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_onnx_runtime_computes_the_same(name):
+def test_onnx_runtime_computes_the_same_and_the_file_comes_back(tmp_path, name):
     pytest.importorskip("onnxruntime")
     model = models.build(name, (3, SIZE, SIZE), 10, seed=None)
     model.load_state_dict(random_state(model, 0))
     x = RNG(1).standard_normal((2, 3, SIZE, SIZE))
-    y = onnx.Session(onnx.to_model(model, (3, SIZE, SIZE)))(x.astype(np.float32))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.to_model(model, (3, SIZE, SIZE)).SerializeToString())
+    y = onnx.Session(path)(x.astype(np.float32))
+    back = onnx.load(path)
+    path.unlink()  # half a gigabyte
+    weights = {key: array.tobytes() for key, array in model.state_dict().items() if not key.endswith("_tracked")}
+    assert {key: array.tobytes() for key, array in back.state_dict().items() if not key.endswith("_tracked")} == weights
+    np.testing.assert_array_equal(back(x.astype(np.float32)), model(x.astype(np.float32)))
     exact = model.to("cpu", "float64")(x)
     assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
 

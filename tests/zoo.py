@@ -6,10 +6,12 @@ import pytest
 
 from xcnn import models
 
-__all__ = ["LARGE", "SMALL", "torchvision_network", "without_dropout"]
+__all__ = ["IMAGENET", "LARGE", "SMALL", "torchvision_network", "without_dropout"]
 
 SMALL = [name for name, entry in models.MODELS.items() if max(entry.shape[1:]) <= 32]
 """Those that are quick enough for every test."""
+
+IMAGENET = [name for name, entry in models.MODELS.items() if entry.shape == (3, 224, 224)]
 
 LARGE = [name for name in models.MODELS if name not in SMALL]
 
