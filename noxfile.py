@@ -150,7 +150,10 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def zoo(session: nox.Session) -> None:
-    """Compare the large networks with torchvision's and ONNX Runtime at 224 x 224. Takes 8 GB of memory and minutes."""
+    """Compare the large networks with torchvision's and ONNX Runtime at 224 x 224.
+
+    Takes half an hour and 14 GB of memory.
+    """
     session.install(".[test]", LIBRARIES["torch"], "torchvision")
     session.run("python", "-m", "pytest", "tests/test_zoo.py", *session.posargs, env={"XCNN_ZOO": "224"})
 

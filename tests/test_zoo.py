@@ -1,7 +1,7 @@
 """The large networks against torchvision's and ONNX Runtime, and the U-Net against one of PyTorch's functions.
 
 By default, those of few parameters compute, on images of 64 x 64; with `XCNN_ZOO=224` (`nox -s zoo`), all on larger
-ones, which takes minutes and 8 GB of memory.
+ones, which takes half an hour and 14 GB of memory.
 """
 
 import os
