@@ -3,11 +3,34 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from xcnn.nn import BatchNorm2d, Conv2d, Module, ReLU, Sequential, init
+from xcnn.nn import (
+    AdaptiveAvgPool2d,
+    Add,
+    BatchNorm2d,
+    Conv2d,
+    Graph,
+    Module,
+    Multiply,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    StochasticDepth,
+    init,
+)
 from xcnn.nn.containers import Node
 from xcnn.ops._window import Padding
 
-__all__ = ["FAN_OUT", "NARROW", "Shape", "chain", "conv_norm", "make_divisible"]
+__all__ = [
+    "FAN_OUT",
+    "NARROW",
+    "Shape",
+    "bottleneck",
+    "chain",
+    "conv_norm",
+    "make_divisible",
+    "residual",
+    "squeeze_excitation",
+]
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -68,3 +91,66 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 def chain(modules: Mapping[str, Module], x: str = "x") -> list[Node]:
     """Return the nodes of a `nn.Graph` for named modules one after the other, of which the first takes the node `x`."""
     return [(name, module, source) for (name, module), source in zip(modules.items(), [x, *modules], strict=False)]
+
+
+def squeeze_excitation(
+    channels: int, squeezed: int, activation: Callable[[], Module] = ReLU, gate: Callable[[], Module] = Sigmoid
+) -> Graph:
+    """Build a block that multiplies each map by a number that two 1x1 convolutions compute of the means of all maps.
+
+    Notes
+    -----
+    J. Hu, L. Shen and G. Sun, Squeeze-and-excitation networks, 2018, arXiv:1709.01507.
+    """
+    return Graph(
+        [
+            ("avgpool", AdaptiveAvgPool2d(1), "x"),
+            ("fc1", Conv2d(channels, squeezed, 1, init=FAN_OUT), "avgpool"),
+            ("activation", activation(), "fc1"),
+            ("fc2", Conv2d(squeezed, channels, 1, init=FAN_OUT), "activation"),
+            ("scale_activation", gate(), "fc2"),
+            ("multiply", Multiply(), ("scale_activation", "x")),
+        ]
+    )
+
+
+def bottleneck(
+    c: int,
+    width: int,
+    o: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    norm: Callable[[int], Module] = BatchNorm2d,
+    activation: Callable[[], Module] = ReLU,
+    squeeze: Module | None = None,
+    padding: Padding | None = None,
+    flat: bool = False,
+) -> Sequential:
+    """Build an inverted bottleneck: a 1x1 convolution to `width` channels, a depthwise one, and a 1x1 one to `o`.
+
+    There is no first convolution if `width` is `c`, and no activation after the last. `squeeze` comes before the last.
+    If `flat`, the last convolution and its norm are not a module of their own, so that their keys have one part less.
+
+    Notes
+    -----
+    M. Sandler et al., MobileNetV2: inverted residuals and linear bottlenecks, 2018, arXiv:1801.04381.
+    """
+    widen = [conv_norm(c, width, 1, norm=norm, activation=activation)] if width != c else []
+    each = conv_norm(width, width, kernel, stride, groups=width, padding=padding, norm=norm, activation=activation)
+    gate = [] if squeeze is None else [squeeze]
+    narrow = conv_norm(width, o, 1, norm=norm, activation=None)
+    return Sequential(*widen, each, *gate, *(narrow if flat else [narrow]))
+
+
+def residual(key: str, body: Module, joins: bool, drop: float | None = None) -> Graph:
+    """Build `body(x) + x`, or `body(x)` if not `joins`; state keys start with `key`.
+
+    With `drop`, `StochasticDepth` of that probability comes before the sum.
+    """
+    nodes: list[Node] = [(key, body, "x")]
+    if joins and drop is not None:
+        nodes.append(("stochastic_depth", StochasticDepth(drop), key))
+    if joins:
+        nodes.append(("add", Add(), (nodes[-1][0], "x")))
+    return Graph(nodes)
