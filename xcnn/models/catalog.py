@@ -10,10 +10,12 @@ from xcnn import nn
 from xcnn._check import generator, integer, is_integer, shown
 from xcnn._plugins import find, is_foreign
 from xcnn.errors import ShapeError, UsageError, XcnnError, wrong_call
-from xcnn.models import networks, resnet, vgg
+from xcnn.models import efficientnet, mobilenet, networks, resnet, vgg
 from xcnn.models.alexnet import alexnet
+from xcnn.models.convnext import convnext_tiny
 from xcnn.models.densenet import densenet121
 from xcnn.models.googlenet import googlenet
+from xcnn.models.shufflenet import shufflenet_v2_x1_0
 from xcnn.models.squeezenet import squeezenet1_1
 from xcnn.models.unet import unet
 from xcnn.nn._weighted import undrawn
@@ -56,12 +58,29 @@ MODELS: dict[str, Entry] = {
     "vgg_small": Entry("small VGG: four 3x3 convolutions", networks.vgg_small, 4, CIFAR, 10, 1_116_970, 0.025_529),
     "resnet20": Entry("small ResNet: nine residual blocks", networks.resnet20, 4, CIFAR, 10, 272_474, 0.040_813),
     "alexnet": Entry("AlexNet of 2014", alexnet, 63, IMAGENET, 1000, 61_100_840, 0.714),
+    "convnext_tiny": Entry("7x7 depthwise convolutions, GELU", convnext_tiny, 32, IMAGENET, 1000, 28_589_128, 4.456),
     "densenet121": Entry("densely connected layers", densenet121, 29, IMAGENET, 1000, 7_978_856, 2.834),
+    "efficientnet_b0": Entry(
+        "inverted bottlenecks with gates, SiLU", efficientnet.efficientnet_b0, 1, IMAGENET, 1000, 5_288_548, 0.386
+    ),
+    "efficientnet_lite0": Entry(
+        "EfficientNet without gates, ReLU6", efficientnet.efficientnet_lite0, 1, IMAGENET, 1000, 4_652_008, 0.385
+    ),
     "googlenet": Entry("Inception v1 with batch norm", googlenet, 15, IMAGENET, 1000, 6_624_904, 1.498),
+    "mobilenet_v2": Entry("inverted bottlenecks, ReLU6", mobilenet.mobilenet_v2, 1, IMAGENET, 1000, 3_504_872, 0.301),
+    "mobilenet_v3_large": Entry(
+        "inverted bottlenecks with gates, hard swish", mobilenet.mobilenet_v3_large, 1, IMAGENET, 1000, 5_483_032, 0.217
+    ),
+    "mobilenet_v3_small": Entry(
+        "a smaller MobileNetV3", mobilenet.mobilenet_v3_small, 1, IMAGENET, 1000, 2_542_856, 0.057
+    ),
     "resnet18": Entry("residual blocks of two layers", resnet.resnet18, 1, IMAGENET, 1000, 11_689_512, 1.814),
     "resnet34": Entry("residual blocks of two layers", resnet.resnet34, 1, IMAGENET, 1000, 21_797_672, 3.664),
     "resnet50": Entry("residual bottlenecks", resnet.resnet50, 1, IMAGENET, 1000, 25_557_032, 4.089),
     "resnext50_32x4d": Entry("ResNet-50 with 32 groups", resnet.resnext50_32x4d, 1, IMAGENET, 1000, 25_028_904, 4.23),
+    "shufflenet_v2_x1_0": Entry(
+        "halved and shuffled channels", shufflenet_v2_x1_0, 1, IMAGENET, 1000, 2_278_604, 0.145
+    ),
     "squeezenet1_1": Entry("SqueezeNet: few parameters", squeezenet1_1, 17, IMAGENET, 1000, 1_235_496, 0.349),
     "vgg11": Entry("eight 3x3 convolutions", vgg.vgg11, 32, IMAGENET, 1000, 132_863_336, 7.609),
     "vgg11_bn": Entry("VGG-11 with batch norm", vgg.vgg11_bn, 32, IMAGENET, 1000, 132_868_840, 7.609),
