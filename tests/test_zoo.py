@@ -82,6 +82,17 @@ def test_weights_start_with_the_spread_of_torchvision(name):
         assert ours.std() == pytest.approx(deviation, rel=5 / np.sqrt(max(ours.size, 2)), abs=1e-7), key
 
 
+@pytest.mark.parametrize("name", IMAGENET)
+def test_layers_drop_as_often_as_those_of_torchvision(name):
+    network, kinds = torchvision_network(name), ("Dropout", "StochasticDepth")
+    theirs = {key: module.p for key, module in network.named_modules() if type(module).__name__ in kinds and module.p}
+    for key, module in network.named_modules():
+        if not getattr(module, "use_res_connect", True):  # a block without a shortcut does not call this one
+            theirs.pop(f"{key}.stochastic_depth", None)
+    ours = {key: m.p for key, m in models.build(name, seed=None).modules() if type(m).__name__ in kinds and m.p}
+    assert ours == pytest.approx(theirs)
+
+
 def random_state(network, seed):
     """Return random weights and statistics in float64 that keep the activations of a network of any depth in range."""
     rng, state = RNG(seed), {}
