@@ -162,7 +162,7 @@ def test_onnx_runtime_computes_the_same_and_the_file_comes_back(tmp_path, name):
     assert {key: array.tobytes() for key, array in back.state_dict().items() if not key.endswith("_tracked")} == weights
     np.testing.assert_array_equal(back(x.astype(np.float32)), model(x.astype(np.float32)))
     exact = model.to("cpu", "float64")(x)
-    assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+    assert np.abs(y - exact).max() < 1e-4 * np.abs(exact).max()  # float32, through up to 180 layers
 
 
 def close(ours, theirs, what):
