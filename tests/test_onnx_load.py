@@ -81,6 +81,13 @@ def test_layers_written_as_several_nodes_come_back(tmp_path):
     assert list(graph.state_dict()) == ["5.weight", "5.bias"]
 
 
+def test_a_linear_layer_over_pixels_comes_back(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Flatten())  # two reshapes to (-1, sizes), of which one joins pixels
+    graph = load(save(model, tmp_path / "model.onnx", (2, 5, 4)))
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 4)).astype(np.float32)
+    assert np.array_equal(graph(x), model(x))
+
+
 def test_names_of_pytorch_become_names_of_modules(tmp_path):
     text = """
         small (float[N, 2, 5, 5] x) => (float[N, 2, 5, 5] y) {

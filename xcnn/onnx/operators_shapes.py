@@ -24,7 +24,8 @@ def _reshape(call: Call, x: str, sizes: Shape, wanted: Shape, suffix: str = "") 
     if len(places) > 1:
         raise Unsupported("its result has several sizes that the file leaves open")
     shape = tuple(-1 if i in places else size for i, size in enumerate(wanted))
-    if len(wanted) == 2 and len(sizes) > 1 and sizes[0] == wanted[0] and places == [0]:
+    rest = [size for size in sizes[1:] if size is not None]
+    if len(wanted) == 2 and places == [0] and 0 < len(rest) == len(sizes) - 1 and wanted[1] == math.prod(rest):
         return call.add(nn.Flatten(), x, suffix=suffix)
     return call.add(nn.Apply("reshape", shape=shape), x, suffix=suffix)
 
