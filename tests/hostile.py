@@ -35,6 +35,7 @@ if fuzzing:
 with watching:
     import hostile_runs as runs
     import numpy as np
+    import torch_files
     from PIL import Image
 
     from xcnn import data
@@ -223,6 +224,8 @@ KINDS: dict[str, Kind] = {
     "checkpoint-entry": Kind(runs.make_entry, runs.read_entry),
     "network-sealed": Kind(runs.make_network, runs.read_network, mend=runs.mend_seal),
     "network-edited": Kind(runs.make_network_entry, runs.read_network_entry, changes=[runs.edit]),
+    "pth": Kind(torch_files.make, runs.read_torch, mend=torch_files.mend_zip),
+    "pth-legacy": Kind(functools.partial(torch_files.make, content=torch_files.legacy), runs.read_torch),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }

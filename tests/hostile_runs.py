@@ -38,6 +38,7 @@ __all__ = [
     "read_network_entry",
     "read_run",
     "read_settings",
+    "read_torch",
     "read_weights",
 ]
 
@@ -100,6 +101,14 @@ def read_entry(path: Path, read: Callable[[Path], object] = read_run) -> object:
         return read(checkpoint)
     finally:
         checkpoint.write_bytes(before)
+
+
+def read_torch(path: Path) -> object:
+    """Read weights of PyTorch, and load those that fit."""
+    state = load_checkpoint(path, "own").state
+    model = nn.Sequential(nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2))
+    fitting = {name: slot for name, slot in state.items() if np.shape(model.state_dict().get(name)) == slot.shape}
+    return model.load_state_dict(fitting, strict=False)
 
 
 def make_network(folder: Path) -> Path:

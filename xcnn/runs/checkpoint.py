@@ -20,6 +20,7 @@ from xcnn.errors import CheckpointError, DivergedError, UsageError, explained, m
 from xcnn.nn import Module
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 from xcnn.runs.structure import Makers, build, load_weights, strangers, try_describe
+from xcnn.runs.torch_file import is_torch_file, read_torch
 
 __all__ = [
     "BEST",
@@ -229,9 +230,19 @@ def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Its `model` is empty for a plain weight file and for your own network."""
+    """Read a checkpoint, or plain weights of safetensors or PyTorch. Its `model` is empty unless the file names it."""
+    if path.is_file() and is_torch_file(_start(path)):
+        return Checkpoint(state=read_torch(path))
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def step_path(folder: Path, steps: int) -> Path:
