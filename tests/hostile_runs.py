@@ -104,11 +104,8 @@ def read_entry(path: Path, read: Callable[[Path], object] = read_run) -> object:
 
 
 def read_torch(path: Path) -> object:
-    """Read weights of PyTorch, and load those that fit."""
-    state = load_checkpoint(path, "own").state
-    model = nn.Sequential(nn.Conv2d(3, 2, 2), nn.BatchNorm2d(2))
-    fitting = {name: slot for name, slot in state.items() if np.shape(model.state_dict().get(name)) == slot.shape}
-    return model.load_state_dict(fitting, strict=False)
+    """Read weights of PyTorch, and every byte of them."""
+    return [array.tobytes() for array in load_checkpoint(path, "own").state.values()]
 
 
 def make_network(folder: Path) -> Path:

@@ -133,15 +133,6 @@ def test_hostile_headers_are_refused(tmp_path, head, says):
         read_sealed(path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_of_torch_is_named(tmp_path, legacy):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "model.pt"
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"it is a ZIP archive or a pickle; save tensors with safetensors"):
-        read_sealed(path)
-
-
 def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
     path = tmp_path / "half.safetensors"
     header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()

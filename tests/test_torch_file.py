@@ -145,6 +145,11 @@ def test_archives_that_are_others_are_refused(tmp_path):
     path.write_bytes(content[:at] + b"\x01" + content[at + 1 :])
     with pytest.raises(CheckpointError, match="Bad CRC-32"):
         read_torch(path)
+    content = zipped({"a": np.zeros(4, "f4")})
+    at = content.index(b"PK\x01\x02")
+    path.write_bytes(content[: at + 20] + (1 << 30).to_bytes(4, "little") + content[at + 24 :])  # the compressed size
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_torch(path)
     path.write_bytes(zipped("x" * (5 << 20)))
     with pytest.raises(CheckpointError, match="its pickle has 5"):
         read_torch(path)
