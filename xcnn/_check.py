@@ -158,7 +158,7 @@ def path(caller: str, name: str, value: Any) -> Path:
 def choice(caller: str, name: str, value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise unknown(f"{caller} {name}", value, choices)
+        raise unknown(f"{caller} {name}".strip(), value, choices)
     return value
 
 

@@ -1,15 +1,23 @@
 """The flags of commands that take a trained model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from xcnn.cli._console import Bar, note, use_threads
 from xcnn.runs import Restored, restore
 
 __all__ = ["Source"]
+
+
+def _floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    return tuple(float(number) for token in tokens for number in token.value.split(",") if number)
+
+
+_Numbers = Annotated[tuple[float, ...], Parameter(converter=_floats, n_tokens=1, negative=(), show_default=False)]
 
 
 @Parameter(name="*")
@@ -28,6 +36,16 @@ class Source:
         leave out images of the data set `folder` that cannot be read, and name them.
     model
         model of the weights, if the file does not name it.
+    classes
+        file with the names of the classes: one per line, or a JSON list.
+    mean
+        mean of each channel, 0 to 1, that is subtracted from the images, separated by commas.
+    std
+        deviation of each channel, by which they are divided.
+    image_size
+        height and width of the images, if the file does not state them.
+    resize
+        how images get this size: crop, pad or stretch.
     device
         where to compute: cpu, cuda, cuda:1, auto; see `xcnn devices`.
     threads
@@ -38,6 +56,11 @@ class Source:
     data_dir: Path | None = None
     skip_broken: Annotated[bool, Parameter(negative=())] = False
     model: str | None = None
+    classes: Path | None = None
+    mean: _Numbers = ()
+    std: _Numbers = ()
+    image_size: int | None = None
+    resize: str | None = None
     device: str = "cpu"
     threads: int | None = None
 
@@ -51,6 +74,11 @@ class Source:
             dataset=self.dataset,
             data_dir=self.data_dir,
             skip_broken=self.skip_broken,
+            image_size=self.image_size,
+            resize=self.resize,
+            classes=self.classes or (),
+            mean=self.mean,
+            std=self.std,
             progress=bar,
             tell=note,
         )

@@ -1,19 +1,15 @@
 """How the network of a run begins: with weights of another file, and with frozen parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from xcnn._check import matching
 from xcnn.errors import UsageError
 from xcnn.nn import Module
 from xcnn.runs.checkpoint import Checkpoint, open_checkpoint
+from xcnn.runs.matching import fitting, shapes
 
-__all__ = ["NETWORK", "freeze", "load_fitting"]
-
-NETWORK = "1."
-"""The prefix of the names of a network that follows `nn.Normalize`."""
+__all__ = ["freeze", "load_fitting"]
 
 _MOST_NAMES = 8
 """Names in a sentence."""
@@ -25,7 +21,7 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> Ch
     Parameters
     ----------
     model : the network, for instance with a new head.
-    path : a checkpoint, the folder of a run, a file of `xcnn.save`, or plain safetensors weights.
+    path : a checkpoint, the folder of a run, a file of `xcnn.save`, or weights of safetensors or PyTorch.
     tell : called with a sentence.
 
     Returns
@@ -40,27 +36,22 @@ def load_fitting(model: Module, path: Path, tell: Callable[[str], object]) -> Ch
         If no entry fits.
     """
     path, found = open_checkpoint(path)
-    shapes = {name: array.shape for name, array in model.state_dict().items()}
-    fitting: dict[str, np.ndarray] = {}
-    for strip in ("", NETWORK):  # those of a network that begins with `nn.Normalize` may have the prefix
-        named, means = _stripped(found.state, strip), _stripped(found.average, strip)
-        fits = {name: array for name, array in named.items() if array.shape == shapes.get(name)}
-        if strip == "" or len(fits) > len(fitting):
-            fitting, state, average = fits, named, means
-    if not fitting:
-        theirs = _listed([f"{name} {array.shape}" for name, array in state.items()])
-        ours = _listed([f"{name} {shape}" for name, shape in shapes.items()])
+    ours = shapes(model.state_dict())
+    names, in_order = fitting(shapes(found.state), ours)
+    if not names:
+        theirs = _listed([f"{name} {array.shape}" for name, array in found.state.items()])
         raise UsageError(
             f"init: no weights of {path} have a name and a shape of this network; the file has {theirs}, "
-            f"the network {ours}",
+            f"the network {_listed([f'{name} {shape}' for name, shape in ours.items()])}",
             setting="init",
         )
-    model.load_state_dict(fitting, strict=False)
-    model.load_state_dict({name: array for name, array in average.items() if name in fitting}, strict=False)
-    new = [name for name in shapes if name not in fitting]
-    left = [name for name in state if name not in fitting]
+    for arrays in (found.state, found.average):
+        model.load_state_dict({our: arrays[name] for name, our in names.items() if name in arrays}, strict=False)
+    new = sorted(ours.keys() - names.values(), key=[*ours].index)
+    left = [name for name in found.state if name not in names]
     tell(
-        f"begins with {len(fitting)} of {len(shapes)} arrays from {path}"
+        f"begins with {len(names)} of {len(ours)} arrays from {path}"
+        + (", which have other names there, in their order" if in_order else "")
         + (f"; new: {_listed(new)}" if new else "")
         + (f"; not used: {_listed(left)}" if left else "")
     )
@@ -97,10 +88,6 @@ def freeze(model: Module, patterns: Sequence[str], tell: Callable[[str], object]
     if not trained:
         raise UsageError(f"freeze: the patterns {_listed(list(patterns))} leave no weight to train", setting="freeze")
     tell(f"{trained:,} of {sum(sizes.values()):,} weights are trained, the others are frozen")
-
-
-def _stripped(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,7 +17,9 @@ import numpy as np
 from xcnn import _check, models, nn
 from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.errors import CheckpointError, DivergedError, UsageError, explained, making_sense
+from xcnn.models.pretrained import PRETRAINED, imagenet_classes, pretrained_file
 from xcnn.nn import Module
+from xcnn.runs.matching import COUNTER, fitting, shapes
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 from xcnn.runs.structure import Makers, build, load_weights, strangers, try_describe
 from xcnn.runs.torch_file import is_torch_file, read_torch
@@ -107,7 +109,12 @@ class Checkpoint:
         with making_sense("the checkpoint"):
             return dict((self.training or {}).get("callbacks", {}).get("EMA", {}).get("average", {}))
 
-    def build(self, model: str | None = None, modules: Makers | None = None) -> Module:
+    def build(
+        self,
+        model: str | None = None,
+        modules: Makers | None = None,
+        tell: Callable[[str], object] = lambda message: None,
+    ) -> Module:
         """Build the network and load its weights: by `model` if it is given, else from its structure if it has one.
 
         The weights are those of inference: the average, if the run keeps one.
@@ -118,6 +125,7 @@ class Checkpoint:
             `modules`, and its model is `package.module:function`. Such a name is never imported because a file contains
             it.
         modules : your own classes in the network, by name.
+        tell : called with a sentence if weights with other names are taken in their order.
 
         Raises
         ------
@@ -146,13 +154,18 @@ class Checkpoint:
             refuse_foreign("the checkpoint", model=self.model)
         require_moderate(self.shape)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
-        module = models.build(self.model, self.shape, len(self.classes), seed=None)
-        if self.config.get("normalize"):
-            with making_sense("the checkpoint"):
-                module = nn.Sequential(nn.Normalize(self.statistics["mean"], self.statistics["std"]), module)
-        module.load_state_dict(self.state)
-        module.load_state_dict(self.average, strict=False)
-        return module
+        network = models.build(self.model, self.shape, len(self.classes), seed=None)
+        ours = network.state_dict()
+        names, in_order = fitting(shapes(self.state), shapes(ours))
+        if in_order:
+            tell(f"the weights have other names than those of {self.model} and are taken in their order")
+        counters = {name: array for name, array in ours.items() if name.endswith(COUNTER)}
+        network.load_state_dict(counters | {names.get(name, name): array for name, array in self.state.items()})
+        network.load_state_dict({names.get(name, name): array for name, array in self.average.items()}, strict=False)
+        if not self.config.get("normalize"):
+            return network
+        with making_sense("the checkpoint"):
+            return nn.Sequential(nn.Normalize(self.statistics["mean"], self.statistics["std"]), network)
 
 
 def save_checkpoint(path: str | Path, model: Module, checkpoint: Checkpoint) -> Path:
@@ -194,19 +207,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 @explained
 def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
-    """Read a checkpoint, or a plain safetensors weight file.
+    """Read a checkpoint, or plain weights. What kind of file it is, its content tells.
 
     Parameters
     ----------
-    path : the file, or the folder of a run or of checkpoints. A folder stands for its best weights, or if it has none,
-        for its newest checkpoint.
+    path : a file of xcnn, of safetensors, or of `torch.save` with a dict of tensors (nothing in it is run; bfloat16
+        becomes float32); or the folder of a run or of checkpoints, which stands for its best weights, or if it has
+        none, for its newest checkpoint; or a name in `xcnn.models.PRETRAINED`.
     model : the expected name of the model. It is required if the file holds only weights; shape, classes and data set
         of the checkpoint are empty then.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, not a safetensors file, or holds only weights and `model` is None.
+        If the file is missing, damaged, of another kind, or holds only weights and `model` is None.
     UsageError
         If the checkpoint is of another model than `model`.
     """
@@ -220,13 +234,24 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
-    """Read a checkpoint, or that of the folder of a run as `load_checkpoint` does, and return its file, too."""
+    """Read what `load_checkpoint` takes, and return its file, too."""
+    if str(path) in PRETRAINED and not path.exists():
+        return _pretrained(str(path))
     folder = path if step_files(path) else path / CHECKPOINTS
     found = find_newest(folder) if path.is_dir() and not (path / BEST).exists() else None
     if found is not None:
         return step_path(folder, found[0]), found[1]
     path = path / BEST if path.is_dir() else path
     return path, read_checkpoint(path)
+
+
+def _pretrained(name: str) -> tuple[Path, Checkpoint]:
+    """Return the weights of an installed package, and their file."""
+    path, known = pretrained_file(name), PRETRAINED[name]
+    state = read_checkpoint(path).state
+    statistics = {"mean": list(known.mean), "std": list(known.std)}
+    classes = imagenet_classes() or tuple(f"class {k}" for k in range(1000))
+    return path, Checkpoint(name, known.shape, classes, config={"normalize": True}, state=state, statistics=statistics)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._check import flag
+from xcnn._check import choice, flag
 from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.data.catalog import title
 from xcnn.data.folder import load_folder, load_test_images
+from xcnn.data.images import RESIZE
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
-from xcnn.nn import Module
+from xcnn.nn import Module, Normalize, Sequential
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, require_moderate
+from xcnn.runs.foreign import complete, read_classes, usual_size
 from xcnn.runs.inverted import looks_inverted
 from xcnn.runs.resume import require_images
 from xcnn.runs.structure import Makers
@@ -177,6 +179,11 @@ def restore(
     dataset: str | None = None,
     data_dir: Path | None = None,
     skip_broken: bool = False,
+    image_size: int | None = None,
+    resize: str | None = None,
+    classes: Path | Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     modules: Makers | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
     tell: Callable[[str], object] = lambda message: None,
@@ -190,8 +197,14 @@ def restore(
     model : the name of the model. It is required if the file holds only weights, or a network with classes that are
         not in `xcnn.nn`.
     dataset, data_dir : the data set to test on; by default the one that the model was trained on. It is required for
-        test images if the file names none, and for all predictions if the file has no shape or no classes.
+        test images if the file names none. The shape of an input and the classes that a file does not state are those
+        of this data set, or without one, those of the arguments below.
     skip_broken : whether to leave out images of a folder that cannot be read, as a run may have done already.
+    image_size : height and width of the inputs; by default those of the file, or for which the model is meant.
+    resize : how images get this size, see `data.read_image`; by default as the file says, or `crop`.
+    classes : the names of the classes, or a file with one per line or a JSON list; by default those of the file, or
+        else `class 0`, `class 1`.
+    mean, std : of each channel, 0 to 1: the network gets `(x - mean) / std`, if it does not normalise by itself.
     modules : your own classes in the network, by name; see `load`.
     progress : called during a download; see `data.load`.
     tell : called with sentences on what a folder of images holds; its classes may be some of the network's.
@@ -207,10 +220,16 @@ def restore(
     data_dir = None if data_dir is None else path_of("restore", "data_dir", data_dir)
     opened = device(where)
     checkpoint = load_checkpoint(path, model)
+    if resize is not None:
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "resize": choice("", "resize", resize, RESIZE)})
+    names = read_classes(Path(classes)) if isinstance(classes, str | Path) else tuple(classes)
     chosen = dataset or checkpoint.dataset
+    known = checkpoint.shape and checkpoint.classes
+    if names or (image_size is not None and checkpoint.classes) or not (chosen or known):
+        checkpoint = complete(checkpoint, image_size, names)
     if not chosen and not (checkpoint.shape and checkpoint.classes):
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
-        raise UsageError(f"{path} holds {unknown}; name the data set", setting="dataset")
+        raise UsageError(f"{path} holds {unknown}; name the data set, or the image_size", setting="dataset")
     recorded = checkpoint.config.get("data_dir")
     given = data_dir is not None
     if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
@@ -229,7 +248,7 @@ def restore(
         options |= {"skip_broken": True} if flag("restore", "skip_broken", skip_broken) else {}
         options["watch"] = None if progress is None else functools.partial(progress, "checking images")
         if size is None:  # of weights alone
-            return load_folder(data_dir, tell=tell, **options)[-1]
+            return load_folder(data_dir, image_size or usual_size(checkpoint.model), tell=tell, **options)[-1]
         channels = checkpoint.shape[0] if checkpoint.shape[0] in (1, 3) else None
         return load_test_images(data_dir, size, checkpoint.classes, channels, tell=tell, **options)
 
@@ -238,8 +257,11 @@ def restore(
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
         require_moderate(checkpoint.shape)  # which becomes that of the images
-        return Restored(
-            checkpoint, checkpoint.build(model, modules).to(opened), opened, chosen, title(chosen, data_dir), load_test
-        )
+        network = checkpoint.build(model, modules, tell)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if mean or std:
+        if isinstance(network, Sequential) and isinstance(network[0], Normalize):
+            raise UsageError(f"mean and std: the network of {path} normalises its input by itself", setting="mean")
+        network = Sequential(Normalize(list(mean) or [0.0] * len(std), list(std) or [1.0] * len(mean)), network)
+    return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_test)

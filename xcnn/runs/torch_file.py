@@ -103,7 +103,7 @@ def _open_zip(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        if any(one.compress_type != zipfile.ZIP_STORED or one.compress_size != one.file_size for one in members.values()):
+        if any(part.compress_type or part.compress_size != part.file_size for part in members.values()):
             raise ValueError("its members are compressed, which torch.save never does")
         if sum(member.file_size for member in members.values()) > size:
             raise ValueError("its members are longer than the file")
