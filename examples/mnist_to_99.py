@@ -117,7 +117,7 @@ def run(
     opened, steps = LIBRARIES[library], epochs * len(loader)
 
     def model() -> nn.Module:
-        return models.build(SETTINGS.model, test.shape, len(test.classes), seed)
+        return models.build(SETTINGS.network, test.shape, len(test.classes), seed)
 
     with opened(model(), steps, layout, device) as learner:
         start, x = time.perf_counter(), np.zeros((SETTINGS.batch_size, *test.shape), np.float32)

@@ -185,7 +185,10 @@ def test_weights_fit_with_and_without_normalisation(tmp_path, before, after):
     first, second = ({name.removeprefix("1."): array.tobytes() for name, array in weights(tmp_path / name).items()}
                      for name in ("first", "second"))  # fmt: skip
     assert first == second
-    assert ("these weights were trained with normalize, which this run does not set" in press.told) == (before > after)
+    assert ("inputs are normalised as in this file" in press.told) == (before > after)
+    means = [load_checkpoint(tmp_path / name).statistics.get("mean") for name in ("first", "second")]
+    assert means[1] == (means[0] or means[1])
+    assert (means[1] is None) == (not before and not after)
 
 
 @pytest.mark.parametrize("ground", [255, 0])

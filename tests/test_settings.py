@@ -19,7 +19,7 @@ WRONG = {
     "background": ["", "#12345", "#12345g", "gold", None, 0],
     "skip_broken": [1, None, "yes"],
     "normalize": [1, None, "yes"],
-    "model": ["lenet", None, {}],
+    "model": ["lenet", {}],
     "init": ["", 3],
     "freeze": ["0.*", [""], [3], None],
     "epochs": [2.7, 0, -1, "3", None, True, 10**10, float("nan")],

@@ -88,6 +88,7 @@ _FLAGS = {
     "use the data_dir of the run": "use the --data-dir of the run",
     "name the model, or build the network and call load_state_dict": "name it with --model",
     ", or name the model": "",
+    "name the data set or the image_size": "name the data set (--dataset) or the --image-size",
 }
 """The words of the library for what the command line does with flags."""
 

@@ -123,7 +123,7 @@ def train(
     if resume is not None and out is not None:
         raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
-    result = run_training(settings, folder, [EpochReport(json, settings.model)], resume=resume is not None)
+    result = run_training(settings, folder, [EpochReport(json, settings.network)], resume=resume is not None)
     _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")

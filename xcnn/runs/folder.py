@@ -38,7 +38,7 @@ def make_run_folder(folder: Path | None, config: Config) -> Path:
         make_folder(folder)
         return folder
     make_folder(_RUNS)
-    names = f"{config.dataset}-{config.model}".replace(":", ".")  # Windows allows no colon in file names
+    names = f"{config.dataset}-{config.network}".replace(":", ".")  # Windows allows no colon in file names
     stem, number = f"{names}-{datetime.now():%Y%m%d-%H%M%S}", 1
     while True:
         folder = _RUNS / (stem if number == 1 else f"{stem}-{number}")

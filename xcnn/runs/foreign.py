@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from xcnn import models
+from xcnn._plugins import refuse_foreign
 from xcnn.errors import UsageError, XcnnError
 from xcnn.models import MODELS
 from xcnn.runs.checkpoint import Checkpoint
 from xcnn.runs.matching import NETWORK, shapes
+from xcnn.runs.structure import Makers
 
 __all__ = ["complete", "read_classes", "usual_size"]
 
@@ -50,7 +52,13 @@ def usual_size(model: str) -> int:
     return max(32, MODELS[model].shape[-1]) if model in MODELS else 32
 
 
-def complete(checkpoint: Checkpoint, image_size: int | None, classes: Sequence[str]) -> Checkpoint:
+def complete(
+    checkpoint: Checkpoint,
+    image_size: int | None,
+    classes: Sequence[str],
+    model: str | None = None,
+    modules: Makers | None = None,
+) -> Checkpoint:
     """Return a checkpoint with the shape of an input and the classes that its file does not state.
 
     Parameters
@@ -58,6 +66,7 @@ def complete(checkpoint: Checkpoint, image_size: int | None, classes: Sequence[s
     checkpoint : the network, or weights with the name of a model.
     image_size : height and width; by default those of the file, or those for which the model is meant.
     classes : their names; by default those of the file, or else `class 0`, `class 1`, one for each score.
+    model, modules : what the caller has named, see `Checkpoint.build`; nothing is imported because a file names it.
 
     Returns
     -------
@@ -77,21 +86,27 @@ def complete(checkpoint: Checkpoint, image_size: int | None, classes: Sequence[s
         shape = (channels, *shape[1:])
     checkpoint = dataclasses.replace(checkpoint, shape=shape)
     names = tuple(classes) or checkpoint.classes
-    count = _scores(checkpoint) if shape and (len(names) != len(checkpoint.classes) or not names) else len(names)
+    count = (
+        _scores(checkpoint, model, modules)
+        if shape and (len(names) != len(checkpoint.classes) or not names)
+        else len(names)
+    )
     if names and len(names) != count:
         raise UsageError(f"classes: {len(names)} names are given, the network gives {count} scores", setting="classes")
     return dataclasses.replace(checkpoint, classes=names or tuple(f"class {k}" for k in range(count)))
 
 
-def _scores(checkpoint: Checkpoint) -> int:
+def _scores(checkpoint: Checkpoint, model: str | None, modules: Makers | None) -> int:
     """Return how many scores a network gives for an input."""
     if checkpoint.structure is None:  # of weights: those that are not the same for one class
+        if model != checkpoint.model:
+            refuse_foreign("the checkpoint", model=checkpoint.model)
         ours = shapes(models.build(checkpoint.model, checkpoint.shape, 1, seed=None).state_dict())
         theirs = {name.removeprefix(NETWORK): array for name, array in checkpoint.state.items() if array.ndim}
         named = [array.shape[0] for name, array in theirs.items() if array.shape != ours.get(name, array.shape)]
         return named[0] if named else next((array.shape[0] for array in reversed(theirs.values())), 0)
     try:
-        y = checkpoint.build()(np.zeros((1, *checkpoint.shape), np.float32))
+        y = checkpoint.build(model, modules)(np.zeros((1, *checkpoint.shape), np.float32))
     except XcnnError as error:
         raise UsageError(f"the network does not take an input of the shape {checkpoint.shape}: {error}") from None
     return int(y.shape[1]) if len(y.shape) == 2 else 0

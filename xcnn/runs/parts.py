@@ -21,13 +21,16 @@ _UNEQUAL = 5
 
 
 def data_sets(
-    config: Config, progress: Callable[..., None], tell: Callable[[str], None]
+    config: Config, size: int, progress: Callable[..., None], tell: Callable[[str], None]
 ) -> tuple[data.Dataset, data.Dataset, data.Dataset | None]:
-    """Return the data sets for training, test and validation; `progress` is called as by `data.splits`."""
+    """Return the data sets for training, test and validation; `progress` is called as by `data.splits`.
+
+    `size` is the height and width of images of any size if the settings name none.
+    """
     given = {name: getattr(config, name) for name in DATA_OPTIONS}
     options = {DATA_OPTIONS[name]: value for name, value in given.items() if value != getattr(Config, name)}
     if config.dataset == "folder":
-        options |= {"tell": tell, "watch": functools.partial(progress, "checking images")}
+        options = {"size": size, **options, "tell": tell, "watch": functools.partial(progress, "checking images")}
     parts = data.splits(config.dataset, config.data_dir, progress=progress, **options)
     train, validation = parts["train"], parts.get("validation")
     if validation is None and config.validation > 0:

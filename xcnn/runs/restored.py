@@ -226,7 +226,7 @@ def restore(
     chosen = dataset or checkpoint.dataset
     known = checkpoint.shape and checkpoint.classes
     if names or (image_size is not None and checkpoint.classes) or not (chosen or known):
-        checkpoint = complete(checkpoint, image_size, names)
+        checkpoint = complete(checkpoint, image_size, names, model, modules)
     if not chosen and not (checkpoint.shape and checkpoint.classes):
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
         raise UsageError(f"{path} holds {unknown}; name the data set, or the image_size", setting="dataset")
@@ -259,7 +259,9 @@ def restore(
         require_moderate(checkpoint.shape)  # which becomes that of the images
         network = checkpoint.build(model, modules, tell)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        assumed = checkpoint.structure is None and not chosen and image_size is None
+        hint = "; name the data set or the image_size if its images are of another size" * assumed
+        raise CheckpointError(f"{path}: {error}{hint}") from None
     if mean or std:
         if isinstance(network, Sequential) and isinstance(network[0], Normalize):
             raise UsageError(f"mean and std: the network of {path} normalises its input by itself", setting="mean")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn import data, models, nn, optim
+from xcnn import data, nn, optim
 from xcnn._files import replacing, sweep
 from xcnn.devices import device
 from xcnn.errors import (
@@ -27,7 +27,7 @@ from xcnn.errors import (
     explained,
     making_sense,
 )
-from xcnn.runs.beginning import freeze, load_fitting
+from xcnn.runs.beginning import Beginning, beginning, freeze, image_size, load_fitting, make_network
 from xcnn.runs.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -133,7 +133,7 @@ def train(
     if resume and where is not None:
         changes(recorded_settings(where), config)  # before a data set is loaded
         require_images(config.data_dir)
-    run = _Run(config, callbacks)
+    run = _Run(config, callbacks, beginning(config, where if resume else None))
     if not resume:
         run.begin()
         where = make_run_folder(where, config)
@@ -159,10 +159,11 @@ def train(
 class _Run:
     """The parts of a run, built from its settings. Nothing is written before all of them are valid."""
 
-    def __init__(self, config: Config, callbacks: Sequence[Callback]) -> None:
-        self.config, self.callbacks = config, callbacks
+    def __init__(self, config: Config, callbacks: Sequence[Callback], source: Beginning | None) -> None:
+        self.config, self.callbacks, self.source = config, callbacks, source
         self.device = device(config.device)
-        train, self.test, self.validation = data_sets(config, functools.partial(self.report, "on_download"), self.tell)
+        progress = functools.partial(self.report, "on_download")
+        train, self.test, self.validation = data_sets(config, image_size(config, source), progress, self.tell)
         if not train.classes:
             raise UsageError(
                 f"{config.dataset} has no names of classes, and runs train classifiers: return data sets "
@@ -177,12 +178,12 @@ class _Run:
         self.workers = by_default if config.workers is None else config.workers
         self.train = data.Loader(train, config.batch_size, seed=config.seed, augment=augment, workers=self.workers)
         shape, classes = self.test.shape, self.test.classes
-        self.model = self.network = models.build(config.model, shape, len(classes), config.seed)
-        statistics: dict[str, Any] = {"border": border_of(train)}
+        self.network, name = make_network(config, source, shape, len(classes), self.tell)
+        self.model, self.constants = self.network, {} if source is None else source.constants(shape[0])
         if config.normalize:
-            mean, std = data.channel_statistics(train)
-            statistics |= {"mean": list(mean), "std": list(std)}
-            self.model = nn.Sequential(nn.Normalize(mean, std), self.network)
+            self.constants = dict(zip(("mean", "std"), map(list, data.channel_statistics(train)), strict=True))
+        if self.constants:
+            self.model = nn.Sequential(nn.Normalize(**self.constants), self.network)
         freeze(self.network, config.freeze, self.tell)
         self.optimizer = make_optimizer(config, self.model.parameters())
         self.loss = make_loss(config, train)
@@ -190,17 +191,15 @@ class _Run:
             config.schedule, self.optimizer, len(self.train) * config.epochs, len(self.train), warmup=config.warmup
         )
         here = origin(self.device, training=train, validation=self.validation, test=self.test)
-        self.about = Checkpoint(
-            config.model, shape, classes, config.dataset, plain(config), origin=here, statistics=statistics
-        )
+        statistics = {"border": border_of(train), **self.constants}
+        self.about = Checkpoint(name, shape, classes, config.dataset, plain(config), origin=here, statistics=statistics)
 
     def begin(self) -> None:
         """Load the weights that the settings name, before the first step."""
-        if self.config.init is None:
-            return
-        found = load_fitting(self.network, self.config.init, self.tell)
-        if found.config.get("normalize") and not self.config.normalize:
-            self.tell("these weights were trained with normalize, which this run does not set")
+        if self.source is not None:
+            load_fitting(self.network, self.source, self.tell)
+            if self.constants and not self.config.normalize:
+                self.tell("inputs are normalised as in this file")
 
     def _in_order(self, dataset: data.Dataset | None) -> data.Loader | None:
         """Return batches to evaluate, which the workers prepare."""

@@ -23,6 +23,7 @@ from xcnn.runs.saving import interval
 
 __all__ = [
     "DATA_OPTIONS",
+    "MODEL",
     "RULE_OPTIONS",
     "SETTINGS",
     "Config",
@@ -32,6 +33,9 @@ __all__ = [
     "plain",
     "read_settings",
 ]
+
+MODEL = "vgg_small"
+"""The network of a run that names none and does not begin with one."""
 
 _MOST_BYTES = 1 << 16
 """The largest settings file, in bytes."""
@@ -150,11 +154,13 @@ class Config:
     normalize: bool = _row(False,
         "let the network subtract the mean of each channel of the training images and divide by its deviation.",
         lambda name, value: flag("", name, value), fixed="the network begins with it")
-    model: str = _row("vgg_small",
-        "network by name (see `xcnn models`), or your own as package.module:function.",
+    model: str | None = _row(None,
+        "network by name (see `xcnn models`), or your own as package.module:function; by default the network of "
+        "--init, if its file holds one, or else vgg_small.",
         _named("model", models.MODELS), fixed="the weights are that network's")
     init: Path | None = _row(None,  # noqa: RUF009
-        "begin with the weights of a checkpoint, a run or a safetensors file, as far as names and shapes fit.",
+        "begin with the weights of a run, a checkpoint, a file of safetensors, PyTorch (.pth) or ONNX, or an installed "
+        "package such as efficientnet_lite0, as far as names and shapes fit.",
         _path("file or folder"), fixed="the run has begun with these weights")
     freeze: tuple[str, ...] = _row((),
         "weights that stay as they are, by patterns of their names, separated by commas, such as `0.*,2.*`; "
@@ -222,7 +228,12 @@ class Config:
     @property
     def title(self) -> str:
         """The network and the data set, such as `resnet20 on photos`."""
-        return f"{self.model} on {title(self.dataset, self.data_dir)}"
+        return f"{self.network} on {title(self.dataset, self.data_dir)}"
+
+    @property
+    def network(self) -> str:
+        """What the network is called: `model`, or the name of the file of `init`."""
+        return self.model or (MODEL if self.init is None else self.init.stem)
 
 
 Config.__init__ = explained(Config.__init__)  # type: ignore[method-assign]
@@ -274,7 +285,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value.resolve())
+        return str(value if str(value) in models.PRETRAINED and not value.exists() else value.resolve())
     return list(value) if isinstance(value, tuple) else value
 
 
