@@ -53,6 +53,8 @@ def test_names_are_compared_before_the_order():
     theirs = {"a.weight": (2, 3), "a.bias": (2,), "b.running_mean": (2,), "fc.weight": (5, 2)}  # without the counter
     in_order = {"a.weight": "0.weight", "a.bias": "0.bias", "b.running_mean": "1.running_mean", "fc.weight": "2.weight"}
     assert fitting(theirs, ours) == (in_order, True)
+    counted = {**theirs, "b.num_batches_tracked": (), "z.num_batches_tracked": ()}
+    assert fitting(counted, ours)[0] == {**in_order, "b.num_batches_tracked": "1.num_batches_tracked"}
     head = {**theirs, "fc.weight": (7, 2)}
     assert fitting(head, ours) == ({k: v for k, v in in_order.items() if k != "fc.weight"}, True)
     for other in (

@@ -56,7 +56,10 @@ def _paired(theirs: Shapes, ours: Shapes) -> dict[str, str]:
     for their, our in pairs:
         if _last(their) != _last(our) or (theirs[their] != ours[our] and our.rpartition(".")[0] != head):
             return {}
-    return {their: our for their, our in pairs if theirs[their] == ours[our]}
+    found = {their: our for their, our in pairs if theirs[their] == ours[our]}
+    modules = {their.rpartition(".")[0]: our.rpartition(".")[0] for their, our in found.items()}
+    counters = {name: f"{modules.get(name.rpartition('.')[0])}.{COUNTER}" for name in theirs if _last(name) == COUNTER}
+    return found | {name: our for name, our in counters.items() if our in ours}
 
 
 def _last(name: str) -> str:

@@ -259,7 +259,7 @@ def restore(
         require_moderate(checkpoint.shape)  # which becomes that of the images
         network = checkpoint.build(model, modules, tell)
     except CheckpointError as error:
-        assumed = checkpoint.structure is None and not chosen and image_size is None
+        assumed = not (known or chosen or image_size) and checkpoint.structure is None
         hint = "; name the data set or the image_size if its images are of another size" * assumed
         raise CheckpointError(f"{path}: {error}{hint}") from None
     if mean or std:
