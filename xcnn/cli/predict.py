@@ -45,7 +45,8 @@ def predict(
     Parameters
     ----------
     checkpoint
-        folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
+        folder of a run, a checkpoint, an ONNX file, weights of safetensors or PyTorch together with --model, or the
+        name of an installed package of weights, such as efficientnet_lite0.
     images
         image files, and folders whose images are classified, also those in their subfolders. They are converted and
         resized as the training images were.
