@@ -57,9 +57,8 @@ def main(
     common = Config(dataset="folder", batch_size=50, opt="adamw", validation=0.1)
     with tempfile.TemporaryDirectory() as folder:
         parts = dict(zip(("train", "test"), data.load("cifar10", data_dir), strict=True))
-        common = dataclasses.replace(
-            common, data_dir=write(Path(folder, "photographs"), parts, dict.fromkeys(parts, count))
-        )
+        write(Path(folder, "photographs"), parts, dict.fromkeys(parts, count))
+        common = dataclasses.replace(common, data_dir=Path(folder, "photographs"))
         tuned = dataclasses.replace(
             common, init=Path("efficientnet_lite0"), freeze=("features",), image_size=size, epochs=epochs, lr=3e-3
         )

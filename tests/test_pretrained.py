@@ -18,9 +18,8 @@ def folder(package):
     return None if found is None else Path(found.submodule_search_locations[0])
 
 
-MISSING = [
-    name for name in ("skimage", "sklearn", "timm", PRETRAINED["efficientnet_lite0"].file[0]) if not folder(name)
-]
+PACKAGES = ("skimage", "sklearn", "timm", PRETRAINED["efficientnet_lite0"].file[0])
+MISSING = [name for name in PACKAGES if not folder(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}, which nox -s pretrained installs")
 
 PHOTOS = {

@@ -44,7 +44,7 @@ def test_a_run_begins_with_the_network_of_a_file_and_a_new_head(tmp_path, monkey
     ended = train(dataclasses.replace(CONFIG, init=file, freeze=frozen), None, [press])
     assert ended.folder.name.startswith("digits-given-")
     assert "the last layer of the network is new, as it gave 7 scores, and there are 10 classes" in press.told
-    assert any(note.startswith("begins with 7 of 9 arrays from") and "; new: head.weight, head.bias;" in note
+    assert any(note.startswith("begins with 8 of 10 arrays from") and "; new: head.weight, head.bias;" in note
                for note in press.told)  # fmt: skip
     found = load_checkpoint(ended.folder)
     assert (found.model, found.shape, len(found.classes)) == ("", (1, 8, 8), 10)

@@ -160,7 +160,7 @@ def _print_one(record: dict[str, Any]) -> None:
     """Print a table with a row per class."""
     known = "" if record["truth"] is None else f" (truth: {record['truth']})"
     rows = [(name, f"{share:.4f}") for name, share in record["top"]]
-    title = f"{record['image']}: class {record['class']}{known}"
+    title = f"{record['image']}: class {record['class'].removeprefix('class ')}{known}"
     print_table("class", "probability", rows=rows, right="probability", title=title)
 
 

@@ -20,8 +20,9 @@ from xcnn.errors import CheckpointError, DivergedError, UsageError, explained, m
 from xcnn.models.pretrained import PRETRAINED, imagenet_classes, pretrained_file
 from xcnn.nn import Module
 from xcnn.runs.matching import COUNTER, fitting, shapes
+from xcnn.runs.onnx_file import is_onnx_file, read_onnx
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
-from xcnn.runs.structure import Makers, build, load_weights, strangers, try_describe
+from xcnn.runs.structure import Makers, build, describe, load_weights, strangers, try_describe
 from xcnn.runs.torch_file import is_torch_file, read_torch
 
 __all__ = [
@@ -211,9 +212,9 @@ def load_checkpoint(path: str | Path, model: str | None = None) -> Checkpoint:
 
     Parameters
     ----------
-    path : a file of xcnn, of safetensors, or of `torch.save` with a dict of tensors (nothing in it is run; bfloat16
-        becomes float32); or the folder of a run or of checkpoints, which stands for its best weights, or if it has
-        none, for its newest checkpoint; or a name in `xcnn.models.PRETRAINED`.
+    path : a file of xcnn, of safetensors, of ONNX, or of `torch.save` with a dict of tensors (nothing in it is run;
+        bfloat16 becomes float32); or the folder of a run or of checkpoints, which stands for its best weights, or if it
+        has none, for its newest checkpoint; or a name in `xcnn.models.PRETRAINED`.
     model : the expected name of the model. It is required if the file holds only weights; shape, classes and data set
         of the checkpoint are empty then.
 
@@ -255,9 +256,14 @@ def _pretrained(name: str) -> tuple[Path, Checkpoint]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, or plain weights of safetensors or PyTorch. Its `model` is empty unless the file names it."""
-    if path.is_file() and is_torch_file(_start(path)):
+    """Read a checkpoint, plain weights of safetensors or PyTorch, or an ONNX file. `model` is "" if none is named."""
+    start = _start(path) if path.is_file() else b""
+    if is_torch_file(start):
         return Checkpoint(state=read_torch(path))
+    if start and is_onnx_file(path, start):
+        network, file, made = read_onnx(path)
+        state = network.state_dict()
+        return Checkpoint("", file.shape, file.classes, config=made, state=state, structure=describe(network))
     sealed = read_sealed(path)
     return _parse(path, sealed) if sealed.entries else Checkpoint(state=sealed.tensors)
 
