@@ -60,11 +60,9 @@ def main(
         write(Path(folder, "photographs"), parts, dict.fromkeys(parts, count))
         common = dataclasses.replace(common, data_dir=Path(folder, "photographs"))
         tuned = dataclasses.replace(
-            common, init=Path("efficientnet_lite0"), freeze=("features",), image_size=size, epochs=epochs, lr=3e-3
+            common, init=Path("efficientnet_lite0"), freeze=("features",), image_size=size, epochs=epochs, lr=1e-3
         )
-        scratch = dataclasses.replace(
-            common, model="resnet20", augment=("flip", "crop"), epochs=scratch_epochs, lr=3e-3
-        )
+        scratch = dataclasses.replace(common, model="resnet20", augment=("flip", "crop"), epochs=scratch_epochs)
         found = []
         for name, config in {"fine-tuned": tuned, "from scratch": scratch}.items():
             result = train(config, Path(folder, name.replace(" ", "-")), [Clock(name)])

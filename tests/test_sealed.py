@@ -135,10 +135,26 @@ def test_hostile_headers_are_refused(tmp_path, head, says):
 
 def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
     path = tmp_path / "half.safetensors"
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    with pytest.raises(CheckpointError, match="w is of the dtype BF16, which NumPy does not have"):
+    with pytest.raises(CheckpointError, match="w is of the dtype F8_E4M3, which NumPy does not have"):
         read_sealed(path)
+
+
+def test_bfloat16_becomes_float32(tmp_path):
+    path = tmp_path / "half.safetensors"
+    entries = {"a": ([2, 1], [0, 4]), "b": ([], [4, 6])}
+    header = {
+        name: {"dtype": "BF16", "shape": shape, "data_offsets": place} for name, (shape, place) in entries.items()
+    }
+    text = json.dumps(header).encode()
+    numbers = np.array([1.5, -(2.0**100), np.inf], np.float32)
+    halves = (numbers.view(np.uint32) >> 16).astype("<u2")
+    path.write_bytes(len(text).to_bytes(8, "little") + text + halves.tobytes())
+    found = read_sealed(path).tensors
+    assert found["a"].dtype == found["b"].dtype == np.float32
+    assert np.array_equal(found["a"], numbers[:2, None])
+    assert (found["b"].shape, float(found["b"])) == ((), np.inf)
 
 
 shapes = st.lists(st.integers(0, 3), max_size=2)

@@ -16,7 +16,7 @@ import numpy as np
 from xcnn._files import replacing
 from xcnn.errors import CheckpointError, UsageError
 
-__all__ = ["Sealed", "pack", "read_sealed", "unpack", "write_sealed"]
+__all__ = ["Sealed", "pack", "read_sealed", "unpack", "widened", "write_sealed"]
 
 _SEAL = b'"sha256":"'  # cannot occur inside a JSON text of the metadata, where quotes are escaped
 _BLANK = b"0" * 64
@@ -29,6 +29,10 @@ _CODES = {
 }  # fmt: skip
 _DTYPES = {code: np.dtype(text) for code, text in _CODES.items()}
 """The dtypes of NumPy by their names in safetensors files."""
+
+
+_BFLOAT16 = "BF16"
+"""A dtype that other programs write; see `widened`."""
 
 
 class Sealed(NamedTuple):
@@ -102,9 +106,10 @@ def _tensors(header: dict[str, Any], content: np.ndarray) -> dict[str, np.ndarra
     """Return the tensors of a file as views of its content, which they must cover without gaps."""
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in (*_DTYPES, _BFLOAT16):
             raise ValueError(f"{name} is of the dtype {entry['dtype']}, which NumPy does not have")
-        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        wide = entry["dtype"] == _BFLOAT16
+        dtype, shape = np.dtype("<u2") if wide else _DTYPES[entry["dtype"]], entry["shape"]
         if (
             type(shape) is not list
             or len(shape) > 64
@@ -114,11 +119,17 @@ def _tensors(header: dict[str, Any], content: np.ndarray) -> dict[str, np.ndarra
         start, stop = entry["data_offsets"]
         if start != end or stop - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the place of {name} does not fit its shape and the tensor before it")
-        tensors[name] = np.require(content[start:stop].view(dtype).reshape(shape), requirements="A")
+        tensor = np.require(content[start:stop].view(dtype).reshape(shape), requirements="A")
+        tensors[name] = widened(tensor) if wide else tensor
         end = stop
     if end != content.size:
         raise ValueError(f"it has {content.size} bytes of tensors, expected {end}")
     return tensors
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """Return the float32 numbers of which the upper halves, bfloat16, are given as integers of 16 bits."""
+    return np.asarray(bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _entries(path: Path, head: bytes, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from xcnn._check import shown
 from xcnn.errors import CheckpointError
+from xcnn.runs.sealed import widened
 
 __all__ = ["is_torch_file", "read_torch"]
 
@@ -164,7 +165,7 @@ def _numbers(content: bytes, storage: _Storage, order: str) -> np.ndarray:
     if len(content) != storage.size * dtype.itemsize:
         raise ValueError(f"the storage {storage.key} has {len(content):,} bytes, expected {storage.size} of {dtype}")
     array = np.frombuffer(content, dtype).astype(dtype.newbyteorder("="), copy=False)
-    return (array.astype(np.uint32) << 16).view(np.float32) if storage.kind == "BFloat16Storage" else array
+    return widened(array) if storage.kind == "BFloat16Storage" else array
 
 
 # From the object to arrays
