@@ -135,6 +135,17 @@ def test_a_network_that_normalises_is_not_normalised_twice(files, network):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [{"classes": 5}, {"classes": [1, 2]}, {"image_size": "28"}, {"image_size": 0}, {"mean": "x"}, {"std": [0.0]},
+     {"mean": []}, {"mean": [0.1, 0.2]}, {"image_size": 10**9}, {"resize": 3}],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_refused(files, given):
+    with pytest.raises((UsageError, CheckpointError)) as caught:
+        runs.restore(files / "weights.pth", model="lenet5", **given)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "names"),
     [("a\nb c \r\n", ("a", "b c")), ('["a", "b"]', ("a", "b")), ("\ufeffä\n\n", ("ä",))],
 )

@@ -57,8 +57,8 @@ class Source:
     skip_broken: Annotated[bool, Parameter(negative=())] = False
     model: str | None = None
     classes: Path | None = None
-    mean: _Numbers = ()
-    std: _Numbers = ()
+    mean: _Numbers | None = None
+    std: _Numbers | None = None
     image_size: int | None = None
     resize: str | None = None
     device: str = "cpu"

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from xcnn import models
+from xcnn._check import shown
 from xcnn._plugins import refuse_foreign
 from xcnn.errors import UsageError, XcnnError
 from xcnn.models import MODELS
-from xcnn.runs.checkpoint import Checkpoint
+from xcnn.runs.checkpoint import Checkpoint, require_moderate
 from xcnn.runs.matching import NETWORK, shapes
 from xcnn.runs.structure import Makers
 
@@ -77,6 +78,8 @@ def complete(
     UsageError
         If the number of classes is not that of the scores, or the network takes no images of this size.
     """
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise UsageError(f"classes must be a list of names, got {shown(classes)}", setting="classes")
     first = next((array.shape for array in checkpoint.state.values() if array.ndim == 4), None)
     shape = checkpoint.shape or (MODELS[checkpoint.model].shape if checkpoint.model in MODELS else ())
     channels = first[1] if first is not None and not checkpoint.shape else shape[0] if shape else None
@@ -84,6 +87,7 @@ def complete(
         shape = (channels, image_size, image_size)
     elif channels is not None and shape:
         shape = (channels, *shape[1:])
+    require_moderate(shape)
     checkpoint = dataclasses.replace(checkpoint, shape=shape)
     names = tuple(classes) or checkpoint.classes
     count = (

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._check import choice, flag
+from xcnn._check import choice, flag, integer
 from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.data.catalog import title
-from xcnn.data.folder import load_folder, load_test_images
+from xcnn.data.folder import MOST_SIDE, load_folder, load_test_images
 from xcnn.data.images import RESIZE
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
@@ -182,8 +182,8 @@ def restore(
     image_size: int | None = None,
     resize: str | None = None,
     classes: Path | Sequence[str] = (),
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     modules: Makers | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
     tell: Callable[[str], object] = lambda message: None,
@@ -219,13 +219,15 @@ def restore(
     path = path_of("restore", "path", path)
     data_dir = None if data_dir is None else path_of("restore", "data_dir", data_dir)
     opened = device(where)
+    if image_size is not None:
+        integer("restore", "image_size", image_size, maximum=MOST_SIDE)
     checkpoint = load_checkpoint(path, model)
     if resize is not None:
         checkpoint = replace(checkpoint, config={**checkpoint.config, "resize": choice("", "resize", resize, RESIZE)})
-    names = read_classes(Path(classes)) if isinstance(classes, str | Path) else tuple(classes)
+    names = read_classes(Path(classes)) if isinstance(classes, str | Path) else classes
     chosen = dataset or checkpoint.dataset
     known = checkpoint.shape and checkpoint.classes
-    if names or (image_size is not None and checkpoint.classes) or not (chosen or known):
+    if names != () or (image_size is not None and checkpoint.classes) or not (chosen or known):
         checkpoint = complete(checkpoint, image_size, names, model, modules)
     if not chosen and not (checkpoint.shape and checkpoint.classes):
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
@@ -262,8 +264,11 @@ def restore(
         assumed = not (known or chosen or image_size) and checkpoint.structure is None
         hint = "; name the data set or the image_size if its images are of another size" * assumed
         raise CheckpointError(f"{path}: {error}{hint}") from None
-    if mean or std:
+    if mean is not None or std is not None:
         if isinstance(network, Sequential) and isinstance(network[0], Normalize):
             raise UsageError(f"mean and std: the network of {path} normalises its input by itself", setting="mean")
-        network = Sequential(Normalize(list(mean) or [0.0] * len(std), list(std) or [1.0] * len(mean)), network)
+        channels = checkpoint.shape[0]
+        network = Sequential(
+            Normalize([0.0] * channels if mean is None else mean, [1.0] * channels if std is None else std), network
+        )
     return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_test)
