@@ -231,7 +231,7 @@ def restore(
         checkpoint = complete(checkpoint, image_size, names, model, modules)
     if not chosen and not (checkpoint.shape and checkpoint.classes):
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
-        raise UsageError(f"{path} holds {unknown}; name the data set, or the image_size", setting="dataset")
+        raise UsageError(f"{path} holds {unknown}; name the data set or the image_size", setting="dataset")
     recorded = checkpoint.config.get("data_dir")
     given = data_dir is not None
     if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
