@@ -226,6 +226,9 @@ KINDS: dict[str, Kind] = {
     "network-edited": Kind(runs.make_network_entry, runs.read_network_entry, changes=[runs.edit]),
     "pth": Kind(torch_files.make, runs.read_torch, mend=torch_files.mend_zip),
     "pth-legacy": Kind(functools.partial(torch_files.make, content=torch_files.legacy), runs.read_torch),
+    "pth-planted": Kind(
+        functools.partial(torch_files.make, planted=True), runs.read_planted, mend=torch_files.mend_zip
+    ),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 import xcnn
 from xcnn import models, nn, runs
 from xcnn.cli import app
-from xcnn.errors import UsageError
+from xcnn.errors import CheckpointError, UsageError
 from xcnn.runs import Checkpoint, Checkpoints, Config, load_checkpoint, save_checkpoint
 from xcnn.runs.settings import check
 
@@ -36,6 +36,7 @@ __all__ = [
     "read_entry",
     "read_network",
     "read_network_entry",
+    "read_planted",
     "read_run",
     "read_settings",
     "read_torch",
@@ -106,6 +107,16 @@ def read_entry(path: Path, read: Callable[[Path], object] = read_run) -> object:
 def read_torch(path: Path) -> object:
     """Read weights of PyTorch, and every byte of them."""
     return [array.tobytes() for array in load_checkpoint(path, "own").state.values()]
+
+
+def read_planted(path: Path) -> object:
+    """Read weights with a payload, whose refusal is no finding."""
+    try:
+        return read_torch(path)
+    except CheckpointError as error:
+        if "names 'os.mkdir'" not in str(error):
+            raise
+        return None
 
 
 def make_network(folder: Path) -> Path:

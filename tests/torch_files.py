@@ -82,10 +82,11 @@ def payload(path):
     return named("os", "mkdir") + _program((str(path),), {}) + b"R"
 
 
-def make(folder: Path, content=zipped) -> Path:
-    """Write a checkpoint of a training script into a folder; hostile variants of its payload would write there, too."""
+def make(folder: Path, content=zipped, planted=False) -> Path:
+    """Write a checkpoint of a training script into a folder; one with a payload would make a folder beside it."""
     path = folder / "weights.pth"
-    path.write_bytes(content({"epoch": 3, "state_dict": {f"module.{name}": a for name, a in SIMPLE.items()}}))
+    epoch = payload(folder / "run") if planted else 3
+    path.write_bytes(content({"epoch": epoch, "state_dict": {f"module.{name}": a for name, a in SIMPLE.items()}}))
     return path
 
 
