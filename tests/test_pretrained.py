@@ -4,12 +4,15 @@ Runs where the packages are installed, as in `nox -s pretrained`; the photograph
 scikit-learn.
 """
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from xcnn import models
 from xcnn.models import PRETRAINED, pretrained
 
 
@@ -20,7 +23,7 @@ def folder(package):
 
 PACKAGES = ("skimage", "sklearn", "timm", PRETRAINED["efficientnet_lite0"].file[0])
 MISSING = [name for name in PACKAGES if not folder(name)]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}, which nox -s pretrained installs")
+installed = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}, which nox -s pretrained installs")
 
 PHOTOS = {
     ("skimage", "data/chelsea.png"): {"tabby, tabby cat", "tiger cat", "Egyptian cat"},
@@ -31,6 +34,7 @@ PHOTOS = {
 }
 
 
+@installed
 @pytest.mark.parametrize("device", ["cpu", "torch", "jax"])
 def test_photographs_are_classified(xcnn, device):
     if device != "cpu":
@@ -46,8 +50,14 @@ def test_photographs_are_classified(xcnn, device):
         print(device, Path(one["image"]).name, one["class"], round(one["probability"], 3))
 
 
+@installed
 def test_the_weights_are_those_of_the_package():
-    import hashlib
-
     content = pretrained.pretrained_file("efficientnet_lite0").read_bytes()
     assert hashlib.sha256(content).hexdigest().startswith("57934424")  # as its name says
+
+
+def test_a_new_head_for_few_classes_is_as_narrow_as_that_for_a_thousand():
+    """The published bound, 1 / sqrt(classes), makes scores of a few classes so large that a new head hardly learns."""
+    for name in ("efficientnet_lite0", "efficientnet_b0"):
+        head = models.build(name, (3, 32, 32), 4).state_dict()["classifier.1.weight"]
+        assert 0.9 < np.abs(head).max() * np.sqrt(1000) <= 1

@@ -74,6 +74,7 @@ def _efficientnet(
         features.append(Sequential(*stage))
         done += count
     features.append(conv(c, 1280, 1))
-    bound = 1 / math.sqrt(classes)
+    # The published bound for 1,000 classes; for a few it would give scores so large that a new head hardly learns.
+    bound = 1 / math.sqrt(max(classes, 1000))
     head = Sequential(Dropout(_DROP), Linear(1280, classes, init=partial(init.uniform, low=-bound, high=bound)))
     return Sequential({"features": Sequential(*features), "avgpool": GlobalAvgPool(), "classifier": head})
