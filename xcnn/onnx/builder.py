@@ -11,6 +11,7 @@ adds nodes by `graph.node`, and the modules that it is made of by `graph.call`.
 """
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from xcnn.nn._observe import observing
 from xcnn.onnx.runtime import package
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["EXPORTS", "MODULES", "Builder", "Exporter", "exports", "shapes_of"]
+__all__ = ["EXPORTS", "MODULES", "Builder", "Exporter", "exports", "free", "shapes_of"]
 
 Exporter = Callable[..., Any]
 """(graph, name of x, names of the op's other arrays or None, options of the op) -> name of y."""
@@ -54,6 +55,7 @@ class _Node:
     inputs: list[str]
     output: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
 
 
 class _View(str):
@@ -87,7 +89,7 @@ class Builder:
         self._used = {*reserved, *self._arrays}
         self._nodes: list[_Node] = []
         self._held: dict[str, np.ndarray] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, tuple[Any, ...]] = {}
         self._calls: dict[nn.Module, deque[tuple[Any, Any]]] = {}
         self._at: nn.Module = model
 
@@ -130,7 +132,7 @@ class Builder:
         return self._add(type, known, {name: value for name, value in attributes.items() if value is not None})
 
     def _add(self, type: str, inputs: list[str], attributes: dict[str, Any]) -> str:
-        self._nodes.append(_Node(type, inputs, self._fresh(type), attributes))
+        self._nodes.append(_Node(type, inputs, self._fresh(type), attributes, self._at))
         return self._nodes[-1].output
 
     def constant(self, value: Any) -> str:
@@ -156,7 +158,9 @@ class Builder:
         return self._add("Reshape", [name, self.constant(np.asarray(shape, np.int64))], {})
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of an input or output of a layer, of a parameter or of a buffer; the batch counts 2.
+        """Return the shape of an input or output of a layer, of a parameter or of a buffer.
+
+        The network is written for a batch of 2 and for one of 3, and refused if the nodes differ.
 
         Raises
         ------
@@ -248,8 +252,28 @@ class Builder:
             self._shapes[new] = self._shapes.pop(old)
         return new
 
+    def join(self, other: "Builder") -> None:
+        """Make the sizes free that are others in the graph of the same network for another batch.
+
+        Raises
+        ------
+        UsageError
+            If the nodes differ, so that the graph would be right for one batch only.
+        """
+        for mine, its in itertools.zip_longest(self._nodes, other._nodes):
+            if mine is None or its is None or self._content(mine) != other._content(its):
+                self._at = (mine or its).module
+                raise self.refuse("its nodes depend on the number of inputs in a batch; use -1 or 0 in a Reshape")
+        self._shapes = {name: free(sizes, other._shapes[name]) for name, sizes in self._shapes.items()}
+
+    def _content(self, node: _Node) -> tuple[Any, ...]:
+        """Return what two nodes that compute the same have in common."""
+        held = {name: self._held[name] for name in node.inputs if name in self._held}
+        values = {name: (a.shape, b"" if name in self._arrays else a.tobytes()) for name, a in held.items()}
+        return node.type, node.inputs, node.output, repr(node.attributes), values
+
     def finish(
-        self, inputs: Sequence[str], outputs: Sequence[str], results: Sequence[str], shapes: Sequence[tuple[int, ...]]
+        self, inputs: Sequence[str], outputs: Sequence[str], results: Sequence[str], shapes: Sequence[tuple[Any, ...]]
     ) -> Any:
         """Return the `onnx.ModelProto`.
 
@@ -257,7 +281,7 @@ class Builder:
         ----------
         inputs, outputs : the names of the inputs and outputs.
         results : the values that become the outputs.
-        shapes : their shapes.
+        shapes : their shapes, of which None or a letter is free.
         """
         helper, proto = package("onnx").helper, package("onnx").TensorProto
         ends: list[str] = []
@@ -273,9 +297,7 @@ class Builder:
             self._shapes[ends[-1]] = shape
 
         def info(name: str) -> Any:
-            sizes = self._shapes[name]
-            dims = ["N", *sizes[1:]] if sizes[:1] == (2,) else [None] * len(sizes)  # elsewhere, it may be anything
-            return helper.make_tensor_value_info(name, proto.FLOAT, dims)
+            return helper.make_tensor_value_info(name, proto.FLOAT, self._shapes[name])
 
         inner = [node.output for node in self._nodes if node.output not in ends and node.output in self._shapes]
         tensors = {name: package("onnx").numpy_helper.from_array(array, name) for name, array in self._held.items()}
@@ -293,6 +315,13 @@ class Builder:
         return helper.make_model(
             graph, opset_imports=operators, ir_version=helper.find_min_ir_version_for(operators), producer_name="xcnn"
         )
+
+
+def free(sizes: tuple[int, ...], others: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return a shape for any batch from those for batches of 2 and of 3; an axis that is no batch may be None."""
+    if len(sizes) != len(others):
+        return ()
+    return tuple(m if m == n else "N" if (m, n) == (2, 3) else None for m, n in zip(sizes, others, strict=True))
 
 
 def shapes_of(value: Any) -> tuple[tuple[int, ...], ...]:

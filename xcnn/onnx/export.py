@@ -17,7 +17,7 @@ from xcnn.errors import UsageError, explained
 from xcnn.nn import Graph, Module
 from xcnn.nn._plan import names
 from xcnn.onnx import layers, windows  # noqa: F401 fill the table of exporters
-from xcnn.onnx.builder import Builder, shapes_of
+from xcnn.onnx.builder import Builder, free, shapes_of
 from xcnn.onnx.metadata import Metadata, write
 from xcnn.onnx.runtime import Session, package
 
@@ -43,8 +43,8 @@ def to_model(
     """Return a network in its inference form as an `onnx.ModelProto`.
 
     Initializers have the keys of `state_dict` as their names, and values the dotted names of the layers that they come
-    from. The number of inputs in a batch is free. Everything is float32. What depends on the sizes of maps is computed
-    for `shape`. The same network gives the same bytes.
+    from. The number of inputs in a batch is free; the other sizes are those of `shape`. Everything is float32. The same
+    network gives the same bytes.
 
     Parameters
     ----------
@@ -83,16 +83,14 @@ def to_model(
     about = Metadata(shapes if len(shapes) > 1 else shapes[0], _tuple(classes), dict(preprocessing or {}), softmax)
     host = copy.deepcopy(model).to("cpu", "float32")
     inputs, outputs = _ends(host, len(shapes))
-    builder = Builder(host, opset, [*inputs, *outputs])
-    with builder.tracing(), np.errstate(all="ignore"):
-        traced = shapes_of(_run(host, _drawn(shapes, 2)))
-    found = builder.call(host, *inputs)
-    results = [found] if isinstance(found, str) else list(found)
+    builder, results, sizes = _built(host, shapes, opset, inputs, outputs, 2)
+    other, _, others = _built(host, shapes, opset, inputs, outputs, 3)
+    builder.join(other)
     if softmax:
         results = [builder.node("Softmax", [y], axis=1) for y in results]
     if not outputs:
         outputs = [f"y{i}" for i in range(len(results))] if len(results) > 1 else ["y"]
-    made = builder.finish(inputs, outputs, results, traced)
+    made = builder.finish(inputs, outputs, results, list(map(free, sizes, others)))
     if made.ByteSize() > _MOST_BYTES:
         raise UsageError(f"to_model: the network takes {made.ByteSize():,} bytes, an ONNX file at most {_MOST_BYTES:,}")
     write(made, about)
@@ -216,6 +214,17 @@ def _run(model: Module, inputs: Sequence[np.ndarray]) -> Any:
     """Return the result of the network, which takes a tuple of several inputs."""
     several = len(inputs) > 1 or (isinstance(model, Graph) and not isinstance(model._plan.inputs, str))
     return model(tuple(inputs) if several else inputs[0])
+
+
+def _built(
+    host: Module, shapes: Sequence[tuple[int, ...]], opset: int, inputs: list[str], outputs: list[str], batch: int
+) -> tuple[Builder, list[str], tuple[tuple[int, ...], ...]]:
+    """Return the graph of a network for a batch, the names of its results, and their shapes."""
+    builder = Builder(host, opset, [*inputs, *outputs])
+    with builder.tracing(), np.errstate(all="ignore"):
+        traced = shapes_of(_run(host, _drawn(shapes, batch)))
+    found = builder.call(host, *inputs)
+    return builder, [found] if isinstance(found, str) else list(found), traced
 
 
 def _ends(model: Module, count: int) -> tuple[list[str], list[str]]:
