@@ -203,13 +203,21 @@ class Columns(Rows):
 
 @pytest.mark.parametrize("module", [Rows(), Columns()])
 def test_a_graph_for_one_batch_only_is_refused(module):
-    with pytest.raises(UsageError, match=rf"^1 \({type(module).__name__}\) cannot be written as ONNX: its nodes depend"):
+    with pytest.raises(
+        UsageError, match=rf"^1 \({type(module).__name__}\) cannot be written as ONNX: its nodes depend"
+    ):
         onnx.to_model(nn.Sequential(nn.ReLU(), module), (2, 3))
 
 
 def test_no_size_is_given_that_is_the_batch():
     turn = {"dims": (1, 0, 2)}
-    steps = [nn.Apply("permute", **turn), nn.ReLU(), nn.Apply("flatten", end_dim=1), nn.Tanh(), nn.Apply("mean", dim=0)]
+    steps = [
+        nn.Apply("permute", **turn),
+        nn.ReLU(),
+        nn.Apply("flatten", start_dim=0, end_dim=1),
+        nn.Tanh(),
+        nn.Apply("mean", dim=0),
+    ]
     made = onnx.to_model(nn.Sequential(*steps), (2, 3))
     told = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
