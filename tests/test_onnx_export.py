@@ -210,14 +210,8 @@ def test_a_graph_for_one_batch_only_is_refused(module):
 
 
 def test_no_size_is_given_that_is_the_batch():
-    turn = {"dims": (1, 0, 2)}
-    steps = [
-        nn.Apply("permute", **turn),
-        nn.ReLU(),
-        nn.Apply("flatten", start_dim=0, end_dim=1),
-        nn.Tanh(),
-        nn.Apply("mean", dim=0),
-    ]
+    flat = nn.Apply("flatten", start_dim=0, end_dim=1)
+    steps = [nn.Apply("permute", dims=(1, 0, 2)), nn.ReLU(), flat, nn.Tanh(), nn.Apply("mean", dim=0)]
     made = onnx.to_model(nn.Sequential(*steps), (2, 3))
     told = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -14,7 +14,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,8 +54,8 @@ class _Node:
     type: str
     inputs: list[str]
     output: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-    module: nn.Module | None = None
+    attributes: dict[str, Any]
+    module: nn.Module
 
 
 class _View(str):
@@ -260,9 +260,10 @@ class Builder:
         UsageError
             If the nodes differ, so that the graph would be right for one batch only.
         """
-        for mine, its in itertools.zip_longest(self._nodes, other._nodes):
-            if mine is None or its is None or self._content(mine) != other._content(its):
-                self._at = (mine or its).module
+        for pair in itertools.zip_longest(self._nodes, other._nodes):
+            contents = [node and graph._content(node) for graph, node in zip((self, other), pair, strict=True)]
+            if contents[0] != contents[1]:
+                self._at = next(node.module for node in pair if node)
                 raise self.refuse("its nodes depend on the number of inputs in a batch; use -1 or 0 in a Reshape")
         self._shapes = {name: free(sizes, other._shapes[name]) for name, sizes in self._shapes.items()}
 
