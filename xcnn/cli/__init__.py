@@ -29,6 +29,7 @@ from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
 from xcnn.cli.evaluate import evaluate
+from xcnn.cli.export import export
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
 from xcnn.cli.train import RUN, fill_in, train
@@ -78,7 +79,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
 app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
-for _command in (evaluate, predict, compare, bench, models, datasets, devices):
+for _command in (evaluate, predict, export, compare, bench, models, datasets, devices):
     app.command(_command)
 app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
@@ -123,8 +124,8 @@ _ELSEWHERE = {
 }
 """What other programs call our flags, and names that are too short to be similar."""
 
-_CALLER = re.compile("^(load|read_image|read_idx): ")
-"""The functions with whose names the errors of data begin, which say nothing to a user of the command."""
+_CALLER = re.compile("^(load|read_image|read_idx|to_model|save|quantize): ")
+"""The functions with whose names errors begin, which say nothing to a user of the command."""
 
 _SIMILAR = 0.7
 """The least similarity of a flag that is suggested, from 0 to 1."""

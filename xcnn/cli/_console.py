@@ -89,6 +89,7 @@ _FLAGS = {
     "name the model, or build the network and call load_state_dict": "name it with --model",
     ", or name the model": "",
     "name the data set or the image_size": "name the data set (--dataset) or the --image-size",
+    "opset must be": "--opset must be",
 }
 """The words of the library for what the command line does with flags."""
 

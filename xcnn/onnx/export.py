@@ -21,7 +21,7 @@ from xcnn.onnx.builder import Builder, free, shapes_of
 from xcnn.onnx.metadata import Metadata, write
 from xcnn.onnx.runtime import Session, package
 
-__all__ = ["OLDEST", "Difference", "difference", "save", "to_model"]
+__all__ = ["OLDEST", "Difference", "compared", "difference", "save", "to_model"]
 
 OLDEST = 17
 """The oldest opset; it has layer norm."""
@@ -183,13 +183,25 @@ def save(
     """
     path = checked_path("save", "path", path)
     options: dict[str, Any] = {"preprocessing": preprocessing, "softmax": softmax, "opset": opset}
-    made = to_model(model, shape, classes=classes, **options).SerializeToString(deterministic=True)
-    found = difference(model, Session(made), shape, softmax=softmax)
-    if not found.within:
-        raise UsageError(f"save: ONNX Runtime computes something else than the network; the difference is {found}")
+    made, _ = compared(model, shape, classes=classes, **options)
     with replacing(path) as temporary:
         temporary.write_bytes(made)
     return path
+
+
+def compared(model: Module, shape: Sequence[Any], *, softmax: bool = False, **options: Any) -> tuple[bytes, Difference]:
+    """Return what `save` writes, and its difference from the network, which is allowed; the arguments are those of it.
+
+    Raises
+    ------
+    UsageError
+        If the difference is not allowed.
+    """
+    made = to_model(model, shape, softmax=softmax, **options).SerializeToString(deterministic=True)
+    found = difference(model, Session(made), shape, softmax=softmax)
+    if not found.within:
+        raise UsageError(f"save: ONNX Runtime computes something else than the network; the difference is {found}")
+    return made, found
 
 
 def _tuple(names: Any) -> Any:

@@ -13,11 +13,11 @@ from xcnn.errors import CheckpointError, UsageError
 from xcnn.onnx.metadata import Metadata, read
 from xcnn.threads import get_num_threads
 
-__all__ = ["Session", "package"]
+__all__ = ["Session", "content", "package", "sentence"]
 
 
 def package(name: str) -> ModuleType:
-    """Return the package `onnx` or `onnxruntime`.
+    """Return the package `onnx` or `onnxruntime`, or a module of it.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UsageError(f"ONNX needs the package {name}; pip install onnx onnxruntime") from None
+        raise UsageError(f"ONNX needs the package {name.split('.')[0]}; pip install onnx onnxruntime") from None
 
 
 class Session:
@@ -41,6 +41,7 @@ class Session:
     Attributes
     ----------
     inputs, outputs : the names of the inputs and the outputs.
+    shapes : the shapes of the inputs and those of the outputs, by name; a letter, or None, stands for any size.
     metadata : what the file says about its network.
 
     Raises
@@ -65,20 +66,16 @@ class Session:
         options.log_severity_level = 3  # errors; they are raised
         options.intra_op_num_threads = integer("Session", "threads", get_num_threads() if threads is None else threads)
         options.inter_op_num_threads = 1
-        if hasattr(source, "SerializeToString"):
-            source = source.SerializeToString()
-        elif not isinstance(source, bytes):
-            source = str(path("Session", "source", source)) if isinstance(source, str | PathLike) else source
-        if not isinstance(source, bytes | str):
-            raise UsageError(
-                f"Session: source must be a path, bytes or an onnx.ModelProto, got {type(source).__name__}"
-            )
+        network = str(path("Session", "source", source)) if isinstance(source, str | PathLike) else content(source)
         try:
-            self._session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of several types, which have no common base
-            raise CheckpointError(f"ONNX Runtime cannot read the network: {_sentence(error)}") from None
-        self.inputs = tuple(entry.name for entry in self._session.get_inputs())
-        self.outputs = tuple(entry.name for entry in self._session.get_outputs())
+            raise CheckpointError(f"ONNX Runtime cannot read the network: {sentence(error)}") from None
+        self.shapes: tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]] = (
+            {entry.name: tuple(entry.shape) for entry in self._session.get_inputs()},
+            {entry.name: tuple(entry.shape) for entry in self._session.get_outputs()},
+        )
+        self.inputs, self.outputs = map(tuple, self.shapes)
 
     @property
     def metadata(self) -> Metadata:
@@ -103,10 +100,32 @@ class Session:
         try:
             results = self._session.run(list(self.outputs), {name: np.asarray(x) for name, x in inputs.items()})
         except Exception as error:
-            raise UsageError(f"ONNX Runtime: {_sentence(error)}") from None
+            raise UsageError(f"ONNX Runtime: {sentence(error)}") from None
         return dict(zip(self.outputs, results, strict=True))
 
 
-def _sentence(error: Exception) -> str:
+def content(source: Any) -> bytes:
+    """Return the bytes of a file, of bytes or of an `onnx.ModelProto`.
+
+    Raises
+    ------
+    UsageError
+        If it is something else.
+    CheckpointError
+        If the file cannot be read.
+    """
+    if isinstance(source, str | PathLike):
+        try:
+            return path("Session", "source", source).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{source} cannot be read: {error.strerror or error}") from None
+    if hasattr(source, "SerializeToString"):
+        return bytes(source.SerializeToString())
+    if not isinstance(source, bytes):
+        raise UsageError(f"Session: source must be a path, bytes or an onnx.ModelProto, got {type(source).__name__}")
+    return source
+
+
+def sentence(error: Exception) -> str:
     """Return the message of an error of ONNX Runtime in one line, without the code that it begins with."""
     return " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")

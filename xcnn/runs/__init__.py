@@ -1,6 +1,7 @@
 """Runs in folders: settings, checkpoints, resuming, and models restored from their files."""
 
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from xcnn.runs.exported import Exported, export_onnx
 from xcnn.runs.folder import latest_run, recorded_settings
 from xcnn.runs.network import load, save
 from xcnn.runs.reporter import Reporter
@@ -14,10 +15,12 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Config",
+    "Exported",
     "Prediction",
     "Reporter",
     "Restored",
     "Result",
+    "export_onnx",
     "latest_run",
     "load",
     "load_checkpoint",

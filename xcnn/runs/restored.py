@@ -65,7 +65,8 @@ class Restored:
     device : the device of the model.
     dataset : the name of the data set of the test images; "" if none is known.
     title : what it is called in titles: a folder of images by its own name.
-    load_test : function that loads the test images, in the given size if the data set has no size of its own.
+    load : function that loads the images of a part of the data set, `train` or `test`, in the given size if the data
+        set has no size of its own.
     """
 
     checkpoint: Checkpoint
@@ -73,12 +74,12 @@ class Restored:
     device: Device
     dataset: str
     title: str
-    load_test: Callable[[int | None], Dataset] = field(repr=False)
+    load: Callable[[str, int | None], Dataset] = field(repr=False)
 
     def test_set(self) -> Dataset:
         """Load the test images, and check that their shape and classes are those of the model."""
         shape, classes = self.checkpoint.shape, self.checkpoint.classes
-        test = self.load_test(shape[-1])
+        test = self.load("test", shape[-1])
         if test.shape != shape or len(test.classes) != len(classes):
             raise UsageError(
                 f"the model takes {shape} images of {len(classes)} classes, "
@@ -237,25 +238,27 @@ def restore(
     if data_dir is None and chosen == checkpoint.dataset and recorded is not None:
         data_dir = Path(str(recorded))
 
-    def load_test(size: int | None = None) -> Dataset:
+    def load_part(part: str, size: int | None = None) -> Dataset:
         if not chosen:
-            raise UsageError(f"{path} does not say on which data set to test; name it", setting="dataset")
+            raise UsageError(f"{path} does not say on which data set to {part}; name it", setting="dataset")
         if dataset is None:
             refuse_foreign(path, dataset=chosen)
         if not given:
             require_images(data_dir)
         if chosen != "folder":
-            return load(chosen, data_dir, progress=progress)[1]
+            return load(chosen, data_dir, progress=progress)[part == "test"]
         options = _recorded(checkpoint, "resize", "background", "skip_broken")
         options |= {"skip_broken": True} if flag("restore", "skip_broken", skip_broken) else {}
         options["watch"] = None if progress is None else functools.partial(progress, "checking images")
         if size is None:  # of weights alone
             return load_folder(data_dir, image_size or usual_size(checkpoint.model), tell=tell, **options)[-1]
+        if part == "train":
+            return load_folder(data_dir, size, tell=tell, **options)[0]
         channels = checkpoint.shape[0] if checkpoint.shape[0] in (1, 3) else None
         return load_test_images(data_dir, size, checkpoint.classes, channels, tell=tell, **options)
 
     if not (checkpoint.shape and checkpoint.classes):
-        test = load_test()
+        test = load_part("test")
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
         require_moderate(checkpoint.shape)  # which becomes that of the images
@@ -271,4 +274,4 @@ def restore(
         network = Sequential(
             Normalize([0.0] * channels if mean is None else mean, [1.0] * channels if std is None else std), network
         )
-    return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_test)
+    return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_part)
