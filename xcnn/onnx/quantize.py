@@ -37,7 +37,7 @@ def quantize(source: Any, path: str | Path, batches: Iterable[Any]) -> Path:
     Raises
     ------
     UsageError
-        If onnx or onnxruntime is not installed, there are no batches, or ONNX Runtime cannot run or quantise the network.
+        If onnx or onnxruntime is not installed, there are no batches, or ONNX Runtime cannot run or quantise them.
     CheckpointError
         If ONNX Runtime cannot read the network.
     WriteError
