@@ -255,6 +255,18 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def deployment(session: nox.Session) -> None:
+    """Run the programs of docs/deployment.md; that for browsers in Node, with onnxruntime-web from npm."""
+    session.install(".[test]")
+    folder = Path(session.create_tmp())
+    session.run(
+        "npm", "install", "--no-fund", "--ignore-scripts", "--prefix", str(folder), "onnxruntime-web", external=True
+    )
+    modules = {"XCNN_NODE_MODULES": str(folder / "node_modules")}
+    session.run("python", "-m", "pytest", "tests/test_deployment.py", *session.posargs, env=modules)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and test the installed wheel outside the source tree."""
     folder = Path(session.create_tmp())

@@ -33,6 +33,7 @@ FLAGS = "--model report --epochs 3 --validation 0.2 --checkpoint-every 5steps"
 OTHERS = {
     "prediction-digits-3.png": "predict run/best.safetensors --index 3 --pictures .",
     "table.md": "compare --op relu --devices cpu --markdown table.md",
+    "net.onnx": "export run/best.safetensors --onnx net.onnx",
     "compared.png": "compare --op relu --devices cpu --plot compared.png",
     "new-run": f"train {FLAGS} -o new-run",
 }
