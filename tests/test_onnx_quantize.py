@@ -1,5 +1,7 @@
 """Networks of 8 bits: what the quantised file computes, its size, and what is refused."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,18 @@ def test_a_network_of_several_inputs_is_quantised(tmp_path):
     x = tuple(np.random.default_rng(0).random((2, 50, 32), np.float32))
     session = onnx.Session(onnx.quantize(onnx.to_model(model, ((32,), (32,))), tmp_path / "a.onnx", [x]))
     assert 0 < np.abs(session(*x) - model(x)).max() < 0.05
+
+
+def test_layers_that_stay_in_float32_are_not_warned_of(tmp_path, caplog, capfd):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 8, 3))
+    x = np.random.default_rng(0).random((9, 3, 8, 8), np.float32)
+    root = logging.getLogger()
+    before = (list(root.handlers), list(root.filters))
+    path = onnx.quantize(onnx.to_model(model, (3, 8, 8)), tmp_path / "a.onnx", [x])
+    assert "BatchNormalization" in {node.op_type for node in proto.load(path).graph.node}
+    assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+    assert (list(root.handlers), list(root.filters)) == before
 
 
 def test_what_cannot_be_quantised_is_refused_and_leaves_the_file(trained, tmp_path):

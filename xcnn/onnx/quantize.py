@@ -1,5 +1,7 @@
 """`quantize`: a network with weights and activations of 8 bits, by ONNX Runtime's own static quantiser."""
 
+import contextlib
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,12 +71,14 @@ def quantized(source: Any, batches: Iterable[Any]) -> bytes:
         first, merged, last = (Path(folder, name) for name in ("float32.onnx", "merged.onnx", "int8.onnx"))
         first.write_bytes(content(source))
         try:
-            package("onnxruntime.quantization.shape_inference").quant_pre_process(
-                first, merged, skip_symbolic_shape=True
-            )
-            # The processors without instructions for it add pairs of products in 16 bits: weights of 7 bits fit there.
-            unsigned = tool.QuantType.QUInt8  # twice as fast as signed activations on x86
-            tool.quantize_static(merged, last, reader, per_channel=True, activation_type=unsigned, reduce_range=True)
+            with _quiet():
+                merge = package("onnxruntime.quantization.shape_inference").quant_pre_process
+                merge(first, merged, skip_symbolic_shape=True)
+                # Some processors add pairs of products in 16 bits, where weights of 7 bits fit.
+                unsigned = tool.QuantType.QUInt8  # faster than signed activations on x86
+                tool.quantize_static(
+                    merged, last, reader, per_channel=True, activation_type=unsigned, reduce_range=True
+                )
             made = onnx.load(last)
         except UsageError:
             raise
@@ -84,6 +88,23 @@ def quantized(source: Any, batches: Iterable[Any]) -> bytes:
     for operators in [one for one in made.opset_import if one.domain not in used]:
         made.opset_import.remove(operators)
     return bytes(made.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the tool logs inside a `with`: it warns of every layer that it leaves in float32."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in record.pathname
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)  # without any, the first warning would add one for good
+    root.addFilter(others)
+    try:
+        yield
+    finally:
+        root.removeFilter(others)
+        root.removeHandler(handler)
 
 
 def _reader(tool: Any, session: Session, batches: Iterable[Any]) -> Any:
