@@ -115,6 +115,22 @@ def test_a_saved_network_and_plain_weights_are_exported(xcnn, tmp_path):
     code, _, err = xcnn("export", "b.safetensors", "--model", "report", "--dataset", "digits", "--onnx", "b.onnx")
     assert code == 0, err
     assert onnx.Session(tmp_path / "b.onnx").metadata.shape == (1, 8, 8)
+    code, _, err = xcnn("export", "b.safetensors", "--model", "report", "--image-size", "8", "--onnx", "c.onnx")
+    assert code == 0, err
+    x = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    assert np.array_equal(*(onnx.Session(tmp_path / name)(x) for name in ("b.onnx", "c.onnx")))
+
+
+def test_an_onnx_file_is_exported_with_what_it_says(xcnn, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(4, 2))
+    about = {"resize": "pad", "background": "#ff0000", "range": [0, 1], "channels": "RGB"}
+    onnx.save(model, tmp_path / "a.onnx", (3, 6, 6), classes=("cat", "dog"), preprocessing=about, softmax=True)
+    code, _, err = xcnn("export", "a.onnx", "--onnx", "b.onnx", "--opset", "20")
+    assert code == 0, err
+    session = onnx.Session(tmp_path / "b.onnx")
+    assert session.metadata == onnx.Metadata((3, 6, 6), ("cat", "dog"), about)
+    x = np.random.default_rng(0).random((3, 3, 6, 6), np.float32)
+    assert session(x) == pytest.approx(model(x), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize(

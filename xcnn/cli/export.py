@@ -38,7 +38,8 @@ def export(
     Parameters
     ----------
     checkpoint
-        folder of a run, one of its checkpoints, or plain safetensors weights together with --model and --dataset.
+        folder of a run, a checkpoint, an ONNX file, weights of safetensors or PyTorch together with --model, or the
+        name of an installed package of weights, such as efficientnet_lite0.
     onnx
         the file to write; its name ends in .onnx.
     softmax
