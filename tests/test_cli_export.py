@@ -121,6 +121,21 @@ def test_a_saved_network_and_plain_weights_are_exported(xcnn, tmp_path):
     assert np.array_equal(*(onnx.Session(tmp_path / name)(x) for name in ("b.onnx", "c.onnx")))
 
 
+def test_a_network_that_gives_maps_or_takes_no_images_is_exported(xcnn, tmp_path):
+    package.save(nn.Sequential(nn.Conv2d(3, 2, 3)), tmp_path / "maps.safetensors", shape=(3, 9, 7))
+    code, out, err = xcnn("export", "maps.safetensors", "--onnx", "maps.onnx")
+    assert code == 0, err
+    assert "y (N, 2, 7, 5)" in out
+    assert "classes" not in out
+    assert onnx.Session(tmp_path / "maps.onnx").metadata.classes == ()
+    code, _, err = xcnn("export", "maps.safetensors", "--onnx", "b.onnx", "--int8")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "b.onnx").exists()
+    package.save(nn.Sequential(nn.Linear(4, 3)), tmp_path / "rows.safetensors", shape=(4,), classes=("a", "b", "c"))
+    assert xcnn("export", "rows.safetensors", "--onnx", "rows.onnx")[0] == 0
+    assert onnx.Session(tmp_path / "rows.onnx").metadata == onnx.Metadata((4,), ("a", "b", "c"))
+
+
 def test_an_onnx_file_is_exported_with_what_it_says(xcnn, tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(4, 2))
     about = {"resize": "pad", "background": "#ff0000", "range": [0, 1], "channels": "RGB"}

@@ -64,8 +64,8 @@ class Source:
     device: str = "cpu"
     threads: int | None = None
 
-    def restore(self, checkpoint: Path, bar: Bar) -> Restored:
-        """Return the model of a checkpoint; `bar` shows a download of the data set."""
+    def restore(self, checkpoint: Path, bar: Bar, scores: bool = True) -> Restored:
+        """Return the model of a checkpoint, with classes if `scores`; `bar` shows a download of the data set."""
         use_threads(self.threads)
         return restore(
             checkpoint,
@@ -79,6 +79,7 @@ class Source:
             classes=self.classes or (),
             mean=self.mean,
             std=self.std,
+            scores=scores,
             progress=bar,
             tell=note,
         )

@@ -65,7 +65,7 @@ def export(
         package(name)
     check_writable(onnx)
     bar = Bar()
-    restored = (source or Source()).restore(checkpoint, bar)
+    restored = (source or Source()).restore(checkpoint, bar, scores=int8)
     made = export_onnx(
         restored, onnx, softmax=softmax, opset=opset, calibrate=(calibrate or _IMAGES) * int8, watch=bar.test
     )

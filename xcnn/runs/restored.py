@@ -186,6 +186,7 @@ def restore(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     modules: Makers | None = None,
+    scores: bool = True,
     progress: Callable[[str, int, int | None], None] | None = None,
     tell: Callable[[str], object] = lambda message: None,
 ) -> Restored:
@@ -207,6 +208,7 @@ def restore(
         else `class 0`, `class 1`.
     mean, std : of each channel, 0 to 1: the network gets `(x - mean) / std`, if it does not normalise by itself.
     modules : your own classes in the network, by name; see `load`.
+    scores : whether the network must have classes, which predictions and evaluations need.
     progress : called during a download; see `data.load`.
     tell : called with sentences on what a folder of images holds; its classes may be some of the network's.
 
@@ -230,7 +232,8 @@ def restore(
     known = checkpoint.shape and checkpoint.classes
     if names != () or (image_size is not None and checkpoint.classes) or not (chosen or known):
         checkpoint = complete(checkpoint, image_size, names, model, modules)
-    if not chosen and not (checkpoint.shape and checkpoint.classes):
+    enough = checkpoint.shape and (checkpoint.classes or not scores)
+    if not chosen and not enough:
         unknown = "only weights" if checkpoint.structure is None else "a network without its input shape and classes"
         raise UsageError(f"{path} holds {unknown}; name the data set or the image_size", setting="dataset")
     recorded = checkpoint.config.get("data_dir")
@@ -257,7 +260,7 @@ def restore(
         channels = checkpoint.shape[0] if checkpoint.shape[0] in (1, 3) else None
         return load_test_images(data_dir, size, checkpoint.classes, channels, tell=tell, **options)
 
-    if not (checkpoint.shape and checkpoint.classes):
+    if not enough:
         test = load_part("test")
         checkpoint = replace(checkpoint, shape=test.shape, classes=test.classes, dataset=chosen)
     try:
