@@ -1,5 +1,6 @@
 """The room of `xcnn bench`: contestants compute the same, work is counted correctly, no worker hangs or is lost."""
 
+import inspect
 import mmap
 import subprocess
 import sys
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 from zoo import SMALL
 
-from xcnn import compare, models, nn, ops
+from xcnn import compare, models, nn, ops, training
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
+from xcnn.compare.contestants import twin
 from xcnn.compare.meter import growth
 from xcnn.compare.profile import profile
+from xcnn.compare.scales import each
 from xcnn.errors import UsageError
+from xcnn.ops._op import OPS
 
 OURS = compare.Contestant("xcnn", "cpu")
 PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
@@ -88,26 +92,107 @@ def test_a_peer_builds_a_layer_with_its_options(layer, peer, monkeypatch):
     np.testing.assert_allclose(steps(peer, case, 3), steps(OURS, case, 3), rtol=2e-5)
 
 
-def test_pytorch_builds_every_batch_norm(monkeypatch):
+class Strange(nn.Layer, op=ops.nll_loss):
+    """A layer of an op that no network has."""
+
+
+class Reluing(nn.Conv2d):
+    """A convolution with a ReLU in its op."""
+
+    activation = "relu"
+
+
+BESIDE = nn.Graph([("a", nn.Conv2d(2, 2, 1), "x"), ("b", nn.Sigmoid(), "a"), ("c", nn.Multiply(), ("a", "b", "x"))])
+READ_TWICE = nn.Graph([("a", nn.Conv2d(2, 2, 1), "x"), ("b", nn.ReLU(), "a"), ("c", nn.Add(), ("a", "b"))])
+KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm2d(2, affine=False),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        nn.BatchNorm2d(2, momentum=None),
+        nn.InstanceNorm2d(2, affine=True, track_running_stats=True, momentum=None),
+        nn.GroupNorm(1, 2),
+        nn.LayerNorm(7),
+        nn.LocalResponseNorm(3, alpha=0.1),
+        nn.Normalize((0.5, 0.2), (0.25, 0.3)),
+        nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=((1, 0), (0, 2)), bias=False),
+        nn.Conv2d(2, 3, 3, stride=2, padding="same"),
+        nn.Conv2d(2, 3, 3, stride=2, padding="valid", dilation=2),
+        nn.ConvTranspose2d(2, 4, 3, stride=2, output_padding=1, groups=2),
+        nn.MaxPool2d(2, stride=3, padding="same", ceil_mode=True),
+        nn.MaxPool2d(2, padding=((1, 0), (0, 1)), ceil_mode=True),
+        nn.AvgPool2d(2, padding=((1, 0), (0, 1))),
+        nn.AvgPool2d(3, padding=1, ceil_mode=True, count_include_pad=False),
+        nn.GlobalMaxPool(),
+        nn.Unflatten(1, (2, 1)),
+        nn.Pad((1, 2, 0, 1), "replicate"),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.PReLU(2),
+        nn.GELU("tanh"),
+        nn.Dropout(0.0),
+        nn.Identity(),
+        nn.Branches(nn.Conv2d(2, 1, 1), nn.AvgPool2d(1)),
+        BESIDE,
+        READ_TWICE,
+        KEPT,
+        nn.Sequential(nn.ReLU()),
+        Other(2, 2, 3),
+        Reluing(2, 2, 3),
+    ],
+    ids=str,
+)
+def test_pytorch_trains_every_layer_as_we_do(layer, monkeypatch):
     pytest.importorskip("torch")
-    for options in ({"affine": False}, {"track_running_stats": False}, {"momentum": None}):
-        case = entered(monkeypatch, nn.BatchNorm2d(2, **options))
-        np.testing.assert_allclose(steps(PEERS[0], case, 3), steps(OURS, case, 3), rtol=2e-5)
+    case = entered(monkeypatch, nn.Conv2d(2, 2, 1), layer)
+    ours = steps(OURS, case, 3)
+    np.testing.assert_allclose(steps(PEERS[0], case, 3), ours, rtol=2e-5)
+    assert ours[0] != ours[1]
+
+
+LOSSES = {loss.function.__name__ for loss in training.LOSSES.values()}
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name not in {*LOSSES, "nll_loss", "batch_norm"}])
+def test_pytorch_has_a_function_for_every_op(name):
+    """It computes the same on every sample without options that it refuses, and without dropping."""
+    torch = pytest.importorskip("torch")
+    op = OPS[name]
+    known = {key: one.default for key, one in inspect.signature(op.function).parameters.items() if key not in op.arrays}
+    measured = 0
+    for number, sample in enumerate(op.samples):
+        arrays = sample.draw(np.random.default_rng(number))
+        options = known | sample.options | ({"training": False} if "training" in known else {})
+        y, _ = op.function(**arrays, **options)
+        tensors = each(torch.from_numpy, arrays)
+        x = [tensors.pop(key) for key in op.arrays if key in (op.arrays[0], "other")]
+        taken = {key: value for key, value in options.items() if key not in ("rng", "activation")}
+        try:
+            theirs = twin.functions()[name](*(x[0] if isinstance(x[0], list) else x), **tensors, **taken)
+        except UsageError as error:
+            assert "for PyTorch, " in str(error)  # noqa: PT017
+            continue
+        theirs = theirs.relu() if options.get("activation") else theirs
+        np.testing.assert_allclose(theirs.numpy(), y[0] if type(y) is tuple else y, rtol=1e-9, atol=1e-9)
+        measured += 1
+    assert measured > len(op.samples) / 2
+
+
+def test_pytorch_runs_no_layer_whose_op_it_lacks():
+    pytest.importorskip("torch")
+    with pytest.raises(UsageError, match="bench: PyTorch has no function for the op nll_loss of Strange"):
+        twin.twin(nn.Sequential(nn.ReLU(), Strange()))
 
 
 @pytest.mark.parametrize(
     ("peer", "layer", "message"),
     [
-        ("torch", Doubled(2, 3, 3), "Doubled overrides forward of Conv2d, so PyTorch cannot run it"),
-        ("jax", Doubled(2, 3, 3), "Doubled overrides forward of Conv2d, so JAX cannot run it"),
-        ("torch", Other(2, 2, 3), "Other overrides the op of Conv2d, so PyTorch cannot run it"),
-        ("torch", nn.GELU(), "unknown PyTorch layer 'GELU'"),
-        ("jax", nn.GELU(), "unknown JAX layer 'GELU'"),
-        (
-            "torch",
-            nn.Conv2d(2, 3, 3, padding=((1, 0), (0, 1))),
-            "for PyTorch, Conv2d takes one padding per axis only",
-        ),
+        ("torch", Doubled(2, 3, 3), "Doubled defines its own forward, so PyTorch cannot run it"),
+        ("jax", Doubled(2, 3, 3), "Doubled defines its own forward, so JAX cannot run it"),
+        ("jax", nn.GELU(), "JAX has no function for the op gelu of GELU"),
+        ("torch", nn.AvgPool2d(2, dilation=2), "for PyTorch, an average pool takes no dilation"),
         ("jax", nn.BatchNorm2d(2, momentum=None), "for JAX, BatchNorm2d takes affine, track_running_stats and"),
         ("jax", nn.Flatten(2), r"for JAX, Flatten takes \(1, -1\) only, got \(2, -1\)"),
     ],

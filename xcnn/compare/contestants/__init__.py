@@ -9,16 +9,17 @@ and a row of `PEERS`.
 
 import contextlib
 import importlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
-from xcnn.errors import UsageError, unknown
+from xcnn.errors import UsageError
+from xcnn.nn._layer import Layer
 
-__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "counterpart"]
+__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "called", "checked"]
 
 Step = Callable[[], Any]
 
@@ -93,19 +94,28 @@ class Contestant:
         return importlib.import_module(f"{__name__}.{self.name}")
 
 
-def counterpart(module: nn.Module, known: Collection[type[nn.Module]], library: str) -> type[nn.Module]:
-    """Return the class in `known` whose computation a module runs: its own class, or the nearest base class.
+def checked(module: nn.Module, library: str) -> None:
+    """Refuse a module whose class computes something else than its op or graph.
 
     Raises
     ------
     UsageError
-        If there is none, or the module's class overrides the computation.
+        If the class does not inherit its computation from a class of `xcnn.nn`.
     """
-    own = type(module)
-    found = next((base for base in own.__mro__ if base in known), None)
-    if found is None:
-        raise unknown(f"{library} layer", own.__name__, (kind.__name__ for kind in known))
-    for name, what in (("forward", "forward"), ("call_op", "call_op"), ("_op", "the op")):
-        if getattr(own, name, None) is not getattr(found, name, None):
-            raise UsageError(f"bench: {own.__name__} overrides {what} of {found.__name__}, so {library} cannot run it")
-    return found
+    for name in ("forward", "call_op"):
+        own = getattr(type(module), name, None)
+        if own is not None and not own.__module__.startswith("xcnn.nn."):
+            raise UsageError(f"bench: {type(module).__name__} defines its own {name}, so {library} cannot run it")
+
+
+_JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Multiply: "multiply", nn.Concat: "concat"}
+
+
+def called(module: Any, library: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return what a layer calls: the name of the op, its arrays but the first, and its options; see `Layer.bound`."""
+    if isinstance(module, Layer):
+        return module.bound()
+    for join, op in _JOINS.items():
+        if isinstance(module, join):
+            return op, {}, module.options()
+    raise UsageError(f"bench: {library} cannot run {type(module).__name__}, which is not a layer of one op")

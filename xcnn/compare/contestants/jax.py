@@ -1,6 +1,8 @@
 """JAX on the CPU: one compiled function for a step, with donated buffers, in both memory layouts."""
 
 import contextlib
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from xcnn import nn
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step, counterpart
+from xcnn.compare.contestants import Step, called, checked
 from xcnn.errors import UsageError
 from xcnn.ops._window import window_axes
 from xcnn.ops.adaptive import adaptive_avg_pool1d, adaptive_sizes
@@ -78,53 +80,63 @@ class _Pass:
 
     def forward(self, m: Any, key: str, x: Any) -> Any:
         """Return the output of a module, whose arrays have the prefix `key`."""
-        return _LAYERS[counterpart(m, _LAYERS, "JAX")](self, m, key, x)
+        checked(m, "JAX")
+        if isinstance(m, nn.Graph):
+            values = {"x": x}
+            for name, node, inputs in m._plan.nodes:
+                taken = values[inputs] if isinstance(inputs, str) else tuple(values[one] for one in inputs)
+                values[name] = self.forward(node, f"{key}{name}.", taken)
+            return values[m._plan.output]
+        if isinstance(m, nn.Identity):
+            return x
+        op, slots, options = called(m, "JAX")
+        if op not in _OPS:
+            raise UsageError(f"bench: JAX has no function for the op {op} of {type(m).__name__}")
+        named = {name: self.arrays.get(key + name) for name in slots}
+        relu = options.pop("activation", None) == "relu"
+        y = _OPS[op](self, x, key=key, **named, **options) if slots else _OPS[op](self, x, **options)
+        return self._relu(y) if relu else y
 
-    def _sequential(self, m: Any, key: str, x: Any) -> Any:
-        for name, layer in m.children():
-            x = self.forward(layer, f"{key}{name}.", x)
-        return x
+    def _add(self, xs: Any) -> Any:
+        return functools.reduce(operator.add, xs)
 
-    def _residual(self, m: Any, key: str, x: Any) -> Any:
-        ways = {name: self.forward(way, f"{key}{name}.", x) for name, way in m.children() if name != "add"}
-        return ways["body"] + ways.get("shortcut", x)
+    def _linear(self, x: Any, weight: Any, bias: Any, key: str) -> Any:
+        return x @ weight.T + (0 if bias is None else bias)
 
-    def _linear(self, m: Any, key: str, x: Any) -> Any:
-        return x @ self.arrays[key + "weight"].T + self.arrays.get(key + "bias", 0)
-
-    def _conv(self, m: Any, key: str, x: Any) -> Any:
+    def _conv(self, x: Any, weight: Any, bias: Any, key: str, groups: int, **options: Any) -> Any:
         from jax import lax
 
-        axes = window_axes("JAX", self._sizes(x), m.kernel_size, m.stride, m.padding, m.dilation)
+        kernel = weight.shape[:2] if self.layout == "NHWC" else weight.shape[2:]
+        axes = window_axes("JAX", self._sizes(x), kernel, **options)
         y = lax.conv_general_dilated(
             x,
-            self.arrays[key + "weight"],
+            weight,
             [axis.stride for axis in axes],
             [(axis.before, axis.after) for axis in axes],
             rhs_dilation=[axis.dilation for axis in axes],
             dimension_numbers=(self.layout, "HWIO" if self.layout == "NHWC" else "OIHW", self.layout),
-            feature_group_count=m.groups,
+            feature_group_count=groups,
         )
-        return y if m.bias is None else y + self._per_channel(self.arrays[key + "bias"])
+        return y if bias is None else y + self._per_channel(bias)
 
-    def _batch_norm(self, m: Any, key: str, x: Any) -> Any:
+    def _batch_norm(self, x: Any, key: str, eps: float, momentum: float | None, training: bool, **arrays: Any) -> Any:
         import jax.numpy as jnp
 
-        if not (m.affine and m.track_running_stats) or m.momentum is None:
+        if momentum is None or any(array is None for array in arrays.values()):
             raise UsageError("bench: for JAX, BatchNorm2d takes affine, track_running_stats and a momentum only")
-        weight, bias, mean, var = (self.arrays[key + n] for n in ("weight", "bias", "running_mean", "running_var"))
+        weight, bias, mean, var = (arrays[name] for name in ("weight", "bias", "running_mean", "running_var"))
         if self.train:
-            old_mean, old_var, count = mean, var, x.size / m.num_features
+            old_mean, old_var, count = mean, var, x.size / mean.size
             mean, var = x.mean((0, *self.maps)), x.var((0, *self.maps))
-            self.updates[key + "running_mean"] = old_mean + m.momentum * (mean - old_mean)
-            self.updates[key + "running_var"] = old_var + m.momentum * (var * count / (count - 1) - old_var)
-        scale = weight / jnp.sqrt(var + m.eps)
+            self.updates[key + "running_mean"] = old_mean + momentum * (mean - old_mean)
+            self.updates[key + "running_var"] = old_var + momentum * (var * count / (count - 1) - old_var)
+        scale = weight / jnp.sqrt(var + eps)
         return x * self._per_channel(scale) + self._per_channel(bias - mean * scale)
 
-    def _max_pool(self, m: Any, key: str, x: Any) -> Any:
+    def _max_pool(self, x: Any, **options: Any) -> Any:
         from jax import lax
 
-        axes = pool_axes("JAX", self._sizes(x), m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+        axes = pool_axes("JAX", self._sizes(x), **options)
 
         def per_axis(values: list[Any], other: Any) -> tuple[Any, ...]:
             return tuple(values[self.maps.index(axis)] if axis in self.maps else other for axis in range(4))
@@ -139,25 +151,25 @@ class _Pass:
             window_dilation=per_axis([axis.dilation for axis in axes], 1),
         )
 
-    def _adaptive_avg_pool(self, m: Any, key: str, x: Any) -> Any:
+    def _adaptive_avg_pool(self, x: Any, output_size: Any) -> Any:
         import jax.numpy as jnp
 
-        for axis, out in zip(self.maps, adaptive_sizes("JAX", self._sizes(x), m.output_size), strict=True):
+        for axis, out in zip(self.maps, adaptive_sizes("JAX", self._sizes(x), output_size), strict=True):
             means, _ = adaptive_avg_pool1d(np.eye(x.shape[axis], dtype=x.dtype), out)  # the windows may overlap
             x = jnp.moveaxis(jnp.tensordot(x, means, ([axis], [0])), -1, axis)
         return x
 
-    def _global_avg_pool(self, m: Any, key: str, x: Any) -> Any:
+    def _global_avg_pool(self, x: Any) -> Any:
         return x.mean(self.maps)
 
-    def _flatten(self, m: Any, key: str, x: Any) -> Any:
-        if (m.start_dim, m.end_dim) != (1, -1):
-            raise UsageError(f"bench: for JAX, Flatten takes (1, -1) only, got ({m.start_dim}, {m.end_dim})")
+    def _flatten(self, x: Any, start_dim: int, end_dim: int) -> Any:
+        if (start_dim, end_dim) != (1, -1):
+            raise UsageError(f"bench: for JAX, Flatten takes (1, -1) only, got ({start_dim}, {end_dim})")
         if self.layout == "NHWC" and x.ndim == 4:  # the linear layer's weights are in the order of NCHW
             x = x.transpose(0, 3, 1, 2)
         return x.reshape(len(x), -1)
 
-    def _relu(self, m: Any, key: str, x: Any) -> Any:
+    def _relu(self, x: Any) -> Any:
         import jax
 
         return jax.nn.relu(x)
@@ -169,15 +181,15 @@ class _Pass:
         return array if self.layout == "NHWC" else array[:, None, None]
 
 
-_LAYERS: dict[type[nn.Module], Callable[[_Pass, Any, str, Any], Any]] = {
-    nn.Sequential: _Pass._sequential,
-    nn.Residual: _Pass._residual,
-    nn.Conv2d: _Pass._conv,
-    nn.Linear: _Pass._linear,
-    nn.BatchNorm2d: _Pass._batch_norm,
-    nn.MaxPool2d: _Pass._max_pool,
-    nn.AdaptiveAvgPool2d: _Pass._adaptive_avg_pool,
-    nn.GlobalAvgPool: _Pass._global_avg_pool,
-    nn.Flatten: _Pass._flatten,
-    nn.ReLU: _Pass._relu,
+_OPS: dict[str, Callable[..., Any]] = {
+    "add": _Pass._add,
+    "linear": _Pass._linear,
+    "conv2d": _Pass._conv,
+    "batch_norm": _Pass._batch_norm,
+    "max_pool2d": _Pass._max_pool,
+    "adaptive_avg_pool2d": _Pass._adaptive_avg_pool,
+    "global_avg_pool": _Pass._global_avg_pool,
+    "flatten": _Pass._flatten,
+    "relu": _Pass._relu,
 }
+"""The methods by the names of the ops: `method(run, x, **arrays, **options)`."""
