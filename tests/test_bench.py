@@ -1,5 +1,6 @@
 """The room of `xcnn bench`: contestants compute the same, work is counted correctly, no worker hangs or is lost."""
 
+import copy
 import inspect
 import mmap
 import subprocess
@@ -55,7 +56,7 @@ def entered(monkeypatch, *layers):
     def build(shape, classes):
         model = nn.Sequential(*layers, nn.Flatten())
         features = model(np.zeros((1, *shape), np.float32)).shape[1]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
+        return copy.deepcopy(nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes)))
 
     monkeypatch.setitem(models.MODELS, "own", models.Entry("for tests", build, 1, (2, 7, 7)))
     return compare.Case("own", 3, "train", 1, lr=1e-2)
@@ -104,6 +105,18 @@ class Reluing(nn.Conv2d):
 
 BESIDE = nn.Graph([("a", nn.Conv2d(2, 2, 1), "x"), ("b", nn.Sigmoid(), "a"), ("c", nn.Multiply(), ("a", "b", "x"))])
 READ_TWICE = nn.Graph([("a", nn.Conv2d(2, 2, 1), "x"), ("b", nn.ReLU(), "a"), ("c", nn.Add(), ("a", "b"))])
+SCALE = nn.Parameter(np.full((2, 1, 1), 0.5, np.float32))
+SCALED = nn.Graph(
+    [
+        ("stem.0", nn.Identity(), "image"),
+        ("scale", SCALE, ()),
+        ("stem.1", nn.Apply("multiply"), ("stem.0", "scale")),
+        ("all", nn.Add(), ("stem.0", "stem.1", "scale")),
+        ("unused", nn.ReLU(), "all"),
+    ],
+    output="all",
+    inputs="image",
+)
 KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
 
 
@@ -139,6 +152,8 @@ KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
         READ_TWICE,
         KEPT,
         nn.Sequential(nn.ReLU()),
+        nn.Sequential({"act": nn.Apply("elu", alpha=0.5), "drop": nn.Apply("dropout", p=0.0, rng=0)}),
+        SCALED,
         Other(2, 2, 3),
         Reluing(2, 2, 3),
     ],
@@ -178,6 +193,12 @@ def test_pytorch_has_a_function_for_every_op(name):
         np.testing.assert_allclose(theirs.numpy(), y[0] if type(y) is tuple else y, rtol=1e-9, atol=1e-9)
         measured += 1
     assert measured > len(op.samples) / 2
+
+
+def test_pytorch_applies_in_place_what_its_own_networks_do():
+    pytest.importorskip("torch")
+    model = twin.twin(nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU6(), nn.SiLU()))
+    assert ["inplace" in getattr(layer, "_options", {}) for layer in model] == [False, False, False, True, False]
 
 
 def test_pytorch_runs_no_layer_whose_op_it_lacks():

@@ -9,6 +9,7 @@ and a row of `PEERS`.
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
 from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
+from xcnn.ops._op import OPS
 
 __all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "called", "checked"]
 
@@ -118,4 +120,8 @@ def called(module: Any, library: str) -> tuple[str, dict[str, Any], dict[str, An
     for join, op in _JOINS.items():
         if isinstance(module, join):
             return op, {}, module.options()
+    if isinstance(module, nn.Apply):
+        parameters = inspect.signature(OPS[module.op].function).parameters.items()
+        own = {name: one.default for name, one in parameters if name not in OPS[module.op].arrays}
+        return module.op, {}, {**own, **module.given}
     raise UsageError(f"bench: {library} cannot run {type(module).__name__}, which is not a layer of one op")

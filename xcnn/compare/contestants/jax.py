@@ -82,7 +82,7 @@ class _Pass:
         """Return the output of a module, whose arrays have the prefix `key`."""
         checked(m, "JAX")
         if isinstance(m, nn.Graph):
-            values = {"x": x}
+            values = {m._plan.inputs: x}
             for name, node, inputs in m._plan.nodes:
                 taken = values[inputs] if isinstance(inputs, str) else tuple(values[one] for one in inputs)
                 values[name] = self.forward(node, f"{key}{name}.", taken)

@@ -12,6 +12,7 @@ from xcnn.compare.contestants import called, checked
 from xcnn.errors import UsageError
 from xcnn.nn._layer import Layer
 from xcnn.nn._plan import names
+from xcnn.ops._op import OPS
 from xcnn.ops._window import window_axes
 from xcnn.ops.pool import pool_axes
 from xcnn.parameter import Buffer, Parameter
@@ -37,31 +38,31 @@ def twin(module: nn.Module) -> Any:
     class Graph(t.Module):  # type: ignore[misc]
         """`nn.Graph`. A result is released after its last use."""
 
-        def __init__(self, nodes: Sequence[tuple[str, Any, Any]], output: str | Sequence[str]) -> None:
+        def __init__(self, nodes: Sequence[tuple[str, Any, Any]], inputs: Any, output: Any) -> None:
             super().__init__()
-            self._output, needed = output, {*names(output)}
+            self._inputs, self._output, needed = inputs, output, {*names(output)}
             self._steps: list[tuple[str, str, Any, set[str]]] = []
-            for number, (name, node, inputs) in reversed([*enumerate(nodes)]):
+            for number, (name, node, sources) in reversed([*enumerate(nodes)]):
                 if name in needed:
                     setattr(self, f"node{number}", node)  # PyTorch allows no dots
-                    self._steps.insert(0, (name, f"node{number}", inputs, {*names(inputs)} - needed))
-                    needed.update(names(inputs))
+                    self._steps.insert(0, (name, f"node{number}", sources, {*names(sources)} - needed))
+                    needed.update(names(sources))
 
         def forward(self, x: Any) -> Any:
-            values = {"x": x}
+            values = {self._inputs: x} if isinstance(self._inputs, str) else dict(zip(self._inputs, x, strict=True))
 
-            def taken(inputs: str | Sequence[str]) -> Any:
-                return values[inputs] if isinstance(inputs, str) else tuple(values[name] for name in inputs)
+            def taken(sources: str | Sequence[str]) -> Any:
+                return values[sources] if isinstance(sources, str) else tuple(values[name] for name in sources)
 
-            for name, attribute, inputs, done in self._steps:
+            for name, attribute, sources, done in self._steps:
                 node = getattr(self, attribute)
-                values[name] = node(taken(inputs)) if isinstance(node, t.Module) else node
+                values[name] = node(taken(sources)) if isinstance(node, t.Module) else node
                 for source in done:
                     del values[source]
             return taken(self._output)
 
     class Call(t.Module):  # type: ignore[misc]
-        """`nn.Layer`: a function called with the input, arrays and options."""
+        """A module of one op: a function called with the input, or several, the arrays and the options."""
 
         def __init__(self, function: Callable[..., Any], slots: dict[str, Any], options: dict[str, Any]) -> None:
             super().__init__()
@@ -95,11 +96,11 @@ def twin(module: nn.Module) -> Any:
             return tensor(module)
         checked(module, "PyTorch")
         if isinstance(module, nn.Graph):
-            output, free = module._plan.output, _unshared(module)
-            nodes = [(name, converted(node, name in free), inputs) for name, node, inputs in module._plan.nodes]
-            if ["x", *(name for name, *_ in nodes)] == [*(inputs for *_, inputs in nodes), output]:
+            plan, free = module._plan, _unshared(module)
+            nodes = [(name, converted(node, name in free), sources) for name, node, sources in plan.nodes]
+            if [plan.inputs, *(name for name, *_ in nodes)] == [*(sources for *_, sources in nodes), plan.output]:
                 return t.Sequential(*(node for _, node, _ in nodes))
-            return Graph(nodes, output)
+            return Graph(nodes, plan.inputs, plan.output)
         if isinstance(module, nn.Identity):
             return t.Identity()
         if isinstance(module, nn.Normalize):
@@ -109,6 +110,8 @@ def twin(module: nn.Module) -> Any:
         op, bound, options = called(module, "PyTorch")
         slots = {name: tensor(slot) for name, slot in bound.items()}
         relu = options.pop("activation", None) == "relu"
+        if isinstance(module, nn.Apply) and len(OPS[op].arrays) > 2:
+            raise UsageError(f"bench: for PyTorch, Apply takes ops of up to two arrays only, got {op}")
         if op != "batch_norm" and op not in found:
             raise UsageError(f"bench: PyTorch has no function for the op {op} of {type(module).__name__}")
         options |= {"inplace": True} if overwrites else {}
@@ -144,7 +147,7 @@ def _op(module: Any) -> str:
         ends = {name: node for name, node, _ in module._plan.nodes}
         output = module._plan.output
         module = ends.get(output) if isinstance(output, str) else None
-    return called(module, "PyTorch")[0] if isinstance(module, Layer | nn.Add) else ""
+    return called(module, "PyTorch")[0] if isinstance(module, Layer | nn.Add | nn.Apply) else ""
 
 
 _NAMESAKES = """
