@@ -33,6 +33,7 @@ __all__ = [
     "Reference",
     "budget",
     "call_op",
+    "error",
     "errors",
     "reference",
     "tensors",
@@ -237,10 +238,11 @@ def tensors(arrays: Arrays, results: Sequence[Any], gradients: Sequence[Any]) ->
 
 def errors(wanted: Reference, got: Mapping[str, Any]) -> list[Error]:
     """Return the errors of a device's results and gradients, host arrays by name."""
-    return [_error(name, want, got.get(name), wanted.dtype) for name, want in wanted.tensors.items()]
+    return [error(name, want, got.get(name), wanted.dtype) for name, want in wanted.tensors.items()]
 
 
-def _error(name: str, want: Expected, got: Any, dtype: str) -> Error:
+def error(name: str, want: Expected, got: Any, dtype: str) -> Error:
+    """Return the error of a result or gradient, a host array; None stands for one that is missing."""
     if got is None or got.shape != want.value.shape or got.dtype != dtype:
         return Error(name, np.inf, want.bound, np.inf)
     info = np.finfo(dtype)

@@ -15,31 +15,39 @@ import numpy as np
 from xcnn import nn
 from xcnn.compare.budget import Reference, errors, reference
 from xcnn.compare.finding import Finding
-from xcnn.compare.op import op_name, place, run_op
+from xcnn.compare.op import called, op_name, place, run_op
 from xcnn.compare.scales import Arrays
 from xcnn.devices import Device
-from xcnn.nn._layer import Layer
 from xcnn.nn._observe import observing
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer
 
-__all__ = ["layer_errors"]
-
-_JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Concat: "concat"}
-"""The ops of the layers that take several arrays."""
+__all__ = ["Call", "layer_errors", "layer_reference", "traced"]
 
 
 @dataclass
-class _Call:
-    """A call of a leaf layer in the float64 run: the layer before the call, its input, and the gradient of y."""
+class Call:
+    """A call of a leaf layer in the float64 run.
+
+    Attributes
+    ----------
+    name : dotted name of the layer.
+    layer : the layer as it was before the call.
+    x, y : its input and output.
+    train : whether it ran as in training.
+    dy : the gradient of y; None if nothing asked for it.
+    """
 
     name: str
     layer: nn.Module
     x: Any
+    y: Any
+    train: bool
     dy: Any = None
 
     def gradient(self, shape: tuple[int, ...]) -> Any:
-        return self.dy
+        """Return the gradient of y, zeros if there is none."""
+        return np.zeros(shape) if self.dy is None else self.dy
 
 
 def layer_errors(
@@ -71,18 +79,16 @@ def layer_errors(
     """
     loss = op_name(loss)
     model = copy.deepcopy(model).to("cpu", "float64")
-    with _traced(model) as calls:
+    with traced(model) as calls:
         y, backward = model.forward(x.astype(np.float64), train=True)
         _, loss_backward = OPS[loss].function(y, target)
         backward(loss_backward()[0])
     for call in calls:
-        if (known := _single_op(call)) is None:
+        if call.dy is None or (wanted := layer_reference(call, dtype)) is None:
             continue
-        op, arrays, options, function = known
-        wanted = reference(op, arrays, options, call.gradient, dtype, function)
         for device in devices:
             for error in errors(wanted, _run(call, wanted, device)):
-                yield Finding(call.name, type(call.layer).__name__, op, device.name, dtype, error)
+                yield Finding(call.name, type(call.layer).__name__, wanted.op, device.name, dtype, error)
     wanted = reference(loss, {"x": y, "target": target}, {}, np.ones, dtype)
     for device in devices:
         for error in errors(wanted, run_op(wanted, device)):
@@ -90,9 +96,9 @@ def layer_errors(
 
 
 @contextlib.contextmanager
-def _traced(model: nn.Module) -> Iterator[list[_Call]]:
+def traced(model: nn.Module) -> Iterator[list[Call]]:
     """Record the calls of the leaf layers in a `with` block, in the order of the forward pass."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
 
     def observer(name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
         forward = layer.forward
@@ -100,9 +106,9 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             before = copy.deepcopy(layer)
             del vars(before)["forward"]
-            call = _Call(name, before, x)
-            calls.append(call)
             y, backward = forward(x, train)
+            call = Call(name, before, x, y, train)
+            calls.append(call)
 
             def keep(dy: Any, need_dx: bool = True) -> Any:
                 call.dy = dy
@@ -116,16 +122,28 @@ def _traced(model: nn.Module) -> Iterator[list[_Call]]:
         yield calls
 
 
-def _single_op(call: _Call) -> tuple[str, Arrays, dict[str, Any], Callable[[Arrays], Any] | None] | None:
-    """Return the `op`, `arrays`, `options` and `function` of `reference` for a layer of a single op, else None."""
+def layer_reference(call: Call, dtype: str) -> Reference | None:
+    """Return the reference of a call of a layer of a single op; None for other layers."""
     layer: Any = copy.deepcopy(call.layer)
-    if call.dy is None:
-        return None
-    for join, op in _JOINS.items():
-        if isinstance(layer, join) and type(layer).forward is join.forward:
-            return op, {"x": list(call.x)}, {}, lambda arrays: layer.forward(tuple(arrays["x"]))
-    if not isinstance(layer, Layer):
-        return None
+    if not isinstance(layer, nn.Layer):
+        known = called(layer)
+        if known is None or not type(layer).forward.__module__.startswith("xcnn.nn."):
+            return None
+        op, several = known[0], isinstance(call.x, tuple | list)
+        if isinstance(layer, nn.Apply):
+            names = OPS[op].arrays
+            joined = several and not OPS[op].variadic
+            arrays = (
+                dict(zip(names, call.x, strict=False)) if joined else {names[0]: list(call.x) if several else call.x}
+            )
+        else:
+            joined, arrays = False, {"x": list(call.x)}
+
+        def function(arrays: Arrays) -> Any:
+            (first, *_) = arrays.values()
+            return layer.forward(tuple(arrays.values()) if joined else tuple(first) if several else first, call.train)
+
+        return reference(op, arrays, known[2], call.gradient, dtype, function)
     seen: list[tuple[Any, dict[str, Any], Any]] = []
 
     def spy(x: Any, **arguments: Any) -> Any:
@@ -135,21 +153,29 @@ def _single_op(call: _Call) -> tuple[str, Arrays, dict[str, Any], Callable[[Arra
         return y, backward
 
     vars(layer)["_op"] = spy  # shadows the op of this instance only
-    y, _ = layer.forward(call.x)
+    y, _ = layer.forward(call.x, call.train)
     if len(seen) != 1 or seen[0][0] is not call.x or seen[0][2] is not y:
         return None
     op, options = type(layer)._op.__name__, seen[0][1]
-    return op, {"x": call.x} | {name: options.pop(name) for name in OPS[op].arrays[1:]}, options, None
+    arrays = {"x": call.x} | {name: options.pop(name) for name in OPS[op].arrays[1:]}
+    return reference(op, arrays, options, call.gradient, dtype)
 
 
-def _run(call: _Call, wanted: Reference, device: Device) -> dict[str, Any]:
+def _run(call: Call, wanted: Reference, device: Device) -> dict[str, Any]:
     """Run a layer forward and backward on a device; return its results and gradients by name, on the host."""
-    dtype, x = wanted.dtype, wanted.call.arrays["x"]
-    layer, several = copy.deepcopy(call.layer).to(device, dtype), isinstance(x, list)
+    dtype, layer = wanted.dtype, copy.deepcopy(call.layer).to(device, wanted.dtype)
+    several = isinstance(call.x, tuple | list)
+    names: list[str] = []
+    inputs: list[Any] = []
+    for name, array in wanted.call.arrays.items():
+        many = isinstance(array, list)
+        names += [f"d{name}[{i}]" for i in range(len(array))] if many else [f"d{name}"]
+        inputs += array if many else [array]
     with device.active():
-        y, backward = layer.forward(tuple(place(a, device, dtype) for a in x) if several else place(x, device, dtype))
+        placed = tuple(place(array, device, dtype) for array in (inputs if several else inputs[:1]))
+        y, backward = layer.forward(placed if several else placed[0], call.train)
         dx = backward(place(wanted.call.dy, device, dtype))
-    found = {"y": y} | ({f"dx[{i}]": one for i, one in enumerate(dx)} if several else {"dx": dx})
+    found = {"y": y, **dict(zip(names, dx if several else (dx,), strict=False))}
     found |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
     found |= {name: slot.data for name, slot in vars(layer).items() if isinstance(slot, Buffer)}
     return {name: device.to_numpy(array) for name, array in found.items() if array is not None}

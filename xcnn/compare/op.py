@@ -1,11 +1,13 @@
 """The errors of the results and gradients of an op on a device, over its samples."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from xcnn import nn
 from xcnn._plugins import find
 from xcnn.compare.budget import Reference, call_op, errors, reference, tensors
 from xcnn.compare.finding import Finding
@@ -14,7 +16,7 @@ from xcnn.devices import Device
 from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
 
-__all__ = ["op_errors", "op_name", "place", "run_op"]
+__all__ = ["called", "op_errors", "op_name", "place", "run_op"]
 
 
 def op_name(op: str | Callable[..., Any]) -> str:
@@ -26,6 +28,20 @@ def op_name(op: str | Callable[..., Any]) -> str:
     if name not in OPS or OPS[name].function is not function:
         raise UsageError(f"op {op!r}: expected a function made an op by @ops.op, got {type(function).__name__}")
     return name
+
+
+_JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Multiply: "multiply", nn.Concat: "concat"}
+
+
+def called(module: nn.Module) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+    """Return what a module of one op gives it, as `Layer.bound` does; None for other modules."""
+    if isinstance(module, nn.Layer):
+        return module.bound()
+    if isinstance(module, nn.Apply):
+        parameters = inspect.signature(OPS[module.op].function).parameters.items()
+        own = {name: one.default for name, one in parameters if name not in OPS[module.op].arrays}
+        return module.op, {}, {**own, **module.given}
+    return next(((op, {}, module.options()) for join, op in _JOINS.items() if isinstance(module, join)), None)
 
 
 def op_errors(op: str | Callable[..., Any], device: Device, dtype: str = "float32", seed: int = 0) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ and a row of `PEERS`.
 
 import contextlib
 import importlib
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,10 @@ from typing import Any
 from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
+from xcnn.compare.op import called
 from xcnn.errors import UsageError
-from xcnn.nn._layer import Layer
-from xcnn.ops._op import OPS
 
-__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "called", "checked"]
+__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "bound"]
 
 Step = Callable[[], Any]
 
@@ -96,32 +94,16 @@ class Contestant:
         return importlib.import_module(f"{__name__}.{self.name}")
 
 
-def checked(module: nn.Module, library: str) -> None:
-    """Refuse a module whose class computes something else than its op or graph.
+def bound(module: nn.Module, library: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return what a module of one op gives it, as `Layer.bound` does; the op of others is `""`.
 
     Raises
     ------
     UsageError
-        If the class does not inherit its computation from a class of `xcnn.nn`.
+        If the module's class does not inherit its computation from a class of `xcnn.nn`.
     """
     for name in ("forward", "call_op"):
         own = getattr(type(module), name, None)
         if own is not None and not own.__module__.startswith("xcnn.nn."):
             raise UsageError(f"bench: {type(module).__name__} defines its own {name}, so {library} cannot run it")
-
-
-_JOINS: dict[type[nn.Module], str] = {nn.Add: "add", nn.Multiply: "multiply", nn.Concat: "concat"}
-
-
-def called(module: Any, library: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return what a layer calls: the name of the op, its arrays but the first, and its options; see `Layer.bound`."""
-    if isinstance(module, Layer):
-        return module.bound()
-    for join, op in _JOINS.items():
-        if isinstance(module, join):
-            return op, {}, module.options()
-    if isinstance(module, nn.Apply):
-        parameters = inspect.signature(OPS[module.op].function).parameters.items()
-        own = {name: one.default for name, one in parameters if name not in OPS[module.op].arrays}
-        return module.op, {}, {**own, **module.given}
-    raise UsageError(f"bench: {library} cannot run {type(module).__name__}, which is not a layer of one op")
+    return called(module) or ("", {}, {})

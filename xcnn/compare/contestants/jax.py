@@ -10,7 +10,7 @@ import numpy as np
 
 from xcnn import nn
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step, called, checked
+from xcnn.compare.contestants import Step, bound
 from xcnn.errors import UsageError
 from xcnn.ops._window import window_axes
 from xcnn.ops.adaptive import adaptive_avg_pool1d, adaptive_sizes
@@ -80,7 +80,7 @@ class _Pass:
 
     def forward(self, m: Any, key: str, x: Any) -> Any:
         """Return the output of a module, whose arrays have the prefix `key`."""
-        checked(m, "JAX")
+        op, slots, options = bound(m, "JAX")
         if isinstance(m, nn.Graph):
             values = {m._plan.inputs: x}
             for name, node, inputs in m._plan.nodes:
@@ -89,9 +89,9 @@ class _Pass:
             return values[m._plan.output]
         if isinstance(m, nn.Identity):
             return x
-        op, slots, options = called(m, "JAX")
         if op not in _OPS:
-            raise UsageError(f"bench: JAX has no function for the op {op} of {type(m).__name__}")
+            what = f"the op {op} of " if op else ""
+            raise UsageError(f"bench: JAX has no function for {what}{type(m).__name__}")
         named = {name: self.arrays.get(key + name) for name in slots}
         relu = options.pop("activation", None) == "relu"
         y = _OPS[op](self, x, key=key, **named, **options) if slots else _OPS[op](self, x, **options)

@@ -8,9 +8,8 @@ from typing import Any
 
 from xcnn import nn
 from xcnn._check import is_integer
-from xcnn.compare.contestants import called, checked
+from xcnn.compare.contestants import bound
 from xcnn.errors import UsageError
-from xcnn.nn._layer import Layer
 from xcnn.nn._plan import names
 from xcnn.ops._op import OPS
 from xcnn.ops._window import window_axes
@@ -94,7 +93,7 @@ def twin(module: nn.Module) -> Any:
         """Return the twin of a module, which may write over its input if `overwrites`."""
         if isinstance(module, Parameter | Buffer):
             return tensor(module)
-        checked(module, "PyTorch")
+        op, held, options = bound(module, "PyTorch")
         if isinstance(module, nn.Graph):
             plan, free = module._plan, _unshared(module)
             nodes = [(name, converted(node, name in free), sources) for name, node, sources in plan.nodes]
@@ -107,13 +106,13 @@ def twin(module: nn.Module) -> Any:
             constants = {"mean": module.mean, "std": module.std}
             slots = {name: t.Buffer(torch.tensor(value)) for name, value in constants.items()}
             return Call(_normalize, slots, {})
-        op, bound, options = called(module, "PyTorch")
-        slots = {name: tensor(slot) for name, slot in bound.items()}
+        slots = {name: tensor(slot) for name, slot in held.items()}
         relu = options.pop("activation", None) == "relu"
         if isinstance(module, nn.Apply) and len(OPS[op].arrays) > 2:
             raise UsageError(f"bench: for PyTorch, Apply takes ops of up to two arrays only, got {op}")
         if op != "batch_norm" and op not in found:
-            raise UsageError(f"bench: PyTorch has no function for the op {op} of {type(module).__name__}")
+            what = f"the op {op} of " if op else ""
+            raise UsageError(f"bench: PyTorch has no function for {what}{type(module).__name__}")
         options |= {"inplace": True} if overwrites else {}
         layer = batch_norm(slots, options) if op == "batch_norm" else Call(found[op], slots, options)
         return t.Sequential(layer, t.ReLU()) if relu else layer
@@ -147,7 +146,7 @@ def _op(module: Any) -> str:
         ends = {name: node for name, node, _ in module._plan.nodes}
         output = module._plan.output
         module = ends.get(output) if isinstance(output, str) else None
-    return called(module, "PyTorch")[0] if isinstance(module, Layer | nn.Add | nn.Apply) else ""
+    return "" if module is None else bound(module, "PyTorch")[0]
 
 
 _NAMESAKES = """
