@@ -13,7 +13,7 @@ from zoo import SMALL
 from xcnn import compare, models, nn, ops, training
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
-from xcnn.compare.contestants import twin
+from xcnn.compare.contestants import ONLY, twin
 from xcnn.compare.meter import growth
 from xcnn.compare.profile import profile
 from xcnn.compare.scales import each
@@ -22,6 +22,8 @@ from xcnn.ops._op import OPS
 
 OURS = compare.Contestant("xcnn", "cpu")
 PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
+TRAINERS = [peer for peer in PEERS if peer.name not in ONLY]
+SMALL = [name for name, entry in models.MODELS.items() if max(entry.shape) <= 32]
 
 
 def steps(contestant, case, count):
@@ -29,7 +31,7 @@ def steps(contestant, case, count):
         return [step() for _ in range(count)]
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("peer", TRAINERS, ids=str)
 @pytest.mark.parametrize("model", SMALL)
 def test_a_peer_trains_as_we_do(model, peer):
     """With a learning rate at which the losses depend visibly on the gradients."""
@@ -75,7 +77,7 @@ class Other(nn.Conv2d, op=ops.conv_transpose2d):
     """A subclass of another op."""
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=str)
+@pytest.mark.parametrize("peer", TRAINERS, ids=str)
 @pytest.mark.parametrize(
     "layer",
     [
@@ -385,6 +387,18 @@ def test_workers_end_with_the_context():
     with worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one:
         pass
     assert one.process.returncode is not None
+
+
+def test_a_peer_that_does_not_train_is_left_out_there():
+    pytest.importorskip("onnxruntime")
+    entered = compare.contestants(["cpu"], ["onnxruntime"], ["NCHW"])
+    cases = [compare.Case("report", 1, mode, 1) for mode in compare.MODES]
+    train, infer = compare.bench(cases, entered, 1, 0.001)
+    assert [(str(one.contestant), one.reason) for one in train.dropped] == [("onnxruntime NCHW", "it runs infer only")]
+    assert train.peers == ()
+    assert train.best(train.ours[0]) is None
+    assert [str(one.contestant) for one in infer.peers] == ["onnxruntime NCHW"]
+    assert infer.dropped == ()
 
 
 def test_zero_rounds_are_refused():

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from xcnn import compare as room
 from xcnn import plots
 from xcnn.cli._console import check_writable, note, print_json, print_line, print_table, split_names
-from xcnn.devices import LIBRARIES, device
+from xcnn.devices import device
 from xcnn.errors import UsageError
 from xcnn.threads import get_num_threads
 
@@ -57,7 +57,8 @@ def bench(
     devices
         devices for xcnn, separated by commas; see `xcnn devices`.
     against
-        libraries to compare with, separated by commas: torch, jax (on the CPU only).
+        libraries to compare with, separated by commas: torch, jax (on the CPU only), onnxruntime (on the CPU, inference
+        only).
     ways
         ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
         compiled PyTorch networks on a GPU, which take minutes to compile.
@@ -94,7 +95,13 @@ def bench(
     check_writable(plot)
     running = room.bench(cases, contestants, rounds, seconds, profile)
     cores = f"{threads} thread{'s' * (threads > 1)}"
-    _print_machine(room.machine([LIBRARIES[name].module for name in peers]), room.describe(ours), cores, threads, json)
+    _print_machine(
+        room.machine([one.package[0] for one in contestants if one.name in peers]),
+        room.describe(ours),
+        cores,
+        threads,
+        json,
+    )
     results: list[room.Result] = []
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")

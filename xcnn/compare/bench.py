@@ -14,7 +14,7 @@ from typing import Any
 
 from xcnn._check import integer, number
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant
+from xcnn.compare.contestants import ONLY, PEERS, YARDSTICKS, Contestant
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
@@ -168,7 +168,8 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
             chosen = [way for way in possible if way in ways or not ways]
             if not chosen:
                 raise SpeedError(f"bench: on {where} {peer} has the ways {', '.join(possible)}, not {', '.join(ways)}")
-            found += [Contestant(peer, f"{peer}:{where}", way) for way in chosen]
+            at = f"{peer}:{where}" if peer in LIBRARIES else where
+            found += [Contestant(peer, at, way) for way in chosen]
     return found
 
 
@@ -194,9 +195,9 @@ def bench(
     """
     integer("bench", "rounds", rounds)
     number("bench", "seconds", seconds, "(0, inf)")
-    for peer in {one.name for one in entered} & set(PEERS):
-        if importlib.util.find_spec(LIBRARIES[peer].module) is None:
-            raise SpeedError(f"bench: {peer} is not installed; {LIBRARIES[peer].hint}")
+    for module, hint in {one.package for one in entered if one.name in PEERS}:
+        if importlib.util.find_spec(module) is None:
+            raise SpeedError(f"bench: {module} is not installed; {hint}")
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
@@ -205,8 +206,14 @@ def bench(
 
 
 def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> Result:
+    unable = [
+        Dropped(one, f"it runs {ONLY[one.name]} only") for one in entered if ONLY.get(one.name, case.mode) != case.mode
+    ]
     with contextlib.ExitStack() as stack:
-        first, dropped = _begin([stack.enter_context(Worker(contestant, case)) for contestant in entered])
+        workers = [
+            stack.enter_context(Worker(one, case)) for one in entered if ONLY.get(one.name, case.mode) == case.mode
+        ]
+        first, dropped = _begin(workers)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in first}
         for number in range(rounds):
             for worker in turns if number % 2 == 0 else reversed(turns):  # so that drift favours no contestant
@@ -219,7 +226,7 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
             rates.setdefault(one.hardware, {})[one.name] = one.work() / min(timing.rounds)
     ours = tuple(timing for timing in timings if timing.contestant.name == "xcnn")
     peers = tuple(timing for timing in timings if timing.contestant.name in PEERS)
-    return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, tuple(dropped))
+    return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, (*unable, *dropped))
 
 
 def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]], profiled: float) -> Timing:

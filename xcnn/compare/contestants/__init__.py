@@ -17,9 +17,10 @@ from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
 from xcnn.compare.op import called
+from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "PEERS", "YARDSTICKS", "Contestant", "Step", "bound"]
+__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "YARDSTICKS", "Contestant", "Step", "bound"]
 
 Step = Callable[[], Any]
 
@@ -29,12 +30,16 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
         "cuda": ("NCHW", "channels_last", "NCHW compiled", "NCHW graphs"),
     },
     "jax": {"cpu": ("NCHW", "NHWC")},
+    "onnxruntime": {"cpu": ("NCHW", "NCHW 1 thread")},
 }
-"""The ways in which each peer is measured, by its name in `devices.LIBRARIES` and the kind of hardware.
+"""The ways in which each peer is measured, by its name and the kind of hardware.
 
 A way is a memory layout, alone or followed by `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than
 all threads for little work).
 """
+
+ONLY: dict[str, str] = {"onnxruntime": "infer"}
+"""The mode of the peers that run one of the modes of a `Case` only."""
 
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
 """The yardsticks of each kind of hardware: a matrix product, and copies in its memory."""
@@ -74,6 +79,12 @@ class Contestant:
     def variant(self) -> str:
         """The way of a peer, and the device of xcnn or a yardstick."""
         return self.way or self.device
+
+    @property
+    def package(self) -> tuple[str, str]:
+        """The module of a peer, and how to install it."""
+        library = LIBRARIES.get(self.name)
+        return (self.name, f"pip install onnx {self.name}") if library is None else (library.module, library.hint)
 
     @property
     def is_yardstick(self) -> bool:
