@@ -48,8 +48,8 @@ def report_errors(findings: Sequence[Finding], place: str, what: str, as_json: b
         return
     table = room.nearest(findings, _row(bool(what)), lambda f: f.device)
     names = list(dict.fromkeys(f.device for f in findings))
-    cells = {key: [row[name].error for name in names] for key, row in table.items()}
-    rows = [(*key, *(f"{error.tensor} {error}" for error in errors)) for key, errors in cells.items()]
+    cells = {key: [row[name].error if name in row else None for name in names] for key, row in table.items()}
+    rows = [(*key, *(f"{e.tensor} {e}" if e else "-" for e in errors)) for key, errors in cells.items()]
     title = f"{findings[0].dtype}: per {place}, the tensor nearest to its bound: error and bound in eps * S (and ULP)"
     print_table(*([place, what] if what else [place]), *names, rows=rows, title=title)
 

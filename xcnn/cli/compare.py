@@ -20,7 +20,10 @@ from xcnn.errors import UsageError, unknown
 from xcnn.ops._op import OPS
 from xcnn.threads import get_num_threads
 
-__all__ = ["compare"]
+__all__ = ["LARGE", "compare"]
+
+LARGE = 64
+"""Networks of images with more pixels than this on a side are compared on two random images by default."""
 
 
 def compare(
@@ -28,9 +31,9 @@ def compare(
     devices: Annotated[str | None, Parameter(name=["--devices", "--device"])] = None,
     op: str | None = None,
     model: str = "resnet20",
-    dataset: str = "digits",
+    dataset: Annotated[str | None, Parameter(show_default=False)] = None,
     data_dir: Path | None = None,
-    batch_size: Annotated[int, Parameter(name=["--batch-size", "-b"])] = 8,
+    batch_size: Annotated[int | None, Parameter(name=["--batch-size", "-b"], show_default=False)] = None,
     steps: int = 10,
     dtype: str = "float32",
     threads: int | None = None,
@@ -42,23 +45,25 @@ def compare(
 
     Each layer is compared by itself with the same layer in a wider dtype. Errors are in units of |error| / (eps * S),
     where S is the sum of the magnitudes that were added. They measure rounding and cannot reveal a wrong formula. If an
-    error exceeds its bound, the exit code is 1.
+    error exceeds its bound, the exit code is 1. ONNX Runtime is compared in inference, layer by layer and as a whole.
 
     Parameters
     ----------
     devices
-        devices to compare, separated by commas, such as cpu,torch,jax; by default all that can be used here.
+        devices to compare, separated by commas, such as cpu,torch,jax,onnxruntime; by default all that can be used here
+        but onnxruntime.
     op
         compare an op on its sample inputs instead of a network: its name, package.module:name for your own op, or
         `all` for every op.
     model
         network by name; see `xcnn models`.
     dataset
-        data set by name; see `xcnn datasets`.
+        data set by name, see `xcnn datasets`; or `random` for random images in the network's own shape, the default for
+        networks of images larger than 64 x 64. For others it is digits.
     data_dir
         folder that holds the data set's files.
     batch_size
-        images per step.
+        images per step; by default 8, or 2 if they are larger than 64 x 64.
     steps
         number of training steps to compare and to time; 0 skips both.
     dtype
@@ -78,6 +83,9 @@ def compare(
         if name not in room.WIDE:
             raise unknown("dtype", name, room.WIDE)
     use_threads(threads)
+    large = op is None and max(models.entry(model).shape) > LARGE
+    dataset = dataset or (room.RANDOM if large else "digits")
+    batch_size = (2 if large else 8) if batch_size is None else batch_size
     for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
@@ -85,14 +93,17 @@ def compare(
         plots.check()
     check_writable(plot, markdown)
     opened = _open(devices, dtypes)
+    able, runtimes = _split(opened)
     on = ", ".join(one.name for one in opened)
     findings: list[room.Finding] = []
     parted: list[Parting] = []
     if op is not None:
         subject, flags = "every op" if op == "all" else op, ["--op", op]
         names = list(OPS) if op == "all" else [room.op_name(op)]
+        if runtimes:
+            _leave_out(able, "compares networks")
         for name in dtypes:
-            found = list(_op_errors(names, opened, name, on))
+            found = list(_op_errors(names, able, name, on))
             report_errors(found, "op", "" if len(names) > 1 else "which", json)
             findings += found
     else:
@@ -102,13 +113,21 @@ def compare(
         network = models.build(model, (c, h, w), classes)
         for name in dtypes:
             note(f"{subject}: images {x.shape}, {name}, on {on}")
-            found = list(room.layer_errors(network, x, y, opened, name))
+            within = runtimes if name == "float32" else []
+            if runtimes and not within:
+                _leave_out(able, "computes in float32")
+            found = list(room.layer_errors(network, x, y, able, name)) if able else []
+            for one in within:
+                found += room.inference_errors(network, x, one, note)
+            found += room.network_errors(network, x, [*able, *within], name)
             report_errors(found, "layer", "class", json)
             findings += found
-            if steps:
+            if steps and runtimes:
+                note(f"{room.RUNTIME} is left out of the steps of training, as it only infers")
+            if steps and able:
                 threads = get_num_threads()
                 case = room.Case(model, len(x), "train", threads, images=(c, h, w), classes=classes, dtype=name)
-                parted += _train(network, batches, case, steps, opened, json)
+                parted += _train(network, batches, case, steps, able, json)
     if plot is not None:
 
         def column(one: room.Finding | Parting) -> str:
@@ -127,18 +146,33 @@ def compare(
     return report_verdict(findings, parted, json)
 
 
-def _open(names: str | None, dtypes: Sequence[str]) -> list[Device]:
+def _open(names: str | None, dtypes: Sequence[str]) -> list[Device | room.Runtime]:
     """Open the named devices, or all that can be used, and try the dtypes on each."""
+    opened: list[Device | room.Runtime]
     if names is not None:
-        opened = [device(name) for name in split_names(names)]
+        opened = [room.Runtime() if name == room.RUNTIME else device(name) for name in split_names(names)]
     else:
         opened = [found for found in try_devices().values() if isinstance(found, Device)]
     if not opened:
         raise UsageError(f"devices takes names separated by commas, got {names!r}", setting="devices")
     for one in opened:
         for dtype in dtypes:
-            one.asarray(np.zeros(1, dtype))
+            if isinstance(one, Device):
+                one.asarray(np.zeros(1, dtype))
     return opened
+
+
+def _split(opened: Sequence[Device | room.Runtime]) -> tuple[list[Device], list[room.Runtime]]:
+    """Return the devices, which train, and the others."""
+    able = [one for one in opened if isinstance(one, Device)]
+    return able, [one for one in opened if isinstance(one, room.Runtime)]
+
+
+def _leave_out(able: Sequence[Device], what: str) -> None:
+    """Say that ONNX Runtime is left out as it does something else; that is an error if nothing else is left."""
+    if not able:
+        raise UsageError(f"{room.RUNTIME} {what} only; name another device, too", setting="devices")
+    note(f"{room.RUNTIME} is left out, as it {what} only")
 
 
 def _op_errors(names: Sequence[str], opened: Sequence[Device], dtype: str, on: str) -> Iterator[room.Finding]:

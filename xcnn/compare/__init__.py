@@ -9,10 +9,11 @@ from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
 from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.gpu import CPU, describe
+from xcnn.compare.inference import RUNTIME, Runtime, inference_errors, network_errors
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors, op_name
-from xcnn.compare.steps import PARTING, batches, distances
+from xcnn.compare.steps import PARTING, RANDOM, batches, distances
 from xcnn.compare.worker import SpeedError
 from xcnn.machine import machine
 
@@ -22,6 +23,8 @@ __all__ = [
     "MODES",
     "PARTING",
     "PEERS",
+    "RANDOM",
+    "RUNTIME",
     "WIDE",
     "Budget",
     "Case",
@@ -31,6 +34,7 @@ __all__ = [
     "Finding",
     "Growth",
     "Result",
+    "Runtime",
     "SpeedError",
     "Timing",
     "batches",
@@ -39,10 +43,12 @@ __all__ = [
     "describe",
     "distances",
     "growths",
+    "inference_errors",
     "layer_errors",
     "machine",
     "markdown",
     "nearest",
+    "network_errors",
     "op_errors",
     "op_name",
     "speed",

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xcnn.compare.budget import budget
+from xcnn.compare.budget import Error, budget
 from xcnn.compare.finding import Finding, nearest
+from xcnn.compare.inference import NETWORK, Runtime
 from xcnn.devices import Device
 
 __all__ = ["markdown"]
@@ -25,7 +26,7 @@ Errors and S are computed with a reference in a wider dtype. K is the number of 
 """
 
 
-def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str, command: str) -> str:
+def markdown(findings: Sequence[Finding], devices: Sequence[Device | Runtime], title: str, command: str) -> str:
     """Return a document with the devices, whether all errors are within their budgets, and a table per dtype.
 
     Parameters
@@ -41,7 +42,7 @@ def markdown(findings: Sequence[Finding], devices: Sequence[Device], title: str,
     return "\n".join(lines) + "\n"
 
 
-def _run(devices: Sequence[Device]) -> list[str]:
+def _run(devices: Sequence[Device | Runtime]) -> list[str]:
     """Return lines with the versions of the libraries and the kind of processor."""
     simd = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     kind = ", ".join([platform.machine(), *simd[-1:]])
@@ -66,9 +67,14 @@ def _table(findings: Sequence[Finding]) -> list[str]:
     lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (place, op, tensor), cells in rows.items():
-        measured = (str(e) if (e := cells[name].error).within else f"**{e}**" for name in names)
-        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", str(budget(op)), *measured]))
+        measured = (_cell(cells[name].error) if name in cells else "-" for name in names)
+        bound = "100 + 10 NumPy" if op == NETWORK else str(budget(op))
+        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", bound, *measured]))
     return lines
+
+
+def _cell(error: Error) -> str:
+    return str(error) if error.within else f"**{error}**"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -14,10 +14,13 @@ from xcnn.models import entry
 from xcnn.optim import SGD
 from xcnn.training import Trainer
 
-__all__ = ["PARTING", "Batches", "batches", "distances"]
+__all__ = ["PARTING", "RANDOM", "Batches", "batches", "distances"]
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 """Images (n, c, h, w), float32, and labels (n,), on the host."""
+
+RANDOM = "random"
+"""The data set of random images in the shape of the network."""
 
 PARTING: dict[str, float] = {"float32": 0.2, "float64": 1e-10}
 """How far the weights may be from the CPU run's after at most 50 steps, relative to their size.
@@ -34,20 +37,31 @@ def batches(
 ) -> tuple[Batches, int]:
     """Return `count` batches of training images, shuffled with seed 0, and the number of classes.
 
-    Images that are too small for the network are enlarged by repeating pixels.
+    Images that are too small for the network are enlarged by repeating pixels. The data set `"random"` has images of
+    random numbers from 0 to 1 in the network's own shape, and random labels for its own number of classes.
 
     Raises
     ------
     UsageError
         If the data set or model is unknown. The message names the nearest one.
     """
-    smallest = entry(model).smallest
+    found = entry(model)
+    smallest = found.smallest
+    if dataset == RANDOM:
+        rng = np.random.default_rng(0)
+
+        def draw() -> tuple[np.ndarray, np.ndarray]:
+            return rng.random((batch_size, *found.shape), np.float32), rng.integers(
+                0, getattr(found, "classes", 10), batch_size
+            )
+
+        return [draw() for _ in range(count)], getattr(found, "classes", 10)
     train, _ = data.load(dataset, data_dir)
     times = -(-smallest // min(train.shape[1:]))
     loader = data.Loader(train, batch_size)
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
-    found = itertools.islice(epochs, count)
-    return [(x.repeat(times, axis=2).repeat(times, axis=3), y) for x, y in found], len(train.classes)
+    first = itertools.islice(epochs, count)
+    return [(x.repeat(times, axis=2).repeat(times, axis=3), y) for x, y in first], len(train.classes)
 
 
 def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "float32") -> list[float]:
