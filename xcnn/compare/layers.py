@@ -16,7 +16,6 @@ from xcnn import nn
 from xcnn.compare.budget import Reference, errors, reference
 from xcnn.compare.finding import Finding
 from xcnn.compare.op import called, op_name, place, run_op
-from xcnn.compare.scales import Arrays
 from xcnn.devices import Device
 from xcnn.nn._observe import observing
 from xcnn.ops._op import OPS
@@ -129,21 +128,17 @@ def layer_reference(call: Call, dtype: str) -> Reference | None:
         known = called(layer)
         if known is None or not type(layer).forward.__module__.startswith("xcnn.nn."):
             return None
-        op, several = known[0], isinstance(call.x, tuple | list)
+        op, _, options = known
         if isinstance(layer, nn.Apply):
-            names = OPS[op].arrays
-            joined = several and not OPS[op].variadic
-            arrays = (
-                dict(zip(names, call.x, strict=False)) if joined else {names[0]: list(call.x) if several else call.x}
-            )
-        else:
-            joined, arrays = False, {"x": list(call.x)}
-
-        def function(arrays: Arrays) -> Any:
-            (first, *_) = arrays.values()
-            return layer.forward(tuple(arrays.values()) if joined else tuple(first) if several else first, call.train)
-
-        return reference(op, arrays, known[2], call.gradient, dtype, function)
+            options |= {"training": call.train} if "training" in options else {}
+            names, several = OPS[op].arrays, isinstance(call.x, tuple | list)
+            if OPS[op].variadic:
+                arrays = {names[0]: list(call.x)}
+            else:
+                arrays = dict(zip(names, call.x, strict=False)) if several else {names[0]: call.x}
+            return reference(op, arrays, options, call.gradient, dtype)
+        arrays = {"x": list(call.x)}
+        return reference(op, arrays, {}, call.gradient, dtype, lambda arrays: layer.forward(tuple(arrays["x"])))
     seen: list[tuple[Any, dict[str, Any], Any]] = []
 
     def spy(x: Any, **arguments: Any) -> Any:
@@ -168,6 +163,8 @@ def _run(call: Call, wanted: Reference, device: Device) -> dict[str, Any]:
     names: list[str] = []
     inputs: list[Any] = []
     for name, array in wanted.call.arrays.items():
+        if array is None:
+            continue
         many = isinstance(array, list)
         names += [f"d{name}[{i}]" for i in range(len(array))] if many else [f"d{name}"]
         inputs += array if many else [array]
