@@ -8,7 +8,7 @@ from xcnn import compare as room
 from xcnn.cli._console import error_line, note, print_json, print_table
 from xcnn.compare import Finding
 
-__all__ = ["Parting", "report_errors", "report_speed", "report_steps", "report_verdict", "shares"]
+__all__ = ["Parting", "report_errors", "report_files", "report_speed", "report_steps", "report_verdict", "shares"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,74 @@ def report_verdict(findings: Sequence[Finding], parted: Sequence[Parting], as_js
     else:
         note(f"all {len(findings)} errors are within their budgets; the nearest to its bound: {worst[0]}")
     return int(bool(over))
+
+
+def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json: bool) -> int:
+    """Print what two files have in common and where they differ, and return the exit code."""
+    differing = [(one, other, off) for one, other, off in found.weights if off]
+    if as_json:
+        for what, *values in found.facts:
+            print_json({"kind": "fact", "what": what, "a": values[0], "b": values[1]})
+        for pair in found.pairs:
+            print_json({"kind": "layer", **dataclasses.asdict(pair), "parted": pair.parted})
+        for one, other, off in found.weights:
+            print_json({"kind": "weights", "a": one, "b": other, "difference": off})
+        for side, names in zip("ab", found.alone, strict=True):
+            for name in names:
+                print_json({"kind": "weights", side: name})
+        verdict = {"units": found.units, "bound": room.TOGETHER, "agreed": found.agreed, "same": found.same}
+        first = found.first and {"a": found.first.a, "b": found.first.b}
+        print_json({"kind": "verdict", **verdict, "first": first, "reason": found.reason})
+    else:
+        print_table("", "A", "B", rows=[("file", str(a.path), str(b.path)), *found.facts], fold=False)
+        if found.pairs:
+            rows = [
+                (
+                    one.a or "-",
+                    one.b or "-",
+                    one.op,
+                    _difference(one.weights),
+                    _difference(one.units, "<- parts" * one.parted),
+                )
+                for one in found.pairs
+            ]
+            title = "layers in order; largest difference of weights (relative to A's largest) and activations (eps * S)"
+            print_table("A", "B", "op", "weights", "activations", rows=rows, title=title, gap=True, fold=False)
+        elif differing:
+            changed = [(one, other, f"{off:.1e}") for one, other, off in differing]
+            title = "weights that differ; largest difference relative to A's largest"
+            print_table("A", "B", "difference", rows=changed, title=title, gap=True, fold=False)
+    how = "in their order, as their names differ" if found.in_order else "by name"
+    note(f"weights: {len(found.weights)} arrays are matched {how}, {len(differing)} of them differ")
+    for path, names in zip((a.path, b.path), found.alone, strict=True):
+        if names:
+            some = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            note(f"only in {path}, or of another shape: {len(names)} arrays, {some}")
+    if found.agreed is not None:
+        note(f"the largest score is that of the same class for {found.agreed:.0%} of the inputs")
+    if found.same:
+        note("the weights are equal" if found.units is None else f"the outputs agree: {_outputs(found.units)}")
+        return 0
+    if found.reason:
+        error_line(f"the outputs cannot be compared: {found.reason}")
+    elif found.units is None:
+        error_line("the weights differ")
+    else:
+        at = (
+            f"; the activations part at {found.first.a} of A, {found.first.b} of B ({found.first.op})"
+            if found.first
+            else ""
+        )
+        error_line(f"the outputs differ: {_outputs(found.units)}{at}")
+    return 1
+
+
+def _outputs(units: float) -> str:
+    return f"{units:.3g} units of eps * S, where at most {room.TOGETHER:g} count as rounding"
+
+
+def _difference(value: float | None, mark: str = "") -> str:
+    return "-" if value is None else f"{value:.1e} {mark}".strip() if value else "equal"
 
 
 def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:

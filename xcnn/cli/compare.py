@@ -9,9 +9,18 @@ import numpy as np
 from cyclopts import Parameter
 
 from xcnn import compare as room
-from xcnn import models, nn, plots
+from xcnn import data, models, nn, plots
+from xcnn._check import integer
 from xcnn._files import replacing
-from xcnn.cli._comparison import Parting, report_errors, report_speed, report_steps, report_verdict, shares
+from xcnn.cli._comparison import (
+    Parting,
+    report_errors,
+    report_files,
+    report_speed,
+    report_steps,
+    report_verdict,
+    shares,
+)
 from xcnn.cli._console import check_writable, note, split_names, use_threads
 from xcnn.compare.steps import Batches
 from xcnn.devices import Device, device
@@ -27,10 +36,10 @@ LARGE = 64
 
 
 def compare(
-    *,
+    *files: Path,
     devices: Annotated[str | None, Parameter(name=["--devices", "--device"])] = None,
     op: str | None = None,
-    model: str = "resnet20",
+    model: Annotated[str | None, Parameter(show_default=False)] = None,
     dataset: Annotated[str | None, Parameter(show_default=False)] = None,
     data_dir: Path | None = None,
     batch_size: Annotated[int | None, Parameter(name=["--batch-size", "-b"], show_default=False)] = None,
@@ -41,14 +50,20 @@ def compare(
     markdown: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Run the same network, weights and batches on several devices; show errors, distances after training, and speed.
+    """Compare devices on the same network, weights and batches: errors, distances after training, speed; or two files.
 
     Each layer is compared by itself with the same layer in a wider dtype. Errors are in units of |error| / (eps * S),
     where S is the sum of the magnitudes that were added. They measure rounding and cannot reveal a wrong formula. If an
     error exceeds its bound, the exit code is 1. ONNX Runtime is compared in inference, layer by layer and as a whole.
 
+    Two files, such as `xcnn compare model.onnx RUN`, are compared with each other: what they take and give, which
+    weights differ, and the first layers whose activations part on the same input. The exit code is 1 if the outputs
+    differ by more than rounding.
+
     Parameters
     ----------
+    files
+        two files to compare with each other: ONNX files, checkpoints, weights, or folders of runs.
     devices
         devices to compare, separated by commas, such as cpu,torch,jax,onnxruntime; by default all that can be used here
         but onnxruntime.
@@ -56,10 +71,10 @@ def compare(
         compare an op on its sample inputs instead of a network: its name, package.module:name for your own op, or
         `all` for every op.
     model
-        network by name; see `xcnn models`.
+        network by name, by default resnet20; see `xcnn models`. For files, the network of plain weights.
     dataset
         data set by name, see `xcnn datasets`; or `random` for random images in the network's own shape, the default for
-        networks of images larger than 64 x 64. For others it is digits.
+        files and for networks of images larger than 64 x 64. For others it is digits.
     data_dir
         folder that holds the data set's files.
     batch_size
@@ -83,6 +98,12 @@ def compare(
         if name not in room.WIDE:
             raise unknown("dtype", name, room.WIDE)
     use_threads(threads)
+    if files:
+        for setting, given in (("devices", devices), ("op", op), ("plot", plot), ("markdown", markdown)):
+            if given is not None:
+                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
+        return _files(files, model, dataset, data_dir, 8 if batch_size is None else batch_size, json)
+    model = model or "resnet20"
     large = op is None and max(models.entry(model).shape) > LARGE
     dataset = dataset or (room.RANDOM if large else "digits")
     batch_size = (2 if large else 8) if batch_size is None else batch_size
@@ -144,6 +165,23 @@ def compare(
             temporary.write_text(text, "utf-8")
         note(f"table: {markdown}")
     return report_verdict(findings, parted, json)
+
+
+def _files(
+    files: Sequence[Path], model: str | None, dataset: str | None, data_dir: Path | None, count: int, as_json: bool
+) -> int:
+    """Compare two files on test images, or on random numbers from 0 to 1."""
+    if len(files) != 2:
+        raise UsageError(f"compare takes two files, got {len(files)}")
+    a, b = (room.open_file(path, model) for path in files)
+    shape, x = a.shape or b.shape, None
+    if dataset not in (None, room.RANDOM):
+        x = data.to_float(data.load(dataset, data_dir)[1].x[: integer("compare", "batch_size", count)])
+    elif shape:
+        x = np.random.default_rng(0).random((integer("compare", "batch_size", count), *shape), np.float32)
+    if x is None and a.network is not None and b.network is not None:
+        raise UsageError("the files do not state the shape of an input; name a data set", setting="dataset")
+    return report_files(a, b, room.compare_files(a, b, x), as_json)
 
 
 def _open(names: str | None, dtypes: Sequence[str]) -> list[Device | room.Runtime]:

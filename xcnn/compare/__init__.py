@@ -7,6 +7,7 @@ from xcnn.compare.bench import Dropped, Growth, Result, Timing, bench, contestan
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
+from xcnn.compare.files import TOGETHER, Comparison, Opened, Pair, compare_files, open_file
 from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.gpu import CPU, describe
 from xcnn.compare.inference import RUNTIME, Runtime, inference_errors, network_errors
@@ -25,20 +26,25 @@ __all__ = [
     "PEERS",
     "RANDOM",
     "RUNTIME",
+    "TOGETHER",
     "WIDE",
     "Budget",
     "Case",
+    "Comparison",
     "Contestant",
     "Dropped",
     "Error",
     "Finding",
     "Growth",
+    "Opened",
+    "Pair",
     "Result",
     "Runtime",
     "SpeedError",
     "Timing",
     "batches",
     "bench",
+    "compare_files",
     "contestants",
     "describe",
     "distances",
@@ -51,5 +57,6 @@ __all__ = [
     "network_errors",
     "op_errors",
     "op_name",
+    "open_file",
     "speed",
 ]
