@@ -4,6 +4,7 @@ Both run on the same input in float64, where networks that differ only in roundi
 their order by op and shape of the output, weights by name or else in their order.
 """
 
+import copy
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -98,9 +99,14 @@ class Pair:
     units: float | None = None
 
     @property
+    def equal(self) -> bool:
+        """Whether neither weights nor outputs differ at all."""
+        return self.units == 0 and not self.weights
+
+    @property
     def parted(self) -> bool:
         """Whether the outputs differ by more than rounding."""
-        return self.units is not None and not self.units <= TOGETHER
+        return self.units is not None and self.units > TOGETHER
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,7 @@ class _Run:
 
             return observed
 
-        network.to("cpu", "float64")
+        network = copy.deepcopy(network).to("cpu", "float64")
         with observing(network, observer), np.errstate(all="ignore"):
             self.y = network(x.astype(np.float64))
 

@@ -1,0 +1,203 @@
+"""`xcnn compare A B`: two files side by side, with differences planted in weights, layers and interfaces."""
+
+import copy
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import xcnn as library
+from xcnn import compare, nn, onnx
+from xcnn.compare.files import TOGETHER
+
+pytest.importorskip("onnxruntime")
+
+SHAPE, CLASSES = (2, 6, 6), ("cat", "dog", "owl")
+
+
+@pytest.fixture
+def xcnn(xcnn):
+    """Run `xcnn compare` in an empty folder: (exit code, stdout, stderr)."""
+    return functools.partial(xcnn, "compare")
+
+
+def network(*more: nn.Module) -> nn.Module:
+    body = nn.Sequential(
+        {"conv": nn.Conv2d(4, 4, 3, padding=1, bias=False), "norm": nn.BatchNorm2d(4), "act": nn.ReLU()}
+    )
+    layers = (
+        nn.Conv2d(2, 4, 3, padding=1),
+        *more,
+        nn.Residual(body),
+        nn.Dropout(0.5),
+        nn.GlobalAvgPool(),
+        nn.Linear(4, 3),
+    )
+    model = nn.Sequential(*layers)
+    model.reset_parameters(0)
+    return model
+
+
+def changed(model: nn.Module, name: str, by: float) -> nn.Module:
+    """Return a copy in which every number of a parameter is larger."""
+    other = copy.deepcopy(model)
+    slot = dict(other.named_parameters())[name]
+    slot.data = slot.data + np.float32(by)
+    return other
+
+
+def saved(model: nn.Module, path, **about):
+    """Save a network as ONNX or as a file of xcnn, by the suffix."""
+    if path.suffix == ".onnx":
+        return onnx.save(model, path, SHAPE, **about)
+    return library.save(model, path, shape=SHAPE, **about)
+
+
+def compared(a, b, count=3) -> compare.Comparison:
+    x = np.random.default_rng(0).random((count, *SHAPE))
+    return compare.compare_files(compare.open_file(a), compare.open_file(b), x)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_a_network_and_its_export_are_equal(tmp_path, suffix) -> None:
+    a, b = saved(network(), tmp_path / "a.safetensors"), saved(network(), tmp_path / f"b.{suffix}", classes=CLASSES)
+    found = compared(a, b)
+    assert found.same
+    assert found.units == 0
+    assert found.agreed == 1
+    assert found.first is None
+    assert [pair.op for pair in found.pairs] == [
+        "conv2d",
+        "conv2d",
+        "batch_norm",
+        "relu",
+        "add",
+        "global_avg_pool",
+        "linear",
+    ]
+    assert all(pair.equal and pair.a and pair.b for pair in found.pairs)
+    assert {(one, off) for one, _, off in found.weights} == {(name, 0) for name in network().state_dict()}
+    assert found.alone == ((), ())
+    facts = {what: values for what, *values in found.facts}
+    assert facts["input"] == ["2 x 6 x 6"] * 2
+    assert facts["output"] == ["3 x 3"] * 2
+    assert facts["classes"] == ["unknown", "3: cat, dog, owl"]
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_a_changed_weight_is_found_with_the_first_layer_that_parts(tmp_path, suffix) -> None:
+    model = network()
+    a = saved(model, tmp_path / "a.safetensors")
+    b = saved(changed(model, "1.body.norm.bias", 0.5), tmp_path / f"b.{suffix}")
+    found = compared(a, b)
+    assert not found.same
+    assert [(one, off) for one, _, off in found.weights if off] == [("1.body.norm.bias", np.inf)]  # all zeros before
+    assert (found.first.a, found.first.op) == ("1.body.norm", "batch_norm")
+    assert [pair.equal for pair in found.pairs[:2]] == [True, True]
+    assert all(pair.parted for pair in found.pairs[2:])
+
+
+def test_rounding_is_no_difference(tmp_path) -> None:
+    model = network()
+    a, b = saved(model, tmp_path / "a.safetensors"), saved(changed(model, "0.weight", 3e-7), tmp_path / "b.safetensors")
+    found = compared(a, b)
+    assert found.same
+    assert 0 < found.units < TOGETHER
+    assert not found.pairs[0].equal
+
+
+def test_a_layer_that_only_one_network_has_is_named(tmp_path) -> None:
+    a, b = saved(network(), tmp_path / "a.onnx"), saved(network(nn.Tanh()), tmp_path / "b.safetensors")
+    found = compared(a, b)
+    assert not found.same
+    assert [(pair.a, pair.b) for pair in found.pairs if pair.units is None] == [("", "1")]
+    assert found.first.b == "2.body.conv"
+    assert found.in_order
+
+
+def test_other_names_are_matched_in_order(tmp_path) -> None:
+    first = nn.Sequential(nn.Conv2d(2, 3, 3), nn.GlobalAvgPool(), nn.Linear(3, 3))
+    second = nn.Sequential({"stem": nn.Conv2d(2, 3, 3), "pool": nn.GlobalAvgPool(), "head": nn.Linear(3, 3)})
+    for name, other in zip(first.parameters(), second.parameters(), strict=True):
+        other.data = name.data.copy()
+    found = compared(saved(first, tmp_path / "a.safetensors"), saved(second, tmp_path / "b.safetensors"))
+    assert found.same
+    assert found.in_order
+    assert [pair[:2] for pair in found.weights] == [
+        ("0.weight", "stem.weight"), ("0.bias", "stem.bias"), ("2.weight", "head.weight"), ("2.bias", "head.bias")
+    ]  # fmt: skip
+
+
+def test_networks_of_other_inputs_or_outputs_differ(tmp_path) -> None:
+    a = saved(network(), tmp_path / "a.safetensors")
+    wide = library.save(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "b.safetensors", shape=(3, 6, 6))
+    found = compared(a, wide)
+    assert not found.same
+    assert "b.safetensors does not take the input 3 x 2 x 6 x 6: 0 (Conv2d)" in found.reason
+    found = compared(a, saved(nn.Sequential(*network(), nn.Linear(3, 2)), tmp_path / "c.safetensors"))
+    assert found.units == np.inf
+    assert found.agreed is None
+
+
+def test_weights_alone_are_compared_by_name(tmp_path, xcnn) -> None:
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    model = network()
+    for name, one in {"a": model, "b": model, "c": changed(model, "0.bias", 1.0)}.items():
+        save_file(one.state_dict(), tmp_path / f"{name}.safetensors")
+    assert xcnn(tmp_path / "a.safetensors", tmp_path / "b.safetensors")[0] == 0
+    code, out, err = xcnn(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+    assert code == 1
+    assert "error: the weights differ" in err
+    assert [line.split()[0] for line in out.splitlines()[-1:]] == ["0.bias"]
+
+
+def test_the_command_shows_what_differs(tmp_path, xcnn) -> None:
+    model = network()
+    a = saved(model, tmp_path / "a.onnx", classes=CLASSES)
+    b = saved(changed(model, "1.body.conv.weight", 1.0), tmp_path / "b.safetensors")
+    code, out, err = xcnn(a, b)
+    assert code == 1
+    assert "5 of 7 layers differ" in out
+    assert [line.split()[:2] for line in out.splitlines() if "<- the first to part" in line] == [["1.body.conv"] * 2]
+    assert "1 of them differ" in err
+    assert "error: the outputs differ: " in err.splitlines()[-1]
+    assert "the activations part at 1.body.conv of A, 1.body.conv of B (conv2d)" in err.splitlines()[-1]
+    code, out, _ = xcnn(a, b, "--json", "-b", 2)
+    assert code == 1
+    *lines, verdict = map(json.loads, out.splitlines())
+    assert {line["kind"] for line in lines} == {"fact", "layer", "weights"}
+    assert verdict["first"] == {"a": "1.body.conv", "b": "1.body.conv"}
+    assert verdict["same"] is False
+    assert verdict["bound"] == TOGETHER
+
+
+def test_images_of_a_data_set_can_be_the_input(tmp_path, xcnn) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    a, b = (library.save(model, tmp_path / f"{name}.safetensors", shape=(1, 8, 8)) for name in "ab")
+    code, _, err = xcnn(a, b, "--dataset", "digits", "-b", 5)
+    assert code == 0
+    assert "the outputs agree: 0 units of eps * S" in err
+    assert "the same class for 100% of the inputs" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["a.safetensors"], "compare takes two files, got 1"),
+        (["a.safetensors", "none.onnx"], "none.onnx"),
+        (["a.safetensors", "b.safetensors", "--op", "relu"], "--op has no meaning for two files"),
+        (["a.safetensors", "b.safetensors", "-b", "0"], "--batch-size must be an integer of at least 1, got 0"),
+        (["shapeless.safetensors", "shapeless.safetensors"], "the files do not state the shape of an input"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(tmp_path, xcnn, argv, message) -> None:
+    saved(network(), tmp_path / "a.safetensors")
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    library.save(network(), tmp_path / "shapeless.safetensors")
+    argv = [tmp_path / part if part.endswith(("tensors", "onnx")) else part for part in argv]
+    code, out, err = xcnn(*argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
