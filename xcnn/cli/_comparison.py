@@ -123,22 +123,16 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
             for name in names:
                 print_json({"kind": "weights", side: name})
         verdict = {"units": found.units, "bound": room.TOGETHER, "agreed": found.agreed, "same": found.same}
-        first = found.first and {"a": found.first.a, "b": found.first.b}
-        print_json({"kind": "verdict", **verdict, "first": first, "reason": found.reason})
+        parting = found.first and {"a": found.first.a, "b": found.first.b}
+        print_json({"kind": "verdict", **verdict, "first": parting, "reason": found.reason})
     else:
         print_table("", "A", "B", rows=[("file", str(a.path), str(b.path)), *found.facts], fold=False)
         if found.pairs:
-            rows = [
-                (
-                    one.a or "-",
-                    one.b or "-",
-                    one.op,
-                    _difference(one.weights),
-                    _difference(one.units, "<- parts" * one.parted),
-                )
-                for one in found.pairs
-            ]
-            title = "layers in order; largest difference of weights (relative to A's largest) and activations (eps * S)"
+            rows = [_layers(one, found.first) for one in found.pairs if not one.equal]
+            title = (
+                f"{len(rows)} of {len(found.pairs)} layers differ; their largest differences: of weights, relative to A's "
+                "largest, and of activations, in eps * S"
+            )
             print_table("A", "B", "op", "weights", "activations", rows=rows, title=title, gap=True, fold=False)
         elif differing:
             changed = [(one, other, f"{off:.1e}") for one, other, off in differing]
@@ -160,11 +154,9 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
     elif found.units is None:
         error_line("the weights differ")
     else:
-        at = (
-            f"; the activations part at {found.first.a} of A, {found.first.b} of B ({found.first.op})"
-            if found.first
-            else ""
-        )
+        first, at = found.first, ""
+        if first is not None:
+            at = f"; the activations part at {first.a} of A, {first.b} of B ({first.op})"
         error_line(f"the outputs differ: {_outputs(found.units)}{at}")
     return 1
 
@@ -173,8 +165,9 @@ def _outputs(units: float) -> str:
     return f"{units:.3g} units of eps * S, where at most {room.TOGETHER:g} count as rounding"
 
 
-def _difference(value: float | None, mark: str = "") -> str:
-    return "-" if value is None else f"{value:.1e} {mark}".strip() if value else "equal"
+def _layers(pair: room.Pair, first: room.Pair | None) -> tuple[str, ...]:
+    offs = ["-" if off is None else f"{off:.1e}" if off else "equal" for off in (pair.weights, pair.units)]
+    return pair.a or "-", pair.b or "-", pair.op, offs[0], offs[1] + " <- the first to part" * (pair is first)
 
 
 def shares(findings: Sequence[Finding], column: Callable[[Finding], str]) -> dict[str, dict[str, float]]:

@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import data, models, nn, plots
-from xcnn._check import integer
 from xcnn._files import replacing
 from xcnn.cli._comparison import (
     Parting,
@@ -98,18 +97,18 @@ def compare(
         if name not in room.WIDE:
             raise unknown("dtype", name, room.WIDE)
     use_threads(threads)
-    if files:
-        for setting, given in (("devices", devices), ("op", op), ("plot", plot), ("markdown", markdown)):
-            if given is not None:
-                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
-        return _files(files, model, dataset, data_dir, 8 if batch_size is None else batch_size, json)
-    model = model or "resnet20"
-    large = op is None and max(models.entry(model).shape) > LARGE
-    dataset = dataset or (room.RANDOM if large else "digits")
+    named, model = model, model or "resnet20"
+    large = not files and op is None and max(models.entry(model).shape) > LARGE
     batch_size = (2 if large else 8) if batch_size is None else batch_size
     for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
+    if files:
+        for setting, given in (("devices", devices), ("op", op), ("plot", plot), ("markdown", markdown)):
+            if given is not None:
+                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
+        return _files(files, named, dataset, data_dir, batch_size, json)
+    dataset = dataset or (room.RANDOM if large else "digits")
     if plot is not None:
         plots.check()
     check_writable(plot, markdown)
@@ -176,9 +175,9 @@ def _files(
     a, b = (room.open_file(path, model) for path in files)
     shape, x = a.shape or b.shape, None
     if dataset not in (None, room.RANDOM):
-        x = data.to_float(data.load(dataset, data_dir)[1].x[: integer("compare", "batch_size", count)])
+        x = data.to_float(data.load(dataset, data_dir)[1].x[:count])
     elif shape:
-        x = np.random.default_rng(0).random((integer("compare", "batch_size", count), *shape), np.float32)
+        x = np.random.default_rng(0).random((count, *shape), np.float32)
     if x is None and a.network is not None and b.network is not None:
         raise UsageError("the files do not state the shape of an input; name a data set", setting="dataset")
     return report_files(a, b, room.compare_files(a, b, x), as_json)
