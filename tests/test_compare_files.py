@@ -159,7 +159,7 @@ def test_the_command_shows_what_differs(tmp_path, xcnn) -> None:
     b = saved(changed(model, "1.body.conv.weight", 1.0), tmp_path / "b.safetensors")
     code, out, err = xcnn(a, b)
     assert code == 1
-    assert "5 of 7 layers differ" in out
+    assert "6 of 7 layers differ" in out
     assert [line.split()[:2] for line in out.splitlines() if "<- the first to part" in line] == [["1.body.conv"] * 2]
     assert "1 of them differ" in err
     assert "error: the outputs differ: " in err.splitlines()[-1]

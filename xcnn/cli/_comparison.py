@@ -130,8 +130,8 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
         if found.pairs:
             rows = [_layers(one, found.first) for one in found.pairs if not one.equal]
             title = (
-                f"{len(rows)} of {len(found.pairs)} layers differ; their largest differences: of weights, relative to A's "
-                "largest, and of activations, in eps * S"
+                f"{len(rows)} of {len(found.pairs)} layers differ; largest differences: of weights, relative to A's, "
+                "and of activations, in eps * S"
             )
             print_table("A", "B", "op", "weights", "activations", rows=rows, title=title, gap=True, fold=False)
         elif differing:

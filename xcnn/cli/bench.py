@@ -42,7 +42,8 @@ def bench(
 
     Each contestant runs in its own process, and they take turns. The other libraries run the same network with the
     same weights, batch, loss and optimizer on the same CPU or GPU, in several ways, of which the fastest counts. A
-    ratio is xcnn's images/s over theirs within a round, as the median over the rounds: above 1, xcnn is faster.
+    ratio is xcnn's images/s over theirs within a round, as the median over the rounds: above 1, xcnn is faster. It is
+    that to the fastest of all; with several libraries, those to the fastest way of each stand beside it.
 
     Parameters
     ----------
@@ -251,16 +252,24 @@ def _print_results(mode: str, results: Sequence[room.Result]) -> None:
     facts = {"": True, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
     ours = [column for column in _COLUMNS if facts[column.when]]
     theirs = [column for column in ours if column.theirs and any(result.peers for result in results)]
+    libraries = list(dict.fromkeys(peer.contestant.name for result in results for peer in result.peers))
+    shown = libraries if len(libraries) > 1 else []
     rows = []
     for result in results:
         for timing in result.ours:
             row = [result.case.named, str(result.case.batch), *(column.cell(result, timing) for column in ours)]
             if best := result.best(timing):
-                row += [f"{timing.ratio(best):.2f}", str(best.contestant)]
+                each = (result.best(timing, library) for library in shown)
+                row += [f"{timing.ratio(one):.2f}" if one else "-" for one in (*each, best)]
+                row.append(str(best.contestant))
                 row += [column.cell(result, best) for column in theirs]
             rows.append(tuple(row))
     columns = ["model", "batch", *(column.name for column in ours)]
-    columns += ["ratio", "best peer", *(column.name for column in theirs)] if theirs else []
+    columns += (
+        [*(f"to {library}" for library in shown), "ratio", "best peer", *(column.name for column in theirs)]
+        if theirs
+        else []
+    )
     meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
     title = "; ".join([f"{mode}: medians over the rounds", *meanings])
     print_table(

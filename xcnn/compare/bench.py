@@ -120,9 +120,10 @@ class Result:
         """Return the peers on the same hardware."""
         return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
 
-    def best(self, timing: Timing) -> Timing | None:
-        """Return the fastest peer on the same hardware, or None if there is none."""
-        return min(self.rivals(timing), key=lambda peer: peer.seconds, default=None)
+    def best(self, timing: Timing, library: str | None = None) -> Timing | None:
+        """Return the fastest peer on the same hardware, of all or of one library, or None if there is none."""
+        rivals = [peer for peer in self.rivals(timing) if library in (None, peer.contestant.name)]
+        return min(rivals, key=lambda peer: peer.seconds, default=None)
 
     def share(self, timing: Timing, yardstick: str) -> float | None:
         """Return operations (`"sgemm"`) or bytes moved (`"copy"`) per second as a share of the yardstick's speed.
