@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn import nn
+from xcnn import nn, onnx
 from xcnn.compare.op import called
 from xcnn.errors import XcnnError
 from xcnn.nn._observe import observing
@@ -44,7 +44,7 @@ class Opened:
     state : the weights by name.
     shape : shape of one input without the batch axis; () if it is not known.
     classes : the names of the classes; () if they are not known.
-    preprocessing : how images become inputs, as far as it is known.
+    preprocessing : how images become inputs, as far as it is known; see `onnx.Metadata`.
     """
 
     path: Path
@@ -68,6 +68,9 @@ def open_file(path: Path, model: str | None = None) -> Opened:
     XcnnError
         If the file cannot be read.
     """
+    if path.suffix.lower() == ".onnx":
+        file = onnx.read(path)
+        return Opened(path, file.graph, file.graph.state_dict(), file.shape, file.classes, file.preprocessing)
     _, found = open_checkpoint(path)
     network = None
     if found.model or found.structure is not None or model is not None:
