@@ -108,6 +108,24 @@ def test_rounding_is_no_difference(tmp_path) -> None:
     assert not found.pairs[0].equal
 
 
+def test_batch_norm_in_the_convolution_is_no_difference(tmp_path) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(3, 3))
+    folded = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(3, 3))
+    rng, norm = np.random.default_rng(0), model[1]
+    for slot in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        slot.data = rng.uniform(0.5, 2, 3).astype(np.float32)
+    scale = norm.weight.data / np.sqrt(norm.running_var.data + norm.eps)
+    folded[0].weight.data = model[0].weight.data * scale[:, None, None, None]
+    folded[0].bias.data = norm.bias.data + (model[0].bias.data - norm.running_mean.data) * scale
+    for ours, theirs in zip(folded[3].parameters(), model[4].parameters(), strict=True):
+        ours.data = theirs.data
+    a, b = saved(model, tmp_path / "a.safetensors"), saved(folded, tmp_path / "b.onnx")
+    for found in (compared(a, b), compared(b, a)):
+        assert found.same
+        assert found.first is None
+        assert [pair.op for pair in found.pairs] == ["conv2d", "relu", "global_avg_pool", "linear"]
+
+
 def test_a_layer_that_only_one_network_has_is_named(tmp_path) -> None:
     a, b = saved(network(), tmp_path / "a.onnx"), saved(network(nn.Tanh()), tmp_path / "b.safetensors")
     found = compared(a, b)

@@ -127,14 +127,13 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
         print_json({"kind": "verdict", **verdict, "first": parting, "reason": found.reason})
     else:
         print_table("", "A", "B", rows=[("file", str(a.path), str(b.path)), *found.facts], fold=False)
-        if found.pairs:
-            rows = [_layers(one, found.first) for one in found.pairs if not one.equal]
+        if rows := [_layers(one, found.first) for one in found.pairs if not one.equal]:
             title = (
                 f"{len(rows)} of {len(found.pairs)} layers differ; largest differences: of weights, relative to A's, "
                 "and of activations, in eps * S"
             )
             print_table("A", "B", "op", "weights", "activations", rows=rows, title=title, gap=True, fold=False)
-        elif differing:
+        elif differing and not found.pairs:
             changed = [(one, other, f"{off:.1e}") for one, other, off in differing]
             title = "weights that differ; largest difference relative to A's largest"
             print_table("A", "B", "difference", rows=changed, title=title, gap=True, fold=False)
@@ -144,6 +143,8 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
         if names:
             some = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
             note(f"only in {path}, or of another shape: {len(names)} arrays, {some}")
+    if found.pairs:
+        note(f"layers: {len(found.pairs)}, of which {sum(one.equal for one in found.pairs)} are equal in all bits")
     if found.agreed is not None:
         note(f"the largest score is that of the same class for {found.agreed:.0%} of the inputs")
     if found.same:

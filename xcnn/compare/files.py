@@ -1,14 +1,15 @@
 """Two networks from files side by side: what they take and give, their weights, and where their activations part.
 
 Both run on the same input in float64, where networks that differ only in rounding stay together. Layers are matched in
-their order by op and shape of the output, weights by name or else in their order.
+their order by op and shape of the output, weights by name or else in their order. If one of the networks has no batch
+norm, that of the other counts as a part of the convolution before it.
 """
 
 import copy
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,9 @@ class _Run:
 
 def _pairs(ours: Sequence[_Layer], theirs: Sequence[_Layer], weights: Sequence[tuple[str, str, float]]) -> list[Pair]:
     """Return the layers of both in order, matched where their ops and the shapes of their outputs are the same."""
+    normed = [any(one.op == "batch_norm" for one in layers) for layers in (ours, theirs)]
+    if normed[0] != normed[1]:
+        ours, theirs = _folded(ours), _folded(theirs)
     found = []
     matcher = difflib.SequenceMatcher(None, [one.key for one in ours], [one.key for one in theirs], autojunk=False)
     for kind, start, end, other_start, other_end in matcher.get_opcodes():
@@ -236,6 +240,17 @@ def _pairs(ours: Sequence[_Layer], theirs: Sequence[_Layer], weights: Sequence[t
             continue
         found += [Pair(one.name, "", one.op) for one in ours[start:end]]
         found += [Pair("", one.name, one.op) for one in theirs[other_start:other_end]]
+    return found
+
+
+def _folded(layers: Sequence[_Layer]) -> list[_Layer]:
+    """Return the layers with batch norms as parts of the convolutions before them, as many programs export them."""
+    found: list[_Layer] = []
+    for layer in layers:
+        if layer.op == "batch_norm" and found and found[-1].op.startswith("conv"):
+            found[-1] = replace(found[-1], y=layer.y)
+        else:
+            found.append(layer)
     return found
 
 
