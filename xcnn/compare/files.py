@@ -21,6 +21,7 @@ from xcnn.errors import XcnnError
 from xcnn.nn._observe import observing
 from xcnn.runs import load_checkpoint
 from xcnn.runs.checkpoint import open_checkpoint
+from xcnn.runs.foreign import complete
 from xcnn.runs.matching import fitting, shapes
 
 __all__ = ["TOGETHER", "Comparison", "Opened", "Pair", "compare_files", "open_file"]
@@ -73,13 +74,15 @@ def open_file(path: Path, model: str | None = None) -> Opened:
         file = onnx.read(path)
         return Opened(path, file.graph, file.graph.state_dict(), file.shape, file.classes, file.preprocessing)
     _, found = open_checkpoint(path)
-    network = None
-    if found.model or found.structure is not None or model is not None:
-        found = load_checkpoint(path, None if found.structure is not None else model)
-        network = found.build(model if found.structure is None else None)
+    classes, network = found.classes, None
+    if found.structure is not None:
+        network = found.build()
+    elif found.model or model is not None:
+        found = complete(load_checkpoint(path, model), None, (), model)
+        network = found.build(model)
     state = found.state if network is None else network.state_dict()
     made: dict[str, Any] = {name: found.config[name] for name in ("resize", "background") if name in found.config}
-    return Opened(path, network, state, found.shape, found.classes, made)
+    return Opened(path, network, state, found.shape, classes, made)
 
 
 @dataclass(frozen=True)
