@@ -35,6 +35,9 @@ _PASSIVE = {"dropout", "dropout1d", "dropout2d", "dropout3d", "flatten", "reshap
 """The ops that compute nothing in inference; they are not matched."""
 
 
+_MEANS = {"mean", "global_avg_pool", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network or weights from a file.
@@ -201,7 +204,9 @@ class _Layer:
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.op, _shapes(self.y)
+        """What layers that are matched have in common. Means of whole maps have several names and shapes."""
+        shapes = [tuple(size for size in one.shape if size != 1) for one in _several(self.y)]
+        return "mean" if self.op in _MEANS else self.op, str(shapes)
 
 
 class _Run:
@@ -263,7 +268,7 @@ def _several(y: Any) -> list[Any]:
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     """Return the largest |a - b| over the largest |a|; infinite where only one is NaN or infinite."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = a.astype(np.float64), b.astype(np.float64).reshape(a.shape)
     with np.errstate(invalid="ignore"):
         off = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     off = np.where(np.isnan(off), np.inf, off)
