@@ -64,16 +64,21 @@ WHEEL = (
 )
 """Test files that import every part of an installed wheel: they show that it is complete."""
 
+ZOO = "resnet18,resnet50,densenet121,squeezenet1_1,mobilenet_v2,mobilenet_v3_small,shufflenet_v2_x1_0,efficientnet_b0"
+ZOO += ",efficientnet_lite0,convnext_tiny"
+
 BENCHMARKS = (
     "--against torch --mode both",
     "--against torch --mode both --models resnet20 --batch-sizes 128",
     "--models lenet5,mnist_cnn,vgg_small --batch-sizes 64,256,1024,4096",
     "--models report,vgg_small --batch-sizes 64 --sizes 28,56,112,224",
     "--models resnet20 --batch-sizes 16 --sizes 28,56,112,224",
+    f"--against torch,onnxruntime --mode both --models {ZOO} --batch-sizes 1,16 --ways NCHW,channels_last --rounds 3",
 )
-"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, and how cost grows with batch and image size.
+"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, how cost grows with batch and image size, and
+networks for ImageNet.
 
-The networks of the last two pad: without padding, a large image has more outputs per pixel than a small one.
+The networks of the two before pad: without padding, a large image has more outputs per pixel than a small one.
 """
 
 
@@ -229,17 +234,19 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure everything in docs/speed.md. Needs an otherwise idle machine for about an hour.
+    """Measure everything in docs/speed.md. Needs an otherwise idle machine for about two hours.
 
     `-- --quick` runs every step briefly; its figures mean nothing. Other arguments are passed to each `xcnn bench`.
     """
-    session.install(".[fast,plots]", LIBRARIES["torch"])
+    session.install(".[fast,onnx,plots]", LIBRARIES["torch"])
     quick, options = "--quick" in session.posargs, [option for option in session.posargs if option != "--quick"]
     if quick:
         options += ["--rounds", "1", "--seconds", "0.01"]
     # Compile the kernels first: the memory that compiling takes must not be measured.
     every = "--models report,lenet5,mnist_cnn,vgg_small,resnet20 --batch-sizes 1,64 --mode both"
     session.run("xcnn", "bench", *every.split(), "--rounds", "1", "--seconds", "0.001", silent=True)
+    zoo = f"--models {ZOO} --batch-sizes 1 --sizes 64 --mode both"
+    session.run("xcnn", "bench", *zoo.split(), "--rounds", "1", "--seconds", "0.001", silent=True)
     for measured in BENCHMARKS:
         session.run("xcnn", "bench", *measured.split(), *options)
     data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
