@@ -150,6 +150,7 @@ KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
         nn.Dropout(0.0),
         nn.Identity(),
         nn.Branches(nn.Conv2d(2, 1, 1), nn.AvgPool2d(1)),
+        nn.Sequential(nn.Conv2d(2, 2, 1), nn.Hardsigmoid(), nn.Hardswish()),
         BESIDE,
         READ_TWICE,
         KEPT,

@@ -152,7 +152,7 @@ def _op(module: Any) -> str:
 _NAMESAKES = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d conv_transpose1d conv_transpose2d conv_transpose3d dropout dropout1d dropout2d dropout3d elu
-    flatten gelu group_norm hardsigmoid hardswish hardtanh interpolate leaky_relu linear local_response_norm
+    flatten gelu group_norm hardswish hardtanh interpolate leaky_relu linear local_response_norm
     log_softmax mish pad pixel_shuffle pixel_unshuffle prelu relu relu6 sigmoid silu softmax softplus tanh
     abs channel_shuffle celu divide erf exp log matmul maximum mean minimum negative permute reshape selu softsign sqrt
     subtract sum
@@ -182,6 +182,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         "concat": lambda *xs, dim=0: torch.cat(xs, dim),
         "global_avg_pool": lambda x: torch.mean(x, tuple(range(2, x.ndim))),
         "global_max_pool": lambda x: torch.amax(x, tuple(range(2, x.ndim))),
+        "hardsigmoid": _hardsigmoid,
         "instance_norm": _instance_norm,
         "layer_norm": lambda x, normalized_shape, **others: F.layer_norm(
             x, [normalized_shape] if is_integer(normalized_shape) else normalized_shape, **others
@@ -257,6 +258,14 @@ def _avg_pool(
             )
         x, padding = _padded(pad, x, axes), 0
     return function(x, kernel_size, stride, padding, **options)
+
+
+def _hardsigmoid(x: Any, alpha: float, beta: float, inplace: bool = False) -> Any:
+    import torch
+
+    if (alpha, beta) == (1 / 6, 0.5):
+        return torch.nn.functional.hardsigmoid(x, inplace)
+    return torch.clamp(alpha * x + beta, 0, 1)
 
 
 def _instance_norm(x: Any, running_mean: Any, use_input_stats: bool, momentum: float | None, **others: Any) -> Any:
