@@ -1,14 +1,16 @@
 """The room of `xcnn bench`: contestants compute the same, work is counted correctly, no worker hangs or is lost."""
 
 import copy
+import importlib.util
 import inspect
 import mmap
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from zoo import SMALL
+from zoo import IMAGENET, SMALL
 
 from xcnn import compare, models, nn, ops, training
 from xcnn.compare import worker
@@ -23,7 +25,6 @@ from xcnn.ops._op import OPS
 OURS = compare.Contestant("xcnn", "cpu")
 PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
 TRAINERS = [peer for peer in PEERS if peer.name not in ONLY]
-SMALL = [name for name, entry in models.MODELS.items() if max(entry.shape) <= 32]
 
 
 def steps(contestant, case, count):
@@ -196,6 +197,35 @@ def test_pytorch_has_a_function_for_every_op(name):
         np.testing.assert_allclose(theirs.numpy(), y[0] if type(y) is tuple else y, rtol=1e-9, atol=1e-9)
         measured += 1
     assert measured > len(op.samples) / 2
+
+
+def test_a_network_of_maps_has_a_label_per_pixel(monkeypatch):
+    def build(shape, classes):
+        return nn.Sequential(nn.Conv2d(shape[0], classes, 3, padding=1))
+
+    monkeypatch.setitem(models.MODELS, "maps", models.Entry("for tests", build, 1, (2, 5, 6), 3))
+    case = compare.Case("maps", 2, "train", 1, lr=1e-2).fitted()
+    assert case.pixels == (5, 6)
+    assert case.arrays()[1].shape == (2, 5, 6)
+    assert case.arrays()[1].max() == 2
+    ours = steps(OURS, case, 3)
+    assert ours[0] > ours[-1]
+    if importlib.util.find_spec("torch"):
+        np.testing.assert_allclose(steps(PEERS[0], case, 3), ours, rtol=2e-5)
+
+
+QUICK = ("mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1")
+
+
+@pytest.mark.parametrize("model", IMAGENET if "XCNN_ZOO" in os.environ else QUICK)
+def test_pytorch_runs_networks_for_imagenet_as_we_do(model):
+    torch = pytest.importorskip("torch")
+    ours = models.build(model, (3, 64, 64)).to("cpu", "float64")
+    x = np.random.default_rng(0).random((2, 3, 64, 64))
+    y = ours(x)
+    assert y.shape == (2, 1000)
+    theirs = twin.twin(ours).eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(theirs, y, rtol=1e-10, atol=1e-12 * np.abs(y).max())
 
 
 def test_pytorch_applies_in_place_what_its_own_networks_do():

@@ -126,6 +126,16 @@ def test_onnx_runtime_is_left_out_of_training_and_of_wider_numbers(xcnn) -> None
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("steps", "cpu"))] == ["steps", "cpu"] * 2
 
 
+def test_a_network_of_maps_has_a_label_per_pixel(xcnn, monkeypatch) -> None:
+    def build(shape, classes):
+        return nn.Sequential(nn.Conv2d(shape[0], classes, 3, padding=1))
+
+    monkeypatch.setitem(models.MODELS, "maps", models.Entry("for tests", build, 1, (2, 5, 6), 3))
+    code, out, _ = xcnn("--devices", "cpu,onnxruntime", "--model", "maps", "--dataset", "random", "--steps", 0)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["0", "loss", "network"]
+
+
 def test_the_document_has_a_column_for_onnx_runtime(xcnn, tiny, tmp_path) -> None:
     code, _, _ = xcnn("--devices", "cpu,onnxruntime", "--model", tiny, "--steps", 0, "--markdown", tmp_path / "x.md")
     assert code == 0

@@ -129,8 +129,10 @@ def compare(
     else:
         subject, flags = f"{model} on {dataset}", ["--model", model, "--dataset", dataset, "-b", str(batch_size)]
         batches, classes = room.batches(dataset, model, batch_size, max(1, steps), data_dir)
-        (x, y), (_, c, h, w) = batches[0], batches[0][0].shape
+        _, c, h, w = batches[0][0].shape
         network = models.build(model, (c, h, w), classes)
+        batches = room.per_pixel(network, batches)
+        x, y = batches[0]
         for name in dtypes:
             note(f"{subject}: images {x.shape}, {name}, on {on}")
             within = runtimes if name == "float32" else []
@@ -146,7 +148,9 @@ def compare(
                 note(f"{room.RUNTIME} is left out of the steps of training, as it only infers")
             if steps and able:
                 threads = get_num_threads()
-                case = room.Case(model, len(x), "train", threads, images=(c, h, w), classes=classes, dtype=name)
+                case = room.Case(
+                    model, len(x), "train", threads, images=(c, h, w), classes=classes, pixels=y.shape[1:], dtype=name
+                )
                 parted += _train(network, batches, case, steps, able, json)
     if plot is not None:
 

@@ -14,7 +14,7 @@ from xcnn.compare.inference import RUNTIME, Runtime, inference_errors, network_e
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors, op_name
-from xcnn.compare.steps import PARTING, RANDOM, batches, distances
+from xcnn.compare.steps import PARTING, RANDOM, batches, distances, per_pixel
 from xcnn.compare.worker import SpeedError
 from xcnn.machine import machine
 
@@ -57,6 +57,7 @@ __all__ = [
     "network_errors",
     "op_errors",
     "op_name",
+    "per_pixel",
     "open_file",
     "speed",
 ]

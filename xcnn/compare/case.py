@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ class Case:
         are slow on some processors.
     size : height and width of the images, if they differ from those of `images`.
     images : shape (c, h, w) of an image; by default that of `models.MODELS`.
-    classes : number of scores per image.
+    classes : number of scores per image; by default that of `models.MODELS`.
+    pixels : sizes of the maps of scores, one label each; () for scores of whole images. See `fitted`.
     dtype : dtype of images, weights and arithmetic. Peers support float32 only.
 
     Raises
@@ -52,7 +53,8 @@ class Case:
     lr: float = 1e-9
     size: int | None = None
     images: tuple[int, int, int] | None = None
-    classes: int = 10
+    classes: int | None = None
+    pixels: tuple[int, ...] = ()
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -83,9 +85,16 @@ class Case:
         return models.build(self.model, self.shape, self.classes).to("cpu", self.dtype)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the batch, always the same: images (batch, *shape) and labels (batch,)."""
+        """Return the batch, always the same: images (batch, *shape) and labels (batch, *pixels)."""
         rng = np.random.default_rng(0)
-        return rng.random((self.batch, *self.shape)).astype(self.dtype), rng.integers(0, self.classes, self.batch)
+        classes = models.entry(self.model).classes if self.classes is None else self.classes
+        x = rng.random((self.batch, *self.shape)).astype(self.dtype)
+        return x, rng.integers(0, classes, (self.batch, *self.pixels))
+
+    def fitted(self) -> "Case":
+        """Return the case with the `pixels` of its network, which runs on one image."""
+        scores = self.network()(np.zeros((1, *self.shape), self.dtype))
+        return replace(self, pixels=tuple(scores.shape[2:]))
 
     def flops(self) -> dict[str, int]:
         """Return the floating-point operations of a step by layer.

@@ -14,7 +14,7 @@ from xcnn.models import entry
 from xcnn.optim import SGD
 from xcnn.training import Trainer
 
-__all__ = ["PARTING", "RANDOM", "Batches", "batches", "distances"]
+__all__ = ["PARTING", "RANDOM", "Batches", "batches", "distances", "per_pixel"]
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 """Images (n, c, h, w), float32, and labels (n,), on the host."""
@@ -51,17 +51,22 @@ def batches(
         rng = np.random.default_rng(0)
 
         def draw() -> tuple[np.ndarray, np.ndarray]:
-            return rng.random((batch_size, *found.shape), np.float32), rng.integers(
-                0, getattr(found, "classes", 10), batch_size
-            )
+            return rng.random((batch_size, *found.shape), np.float32), rng.integers(0, found.classes, batch_size)
 
-        return [draw() for _ in range(count)], getattr(found, "classes", 10)
+        return [draw() for _ in range(count)], found.classes
     train, _ = data.load(dataset, data_dir)
     times = -(-smallest // min(train.shape[1:]))
     loader = data.Loader(train, batch_size)
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     first = itertools.islice(epochs, count)
     return [(x.repeat(times, axis=2).repeat(times, axis=3), y) for x, y in first], len(train.classes)
+
+
+def per_pixel(model: nn.Module, batches: Batches) -> Batches:
+    """Return batches whose labels have the sizes of the network's maps of scores: each pixel has its image's label."""
+    (x, _), *_ = batches
+    sizes = model(x[:1]).shape[2:]
+    return [(x, np.tile(y.reshape(-1, *(1,) * len(sizes)), (1, *sizes)) if sizes else y) for x, y in batches]
 
 
 def distances(model: nn.Module, batches: Batches, device: Device, dtype: str = "float32") -> list[float]:
