@@ -169,8 +169,10 @@ def test_ctrl_c_ends_the_workers(tmp_path):
         assert process.stderr is not None
         while "(1 of 1)" not in process.stderr.readline():
             assert process.poll() is None
-        time.sleep(1)
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
+        children, workers = Path(f"/proc/{process.pid}/task/{process.pid}/children"), list[str]()
+        while not workers:
+            time.sleep(0.1)
+            workers = children.read_text("ascii").split()
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
         assert process.wait(30) == 130

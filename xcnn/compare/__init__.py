@@ -57,7 +57,7 @@ __all__ = [
     "network_errors",
     "op_errors",
     "op_name",
-    "per_pixel",
     "open_file",
+    "per_pixel",
     "speed",
 ]

@@ -207,7 +207,7 @@ def bench(
 
 
 def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> Result:
-    case = case.fitted()
+    case = case.fitted() if case.mode == "train" else case
     unable = [
         Dropped(one, f"it runs {ONLY[one.name]} only") for one in entered if ONLY.get(one.name, case.mode) != case.mode
     ]
