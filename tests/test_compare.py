@@ -278,7 +278,7 @@ def test_tables_of_ops(xcnn) -> None:
         (["--devices", "cpu,torch:nonsense"], "torch"),
         (["--devices", ","], "--devices takes names separated by commas"),
         (["--devices", "cpu", "--op", "conv2"], "unknown op 'conv2'; did you mean 'conv"),
-        (["--devices", "cpu", "--model", "resnet"], "unknown model 'resnet'; did you mean 'resnet20'?"),
+        (["--devices", "cpu", "--model", "resnet2"], "unknown model 'resnet2'; did you mean 'resnet20'?"),
         (["--devices", "cpu", "--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["--devices", "cpu", "--dtype", "float16"], "unknown dtype 'float16'; did you mean 'float"),
         (["--devices", "cpu", "--dtype", "float32,float46"], "unknown dtype 'float46'; did you mean 'float64'?"),
