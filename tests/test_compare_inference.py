@@ -44,7 +44,7 @@ class Own(nn.Module):
 def network() -> nn.Module:
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.Hardsigmoid())
     squeeze = nn.Graph([("gate", gate, "x"), ("scaled", nn.Multiply(), ("gate", "x"))])
-    shifted = nn.Graph([("bias", nn.Parameter(np.ones((2, 1, 1), np.float32)), ()),
+    shifted = nn.Graph([("bias", nn.Parameter(np.ones((2, 1, 8), np.float32)), ()),
                         ("less", nn.Apply("subtract"), ("x", "bias"))])  # fmt: skip
     body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.SiLU())
     model = nn.Sequential(
@@ -76,6 +76,16 @@ def test_every_layer_and_the_network_are_measured() -> None:
     assert {(one.error.tensor, one.dtype) for one in found + whole} == {("y", "float32")}
     assert told == []
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+
+
+def test_gates_and_applied_ops_are_measured_in_training_too() -> None:
+    found = list(compare.layer_errors(network(), batch(), np.arange(3), [device("cpu")]))
+    tensors: dict[str, list[str]] = {}
+    for one in found:
+        tensors.setdefault(one.place, []).append(one.error.tensor)
+    assert tensors["2.scaled"] == ["y", "dx[0]", "dx[1]"]
+    assert tensors["3.less"] == ["y", "dx", "dother"]
+    assert [str(one) for one in found if not one.error.within] == []
 
 
 def test_a_network_of_several_outputs_is_measured_in_float64() -> None:

@@ -16,7 +16,7 @@ from xcnn import nn, onnx
 from xcnn._dispatch import portable
 from xcnn.compare.budget import WIDE, Expected, error, errors
 from xcnn.compare.finding import Finding
-from xcnn.compare.layers import layer_reference, traced
+from xcnn.compare.layers import Call, layer_reference, traced
 from xcnn.compare.op import place
 from xcnn.compare.scales import Scale
 from xcnn.devices import Device
@@ -82,15 +82,27 @@ def inference_errors(
     for call in calls:
         if (wanted := layer_reference(call, "float32")) is None:
             continue
-        several = isinstance(call.x, tuple | list)
         try:
-            y = runtime.run(call.layer, tuple(call.x) if several else call.x)
+            y = runtime.run(*_alone(call, len(x)))
         except UsageError as refusal:
             tell(f"{call.name} is left out on {runtime.name}: {refusal}")
             continue
         wanted = dataclasses.replace(wanted, tensors={"y": wanted.tensors["y"]})
         for found in errors(wanted, {"y": y}):
             yield Finding(call.name, type(call.layer).__name__, wanted.op, runtime.name, "float32", found)
+
+
+def _alone(call: Call, batch: int) -> tuple[nn.Module, Any]:
+    """Return a layer and its input; inputs without a batch axis, such as parameters, become parts of a graph."""
+    if not isinstance(call.x, tuple | list):
+        return call.layer, call.x
+    named = {f"x{i}": array for i, array in enumerate(call.x)}
+    free = tuple(name for name, array in named.items() if array.ndim == call.y.ndim and len(array) == batch)
+    if len(free) == len(named):
+        return call.layer, tuple(call.x)
+    held = [(name, nn.Buffer(array), ()) for name, array in named.items() if name not in free]
+    graph = nn.Graph([*held, ("y", call.layer, tuple(named))], inputs=free if len(free) > 1 else free[0])
+    return graph, tuple(named[name] for name in free) if len(free) > 1 else named[free[0]]
 
 
 def network_errors(
