@@ -98,7 +98,7 @@ def _alone(call: Call, batch: int) -> tuple[nn.Module, Any]:
         return call.layer, call.x
     named = {f"x{i}": array for i, array in enumerate(call.x)}
     free = tuple(name for name, array in named.items() if array.ndim == call.y.ndim and len(array) == batch)
-    if len(free) == len(named):
+    if len(free) in (0, len(named)):
         return call.layer, tuple(call.x)
     held = [(name, nn.Buffer(array), ()) for name, array in named.items() if name not in free]
     graph = nn.Graph([*held, ("y", call.layer, tuple(named))], inputs=free if len(free) > 1 else free[0])
