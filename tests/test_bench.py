@@ -310,7 +310,10 @@ def test_statistics_by_hand():
     assert ours.ratio(fast) == 1  # of 3, 1 and 1/2
     assert ours.ratio(slow) == 4.5  # of 9, 4.5 and 1/4
     case = compare.Case("report", 10, "train", 1)
-    assert Result(case, (ours,), (slow, fast), 1, 1, {}).best(ours) is fast
+    runtime = timing(compare.Contestant("onnxruntime", "cpu", "NCHW"), 8.0, 8.0, 8.0)
+    result = Result(case, (ours,), (slow, fast, runtime), 1, 1, {})
+    assert result.best(ours) is fast
+    assert [result.best(ours, library) for library in ("torch", "onnxruntime", "jax")] == [fast, runtime, None]
     assert Result(case, (ours,), (), 1, 1, {}).best(ours) is None
 
 

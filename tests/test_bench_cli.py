@@ -52,6 +52,19 @@ def test_json_lines(xcnn):
     assert "report, batch 2, infer (2 of 2)" in err
 
 
+def test_several_libraries_have_a_ratio_each(xcnn):
+    for name in ("torch", "onnxruntime"):
+        pytest.importorskip(name)
+    argv = ("--models", "report", "-b", 2, "--mode", "infer", "--ways", "NCHW", "--rounds", 1, "--seconds", 0.01)
+    code, out, _ = xcnn("--against", "torch,onnxruntime", *argv)
+    assert code == 0
+    header, row = (line.split() for line in out.splitlines() if line.startswith(("model ", "report ")))
+    start = header.index("first") + 1
+    assert header[start : start + 6] == ["to", "torch", "to", "onnxruntime", "ratio", "best"]
+    ratios = [float(cell) for cell in row[row.index("s") + 1 :][:3]]
+    assert ratios[2] == min(ratios[:2])
+
+
 def test_table_against_pytorch(xcnn, tmp_path):
     pytest.importorskip("torch")
     code, out, err = xcnn(*QUICK, "--against", "torch", "--profile", "--plot", "speeds.png")

@@ -64,7 +64,7 @@ from PIL import Image
         (["predict", "nothing.safetensors", "--index", "1"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate", "nothing.safetensors"], 1, "no checkpoint at nothing.safetensors"),
         (["evaluate"], 2, "CHECKPOINT"),
-        (["models", "resnet"], 2, "unknown model 'resnet'; did you mean 'resnet20'?"),
+        (["models", "resnet2"], 2, "unknown model 'resnet2'; did you mean 'resnet20'?"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_sentence(xcnn, tmp_path, argv, code, message):
