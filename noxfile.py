@@ -173,6 +173,7 @@ def zoo(session: nox.Session) -> None:
     """
     session.install(".[test]", LIBRARIES["torch"], "torchvision")
     session.run("python", "-m", "pytest", "tests/test_zoo.py", *session.posargs, env={"XCNN_ZOO": "224"})
+    session.run("python", "-m", "pytest", "tests/test_bench.py", "-k", "imagenet", env={"XCNN_ZOO": "224"})
 
 
 @nox.session

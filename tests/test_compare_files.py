@@ -11,6 +11,7 @@ import pytest
 import xcnn as library
 from xcnn import compare, nn, onnx
 from xcnn.compare.files import TOGETHER
+from xcnn.errors import CheckpointError
 
 pytest.importorskip("onnxruntime")
 
@@ -159,6 +160,19 @@ def test_networks_of_other_inputs_or_outputs_differ(tmp_path) -> None:
     found = compared(a, saved(nn.Sequential(*network(), nn.Linear(3, 2)), tmp_path / "c.safetensors"))
     assert found.units == np.inf
     assert found.agreed is None
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_a_file_that_asks_for_enormous_inputs_is_refused(tmp_path, suffix) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "onnx":
+        made = onnx.to_model(nn.Sequential(nn.ReLU()), (2, 3))
+        made.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**30
+        path.write_bytes(made.SerializeToString())
+    else:
+        library.save(nn.Sequential(nn.ReLU()), path, shape=(2, 2**30))
+    with pytest.raises(CheckpointError, match=r"1073741824"):
+        compare.open_file(path)
 
 
 def test_weights_alone_are_compared_by_name(tmp_path, xcnn) -> None:

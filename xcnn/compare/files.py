@@ -20,7 +20,7 @@ from xcnn.compare.op import called
 from xcnn.errors import XcnnError
 from xcnn.nn._observe import observing
 from xcnn.runs import load_checkpoint
-from xcnn.runs.checkpoint import open_checkpoint
+from xcnn.runs.checkpoint import open_checkpoint, require_moderate
 from xcnn.runs.foreign import complete
 from xcnn.runs.matching import fitting, shapes
 
@@ -75,6 +75,7 @@ def open_file(path: Path, model: str | None = None) -> Opened:
     """
     if path.suffix.lower() == ".onnx":
         file = onnx.read(path)
+        require_moderate(file.shape)
         return Opened(path, file.graph, file.graph.state_dict(), file.shape, file.classes, file.preprocessing)
     _, found = open_checkpoint(path)
     classes, network = found.classes, None
@@ -83,6 +84,7 @@ def open_file(path: Path, model: str | None = None) -> Opened:
     elif found.model or model is not None:
         found = complete(load_checkpoint(path, model), None, (), model)
         network = found.build(model)
+    require_moderate(found.shape)
     state = found.state if network is None else network.state_dict()
     made: dict[str, Any] = {name: found.config[name] for name in ("resize", "background") if name in found.config}
     return Opened(path, network, state, found.shape, classes, made)

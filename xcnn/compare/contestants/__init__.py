@@ -4,7 +4,7 @@ Each module has a context manager `opened(case, device, way)`, which yields the 
 arguments that returns the loss of a training step, or the scores of inference, on the host. All contestants start with
 the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
 amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
-and a row of `PEERS`.
+and a row of `PEERS`, and of `ONLY` if it runs one mode only.
 """
 
 import contextlib
