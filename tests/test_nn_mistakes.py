@@ -44,6 +44,8 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
         (lambda: nn.Apply("addd"), "unknown op 'addd'; did you mean 'add'?"),
         (lambda: nn.Apply("flatten", start=1), "unknown option of flatten 'start'; did you mean 'start_dim'?"),
         (lambda: nn.Apply(print), "Apply: op must be an op, got <built-in function print>"),
+        (lambda: nn.Apply("add", other="1"), "Apply: add: other must be a number in (-inf, inf), got '1'"),
+        (lambda: nn.Apply("add", other=1.0)((np.ones(2), np.ones(2))), "add: x must be at most 1 arrays, got 2"),
         (lambda: nn.Apply("pad"), "pad: missing a required argument: 'pad'"),
         (lambda: nn.Graph([("aa", nn.ReLU(), "x"), ("b", nn.Add(), ("aa", "ab"))]), "input 'ab'; did you mean 'aa'?"),
         (lambda: nn.Graph([("a", nn.ReLU(), "b"), ("b", nn.ReLU(), "x")]), "Graph: node 'a': unknown input 'b'"),

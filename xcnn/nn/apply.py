@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from xcnn._check import number
 from xcnn.errors import UsageError, unknown, wrong_call
 from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
@@ -17,12 +18,13 @@ class Apply(Module):
     Parameters
     ----------
     op : the op, or its name in `ops.OPS`.
-    **options : the options of the op. The option `training`, of ops that have it, is the argument `train` of `forward`.
+    **options : the options of the op, and numbers in place of arrays after the first, for ops that take them. The
+        option `training`, of ops that have it, is the argument `train` of `forward`.
 
     Raises
     ------
     UsageError
-        If there is no such op, or it has no such options.
+        If there is no such op, it has no such options, or what stands for an array is not a finite number.
 
     Notes
     -----
@@ -35,6 +37,8 @@ class Apply(Module):
     (6,)
     >>> Apply("add")((np.ones(2), np.ones(2)))
     array([2., 2.])
+    >>> Apply("multiply", other=0.5)(np.ones(2))
+    array([0.5, 0.5])
     """
 
     def __init__(self, op: str | Callable[..., Any], /, **options: Any) -> None:
@@ -44,13 +48,14 @@ class Apply(Module):
                 unknown("op", name, OPS) if isinstance(op, str) else UsageError(f"Apply: op must be an op, got {op!r}")
             )
         self.op, self.given = name, options
-        arrays = OPS[name].arrays
-        signature = inspect.signature(OPS[name].function)
-        self._parameters = {key: row.kind for key, row in signature.parameters.items() if key not in arrays}
-        for key in options:
+        first, *others = OPS[name].arrays
+        self._parameters = [key for key in inspect.signature(OPS[name].function).parameters if key != first]
+        for key, value in options.items():
             if key not in self._parameters:
-                raise unknown(f"option of {name}", key, self._parameters)
-        if wrong := wrong_call(name, OPS[name].function, [None] * len(arrays), options):
+                raise unknown(f"option of {name}", key, [option for option in self._parameters if option not in others])
+            if key in others:
+                options[key] = number(f"Apply: {name}", key, value, "(-inf, inf)")
+        if wrong := wrong_call(name, OPS[name].function, [None], dict.fromkeys(others) | options):
             raise wrong
 
     def options(self) -> dict[str, Any]:
@@ -64,8 +69,9 @@ class Apply(Module):
         options = self.given | ({"training": train} if "training" in self._parameters else {})
         several = isinstance(x, tuple | list)
         arrays = [x] if not several or row.variadic else [*x]
-        if len(arrays) > len(row.arrays):
-            raise UsageError(f"{self.op}: x must be at most {len(row.arrays)} arrays, got {len(arrays)}")
+        most = len(row.arrays) - sum(name in self.given for name in row.arrays)
+        if len(arrays) > most:
+            raise UsageError(f"{self.op}: x must be at most {most} arrays, got {len(arrays)}")
         y, op_backward = row.function(*arrays, **options)
 
         def backward(dy: Any, need_dx: bool) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from xcnn import nn
 from xcnn.nn._plan import Held, names
 from xcnn.onnx.builder import EXPORTS, MODULES, Builder, exports
+from xcnn.ops._op import OPS
 
 __all__ = ["reduced", "sliced"]
 
@@ -317,11 +318,17 @@ def _normalize(g: Builder, module: Any, x: str) -> str:
     return g.node("Div", [g.node("Sub", [x, mean]), std])
 
 
+def _apply(g: Builder, module: Any, *xs: str) -> Any:
+    options = dict(module.given)
+    numbers = [np.float32(options.pop(name)) for name in OPS[module.op].arrays if name in options]
+    return g.op(module.op, *xs, *numbers, **options)
+
+
 MODULES.update(
     {
         nn.Graph.forward: _graph,
         nn.Add.forward: _pairwise,
-        nn.Apply.forward: lambda g, module, *xs: g.op(module.op, *xs, **module.given),
+        nn.Apply.forward: _apply,
         nn.Concat.forward: lambda g, module, *xs: g.op("concat", *xs, dim=module.dim),
         nn.Identity.forward: lambda g, module, x: x,
         nn.Normalize.forward: _normalize,
