@@ -115,6 +115,29 @@ def test_names_of_pytorch_become_names_of_modules(tmp_path):
     assert list(graph.state_dict()) == ["layer1.0.conv1.weight", "layer1.0.conv1.bias", "layer1.0.conv2.weight"]
 
 
+def test_constants_of_one_number_are_options_and_leave_no_keys(tmp_path):
+    text = """
+        numbers (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y) {
+            half = Constant <value = float {0.5}> ()
+            one = Constant <value = float[1, 1] {1.0}> ()
+            a = Mul (half, x)
+            b = Add (a, one)
+            c = Div (b, three)
+            d = Sub (c, half)
+            e = Mul (d, scale)
+            y = Mul (e, row)
+        }"""
+    path = written(tmp_path, text, {"three": 3, "scale": [2.0], "row": [2.0, 3.0]})
+    graph = agrees(path, 2, 3, 2, 2)
+    assert list(graph.state_dict()) == ["scale", "row"]  # of tensors in the file
+    xcnn.save(graph, tmp_path / "again.xcnn")
+    save(graph, tmp_path / "again.onnx", (3, 2, 2))
+    for again in (xcnn.load(tmp_path / "again.xcnn"), load(tmp_path / "again.onnx")):
+        x = np.random.default_rng(1).standard_normal((2, 3, 2, 2)).astype(np.float32)
+        assert np.array_equal(again(x), graph(x))
+        assert list(again.state_dict()) == ["scale", "row"]
+
+
 def test_a_weight_of_two_layers_is_one_parameter(tmp_path):
     text = """
         shared (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {

@@ -19,10 +19,13 @@ from xcnn._check import shown
 from xcnn.onnx.limits import FLOATS, Budget
 from xcnn.onnx.values import Value, attributes, schema_of
 
-__all__ = ["Call", "Follows", "Network", "Shape", "Unsupported", "Weight", "fill", "path"]
+__all__ = ["Call", "Follows", "Network", "Operand", "Shape", "Unsupported", "Weight", "fill", "path"]
 
 Shape = tuple[int | None, ...]
 """A shape with None for sizes that are open, such as that of the batch."""
+
+Operand = str | float
+"""The node that gives an array, or a number."""
 
 Slot = TypeVar("Slot", nn.Parameter, nn.Buffer)
 
@@ -149,6 +152,13 @@ class Network:
         slot = self.slot(nn.Parameter, weight) if trained else self.slot(nn.Buffer, weight)
         self.names[value] = self.add(self.name(origin or path(value), owner=True), slot, ())
         return self.names[value]
+
+    def number(self, value: str, rank: int) -> float | None:
+        """Return a constant as a number if it is one that is no weight, and no array of more than `rank` axes."""
+        data, origin = self.constant(value), self.first[value].origin
+        if data is None or data.size != 1 or data.dtype.kind != "f" or (origin in self.tensors and data.ndim > 0):
+            return None
+        return float(data.reshape(())) if data.ndim <= rank and np.isfinite(data).all() else None
 
     def slot(self, kind: type[Slot], weight: Weight) -> Slot:
         """Return the parameter or buffer of a weight; uses of the same weight share it."""
@@ -292,9 +302,27 @@ class Call:
         self.network.nodes[node] = module, self.network.nodes[node][1]
         return node
 
-    def number(self, value: float, suffix: str) -> str:
-        """Return a node that gives a number, in the dtype of input 0."""
-        return self.array(np.asarray(value), suffix)
+    def operands(self) -> list[Operand]:
+        """Return the node that gives each input, or the number that it is."""
+        ranks = [len(self.network.shape(name) or ()) for name in self.node.input]
+        numbers = [self.network.number(name, max(ranks)) for name in self.node.input]
+        return [self.input(i) if number is None else number for i, number in enumerate(numbers)]
+
+    def pair(self, op: str, x: Operand, other: Operand, suffix: str = "") -> str:
+        """Add a node for an op of two arrays, or of an array and a number."""
+        if isinstance(x, float):
+            if isinstance(other, float) or op == "divide":
+                x = self.array(np.asarray(x), "number")
+            elif op == "subtract":
+                return self.pair("add", self.add(nn.Apply("negative"), other, suffix=f"{suffix}minus"), x, suffix)
+            else:
+                x, other = other, x
+        if isinstance(other, float) and (op != "divide" or other):
+            return self.add(nn.Apply(op, other=other), x, suffix=suffix)
+        if isinstance(other, float):
+            other = self.array(np.asarray(other), "number")
+        layer = {"add": nn.Add, "multiply": nn.Multiply}.get(op, lambda: nn.Apply(op))
+        return self.add(layer(), x, other, suffix=suffix)
 
     def array(self, array: np.ndarray, suffix: str) -> str:
         """Return a node that gives an array, in the dtype of input 0."""

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from xcnn import nn
 from xcnn.nn._weighted import undrawn
-from xcnn.onnx.call import Call, Unsupported
+from xcnn.onnx.call import Call, Operand, Unsupported
 from xcnn.onnx.limits import FLOATS
 from xcnn.onnx.patterns import normalisation, product
 
@@ -64,10 +64,10 @@ def is_vector(array: np.ndarray, size: int) -> bool:
 # Arithmetic
 
 
-def _pair(call: Call) -> tuple[str, str]:
-    """Return the nodes of two inputs that broadcast, also by the rules before version 7."""
-    first, second = call.input(0), call.input(1)
-    if call.opset < 7 and call.option("broadcast") and call.option("axis") is not None:
+def _pair(call: Call) -> tuple[Operand, Operand]:
+    """Return the two operands of a node that broadcasts, also by the rules before version 7."""
+    first, second = call.operands()
+    if isinstance(second, str) and call.opset < 7 and call.option("broadcast") and call.option("axis") is not None:
         behind = call.rank(0) - call.axis(call.option("axis"), call.rank(0)) - call.rank(1)
         if behind > 0:
             shape = tuple(-1 if size is None else size for size in call.shape(1)) + (1,) * behind
@@ -87,25 +87,26 @@ def _add(call: Call) -> str:
                 layer = nn.Linear(made[0].in_features, made[0].out_features)
             layer.weight = made[0].weight
             return call.instead(i, layer, bias=bias)
-    return call.add(nn.Add(), *_pair(call))
+    return call.pair("add", *_pair(call))
 
 
 @operator("Mul")
 def _mul(call: Call) -> str:
-    first, second = _pair(call)
-    layer = product(call.network, first, second)
-    return call.add(nn.Multiply(), first, second) if layer is None else call.add(*layer)
+    pair = _pair(call)
+    layer = product(call.network, *pair)
+    return call.pair("multiply", *pair) if layer is None else call.add(*layer)
 
 
 @operator("Sub")
 def _sub(call: Call) -> str:
-    return call.add(nn.Apply("subtract"), *_pair(call))
+    return call.pair("subtract", *_pair(call))
 
 
 @operator("Div")
 def _div(call: Call) -> str:
-    layer = normalisation(call)
-    return call.add(nn.Apply("divide"), *_pair(call)) if layer is None else call.add(*layer)
+    pair = _pair(call)
+    layer = normalisation(call, *pair)
+    return call.pair("divide", *pair) if layer is None else call.add(*layer)
 
 
 @operator("Pow")
@@ -118,19 +119,14 @@ def _pow(call: Call) -> str:
 
 @operator("Sum", "Mean", "Max", "Min")
 def _several(call: Call) -> str:
-    nodes = [call.input(i) for i in range(len(call))]
-    if len(nodes) == 1:
-        return nodes[0]
-    if call.op == "Sum":
-        return call.add(nn.Add(), *nodes)
-    if call.op == "Mean":
-        total = call.add(nn.Add(), *nodes, suffix="sum")
-        return call.add(nn.Multiply(), total, call.number(1 / len(nodes), "share"))
-    y, *others = nodes
+    y: Operand
+    y, *others = call.operands()
+    op = {"Max": "maximum", "Min": "minimum"}.get(call.op, "add")
     for i, other in enumerate(others, 1):
-        op = nn.Apply("maximum" if call.op == "Max" else "minimum")
-        y = call.add(op, y, other, suffix="" if i == len(others) else str(i))
-    return y
+        y = call.pair(op, y, other, "" if i == len(others) and call.op != "Mean" else str(i))
+    if call.op == "Mean" and others:
+        return call.pair("multiply", y, 1 / len(call))
+    return y if isinstance(y, str) else call.input()
 
 
 # Functions of one array
@@ -189,9 +185,9 @@ def _selu(call: Call) -> str:
     node = call.input()
     if call.op == "Celu":  # alpha * (exp(x / alpha) - 1) below 0
         alpha, factor = 1.0, float(alpha)
-        node = call.add(nn.Multiply(), node, call.number(1 / factor, "inner"), suffix="scaled")
+        node = call.pair("divide", node, factor, "scaled")
     node = call.add(nn.ELU(alpha), node, suffix="elu")
-    return call.add(nn.Multiply(), node, call.number(factor, "factor"))
+    return call.pair("multiply", node, factor)
 
 
 @operator("HardSigmoid")
@@ -199,8 +195,8 @@ def _hardsigmoid(call: Call) -> str:
     alpha, beta = call.option("alpha"), call.option("beta")
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return call.add(nn.Hardsigmoid())
-    node = call.add(nn.Multiply(), call.input(), call.number(alpha, "alpha"), suffix="scaled")
-    node = call.add(nn.Add(), node, call.number(beta, "beta"), suffix="moved")
+    node = call.pair("multiply", call.input(), float(alpha), "scaled")
+    node = call.pair("add", node, float(beta), "moved")
     return call.add(nn.Hardtanh(0.0, 1.0), node)
 
 
@@ -216,8 +212,8 @@ def _clip(call: Call) -> str:
     if low == 0:
         return call.add(nn.ReLU())
     if high is not None:
-        return call.add(nn.Apply("minimum"), call.input(), call.number(high, "limit"))
-    return call.add(nn.Apply("maximum"), call.input(), call.number(low or 0.0, "limit"))
+        return call.pair("minimum", call.input(), high)
+    return call.pair("maximum", call.input(), low or 0.0)
 
 
 @operator("Gelu")
@@ -316,4 +312,4 @@ def _lp_norm(call: Call) -> str:
     for op, more in steps:
         options = {"dim": axis, "keepdim": True} if op == "sum" else more
         node = call.add(nn.Apply(op, **options), node, suffix=op)
-    return call.add(nn.Apply("divide"), call.input(), node)
+    return call.pair("divide", call.input(), node)

@@ -197,12 +197,12 @@ def _gemm(call: Call) -> str:
     second = call.add(turn, second, suffix="second") if transposed else second
     node = call.add(nn.Apply("matmul"), first, second, suffix="product")
     if alpha != 1:
-        node = call.add(nn.Multiply(), node, call.number(alpha, "alpha"), suffix="scaled")
+        node = call.pair("multiply", node, float(alpha), "scaled")
     if not call.has(2):
         return call.add(nn.Identity(), node)
     third = call.input(2)
     if beta != 1:
-        third = call.add(nn.Multiply(), third, call.number(beta, "beta"), suffix="third")
+        third = call.pair("multiply", third, float(beta), "third")
     return call.add(nn.Add(), node, third)
 
 

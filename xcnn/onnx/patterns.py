@@ -8,80 +8,79 @@ import math
 import numpy as np
 
 from xcnn import nn
-from xcnn.onnx.call import Call, Network
+from xcnn.onnx.call import Call, Network, Operand
 
 __all__ = ["normalisation", "product"]
 
-_GATES: dict[type[nn.Module], type[nn.Module]] = {nn.Sigmoid: nn.SiLU, nn.Hardsigmoid: nn.Hardswish}
+_GATES: dict[str, type[nn.Module]] = {"sigmoid": nn.SiLU, "hardsigmoid": nn.Hardswish}
 """Layers that are x times another layer of x."""
 
 
-def product(network: Network, first: str, second: str) -> tuple[nn.Module, str] | None:
-    """Return the layer, and the node of its input, that a product of two nodes is; None if it is only a product."""
+def product(network: Network, first: Operand, second: Operand) -> tuple[nn.Module, str] | None:
+    """Return the layer, and the node of its input, that a product is; None if it is only a product."""
     for x, gate in ((first, second), (second, first)):
-        module, inputs = network.nodes.get(gate, (None, ()))
-        if inputs == x and type(module) in _GATES:
-            return _GATES[type(module)](), x
-        inner, source = network.nodes.get(str(inputs), (None, ()))
-        if type(module) is nn.Tanh and type(inner) is nn.Softplus and source == x:
-            return nn.Mish(), x
+        op, operands = _made(network, gate)
+        if operands == (x,) and op in _GATES:
+            return _GATES[op](), str(x)
+        inner = _made(network, operands[0]) if op == "tanh" else ("", ())
+        if inner == ("softplus", (x,)):
+            return nn.Mish(), str(x)
     return _gelu(network, [*_factors(network, first), *_factors(network, second)])
 
 
-def _factors(network: Network, node: str) -> tuple[str, ...]:
-    """Return the nodes whose product a node is, or the node."""
-    module, inputs = network.nodes.get(node, (None, ()))
-    return inputs if type(module) is nn.Multiply and isinstance(inputs, tuple) else (node,)
+def _made(network: Network, node: Operand) -> tuple[str, tuple[Operand, ...]]:
+    """Return the op that a node applies, and to what: other nodes, and a number if it has one."""
+    module, inputs = (None, ()) if isinstance(node, float) else network.nodes.get(node, (None, ()))
+    inputs = (inputs,) if isinstance(inputs, str) else inputs
+    match module:
+        case nn.Apply():
+            return module.op, (*inputs, *(value for name, value in module.given.items() if name == "other"))
+        case nn.Add() | nn.Multiply() | nn.Sigmoid() | nn.Hardsigmoid() | nn.Tanh() | nn.Softplus():
+            return type(module).__name__.lower(), inputs
+    return "", ()
 
 
-def _gelu(network: Network, factors: list[str]) -> tuple[nn.Module, str] | None:
+def _factors(network: Network, node: Operand) -> tuple[Operand, ...]:
+    """Return the operands whose product a node is, or the node."""
+    op, operands = _made(network, node)
+    return operands if op == "multiply" else (node,)
+
+
+def _gelu(network: Network, factors: list[Operand]) -> tuple[nn.Module, str] | None:
     """Recognise `x * 0.5 * (1 + erf(x / sqrt(2)))`, in any order."""
-    halves = [node for node in factors if _number(network, node) == 0.5]
-    if len(factors) != 3 or len(halves) != 1:
+    if len(factors) != 3 or factors.count(0.5) != 1:
         return None
-    others = [node for node in factors if node != halves[0]]
+    others = [factor for factor in factors if factor != 0.5]
     for x, gate in (others, others[::-1]):
-        for one, erf in _pairs(network, gate, nn.Add, ""):
-            module, scaled = network.nodes.get(erf, (None, ()))
-            if _number(network, one) != 1 or _op(module) != "erf" or not isinstance(scaled, str):
-                continue
-            for op, factor in ((nn.Multiply, math.sqrt(0.5)), (nn.Apply, math.sqrt(2))):
-                for number, inner in _pairs(network, scaled, op, "divide"):
-                    if inner == x and math.isclose(_number(network, number), factor, rel_tol=1e-6):
-                        return nn.GELU(), x
+        op, operands = _made(network, _operand(network, gate, "add", 1.0))
+        for inner, factor in (("multiply", math.sqrt(0.5)), ("divide", math.sqrt(2))):
+            if op == "erf" and _operand(network, operands[0], inner, factor) == x:
+                return nn.GELU(), str(x)
     return None
 
 
-def _op(module: object) -> str:
-    return module.op if isinstance(module, nn.Apply) else ""
+def _operand(network: Network, node: Operand, op: str, number: float) -> Operand:
+    """Return x if a node applies an op to x and a number, else NaN."""
+    made, (x, *others) = _made(network, node) if _made(network, node)[1] else ("", (math.nan,))
+    close = len(others) == 1 and isinstance(others[0], float) and math.isclose(others[0], number, rel_tol=1e-6)
+    return x if made == op and close else math.nan
 
 
-def _pairs(network: Network, node: str, kind: type[nn.Module], op: str) -> list[tuple[str, str]]:
-    """Return the two inputs of a node of this kind in both orders, or nothing for another node."""
-    module, inputs = network.nodes.get(node, (None, ()))
-    if type(module) is not kind or (kind is nn.Apply and _op(module) != op) or not isinstance(inputs, tuple):
-        return []
-    first, second, *_ = inputs
-    return [(second, first)] if kind is nn.Apply else [(first, second), (second, first)]
-
-
-def _number(network: Network, node: str) -> float:
-    """Return the number that a node gives, or NaN."""
-    slot = network.nodes.get(node, (None, ()))[0]
-    return float(np.reshape(slot.data, ())) if isinstance(slot, nn.Buffer) and slot.data.size == 1 else math.nan
-
-
-def normalisation(call: Call) -> tuple[nn.Module, str] | None:
+def normalisation(call: Call, x: Operand, std: Operand) -> tuple[nn.Module, str] | None:
     """Return `nn.Normalize` and the node of its input, if a division is that of `(x - mean) / std` per channel."""
-    module, inputs = call.network.nodes.get(call.input(0), (None, ()))
-    if _op(module) != "subtract" or call.constant(1) is None or not isinstance(inputs, tuple):
+    op, operands = _made(call.network, x)
+    channels = call.shape()[1] if call.rank() > 1 else None
+    if op != "subtract" or channels is None:
         return None
-    slots = [call.network.nodes.get(node, (None, ()))[0] for node in (inputs[1], call.input(1))]
-    shape = (-1, *(1,) * (call.rank() - 2))
-    numbers = []
-    for slot in slots:
-        if not isinstance(slot, nn.Buffer) or slot.data.shape[-len(shape) :] != np.reshape(slot.data, shape).shape:
-            return None
-        numbers.append(tuple(float(str(number)) for number in np.ravel(slot.data)))
-    mean, std = numbers
-    return (nn.Normalize(mean, std), inputs[0]) if len(mean) == len(std) and min(std) > 0 else None
+    numbers = [_channels(call.network, one, (channels, *(1,) * (call.rank() - 2))) for one in (operands[1], std)]
+    mean, std_ = numbers
+    return (nn.Normalize(mean, std_), str(operands[0])) if mean and std_ and min(std_) > 0 else None
+
+
+def _channels(network: Network, node: Operand, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """Return the numbers of a constant of this shape, or of one number, or () for another value."""
+    slot = node if isinstance(node, float) else network.nodes.get(node, (None, ()))[0]
+    array = np.asarray(slot if isinstance(slot, float) else slot.data if isinstance(slot, nn.Buffer) else ())
+    if array.size != shape[0] or (array.size > 1 and array.shape[-len(shape) :] != shape):
+        return ()
+    return tuple(float(str(np.float32(number))) for number in array.ravel())
