@@ -33,6 +33,8 @@ ONCE = (
     "memory",
     "hostile",
     "hostile_states",
+    "onnx_hostile",
+    "onnx_load",
     "data_download",
     "data_files",
     "data_folder",

@@ -33,6 +33,7 @@ watching, fuzzing = contextlib.nullcontext(), any(argument.startswith("--fuzz") 
 if fuzzing:
     watching = importlib.import_module("atheris").instrument_imports(include=["xcnn", "PIL"])
 with watching:
+    import hostile_onnx
     import hostile_runs as runs
     import numpy as np
     import torch_files
@@ -229,6 +230,8 @@ KINDS: dict[str, Kind] = {
     "pth-planted": Kind(
         functools.partial(torch_files.make, planted=True), runs.read_planted, mend=torch_files.mend_zip
     ),
+    "onnx": Kind(hostile_onnx.make_onnx, hostile_onnx.read_onnx),
+    "onnx-edited": Kind(hostile_onnx.make_onnx, hostile_onnx.read_onnx, changes=[hostile_onnx.edit]),
     "config.json": Kind(functools.partial(runs.make_settings, ".json"), runs.read_settings),
     "config.toml": Kind(functools.partial(runs.make_settings, ".toml"), runs.read_settings),
 }

@@ -6,7 +6,7 @@ are computed, are paid from a `Budget`. Tensors outside the file must be in its 
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def open_file(path: Any, caller: str) -> tuple[onnx.ModelProto, Path, Budget]:
     """
     path = as_path(caller, "path", path)
     try:
+        if not path.is_file() and path.exists():
+            raise CheckpointError(f"{path}: must be a file, but it is a directory, pipe or device")
         content = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
@@ -95,7 +97,22 @@ def open_file(path: Any, caller: str) -> tuple[onnx.ModelProto, Path, Budget]:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def _texts(message: Any) -> Iterator[object]:
+    """Yield every text of a model; those that are not UTF-8 are bytes."""
+    if isinstance(message, TensorProto):  # without its numbers
+        yield message.name
+        message = TensorProto(external_data=message.external_data)
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            yield from [value] if isinstance(value, str | bytes) else value
+        elif field.message_type is not None:
+            for one in value if hasattr(value, "__len__") else [value]:
+                yield from _texts(one)
+
+
 def _check(model: onnx.ModelProto) -> None:
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise Invalid("it is not an ONNX file, or it is damaged: a name is not text")
     if not model.HasField("graph") or not model.graph.output:
         raise Invalid("it is not an ONNX file, or it is damaged: there is no graph with an output")
     versions = {one.domain: one.version for one in model.opset_import if one.domain in ("", "ai.onnx")}
