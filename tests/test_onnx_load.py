@@ -156,6 +156,26 @@ def test_a_weight_of_two_layers_is_one_parameter(tmp_path):
     assert len(graph.parameters()) == 2
 
 
+def test_equal_vectors_that_exporters_merge_are_each_layers_own(tmp_path):
+    text = """
+        merged (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) {
+            a = Conv (x, v, zeros)
+            b = BatchNormalization (a, ones, zeros, zeros, ones)
+            c = Conv (b, w, zeros)
+            d = BatchNormalization (c, ones, zeros, zeros, ones)
+            e = Conv (d, w, zeros)
+            y = Conv (e, v, trained)
+        }"""
+    rng = np.random.default_rng(0)
+    tensors = {"v": rng.standard_normal((2, 2, 1, 1)), "w": rng.standard_normal((2, 2, 1, 1)), "trained": [1, 2]}
+    graph = agrees(written(tmp_path, text, tensors | {"zeros": [0, 0], "ones": [1, 1]}), 2, 2, 4, 4)
+    nodes = dict(graph.children())
+    assert nodes["c"] is nodes["e"]
+    assert nodes["a"].weight is nodes["y"].weight
+    assert len(graph.parameters()) == 2 + 3 + 2 * 2  # matrices, biases, and the vectors of both norms
+    assert len({id(slot) for _, slot in graph.named_buffers()}) == 6
+
+
 def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     text = """
         fixed (float[1, 2, 4, 4] x) => (float[1, 4] y) {

@@ -92,7 +92,7 @@ class Network:
         self._taken, self._tries = set(inputs), Counter[str]()
         self._above: Counter[str] = Counter()  # the dotted beginnings of names, which cannot be names themselves
         self._reserved = {above for name in self.tensors if len(name) <= _LONGEST for above in _beginnings(name)}
-        self._slots: dict[tuple[type, str, str], Any] = {}
+        self._slots: dict[tuple[object, ...], Any] = {}
         self._modules: dict[tuple[object, ...], nn.Module] = {}
 
     def name(self, wanted: str, op: str = "", owner: bool = False) -> str:
@@ -160,9 +160,9 @@ class Network:
             return None
         return float(data.reshape(())) if data.ndim <= rank and np.isfinite(data).all() else None
 
-    def slot(self, kind: type[Slot], weight: Weight) -> Slot:
-        """Return the parameter or buffer of a weight; uses of the same weight share it."""
-        key = kind, weight.origin, weight.layout
+    def slot(self, kind: type[Slot], weight: Weight, owner: object = None) -> Slot:
+        """Return the parameter or buffer of a weight; uses of the same weight for the same owner share it."""
+        key = kind, weight.origin, weight.layout, owner
         if key not in self._slots or not weight.origin:
             copy = kind is not nn.Parameter  # a parameter copies its array
             self._slots[key] = kind(np.array(weight.array, order="C", copy=copy or None))
@@ -343,14 +343,21 @@ class Call:
 
 
 def fill(network: Network, module: nn.Module, weights: Mapping[str, Weight | None]) -> None:
-    """Give a layer its weights, which must have the shapes of its own."""
+    """Give a layer its weights, which must have the shapes of its own.
+
+    Exporters merge equal tensors, such as the biases of a new network, which are all 0. So a vector of one repeated
+    number is shared only by layers that share a matrix, too.
+    """
+    given = [weight for weight in weights.values() if weight is not None]
+    matrix = next(((weight.origin, weight.layout) for weight in given if weight.array.ndim > 1), None)
     for name, weight in weights.items():
         if weight is None:
             continue
+        plain = weight.array.ndim == 1 < weight.array.size and np.ptp(weight.array) == 0
         own = getattr(module, name)
         if own.data.shape != weight.array.shape:
             raise Unsupported(f"its {name} must have the shape {own.data.shape}, got {weight.array.shape}")
-        setattr(module, name, network.slot(type(own), weight))
+        setattr(module, name, network.slot(type(own), weight, (matrix or module) if plain else None))
 
 
 def path(value: str, node: str = "", op: str = "") -> str:
