@@ -1,8 +1,6 @@
 """ONNX's operators that rearrange, repeat or leave out numbers: rows of the table `operators.OPERATORS`."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
@@ -186,84 +184,3 @@ def _pixels(call: Call) -> str:
     node = _reshape(call, call.input(), (n, c, h, w), split, "split")
     node = call.add(nn.Apply("permute", dims=order), node, suffix="turned")
     return _reshape(call, node, tuple(split[i] for i in order), call.result())
-
-
-# Maps of another size
-
-
-def _moved(coordinates: str, i: np.ndarray, size: int, out: int, scale: float) -> np.ndarray | None:
-    """Return the places on the old axis that the pixels `i` of the new axis come from."""
-    match coordinates:
-        case "half_pixel":
-            return (i + 0.5) / scale - 0.5
-        case "pytorch_half_pixel":
-            return (i + 0.5) / scale - 0.5 if out > 1 else i * 0.0
-        case "asymmetric":
-            return i / scale
-        case "align_corners":
-            return i * (size - 1) / (out - 1) if out > 1 else i * 0.0
-    return None
-
-
-_ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-
-_OURS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "nearest": lambda i, step: i * step,
-    "nearest-exact": lambda i, step: (i + 0.5) * step,
-}
-"""The places that our modes of interpolation take, before they are rounded down."""
-
-
-def _nearest(axes: Iterable[tuple[int, int, float]], coordinates: str, rounding: str) -> str:
-    """Return our mode that takes the same pixels."""
-    candidates = list(_OURS)
-    for size, out, scale in axes:
-        i = np.arange(out)
-        places = _moved(coordinates, i, size, out, scale)
-        if places is None or rounding not in _ROUNDED:
-            raise Unsupported(f"its coordinates are {coordinates!r}, rounded by {rounding!r}")
-        taken = np.clip(_ROUNDED[rounding](places), 0, size - 1)
-        step = 1 / scale
-        candidates = [c for c in candidates if np.array_equal(np.minimum(np.floor(_OURS[c](i, step)), size - 1), taken)]
-    if not candidates:
-        raise Unsupported(f"it takes other pixels ({coordinates}, {rounding}) than PyTorch's nearest and nearest-exact")
-    return candidates[0]
-
-
-@operator("Resize", "Upsample")
-def _resize(call: Call) -> str:
-    mode, rank = call.option("mode", "nearest"), call.rank()
-    old = call.op == "Upsample" or call.opset < 11
-    coordinates = "asymmetric" if old else call.option("coordinate_transformation_mode")
-    rounding = "floor" if old else call.option("nearest_mode")
-    if call.option("antialias", 0):
-        raise Unsupported("it smooths (antialias)")
-    axes = [call.axis(axis) for axis in call.option("axes") or range(rank)]
-    sizes, outs = call.shape(), call.result()
-    scales = call.option("scales") or []
-    if scales and len(scales) != len(axes):
-        raise Unsupported(f"its scales must be {len(axes)} numbers, got {scales}")
-    factors = dict(zip(axes, scales, strict=False))
-    if any(sizes[k] != outs[k] for k in range(min(2, rank))) or not 3 <= rank <= 5:
-        raise Unsupported("it resizes other axes than those of maps")
-    scaled = tuple(factors.get(k, 1.0) for k in range(2, rank))
-    spatial = [(a, b) for a, b in zip(sizes[2:], outs[2:], strict=True) if a is not None and b is not None]
-    if len(spatial) < rank - 2:
-        if not scales or mode != "nearest" or (coordinates, rounding) != ("asymmetric", "floor"):
-            raise Unsupported("it depends on sizes that the file leaves open; give the shape of the input")
-        return call.add(nn.Upsample(scale_factor=scaled))
-    target: dict[str, Any] = {"scale_factor": scaled} if scales else {"size": tuple(out for _, out in spatial)}
-    steps = [(size, out, scaled[k] if scales else out / size) for k, (size, out) in enumerate(spatial)]
-    call.network.budget.take([max(out for _, out in spatial)], 64)
-    if mode == "nearest":
-        return call.add(nn.Upsample(mode=_nearest(steps, coordinates, rounding), **target))
-    centred = coordinates in ("half_pixel", "pytorch_half_pixel") and all(out > 1 or size == 1 for size, out in spatial)
-    if mode != "linear" or not (centred or coordinates == "align_corners"):
-        raise Unsupported(f"its mode is {mode!r} with the coordinates {coordinates!r}")
-    linear = ("linear", "bilinear", "trilinear")[rank - 3]
-    return call.add(nn.Upsample(mode=linear, align_corners=coordinates == "align_corners", **target))

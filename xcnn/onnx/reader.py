@@ -10,7 +10,7 @@ import onnx
 from xcnn import nn
 from xcnn._check import integers, shown
 from xcnn.errors import CheckpointError, XcnnError
-from xcnn.onnx import metadata, operators_layers, operators_shapes  # noqa: F401  (rows of OPERATORS)
+from xcnn.onnx import metadata, operators_layers, operators_shapes, resize  # noqa: F401  (rows of OPERATORS)
 from xcnn.onnx.call import Call, Follows, Network, Shape, Unsupported
 from xcnn.onnx.limits import FLOATS, Budget, Invalid, arrays, open_file
 from xcnn.onnx.operators import OPERATORS
