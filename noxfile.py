@@ -224,6 +224,18 @@ def budgets(session: nox.Session) -> None:
 
 
 @nox.session
+def onnx(session: nox.Session) -> None:
+    """Run ONNX's own tests of operators through the importer on every library, and write the table of docs/onnx.md.
+
+    Also compare networks from PyTorch's exporters with PyTorch: scores and gradients.
+    """
+    session.install(".[test]", *LIBRARIES.values(), "torchvision", "onnxscript")
+    devices = ("--devices", "cpu,torch,jax", "--markdown", "docs/onnx.md")
+    session.run("python", "tests/onnx_nodes.py", *devices, env={"JAX_ENABLE_X64": "1"})
+    session.run("python", "tests/onnx_torch.py", *session.posargs)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Run the examples. The report's training run needs MNIST."""
     session.install(".[test]")

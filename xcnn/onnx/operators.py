@@ -23,7 +23,10 @@ from xcnn.onnx.call import Call, Operand, Unsupported
 from xcnn.onnx.limits import FLOATS
 from xcnn.onnx.patterns import normalisation, product
 
-__all__ = ["OPERATORS", "exact", "is_vector", "of_rank", "operator"]
+__all__ = ["OPERATORS", "axes_of", "exact", "is_vector", "of_rank", "operator"]
+
+_TINY = 2.0**-126
+"""The smallest normal number of float32."""
 
 Reader = Callable[[Call], str | list[str]]
 
@@ -138,7 +141,7 @@ _ONE: dict[str, Callable[[], nn.Module]] = {
     "Softplus": nn.Softplus,
     "HardSwish": nn.Hardswish,
     "Mish": nn.Mish,
-    "Softsign": lambda: nn.Apply("softsign"),
+    "Softsign": nn.Softsign,
     "Exp": lambda: nn.Apply("exp"),
     "Log": lambda: nn.Apply("log"),
     "Sqrt": lambda: nn.Apply("sqrt"),
@@ -165,10 +168,10 @@ def _prelu(call: Call) -> str:
     slope = call.weight(1)
     size, behind = slope.array.size, call.rank() - 2
     per_channel = (size, *(1,) * behind) if call.opset >= 7 else (size,)
-    if size > 1 and tuple(s for s in slope.array.shape if s > 1) != (size,):
-        raise Unsupported(f"its slope must have one number, or one per channel, got {slope.array.shape}")
     if size > 1 and slope.array.shape[-len(per_channel) :] != per_channel:
-        raise Unsupported(f"its slope must have the shape {per_channel}, got {slope.array.shape}")
+        low = call.pair("minimum", call.input(), 0.0, "low")
+        low = call.pair("multiply", low, call.input(1), "scaled")
+        return call.pair("add", call.add(nn.ReLU(), suffix="high"), low)
     with undrawn():
         made = nn.PReLU(size)
     return call.weighted(made, weight=slope.arranged("row", np.ravel))
@@ -179,15 +182,17 @@ def _elu(call: Call) -> str:
     return call.add(nn.ELU(exact(call.option("alpha"))))
 
 
-@operator("Selu", "Celu")
+@operator("Celu")
+def _celu(call: Call) -> str:
+    return call.add(nn.CELU(exact(call.option("alpha"))))
+
+
+@operator("Selu")
 def _selu(call: Call) -> str:
     alpha, factor = call.option("alpha"), call.option("gamma")
-    node = call.input()
-    if call.op == "Celu":  # alpha * (exp(x / alpha) - 1) below 0
-        alpha, factor = 1.0, float(alpha)
-        node = call.pair("divide", node, factor, "scaled")
-    node = call.add(nn.ELU(alpha), node, suffix="elu")
-    return call.pair("multiply", node, factor)
+    if math.isclose(alpha, 1.6732632, rel_tol=1e-6) and math.isclose(factor, 1.050701, rel_tol=1e-6):
+        return call.add(nn.SELU())
+    return call.pair("multiply", call.add(nn.ELU(exact(alpha)), suffix="elu"), float(factor))
 
 
 @operator("HardSigmoid")
@@ -195,9 +200,7 @@ def _hardsigmoid(call: Call) -> str:
     alpha, beta = call.option("alpha"), call.option("beta")
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return call.add(nn.Hardsigmoid())
-    node = call.pair("multiply", call.input(), float(alpha), "scaled")
-    node = call.pair("add", node, float(beta), "moved")
-    return call.add(nn.Hardtanh(0.0, 1.0), node)
+    return call.add(nn.Apply("hardsigmoid", alpha=exact(alpha), beta=exact(beta)))
 
 
 @operator("Clip")
@@ -207,6 +210,8 @@ def _clip(call: Call) -> str:
     high = None if high is None or high >= 3e38 else float(high)
     if low is None and high is None:
         return call.input()
+    if low is not None and high is not None and low >= high:
+        return call.pair("minimum", call.pair("maximum", call.input(), low, "low"), high)
     if low is not None and high is not None:
         return call.add(nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high))
     if low == 0:
@@ -268,40 +273,37 @@ def _cast(call: Call) -> str:
 # Sums along axes
 
 
-def _axes(call: Call) -> tuple[int, ...] | None:
+def axes_of(call: Call) -> tuple[int, ...] | None:
     """Return the axes along which an operator adds, in order; None for all."""
     axes = call.option("axes")
     return tuple(sorted(call.axis(axis) for axis in axes)) if axes else None
 
 
-_REDUCED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
-    "ReduceMean": (("mean", {}),),
-    "ReduceSum": (("sum", {}),),
-    "ReduceL1": (("abs", {}), ("sum", {})),
-    "ReduceL2": (("power", {"exponent": 2.0}), ("sum", {}), ("sqrt", {})),
-    "ReduceSumSquare": (("power", {"exponent": 2.0}), ("sum", {})),
-    "ReduceLogSum": (("sum", {}), ("log", {})),
+_REDUCED: dict[str, tuple[tuple[str, dict[str, Any] | None], ...]] = {
+    "ReduceMean": (("mean", None),),
+    "ReduceSum": (("sum", None),),
+    "ReduceL1": (("abs", {}), ("sum", None)),
+    "ReduceL2": (("power", {"exponent": 2.0}), ("sum", None), ("sqrt", {})),
+    "ReduceSumSquare": (("power", {"exponent": 2.0}), ("sum", None)),
+    "ReduceLogSum": (("sum", None), ("log", {})),
+    "ReduceLogSumExp": (("exp", {}), ("sum", None), ("log", {})),
 }
-"""Operators that add along axes, as ops one after the other."""
+"""Operators that add along axes, as ops one after the other with their options; None for those that add."""
 
 
 @operator(*_REDUCED)
 def _reduce(call: Call) -> str:
-    axes, keep = _axes(call), bool(call.option("keepdims"))
+    axes, keep = axes_of(call), bool(call.option("keepdims"))
     if call.op == "ReduceMean" and axes == tuple(range(2, call.rank())) and not keep:
         return call.add(nn.GlobalAvgPool())
-    if axes is None and call.option("noop_with_empty_axes", 0):
-        raise Unsupported("it has no axes (noop_with_empty_axes)")
+    noop = axes is None and call.option("noop_with_empty_axes", 0)
     along = {"dim": axes, "keepdim": keep}
-    return call.chain(*(nn.Apply(op, **(along if op in ("mean", "sum") else more)) for op, more in _REDUCED[call.op]))
-
-
-@operator("ReduceMax")
-def _reduce_max(call: Call) -> str:
-    axes, rank = _axes(call), call.rank()
-    if axes != tuple(range(2, rank)) or not call.option("keepdims"):
-        raise Unsupported("it takes the maximum along other axes than those of maps")
-    return call.add(of_rank((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), rank - 2)(1))
+    steps = [
+        nn.Apply(op, **(along if more is None else more))
+        for op, more in _REDUCED[call.op]
+        if not (noop and more is None)
+    ]
+    return call.chain(*steps) if steps else call.input()
 
 
 @operator("LpNormalization")
@@ -310,6 +312,7 @@ def _lp_norm(call: Call) -> str:
     steps = _REDUCED["ReduceL1" if p == 1 else "ReduceL2"]
     node = call.input()
     for op, more in steps:
-        options = {"dim": axis, "keepdim": True} if op == "sum" else more
+        options = {"dim": axis, "keepdim": True} if more is None else more
         node = call.add(nn.Apply(op, **options), node, suffix=op)
+    node = call.pair("maximum", node, _TINY, "limited")  # so that 0 / 0 is 0
     return call.pair("divide", call.input(), node)

@@ -140,14 +140,22 @@ def _instance_norm(call: Call) -> str:
 
 
 @operator("LayerNormalization")
-def _layer_norm(call: Call) -> str:
+def _layer_norm(call: Call) -> list[str]:
     weight, bias = call.weight(1), call.weight(2) if call.has(2) else None
     axis = call.axis(call.option("axis"))
     if call.shape()[axis:] != weight.array.shape:
         raise Unsupported(f"its scale must have the shape {call.shape()[axis:]}, got {weight.array.shape}")
     with undrawn():
         made = nn.LayerNorm(weight.array.shape, exact(call.option("epsilon")), bias=bias is not None)
-    return call.weighted(made, weight=weight, bias=bias)
+    results = [call.weighted(made, weight=weight, bias=bias)]
+    if call.used(1) or call.used(2):
+        average = nn.Apply("mean", dim=tuple(range(axis, call.rank())), keepdim=True)
+        mean = call.add(average, suffix="mean")
+        centred = call.pair("subtract", call.input(), mean, "centred")
+        square = call.add(nn.Apply("power", exponent=2.0), centred, suffix="square")
+        var = call.pair("add", call.add(average, square, suffix="var"), exact(call.option("epsilon")), "moved")
+        results += [mean, call.add(nn.Apply("power", exponent=-0.5), var, suffix="inverse")]
+    return results
 
 
 @operator("GroupNormalization")

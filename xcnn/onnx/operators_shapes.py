@@ -6,7 +6,7 @@ import numpy as np
 
 from xcnn import nn
 from xcnn.onnx.call import Call, Shape, Unsupported
-from xcnn.onnx.operators import operator
+from xcnn.onnx.operators import axes_of, of_rank, operator
 
 __all__: list[str] = []
 
@@ -54,6 +54,25 @@ def _by_rule(call: Call, sizes: Shape) -> str:
 def _transpose(call: Call) -> str:
     dims = tuple(call.option("perm") or reversed(range(call.rank())))
     return call.input() if dims == tuple(range(len(dims))) else call.add(nn.Apply("permute", dims=dims))
+
+
+@operator("ReduceMax")
+def _reduce_max(call: Call) -> str:
+    rank = call.rank()
+    if rank in (3, 4, 5) and axes_of(call) == tuple(range(2, rank)) and call.option("keepdims"):
+        return call.add(of_rank((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), rank - 2)(1))
+    axes = axes_of(call) or (() if call.option("noop_with_empty_axes", 0) else tuple(range(rank)))
+    sizes = [size for size in (call.shape()[axis] for axis in axes) if size is not None]
+    if not axes:
+        return call.input()
+    if len(sizes) < len(axes):
+        raise Unsupported("it takes the maximum along axes whose sizes the file leaves open")
+    if 0 in sizes:
+        raise Unsupported("it takes the maximum of nothing")
+    dims = (*(k for k in range(rank) if k not in axes), *axes)
+    row = nn.Apply("reshape", shape=(-1, 1, math.prod(sizes)))
+    node = call.chain(nn.Apply("permute", dims=dims), row, nn.AdaptiveMaxPool1d(1))
+    return _reshape(call, node, (None, 1, 1), call.result())
 
 
 @operator("Expand")
@@ -177,6 +196,8 @@ def _pixels(call: Call) -> str:
         return call.add(nn.PixelShuffle(r))
     if c is None or h is None or w is None or r < 1:
         raise Unsupported("it depends on sizes that the file leaves open")
+    if call.op == "SpaceToDepth" and call.option("mode", "DCR") == "CRD":
+        return call.add(nn.PixelUnshuffle(r))
     if call.op == "DepthToSpace":
         split, order = (n, r, r, c // r**2, h, w), (0, 3, 4, 1, 5, 2)
     else:

@@ -55,14 +55,15 @@ class _How:
         """Return the pixels that the mode `nearest` takes."""
         if self.rounding not in _ROUNDED:
             raise Unsupported(f"its nearest_mode is {self.rounding!r}")
-        return np.clip(_ROUNDED[self.rounding](self.places(axis)), 0, axis.size - 1).astype(int)
+        pixels: np.ndarray = np.clip(_ROUNDED[self.rounding](self.places(axis)), 0, axis.size - 1).astype(int)
+        return pixels
 
     def matrix(self, axis: _Axis) -> np.ndarray:
         """Return the shares of the old pixels (columns) in the new ones (rows)."""
         matrix = np.zeros((axis.out, axis.size))
         rows = np.arange(axis.out)[:, None]
         if self.mode == "nearest":
-            matrix[rows, self.taken(axis)[:, None]] = 1
+            matrix[rows, self.taken(axis)[:, None]] = 1.0
             return matrix
         if self.mode not in ("linear", "cubic"):
             raise Unsupported(f"its mode is {self.mode!r}")
@@ -74,15 +75,15 @@ class _How:
         if self.exclude:
             shares = shares * ((pixels >= 0) & (pixels < axis.size))
         np.add.at(matrix, (rows, np.clip(pixels, 0, axis.size - 1)), shares)
-        return matrix / matrix.sum(1, keepdims=True)
+        matrix /= matrix.sum(1, keepdims=True)
+        return matrix
 
     def _kernel(self, t: np.ndarray) -> np.ndarray:
         """Return the weight of a pixel at a distance of t; for `cubic`, that of Keys 1981."""
-        if self.mode == "linear":
-            return np.maximum(1 - t, 0)
         a = self.cubic
         near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((t - 5) * t + 8) * t * a - 4 * a
-        return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+        weights: np.ndarray = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+        return np.maximum(1 - t, 0.0) if self.mode == "linear" else weights
 
 
 _ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -126,7 +127,7 @@ def _resize(call: Call) -> str:
         "asymmetric" if old else call.option("coordinate_transformation_mode"),
         "floor" if old else call.option("nearest_mode"),
         call.option("cubic_coeff_a", -0.75),
-        bool(call.option("exclude_outside", 0) or call.option("antialias", 0)),
+        bool(call.option("exclude_outside", 0)),
         bool(call.option("antialias", 0)),
     )
     named = [call.axis(axis) for axis in call.option("axes") or range(rank)]
