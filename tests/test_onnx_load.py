@@ -2,6 +2,8 @@
 
 import numpy as np
 import onnx
+import onnx_nodes
+import onnx_torch
 import pytest
 from onnx import helper, numpy_helper, parser
 
@@ -115,6 +117,34 @@ def test_names_of_pytorch_become_names_of_modules(tmp_path):
     assert list(graph.state_dict()) == ["layer1.0.conv1.weight", "layer1.0.conv1.bias", "layer1.0.conv2.weight"]
 
 
+def test_gradients_are_those_of_pytorch_for_a_file_of_its_exporter(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 6, 3, padding=1, groups=3)
+            self.bn = torch.nn.BatchNorm2d(6)
+            self.norm, self.fc = torch.nn.LayerNorm(6), torch.nn.Linear(6, 6)
+            self.scale, self.head = torch.nn.Parameter(torch.ones(6, 1, 1)), torch.nn.Linear(12, 4)
+
+        def forward(self, x):
+            x = torch.nn.functional.hardswish(self.bn(self.conv(x)))
+            inner = torch.nn.functional.gelu(self.fc(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+            a, b = (x + self.scale * inner).chunk(2, dim=1)
+            both = torch.cat([a * torch.sigmoid(b), torch.exp(-a.abs()), 1 - b / 2, x[:, ::2]], 1)
+            return self.head(torch.nn.functional.adaptive_avg_pool2d(both, 1).flatten(1))
+
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = onnx_torch.calibrated(Block(), x)
+    graph = load(onnx_torch.export(model, x, tmp_path / "model.onnx", dynamo=False))
+    found = onnx_torch.Errors(model, graph, x.numpy())
+    assert max(found.y, found.dx, found.weights) < 1e-6  # the exporter writes 1 / sqrt(2) in float32
+    names = {"conv.weight", "bn.bias", "norm.weight", "fc.bias", "scale", "head.weight"}
+    assert names <= graph.state_dict().keys()
+    assert found.compared >= found.parameters - 1  # of fc, whose matrix is written the other way
+
+
 def test_constants_of_one_number_are_options_and_leave_no_keys(tmp_path):
     text = """
         numbers (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y) {
@@ -225,6 +255,28 @@ def test_maps_of_any_size_need_no_shape_where_the_file_needs_none(tmp_path):
     assert read(path, (3, 8, 8)).shape == (3, 8, 8)
     with pytest.raises(CheckpointError, match=r"cannot have the shape \(4, 8, 8\)"):
         read(path, (4, 8, 8))
+
+
+NODES = """
+    abs averagepool batch_normalization celu clip concat conv convtranspose depthtospace div dropout elu erf exp expand
+    flatten gather gelu gemm globalaveragepool globalmaxpool groupnormalization hardsigmoid instance_normalization
+    layernormalization leakyrelu log lpnormalization lrn matmul max maxpool mean mish mul neg pad pow prelu reciprocal
+    reduce_log_sum_exp reducel2 reducemax reducemean reducesum reshape resize selu slice softmax spacetodepth split
+    squeeze sub sum tile transpose unsqueeze
+"""
+
+
+def test_onnx_s_own_tests_of_operators_pass():
+    found = [case for case in onnx_nodes.cases(NODES.split()) if len(case.model.graph.node) == 1]
+    reasons = {case.name: onnx_nodes.outcome(case) for case in found if case.operators <= onnx_nodes.OPERATORS.keys()}
+    assert list(reasons.values()).count("") > 250
+    assert {onnx_nodes.grouped(reason) for reason in reasons.values()} <= {"", *onnx_nodes.GROUPS.values()}
+
+
+def test_one_of_the_well_known_networks_of_onnx(tmp_path):
+    ((name, error),) = onnx_nodes.networks(tmp_path, ["squeezenet"])
+    assert name == "squeezenet"
+    assert error < 1e-5
 
 
 @pytest.mark.parametrize("form", ["constants", "inputs", "external", "old"])

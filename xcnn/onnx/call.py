@@ -112,7 +112,7 @@ class Network:
         return (
             name[-1] != "."
             and name not in self._taken
-            and name not in self._above
+            and not self._above[name]
             and self._taken.isdisjoint(_beginnings(name))
         )
 
@@ -122,6 +122,13 @@ class Network:
         self._taken.add(name)
         self._above.update(_beginnings(name))
         return name
+
+    def remove(self, name: str) -> Any:
+        """Remove a node, and return its inputs."""
+        self._taken.discard(name)
+        for above in _beginnings(name):
+            self._above[above] -= 1
+        return self.nodes.pop(name)[1]
 
     def constant(self, value: str) -> np.ndarray | None:
         """Return a value if it is a constant, whatever the size of the batch."""
@@ -286,21 +293,17 @@ class Call:
     def weighted(self, module: nn.Module, *inputs: str, **weights: Weight | None) -> str:
         """Add a node that applies a layer with weights, and return its name.
 
-        The node is called `P` if the weight is called `P.weight` in the file.
+        The node is called `P` if the weight is called `P.weight` in the file, or else the bias `P.bias`.
         """
         fill(self.network, module, weights)
-        first = next((weight for weight in weights.values() if weight is not None), None)
-        owner, _, last = first.origin.rpartition(".") if first is not None else ("", "", "")
-        named = bool(owner) and last == "weight"
-        name = self.network.name(owner if named else self._wanted, self.op, owner=named)
+        given = [(name, weight.origin) for name, weight in weights.items() if weight is not None]
+        owner = next((origin[: -len(name) - 1] for name, origin in given if origin.endswith(f".{name}")), "")
+        name = self.network.name(owner or self._wanted, self.op, owner=bool(owner))
         return self.network.add(name, self.network.shared(module), inputs[0] if inputs else self.input())
 
     def instead(self, i: int, module: nn.Module, **weights: Weight | None) -> str:
-        """Put a layer in the place of that of the node that gives input i, and return the name of the node."""
-        fill(self.network, module, weights)
-        node = self.input(i)
-        self.network.nodes[node] = module, self.network.nodes[node][1]
-        return node
+        """Add a layer with weights that takes the place of the node which gives input i, and return its name."""
+        return self.weighted(module, self.network.remove(self.input(i)), **weights)
 
     def operands(self) -> list[Operand]:
         """Return the node that gives each input, or the number that it is."""

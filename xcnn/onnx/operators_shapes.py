@@ -140,8 +140,21 @@ def _split(call: Call) -> list[str]:
     return nodes
 
 
+def _counts(call: Call) -> bool:
+    """Return whether Gather takes all numbers of a row in their order: PyTorch's `as_strided` may be a reshape."""
+    for values in (call.network.first, call.network.second):
+        data, indices = values[call.node.input[0]].shape, values[call.node.input[1]].data
+        if data is None or indices is None or data != (indices.size,):
+            return False
+        if not np.array_equal(indices.ravel(), np.arange(indices.size)):
+            return False
+    return True
+
+
 @operator("Gather")
 def _gather(call: Call) -> str:
+    if _counts(call):
+        return _reshape(call, call.input(), call.shape(), call.result())
     axis, indices = call.axis(call.option("axis")), call.option("indices")
     size = call.shape()[axis]
     several = indices if isinstance(indices, list) else [indices]
