@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -233,16 +234,22 @@ def main() -> int:
     for kind in ("pytorch-converted", "pytorch-operator"):
         rows[f"`{kind}`"] = [case for case in converted(kind) if case.operators <= OPERATORS.keys() | KNOWN]
     lines = [f"| | {' | '.join(chosen)} | of | those that do not pass have |", f"|---|{'---|' * (len(chosen) + 2)}"]
+    sums = [0] * (len(chosen) + 1)
     for operator, group in sorted(rows.items(), key=lambda row: (row[0][0] == "`", row[0])):
         found = [[outcome(case, device) for case in group] for device in chosen]
-        passed = [str(reasons.count("")) for reasons in found]
+        numbers = [*(reasons.count("") for reasons in found), len(group)]
+        sums = [a + b for a, b in zip(sums, numbers, strict=True)]
         why = Counter(grouped(reason) for reason in found[0] if reason)
         told = "; ".join(f"{count} {reason}" for reason, count in why.items())
-        lines.append(f"| {operator} | {' | '.join(passed)} | {len(group)} | {told} |")
+        lines.append(f"| {operator} | {' | '.join(map(str, numbers))} | {told} |")
         print(lines[-1], flush=True)
+    lines.append(f"| all | {' | '.join(map(str, sums))} | |")
     with tempfile.TemporaryDirectory() as folder:
         errors = [f"{name} {error:.0e}" for name, error in networks(Path(folder))]
-    lines += ["", f"The networks of the wheel, with random weights: {', '.join(errors)}."]
+    told = (
+        "The largest errors of the networks in the package, with random weights, beside ONNX Runtime, as parts of the"
+    )
+    lines += ["", textwrap.fill(f"{told} largest score: {', '.join(errors)}.", 118)]
     print(lines[-1])
     if options.markdown:
         text = options.markdown.read_text()

@@ -223,6 +223,27 @@ def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     assert read(path).shape == (2, 4, 4)
 
 
+def test_files_of_old_versions_broadcast_as_they_say(tmp_path):
+    text = """
+        old (float[2, 3, 4, 5] x) => (float[2, 3, 4, 5] y) {
+            a = Add <broadcast = 1, axis = 1> (x, channel)
+            b = Mul <broadcast = 1, axis = 1> (a, plane)
+            c = Sub <broadcast = 1> (b, row)
+            d = Clip <min = -1.0, max = 2.0> (c)
+            e = Pad <pads = [0, 0, 1, 0, 0, 0, 0, 0]> (d)
+            f = Slice <axes = [2], starts = [0], ends = [4]> (e)
+            y = Dropout (f)
+        }"""
+    rng = np.random.default_rng(0)
+    channel, plane, row, x = (rng.standard_normal(s).astype(np.float32) for s in (3, (3, 4), 5, (2, 3, 4, 5)))
+    path = written(tmp_path, text, {"channel": channel, "plane": plane, "row": row}, opset=6)
+    y = load(path)(x)
+    d = np.clip((x + channel[:, None, None]) * plane[:, :, None] - row, -1, 2)
+    assert np.allclose(y[:, :, 1:], d[:, :, :3], atol=1e-6)
+    assert not y[:, :, 0].any()
+    assert load(path)(np.concatenate([x, x])).shape == (4, 3, 4, 5)  # of another batch
+
+
 def test_arithmetic_of_shapes_is_computed_once(tmp_path):
     text = """
         shapes (float[N, 6, 4, 4] x) => (float[N, C] y) {
