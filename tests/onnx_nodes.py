@@ -204,7 +204,6 @@ GROUPS = {
     "its exponent must be": "an array as exponent",
     "its coordinates are 'tf_crop": "`tf_crop_and_resize`",
     "padding takes integers of at least 0": "a larger output than its windows give",
-    "its indices must be": "indices of several axes",
     "its repeats must be": "more than 64 copies",
     "the maximum of nothing": "the maximum of nothing",
 }

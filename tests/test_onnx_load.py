@@ -223,6 +223,38 @@ def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     assert read(path).shape == (2, 4, 4)
 
 
+def test_a_weight_is_repeated_for_each_image_of_the_batch(tmp_path):
+    text = """
+        token (float[N, 3, 4] x) => (float[N, 4, 4] y, float[N, 8] z) {
+            s = Shape (x)
+            zero = Constant <value = int64[1] {0}> ()
+            n = Gather (s, zero)
+            rest = Constant <value = int64[2] {1, 4}> ()
+            shape = Concat <axis = 0> (n, rest)
+            token = Expand (cls, shape)
+            y = Concat <axis = 1> (token, x)
+            flat = Flatten (y)
+            z = Gather <axis = 1> (flat, some)
+        }"""
+    path = written(tmp_path, text, {"cls": [[[1, 2, 3, 4]]]})
+    proto, some = onnx.load(path), np.int64([0, 15, 15, 3, 1, 2, -1, 7])
+    proto.graph.initializer.append(numpy_helper.from_array(np.tile(some, 10), "some"))
+    proto.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 80
+    onnx.save(proto, path)
+    graph, session = load(path), Session(path)
+    assert [name for name, _ in graph.named_parameters()] == ["cls"]
+    for n in (1, 3):
+        x = np.random.default_rng(n).standard_normal((n, 3, 4)).astype(np.float32)
+        results, backward = graph.forward(x)
+        for y, expected in zip(results, session(x), strict=True):
+            assert np.array_equal(y, expected)
+        graph.zero_grad()
+        dx = backward(tuple(np.ones_like(y) for y in results))
+        counts = np.bincount(np.tile(some % 16, 10), minlength=16).reshape(4, 4) + 1  # how often each number is used
+        assert np.array_equal(dx, np.broadcast_to(counts[1:], dx.shape))
+        assert np.array_equal(dict(graph.named_parameters())["cls"].grad, n * counts[None, :1])
+
+
 def test_files_of_old_versions_broadcast_as_they_say(tmp_path):
     text = """
         old (float[2, 3, 4, 5] x) => (float[2, 3, 4, 5] y) {

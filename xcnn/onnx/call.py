@@ -85,7 +85,7 @@ class Network:
         budget: Budget,
     ) -> None:
         self.first, self.second, self.uses, self.opset, self.budget = first, second, uses, opset, budget
-        self.tensors = set(tensors)
+        self.inputs, self.tensors = tuple(inputs), set(tensors)
         self.nodes: dict[str, tuple[Any, str | tuple[str, ...]]] = {}
         self.names = {name: name for name in inputs}  # of the nodes that give the values of the file
         self.refused: dict[str, list[str]] = {}  # why nodes of the file cannot be nodes, with their names

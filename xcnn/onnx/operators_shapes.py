@@ -8,7 +8,7 @@ from xcnn import nn
 from xcnn.onnx.call import Call, Shape, Unsupported
 from xcnn.onnx.operators import axes_of, of_rank, operator
 
-__all__: list[str] = []
+__all__ = ["along"]
 
 _MOST = 64
 """The most copies or parts that one node becomes."""
@@ -82,10 +82,27 @@ def _expand(call: Call) -> str:
         return call.input()
     old = (*(1,) * (len(wanted) - len(sizes)), *sizes)
     grown = tuple(1 if new == size else new or 0 for new, size in zip(wanted, old, strict=True))
-    if 0 in grown:
-        raise Unsupported("it repeats its input as often as the batch is long")
+    if 0 in grown[1:]:
+        raise Unsupported("it repeats its input as often as a size that the file leaves open")
+    node = call.input()
+    if grown[0] == 0:
+        node, grown = call.add(nn.Add(), node, _zeros(call, len(wanted)), suffix="batch"), (1, *grown[1:])
+    if {*grown} == {1} and len(sizes) == len(wanted):
+        return node
     call.network.budget.take(grown, 4)
-    return call.add(nn.Add(), call.input(), call.array(np.zeros(grown), "zeros"))
+    return call.add(nn.Add(), node, call.array(np.zeros(grown), "zeros"))
+
+
+def _zeros(call: Call, rank: int) -> str:
+    """Add nodes that give one 0 for each row of the batch, such as that to which a network adds its class token."""
+    network = call.network
+    batches = (name for name in network.inputs if (network.shape(name) or (0,))[0] is None)
+    start = next(batches, None)
+    if start is None:
+        raise Unsupported("it repeats its input as often as the batch is long")
+    first = nn.Apply("slice", dim=1, start=0, stop=1)
+    zero, rows = nn.Apply("multiply", other=0.0), nn.Apply("reshape", shape=(-1, *(1,) * (rank - 1)))
+    return call.add(rows, call.chain(nn.Flatten(), first, zero, start=start), suffix="rows")
 
 
 @operator("Tile")
@@ -157,9 +174,9 @@ def _gather(call: Call) -> str:
         return _reshape(call, call.input(), call.shape(), call.result())
     axis, indices = call.axis(call.option("axis")), call.option("indices")
     size = call.shape()[axis]
-    several = indices if isinstance(indices, list) else [indices]
-    if not several or not all(type(i) is int for i in several) or len(several) > _MOST:
-        raise Unsupported(f"its indices must be a list of 1 to {_MOST}")
+    several = np.ravel(indices).tolist()
+    if not several or not all(type(i) is int for i in several):
+        raise Unsupported("it has no indices")
     if size is None:
         if several[0] < 0 or len(several) > 1:
             raise Unsupported("it takes entries of an axis whose size the file leaves open")
@@ -169,15 +186,35 @@ def _gather(call: Call) -> str:
     step = places[1] - places[0] if len(places) > 1 else 1
     if step and places == list(range(places[0], places[0] + step * len(places), step)):
         last = places[-1] + (1 if step > 0 else -1)
-        suffix = "" if isinstance(indices, list) else "part"
+        suffix = "" if np.ndim(indices) == 1 else "part"
         node = _slice(call, call.input(), axis, (places[0], last if last >= 0 else -(2**31), step), suffix)
-    else:
+    elif len(places) <= _MOST:
         parts = [_slice(call, call.input(), axis, (i, i + 1, 1), str(k)) for k, i in enumerate(places)]
         node = call.add(nn.Concat(axis), *parts)
-    if isinstance(indices, list):
+    else:
+        call.network.budget.take((len(places), size or 0), 16)
+        chosen = np.zeros((len(places), size or 0))
+        chosen[np.arange(len(places)), places] = 1
+        node = along(call, call.input(), axis, chosen)
+    if np.ndim(indices) == 1:
         return node
-    sizes = (*call.shape()[:axis], 1, *call.shape()[axis + 1 :])
+    sizes = (*call.shape()[:axis], len(places), *call.shape()[axis + 1 :])
     return _reshape(call, node, sizes, call.result())
+
+
+def along(call: Call, node: str, axis: int, matrix: np.ndarray, suffix: str = "") -> str:
+    """Add nodes that multiply a matrix with the numbers along an axis of a node of the rank of input 0."""
+    last, name = call.rank() - 1, f"matrix{axis}"
+    if axis == last:
+        return call.add(nn.Apply("matmul"), node, call.array(matrix.T, name), suffix=suffix)
+    if axis == last - 1:
+        return call.add(nn.Apply("matmul"), call.array(matrix, name), node, suffix=suffix)
+    dims = list(range(last + 1))
+    dims[axis], dims[last] = last, axis
+    turn = nn.Apply("permute", dims=tuple(dims))
+    node = call.add(turn, node, suffix=f"{suffix}turned")
+    node = call.add(nn.Apply("matmul"), node, call.array(matrix.T, name), suffix=f"{suffix}product")
+    return call.add(turn, node, suffix=suffix)
 
 
 _PADS = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}

@@ -126,7 +126,7 @@ def _convert(network: Network, nodes: Sequence[onnx.NodeProto]) -> None:
     """Add the nodes of the file to the network, or refuse them all at once."""
     refused = network.refused
     for node in nodes:
-        if all(network.first[name].data is not None for name in node.output if name):
+        if all(network.first[name].data is not None for name in node.output if name) and not _grows(network, node):
             continue
         reason = _refusal(network, node)
         if reason is not None:
@@ -138,6 +138,12 @@ def _convert(network: Network, nodes: Sequence[onnx.NodeProto]) -> None:
         raise Invalid(
             f"{sum(map(len, refused.values()))} of {len(nodes)} nodes are not supported: {_list(parts, '; ')}"
         )
+
+
+def _grows(network: Network, node: onnx.NodeProto) -> bool:
+    """Return whether a node repeats a constant as often as the batch is long."""
+    (name, *_) = node.output
+    return node.op_type == "Expand" and network.first[name].kind in FLOATS and network.constant(name) is None
 
 
 def _called(node: onnx.NodeProto) -> str:

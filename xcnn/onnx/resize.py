@@ -10,6 +10,7 @@ import numpy as np
 from xcnn import nn
 from xcnn.onnx.call import Call, Unsupported
 from xcnn.onnx.operators import operator
+from xcnn.onnx.operators_shapes import along
 
 __all__: list[str] = []
 
@@ -153,21 +154,6 @@ def _resize(call: Call) -> str:
     changed = [axis for axis in axes if axis.out != axis.size or axis.scale != 1]
     node = call.input()
     for axis in changed:
-        call.network.budget.take((axis.out, axis.size), 24)
-        node = _along(call, node, axis, how.matrix(axis), "" if axis is changed[-1] else str(axis.place))
+        call.network.budget.take((axis.out, axis.size), 16)
+        node = along(call, node, axis.place, how.matrix(axis), "" if axis is changed[-1] else str(axis.place))
     return node
-
-
-def _along(call: Call, node: str, axis: _Axis, matrix: np.ndarray, suffix: str) -> str:
-    """Add nodes that multiply a matrix with the rows along an axis."""
-    last, name = call.rank() - 1, f"matrix{axis.place}"
-    if axis.place == last:
-        return call.add(nn.Apply("matmul"), node, call.array(matrix.T, name), suffix=suffix)
-    if axis.place == last - 1:
-        return call.add(nn.Apply("matmul"), call.array(matrix, name), node, suffix=suffix)
-    dims = list(range(last + 1))
-    dims[axis.place], dims[last] = last, axis.place
-    turn = nn.Apply("permute", dims=tuple(dims))
-    node = call.add(turn, node, suffix=f"{suffix}turned")
-    node = call.add(nn.Apply("matmul"), node, call.array(matrix.T, name), suffix=f"{suffix}product")
-    return call.add(turn, node, suffix=suffix)
