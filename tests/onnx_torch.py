@@ -23,7 +23,7 @@ from xcnn.onnx import load
 __all__ = ["Errors", "calibrated", "export"]
 
 MODELS = (
-    "resnet18 alexnet vgg11 squeezenet1_1 densenet121 googlenet mobilenet_v2 mobilenet_v3_small shufflenet_v2_x1_0 "
+    "resnet18 alexnet squeezenet1_1 densenet121 googlenet mobilenet_v2 mobilenet_v3_small shufflenet_v2_x1_0 "
     "efficientnet_b0 convnext_tiny"
 )
 BOUND = 1e-4
@@ -121,7 +121,7 @@ def main() -> int:
     good = True
     for name in options.models.split(","):
         more = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-        size = 224 if name in ("alexnet", "vgg11") else 64
+        size = 224 if name == "alexnet" else 64
         rng = torch.Generator().manual_seed(0)
         build = getattr(torchvision.models, name)
         x = torch.randn(8, 3, size, size, generator=rng)[: 2 if size == 224 else 8]
