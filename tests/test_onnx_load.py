@@ -168,6 +168,23 @@ def test_constants_of_one_number_are_options_and_leave_no_keys(tmp_path):
         assert list(again.state_dict()) == ["scale", "row"]
 
 
+def test_nodes_around_a_layer_do_not_take_its_name(tmp_path):
+    text = """
+        moved (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y) {
+            a = Transpose <perm = [0, 2, 3, 1]> (x)
+            b = LayerNormalization (a, w, v)
+            y = Transpose <perm = [0, 3, 1, 2]> (b)
+        }"""
+    path = written(tmp_path, text, {"w": [1, 2, 3], "v": [0, 1, 0]})
+    model = onnx.load(path)
+    for node, name in zip(model.graph.node, ("Transpose", "LayerNormalization", "Transpose_1"), strict=True):
+        node.name = f"/stem/stem.0/{name}"
+    for i, name in enumerate(("weight", "bias")):
+        model.graph.initializer[i].name = model.graph.node[1].input[1 + i] = f"stem.0.{name}"
+    onnx.save(model, path)
+    assert list(agrees(path, 2, 3, 2, 2).state_dict()) == ["stem.0.weight", "stem.0.bias"]
+
+
 def test_a_weight_of_two_layers_is_one_parameter(tmp_path):
     text = """
         shared (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {

@@ -92,6 +92,7 @@ class Network:
         self._taken, self._tries = set(inputs), Counter[str]()
         self._above: Counter[str] = Counter()  # the dotted beginnings of names, which cannot be names themselves
         self._reserved = {above for name in self.tensors if len(name) <= _LONGEST for above in _beginnings(name)}
+        self._layers = {name[: -len(".weight")] for name in self.tensors if name.endswith(".weight")}
         self._slots: dict[tuple[object, ...], Any] = {}
         self._modules: dict[tuple[object, ...], nn.Module] = {}
 
@@ -105,8 +106,12 @@ class Network:
         flat = wanted.replace(".", "_")
         self._tries[flat] += 1
         more = (f"{flat}_{k}" for k in itertools.count(self._tries[flat]))
-        tries = itertools.chain([wanted, f"{wanted}.{op.lower()}", flat], more)
-        return next(name for name in tries if self._free(name) and (owner or name not in self._reserved))
+        tries = itertools.chain([wanted, f"{wanted}.{op.lower()}", f"{wanted}_{op.lower()}", flat], more)
+        return next(name for name in tries if self._free(name) and (owner or self._public(name)))
+
+    def _public(self, name: str) -> bool:
+        """Return whether a name neither is that of an owner nor lies in a layer that has a weight."""
+        return name not in self._reserved and self._layers.isdisjoint(_beginnings(name))
 
     def _free(self, name: str) -> bool:
         return (
