@@ -156,7 +156,13 @@ KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
         READ_TWICE,
         KEPT,
         nn.Sequential(nn.ReLU()),
-        nn.Sequential({"act": nn.Apply("elu", alpha=0.5), "drop": nn.Apply("dropout", p=0.0, rng=0)}),
+        nn.Sequential(
+            {
+                "act": nn.Apply("elu", alpha=0.5),
+                "half": nn.Apply("multiply", other=0.5),
+                "drop": nn.Apply("dropout", p=0.0, rng=0),
+            }
+        ),
         SCALED,
         Other(2, 2, 3),
         Reluing(2, 2, 3),

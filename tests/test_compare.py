@@ -353,6 +353,14 @@ def test_arguments_that_cannot_be_meant(call, message) -> None:
         call()
 
 
+def test_a_number_in_place_of_an_array_has_no_gradient():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Apply("divide", other=3.0), nn.GlobalAvgPool())
+    x = np.random.default_rng(0).standard_normal((2, 1, 5, 5))
+    found = list(compare.layer_errors(model, x, np.arange(2), [device("cpu")]))
+    assert {one.error.tensor for one in found if one.what == "Apply"} == {"y", "dx"}
+    assert all(one.error.within for one in found)
+
+
 def layer_errors(**options):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     return compare.layer_errors(model, np.ones((1, 1, 2, 2)), np.zeros(1, int), [device("cpu")], **options)

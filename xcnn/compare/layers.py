@@ -136,7 +136,11 @@ def layer_reference(call: Call, dtype: str) -> Reference | None:
                 arrays = {names[0]: list(call.x)}
             else:
                 arrays = dict(zip(names, call.x, strict=False)) if several else {names[0]: call.x}
-            return reference(op, arrays, options, call.gradient, dtype)
+            numbers = {name: np.asarray(options.pop(name)) for name in names if name in options}
+            wanted = reference(op, arrays | numbers, options, call.gradient, dtype)
+            for name in numbers:  # which have no gradient
+                wanted.tensors.pop(f"d{name}", None)
+            return wanted
         arrays = {"x": list(call.x)}
         return reference(op, arrays, {}, call.gradient, dtype, lambda arrays: layer.forward(tuple(arrays["x"])))
     seen: list[tuple[Any, dict[str, Any], Any]] = []

@@ -107,6 +107,9 @@ def twin(module: nn.Module) -> Any:
             slots = {name: t.Buffer(torch.tensor(value)) for name, value in constants.items()}
             return Call(_normalize, slots, {})
         slots = {name: tensor(slot) for name, slot in held.items()}
+        numbers = [torch.tensor(options.pop(name)) for name in OPS[op].arrays if name in options] if op else []
+        if numbers:
+            return Call(lambda x: found[op](x, *numbers), {}, {})
         relu = options.pop("activation", None) == "relu"
         if isinstance(module, nn.Apply) and len(OPS[op].arrays) > 2:
             raise UsageError(f"bench: for PyTorch, Apply takes ops of up to two arrays only, got {op}")
