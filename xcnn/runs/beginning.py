@@ -138,7 +138,7 @@ def load_fitting(model: Module, source: Beginning, tell: Callable[[str], object]
         If no entry fits.
     """
     path, found = source
-    ours = shapes(model.state_dict())
+    ours = shapes(model)
     names, in_order = fitting(shapes(found.state), ours)
     if not names:
         theirs = _listed([f"{name} {array.shape}" for name, array in found.state.items()])

@@ -156,11 +156,10 @@ class Checkpoint:
         require_moderate(self.shape)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         network = models.build(self.model, self.shape, len(self.classes), seed=None)
-        ours = network.state_dict()
-        names, in_order = fitting(shapes(self.state), shapes(ours))
+        names, in_order = fitting(shapes(self.state), shapes(network))
         if in_order:
             tell(f"the weights have other names than those of {self.model} and are taken in their order")
-        counters = {name: array for name, array in ours.items() if name.endswith(COUNTER)}
+        counters = {name: slot.data for name, slot in network.named_buffers() if name.endswith(COUNTER)}
         network.load_state_dict(counters | {names.get(name, name): array for name, array in self.state.items()})
         network.load_state_dict({names.get(name, name): array for name, array in self.average.items()}, strict=False)
         if not self.config.get("normalize"):

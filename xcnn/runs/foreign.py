@@ -105,7 +105,7 @@ def _scores(checkpoint: Checkpoint, model: str | None, modules: Makers | None) -
     if checkpoint.structure is None:  # of weights: those that are not the same for one class
         if model != checkpoint.model:
             refuse_foreign("the checkpoint", model=checkpoint.model)
-        ours = shapes(models.build(checkpoint.model, checkpoint.shape, 1, seed=None).state_dict())
+        ours = shapes(models.build(checkpoint.model, checkpoint.shape, 1, seed=None))
         theirs = {name.removeprefix(NETWORK): array for name, array in checkpoint.state.items() if array.ndim}
         named = [array.shape[0] for name, array in theirs.items() if array.shape != ours.get(name, array.shape)]
         return named[0] if named else next((array.shape[0] for array in reversed(theirs.values())), 0)

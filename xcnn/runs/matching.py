@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from xcnn.nn import Buffer, Module, Parameter
+
 __all__ = ["COUNTER", "NETWORK", "fitting", "shapes"]
 
 NETWORK = "1."
@@ -14,8 +16,10 @@ COUNTER = "num_batches_tracked"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of arrays by name."""
+def shapes(state: Mapping[str, Any] | Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of arrays by name, or of those of a network, which are not copied as by its `state_dict`."""
+    if isinstance(state, Module):
+        state = {name: slot.data for name, slot in state._attributes(Parameter, Buffer)}
     return {name: tuple(array.shape) for name, array in state.items()}
 
 
