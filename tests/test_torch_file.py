@@ -101,6 +101,23 @@ def test_other_pickles_are_refused(write, program, says):
     assert len(str(caught.value)) < 500
 
 
+def test_files_that_are_no_weights_say_what_they_are(tmp_path):
+    path = tmp_path / "x.pth"
+    whole = zipped({"a": np.zeros(1000, np.float32)})
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="its end is missing, as when a download is not complete"):
+        xcnn.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="it is empty"):
+        xcnn.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled({}))
+        archive.writestr("x/code/model.py", "x = 1\n" * 99, zipfile.ZIP_DEFLATED)
+        archive.writestr("x/constants.pkl", pickled(()))
+    with pytest.raises(CheckpointError, match="a program of TorchScript, which is not run; save"):
+        xcnn.load(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "strides", "offset", "size"),
     [

@@ -89,6 +89,8 @@ def read_sealed(path: Path) -> Sealed:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         content = np.fromfile(path, np.uint8)
+        if not content.size:
+            raise ValueError("it is empty")
         end = 8 + int.from_bytes(content[:8].tobytes(), "little")
         if end > _longest_header(content.size):
             raise ValueError(f"its header has {end} bytes")

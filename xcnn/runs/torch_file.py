@@ -102,8 +102,14 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _open_zip(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    try:
+        found = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise ValueError("its end is missing, as when a download is not complete") from None
+    with found as archive:
         members = {member.filename: member for member in archive.infolist()}
+        if any(name.endswith("/constants.pkl") for name in members):
+            raise ValueError("it is a program of TorchScript, which is not run; save model.state_dict() alone")
         if any(part.compress_type or part.compress_size != part.file_size for part in members.values()):
             raise ValueError("its members are compressed, which torch.save never does")
         if sum(member.file_size for member in members.values()) > size:
