@@ -5,6 +5,7 @@ checkpoint from which a run can resume also holds the state of its trainer, in t
 """
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.errors import CheckpointError, DivergedError, UsageError, explained, making_sense
 from xcnn.models.pretrained import PRETRAINED, imagenet_classes, pretrained_file
 from xcnn.nn import Module
-from xcnn.runs.matching import COUNTER, fitting, shapes
+from xcnn.runs.matching import AUXILIARY, COUNTER, fitting, shapes
 from xcnn.runs.onnx_file import is_onnx_file, read_onnx
 from xcnn.runs.sealed import Sealed, pack, read_sealed, unpack, write_sealed
 from xcnn.runs.structure import Makers, build, describe, load_weights, strangers, try_describe
@@ -156,11 +157,14 @@ class Checkpoint:
         require_moderate(self.shape)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         network = models.build(self.model, self.shape, len(self.classes), seed=None)
-        names, in_order = fitting(shapes(self.state), shapes(network))
+        ours = shapes(network)
+        names, in_order = fitting(shapes(self.state), ours)
         if in_order:
             tell(f"the weights have other names than those of {self.model} and are taken in their order")
         counters = {name: slot.data for name, slot in network.named_buffers() if name.endswith(COUNTER)}
-        network.load_state_dict(counters | {names.get(name, name): array for name, array in self.state.items()})
+        theirs = {names.get(name, name): array for name, array in self.state.items()}
+        extra = {name for name in theirs if name not in ours and name.startswith(AUXILIARY)}
+        network.load_state_dict(counters | {name: array for name, array in theirs.items() if name not in extra})
         network.load_state_dict({names.get(name, name): array for name, array in self.average.items()}, strict=False)
         if not self.config.get("normalize"):
             return network
@@ -242,6 +246,9 @@ def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     if found is not None:
         return step_path(folder, found[0]), found[1]
     path = path / BEST if path.is_dir() else path
+    if not path.exists() and (str(path) in models.MODELS or difflib.get_close_matches(str(path), PRETRAINED)):
+        known = ", ".join(PRETRAINED)
+        raise CheckpointError(f"no checkpoint at {path}; weights that are known by the name of their network: {known}")
     return path, read_checkpoint(path)
 
 

@@ -5,7 +5,10 @@ from typing import Any
 
 from xcnn.nn import Buffer, Module, Parameter
 
-__all__ = ["COUNTER", "NETWORK", "fitting", "shapes"]
+__all__ = ["AUXILIARY", "COUNTER", "NETWORK", "fitting", "shapes"]
+
+AUXILIARY = ("aux1.", "aux2.")
+"""What the names of classifiers begin with that only training needs, as in torchvision's files of GoogLeNet."""
 
 NETWORK = "1."
 """The prefix of the names of a network that follows `nn.Normalize`."""
