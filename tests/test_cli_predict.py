@@ -160,7 +160,7 @@ def test_plain_weights_need_a_model(xcnn, tmp_path):
     assert err == "error: w.safetensors holds weights but does not name its model; name it with --model\n"
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "report")
     assert code == 1
-    assert err.endswith("; name the data set (--dataset) or the --image-size if its images are of another size\n")
+    assert err.endswith(", or name the data set (--dataset) or the --image-size if its images are of another size\n")
     assert xcnn("evaluate", "w.safetensors", "--model", "report", "--dataset", "digits")[0] == 0
     code, _, err = xcnn("evaluate", "w.safetensors", "--model", "vgg_small", "--dataset", "digits")
     assert code == 1

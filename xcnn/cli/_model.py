@@ -39,7 +39,7 @@ class Source:
     classes
         file with the names of the classes: one per line, or a JSON list.
     mean
-        mean of each channel, 0 to 1, that is subtracted from the images, separated by commas.
+        mean of each channel, 0 to 1, that is subtracted from the images, separated by commas; one is for all.
     std
         deviation of each channel, by which they are divided.
     image_size

@@ -229,7 +229,7 @@ def _divided(
     names, parts = tuple(map(str, present)), np.asarray(found.parts, str)
     if classes is not None:
         if foreign := sorted(set(names) - set(classes)):
-            known = f"which are not among the classes {', '.join(classes)}"
+            known = f"which are not among the classes {listed(list(classes), ', ')}"
             raise DataError(f"load: {root} has images of {listed(foreign, ', ')}, {known}")
         labels = np.asarray([classes.index(name) for name in names], np.int64)[labels]
         names = tuple(classes)

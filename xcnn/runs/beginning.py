@@ -142,9 +142,10 @@ def load_fitting(model: Module, source: Beginning, tell: Callable[[str], object]
     names, in_order = fitting(shapes(found.state), ours)
     if not names:
         theirs = _listed([f"{name} {array.shape}" for name, array in found.state.items()])
+        hint = "; name the model of these weights" if found.structure is None and not found.model else ""
         raise UsageError(
             f"init: no weights of {path} have a name and a shape of this network; the file has {theirs}, "
-            f"the network {_listed([f'{name} {shape}' for name, shape in ours.items()])}",
+            f"the network {_listed([f'{name} {shape}' for name, shape in ours.items()])}{hint}",
             setting="init",
         )
     for arrays in (found.state, found.average):

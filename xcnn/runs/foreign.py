@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ _MOST_BYTES = 1 << 22
 def read_classes(path: Path) -> tuple[str, ...]:
     """Return the names of classes from a file: a JSON list, or one name per line.
 
+    Where a name is that of two classes, such as crane among those of ImageNet, the number of the class follows.
+
     Raises
     ------
     UsageError
@@ -36,16 +39,16 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
         text = content.decode("utf-8-sig")
-        names = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
-        while names and names[-1] == "":
-            names.pop()
-        if not names or not all(isinstance(name, str) and name for name in names):
+        listed = text.lstrip().startswith(("[", "{"))
+        names = json.loads(text) if listed else [line.strip() for line in text.rstrip().splitlines()]
+        if not names or not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise ValueError("it must have one name per line, or be a JSON list of names")
     except OSError as error:
         raise UsageError(f"cannot read the classes {path}: {error.strerror or error}", setting="classes") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the classes {path}: {error}", setting="classes") from None
-    return tuple(names)
+    often = Counter(names)
+    return tuple(name + (f" (class {k})" if often[name] > 1 else "") for k, name in enumerate(names))
 
 
 def usual_size(model: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._check import choice, flag, integer
+from xcnn._check import choice, flag, integer, numbers
 from xcnn._check import path as path_of
 from xcnn._plugins import find, refuse_foreign
 from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
@@ -17,6 +17,8 @@ from xcnn.data.folder import MOST_SIDE, load_folder, load_test_images
 from xcnn.data.images import RESIZE
 from xcnn.devices import Device, device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
+from xcnn.models import PRETRAINED, entry
+from xcnn.models.pretrained import imagenet_classes
 from xcnn.nn import Module, Normalize, Sequential
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, require_moderate
 from xcnn.runs.foreign import complete, read_classes, usual_size
@@ -171,6 +173,18 @@ def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:
     return {name: checkpoint.config[name] for name in names if name in checkpoint.config}
 
 
+def _for_channels(name: str, given: float | Sequence[float], interval: str, channels: int) -> tuple[float, ...]:
+    """Return one number for each channel."""
+    try:
+        found = numbers("restore", name, given, interval)
+        if len(found) not in (1, channels):
+            raise UsageError(f"{name} must be one number, or one for each of {channels} channels, got {len(found)}")
+    except UsageError as error:
+        error.setting = name
+        raise
+    return found * channels if len(found) == 1 else found
+
+
 @explained
 def restore(
     path: Path,
@@ -206,7 +220,8 @@ def restore(
     resize : how images get this size, see `data.read_image`; by default as the file says, or `crop`.
     classes : the names of the classes, or a file with one per line or a JSON list; by default those of the file, or
         else `class 0`, `class 1`.
-    mean, std : of each channel, 0 to 1: the network gets `(x - mean) / std`, if it does not normalise by itself.
+    mean, std : of all channels or each, of images from 0 to 1; the network gets `(x - mean) / std`, if it does not
+        normalise by itself.
     modules : your own classes in the network, by name; see `load`.
     scores : whether the network must have classes, which predictions and evaluations need.
     progress : called during a download; see `data.load`.
@@ -219,12 +234,16 @@ def restore(
     """
     if dataset is not None:
         find("data set", dataset, DATASETS)
+    if model is not None:
+        entry(model)
     path = path_of("restore", "path", path)
     data_dir = None if data_dir is None else path_of("restore", "data_dir", data_dir)
     opened = device(where)
     if image_size is not None:
         integer("restore", "image_size", image_size, maximum=MOST_SIDE)
     checkpoint = load_checkpoint(path, model)
+    if str(path) in PRETRAINED and classes == () and not imagenet_classes():
+        tell("the names of the classes are in a package that is not installed: pip install --no-deps timm")
     if resize is not None:
         checkpoint = replace(checkpoint, config={**checkpoint.config, "resize": choice("", "resize", resize, RESIZE)})
     names = read_classes(Path(classes)) if isinstance(classes, str | Path) else classes
@@ -268,13 +287,14 @@ def restore(
         network = checkpoint.build(model, modules, tell)
     except CheckpointError as error:
         assumed = not (known or chosen or image_size) and checkpoint.structure is None
-        hint = "; name the data set or the image_size if its images are of another size" * assumed
-        raise CheckpointError(f"{path}: {error}{hint}") from None
+        hint = "; choose another model, or name the data set or the image_size if its images are of another size"
+        raise CheckpointError(f"{path}: {error}{hint * assumed}") from None
     if mean is not None or std is not None:
         if isinstance(network, Sequential) and isinstance(network[0], Normalize):
             raise UsageError(f"mean and std: the network of {path} normalises its input by itself", setting="mean")
         channels = checkpoint.shape[0]
+        shift = _for_channels("mean", 0.0 if mean is None else mean, "[0, 1]", channels)
         network = Sequential(
-            Normalize([0.0] * channels if mean is None else mean, [1.0] * channels if std is None else std), network
+            Normalize(shift, _for_channels("std", 1.0 if std is None else std, "(0, inf)", channels)), network
         )
     return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_part)
