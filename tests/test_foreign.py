@@ -202,7 +202,9 @@ def package(files, monkeypatch):
 
 
 def test_a_name_stands_for_weights_of_a_package(package, network):
-    restored = runs.restore("lenet5")
+    notes = []
+    restored = runs.restore("lenet5", tell=notes.append)
+    assert notes == []  # that the names in the package are others is known
     (one,) = restored.predict([package / "a.png"])
     assert np.allclose(one.probabilities, expected(network, package / "a.png"), atol=1e-6)
     assert restored.checkpoint.classes[1:3] == ("thing 1, object", "crane (n2)")

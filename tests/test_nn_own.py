@@ -101,6 +101,10 @@ def test_a_module_that_would_not_run_cannot_be_assigned_to_a_container():
         model.body = nn.Sequential(model)
     with pytest.raises(UsageError, match=r"^Sequential: 'body' must be a module, got Parameter\(2,\)$"):
         model.body = nn.Parameter(np.ones(2))
+    for value in (None, 5):  # which would only hide the module, which runs all the same
+        with pytest.raises(UsageError, match=rf"^Sequential: 'body' must be a module, got {value}$"):
+            model.body = value
+    assert isinstance(model.body, nn.Linear)
     with pytest.raises(AttributeError, match="'Sequential' object has no attribute 'fc'"):
         _ = model.fc
 

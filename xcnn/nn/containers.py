@@ -113,14 +113,16 @@ class Graph(Module):
 
         In a built-in container, a module under another name would not run and is refused.
         """
-        if isinstance(value, Module | Parameter | Buffer) and "_plan" in vars(self):
-            nodes = {node: module for node, module, _ in self._plan.nodes}
+        ours, module = (
+            type(self) in (Graph, Sequential, Residual, Branches),
+            isinstance(value, Module | Parameter | Buffer),
+        )
+        if "_plan" in vars(self) and (ours or module):
+            nodes = {node: one for node, one, _ in self._plan.nodes}
             if name in nodes:
                 self._replace(name, value)
                 return
-            if type(self) in (Graph, Sequential, Residual, Branches) and all(
-                value is not one for one in nodes.values()
-            ):
+            if ours and module and all(value is not one for one in nodes.values()):
                 raise UsageError(
                     f"{type(self).__name__}: a module that is assigned to {name!r} would not run; "
                     f"the names of its nodes are {', '.join(nodes) or '-'}"
@@ -134,7 +136,7 @@ class Graph(Module):
         nodes = list(self._plan.nodes)
         place = next(i for i, (node, _, _) in enumerate(nodes) if node == name)
         _, old, inputs = nodes[place]
-        if isinstance(old, Module) != isinstance(module, Module):
+        if isinstance(old, Module) != isinstance(module, Module) or not isinstance(module, Module | Parameter | Buffer):
             kind = "module" if isinstance(old, Module) else type(old).__name__
             raise UsageError(f"{type(self).__name__}: {name!r} must be a {kind}, got {shown(module)}")
         nodes[place] = name, module, inputs
