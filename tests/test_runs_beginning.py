@@ -67,7 +67,7 @@ def test_a_new_head_is_told_and_a_frozen_trunk_keeps_its_bits(xcnn, tmp_path):
         "train", *flags, "--init", "trunk.safetensors", "--freeze", ",".join(patterns), "--json", "-o", "out"
     )
     assert code == 0, err
-    assert f"; new: {', '.join(head)}; not used: {', '.join(sorted(head))}" in err
+    assert f"; new: {', '.join(head)}; not used: {', '.join(sorted(head))}\n" in err
     ended = weights(tmp_path / "out")
     fresh = models.build("resnet20", (1, 8, 8), 10, seed=0).state_dict()
     trained = sum(fresh[name].size for name in head)
@@ -75,6 +75,15 @@ def test_a_new_head_is_told_and_a_frozen_trunk_keeps_its_bits(xcnn, tmp_path):
     for name in state:
         same = state[name] if name not in head else fresh[name]
         assert np.array_equal(ended[name], same) == (name not in head), name
+
+
+def test_new_weights_that_are_frozen_are_told(xcnn, tmp_path):
+    save_file(models.build("report", (3, 8, 8), 10).state_dict(), tmp_path / "x.safetensors")  # of colour images
+    first = next(iter(models.build("report", (1, 8, 8), 10).state_dict()))
+    flags = ["--model", "report", "--epochs", "1", "--init", "x.safetensors", "--freeze", first, "-o", "out"]
+    code, _, err = xcnn("train", *flags)
+    assert code == 0, err
+    assert f"; new and frozen, so they stay as they are drawn: {first}\n" in err
 
 
 def test_a_file_that_does_not_fit_is_refused(xcnn, tmp_path):

@@ -152,11 +152,13 @@ def load_fitting(model: Module, source: Beginning, tell: Callable[[str], object]
         model.load_state_dict({our: arrays[name] for name, our in names.items() if name in arrays}, strict=False)
     new = sorted(ours.keys() - names.values(), key=[*ours].index)
     left = [name for name in found.state if name not in names]
+    stay = [name for name, parameter in model.named_parameters() if name in new and not parameter.trainable]
     tell(
         f"begins with {len(names)} of {len(ours)} arrays from {path}"
         + (", which have other names there, in their order" if in_order else "")
         + (f"; new: {_listed(new)}" if new else "")
         + (f"; not used: {_listed(left)}" if left else "")
+        + (f"; new and frozen, so they stay as they are drawn: {_listed(stay)}" if stay else "")
     )
 
 
