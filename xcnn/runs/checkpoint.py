@@ -259,7 +259,7 @@ def _pretrained(name: str) -> tuple[Path, Checkpoint]:
     classes = imagenet_classes() or tuple(f"class {k}" for k in range(1000))
     # The package may name the weights otherwise; their order is known to be that of the network.
     theirs, network = read_checkpoint(path).state, models.build(name, known.shape, len(classes), seed=None)
-    names, _ = fitting(shapes(theirs), shapes(network.state_dict()))
+    names, _ = fitting(shapes(theirs), shapes(network))
     state = {names.get(called, called): array for called, array in theirs.items()}
     return path, Checkpoint(name, known.shape, classes, config={"normalize": True}, state=state, statistics=statistics)
 
