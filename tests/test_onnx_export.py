@@ -280,6 +280,14 @@ def test_graphs_of_several_inputs_and_outputs_are_written():
         session(x[0])
 
 
+def test_inputs_that_no_layer_takes_are_inputs():
+    model = nn.Graph([("a", nn.ReLU(), "x")], inputs=("x", "z"))
+    x = tuple(np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32))
+    session = onnx.Session(onnx.to_model(model, ((3,), (3,))))
+    assert session.inputs == ("x", "z")
+    assert np.array_equal(session(*x), model(x))
+
+
 def test_the_same_value_can_be_several_outputs():
     model = nn.Graph([("a", nn.ReLU(), "x")], output=("a", "x", "a"))
     session = onnx.Session(onnx.to_model(model, (3,)))
@@ -343,6 +351,14 @@ def test_a_module_that_cannot_be_written_is_named(module):
     kind = type(module).__name__
     with pytest.raises(UsageError, match=rf"^1\.0 \({kind}\) cannot be written as ONNX: give it a method onnx"):
         onnx.to_model(nn.Sequential(nn.ReLU(), nn.Sequential(module)), (3,))
+
+
+def test_what_the_runtime_refuses_is_only_raised(tmp_path, capfd):
+    far = nn.ConvTranspose1d(1, 1, 2, output_padding=1, dilation=2)
+    with pytest.raises(UsageError, match=r"^ONNX Runtime: .*output_padding"):
+        onnx.save(nn.Sequential(far), tmp_path / "a.onnx", (1, 4))
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistakes_are_one_sentence(tmp_path):

@@ -13,7 +13,7 @@ adds nodes by `graph.node`, and the modules that it is made of by `graph.call`.
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,14 +69,17 @@ class Builder:
     ----------
     model : the network, on the host; the names of its parameters and buffers become those of the initializers.
     opset : the version of the operators.
-    reserved : names that no value gets.
+    inputs : the names of the inputs with their shapes.
+    reserved : names that no value gets, either.
 
     Attributes
     ----------
     opset : the version of the operators.
     """
 
-    def __init__(self, model: nn.Module, opset: int, reserved: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, opset: int, inputs: Mapping[str, tuple[int, ...]], reserved: Sequence[str] = ()
+    ) -> None:
         self.opset, self._model = opset, model
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.modules():
@@ -86,10 +89,10 @@ class Builder:
         for name, slot in model._attributes(Parameter, Buffer):
             self._slots.setdefault(id(slot), name)
             self._arrays[name] = np.asarray(slot.data)
-        self._used = {*reserved, *self._arrays}
+        self._used = {*inputs, *reserved, *self._arrays}
         self._nodes: list[_Node] = []
         self._held: dict[str, np.ndarray] = {}
-        self._shapes: dict[str, tuple[Any, ...]] = {}
+        self._shapes: dict[str, tuple[Any, ...]] = dict(inputs)
         self._calls: dict[nn.Module, deque[tuple[Any, Any]]] = {}
         self._at: nn.Module = model
 

@@ -232,7 +232,8 @@ def _built(
     host: Module, shapes: Sequence[tuple[int, ...]], opset: int, inputs: list[str], outputs: list[str], batch: int
 ) -> tuple[Builder, list[str], tuple[tuple[int, ...], ...]]:
     """Return the graph of a network for a batch, the names of its results, and their shapes."""
-    builder = Builder(host, opset, [*inputs, *outputs])
+    took = {name: (batch, *sizes) for name, sizes in zip(inputs, shapes, strict=True)}
+    builder = Builder(host, opset, took, outputs)
     with builder.tracing(), np.errstate(all="ignore"):
         traced = shapes_of(_run(host, _drawn(shapes, batch)))
     found = builder.call(host, *inputs)

@@ -63,7 +63,7 @@ class Session:
     def __init__(self, source: Any, threads: int | None = None) -> None:
         runtime = package("onnxruntime")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised
+        options.log_severity_level = 4  # fatal ones alone; errors are raised
         options.intra_op_num_threads = integer("Session", "threads", get_num_threads() if threads is None else threads)
         options.inter_op_num_threads = 1
         network = str(path("Session", "source", source)) if isinstance(source, str | PathLike) else content(source)
