@@ -390,6 +390,16 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
+@pytest.mark.parametrize("end", ["log", "divide"])  # infinity, and not a number
+def test_outputs_that_are_no_numbers_hide_no_fault(tmp_path, monkeypatch, end):
+    nodes = [("zero", nn.Apply("subtract"), ("x", "x")), ("end", nn.Apply(end), ("zero", "zero")[: 1 + (end != "log")])]
+    model = nn.Graph([*nodes, ("tanh", nn.Tanh(), "x"), ("y", nn.Concat(), ("end", "tanh"))])
+    onnx.save(model, tmp_path / "a.onnx", (3,))
+    monkeypatch.setitem(onnx.EXPORTS, "tanh", lambda graph, x: graph.node("Sigmoid", [x]))
+    with pytest.raises(UsageError, match=r"^save: ONNX Runtime computes something else than the network"):
+        onnx.save(model, tmp_path / "a.onnx", (3,))
+
+
 def test_the_file_says_what_it_takes_and_what_its_classes_are(tmp_path):
     about = {"resize": "pad", "background": "#ff0000", "range": [0, 1], "channels": "RGB"}
     model = nn.Sequential(nn.GlobalAvgPool(), nn.Linear(3, 2))

@@ -104,8 +104,8 @@ class Difference:
 
     Attributes
     ----------
-    units : largest |error| of an output in units of eps * S, where S is the largest magnitude of that output in float64
-        and eps that of float32.
+    units : largest |error| of an output in units of eps * S, where S is the largest finite magnitude of that output in
+        float64 and eps that of float32.
     bound : the largest units that are allowed: ten times those of the network's own float32, and 100.
     """
 
@@ -141,8 +141,9 @@ def difference(model: Module, session: Session, shape: Sequence[Any], *, softmax
     def units(outputs: Sequence[np.ndarray]) -> float:
         worst = 0.0
         for y, wanted in zip(outputs, wide, strict=True):
-            scale = float(np.max(np.abs(wanted), initial=0.0)) or 1.0
-            off = np.where(np.isnan(y) & np.isnan(wanted) | (y == wanted), 0.0, np.abs(y - wanted))
+            scale = float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))) or 1.0
+            with np.errstate(invalid="ignore"):  # of two infinities
+                off = np.where(np.isnan(y) & np.isnan(wanted) | (y == wanted), 0.0, np.abs(y - wanted))
             worst = max(worst, float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0)) / (eps * scale))
         return worst
 
