@@ -390,6 +390,14 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
+@pytest.mark.parametrize(("layer", "wrong"), [(nn.ReLU(), "Identity"), (nn.ReLU6(), "Relu")])
+def test_a_fault_that_only_negative_or_large_inputs_show_is_found(tmp_path, monkeypatch, layer, wrong):
+    monkeypatch.setitem(onnx.EXPORTS, type(layer).__name__.lower(), lambda graph, x: graph.node(wrong, [x]))
+    with pytest.raises(UsageError, match=r"^save: ONNX Runtime computes something else than the network"):
+        onnx.save(nn.Sequential(layer), tmp_path / "a.onnx", (64,))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("end", ["log", "divide"])  # infinity, and not a number
 def test_outputs_that_are_no_numbers_hide_no_fault(tmp_path, monkeypatch, end):
     nodes = [("zero", nn.Apply("subtract"), ("x", "x")), ("end", nn.Apply(end), ("zero", "zero")[: 1 + (end != "log")])]

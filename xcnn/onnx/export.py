@@ -29,6 +29,9 @@ OLDEST = 17
 _MOST_BYTES = 2**31 - 2**20
 """The largest file that protobuf can read, less the graph without its weights."""
 
+_RANGES = ((0, 1), (-1, 1), (-8, 8))
+"""The numbers of the inputs on which a file is compared with its network."""
+
 
 @explained
 def to_model(
@@ -122,7 +125,10 @@ class Difference:
 
 
 def difference(model: Module, session: Session, shape: Sequence[Any], *, softmax: bool = False) -> Difference:
-    """Return how far ONNX Runtime is from a network in float64, on three random inputs with numbers from 0 to 1.
+    """Return how far ONNX Runtime is from a network in float64, on three random inputs.
+
+    Their numbers are from 0 to 1, from -1 to 1 and from -8 to 8, so that they reach what layers do with negative and
+    with large ones.
 
     Parameters
     ----------
@@ -130,7 +136,10 @@ def difference(model: Module, session: Session, shape: Sequence[Any], *, softmax
     session : the same network in ONNX Runtime.
     shape, softmax : as in `to_model`.
     """
-    x = _drawn(_shapes(shape), 3)
+    x = _drawn(_shapes(shape), len(_RANGES))
+    for one in x:
+        for row, (low, high) in zip(one, _RANGES, strict=True):
+            row[...] = low + (high - low) * row
     found = session(*x)
     wide, own = (_outputs(model, x, dtype, softmax) for dtype in ("float64", "float32"))
     results = found if isinstance(found, tuple) else (found,)
