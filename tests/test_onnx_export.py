@@ -146,6 +146,7 @@ LAYERS = {
     "unflatten": (nn.Unflatten(1, (2, 3)), (6, 4)),
     "normalize": (nn.Normalize((0.5, 0.4), (0.2, 0.3)), (2, 3, 3)),
     "identity": (nn.Identity(), (2, 3)),
+    "numbers": (nn.Tanh(), ()),
     "dropout": (nn.Dropout2d(0.5), (2, 3, 3)),
 }
 """Layers whose options make a difference, and the shape of an input without the batch."""
@@ -333,6 +334,23 @@ class Louder(nn.ReLU):
         return x * 2, lambda dy, need_dx: None
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (lambda self, graph, x: graph.node("Multiply", [x, 2.0]), "to_model: onnx refuses the graph: No Op registered"),
+        (lambda self, graph, x: graph.node("Mul", ["z", 2.0]), "to_model: onnx refuses the graph: .*input 'z'"),
+        (lambda self, graph, x: graph.node("Mul", [x, 2]), "to_model: onnx refuses the graph: .*inconsistent type"),
+        (lambda self, graph, x: graph.node("Mul", [x, self.scale]), r"Wrong .*: a node takes names .*, got Parameter"),
+        (lambda self, graph, x: (x, x), r"Wrong cannot be written as ONNX: it has 1 outputs, of which 2 are written"),
+    ],
+)
+def test_a_mistake_in_a_method_is_one_sentence(written, message):
+    module = type("Wrong", (Twice,), {"onnx": written})()
+    with pytest.raises(UsageError, match=rf"^{message}") as caught:
+        onnx.to_model(module, (3,))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_own_op_is_written_by_its_exporter(monkeypatch):
     monkeypatch.delitem(onnx.EXPORTS, "relu")
     model = nn.Sequential(nn.ReLU())
@@ -378,6 +396,12 @@ def test_mistakes_are_one_sentence(tmp_path):
         onnx.to_model(model, (3,), classes="ab")
     with pytest.raises(UsageError, match=r"^unknown onnx resize 'bend' \(known: crop, "):
         onnx.to_model(model, (3,), preprocessing={"resize": "bend"})
+    for preprocessing in ("crop", ["crop"], 3):
+        with pytest.raises(UsageError, match=r"^onnx: preprocessing must be a dict, such as "):
+            onnx.to_model(model, (3,), preprocessing=preprocessing)
+    for limits in (1, "01", [0, 2]):
+        with pytest.raises(UsageError, match=r"^onnx: range must be \[0, 1\] or \[0, 255\], got "):
+            onnx.to_model(model, (3,), preprocessing={"range": limits})
     assert list(tmp_path.iterdir()) == []
 
 

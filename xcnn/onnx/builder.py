@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xcnn import nn
+from xcnn._check import shown
 from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.onnx.runtime import package
@@ -141,6 +142,8 @@ class Builder:
     def constant(self, value: Any) -> str:
         """Add a constant and return its name; floating-point numbers become float32, Python's integers int64."""
         array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise self.refuse(f"a node takes names of values, arrays and numbers, got {shown(value)}")
         array = array.astype(np.float32) if array.dtype.kind == "f" else array
         name = self._fresh("constant")
         self._held[name] = array

@@ -19,7 +19,7 @@ from xcnn.nn._plan import names
 from xcnn.onnx import layers, windows  # noqa: F401 fill the table of exporters
 from xcnn.onnx.builder import Builder, free, shapes_of
 from xcnn.onnx.metadata import Metadata, write
-from xcnn.onnx.runtime import Session, package
+from xcnn.onnx.runtime import Session, package, sentence
 
 __all__ = ["OLDEST", "Difference", "compared", "difference", "save", "to_model"]
 
@@ -83,7 +83,8 @@ def to_model(
     shapes = _shapes(shape)
     flag("to_model", "softmax", softmax)
     integer("to_model", "opset", opset, OLDEST, onnx.defs.onnx_opset_version())
-    about = Metadata(shapes if len(shapes) > 1 else shapes[0], _tuple(classes), dict(preprocessing or {}), softmax)
+    prepared: Any = {} if preprocessing is None else preprocessing
+    about = Metadata(shapes if len(shapes) > 1 else shapes[0], _tuple(classes), prepared, softmax)
     host = copy.deepcopy(model).to("cpu", "float32")
     inputs, outputs = _ends(host, len(shapes))
     builder, results, sizes = _built(host, shapes, opset, inputs, outputs, 2)
@@ -97,7 +98,10 @@ def to_model(
     if made.ByteSize() > _MOST_BYTES:
         raise UsageError(f"to_model: the network takes {made.ByteSize():,} bytes, an ONNX file at most {_MOST_BYTES:,}")
     write(made, about)
-    onnx.checker.check_model(made, full_check=True)
+    try:
+        onnx.checker.check_model(made, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UsageError(f"to_model: onnx refuses the graph: {sentence(error)}") from error
     return made
 
 
@@ -138,8 +142,8 @@ def difference(model: Module, session: Session, shape: Sequence[Any], *, softmax
     """
     x = _drawn(_shapes(shape), len(_RANGES))
     for one in x:
-        for row, (low, high) in zip(one, _RANGES, strict=True):
-            row[...] = low + (high - low) * row
+        for row, (low, high) in enumerate(_RANGES):
+            one[row] = low + (high - low) * one[row]
     found = session(*x)
     wide, own = (_outputs(model, x, dtype, softmax) for dtype in ("float64", "float32"))
     results = found if isinstance(found, tuple) else (found,)
@@ -247,7 +251,10 @@ def _built(
     with builder.tracing(), np.errstate(all="ignore"):
         traced = shapes_of(_run(host, _drawn(shapes, batch)))
     found = builder.call(host, *inputs)
-    return builder, [found] if isinstance(found, str) else list(found), traced
+    results = [found] if isinstance(found, str) else list(found)
+    if len(results) != len(traced):
+        raise builder.refuse(f"it has {len(traced)} outputs, of which {len(results)} are written")
+    return builder, results, traced
 
 
 def _ends(model: Module, count: int) -> tuple[list[str], list[str]]:

@@ -69,7 +69,7 @@ class Metadata:
                 colour("onnx", name, value)
             elif name == "channels":
                 choice("onnx", name, value, ("RGB", "BGR", "L"))
-            elif list(value) not in ([0, 1], [0, 255]):
+            elif not isinstance(value, list | tuple) or list(value) not in ([0, 1], [0, 255]):
                 raise UsageError(f"onnx: range must be [0, 1] or [0, 255], got {shown(value)}")
         flag("onnx", "softmax", self.softmax)
 
