@@ -1,13 +1,16 @@
 """Networks of 8 bits: what the quantised file computes, its size, and what is refused."""
 
+import errno
 import logging
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import xcnn
 from xcnn import data, nn, onnx, optim
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, WriteError
 
 pytest.importorskip("onnxruntime")
 proto = pytest.importorskip("onnx")
@@ -79,13 +82,19 @@ def test_layers_that_stay_in_float32_are_not_warned_of(tmp_path, caplog, capfd):
     assert (list(root.handlers), list(root.filters)) == before
 
 
-def test_what_cannot_be_quantised_is_refused_and_leaves_the_file(trained, tmp_path):
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_cannot_be_quantised_is_refused_and_leaves_the_file(trained, tmp_path, monkeypatch):
     made = onnx.to_model(trained[0], (1, 8, 8))
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old")
     x = np.ones((2, 1, 8, 8), np.float32)
     for batches, message in (
         ([], r"^quantize: batches must have at least one batch of inputs, got none"),
+        ([x[:0]], r"^quantize: batches must have at least one batch of inputs, got none"),
+        (3, r"^quantize: batches must be a list or iterator of inputs, got 3"),
         ([(x, x)], r"^quantize: the network takes 1 inputs, a batch has 2"),
         ([x[:, :, :5]], r"^ONNX Runtime: .*invalid dimensions"),
         ([x, x[:, :, :5]], r"^quantize: ONNX Runtime cannot quantise the network: .*invalid dimensions"),
@@ -93,6 +102,10 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_the_file(trained, tmp_pa
     ):
         with pytest.raises(UsageError, match=message):
             onnx.quantize(made, path, batches)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(WriteError, match=r"^cannot write .*float32\.onnx: No space left on device"):
+            onnx.quantize(made, path, [x])
     with pytest.raises(UsageError, match=r"^Session: source must be a path, bytes or an onnx\.ModelProto, got Sequent"):
         onnx.quantize(trained[0], path, [x])
     assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"old"]

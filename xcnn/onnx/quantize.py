@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from xcnn._check import path as checked_path
+from xcnn._check import shown
 from xcnn._files import replacing
-from xcnn.errors import UsageError, explained
+from xcnn.errors import UsageError, XcnnError, explained
 from xcnn.onnx.runtime import Session, content, package, sentence
 
 __all__ = ["quantize", "quantized"]
@@ -69,7 +70,8 @@ def quantized(source: Any, batches: Iterable[Any]) -> bytes:
     reader = _reader(tool, session, batches)
     with tempfile.TemporaryDirectory() as folder:
         first, merged, last = (Path(folder, name) for name in ("float32.onnx", "merged.onnx", "int8.onnx"))
-        first.write_bytes(content(source))
+        with replacing(first) as temporary:
+            temporary.write_bytes(content(source))
         try:
             with _quiet():
                 merge = package("onnxruntime.quantization.shape_inference").quant_pre_process
@@ -80,7 +82,7 @@ def quantized(source: Any, batches: Iterable[Any]) -> bytes:
                     merged, last, reader, per_channel=True, activation_type=unsigned, reduce_range=True
                 )
             made = onnx.load(last)
-        except UsageError:
+        except XcnnError:
             raise
         except Exception as error:  # of any type
             raise UsageError(f"quantize: ONNX Runtime cannot quantise the network: {sentence(error)}") from None
@@ -117,9 +119,11 @@ def _reader(tool: Any, session: Session, batches: Iterable[Any]) -> Any:
                 raise UsageError(f"quantize: the network takes {len(session.inputs)} inputs, a batch has {len(arrays)}")
             yield dict(zip(session.inputs, map(np.asarray, arrays), strict=True))
 
+    if not isinstance(batches, Iterable):
+        raise UsageError(f"quantize: batches must be a list or iterator of inputs, got {shown(batches)}")
     rest = inputs()
     first = next(rest, None)
-    if first is None:
+    if first is None or not all(map(np.size, first.values())):
         raise UsageError("quantize: batches must have at least one batch of inputs, got none")
     session.run(first)
 
