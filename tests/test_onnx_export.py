@@ -281,6 +281,16 @@ def test_graphs_of_several_inputs_and_outputs_are_written():
         session(x[0])
 
 
+def test_a_layer_takes_the_outputs_of_a_graph():
+    nodes = [("a", nn.Conv2d(2, 3, 1), "x"), ("b", nn.Tanh(), "a")]
+    model = nn.Sequential(nn.Graph(nodes, output=("a", "b", "a")), nn.Concat(), nn.ReLU())
+    assert compared(filled(model), (2, 4, 5), low=-2.0)[0] < 40
+    with pytest.raises(UsageError, match=r"^Graph cannot be written as ONNX: it must return an array or a tuple of "):
+        onnx.to_model(nn.Graph([("g", model[0], "x"), ("y", nn.ReLU(), "x")], output=("g", "y")), (2, 4, 5))
+    with pytest.raises(UsageError, match=r"^Named cannot be written as ONNX: it must return an array or a tuple of "):
+        onnx.to_model(type("Named", (Strange,), {"forward": lambda self, x, train: ({"y": x}, None)})(), (3,))
+
+
 def test_inputs_that_no_layer_takes_are_inputs():
     model = nn.Graph([("a", nn.ReLU(), "x")], inputs=("x", "z"))
     x = tuple(np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32))

@@ -333,4 +333,6 @@ def free(sizes: tuple[int, ...], others: tuple[int, ...]) -> tuple[Any, ...]:
 
 def shapes_of(value: Any) -> tuple[tuple[int, ...], ...]:
     """Return the shape of an array, or of each array of a tuple."""
-    return tuple(tuple(array.shape) for array in (value if isinstance(value, tuple | list) else (value,)))
+    return tuple(
+        tuple(getattr(array, "shape", ())) for array in (value if isinstance(value, tuple | list) else (value,))
+    )

@@ -249,7 +249,10 @@ def _built(
     took = {name: (batch, *sizes) for name, sizes in zip(inputs, shapes, strict=True)}
     builder = Builder(host, opset, took, outputs)
     with builder.tracing(), np.errstate(all="ignore"):
-        traced = shapes_of(_run(host, _drawn(shapes, batch)))
+        result = _run(host, _drawn(shapes, batch))
+    if not all(hasattr(y, "shape") for y in (result if isinstance(result, tuple) else (result,))):
+        raise builder.refuse(f"it must return an array or a tuple of arrays, got {shown(result)}")
+    traced = shapes_of(result)
     found = builder.call(host, *inputs)
     results = [found] if isinstance(found, str) else list(found)
     if len(results) != len(traced):

@@ -299,10 +299,11 @@ def _local_response_norm(g: Builder, x: str, size: int, alpha: float = 1e-4, bet
 
 def _graph(g: Builder, graph: nn.Graph, *inputs: str) -> Any:
     plan = graph._plan
-    values = dict(zip(names(plan.inputs), inputs, strict=True))
+    values: dict[str, Any] = dict(zip(names(plan.inputs), inputs, strict=True))
     for name, module, sources, _ in plan._singly:
         if isinstance(module, nn.Module):
-            values[name] = g.call(module, *(values[source] for source in names(sources)))
+            given = values[sources] if isinstance(sources, str) else tuple(values[source] for source in sources)
+            values[name] = g.call(module, *((given,) if isinstance(given, str) else given))
         elif isinstance(module, Held):
             values[name] = g.slot(module.slot)
     return values[plan.output] if isinstance(plan.output, str) else tuple(values[name] for name in plan.output)
