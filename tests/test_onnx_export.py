@@ -129,6 +129,7 @@ LAYERS = {
     "linear": (nn.Upsample(scale_factor=1.7, mode="linear"), (2, 4)),
     "bilinear": (nn.Upsample(size=(7, 9), mode="bilinear"), (2, 3, 4)),
     "bilinear, smaller": (nn.Upsample(size=(2, 1), mode="bilinear"), (2, 5, 4)),
+    "bilinear, as many rows": (nn.Upsample(scale_factor=1.3, mode="bilinear"), (2, 3, 4)),
     "bilinear between corners": (nn.Upsample(size=(7, 9), mode="bilinear", align_corners=True), (2, 3, 4)),
     "trilinear": (nn.Upsample(scale_factor=(2, 1, 1.5), mode="trilinear"), (2, 3, 2, 4)),
     "cropping": (nn.Pad((-1, 2, 3, -2), value=0.5), (2, 4, 5)),
@@ -288,7 +289,7 @@ def test_a_layer_takes_the_outputs_of_a_graph():
     with pytest.raises(UsageError, match=r"^Graph cannot be written as ONNX: it must return an array or a tuple of "):
         onnx.to_model(nn.Graph([("g", model[0], "x"), ("y", nn.ReLU(), "x")], output=("g", "y")), (2, 4, 5))
     with pytest.raises(UsageError, match=r"^Named cannot be written as ONNX: it must return an array or a tuple of "):
-        onnx.to_model(type("Named", (Strange,), {"forward": lambda self, x, train: ({"y": x}, None)})(), (3,))
+        onnx.to_model(type("Named", (Strange,), {"forward": lambda self, x, train: ({"y": x}, repr)})(), (3,))
 
 
 def test_inputs_that_no_layer_takes_are_inputs():

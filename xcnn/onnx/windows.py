@@ -267,7 +267,9 @@ def _interpolate(
 
 
 def _scale(size: int, out: int, step: float) -> np.float32:
-    """Return `1 / step` as the nearest float32 that gives exactly `out` pixels."""
+    """Return `1 / step` as the nearest float32 that gives exactly `out` pixels; as many pixels stay as they are."""
+    if size == out:
+        return np.float32(1)
     scale = np.float32(1 / step)
     for towards in (np.inf, 0.0):
         while (size * float(scale) < out) if towards else (size * float(scale) >= out + 1):
