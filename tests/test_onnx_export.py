@@ -176,6 +176,14 @@ def test_a_layer_with_its_options_is_written(layer, opset):
         )
 
 
+def test_pixels_between_corners_are_where_the_standard_says():
+    reference = pytest.importorskip("onnx.reference")
+    model = nn.Sequential(nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=True))
+    x = np.random.default_rng(0).random((2, 2, 3, 5), np.float32)
+    (y,) = reference.ReferenceEvaluator(onnx.to_model(model, (2, 3, 5))).run(None, {"x": x})
+    assert units(y.astype(np.float32), wide(model, x)) < 40
+
+
 def test_the_batch_is_free_and_the_sizes_are_not():
     made = onnx.to_model(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), (2, 5, 6))
     sizes = [dim.dim_param or dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim]

@@ -251,7 +251,8 @@ def _interpolate(
     sizes = g.shape(x)[2:]
     outs, factors = check_target("interpolate", size, scale_factor, mode, align_corners, len(sizes))
     outs = outs or tuple(math.floor(n * factor) for n, factor in zip(sizes, factors, strict=True))
-    steps = [1 / factor for factor in factors] or [n / out for n, out in zip(sizes, outs, strict=True)]
+    whole = align_corners or not factors  # then the factors decide nothing but the number of pixels
+    steps = [n / out for n, out in zip(sizes, outs, strict=True)] if whole else [1 / factor for factor in factors]
     axes = list(zip(sizes, outs, steps, strict=True))
     if not MODES[mode] and any(step != n / out or (n % out and out % n) for n, out, step in axes):
         for dim, (n, out, step) in enumerate(axes, 2):  # an operator that rounds otherwise may choose other pixels
