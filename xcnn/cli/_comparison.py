@@ -150,14 +150,14 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
     if found.same:
         note("the weights are equal" if found.units is None else f"the outputs agree: {_outputs(found.units)}")
         return 0
+    first, at = found.first, ""
+    if first is not None:
+        at = f"; the activations part at {first.a} of A, {first.b} of B ({first.op})"
     if found.reason:
-        error_line(f"the outputs cannot be compared: {found.reason}")
+        error_line(f"the outputs cannot be compared: {found.reason}{at}")
     elif found.units is None:
         error_line("the weights differ")
     else:
-        first, at = found.first, ""
-        if first is not None:
-            at = f"; the activations part at {first.a} of A, {first.b} of B ({first.op})"
         error_line(f"the outputs differ: {_outputs(found.units)}{at}")
     return 1
 

@@ -1,8 +1,8 @@
 """Two networks from files side by side: what they take and give, their weights, and where their activations part.
 
 Both run on the same input in float64, where networks that differ only in rounding stay together. Layers are matched in
-their order by op and shape of the output, weights by name or else in their order. If one of the networks has no batch
-norm, that of the other counts as a part of the convolution before it.
+their order by op and shape of the output, weights by name or else in their order. If one of the networks has more batch
+norms than the other, each counts as a part of the convolution before it.
 """
 
 import copy
@@ -17,7 +17,7 @@ import numpy as np
 
 from xcnn import nn, onnx
 from xcnn.compare.op import called
-from xcnn.errors import XcnnError
+from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.runs import load_checkpoint
 from xcnn.runs.checkpoint import open_checkpoint, require_moderate
@@ -71,10 +71,14 @@ def open_file(path: Path, model: str | None = None) -> Opened:
     Raises
     ------
     XcnnError
-        If the file cannot be read.
+        If the file cannot be read, or its network takes several inputs.
     """
     if path.suffix.lower() == ".onnx":
         file = onnx.read(path)
+        if len(file.inputs) > 1:
+            raise UsageError(
+                f"{path} takes several inputs, {', '.join(file.inputs)}; only networks of one are compared"
+            )
         require_moderate(file.shape)
         return Opened(path, file.graph, file.graph.state_dict(), file.shape, file.classes, file.preprocessing)
     _, found = open_checkpoint(path)
@@ -191,9 +195,11 @@ def compare_files(a: Opened, b: Opened, x: np.ndarray | None = None) -> Comparis
     facts.insert(1, ("output", _shapes(first.y), _shapes(second.y)))
     pairs = tuple(_pairs(first.layers, second.layers, weights))
     ys, others = (_several(run.y) for run in runs)
-    same = [y.shape for y in ys] == [y.shape for y in others]
-    units = max(map(_units, ys, others)) if same else math.inf
-    scores = same and len(ys) == 1 and ys[0].ndim == 2
+    if [y.shape for y in ys] != [y.shape for y in others]:
+        reason = f"their shapes are {_shapes(first.y)} and {_shapes(second.y)}"
+        return Comparison(tuple(facts), pairs, weights, alone, in_order, reason=reason)
+    units = max(map(_units, ys, others))
+    scores = len(ys) == 1 and ys[0].ndim == 2
     agreed = float(np.mean(np.argmax(ys[0], 1) == np.argmax(others[0], 1))) if scores else None
     return Comparison(tuple(facts), pairs, weights, alone, in_order, units, agreed)
 
@@ -236,7 +242,7 @@ class _Run:
 
 def _pairs(ours: Sequence[_Layer], theirs: Sequence[_Layer], weights: Sequence[tuple[str, str, float]]) -> list[Pair]:
     """Return the layers of both in order, matched where their ops and the shapes of their outputs are the same."""
-    normed = [any(one.op == "batch_norm" for one in layers) for layers in (ours, theirs)]
+    normed = [sum(one.op == "batch_norm" for one in layers) for layers in (ours, theirs)]
     if normed[0] != normed[1]:
         ours, theirs = _folded(ours), _folded(theirs)
     found = []
