@@ -236,6 +236,23 @@ def test_the_command_shows_what_differs(tmp_path, xcnn) -> None:
     assert verdict["bound"] == TOGETHER
 
 
+def test_a_weight_that_is_in_no_layer_is_named(tmp_path, xcnn) -> None:
+    model = nn.Graph(
+        [("scale", nn.Parameter(np.ones((2, 1, 1), np.float32)), ()), ("y", nn.Multiply(), ("x", "scale"))]
+    )
+    a, b = saved(model, tmp_path / "a.onnx"), saved(changed(model, "scale", 1.0), tmp_path / "b.safetensors")
+    code, _, err = xcnn(a, b)
+    assert code == 1
+    assert "1 arrays are matched by name, 1 of them differ\nof those, in no layer of the table: scale\n" in err
+
+
+def test_a_linear_layer_of_maps_is_that_of_their_export(tmp_path) -> None:
+    model = nn.Sequential(nn.Apply("permute", dims=(0, 2, 3, 1)), nn.Linear(2, 3), nn.GELU())
+    found = compared(saved(model, tmp_path / "a.onnx"), saved(model, tmp_path / "b.safetensors"))
+    assert found.same
+    assert [(pair.op, pair.equal) for pair in found.pairs] == [("permute", True), ("linear", True), ("gelu", True)]
+
+
 def test_images_of_a_data_set_can_be_the_input(tmp_path, xcnn) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     a, b = (library.save(model, tmp_path / f"{name}.safetensors", shape=(1, 8, 8)) for name in "ab")

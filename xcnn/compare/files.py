@@ -212,7 +212,12 @@ class _Layer:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What layers that are matched have in common. Means of whole maps have several names and shapes."""
+        """What layers that are matched have in common.
+
+        Means of whole maps have several names and shapes, and a linear layer may see its leading axes as one.
+        """
+        if self.op == "linear":
+            return self.op, f"{self.y.size} of {self.y.shape[-1]}"
         shapes = [tuple(size for size in one.shape if size != 1) for one in _several(self.y)]
         return "mean" if self.op in _MEANS else self.op, str(shapes)
 
