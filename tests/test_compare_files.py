@@ -79,7 +79,8 @@ def test_a_network_and_its_export_are_equal(tmp_path, suffix) -> None:
         "linear",
     ]
     assert all(pair.equal and pair.a and pair.b for pair in found.pairs)
-    assert {(one, off) for one, _, off in found.weights} == {(name, 0) for name in network().state_dict()}
+    names = [name for name in network().state_dict() if not name.endswith("num_batches_tracked")]
+    assert {(one, off) for one, _, off in found.weights} == {(name, 0) for name in names}
     assert found.alone == ((), ())
     facts = {what: values for what, *values in found.facts}
     assert facts["input"] == ["2 x 6 x 6"] * 2
@@ -127,6 +128,15 @@ def test_batch_norm_in_the_convolution_is_no_difference(tmp_path) -> None:
         assert found.first is None
         assert [pair.op for pair in found.pairs if pair.units is not None][::3] == ["conv2d", "linear"]
         assert len(found.pairs) == 4
+
+
+def test_the_batches_that_a_batch_norm_has_seen_are_no_difference(tmp_path) -> None:
+    model = network()
+    model[1].body.norm.num_batches_tracked.data += 5
+    found = compared(saved(model, tmp_path / "a.safetensors"), saved(network(), tmp_path / "b.safetensors"))
+    assert all(pair.equal for pair in found.pairs)
+    assert not any(off for *_, off in found.weights)
+    assert found.alone == ((), ())
 
 
 def test_one_batch_norm_in_its_convolution_is_no_difference_beside_others(tmp_path) -> None:

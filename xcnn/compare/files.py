@@ -1,8 +1,9 @@
 """Two networks from files side by side: what they take and give, their weights, and where their activations part.
 
 Both run on the same input in float64, where networks that differ only in rounding stay together. Layers are matched in
-their order by op and shape of the output, weights by name or else in their order. If one of the networks has more batch
-norms than the other, each counts as a part of the convolution before it.
+their order by op and shape of the output, weights by name or else in their order. The counters of batches that batch
+norms have seen in training are left out. If one of the networks has more batch norms than the other, each counts as a
+part of the convolution before it.
 """
 
 import copy
@@ -22,7 +23,7 @@ from xcnn.nn._observe import observing
 from xcnn.runs import load_checkpoint
 from xcnn.runs.checkpoint import open_checkpoint, require_moderate
 from xcnn.runs.foreign import complete
-from xcnn.runs.matching import fitting, shapes
+from xcnn.runs.matching import COUNTER, fitting, shapes
 
 __all__ = ["TOGETHER", "Comparison", "Opened", "Pair", "compare_files", "open_file"]
 
@@ -171,9 +172,10 @@ def compare_files(a: Opened, b: Opened, x: np.ndarray | None = None) -> Comparis
     a, b : the files.
     x : the input of both, a host array; None to compare the weights only.
     """
-    matched, in_order = fitting(shapes(a.state), shapes(b.state))
-    weights = tuple((one, other, _relative(a.state[one], b.state[other])) for one, other in matched.items())
-    alone = (tuple(n for n in a.state if n not in matched), tuple(n for n in b.state if n not in matched.values()))
+    ours, theirs = _weights(a.state), _weights(b.state)
+    matched, in_order = fitting(shapes(ours), shapes(theirs))
+    weights = tuple((one, other, _relative(ours[one], theirs[other])) for one, other in matched.items())
+    alone = (tuple(n for n in ours if n not in matched), tuple(n for n in theirs if n not in matched.values()))
     facts = [
         ("input", _shape(a.shape), _shape(b.shape)),
         ("classes", _classes(a.classes), _classes(b.classes)),
@@ -303,6 +305,11 @@ def _shapes(value: Any) -> str:
 
 def _said(one: Opened, name: str) -> str:
     return str(one.preprocessing.get(name, "unknown"))
+
+
+def _weights(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays without counters of batches, which are no part of a network's function."""
+    return {name: array for name, array in state.items() if name.rpartition(".")[2] != COUNTER}
 
 
 def _numbers(state: Mapping[str, np.ndarray]) -> str:
