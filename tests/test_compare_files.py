@@ -278,6 +278,8 @@ def test_images_of_a_data_set_can_be_the_input(tmp_path, xcnn) -> None:
         (["a.safetensors"], "compare takes two files, got 1"),
         (["a.safetensors", "none.onnx"], "none.onnx"),
         (["a.safetensors", "b.safetensors", "--op", "relu"], "--op has no meaning for two files"),
+        (["a.safetensors", "b.safetensors", "--steps", "0"], "--steps has no meaning for two files"),
+        (["a.safetensors", "b.safetensors", "--dtype", "float32"], "--dtype has no meaning for two files"),
         (["a.safetensors", "b.safetensors", "-b", "0"], "--batch-size must be at least 1, got 0"),
         (["shapeless.safetensors", "shapeless.safetensors"], "the files do not state the shape of an input"),
     ],

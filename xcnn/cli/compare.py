@@ -42,8 +42,8 @@ def compare(
     dataset: Annotated[str | None, Parameter(show_default=False)] = None,
     data_dir: Path | None = None,
     batch_size: Annotated[int | None, Parameter(name=["--batch-size", "-b"], show_default=False)] = None,
-    steps: int = 10,
-    dtype: str = "float32",
+    steps: Annotated[int | None, Parameter(show_default=False)] = None,
+    dtype: Annotated[str | None, Parameter(show_default=False)] = None,
     threads: int | None = None,
     plot: Path | None = None,
     markdown: Path | None = None,
@@ -79,9 +79,9 @@ def compare(
     batch_size
         images per step; by default 8, or 2 if they are larger than 64 x 64.
     steps
-        number of training steps to compare and to time; 0 skips both.
+        number of training steps to compare and to time, by default 10; 0 skips both.
     dtype
-        float32, float64, or float32,float64.
+        float32, the default, float64, or float32,float64.
     threads
         number of threads for the cpu; by default all cores that the process may use. No error or distance depends on
         it.
@@ -92,20 +92,21 @@ def compare(
     json
         print JSON lines on stdout: one per tensor, device and step, and a last one with whether all are within bounds.
     """
+    for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
+    use_threads(threads)
+    if files:
+        others = {"devices": devices, "op": op, "steps": steps, "dtype": dtype, "plot": plot, "markdown": markdown}
+        for setting, given in others.items():
+            if given is not None:
+                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
+        return _files(files, model, dataset, data_dir, batch_size, json)
+    steps, dtype, model = 10 if steps is None else steps, "float32" if dtype is None else dtype, model or "resnet20"
     dtypes = split_names(dtype)
     for name in dtypes or [dtype]:
         if name not in room.WIDE:
             raise unknown("dtype", name, room.WIDE)
-    use_threads(threads)
-    named, model = model, model or "resnet20"
-    for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
-    if files:
-        for setting, given in (("devices", devices), ("op", op), ("plot", plot), ("markdown", markdown)):
-            if given is not None:
-                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
-        return _files(files, named, dataset, data_dir, batch_size, json)
     shape = () if op is not None else models.entry(model).shape
     batch_size = batch_size or _count(shape)
     dataset = dataset or (room.RANDOM if _large(shape) else "digits")
