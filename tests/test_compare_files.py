@@ -11,7 +11,7 @@ import pytest
 import xcnn as library
 from xcnn import compare, nn, onnx
 from xcnn.compare.files import TOGETHER
-from xcnn.errors import CheckpointError
+from xcnn.errors import CheckpointError, UsageError
 
 pytest.importorskip("onnxruntime")
 
@@ -79,7 +79,8 @@ def test_a_network_and_its_export_are_equal(tmp_path, suffix) -> None:
         "linear",
     ]
     assert all(pair.equal and pair.a and pair.b for pair in found.pairs)
-    assert {(one, off) for one, _, off in found.weights} == {(name, 0) for name in network().state_dict()}
+    names = [name for name in network().state_dict() if not name.endswith("num_batches_tracked")]
+    assert {(one, off) for one, _, off in found.weights} == {(name, 0) for name in names}
     assert found.alone == ((), ())
     facts = {what: values for what, *values in found.facts}
     assert facts["input"] == ["2 x 6 x 6"] * 2
@@ -129,6 +130,30 @@ def test_batch_norm_in_the_convolution_is_no_difference(tmp_path) -> None:
         assert len(found.pairs) == 4
 
 
+def test_the_batches_that_a_batch_norm_has_seen_are_no_difference(tmp_path) -> None:
+    model = network()
+    model[1].body.norm.num_batches_tracked.data += 5
+    found = compared(saved(model, tmp_path / "a.safetensors"), saved(network(), tmp_path / "b.safetensors"))
+    assert all(pair.equal for pair in found.pairs)
+    assert not any(off for *_, off in found.weights)
+    assert found.alone == ((), ())
+
+
+def test_one_batch_norm_in_its_convolution_is_no_difference_beside_others(tmp_path) -> None:
+    head = nn.GlobalAvgPool(), nn.Linear(3, 3)
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), *head)
+    model[2].bias.data = np.asarray([1, -2, 3], np.float32)
+    folded = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.ReLU(), *head)
+    folded[1].weight.data, folded[1].bias.data = (
+        model[1].weight.data / np.sqrt(np.float32(1 + 1e-5)),
+        model[2].bias.data,
+    )
+    found = compared(saved(model, tmp_path / "a.onnx"), saved(folded, tmp_path / "b.onnx"))
+    assert found.same
+    assert found.first is None
+    assert [pair.op for pair in found.pairs] == ["batch_norm", "conv2d", "relu", "global_avg_pool", "linear"]
+
+
 def test_a_layer_that_only_one_network_has_is_named(tmp_path) -> None:
     a, b = saved(network(), tmp_path / "a.onnx"), saved(network(nn.Tanh()), tmp_path / "b.safetensors")
     found = compared(a, b)
@@ -158,8 +183,8 @@ def test_networks_of_other_inputs_or_outputs_differ(tmp_path) -> None:
     assert not found.same
     assert "b.safetensors does not take the input 3 x 2 x 6 x 6: 0 (Conv2d)" in found.reason
     found = compared(a, saved(nn.Sequential(*network(), nn.Linear(3, 2)), tmp_path / "c.safetensors"))
-    assert found.units == np.inf
-    assert found.agreed is None
+    assert found.reason == "their shapes are 3 x 3 and 3 x 2"
+    assert (found.same, found.units, found.agreed) == (False, None, None)
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
@@ -173,6 +198,20 @@ def test_a_file_that_asks_for_enormous_inputs_is_refused(tmp_path, suffix) -> No
         library.save(nn.Sequential(nn.ReLU()), path, shape=(2, 2**30))
     with pytest.raises(CheckpointError, match=r"1073741824"):
         compare.open_file(path)
+
+
+def test_a_file_of_several_inputs_is_refused_by_their_names(tmp_path) -> None:
+    two = nn.Graph([("sum", nn.Add(), ("image", "mask"))], inputs=("image", "mask"))
+    onnx.save(two, tmp_path / "two.onnx", ((2, 3), (2, 3)))
+    with pytest.raises(UsageError, match=r"two.onnx takes several inputs, image, mask; only networks of one are"):
+        compare.open_file(tmp_path / "two.onnx")
+
+
+def test_large_inputs_are_two_by_default(tmp_path, xcnn) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    for size, count in ((64, 8), (65, 2)):
+        path = library.save(model, tmp_path / f"{size}.safetensors", shape=(1, 4, size))
+        assert f"output   {count} x 2" in xcnn(path, path)[1]
 
 
 def test_weights_alone_are_compared_by_name(tmp_path, xcnn) -> None:
@@ -207,6 +246,23 @@ def test_the_command_shows_what_differs(tmp_path, xcnn) -> None:
     assert verdict["bound"] == TOGETHER
 
 
+def test_a_weight_that_is_in_no_layer_is_named(tmp_path, xcnn) -> None:
+    model = nn.Graph(
+        [("scale", nn.Parameter(np.ones((2, 1, 1), np.float32)), ()), ("y", nn.Multiply(), ("x", "scale"))]
+    )
+    a, b = saved(model, tmp_path / "a.onnx"), saved(changed(model, "scale", 1.0), tmp_path / "b.safetensors")
+    code, _, err = xcnn(a, b)
+    assert code == 1
+    assert "1 arrays are matched by name, 1 of them differ\nof those, in no layer of the table: scale\n" in err
+
+
+def test_a_linear_layer_of_maps_is_that_of_their_export(tmp_path) -> None:
+    model = nn.Sequential(nn.Apply("permute", dims=(0, 2, 3, 1)), nn.Linear(2, 3), nn.GELU())
+    found = compared(saved(model, tmp_path / "a.onnx"), saved(model, tmp_path / "b.safetensors"))
+    assert found.same
+    assert [(pair.op, pair.equal) for pair in found.pairs] == [("permute", True), ("linear", True), ("gelu", True)]
+
+
 def test_images_of_a_data_set_can_be_the_input(tmp_path, xcnn) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     a, b = (library.save(model, tmp_path / f"{name}.safetensors", shape=(1, 8, 8)) for name in "ab")
@@ -222,6 +278,8 @@ def test_images_of_a_data_set_can_be_the_input(tmp_path, xcnn) -> None:
         (["a.safetensors"], "compare takes two files, got 1"),
         (["a.safetensors", "none.onnx"], "none.onnx"),
         (["a.safetensors", "b.safetensors", "--op", "relu"], "--op has no meaning for two files"),
+        (["a.safetensors", "b.safetensors", "--steps", "0"], "--steps has no meaning for two files"),
+        (["a.safetensors", "b.safetensors", "--dtype", "float32"], "--dtype has no meaning for two files"),
         (["a.safetensors", "b.safetensors", "-b", "0"], "--batch-size must be at least 1, got 0"),
         (["shapeless.safetensors", "shapeless.safetensors"], "the files do not state the shape of an input"),
     ],

@@ -112,6 +112,27 @@ def test_a_layer_that_cannot_be_exported_is_told() -> None:
     assert told[0].startswith("loss is left out on onnxruntime: ")
 
 
+def test_a_network_that_cannot_be_exported_is_compared_layer_by_layer(xcnn, monkeypatch) -> None:
+    def build(shape, classes):
+        return nn.Sequential(Own(), nn.Flatten(), nn.Linear(2, classes))
+
+    monkeypatch.setitem(models.MODELS, "own", models.Entry("for tests", build, 1, (2, 1, 1), 3))
+    argv = ("--model", "own", "--dataset", "random", "--steps", 0, "--json", "--devices")
+    code, out, err = xcnn(*argv, "cpu,onnxruntime")
+    assert code == 0
+    assert "the network is left out on onnxruntime: 0 (Own) cannot be written as ONNX" in err
+    lines = [json.loads(line) for line in out.splitlines()[:-1]]
+    assert {line["device"] for line in lines if line["layer"] == "2"} == {"cpu", "onnxruntime"}
+    assert [line["device"] for line in lines if line["layer"] == "network"] == ["cpu"]
+
+    monkeypatch.setitem(
+        models.MODELS, "own", models.Entry("for tests", lambda shape, classes: nn.Sequential(Own()), 1, (2, 1, 1), 2)
+    )
+    code, _, err = xcnn(*argv, "onnxruntime")
+    assert code == 2
+    assert "--devices: onnxruntime runs no layer of it; name another device, too" in err
+
+
 def test_the_command_compares_large_networks_on_random_images(xcnn, tiny) -> None:
     code, out, err = xcnn("--devices", "cpu,onnxruntime", "--model", tiny, "--steps", 0)
     assert code == 0

@@ -240,6 +240,25 @@ def test_a_replaced_module_is_no_longer_an_attribute():
     assert list(net.state_dict()) == ["1.weight", "1.bias"]
 
 
+@pytest.mark.parametrize("value", [None, "fc", np.zeros(2, np.float32)])
+def test_a_node_cannot_become_what_would_not_run(value):
+    model = nn.Graph([("fc", nn.Linear(2, 2), "x"), ("w", nn.Parameter(np.ones(2)), ()), ("y", nn.Add(), ("fc", "w"))])
+    before = model.fc, model.w
+    for name, kind in (("fc", "module"), ("w", "Parameter")):
+        with pytest.raises(UsageError, match=f"^Graph: '{name}' must be a {kind}, got "):
+            setattr(model, name, value)
+    assert (model.fc, model.w) == before
+
+
+def test_an_argument_may_have_the_name_of_a_node():
+    class Net(nn.Sequential):
+        def __init__(self, head):
+            super().__init__({"act": nn.ReLU(), "head": nn.Linear(2, head)})
+            self.head = head
+
+    assert Net(3).options() == {"head": 3}
+
+
 @pytest.mark.parametrize(
     ("index", "module", "says"),
     [

@@ -35,6 +35,7 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
         (lambda: nn.Graph([("", nn.ReLU(), "x")]), "Graph: '' cannot name a node"),
         (lambda: nn.Graph([("a", nn.ReLU(), "x")], inputs=()), "Graph: inputs must be a name or several, got ()"),
         (lambda: nn.Graph([("a", nn.ReLU(), "x")], inputs=("y",)), "Graph: node 'a': unknown input 'x'"),
+        (lambda: nn.Graph([("a", nn.ReLU(), "x")], inputs=("x", "x")), "Graph: each input must have a name of its own"),
         (lambda: nn.Graph([("a", nn.ReLU(), "x")], output=("a", "b")), "Graph: unknown output 'b'"),
         (
             lambda: nn.Graph([("w", nn.Parameter(np.ones(2)), "x")]),
@@ -46,6 +47,10 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
         (lambda: nn.Apply(print), "Apply: op must be an op, got <built-in function print>"),
         (lambda: nn.Apply("add", other="1"), "Apply: add: other must be a number in (-inf, inf), got '1'"),
         (lambda: nn.Apply("add", other=1.0)((np.ones(2), np.ones(2))), "add: x must be at most 1 arrays, got 2"),
+        (
+            lambda: nn.Apply("dropout", p=0.5, rng=0, training=False),
+            "Apply: dropout: training is the argument train of",
+        ),
         (lambda: nn.Apply("pad"), "pad: missing a required argument: 'pad'"),
         (lambda: nn.Graph([("aa", nn.ReLU(), "x"), ("b", nn.Add(), ("aa", "ab"))]), "input 'ab'; did you mean 'aa'?"),
         (lambda: nn.Graph([("a", nn.ReLU(), "b"), ("b", nn.ReLU(), "x")]), "Graph: node 'a': unknown input 'b'"),

@@ -137,12 +137,15 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
             changed = [(one, other, f"{off:.1e}") for one, other, off in differing]
             title = "weights that differ; largest difference relative to A's largest"
             print_table("A", "B", "difference", rows=changed, title=title, gap=True, fold=False)
+    layers = {one.a for one in found.pairs}
+    loose = [name for name, *_ in differing if found.pairs and name.rpartition(".")[0] not in layers]
     how = "in their order, as their names differ" if found.in_order else "by name"
     note(f"weights: {len(found.weights)} arrays are matched {how}, {len(differing)} of them differ")
+    if loose:
+        note(f"of those, in no layer of the table: {_some(loose)}")
     for path, names in zip((a.path, b.path), found.alone, strict=True):
         if names:
-            some = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-            note(f"only in {path}, or of another shape: {len(names)} arrays, {some}")
+            note(f"only in {path}, or of another shape: {len(names)} arrays, {_some(names)}")
     if found.pairs:
         note(f"layers: {len(found.pairs)}, of which {sum(one.equal for one in found.pairs)} are equal in all bits")
     if found.agreed is not None:
@@ -150,16 +153,20 @@ def report_files(a: room.Opened, b: room.Opened, found: room.Comparison, as_json
     if found.same:
         note("the weights are equal" if found.units is None else f"the outputs agree: {_outputs(found.units)}")
         return 0
+    first, at = found.first, ""
+    if first is not None:
+        at = f"; the activations part at {first.a} of A, {first.b} of B ({first.op})"
     if found.reason:
-        error_line(f"the outputs cannot be compared: {found.reason}")
+        error_line(f"the outputs cannot be compared: {found.reason}{at}")
     elif found.units is None:
         error_line("the weights differ")
     else:
-        first, at = found.first, ""
-        if first is not None:
-            at = f"; the activations part at {first.a} of A, {first.b} of B ({first.op})"
         error_line(f"the outputs differ: {_outputs(found.units)}{at}")
     return 1
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def _outputs(units: float) -> str:

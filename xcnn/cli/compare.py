@@ -42,8 +42,8 @@ def compare(
     dataset: Annotated[str | None, Parameter(show_default=False)] = None,
     data_dir: Path | None = None,
     batch_size: Annotated[int | None, Parameter(name=["--batch-size", "-b"], show_default=False)] = None,
-    steps: int = 10,
-    dtype: str = "float32",
+    steps: Annotated[int | None, Parameter(show_default=False)] = None,
+    dtype: Annotated[str | None, Parameter(show_default=False)] = None,
     threads: int | None = None,
     plot: Path | None = None,
     markdown: Path | None = None,
@@ -79,9 +79,9 @@ def compare(
     batch_size
         images per step; by default 8, or 2 if they are larger than 64 x 64.
     steps
-        number of training steps to compare and to time; 0 skips both.
+        number of training steps to compare and to time, by default 10; 0 skips both.
     dtype
-        float32, float64, or float32,float64.
+        float32, the default, float64, or float32,float64.
     threads
         number of threads for the cpu; by default all cores that the process may use. No error or distance depends on
         it.
@@ -92,23 +92,24 @@ def compare(
     json
         print JSON lines on stdout: one per tensor, device and step, and a last one with whether all are within bounds.
     """
+    for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
+    use_threads(threads)
+    if files:
+        others = {"devices": devices, "op": op, "steps": steps, "dtype": dtype, "plot": plot, "markdown": markdown}
+        for setting, given in others.items():
+            if given is not None:
+                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
+        return _files(files, model, dataset, data_dir, batch_size, json)
+    steps, dtype, model = 10 if steps is None else steps, "float32" if dtype is None else dtype, model or "resnet20"
     dtypes = split_names(dtype)
     for name in dtypes or [dtype]:
         if name not in room.WIDE:
             raise unknown("dtype", name, room.WIDE)
-    use_threads(threads)
-    named, model = model, model or "resnet20"
-    large = not files and op is None and max(models.entry(model).shape) > LARGE
-    batch_size = (2 if large else 8) if batch_size is None else batch_size
-    for setting, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise UsageError(f"{setting} must be at least {least}, got {value}", setting=setting)
-    if files:
-        for setting, given in (("devices", devices), ("op", op), ("plot", plot), ("markdown", markdown)):
-            if given is not None:
-                raise UsageError(f"{setting} has no meaning for two files", setting=setting)
-        return _files(files, named, dataset, data_dir, batch_size, json)
-    dataset = dataset or (room.RANDOM if large else "digits")
+    shape = () if op is not None else models.entry(model).shape
+    batch_size = batch_size or _count(shape)
+    dataset = dataset or (room.RANDOM if _large(shape) else "digits")
     if plot is not None:
         plots.check()
     check_writable(plot, markdown)
@@ -141,7 +142,9 @@ def compare(
             found = list(room.layer_errors(network, x, y, able, name)) if able else []
             for one in within:
                 found += room.inference_errors(network, x, one, note)
-            found += room.network_errors(network, x, [*able, *within], name)
+            found += room.network_errors(network, x, [*able, *within], name, note)
+            if not found:
+                raise UsageError(f"{room.RUNTIME} runs no layer of it; name another device, too", setting="devices")
             report_errors(found, "layer", "class", json)
             findings += found
             if steps and runtimes:
@@ -170,14 +173,29 @@ def compare(
     return report_verdict(findings, parted, json)
 
 
+def _large(shape: Sequence[int]) -> bool:
+    return max(shape, default=0) > LARGE
+
+
+def _count(shape: Sequence[int]) -> int:
+    """Return how many inputs of a shape are compared by default."""
+    return 2 if _large(shape) else 8
+
+
 def _files(
-    files: Sequence[Path], model: str | None, dataset: str | None, data_dir: Path | None, count: int, as_json: bool
+    files: Sequence[Path],
+    model: str | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    count: int | None,
+    as_json: bool,
 ) -> int:
     """Compare two files on test images, or on random numbers from 0 to 1."""
     if len(files) != 2:
         raise UsageError(f"compare takes two files, got {len(files)}")
     a, b = (room.open_file(path, model) for path in files)
     shape, x = a.shape or b.shape, None
+    count = count or _count(shape)
     if dataset not in (None, room.RANDOM):
         x = data.to_float(data.load(dataset, data_dir)[1].x[:count])
     elif shape:

@@ -1,8 +1,9 @@
 """Two networks from files side by side: what they take and give, their weights, and where their activations part.
 
 Both run on the same input in float64, where networks that differ only in rounding stay together. Layers are matched in
-their order by op and shape of the output, weights by name or else in their order. If one of the networks has no batch
-norm, that of the other counts as a part of the convolution before it.
+their order by op and shape of the output, weights by name or else in their order. The counters of batches that batch
+norms have seen in training are left out. If one of the networks has more batch norms than the other, each counts as a
+part of the convolution before it.
 """
 
 import copy
@@ -17,12 +18,12 @@ import numpy as np
 
 from xcnn import nn, onnx
 from xcnn.compare.op import called
-from xcnn.errors import XcnnError
+from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.runs import load_checkpoint
 from xcnn.runs.checkpoint import open_checkpoint, require_moderate
 from xcnn.runs.foreign import complete
-from xcnn.runs.matching import fitting, shapes
+from xcnn.runs.matching import COUNTER, fitting, shapes
 
 __all__ = ["TOGETHER", "Comparison", "Opened", "Pair", "compare_files", "open_file"]
 
@@ -71,10 +72,14 @@ def open_file(path: Path, model: str | None = None) -> Opened:
     Raises
     ------
     XcnnError
-        If the file cannot be read.
+        If the file cannot be read, or its network takes several inputs.
     """
     if path.suffix.lower() == ".onnx":
         file = onnx.read(path)
+        if len(file.inputs) > 1:
+            raise UsageError(
+                f"{path} takes several inputs, {', '.join(file.inputs)}; only networks of one are compared"
+            )
         require_moderate(file.shape)
         return Opened(path, file.graph, file.graph.state_dict(), file.shape, file.classes, file.preprocessing)
     _, found = open_checkpoint(path)
@@ -167,9 +172,10 @@ def compare_files(a: Opened, b: Opened, x: np.ndarray | None = None) -> Comparis
     a, b : the files.
     x : the input of both, a host array; None to compare the weights only.
     """
-    matched, in_order = fitting(shapes(a.state), shapes(b.state))
-    weights = tuple((one, other, _relative(a.state[one], b.state[other])) for one, other in matched.items())
-    alone = (tuple(n for n in a.state if n not in matched), tuple(n for n in b.state if n not in matched.values()))
+    ours, theirs = _weights(a.state), _weights(b.state)
+    matched, in_order = fitting(shapes(ours), shapes(theirs))
+    weights = tuple((one, other, _relative(ours[one], theirs[other])) for one, other in matched.items())
+    alone = (tuple(n for n in ours if n not in matched), tuple(n for n in theirs if n not in matched.values()))
     facts = [
         ("input", _shape(a.shape), _shape(b.shape)),
         ("classes", _classes(a.classes), _classes(b.classes)),
@@ -191,9 +197,11 @@ def compare_files(a: Opened, b: Opened, x: np.ndarray | None = None) -> Comparis
     facts.insert(1, ("output", _shapes(first.y), _shapes(second.y)))
     pairs = tuple(_pairs(first.layers, second.layers, weights))
     ys, others = (_several(run.y) for run in runs)
-    same = [y.shape for y in ys] == [y.shape for y in others]
-    units = max(map(_units, ys, others)) if same else math.inf
-    scores = same and len(ys) == 1 and ys[0].ndim == 2
+    if [y.shape for y in ys] != [y.shape for y in others]:
+        reason = f"their shapes are {_shapes(first.y)} and {_shapes(second.y)}"
+        return Comparison(tuple(facts), pairs, weights, alone, in_order, reason=reason)
+    units = max(map(_units, ys, others))
+    scores = len(ys) == 1 and ys[0].ndim == 2
     agreed = float(np.mean(np.argmax(ys[0], 1) == np.argmax(others[0], 1))) if scores else None
     return Comparison(tuple(facts), pairs, weights, alone, in_order, units, agreed)
 
@@ -206,7 +214,12 @@ class _Layer:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What layers that are matched have in common. Means of whole maps have several names and shapes."""
+        """What layers that are matched have in common.
+
+        Means of whole maps have several names and shapes, and a linear layer may see its leading axes as one.
+        """
+        if self.op == "linear":
+            return self.op, f"{self.y.size} of {self.y.shape[-1]}"
         shapes = [tuple(size for size in one.shape if size != 1) for one in _several(self.y)]
         return "mean" if self.op in _MEANS else self.op, str(shapes)
 
@@ -236,7 +249,7 @@ class _Run:
 
 def _pairs(ours: Sequence[_Layer], theirs: Sequence[_Layer], weights: Sequence[tuple[str, str, float]]) -> list[Pair]:
     """Return the layers of both in order, matched where their ops and the shapes of their outputs are the same."""
-    normed = [any(one.op == "batch_norm" for one in layers) for layers in (ours, theirs)]
+    normed = [sum(one.op == "batch_norm" for one in layers) for layers in (ours, theirs)]
     if normed[0] != normed[1]:
         ours, theirs = _folded(ours), _folded(theirs)
     found = []
@@ -292,6 +305,11 @@ def _shapes(value: Any) -> str:
 
 def _said(one: Opened, name: str) -> str:
     return str(one.preprocessing.get(name, "unknown"))
+
+
+def _weights(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays without counters of batches, which are no part of a network's function."""
+    return {name: array for name, array in state.items() if name.rpartition(".")[2] != COUNTER}
 
 
 def _numbers(state: Mapping[str, np.ndarray]) -> str:

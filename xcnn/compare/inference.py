@@ -106,7 +106,11 @@ def _alone(call: Call, batch: int) -> tuple[nn.Module, Any]:
 
 
 def network_errors(
-    model: nn.Module, x: np.ndarray, devices: Sequence[Device | Runtime], dtype: str = "float32"
+    model: nn.Module,
+    x: np.ndarray,
+    devices: Sequence[Device | Runtime],
+    dtype: str = "float32",
+    tell: Callable[[str], object] = lambda message: None,
 ) -> Iterator[Finding]:
     """Yield the error of the output of a whole network in inference on every device, against a wider dtype.
 
@@ -119,6 +123,7 @@ def network_errors(
     x : batch of inputs, on the host.
     devices : devices to run on.
     dtype : `"float32"` or `"float64"`.
+    tell : called with a sentence if the network cannot be exported.
     """
     x = x.astype(dtype)
     with portable(np):
@@ -134,7 +139,11 @@ def network_errors(
     ]
     for device in devices:
         if isinstance(device, Runtime):
-            got = _outputs(device.run(model, x))
+            try:
+                got = _outputs(device.run(model, x))
+            except UsageError as refusal:
+                tell(f"the network is left out on {device.name}: {refusal}")
+                continue
         else:
             with device.active():
                 y = copy.deepcopy(model).to(device, dtype)(place(x, device, dtype))

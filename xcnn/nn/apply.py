@@ -53,6 +53,8 @@ class Apply(Module):
         for key, value in options.items():
             if key not in self._parameters:
                 raise unknown(f"option of {name}", key, [option for option in self._parameters if option not in others])
+            if key == "training":
+                raise UsageError(f"Apply: {name}: training is the argument train of forward, not an option")
             if key in others:
                 options[key] = number(f"Apply: {name}", key, value, "(-inf, inf)")
         if wrong := wrong_call(name, OPS[name].function, [None], dict.fromkeys(others) | options):

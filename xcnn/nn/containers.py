@@ -61,6 +61,8 @@ class Graph(Module):
         if not isinstance(inputs, Sequence) or not inputs or not all(isinstance(one, str) for one in inputs):
             raise UsageError(f"{kind}: inputs must be a name or several, got {inputs!r}")
         known = dict.fromkeys(names(inputs))
+        if len(known) < len(names(inputs)) or "" in known:
+            raise UsageError(f"{kind}: each input must have a name of its own, got {inputs!r}")
         for node in triples:
             if not isinstance(node, Sequence) or len(node) != 3:
                 raise UsageError(f"{kind}: a node must be a tuple (name, module, inputs), got {node!r}")
@@ -111,7 +113,8 @@ class Graph(Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Put a module in the place of a node of this name, such as a new head; build the optimizer afterwards.
 
-        In a built-in container, a module under another name would not run and is refused.
+        In a built-in container, a module under another name would not run, and neither would another value under that
+        of a node; both are refused.
         """
         ours, module = (
             type(self) in (Graph, Sequential, Residual, Branches),
