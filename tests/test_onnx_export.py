@@ -308,6 +308,14 @@ def test_inputs_that_no_layer_takes_are_inputs():
     assert np.array_equal(session(*x), model(x))
 
 
+def test_a_container_of_one_input_takes_a_tuple(tmp_path):
+    both = nn.Sequential(nn.Concat(), nn.Conv2d(6, 2, 1))
+    model = nn.Graph([("a", nn.ReLU(), "x"), ("joined", both, ("x", "a"))])
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4), np.float32)
+    y = onnx.Session(onnx.save(model, tmp_path / "both.onnx", (3, 4, 4)))(x)
+    np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_the_same_value_can_be_several_outputs():
     model = nn.Graph([("a", nn.ReLU(), "x")], output=("a", "x", "a"))
     session = onnx.Session(onnx.to_model(model, (3,)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn import nn
-from xcnn.nn._plan import Held, names
+from xcnn.nn._plan import Held
 from xcnn.onnx.builder import EXPORTS, MODULES, Builder, exports
 from xcnn.ops._op import OPS
 
@@ -299,7 +299,10 @@ def _local_response_norm(g: Builder, x: str, size: int, alpha: float = 1e-4, bet
 
 def _graph(g: Builder, graph: nn.Graph, *inputs: str) -> Any:
     plan = graph._plan
-    values: dict[str, Any] = dict(zip(names(plan.inputs), inputs, strict=True))
+    whole = inputs[0] if len(inputs) == 1 else inputs  # one input may be a tuple
+    values: dict[str, Any] = (
+        {plan.inputs: whole} if isinstance(plan.inputs, str) else dict(zip(plan.inputs, inputs, strict=True))
+    )
     for name, module, sources, _ in plan._singly:
         if isinstance(module, nn.Module):
             given = values[sources] if isinstance(sources, str) else tuple(values[source] for source in sources)
