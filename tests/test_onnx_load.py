@@ -240,6 +240,28 @@ def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     assert read(path).shape == (2, 4, 4)
 
 
+def test_a_maximum_in_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
+    text = "largest (float[2, 3, 4, 5] x) => (float[2, 3, 5] y) { y = ReduceMax <axes = [2], keepdims = 0> (x) }"
+    graph = agrees(written(tmp_path, text), 2, 3, 4, 5)
+    x = np.random.default_rng(0).standard_normal((3, 3, 4, 5)).astype(np.float32)
+    assert np.array_equal(graph(x), x.max(2))
+
+
+def test_a_column_added_to_a_product_is_no_bias(tmp_path):
+    text = """
+        columns (float[N, 5, 4] x, float[5, 5] z) => (float[N, 5, 5] y, float[5, 5] u) {
+            a = MatMul (x, w)
+            y = Add (a, column)
+            u = Gemm (z, v, column)
+        }"""
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.standard_normal((4, 5)), "v": rng.standard_normal((5, 5)), "column": np.arange(5)[:, None]}
+    path = written(tmp_path, text, tensors)
+    x, z = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 4), (5, 5)))
+    for y, expected in zip(load(path)((x, z)), Session(path)(x, z), strict=True):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_weight_is_repeated_for_each_image_of_the_batch(tmp_path):
     text = """
         token (float[N, 3, 4] x) => (float[N, 4, 4] y, float[N, 8] z) {

@@ -178,6 +178,20 @@ def test_archives_that_are_others_are_refused(tmp_path):
         read_torch(path)
 
 
+def test_one_list_does_not_stand_for_many_dicts(write):
+    ordered = named("collections", "OrderedDict")
+    items = b"](" + b"".join(b"(J" + k.to_bytes(4, "little") + b"Nt" for k in range(10_000)) + b"e"
+    assert read_torch(write({"a": np.ones(1, "f4"), "b": ordered + items + b"\x85R"})).keys() == {"a"}  # Python 2's
+    many = b"](" + (ordered + b"h\x07\x85R") * 500 + b"e"
+    path = write({"a": np.ones(1, "f4"), "b": items + b"q\x07" + many + b"\x86"})
+    tracemalloc.start()
+    try:
+        read_torch(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
 # With PyTorch
 
 

@@ -61,7 +61,7 @@ def of_rank(kinds: Sequence[Any], rank: int) -> Any:
 
 def is_vector(array: np.ndarray, size: int) -> bool:
     """Return whether an array stands for one number, or for a row of this size."""
-    return array.size in (1, size) and array.shape[-1:] in ((), (1,), (size,)) and array.dtype.kind == "f"
+    return array.dtype.kind == "f" and (array.size == 1 or (array.size == size and array.shape[-1] == size))
 
 
 # Arithmetic

@@ -72,7 +72,7 @@ def _reduce_max(call: Call) -> str:
     dims = (*(k for k in range(rank) if k not in axes), *axes)
     row = nn.Apply("reshape", shape=(-1, 1, math.prod(sizes)))
     node = call.chain(nn.Apply("permute", dims=dims), row, nn.AdaptiveMaxPool1d(1))
-    return _reshape(call, node, (None, 1, 1), call.result())
+    return _reshape(call, node, (call.shape()[0], 1, 1), call.result())
 
 
 @operator("Expand")

@@ -226,11 +226,13 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) ->
     return _Tensor(storage, offset, shape, strides)
 
 
-def _ordered(items: Any = ()) -> dict[Any, Any]:
-    """Return an OrderedDict, which Python 2 wrote with its items."""
+def _ordered(*items: Any) -> dict[Any, Any]:
+    """Return an OrderedDict, which Python 2 wrote with a list of its items."""
     made: dict[Any, Any] = {}
-    for item in items:
-        _store(item, made)
+    for pairs in items:
+        for key, value in _of(list, pairs):
+            _store((key, value), made)
+        pairs.clear()  # so that one list cannot stand for many dicts
     return made
 
 
