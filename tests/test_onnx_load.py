@@ -240,6 +240,43 @@ def test_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     assert read(path).shape == (2, 4, 4)
 
 
+def test_networks_of_16_bits_become_float32(tmp_path):
+    text = """
+        half (float16[N, 3, 4, 4] x) => (float16[N, 4] y) {
+            two = Constant <value = float16[4] {2, 2, 2, 2}> ()
+            a = Conv (x, w)
+            b = PRelu (a, slope)
+            c = Cast <to = 1> (b)
+            d = ReduceMean <axes = [2, 3], keepdims = 0> (c)
+            e = Cast <to = 10> (d)
+            y = Add (e, two)
+        }"""
+    rng = np.random.default_rng(0)
+    path = written(tmp_path, text)
+    proto = onnx.load(path)
+    for name, shape in (("w", (4, 3, 1, 1)), ("slope", (4, 1, 1))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float16), name))
+    onnx.save(proto, path)
+    graph = load(path)
+    assert [type(module).__name__ for _, module in graph.children()] == ["Conv2d", "PReLU", "GlobalAvgPool", "Add"]
+    x = rng.standard_normal((2, 3, 4, 4)).astype(np.float16)
+    y, expected = graph(x.astype(np.float32)), Session(path)(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_constants_may_take_the_type_of_an_array(tmp_path):
+    text = """
+        like (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) {
+            zero = Constant <value = int64[1] {1}> ()
+            two = Constant <value = int64[1] {2}> ()
+            b = CastLike (zero, x)
+            c = Expand (b, two)
+            y = Conv (x, w, c)
+        }"""
+    agrees(written(tmp_path, text, {"w": np.random.default_rng(0).standard_normal((2, 3, 1, 1))}), 2, 3, 4, 4)
+
+
 def test_a_maximum_in_a_file_for_one_size_of_the_batch_takes_any(tmp_path):
     text = "largest (float[2, 3, 4, 5] x) => (float[2, 3, 5] y) { y = ReduceMax <axes = [2], keepdims = 0> (x) }"
     graph = agrees(written(tmp_path, text), 2, 3, 4, 5)

@@ -14,7 +14,7 @@ from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_infer
 from onnx.reference import ReferenceEvaluator
 
 from xcnn._check import shown
-from xcnn.onnx.limits import Budget, Invalid, arrays
+from xcnn.onnx.limits import FLOATS, Budget, Invalid, arrays
 
 __all__ = ["Value", "attributes", "known", "schema_of", "tensor_type"]
 
@@ -70,8 +70,12 @@ class Value:
 
 
 def tensor_type(kind: int, shape: Iterable[int | None] | None) -> TypeProto:
-    """Return the type of tensors of a kind and shape."""
-    return helper.make_tensor_type_proto(kind, None if shape is None else list(shape))
+    """Return the type of tensors of a kind and shape; numbers of 16 bits are read as float32."""
+    return helper.make_tensor_type_proto(_read_as(kind), None if shape is None else list(shape))
+
+
+def _read_as(kind: int) -> int:
+    return TensorProto.FLOAT if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else kind
 
 
 def schema_of(node: onnx.NodeProto, opset: int) -> defs.OpSchema | None:
@@ -139,6 +143,9 @@ def _results(node: onnx.NodeProto, opset: int, values: Mapping[str, Value], budg
         sizes, given = np.asarray(first.shape, np.int64), attributes(node)
         start, end = given["start"].i if "start" in given else 0, given["end"].i if "end" in given else None
         return {node.output[0]: Value.of(sizes[start:end] if node.op_type == "Shape" else np.asarray(sizes.prod()))}
+    if node.op_type == "CastLike" and node.input[0] != node.input[1] and values[node.input[1]].kind in FLOATS:
+        dtype = helper.tensor_dtype_to_np_dtype(values[node.input[1]].kind)
+        inputs[node.input[1]] = Value.of(np.zeros((), dtype))  # of which only the type matters
     types = _types(schema, node, inputs, opset)
     found = {name: Value(one) for name, one in types.items()}
     if node.op_type in _FOLDED and all(value.data is not None for value in inputs.values()):
@@ -167,7 +174,10 @@ def _types(
         found = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
     except Exception:  # the node does not fit its inputs; this shows when it is read
         return {}
-    return {name: one for name, one in found.items() if one.HasField("tensor_type")}
+    found = {name: one for name, one in found.items() if one.HasField("tensor_type")}
+    for one in found.values():
+        one.tensor_type.elem_type = _read_as(one.tensor_type.elem_type)
+    return found
 
 
 def _constant(node: onnx.NodeProto) -> np.ndarray:
