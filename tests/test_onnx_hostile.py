@@ -140,6 +140,23 @@ def test_graphs_inside_nodes_are_refused_by_name(tmp_path):
     refused(tmp_path, model, "1 of 1 nodes are not supported: If (y)")
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ('y = Gelu <approximate = "tanhTEXT"> (x)', "unknown GELU approximate 'tanhaaa"),
+        ("y = MaxPool <kernel_shape = [1], pads = [NUMBERS]> (x)", "its pads must be 2 numbers, got [1, 1"),
+    ],
+)
+def test_refusals_are_short_whatever_the_file_says(tmp_path, body, says):
+    model = network(body.replace("TEXT", "a" * 9999).replace("NUMBERS", "1, " * 9999 + "1"), opset=20)
+    path = tmp_path / "x.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
 class Payload:
     """What runs code when it is unpickled."""
 

@@ -24,6 +24,9 @@ _BATCHES = 59, 61
 _MOST_REASONS, _MOST_NAMES = 20, 10
 """Of nodes that are not supported, in one message; and of the nodes with the same reason."""
 
+_LONGEST_REASON, _LONGEST_NAME = 400, 80
+"""The most letters of one of them."""
+
 
 def read_file(path: str | Path, shape: Sequence[int] | None) -> dict[str, Any]:
     """Return the fields of a `File`; see `load.read`."""
@@ -130,7 +133,8 @@ def _convert(network: Network, nodes: Sequence[onnx.NodeProto]) -> None:
             continue
         reason = _refusal(network, node)
         if reason is not None:
-            refused.setdefault(f"{node.op_type}: {reason}" if reason else node.op_type, []).append(_called(node))
+            reason = f"{node.op_type}: {reason}" if reason else node.op_type
+            refused.setdefault(_short(reason, _LONGEST_REASON), []).append(_short(_called(node), _LONGEST_NAME))
         if refused:  # so that the nodes behind it can be looked at
             network.names.update((name, network.names.get(name, "")) for name in node.output)
     if refused:
@@ -147,8 +151,11 @@ def _grows(network: Network, node: onnx.NodeProto) -> bool:
 
 
 def _called(node: onnx.NodeProto) -> str:
-    name = node.name or next(iter(node.output), "")
-    return name if len(name) <= 80 else f"{name[:77]}..."
+    return node.name or next(iter(node.output), "")
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _list(parts: Sequence[str], between: str = ", ") -> str:
