@@ -147,6 +147,19 @@ def test_tensors_outside_their_numbers_are_refused(write, shape, strides, offset
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("key", "says"), [("9", "storage 9 has 0 bytes, expected 6 of float32"), ("9" * 10**5, "the storage 999")]
+)
+def test_storages_that_are_missing_are_named_in_a_short_sentence(tmp_path, key, says):
+    reference = pickled(("storage", named("torch", "FloatStorage"), key, "cpu", 6))[2:-1] + b"Q"
+    tensor = named("torch._utils", "_rebuild_tensor_v2") + pickled((reference, 0, (6,), (1,), False, None))[2:-1] + b"R"
+    path = tmp_path / "x.pth"
+    path.write_bytes(zipped({"a": tensor}))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        read_torch(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_archives_that_are_others_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     zeros = {"a": np.zeros(1 << 22, "f4")}

@@ -29,6 +29,9 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LONGEST = 1 << 22
 """Bytes of a pickle for a file of any size; each may take a hundred bytes of memory. A tensor needs some 200."""
 
+_MOST_LETTERS = 400
+"""The longest reason why a file is refused."""
+
 _DTYPES = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "u2", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
@@ -94,7 +97,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
         *(zipfile.BadZipFile, NotImplementedError, RuntimeError),  # ZIP archives of other kinds
     ) as error:
-        raise CheckpointError(f"{path} cannot be read as a file of torch.save: {error}") from None
+        reason = str(error)
+        reason = reason if len(reason) <= _MOST_LETTERS else f"{reason[:_MOST_LETTERS]}..."  # it may quote the file
+        raise CheckpointError(f"{path} cannot be read as a file of torch.save: {reason}") from None
 
 
 # The two formats: each returns the object of the pickle, and a function that returns the numbers of a storage
@@ -130,7 +135,7 @@ def _open_zip(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
 
     @functools.cache
     def array(storage: _Storage) -> np.ndarray:
-        return _numbers(contents[storage.key], storage, ">" if order == b"big" else "<")
+        return _numbers(contents.get(storage.key, b""), storage, ">" if order == b"big" else "<")
 
     return tree, array
 
@@ -156,7 +161,7 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
 
     @functools.cache
     def array(storage: _Storage) -> np.ndarray:
-        return _numbers(contents[storage.key], storage, "<" if little else ">")
+        return _numbers(contents.get(storage.key, b""), storage, "<" if little else ">")
 
     return tree, array
 
