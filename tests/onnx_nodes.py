@@ -197,7 +197,7 @@ def networks(folder: Path, names: Iterable[str] = ()) -> Iterator[tuple[str, flo
 
 
 GROUPS = {
-    "not a tensor of floating-point|only floating-point numbers are|which is not read|not a tensor$": "other types",
+    "not (a tensor )?of floating-point|only floating-point numbers are|which is not read|not a tensor$": "other types",
     "changes between float32 and float64": "two dtypes",
     "its output '.*' is used": "outputs for training",
     "it draws random numbers": "random numbers",

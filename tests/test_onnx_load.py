@@ -451,6 +451,25 @@ def test_what_is_not_supported_is_named_all_at_once(tmp_path):
         load(written(tmp_path, text))
 
 
+def test_arithmetic_of_open_sizes_is_named_where_its_result_is_needed(tmp_path):
+    text = """
+        resized (float[N, 3, H, W] x) => (float[N, 3, K, L] y) {
+            s = Shape (x)
+            two = Constant <value = int64[2] {2, 3}> ()
+            maps = Gather (s, two)
+            again = Cast <to = 7> (maps)
+            first = Constant <value = int64[2] {0, 1}> ()
+            n = Gather (s, first)
+            sizes = Concat <axis = 0> (n, again)
+            y = Resize <mode = "cubic"> (x, , , sizes)
+        }"""
+    path = written(tmp_path, text)
+    with pytest.raises(CheckpointError, match=r"1 of 8 nodes are not supported: Resize: .*give the shape of the input"):
+        load(path)
+    x = np.ones((2, 3, 4, 4), np.float32)
+    assert np.allclose(read(path, (3, 4, 4)).graph(x), x)
+
+
 @pytest.mark.parametrize(
     ("text", "tensors", "says"),
     [

@@ -47,7 +47,8 @@ def load(path: str | Path) -> nn.Graph:
 
     The weights are the graph's parameters. A layer whose weight is called `P.weight` in the file is the node `P`, so
     that `state_dict` has the names of the file; other tensors are nodes under their own names. Weights of 16 bits
-    become float32. A file that was written for one size of the batch gives a network for any.
+    become float32. A file that was written for one size of the batch gives a network for any, unless the exporter has
+    repeated a weight for that size.
 
     Parameters
     ----------

@@ -165,11 +165,12 @@ def _list(parts: Sequence[str], between: str = ", ") -> str:
 
 def _refusal(network: Network, node: onnx.NodeProto) -> str | None:
     """Add one node; return why it cannot be, or None if it can, or if only a node before it cannot."""
-    reader = OPERATORS.get(node.op_type)
-    if reader is None or node.domain not in ("", "ai.onnx"):
-        wanted = [network.first[name].kind for name in node.output if name]
-        # Arithmetic of shapes that depend on open sizes: those who need the result say so.
-        return None if wanted and not {0, *FLOATS} & {*wanted} and node.domain in ("", "ai.onnx") else ""
+    reader = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    kinds = {network.first[name].kind for name in node.output if name}
+    if node.domain in ("", "ai.onnx") and kinds and not {0, *FLOATS} & kinds:
+        return None  # arithmetic of shapes that depend on open sizes: those who need the result say so
+    if reader is None:
+        return ""
     try:
         call = Call(network, node)
         results = reader(call)
