@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper, parser
 
 import xcnn
 from xcnn import nn
-from xcnn.errors import CheckpointError, UsageError
+from xcnn.errors import CheckpointError, ShapeError, UsageError
 from xcnn.onnx import Session, load, read, save
 
 SMALL = ("report", "lenet5", "mnist_cnn", "vgg_small", "resnet20")
@@ -275,6 +275,22 @@ def test_constants_may_take_the_type_of_an_array(tmp_path):
             y = Conv (x, w, c)
         }"""
     agrees(written(tmp_path, text, {"w": np.random.default_rng(0).standard_normal((2, 3, 1, 1))}), 2, 3, 4, 4)
+
+
+def test_images_are_not_mixed_where_a_file_for_one_image_has_another_axis_first(tmp_path):
+    text = """
+        heads (float[1, 6, 4] x) => (float[1, 6, 4] y) {
+            a = Transpose <perm = [1, 0, 2]> (x)
+            split = Constant <value = int64[3] {6, 2, 2}> ()
+            b = Reshape (a, split)
+            c = Softmax <axis = 0> (b)
+            joined = Constant <value = int64[3] {6, 1, 4}> ()
+            d = Reshape (c, joined)
+            y = Transpose <perm = [1, 0, 2]> (d)
+        }"""
+    graph = agrees(written(tmp_path, text), 1, 6, 4)
+    with pytest.raises(ShapeError, match="reshape: shape must hold the 72 numbers"):
+        graph(np.ones((3, 6, 4), np.float32))
 
 
 def test_a_maximum_in_a_file_for_one_size_of_the_batch_takes_any(tmp_path):

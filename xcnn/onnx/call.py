@@ -148,6 +148,10 @@ class Network:
             return None
         return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
 
+    def batch(self) -> int | None:
+        """Return the size of the batch for which the file was written, or None if it is open."""
+        return next(iter(self.shape(self.inputs[0]) or ()), None)
+
     def node(self, value: str) -> str:
         """Return the node that gives a value; for a constant it is added."""
         if value in self.names:

@@ -17,7 +17,7 @@ _MOST = 64
 def _reshape(call: Call, x: str, sizes: Shape, wanted: Shape, suffix: str = "") -> str:
     """Add a node that gives x, of these sizes, another shape, in which the size of the batch stays open."""
     places = [i for i, size in enumerate(wanted) if size is None]
-    if not places and wanted and sizes and sizes[0] == wanted[0] and 0 not in wanted:
+    if not places and wanted and sizes and sizes[0] == wanted[0] == call.network.batch() and 0 not in wanted:
         places = [0]  # the file was written for one size of the batch; the others are the product of the rest
     if len(places) > 1:
         raise Unsupported("its result has several sizes that the file leaves open")
