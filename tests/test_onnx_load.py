@@ -490,6 +490,7 @@ def test_arithmetic_of_open_sizes_is_named_where_its_result_is_needed(tmp_path):
     ("text", "tensors", "says"),
     [
         ("g (float[N, 2] x) => (float[N, 2] y) { y = Relu (z) }", {}, "Relu takes 'z', which is not given before it"),
+        ("g (float[N, 2] x) => (float[N, 2] y) { y = CastLike (x, ) }", {}, r"CastLike: .* \(y\)$"),
         ("g (float[N, 2] x) => (float[N, 2] y) { z = Relu (x) }", {}, "no node gives the output 'y'"),
         ("g (float[N, 2] x) => (float[N, 2] y) { y = Relu (x) y = Tanh (x) }", {}, "'y' is the name of 2 values"),
         ("g (float[N, 2] x) => (float[N, 2] y) { y = Add (y, x) }", {}, "Add takes 'y', which is not given before it"),

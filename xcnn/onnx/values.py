@@ -143,9 +143,9 @@ def _results(node: onnx.NodeProto, opset: int, values: Mapping[str, Value], budg
         sizes, given = np.asarray(first.shape, np.int64), attributes(node)
         start, end = given["start"].i if "start" in given else 0, given["end"].i if "end" in given else None
         return {node.output[0]: Value.of(sizes[start:end] if node.op_type == "Shape" else np.asarray(sizes.prod()))}
-    if node.op_type == "CastLike" and node.input[0] != node.input[1] and values[node.input[1]].kind in FLOATS:
-        dtype = helper.tensor_dtype_to_np_dtype(values[node.input[1]].kind)
-        inputs[node.input[1]] = Value.of(np.zeros((), dtype))  # of which only the type matters
+    like = node.input[1] if node.op_type == "CastLike" else ""
+    if like in inputs and like != node.input[0] and inputs[like].kind in FLOATS:  # of which only the type matters
+        inputs[like] = Value.of(np.zeros((), helper.tensor_dtype_to_np_dtype(inputs[like].kind)))
     types = _types(schema, node, inputs, opset)
     found = {name: Value(one) for name, one in types.items()}
     if node.op_type in _FOLDED and all(value.data is not None for value in inputs.values()):
