@@ -250,7 +250,8 @@ def test_only_the_console_prints():
 def test_any_encoding_will_do(tmp_path, setting, argv):
     environment = {**os.environ, **setting, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([*HERE, *argv], cwd=tmp_path, env=environment, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, b"")
+    told = [line for line in done.stderr.splitlines() if not line.startswith(b"compiling kernels")]
+    assert (done.returncode, told) == (0, [])
     assert done.stdout
 
 
