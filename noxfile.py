@@ -99,7 +99,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package and the examples with mypy in strict mode."""
-    session.install(".[plots]", "mypy>=1.15")
+    session.install(".[onnx,plots]", "mypy>=1.15")
     session.run("mypy")
 
 
