@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -77,11 +78,25 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-_STAMP = _digest(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
-"""Digest of all files in this folder, as machine code of one file contains code of others.
+_IMPORT = re.compile(rb"^\s*from xcnn\.kernels\.cpu\.(\w+) import", re.MULTILINE)
 
-It is taken on import: an upgrade may replace the files while a process still runs the old code.
-"""
+
+@functools.cache
+def _source(file: Path) -> bytes:
+    """Return the content of a file, read once: an upgrade may replace it while a process still runs the old code."""
+    return file.read_bytes()
+
+
+@functools.cache
+def _stamp(file: Path) -> str:
+    """Return the digest of a file and of all files of this folder that it imports: its machine code contains theirs."""
+    found, waiting = {}, [file, Path(__file__)]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found[one] = _source(one)
+            waiting += [one.with_name(f"{name.decode()}.py") for name in _IMPORT.findall(found[one])]
+    return _digest(b"".join(found[one] for one in sorted(found)))
 
 
 class _Kept(FunctionCache):  # type: ignore[misc]
@@ -96,10 +111,11 @@ class _Kept(FunctionCache):  # type: ignore[misc]
         versions = f"{sys.implementation.cache_tag}.{numba.__version__}"
         self.base = f"{module}.{name}.{versions}.".replace("<", "").replace(">", "")
         self.line = function.__code__.co_firstlineno
+        self.stamp = _stamp(Path(function.__code__.co_filename))
 
     def path(self, key: Any) -> Path:
         """Return the file of a key: types, processor and byte code."""
-        return Path(self.cache_path, f"{self.base}{_STAMP}.{_digest(repr((self.line, key)).encode())}.nbc")
+        return Path(self.cache_path, f"{self.base}{self.stamp}.{_digest(repr((self.line, key)).encode())}.nbc")
 
     def load(self, key: Any) -> Any:
         """Return what was saved, or None if there is no such file or it is damaged."""
@@ -115,7 +131,7 @@ class _Kept(FunctionCache):  # type: ignore[misc]
         content = serialize.dumps(data)
         with replacing(self.path(key)) as temporary:
             temporary.write_bytes(_digest(content).encode() + content)
-        self.flush(but=self.base + _STAMP)
+        self.flush(but=self.base + self.stamp)
 
     def flush(self, but: str = "-") -> None:
         """Remove the files of this function whose names do not begin with `but`."""
