@@ -16,7 +16,17 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BYTES", "CORRELATION_BLOCKS", "PRODUCT_BLOCKS", "TERMS", "correlation", "shifted_product"]
+__all__ = [
+    "BYTES",
+    "CORRELATION_BLOCKS",
+    "PRODUCT_BLOCKS",
+    "STRIP",
+    "STRIP_BLOCKS",
+    "TERMS",
+    "correlation",
+    "shifted_product",
+    "strip",
+]
 
 # NUMBA_CPU_NAME selects another processor, whose features are unknown here.
 _FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
@@ -30,6 +40,12 @@ BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 PRODUCT_BLOCKS = ((8, 3), (4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((6, 2), (4, 3), (2, 4), (1, 6))
 """Rows and vectors of the blocks of `shifted_product`, largest first."""
+
+STRIP = 6 if BYTES == 64 else 4
+"""The most vectors of a strip."""
+
+STRIP_BLOCKS = ((8, 3), (4, 6), (2, 6), (1, 6)) if BYTES == 64 else ((6, 2), (4, 2), (2, 4), (1, 4))
+"""Rows and vectors of the blocks of `strip`, largest first."""
 
 CORRELATION_BLOCKS = ((4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((4, 2), (2, 4), (1, 6))
 """Rows and columns of the blocks of `correlation`, largest first."""
@@ -107,6 +123,10 @@ class _Emitter:
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
         self.builder.store(self.builder.call(fma, [a, b, self.builder.load(total)]), total)
+
+    def barrier(self) -> None:
+        """Keep loads and stores on their side of this place; emits no instruction."""
+        self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
     def total(self, vector: Any) -> Any:
         """Sum the lanes of a vector, by halves."""
@@ -193,6 +213,79 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
         return types.void(x, n, shifts, n, w, n, y, n, n, n, n), generate
 
     return product  # type: ignore[no-any-return]
+
+
+@intrinsic
+def strip(
+    _: Any,
+    x: Any,
+    x0: Any,
+    shifts: Any,
+    w: Any,
+    w0: Any,
+    row: Any,
+    offsets: Any,
+    count: Any,
+    y: Any,
+    y0: Any,
+    step: Any,
+    rows: Any,
+    vectors: Any,
+) -> Any:
+    """Set `rows` rows of y, of at most STRIP `vectors` each, to the product of a matrix and shifted vectors.
+
+    For i < `rows` and j < `vectors` times the numbers of a vector:
+
+        y[y0 + i * step + j] = sum over k < count of w[w0 + i * row + offsets[k]] * x[x0 + shifts[k] + j]
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, shifts_, w_, w0_, row_, offsets_, count_, y_, y0_, step_, rows_, vectors_ = arguments
+        emit = _Emitter(context, builder, x)
+        source, target, weights = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), emit.pointer(w, w_, w0_)
+        shift, offset = emit.pointer(shifts, shifts_), emit.pointer(offsets, offsets_)
+        # At least one run, so that y is 0 if there are no terms.
+        runs = builder.udiv(builder.add(emit.larger(count_, _INT(1)), _INT(TERMS - 1)), _INT(TERMS))
+
+        def block(r: Any, size: int, v: Any, width: int) -> None:
+            lines = [emit.at(emit.at(weights, (r, row_)), (i, row_)) for i in range(size)]
+            first = emit.at(emit.at(target, (r, step_)), (v, emit.lanes))
+            places = [emit.at(emit.at(first, (i, step_)), (j, emit.lanes)) for i in range(size) for j in range(width)]
+            begins = emit.at(source, (v, emit.lanes))
+            with cgutils.for_range(builder, runs) as run:
+                begin = builder.mul(run.index, _INT(TERMS))
+                end = emit.smaller(builder.add(begin, _INT(TERMS)), count_)
+                sums = emit.sums(size, width)
+                with cgutils.for_range_slice(builder, begin, end, _INT(1)) as (k, _):
+                    pixels = builder.gep(begins, [builder.load(builder.gep(shift, [k]))])
+                    values = [emit.load(emit.at(pixels, (j, emit.lanes))) for j in range(width)]
+                    column = builder.load(builder.gep(offset, [k]))
+                    for line, line_sums in zip(lines, sums, strict=True):
+                        weight = emit.broadcast(builder.gep(line, [column]))
+                        for value, total in zip(values, line_sums, strict=True):
+                            emit.multiply_add(weight, value, total)
+                        emit.barrier()  # otherwise all weights are loaded first, and sums lose their registers
+                totals = [builder.load(total) for line_sums in sums for total in line_sums]
+                with builder.if_else(builder.icmp_signed("==", run.index, _INT(0))) as (is_first, is_later):
+                    with is_first:
+                        for place, total in zip(places, totals, strict=True):
+                            emit.store(total, place)
+                    with is_later:
+                        for place, total in zip(places, totals, strict=True):
+                            emit.store(builder.fadd(emit.load(place), total), place)
+
+        done: Any = _INT(0)
+        for size, width in STRIP_BLOCKS:
+            left = builder.sub(rows_, done)
+            end = builder.add(done, builder.mul(builder.udiv(left, _INT(size)), _INT(size)))
+            with cgutils.for_range_slice(builder, done, end, _INT(size)) as (r, _):
+                for v, many in emit.strips(vectors_, width, 1):
+                    block(r, size, v, many)
+            done = end
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, shifts, w, n, n, offsets, n, y, n, n, n, n), generate
 
 
 def correlation(rows: int, columns: int) -> Callable[..., None]:

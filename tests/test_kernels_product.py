@@ -1,0 +1,31 @@
+"""The product of a matrix and shifted vectors, against NumPy; it must neither read nor write beyond the pixels."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._simd import BYTES, STRIP, TERMS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [0, 7, TERMS + 1])
+def test_products_of_all_sizes(dtype: str, count: int) -> None:
+    rng = np.random.default_rng(0)
+    lanes = BYTES // np.dtype(dtype).itemsize
+    for rows in (0, 1, 2, 3, 5, 8, 13, 23):
+        for length in (0, 1, lanes - 1, lanes, lanes + 1, 3 * lanes - 1, STRIP * lanes, STRIP * lanes + 1, 200):
+            shifts = rng.integers(0, 500, count)
+            x = np.full(503 + max(length, lanes), np.nan, dtype)  # NaN where no product may read
+            x[3 : 503 + length] = rng.standard_normal(500 + length)
+            w = rng.standard_normal((count, 31)).astype(dtype)  # column k of the matrix is row k of w, from 4 on
+            y = np.full((rows, 300), 9, dtype)
+            offsets = np.arange(count) * 31
+            multiply(x, 3, shifts, w.reshape(-1), 4, 1, offsets, y.reshape(-1), 2, 300, rows, length)
+            pixels = np.array([x[3 + shift : 3 + shift + length] for shift in shifts]).reshape(count, length)
+            expected = w[:, 4 : 4 + rows].T.astype(np.float64) @ pixels
+            tolerance = 1e-4 if dtype == "float32" else 1e-12
+            np.testing.assert_allclose(y[:, 2 : 2 + length], expected, rtol=tolerance, atol=tolerance)
+            if length >= lanes or length == 0:
+                assert (np.delete(y, np.s_[2 : 2 + length], axis=1) == 9).all()
