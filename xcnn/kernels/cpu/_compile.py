@@ -36,7 +36,7 @@ _SECONDS_TO_WRITE = 60
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Return a function that is compiled at its first call; the machine code is kept on disk if possible."""
-    dispatcher = njit(**({"nogil": True, "error_model": "numpy"} | options))(function)
+    dispatcher = njit(**({"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True} | options))(function)
     _OURS.add(id(dispatcher))
     _keep(dispatcher)
     return dispatcher
