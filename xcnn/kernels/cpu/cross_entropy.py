@@ -57,7 +57,8 @@ def _backward(p, target, ignored, factor, dx):
     for n in range(p.shape[0]):
         row, gradient, label = p[n], dx[n], target[n]
         if label == ignored:
-            gradient[:] = row * 0  # NaN propagates
+            for c in range(row.size):
+                gradient[c] = row[c] * 0  # NaN propagates
             continue
         for c in range(row.size):
             gradient[c] = row[c] * factor

@@ -22,17 +22,11 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 @compiled
-def _range(array, begin, end):
-    """Return a range of an array in C order; loops over it start at 0 and so compile to vector instructions."""
-    return array.reshape(array.size)[begin:end]
-
-
-@compiled
 def _sgd(grad, data, velocity, lr, decay, momentum, gain, nesterov, begin, end):
     number = data.dtype.type
     lr, decay, momentum, gain = number(lr), number(decay), number(momentum), number(gain)
-    w, grads = _range(data, begin, end), _range(grad, begin, end)
-    v = w if velocity is None else _range(velocity, begin, end)
+    w, grads = data[begin:end], grad[begin:end]
+    v = w if velocity is None else velocity[begin:end]
     for i in range(w.size):
         g = grads[i] + decay * w[i] if decay else grads[i]
         if velocity is not None:
@@ -47,8 +41,8 @@ def _adam(grad, data, mean, square, lr, shrink, decay, keep1, keep2, root, eps, 
     take1, take2, one = number(1 - keep1), number(1 - keep2), number(1)
     lr, shrink, decay, keep2 = number(lr), number(shrink), number(decay), number(keep2)
     root, eps = number(root), number(eps)
-    w, grads = _range(data, begin, end), _range(grad, begin, end)
-    m, s = _range(mean, begin, end), _range(square, begin, end)
+    w, grads = data[begin:end], grad[begin:end]
+    m, s = mean[begin:end], square[begin:end]
     for i in range(w.size):
         value = shrink * w[i] if shrink != one else w[i]
         g = grads[i] + decay * value if decay else grads[i]
@@ -62,9 +56,9 @@ def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum
     number = data.dtype.type
     take, alpha = number(1 - alpha), number(alpha)
     lr, eps, decay, momentum = number(lr), number(eps), number(decay), number(momentum)
-    w, grads, s = _range(data, begin, end), _range(grad, begin, end), _range(square, begin, end)
-    m = w if mean is None else _range(mean, begin, end)
-    v = w if velocity is None else _range(velocity, begin, end)
+    w, grads, s = data[begin:end], grad[begin:end], square[begin:end]
+    m = w if mean is None else mean[begin:end]
+    v = w if velocity is None else velocity[begin:end]
     for i in range(w.size):
         g = grads[i] + decay * w[i] if decay else grads[i]
         s[i] = alpha * s[i] + take * (g * g)
@@ -92,11 +86,12 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
             if a is not None and (type(a) is not np.ndarray or not a.flags.carray):
                 arrays = tuple(map(_plain, arrays))
                 break
-        size = arrays[1].size
+        flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]  # of one rank, as each is compiled anew
+        size = flat[0].size
         if size < _FEW:
-            function(*arrays, *numbers, 0, size)
+            function(*flat, *numbers, 0, size)
         else:
-            share(function, work * size, *arrays, *numbers, n=size)
+            share(function, work * size, *flat, *numbers, n=size)
         yield arrays[1:]
 
 
