@@ -86,7 +86,7 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
             if a is not None and (type(a) is not np.ndarray or not a.flags.carray):
                 arrays = tuple(map(_plain, arrays))
                 break
-        flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]  # of one rank, as each is compiled anew
+        flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]  # each rank is compiled anew
         size = flat[0].size
         if size < _FEW:
             function(*flat, *numbers, 0, size)
