@@ -418,10 +418,10 @@ def test_a_loss_can_be_pickled(name):
 
 
 def test_a_kernel_of_a_body_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match=r"^unknown body 'rellu'; did you mean 'relu'"):
+    with pytest.raises(UsageError, match=r"^unknown body 'liner'; did you mean 'linear'"):
 
         @kernels.kernel(np)
-        def rellu(x):
+        def liner(x):
             return NotImplemented
 
 
@@ -433,7 +433,8 @@ from xcnn import ops
 from xcnn.kernels import kernel
 asked = []
 @kernel(np)
-def relu(x):
+def elementwise(x, activation):
+    assert activation == ("relu",)
     asked.append(x.dtype.name)
     return (x + 7, lambda dy, needs: (dy,)) if x.dtype == np.float32 else NotImplemented
 assert ops.relu(np.zeros(2, np.float32))[0].tolist() == [7, 7]

@@ -49,7 +49,7 @@ def test_kept_finds_an_array_in_a_list_in_a_partial_in_a_closure() -> None:
 
 def test_every_op_is_exported_sampled_and_referenced() -> None:
     own = {name for name, op in OPS.items() if op.function.__module__.startswith("xcnn.ops.")}
-    means = {"OPS", "Draw", "Op", "Sample", "labels", "op", "positive", "probabilities", "sample"}
+    means = {"OPS", "Draw", "Op", "Sample", "formula", "labels", "op", "positive", "probabilities", "sample"}
     assert set(ops.__all__) - means == own
     assert [name for name in own if not OPS[name].samples] == []
     assert [name for name in own if not callable(getattr(reference, name, None))] == []

@@ -5,6 +5,9 @@ a function of a namespace, arrays and plain options. A kernel is a function of t
 namespace, in a subpackage of `kernels/`. It returns what the body would return, or NotImplemented for arguments that
 it does not handle. A body may have several kernels: the last one registered is tried first, the body itself last.
 
+A formula is the portable code of an elementwise function of one array: y, and the slope of y, each as a function of a
+namespace and an array. Kernels find it by its name and may make instructions of it.
+
 To add a kernel, write it under `@kernel(numpy)` in the subpackage of its library, with the name of the body. To add a
 subpackage, add a line to `_ROOMS`. No other file knows about kernels.
 """
@@ -17,10 +20,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["BODIES", "COMPILATION", "Compilation", "body", "kernel", "kernels", "portable"]
+__all__ = ["BODIES", "COMPILATION", "FORMULAS", "Compilation", "Formula", "body", "kernel", "kernels", "portable"]
 
 _log = logging.getLogger("xcnn")
 
@@ -84,6 +88,31 @@ _ROOMS = {"numpy": "xcnn.kernels.cpu", "array_api_compat.cupy": "xcnn.kernels.cu
 
 BODIES: dict[str, Callable[..., Any]] = {}
 """The portable code of every body, by name."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An elementwise function of one array, written in the array API.
+
+    Attributes
+    ----------
+    name : its name.
+    forward : a function `(xp, x, *parameters)` that returns y.
+    slope : a function `(xp, kept, *parameters)` that returns the slope of y, or a mask if the slope is 1 or 0.
+    keeps : what `slope` is a function of, `"x"` or `"y"`.
+    check : a function `(caller, *options)` that returns the parameters: numbers, or strings by which the functions
+        choose. The names and defaults of its options are those of the op.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    slope: Callable[..., Any]
+    keeps: str
+    check: Callable[..., tuple[float | str, ...]]
+
+
+FORMULAS: dict[str, Formula] = {}
+"""Every formula by name."""
 
 _REGISTERED: dict[ModuleType, Kernels] = {}
 _KERNELS: dict[ModuleType, Kernels] = {}

@@ -1,7 +1,7 @@
 """Faster code for individual array libraries, and the decorator that adds your own.
 
 A body is the portable code of an op or an optimizer, after its arguments are checked: a function `(xp, *arguments)`.
-`BODIES` holds all of them by name; `inspect.signature(BODIES["relu"])` shows the arguments. A kernel takes the same
+`BODIES` holds all of them by name; `inspect.signature(BODIES["linear"])` shows the arguments. A kernel takes the same
 arguments without `xp`, and returns what the body would return, or NotImplemented for arguments that it does not handle.
 """
 

@@ -1,8 +1,10 @@
 """Ops with hand-written gradients: pure functions `y, backward = op(arrays, options)`, on arrays of any library.
 
-`op` registers a function as an op, with example calls from `sample`; `OPS` is the table of all ops.
+`op` registers a function as an op, with example calls from `sample`; `OPS` is the table of all ops. `formula` registers
+an elementwise function, to make an op of.
 """
 
+from xcnn.ops._formula import formula
 from xcnn.ops._op import OPS, Draw, Op, Sample, labels, op, positive, probabilities, sample
 from xcnn.ops.activation import (
     celu,
@@ -82,6 +84,7 @@ __all__ = [
     "erf",
     "exp",
     "flatten",
+    "formula",
     "gelu",
     "global_avg_pool",
     "global_max_pool",

@@ -1,30 +1,23 @@
-"""Activations: elementwise functions of one array, and PReLU, whose slope is a weight.
+"""Activations: elementwise functions of one array, and PReLU, whose slope is a weight."""
 
-If the slope is a function of the result, backward keeps y instead of x, because the next layer keeps y anyway. No
-intermediate result overflows. Masks are used as factors, because `where` is several times slower on a CPU.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
 from xcnn._check import number
-from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import sum_to
+from xcnn.ops._formula import clip, formula, inside, logistic
 from xcnn.ops._op import Gradients, Result, op, sample
 
 __all__ = [
     "celu",
-    "clip",
     "elu",
     "hard_gate",
     "hardsigmoid",
     "hardtanh",
-    "inside",
     "interval",
     "leaky_relu",
-    "logistic",
     "prelu",
     "relu",
     "relu6",
@@ -32,21 +25,13 @@ __all__ = [
     "sigmoid",
     "softplus",
     "tanh",
-    "times",
 ]
 
 
 _X = {"x": (2, 3, 4)}
 
 
-@body
-def _relu(xp: ModuleType, x: Array) -> Result:
-    y = xp.maximum(x, 0.0)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.where(y != 0.0, dy, 0.0) if needs[0] else None,)
-
-    return y, backward
+_RELU = formula("relu", lambda xp, x: xp.maximum(x, 0.0), lambda xp, y: y != 0.0, keeps="y")
 
 
 @op("x", saves="y", samples=[sample(_X)])
@@ -67,16 +52,25 @@ def relu(x: Array) -> Result:
     DtypeError
         If x is not a floating-point array.
     """
-    return _relu(namespace("relu", x=x), x)
+    return _RELU(x)
 
 
-def times(slope: Callable[[], Array]) -> Callable[[Array, Sequence[bool]], Gradients]:
-    """Return the backward pass of an elementwise function whose slope is `slope()`."""
+def _leaky_slope(xp: ModuleType, y: Array, negative_slope: float) -> Array:
+    positive = xp.astype(y > 0.0, y.dtype)
+    return positive + negative_slope * (1.0 - positive)
 
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (dy * slope() if needs[0] else None,)
 
-    return backward
+def _leaky_options(caller: str, negative_slope: float = 0.01) -> tuple[float]:
+    return (number(caller, "negative_slope", negative_slope, "[0, inf)"),)
+
+
+_LEAKY = formula(
+    "leaky_relu",
+    lambda xp, x, negative_slope: xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0),  # inf * 0 would be NaN
+    _leaky_slope,
+    "y",
+    _leaky_options,
+)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
@@ -99,15 +93,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     UsageError, DtypeError
         If negative_slope is not such a number, or x is not a floating-point array.
     """
-    xp = namespace("leaky_relu", x=x)
-    negative_slope = number("leaky_relu", "negative_slope", negative_slope, "[0, inf)")
-    y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)  # inf * 0 would be NaN
-
-    def slope() -> Array:
-        positive = xp.astype(y > 0.0, y.dtype)
-        return positive + negative_slope * (1.0 - positive)
-
-    return y, times(slope)
+    return _LEAKY(x, negative_slope)
 
 
 @op("x weight", saves="x weight", samples=[sample({"x": (2, 3, 4), "weight": (3,)})])
@@ -154,14 +140,16 @@ def prelu(x: Array, weight: Array) -> Result:
     return y, backward
 
 
-def clip(xp: ModuleType, x: Array, low: float, high: float) -> Array:
-    """Return x limited to an interval; NaN propagates."""
-    return xp.minimum(xp.maximum(x, low), high)
+def interval(caller: str, min_val: float = -1.0, max_val: float = 1.0) -> tuple[float, float]:
+    """Return the ends of hardtanh's interval, if the first one is smaller."""
+    low = number(caller, "min_val", min_val, "(-inf, inf)")
+    high = number(caller, "max_val", max_val, "(-inf, inf)")
+    if low >= high:
+        raise UsageError(f"{caller}: min_val must be smaller than max_val, got {min_val!r} and {max_val!r}")
+    return low, high
 
 
-def inside(xp: ModuleType, y: Array, low: float, high: float) -> Array:
-    """Return the slope of `clip` from its result: 1 inside the interval, 0 outside and, as in PyTorch, at its ends."""
-    return 1.0 - xp.astype((y <= low) | (y >= high), y.dtype)
+_HARDTANH = formula("hardtanh", clip, inside, "y", interval)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, min_val=-0.3, max_val=1.5)])
@@ -183,27 +171,35 @@ def hardtanh(x: Array, min_val: float = -1.0, max_val: float = 1.0) -> Result:
     UsageError, DtypeError
         If the ends are not such numbers, or x is not a floating-point array.
     """
-    xp = namespace("hardtanh", x=x)
-    low, high = interval("hardtanh", min_val, max_val)
-    y = clip(xp, x, low, high)
-    return y, times(lambda: inside(xp, y, low, high))
+    return _HARDTANH(x, min_val, max_val)
 
 
-def interval(caller: str, min_val: float, max_val: float) -> tuple[float, float]:
-    """Return the ends of hardtanh's interval, if the first one is smaller."""
-    low = number(caller, "min_val", min_val, "(-inf, inf)")
-    high = number(caller, "max_val", max_val, "(-inf, inf)")
-    if low >= high:
-        raise UsageError(f"{caller}: min_val must be smaller than max_val, got {min_val!r} and {max_val!r}")
-    return low, high
+_RELU6 = formula("relu6", lambda xp, x: clip(xp, x, 0.0, 6.0), lambda xp, y: inside(xp, y, 0.0, 6.0), "y")
 
 
 @op("x", saves="y", samples=[sample(_X)])
 def relu6(x: Array) -> Result:
     """Limit x to the interval from 0 to 6: `hardtanh(x, 0, 6)`, whose arguments and errors it shares. It keeps y."""
-    xp = namespace("relu6", x=x)
-    y = clip(xp, x, 0.0, 6.0)
-    return y, times(lambda: inside(xp, y, 0.0, 6.0))
+    return _RELU6(x)
+
+
+def hard_gate(xp: ModuleType, x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
+    """Return hardsigmoid's y, computed so that it is exactly 1 where it ends: `min(max(x + 3, 0), 6) / 6`."""
+    width = 1.0 / alpha
+    return clip(xp, x + beta * width, 0.0, width) / width
+
+
+def _hard_options(caller: str, alpha: float = 1 / 6, beta: float = 0.5) -> tuple[float, float]:
+    return number(caller, "alpha", alpha, "(0, inf)"), number(caller, "beta", beta, "(-inf, inf)")
+
+
+_HARDSIGMOID = formula(
+    "hardsigmoid",
+    hard_gate,
+    lambda xp, y, alpha, beta: xp.astype(inside(xp, y, 0.0, 1.0), y.dtype) * alpha,
+    "y",
+    _hard_options,
+)
 
 
 @op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5, beta=0.25)])
@@ -225,17 +221,26 @@ def hardsigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Result:
     UsageError, DtypeError
         If an option is not such a number, or x is not a floating-point array.
     """
-    xp = namespace("hardsigmoid", x=x)
-    alpha = number("hardsigmoid", "alpha", alpha, "(0, inf)")
-    beta = number("hardsigmoid", "beta", beta, "(-inf, inf)")
-    y = hard_gate(xp, x, alpha, beta)
-    return y, times(lambda: inside(xp, y, 0.0, 1.0) * alpha)
+    return _HARDSIGMOID(x, alpha, beta)
 
 
-def hard_gate(xp: ModuleType, x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
-    """Return hardsigmoid's y, computed so that it is exactly 1 where it ends: `min(max(x + 3, 0), 6) / 6`."""
-    width = 1.0 / alpha
-    return clip(xp, x + beta * width, 0.0, width) / width
+def _softplus(xp: ModuleType, x: Array, beta: float, threshold: float) -> Array:
+    z = beta * clip(xp, x, -800.0 / beta, 800.0 / beta)  # y is 0 or x beyond
+    smooth = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta
+    return xp.where(z > threshold, x, smooth)
+
+
+def _softplus_slope(xp: ModuleType, x: Array, beta: float, threshold: float) -> Array:
+    z = beta * clip(xp, x, -800.0 / beta, 800.0 / beta)
+    smooth = xp.astype(z <= threshold, x.dtype)
+    return 1.0 - smooth + smooth * logistic(xp, z)
+
+
+def _softplus_options(caller: str, beta: float = 1.0, threshold: float = 20.0) -> tuple[float, float]:
+    return number(caller, "beta", beta, "(0, inf)"), number(caller, "threshold", threshold, "(-inf, inf)")
+
+
+_SOFTPLUS = formula("softplus", _softplus, _softplus_slope, "x", _softplus_options)
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, beta=2.0, threshold=0.5)])
@@ -258,21 +263,30 @@ def softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Result:
     UsageError, DtypeError
         If an option is not such a number, or x is not a floating-point array.
     """
-    xp = namespace("softplus", x=x)
-    beta = number("softplus", "beta", beta, "(0, inf)")
-    threshold = number("softplus", "threshold", threshold, "(-inf, inf)")
+    return _SOFTPLUS(x, beta, threshold)
 
-    def scaled() -> Array:
-        return beta * clip(xp, x, -800.0 / beta, 800.0 / beta)  # y is 0 or x beyond
 
-    def slope() -> Array:
-        z = scaled()
-        smooth = xp.astype(z <= threshold, x.dtype)
-        return 1.0 - smooth + smooth * logistic(xp, z)
+def _exponential(xp: ModuleType, x: Array, top: float, depth: float, width: float) -> Array:
+    """Return `top * x` where x > 0, else `depth * (exp(x / width) - 1)`."""
+    return top * xp.maximum(x, 0.0) + depth * xp.expm1(xp.minimum(x, 0.0) / width)
 
-    z = scaled()
-    smooth = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(z))) / beta
-    return xp.where(z > threshold, x, smooth), times(slope)
+
+def _exponential_slope(xp: ModuleType, x: Array, top: float, depth: float, width: float) -> Array:
+    positive = xp.astype(x > 0.0, x.dtype)
+    return top * positive + (1.0 - positive) * (depth / width * xp.exp(xp.minimum(x, 0.0) / width))
+
+
+def _elu_options(caller: str, alpha: float = 1.0) -> tuple[float]:
+    return (number(caller, "alpha", alpha, "[0, inf)"),)
+
+
+_ELU = formula(
+    "elu",
+    lambda xp, x, alpha: _exponential(xp, x, 1.0, alpha, 1.0),
+    lambda xp, x, alpha: _exponential_slope(xp, x, 1.0, alpha, 1.0),
+    "x",
+    _elu_options,
+)
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
@@ -300,19 +314,20 @@ def elu(x: Array, alpha: float = 1.0) -> Result:
     D.-A. Clevert, T. Unterthiner and S. Hochreiter, Fast and accurate deep network learning by exponential linear
     units, 2016, arXiv:1511.07289.
     """
-    xp = namespace("elu", x=x)
-    return _exponential(xp, x, 1.0, number("elu", "alpha", alpha, "[0, inf)"), 1.0)
+    return _ELU(x, alpha)
 
 
-def _exponential(xp: ModuleType, x: Array, top: float, depth: float, width: float) -> Result:
-    """Return `top * x` where x > 0, else `depth * (exp(x / width) - 1)`, and its backward pass."""
-    y = top * xp.maximum(x, 0.0) + depth * xp.expm1(xp.minimum(x, 0.0) / width)
+def _celu_options(caller: str, alpha: float = 1.0) -> tuple[float]:
+    return (number(caller, "alpha", alpha, "(0, inf)"),)
 
-    def slope() -> Array:
-        positive = xp.astype(x > 0.0, x.dtype)
-        return top * positive + (1.0 - positive) * (depth / width * xp.exp(xp.minimum(x, 0.0) / width))
 
-    return y, times(slope)
+_CELU = formula(
+    "celu",
+    lambda xp, x, alpha: _exponential(xp, x, 1.0, alpha, alpha),
+    lambda xp, x, alpha: _exponential_slope(xp, x, 1.0, alpha, alpha),
+    "x",
+    _celu_options,
+)
 
 
 @op("x", saves="x", samples=[sample(_X, alpha=0.5)])
@@ -338,13 +353,18 @@ def celu(x: Array, alpha: float = 1.0) -> Result:
     -----
     J. T. Barron, Continuously differentiable exponential linear units, 2017, arXiv:1704.07483.
     """
-    xp = namespace("celu", x=x)
-    alpha = number("celu", "alpha", alpha, "(0, inf)")
-    return _exponential(xp, x, 1.0, alpha, alpha)
+    return _CELU(x, alpha)
 
 
-_SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-"""The scale and alpha that keep mean 0 and variance 1, from the paper."""
+_SCALE, _ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+"""They keep mean 0 and variance 1; from the paper."""
+
+_SELU = formula(
+    "selu",
+    lambda xp, x: _exponential(xp, x, _SCALE, _SCALE * _ALPHA, 1.0),
+    lambda xp, x: _exponential_slope(xp, x, _SCALE, _SCALE * _ALPHA, 1.0),
+    "x",
+)
 
 
 @op("x", saves="x", samples=[sample(_X)])
@@ -357,8 +377,10 @@ def selu(x: Array) -> Result:
     -----
     G. Klambauer et al., Self-normalizing neural networks, 2017, arXiv:1706.02515.
     """
-    scale, alpha = _SELU
-    return _exponential(namespace("selu", x=x), x, scale, scale * alpha, 1.0)
+    return _SELU(x)
+
+
+_SIGMOID = formula("sigmoid", logistic, lambda xp, y: y * (1.0 - y), "y")
 
 
 @op("x", saves="y", samples=[sample(_X)])
@@ -367,17 +389,13 @@ def sigmoid(x: Array) -> Result:
 
     Arguments, shapes and errors are those of `relu`. Backward keeps y.
     """
-    y = logistic(namespace("sigmoid", x=x), x)
-    return y, times(lambda: y * (1.0 - y))
+    return _SIGMOID(x)
 
 
-def logistic(xp: ModuleType, x: Array) -> Array:
-    """Return `1 / (1 + exp(-x))`, computed without overflow; the losses use it too."""
-    return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
+_TANH = formula("tanh", lambda xp, x: xp.tanh(x), lambda xp, y: 1.0 - y * y, "y")
 
 
 @op("x", saves="y", samples=[sample(_X)])
 def tanh(x: Array) -> Result:
     """Apply the hyperbolic tangent. Arguments, shapes and errors are those of `relu`. Backward keeps y."""
-    y = namespace("tanh", x=x).tanh(x)
-    return y, times(lambda: 1.0 - y * y)
+    return _TANH(x)

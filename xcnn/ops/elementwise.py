@@ -1,14 +1,14 @@
 """Functions of each number: exponential, logarithm, roots and powers, the error function, and signs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from xcnn._array import Array, namespace
 from xcnn._check import number
 from xcnn.ops._erf import erf as _erf
-from xcnn.ops._op import Draw, Result, op, positive, sample
-from xcnn.ops.activation import clip, times
+from xcnn.ops._formula import clip, formula
+from xcnn.ops._op import Draw, Gradients, Result, op, positive, sample
 
 __all__ = ["abs", "erf", "exp", "log", "negative", "power", "softsign", "sqrt"]
 
@@ -20,12 +20,11 @@ _Function = Callable[[ModuleType, Array], Array]
 def _elementwise(
     name: str, summary: str, forward: _Function, keeps: str, slope: _Function, x: Draw = _X
 ) -> Callable[[Array], Result]:
-    """Return an op from y as a function of (xp, x), and the slope as one of xp and of what backward keeps, x or y."""
+    """Return the op of a formula without parameters."""
+    apply = formula(name, forward, slope, keeps)
 
     def function(x: Array) -> Result:
-        xp = namespace(name, x=x)
-        y = forward(xp, x)
-        return y, times((lambda: slope(xp, y)) if keeps == "y" else (lambda: slope(xp, x)))
+        return apply(x)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{summary}\n\nArguments, shapes and errors are those of `relu`. Backward keeps {keeps}.\n"
@@ -88,5 +87,9 @@ def power(x: Array, exponent: float) -> Result:
     namespace("power", x=x)
     exponent = number("power", "exponent", exponent, "(-inf, inf)")
     if exponent == 0.0:
-        return x**0.0, times(lambda: 0.0)
-    return x**exponent, times(lambda: exponent * x ** (exponent - 1.0))
+        return x**0.0, lambda dy, needs: (dy * 0.0 if needs[0] else None,)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (dy * (exponent * x ** (exponent - 1.0)) if needs[0] else None,)
+
+    return x**exponent, backward

@@ -1,38 +1,39 @@
 """Gated activations, `y = x * gate(x)` with a gate from 0 to 1: SiLU, hard swish, Mish and GELU.
 
-A gate is a function of (xp, x) with another one of (xp, x, gate), which returns `x * gate'(x)`: the slope of y is the
-sum of both. Backward keeps x.
+The slope of y is the gate plus x times the slope of the gate. Backward keeps x.
 """
 
 import math
 from collections.abc import Callable
 from types import ModuleType
 
-from xcnn._array import Array, namespace
+from xcnn._array import Array
 from xcnn._check import choice
 from xcnn.ops._erf import erf
+from xcnn.ops._formula import clip, formula, inside, logistic
 from xcnn.ops._op import Result, op, sample
-from xcnn.ops.activation import clip, hard_gate, inside, logistic, times
+from xcnn.ops.activation import hard_gate
 
 __all__ = ["gelu", "hardswish", "mish", "silu"]
 
 
 _X = {"x": (2, 3, 4)}
 
-Gate = tuple[Callable[[ModuleType, Array], Array], Callable[[ModuleType, Array, Array], Array]]
+_Gate = Callable[[ModuleType, Array], Array]
+_Lean = Callable[[ModuleType, Array, Array], Array]
 
 
-def _gated(xp: ModuleType, x: Array, functions: Gate) -> Result:
-    gate, lean = functions
+def _gated(name: str, gate: _Gate, lean: _Lean) -> Callable[..., Result]:
+    """Register the formula of `x * gate(xp, x)`, where `lean(xp, x, gate)` is x times the slope of the gate."""
 
-    def slope() -> Array:
+    def slope(xp: ModuleType, x: Array) -> Array:
         g = gate(xp, x)
         return g + lean(xp, x, g)
 
-    return x * gate(xp, x), times(slope)
+    return formula(name, lambda xp, x: x * gate(xp, x), slope, "x")
 
 
-_SIGMOID: Gate = logistic, lambda xp, x, gate: x * (gate * (1.0 - gate))
+_SILU = _gated("silu", logistic, lambda xp, x, gate: x * (gate * (1.0 - gate)))
 
 
 @op("x", saves="x", samples=[sample(_X)])
@@ -41,10 +42,12 @@ def silu(x: Array) -> Result:
 
     Arguments, shapes and errors are those of `relu`. Backward keeps x.
     """
-    return _gated(namespace("silu", x=x), x, _SIGMOID)
+    return _SILU(x)
 
 
-_HARD: Gate = hard_gate, lambda xp, x, gate: x * (inside(xp, gate, 0.0, 1.0) / 6.0)
+_HARDSWISH = _gated(
+    "hardswish", hard_gate, lambda xp, x, gate: x * (xp.astype(inside(xp, gate, 0.0, 1.0), x.dtype) / 6.0)
+)
 
 
 @op("x", saves="x", samples=[sample(_X)])
@@ -57,7 +60,7 @@ def hardswish(x: Array) -> Result:
     -----
     A. Howard et al., Searching for MobileNetV3, 2019, arXiv:1905.02244.
     """
-    return _gated(namespace("hardswish", x=x), x, _HARD)
+    return _HARDSWISH(x)
 
 
 def _tanh_softplus(xp: ModuleType, x: Array) -> Array:
@@ -67,7 +70,7 @@ def _tanh_softplus(xp: ModuleType, x: Array) -> Array:
     return n / (n + 2.0)
 
 
-_MISH: Gate = _tanh_softplus, lambda xp, x, gate: x * ((1.0 - gate * gate) * logistic(xp, x))
+_MISH = _gated("mish", _tanh_softplus, lambda xp, x, gate: x * ((1.0 - gate * gate) * logistic(xp, x)))
 
 
 @op("x", saves="x", samples=[sample(_X)])
@@ -80,33 +83,32 @@ def mish(x: Array) -> Result:
     -----
     D. Misra, Mish: a self regularized non-monotonic activation function, 2019, arXiv:1908.08681.
     """
-    return _gated(namespace("mish", x=x), x, _MISH)
+    return _MISH(x)
 
 
 def _clipped(xp: ModuleType, x: Array) -> Array:
     return clip(xp, x, -40.0, 40.0)  # the gates of GELU are constant beyond; powers of x would overflow
 
 
-def _normal(xp: ModuleType, x: Array) -> Array:
-    return 0.5 + 0.5 * erf(xp, _clipped(xp, x) * math.sqrt(0.5))
-
-
-def _normal_lean(xp: ModuleType, x: Array, gate: Array) -> Array:
+def _normal(xp: ModuleType, x: Array, approximate: str) -> Array:
     u = _clipped(xp, x)
-    return u * (math.sqrt(0.5 / math.pi) * xp.exp(-0.5 * u * u))
+    if approximate == "tanh":
+        return 0.5 + 0.5 * xp.tanh(math.sqrt(2.0 / math.pi) * (u + 0.044715 * u * u * u))
+    return 0.5 + 0.5 * erf(xp, u * math.sqrt(0.5))
 
 
-def _tanh_normal(xp: ModuleType, x: Array) -> Array:
-    u = _clipped(xp, x)
-    return 0.5 + 0.5 * xp.tanh(math.sqrt(2.0 / math.pi) * (u + 0.044715 * u * u * u))
+def _gelu_slope(xp: ModuleType, x: Array, approximate: str) -> Array:
+    u, gate = _clipped(xp, x), _normal(xp, x, approximate)
+    if approximate == "tanh":
+        return gate + u * (2.0 * gate * (1.0 - gate) * (math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * u * u)))
+    return gate + u * (math.sqrt(0.5 / math.pi) * xp.exp(-0.5 * u * u))
 
 
-def _tanh_normal_lean(xp: ModuleType, x: Array, gate: Array) -> Array:
-    u = _clipped(xp, x)
-    return u * (2.0 * gate * (1.0 - gate) * (math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * u * u)))
+def _gelu_options(caller: str, approximate: str = "none") -> tuple[str]:
+    return (choice(caller, "approximate", approximate, ("none", "tanh")),)
 
 
-_GELU: dict[str, Gate] = {"none": (_normal, _normal_lean), "tanh": (_tanh_normal, _tanh_normal_lean)}
+_GELU = formula("gelu", lambda xp, x, approximate: x * _normal(xp, x, approximate), _gelu_slope, "x", _gelu_options)
 
 
 @op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")])
@@ -132,5 +134,4 @@ def gelu(x: Array, approximate: str = "none") -> Result:
     -----
     D. Hendrycks and K. Gimpel, Gaussian error linear units, 2016, arXiv:1606.08415.
     """
-    xp = namespace("gelu", x=x)
-    return _gated(xp, x, _GELU[choice("gelu", "approximate", approximate, _GELU)])
+    return _GELU(x, approximate)

@@ -8,9 +8,9 @@ from xcnn._check import check_shape, choice, number
 from xcnn.devices import on_host
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape
+from xcnn.ops._formula import logistic
 from xcnn.ops._op import Gradients, Result, op, positive, probabilities, sample
 from xcnn.ops._reduction import REDUCTIONS, reduce, size, spread
-from xcnn.ops.activation import logistic
 
 __all__ = ["binary_cross_entropy_with_logits", "huber_loss", "l1_loss", "mse_loss"]
 

@@ -7,13 +7,13 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cuda._launch import launch, supports
 from xcnn.kernels.cuda._library import empty, namespace
 
-__all__ = ["relu"]
+__all__ = ["elementwise"]
 
 
 @kernel(namespace)
-def relu(x: Any) -> Any:
+def elementwise(x: Any, activation: tuple[Any, ...]) -> Any:
     """Set negative numbers to 0; the gradient passes where y is not 0."""
-    if not supports(x):
+    if activation != ("relu",) or not supports(x):
         return NotImplemented
     y = namespace.maximum(x, 0.0)
 
