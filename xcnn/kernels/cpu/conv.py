@@ -45,12 +45,17 @@ def convolution(
 
 @kernel(np)
 def conv(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    axes: tuple[Any, ...],
+    groups: int,
+    activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve, with bias and ReLU in the same pass."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or skips(axes) or activation not in (None, ("relu",)):
         return NotImplemented
-    has_bias = bias is not None
+    has_bias, relu = bias is not None, activation is not None
     result = convolution(x, weight, bias, axes, groups, relu)
     y = result if relu else None  # backward keeps it
 
