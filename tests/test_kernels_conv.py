@@ -49,9 +49,9 @@ def at_the_edge(side: str) -> Callable[..., np.ndarray]:
 
 def convolve_at_the_edge(side: str) -> None:
     """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
-    from xcnn.kernels.cpu import conv
+    from xcnn.kernels.cpu import conv, conv_gradients
 
-    conv.scratch = at_the_edge(side)
+    conv.scratch = conv_gradients.scratch = at_the_edge(side)
     rng = np.random.default_rng(0)
     for _ in range(60):
         sizes, stride, dilation = rng.integers(1, 5, 2), rng.integers(1, 4, 2), rng.integers(1, 3, 2)

@@ -22,11 +22,25 @@ from xcnn._array import Array, namespace, sum_over
 from xcnn._check import check_shape, integer
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError
+from xcnn.ops._formula import Activation, apply, times_slope
 from xcnn.ops._op import Gradients, Result, Sample, op_of_ranks, sample
-from xcnn.ops._options import Integers, is_relu
+from xcnn.ops._options import Integers
+from xcnn.ops._options import activation as checked_activation
 from xcnn.ops._window import Axes, Padding, col2im, im2col, map_sizes, transposed_axes, window_axes
 
-__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+__all__ = [
+    "ChannelNorm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_inference",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+]
+
+ChannelNorm = tuple[Array, Array, Array | None, Array | None, float]
+"""The mean, variance, weight and bias of a batch norm with running statistics, (o,) or None each, and its eps."""
 
 _TERMS = 1 << 16
 """The most terms that one matrix product of a weight gradient adds, as some libraries add them one after another."""
@@ -68,21 +82,54 @@ def _add_bias(xp: ModuleType, y: Array, bias: Array | None) -> Array:
 
 
 @body
-def _conv(xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, relu: bool) -> Result:
-    """Convolve a batch, and apply ReLU if `relu`."""
+def _conv(
+    xp: ModuleType, x: Array, weight: Array, bias: Array | None, axes: Axes, g: int, activation: Activation
+) -> Result:
+    """Convolve a batch and apply an activation, whose slope is a function of y."""
     has_bias = bias is not None
-    result = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
-    result = xp.maximum(result, 0.0) if relu else result
-    y = result if relu else None  # backward keeps it
+    result = apply(xp, _add_bias(xp, _convolve(xp, x, weight, axes, g), bias), activation)
+    y = None if activation is None else result  # backward keeps it
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if y is not None:
-            dy = xp.where(y != 0.0, dy, 0.0)
+            dy = times_slope(xp, dy, y, activation)
         dx = _input_gradient(xp, dy, weight, axes, g) if needs[0] else None
         dweight = _weight_gradient(xp, x, dy, axes, g) if needs[1] else None
         return dx, dweight, _bias_gradient(xp, dy) if needs[2] and has_bias else None
 
     return result, backward
+
+
+@body
+def conv_inference(
+    xp: ModuleType,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    norm: ChannelNorm | None,
+    residual: Array | None,
+    activation: Activation,
+    axes: Axes,
+    g: int,
+) -> Array:
+    """Return y of a convolution and what follows it in a network, in this order, without a gradient.
+
+    Parameters
+    ----------
+    x, weight, bias : a batch, and the parameters of the convolution.
+    norm : the batch norm that is applied to y, or None.
+    residual : an array that is added to y, of its shape, or None.
+    activation : any, applied to y at the end, or None.
+    axes, g : the windows and groups of the convolution.
+    """
+    y = _add_bias(xp, _convolve(xp, x, weight, axes, g), bias)
+    if norm is not None:
+        mean, var, scale, shift, eps = norm
+        rstd = 1.0 / xp.sqrt(var + eps)
+        column = (-1, *(1,) * len(axes))
+        y = (y - xp.reshape(mean, column)) * xp.reshape(rstd if scale is None else rstd * scale, column)
+        y = _add_bias(xp, y, shift)
+    return apply(xp, y if residual is None else y + residual, activation)
 
 
 @body
@@ -141,7 +188,7 @@ def _conv_nd(
     padding: Padding = 0,
     dilation: Integers = 1,
     groups: int = 1,
-    activation: str | None = None,
+    activation: str | tuple[Any, ...] | None = None,
 ) -> Result:
     """Convolve signals (1d), images (2d) or volumes (3d) with kernels, which are not flipped (cross-correlation).
 
@@ -159,7 +206,8 @@ def _conv_nd(
         `'valid'` for none, or `'same'` for `ceil(size / stride)` outputs, with the odd zero at the end.
     groups : number of groups that the channels are split into, each with its own `o / groups` kernels; c groups make a
         depthwise convolution.
-    activation : None, or `'relu'` to apply it to y in the same pass.
+    activation : None, or an activation to apply to y in the same pass, whose slope is a function of y: the name of its
+        op, such as `'relu'`, or a tuple of the name and its options, such as `('leaky_relu', 0.1)`.
 
     Returns
     -------
@@ -180,9 +228,9 @@ def _conv_nd(
     xp = namespace(name, optional=("bias",), x=x, weight=weight, bias=bias)
     sizes = map_sizes(name, x, rank)
     _check_weight(name, rank, x, weight, bias, groups, transposed=False)
-    relu = is_relu(name, activation)
+    activation = checked_activation(name, activation)
     axes = window_axes(name, sizes, tuple(weight.shape[2:]), stride, padding, dilation)
-    return _batched(_conv, rank, xp, x, weight, bias, axes, groups, relu)
+    return _batched(_conv, rank, xp, x, weight, bias, axes, groups, activation)
 
 
 def _conv_samples(rank: int) -> list[Sample]:

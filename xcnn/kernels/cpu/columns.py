@@ -233,11 +233,16 @@ def _dbias(dy: np.ndarray) -> np.ndarray:
 
 @kernel(np)
 def conv(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    axes: tuple[Any, ...],
+    groups: int,
+    activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve, and apply bias and ReLU to each tile."""
-    products, has_bias = _products(x, weight, axes, groups), bias is not None
-    if products is None:
+    products, has_bias, relu = _products(x, weight, axes, groups), bias is not None, activation is not None
+    if products is None or activation not in (None, ("relu",)):
         return NotImplemented
     result = products.y(x, weight, bias, relu)
     y = result if relu else None  # backward keeps it

@@ -8,7 +8,7 @@ import numpy as np
 from xcnn._dispatch import BODIES, kernel
 from xcnn.kernels.cpu._blas import one_blas_thread
 
-__all__ = ["conv", "conv_transpose", "linear"]
+__all__ = ["conv", "conv_inference", "conv_transpose", "linear"]
 
 
 def _held(body: Callable[..., Any], *arguments: Any) -> Any:
@@ -24,10 +24,31 @@ def _held(body: Callable[..., Any], *arguments: Any) -> Any:
 
 @kernel(np)
 def conv(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    axes: tuple[Any, ...],
+    groups: int,
+    activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve."""
-    return _held(BODIES["conv"], x, weight, bias, axes, groups, relu)
+    return _held(BODIES["conv"], x, weight, bias, axes, groups, activation)
+
+
+@kernel(np)
+def conv_inference(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    norm: tuple[Any, ...] | None,
+    residual: np.ndarray | None,
+    activation: tuple[Any, ...] | None,
+    axes: tuple[Any, ...],
+    groups: int,
+) -> Any:
+    """Convolve, and apply what follows."""
+    with one_blas_thread:
+        return BODIES["conv_inference"](np, x, weight, bias, norm, residual, activation, axes, groups)
 
 
 @kernel(np)

@@ -84,10 +84,13 @@ def _weight_gradient(x: Any, led: Any, shape: tuple[int, ...], axes: tuple[Any, 
 
 
 @kernel(namespace)
-def conv(x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int, relu: bool) -> Any:
+def conv(
+    x: Any, weight: Any, bias: Any | None, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None
+) -> Any:
     """Convolve, with bias and ReLU in one pass over the product."""
-    if not supports(x, weight):
+    if not supports(x, weight) or activation not in (None, ("relu",)):
         return NotImplemented
+    relu = activation is not None
     has_bias, n, o = bias is not None, x.shape[0], weight.shape[0]
     products = _convolve(x, weight, axes, groups)
     if has_bias or relu:

@@ -1,0 +1,94 @@
+"""A convolution and what follows it in one call, `conv_inference` and activations, against the same ops singly."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xcnn import ops
+from xcnn._dispatch import portable
+from xcnn.ops._window import window_axes
+from xcnn.ops.conv import conv_inference
+
+EPS = 1e-3
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, dict[str, Any]]] = {
+    "1d": ((3, 4, 40), (5, 4, 3), 1, {"padding": 1}),
+    "2d": ((2, 9, 13, 12), (17, 9, 3, 3), 1, {"padding": 1}),
+    "3d": ((2, 3, 4, 5, 6), (4, 3, 2, 3, 2), 1, {"stride": 2, "padding": 1}),
+    "pointwise": ((5, 12, 7, 7), (10, 12, 1, 1), 1, {}),
+    "pointwise, one pixel": ((3, 12, 1, 1), (9, 12, 1, 1), 1, {}),
+    "pointwise, strided": ((2, 6, 9, 10), (7, 6, 1, 1), 1, {"stride": (2, 3)}),
+    "strided, dilated, groups": ((3, 6, 15, 14), (8, 3, 3, 2), 2, {"stride": 2, "padding": 2, "dilation": (1, 2)}),
+    "depthwise": ((2, 20, 9, 11), (20, 1, 3, 5), 20, {"padding": (1, 2)}),
+    "depthwise, strided": ((2, 18, 15, 16), (18, 1, 5, 3), 18, {"stride": 2, "padding": (2, 1), "dilation": (2, 1)}),
+    "depthwise, several filters": ((2, 5, 8, 8), (15, 1, 3, 3), 5, {"padding": 1}),
+    "small maps of many images": ((33, 8, 4, 4), (6, 8, 3, 3), 1, {"padding": 1}),
+    "large map": ((1, 3, 120, 130), (5, 3, 5, 5), 1, {"padding": 2, "stride": (1, 2)}),
+}
+FOLLOWING = [
+    ("bias",), ("norm",), ("bias", "norm", "residual", "relu"), ("norm", "unweighted", "residual"),
+    ("bias", "residual", ("hardtanh", -0.5, 2.0)), ("bias", "norm", ("gelu", "none")), ("norm", "residual", "leaky"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", [lambda: portable(np), contextlib.nullcontext], ids=["portable", "kernels"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_the_composition_of_its_ops(case: str, dtype: str, engine: Any) -> None:
+    shape, kernel, groups, options = CASES[case]
+    rng = np.random.default_rng(0)
+    x, weight, bias, mean, scale, shift = (
+        rng.standard_normal(size) for size in (shape, kernel, *[kernel[:1]] * 4)
+    )  # fmt: skip
+    var = rng.uniform(0.5, 2.0, kernel[0])
+    axes = window_axes("conv", shape[2:], kernel[2:], **options)
+    with portable(np):
+        convolve = getattr(ops, f"conv{len(axes)}d")
+        plain, _ = convolve(x, weight, groups=groups, **options)
+        residual = rng.standard_normal(plain.shape)
+    cast: Any = lambda a: a.astype(dtype)  # noqa: E731
+    for following in FOLLOWING:
+        after: dict[Any, Any] = {one if isinstance(one, str) else one[0]: one for one in following}
+        wanted, norm = plain + bias.reshape(-1, *[1] * len(axes)) if "bias" in after else plain, None
+        if "norm" in after:
+            affine = (None, None) if "unweighted" in after else (scale, shift)
+            with portable(np):
+                (wanted, _, _), _ = ops.batch_norm(wanted, mean, var, *affine, eps=EPS)
+            norm = *map(cast, (mean, var)), *(None if a is None else cast(a) for a in affine), EPS
+        wanted = wanted + residual if "residual" in after else wanted
+        activation = None
+        if "relu" in after:
+            activation, wanted = ("relu",), np.maximum(wanted, 0.0)
+        elif "hardtanh" in after:
+            activation, wanted = after["hardtanh"], np.clip(wanted, -0.5, 2.0)
+        elif "leaky" in after:
+            activation, wanted = ("leaky_relu", 0.1), np.where(wanted > 0.0, wanted, 0.1 * wanted)
+        elif "gelu" in after:
+            activation, wanted = after["gelu"], ops.gelu(wanted)[0]
+        arrays = [cast(x), cast(weight), cast(bias) if "bias" in after else None, norm]
+        before = [a.copy() for a in arrays[:2]]
+        with engine():
+            y = conv_inference(np, *arrays, cast(residual) if "residual" in after else None, activation, axes, groups)
+        tolerance = 3e-5 if dtype == "float32" else 1e-12
+        np.testing.assert_allclose(y, wanted, rtol=tolerance, atol=tolerance, err_msg=str(following))
+        assert y.dtype == dtype
+        assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=False))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", ("hardtanh", -0.5, 0.75), ("leaky_relu", 0.1), "sigmoid"])
+def test_gradients_pass_through_an_activation(activation: Any, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(3, 4, 6, 7), (5, 4, 3, 3), (5,)])
+    y, backward = ops.conv2d(x, weight, bias, padding=1, activation=activation)
+    with portable(np):
+        single, single_backward = ops.conv2d(x, weight, bias, padding=1)
+        name, *options = (activation,) if isinstance(activation, str) else activation
+        wanted, slope = getattr(ops, name)(single, *options)
+        dy = rng.standard_normal(y.shape).astype(dtype)
+        gradients = single_backward(*slope(dy))
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    for actual, expected in zip((y, *backward(dy)), (wanted, *gradients), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+        assert actual.dtype == dtype
