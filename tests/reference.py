@@ -149,8 +149,13 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: Any = None) -> np.
         y[index] = 0.0 if bias is None else bias[index[-1]]
         for i in range(x.shape[-1]):
             y[index] += x[(*index[:-1], i)] * weight[index[-1], i]
-        y[index] = max(y[index], 0.0) if activation == "relu" else y[index]
-    return y
+    return activated(y, activation)
+
+
+def activated(y: np.ndarray, activation: Any) -> np.ndarray:
+    """Apply an activation: None, the name of one of these functions, or a tuple of its name and parameters."""
+    name, *parameters = activation if isinstance(activation, tuple) else (activation,)
+    return y if name is None else globals()[name](y, *parameters)
 
 
 def matmul(x: Any, other: Any) -> np.ndarray:

@@ -3,36 +3,64 @@
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from xcnn._array import Array, namespace, sum_over
 from xcnn._check import check_shape
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
+from xcnn.ops._formula import Activation, apply, times_slope
 from xcnn.ops._op import Gradients, Result, op, sample
-from xcnn.ops._options import is_relu
+from xcnn.ops._options import activation as activation_option
 
-__all__ = ["linear", "matmul"]
+__all__ = ["linear", "linear_inference", "matmul"]
 
 
 @body
-def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: bool) -> Result:
-    """Multiply rows x (n, i) by a matrix, and apply ReLU if `relu`."""
+def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, activation: Activation) -> Result:
+    """Multiply rows x (n, i) by a matrix, and apply an activation whose slope is a function of y."""
     has_bias = bias is not None
     result = x @ weight.T  # (n, o)
     if has_bias:
         result += bias
-    result = xp.maximum(result, 0.0) if relu else result
-    y = result if relu else None  # backward keeps it
+    result = apply(xp, result, activation)
+    y = None if activation is None else result  # backward keeps it
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if y is not None:
-            dy = xp.where(y != 0.0, dy, 0.0)
+        dy = times_slope(xp, dy, y, activation)
         dx = dy @ weight if needs[0] else None
         dweight = dy.T @ x if needs[1] else None
         return dx, dweight, sum_over(xp, dy, (0,)) if needs[2] and has_bias else None
 
     return result, backward
+
+
+@body
+def linear_inference(
+    xp: ModuleType,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    norm: tuple[Array, Array, Array | None, Array | None, float] | None,
+    residual: Array | None,
+    activation: Activation,
+) -> Array:
+    """Return `activation(norm(x @ weight.T + bias) + residual)` (..., o) for x (..., i), with any activation.
+
+    `norm` is None, or the (mean, var, weight, bias, eps) of a batch norm of the o features with given statistics;
+    `residual` is None or has the shape of the result.
+    """
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    y = xp.reshape(rows @ weight.T, (*x.shape[:-1], weight.shape[0]))
+    if bias is not None:
+        y = y + bias
+    if norm is not None:
+        mean, var, scale, shift, eps = norm
+        y = (y - mean) / xp.sqrt(var + eps)
+        y = y if scale is None else y * scale
+        y = y if shift is None else y + shift
+    return apply(xp, y if residual is None else y + residual, activation)
 
 
 @op(
@@ -43,17 +71,21 @@ def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, relu: b
         sample({"x": (2, 3, 5), "weight": (4, 5), "bias": (4,)}),
         sample({"x": (5,), "weight": (4, 5), "bias": None}),
         sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}, activation="relu"),
+        sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}, activation=("leaky_relu", 0.1)),
     ],
 )
-def linear(x: Array, weight: Array, bias: Array | None = None, activation: str | None = None) -> Result:
-    """Apply a linear map to vectors: `y = x @ weight.T + bias`.
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, activation: str | tuple[Any, ...] | None = None
+) -> Result:
+    """Apply a linear map to vectors, and an activation: `y = activation(x @ weight.T + bias)`.
 
     Parameters
     ----------
     x : floating-point array (..., i) with any number of leading axes.
     weight : (o, i), of the dtype of x.
     bias : (o,) or None.
-    activation : None, or `'relu'` to apply it to y in the same pass.
+    activation : None, or an activation to apply in the same pass: the name of an op such as `'relu'`, or a tuple of its
+        name and parameters such as `('leaky_relu', 0.1)`. Its slope must be a function of its result.
 
     Returns
     -------
@@ -63,7 +95,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        If the arrays do not fit each other, or the activation is unknown.
+        If the arrays do not fit each other, or the activation is not one of these.
     """
     xp = namespace("linear", optional=("bias",), x=x, weight=weight, bias=bias)
     if weight.ndim != 2:
@@ -75,17 +107,29 @@ def linear(x: Array, weight: Array, bias: Array | None = None, activation: str |
             f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
         )
     check_shape("linear", (o,), "one per output feature", bias=bias)
-    relu = is_relu("linear", activation)
+    applied = activation_option("linear", activation)
     if x.ndim == 2:
-        return _linear(xp, x, weight, bias, relu)
+        return _linear(xp, x, weight, bias, applied)
     shape, n = x.shape, math.prod(x.shape[:-1])
-    y, rows_backward = _linear(xp, xp.reshape(x, (n, i)), weight, bias, relu)  # one product of all leading axes
+    y, rows_backward = _linear(xp, xp.reshape(x, (n, i)), weight, bias, applied)  # one product of all leading axes
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx, dweight, dbias = rows_backward(xp.reshape(dy, (n, o)), needs)
         return None if dx is None else xp.reshape(dx, shape), dweight, dbias
 
     return xp.reshape(y, (*shape[:-1], o)), backward
+
+
+@body
+def _matmul(xp: ModuleType, x: Array, other: Array) -> Result:
+    """Multiply matrices x (..., n, k) and other (..., k, m), whose leading axes broadcast."""
+    y = x @ other  # (..., n, m)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx = sum_to(xp, dy @ xp.matrix_transpose(other), x.shape) if needs[0] else None
+        return dx, sum_to(xp, xp.matrix_transpose(x) @ dy, other.shape) if needs[1] else None
+
+    return y, backward
 
 
 @op(
@@ -127,13 +171,11 @@ def matmul(x: Array, other: Array) -> Result:
         x = xp.reshape(x, (math.prod(x_shape[:-1]), x_shape[-1]))
     if other.ndim == 1:
         other = xp.reshape(other, (-1, 1))
-    y = x @ other  # (..., n, m)
+    y, matrices_backward = _matmul(xp, x, other)
     shape = y.shape
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dy = xp.reshape(dy, shape)
-        dx = sum_to(xp, dy @ xp.matrix_transpose(other), x.shape) if needs[0] else None
-        dother = sum_to(xp, xp.matrix_transpose(x) @ dy, other.shape) if needs[1] else None
+        dx, dother = matrices_backward(xp.reshape(dy, shape), needs)
         return (
             None if dx is None else xp.reshape(dx, x_shape),
             None if dother is None else xp.reshape(dother, other_shape),

@@ -108,11 +108,11 @@ def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
 
 
 @kernel(np)
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply, and apply bias and ReLU in place."""
-    if not supports(x) or not weight.size:
+    if not supports(x) or not weight.size or activation not in (None, ("relu",)):
         return NotImplemented
-    (n, i), o, has_bias = x.shape, weight.shape[0], bias is not None
+    (n, i), o, has_bias, relu = x.shape, weight.shape[0], bias is not None, activation is not None
     flops = 2 * n * i * o
     few = n <= _FEW_ROWS and weight.size <= _SMALL and weight.flags.c_contiguous
     result = np.empty((n, o), x.dtype)

@@ -60,6 +60,6 @@ def conv_transpose(
 
 
 @kernel(np)
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool) -> Any:
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply rows by a matrix."""
-    return _held(BODIES["linear"], x, weight, bias, relu)
+    return _held(BODIES["linear"], x, weight, bias, activation)

@@ -12,11 +12,11 @@ __all__ = ["linear"]
 
 
 @kernel(namespace)
-def linear(x: Any, weight: Any, bias: Any | None, relu: bool) -> Any:
+def linear(x: Any, weight: Any, bias: Any | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply, and apply bias and ReLU in place."""
-    if not supports(x, weight):
+    if not supports(x, weight) or activation not in (None, ("relu",)):
         return NotImplemented
-    has_bias = bias is not None
+    has_bias, relu = bias is not None, activation is not None
     result = matmul(x, weight.T)  # (n, o)
     if has_bias or relu:
         launch("finish_rows", result.size, result, bias, result.size, result.shape[1], relu)
