@@ -79,7 +79,8 @@ class Layer(Module):
             not among them unless the layer has one.
         options : the options by name, without those that only `forward` sets.
         """
-        slots = {name: self._slot(name) for name in self._slots if name != "residual" or hasattr(self, name)}
+        found = {name: self._slot(name) for name in self._slots}
+        slots = {name: slot for name, slot in found.items() if slot is not None or name != "residual"}
         given = {name: getattr(self, name, default) for name, default in self._options.items()}
         options = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
         return self._op.__name__, slots, options

@@ -4,32 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 from xcnn._array import Array, sum_over
 from xcnn._dispatch import body
+from xcnn.ops._formula import Activation, apply, times_slope
 from xcnn.ops._op import Gradients
-from xcnn.ops._options import is_relu
 
-__all__ = ["Activation", "Applied", "View", "applied", "apply", "norm", "times_slope"]
-
-Activation = tuple[Any, ...] | None
-Applied = str | tuple[Any, ...] | None
-
-
-def applied(caller: str, value: Applied) -> Activation:
-    """Return a checked activation."""
-    return ("relu",) if is_relu(caller, value) else None  # type: ignore[arg-type]
-
-
-def apply(xp: ModuleType, x: Array, activation: Activation) -> Array:
-    """Return an activation of x, or x for None."""
-    return x if activation is None else xp.maximum(x, 0.0)
-
-
-def times_slope(xp: ModuleType, dy: Array, y: Array, activation: Activation) -> Array:
-    """Return the gradient of an activation from its result."""
-    return dy if activation is None else xp.where(y != 0.0, dy, 0.0)
+__all__ = ["View", "norm"]
 
 
 @dataclass(slots=True)

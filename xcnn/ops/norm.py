@@ -11,14 +11,17 @@ Sizes: n images, c channels, g groups.
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 from xcnn._array import Array, namespace
 from xcnn._check import check_shape, flag, integer, integers, number
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._normalise import Activation, Applied, View, applied, apply, norm
+from xcnn.ops._formula import Activation, apply
+from xcnn.ops._normalise import View, norm
 from xcnn.ops._op import Gradients, Result, op, positive, sample
 from xcnn.ops._options import Integers
+from xcnn.ops._options import activation as checked
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "norm_inference"]
 
@@ -84,7 +87,7 @@ def _channel_norm(
     momentum: float,
     eps: float,
     residual: Array | None,
-    activation: Applied,
+    activation: str | tuple[Any, ...] | None,
 ) -> Normalised:
     """Normalise channels by their own statistics, over the batch or per image, or by the running ones.
 
@@ -107,7 +110,7 @@ def _channel_norm(
     if by_own and count == 1:
         fix = "" if per_image else "; for a last batch of one example, see drop_last of data.Loader"
         raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}{fix}")
-    after = residual, applied(name, activation)
+    after = residual, checked(name, activation)
     y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, None if by_own else running, *after)
     if by_own and running is not None and n and count:
         mean, var = (xp.mean(xp.reshape(a, (n, c)), axis=0) if per_group else xp.reshape(a, (c,)) for a in (mean, var))
@@ -147,7 +150,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     residual: Array | None = None,
-    activation: Applied = None,
+    activation: str | tuple[Any, ...] | None = None,
 ) -> Normalised:
     """Normalise each channel to mean 0 and variance 1 over the batch, or by the running statistics.
 
@@ -205,7 +208,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     residual: Array | None = None,
-    activation: Applied = None,
+    activation: str | tuple[Any, ...] | None = None,
 ) -> Normalised:
     """Normalise each channel of each image to mean 0 and variance 1, or each channel by the running statistics.
 
@@ -256,7 +259,7 @@ def layer_norm(
     bias: Array | None = None,
     eps: float = 1e-5,
     residual: Array | None = None,
-    activation: Applied = None,
+    activation: str | tuple[Any, ...] | None = None,
 ) -> Result:
     """Normalise the trailing axes together to mean 0 and variance 1.
 
@@ -295,7 +298,7 @@ def layer_norm(
     check_shape(name, x.shape, "that of x", residual=residual)
     features = math.prod(trailing)
     view = View((math.prod(x.shape[:lead]), features), (1,), (1, features))
-    return norm(xp, x, weight, bias, eps, view, None, residual, applied(name, activation))[:2]
+    return norm(xp, x, weight, bias, eps, view, None, residual, checked(name, activation))[:2]
 
 
 _PARAMETERS = {"weight": (4,), "bias": (4,)}
@@ -317,7 +320,7 @@ def group_norm(
     bias: Array | None = None,
     eps: float = 1e-5,
     residual: Array | None = None,
-    activation: Applied = None,
+    activation: str | tuple[Any, ...] | None = None,
 ) -> Result:
     """Normalise each group of channels of each image to mean 0 and variance 1.
 
@@ -353,4 +356,4 @@ def group_norm(
     check_shape(name, (c,), "one per channel", weight=weight, bias=bias)
     check_shape(name, x.shape, "that of x", residual=residual)
     eps = number(name, "eps", eps, "[0, inf)")
-    return norm(xp, x, weight, bias, eps, _groups(x, num_groups), None, residual, applied(name, activation))[:2]
+    return norm(xp, x, weight, bias, eps, _groups(x, num_groups), None, residual, checked(name, activation))[:2]
