@@ -483,11 +483,19 @@ def norms(draw: Any) -> Call:
         options["num_groups"] = g
     weight, bias = draw(st.sampled_from([(None, None), (of, of), (of, None), (None, of)]))
     arrays: dict[str, Any] = {"x": shape, "weight": weight, "bias": bias}
+    adds, bends = draw(st.booleans()), draw(st.booleans())
+    # Without a residual or bias, a number may be its mean: either side of the edge of ReLU is then right.
+    activation = options["activation"] = "relu" if bends and (adds or bias) else None
 
-    def copied(F: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, **options: Any) -> Any:
+    def after(F: Any, y: Any, residual: Any) -> Any:
+        y = y if residual is None else y + residual
+        return F.relu(y) if activation else y
+
+    def copied(F: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, **options: Any) -> Any:
         """Copy the running statistics, which PyTorch changes, for the next call."""
         stored = None if mean is None else mean.clone(), None if var is None else var.clone()
-        return getattr(F, f"{kind}_norm")(x, *stored, weight, bias, **options)
+        del options["activation"]
+        return after(F, getattr(F, f"{kind}_norm")(x, *stored, weight, bias, **options), residual)
 
     several = math.prod(maps) > 1
     if kind in ("group", "instance") and not several:  # PyTorch refuses groups of one element
@@ -502,13 +510,16 @@ def norms(draw: Any) -> Call:
             mean = var = None
         arrays = {**arrays, "running_mean": mean, "running_var": var}
         arrays = {name: arrays[name] for name in ("x", "running_mean", "running_var", "weight", "bias")}
+        arrays["residual"] = arrays["x"] if adds else None
         return Call(f"{kind}_norm", arrays, options, copied, seed, ("running_mean", "running_var"))
 
-    def by_name(F: Any, x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+    def by_name(F: Any, x: Any, weight: Any, bias: Any, residual: Any, **options: Any) -> Any:
         if weight is None and bias is not None:  # the gradient of PyTorch's group_norm crashes on a bias alone
             weight = bias.detach() * 0 + 1
-        return getattr(F, f"{kind}_norm")(x, weight=weight, bias=bias, **options)
+        del options["activation"]
+        return after(F, getattr(F, f"{kind}_norm")(x, weight=weight, bias=bias, **options), residual)
 
+    arrays["residual"] = arrays["x"] if adds else None
     return Call(f"{kind}_norm", arrays, options, by_name, seed)
 
 

@@ -326,6 +326,8 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    residual: Any = None,
+    activation: Any = None,
 ) -> tuple[Any, ...]:
     y = np.zeros(x.shape)
     means = None if running_mean is None else np.array(running_mean, dtype=float)
@@ -344,7 +346,14 @@ def batch_norm(
             mean, variance = float(running_mean[channel]), float(running_var[channel])
         for index in places:
             y[index] = _scaled((x[index] - mean) / math.sqrt(variance + eps), weight, bias, channel)
-    return y, means, variances
+    return _finished(y, residual, activation), means, variances
+
+
+def _finished(y: np.ndarray, residual: Any, activation: Any) -> np.ndarray:
+    for index in np.ndindex(*y.shape):
+        value = float(y[index]) + (0.0 if residual is None else float(residual[index]))
+        y[index] = max(value, 0.0) if activation == "relu" else value
+    return y
 
 
 def _normalized(x: Any, weight: Any, bias: Any, eps: float, cell: Any, at: Any) -> np.ndarray:
@@ -359,14 +368,32 @@ def _normalized(x: Any, weight: Any, bias: Any, eps: float, cell: Any, at: Any) 
     return y
 
 
-def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
+def layer_norm(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: Any = None,
+) -> np.ndarray:
     lead = x.ndim - np.size(normalized_shape)
-    return _normalized(x, weight, bias, eps, lambda index: index[:lead], lambda index: index[lead:])
+    y = _normalized(x, weight, bias, eps, lambda index: index[:lead], lambda index: index[lead:])
+    return _finished(y, residual, activation)
 
 
-def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> np.ndarray:
+def group_norm(
+    x: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    residual: Any = None,
+    activation: Any = None,
+) -> np.ndarray:
     size = x.shape[1] // num_groups
-    return _normalized(x, weight, bias, eps, lambda index: (index[0], index[1] // size), lambda index: index[1])
+    y = _normalized(x, weight, bias, eps, lambda index: (index[0], index[1] // size), lambda index: index[1])
+    return _finished(y, residual, activation)
 
 
 def instance_norm(
@@ -378,6 +405,8 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    residual: Any = None,
+    activation: Any = None,
 ) -> tuple[Any, ...]:
     """Normalise each image as a batch of one; the new running statistics are the means of theirs."""
     parts = [
@@ -385,10 +414,11 @@ def instance_norm(
     ]
     if not parts:
         return np.zeros(x.shape), running_mean, running_var
-    y, means, variances = zip(*parts, strict=True)
+    images, means, variances = zip(*parts, strict=True)
+    y = _finished(np.concatenate(images), residual, activation)
     if running_mean is None:
-        return np.concatenate(y), None, None
-    return np.concatenate(y), _sum(means) / len(means), _sum(variances) / len(variances)
+        return y, None, None
+    return y, _sum(means) / len(means), _sum(variances) / len(variances)
 
 
 def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> np.ndarray:

@@ -193,12 +193,14 @@ def test_pytorch_has_a_function_for_every_op(name):
         y, _ = op.function(**arrays, **options)
         tensors = each(torch.from_numpy, arrays)
         x = [tensors.pop(key) for key in op.arrays if key in (op.arrays[0], "other")]
+        residual = tensors.pop("residual", None)
         taken = {key: value for key, value in options.items() if key not in ("rng", "activation")}
         try:
             theirs = twin.functions()[name](*(x[0] if isinstance(x[0], list) else x), **tensors, **taken)
         except UsageError as error:
             assert "for PyTorch, " in str(error)  # noqa: PT017
             continue
+        theirs = theirs if residual is None else theirs + residual
         theirs = theirs.relu() if options.get("activation") else theirs
         np.testing.assert_allclose(theirs.numpy(), y[0] if type(y) is tuple else y, rtol=1e-9, atol=1e-9)
         measured += 1

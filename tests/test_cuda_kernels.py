@@ -124,7 +124,7 @@ def test_infinite_inputs_leave_a_constant_norm_its_gradient() -> None:
     for context in (portable(np), emulated()):
         with context:
             _, backward = ops.batch_norm(x, 0 * ones, ones, ones, ones)
-            dx = backward(np.full((2, 2), 3, np.float32), (True, False, False, False, False))[0]
+            dx = backward(np.full((2, 2), 3, np.float32), (True, False, False, False, False, False))[0]
         np.testing.assert_allclose(dx, 3, rtol=1e-4)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from xcnn import ops, threads
 from xcnn._dispatch import portable
+from xcnn.ops.norm import norm_inference
 
 pytest.importorskip("numba")
 
@@ -68,3 +69,25 @@ def test_statistics_that_change_later_do_not_change_the_gradients() -> None:
     arrays["running_var"] += 1
     for actual, before in zip(backward(dy), wanted, strict=True):
         assert (actual is None and before is None) or np.array_equal(actual, before)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+@pytest.mark.parametrize(("adds", "activation"), [(False, None), (True, ("relu",)), (False, ("leaky_relu", 0.1))])
+def test_inference_is_the_norm_by_running_statistics(rank: int, adds: bool, activation: Any) -> None:
+    arrays, residual = draw((5, 3, *(4, 3, 2)[:rank]), np.float64)
+    mean, var, weight = arrays["running_mean"], arrays["running_var"], arrays["weight"]
+    for scale, shift in [(weight, arrays["bias"]), (weight, None), (None, arrays["bias"]), (None, None)]:
+        ours = norm_inference(np, arrays["x"], (mean, var, scale, shift, 0.1), residual if adds else None, activation)
+        (theirs, *_), _ = ops.batch_norm(
+            arrays["x"],
+            mean,
+            var,
+            scale,
+            shift,
+            False,
+            0.1,
+            0.1,
+            residual if adds else None,
+            activation,
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -184,6 +184,16 @@ BAD_CALLS: list[tuple[Call, type[XcnnError], str]] = [
         "weight must have shape (2,), which is normalized_shape, got (3,)",
     ),
     (call("group_norm", f(3), 1), ShapeError, "x must be (n, c, *sizes), got (3,)"),
+    *(
+        (call(name, f(3, 4, 2), *given, residual=f(3, 4, 1), **options), ShapeError, residual)
+        for residual in ["residual must have shape (3, 4, 2), that of x, got (3, 4, 1)"]
+        for name, given, options in [
+            ("batch_norm", (), {"training": True}),
+            ("instance_norm", (), {}),
+            ("layer_norm", (2,), {}),
+            ("group_norm", (2,), {}),
+        ]
+    ),
     (
         call("instance_norm", f(3, 4)),
         ShapeError,
@@ -556,7 +566,8 @@ def test_no_value_of_an_argument_gives_another_error_than_ours(op: Op, sample: S
                 y = y[0] if type(y) is tuple else y
                 backward(np.ones_like(y) if isinstance(y, np.ndarray | np.generic) else y)
             except XcnnError as error:
-                if not str(error).startswith((f"{op.name}: ", f"unknown {op.name} ")):
+                named = f"{op.name}: ", f"unknown {op.name} ", f"unknown activation of {op.name} "
+                if not str(error).startswith(named):
                     raise
             except Exception as error:
                 raise AssertionError(f"{op.name}: {name}={value!r} gives {error!r}") from error

@@ -170,15 +170,17 @@ def gates(example: Example) -> Scales:
 def _norm(
     example: Example, view: tuple[int, ...], axes: tuple[int, ...], weights: tuple[int, ...], constant: bool = False
 ) -> Scales:
-    """Return S and K of `y = (x - mean) * rstd * weight + bias` on a view of x.
+    """Return S and K of `y = (x - mean) * rstd * weight + bias + residual` on a view of x, also with an activation.
 
     With `a = (|x| + mean |x|) * rstd`, the centred number before cancellation, S of y is
-    `a |weight| max(1, mean(a^2)) + |bias|`: the variance is a mean of squares of centred numbers, and the error of each
-    of these is `eps * a`. With `constant`, the statistics are the running ones.
+    `a |weight| max(1, mean(a^2)) + |bias| + |residual|`: the variance is a mean of squares of centred numbers, and the
+    error of each of these is `eps * a`. With `constant`, the statistics are the running ones.
     """
     weight, bias = (example.arrays[name] for name in ("weight", "bias"))
     w = 1.0 if weight is None else np.abs(np.reshape(weight, weights))
     b = 0.0 if bias is None else np.abs(np.reshape(bias, weights))
+    added = example.arrays.get("residual")
+    r = 0.0 if added is None else np.abs(np.reshape(added, view))
     x, dy = np.reshape(example.arrays["x"], view), np.reshape(np.abs(example.dy), view)
 
     def mean(array: Any) -> Any:
@@ -201,12 +203,13 @@ def _norm(
         return None if gradient is None else Scale(np.reshape(np.sum(terms, axis=shared), gradient.shape), rows)
 
     shape = example.arrays["x"].shape
-    dweight, dbias = example.gradients[-2:]
-    return [Scale(np.reshape(a * w * spread + b, shape), count)], [
+    dweight, dbias, dresidual = example.gradients[-3:]
+    return [Scale(np.reshape(a * w * spread + b + r, shape), count)], [
         Scale(np.reshape(dx, shape), count),
-        *[None] * (len(example.gradients) - 3),
+        *[None] * (len(example.gradients) - 4),
         parameter(dweight, dy * a * spread),
         parameter(dbias, dy),
+        None if dresidual is None else Scale(np.abs(example.dy)),
     ]
 
 

@@ -75,10 +75,12 @@ class Layer(Module):
         Returns
         -------
         op : the name of the op in `ops.OPS`.
-        slots : the other array arguments by name: parameters, buffers, or None for one that is left out.
+        slots : the other array arguments by name: parameters, buffers, or None for one that is left out. `residual` is
+            not among them unless the layer has one.
         options : the options by name, without those that only `forward` sets.
         """
-        slots = {name: self._slot(name) for name in self._slots}
+        found = {name: self._slot(name) for name in self._slots}
+        slots = {name: slot for name, slot in found.items() if slot is not None or name != "residual"}
         given = {name: getattr(self, name, default) for name, default in self._options.items()}
         options = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
         return self._op.__name__, slots, options

@@ -128,9 +128,11 @@ def norm(
     eps: float,
     view: Any,
     given: tuple[np.ndarray, np.ndarray] | None = None,
+    residual: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None,
 ) -> Any:
     """Normalise channels of several pixels over a batch; other groups are left to the portable code."""
-    if view.axes != (0, 2) or view.shape[2] == 1 or not supports(x):
+    if view.axes != (0, 2) or view.shape[2] == 1 or not supports(x) or residual is not None or activation is not None:
         return NotImplemented
     dtype, shape, c = x.dtype, view.shape, view.shape[1]
     none, has_bias, constant = np.empty(0, dtype), bias is not None, given is not None
@@ -164,6 +166,6 @@ def norm(
             used = np.empty((2, 0)) if constant else sums
             share(_input_gradient, 3 * x.size, rows, gradients, mean, rstd, factor, used, dx.reshape(shape))
         dweight = (sums[1] * rstd).astype(dtype) if wants_weight else None
-        return dx, dweight, sums[0].astype(dtype) if wants_bias else None
+        return dx, dweight, sums[0].astype(dtype) if wants_bias else None, None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)

@@ -25,10 +25,17 @@ def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
 
 @kernel(namespace)
 def norm(
-    x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, given: tuple[Any, Any] | None = None
+    x: Any,
+    weight: Any | None,
+    bias: Any | None,
+    eps: float,
+    view: Any,
+    given: tuple[Any, Any] | None = None,
+    residual: Any | None = None,
+    activation: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Normalise channels over a batch; other groups are left to the portable code."""
-    if view.axes != (0, 2) or not supports(x):
+    """Normalise channels over a batch; other groups, residuals and activations are left to the portable code."""
+    if view.axes != (0, 2) or not supports(x) or residual is not None or activation is not None:
         return NotImplemented
     n, c, pixels = view.shape
     has_bias, constant, dtype, rank = bias is not None, given is not None, x.dtype, max(1, x.ndim - 2)
@@ -63,7 +70,7 @@ def norm(
             factors = mean, rstd, weight, *((None, None) if constant else (slope, shift))
             launch("input_gradient", x.size, *laid, *gradients, *factors, *target, n, c, pixels)
             dx = target.array.reshape(x.shape) if x.ndim == 2 else target.array
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
 
