@@ -140,6 +140,7 @@ def bench(
     )
     results: list[room.Result] = []
     failed: list[room.Failed] = []
+    told: set[tuple[room.Contestant, str]] = set()
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")
         result = next(running)
@@ -159,6 +160,9 @@ def bench(
             continue
         results.append(result)
         for dropped in result.dropped:
+            if (dropped.contestant, dropped.reason) in told:
+                continue
+            told.add((dropped.contestant, dropped.reason))
             note(f"{dropped.contestant} is left out: {dropped.reason}")
         busy = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
         if busy:

@@ -15,7 +15,7 @@ from typing import Any
 
 from xcnn._check import integer, number
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import ONLY, PEERS, YARDSTICKS, Contestant
+from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
@@ -235,13 +235,10 @@ def _run(
     case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool, goes_on: bool
 ) -> Result:
     case = case.fitted() if case.mode == "train" else case
-    unable = [
-        Dropped(one, f"it runs {ONLY[one.name]} only") for one in entered if ONLY.get(one.name, case.mode) != case.mode
-    ]
+    reasons = {one: refusal(one, case) for one in entered}
+    unable = [Dropped(one, reason) for one, reason in reasons.items() if reason]
     with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(Worker(one, case)) for one in entered if ONLY.get(one.name, case.mode) == case.mode
-        ]
+        workers = [stack.enter_context(Worker(one, case)) for one, reason in reasons.items() if not reason]
         first, dropped = _begin(workers, goes_on)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in first}
         for number in range(rounds):

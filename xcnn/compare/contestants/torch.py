@@ -11,7 +11,6 @@ from xcnn.compare.case import MOMENTUM, Case
 from xcnn.compare.contestants import Step
 from xcnn.compare.contestants.twin import twin
 from xcnn.devices import device as open_device
-from xcnn.errors import UsageError
 
 __all__ = ["opened"]
 
@@ -41,10 +40,8 @@ _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     import torch
 
-    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
-    order = orders.get(1 + len(case.shape)) if layout == "channels_last" else torch.contiguous_format
-    if order is None:
-        raise UsageError(f"PyTorch has no channels_last for images of shape {case.shape}")
+    last = torch.channels_last if len(case.shape) == 3 else torch.channels_last_3d
+    order = last if layout == "channels_last" else torch.contiguous_format
     x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
     model, x = twin(case.network()).to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")
