@@ -1,6 +1,7 @@
 """`xcnn bench`: tables, JSON, pictures, and requests that are refused."""
 
 import functools
+import importlib
 import importlib.util
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcnn import compare, plots
+from xcnn import compare, models, nn, plots
 from xcnn.cli import _console
 
 QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
@@ -105,6 +106,57 @@ def test_several_batches_and_sizes(xcnn):
     }  # fmt: skip
 
 
+def test_random_networks(xcnn):
+    pytest.importorskip("torch")
+    argv = ("--against", "torch", "--ways", "NCHW", "-b", "2", *QUICK[4:])
+    code, out, err = xcnn("--random", 30, "--only", "22,3", *argv)
+    assert code == 0
+    table, worst = ([line.split() for line in half.splitlines() if line.startswith("random-0-")]
+                    for half in out.split("the lowest ratios"))  # fmt: skip
+    assert [row[0] for row in table] == ["random-0-22", "random-0-3"]
+    ratios = [float(row[3]) for row in worst]
+    assert len(ratios) == 2
+    assert ratios == sorted(ratios)
+    assert f"lowest {ratios[0]:.2f} ({worst[0][0]}, batch 2)" in out
+    assert "random-0-3, batch 2, train (2 of 2)" in err
+
+
+def test_random_networks_are_shown(xcnn):
+    code, out, _ = xcnn("--random", 3, "--seed", 5, "--show")
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines()[::2]] == ["random-5-0", "random-5-1", "random-5-2"]
+    code, out, _ = xcnn("--random", 3, "--seed", 5, "--only", "1", "--show", "--json")
+    assert code == 0
+    (line,) = map(json.loads, out.splitlines())
+    entry = models.entry("random-5-1")
+    assert (line["model"], line["shape"], line["classes"]) == ("random-5-1", list(entry.shape), entry.classes)
+    assert line["layers"] == models.sketch(models.build("random-5-1", seed=None))
+
+
+def test_a_random_network_that_fails_does_not_stop_the_others(xcnn, monkeypatch):
+    def fitted(case):
+        if case.model == "random-0-3":
+            raise ZeroDivisionError("in a kernel")
+        return case
+
+    monkeypatch.setattr(compare.Case, "fitted", fitted)
+    code, out, err = xcnn("--random", 30, "--only", "3,22", "-b", "2", *QUICK[4:], "--json")
+    assert code == 1
+    _, failed, speed = map(json.loads, out.splitlines())
+    reason = {"reason": "ZeroDivisionError: in a kernel"}
+    assert failed == {"kind": "failed", "model": "random-0-3", "batch": 2, "mode": "train"} | reason
+    assert speed["model"] == "random-0-22"
+    assert "random-0-3, batch 2, train is left out: ZeroDivisionError: in a kernel" in err
+
+
+def test_large_batches_of_random_networks_are_halved(xcnn, monkeypatch):
+    each = nn.summary(models.build("random-0-22"), models.entry("random-0-22").shape).total.kept
+    monkeypatch.setattr(importlib.import_module("xcnn.cli.bench"), "KEPT", 3 * each)
+    code, out, _ = xcnn("--random", 30, "--only", "22", "-b", "2,4,16", *QUICK[4:], "--json")
+    assert code == 0
+    assert [json.loads(line)["batch"] for line in out.splitlines()[1:]] == [2]
+
+
 def test_means_in_json(xcnn):
     pytest.importorskip("torch")
     code, out, _ = xcnn("--models", "report,lenet5", *QUICK[2:], "--against", "torch", "--json")
@@ -136,6 +188,12 @@ def test_means_in_json(xcnn):
         (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
         (["--seconds", "0"], "seconds must be a number in (0, inf), got 0"),
         (["--models", ","], "name at least one model"),
+        (["--random", "-1"], "random must be an integer of at least 1, got -1"),
+        (["--random", "3", "--seed", "-1"], "seed must be an integer of at least 0, got -1"),
+        (["--random", "3", "--only", "3"], "--only takes numbers below random, 3, got '3'"),
+        (["--random", "3", "--only", "1-x"], "--only takes numbers and ranges separated by commas, got '1-x'"),
+        (["--only", "1"], "--only selects random networks; pass random, the number of networks"),
+        (["--show"], "--show prints random networks; pass random, the number of networks"),
     ],
 )
 def test_invalid_requests_are_refused(xcnn, argv, message):

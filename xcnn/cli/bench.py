@@ -1,30 +1,48 @@
 """`xcnn bench`."""
 
-import dataclasses
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn.cli._console import check_writable, note, print_json, print_line, print_table, split_names
+from xcnn._check import integer
+from xcnn.cli._console import check_writable, note, print_json, print_line, split_names
+from xcnn.cli._speed import (
+    DISTURBED,
+    lost,
+    print_growths,
+    print_lines,
+    print_machine,
+    print_means,
+    print_profile,
+    print_results,
+    print_worst,
+    timings,
+)
 from xcnn.devices import device
 from xcnn.errors import UsageError
+from xcnn.models import build, draw, drawn_name, sketch
 from xcnn.threads import get_num_threads
 
-__all__ = ["DISTURBED", "bench"]
+__all__ = ["KEPT", "WORST", "bench"]
 
-DISTURBED = 0.05
-"""The share of its time that a contestant may wait for a core before its timings count as unreliable."""
+KEPT = 2**30
+"""The most bytes that a drawn network may keep for its backward pass; larger batches are halved."""
+
+WORST = 10
+"""The number of cells with the lowest ratios that are printed after random networks."""
 
 
 def bench(
     *,
     models: str = "report,lenet5,mnist_cnn,vgg_small",
+    random: Annotated[int, Parameter(show_default=False)] = 0,
+    seed: int = 0,
+    only: Annotated[str, Parameter(show_default=False)] = "",
+    show: Annotated[bool, Parameter(negative=())] = False,
     batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
     sizes: Annotated[str, Parameter(show_default=False)] = "",
     mode: str = "train",
@@ -48,7 +66,19 @@ def bench(
     Parameters
     ----------
     models
-        networks, separated by commas; see `xcnn models`.
+        networks, separated by commas; see `xcnn models`. `random-S-I` is the network number I of the seed S; see
+        `--random`.
+    random
+        measure this number of random networks in place of `--models`: plain ones, and such as VGG, ResNet, MobileNet,
+        ConvNeXt, DenseNet, Inception and U-Net, for signals, images and volumes. Batches that take too much memory are
+        halved. A network that cannot be measured is reported, and the others go on.
+    seed
+        seed of the random networks; the same seed gives the same networks.
+    only
+        numbers of the random networks to measure, such as 7 or 0-9,15; by default all. A long measurement can be done
+        in parts.
+    show
+        print the random networks instead of measuring them.
     batch_sizes
         images per step, separated by commas.
     sizes
@@ -81,22 +111,27 @@ def bench(
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if mode == "both" else (mode,)
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
+    drawn = _drawn(random, seed, only)
+    if show:
+        return _show(seed, drawn, json)
     cases = [
         room.Case(model, batch, one, threads, size=edge)
         for one in modes
-        for model in split_names(models)
+        for model in ([drawn_name(seed, index) for index in drawn] if random else split_names(models))
         for batch in _numbers("batch_sizes", batch_sizes)
         for edge in edges
     ]
     if not cases or not ours:
         raise UsageError("bench: name at least one model, one batch size and one device")
+    if random:
+        cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
     contestants = room.contestants(ours, peers, split_names(ways))
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, contestants, rounds, seconds, profile)
+    running = room.bench(cases, contestants, rounds, seconds, profile, goes_on=random > 0)
     cores = f"{threads} thread{'s' * (threads > 1)}"
-    _print_machine(
+    print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
         room.describe(ours),
         cores,
@@ -104,32 +139,93 @@ def bench(
         json,
     )
     results: list[room.Result] = []
+    failed: list[room.Failed] = []
+    told: set[tuple[room.Contestant, str]] = set()
     for number, case in enumerate(cases, 1):
         note(f"{case} ({number} of {len(cases)})")
         result = next(running)
+        if isinstance(result, room.Failed):
+            failed.append(result)
+            note(f"{case} is left out: {result.reason}")
+            if json:
+                print_json(
+                    {
+                        "kind": "failed",
+                        "model": case.model,
+                        "batch": case.batch,
+                        "mode": case.mode,
+                        "reason": result.reason,
+                    }
+                )
+            continue
         results.append(result)
         for dropped in result.dropped:
+            if (dropped.contestant, dropped.reason) in told:
+                continue
+            told.add((dropped.contestant, dropped.reason))
             note(f"{dropped.contestant} is left out: {dropped.reason}")
-        lost = [f"{one.contestant} {_lost(one):.0%}" for one in _timings(result) if _lost(one) > DISTURBED]
-        if lost:
-            note(f"other programs use the cores; time spent waiting for one: {', '.join(lost)}")
+        busy = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
+        if busy:
+            note(f"other programs use the cores; time spent waiting for one: {', '.join(busy)}")
         if json:
-            _print_lines(result)
+            print_lines(result)
     for one in modes:
         chosen = [result for result in results if result.case.mode == one]
-        if not json:
-            _print_results(one, chosen)
-        _print_means(one, chosen, json)
-        _print_growths(chosen, json)
+        if not json and chosen:
+            print_results(one, chosen)
+        print_means(chosen, json)
+        if not random:
+            print_growths(chosen, json)
     if profile and not json:
         for timing, case in ((timing, result.case) for result in results for timing in result.ours):
-            _print_profile(timing, case)
+            print_profile(timing, case)
+    if random and not json:
+        print_worst(results, WORST)
     if plot is not None:
         rows = {
-            str(result.case): {str(one.contestant): (one.images_per_second, *one.quartiles) for one in _timings(result)}
+            str(result.case): {str(one.contestant): (one.images_per_second, *one.quartiles) for one in timings(result)}
             for result in results
         }
         note(f"picture: {plots.speeds(rows, plot, cores)}")
+    return int(bool(failed))
+
+
+def _drawn(random: int, seed: int, only: str) -> list[int]:
+    """Return the numbers of the random networks to measure."""
+    if not random:
+        if only:
+            raise UsageError("only selects random networks; pass random, the number of networks", setting="only")
+        return []
+    integer("bench", "random", random)
+    integer("bench", "seed", seed, 0)
+    found: list[int] = []
+    for part in split_names(only) or [f"0-{random - 1}"]:
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise UsageError(f"only takes numbers and ranges separated by commas, got {only!r}", setting="only")
+        found += range(int(first), int(last or first) + 1)
+    if not all(index < random for index in found):
+        raise UsageError(f"only takes numbers below random, {random}, got {only!r}", setting="only")
+    return list(dict.fromkeys(found))
+
+
+def _show(seed: int, indices: Sequence[int], as_json: bool) -> int:
+    """Print random networks."""
+    if not indices:
+        raise UsageError("show prints random networks; pass random, the number of networks", setting="show")
+    for index in indices:
+        name, drawn = drawn_name(seed, index), draw(seed, index)
+        network = build(name, seed=None)
+        parameters = sum(parameter.data.size for parameter in network.parameters())
+        if as_json:
+            facts = {"shape": drawn.shape, "classes": drawn.classes, "parameters": parameters}
+            work = {"multiply_adds": drawn.multiply_adds, "summary": drawn.summary, "layers": sketch(network)}
+            print_json({"model": name, **facts, **work})
+            continue
+        sizes = f"{'x'.join(map(str, drawn.shape))} to {drawn.classes}"
+        work_text = f"{parameters:,} parameters, {drawn.multiply_adds / 1e6:.2f} million multiply-adds"
+        print_line(f"{name}: {drawn.summary}; {sizes}; {work_text}")
+        print_line(f"    {sketch(network)}")
     return 0
 
 
@@ -138,197 +234,3 @@ def _numbers(setting: str, text: str) -> list[int]:
         return [int(name) for name in split_names(text)]
     except ValueError:
         raise UsageError(f"{setting} takes integers separated by commas, got {text!r}", setting=setting) from None
-
-
-def _timings(result: room.Result) -> list[room.Timing]:
-    return [*result.ours, *result.peers]
-
-
-def _lost(timing: room.Timing) -> float:
-    return timing.waited or 0.0
-
-
-_TF32 = {
-    False: "off on both sides",
-    True: "on for {ours} (CUPY_TF32), off for its peers and the matrix product of of-peak",
-    None: "as its library sets it for {ours}, off for its peers",
-}
-
-
-def _print_machine(
-    machine: dict[str, Any], gpus: Sequence[dict[str, Any]], cores: str, threads: int, as_json: bool
-) -> None:
-    """Print the machine, the GPUs and the versions."""
-    machine["versions"] |= {gpu["library"]: gpu["version"] for gpu in gpus if gpu["version"]}
-    if as_json:
-        print_json({"kind": "machine", **machine, "threads": threads} | ({"gpus": list(gpus)} if gpus else {}))
-        return
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    print_line(f"{machine['cpu'] or 'unknown processor'}, {cores} of {machine['cores']} cores; {versions}")
-    for gpu in gpus:
-        tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
-        name, driver = gpu["name"] or "unknown GPU", gpu["driver"] or "unknown"
-        print_line(f"{gpu['device']}: {name}, driver {driver}; TF32 {tf32}")
-
-
-def _print_lines(result: room.Result) -> None:
-    """Print a JSON line per contestant, and per row of its profile."""
-    case = {name: getattr(result.case, name) for name in ("mode", "model", "batch", "shape")}
-    for timing in _timings(result):
-        who = _who(timing.contestant)
-        figures = {
-            "images_per_second": timing.images_per_second,
-            "quartiles": timing.quartiles,
-            "rounds": timing.rounds,
-            "first": timing.first,
-            "memory": timing.memory,
-            "waited": timing.waited,
-            "gflops": result.flops / timing.seconds / 1e9,
-            "peak_share": result.share(timing, "sgemm"),
-            "copy_share": result.share(timing, "copy"),
-            "rates": result.rates.get(timing.contestant.hardware, {}),
-            "launches": dataclasses.asdict(timing.launches),
-        }
-        if timing in result.ours:
-            figures["ratios"] = {str(peer.contestant): timing.ratio(peer) for peer in result.rivals(timing)}
-            if best := result.best(timing):
-                figures |= {"best_peer": str(best.contestant), "ratio": timing.ratio(best)}
-        print_json({"kind": "speed", **case, **who, **figures})
-        for row in timing.profile:
-            print_json({"kind": "profile", **case, **who, **dataclasses.asdict(row)})
-    for one in result.dropped:
-        print_json({"kind": "dropped", **case, **_who(one.contestant), "reason": one.reason})
-
-
-def _who(contestant: room.Contestant) -> dict[str, str]:
-    return {"contestant": contestant.name, "variant": contestant.variant, "hardware": contestant.hardware}
-
-
-_YARDSTICKS = {
-    "sgemm": "a large matrix product does {:,.0f} GFLOP/s, without TF32",
-    "copy": "a large copy reads and writes {:,.0f} GB/s",
-}
-"""Sentences on the yardsticks of a GPU."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """A column of the table: name, format, value and meaning, when it is shown, and whether peers have a value too."""
-
-    name: str
-    form: str
-    value: Callable[[room.Result, room.Timing], Any]
-    meaning: str = ""
-    when: str = ""
-    theirs: bool = False
-
-    def cell(self, result: room.Result, timing: room.Timing) -> str:
-        value = self.value(result, timing)
-        return "-" if value is None else self.form.format(value)
-
-
-_MEMORY = "growth of the process (on a GPU: of the library's memory pool) since before the first step"
-_COPY = "share of the speed of a large copy, by the bytes that layers have to move"
-_COLUMNS = (
-    _Column("device", "{}", lambda result, one: one.contestant.variant, when="several"),
-    _Column("images/s", "{:,.0f}", lambda result, one: one.images_per_second, theirs=True),
-    _Column("spread", "{:.0%}", lambda result, one: one.spread, "half the distance between the quartiles", theirs=True),
-    _Column("GFLOP/s", "{:.1f}", lambda result, one: result.flops / one.seconds / 1e9),
-    _Column(
-        "of-peak", "{:.0%}", lambda result, one: result.share(one, "sgemm"), "share of a large matrix product's speed"
-    ),
-    _Column("of-copy", "{:.0%}", lambda result, one: result.share(one, "copy"), _COPY, "gpu"),
-    _Column(
-        "launches", "{:,.0f}", lambda result, one: one.launches.kernels, "of kernels or graphs per step", "gpu", True
-    ),
-    _Column("copies", "{:,.0f}", lambda result, one: one.launches.copies, "and fills of memory per step", "gpu", True),
-    _Column("memory", "{:.1f} MiB", lambda result, one: one.memory and one.memory / 2**20, _MEMORY, theirs=True),
-    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step"),
-)
-
-
-def _print_results(mode: str, results: Sequence[room.Result]) -> None:
-    rates = {place: rate for result in results for place, rate in result.rates.items() if place != room.CPU}
-    facts = {"": True, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
-    ours = [column for column in _COLUMNS if facts[column.when]]
-    theirs = [column for column in ours if column.theirs and any(result.peers for result in results)]
-    libraries = list(dict.fromkeys(peer.contestant.name for result in results for peer in result.peers))
-    shown = libraries if len(libraries) > 1 else []
-    rows = []
-    for result in results:
-        for timing in result.ours:
-            row = [result.case.named, str(result.case.batch), *(column.cell(result, timing) for column in ours)]
-            if best := result.best(timing):
-                each = (result.best(timing, library) for library in shown)
-                row += [f"{timing.ratio(one):.2f}" if one else "-" for one in (*each, best)]
-                row.append(str(best.contestant))
-                row += [column.cell(result, best) for column in theirs]
-            rows.append(tuple(row))
-    columns = ["model", "batch", *(column.name for column in ours)]
-    columns += (
-        [*(f"to {library}" for library in shown), "ratio", "best peer", *(column.name for column in theirs)]
-        if theirs
-        else []
-    )
-    meanings = [f"{column.name}: {column.meaning}" for column in ours if column.meaning]
-    title = "; ".join([f"{mode}: medians over the rounds", *meanings])
-    print_table(
-        *columns, rows=rows, right={*columns} - {"model", "device", "best peer"}, title=title, gap=True, fold=False
-    )
-    for place, rate in rates.items():
-        text = "; ".join(_YARDSTICKS[name].format(number / 1e9) for name, number in rate.items())
-        print_line(f"{place}: {text}", gap=True)
-    timings = [timing for result in results for timing in _timings(result)]
-    for reason in dict.fromkeys(timing.launches.missing for timing in timings if timing.launches.missing):
-        print_line(f"launches not counted: {reason}", gap=True)
-    lost = max(map(_lost, timings), default=0.0)
-    if lost > DISTURBED:
-        text = f"not reliable: a contestant waited up to {lost:.0%} of its time for cores that other programs used"
-        print_line(text, gap=True)
-
-
-def _print_means(mode: str, results: Sequence[room.Result], as_json: bool) -> None:
-    """Print the geometric mean and the lowest of the ratios to the best peer, for each device."""
-    ratios: dict[str, dict[str, float]] = {}
-    for result in results:
-        for timing in result.ours:
-            if best := result.best(timing):
-                of = f"{result.case.named}, batch {result.case.batch}"
-                ratios.setdefault(timing.contestant.variant, {})[of] = timing.ratio(best)
-    for name, found in ratios.items():
-        mean, lowest = statistics.geometric_mean(found.values()), min(found, key=found.__getitem__)
-        if as_json:
-            line = {"kind": "mean", "mode": mode, "device": name, "geometric_mean": mean}
-            print_json(line | {"lowest": found[lowest], "lowest_of": lowest})
-        else:
-            text = f"geometric mean of the ratios {mean:.2f}, lowest {found[lowest]:.2f} ({lowest})"
-            print_line(f"{mode} on {name}: {text}", gap=True)
-
-
-def _print_growths(results: Sequence[room.Result], as_json: bool) -> None:
-    """Print how the time per image grows with the batch, and that per pixel with the image, if there are several."""
-    for number, growth in enumerate(room.growths(results)):
-        if as_json:
-            print_json({"kind": "growth", **dataclasses.asdict(growth)})
-        else:
-            what = f"{growth.smallest} to {growth.largest}"
-            span = f"batch {what}" if growth.unit == "image" else f"{what} pixels square"
-            times = f"time per {growth.unit} at most {growth.factor:.2f} times its least"
-            print_line(f"{growth.cases} on {growth.device}: {times}, {span}", gap=not number)
-
-
-def _print_profile(timing: room.Timing, case: room.Case) -> None:
-    forward, backward = (math.fsum(getattr(row, way) for row in timing.profile) for way in ("forward", "backward"))
-    rows: list[tuple[str, ...]] = []
-    for row in timing.profile:
-        both = row.forward + row.backward
-        speed = f"{row.flops / both / 1e9:.1f}" if row.flops and both else ""
-        rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
-    rows.append(("", "all", _milli(forward), _milli(backward), "", ""))
-    title = f"{case}, {timing.contestant}: milliseconds of a step, medians"
-    figures = ("forward", "backward", "share", "GFLOP/s")
-    print_table("layer", "what", *figures, rows=rows, right=figures, title=title, gap=True, fold=False)
-
-
-def _milli(seconds: float) -> str:
-    return f"{1e3 * seconds:.3f}" if seconds else ""

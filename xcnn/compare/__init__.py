@@ -3,7 +3,7 @@
 `bench` compares speed and memory with other libraries.
 """
 
-from xcnn.compare.bench import Dropped, Growth, Result, Timing, bench, contestants, growths, speed
+from xcnn.compare.bench import Dropped, Failed, Growth, Result, Timing, bench, contestants, growths, speed
 from xcnn.compare.budget import BUDGETS, WIDE, Budget, Error
 from xcnn.compare.case import MODES, Case
 from xcnn.compare.contestants import PEERS, Contestant
@@ -15,10 +15,12 @@ from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors, op_name
 from xcnn.compare.steps import PARTING, RANDOM, batches, distances, per_pixel
+from xcnn.compare.sweep import BOUNDS, Mean, means, worst
 from xcnn.compare.worker import SpeedError
 from xcnn.machine import machine
 
 __all__ = [
+    "BOUNDS",
     "BUDGETS",
     "CPU",
     "MODES",
@@ -34,8 +36,10 @@ __all__ = [
     "Contestant",
     "Dropped",
     "Error",
+    "Failed",
     "Finding",
     "Growth",
+    "Mean",
     "Opened",
     "Pair",
     "Result",
@@ -53,6 +57,7 @@ __all__ = [
     "layer_errors",
     "machine",
     "markdown",
+    "means",
     "nearest",
     "network_errors",
     "op_errors",
@@ -60,4 +65,5 @@ __all__ = [
     "open_file",
     "per_pixel",
     "speed",
+    "worst",
 ]

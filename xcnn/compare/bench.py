@@ -6,6 +6,7 @@ median over the rounds counts.
 
 import contextlib
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +15,15 @@ from typing import Any
 
 from xcnn._check import integer, number
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import ONLY, PEERS, YARDSTICKS, Contestant
+from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
 from xcnn.compare.profile import Row
 from xcnn.compare.worker import SpeedError, Worker
 from xcnn.devices import LIBRARIES
-from xcnn.errors import UsageError, unknown
+from xcnn.errors import UsageError, XcnnError, unknown
 
-__all__ = ["SETTLE", "Dropped", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
+__all__ = ["SETTLE", "Dropped", "Failed", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
 
 SETTLE = 0.03
 """Seconds between two turns. Threads spin for a while after their work, and must sleep before the next turn."""
@@ -90,6 +91,14 @@ class Dropped:
     """A contestant that fails here, and the reason in one line."""
 
     contestant: Contestant
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A case that cannot be measured, and the reason in one line."""
+
+    case: Case
     reason: str
 
 
@@ -175,8 +184,13 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
 
 
 def bench(
-    cases: Sequence[Case], entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool = False
-) -> Iterator[Result]:
+    cases: Sequence[Case],
+    entered: Sequence[Contestant],
+    rounds: int,
+    seconds: float,
+    profiled: bool = False,
+    goes_on: bool = False,
+) -> Iterator[Result | Failed]:
     """Run one case after another, and yield the result of each.
 
     Parameters
@@ -186,6 +200,8 @@ def bench(
     rounds : number of turns of each contestant.
     seconds : approximate length of a turn; a turn has at least one step.
     profiled : whether to profile xcnn layer by layer after the rounds, for as long as the rounds took.
+    goes_on : whether a case in which xcnn fails yields `Failed`, and one in which all peers fail a result without any;
+        otherwise these raise SpeedError.
 
     Raises
     ------
@@ -203,23 +219,37 @@ def bench(
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
     yardsticks = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
-    return (_run(case, [*entered, *yardsticks], rounds, seconds, profiled) for case in cases)
+    settings = [*entered, *yardsticks], rounds, seconds, profiled, goes_on
+    return (_tried(case, *settings) if goes_on else _run(case, *settings) for case in cases)
 
 
-def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool) -> Result:
+def _tried(case: Case, *settings: Any) -> Result | Failed:
+    try:
+        return _run(case, *settings)
+    except Exception as error:  # of any kind, as the case may run into an error of the library
+        reason = " ".join(str(error).split())
+        return Failed(case, reason if isinstance(error, XcnnError) else f"{type(error).__name__}: {reason}")
+
+
+def _run(
+    case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool, goes_on: bool
+) -> Result:
     case = case.fitted() if case.mode == "train" else case
-    unable = [
-        Dropped(one, f"it runs {ONLY[one.name]} only") for one in entered if ONLY.get(one.name, case.mode) != case.mode
-    ]
+    reasons = {one: refusal(one, case) for one in entered}
+    unable = [Dropped(one, reason) for one, reason in reasons.items() if reason]
     with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(Worker(one, case)) for one in entered if ONLY.get(one.name, case.mode) == case.mode
-        ]
-        first, dropped = _begin(workers)
+        workers = [stack.enter_context(Worker(one, case)) for one, reason in reasons.items() if not reason]
+        first, dropped = _begin(workers, goes_on)
         turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in first}
         for number in range(rounds):
-            for worker in turns if number % 2 == 0 else reversed(turns):  # so that drift favours no contestant
-                turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
+            for worker in [*turns][:: 1 if number % 2 == 0 else -1]:  # so that drift favours no contestant
+                try:
+                    turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
+                except SpeedError as error:
+                    if not goes_on or worker.contestant.name == "xcnn":
+                        raise
+                    del turns[worker]
+                    dropped.append(Dropped(worker.contestant, str(error)))
         timings = [_timing(one, first[one], turns[one], rounds * seconds if profiled else 0.0) for one in turns]
     rates: dict[str, dict[str, float]] = {}
     for timing in timings:
@@ -247,7 +277,7 @@ def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | N
     return Timing(one, worker.case.batch, first, tuple(time for time, _ in turns), memory, waited, profile, calls)
 
 
-def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped]]:
+def _begin(workers: Sequence[Worker], goes_on: bool) -> tuple[dict[Worker, float], list[Dropped]]:
     """Run the first step of each worker; return the seconds of those that succeed, and the contestants that fail."""
     first: dict[Worker, float] = {}
     dropped: dict[Worker, Dropped] = {}
@@ -264,7 +294,7 @@ def _begin(workers: Sequence[Worker]) -> tuple[dict[Worker, float], list[Dropped
                 dropped[worker] = Dropped(worker.contestant, str(error))
         left = {worker.contestant.hardware for worker in first if worker.contestant.name in PEERS}
         for one in dropped.values():
-            if one.contestant.name in PEERS and one.contestant.hardware not in left:
+            if one.contestant.name in PEERS and one.contestant.hardware not in left and not goes_on:
                 raise SpeedError(f"bench: no peer is left on {one.contestant.hardware}: {one.reason}")
     return first, list(dropped.values())
 
@@ -317,12 +347,12 @@ def growths(results: Iterable[Result]) -> list[Growth]:
     """Compare the results that differ in batch size only, and those that differ in image size only."""
     groups: dict[tuple[str, str, str], dict[int, float]] = {}
     for result in results:
-        case, (_, height, width) = result.case, result.case.shape
+        case, sizes = result.case, result.case.shape[1:]
         for timing in result.ours:
             device, cost = timing.contestant.variant, timing.seconds / timing.batch
             groups.setdefault((f"{case.named}, {case.mode}", device, "image"), {})[case.batch] = cost
             alike = f"{case.model}, batch {case.batch}, {case.mode}"
-            groups.setdefault((alike, device, "pixel"), {})[height] = cost / (height * width)
+            groups.setdefault((alike, device, "pixel"), {})[sizes[0]] = cost / math.prod(sizes)
     return [
         Growth(*group, min(costs), max(costs), max(costs.values()) / min(costs.values()))
         for group, costs in groups.items()

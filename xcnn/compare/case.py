@@ -34,9 +34,9 @@ class Case:
     lr : learning rate. The default is so small that the weights stay the same and all steps take the same work. A
         network that has learned its only batch has no gradient, and momentum then decays to subnormal numbers, which
         are slow on some processors.
-    size : height and width of the images, if they differ from those of `images`.
-    images : shape (c, h, w) of an image; by default that of `models.MODELS`.
-    classes : number of scores per image; by default that of `models.MODELS`.
+    size : size of the images along all axes, if it differs from those of `images`.
+    images : shape (c, h, w) of an image; by default that of the model's entry.
+    classes : number of scores per image; by default that of the model's entry.
     pixels : sizes of the maps of scores, one label each; () for scores of whole images. See `fitted`.
     dtype : dtype of images, weights and arithmetic. Peers support float32 only.
 
@@ -52,7 +52,7 @@ class Case:
     threads: int
     lr: float = 1e-9
     size: int | None = None
-    images: tuple[int, int, int] | None = None
+    images: tuple[int, ...] | None = None
     classes: int | None = None
     pixels: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -72,13 +72,13 @@ class Case:
     @property
     def named(self) -> str:
         """The model, with the size of the images if that is not the default."""
-        return self.model if self.size is None else f"{self.model} at {self.size}x{self.size}"
+        return self.model if self.size is None else f"{self.model} at {'x'.join(map(str, self.shape[1:]))}"
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images."""
-        channels, height, width = self.images or models.entry(self.model).shape
-        return channels, self.size or height, self.size or width
+    def shape(self) -> tuple[int, ...]:
+        """Channels and sizes of the images, such as height and width."""
+        channels, *sizes = self.images or models.entry(self.model).shape
+        return channels, *(self.size or size for size in sizes)
 
     def network(self) -> nn.Module:
         """Return the network, always with the same weights."""
@@ -95,6 +95,13 @@ class Case:
         """Return the case with the `pixels` of its network, which runs on one image."""
         scores = self.network()(np.zeros((1, *self.shape), self.dtype))
         return replace(self, pixels=tuple(scores.shape[2:]))
+
+    def capped(self, most: int) -> "Case":
+        """Return the case with its batch halved until what is kept for backward takes at most `most` bytes."""
+        batch, each = self.batch, nn.summary(self.network(), self.shape).total.kept
+        while batch > 1 and batch * each > most:
+            batch //= 2
+        return replace(self, batch=batch)
 
     def flops(self) -> dict[str, int]:
         """Return the floating-point operations of a step by layer.

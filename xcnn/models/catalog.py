@@ -1,10 +1,12 @@
 """The table of networks by name. To add one to this package, write a function in a file here and an entry in `MODELS`.
 
-Functions elsewhere need no entry: `package.module:function` may take the place of a name.
+Functions elsewhere need no entry: `package.module:function` may take the place of a name. So may `random-S-I`, a
+network that is drawn at random; see `draw`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from xcnn import nn
 from xcnn._check import generator, integer, is_integer, shown
@@ -15,6 +17,7 @@ from xcnn.models.alexnet import alexnet
 from xcnn.models.convnext import convnext_tiny
 from xcnn.models.densenet import densenet121
 from xcnn.models.googlenet import googlenet
+from xcnn.models.grammar import draw, number_of
 from xcnn.models.shufflenet import shufflenet_v2_x1_0
 from xcnn.models.squeezenet import squeezenet1_1
 from xcnn.models.unet import unet
@@ -32,8 +35,9 @@ class Entry:
     summary : a description of one line.
     builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
     smallest : the smallest height and width that it takes.
-    shape : channels, height and width of the images that it is usually trained on. `build` builds it for these unless
-        told otherwise; benchmarks and `xcnn models` use them.
+    shape : channels, height and width of the images that it is usually trained on; those of drawn networks may be
+        signals (channels, width) or volumes (channels, depth, height, width). `build` builds it for these unless told
+        otherwise; benchmarks and `xcnn models` use them.
     classes : the number of classes that it is usually trained for.
     parameters : number of elements of its parameters for these images and classes, or None.
     multiply_adds : multiply-adds of a forward pass of one such image, in 1e9, or None. For torchvision's networks, both
@@ -41,9 +45,9 @@ class Entry:
     """
 
     summary: str
-    builder: Callable[[tuple[int, int, int], int], nn.Module]
+    builder: Callable[[Any, int], nn.Module]
     smallest: int = 1
-    shape: tuple[int, int, int] = (1, 28, 28)
+    shape: tuple[int, ...] = (1, 28, 28)
     classes: int = 10
     parameters: int | None = None
     multiply_adds: float | None = None
@@ -93,13 +97,17 @@ MODELS: dict[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """Return the entry of a network by its name in `MODELS`, or make one for `package.module:function`.
+    """Return the entry of a network by its name in `MODELS`, or make one for `package.module:function` or `random-S-I`.
 
     Raises
     ------
     UsageError
         If the name is unknown, or the module cannot be imported or has no such function.
     """
+    if (numbers := number_of(name)) is not None:
+        drawn = draw(*numbers)
+        work = drawn.multiply_adds / 1e9
+        return Entry(drawn.summary, drawn.builder, 8, drawn.shape, drawn.classes, multiply_adds=work)
     found: Entry = find("model", name, MODELS, Entry)
     return found
 
@@ -110,7 +118,8 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     Parameters
     ----------
     name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module. Weights
-        that the function assigns are drawn anew; choose them by `init` or `Module.initialize`.
+        that the function assigns are drawn anew; choose them by `init` or `Module.initialize`. `random-S-I` is the
+        network number I of the seed S that `draw` draws.
     shape : channels, height and width of the images; by default those of the network's entry. Above 32 x 32 pixels, the
         number of parameters of the networks of `MODELS` stays that of 32 x 32, and weights fit all these sizes.
     classes : number of scores per image, or per pixel; by default that of the entry.
@@ -134,22 +143,23 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     found = entry(name)
     shape = found.shape if shape is None else shape
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if len(sizes) != 3 or not all(is_integer(size) and size >= 1 for size in sizes):
+    ranks = (2, 3, 4) if number_of(name) else (3,)
+    if len(sizes) not in ranks or not all(is_integer(size) and size >= 1 for size in sizes):
         raise ShapeError(f"{name}: shape must be (channels, height, width), got {shown(shape)}")
-    c, h, w = sizes
-    if min(h, w) < found.smallest:
-        raise ShapeError(f"{name}: images must have at least {found.smallest} x {found.smallest} pixels, got {h} x {w}")
+    if min(sizes[1:]) < found.smallest:
+        least, came = (" x ".join(map(str, each)) for each in ((found.smallest,) * len(sizes[1:]), sizes[1:]))
+        raise ShapeError(f"{name}: images must have at least {least} pixels, got {came}")
     classes = found.classes if classes is None else integer(name, "classes", classes)
     rng = generator(name, "seed", 0 if seed is None else seed)
-    if wrong := wrong_call(name, found.builder, ((c, h, w), classes), {}):
+    if wrong := wrong_call(name, found.builder, (sizes, classes), {}):
         raise UsageError(f"{wrong}; it is called with (shape, classes)")
     with undrawn():  # `reset_parameters` draws the weights
         try:
-            model = found.builder((c, h, w), classes)
+            model = found.builder(sizes, classes)
         except XcnnError as error:
             if not is_foreign(name):
                 raise
-            raise UsageError(f"{name}, called with (shape, classes) = ({(c, h, w)}, {classes}): {error}") from error
+            raise UsageError(f"{name}, called with (shape, classes) = ({sizes}, {classes}): {error}") from error
         if not isinstance(model, nn.Module):
             raise UsageError(f"{name}: the function must return an nn.Module, got {type(model).__name__}")
         if seed is None:

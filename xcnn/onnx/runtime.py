@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._check import integer, path
+from xcnn._check import flag, integer, path
 from xcnn.errors import CheckpointError, UsageError
 from xcnn.onnx.metadata import Metadata, read
 from xcnn.threads import get_num_threads
@@ -37,6 +37,7 @@ class Session:
     ----------
     source : the path of a file, its bytes, or an `onnx.ModelProto`.
     threads : number of threads; by default `xcnn.get_num_threads()`.
+    spins : whether threads without work spin for a while, ready for the next call, before they sleep.
 
     Attributes
     ----------
@@ -60,12 +61,14 @@ class Session:
     (4, 3)
     """
 
-    def __init__(self, source: Any, threads: int | None = None) -> None:
+    def __init__(self, source: Any, threads: int | None = None, spins: bool = True) -> None:
         runtime = package("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # fatal ones alone; errors are raised
         options.intra_op_num_threads = integer("Session", "threads", get_num_threads() if threads is None else threads)
         options.inter_op_num_threads = 1
+        spins = flag("Session", "spins", spins)
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
         network = str(path("Session", "source", source)) if isinstance(source, str | PathLike) else content(source)
         try:
             self._session = runtime.InferenceSession(network, options, providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@ Each module has a context manager `opened(case, device, way)`, which yields the 
 arguments that returns the loss of a training step, or the scores of inference, on the host. All contestants start with
 the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
 amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
-and a row of `PEERS`, and of `ONLY` if it runs one mode only.
+and a row of `PEERS`, and of `ONLY` or `RANKS` if it runs some cases only.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from xcnn.compare.op import called
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "YARDSTICKS", "Contestant", "Step", "bound"]
+__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Step", "bound", "refusal"]
 
 Step = Callable[[], Any]
 
@@ -40,6 +40,9 @@ all threads for little work).
 
 ONLY: dict[str, str] = {"onnxruntime": "infer"}
 """The mode of the peers that run one of the modes of a `Case` only."""
+
+RANKS: dict[str, tuple[int, ...]] = {"channels_last": (2, 3)}
+"""The numbers of spatial axes for which there is a memory layout; any unless stated here."""
 
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
 """The yardsticks of each kind of hardware: a matrix product, and copies in its memory."""
@@ -103,6 +106,17 @@ class Contestant:
 
     def _module(self) -> Any:
         return importlib.import_module(f"{__name__}.{self.name}")
+
+
+def refusal(contestant: Contestant, case: Case) -> str:
+    """Return why a contestant cannot run a case, or "" if it may."""
+    mode = ONLY.get(contestant.name, case.mode)
+    if mode != case.mode:
+        return f"it runs {mode} only"
+    rank = len(case.shape) - 1
+    if rank not in RANKS.get(contestant.way.partition(" ")[0], (rank,)):
+        return f"it does not run images of shape {case.shape}"
+    return ""
 
 
 def bound(module: nn.Module, library: str) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -40,7 +40,8 @@ _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     import torch
 
-    order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    last = torch.channels_last if len(case.shape) == 3 else torch.channels_last_3d
+    order = last if layout == "channels_last" else torch.contiguous_format
     x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
     model, x = twin(case.network()).to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")

@@ -11,12 +11,13 @@ from xcnn._check import is_integer
 from xcnn.compare.contestants import bound
 from xcnn.errors import UsageError
 from xcnn.nn._plan import names
+from xcnn.ops._formula import FORMULAS
 from xcnn.ops._op import OPS
 from xcnn.ops._window import window_axes
 from xcnn.ops.pool import pool_axes
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["functions", "twin"]
+__all__ = ["activated", "functions", "twin"]
 
 
 def twin(module: nn.Module) -> Any:
@@ -110,7 +111,7 @@ def twin(module: nn.Module) -> Any:
         numbers = [torch.tensor(options.pop(name)) for name in OPS[op].arrays if name in options] if op else []
         if numbers:
             return Call(lambda x: found[op](x, *numbers), {}, {})
-        relu = options.pop("activation", None) == "relu"
+        activation = options.pop("activation", None)
         if isinstance(module, nn.Apply) and len(OPS[op].arrays) > 2:
             raise UsageError(f"bench: for PyTorch, Apply takes ops of up to two arrays only, got {op}")
         if op != "batch_norm" and op not in found:
@@ -118,7 +119,7 @@ def twin(module: nn.Module) -> Any:
             raise UsageError(f"bench: PyTorch has no function for {what}{type(module).__name__}")
         options |= {"inplace": True} if overwrites else {}
         layer = batch_norm(slots, options) if op == "batch_norm" else Call(found[op], slots, options)
-        return t.Sequential(layer, t.ReLU()) if relu else layer
+        return t.Sequential(layer, Call(activated(activation), {}, {})) if activation else layer
 
     return converted(module)
 
@@ -195,6 +196,15 @@ def functions() -> dict[str, Callable[..., Any]]:
         "stochastic_depth": _stochastic_depth,
         "unflatten": lambda x, dim, unflattened_size: torch.unflatten(x, dim, unflattened_size),
     }
+
+
+def activated(activation: str | tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Return PyTorch's function of x for the option `activation` of an op."""
+    name, *options = (activation,) if isinstance(activation, str) else activation
+    found = functions()
+    if name not in found:
+        raise UsageError(f"bench: PyTorch has no function for the activation {name}")
+    return lambda x: found[name](x, *FORMULAS[name].check("bench", *options))
 
 
 def _normalize(x: Any, mean: Any, std: Any) -> Any:
