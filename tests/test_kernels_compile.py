@@ -14,10 +14,10 @@ import xcnn
 
 pytest.importorskip("numba")
 
-RELU = """
+PAIRS = """
 import numpy as np
 from xcnn import ops
-print(*ops.relu(np.array([-1.0, 2.0]))[0])
+print(*ops.max_pool1d(np.array([[-1.0, 0.0, 2.0, 1.0]]), 2)[0][0])
 """
 
 
@@ -57,9 +57,9 @@ def kept(cache: Path) -> list[Path]:
 
 
 def test_code_is_kept_and_read_again(tmp_path: Path) -> None:
-    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert run(PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
     assert kept(tmp_path)
-    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+    assert run(PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
 
 
 def test_only_our_kernels_count_as_compiled_and_it_is_announced_once_and_in_its_scope(tmp_path: Path) -> None:
@@ -84,19 +84,19 @@ print(*said)
 
 @pytest.mark.parametrize("damage", ["cut", "one byte"])
 def test_damaged_files_are_compiled_again(tmp_path: Path, damage: str) -> None:
-    run(RELU, tmp_path)
+    run(PAIRS, tmp_path)
     for path in filter(Path.is_file, tmp_path.rglob("*")):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
-    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+    assert run(PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert run(PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
 
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
     """As in a container with read-only file systems."""
     nowhere = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
-    assert run(nowhere + RELU, tmp_path).split() == ["0.0", "2.0"]
+    assert run(nowhere + PAIRS, tmp_path).split() == ["0.0", "2.0"]
     assert not kept(tmp_path)
 
 
@@ -113,7 +113,7 @@ KILLED = FAILING.format("pool._max", f"os.kill(os.getpid(), {int(signal.SIGKILL)
 
 
 def test_a_full_disk_does_not_stop_compiling(tmp_path: Path) -> None:
-    assert run(FULL + RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
+    assert run(FULL + PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
     assert not kept(tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -127,23 +127,23 @@ def renamed(self, function, init=caching.Cache.__init__):
 caching.Cache.__init__ = renamed
 """
     says = "compiled code is not kept on disk: unexpected internals of Numba"
-    assert run(unknown + RELU + COMPILED, tmp_path, says=says).split() == ["0.0", "2.0", "True"]
+    assert run(unknown + PAIRS + COMPILED, tmp_path, says=says).split() == ["0.0", "2.0", "True"]
     assert not kept(tmp_path)
 
 
 @pytest.mark.parametrize("failure", ["numba.njit = None", "numba.core.event.register = None"])
 def test_a_numba_that_does_not_work(tmp_path: Path, failure: str) -> None:
-    code = f"import numba, numba.core.event\n{failure}\n{RELU}"
+    code = f"import numba, numba.core.event\n{failure}\n{PAIRS}"
     assert run(code, tmp_path, says="compiled kernels cannot be used").split() == ["0.0", "2.0"]
 
 
 def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
-    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{RELU}"
+    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{PAIRS}"
     assert run(code, tmp_path, says="kernels for numpy cannot be used").split() == ["0.0", "2.0"]
 
 
 def test_a_numba_that_is_told_not_to_compile(tmp_path: Path) -> None:
-    code = RELU + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'][0].__module__)"
+    code = PAIRS + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'][0].__module__)"
     assert run(code, tmp_path, NUMBA_DISABLE_JIT="1").split() == ["0.0", "2.0", "xcnn.kernels.cpu.columns"]
     assert not kept(tmp_path)
 
@@ -171,9 +171,9 @@ passes.write_text(source.replace("target[k] = source[k]\\n", "target[k] = source
 def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
     never = "from xcnn.kernels.cpu._compile import _Kept\n_Kept.load = lambda self, key: None\n"  # makes both compile
     with ThreadPoolExecutor(2) as pool:
-        for printed in pool.map(lambda _: run(never + RELU + COMPILED, tmp_path), range(2)):
+        for printed in pool.map(lambda _: run(never + PAIRS + COMPILED, tmp_path), range(2)):
             assert printed.split() == ["0.0", "2.0", "True"]
-    assert run(RELU + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+    assert run(PAIRS + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -196,10 +196,10 @@ def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path) 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """A younger file stays: another process may be writing it."""
-    run(KILLED.replace("pool._max", "") + RELU, tmp_path, code_of_exit=-signal.SIGKILL)
+    run(KILLED.replace("pool._max", "") + PAIRS, tmp_path, code_of_exit=-signal.SIGKILL)
     (left,) = tmp_path.rglob(".*.nbc.*.tmp")
-    run(RELU, tmp_path)
+    run(PAIRS, tmp_path)
     assert left.exists()
     os.utime(left, (0, 0))
-    run(RELU, tmp_path)
+    run(PAIRS, tmp_path)
     assert not left.exists()

@@ -19,7 +19,16 @@ else:
     compiles = not numba.config.DISABLE_JIT
 if compiles:
     try:
-        from xcnn.kernels.cpu import activation, conv, conv_transpose, cross_entropy, linear, norm, optim, pool  # noqa: F401
+        from xcnn.kernels.cpu import (  # noqa: F401
+            conv,
+            conv_transpose,
+            cross_entropy,
+            elementwise,
+            linear,
+            norm,
+            optim,
+            pool,
+        )
     except Exception as error:
         logging.getLogger("xcnn").warning("compiled kernels cannot be used, so everything is slower: %r", error)
 

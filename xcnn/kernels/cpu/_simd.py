@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 __all__ = [
     "BYTES",
     "CORRELATION_BLOCKS",
+    "FUSED",
     "PRODUCT_BLOCKS",
     "STRIP",
     "STRIP_BLOCKS",
@@ -31,7 +32,7 @@ __all__ = [
 # NUMBA_CPU_NAME selects another processor, whose features are unknown here.
 _FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
 
-_FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
 """Whether the processor has a fused multiply-add; without one, LLVM would call a function per number."""
 
 BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
@@ -116,7 +117,7 @@ class _Emitter:
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
         """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""
-        if not _FUSED:
+        if not FUSED:
             self.builder.store(self.builder.fadd(self.builder.fmul(a, b), self.builder.load(total)), total)
             return
         name = f"llvm.fma.v{self.lanes}f{8 * self.align}"

@@ -1,0 +1,139 @@
+"""Formulas as compiled loops: one pass for y and one for the gradient, whatever the formula.
+
+Other kernels apply an activation to a piece of memory that is still in the cache (`in_place`), or, if all it does is to
+limit numbers to an interval, where they write them (`clamp`).
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._dispatch import FORMULAS, Formula, kernel
+from xcnn.kernels.cpu._loops import Loop, address, compiled_loop
+from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._trace import Namespace
+
+__all__ = ["clamp", "elementwise", "gradient", "in_place"]
+
+_log = logging.getLogger("xcnn")
+
+_Function = Callable[..., Any]
+
+
+def _forward(formula: Formula, xp: Any, x: Any, *parameters: Any) -> Any:
+    return formula.forward(xp, x, *parameters)
+
+
+def _gradient(formula: Formula, xp: Any, kept: Any, dy: Any, *parameters: Any) -> Any:
+    slope = formula.slope(xp, kept, *parameters)
+    return xp.where(slope, dy, 0.0) if slope.dtype == xp.bool else dy * slope
+
+
+@functools.cache
+def _loop(function: _Function, formula: Formula, arrays: int, choices: tuple[Any, ...], itemsize: int) -> Loop | None:
+    """Compile a function of a formula and arrays; None if it cannot be. Choices are None where a number is given."""
+    xp, numbers = Namespace(), 0
+    parameters = list(choices)
+    for i, choice in enumerate(choices):
+        if choice is None:
+            parameters[i], numbers = xp.parameter(numbers), numbers + 1
+    try:
+        result = function(formula, xp, *map(xp.array, range(arrays)), *parameters)
+        return compiled_loop(xp.steps, xp.kinds, xp.vector(result).number, arrays, numbers, itemsize)
+    except Exception as error:
+        _log.debug("%s is not compiled: %r", formula.name, error)
+        return None
+
+
+def _found(function: _Function, activation: tuple[Any, ...], arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
+    """Return the loop of a function, or None, and the numbers that it takes."""
+    name, *parameters = activation
+    numbers = [p for p in parameters if type(p) is float or type(p) is int]
+    choices = tuple(None if type(p) is float or type(p) is int else p for p in parameters)
+    return _loop(function, FORMULAS[name], len(arrays), choices, arrays[0].itemsize), numbers
+
+
+def _run(function: _Function, activation: tuple[Any, ...], out: np.ndarray, *arrays: np.ndarray, serial: bool) -> None:
+    """Set `out` to a function of a formula and C-contiguous arrays of its shape, which may be `out` itself."""
+    loop, numbers = _found(function, activation, arrays)
+    if loop is None:
+        name, *parameters = activation
+        out[...] = function(FORMULAS[name], np, *arrays, *parameters)
+        return
+    size, starts = out.itemsize, [address(array) for array in (out, *arrays)]
+    if serial:
+        loop.call(*starts, out.size, *numbers)
+        return
+
+    def part(begin: int, end: int) -> None:
+        loop.call(*(start + begin * size for start in starts), end - begin, *numbers)
+
+    share(part, out.size * (len(starts) + loop.cost // (2 * loop.lanes)), n=out.size)
+
+
+def in_place(activation: tuple[Any, ...] | None, array: np.ndarray) -> None:
+    """Apply an activation to a C-contiguous array of float32 or float64, on this thread."""
+    if activation is not None and array.size:
+        _run(_forward, activation, array, array, serial=True)
+
+
+def gradient(activation: tuple[Any, ...] | None, kept: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
+    """Set dx, which may be dy, to `dy * slope(kept)`, on this thread; all are C-contiguous and alike."""
+    if activation is None:
+        if dx is not dy:
+            dx[...] = dy
+    elif dy.size:
+        _run(_gradient, activation, dx, kept, dy, serial=True)
+
+
+def clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
+    """Return the interval to which an activation limits numbers, if it does nothing else; infinite ends for None.
+
+    NaN propagates, so the kernel writes `low if x < low else high if x > high else x`.
+    """
+    if activation is None:
+        return -math.inf, math.inf
+    return _interval(FORMULAS[activation[0]], activation[1:])
+
+
+@functools.lru_cache(256)
+def _interval(formula: Formula, parameters: tuple[Any, ...]) -> tuple[float, float] | None:
+    xp, low, high = Namespace(), -math.inf, math.inf
+    try:
+        step = xp.steps[formula.forward(xp, xp.array(0), *parameters).number]
+    except Exception:  # it is not a list of steps
+        return None
+    while step[0] != "array":
+        constants = [float(xp.steps[i][1]) for i in step[1:] if xp.steps[i][0] == "constant"]
+        if step[0] not in ("maximum", "minimum") or len(constants) != 1:
+            return None
+        if step[0] == "maximum":
+            low = max(low, constants[0])
+        else:
+            high = min(high, constants[0])
+        step = next(xp.steps[i] for i in step[1:] if xp.steps[i][0] != "constant")
+    return (low, high) if low <= high else None
+
+
+@kernel(np)
+def elementwise(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
+    """Apply a formula to an array."""
+    if not supports(x) or _found(_forward, activation, (x,))[0] is None:
+        return NotImplemented
+    result = np.empty(x.shape, x.dtype)
+    _run(_forward, activation, result, np.ascontiguousarray(x), serial=False)
+    keeps_x = FORMULAS[activation[0]].keeps == "x"
+    x, y = (x, None) if keeps_x else (None, result)  # type: ignore[assignment]  # backward keeps one of them
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        dx, kept, dy = np.empty(dy.shape, dy.dtype), x if y is None else y, np.ascontiguousarray(dy)
+        _run(_gradient, activation, dx, np.ascontiguousarray(kept), dy, serial=False)
+        return (dx,)
+
+    return result, backward
