@@ -12,7 +12,6 @@ Indices count elements; bounds are not checked.
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import FORMULAS, kernel
+from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import summing
 from xcnn.kernels.cpu._matrices import After, finish, matrix_product
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
 __all__ = ["linear", "linear_inference"]
 
@@ -66,40 +67,23 @@ def _product(x: np.ndarray, weight: np.ndarray, after: After) -> np.ndarray:
     return y
 
 
-def _interval(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
-    """Return the interval to which an activation limits its result, or None if it does something else."""
-    if activation is not None and activation[0] == "hardtanh":
-        return activation[1:]
-    return {None: (-np.inf, np.inf), ("relu",): (0.0, np.inf), ("relu6",): (0.0, 6.0)}.get(activation)
-
-
-def _activate(activation: tuple[Any, ...] | None, y: np.ndarray) -> np.ndarray:
-    name, *parameters = activation or ("",)
-    return y if activation is None else FORMULAS[name].forward(np, y, *parameters)
-
-
-def _times_slope(activation: tuple[Any, ...] | None, y: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Return `dy * slope`, as an array of its own."""
-    name, *parameters = activation or ("",)
-    slope = FORMULAS[name].slope(np, y, *parameters)
-    return np.where(slope, dy, dy.dtype.type(0)) if slope.dtype == bool else dy * slope
-
-
 @kernel(np)
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply, and apply bias and activation in the same pass."""
     if not supports(x) or not weight.size:
         return NotImplemented
-    interval, (n, i), o, has_bias = _interval(activation), x.shape, weight.shape[0], bias is not None
+    interval, (n, i), o, has_bias = clamp(activation), x.shape, weight.shape[0], bias is not None
     result = _product(x, weight, After(shift=bias, interval=interval))
-    result = result if interval else _activate(activation, result)
+    if interval is None:
+        in_place(activation, result, serial=False)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dx = dweight = dbias = None
         dy = np.ascontiguousarray(dy)
         if y is not None:
-            dy = _times_slope(activation, y, dy)
+            source, dy = dy, np.empty((n, o), x.dtype)
+            gradient(activation, y, source, dy, serial=False)
         if needs[0]:
             dx = np.empty((n, i), x.dtype)
             matrix_product(dy, o, 1, weight, i, 1, dx, n, i, o)
@@ -126,7 +110,7 @@ def linear_inference(
     """Multiply, and apply what follows where it is written."""
     if not supports(x) or not weight.size:
         return NotImplemented
-    scale, shift, interval = None, bias, _interval(activation)
+    scale, shift, interval = None, bias, clamp(activation)
     if norm is not None:
         mean, var, gamma, beta, eps = norm
         scale = 1 / np.sqrt(var + np.asarray(eps, x.dtype))
@@ -135,5 +119,6 @@ def linear_inference(
         shift = shift if beta is None else shift + beta
     after = After(scale, shift, residual, interval)
     y = _product(x.reshape(-1, x.shape[-1]), weight, after)
-    y = y if interval else _activate(activation, y)
+    if interval is None:
+        in_place(activation, y, serial=False)
     return y.reshape(*x.shape[:-1], weight.shape[0])
