@@ -1,11 +1,15 @@
-"""The kernel of `linear` on both sides of the sizes at which it turns to BLAS."""
+"""The kernels of `linear` and what follows it: accuracy, edges of blocks, threads."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from xcnn import ops
+from xcnn._dispatch import portable
+from xcnn.ops.linear import linear_inference
+from xcnn.threads import get_num_threads, set_num_threads
 
 pytest.importorskip("numba")
 
@@ -58,3 +62,42 @@ def test_what_is_not_finite_stays_so_in_its_row() -> None:
     dx, dweight, _ = backward(np.array([[1.0, 0, 0, 0], [np.inf, 0, 0, 0]]))
     assert np.array_equal(dx, [[1, 1, 1], [np.inf] * 3])
     assert np.isnan(dweight[:, 1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "sizes", [(2, 9, 35), (9, 300, 101), (40, 5, 193), (1100, 130, 300), (150, 300, 1001)], ids=str
+)
+@pytest.mark.parametrize("activation", [("relu",), ("hardtanh", -1.0, 2.0), ("sigmoid",)], ids=lambda it: it[0])
+def test_blocks_and_parts_have_the_results_of_portable_code(
+    sizes: tuple[int, int, int], activation: tuple[Any, ...], dtype: str
+) -> None:
+    (n, i, o), rng = sizes, np.random.default_rng(0)
+    draw: Any = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+    x, weight, bias, mean, scale, shift, residual = draw(n, i), draw(o, i), *(draw(o) for _ in range(4)), draw(n, o)
+    norm = mean, rng.uniform(0.5, 2, o).astype(dtype), scale, shift, 1e-3
+    dy = draw(n, o)
+    with portable(np):
+        plain, plain_backward = ops.linear(x, weight, bias)
+        for end in activation[1:] or (0.0,):
+            dy[np.abs(plain - end) < 1e-3] = 0  # rounding decides on which side of an end they are
+        wanted, slope = getattr(ops, activation[0])(plain, *activation[1:])
+        after = linear_inference(np, x, weight, bias, norm, residual, activation)
+        expected = [wanted, *plain_backward(slope(dy)[0]), after]
+
+    def results() -> list[np.ndarray]:
+        y, backward = ops.linear(x, weight, bias, activation)
+        return [y, *backward(dy), linear_inference(np, x, weight, bias, norm, residual, activation)]
+
+    threads = get_num_threads()
+    try:
+        set_num_threads(1)
+        once = results()
+        set_num_threads(3)
+        assert all(np.array_equal(a, b) for a, b in zip(once, results(), strict=True))
+    finally:
+        set_num_threads(threads)
+    eps = np.finfo(dtype).eps
+    for actual, exact, terms in zip(once, expected, (i, o, n, n, i), strict=True):
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(actual, exact, rtol=1e3 * eps, atol=40 * eps * terms)

@@ -96,11 +96,12 @@ class _Emitter:
         """Return the larger of two integers."""
         return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
 
-    def load(self, pointer: Any) -> Any:
-        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+    def load(self, pointer: Any, lanes: int = 0) -> Any:
+        vector = ir.VectorType(self.vector.element, lanes or self.lanes)
+        return self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()), align=self.align)
 
     def store(self, value: Any, pointer: Any) -> None:
-        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.align)
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=self.align)
 
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """Make vectors of zeros, which become registers."""
@@ -109,11 +110,35 @@ class _Emitter:
             self.builder.store(ir.Constant(self.vector, [0.0] * self.lanes), total)
         return sums
 
-    def broadcast(self, pointer: Any) -> Any:
+    def broadcast(self, pointer: Any, lanes: int = 0) -> Any:
         """Load one number into all lanes."""
-        empty = ir.Constant(self.vector, ir.Undefined)
+        empty = ir.Constant(ir.VectorType(self.vector.element, lanes or self.lanes), ir.Undefined)
         first = self.builder.insert_element(empty, self.builder.load(pointer), _LANE(0))
-        return self.builder.shuffle_vector(first, empty, self._lane_list([0] * self.lanes))
+        return self.shuffle(first, empty, [0] * (lanes or self.lanes))
+
+    def number(self, value: Any) -> Any:
+        """Convert a double to the element type."""
+        return value if self.align == 8 else self.builder.fptrunc(value, self.vector.element)
+
+    def size(self, array: types.Array, value: Any) -> Any:
+        """Return how many numbers an array has."""
+        return self.context.make_array(array)(self.context, self.builder, value).nitems
+
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """Return the vector of some lanes of a and, counted after these, of b."""
+        return self.builder.shuffle_vector(a, b, self._lane_list(lanes))
+
+    def pieces(self, length: Any) -> Iterator[tuple[Any, int]]:
+        """Divide 0 .. length - 1 into vectors, and what is left into shorter ones; yields first indices and lanes."""
+        first = self.builder.and_(length, _INT(-self.lanes))
+        with cgutils.for_range_slice(self.builder, _INT(0), first, _INT(self.lanes)) as (index, _):
+            yield index, self.lanes
+        lanes = self.lanes // 2
+        while lanes:
+            part = self.builder.and_(length, _INT(lanes))
+            with self.builder.if_then(self.builder.icmp_signed("!=", part, _INT(0))):
+                yield first, lanes
+            first, lanes = self.builder.add(first, part), lanes // 2
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
         """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""

@@ -75,19 +75,21 @@ def _run(function: _Function, activation: tuple[Any, ...], out: np.ndarray, *arr
     share(part, out.size * (len(starts) + loop.cost // (2 * loop.lanes)), n=out.size)
 
 
-def in_place(activation: tuple[Any, ...] | None, array: np.ndarray) -> None:
-    """Apply an activation to a C-contiguous array of float32 or float64, on this thread."""
+def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:
+    """Apply an activation to a C-contiguous array of float32 or float64, on this thread or, if not serial, several."""
     if activation is not None and array.size:
-        _run(_forward, activation, array, array, serial=True)
+        _run(_forward, activation, array, array, serial=serial)
 
 
-def gradient(activation: tuple[Any, ...] | None, kept: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
-    """Set dx, which may be dy, to `dy * slope(kept)`, on this thread; all are C-contiguous and alike."""
+def gradient(
+    activation: tuple[Any, ...] | None, kept: np.ndarray, dy: np.ndarray, dx: np.ndarray, serial: bool = True
+) -> None:
+    """Set dx, which may be dy, to `dy * slope(kept)`; all are C-contiguous and alike. Threads as in `in_place`."""
     if activation is None:
         if dx is not dy:
             dx[...] = dy
     elif dy.size:
-        _run(_gradient, activation, dx, kept, dy, serial=True)
+        _run(_gradient, activation, dx, kept, dy, serial=serial)
 
 
 def clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:

@@ -1,152 +1,124 @@
-"""Products of rows with a matrix: BLAS for the products, compiled code for bias, ReLU and gradients.
+"""Products of rows with a matrix, with bias, normalisation, residual and activation where they are written.
 
-BLAS uses one thread. Large products are split into parts, each a product of its own. Products of a few rows with
-a small matrix do not use BLAS, as preparing its calls takes longer than they do.
+`_matrices.py` multiplies. With a few rows, the time is that of reading the weights, so these are read once, in order.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._blas import one_blas_thread
-from xcnn.kernels.cpu._compile import compiled, summing
-from xcnn.kernels.cpu._share import supports
-from xcnn.kernels.cpu._sums import BLOCK, add_rows
-from xcnn.threads import parallel, parts
+from xcnn.kernels.cpu._compile import summing
+from xcnn.kernels.cpu._matrices import After, finish, matrix_product
+from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
-__all__ = ["linear"]
-
-_FLOPS_PER_MICROSECOND = 80_000
-_LEAST_WIDTH = 64
-"""Columns of a part: BLAS is slow on narrower matrices."""
+__all__ = ["linear", "linear_inference"]
 
 _FEW_ROWS = 4
-"""With at most this many images, memory bandwidth limits the weight gradient, and BLAS is ten times slower."""
+"""With at most this many images, y is computed by `_dots`."""
 
-_SMALL = 1 << 16
-"""The largest number of weights for which products with few rows do not use BLAS."""
+_ONES = {dtype: np.ones(1, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
 
 
 @summing
-def _dots(x, weight, y):
-    """Set y to x @ weight^T."""
+def _dots(x, weight, y, scale, shift, residual, low, high, begin, end):
+    """Set columns begin .. end - 1 of y to those of x @ weight^T, and apply what follows."""
+    zero, outputs = y.dtype.type(0), weight.shape[0]
     for n in range(y.shape[0]):
-        for o in range(y.shape[1]):
-            row, column, total = x[n], weight[o], y.dtype.type(0)
-            for first in range(0, row.size, BLOCK):
-                one, other, part = row[first : first + BLOCK], column[first : first + BLOCK], y.dtype.type(0)
-                for i in range(one.size):
-                    part += one[i] * other[i]
-                total += part
-            y[n, o] = total
-
-
-@compiled
-def _combine(dy, weight, dx):
-    """Set dx to dy @ weight; the rows are added in blocks, as in `add_rows`."""
-    outputs = weight.shape[0]
-    step = max(1, int(math.sqrt(outputs)))
-    part = np.empty_like(dx[0])
-    for n in range(dx.shape[0]):
-        total = dx[n]
-        total[:] = 0
-        for first in range(0, outputs, step):
-            part[:] = 0
-            for o in range(first, min(first + step, outputs)):
-                value, row = dy[n, o], weight[o]
+        for o in range(begin, end):
+            y[n, o] = zero
+    for first in range(0, x.shape[1], BLOCK):
+        last = min(x.shape[1], first + BLOCK)
+        for o in range(begin, end, 4):
+            left = min(4, end - o)
+            # Rows that do not exist are the last one again.
+            w0, w1, w2, w3 = (
+                weight[o, first:last], weight[o + min(1, left - 1), first:last],
+                weight[o + min(2, left - 1), first:last], weight[o + left - 1, first:last],
+            )  # fmt: skip
+            for n in range(y.shape[0]):
+                row = x[n, first:last]
+                a = b = c = d = zero
                 for i in range(row.size):
-                    part[i] += value * row[i]
-            for i in range(part.size):
-                total[i] += part[i]
-
-
-@compiled
-def _finish(y, bias, relu):
-    """Add the bias to the rows of y and set negative numbers to 0 (ReLU), in place."""
-    zero = y.dtype.type(0)
+                    a += row[i] * w0[i]
+                    b += row[i] * w1[i]
+                    c += row[i] * w2[i]
+                    d += row[i] * w3[i]
+                for q, total in enumerate((a, b, c, d)):
+                    if q < left:
+                        y[n, o + q] += total
     for n in range(y.shape[0]):
-        row = y[n]
-        if bias.size:
-            for o in range(row.size):
-                row[o] += bias[o]
-        if relu:
-            for o in range(row.size):
-                row[o] = zero if row[o] <= zero else row[o]
+        at = n * outputs + begin
+        finish(y, at, y, at, end - begin, False, True, scale, shift, begin, residual, low, high)
 
 
-@compiled
-def _masked(dy, y, target):
-    """Set target to dy where y is not 0."""
-    zero = dy.dtype.type(0)
-    for n in range(dy.shape[0]):
-        row, mask, source = target[n], y[n], dy[n]
-        for o in range(row.size):
-            row[o] = source[o] if mask[o] != zero else zero
-
-
-@compiled
-def _outer(dy, x, dweight):
-    """Set dweight to dy^T @ x."""
-    for o in range(dweight.shape[0]):
-        row = dweight[o]
-        value, source = dy[0, o], x[0]
-        for i in range(row.size):
-            row[i] = value * source[i]
-        for n in range(1, dy.shape[0]):
-            value, source = dy[n, o], x[n]
-            for i in range(row.size):
-                row[i] += value * source[i]
-
-
-def _cut(width: int, flops: int, task: Callable[[slice], object]) -> None:
-    """Call a task for all columns of its result, in parts if that is faster."""
-    count = parts(width // _LEAST_WIDTH, flops / _FLOPS_PER_MICROSECOND)
-    parallel(lambda part: task(slice(width * part // count, width * (part + 1) // count)), count)
+def _product(x: np.ndarray, weight: np.ndarray, after: After) -> np.ndarray:
+    """Return x (n, i) @ weight^T and what follows, in an array (n, o)."""
+    (n, i), o = x.shape, weight.shape[0]
+    y = np.empty((n, o), x.dtype)
+    if n <= _FEW_ROWS:
+        arguments = np.ascontiguousarray(x), np.ascontiguousarray(weight), y, *after.arguments(x.dtype)
+        share(_dots, weight.size, *arguments, n=o)
+    else:
+        matrix_product(x, i, 1, weight, 1, i, y, n, o, i, after=after)
+    return y
 
 
 @kernel(np)
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
-    """Multiply, and apply bias and ReLU in place."""
-    if not supports(x) or not weight.size or activation not in (None, ("relu",)):
+    """Multiply, and apply bias and activation in the same pass."""
+    if not supports(x) or not weight.size:
         return NotImplemented
-    (n, i), o, has_bias, relu = x.shape, weight.shape[0], bias is not None, activation is not None
-    flops = 2 * n * i * o
-    few = n <= _FEW_ROWS and weight.size <= _SMALL and weight.flags.c_contiguous
-    result = np.empty((n, o), x.dtype)
-    if few:
-        _dots(np.ascontiguousarray(x), weight, result)
-    else:
-        with one_blas_thread:
-            _cut(o, flops, lambda part: np.matmul(x, weight[part].T, out=result[:, part]))
-    if has_bias or relu:
-        _finish(result, np.empty(0, x.dtype) if bias is None else bias, relu)
-    y = result if relu else None  # backward keeps it
+    interval, (n, i), o, has_bias = clamp(activation), x.shape, weight.shape[0], bias is not None
+    result = _product(x, weight, After(shift=bias, interval=interval))
+    if interval is None:
+        in_place(activation, result, serial=False)
+    y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dx = dweight = dbias = None
         dy = np.ascontiguousarray(dy)
         if y is not None:
-            masked = np.empty((n, o), x.dtype)
-            _masked(dy, y, masked)
-            dy = masked
-        dx = np.empty((n, i), x.dtype) if needs[0] else None
-        dweight = np.empty((o, i), x.dtype) if needs[1] else None
-        dbias = None
-        if dx is not None and few:
-            _combine(dy, weight, dx)
-        if dweight is not None and n <= _FEW_ROWS:
-            _outer(dy, np.ascontiguousarray(x), dweight)
-        if not few:
-            with one_blas_thread:
-                if dx is not None:
-                    _cut(i, flops, lambda part: np.matmul(dy, weight[:, part], out=dx[:, part]))
-                if dweight is not None and n > _FEW_ROWS:
-                    _cut(i, flops, lambda part: np.matmul(dy.T, x[:, part], out=dweight[:, part]))
+            source, dy = dy, np.empty((n, o), x.dtype)
+            gradient(activation, y, source, dy, serial=False)
+        if needs[0]:
+            dx = np.empty((n, i), x.dtype)
+            matrix_product(dy, o, 1, weight, i, 1, dx, n, i, o)
+        if needs[1]:
+            dweight = np.empty((o, i), x.dtype)
+            matrix_product(dy, 1, o, x, i, 1, dweight, o, i, n)
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
-            add_rows(dy, dbias)
+            matrix_product(_ONES[x.dtype], 0, 0, dy, o, 1, dbias, 1, o, n)
         return dx, dweight, dbias
 
     return result, backward
+
+
+@kernel(np)
+def linear_inference(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    norm: tuple[Any, ...] | None,
+    residual: np.ndarray | None,
+    activation: tuple[Any, ...] | None,
+) -> Any:
+    """Multiply, and apply what follows where it is written."""
+    if not supports(x) or not weight.size:
+        return NotImplemented
+    scale, shift, interval = None, bias, clamp(activation)
+    if norm is not None:
+        mean, var, gamma, beta, eps = norm
+        scale = 1 / np.sqrt(var + np.asarray(eps, x.dtype))
+        scale = scale if gamma is None else scale * gamma
+        shift = (-mean if bias is None else bias - mean) * scale
+        shift = shift if beta is None else shift + beta
+    after = After(scale, shift, residual, interval)
+    y = _product(x.reshape(-1, x.shape[-1]), weight, after)
+    if interval is None:
+        in_place(activation, y, serial=False)
+    return y.reshape(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,270 @@
+"""Products of matrices, in blocks that stay in the cache: the vectors of `_simd.strip` are rows of packed panels.
+
+    c = a @ b    a (m, k), b (k, n), c (m, n)
+
+The numbers of a are read where they are, whatever its strides. Those of b are read as vectors: some of its columns at a
+time are first copied, or transposed, to panels as wide as a strip, so that neither edges nor strides matter. The
+products of a few rows with a panel go to a tile in the nearest cache, and from there to c.
+
+Indices count elements; bounds are not checked.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, _Emitter, strip
+from xcnn.threads import parallel, parts
+
+__all__ = ["After", "finish", "matrix_product"]
+
+_FLOPS_PER_MICROSECOND = 160_000
+
+_TERMS = 256
+"""Products that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
+
+_ROWS = 8
+"""Rows of a tile."""
+
+_ROOM = 1 << 19
+"""Bytes of the panels that are packed at once."""
+
+_FEW = 8
+"""With at most this many rows of a, packing b would take longer than multiplying it."""
+
+_LEAST_ROWS = 256
+"""Rows of a part: each part packs b."""
+
+
+@intrinsic
+def _copy(_: Any, source: Any, s0: Any, target: Any, t0: Any, length: Any) -> Any:
+    """Copy adjacent numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, s0_, target_, t0_, length_ = arguments
+        emit = _Emitter(context, builder, source)
+        begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
+        for j, lanes in emit.pieces(length_):
+            emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(source, n, target, n, n), generate
+
+
+@intrinsic
+def _turn(_: Any, source: Any, s0: Any, s_step: Any, rows: Any, target: Any, t0: Any, t_step: Any) -> Any:
+    """Transpose a square as large as a vector; of its rows, those from `rows` on are the last one again."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, s0_, s_step_, rows_, target_, t0_, t_step_ = arguments
+        emit = _Emitter(context, builder, source)
+        begin, end, last = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_), _INT(1)
+        last = builder.sub(rows_, _INT(1))
+        square = [emit.load(emit.at(begin, (emit.smaller(_INT(i), last), s_step_))) for i in range(emit.lanes)]
+        half = emit.lanes // 2
+        while half:  # exchange the quarters at the upper right and lower left of each square of this size
+            for i in (i for i in range(emit.lanes) if not i & half):
+                upper, lower = square[i], square[i + half]
+                lanes = [lane if not lane & half else emit.lanes + lane - half for lane in range(emit.lanes)]
+                square[i] = emit.shuffle(upper, lower, lanes)
+                square[i + half] = emit.shuffle(upper, lower, [lane + half for lane in lanes])
+            half //= 2
+        for i, row in enumerate(square):
+            emit.store(row, emit.at(end, (i, t_step_)))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(source, n, n, n, target, n, n), generate
+
+
+@intrinsic
+def finish(
+    _: Any,
+    source: Any,
+    s0: Any,
+    target: Any,
+    t0: Any,
+    length: Any,
+    adds: Any,
+    ends: Any,
+    scale: Any,
+    shift: Any,
+    first: Any,
+    residual: Any,
+    low: Any,
+    high: Any,
+) -> Any:
+    """Set `length` numbers of the target, or add to them if `adds`; if `ends`, apply what follows (see `After`)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_, s0_, target_, t0_, length_, adds_, ends_, scale_, shift_, first_, residual_, *bounds = arguments
+        emit = _Emitter(context, builder, source)
+        begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
+        operands = [
+            (operation, emit.pointer(kind, array, at), emit.size(kind, array))
+            for operation, kind, array, at in (
+                (builder.fmul, scale, scale_, first_),
+                (builder.fadd, shift, shift_, first_),
+                (builder.fadd, residual, residual_, t0_),
+            )
+        ]
+        limits = [cgutils.alloca_once_value(builder, emit.number(bound)) for bound in bounds]
+        for j, lanes in emit.pieces(length_):
+            at = builder.gep(end, [j])
+            total = cgutils.alloca_once_value(builder, emit.load(builder.gep(begin, [j]), lanes))
+            with builder.if_then(adds_):
+                builder.store(builder.fadd(emit.load(at, lanes), builder.load(total)), total)
+            with builder.if_then(ends_):
+                for operation, operand, size in operands:
+                    with builder.if_then(builder.icmp_signed(">", size, _INT(0))):
+                        factor = emit.load(builder.gep(operand, [j]), lanes)
+                        builder.store(operation(builder.load(total), factor), total)
+                for sign, limit in zip("<>", limits, strict=True):
+                    bound, value = emit.broadcast(limit, lanes), builder.load(total)
+                    builder.store(builder.select(builder.fcmp_ordered(sign, value, bound), bound, value), total)
+            emit.store(builder.load(total), at)
+        return context.get_dummy_value()
+
+    n, yes, number = types.intp, types.boolean, types.float64
+    return types.void(source, n, target, n, n, yes, yes, scale, shift, n, residual, number, number), generate
+
+
+@compiled
+def _pack(b, b0, row, column, rows, columns, panel, p0, width):
+    """Copy a part of b, one of whose steps is 1, to a panel."""
+    if column == 1:
+        for i in range(rows):
+            _copy(b, b0 + i * row, panel, p0 + i * width, columns)
+        return
+    lanes = BYTES // b.itemsize
+    for j in range(0, columns, lanes):
+        for i in range(0, rows if rows >= lanes else 0, lanes):
+            at = min(i, rows - lanes)  # some are copied twice
+            _turn(b, b0 + j * column + at, column, columns - j, panel, p0 + at * width + j, width)
+    for i in range(rows if rows < lanes else 0):
+        for j in range(columns):
+            panel[p0 + i * width + j] = b[b0 + j * column + i]
+
+
+@compiled
+def _product(
+    a, a_row, a_column, b, b_row, b_column, c, c_row, starts, m, n, k, direct, panels, tile, index,
+    scale, shift, residual, low, high,
+):  # fmt: skip
+    """Set each c to a @ b and what follows; the matrices begin at `starts` (products, 3)."""
+    lanes = BYTES // c.itemsize
+    width = min(STRIP * lanes, (n + lanes - 1) // lanes * lanes)
+    for p in range(min(k, _TERMS)):
+        index[p] = p * a_column
+        index[_TERMS + p] = p * (b_row if direct else width)
+    for s in range(starts.shape[0]):
+        a0, b0, c0 = starts[s, 0], starts[s, 1], starts[s, 2]
+        for term in range(0, k, _TERMS):
+            count = min(k - term, _TERMS)
+            offsets, shifts = index[:count], index[_TERMS : _TERMS + count]
+            many = n if direct else max(1, panels.size // (count * width)) * width
+            for left in range(0, n, many):
+                right = min(n, left + many)
+                for j in range(left, left if direct else right, width):
+                    at, columns = b0 + term * b_row + j * b_column, min(width, right - j)
+                    _pack(b, at, b_row, b_column, count, columns, panels, (j - left) * count, width)
+                for r in range(0, m, _ROWS):
+                    rows = min(_ROWS, m - r)
+                    for j in range(left, right, width):
+                        columns = min(width, right - j)
+                        source, at = (b, b0 + term * b_row + j) if direct else (panels, (j - left) * count)
+                        strip(
+                            source, at, shifts, a, a0 + r * a_row + term * a_column, a_row, offsets, count, tile, 0,
+                            width, rows, (columns + lanes - 1) // lanes,
+                        )  # fmt: skip
+                        for p in range(rows):
+                            finish(
+                                tile, p * width, c, c0 + (r + p) * c_row + j, columns, term > 0, term + count == k,
+                                scale, shift, j, residual, low, high,
+                            )  # fmt: skip
+
+
+_ONE = np.zeros((1, 3), np.int64)
+_NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
+_INDEX = np.dtype(np.int64)
+
+
+class After(NamedTuple):
+    """What follows a product: it is multiplied by a scale, a shift and a residual are added, and it is limited.
+
+    Attributes
+    ----------
+    scale, shift : one number per column of the result, or None.
+    residual : of the shape of the result, or None.
+    interval : the least and the largest number of the result; NaN stays. None is the same as infinite ends.
+    """
+
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    residual: np.ndarray | None = None
+    interval: tuple[float, float] | None = None
+
+    def arguments(self, dtype: Any) -> tuple[Any, ...]:
+        """Return the arguments of compiled functions."""
+        none = _NONE[dtype]
+        scale, shift, residual = (
+            none if array is None else np.ascontiguousarray(array).reshape(-1) for array in self[:3]
+        )  # fmt: skip
+        return scale, shift, residual, *(self.interval or (-np.inf, np.inf))
+
+
+_NOTHING = After()
+
+
+def matrix_product(
+    a: np.ndarray, a_row: int, a_column: int, b: np.ndarray, b_row: int, b_column: int, c: np.ndarray,
+    m: int, n: int, k: int, starts: np.ndarray = _ONE, after: After = _NOTHING,
+) -> None:  # fmt: skip
+    """Set c to a @ b and apply what follows.
+
+    Parameters
+    ----------
+    a, b : arrays that hold a (m, k) and b (k, n), whose entries are `_row` and `_column` apart once the arrays are
+        contiguous; one of the steps of b is 1.
+    c : a contiguous array that holds c (m, n).
+    starts : the first entries (products, 3) of the matrices of several products.
+    """
+    a, b, c = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), c.reshape(-1)
+    size, dtype, products = c.itemsize, c.dtype, len(starts)
+    lanes, operands = BYTES // size, after.arguments(c.dtype)
+    direct = m <= _FEW and b_column == 1 and n % lanes == 0
+
+    def multiply(starts: np.ndarray, m: int, columns: int, operands: tuple[Any, ...]) -> None:
+        _product(
+            a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct,
+            scratch(0, "panels", _ROOM // size, dtype), scratch(0, "tile", _ROWS * STRIP * lanes, dtype),
+            scratch(0, "index", 2 * _TERMS, _INDEX), *operands,
+        )  # fmt: skip
+
+    rows, columns = m // _LEAST_ROWS, n // (3 * lanes)
+    count = parts(products if products > 1 else max(rows, columns), 2 * m * n * k * products / _FLOPS_PER_MICROSECOND)
+
+    def part(number: int) -> None:
+        if products > 1:
+            multiply(starts[products * number // count : products * (number + 1) // count], m, n, operands)
+        elif rows >= columns:
+            first, end = (m * at // count for at in (number, number + 1))
+            multiply(starts + np.array((first * a_row, 0, first * n)), end - first, n, operands)
+        else:
+            unit = 3 * lanes
+            first, end = (min(n, -(-n // unit) * at // count * unit) for at in (number, number + 1))
+            scale, shift, *others = operands
+            multiply(
+                starts + np.array((0, first * b_column, first)), m, end - first, (scale[first:], shift[first:], *others)
+            )
+
+    if count == 1:
+        multiply(starts, m, n, operands)
+    else:
+        parallel(part, count)
