@@ -1,5 +1,6 @@
-"""The kernel of batch norm against float64 and against the portable code, with any number of threads."""
+"""The kernel of normalisations against float64 and against the portable code, with any number of threads."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,64 @@ def test_results_equal_those_of_the_portable_code(shape: tuple[int, ...], traini
         wanted = run(arrays, dy, training)
     for actual, expected in zip(run(arrays, dy, training), wanted, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", ("hardtanh", -0.5, 1.5), "tanh"])
+@pytest.mark.parametrize("shape", [(3, 4, 1), (4, 6, 7, 7), (5, 4, 23, 37), (2, 2, 70, 71), (1, 520, 2)])
+@pytest.mark.parametrize("kind", ["batch", "instance", "group", "layer", "features"])
+def test_every_kind_of_norm_equals_the_portable_code(kind: str, shape: tuple[int, ...], activation: Any) -> None:
+    """Rows of a channel, of joined channels, of a group and of features, in pieces and with incomplete vectors."""
+    rng = np.random.default_rng(0)
+    if math.prod(shape[2:]) <= 2 and kind in ("instance", "features"):
+        shape = (*shape[:-1], 9)  # the mean of one number is itself
+    x, residual, dy = rng.standard_normal((3, *shape))
+    of = {"layer": shape[1:], "features": shape[-1:]}.get(kind, shape[1:2])
+    weight, bias = rng.standard_normal((2, *of))
+    calls: dict[str, Any] = {
+        "batch": lambda *a, **k: ops.batch_norm(a[0], None, None, *a[1:], True, **k),
+        "instance": lambda *a, **k: ops.instance_norm(a[0], None, None, *a[1:], **k),
+        "group": lambda *a, **k: ops.group_norm(a[0], 2, *a[1:], **k),
+    }
+    call = calls.get(kind, lambda *a, **k: ops.layer_norm(a[0], of, *a[1:], **k))
+
+    def both(*parameters: Any, added: Any) -> list[Any]:
+        y, backward = call(x, *parameters, residual=added, activation=activation)
+        return [y[0] if type(y) is tuple else y, *backward(dy)]
+
+    for given in [(weight, bias, residual), (None, bias, None), (weight, None, residual), (None, None, None)]:
+        actual = both(*given[:2], added=given[2])
+        with portable(np):
+            wanted = both(*given[:2], added=given[2])
+        for one, other in zip(actual, wanted, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 40, 5)])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_stay_in_their_channel(shape: tuple[int, ...], special: float) -> None:
+    arrays, dy = draw(shape, np.float64)
+    for place in [(0, 0), (1, 1)]:
+        changed = {**arrays, "x": arrays["x"].copy()}
+        changed["x"][(*place, *(0 for _ in shape[2:]))] = special
+        for training in (True, False):
+            with portable(np), np.errstate(invalid="ignore"):
+                wanted = run(changed, dy, training)
+            for actual, expected in zip(run(changed, dy, training), wanted, strict=True):
+                np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_read_only_and_strided_arrays_give_the_same_bits() -> None:
+    arrays, dy = draw((4, 6, 5, 12), np.float32)
+    wanted = run(arrays, dy, True)
+    wide = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in arrays.items()}
+    wide["x"] = np.ascontiguousarray(arrays["x"].transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1)
+    for array in arrays.values():
+        array.flags.writeable = False
+    for given in (arrays, wide):
+        for actual, expected in zip(run(given, dy, True), wanted, strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("centre", [0.0, 100.0, -3000.0])

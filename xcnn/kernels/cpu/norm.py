@@ -1,123 +1,236 @@
-"""Batch normalisation: one pass for mean and variance and one that normalises; backward has two passes.
+"""Normalisations of all kinds: a pass for mean and variance and one that normalises; backward has two passes as well.
 
-A channel's numbers are the rows x[n, c] (pixels). Sums of rows are taken in float64, so their order hardly matters
-and they become vector instructions; a (n, c) table of them is added up after the pass. So threads share the images in
-memory order, and no result depends on the number of threads.
+The work is divided into units, each of which needs nothing of the others: the images' rows of a channel for batch norm,
+a group of channels of an image or a vector of features for the others. Both passes of a unit follow each other, while
+it is in the cache. A unit is a number of rows (`_normalise.py`). Maps of few pixels would make short rows; rather,
+batch norm takes the pixels of several channels as columns of one row, the others all pixels of a group.
 """
 
+import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled, summing
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, peek
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._sums import BLOCK, add_rows
+from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._sums import BLOCK
 
 __all__ = ["norm"]
 
+# Entries of a layout. Unit u begins at element u * UNIT and has ROWS of LENGTH numbers, STEP apart; nothing is beyond
+# END. Its row j begins at parameter u % PERIOD * OF_UNIT + j * OF_ROW. If there are COLUMNS,
+# PIXELS of them share a mean. UNITS are done in SLOTS, whose sums for dbias and dweight are SLOT apart.
+UNIT, ROWS, STEP, LENGTH, END, PERIOD, OF_UNIT, OF_ROW = range(8)
+PIXELS, COLUMNS, WIDE, COUNT, UNITS, SLOTS, SLOT, PARAMETERS = range(8, 16)
 
-@summing
-def _sum(block):
-    total = 0.0
-    for i in range(block.size):
-        total += block[i]
-    return total
+_FEW_VECTORS = 8
+"""Rows of fewer vectors than this are joined."""
 
-
-@summing
-def _squares(block, mean):
-    total = 0.0
-    for i in range(block.size):
-        total += (block[i] - mean) ** 2
-    return total
+_COLUMNS = 512
+"""About how many columns a unit has."""
 
 
-@summing
-def _products(block, mean, dy):
-    """Return the sums of dy and of dy * (block - mean)."""
-    total, product = 0.0, 0.0
-    for i in range(block.size):
-        total += dy[i]
-        product += dy[i] * np.float64(block[i] - mean)
-    return total, product
+class _Layout(NamedTuple):
+    """The units of a view for compiled code; the shape of the sums, and how often each parameter is repeated."""
+
+    table: np.ndarray
+    units: int
+    slots: int
+    sums: tuple[int, int, int]
+    repeats: int
 
 
-@compiled
-def _moments(x, sums, begin, end):
-    """Set sums[0] to the sums of some images' rows, and sums[1] to the sums of squares about the rows' own means."""
-    for n in range(begin, end):
-        for c in range(x.shape[1]):
-            row, total, squares = x[n, c], 0.0, 0.0
-            for first in range(0, row.size, BLOCK):
-                total += _sum(row[first : first + BLOCK])
-            for first in range(0, row.size, BLOCK):
-                squares += _squares(row[first : first + BLOCK], total / row.size)
-            sums[0, n, c], sums[1, n, c] = total, squares
+@functools.lru_cache(maxsize=256)
+def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
+    if axes == (0, 2):
+        n, c, p = shape
+        if p * itemsize >= _FEW_VECTORS * BYTES:
+            return _laid(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c)
+        length = min(max(_COLUMNS // p, 1), c) * p
+        units = -(-c * p // length)
+        return _laid(length, n, c * p, length, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c)
+    n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
+    units, end = n * g, math.prod(shape)
+    slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
+    if p * itemsize >= _FEW_VECTORS * BYTES:
+        return _laid(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * g * s, g * s)
+    return _laid(
+        s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * g * s * p, g * s * p, repeats=p
+    )
 
 
-@compiled
-def _statistics(sums, pixels, mean, var):
-    """Set mean and variance of each channel; sums[1] becomes the sums of squares about the channels' means."""
-    count = sums.shape[1] * pixels
-    totals, squares = np.empty(mean.size), np.empty(mean.size)
-    add_rows(sums[0], totals)
-    for n in range(sums.shape[1]):
-        for c in range(mean.size):
-            sums[1, n, c] += (sums[0, n, c] / pixels - totals[c] / count) ** 2 * pixels
-    add_rows(sums[1], squares)
-    for c in range(mean.size):
-        mean[c], var[c] = totals[c] / count, squares[c] / count
+def _laid(*entries: int, repeats: int = 1) -> _Layout:
+    sums = entries[SLOTS] if entries[SLOT] else 1, 2, entries[PARAMETERS]
+    return _Layout(np.array(entries), entries[UNITS], entries[SLOTS], sums, repeats)
 
 
 @compiled
-def _normalise(x, mean, rstd, weight, bias, y, begin, end):
-    """Set some images of y."""
-    one = mean.dtype.type(1)
-    for n in range(begin, end):
-        for c in range(x.shape[1]):
-            centre, shift = mean[c], bias[c] if bias.size else one * 0
-            factor = rstd[c] * (weight[c] if weight.size else one)
-            source, target = x[n, c], y[n, c]
-            for i in range(source.size):
-                target[i] = (source[i] - centre) * factor + shift
+def _origin(like, address):
+    """Return the number from which `moments` counts."""
+    value = np.float64(peek(like, address))
+    return value if value - value == 0.0 else 0.0
 
 
 @compiled
-def _gradient_sums(x, dy, mean, sums, begin, end):
-    """Set sums[0] to the sums of dy of some images' rows, and sums[1] to those of dy * (x - mean)."""
-    for n in range(begin, end):
-        for c in range(x.shape[1]):
-            row, gradient, total, product = x[n, c], dy[n, c], 0.0, 0.0
-            for first in range(0, row.size, BLOCK):
-                one, other = _products(row[first : first + BLOCK], mean[c], gradient[first : first + BLOCK])
-                total += one
-                product += other
-            sums[0, n, c], sums[1, n, c] = total, product
+def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given, eps, low, high, begin, end):
+    """Set y, and mean, variance (unless they are `given`) and rstd, of some units."""
+    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
+    width = layout[LENGTH] if columns else 1
+    sums, table = np.empty(2 * width), np.empty(3 * width, mean.dtype)
+    to_sums, to_table = sums.ctypes.data, table.ctypes.data
+    for u in range(begin, end):
+        base = u * layout[UNIT]
+        length = min(layout[LENGTH], layout[END] - base)
+        if not given:
+            for i in range(2 * width):
+                sums[i] = 0.0
+            for j in range(rows):
+                for first in range(0, length, BLOCK):
+                    at, shift = base + j * layout[STEP] + first, base + columns * first
+                    target = to_sums + columns * first * 8
+                    moments(
+                        mean, x + at * size, x + shift * size, columns, target, target + width * 8,
+                        min(BLOCK, length - first),
+                    )  # fmt: skip
+        groups, across = (length // pixels, pixels) if columns else (1, 1)
+        for c in range(groups):
+            k = u * (width // pixels) + c if columns else u
+            if not given:
+                origin = _origin(mean, x + (base + c * across) * size)
+                total, squares = 0.0, 0.0
+                for i in range(c * across, (c + 1) * across):  # sums about one origin instead of one for each
+                    d = _origin(mean, x + (base + i) * size) - origin
+                    total += sums[i] + rows * d
+                    squares += sums[width + i] + d * (2.0 * sums[i] + rows * d)
+                average = total / layout[COUNT]
+                mean[k] = origin + average
+                variance = (squares - total * average) / layout[COUNT]
+                var[k] = 0.0 if variance < 0.0 else variance
+            rstd[k] = 1.0 / math.sqrt(var[k] + eps)
+            if columns:
+                for i in range(c * pixels, (c + 1) * pixels):
+                    table[i], table[width + i], table[2 * width + i] = mean[k], rstd[k] * weight[k], bias[k]
+        centre, factor = mean.ctypes.data + u * size, np.float64(1.0)
+        scales, shifts = weight.ctypes.data, bias.ctypes.data
+        if columns:
+            centre, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
+        else:
+            factor = np.float64(rstd[u])
+        for j in range(rows):
+            at = (base + j * layout[STEP]) * size
+            of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
+            normalise(
+                mean, x + at, residual + at, y + at, adds, centre, columns, factor, scales + of, shifts + of,
+                layout[WIDE], low, high, length,
+            )  # fmt: skip
 
 
 @compiled
-def _input_gradient(x, dy, mean, rstd, weight, sums, dx, begin, end):
-    """Set some images of dx from the sums (2, c) of dy and dy * (x - mean), empty if mean is a constant.
+def _backward(
+    x, dy, y, dresidual, dx, weight, mean, rstd, shared, layout, constant, sums, writes, gradient, low, high, begin,
+    end,
+):  # fmt: skip
+    """Do the slots begin .. end - 1: `sums` of gradients and `dresidual` first, then dx if its `gradient` is needed.
 
-    With f = rstd * weight, `dx = f * (dy - mean(dy) - (x - mean) * rstd^2 * mean(dy * (x - mean)))`, else `f * dy`.
+    `shared` (slots, 2, parameters) becomes the sums of dbias and dweight.
     """
-    one = mean.dtype.type(1)
-    count = x.shape[0] * x.shape[2]
-    for n in range(begin, end):
-        for c in range(x.shape[1]):
-            factor, slope, shift = rstd[c] * (weight[c] if weight.size else one), one * 0, one * 0
-            if sums.size:
-                slope += factor * rstd[c] * rstd[c] * (sums[1, c] / count)
-                shift += factor * (sums[0, c] / count)
-            centre, source, gradient, target = mean[c], x[n, c], dy[n, c], dx[n, c]
-            if sums.size:
-                for i in range(source.size):
-                    target[i] = gradient[i] * factor - ((source[i] - centre) * slope + shift)
-            else:  # an infinite x must not affect it
-                for i in range(source.size):
-                    target[i] = gradient[i] * factor
+    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
+    width = layout[LENGTH] if columns else 1
+    of_row, of_columns, table = np.empty(2), np.empty(2 * width), np.empty(4 * width, mean.dtype)
+    to_table, to_columns, to_shared = table.ctypes.data, of_columns.ctypes.data, shared.ctypes.data
+    for u in range(begin * layout[UNITS] // layout[SLOTS], end * layout[UNITS] // layout[SLOTS]):
+        slot = ((u + 1) * layout[SLOTS] - 1) // layout[UNITS] * layout[SLOT]
+        base = u * layout[UNIT]
+        length = min(layout[LENGTH], layout[END] - base)
+        groups = length // pixels if columns else 1
+        first_group = u * (width // pixels) if columns else u
+        centre, factor, scales = mean.ctypes.data + u * size, np.float64(1.0), weight.ctypes.data
+        if columns:
+            centre, scales = to_table, to_table + 3 * width * size
+            for i in range(length):
+                k = first_group + i // pixels
+                table[i], table[3 * width + i] = mean[k], rstd[k] * weight[k]
+                of_columns[i] = of_columns[width + i] = 0.0
+        else:
+            factor = np.float64(rstd[u])
+        total, product = 0.0, 0.0
+        if sums:
+            for j in range(rows):
+                at = (base + j * layout[STEP]) * size
+                of = u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]
+                biases, products = to_shared + (slot + of) * 8, to_shared + (slot + layout[PARAMETERS] + of) * 8
+                if columns:
+                    biases, products = to_columns, to_columns + width * 8
+                of_row[0] = of_row[1] = 0.0
+                for first in range(0, length, BLOCK):
+                    skip = layout[WIDE] * first
+                    gradient_sums(
+                        mean, x + at + first * size, dy + at + first * size, y + at + first * size,
+                        dresidual + at + first * size, writes, centre + columns * first * size, columns, factor,
+                        scales + (of + skip) * size, layout[WIDE], low, high, of_row.ctypes.data, biases + skip * 8,
+                        products + skip * 8, min(BLOCK, length - first),
+                    )  # fmt: skip
+                if layout[WIDE]:
+                    total += of_row[0]
+                    product += of_row[1]
+                else:
+                    total += of_row[0] * weight[of]
+                    product += of_row[1] * weight[of]
+                    shared[slot + of] += of_row[0]
+                    shared[slot + layout[PARAMETERS] + of] += of_row[1] * factor
+        for c in range(groups):
+            k, here = first_group + c, c
+            scale = np.float64(rstd[k])
+            if columns:
+                total, product, here = 0.0, 0.0, c * pixels
+                for i in range(c * pixels, (c + 1) * pixels):
+                    total += of_columns[i]
+                    product += of_columns[width + i]
+                shared[k], shared[layout[PARAMETERS] + k] = total, product * scale
+                total, product = total * weight[k], product * weight[k]
+            for i in range(here, here + (pixels if columns else 1)):
+                table[width + i] = total * scale / layout[COUNT]
+                table[2 * width + i] = product * scale * scale * scale / layout[COUNT]
+        if gradient:
+            for j in range(rows):
+                at = (base + j * layout[STEP]) * size
+                of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
+                input_gradient(
+                    mean, x + at, dy + at, y + at, dx + at, constant, centre, to_table + width * size,
+                    to_table + 2 * width * size, columns, factor, scales + of, layout[WIDE], low, high, length,
+                )  # fmt: skip
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@functools.lru_cache(maxsize=256)
+def _ones(count: int, value: int, dtype: np.dtype) -> np.ndarray:
+    return np.full(count, value, dtype)
+
+
+def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: np.dtype) -> np.ndarray:
+    """Return the weight or bias as compiled code takes it."""
+    if array is None:
+        return _ones(layout.sums[2], default, dtype)
+    array = array.reshape(-1)
+    if layout.repeats > 1:
+        return np.repeat(array, layout.repeats)
+    return array if array.flags.carray else array.copy()
+
+
+def _clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
+    """Return the interval to which an activation limits numbers if it does nothing else."""
+    if activation is None:
+        return -math.inf, math.inf
+    name, *parameters = activation
+    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": tuple(parameters)}.get(name)
 
 
 @kernel(np)
@@ -131,41 +244,58 @@ def norm(
     residual: np.ndarray | None = None,
     activation: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Normalise channels of several pixels over a batch; other groups are left to the portable code."""
-    if view.axes != (0, 2) or view.shape[2] == 1 or not supports(x) or residual is not None or activation is not None:
+    """Normalise, and return the gradients."""
+    axes, limits, constant, dtype = view.axes, _clamp(activation), given is not None, x.dtype
+    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x) or limits is None:
         return NotImplemented
-    dtype, shape, c = x.dtype, view.shape, view.shape[1]
-    none, has_bias, constant = np.empty(0, dtype), bias is not None, given is not None
-    rows = np.ascontiguousarray(x).reshape(shape)
+    low, high = limits
+    layout = _layout(view.shape, axes, dtype.itemsize)
+    shape, has_residual = x.shape, residual is not None
+    bias_shape = None if bias is None else bias.shape
+    source, result = np.ascontiguousarray(x), np.empty(shape, dtype)
     if given is None:
-        mean, var, sums = np.empty(c, dtype), np.empty(c, dtype), np.empty((2, *shape[:2]))
-        share(_moments, 4 * x.size, rows, sums)
-        _statistics(sums, shape[2], mean, var)
+        kept = tuple(1 if axis in axes else size for axis, size in enumerate(view.shape))
+        mean, var = np.empty(kept, dtype), np.empty(kept, dtype)
     else:
-        mean, var = map(np.array, given)
-    rstd, y = 1.0 / np.sqrt(var + eps), np.empty(x.shape, dtype)
-    parameters = (none if a is None else np.ascontiguousarray(a) for a in (weight, bias))
-    share(_normalise, 2 * x.size, rows, mean, rstd, *parameters, y.reshape(shape))
+        mean, var = (np.array(array).reshape(view.weight) for array in given)
+    rstd = np.empty(mean.shape, dtype)
+    scales, shifts = _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype)
+    addend = source if residual is None else np.ascontiguousarray(residual)
+    share(
+        _forward, 3 * x.size, _address(source), _address(addend), _address(result), int(has_residual), scales, shifts,
+        mean.reshape(-1), var.reshape(-1), rstd.reshape(-1), layout.table, int(constant), eps, low, high,
+        n=layout.units,
+    )  # fmt: skip
+    y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        rows, gradients = (np.ascontiguousarray(a).reshape(shape) for a in (x, dy))
-        wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and has_bias
-        sums = np.empty((2, 0))
-        if wants_weight or wants_bias or not constant:
-            of_rows = np.empty((2, *shape[:2]))
-            share(_gradient_sums, 4 * x.size, rows, gradients, mean, of_rows)
-            sums = np.empty((2, shape[1]))
-            for rows_sums, total in zip(of_rows, sums, strict=True):
-                add_rows(rows_sums, total)
-        dx = None
+        layout = _layout(view.shape, axes, dtype.itemsize)
+        wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
+        dx = dresidual = None
+        source, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        limited, bounds = gradient if y is None else y, (math.nan, math.nan)
+        if y is not None:
+            bounds = (low, math.nan) if activation == ("relu",) else (low, high)
+        wants_residual = needs[3] and has_residual
+        if wants_residual:
+            dresidual = dy if y is None else np.empty(shape, dtype)
+        writes = wants_residual and y is not None
+        sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         if needs[0]:
-            dx, factor = (
-                np.empty(x.shape, dtype),
-                np.empty(0, dtype) if weight is None else np.ascontiguousarray(weight),
-            )
-            used = np.empty((2, 0)) if constant else sums
-            share(_input_gradient, 3 * x.size, rows, gradients, mean, rstd, factor, used, dx.reshape(shape))
-        dweight = (sums[1] * rstd).astype(dtype) if wants_weight else None
-        return dx, dweight, sums[0].astype(dtype) if wants_bias else None, None
+            dx = np.empty(shape, dtype)
+        shared = np.zeros(layout.sums)
+        scales = _parameter(weight, layout, 1, dtype)
+        share(
+            _backward, 5 * x.size, _address(source), _address(gradient), _address(limited),
+            _address(source if dresidual is None else dresidual), _address(source if dx is None else dx), scales,
+            mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table, int(constant), int(sums), int(writes),
+            int(needs[0]), *bounds, n=layout.slots,
+        )  # fmt: skip
+        total = shared[0] if len(shared) == 1 else shared.sum(axis=0)
+        if layout.repeats > 1:
+            total = total.reshape(2, -1, layout.repeats).sum(axis=2)
+        dweight = total[1].astype(dtype).reshape(weight.shape) if weight is not None and needs[1] else None
+        dbias = total[0].astype(dtype).reshape(bias_shape) if wants_bias else None
+        return dx, dweight, dbias, dresidual
 
-    return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
+    return result, backward, mean, var
