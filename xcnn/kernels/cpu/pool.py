@@ -35,27 +35,29 @@ _BYTE = 255
 @compiled
 def _lay(x, x0, maps, pitches, phases, xs):
     """Sort the rows of some maps of x, which begin at x0, into the phases of xs."""
-    stride = phases.shape[0]
-    pitch, at = pitches[1] // stride, 0
-    for _ in range(maps * pitches[2]):
+    stride, pitch = phases.shape[0], pitches[1]
+    plane, rows, width, joined = xs.size // stride, maps * pitches[2], pitches[0], 1
+    if stride * pitch == width and phases[0, 1] == 0:  # without padding, all rows are one
+        rows, joined = 1, rows
+    for r in range(rows):
         for phase in range(stride):
-            deal(x, x0 + phases[phase, 0], stride, xs, at + phases[phase, 1], phases[phase, 2])
-            at += pitch
-        x0 += pitches[0]
+            at = phase * plane + r * pitch + phases[phase, 1]
+            deal(x, x0 + r * width + phases[phase, 0], stride, xs, at, phases[phase, 2] * joined)
 
 
 @compiled
 def _max(x, windows, steps, pitches, phases, taps, first, none, y, winners, begin, end):
     """Set y and winners (maps, od, oh, ow) of some maps of x, which is flat."""
     flat, won, size = y.reshape(-1), winners.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
-    laid = np.empty(SEVERAL * pitches[1] * pitches[2] if phases.shape[0] else 0, x.dtype)
+    step = pitches[1] * pitches[2]
+    laid = np.empty(phases.shape[0] * SEVERAL * step, x.dtype)
     for k in range(laid.size):
         laid[k] = -np.inf  # as padding never wins
     for p in range(begin, end, SEVERAL):
-        maps, at, x0, step, source = min(SEVERAL, end - p), p * size, p * pitches[3], pitches[3], x
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
         if laid.size:
             _lay(x, x0, maps, pitches, phases, laid)
-            x0, step, source = np.intp(0), pitches[1] * pitches[2], laid
+            x0, source = np.intp(0), laid
         for i in range(y.shape[1]):
             for j in range(y.shape[2]):
                 corner = (windows[0, i, 2] + windows[1, j, 2]) * pitches[1]
@@ -71,13 +73,14 @@ def _max(x, windows, steps, pitches, phases, taps, first, none, y, winners, begi
 def _sum(x, windows, steps, pitches, phases, taps, divisors, y, begin, end):
     """Set y (maps, od, oh, ow) to the sums of the windows of some maps of x, divided by the product of the divisors."""
     flat, size = y.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
-    laid = np.zeros(SEVERAL * pitches[1] * pitches[2] if phases.shape[0] else 0, x.dtype)
+    step = pitches[1] * pitches[2]
+    laid = np.zeros(phases.shape[0] * SEVERAL * step, x.dtype)
     by = np.empty(y.shape[3], x.dtype)
     for p in range(begin, end, SEVERAL):
-        maps, at, x0, step, source = min(SEVERAL, end - p), p * size, p * pitches[3], pitches[3], x
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
         if laid.size:
             _lay(x, x0, maps, pitches, phases, laid)
-            x0, step, source = np.intp(0), pitches[1] * pitches[2], laid
+            x0, source = np.intp(0), laid
         for i in range(y.shape[1]):
             for j in range(y.shape[2]):
                 for o in range(by.size):
@@ -107,28 +110,63 @@ def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
                         pixels[np.uintp(corner + windows[2, o, 2] + offsets[won[o]])] += source[o]
 
 
+@functools.partial(compiled, inline="always")
+def _expand(parts, stride, dilation, kernel, before, places, row):
+    """Set a row of pixels to the sums of the parts of their windows; `places` holds them, one phase after the other."""
+    room = places.size // stride
+    if kernel == stride == 2 and before == 0 and dilation == 1:
+        for q in range(min(row.size // 2, parts.size)):
+            row[2 * q], row[2 * q + 1] = parts[q], parts[q]
+        if row.size < 2 * parts.size:
+            row[row.size - 1] = parts[row.size // 2]
+        return
+    for k in range(places.size):
+        places[k] = 0
+    for k in range(kernel):
+        place = places[k * dilation % stride * room + k * dilation // stride :]
+        for o in range(parts.size):
+            place[o] += parts[o]
+    for phase in range(stride):
+        first = (phase - before) % stride
+        place, target = places[phase * room + (before + first) // stride : (phase + 1) * room], row[first:]
+        if stride == 1:
+            for q in range(min(target.size, place.size)):
+                target[q] = place[q]
+        else:
+            for q in range(min((target.size - 1) // stride + 1, place.size)):
+                target[q * stride] = place[q]
+
+
 @compiled
-def _spread(dy, windows, rows, dilation, divisors, dx, begin, end):
-    """Set the maps of dx (maps, rows, width): each dy, divided by its divisors, is added to its whole window."""
-    width = dx.shape[2]
-    row = np.empty(width, dx.dtype)
+def _spread(dy, windows, rows, wide, shares, dx, begin, end):
+    """Set the maps of dx (maps, rows, width): each dy, multiplied by its shares, is added to its whole window.
+
+    If `wide` is empty, windows along the last axis have any lengths.
+    """
+    width, outs = dx.shape[2], dy.shape[3]
+    row, parts = np.zeros(width, dx.dtype), np.empty(outs, dx.dtype)
+    places = np.empty(wide[0] * (outs + (wide[2] - 1) * wide[1] // wide[0]) if wide.size else 0, dx.dtype)
     for p in range(begin, end):
-        for r in range(dx.shape[1]):
-            target = dx[p, r]
-            for k in range(width):
-                target[k] = 0
+        pixels = dx[p].reshape(-1)
+        for k in range(pixels.size):
+            pixels[k] = 0
         for i in range(dy.shape[1]):
             for j in range(dy.shape[2]):
-                source = dy[p, i, j]
-                for k in range(width):
-                    row[k] = 0
-                for o in range(source.size):
-                    part = source[o] / (divisors[0, i] * divisors[1, j] * divisors[2, o])
-                    for k in range(windows[2, o, 0], windows[2, o, 1]):
-                        row[windows[2, o, 2] + k * dilation] += part
+                source, part = dy[p, i, j], shares[0, i] * shares[1, j]
+                for o in range(outs):
+                    parts[o] = source[o] * (part * shares[2, o])
+                if wide.size:
+                    _expand(parts, wide[0], wide[1], wide[2], wide[3], places, row)
+                else:
+                    for k in range(width):
+                        row[k] = 0
+                    for o in range(outs):
+                        for k in range(windows[2, o, 2], windows[2, o, 2] + windows[2, o, 1]):
+                            row[k] += parts[o]
                 for k in range(windows[0, i, 0], windows[0, i, 1]):
                     for m in range(windows[1, j, 0], windows[1, j, 1]):
-                        target = dx[p, windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]]
+                        at = (windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]) * width
+                        target = pixels[at : at + width]
                         for q in range(width):
                             target[q] += row[q]
 
@@ -201,12 +239,12 @@ class _Layout(NamedTuple):
     windows : as above.
     steps : the number of kernel positions between neighbours along the first axis, and along the second.
     rows : rows between these, along the first two axes.
-    pitches : pixels of a row of x, elements of a row that is laid out or of x itself, rows of a map, and its pixels.
+    pitches : pixels of a row of x, the distance of rows where they are read, and the rows of a map.
     phases : (stride, 3), the first pixel of each phase, its place and how many there are; none if x is not laid out.
     taps : where the kernel positions are, counted from that of position 0.
     first : the first position along the last axis of each window that is not padding, or a large number.
     offsets : pixels from the corner of a window to each position.
-    outs, dilation : as in `xcnn.ops._window.Axis`; the dilation is that of the last axis.
+    outs, wide : outputs along each axis; stride, dilation, kernel size and padding before along the last.
     """
 
     windows: np.ndarray
@@ -218,7 +256,7 @@ class _Layout(NamedTuple):
     first: np.ndarray
     offsets: np.ndarray
     outs: tuple[int, ...]
-    dilation: int
+    wide: np.ndarray
 
 
 @functools.lru_cache(maxsize=256)
@@ -243,19 +281,17 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
         pixel = (np.arange(stride) - wide.before) % stride
         place = (wide.before + pixel) // stride
         count = np.minimum(-((pixel - wide.size) // stride), room - place)
-        phases, taps, pitch = (
-            np.stack([pixel, place, count], axis=1),
-            seen % stride * room + seen // stride,
-            stride * room,
-        )
+        phases, pitch = np.stack([pixel, place, count], axis=1), room
+        taps = seen % stride * SEVERAL * deep.size * high.size * room + seen // stride
     inside = windows[2, : wide.out, 0] < windows[2, : wide.out, 1]
     first = np.where(inside, windows[2, : wide.out, 0], 1 << 24).astype(np.int32)
     rows = np.array([deep.dilation * high.size, high.dilation], np.int64)
     for step, axis in ((rows[1], high), (rows[0], deep)):
         taps = np.add.outer(np.arange(axis.kernel) * step * pitch, taps).ravel()
     steps = np.array([high.kernel * wide.kernel, wide.kernel], np.int64)
-    pitches = np.array([wide.size, pitch, deep.size * high.size, deep.size * high.size * wide.size], np.int64)
-    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs, wide.dilation)
+    pitches = np.array([wide.size, pitch, deep.size * high.size], np.int64)
+    last = np.array([wide.stride, wide.dilation, wide.kernel, wide.before], np.int64)
+    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs, last)
 
 
 @functools.lru_cache(maxsize=256)
@@ -335,23 +371,40 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
         return NotImplemented
     if divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes):
         return _whole(x, len(axes))
-    f, rank, shape, dtype = _layout(axes), len(axes), x.shape, x.dtype
-    y = np.empty((*shape[: x.ndim - rank], *f.outs), dtype)
-    work = 2 * x.size + f.offsets.size * y.size // 8
-    tables = f.windows, f.steps, f.pitches, f.phases, f.taps, _divisors(counts, divisor, dtype)
-    share(_sum, work, _flat(x), *tables, _volumes(y, rank), n=y.size // math.prod(f.outs))
+    rank, shape = len(axes), x.shape
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
+        by = _divisors(counts, divisor, dy.dtype)
+        if all(a.stride == 1 for a in axes) and all(
+            min(row) == max(row) for row in (counts if divisor is None else ())
+        ):
+            return (_sums(dy, tuple(_reversed(a) for a in axes), by[:, :1]),)
         f = _layout(axes)
-        dx = np.empty(shape, dtype)
+        dx = np.empty(shape, dy.dtype)
         rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        tables = f.windows, f.rows, f.dilation, _divisors(counts, divisor, dtype)
-        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
+        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), f.windows, f.rows, f.wide, 1 / by, rows)
         return (dx,)
 
-    return y, backward
+    return _sums(x, axes, _divisors(counts, divisor, x.dtype)), backward
+
+
+def _reversed(axis: Any) -> Any:
+    """Return the windows of stride 1 of outputs that cover each pixel."""
+    before, after = (axis.extent - 1 - side for side in (axis.before, axis.after))
+    return type(axis)(axis.out, axis.kernel, 1, axis.dilation, before, after, axis.size)
+
+
+def _sums(x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray) -> np.ndarray:
+    """Return the sums of windows, divided by the divisors, which are broadcast along each axis."""
+    f, rank = _layout(axes), len(axes)
+    y = np.empty((*x.shape[: x.ndim - rank], *f.outs), x.dtype)
+    maps = _volumes(y, rank)
+    by = np.ascontiguousarray(np.broadcast_to(divisors, (3, max(f.outs))))
+    work = 2 * x.size + f.offsets.size * y.size // 8
+    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, by, maps, n=len(maps))
+    return y
 
 
 @kernel(np)
@@ -398,7 +451,12 @@ def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
             return (None,)
         windows, divisors = _adaptive(plan, dy.dtype)
         high = plan[-2][0] if rank > 1 else 1
-        tables = windows * [[[1, 1, high]], [[1, 1, 1]], [[1, 1, 1]]], np.array([high, 1]), 1, divisors
+        tables = (
+            windows * [[[1, 1, high]], [[1, 1, 1]], [[1, 1, 1]]],
+            np.array([high, 1]),
+            np.empty(0, np.int64),
+            divisors,
+        )
         dx = np.empty(shape, dy.dtype)
         maps = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
         share(_spread, 4 * dx.size + 8 * dy.size, _volumes(dy, rank), *tables, maps)
