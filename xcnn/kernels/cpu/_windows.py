@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import _Emitter
 
-__all__ = ["SEVERAL", "deal", "window_max", "window_sum"]
+__all__ = ["SEVERAL", "accumulate", "deal", "window_max", "window_sum"]
 
 _INT, _LANE, _BIT = (ir.IntType(bits) for bits in (64, 32, 1))
 
@@ -128,6 +128,24 @@ def deal(_: Any, x: Any, x0: Any, stride: Any, y: Any, y0: Any, n: Any) -> Any:
 
     i = types.intp
     return types.void(x, i, i, y, i, i), generate
+
+
+@intrinsic
+def accumulate(_: Any, x: Any, x0: Any, y: Any, y0: Any, n: Any) -> Any:
+    """Add `x[x0 + i]` to `y[y0 + i]` for i < n."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, y_, y0_, n_ = arguments
+        emit = _Rows(context, builder, x)
+        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
+        for i, mask in emit.pieces(n_):
+            place = builder.gep(target, [i])
+            total = builder.fadd(emit.read(place, mask), emit.read(builder.gep(source, [i]), mask))
+            emit.write(total, place, mask)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, i, y, i, i), generate
 
 
 @intrinsic

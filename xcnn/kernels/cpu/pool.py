@@ -24,7 +24,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._windows import SEVERAL, deal, window_max, window_sum
+from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, window_max, window_sum
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool"]
 
@@ -110,65 +110,40 @@ def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
                         pixels[np.uintp(corner + windows[2, o, 2] + offsets[won[o]])] += source[o]
 
 
-@functools.partial(compiled, inline="always")
-def _expand(parts, stride, dilation, kernel, before, places, row):
-    """Set a row of pixels to the sums of the parts of their windows; `places` holds them, one phase after the other."""
-    room = places.size // stride
-    if kernel == stride == 2 and before == 0 and dilation == 1:
-        for q in range(min(row.size // 2, parts.size)):
-            row[2 * q], row[2 * q + 1] = parts[q], parts[q]
-        if row.size < 2 * parts.size:
-            row[row.size - 1] = parts[row.size // 2]
-        return
-    for k in range(places.size):
-        places[k] = 0
-    for k in range(kernel):
-        place = places[k * dilation % stride * room + k * dilation // stride :]
-        for o in range(parts.size):
-            place[o] += parts[o]
-    for phase in range(stride):
-        first = (phase - before) % stride
-        place, target = places[phase * room + (before + first) // stride : (phase + 1) * room], row[first:]
-        if stride == 1:
-            for q in range(min(target.size, place.size)):
-                target[q] = place[q]
-        else:
-            for q in range(min((target.size - 1) // stride + 1, place.size)):
-                target[q * stride] = place[q]
-
-
 @compiled
-def _spread(dy, windows, rows, wide, shares, dx, begin, end):
+def _spread(dy, windows, rows, dilation, pairs, shares, dx, begin, end):
     """Set the maps of dx (maps, rows, width): each dy, multiplied by its shares, is added to its whole window.
 
-    If `wide` is empty, windows along the last axis have any lengths.
+    `pairs` says that windows along the last axis are adjacent pairs of pixels, which are then set in vectors.
     """
-    width, outs = dx.shape[2], dy.shape[3]
-    row, parts = np.zeros(width, dx.dtype), np.empty(outs, dx.dtype)
-    places = np.empty(wide[0] * (outs + (wide[2] - 1) * wide[1] // wide[0]) if wide.size else 0, dx.dtype)
+    width, outs, count = dx.shape[2], dy.shape[3], dx.shape[1]
+    lines, zeros, across = np.zeros((dy.shape[1] * dy.shape[2], width), dx.dtype), np.zeros(width, dx.dtype), shares[2]
+    pixels, flat = dx.reshape(-1), lines.reshape(-1)
     for p in range(begin, end):
-        pixels = dx[p].reshape(-1)
-        for k in range(pixels.size):
-            pixels[k] = 0
+        for r in range(p * count, (p + 1) * count):
+            deal(zeros, 0, 1, pixels, r * width, width)
         for i in range(dy.shape[1]):
             for j in range(dy.shape[2]):
-                source, part = dy[p, i, j], shares[0, i] * shares[1, j]
-                for o in range(outs):
-                    parts[o] = source[o] * (part * shares[2, o])
-                if wide.size:
-                    _expand(parts, wide[0], wide[1], wide[2], wide[3], places, row)
+                part, source, row = shares[0, i] * shares[1, j], dy[p, i, j], lines[i * dy.shape[2] + j]
+                if pairs:
+                    for o in range(outs):
+                        value = source[o] * (part * across[o])
+                        row[2 * o] = value
+                        row[2 * o + 1] = value
                 else:
                     for k in range(width):
                         row[k] = 0
                     for o in range(outs):
-                        for k in range(windows[2, o, 2], windows[2, o, 2] + windows[2, o, 1]):
-                            row[k] += parts[o]
+                        value = source[o] * (part * across[o])
+                        for k in range(windows[2, o, 0], windows[2, o, 1]):
+                            row[np.uintp(windows[2, o, 2] + k * dilation)] += value
+        # Only now, as a processor cannot read at once what it has just written in smaller pieces.
+        for i in range(dy.shape[1]):
+            for j in range(dy.shape[2]):
                 for k in range(windows[0, i, 0], windows[0, i, 1]):
                     for m in range(windows[1, j, 0], windows[1, j, 1]):
-                        at = (windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]) * width
-                        target = pixels[at : at + width]
-                        for q in range(width):
-                            target[q] += row[q]
+                        r = p * count + windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]
+                        accumulate(flat, (i * dy.shape[2] + j) * width, pixels, r * width, width)
 
 
 @summing
@@ -244,7 +219,7 @@ class _Layout(NamedTuple):
     taps : where the kernel positions are, counted from that of position 0.
     first : the first position along the last axis of each window that is not padding, or a large number.
     offsets : pixels from the corner of a window to each position.
-    outs, wide : outputs along each axis; stride, dilation, kernel size and padding before along the last.
+    outs : outputs along each axis.
     """
 
     windows: np.ndarray
@@ -256,7 +231,6 @@ class _Layout(NamedTuple):
     first: np.ndarray
     offsets: np.ndarray
     outs: tuple[int, ...]
-    wide: np.ndarray
 
 
 @functools.lru_cache(maxsize=256)
@@ -290,8 +264,7 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
         taps = np.add.outer(np.arange(axis.kernel) * step * pitch, taps).ravel()
     steps = np.array([high.kernel * wide.kernel, wide.kernel], np.int64)
     pitches = np.array([wide.size, pitch, deep.size * high.size], np.int64)
-    last = np.array([wide.stride, wide.dilation, wide.kernel, wide.before], np.int64)
-    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs, last)
+    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs)
 
 
 @functools.lru_cache(maxsize=256)
@@ -384,7 +357,10 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
         rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), f.windows, f.rows, f.wide, 1 / by, rows)
+        wide = axes[-1]
+        pairs = wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size
+        tables = f.windows, f.rows, wide.dilation, pairs, 1 / by
+        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
         return (dx,)
 
     return _sums(x, axes, _divisors(counts, divisor, x.dtype)), backward
@@ -454,8 +430,9 @@ def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
         tables = (
             windows * [[[1, 1, high]], [[1, 1, 1]], [[1, 1, 1]]],
             np.array([high, 1]),
-            np.empty(0, np.int64),
-            divisors,
+            1,
+            False,
+            1 / np.maximum(divisors, 1),
         )
         dx = np.empty(shape, dy.dtype)
         maps = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
