@@ -24,6 +24,7 @@ if compiles:
             conv_transpose,
             cross_entropy,
             elementwise,
+            interpolate,
             linear,
             norm,
             optim,
