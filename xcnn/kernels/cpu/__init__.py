@@ -23,6 +23,7 @@ if compiles:
             conv,
             conv_transpose,
             cross_entropy,
+            dropout,
             elementwise,
             interpolate,
             linear,

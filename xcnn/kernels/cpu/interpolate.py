@@ -74,7 +74,8 @@ def _resize(x, y, passes, room, indices, weights, counts, begin, end):
 @functools.lru_cache(maxsize=64)
 def _passes(plan: tuple[Any, ...], sizes: tuple[int, ...], back: bool, dtype: Any) -> Any:
     """Return the tables of all passes over maps of these sizes, and the sizes of the results."""
-    passes, parts, current, room = [], [], list(sizes), 0
+    parts: list[tuple[np.ndarray, ...]] = []
+    passes, current, room = [], list(sizes), 0
     for dim, arguments in plan if back else reversed(plan):
         indices, weights = tables(*arguments)[back]
         terms, outs = indices.shape
