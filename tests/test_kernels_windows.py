@@ -43,3 +43,24 @@ def test_dropout_leaves_other_generators_to_the_portable_code() -> None:
     streams = [np.random.Generator(np.random.Philox(1)) for _ in range(2)]
     y = ops.dropout(x, 0.5, rng=streams[0])[0]
     np.testing.assert_array_equal(y != 0, streams[1].random(x.shape, np.float32) >= 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [
+        ((2, 21, 5, 7), (0, 2, 3, 1)),
+        ((3, 5, 7, 40), (0, 3, 1, 2)),
+        ((33, 50), (1, 0)),
+        ((2, 3, 17, 18, 19), (4, 0, 2, 3, 1)),
+        ((2, 3, 4, 5, 2, 3, 2), (6, 5, 4, 3, 2, 1, 0)),
+        ((1, 7, 1, 9), (3, 2, 1, 0)),
+        ((3, 0, 2), (2, 1, 0)),
+    ],
+)
+def test_permute_puts_numbers_where_numpy_does(shape: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    y, backward = ops.permute(x, dims)
+    np.testing.assert_array_equal(y, np.transpose(x, dims))
+    np.testing.assert_array_equal(backward(np.ascontiguousarray(y))[0], x)
+    np.testing.assert_array_equal(ops.permute(x[..., ::-1], dims)[0], np.transpose(x[..., ::-1], dims))

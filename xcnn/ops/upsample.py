@@ -17,6 +17,7 @@ from xcnn.devices import like
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers
+from xcnn.ops.shape import permuted
 
 __all__ = ["Factors", "channel_shuffle", "check_target", "interpolate", "pixel_shuffle", "pixel_unshuffle"]
 
@@ -166,14 +167,14 @@ def interpolate(
 def _to_space(xp: ModuleType, x: Array, r: int) -> Array:
     *lead, channels, h, w = x.shape
     k, c = len(lead), channels // (r * r)
-    x = xp.permute_dims(xp.reshape(x, (*lead, c, r, r, h, w)), (*range(k + 1), k + 3, k + 1, k + 4, k + 2))
+    x = permuted(xp, xp.reshape(x, (*lead, c, r, r, h, w)), (*range(k + 1), k + 3, k + 1, k + 4, k + 2))
     return xp.reshape(x, (*lead, c, h * r, w * r))
 
 
 def _to_channels(xp: ModuleType, x: Array, r: int) -> Array:
     *lead, c, height, width = x.shape
     k, h, w = len(lead), height // r, width // r
-    x = xp.permute_dims(xp.reshape(x, (*lead, c, h, r, w, r)), (*range(k + 1), k + 2, k + 4, k + 1, k + 3))
+    x = permuted(xp, xp.reshape(x, (*lead, c, h, r, w, r)), (*range(k + 1), k + 2, k + 4, k + 1, k + 3))
     return xp.reshape(x, (*lead, c * r * r, h, w))
 
 

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import _Emitter
 
-__all__ = ["SEVERAL", "accumulate", "deal", "window_max", "window_sum"]
+__all__ = ["SEVERAL", "accumulate", "deal", "transpose", "window_max", "window_sum"]
 
 _INT, _LANE, _BIT = (ir.IntType(bits) for bits in (64, 32, 1))
 
@@ -146,6 +146,31 @@ def accumulate(_: Any, x: Any, x0: Any, y: Any, y0: Any, n: Any) -> Any:
 
     i = types.intp
     return types.void(x, i, y, i, i), generate
+
+
+@intrinsic
+def transpose(_: Any, x: Any, x0: Any, x_step: Any, y: Any, y0: Any, y_step: Any) -> Any:
+    """Set `y[y0 + i * y_step + j] = x[x0 + j * x_step + i]` for all i and j below the numbers of a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, x_step_, y_, y0_, y_step_ = arguments
+        emit = _Rows(context, builder, x)
+        source, target, lanes = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), range(emit.lanes)
+        rows = [emit.load(emit.at(source, (i, x_step_))) for i in lanes]
+        bit = 1
+        while bit < emit.lanes:  # exchange one bit of the numbers of rows and columns after the other
+            low = emit._lane_list([lane if not lane & bit else emit.lanes + (lane ^ bit) for lane in lanes])
+            high = emit._lane_list([emit.lanes + lane if lane & bit else lane | bit for lane in lanes])
+            for i in (i for i in lanes if not i & bit):
+                pair = rows[i], rows[i | bit]
+                rows[i], rows[i | bit] = (builder.shuffle_vector(*pair, order) for order in (low, high))
+            bit *= 2
+        for i, row in enumerate(rows):
+            emit.store(row, emit.at(target, (i, y_step_)))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, i, i, y, i, i), generate
 
 
 @intrinsic
