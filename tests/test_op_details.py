@@ -295,7 +295,7 @@ def test_a_constant_padding_of_any_width_is_one_copy() -> None:
         ("flatten", {}),
         ("unflatten", {"dim": -1, "unflattened_size": (2, 2)}),
         ("pad", {"pad": (0, 0)}),
-        ("permute", {"dims": (0, 2, 3, 1)}),
+        ("permute", {"dims": (1, 2, 0, 3)}),
         ("reshape", {"shape": (3, -1)}),
         ("slice", {"dim": 2, "start": 1, "step": 2}),
         ("stochastic_depth", {"p": 0.5, "training": False, "rng": 0}),

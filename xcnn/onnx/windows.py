@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._taps import MODES, tables
 from xcnn.onnx.builder import EXPORTS, Builder, Exporter, exports
 from xcnn.onnx.layers import reduced, sliced
-from xcnn.ops._taps import MODES, tables
 from xcnn.ops._window import Axes, transposed_axes, window_axes
 from xcnn.ops.adaptive import adaptive_sizes
 from xcnn.ops.pool import _counts, pool_axes

@@ -13,7 +13,8 @@ from xcnn._check import integers
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
-from xcnn.ops._window import along, map_sizes, resized
+from xcnn.ops._window import Axes, Axis, along, map_sizes, resized
+from xcnn.ops.pool import avg_pool, max_pool
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -70,13 +71,67 @@ def adaptive_sizes(name: str, sizes: tuple[int, ...], output_size: Sizes) -> tup
     return integers(name, "output_size", [n if o is None else o for n, o in zip(sizes, wanted, strict=True)], rank)
 
 
-def _plan(name: str, x: Array, rank: int, output_size: Sizes) -> list[tuple[int, int, int]]:
-    """Return each spatial axis, counted from the end, the last one first, with its size in x and in y."""
+Plan = tuple[tuple[int, int], ...]
+"""Per spatial axis, its size in x and in y."""
+
+
+def _plan(name: str, x: Array, rank: int, output_size: Sizes) -> Plan:
     sizes = map_sizes(name, x, rank)
     if 0 in sizes:
         raise ShapeError(f"{name}: the maps of x must not be empty, got {tuple(x.shape)}")
-    outs = adaptive_sizes(name, sizes, output_size)
-    return list(zip(range(-1, -rank - 1, -1), sizes[::-1], outs[::-1], strict=True))
+    return tuple(zip(sizes, adaptive_sizes(name, sizes, output_size), strict=True))
+
+
+def _dims(plan: Plan) -> list[tuple[int, int, int]]:
+    """Return each spatial axis, counted from the end, the last one first, with its sizes."""
+    return [(dim, *sizes) for dim, sizes in zip(range(-1, -len(plan) - 1, -1), plan[::-1], strict=True)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _adjacent(plan: Plan) -> Axes:
+    """Return the windows of a pool if they are adjacent and equally long, else none."""
+    if any(size % out for size, out in plan):
+        return ()
+    return tuple(Axis(size, size // out, size // out, 1, 0, 0, out) for size, out in plan)
+
+
+@body
+def _adaptive_avg(xp: ModuleType, x: Array, plan: Plan) -> Result:
+    y = x
+    for dim, _, out in reversed(_dims(plan)):  # the last axis last: its short sums are the slowest
+        y = _shrink(xp, y, dim, out, xp.mean)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for dim, size, _ in _dims(plan):
+            dy = _grow(xp, dy, dim, size, lambda window: 1.0 / (window.stop - window.start))
+        return (dy,)
+
+    return y, backward
+
+
+@body
+def _adaptive_max(xp: ModuleType, x: Array, plan: Plan) -> Result:
+    def stages() -> list[Array]:
+        """Return x, and x with one axis more reduced each; the last axis first gives the first maximum of each row."""
+        found = [x]
+        for dim, _, out in _dims(plan):
+            found.append(_shrink(xp, found[-1], dim, out, xp.max))
+        return found
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for (dim, size, _), before in reversed(list(zip(_dims(plan), stages()[:-1], strict=True))):
+            dy = _grow(xp, dy, dim, size, functools.partial(_first, xp, before, dim))
+        return (dy,)
+
+    return stages()[-1], backward
+
+
+def _same(dy: Array, needs: Sequence[bool]) -> Gradients:
+    return (dy if needs[0] else None,)
 
 
 def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
@@ -103,18 +158,12 @@ def _adaptive_avg_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     name = f"adaptive_avg_pool{rank}d"
     xp = namespace(name, x=x)
     plan = _plan(name, x, rank, output_size)
-    y = x
-    for dim, _, out in reversed(plan):  # the last axis last: its short sums are the slowest
-        y = _shrink(xp, y, dim, out, xp.mean)
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        for dim, size, _ in plan:
-            dy = _grow(xp, dy, dim, size, lambda window: 1.0 / (window.stop - window.start))
-        return (dy,)
-
-    return y, backward
+    if all(size == out for size, out in plan):
+        return x, _same
+    axes = _adjacent(plan)
+    if axes:
+        return avg_pool(xp, x, axes, tuple((axis.kernel,) * axis.out for axis in axes), None)
+    return _adaptive_avg(xp, x, plan)
 
 
 def _adaptive_max_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
@@ -130,8 +179,9 @@ def _adaptive_max_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     Returns
     -------
     y : (n, c, *outs), or (c, *outs) for one image; NaN for a window that holds NaN; x itself if it has that size.
-    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order. Backward keeps x. An
-        infinite dy makes the rest of its window NaN.
+    backward : dy -> (dx,). The gradient of a window goes to its first maximum in row-major order. Backward keeps x,
+        and y if all windows have one length; in compiled code it keeps an integer per window instead. An infinite dy
+        may make the rest of its window NaN.
 
     Raises
     ------
@@ -141,22 +191,10 @@ def _adaptive_max_pool_nd(rank: int, x: Array, output_size: Sizes) -> Result:
     name = f"adaptive_max_pool{rank}d"
     xp = namespace(name, x=x)
     plan = _plan(name, x, rank, output_size)
-
-    def stages() -> list[Array]:
-        """Return x, and x with one axis more reduced each; the last axis first gives the first maximum of each row."""
-        found = [x]
-        for dim, _, out in plan:
-            found.append(_shrink(xp, found[-1], dim, out, xp.max))
-        return found
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        for (dim, size, _), before in reversed(list(zip(plan, stages()[:-1], strict=True))):
-            dy = _grow(xp, dy, dim, size, functools.partial(_first, xp, before, dim))
-        return (dy,)
-
-    return stages()[-1], backward
+    if all(size == out for size, out in plan):
+        return x, _same
+    axes = _adjacent(plan)
+    return max_pool(xp, x, axes) if axes else _adaptive_max(xp, x, plan)
 
 
 def _adaptive_samples(rank: int) -> list[Sample]:
@@ -175,7 +213,7 @@ adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = op_of_ranks(
     _adaptive_avg_pool_nd, "x", "", _adaptive_samples
 )
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = op_of_ranks(
-    _adaptive_max_pool_nd, "x", "x", _adaptive_max_samples
+    _adaptive_max_pool_nd, "x", "x? y? winners?", _adaptive_max_samples
 )
 
 

@@ -6,7 +6,8 @@ new mode is a row of `MODES`, which defines where its pixels come from.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
 from xcnn._check import choice, is_integer, number
@@ -61,6 +62,14 @@ def _check_sides(x: Array, pad: Sequence[int], mode: str) -> None:
             raise ShapeError(f"pad: mode {mode!r} adds at most {largest} to {kept} pixels, got {place}")
 
 
+def _inside(xp: ModuleType, x: Array, plan: Any, value: float) -> Array:
+    """Return an array of the constant with what is kept of x in its place."""
+    shape, source, places = x.shape, x, [slice(0, size) for size in x.shape]
+    for dim, _, size, ((kept, place), *_) in plan:
+        shape, source, places[dim] = resized(shape, dim, size), source[along(dim, kept)], place
+    return set_slice(full(xp, shape, value, x), tuple(places), source)
+
+
 @op(
     "x",
     samples=[
@@ -103,19 +112,23 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
         for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))
         if any(sides)
     ]
-    y = x
-    for dim, _, size, copies in plan:
-        source, y = y, full(xp, resized(y.shape, dim, size), value, x)
-        for a, b in copies:
-            y = set_slice(y, along(dim, b), source[along(dim, a)])
+    if not plan:
+        return x, lambda dy, needs: (dy if needs[0] else None,)
+    y = _inside(xp, x, plan, value)
+    for dim, _, _, ((kept, place), *borders) in plan:
+        for a, b in borders:  # from y, where the pixels of x are in place, and the borders of the axes before
+            start = a.start - kept.start + place.start
+            y = set_slice(y, along(dim, b), y[along(dim, slice(start, start + 1))])
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        for dim, size, _, copies in reversed(plan):
-            dx = zeros(xp, resized(dy.shape, dim, size), dy)
-            for a, b in copies:
-                dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
+        for dim, size, _, ((kept, place), *borders) in reversed(plan):
+            dx = dy[along(dim, place)]
+            if borders or kept.stop - kept.start < size:
+                dx = set_slice(zeros(xp, resized(dy.shape, dim, size), dy), along(dim, kept), dx)
+                for a, b in borders:
+                    dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
             dy = dx
         return (dy,)
 

@@ -20,7 +20,17 @@ from xcnn.ops._op import Gradients, Result, Sample, op_of_ranks, sample
 from xcnn.ops._options import Integers
 from xcnn.ops._window import Axes, Axis, Padding, along, inner_taps, map_sizes, pad_windows, resized, window_axes
 
-__all__ = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "pool_axes"]
+__all__ = [
+    "avg_pool",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "pool_axes",
+]
 
 
 def pool_axes(
@@ -72,7 +82,8 @@ def _put(axes: Axes) -> Callable[[Array, Any, Array], Array]:
 
 
 @body
-def _max_pool(xp: ModuleType, x: Array, axes: Axes) -> Result:
+def max_pool(xp: ModuleType, x: Array, axes: Axes) -> Result:
+    """Take the maxima of the windows `axes` of x (..., *sizes)."""
     y = _fold(xp, xp.maximum, x, axes, -xp.inf)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -133,7 +144,7 @@ def _max_pool_nd(
     name = f"max_pool{rank}d"
     xp = namespace(name, x=x)
     axes = pool_axes(name, map_sizes(name, x, rank), kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_pool(xp, x, axes)
+    return max_pool(xp, x, axes)
 
 
 def _max_samples(rank: int) -> list[Sample]:
@@ -183,7 +194,8 @@ def _divide(xp: ModuleType, a: Array, counts: Counts, divisor: int | None) -> Ar
 
 
 @body
-def _avg_pool(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int | None) -> Result:
+def avg_pool(xp: ModuleType, x: Array, axes: Axes, counts: Counts, divisor: int | None) -> Result:
+    """Sum the windows `axes` of x (..., *sizes); divide by the product of their `counts` per axis, or by `divisor`."""
     y = _divide(xp, _fold(xp, operator.add, x, axes, 0.0), counts, divisor)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -239,7 +251,7 @@ def _avg_pool_nd(
             f"{name}: a window of kernel {kernel_size!r} with dilation {dilation!r} has no pixel of the map "
             f"{tuple(a.size for a in axes)}; set count_include_pad=True"
         )
-    return _avg_pool(xp, x, axes, counts, divisor_override)
+    return avg_pool(xp, x, axes, counts, divisor_override)
 
 
 def _avg_samples(rank: int) -> list[Sample]:

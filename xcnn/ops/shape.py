@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 from xcnn._array import Array, namespace, set_slice, zeros
 from xcnn._check import axis, integers, is_integer, shown
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 
-__all__ = ["flatten", "permute", "reshape", "slice", "split_sizes", "unflatten"]
+__all__ = ["flatten", "permute", "permuted", "reshape", "slice", "split_sizes", "unflatten"]
 
 _slice = slice  # the builtin, whose name the op takes
 
@@ -119,6 +121,12 @@ def reshape(x: Array, shape: Sequence[int]) -> Result:
     return y, lambda dy, needs: (xp.reshape(dy, own) if needs[0] else None,)
 
 
+@body
+def permuted(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Array:
+    """Return x with its axes in another order."""
+    return xp.permute_dims(x, order)
+
+
 @op("x", samples=[sample({"x": (2, 3, 4)}, dims=(2, 0, -2)), sample({"x": (2, 3)}, dims=(0, 1))])
 def permute(x: Array, dims: Sequence[int]) -> Result:
     """Put the axes into another order, as from (n, c, h, w) to (n, h, w, c).
@@ -130,7 +138,8 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
 
     Returns
     -------
-    y : axis i of y is axis `dims[i]` of x; a view of x if the library can make one.
+    y : axis i of y is axis `dims[i]` of x; a view of x if the library can make one, or a copy, in which compiled code
+        puts what will be read one after another.
     backward : dy -> (dx,). It keeps nothing.
 
     Raises
@@ -145,8 +154,7 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
     if len(order) != len(entries) or sorted(order) != list(range(rank)):
         raise UsageError(f"permute: dims must name each axis of x {tuple(x.shape)} once, got {shown(dims)}")
     back = tuple(order.index(dim) for dim in range(rank))
-    y = xp.permute_dims(x, order)
-    return y, lambda dy, needs: (xp.permute_dims(dy, back) if needs[0] else None,)
+    return permuted(xp, x, order), lambda dy, needs: (permuted(xp, dy, back) if needs[0] else None,)
 
 
 @op(

@@ -11,11 +11,13 @@ import array_api_compat
 
 from xcnn._array import Array, namespace, on_device
 from xcnn._check import choice, flag, integer, integers, number
+from xcnn._dispatch import body
+from xcnn._taps import MODES, Taps, tables
 from xcnn.devices import like
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._options import Integers
-from xcnn.ops._taps import MODES, Taps, tables
+from xcnn.ops.shape import permuted
 
 __all__ = ["Factors", "channel_shuffle", "check_target", "interpolate", "pixel_shuffle", "pixel_unshuffle"]
 
@@ -40,6 +42,26 @@ def _mix(xp: ModuleType, x: Array, dim: int, taps: Taps, padded: bool = False) -
             part = part * factors
         y = part if y is None else y + part
     return y
+
+
+Plan = tuple[tuple[int, tuple[int, int, float, str, bool]], ...]
+"""The axes that change, counted from the end, the first one first, each with the arguments of its `tables`."""
+
+
+@body
+def _interpolate(xp: ModuleType, x: Array, plan: Plan) -> Result:
+    y = x
+    for dim, axis in reversed(plan):
+        y = _mix(xp, y, dim, tables(*axis)[0])
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for dim, axis in plan:
+            dy = _mix(xp, dy, dim, tables(*axis)[1], padded=True)
+        return (dy,)
+
+    return y, backward
 
 
 def check_target(
@@ -132,36 +154,27 @@ def interpolate(
             raise ShapeError(f"interpolate: maps of {tuple(sizes)} cannot be scaled by {scale_factor!r} to {outs}")
     steps = [1 / factor for factor in factors] or [n / out for n, out in zip(sizes, outs, strict=True)]
     axes = list(zip(sizes, outs, steps, strict=True))
-    plan = [
+    plan = tuple(
         (dim, (n, out, step, mode, bool(align_corners)))
         for dim, (n, out, step) in enumerate(axes, -rank)
         if n != out or (step != 1.0 and not MODES[mode])  # a factor that keeps the size still moves nearest pixels
-    ]
-    y = x
-    for dim, axis in reversed(plan):
-        y = _mix(xp, y, dim, tables(*axis)[0])
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        for dim, axis in plan:
-            dy = _mix(xp, dy, dim, tables(*axis)[1], padded=True)
-        return (dy,)
-
-    return y, backward
+    )
+    if not plan:
+        return x, lambda dy, needs: (dy if needs[0] else None,)
+    return _interpolate(xp, x, plan)
 
 
 def _to_space(xp: ModuleType, x: Array, r: int) -> Array:
     *lead, channels, h, w = x.shape
     k, c = len(lead), channels // (r * r)
-    x = xp.permute_dims(xp.reshape(x, (*lead, c, r, r, h, w)), (*range(k + 1), k + 3, k + 1, k + 4, k + 2))
+    x = permuted(xp, xp.reshape(x, (*lead, c, r, r, h, w)), (*range(k + 1), k + 3, k + 1, k + 4, k + 2))
     return xp.reshape(x, (*lead, c, h * r, w * r))
 
 
 def _to_channels(xp: ModuleType, x: Array, r: int) -> Array:
     *lead, c, height, width = x.shape
     k, h, w = len(lead), height // r, width // r
-    x = xp.permute_dims(xp.reshape(x, (*lead, c, h, r, w, r)), (*range(k + 1), k + 2, k + 4, k + 1, k + 3))
+    x = permuted(xp, xp.reshape(x, (*lead, c, h, r, w, r)), (*range(k + 1), k + 2, k + 4, k + 1, k + 3))
     return xp.reshape(x, (*lead, c * r * r, h, w))
 
 

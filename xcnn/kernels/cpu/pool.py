@@ -1,13 +1,16 @@
-"""Max and average pooling, map by map.
+"""Max and average pooling of any windows, row by row.
 
-Max pooling keeps one byte per window, the kernel position of its maximum, and neither x nor y, as backward needs no
-other data. The usual adjacent windows of 2 x 2 pixels have separate loops, which become vector instructions. For all
-others a map is laid out as for a convolution (`_planes.py`): the pixels that a kernel position sees are contiguous in
-memory, and are compared with the maxima of all windows at once.
+A row of windows is reduced from the rows of x that it covers, a vector of windows at a time, whose results stay in
+registers (`_windows.py`). Without padding and with stride 1, vectors are read from x itself. Otherwise the pixels of a
+row are first sorted by their phase, the remainder of their place divided by the stride, with padding around them: then
+the pixels that one kernel position sees are adjacent. Padding above and below a map is left out instead.
 
-These loops have three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has
-for each window along an axis the first kernel position that is not padding, the end of these, and the pixel at position
-0, which may be padding.
+Max pooling keeps the kernel position of each maximum, in one byte unless there are more than 255 positions, and neither
+x nor y, as backward needs no other data.
+
+There are three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has for each
+window along an axis the first kernel position that is not padding, the end of these, and where position 0 is, which may
+be padding: in pixels along the last axis, in rows along the others.
 """
 
 import functools
@@ -19,133 +22,128 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
-from xcnn.kernels.cpu._passes import lay
-from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, window_max, window_sum
 
-__all__ = ["avg_pool", "global_avg_pool", "max_pool"]
+__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool"]
 
-_NO_PIXEL = 255
-"""The winner of a window that is all padding; kernel positions must be smaller."""
-
-
-@compiled
-def _challenge(pixels, best, winner, position):
-    """Update the maxima and winners with the pixels of one kernel position."""
-    for o in range(best.size):
-        new, old, holder = pixels[o], best[o], winner[o]
-        wins = (new > old) | ((new != new) & (old == old))
-        best[o] = new if wins else old
-        winner[o] = position if wins else holder
+_BYTE = 255
+"""The winner of a window that is all padding, and the most kernel positions, if winners are bytes."""
 
 
 @compiled
-def _max(x, axes, plane, phases, length, shifts, windows, strides, y, winners, begin, end):
-    """Set y and winners (maps, od, oh, ow) of some maps of x (maps, d, h, w).
+def _lay(x, x0, maps, pitches, phases, xs):
+    """Sort the rows of some maps of x, which begin at x0, into the phases of xs."""
+    stride, pitch = phases.shape[0], pitches[1]
+    plane, rows, width, joined = xs.size // stride, maps * pitches[2], pitches[0], 1
+    if stride * pitch == width and phases[0, 1] == 0:  # without padding, all rows are one
+        rows, joined = 1, rows
+    for r in range(rows):
+        for phase in range(stride):
+            at = phase * plane + r * pitch + phases[phase, 1]
+            deal(x, x0 + r * width + phases[phase, 0], stride, xs, at, phases[phase, 2] * joined)
 
-    `strides` are the distances between the kernel positions along each axis, in positions.
-    """
-    lowest = x.dtype.type(-np.inf)
-    planes_of_x = np.full(phases * plane, lowest, x.dtype)  # as padding never wins
-    best, winner = np.empty(length, x.dtype), np.empty(length, np.int32)
-    for p in range(begin, end):
-        lay(x[p : p + 1], axes, plane, planes_of_x, 0)
-        best[:] = lowest
-        winner[:] = _NO_PIXEL
-        for position in range(shifts.size):
-            _challenge(planes_of_x[shifts[position] :], best, winner, np.int32(position))
+
+@compiled
+def _max(x, windows, steps, pitches, phases, taps, first, none, y, winners, begin, end):
+    """Set y and winners (maps, od, oh, ow) of some maps of x, which is flat."""
+    flat, won, size = y.reshape(-1), winners.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
+    step = pitches[1] * pitches[2]
+    laid = np.empty(phases.shape[0] * SEVERAL * step, x.dtype)
+    for k in range(laid.size):
+        laid[k] = -np.inf  # as padding never wins
+    for p in range(begin, end, SEVERAL):
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
+        if laid.size:
+            _lay(x, x0, maps, pitches, phases, laid)
+            x0, source = np.intp(0), laid
         for i in range(y.shape[1]):
             for j in range(y.shape[2]):
-                at = i * axes[0, STEP] + j * axes[1, STEP]
-                top, won = y[p, i, j], winners[p, i, j]
-                values, positions = best[at : at + top.size], winner[at : at + top.size]
-                for o in range(top.size):
-                    top[o] = values[o]
-                for o in range(top.size):
-                    won[o] = positions[o]
-                for o in range(top.size):
-                    if won[o] == _NO_PIXEL:  # the first pixel wins if all are the lowest number
-                        a, b, k = windows[0, i], windows[1, j], windows[2, o]
-                        if a[0] < a[1] and b[0] < b[1] and k[0] < k[1]:
-                            won[o] = a[0] * strides[0] + b[0] * strides[1] + k[0] * strides[2]
+                corner = (windows[0, i, 2] + windows[1, j, 2]) * pitches[1]
+                t = windows[0, i, 0] * steps[0]
+                window_max(
+                    source, x0 + corner, step, taps, t + windows[1, j, 0] * steps[1], t + windows[1, j, 1] * steps[1],
+                    steps[0], windows[0, i, 1] - windows[0, i, 0], first, none, flat, won, at, size, maps, y.shape[3],
+                )  # fmt: skip
+                at += y.shape[3]
 
 
 @compiled
-def _max_gradient(winners, dy, windows, offsets, dx, begin, end):
+def _sum(x, windows, steps, pitches, phases, taps, divisors, y, begin, end):
+    """Set y (maps, od, oh, ow) to the sums of the windows of some maps of x, divided by the product of the divisors."""
+    flat, size = y.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
+    step = pitches[1] * pitches[2]
+    laid = np.zeros(phases.shape[0] * SEVERAL * step, x.dtype)
+    by = np.empty(y.shape[3], x.dtype)
+    for p in range(begin, end, SEVERAL):
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
+        if laid.size:
+            _lay(x, x0, maps, pitches, phases, laid)
+            x0, source = np.intp(0), laid
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for o in range(by.size):
+                    by[o] = divisors[0, i] * divisors[1, j] * divisors[2, o]
+                corner = (windows[0, i, 2] + windows[1, j, 2]) * pitches[1]
+                t = windows[0, i, 0] * steps[0]
+                window_sum(
+                    source, x0 + corner, step, taps, t + windows[1, j, 0] * steps[1], t + windows[1, j, 1] * steps[1],
+                    steps[0], windows[0, i, 1] - windows[0, i, 0], by, flat, at, size, maps, y.shape[3],
+                )  # fmt: skip
+                at += y.shape[3]
+
+
+@compiled
+def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
     """Set the maps of dx (maps, pixels): each dy goes to the winner of its window, `offsets` pixels from its corner."""
     for p in range(begin, end):
         pixels = dx[p]
-        pixels[:] = 0
+        for k in range(pixels.size):
+            pixels[k] = 0
         for i in range(dy.shape[1]):
             for j in range(dy.shape[2]):
-                corner = windows[0, i, 2] + windows[1, j, 2]
+                corner = (windows[0, i, 2] + windows[1, j, 2]) * width
                 won, source = winners[p, i, j], dy[p, i, j]
                 for o in range(source.size):
-                    if won[o] != _NO_PIXEL:
-                        pixels[corner + windows[2, o, 2] + offsets[won[o]]] += source[o]
+                    if won[o] != none:
+                        pixels[np.uintp(corner + windows[2, o, 2] + offsets[won[o]])] += source[o]
 
 
 @compiled
-def _max_2x2(x, y, winners, begin, end):
-    """Do what `_max` does for adjacent windows of 2 x 2 pixels: x (maps, h, w), y and winners (maps, oh, ow)."""
+def _spread(dy, windows, rows, dilation, pairs, shares, dx, begin, end):
+    """Set the maps of dx (maps, rows, width): each dy, multiplied by its shares, is added to its whole window.
+
+    `pairs` says that windows along the last axis are adjacent pairs of pixels, which are then set in vectors.
+    """
+    width, outs, count = dx.shape[2], dy.shape[3], dx.shape[1]
+    lines, zeros, across = np.zeros((dy.shape[1] * dy.shape[2], width), dx.dtype), np.zeros(width, dx.dtype), shares[2]
+    pixels, flat = dx.reshape(-1), lines.reshape(-1)
     for p in range(begin, end):
-        for i in range(y.shape[1]):
-            upper, lower, top, won = x[p, 2 * i], x[p, 2 * i + 1], y[p, i], winners[p, i]
-            for j in range(y.shape[2]):
-                a, b, c, d = upper[2 * j], upper[2 * j + 1], lower[2 * j], lower[2 * j + 1]
-                b_wins = (b > a) | ((b != b) & (a == a))
-                d_wins = (d > c) | ((d != d) & (c == c))
-                a = b if b_wins else a
-                c = d if d_wins else c
-                c_wins = (c > a) | ((c != c) & (a == a))
-                top[j] = c if c_wins else a
-                won[j] = np.uint8(2 + d_wins) if c_wins else np.uint8(b_wins)
-
-
-@compiled
-def _max_gradient_2x2(winners, dy, dx, begin, end):
-    """Do what `_max_gradient` does for adjacent windows of 2 x 2 pixels."""
-    zero = dx.dtype.type(0)
-    oh, ow = dy.shape[1], dy.shape[2]
-    for p in range(begin, end):
-        for i in range(oh):
-            won, source = winners[p, i], dy[p, i]
-            for row in range(2):  # one row at a time: only then are there vector instructions
-                target = dx[p, 2 * i + row]
-                for j in range(ow):
-                    value, winner = source[j], won[j]
-                    target[2 * j] = value if winner == 2 * row else zero
-                    target[2 * j + 1] = value if winner == 2 * row + 1 else zero
-                target[2 * ow :] = zero
-        dx[p, 2 * oh :] = zero
-
-
-@compiled
-def _average_2x2(x, count, y, begin, end):
-    """Set y to the averages of adjacent windows of 2 x 2 pixels: x (maps, h, w), y (maps, oh, ow)."""
-    for p in range(begin, end):
-        for i in range(y.shape[1]):
-            upper, lower, target = x[p, 2 * i], x[p, 2 * i + 1], y[p, i]
-            for j in range(y.shape[2]):
-                target[j] = ((upper[2 * j] + lower[2 * j]) + (upper[2 * j + 1] + lower[2 * j + 1])) / count
-
-
-@compiled
-def _average_gradient_2x2(dy, count, dx, begin, end):
-    """Set the maps of dx (maps, h, w): each dy is spread evenly over its window."""
-    oh, ow = dy.shape[1], dy.shape[2]
-    for p in range(begin, end):
-        for i in range(oh):
-            source = dy[p, i]
-            for row in range(2):
-                target = dx[p, 2 * i + row]
-                for j in range(ow):
-                    part = source[j] / count
-                    target[2 * j] = part
-                    target[2 * j + 1] = part
-                target[2 * ow :] = 0
-        dx[p, 2 * oh :] = 0
+        for r in range(p * count, (p + 1) * count):
+            deal(zeros, 0, 1, pixels, r * width, width)
+        for i in range(dy.shape[1]):
+            for j in range(dy.shape[2]):
+                part, source, row = shares[0, i] * shares[1, j], dy[p, i, j], lines[i * dy.shape[2] + j]
+                if pairs:
+                    for o in range(outs):
+                        value = source[o] * (part * across[o])
+                        row[2 * o] = value
+                        row[2 * o + 1] = value
+                else:
+                    for k in range(width):
+                        row[k] = 0
+                    for o in range(outs):
+                        value = source[o] * (part * across[o])
+                        for k in range(windows[2, o, 0], windows[2, o, 1]):
+                            row[np.uintp(windows[2, o, 2] + k * dilation)] += value
+        # Only now, as a processor cannot read at once what it has just written in smaller pieces.
+        for i in range(dy.shape[1]):
+            for j in range(dy.shape[2]):
+                for k in range(windows[0, i, 0], windows[0, i, 1]):
+                    for m in range(windows[1, j, 0], windows[1, j, 1]):
+                        r = p * count + windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]
+                        accumulate(flat, (i * dy.shape[2] + j) * width, pixels, r * width, width)
 
 
 @summing
@@ -168,35 +166,121 @@ def _spread_means(dy, dx, begin, end):
         dx[p] = dy[p] / dx.dtype.type(dx.shape[1])
 
 
+@compiled
+def _adaptive_sum(x, windows, divisors, y, begin, end):
+    """Set y (maps, od, oh, ow) to the means of windows of any lengths of x (maps, d, h, w)."""
+    row = np.empty(x.shape[3], x.dtype)
+    for p in range(begin, end):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for k in range(row.size):
+                    row[k] = 0
+                for r in range(windows[0, i, 2], windows[0, i, 2] + windows[0, i, 1]):
+                    for q in range(windows[1, j, 2], windows[1, j, 2] + windows[1, j, 1]):
+                        source = x[p, r, q]
+                        for k in range(row.size):
+                            row[k] += source[k]
+                target, by = y[p, i, j], divisors[0, i] * divisors[1, j]
+                for o in range(target.size):
+                    total = row[windows[2, o, 2]]
+                    for k in range(windows[2, o, 2] + 1, windows[2, o, 2] + windows[2, o, 1]):
+                        total += row[k]
+                    target[o] = total / (by * divisors[2, o])
+
+
+@compiled
+def _adaptive_max(x, windows, y, winners, begin, end):
+    """Set y (maps, od, oh, ow) to the maxima of windows of any lengths of x (maps, d, h, w), and their pixels."""
+    for p in range(begin, end):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for o in range(y.shape[3]):
+                    z0, y0, x0 = windows[0, i, 2], windows[1, j, 2], windows[2, o, 2]
+                    best, winner = x[p, z0, y0, x0], (z0 * x.shape[2] + y0) * x.shape[3] + x0
+                    for r in range(z0, z0 + windows[0, i, 1]):
+                        for q in range(y0, y0 + windows[1, j, 1]):
+                            for k in range(x0, x0 + windows[2, o, 1]):
+                                new = x[p, r, q, k]
+                                if (new > best) | ((new != new) & (best == best)):
+                                    best, winner = new, (r * x.shape[2] + q) * x.shape[3] + k
+                    y[p, i, j, o], winners[p, i, j, o] = best, winner
+
+
 class _Layout(NamedTuple):
-    """The windows of a pool for compiled code, with the offsets from the corner of a window to its positions."""
+    """The windows of a pool for compiled code.
+
+    Attributes
+    ----------
+    windows : as above.
+    steps : the number of kernel positions between neighbours along the first axis, and along the second.
+    rows : rows between these, along the first two axes.
+    pitches : pixels of a row of x, the distance of rows where they are read, and the rows of a map.
+    phases : (stride, 3), the first pixel of each phase, its place and how many there are; none if x is not laid out.
+    taps : where the kernel positions are, counted from that of position 0.
+    first : the first position along the last axis of each window that is not padding, or a large number.
+    offsets : pixels from the corner of a window to each position.
+    outs : outputs along each axis.
+    """
 
     windows: np.ndarray
-    strides: np.ndarray
+    steps: np.ndarray
+    rows: np.ndarray
+    pitches: np.ndarray
+    phases: np.ndarray
+    taps: np.ndarray
+    first: np.ndarray
     offsets: np.ndarray
     outs: tuple[int, ...]
-    are_2x2: bool
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(axes: tuple[Any, ...]) -> _Layout:
-    missing = 3 - len(axes)
+    outs = tuple(axis.out for axis in axes)
+    axes = (type(axes[0])(1, 1, 1, 1, 0, 0, 1),) * (3 - len(axes)) + axes
+    deep, high, wide = axes
     windows = np.zeros((3, max(axis.out for axis in axes), 3), np.int64)
-    windows[:, :, 1] = 1
-    strides, offsets = np.ones(3, np.int64), np.zeros(1, np.int64)
-    for row, axis in enumerate(axes, missing):
-        inner = axes[row - missing + 1 :]
-        step = math.prod(a.size for a in inner)
+    offsets = np.zeros(1, np.int64)
+    for row, (axis, rows) in enumerate(zip(axes, (high.size, 1, 1), strict=True)):
         start = np.arange(axis.out) * axis.stride - axis.before
-        first = np.maximum(-(start // axis.dilation), 0)
+        begin = np.maximum(-(start // axis.dilation), 0)
         end = np.minimum((axis.size - 1 - start) // axis.dilation + 1, axis.kernel)
-        windows[row, : axis.out] = np.stack([first, end, start * step], axis=1)
-        strides[row] = math.prod(a.kernel for a in inner)
-        offsets = np.add.outer(offsets, np.arange(axis.kernel) * axis.dilation * step).ravel()
-    are_2x2 = len(axes) == 2 and all(
-        a.kernel == a.stride == 2 and a.dilation == 1 and a.before == 0 and 2 * a.out <= a.size for a in axes
-    )
-    return _Layout(windows, strides, offsets, tuple(axis.out for axis in axes), are_2x2)
+        windows[row, : axis.out] = np.stack([begin, end, start * rows], axis=1)
+        pixels = rows * (wide.size if row < 2 else 1)
+        offsets = np.add.outer(offsets, np.arange(axis.kernel) * axis.dilation * pixels).ravel()
+    seen = np.arange(wide.kernel) * wide.dilation
+    pitch, phases, taps = wide.size, np.empty((0, 3), np.int64), seen
+    if (wide.stride > 1 and wide.out > 1) or wide.before or wide.after:
+        stride = wide.stride
+        room = wide.out + (wide.extent - 1) // stride
+        pixel = (np.arange(stride) - wide.before) % stride
+        place = (wide.before + pixel) // stride
+        count = np.minimum(-((pixel - wide.size) // stride), room - place)
+        phases, pitch = np.stack([pixel, place, count], axis=1), room
+        taps = seen % stride * SEVERAL * deep.size * high.size * room + seen // stride
+    inside = windows[2, : wide.out, 0] < windows[2, : wide.out, 1]
+    first = np.where(inside, windows[2, : wide.out, 0], 1 << 24).astype(np.int32)
+    rows = np.array([deep.dilation * high.size, high.dilation], np.int64)
+    for step, axis in ((rows[1], high), (rows[0], deep)):
+        taps = np.add.outer(np.arange(axis.kernel) * step * pitch, taps).ravel()
+    steps = np.array([high.kernel * wide.kernel, wide.kernel], np.int64)
+    pitches = np.array([wide.size, pitch, deep.size * high.size], np.int64)
+    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs)
+
+
+@functools.lru_cache(maxsize=256)
+def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, dtype: Any) -> np.ndarray:
+    """Return the divisors along three axes, whose product is that of a window."""
+    table = np.ones((3, max(map(len, counts))), dtype)
+    if divisor is not None:
+        table[2] = divisor
+    else:
+        for row, along in enumerate(counts, 3 - len(counts)):
+            table[row, : len(along)] = along
+    return table
+
+
+def _flat(a: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(a).reshape(-1)
 
 
 def _maps(a: np.ndarray, rank: int) -> np.ndarray:
@@ -217,53 +301,86 @@ def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
 @kernel(np)
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return the maxima; keep their positions."""
-    f = _layout(axes)
-    if not supports(x) or f.offsets.size > _NO_PIXEL:
+    if not supports(x):
         return NotImplemented
-    rank, shape = len(axes), x.shape
+    f, rank, shape = _layout(axes), len(axes), x.shape
     y = np.empty((*shape[: x.ndim - rank], *f.outs), x.dtype)
-    winners = np.empty(y.shape, np.uint8)
-    if f.are_2x2:
-        work = 2 * x.size
-        share(_max_2x2, work, _maps(x, rank), _maps(y, rank), _maps(winners, rank))
-    else:
-        layout = planes(axes)
-        results = _volumes(y, rank), _volumes(winners, rank)
-        work = 2 * x.size + f.offsets.size * y.size
-        share(_max, work, _volumes(x, rank), *layout[:5], f.windows, f.strides, *results)
+    small = f.offsets.size <= _BYTE
+    winners = np.empty(y.shape, np.uint8 if small else np.int32)
+    none = _BYTE if small else f.offsets.size
+    results = _volumes(y, rank), _volumes(winners, rank)
+    work = 2 * x.size + f.offsets.size * y.size // 4
+    tables = f.windows, f.steps, f.pitches, f.phases, f.taps, f.first, none
+    share(_max, work, _flat(x), *tables, *results, n=len(results[0]))
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
-        if f.are_2x2:
-            share(_max_gradient_2x2, 2 * dx.size, _maps(winners, rank), _maps(dy, rank), _maps(dx, rank))
-        else:
-            arrays = _volumes(winners, rank), _volumes(dy, rank), f.windows, f.offsets, _rows(dx, rank)
-            share(_max_gradient, dx.size + 8 * dy.size, *arrays)
+        arrays = _volumes(winners, rank), _volumes(dy, rank), f.windows, f.offsets, axes[-1].size, none, _rows(dx, rank)
+        share(_max_gradient, dx.size + 8 * dy.size, *arrays)
         return (dx,)
 
     return y, backward
+
+
+def _whole(x: np.ndarray, rank: int) -> Any:
+    """Pool whole maps."""
+    shape = x.shape
+    y, rows_backward = global_avg_pool(_rows(x, rank)[None])
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        (dx,) = rows_backward(dy.reshape(1, -1), needs)
+        return (None if dx is None else dx.reshape(shape),)
+
+    return y.reshape(*shape[: x.ndim - rank], *(1,) * rank), backward
 
 
 @kernel(np)
 def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
-    """Take the means of windows of 2 x 2 pixels, and spread gradients evenly."""
-    if not supports(x) or not _layout(axes).are_2x2:
+    """Take the means of windows, and spread gradients evenly."""
+    if not supports(x):
         return NotImplemented
-    shape, dtype = x.shape, x.dtype
-    y = np.empty((*shape[:-2], *(axis.out for axis in axes)), dtype)
-    share(_average_2x2, 2 * x.size, _maps(x, 2), dtype.type(divisor or 4), _maps(y, 2))
+    if divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes):
+        return _whole(x, len(axes))
+    rank, shape = len(axes), x.shape
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        dx = np.empty(shape, dtype)
-        share(_average_gradient_2x2, 2 * dx.size, _maps(dy, 2), dtype.type(divisor or 4), _maps(dx, 2))
+        by = _divisors(counts, divisor, dy.dtype)
+        if all(a.stride == 1 for a in axes) and all(
+            min(row) == max(row) for row in (counts if divisor is None else ())
+        ):
+            return (_sums(dy, tuple(_reversed(a) for a in axes), by[:, :1]),)
+        f = _layout(axes)
+        dx = np.empty(shape, dy.dtype)
+        rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
+        wide = axes[-1]
+        pairs = wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size
+        tables = f.windows, f.rows, wide.dilation, pairs, 1 / by
+        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
         return (dx,)
 
-    return y, backward
+    return _sums(x, axes, _divisors(counts, divisor, x.dtype)), backward
+
+
+def _reversed(axis: Any) -> Any:
+    """Return the windows of stride 1 of outputs that cover each pixel."""
+    before, after = (axis.extent - 1 - side for side in (axis.before, axis.after))
+    return type(axis)(axis.out, axis.kernel, 1, axis.dilation, before, after, axis.size)
+
+
+def _sums(x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray) -> np.ndarray:
+    """Return the sums of windows, divided by the divisors, which are broadcast along each axis."""
+    f, rank = _layout(axes), len(axes)
+    y = np.empty((*x.shape[: x.ndim - rank], *f.outs), x.dtype)
+    maps = _volumes(y, rank)
+    by = np.ascontiguousarray(np.broadcast_to(divisors, (3, max(f.outs))))
+    work = 2 * x.size + f.offsets.size * y.size // 8
+    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, by, maps, n=len(maps))
+    return y
 
 
 @kernel(np)
@@ -280,6 +397,76 @@ def global_avg_pool(x: np.ndarray) -> Any:
             return (None,)
         dx = np.empty(shape, dy.dtype)
         share(_spread_means, dx.size, _maps(dy, 0), _rows(dx, 1))
+        return (dx,)
+
+    return y, backward
+
+
+@functools.lru_cache(maxsize=256)
+def _adaptive(plan: tuple[tuple[int, int], ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the windows of axes with these sizes and outputs, in the form above, and their lengths."""
+    plan = ((1, 1),) * (3 - len(plan)) + plan
+    windows = np.zeros((3, max(out for _, out in plan), 3), np.int64)
+    for row, (size, out) in enumerate(plan):
+        start, end = np.arange(out) * size // out, -(-np.arange(1, out + 1) * size // out)
+        windows[row, :out] = np.stack([np.zeros_like(start), end - start, start], axis=1)
+    return windows, windows[:, :, 1].astype(dtype)
+
+
+@kernel(np)
+def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
+    """Take the means of windows of any lengths, and spread gradients evenly."""
+    if not supports(x):
+        return NotImplemented
+    (windows, divisors), rank, shape = _adaptive(plan, x.dtype), len(plan), x.shape
+    y = np.empty((*shape[: x.ndim - rank], *(out for _, out in plan)), x.dtype)
+    share(_adaptive_sum, 4 * x.size + 8 * y.size, _volumes(x, rank), windows, divisors, _volumes(y, rank))
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        windows, divisors = _adaptive(plan, dy.dtype)
+        high = plan[-2][0] if rank > 1 else 1
+        tables = (
+            windows * [[[1, 1, high]], [[1, 1, 1]], [[1, 1, 1]]],
+            np.array([high, 1]),
+            1,
+            False,
+            1 / np.maximum(divisors, 1),
+        )
+        dx = np.empty(shape, dy.dtype)
+        maps = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
+        share(_spread, 4 * dx.size + 8 * dy.size, _volumes(dy, rank), *tables, maps)
+        return (dx,)
+
+    return y, backward
+
+
+@kernel(np)
+def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
+    """Return the maxima of windows of any lengths; keep their pixels."""
+    rank, shape = len(plan), x.shape
+    if not supports(x) or math.prod(size for size, _ in plan) > np.iinfo(np.int32).max:
+        return NotImplemented
+    y = np.empty((*shape[: x.ndim - rank], *(out for _, out in plan)), x.dtype)
+    winners = np.empty(y.shape, np.int32)
+    share(
+        _adaptive_max,
+        8 * x.size,
+        _volumes(x, rank),
+        _adaptive(plan, x.dtype)[0],
+        _volumes(y, rank),
+        _volumes(winners, rank),
+    )
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        dx = np.empty(shape, dy.dtype)
+        corners = np.zeros((3, max(out for _, out in plan), 3), np.int64)
+        pixels = np.arange(math.prod(size for size, _ in plan))
+        arrays = _volumes(winners, rank), _volumes(dy, rank), corners, pixels, 0, -1, _rows(dx, rank)
+        share(_max_gradient, dx.size + 8 * dy.size, *arrays)
         return (dx,)
 
     return y, backward
