@@ -12,14 +12,14 @@ from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._transpose import transpose
 
-__all__ = ["ROWS", "TERMS", "collect", "weight_gradient"]
+__all__ = ["ROWS", "TERMS", "collect", "keep", "weight_gradient"]
 
 ROWS, TERMS = 64, 1024
 """The channels and windows of a that are multiplied together: a quarter of a second-level cache."""
 
 
 @compiled
-def _mask(dy, y, first, count, masked):
+def keep(dy, y, first, count, masked):
     """Copy `count` numbers of dy where y is not 0."""
     zero, source, kept = dy.dtype.type(0), dy[first:], y[first:]
     for k in range(count):
@@ -52,10 +52,10 @@ def weight_gradient(
         many, a_in, b_in, a_n, b_n = min(images, last - n), a, b, n, n
         terms = many * count
         if a_y.size:
-            _mask(a, a_y, n * groups * ca * a_pixels, many * groups * ca * a_pixels, masked)
+            keep(a, a_y, n * groups * ca * a_pixels, many * groups * ca * a_pixels, masked)
             a_in, a_n = masked, 0
         if b_y.size:
-            _mask(b, b_y, n * groups * cb * b_pixels, many * groups * cb * b_pixels, masked)
+            keep(b, b_y, n * groups * cb * b_pixels, many * groups * cb * b_pixels, masked)
             b_in, b_n = masked, 0
         for at in range(block, end):
             g = at // per_group

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._correlation import correlate
+from xcnn.kernels.cpu._grids import grid, padded_grid, phase_spans, steps_of
 from xcnn.kernels.cpu._input_gradient import BAND, bias_gradient, input_gradient
 from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND, Layout, flops, layout, volume
 from xcnn.kernels.cpu._planes import STEP, planes
@@ -45,18 +47,6 @@ _CYCLES_PER_MICROSECOND = 4000
 _numbers = itertools.count(-1000, -1)
 
 Axes = tuple[Any, ...]
-
-
-def _row_grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], strides: Sequence[int]) -> Any:
-    """Return the places of all points of a grid in row-major order."""
-    grid = np.zeros(1, np.int64)
-    for step, begin, count, stride in zip(steps, begins, counts, strides, strict=True):
-        grid = (grid[:, None] + (begin + np.arange(count) * stride) * step).ravel()
-    return grid
-
-
-def _steps(sizes: Sequence[int]) -> list[int]:
-    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
 
 
 def _images(step: int, images: int, rows: np.ndarray) -> np.ndarray:
@@ -88,17 +78,7 @@ def _stack(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) -> 
     steps = [int(step) for step in p.axes[3 - rank :, STEP]]
     kernel = [range(axis.kernel) for axis in axes]
     reach = p.dy_start - int(p.dx_shifts.min())
-    # For each phase: its number, the first place and pixel of each axis, and how many there are.
-    spans = []
-    for number, phase in enumerate(itertools.product(*(range(axis.stride) for axis in axes))):
-        firsts = [max(0, -((u - axis.before) // axis.stride)) for u, axis in zip(phase, axes, strict=True)]
-        pixels = [f * axis.stride + u - axis.before for f, u, axis in zip(firsts, phase, axes, strict=True)]
-        counts = [
-            (axis.size - 1 + axis.before - u) // axis.stride - f + 1
-            for f, u, axis in zip(firsts, phase, axes, strict=True)
-        ]
-        if min(counts) > 0:
-            spans.append((number, firsts, pixels, counts))
+    spans = phase_spans(axes)
 
     def place(index: Sequence[int]) -> int:
         return sum(i * step for i, step in zip(index, steps, strict=True))
@@ -108,16 +88,18 @@ def _stack(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) -> 
     # One image's windows must not reach the pixels of the next one.
     image = max([p.length + reach - first, *(end + 1 for end in ends)])
     lanes = BYTES // itemsize
-    most = _STACK_BYTES * (
-        1 if p.x_shifts.size > 1 else 4
-    )  # planes that are read once per row may come from further away
+    # Planes that are read once per row may come from further away.
+    most = _STACK_BYTES * (1 if p.x_shifts.size > 1 else 4)
     images = max(1, min(n, BAND // image, most // (og * image * itemsize)))
-    room = reach + (images - 1) * image + max([p.length, *(end + 1 for end in ends)]) + lanes
-    room = (-(-room // 16) | 1) * 16  # an odd number of lines: the cache has few places for numbers a power of 2 apart
     outs, sizes = [axis.out for axis in axes], [axis.size for axis in axes]
+    if images == 1 and image == outs[0] == sizes[0] >= lanes:
+        room = image  # then dy can be read where it lies
+    else:
+        room = reach + (images - 1) * image + max([p.length, *(end + 1 for end in ends)]) + lanes
+        room = (-(-room // 16) | 1) * 16  # odd, as the cache has few places for numbers a power of 2 apart
     ones = [1] * rank
-    laid_from = _row_grid(_steps(outs)[:-1], [0] * (rank - 1), outs[:-1], ones[:-1])
-    laid_to = _row_grid(steps[:-1], [0] * (rank - 1), outs[:-1], ones[:-1]) + reach
+    laid_from = grid(steps_of(outs)[:-1], [0] * (rank - 1), outs[:-1], ones[:-1])
+    laid_to = grid(steps[:-1], [0] * (rank - 1), outs[:-1], ones[:-1]) + reach
     written: list[tuple[Any, Any, Any]] = []
     phases, shifts, offsets = [], [], []
     row = term = 0
@@ -125,10 +107,10 @@ def _stack(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) -> 
         stride = axes[-1].stride
         cuts = range(0, counts[-1], BAND)
         widths = np.array([min(BAND, counts[-1] - cut) for cut in cuts], np.int64)
-        places = _row_grid(steps[:-1], firsts[:-1], counts[:-1], ones[:-1])[:, None] + (firsts[-1] + np.array(cuts))
+        places = grid(steps[:-1], firsts[:-1], counts[:-1], ones[:-1])[:, None] + (firsts[-1] + np.array(cuts))
         strides = [axis.stride for axis in axes]
-        to = _row_grid(_steps(sizes)[:-1], [0] * (rank - 1), counts[:-1], strides[:-1])[:, None]
-        to = to + sum(u * step for u, step in zip(pixels, _steps(sizes), strict=True)) + np.array(cuts) * stride
+        to = grid(steps_of(sizes)[:-1], [0] * (rank - 1), counts[:-1], strides[:-1])[:, None]
+        to = to + sum(u * step for u, step in zip(pixels, steps_of(sizes), strict=True)) + np.array(cuts) * stride
         count = places.size * images
         written.append(
             (
@@ -171,15 +153,15 @@ def input_gradients(
 ) -> np.ndarray:
     """Return dx, plus a bias if it is the result of a transposed convolution; dy is masked to where y is not 0."""
     n, og, cg = dy.shape[0], dy.shape[1] // groups, weight.shape[1]
+    if og == cg == 1 < groups and bias is None:
+        return depthwise.input_gradients(dy, y, weight, axes)
     dx = np.empty((n, cg * groups, *(axis.size for axis in axes)), dy.dtype)
     dx_pixels, dy_pixels = (math.prod(a.shape[2:]) for a in (dx, dy))
     taps = math.prod(weight.shape[2:])
     f = _stack(_flat_axes(axes), groups, cg, og, n, dy.itemsize)
     nothing = np.empty(0, dy.dtype)
     flat = [nothing if a is None else np.ascontiguousarray(a).reshape(-1) for a in (dy, y, weight, bias, dx)]
-    # Vectors fill one map well enough if it is large, and nothing lies between its rows.
-    direct = taps == 1 and dx_pixels == dy_pixels == f.laid and f.images == 1
-    direct = direct and y is None and bias is None and dx_pixels * dy.itemsize >= BYTES
+    direct = f.room == dx_pixels and y is None and bias is None
     work = 2 * n * groups * cg * og * taps * dy_pixels / FLOPS_PER_MICROSECOND
     most = parts(n * cg, work)
     by_images = min(most, -(-n // f.images))
@@ -234,29 +216,25 @@ def _windows(axes: Axes, groups: int, ca: int, cb: int, n: int, itemsize: int, s
     a is dy and b is x, or vice versa if `swapped`, which takes a kernel of one pixel without padding.
     """
     zeros, ones = [0] * len(axes), [1] * len(axes)
-    offsets = _row_grid(_steps([a.out for a in axes]), zeros, [a.out for a in axes], ones)
+    offsets = grid(steps_of([a.out for a in axes]), zeros, [a.out for a in axes], ones)
     a_size = math.prod(a.out for a in axes)
     if swapped:
         sizes = [a.size for a in axes]
         offsets, a_size = (
-            _row_grid(_steps(sizes), zeros, [a.out for a in axes], [a.stride for a in axes]),
+            grid(steps_of(sizes), zeros, [a.out for a in axes], [a.stride for a in axes]),
             math.prod(sizes),
         )
         axes = tuple(replace(a, size=a.out, stride=1, after=0) for a in axes)
-    padded = [max(a.before + a.size, (a.out - 1) * a.stride + a.extent) for a in axes]
-    steps, lanes = _steps(padded), BYTES // itemsize
-    pixels, outs = math.prod(a.size for a in axes), math.prod(a.out for a in axes)
+    p, lanes = padded_grid(axes), BYTES // itemsize
+    pixels, outs = p.pixels.size, p.windows.size
     images = max(1, min(n, TERMS // outs))
     run = axes[-1].kernel if axes[-1].dilation == 1 else 1
-    width, cycles = _width(cb, run, max(1, _CHUNK_BYTES // 2 // (images * math.prod(padded) * itemsize)), lanes)
-    places = _row_grid(steps, [a.before for a in axes], [a.size for a in axes], ones)
-    windows = _row_grid(steps, zeros, [a.out for a in axes], [a.stride for a in axes])
-    runs = _row_grid(steps, zeros, [a.kernel for a in axes], [a.dilation for a in axes])[::run]
-    room = math.prod(padded) * width
+    width, cycles = _width(cb, run, max(1, _CHUNK_BYTES // 2 // (images * p.size * itemsize)), lanes)
+    runs, room = p.taps[::run], p.size * width
     tables = _Windows(
         rows=np.arange(width) * pixels,
-        places=places * width,
-        windows=_images(room, images, windows * width),
+        places=p.pixels * width,
+        windows=_images(room, images, p.windows * width),
         offsets=_images(groups * ca * a_size, images, offsets),
         runs=runs * width,
         columns=run * width,
@@ -348,7 +326,7 @@ def _correlate(
     outs = [axis.out for axis in axes]
     steps = [int(step) for step in f.axes[3 - len(axes) :, STEP]]
     zeros, ones = [0] * (len(axes) - 1), [1] * (len(axes) - 1)
-    laid = _row_grid(_steps(outs)[:-1], zeros, outs[:-1], ones), _row_grid(steps[:-1], zeros, outs[:-1], ones) + f.start
+    laid = grid(steps_of(outs)[:-1], zeros, outs[:-1], ones), grid(steps[:-1], zeros, outs[:-1], ones) + f.start
     flat = [np.empty(0, dtype) if a is None else np.ascontiguousarray(a).reshape(-1) for a in (dy, y)]
     images = volume(x)
 
@@ -370,6 +348,8 @@ def weight_gradients(
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0."""
     n, og, cg = x.shape[0], dy.shape[1] // groups, x.shape[1] // groups
+    if og == cg == 1 < groups:
+        return depthwise.weight_gradients(x, dy, y, weight, axes)
     found = _way(axes, groups, og, cg, n, x.itemsize)
     if found is None:
         return _correlate(x, dy, y, weight, axes, groups)
