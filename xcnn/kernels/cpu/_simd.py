@@ -58,7 +58,7 @@ _INT = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-class _Emitter:
+class Emitter:
     """Emits instructions on vectors of one element type."""
 
     def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
@@ -126,7 +126,7 @@ class _Emitter:
 
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         """Return the vector of some lanes of a and, counted after these, of b."""
-        return self.builder.shuffle_vector(a, b, self._lane_list(lanes))
+        return self.builder.shuffle_vector(a, b, self.lane_list(lanes))
 
     def pieces(self, length: Any) -> Iterator[tuple[Any, int]]:
         """Divide 0 .. length - 1 into vectors, and what is left into shorter ones; yields first indices and lanes."""
@@ -159,12 +159,12 @@ class _Emitter:
         half = self.lanes
         while half > 1:
             half //= 2
-            upper = self._lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
+            upper = self.lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
             vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, vector, upper))
         return self.builder.extract_element(vector, _LANE(0))
 
     @staticmethod
-    def _lane_list(lanes: list[int]) -> Any:
+    def lane_list(lanes: list[int]) -> Any:
         return ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes)
 
 
@@ -196,7 +196,7 @@ def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             x_, x0_, shifts_, count_, w_, w0_, y_, y0_, step_, blocks_, length_ = arguments
-            emit = _Emitter(context, builder, x)
+            emit = Emitter(context, builder, x)
             source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
             weights, shift = emit.pointer(w, w_, w0_), emit.pointer(shifts, shifts_)
             # At least one run, so that y is 0 if there are no terms.
@@ -267,7 +267,7 @@ def strip(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_, x0_, shifts_, w_, w0_, row_, offsets_, count_, y_, y0_, step_, rows_, vectors_ = arguments
-        emit = _Emitter(context, builder, x)
+        emit = Emitter(context, builder, x)
         source, target, weights = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), emit.pointer(w, w_, w0_)
         shift, offset = emit.pointer(shifts, shifts_), emit.pointer(offsets, offsets_)
         # At least one run, so that y is 0 if there are no terms.
@@ -343,7 +343,7 @@ def correlation(rows: int, columns: int) -> Callable[..., None]:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             a_, a0_, plane_, a_step_, x_, x_step_, shifts_, count_, images_, length_, out_, out0_, blocks_ = arguments
-            emit = _Emitter(context, builder, x)
+            emit = Emitter(context, builder, x)
             left, right, target = emit.pointer(a, a_, a0_), emit.pointer(x, x_), emit.pointer(out, out_, out0_)
             shift = emit.pointer(shifts, shifts_)
             vectors = builder.udiv(builder.add(length_, _INT(emit.lanes - 1)), _INT(emit.lanes))

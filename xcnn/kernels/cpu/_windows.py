@@ -36,13 +36,13 @@ class _Rows(_Emitter):
         """Copy a value into all lanes of a vector."""
         empty = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(empty, value, _LANE(0))
-        return self.builder.shuffle_vector(first, empty, self._lane_list([0] * self.lanes))
+        return self.builder.shuffle_vector(first, empty, self.lane_list([0] * self.lanes))
 
     def mask(self, count: Any) -> Any:
         """Return which lanes are among the first `count`, a number that may be negative or large."""
         count = self.smaller(self.larger(count, _INT(0)), _INT(self.lanes))
         lanes = self.spread(self.builder.trunc(count, _LANE), self.numbers)
-        return self.builder.icmp_signed("<", self._lane_list([*range(self.lanes)]), lanes)
+        return self.builder.icmp_signed("<", self.lane_list([*range(self.lanes)]), lanes)
 
     def pieces(self, n: Any, spare: int = 0) -> Iterator[tuple[Any, Any]]:
         """Loop over n numbers by vectors; yield the first index, and a mask if the vector is incomplete.
@@ -102,7 +102,7 @@ def deal(_: Any, x: Any, x0: Any, stride: Any, y: Any, y0: Any, n: Any) -> Any:
         x_, x0_, stride_, y_, y0_, n_ = arguments
         emit = _Rows(context, builder, x)
         source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-        even = emit._lane_list([2 * lane for lane in range(emit.lanes)])
+        even = emit.lane_list([2 * lane for lane in range(emit.lanes)])
 
         def pairs(i: Any, mask: Any) -> Any:
             first, left = emit.at(source, (i, 2)), builder.sub(builder.mul(builder.sub(n_, i), _INT(2)), _INT(1))
@@ -159,8 +159,8 @@ def transpose(_: Any, x: Any, x0: Any, x_step: Any, y: Any, y0: Any, y_step: Any
         rows = [emit.load(emit.at(source, (i, x_step_))) for i in lanes]
         bit = 1
         while bit < emit.lanes:  # exchange one bit of the numbers of rows and columns after the other
-            low = emit._lane_list([lane if not lane & bit else emit.lanes + (lane ^ bit) for lane in lanes])
-            high = emit._lane_list([emit.lanes + lane if lane & bit else lane | bit for lane in lanes])
+            low = emit.lane_list([lane if not lane & bit else emit.lanes + (lane ^ bit) for lane in lanes])
+            high = emit.lane_list([emit.lanes + lane if lane & bit else lane | bit for lane in lanes])
             for i in (i for i in lanes if not i & bit):
                 pair = rows[i], rows[i | bit]
                 rows[i], rows[i | bit] = (builder.shuffle_vector(*pair, order) for order in (low, high))

@@ -12,7 +12,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._share import supports
 from xcnn.kernels.cpu.conv import convolution
-from xcnn.kernels.cpu.conv_gradients import conv_gradients, rows_sum
+from xcnn.kernels.cpu.conv_gradients import bias_gradients, input_gradients, weight_gradients
 
 __all__ = ["conv_transpose"]
 
@@ -25,15 +25,12 @@ def conv_transpose(
     if not supports(x) or skips(axes):
         return NotImplemented
     has_bias = bias is not None
-    y, _, _ = conv_gradients(None, x, None, weight, axes, groups, (True, False, False))
-    assert y is not None
-    if bias is not None:
-        y += bias.reshape(-1, *(1,) * len(axes))
+    y = input_gradients(x, None, weight, bias, axes, groups)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dx = convolution(dy, weight, None, axes, groups, False) if needs[0] else None
-        dweight = conv_gradients(dy, x, None, weight, axes, groups, (False, True, False))[1] if needs[1] else None
-        dbias = rows_sum(dy.reshape(*dy.shape[:2], -1).sum(axis=2)) if needs[2] and has_bias else None
+        dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
+        dbias = bias_gradients(dy) if needs[2] and has_bias else None
         return dx, dweight, dbias
 
     return y, backward

@@ -1,0 +1,56 @@
+"""The compiled pass of a weight gradient with few channels: sums of products of the planes of dy and x, shifted."""
+
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._input_gradient import copy_rows
+from xcnn.kernels.cpu._passes import lay
+from xcnn.kernels.cpu._simd import BYTES, CORRELATION_BLOCKS, TERMS, correlation
+
+__all__ = ["correlate"]
+
+_S0, _S1, _S2 = (rows for rows, _ in CORRELATION_BLOCKS)
+_C0, _C1, _C2 = (correlation(*block) for block in CORRELATION_BLOCKS)
+
+
+@compiled
+def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, out0, rows):
+    """Add the products of dy's rows with the shifted x to out (rows, K)."""
+    count = shifts.size
+    b0 = rows // _S0
+    _C0(dy, dy0, plane, dy_step, x, x_step, shifts, count, images, length, out, out0, b0)
+    r = b0 * _S0
+    b1 = (rows - r) // _S1
+    _C1(dy, dy0 + r * plane, plane, dy_step, x, x_step, shifts, count, images, length, out, out0 + r * count, b1)
+    r += b1 * _S1
+    b2 = (rows - r) // _S2
+    _C2(dy, dy0 + r * plane, plane, dy_step, x, x_step, shifts, count, images, length, out, out0 + r * count, b2)
+
+
+@compiled
+def correlate(
+    x, dy, y, dweight, counts, axes, plane, phases, length, shifts, room, start, laid_from, laid_to, laid, dy_pixels,
+    first, last, chunk, xs, dys,
+):  # fmt: skip
+    """Add the weight gradient of images first .. last - 1, `chunk` at a time, to dweight.
+
+    x is (n, c, d, h, w); dy, y and dweight are flat. counts, laid_from, laid_to, laid: as for `input_gradient`.
+    """
+    groups, cg, og = counts
+    c, o, count = groups * cg, groups * og, shifts.size
+    span = TERMS * (BYTES // dys.itemsize)
+    places = min(length, span)
+    several = max(1, span // places)
+    for n in range(first, last, chunk):
+        images = min(chunk, last - n)
+        for i in range(images):
+            copy_rows(
+                dy, y, (n + i) * o * dy_pixels, dy_pixels, o, laid_from, laid_to, laid, dys[i * o * room :], room
+            )  # fmt: skip
+            lay(x[n + i], axes, plane, xs, i * c * phases * plane)
+        for g in range(groups):
+            for i in range(0, images, several):
+                for at in range(0, length, places):
+                    _correlate(
+                        dys, (i * o + g * og) * room + start + at, room, o * room,
+                        xs[(i * c + g * cg) * phases * plane + at :], c * phases * plane, shifts,
+                        min(several, images - i), min(places, length - at), dweight, g * og * count, og,
+                    )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Tables of the places of pixels and windows, for kernels that should not depend on rank, stride and dilation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Padded", "Span", "grid", "padded_grid", "phase_spans", "steps_of"]
+
+
+def grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], strides: Sequence[int]) -> np.ndarray:
+    """Return the places of the points of a grid in row-major order, with `steps` between neighbours along each axis."""
+    places = np.zeros(1, np.int64)
+    for step, begin, count, stride in zip(steps, begins, counts, strides, strict=True):
+        places = np.add.outer(places, (begin + np.arange(count) * stride) * step).ravel()
+    return places
+
+
+def steps_of(sizes: Sequence[int]) -> list[int]:
+    """Return the distances of neighbours along each axis of a contiguous array."""
+    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+
+
+class Span(NamedTuple):
+    """The pixels of x of one phase: its number, and for each axis the first place and pixel, and how many there are."""
+
+    phase: int
+    firsts: list[int]
+    pixels: list[int]
+    counts: list[int]
+
+
+def phase_spans(axes: tuple[Any, ...]) -> list[Span]:
+    """Return the pixels of each phase that has some; phases are counted as in `_planes.py`."""
+    spans = []
+    for number, phase in enumerate(np.ndindex(*(axis.stride for axis in axes))):
+        firsts = [max(0, -((u - axis.before) // axis.stride)) for u, axis in zip(phase, axes, strict=True)]
+        pixels = [f * axis.stride + u - axis.before for f, u, axis in zip(firsts, phase, axes, strict=True)]
+        counts = [-((pixel - axis.size) // axis.stride) for pixel, axis in zip(pixels, axes, strict=True)]
+        if min(counts) > 0:
+            spans.append(Span(number, firsts, pixels, counts))
+    return spans
+
+
+class Padded(NamedTuple):
+    """Places in a padded map: of its pixels, windows and kernel positions, and how many there are in all."""
+
+    pixels: np.ndarray
+    windows: np.ndarray
+    taps: np.ndarray
+    size: int
+
+
+def padded_grid(axes: tuple[Any, ...]) -> Padded:
+    """Return the places in a map with all padding that its windows touch."""
+    sizes = [max(a.before + a.size, (a.out - 1) * a.stride + a.extent) for a in axes]
+    steps, zeros, ones = steps_of(sizes), [0] * len(axes), [1] * len(axes)
+    return Padded(
+        grid(steps, [a.before for a in axes], [a.size for a in axes], ones),
+        grid(steps, zeros, [a.out for a in axes], [a.stride for a in axes]),
+        grid(steps, zeros, [a.kernel for a in axes], [a.dilation for a in axes]),
+        math.prod(sizes),
+    )

@@ -1,0 +1,58 @@
+"""Transpose matrices whose rows and columns lie at given places, so that vectors run along another axis."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._simd import BYTES, Emitter
+
+__all__ = ["transpose"]
+
+
+@intrinsic
+def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns: Any, j: Any) -> Any:
+    """Transpose a square of as many numbers as a vector has: `y[y0 + columns[j + b] + a] = x[x0 + rows[i + a] + b]`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, rows_, i_, y_, y0_, columns_, j_ = arguments
+        emit = Emitter(context, builder, x)
+        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
+        row, column = emit.pointer(rows, rows_, i_), emit.pointer(columns, columns_, j_)
+        half, n = emit.lanes // 2, emit.lanes
+
+        def at(pointer: Any, places: Any, k: int) -> Any:
+            return builder.gep(pointer, [builder.load(builder.gep(places, [ir.IntType(64)(k)]))])
+
+        def interleave(a: Any, b: Any, first: int) -> Any:
+            lanes = emit.lane_list([first + k // 2 + n * (k % 2) for k in range(n)])
+            return builder.shuffle_vector(a, b, lanes)
+
+        vectors = [emit.load(at(source, row, a)) for a in range(n)]
+        for _ in range(n.bit_length() - 1):  # each time, the number of a vector moves into the numbers of its lanes
+            pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
+            vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
+        for b, vector in enumerate(vectors):
+            emit.store(vector, at(target, column, b))
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, rows, n, y, n, columns, n), generate
+
+
+@compiled
+def transpose(x, x0, rows, y, y0, columns):
+    """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
+    lanes = BYTES // x.itemsize
+    if rows.size >= lanes and columns.size >= lanes:  # the last squares may overlap those before
+        for a in range(0, rows.size, lanes):
+            i = min(a, rows.size - lanes)
+            for b in range(0, columns.size, lanes):
+                j = min(b, columns.size - lanes)
+                _square(x, x0 + j, rows, i, y, y0 + i, columns, j)
+    else:
+        for i in range(rows.size):
+            for j in range(columns.size):
+                y[y0 + columns[j] + i] = x[x0 + rows[i] + j]

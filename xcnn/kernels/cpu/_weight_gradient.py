@@ -1,0 +1,109 @@
+"""The compiled passes of a weight gradient whose vectors run along channels.
+
+The pixels of x are copied with their channels side by side, and padding around them. There the channels of the kernel
+positions of a row are adjacent, and a window has one vector of them per row. The weight gradient is the product of dy,
+read where it lies, and of these vectors; its terms are the windows.
+
+For a kernel of one pixel, x and dy may change places. So the names here are a for what is read in place, b for what is
+copied, and width for the channels of b that are copied together, a block.
+"""
+
+from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._transpose import transpose
+
+__all__ = ["ROWS", "TERMS", "collect", "keep", "weight_gradient"]
+
+ROWS, TERMS = 64, 1024
+"""The channels and windows of a that are multiplied together: a quarter of a second-level cache."""
+
+
+@compiled
+def keep(dy, y, first, count, masked):
+    """Copy `count` numbers of dy where y is not 0."""
+    zero, source, kept = dy.dtype.type(0), dy[first:], y[first:]
+    for k in range(count):
+        masked[k] = source[k] if kept[k] != zero else zero
+
+
+@compiled
+def weight_gradient(
+    a, b, a_y, b_y, sums, counts, a_pixels, rows, places, windows, offsets, runs, columns, room, images, first, last,
+    block, end, masked, bs, ys,
+):  # fmt: skip
+    """Set the sums of blocks `block` .. `end` - 1 to the products of images first .. last - 1.
+
+    Parameters
+    ----------
+    a, b : (n, channels, pixels), flat.
+    a_y, b_y : y, if that of the two is dy and masked to where y is not 0; else empty.
+    sums : for each block, row of kernel positions and channel of a in its group, `columns` numbers, flat.
+    counts : (3,), groups, and channels of a and b in each.
+    rows : (width,), where the channels of a block of b begin.
+    places : (pixels of b,), where each is stored in an image of `bs`, which takes `room` numbers.
+    windows, offsets : for each window of `images` images, where it begins in bs, and where it is in a.
+    runs, columns : where the rows of kernel positions begin in bs, and how many numbers each has.
+    masked, bs, ys : memory; the padding in bs is 0.
+    """
+    groups, ca, cb = counts
+    width, b_pixels, step = rows.size, places.size, ys.size // ROWS
+    per_group, count = -(-cb // width), windows.size // images
+    for n in range(first, last, images):
+        many, a_in, b_in, a_n, b_n = min(images, last - n), a, b, n, n
+        terms = many * count
+        if a_y.size:
+            keep(a, a_y, n * groups * ca * a_pixels, many * groups * ca * a_pixels, masked)
+            a_in, a_n = masked, 0
+        if b_y.size:
+            keep(b, b_y, n * groups * cb * b_pixels, many * groups * cb * b_pixels, masked)
+            b_in, b_n = masked, 0
+        for at in range(block, end):
+            g = at // per_group
+            channel = g * cb + min(at % per_group * width, cb - width)
+            for i in range(many):
+                transpose(b_in, ((b_n + i) * groups * cb + channel) * b_pixels, rows, bs, i * room, places)
+            for r in range(0, ca, ROWS):
+                channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
+                for k in range(0, terms, TERMS):
+                    begin, stop = k, min(k + TERMS, terms)
+                    for j in range(runs.size):
+                        multiply(
+                            bs, runs[j], windows[begin:stop], a_in, a0, a_pixels, offsets[begin:stop], ys, 0, step,
+                            channels, columns,
+                        )  # fmt: skip
+                        for i in range(channels):
+                            source, target = ys[i * step :], sums[((at * runs.size + j) * ca + r + i) * columns :]
+                            if n == first and k == 0:
+                                for c in range(columns):
+                                    target[c] = source[c]
+                            else:
+                                for c in range(columns):
+                                    target[c] += source[c]
+
+
+@compiled
+def collect(parts, counts, width, runs, columns, out, strides, first, last):
+    """Set the weight gradient of channels first .. last - 1 of a, of all groups, to the sum of the parts.
+
+    Parameters
+    ----------
+    parts : (p, numbers), each as `sums` above.
+    runs : number of rows of kernel positions.
+    out, strides : the flat gradient, and its distances between groups, channels of a, and channels of b.
+    """
+    _, ca, cb = counts
+    per_group = -(-cb // width)
+    for channel in range(first, last):
+        g, o = divmod(channel, ca)
+        for block in range(per_group):
+            start = g * strides[0] + o * strides[1] + min(block * width, cb - width) * strides[2]
+            for j in range(runs):
+                at = (((g * per_group + block) * runs + j) * ca + o) * columns
+                total = parts[0, at : at + columns]
+                for p in range(1, parts.shape[0]):
+                    for k in range(columns):
+                        total[k] += parts[p, at + k]
+                taps = columns // width
+                for q in range(taps):
+                    for c in range(width):
+                        out[start + c * strides[2] + j * taps + q] = total[q * width + c]
