@@ -9,6 +9,7 @@ import pytest
 from xcnn import nn, optim
 from xcnn._dispatch import portable
 from xcnn.errors import UsageError
+from xcnn.nn._layer import Layer
 from xcnn.nn._observe import observing
 from xcnn.ops._op import Backward
 from xcnn.training import Trainer
@@ -60,6 +61,16 @@ def ran(monkeypatch):
         return plain(self, dy, needs)
 
     monkeypatch.setattr(Backward, "__call__", called)
+    whole = Layer._backward
+
+    def of_layer(self, op_backward, slots, has_residual):
+        def recorded(dy, needs):
+            names.append(self._op.__name__)
+            return op_backward(dy, needs)
+
+        return whole(self, op_backward if isinstance(op_backward, Backward) else recorded, slots, has_residual)
+
+    monkeypatch.setattr(Layer, "_backward", of_layer)
     return names
 
 

@@ -24,7 +24,19 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["BODIES", "COMPILATION", "FORMULAS", "Compilation", "Formula", "body", "kernel", "kernels", "portable"]
+__all__ = [
+    "BODIES",
+    "COMPILATION",
+    "FORMULAS",
+    "Call",
+    "Compilation",
+    "Formula",
+    "body",
+    "kernel",
+    "kernels",
+    "portable",
+    "tracing",
+]
 
 _log = logging.getLogger("xcnn")
 
@@ -119,6 +131,55 @@ _KERNELS: dict[ModuleType, Kernels] = {}
 _LOCK, _PORTABLE = threading.RLock(), threading.RLock()
 
 
+@dataclass(slots=True)
+class Call:
+    """One call of a body: `body(xp, *arguments)` repeats it. `result` is None if the call was stopped."""
+
+    body: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    result: Any = None
+
+
+class _Stopped(BaseException):
+    """Ends a call of an op at its first body; no code that expects errors catches it."""
+
+
+class _Trace(threading.local):
+    calls: list[Call] | None = None
+    stop = False
+
+    def record(self, called: Callable[..., Any], xp: ModuleType, arguments: tuple[Any, ...]) -> Any:
+        calls, call = self.calls, Call(called, arguments)
+        assert calls is not None
+        calls.append(call)
+        if self.stop:
+            raise _Stopped
+        self.calls = None  # bodies inside this one are part of it
+        try:
+            call.result = called(xp, *arguments)
+        finally:
+            self.calls = calls
+        return call.result
+
+
+_TRACE = _Trace()
+
+
+@contextlib.contextmanager
+def tracing(stop: bool = False) -> Iterator[list[Call]]:
+    """Record the calls of bodies by this thread inside a `with`; with `stop`, leave the `with` at the first one.
+
+    So all checks before a body can be made once for many calls with the same shapes and options.
+    """
+    calls: list[Call] = []
+    before, _TRACE.calls, _TRACE.stop = (_TRACE.calls, _TRACE.stop), calls, stop
+    try:
+        with contextlib.suppress(_Stopped):
+            yield calls
+    finally:
+        _TRACE.calls, _TRACE.stop = before
+
+
 def body(function: F) -> F:
     """Decorate a function `(xp, *arguments)` as a body: a call first tries the kernels of its library."""
     name = function.__name__.lstrip("_")
@@ -126,6 +187,8 @@ def body(function: F) -> F:
 
     @functools.wraps(function)
     def dispatched(xp: ModuleType, *arguments: Any) -> Any:
+        if _TRACE.calls is not None:
+            return _TRACE.record(dispatched, xp, arguments)
         try:
             found = _KERNELS[xp]
         except KeyError:

@@ -9,12 +9,12 @@ import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from xcnn._check import integer
 
-__all__ = ["get_num_threads", "parallel", "parts", "set_num_threads"]
+__all__ = ["get_num_threads", "parallel", "parts", "serially", "set_num_threads"]
 
 _PART_MICROSECONDS = 100
 """The least work of a part; passing it to a thread takes about 30 microseconds."""
@@ -24,6 +24,15 @@ _MOST_PARTS = 16
 _pool: ThreadPoolExecutor | None = None
 _threads = 0
 _lock = threading.Lock()
+
+
+class _Here(threading.local):
+    """Whether this thread runs a part already, and so the parts of nested calls in order."""
+
+    serial = False
+
+
+_here = _Here()
 
 
 def get_num_threads() -> int:
@@ -58,12 +67,23 @@ def parts(most: int, microseconds: float) -> int:
     return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 
+@contextlib.contextmanager
+def serially() -> Iterator[None]:
+    """Run all parts of `parallel` in order on this thread inside a `with`; it can be nested. Results are the same."""
+    before, _here.serial = _here.serial, True
+    try:
+        yield
+    finally:
+        _here.serial = before
+
+
 def parallel(task: Callable[[int], object], parts: int) -> None:
     """Call `task(part)` for every part, in several threads if there are several parts.
 
-    An exception of a task is raised after the other threads have stopped.
+    An exception of a task is raised after the other threads have stopped. Inside a task, and inside `serially`, all
+    parts run in order on the same thread.
     """
-    threads = min(get_num_threads(), parts)
+    threads = 1 if parts == 1 or _here.serial else min(get_num_threads(), parts)
     if threads == 1:
         for part in range(parts):
             task(part)
@@ -71,8 +91,9 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
     queue = iter(range(parts))  # next() on it is atomic
 
     def work() -> None:
-        for part in queue:
-            task(part)
+        with serially():
+            for part in queue:
+                task(part)
 
     pool, others = _executor(), []
     with contextlib.suppress(RuntimeError):  # no thread can be started, for example while the interpreter exits

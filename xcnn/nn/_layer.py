@@ -14,7 +14,7 @@ an argument that is left out) and draws them in `initialize`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from xcnn.errors import UsageError
@@ -42,7 +42,7 @@ class Layer(Module):
     _slots: ClassVar[tuple[str, ...]] = ()
     _options: ClassVar[dict[str, Any]] = {}
 
-    activation: ClassVar[str | None] = None  # an option of ops that can apply the ReLU after them, see `_plan.py`
+    activation: ClassVar[Any] = None  # an option of ops that can apply the activation after them, see `_plan.py`
 
     def __init_subclass__(cls, op: Callable[..., Any] | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -67,7 +67,15 @@ class Layer(Module):
         return super()._trains()
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        return self.call_op(x, training=train) if "training" in self._options else self.call_op(x)
+        return self._forward(x, train)
+
+    def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
+        """Do what `forward` does, with more arguments for the op: `activation` and `residual`, see `_plan.py`."""
+        return self.call_op(x, training=train, **more) if "training" in self._options else self.call_op(x, **more)
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        name, _, options = self.bound()
+        return name, options | ({"training": False} if "training" in options else {})
 
     def bound(self) -> tuple[str, dict[str, Parameter | Buffer | None], dict[str, Any]]:
         """Return what the layer gives its op besides x.
@@ -92,27 +100,40 @@ class Layer(Module):
         kind = type(slot).__name__
         raise UsageError(f"{type(self).__name__}: {name} must be a Parameter, a Buffer or None, got {kind}")
 
-    def call_op(self, x: Any, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
+    def call_op(self, x: Any, residual: Any = None, **options: Any) -> tuple[Any, Callable[[Any, bool], Any]]:
         """Call the op with `options`, and with the layer's attributes for all other arguments.
 
         Returns
         -------
         y : the result of the op.
-        backward : `backward(dy, need_dx)`, as `forward` must return it.
+        backward : `backward(dy, need_dx)`, as `forward` must return it. With a `residual`, an array for the op's
+            argument of this name, it returns two gradients, those of x and of the residual.
         """
+        y, op_backward, slots = self._called(x, residual, options)
+        return y, self._backward(op_backward, slots, residual is not None)
+
+    def _called(self, x: Any, residual: Any, options: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
+        """Call the op; return its result, its backward pass, and the slots of its arrays after the first."""
         slots: list[Parameter | Buffer | None] = []
-        needs, used = [], []
         for name in self._slots:
-            slot = self._slot(name)
-            if isinstance(slot, Parameter):
-                used.append((slot, slot.updates))
+            slot = None if name == "residual" else self._slot(name)
             slots.append(slot)
-            needs.append(isinstance(slot, Parameter) and slot.trainable)
-            options[name] = None if slot is None else slot.data
+            options[name] = residual if name == "residual" else None if slot is None else slot.data
         for name, default in self._options.items():
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
                 options[name] = value
         y, op_backward = self._op(x, **options)
+        return y, op_backward, slots
+
+    def _backward(
+        self, op_backward: Callable[..., Any], slots: Sequence[Parameter | Buffer | None], has_residual: bool
+    ) -> Callable[[Any, bool], Any]:
+        """Return the backward pass of the layer from that of its op."""
+        residual_at = self._slots.index("residual") if has_residual else -1
+        needs = [isinstance(slot, Parameter) and slot.trainable for slot in slots]
+        used = [(slot, slot.updates) for slot in slots if isinstance(slot, Parameter)]
+        if has_residual:
+            needs[residual_at] = True
 
         def backward(dy: Any, need_dx: bool) -> Any:
             if not need_dx and True not in needs:
@@ -125,6 +146,6 @@ class Layer(Module):
             for slot, grad in zip(slots, grads, strict=True):
                 if grad is not None and isinstance(slot, Parameter):
                     slot.accumulate(grad)
-            return dx
+            return (dx, grads[residual_at]) if has_residual else dx
 
-        return y, backward
+        return backward

@@ -310,6 +310,17 @@ class Module(Explained):
         Subclasses with parameters or random generators override it. The base class does nothing.
         """
 
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        """Return the op that `forward(x, train=False)` calls and its options; None if it may do anything else.
+
+        It holds for the `forward` of the class that defines it, not for that of a subclass; see `_inference.py`.
+        """
+        return None
+
+    def _inner(self) -> Any:
+        """Return the plan of a graph that may run as part of the graph around it; None for other modules."""
+        return None
+
     def multiply_adds(self, x: Any, y: Any) -> int:
         """Return the number of multiply-adds of a forward pass from `x` to `y`; layers that do any override it."""
         return 0

@@ -1,51 +1,31 @@
-"""The steps that a graph runs. A layer and the ReLU after it are one step if the layer's op can apply the ReLU.
+"""The steps that a graph runs: its nodes and those of the graphs inside it, of which some are joined into one call.
 
-An op can do so if it has the option `activation`.
+What is joined is read off the ops. An op with the option `activation` takes the activation after it, if the slope of
+that is a function of its result; an op with the array argument `residual` takes the addition after it. In inference,
+where no op needs to keep anything, convolutions and linear layers also take the batch norm after them, the addition
+after that, and any activation: see `_inference.py`.
 """
 
+import functools
+import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from xcnn.errors import XcnnError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.nn.activation import ReLU
+from xcnn.ops._formula import FORMULAS, Activation, activation_of
+from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Fused", "Held", "Node", "Plan", "Step", "names"]
+__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "activation", "alone", "calls", "names"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
-Step = tuple[str, "Module | Fused | Held", str | Sequence[str], set[str]]
-"""A node to run, with the names that are no longer needed after it."""
-
-_Runs = tuple[str, "Module | Held", str | Sequence[str]]
-
-
-class Fused:
-    """A layer and the ReLU after it, run as one.
-
-    Parameters
-    ----------
-    name : the name of the layer's node.
-    layer, relu : the two modules.
-    """
-
-    def __init__(self, name: str, layer: Layer, relu: ReLU) -> None:
-        self.name, self.layer, self.relu = name, layer, relu
-
-    def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
-        """Return the ReLU of the layer's output, and one backward pass for both."""
-        return self.layer.call_op(x, activation="relu")
-
-    def __call__(self, x: Any) -> Any:
-        """Return the output in inference mode."""
-        return self.forward(x, train=False)[0]
-
-    def watched(self) -> bool:
-        """Return whether the `forward` of one of the two is replaced, as by `observing`."""
-        return "forward" in vars(self.layer) or "forward" in vars(self.relu)
+CONVS = ("conv1d", "conv2d", "conv3d")
 
 
 class Held:
@@ -70,14 +50,85 @@ class Held:
         return isinstance(self.slot, Parameter) and self.slot.trainable
 
 
+class Flat(NamedTuple):
+    """A node of a graph or of a graph inside it.
+
+    Attributes
+    ----------
+    name : its name in the outermost graph, such as `body.0`.
+    module, inputs : as in `Node`, with the names of the outermost graph.
+    path : the names and modules from the innermost to the outermost graph, for errors.
+    """
+
+    name: str
+    module: Any
+    inputs: str | Sequence[str]
+    path: tuple[tuple[str, Any], ...]
+
+
+@dataclass(slots=True)
+class Fused:
+    """A node and those after it that its op takes: a batch norm (in inference), an addition and an activation.
+
+    Attributes
+    ----------
+    residual : the name of what is added.
+    """
+
+    head: Flat
+    norm: Flat | None = None
+    add: Flat | None = None
+    activation: Flat | None = None
+    residual: str | None = None
+
+    def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
+        """Return the result of the last node, and one backward pass for all.
+
+        With a residual, x is a pair of the input of the head and the residual, and so are the gradients.
+        """
+        more: dict[str, Any] = {}
+        if self.add is not None:
+            x, residual = x
+            if getattr(residual, "shape", None) != getattr(x, "shape", ()):
+                return self._singly(x, residual, train)
+            more["residual"] = residual
+        if self.activation is not None:
+            more["activation"] = activation(self.activation.module)
+        result: tuple[Any, Callable[..., Any]] = self.head.module._forward(x, train, **more)
+        return result
+
+    def _singly(self, x: Any, residual: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
+        """Run the nodes one after the other, for a residual that broadcasts."""
+        assert self.add is not None
+        y, back = self.head.module.forward(x, train)
+        first = self.add.inputs[0] != self.residual
+        y, back_add = self.add.module.forward((y, residual) if first else (residual, y), train)
+        y, back_last = (y, None) if self.activation is None else self.activation.module.forward(y, train)
+
+        def backward(dy: Any, need_dx: bool) -> Any:
+            pair = back_add(dy if back_last is None else back_last(dy))
+            dy, dresidual = pair if first else reversed(pair)
+            return back(dy, need_dx), dresidual
+
+        return y, backward
+
+    def _trains(self) -> bool:
+        return bool(self.head.module._trains())
+
+
+Step = tuple[str, Any, str | Sequence[str], set[str], tuple[tuple[str, Any], ...]]
+"""Name, what runs (a module, `Held` or `Fused`), inputs, names that are no longer needed after it, and path."""
+
+
 class Plan:
-    """The steps of a graph: the nodes that lead to its output.
+    """The nodes of a graph that lead to its output.
 
     Attributes
     ----------
     nodes : all nodes.
     output : the name of the node whose result is the graph's, or a sequence of names.
     inputs : the name of the graph's input, or a sequence of names.
+    singly : the steps of these nodes alone, none joined.
     """
 
     def __init__(self, nodes: Sequence[Node], output: str | Sequence[str], inputs: str | Sequence[str] = "x") -> None:
@@ -85,16 +136,71 @@ class Plan:
         for _, module, _ in nodes:
             if isinstance(module, Module):
                 module.modules()  # raises an error if a module contains itself
-        runs = [(name, one if isinstance(one, Module) else Held(one), sources) for name, one, sources in nodes]
-        self._singly = _steps(runs, output)
-        run = {name for name, *_ in self._singly}
-        self._needed = [node for node in runs if node[0] in run]
-        self._jointly = _steps(_fuse(self._needed, names(output)), output)
-        self._fused = [module for _, module, _, _ in self._jointly if isinstance(module, Fused)]
+        flat = [
+            Flat(name, one if isinstance(one, Module) else Held(one), sources, ((name, one),))
+            for name, one, sources in nodes
+        ]
+        self.singly = _steps([(node.name, node.module, node.inputs, node.path) for node in flat], output)
+        run = {name for name, *_ in self.singly}
+        self.needed = [node for node in flat if node.name in run]
+        self._joined: Joined | None = None
 
-    def steps(self) -> list[Step]:
-        """Return the steps to run: layers are joined with their ReLUs unless one of them is watched."""
-        return self._singly if any(fused.watched() for fused in self._fused) else self._jointly
+    def joined(self) -> "Joined":
+        """Return the nodes of this graph and of those inside it, joined as the layers are now."""
+        found = self._joined
+        if found is None or not found.same():
+            found = self._joined = Joined(self)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_joined": None}
+
+
+class Joined:
+    """The nodes of a graph and of the graphs inside it, in the steps of training and of inference.
+
+    They hold as long as no layer of xcnn gets another attribute: an option, a parameter, a `forward` of its own.
+
+    Attributes
+    ----------
+    training, inference : the steps.
+    apart : whether the ops of all nodes may compute the examples of a batch apart.
+    outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code.
+    programs : what `_inference.py` and `_repeat.py` keep for each shape.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        modules: list[Module] = []
+        nodes, names_of_output = _flatten(plan, modules)
+        self.inputs, self.output = plan.inputs, names_of_output
+        self.nodes = nodes
+        self.training: list[Step] = _steps(_join(nodes, names(self.output), inference=False), self.output)
+        self.inference: list[Step] = _steps(_join(nodes, names(self.output), inference=True), self.output)
+        opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and calls(node.module) is None]
+        self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
+        found = [calls(node.module) for node in nodes if not isinstance(node.module, Held)]
+        self.apart = all(one is not None and OPS[one[0]].apart is not False for one in found)
+        self.programs: dict[Any, Any] = {}
+        known = [*modules, *(node.module for node in nodes if calls(node.module, watched=True) is not None)]
+        self._kept = [one for module in known for one in _copies(vars(module))]
+        values = [value for module in known for value in vars(module).values()]
+        held = [value for value in values if isinstance(value, Parameter | Buffer)]
+        held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
+        self._slots = [(slot, type(slot.data), slot.data.shape, slot.data.dtype) for slot in held]
+
+    def same(self) -> bool:
+        """Return whether all layers have the attributes that they had, and arrays of the same shapes and dtypes."""
+        try:
+            for now, then in self._kept:
+                if now != then:
+                    return False
+        except Exception:  # such as a comparison of arrays
+            return False
+        for slot, kind, shape, dtype in self._slots:
+            data = slot.data
+            if type(data) is not kind or data.shape != shape or data.dtype != dtype:
+                return False
+        return True
 
     def wanted(self, need_dx: bool) -> set[str]:
         """Return the names whose gradients lead to a parameter that is trained now, or to x if `need_dx`.
@@ -103,11 +209,19 @@ class Plan:
         it is trained, which is usually the first one with parameters.
         """
         wanted = set(names(self.inputs)) if need_dx else set()
-        for name, module, inputs in self._needed:
+        for name, module, inputs, *_ in self.training:
             follows = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
             if follows or module._trains():
                 wanted.add(name)
         return wanted
+
+
+def _copies(values: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield a dict or list and those inside it, each with a copy, by which changes are seen."""
+    yield values, values.copy()
+    for value in values.values() if isinstance(values, dict) else values:
+        if type(value) in (dict, list):
+            yield from _copies(value)
 
 
 def names(inputs: str | Sequence[str]) -> Sequence[str]:
@@ -115,37 +229,143 @@ def names(inputs: str | Sequence[str]) -> Sequence[str]:
     return (inputs,) if isinstance(inputs, str) else inputs
 
 
-def _steps(nodes: Sequence[tuple[str, Any, str | Sequence[str]]], output: str | Sequence[str]) -> list[Step]:
+@functools.cache
+def _known(kind: Any) -> bool:
+    """Return whether the class that defines `forward`, or one below it, says what it calls."""
+    mro, layer = kind.__mro__, issubclass(kind, Layer)
+    first = {name: next((i for i, c in enumerate(mro) if name in vars(c)), -1) for name in ("forward", "_calls")}
+    own = layer and (kind.call_op is not Layer.call_op)
+    return first["_calls"] <= first["forward"] and kind.__call__ is Module.__call__ and not own
+
+
+def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | None:
+    """Return the op that `forward(x, train=False)` of a layer of xcnn calls, and its options; None if unknown.
+
+    It is unknown of a layer whose `forward` is replaced, as by `observing`, unless `watched`.
+    """
+    kind: Any = type(module)
+    if not isinstance(module, Module) or not _known(kind):
+        return None
+    if "forward" in vars(module) and not watched:
+        return None
+    try:
+        found = module._calls()
+    except XcnnError:  # which a call reports
+        return None
+    return found if found is not None and found[0] in OPS else None
+
+
+def activation(module: Any) -> Activation:
+    """Return the activation that a layer applies, or None if it does something else."""
+    found = calls(module)
+    try:
+        return None if found is None else activation_of(*found)
+    except (TypeError, XcnnError):
+        return None
+
+
+@functools.cache
+def _takes(op: Callable[..., Any]) -> frozenset[str]:
+    """Return which of `activation` and `residual` an op has as arguments."""
+    return frozenset({"activation", "residual"} & inspect.signature(op).parameters.keys())
+
+
+def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Sequence[str]]:
+    """Return the nodes of a graph and of the graphs inside it, and the output; add these graphs to `modules`."""
+    nodes: list[Flat] = []
+    place = {name: name for name in names(plan.inputs)}  # where the result of a node is
+    for node in plan.needed:
+        sources: Any = place[node.inputs] if isinstance(node.inputs, str) else tuple(place[n] for n in node.inputs)
+        inner = node.module._inner() if isinstance(node.module, Module) else None
+        single = inner is not None and all(isinstance(one, str) for one in (inner.inputs, inner.output, sources))
+        if inner is None or not single:
+            nodes.append(node._replace(inputs=sources))
+            place[node.name] = node.name
+            continue
+        modules.append(node.module)
+        below, output = _flatten(inner, modules)
+        renamed = {flat.name: f"{node.name}.{flat.name}" for flat in below} | {inner.inputs: sources}
+        for flat in below:
+            given: Any = (
+                renamed[flat.inputs] if isinstance(flat.inputs, str) else tuple(renamed[n] for n in flat.inputs)
+            )
+            nodes.append(Flat(renamed[flat.name], flat.module, given, (*flat.path, *node.path)))
+        place[node.name] = renamed[str(output)]
+    output = plan.output
+    return nodes, place[output] if isinstance(output, str) else tuple(place[name] for name in output)
+
+
+def _steps(nodes: Sequence[tuple[Any, ...]], output: str | Sequence[str]) -> list[Step]:
     """Return the nodes that lead to the output, with the names that are no longer needed after each."""
-    steps = []
+    steps: list[Step] = []
     needed = set(names(output))
-    for name, module, inputs in reversed(nodes):
+    for name, module, inputs, path in reversed(nodes):
         if name in needed:
-            steps.append((name, module, inputs, set(names(inputs)) - needed))
+            steps.append((name, module, inputs, set(names(inputs)) - needed, path))
             needed.update(names(inputs))
     return steps[::-1]
 
 
-def _fuse(nodes: Sequence[_Runs], outputs: Sequence[str]) -> list[tuple[str, Any, str | Sequence[str]]]:
-    """Join the nodes of layers with those of their ReLUs: the pair has the name of the ReLU and the layer's inputs."""
-    uses = Counter(name for _, _, inputs in nodes for name in names(inputs)) + Counter(outputs)
-    relus = {
-        inputs: (name, module)
-        for name, module, inputs in nodes
-        if type(module) is ReLU and isinstance(inputs, str) and uses[inputs] == 1
-    }
-    fused: list[tuple[str, Any, str | Sequence[str]]] = []
-    gone = set()
-    for name, module, inputs in nodes:
-        if name in relus and isinstance(module, Layer) and _takes_relu(module):
-            result, relu = relus[name]
-            fused.append((result, Fused(name, module, relu), inputs))
-            gone.add(result)
-        elif name not in gone:
-            fused.append((name, module, inputs))
-    return fused
+def _join(nodes: Sequence[Flat], outputs: Sequence[str], inference: bool) -> list[tuple[Any, ...]]:
+    """Join nodes with those after them that their ops take; what is joined has the name and place of the last."""
+    uses = Counter(name for node in nodes for name in names(node.inputs)) + Counter(outputs)
+    after = {name: node for node in nodes for name in names(node.inputs) if uses[name] == 1}
+    joined: dict[str, Fused] = {}
+    gone: set[str] = set()
+    for node in nodes:
+        if node.name in gone:
+            continue
+        fused, last = _fused(node, {key: one for key, one in after.items() if one.name not in gone}, inference)
+        if fused is not None:
+            gone.update(one.name for one in (fused.head, fused.norm, fused.add, fused.activation) if one is not None)
+            joined[last] = fused
+    steps: list[tuple[Any, ...]] = []
+    for node in nodes:
+        if node.name in joined:
+            one = joined[node.name]
+            inputs = one.head.inputs if one.residual is None else (one.head.inputs, one.residual)
+            steps.append((node.name, one, inputs, one.head.path))
+        elif node.name not in gone:
+            steps.append((node.name, node.module, node.inputs, node.path))
+    return steps
 
 
-def _takes_relu(layer: Layer) -> bool:
-    """Return whether a layer's op can apply ReLU. A subclass with its own `forward` is not joined."""
-    return type(layer).forward is Layer.forward and "activation" in layer._options and layer.activation is None
+def alone(module: Any) -> bool:
+    """Return whether inference has a body of its own for a layer: a convolution, a linear layer or a batch norm."""
+    found = calls(module) if isinstance(module, Layer) else None
+    if found is None or found[1].get("activation") is not None:
+        return False
+    return found[0] in (*CONVS, "linear") or _normalises(module)
+
+
+def _normalises(module: Any) -> bool:
+    """Return whether a layer is a batch norm by running statistics."""
+    found = calls(module) if isinstance(module, Layer) else None
+    return found is not None and found[0] == "batch_norm" and not found[1]["training"] and not found[1]["activation"]
+
+
+def _fused(head: Flat, after: Mapping[str, Flat], inference: bool) -> tuple[Fused | None, str]:
+    """Return a node with what its op takes of the nodes after it, or None, and the name of the last."""
+    found = calls(head.module)
+    if found is None or found[1].get("activation") is not None or getattr(head.module, "residual", None) is not None:
+        return None, head.name
+    one = isinstance(head.inputs, str)
+    takes = _takes(OPS[found[0]].function) if hasattr(head.module, "_forward") else frozenset()
+    if any_activation := inference and alone(head.module) and one:
+        takes = frozenset({"activation", "residual"} | ({"norm"} if not _normalises(head.module) else set()))
+    fused, name = Fused(head), head.name
+    node = after.get(name)
+    if node is not None and "norm" in takes and isinstance(node.inputs, str) and _normalises(node.module):
+        fused.norm, name = node, node.name
+        node = after.get(name)
+    if node is not None and "residual" in takes and one and len(node.inputs) == 2 and not isinstance(node.inputs, str):
+        added = calls(node.module)
+        if added is not None and added[0] == "add" and not added[1]:
+            fused.add, fused.residual = node, node.inputs[0] if node.inputs[1] == name else node.inputs[1]
+            name = node.name
+            node = after.get(name)
+    if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
+        applied = activation(node.module)
+        if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
+            fused.activation, name = node, node.name
+    return (fused if any_activation or name != head.name else None), name

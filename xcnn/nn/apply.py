@@ -49,7 +49,7 @@ class Apply(Module):
             )
         self.op, self.given = name, options
         first, *others = OPS[name].arrays
-        self._parameters = [key for key in inspect.signature(OPS[name].function).parameters if key != first]
+        self._parameters = tuple(key for key in inspect.signature(OPS[name].function).parameters if key != first)
         for key, value in options.items():
             if key not in self._parameters:
                 raise unknown(f"option of {name}", key, [option for option in self._parameters if option not in others])
@@ -65,6 +65,15 @@ class Apply(Module):
 
     def _arguments(self) -> str:
         return ", ".join([repr(self.op), *(f"{name}={value!r}" for name, value in self.given.items())])
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        row = OPS[self.op]
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(row.function).parameters.items()
+            if name not in row.arrays and parameter.default is not parameter.empty
+        }
+        return self.op, defaults | self.given | ({"training": False} if "training" in defaults else {})
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         row = OPS[self.op]

@@ -22,10 +22,14 @@ class _Pairwise(Module):
     _op: ClassVar[Callable[..., Any]]
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return self._forward(x, train)
+
+    def _forward(self, x: Any, train: bool, **last: Any) -> tuple[Any, Callable[..., Any]]:
+        """Do what `forward` does, with more options for the last call of the op: `activation`, see `_plan.py`."""
         y, *others = _arrays(self, x)
         backwards = []
-        for other in others:
-            y, backward = type(self)._op(y, other)
+        for i, other in enumerate(others, 1):
+            y, backward = type(self)._op(y, other, **last if i == len(others) else {})
             backwards.append(backward)
 
         def backward_all(dy: Any, need_dx: bool) -> Any:
@@ -38,6 +42,9 @@ class _Pairwise(Module):
             return (dy, *reversed(gradients))
 
         return y, backward_all
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        return type(self)._op.__name__, {}
 
 
 class Add(_Pairwise):
@@ -61,3 +68,6 @@ class Concat(Module):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
         y, backward = ops.concat(_arrays(self, x), self.dim)
         return y, lambda dy, need_dx: backward(dy) if need_dx else None
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        return "concat", {"dim": self.dim}

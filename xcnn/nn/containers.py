@@ -18,12 +18,17 @@ from typing import Any
 from xcnn._check import choice, integer, shown
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
+from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
-from xcnn.nn._plan import Fused, Held, Node, Plan, Step, names
+from xcnn.nn._plan import Node, Plan, Step, names
+from xcnn.nn._repeat import Repeated, first, known_steps, like
 from xcnn.nn.combine import Add, Concat
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
+
+_NEW = object()
+"""In place of a step of which nothing is known yet."""
 
 
 class Graph(Module):
@@ -174,22 +179,39 @@ class Graph(Module):
         """Return the output for x in inference mode; no result is kept longer than needed."""
         if type(self).forward is not Graph.forward:
             return super().__call__(x)
-        return self._run(x, self._plan.steps(), lambda name, module, value: module(value))
+        y = infer(self._plan, x)
+        if y is not NotImplemented:
+            return y
+        return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value: module(value))
+
+    def _inner(self) -> Any:
+        cls = type(self)
+        known = cls.forward is Graph.forward and cls.__call__ is Graph.__call__ and "forward" not in vars(self)
+        return self._plan if known else None
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        plan, backs = self._plan, {}
-        steps = plan.steps()
+        joined, backs = self._plan.joined(), {}
+        steps, taken, output = joined.training, joined.inputs, joined.output
+        known, steady = known_steps(joined, x, train), True
 
-        def call(name: str, module: Module | Fused | Held, value: Any) -> Any:
-            y, backs[name] = module.forward(value, train)
+        def call(name: str, module: Any, value: Any) -> Any:
+            nonlocal steady
+            step = known.get(name, _NEW) if steady else None
+            if type(step) is Repeated:
+                y, backs[name] = step.forward(value)
+            elif step is _NEW:
+                y, backs[name], known[name] = first(joined, name, module, value, train)
+            else:
+                y, backs[name] = module.forward(value, train)
+                steady = steady and (step is None or step == like(y))
             return y
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            wanted = plan.wanted(need_dx)
+            wanted = joined.wanted(need_dx)
             grads: dict[str, Any] = {}
-            for place, grad in _pairs(plan.output, dy):
+            for place, grad in _pairs(output, dy):
                 _accumulate(grads, place, grad)
-            for name, _, inputs, _ in reversed(steps):
+            for name, _, inputs, _, _ in reversed(steps):
                 back, dy = backs.pop(name), grads.pop(name, None)
                 if name not in wanted or dy is None:
                     continue
@@ -199,11 +221,17 @@ class Graph(Module):
                         _accumulate(grads, place, grad)
             if not need_dx:
                 return None
-            return grads.get(plan.inputs) if isinstance(plan.inputs, str) else tuple(map(grads.get, plan.inputs))
+            return grads.get(taken) if isinstance(taken, str) else tuple(map(grads.get, taken))
 
-        return self._run(x, steps, call), backward
+        return self._run(x, steps, output, call), backward
 
-    def _run(self, x: Any, steps: list[Step], call: Callable[[str, Module | Fused | Held, Any], Any]) -> Any:
+    def _run(
+        self,
+        x: Any,
+        steps: list[Step],
+        output: str | Sequence[str],
+        call: Callable[[str, Any, Any], Any],
+    ) -> Any:
         taken = self._plan.inputs
         if isinstance(taken, str):
             values = {taken: x}
@@ -214,19 +242,17 @@ class Graph(Module):
             raise UsageError(
                 f"{type(self).__name__}: x must be a tuple of {len(taken)} arrays, {', '.join(taken)}, got {came}"
             )
-        for name, module, inputs, done in steps:
+        for name, module, inputs, done, path in steps:
             value = values[inputs] if isinstance(inputs, str) else tuple(values[source] for source in inputs)
             try:
                 values[name] = call(name, module, value)
             except XcnnError as error:
-                if isinstance(module, Fused):
-                    name, module = module.name, module.layer
-                locate(error, name, module)
+                for key, one in path:
+                    locate(error, key, one)
                 error.module = self
                 raise
             for source in done:
                 del values[source]
-        output = self._plan.output
         return values[output] if isinstance(output, str) else tuple(values[name] for name in output)
 
 

@@ -144,13 +144,13 @@ class _ChannelNorm(_Norm):
         """Return whether training updates the running statistics; frozen ones serve as in inference."""
         return all(slot is None or slot.trainable for slot in (self.running_mean, self.running_var))
 
-    def _normalise(self, x: Any, train: bool, own: str, momentum: float) -> tuple[Any, Callable[..., Any]]:
+    def _normalise(self, x: Any, train: bool, own: str, momentum: float, **more: Any) -> tuple[Any, Callable[..., Any]]:
         """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
         if hasattr(x, "ndim") and x.ndim not in self._axes:
             takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
         mean, var = self.running_mean, self.running_var
-        (y, new_mean, new_var), backward = self.call_op(x, **{own: train or mean is None, "momentum": momentum})
+        (y, new_mean, new_var), backward = self.call_op(x, **{own: train or mean is None, "momentum": momentum}, **more)
         if train and mean is not None and var is not None:
             mean.data, var.data = new_mean, new_var
         return y, backward
@@ -162,18 +162,28 @@ class _InstanceNorm(_ChannelNorm):
     track_running_stats: bool = False
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return self._forward(x, train)
+
+    def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
         alone = getattr(x, "ndim", 0) == min(self._axes)  # one sample, without a batch axis
         momentum = 0.0 if self.momentum is None else self.momentum
         train = train and self._updates()
-        y, backward = self._normalise(x[None, ...] if alone else x, train, "use_input_stats", momentum)
         if not alone:
-            return y, backward
+            return self._normalise(x, train, "use_input_stats", momentum, **more)
+        more = {name: value[None, ...] if name == "residual" else value for name, value in more.items()}
+        y, backward = self._normalise(x[None, ...], train, "use_input_stats", momentum, **more)
 
         def backward_alone(dy: Any, need_dx: bool) -> Any:
             dx = backward(dy[None, ...], need_dx)
+            if isinstance(dx, tuple):
+                return tuple(None if one is None else one[0, ...] for one in dx)
             return None if dx is None else dx[0, ...]
 
         return y[0, ...], backward_alone
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        name, _, options = self.bound()
+        return name, options | {"use_input_stats": self.running_mean is None}
 
 
 class InstanceNorm2d(_InstanceNorm, op=ops.instance_norm):
@@ -212,10 +222,17 @@ class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
 
 class _BatchNorm(_ChannelNorm):
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return self._forward(x, train)
+
+    def _calls(self) -> tuple[str, dict[str, Any]] | None:
+        name, _, options = self.bound()
+        return name, options | {"training": self.running_mean is None}
+
+    def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
         momentum, count, train = self.momentum, self.num_batches_tracked, train and self._updates()
         if momentum is None:  # the running statistics become the mean of all batches
             momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
-        y, backward = self._normalise(x, train, "training", momentum)
+        y, backward = self._normalise(x, train, "training", momentum, **more)
         if train and count is not None:
             count.data = namespace_of(x).asarray(count.data + 1)
         return y, backward

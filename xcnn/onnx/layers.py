@@ -303,7 +303,7 @@ def _graph(g: Builder, graph: nn.Graph, *inputs: str) -> Any:
     values: dict[str, Any] = (
         {plan.inputs: whole} if isinstance(plan.inputs, str) else dict(zip(plan.inputs, inputs, strict=True))
     )
-    for name, module, sources, _ in plan._singly:
+    for name, module, sources, *_ in plan.singly:
         if isinstance(module, nn.Module):
             given = values[sources] if isinstance(sources, str) else tuple(values[source] for source in sources)
             values[name] = g.call(module, *((given,) if isinstance(given, str) else given))

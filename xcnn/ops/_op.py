@@ -27,6 +27,7 @@ __all__ = [
     "Op",
     "Result",
     "Sample",
+    "along",
     "captured",
     "labels",
     "op",
@@ -40,6 +41,7 @@ Gradients = tuple[Any, ...]  # an Array or None each; Any, so that a caller may 
 Result = tuple[Array, Callable[..., Gradients]]
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
+Apart = bool | Callable[[tuple[int, ...], dict[str, Any]], bool]
 
 
 class Backward:
@@ -217,6 +219,7 @@ class Op:
     function : the op as users call it.
     arrays, saves, constants, samples : as given to `op`.
     variadic : whether the only array argument is a sequence of arrays.
+    apart : as given to `op`.
     """
 
     name: str
@@ -226,13 +229,20 @@ class Op:
     constants: tuple[str, ...]
     samples: tuple[Sample, ...]
     variadic: bool = False
+    apart: Apart = False
+
+    def is_apart(self, shape: tuple[int, ...], options: dict[str, Any]) -> bool:
+        """Return whether this call, with arrays of this shape, computes each example by itself; see `op`."""
+        return bool(self.apart(shape, options)) if callable(self.apart) else self.apart
 
 
 OPS: dict[str, Op] = {}
 """Every op by name."""
 
 
-def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[Sample] = ()) -> Callable[[F], F]:
+def op(
+    arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[Sample] = (), apart: Apart = False
+) -> Callable[[F], F]:
     """Decorate a function to make it an op, and add it to `OPS`.
 
     The function returns `(y, backward)`, where `backward(dy, needs)` gets one bool per array argument and returns one
@@ -248,6 +258,10 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
     constants : names of floating-point arrays without a gradient, such as running statistics. Integer arrays have none
         in any case.
     samples : example calls, which `xcnn.testing.check_op` and `xcnn compare` run.
+    apart : whether the op computes each example by itself: entry i of y along axis 0 depends on the entries i of its
+        arrays of that many axes alone, and how it is computed on shapes and options alone, not on the numbers. Then a
+        graph may check a call once for all with the same shapes, and cut batches for inference. If it depends on the
+        call, a function of the shape of the first array and the options by name.
 
     Raises
     ------
@@ -301,18 +315,33 @@ def op(arrays: str, *, saves: str = "", constants: str = "", samples: Sequence[S
             return y, Backward(name, y[0] if type(y) is tuple else y, count, backward)
 
         filled = tuple(Sample({key: one.arrays.get(key) for key in names}, one.options) for one in samples)
-        OPS[name] = Op(name, called, names, tuple(saves.split()), tuple(constants.split()), filled, variadic)
+        OPS[name] = Op(name, called, names, tuple(saves.split()), tuple(constants.split()), filled, variadic, apart)
         return cast(F, called)
 
     return register
 
 
+def along(option: str) -> Callable[[tuple[int, ...], dict[str, Any]], bool]:
+    """Return the rule for `apart` of an op along the axes that an option names: it is True if they exclude axis 0."""
+
+    def rule(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
+        dims = options[option]
+        return dims is not None and all(dim % len(shape) for dim in (dims if isinstance(dims, Sequence) else (dims,)))
+
+    return rule
+
+
 def op_of_ranks(
-    function: Callable[Concatenate[int, P], Result], arrays: str, saves: str, samples: Callable[[int], Sequence[Sample]]
+    function: Callable[Concatenate[int, P], Result],
+    arrays: str,
+    saves: str,
+    samples: Callable[[int], Sequence[Sample]],
+    apart: bool = False,
 ) -> tuple[Callable[P, Result], Callable[P, Result], Callable[P, Result]]:
     """Return three ops for one, two and three spatial axes: `conv1d`, `conv2d` and `conv3d` of `_conv_nd`.
 
-    The function and `samples` take the number of spatial axes, the rank, as their first argument.
+    The function and `samples` take the number of spatial axes, the rank, as their first argument. `apart` says whether
+    images of a batch (n, c, *sizes) are computed apart.
     """
 
     def of_rank(rank: int) -> Callable[P, Result]:
@@ -321,6 +350,7 @@ def op_of_ranks(
         one.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name != "rank"}
         one.__name__ = one.__qualname__ = function.__name__.lstrip("_").replace("_nd", f"{rank}d")
         one.__module__, one.__doc__ = function.__module__, function.__doc__
-        return cast(Callable[P, Result], op(arrays, saves=saves, samples=samples(rank))(one))
+        batch = (lambda shape, options: len(shape) == rank + 2) if apart else False
+        return cast(Callable[P, Result], op(arrays, saves=saves, samples=samples(rank), apart=batch)(one))
 
     return of_rank(1), of_rank(2), of_rank(3)

@@ -34,7 +34,7 @@ _X = {"x": (2, 3, 4)}
 _RELU = formula("relu", lambda xp, x: xp.maximum(x, 0.0), lambda xp, y: y != 0.0, keeps="y")
 
 
-@op("x", saves="y", samples=[sample(_X)])
+@op("x", saves="y", samples=[sample(_X)], apart=True)
 def relu(x: Array) -> Result:
     """Apply the rectified linear unit, `y = max(x, 0)`.
 
@@ -73,7 +73,7 @@ _LEAKY = formula(
 )
 
 
-@op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)])
+@op("x", saves="y", samples=[sample(_X), sample(_X, negative_slope=0.2)], apart=True)
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     """Apply the leaky rectified linear unit: `y = x` where x > 0, else `negative_slope * x`.
 
@@ -96,7 +96,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     return _LEAKY(x, negative_slope)
 
 
-@op("x weight", saves="x weight", samples=[sample({"x": (2, 3, 4), "weight": (3,)})])
+@op("x weight", saves="x weight", samples=[sample({"x": (2, 3, 4), "weight": (3,)})], apart=True)
 def prelu(x: Array, weight: Array) -> Result:
     """Apply the parametric rectified linear unit: `y = x` where x > 0, else `weight * x`.
 
@@ -152,7 +152,7 @@ def interval(caller: str, min_val: float = -1.0, max_val: float = 1.0) -> tuple[
 _HARDTANH = formula("hardtanh", clip, inside, "y", interval)
 
 
-@op("x", saves="y", samples=[sample(_X), sample(_X, min_val=-0.3, max_val=1.5)])
+@op("x", saves="y", samples=[sample(_X), sample(_X, min_val=-0.3, max_val=1.5)], apart=True)
 def hardtanh(x: Array, min_val: float = -1.0, max_val: float = 1.0) -> Result:
     """Limit x to an interval: `y = min(max(x, min_val), max_val)`.
 
@@ -177,7 +177,7 @@ def hardtanh(x: Array, min_val: float = -1.0, max_val: float = 1.0) -> Result:
 _RELU6 = formula("relu6", lambda xp, x: clip(xp, x, 0.0, 6.0), lambda xp, y: inside(xp, y, 0.0, 6.0), "y")
 
 
-@op("x", saves="y", samples=[sample(_X)])
+@op("x", saves="y", samples=[sample(_X)], apart=True)
 def relu6(x: Array) -> Result:
     """Limit x to the interval from 0 to 6: `hardtanh(x, 0, 6)`, whose arguments and errors it shares. It keeps y."""
     return _RELU6(x)
@@ -202,7 +202,7 @@ _HARDSIGMOID = formula(
 )
 
 
-@op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5, beta=0.25)])
+@op("x", saves="y", samples=[sample(_X), sample(_X, alpha=0.5, beta=0.25)], apart=True)
 def hardsigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Result:
     """Apply the piecewise linear sigmoid `y = min(max(alpha * x + beta, 0), 1)`.
 
@@ -243,7 +243,7 @@ def _softplus_options(caller: str, beta: float = 1.0, threshold: float = 20.0) -
 _SOFTPLUS = formula("softplus", _softplus, _softplus_slope, "x", _softplus_options)
 
 
-@op("x", saves="x", samples=[sample(_X), sample(_X, beta=2.0, threshold=0.5)])
+@op("x", saves="x", samples=[sample(_X), sample(_X, beta=2.0, threshold=0.5)], apart=True)
 def softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Result:
     """Apply the softplus function `y = log(1 + exp(beta * x)) / beta`, a smooth ReLU.
 
@@ -289,7 +289,7 @@ _ELU = formula(
 )
 
 
-@op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)])
+@op("x", saves="x", samples=[sample(_X), sample(_X, alpha=0.5)], apart=True)
 def elu(x: Array, alpha: float = 1.0) -> Result:
     """Apply the exponential linear unit: `y = x` where x > 0, else `alpha * (exp(x) - 1)`.
 
@@ -330,7 +330,7 @@ _CELU = formula(
 )
 
 
-@op("x", saves="x", samples=[sample(_X, alpha=0.5)])
+@op("x", saves="x", samples=[sample(_X, alpha=0.5)], apart=True)
 def celu(x: Array, alpha: float = 1.0) -> Result:
     """Apply the continuously differentiable ELU: `y = x` where x > 0, else `alpha * (exp(x / alpha) - 1)`.
 
@@ -367,7 +367,7 @@ _SELU = formula(
 )
 
 
-@op("x", saves="x", samples=[sample(_X)])
+@op("x", saves="x", samples=[sample(_X)], apart=True)
 def selu(x: Array) -> Result:
     """Apply the scaled ELU: `scale * elu(x, alpha)`, by which layers keep mean 0 and variance 1.
 
@@ -383,7 +383,7 @@ def selu(x: Array) -> Result:
 _SIGMOID = formula("sigmoid", logistic, lambda xp, y: y * (1.0 - y), "y")
 
 
-@op("x", saves="y", samples=[sample(_X)])
+@op("x", saves="y", samples=[sample(_X)], apart=True)
 def sigmoid(x: Array) -> Result:
     """Apply the logistic function `y = 1 / (1 + exp(-x))`, to full relative precision in both tails.
 
@@ -395,7 +395,7 @@ def sigmoid(x: Array) -> Result:
 _TANH = formula("tanh", lambda xp, x: xp.tanh(x), lambda xp, y: 1.0 - y * y, "y")
 
 
-@op("x", saves="y", samples=[sample(_X)])
+@op("x", saves="y", samples=[sample(_X)], apart=True)
 def tanh(x: Array) -> Result:
     """Apply the hyperbolic tangent. Arguments, shapes and errors are those of `relu`. Backward keeps y."""
     return _TANH(x)

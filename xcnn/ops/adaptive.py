@@ -210,10 +210,10 @@ def _adaptive_max_samples(rank: int) -> list[Sample]:
 
 
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = op_of_ranks(
-    _adaptive_avg_pool_nd, "x", "", _adaptive_samples
+    _adaptive_avg_pool_nd, "x", "", _adaptive_samples, apart=True
 )
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = op_of_ranks(
-    _adaptive_max_pool_nd, "x", "x? y? winners?", _adaptive_max_samples
+    _adaptive_max_pool_nd, "x", "x? y? winners?", _adaptive_max_samples, apart=True
 )
 
 
@@ -235,7 +235,7 @@ def _global_avg_pool(xp: ModuleType, x: Array) -> Result:
     return y, backward
 
 
-@op("x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
+@op("x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
 def global_avg_pool(x: Array) -> Result:
     """Take the mean of each map.
 
@@ -264,7 +264,7 @@ def global_avg_pool(x: Array) -> Result:
     return y, backward
 
 
-@op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})])
+@op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
 def global_max_pool(x: Array) -> Result:
     """Take the largest pixel of each map; NaN for a map that holds NaN.
 

@@ -7,7 +7,7 @@ from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape, sum_to
-from xcnn.ops._op import Gradients, Result, op, positive, sample
+from xcnn.ops._op import Gradients, Result, along, op, positive, sample
 
 __all__ = ["add", "concat", "divide", "maximum", "minimum", "multiply", "subtract"]
 
@@ -51,6 +51,7 @@ def _same(dy: Array) -> Array:
         sample({"x": (3, 1), "other": (2, 1, 4)}),
         sample({"x": (2, 3), "other": ()}),
     ],
+    apart=True,
 )
 def add(x: Array, other: Array) -> Result:
     """Add two arrays, or an array and a number.
@@ -75,7 +76,7 @@ def add(x: Array, other: Array) -> Result:
     return x + other, _pair(x, other, _same, _same)
 
 
-@op("x other", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+@op("x other", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
 def subtract(x: Array, other: Array) -> Result:
     """Subtract an array or a number from an array. Arguments, shapes and errors are those of `add`.
 
@@ -85,7 +86,7 @@ def subtract(x: Array, other: Array) -> Result:
     return x - other, _pair(x, other, _same, lambda dy: -dy)
 
 
-@op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})])
+@op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})], apart=True)
 def multiply(x: Array, other: Array) -> Result:
     """Multiply two arrays, such as maps (n, c, h, w) by a gate (n, c, 1, 1), or an array by a number.
 
@@ -95,7 +96,7 @@ def multiply(x: Array, other: Array) -> Result:
     return x * other, _pair(x, other, lambda dy: dy * other, lambda dy: dy * x)
 
 
-@op("x other", saves="other? y?", samples=[sample({"x": (2, 3, 4), "other": positive(3, 1)})])
+@op("x other", saves="other? y?", samples=[sample({"x": (2, 3, 4), "other": positive(3, 1)})], apart=True)
 def divide(x: Array, other: Array) -> Result:
     """Divide an array by an array or by a number, which must not be 0.
 
@@ -115,7 +116,7 @@ def _won(a: Any, b: Any, like: Array) -> Array:
     return 1.0 - xp.astype(a < b, dtype) - 0.5 * xp.astype(a == b, dtype)
 
 
-@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
 def maximum(x: Array, other: Array) -> Result:
     """Take the larger of two numbers, at each place. NaN propagates.
 
@@ -127,7 +128,7 @@ def maximum(x: Array, other: Array) -> Result:
     return y, _pair(x, other, lambda dy: dy * _won(x, other, dy), lambda dy: dy * _won(other, x, dy))
 
 
-@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})])
+@op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
 def minimum(x: Array, other: Array) -> Result:
     """Take the smaller of two numbers, at each place. Arguments, gradients, NaN and errors are those of `maximum`.
 
@@ -145,6 +146,7 @@ def minimum(x: Array, other: Array) -> Result:
         sample({"xs": [(2, 1, 4), (2, 3, 4)]}, dim=1),
         sample({"xs": [(2, 3), (2, 2)]}, dim=-1),
     ],
+    apart=along("dim"),
 )
 def concat(xs: Sequence[Array], dim: int = 0) -> Result:
     """Join arrays along one of their axes.

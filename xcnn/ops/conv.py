@@ -250,7 +250,7 @@ def _conv_samples(rank: int) -> list[Sample]:
     ]
 
 
-conv1d, conv2d, conv3d = op_of_ranks(_conv_nd, "x weight bias", "x weight y?", _conv_samples)
+conv1d, conv2d, conv3d = op_of_ranks(_conv_nd, "x weight bias", "x weight y?", _conv_samples, apart=True)
 
 
 def _conv_transpose_nd(
@@ -314,5 +314,5 @@ def _conv_transpose_samples(rank: int) -> list[Sample]:
 
 
 conv_transpose1d, conv_transpose2d, conv_transpose3d = op_of_ranks(
-    _conv_transpose_nd, "x weight bias", "x weight", _conv_transpose_samples
+    _conv_transpose_nd, "x weight bias", "x weight", _conv_transpose_samples, apart=True
 )

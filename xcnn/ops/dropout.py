@@ -29,7 +29,9 @@ def _dropout(xp: ModuleType, x: Array, p: float, generator: np.random.Generator)
     return x * mask, backward
 
 
-@op("x", saves="mask", samples=[sample({"x": (3, 4)}, p=0.4, rng=0), sample({"x": (2, 3, 4)}, p=1.0, rng=0)])
+@op(
+    "x", saves="mask", samples=[sample({"x": (3, 4)}, p=0.4, rng=0), sample({"x": (2, 3, 4)}, p=1.0, rng=0)], apart=True
+)
 def dropout(x: Array, p: float = 0.5, training: bool = True, *, rng: np.random.Generator | int) -> Result:
     """Set each element to zero with probability p and divide the others by 1 - p, which keeps the mean.
 
@@ -114,10 +116,10 @@ def _maps_samples(rank: int) -> list[Sample]:
     return [sample({"x": (3, 2, *(2, 3, 2)[:rank])}, p=0.4, rng=0)]
 
 
-dropout1d, dropout2d, dropout3d = op_of_ranks(_dropout_nd, "x", "mask?", _maps_samples)
+dropout1d, dropout2d, dropout3d = op_of_ranks(_dropout_nd, "x", "mask?", _maps_samples, apart=True)
 
 
-@op("x", saves="mask?", samples=[sample({"x": (5, 2, 3)}, p=0.4, rng=0)])
+@op("x", saves="mask?", samples=[sample({"x": (5, 2, 3)}, p=0.4, rng=0)], apart=True)
 def stochastic_depth(x: Array, p: float, training: bool = True, *, rng: np.random.Generator | int) -> Result:
     """Set each example to zero with probability p, as the branch of a residual block, and divide the others by 1 - p.
 

@@ -28,7 +28,7 @@ def _elementwise(
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{summary}\n\nArguments, shapes and errors are those of `relu`. Backward keeps {keeps}.\n"
-    return op("x", saves=keeps, samples=[sample({"x": x})])(function)
+    return op("x", saves=keeps, samples=[sample({"x": x})], apart=True)(function)
 
 
 exp = _elementwise("exp", "Apply the exponential function.", lambda xp, x: xp.exp(x), "y", lambda xp, y: y)
@@ -54,7 +54,7 @@ softsign = _elementwise(
 )  # fmt: skip
 
 
-@op("x", samples=[sample({"x": _X})])
+@op("x", samples=[sample({"x": _X})], apart=True)
 def negative(x: Array) -> Result:
     """Change the sign. Arguments, shapes and errors are those of `relu`. Backward keeps nothing."""
     namespace("negative", x=x)
@@ -65,6 +65,7 @@ def negative(x: Array) -> Result:
     "x",
     saves="x?",
     samples=[sample({"x": _POSITIVE}, exponent=-1.5), sample({"x": _X}, exponent=3), sample({"x": _X}, exponent=0)],
+    apart=True,
 )
 def power(x: Array, exponent: float) -> Result:
     """Raise each number to a constant power.

@@ -36,7 +36,7 @@ def _gated(name: str, gate: _Gate, lean: _Lean) -> Callable[..., Result]:
 _SILU = _gated("silu", logistic, lambda xp, x, gate: x * (gate * (1.0 - gate)))
 
 
-@op("x", saves="x", samples=[sample(_X)])
+@op("x", saves="x", samples=[sample(_X)], apart=True)
 def silu(x: Array) -> Result:
     """Apply the sigmoid linear unit `y = x * sigmoid(x)`, also called swish.
 
@@ -50,7 +50,7 @@ _HARDSWISH = _gated(
 )
 
 
-@op("x", saves="x", samples=[sample(_X)])
+@op("x", saves="x", samples=[sample(_X)], apart=True)
 def hardswish(x: Array) -> Result:
     """Apply hard swish, `y = x * hardsigmoid(x)`.
 
@@ -73,7 +73,7 @@ def _tanh_softplus(xp: ModuleType, x: Array) -> Array:
 _MISH = _gated("mish", _tanh_softplus, lambda xp, x, gate: x * ((1.0 - gate * gate) * logistic(xp, x)))
 
 
-@op("x", saves="x", samples=[sample(_X)])
+@op("x", saves="x", samples=[sample(_X)], apart=True)
 def mish(x: Array) -> Result:
     """Apply mish, `y = x * tanh(softplus(x))`.
 
@@ -111,7 +111,7 @@ def _gelu_options(caller: str, approximate: str = "none") -> tuple[str]:
 _GELU = formula("gelu", lambda xp, x, approximate: x * _normal(xp, x, approximate), _gelu_slope, "x", _gelu_options)
 
 
-@op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")])
+@op("x", saves="x", samples=[sample(_X), sample(_X, approximate="tanh")], apart=True)
 def gelu(x: Array, approximate: str = "none") -> Result:
     """Apply the Gaussian error linear unit `y = x * P(N <= x)`, N standard normal.
 

@@ -73,6 +73,7 @@ def linear_inference(
         sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}, activation="relu"),
         sample({"x": (3, 5), "weight": (4, 5), "bias": (4,)}, activation=("leaky_relu", 0.1)),
     ],
+    apart=lambda shape, options: len(shape) > 1,
 )
 def linear(
     x: Array, weight: Array, bias: Array | None = None, activation: str | tuple[Any, ...] | None = None

@@ -139,6 +139,7 @@ _BARE = {"x": (4, 3), "running_mean": None, "running_var": None, "weight": None,
         sample({**_BARE, "residual": (4, 3)}, training=True),
         sample({**_IMAGES, "residual": (3, 2, 4)}, training=True, activation="relu"),
     ],
+    apart=lambda shape, options: not options["training"],
 )
 def batch_norm(
     x: Array,
@@ -197,6 +198,7 @@ def batch_norm(
         sample(_IMAGES, momentum=0.3),
         sample({**_IMAGES, "residual": (3, 2, 4)}, use_input_stats=False, activation="relu"),
     ],
+    apart=True,
 )
 def instance_norm(
     x: Array,
@@ -241,6 +243,11 @@ def instance_norm(
     )
 
 
+def _normalises_examples(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
+    size = options["normalized_shape"]
+    return len(shape) > (len(size) if isinstance(size, Sequence) else 1)
+
+
 @op(
     "x weight bias residual",
     saves="x mean rstd weight y?",
@@ -251,6 +258,7 @@ def instance_norm(
         ),
         sample({"x": (2, 3, 4), "weight": None, "bias": None}, normalized_shape=(4,), activation="relu"),
     ],
+    apart=_normalises_examples,
 )
 def layer_norm(
     x: Array,
@@ -312,6 +320,7 @@ _PARAMETERS = {"weight": (4,), "bias": (4,)}
         sample({"x": (2, 4), "weight": (4,), "bias": None}, num_groups=1, eps=0.1),
         sample({"x": (2, 4, 2, 2), "weight": None, "bias": None}, num_groups=4),
     ],
+    apart=True,
 )
 def group_norm(
     x: Array,

@@ -79,6 +79,7 @@ def _inside(xp: ModuleType, x: Array, plan: Any, value: float) -> Array:
         sample({"x": (2, 3, 4)}, pad=(2, 5), mode="replicate"),
         sample({"x": (3, 2, 4)}, pad=(4, 1, 1, 2), mode="circular"),
     ],
+    apart=lambda shape, options: len(options["pad"]) < 2 * len(shape),
 )
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Result:
     """Pad or crop the last axes.

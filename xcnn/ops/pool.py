@@ -163,7 +163,7 @@ def _max_samples(rank: int) -> list[Sample]:
     ]
 
 
-max_pool1d, max_pool2d, max_pool3d = op_of_ranks(_max_pool_nd, "x", "x? y? winners?", _max_samples)
+max_pool1d, max_pool2d, max_pool3d = op_of_ranks(_max_pool_nd, "x", "x? y? winners?", _max_samples, apart=True)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -265,4 +265,4 @@ def _avg_samples(rank: int) -> list[Sample]:
     ]
 
 
-avg_pool1d, avg_pool2d, avg_pool3d = op_of_ranks(_avg_pool_nd, "x", "", _avg_samples)
+avg_pool1d, avg_pool2d, avg_pool3d = op_of_ranks(_avg_pool_nd, "x", "", _avg_samples, apart=True)

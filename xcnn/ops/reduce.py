@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xcnn._array import Array, namespace, sum_over, zeros
 from xcnn._check import axis, flag
 from xcnn.errors import UsageError
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, along, op, sample
 from xcnn.ops._options import Integers
 
 __all__ = ["mean", "sum"]
@@ -44,6 +44,7 @@ def _total(name: str, x: Array, dim: Integers | None, keepdim: bool, average: bo
         sample({"x": (2, 3, 4)}, dim=1, keepdim=True),
         sample({"x": (2, 3)}),
     ],
+    apart=along("dim"),
 )
 def mean(x: Array, dim: Integers | None = None, keepdim: bool = False) -> Result:
     """Take the mean over some axes.
@@ -67,7 +68,11 @@ def mean(x: Array, dim: Integers | None = None, keepdim: bool = False) -> Result
     return _total("mean", x, dim, keepdim, average=True)
 
 
-@op("x", samples=[sample({"x": (2, 3, 4)}, dim=(-1, 0)), sample({"x": (2, 3, 4)}, dim=1, keepdim=True)])
+@op(
+    "x",
+    samples=[sample({"x": (2, 3, 4)}, dim=(-1, 0)), sample({"x": (2, 3, 4)}, dim=1, keepdim=True)],
+    apart=along("dim"),
+)
 def sum(x: Array, dim: Integers | None = None, keepdim: bool = False) -> Result:
     """Take the sum over some axes, 0 if they hold no numbers. Arguments, shapes and errors are those of `mean`.
 

@@ -22,7 +22,7 @@ def check_options(caller: str, size: int, alpha: float, beta: float, k: float) -
     )
 
 
-@op("x", saves="x", samples=[sample({"x": (2, 4, 3)}, size=3, alpha=0.5, k=0.7)])
+@op("x", saves="x", samples=[sample({"x": (2, 4, 3)}, size=3, alpha=0.5, k=0.7)], apart=True)
 def local_response_norm(x: Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Result:
     """Divide by `d = (k + alpha * m) ** beta`, m the mean of the squares of `size` neighbouring channels.
 

@@ -3,19 +3,24 @@
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from xcnn._array import Array, namespace, set_slice, zeros
 from xcnn._check import axis, integers, is_integer, shown
 from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, along, op, sample
 
 __all__ = ["flatten", "permute", "permuted", "reshape", "slice", "split_sizes", "unflatten"]
 
 _slice = slice  # the builtin, whose name the op takes
 
 
-@op("x", samples=[sample({"x": (2, 3, 4)}), sample({"x": (2, 3, 4, 5)}, start_dim=-3, end_dim=2)])
+@op(
+    "x",
+    samples=[sample({"x": (2, 3, 4)}), sample({"x": (2, 3, 4, 5)}, start_dim=-3, end_dim=2)],
+    apart=along("start_dim"),
+)
 def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
     """Join the axes from `start_dim` to `end_dim` into one.
 
@@ -49,7 +54,7 @@ def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
     return y, backward
 
 
-@op("x", samples=[sample({"x": (2, 6, 3)}, dim=-2, unflattened_size=(1, 3, 2))])
+@op("x", samples=[sample({"x": (2, 6, 3)}, dim=-2, unflattened_size=(1, 3, 2))], apart=along("dim"))
 def unflatten(x: Array, dim: int, unflattened_size: Sequence[int]) -> Result:
     """Split one axis into several, as for the maps of a transposed convolution behind a linear layer.
 
@@ -88,7 +93,12 @@ def split_sizes(caller: str, unflattened_size: Sequence[int]) -> tuple[int, ...]
     return integers(caller, "unflattened_size", unflattened_size, rank)
 
 
-@op("x", samples=[sample({"x": (2, 3, 4)}, shape=(-1, 6, 2)), sample({"x": (2, 3)}, shape=(-1,))])
+def _keeps_first(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
+    first, *sizes = options["shape"]
+    return bool(first == -1 and math.prod(sizes) == math.prod(shape[1:]))
+
+
+@op("x", samples=[sample({"x": (2, 3, 4)}, shape=(-1, 6, 2)), sample({"x": (2, 3)}, shape=(-1,))], apart=_keeps_first)
 def reshape(x: Array, shape: Sequence[int]) -> Result:
     """Arrange the numbers in another shape, in row-major order.
 
@@ -127,7 +137,11 @@ def permuted(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Array:
     return xp.permute_dims(x, order)
 
 
-@op("x", samples=[sample({"x": (2, 3, 4)}, dims=(2, 0, -2)), sample({"x": (2, 3)}, dims=(0, 1))])
+def _leaves_first(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
+    return options["dims"][0] in (0, -len(shape))
+
+
+@op("x", samples=[sample({"x": (2, 3, 4)}, dims=(2, 0, -2)), sample({"x": (2, 3)}, dims=(0, 1))], apart=_leaves_first)
 def permute(x: Array, dims: Sequence[int]) -> Result:
     """Put the axes into another order, as from (n, c, h, w) to (n, h, w, c).
 
@@ -164,6 +178,7 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
         sample({"x": (2, 5)}, dim=-1, start=None, stop=0, step=-2),
         sample({"x": (4, 2)}, dim=0, start=2),
     ],
+    apart=along("dim"),
 )
 def slice(x: Array, dim: int, start: int | None = None, stop: int | None = None, step: int = 1) -> Result:
     """Take a part of one axis: `x[start:stop:step]` along `dim`, with the meaning that Python gives to it.

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over
 from xcnn._check import axis
-from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._op import Gradients, Result, along, op, sample
 
 __all__ = ["log_probabilities", "log_softmax", "softmax"]
 
@@ -31,7 +31,7 @@ def _as_line(xp: ModuleType, x: Array) -> Array:
     return x if x.ndim else xp.reshape(x, (1,))
 
 
-@op("x", saves="y", samples=_SAMPLES)
+@op("x", saves="y", samples=_SAMPLES, apart=along("dim"))
 def softmax(x: Array, dim: int = -1) -> Result:
     """Return the softmax, `y = exp(x) / sum(exp(x))` along `dim`: scores become probabilities.
 
@@ -64,7 +64,7 @@ def softmax(x: Array, dim: int = -1) -> Result:
     return xp.reshape(y, shape), backward
 
 
-@op("x", saves="y", samples=_SAMPLES)
+@op("x", saves="y", samples=_SAMPLES, apart=along("dim"))
 def log_softmax(x: Array, dim: int = -1) -> Result:
     """Return the logarithm of the softmax, `y = x - log(sum(exp(x)))` along `dim`, exact where the softmax underflows.
 

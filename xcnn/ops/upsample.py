@@ -97,6 +97,7 @@ def check_target(
         sample({"x": (1, 2, 3, 4)}, size=(5, 3), mode="bilinear"),
         sample({"x": (2, 2, 4)}, size=7, mode="linear", align_corners=True),
     ],
+    apart=lambda shape, options: len(shape) > 3,
 )
 def interpolate(
     x: Array,
@@ -178,7 +179,7 @@ def _to_channels(xp: ModuleType, x: Array, r: int) -> Array:
     return xp.reshape(x, (*lead, c * r * r, h, w))
 
 
-@op("x", samples=[sample({"x": (2, 8, 2, 3)}, upscale_factor=2)])
+@op("x", samples=[sample({"x": (2, 8, 2, 3)}, upscale_factor=2)], apart=lambda shape, options: len(shape) > 3)
 def pixel_shuffle(x: Array, upscale_factor: int) -> Result:
     """Move channels into space: each r x r channels of a pixel become r x r pixels.
 
@@ -209,7 +210,7 @@ def pixel_shuffle(x: Array, upscale_factor: int) -> Result:
     return _to_space(xp, x, r), lambda dy, needs: (_to_channels(xp, dy, r) if needs[0] else None,)
 
 
-@op("x", samples=[sample({"x": (2, 2, 4, 6)}, downscale_factor=2)])
+@op("x", samples=[sample({"x": (2, 2, 4, 6)}, downscale_factor=2)], apart=lambda shape, options: len(shape) > 3)
 def pixel_unshuffle(x: Array, downscale_factor: int) -> Result:
     """Move space into channels: the inverse of `pixel_shuffle`, from (..., c, h * r, w * r) to (..., c * r * r, h, w).
 
@@ -228,7 +229,7 @@ def _shuffle(xp: ModuleType, x: Array, groups: int) -> Array:
     return xp.reshape(xp.permute_dims(x, (0, 2, 1, *range(3, x.ndim))), (n, c, *sizes))
 
 
-@op("x", samples=[sample({"x": (2, 6, 2, 3)}, groups=2)])
+@op("x", samples=[sample({"x": (2, 6, 2, 3)}, groups=2)], apart=lambda shape, options: len(shape) > 3)
 def channel_shuffle(x: Array, groups: int) -> Result:
     """Deal the channels of each group out to all groups, so that a grouped convolution sees those of every group.
 

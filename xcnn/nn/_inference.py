@@ -1,0 +1,148 @@
+"""Inference of a graph: a program for each shape (`_program.py`), on pieces of the batch.
+
+If a layer gets another option or parameter, or is watched, the programs are made again.
+
+A batch is cut into pieces of a few images, if all ops compute images apart, so that what one layer writes is still in
+the cache when the next one reads it. Threads take piece after piece. The cuts depend on shapes alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xcnn._array import is_array
+from xcnn.devices import on_host
+from xcnn.errors import XcnnError
+from xcnn.nn._plan import Joined, Plan
+from xcnn.nn._program import Changed, Cost, Program, prepared
+from xcnn.threads import parallel
+
+__all__ = ["infer"]
+
+_MOST_PROGRAMS = 16
+"""The number of shapes for which a graph keeps programs."""
+
+
+def infer(plan: Plan, x: Any) -> Any:
+    """Return the output of a graph for x in inference mode, or NotImplemented if its layers must be called.
+
+    That is so for other inputs than one array, and if a layer refuses its input; the layers then say so.
+    """
+    if not isinstance(plan.inputs, str) or not is_array(x) or 0 in x.shape:
+        return NotImplemented
+    joined = plan.joined()
+    key = type(x), x.shape, x.dtype
+    found = joined.programs.get(key)
+    if found is not None:
+        try:
+            return found(x)
+        except Changed:
+            joined.programs[key] = lambda x: NotImplemented
+            return NotImplemented
+    if len(joined.programs) >= _MOST_PROGRAMS:
+        joined.programs.clear()
+    try:
+        program, y = _pieces(joined, x) or prepared(joined, x)
+    except XcnnError:
+        return NotImplemented
+    joined.programs[key] = program
+    return y
+
+
+def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
+    """Return what runs a batch in pieces, and the output; None if it cannot be cut or need not be."""
+    n = x.shape[0] if x.shape else 0
+    if n < 2 or not joined.apart or not on_host(x):
+        return None
+    key = "image", x.shape[1:], x.dtype
+    if key not in joined.programs:
+        try:
+            joined.programs[key] = prepared(joined, x[:1, ...])[0]
+        except XcnnError:  # such as a norm over the pixels of one image
+            return None
+    image = joined.programs[key]
+    count = _count(n, image.costs) if image.apart else 1
+    if count == 1:
+        return None
+    program = _Cut(joined, n, count)
+    return program, program(x)
+
+
+class _Cut:
+    """Runs a batch in pieces, in several threads."""
+
+    def __init__(self, joined: Joined, n: int, count: int) -> None:
+        self.joined, self.bounds = joined, [n * i // count for i in range(count + 1)]
+        self.programs: dict[int, Program] = {}
+
+    def __call__(self, x: Any) -> Any:
+        bounds, programs = self.bounds, self.programs
+        results: list[Any] = []
+
+        def keep(i: int, y: Any) -> None:
+            for whole, part in zip(results, y if type(y) is tuple else (y,), strict=True):
+                whole[bounds[i] : bounds[i + 1]] = part
+
+        def run(i: int) -> None:
+            keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...]))
+
+        todo = list(range(len(bounds) - 1))
+        several = not isinstance(self.joined.output, str)
+        for i in list(todo):
+            size = bounds[i + 1] - bounds[i]
+            if size in programs and results:
+                continue
+            part = x[bounds[i] : bounds[i + 1], ...]
+            if size in programs:
+                y = programs[size](part)
+            else:
+                programs[size], y = prepared(self.joined, part)
+            if not results:
+                results = [np.empty((bounds[-1], *one.shape[1:]), one.dtype) for one in (y if several else (y,))]
+            keep(i, y)
+            todo.remove(i)
+        parallel(lambda i: run(todo[i]), len(todo))
+        return tuple(results) if several else results[0]
+
+
+_CALL, _FORK = 8e-6, 3e-5
+"""Seconds per call of a kernel, and those that it takes to share work out to threads."""
+
+_CACHES = ((600_000, 1e-11), (8_000_000, 2.5e-11), (math.inf, 1.2e-10))
+"""Bytes of a level of the cache that one thread may count on, and its seconds per byte."""
+
+_FLOP, _ROW = 5e-12, 32
+"""Seconds per flop, and how many pixels the work on the ends of rows and on loading weights is worth."""
+
+_THREADS = 4
+"""The number of threads for which batches are cut."""
+
+
+def _count(n: int, costs: Sequence[Cost]) -> int:
+    """Return the number of pieces of a batch of n images, 1 for the whole, that a model of the cost prefers."""
+    weights = sum(cost.weights for cost in costs)
+
+    def speed(nbytes: float) -> float:
+        return next(seconds for most, seconds in _CACHES if nbytes <= most)
+
+    def seconds(b: float) -> list[float]:
+        """The seconds of each step for b images, on one thread."""
+        return [
+            b * cost.nbytes * speed(b * cost.nbytes)
+            + b * cost.flops * _FLOP * (1 + _ROW / (b * cost.pixels))
+            + cost.weights * speed(weights)
+            for cost in costs
+        ]
+
+    def shared(one: float) -> float:
+        """The seconds of a step whose kernel shares it out itself."""
+        return one if one < 4 * _FORK else one / min(_THREADS, n, one / _FORK) + _FORK
+
+    best, count = sum(map(shared, seconds(n))) + _CALL * len(costs), 1
+    for pieces in sorted({-(-n // b) for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2)} - {1}):
+        cut = (sum(seconds(n / pieces)) + _CALL * len(costs)) * -(-pieces // _THREADS) + _FORK
+        if cut < 0.95 * best:
+            best, count = cut, pieces
+    return count

@@ -1,0 +1,324 @@
+"""Programs: the calls of a graph for arrays of one shape, prepared while it runs on them for the first time.
+
+All checks of the ops are made then. Afterwards each step is one call of a body with the current arrays of the
+parameters: nothing that is computed from weights is kept, so none can be stale.
+
+Convolutions and linear layers, with the batch norm, addition and activation after them, are one call of
+`conv_inference` or `linear_inference`. Any other layer is the call of its body if that can be repeated (`_repeat.py`);
+all others are called as they are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xcnn._array import Array, is_array, namespace_of, zeros
+from xcnn._dispatch import Call, tracing
+from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, activation, alone, calls, names
+from xcnn.nn._repeat import like, repetition
+from xcnn.ops._op import OPS
+from xcnn.ops.conv import conv_inference
+from xcnn.ops.linear import linear_inference
+from xcnn.ops.norm import norm_inference
+
+__all__ = ["Changed", "Cost", "Program", "prepared"]
+
+Values = list[Any]
+Run = Callable[[Values], Any]
+
+
+class _Unknown(Exception):
+    """A step cannot be prepared in this way."""
+
+
+class Changed(Exception):
+    """A module returned an array of another shape than before, for the same shapes."""
+
+
+class Cost(NamedTuple):
+    """What a step reads, writes and computes for one image, and the bytes of its weights; `pixels` of a result."""
+
+    nbytes: int
+    flops: int
+    pixels: int
+    weights: int
+
+
+class Program:
+    """The calls of a graph for arrays of one shape.
+
+    Attributes
+    ----------
+    apart : whether each image is computed by itself, as far as is known.
+    costs : those of the steps.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Run, int, tuple[int, ...]]] = []
+        self.size = 0
+        self.outputs: tuple[int, ...] = ()
+        self.several = False
+        self.apart = True
+        self.costs: list[Cost] = []
+
+    def __call__(self, x: Any) -> Any:
+        values: Values = [None] * self.size
+        values[0] = x
+        for run, place, done in self.steps:
+            values[place] = run(values)
+            for one in done:
+                values[one] = None
+        return tuple(values[one] for one in self.outputs) if self.several else values[self.outputs[0]]
+
+
+def prepared(joined: Joined, x: Any) -> tuple[Program, Any]:
+    """Make the program for the shape of x while running it; return it and the output."""
+    maker = _Maker(joined, x)
+    for name, module, inputs, done, _ in joined.inference:
+        maker.step(name, module, inputs)
+        maker.release(done)
+    return maker.finished()
+
+
+class _Maker:
+    """Makes a program by running its steps one after the other."""
+
+    def __init__(self, joined: Joined, x: Any) -> None:
+        self.joined, self.program = joined, Program()
+        self.xp, self.n = namespace_of(x), x.shape[0] if x.shape else 0
+        self.place, self.values = {str(joined.inputs): 0}, [x]
+        self.batched = {0}
+        self.program.apart = joined.apart and len(x.shape) > 1
+
+    def get(self, name: str) -> Any:
+        return self.values[self.place[name]]
+
+    def put(self, name: str, run: Run, result: Any, inputs: Sequence[str]) -> None:
+        """Append a step that has been run."""
+        self.place[name] = len(self.values)
+        self.values.append(result)
+        sources = [self.place[one] for one in inputs]
+        if not self.batched.isdisjoint(sources):
+            self.batched.add(self.place[name])
+            self.program.apart &= is_array(result) and len(result.shape) > 0 and result.shape[0] == self.n
+        self.program.steps.append((run, self.place[name], ()))
+
+    def release(self, done: set[str]) -> None:
+        """Let go of results that are not needed after the last step."""
+        places = tuple(self.place[one] for one in done)
+        run, place, before = self.program.steps[-1]
+        self.program.steps[-1] = run, place, (*before, *places)
+        for one in places:
+            self.values[one] = None
+
+    def finished(self) -> tuple[Program, Any]:
+        program, output = self.program, self.joined.output
+        program.size, program.several = len(self.values), not isinstance(output, str)
+        program.outputs = tuple(self.place[name] for name in names(output))
+        program.apart &= self.batched.issuperset(program.outputs)
+        results = tuple(self.values[one] for one in program.outputs)
+        return program, results if program.several else results[0]
+
+    def step(self, name: str, module: Any, inputs: str | Sequence[str]) -> None:
+        if isinstance(module, Fused):
+            try:
+                run, cost = self.joint(module) if alone(module.head.module) else self.pair(module)
+            except _Unknown:
+                self.parts(module)
+                return
+            self.put(name, run, run(self.values), names(inputs))
+            self.program.costs.append(cost)
+            return
+        if isinstance(module, Held):
+            self.put(name, lambda values: module.slot.data, module.slot.data, ())
+            return
+        run, result = self.single(module, inputs)
+        self.put(name, run, result, names(inputs))
+        arrays = [self.get(one) for one in names(inputs)] + [result]
+        nbytes = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray)) // max(1, self.n)
+        self.program.costs.append(Cost(nbytes, 0, 1, 0))
+
+    def parts(self, fused: Fused) -> None:
+        """Append the nodes of a fused one by one, or all before the addition as one."""
+        members: list[Flat] = [one for one in (fused.head, fused.norm, fused.add, fused.activation) if one is not None]
+        if fused.add is not None:
+            before = fused.norm or fused.head
+            self.step(before.name, Fused(fused.head, fused.norm), fused.head.inputs)
+            members = members[members.index(fused.add) :]
+        for one in members:
+            self.step(one.name, one.module, one.inputs)
+
+    def joint(self, fused: Fused) -> tuple[Run, Cost]:
+        """Return a call of the body for inference of a convolution, linear layer or batch norm and what follows."""
+        head, x = fused.head.module, self.get(str(fused.head.inputs))
+        found = calls(head)
+        if found is None or not is_array(x) or namespace_of(x) is not self.xp:
+            raise _Unknown
+        xp, (op, options) = self.xp, found
+        made = self.checked(head, x)
+        weight: Any = getattr(head, "weight", None)
+        bias, pixels = getattr(head, "bias", None), 1
+        rest: tuple[Any, ...] = ()
+        if op == "batch_norm":
+            shape = x.shape
+        elif op == "linear" and x.ndim > 1 and (x.ndim == 2 or fused.norm is None):
+            shape = (*x.shape[:-1], weight.data.shape[0])
+            pixels = math.prod(x.shape[1:-1])
+        elif op in CONVS and made[0] is x:
+            rest = made[3], made[4]
+            outs = tuple(axis.out for axis in made[3])
+            shape, pixels = (x.shape[0], weight.data.shape[0], *outs), math.prod(outs)
+        else:
+            raise _Unknown
+        if fused.norm is not None:
+            self.checked(fused.norm.module, self.xp.broadcast_to(zeros(self.xp, (), x), shape))
+        place, other = self.place[str(fused.head.inputs)], None
+        if fused.residual is not None:
+            residual, other = self.get(fused.residual), self.place[fused.residual]
+            same = is_array(residual) and namespace_of(residual) is self.xp and residual.dtype == x.dtype
+            if not same or residual.shape != shape:
+                raise _Unknown
+        self.program.apart &= place in self.batched and (other is None or other in self.batched)
+        self.program.apart &= OPS[op].is_apart(x.shape, options)
+        applied = None if fused.activation is None else activation(fused.activation.module)
+        size = 0 if op == "batch_norm" else math.prod(weight.data.shape)
+        flops = 2 * pixels * size
+        each = math.prod(x.shape[1:]) + math.prod(shape[1:]) * (1 if other is None else 2)
+        cost = Cost(each * _itemsize(x), flops, pixels, size * _itemsize(x))
+        if op == "batch_norm":
+            given = _statistics(head)
+            return lambda values: norm_inference(
+                xp, values[place], given(), None if other is None else values[other], applied
+            ), cost
+        norm = None if fused.norm is None else _statistics(fused.norm.module)
+        body: Any = linear_inference if op == "linear" else conv_inference
+
+        def run(values: Values) -> Any:
+            return body(
+                xp,
+                values[place],
+                weight.data,
+                None if bias is None else bias.data,
+                None if norm is None else norm(),
+                None if other is None else values[other],
+                applied,
+                *rest,
+            )
+
+        return run, cost
+
+    def checked(self, module: Any, x: Array) -> tuple[Any, ...]:
+        """Make the checks of a layer for x without running it; return the arguments of the body that it would call."""
+        with tracing(stop=True) as made:
+            module.forward(x, False)
+        if not made:
+            raise _Unknown
+        return made[0].arguments
+
+    def pair(self, fused: Fused) -> tuple[Run, Cost]:
+        """Return a call of an op that takes the addition or the activation after it, as in training."""
+        head, inputs = fused.head.module, [*names(fused.head.inputs)]
+        single = isinstance(fused.head.inputs, str)
+        more: dict[str, Any] = {}
+        if fused.activation is not None:
+            more["activation"] = activation(fused.activation.module)
+        if fused.residual is not None:
+            inputs.append(fused.residual)
+        places = [self.place[one] for one in inputs]
+        given = [self.values[place] for place in places]
+        found = calls(head)
+        if found is None or not all(map(is_array, given)):
+            raise _Unknown
+        if fused.residual is not None and given[0].shape != given[1].shape:
+            raise _Unknown
+
+        def forward(arrays: Sequence[Any]) -> Any:
+            extra = {"residual": arrays[-1]} if fused.residual is not None else {}
+            return head._forward(arrays[0] if single else tuple(arrays), False, **more, **extra)[0]
+
+        with tracing() as made:
+            result = forward(given)
+        if not self.batched.isdisjoint(places):
+            self.program.apart &= self.aligned(*found, places)
+        repeated = self.repeated(made, result, given, places, head) if OPS[found[0]].apart else None
+        nbytes = sum(math.prod(one.shape) for one in (*given, result)) * _itemsize(result) // max(1, self.n)
+        return repeated or (lambda values: forward([values[one] for one in places])), Cost(nbytes, 0, 1, 0)
+
+    def single(self, module: Any, inputs: str | Sequence[str]) -> tuple[Run, Any]:
+        """Run a module; return a call that repeats it, and the result."""
+        several = not isinstance(inputs, str)
+        places = [self.place[one] for one in names(inputs)]
+        given = [self.values[place] for place in places]
+        value = tuple(given) if several else given[0]
+        place = places[0] if places else 0
+
+        def run(values: Values) -> Any:
+            return module(tuple([values[one] for one in places]) if several else values[place])
+
+        found = calls(module)
+        if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
+            self.program.apart = False
+            result = module(value)
+            expected = like(result)
+
+            def checked(values: Values) -> Any:
+                y = run(values)
+                if like(y) != expected:
+                    raise Changed
+                return y
+
+            return checked, result
+        op, options = found
+        with tracing() as made:
+            result = module.forward(value, False)[0]
+        if not self.batched.isdisjoint(places):
+            self.program.apart &= self.aligned(op, options, places)
+        if not made and result is value and "training" in options:  # dropout
+            return (lambda values: values[place]), result
+        return self.repeated(made, result, given, places, module) or run, result
+
+    def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
+        """Return whether the arrays at places are cut at the same images, or are the same for all images."""
+        shapes = [self.values[place].shape for place in places if place in self.batched]
+        fixed = [self.values[place].shape for place in places if place not in self.batched]
+        same = all(len(shape) == len(shapes[0]) and shape[0] == self.n for shape in shapes)
+        fits = all(len(shape) < len(shapes[0]) or shape[0] == 1 for shape in fixed)
+        return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
+
+    def repeated(
+        self, made: Sequence[Call], result: Any, given: Sequence[Any], places: Sequence[int], module: Any
+    ) -> Run | None:
+        """Return a repetition of the call of a body, if `result` is what it returned."""
+        found = repetition(made, result, given, module)
+        if found is None:
+            return None
+        xp, body, template, first = self.xp, made[0].body, found.template, isinstance(made[0].result, tuple)
+        from_values, from_slots = [(i, places[k]) for i, k in found.arrays], found.slots
+
+        def run(values: Values) -> Any:
+            arguments = template.copy()
+            for i, place in from_values:
+                arguments[i] = values[place]
+            for i, slot in from_slots:
+                arguments[i] = slot.data
+            return body(xp, *arguments)[0] if first else body(xp, *arguments)
+
+        return run
+
+
+def _statistics(norm: Any) -> Callable[[], tuple[Any, ...]]:
+    """Return a function that returns the current arrays of a batch norm, as the bodies for inference take them."""
+    mean, var, weight, bias, eps = norm.running_mean, norm.running_var, norm.weight, norm.bias, float(norm.eps)
+    return lambda: (
+        mean.data,
+        var.data,
+        None if weight is None else weight.data,
+        None if bias is None else bias.data,
+        eps,
+    )
+
+
+def _itemsize(x: Array) -> int:
+    return int(getattr(getattr(x, "dtype", None), "itemsize", 4))

@@ -1,0 +1,138 @@
+"""Calls of layers that are checked once: afterwards, only the body is called again, with the arrays of the moment.
+
+A call of an op can be repeated as that of its body if it called one body, with its own arrays, and returned what that
+returned; and if the op says that shapes and options decide what it does (`apart`, see `ops.op`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from xcnn._array import is_array, namespace_of
+from xcnn._dispatch import Call, tracing
+from xcnn.nn._layer import Layer
+from xcnn.nn._plan import Fused, Held, Joined, activation, calls
+from xcnn.ops._op import OPS, Backward
+from xcnn.parameter import Buffer, Parameter
+
+__all__ = ["Repeated", "Repetition", "first", "known_steps", "like", "repetition"]
+
+_MOST = 16
+"""The number of shapes for which a graph keeps what it has prepared."""
+
+
+class Repetition(NamedTuple):
+    """Where the arrays of a body's call come from.
+
+    Attributes
+    ----------
+    template : the arguments, None in the place of arrays.
+    arrays : places among the arguments, and among the arrays that the layer was given.
+    slots : places among the arguments, and the parameter or buffer.
+    """
+
+    template: list[Any]
+    arrays: list[tuple[int, int]]
+    slots: list[tuple[int, Parameter | Buffer]]
+
+
+def repetition(made: Sequence[Call], result: Any, given: Sequence[Any], module: Any) -> Repetition | None:
+    """Return how the only call of a body in `made` can be repeated, if `result` is what it returned; otherwise None."""
+    if len(made) != 1:
+        return None
+    (call,) = made
+    if (call.result[0] if isinstance(call.result, tuple) else call.result) is not result:
+        return None
+    owned = [slot for slot in vars(module).values() if isinstance(slot, Parameter | Buffer)]
+    found = Repetition(list(call.arguments), [], [])
+    for i, argument in enumerate(call.arguments):
+        if isinstance(argument, tuple | list) and any(map(is_array, argument)):
+            return None
+        if not is_array(argument):
+            continue
+        found.template[i] = None
+        place = next((k for k, array in enumerate(given) if array is argument), None)
+        slot = next((slot for slot in owned if slot.data is argument), None)
+        if place is not None:
+            found.arrays.append((i, place))
+        elif slot is not None:
+            found.slots.append((i, slot))
+        else:
+            return None
+    return found
+
+
+def like(y: Any) -> Any:
+    """Return what calls that follow depend on: type, shape and dtype of an array, or of those of a tuple."""
+    if isinstance(y, tuple):
+        return tuple(like(one) for one in y)
+    return type(y), getattr(y, "shape", None), getattr(y, "dtype", None)
+
+
+class Repeated:
+    """A layer, or one with what follows, whose op has been checked: `forward` calls its body."""
+
+    __slots__ = ("arrays", "body", "layer", "outer", "residual", "slots", "template", "values", "xp")
+
+    def __init__(
+        self, call: Call, found: Repetition, layer: Layer, slots: Any, xp: Any, residual: bool, outer: bool
+    ) -> None:
+        self.body, self.template, self.values, self.arrays = call.body, found.template, found.arrays, found.slots
+        self.layer, self.xp, self.residual, self.outer = layer, xp, residual, outer
+        self.slots = slots
+
+    def forward(self, x: Any) -> tuple[Any, Callable[..., Any]]:
+        given, arguments = x if self.residual else (x,), self.template.copy()
+        for i, place in self.values:
+            arguments[i] = given[place]
+        for i, slot in self.arrays:
+            arguments[i] = slot.data
+        y, backward = self.body(self.xp, *arguments)
+        if self.outer:  # somebody else gives dy
+            backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
+        return y, self.layer._backward(backward, self.slots, self.residual)
+
+
+def first(
+    joined: Joined, name: str, module: Any, value: Any, train: bool
+) -> tuple[Any, Callable[..., Any], Repeated | tuple[Any, ...] | None]:
+    """Run a step; return its result, its backward pass and what is known of the step from now on.
+
+    That is a `Repeated`, None for a layer of xcnn, whose result follows from shapes, or what `like` returns.
+    """
+    fused = isinstance(module, Fused)
+    layer = module.head.module if fused else module
+    given: tuple[Any, ...] = value if fused and module.residual is not None else (value,)
+    found = calls(layer)
+    if found is None and not isinstance(module, Held):
+        y, backward = module.forward(value, train)
+        return y, backward, like(y)
+    plain = type(layer).forward is Layer.forward and found is not None and OPS[found[0]].apart is not False
+    if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
+        y, backward = module.forward(value, train)
+        return y, backward, None
+    options: dict[str, Any] = (
+        {"activation": activation(module.activation.module)} if fused and module.activation is not None else {}
+    )
+    if "training" in layer._options:
+        options["training"] = train
+    residual = given[1] if len(given) > 1 else None
+    with tracing() as made:
+        y, op_backward, slots = layer._called(given[0], residual, options)
+    known, end = repetition(made, y, given, layer), getattr(op_backward, "_function", None)
+    step = None
+    if known is not None and isinstance(made[0].result, tuple) and made[0].result[1] is end:
+        step = Repeated(made[0], known, layer, slots, namespace_of(y), residual is not None, name in joined.outer)
+    return y, layer._backward(op_backward, slots, residual is not None), step
+
+
+def known_steps(joined: Joined, x: Any, train: bool) -> dict[str, Any]:
+    """Return what is known of the steps of a graph for x, to which the first run adds."""
+    if not is_array(x):
+        return {}
+    key = "training", type(x), x.shape, x.dtype, train
+    found: dict[str, Any] | None = joined.programs.get(key)
+    if found is None:
+        if len(joined.programs) >= _MOST:
+            joined.programs.clear()
+        found = joined.programs[key] = {}
+    return found
