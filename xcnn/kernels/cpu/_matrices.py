@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, _Emitter, strip
+from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter, strip
 from xcnn.threads import parallel, parts
 
 __all__ = ["After", "finish", "matrix_product"]
@@ -47,7 +47,7 @@ def _copy(_: Any, source: Any, s0: Any, target: Any, t0: Any, length: Any) -> An
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_, s0_, target_, t0_, length_ = arguments
-        emit = _Emitter(context, builder, source)
+        emit = Emitter(context, builder, source)
         begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
         for j, lanes in emit.pieces(length_):
             emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
@@ -63,7 +63,7 @@ def _turn(_: Any, source: Any, s0: Any, s_step: Any, rows: Any, target: Any, t0:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_, s0_, s_step_, rows_, target_, t0_, t_step_ = arguments
-        emit = _Emitter(context, builder, source)
+        emit = Emitter(context, builder, source)
         begin, end, last = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_), _INT(1)
         last = builder.sub(rows_, _INT(1))
         square = [emit.load(emit.at(begin, (emit.smaller(_INT(i), last), s_step_))) for i in range(emit.lanes)]
@@ -104,7 +104,7 @@ def finish(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_, s0_, target_, t0_, length_, adds_, ends_, scale_, shift_, first_, residual_, *bounds = arguments
-        emit = _Emitter(context, builder, source)
+        emit = Emitter(context, builder, source)
         begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
         operands = [
             (operation, emit.pointer(kind, array, at), emit.size(kind, array))

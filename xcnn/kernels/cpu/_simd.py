@@ -24,6 +24,7 @@ __all__ = [
     "STRIP",
     "STRIP_BLOCKS",
     "TERMS",
+    "Emitter",
     "correlation",
     "shifted_product",
     "strip",

@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._simd import _Emitter
+from xcnn.kernels.cpu._simd import Emitter
 
 __all__ = ["SEVERAL", "accumulate", "deal", "transpose", "window_max", "window_sum"]
 
@@ -24,7 +24,7 @@ _FEW = 32
 """Pixels that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
 
 
-class _Rows(_Emitter):
+class _Rows(Emitter):
     """Emits instructions on vectors of which the last may be incomplete."""
 
     def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
