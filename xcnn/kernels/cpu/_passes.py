@@ -1,34 +1,17 @@
-"""The compiled passes of a convolution over some images: lay out, multiply, write. `conv.py` calls them.
+"""Compiled passes of the gradients of a convolution: lay out and multiply. `_gradients.py` calls them.
 
 Names: x0, dy0, ... are start offsets; cg, og channels per group; K the number of products summed for one output,
 channels times taps.
 """
 
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._planes import BEFORE, OUT, SIZE, STEP, STRIDE
+from xcnn.kernels.cpu._planes import BEFORE, SIZE, STEP, STRIDE
 from xcnn.kernels.cpu._simd import PRODUCT_BLOCKS, shifted_product
 
-__all__ = ["convolve", "lay", "pack", "product", "spans"]
+__all__ = ["lay", "product", "spans"]
 
 _R0, _R1, _R2, _R3 = (rows for rows, _ in PRODUCT_BLOCKS)
 _P0, _P1, _P2, _P3 = (shifted_product(*block) for block in PRODUCT_BLOCKS)
-
-
-@compiled
-def pack(weight, packed):
-    """Copy weight (g, og, K) as `product` reads it: blocks of rows o, in each the K columns of its rows."""
-    groups, og, count = weight.shape
-    at = 0
-    for g in range(groups):
-        r = 0
-        for size in (_R0, _R1, _R2, _R3):
-            while r + size <= og:
-                for i in range(size):
-                    source = weight[g, r + i]
-                    for k in range(count):
-                        packed[at + k * size + i] = source[k]
-                r += size
-                at += size * count
 
 
 @compiled
@@ -81,35 +64,3 @@ def lay(image, axes, plane, xs, x0):
                         for k in range(nx):
                             target[k] = source[k * axes[2, STRIDE]]
             x0 += plane
-
-
-@compiled
-def _write(ys, step, axes, bias, relu, y):
-    """Write the rows of outputs to y (o, od, oh, ow), adding the bias and applying ReLU."""
-    zero = ys.dtype.type(0)
-    for o in range(y.shape[0]):
-        b = bias[o] if bias.size else zero
-        for i in range(axes[0, OUT]):
-            for j in range(axes[1, OUT]):
-                at = o * step + i * axes[0, STEP] + j * axes[1, STEP]
-                source = ys[at : at + axes[2, OUT]]
-                target = y[o, i, j]
-                if relu:
-                    for k in range(axes[2, OUT]):
-                        value = source[k] + b
-                        target[k] = zero if value <= zero else value
-                else:
-                    for k in range(axes[2, OUT]):
-                        target[k] = source[k] + b
-
-
-@compiled
-def convolve(x, weights, bias, y, axes, plane, phases, length, shifts, groups, relu, first, last, xs, ys):
-    """Convolve images first .. last - 1."""
-    cg, og, count = x.shape[1] // groups, y.shape[1] // groups, shifts.size
-    step = ys.size // og
-    for n in range(first, last):
-        for g in range(groups):
-            lay(x[n, g * cg : (g + 1) * cg], axes, plane, xs, 0)
-            product(xs, 0, shifts, weights, g * og * count, ys, step, og, length)
-            _write(ys, step, axes, bias[g * og : (g + 1) * og], relu, y[n, g * og : (g + 1) * og])

@@ -113,9 +113,12 @@ class Emitter:
 
     def broadcast(self, pointer: Any, lanes: int = 0) -> Any:
         """Load one number into all lanes."""
-        empty = ir.Constant(ir.VectorType(self.vector.element, lanes or self.lanes), ir.Undefined)
-        first = self.builder.insert_element(empty, self.builder.load(pointer), _LANE(0))
-        return self.shuffle(first, empty, [0] * (lanes or self.lanes))
+        return self.filled(self.builder.load(pointer), lanes or self.lanes)
+
+    def filled(self, number: Any, lanes: int) -> Any:
+        """Return a vector of one number."""
+        empty = ir.Constant(ir.VectorType(self.vector.element, lanes), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(empty, number, _LANE(0)), empty, [0] * lanes)
 
     def number(self, value: Any) -> Any:
         """Convert a double to the element type."""
@@ -143,13 +146,15 @@ class Emitter:
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
         """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""
+        self.builder.store(self.fused(a, b, self.builder.load(total)), total)
+
+    def fused(self, a: Any, b: Any, c: Any) -> Any:
+        """Return `a * b + c` of vectors of any width."""
         if not FUSED:
-            self.builder.store(self.builder.fadd(self.builder.fmul(a, b), self.builder.load(total)), total)
-            return
-        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        self.builder.store(self.builder.call(fma, [a, b, self.builder.load(total)]), total)
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        name = f"llvm.fma.v{a.type.count}f{8 * self.align}"
+        kind = ir.FunctionType(a.type, [a.type] * 3)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
     def barrier(self) -> None:
         """Keep loads and stores on their side of this place; emits no instruction."""
