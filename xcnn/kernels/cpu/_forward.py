@@ -74,9 +74,11 @@ def _lay(x, x0, one, zero, none, layout, z0, y0, images, xs):
                 first = plane + z * layout[_Z + STEP]
                 after = end if z + 1 == layout[_Z + PLACES] else first + layout[_Z + STEP]
                 if tz <= z < tz + nz and nx > 0 and ny > 0:
-                    for j in range(first, first + ty * step + tx):
+                    for j in range(first, first + ty * step):
                         xs[j] = 0
                     for y in range(ty, ty + ny):
+                        for j in range(first + y * step, first + y * step + tx):
+                            xs[j] = 0
                         for i in range(images):
                             line = first + y * step + i * pitch + tx
                             for j in range(line + nx, line + pitch):

@@ -27,6 +27,12 @@ _UNLIMITED = -np.inf, np.inf
 _ONE, _ZERO, _NONE = ({size: np.full(n, value, f"f{size}") for size in (4, 8)} for n, value in ((1, 1), (1, 0), (0, 0)))
 
 
+def _flat(a: np.ndarray) -> np.ndarray:
+    """Return an array as one axis; a read-only one is copied, as all would be compiled once more for its type."""
+    flat = a.ravel()
+    return flat if flat.flags.writeable else flat.copy()
+
+
 def convolution(
     x: np.ndarray,
     weight: np.ndarray,
@@ -44,11 +50,11 @@ def convolution(
     y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
     one, zero = _ONE[size], _ZERO[size]
     arrays = (
-        x.ravel(),
-        weight.ravel(),
+        _flat(x),
+        _flat(weight),
         one if scale is None else scale,
-        zero if shift is None else shift.ravel(),
-        _NONE[size] if residual is None else residual.ravel(),
+        zero if shift is None else _flat(shift),
+        _NONE[size] if residual is None else _flat(residual),
     )
     function: Any
     fixed: tuple[Any, ...]
@@ -126,5 +132,5 @@ def conv_inference(
     scale, shift = None, bias
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
-        fold(*(_NONE[x.itemsize] if a is None else a.ravel() for a in (bias, *norm[:4])), norm[4], scale, shift)
+        fold(*(_NONE[x.itemsize] if a is None else _flat(a) for a in (bias, *norm[:4])), norm[4], scale, shift)
     return convolution(x, weight, scale, shift, residual, activation, axes, groups)
