@@ -20,7 +20,7 @@ from xcnn.kernels.cpu._transpose import transpose
 
 __all__ = ["Tables", "depthwise", "depthwise_pays", "tables"]
 
-_BUFFER_BYTES = 200_000
+_BUFFER_BYTES = 700_000
 """Size of the buffers of a band, which should stay in the second-level cache."""
 
 _NUMBERS_PER_MICROSECOND = 80_000

@@ -3,9 +3,11 @@
 Names: z, y, x count along the three axes; g groups, n images, c channels, o output channels.
 """
 
+import numpy as np
+
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import multiply, next_strip
+from xcnn.kernels.cpu._product import next_strip
 from xcnn.kernels.cpu._simd import BYTES, strip
 
 from xcnn.kernels.cpu._stacks import (  # isort: skip
@@ -49,12 +51,17 @@ def _lay(x, x0, one, zero, none, layout, z0, y0, images, xs):
     width, lines, stride = layout[_X + SIZE], layout[_Y + SIZE], layout[_X + STRIDE]
     pixels = layout[_Z + SIZE] * lines * width
     step = layout[_Y + STEP]
+    origins = (z0, y0, z0 - z0)
+    spans = np.empty((3, 3), np.int64)
     for c in range(channels):
         for k in range(layout[PHASES]):
             at = HEADER + 3 * AXIS + 3 * k
-            tz, pz, nz = _inside(layout, _Z, layout[at], z0)
-            ty, py, ny = _inside(layout, _Y, layout[at + 1], y0)
-            tx, px, nx = _inside(layout, _X, layout[at + 2], 0)
+            for axis in range(3):  # one call, as each is compiled for its types
+                first, pixel, many = _inside(layout, HEADER + axis * AXIS, layout[at + axis], origins[axis])
+                spans[axis, 0], spans[axis, 1], spans[axis, 2] = first, pixel, many
+            tz, pz, nz = spans[0, 0], spans[0, 1], spans[0, 2]
+            ty, py, ny = spans[1, 0], spans[1, 1], spans[1, 2]
+            tx, px, nx = spans[2, 0], spans[2, 1], spans[2, 2]
             plane = (c * layout[PHASES] + k) * layout[PLANE]
             end = plane + layout[PLANE]
             for i in range(images):
@@ -126,33 +133,32 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
         begin = g * og + block * layout[BLOCK]
         end = min(g * og + og, begin + layout[BLOCK])
         to = n0 * o * outputs + (z0 * out_y + y0) * out_x
-        if direct:
-            place = 0
+        source, source0 = (x, image) if in_place else (xs, image - image)
+        results, step = (y, outputs) if direct else (xs, width)
+        for row0 in range(begin, end, layout[SUM_ROWS]):
+            stop = min(row0 + layout[SUM_ROWS], end)
+            place = length - length
             while place < length:
                 p, vectors, place = next_strip(place, length, x.itemsize)
-                for row in range(begin, end, ROWS):
-                    rows, target = min(ROWS, end - row), to + row * outputs + p
-                    w0 = row * count
-                    if in_place:
-                        strip(x, image + p, shifts, w, w0, count, columns, count, y, target, outputs, rows, vectors)
-                    else:
-                        strip(xs, p, shifts, w, w0, count, columns, count, y, target, outputs, rows, vectors)
-                    affine(
-                        y, target, outputs, scale, shift, row, 1, residual, low, high, y, target, outputs, rows,
-                        vectors * (BYTES // x.itemsize),
+                for row in range(row0, stop, ROWS):
+                    rows = min(ROWS, stop - row)
+                    at = (to + row * outputs if direct else sums + (row - row0) * width) + p
+                    strip(
+                        source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step, rows,
+                        vectors,
                     )  # fmt: skip
-            continue
-        for row in range(begin, end, layout[SUM_ROWS]):
-            rows = min(layout[SUM_ROWS], end - row)
-            if in_place:
-                multiply(x, image, shifts, w, row * count, count, columns, xs, sums, width, rows, length)
-            else:
-                multiply(xs, 0, shifts, w, row * count, count, columns, xs, sums, width, rows, length)
-            for r in range(rows):
+                    if direct:
+                        affine(
+                            y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
+                            vectors * (BYTES // x.itemsize),
+                        )  # fmt: skip
+            if direct:
+                continue
+            for row in range(row0, stop):
                 for i in range(images):
-                    source, target = sums + r * width + i * pitch, to + (i * o + row + r) * outputs
+                    at, target = sums + (row - row0) * width + i * pitch, to + (i * o + row) * outputs
                     for z in range(nz):
                         affine(
-                            xs, source + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row + r, 0, residual,
+                            xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0, residual,
                             low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
                         )  # fmt: skip

@@ -217,7 +217,7 @@ def stacks(axes: tuple[Any, ...], n: int, shape: tuple[int, ...], groups: int, i
         shifts.append(phases.index(phase) * p.plane + steps)
     planes = 0 if in_place else cg * channel
     width = _round_up(p.length, 16)
-    rows = min(block, max(8, _SUM_BYTES // (width * itemsize) // 8 * 8))
+    rows = block if direct else min(block, max(8, _SUM_BYTES // (width * itemsize) // 8 * 8))
     header = [
         n, cg * groups, og * groups, groups, count, p.images, bands, p.band, p.band_axis, -(-og // block), block,
         int(in_place), int(direct), p.plane, len(phases), cg * taps, planes, rows, width,
