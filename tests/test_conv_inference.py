@@ -92,3 +92,45 @@ def test_gradients_pass_through_an_activation(activation: Any, dtype: str) -> No
     for actual, expected in zip((y, *backward(dy)), (wanted, *gradients), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
         assert actual.dtype == dtype
+
+
+@pytest.mark.parametrize("near", [0, 1 << 20], ids=["copied", "in place"])
+@pytest.mark.parametrize("nbytes", [0, 6000, 40_000])
+def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of one line or several, stacks of images, and blocks of channels, against portable code and each other."""
+    pytest.importorskip("numba")
+    from xcnn.kernels.cpu import _depthwise_forward, _stacks, conv
+
+    def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
+        """Return memory that another convolution has used, or zeros for a layout's own memory."""
+        return np.full(size, np.nan if owner == -1 else 0.0, dtype)
+
+    monkeypatch.setattr(conv, "scratch", scratch)
+    for name, value in {"_PLANE_BYTES": nbytes, "_NEAR_BYTES": near, "_SUM_BYTES": nbytes, "_MICROSECONDS": 1}.items():
+        monkeypatch.setattr(_stacks, name, value)
+    monkeypatch.setattr(_depthwise_forward, "_BUFFER_BYTES", nbytes)
+    cached = _stacks.stacks, _depthwise_forward.tables
+    for function in cached:
+        function.cache_clear()
+    rng = np.random.default_rng(nbytes + near)
+    for _ in range(25):
+        rank, depthwise = int(rng.integers(1, 4)), rng.random() < 0.4
+        kernel, stride, dilation, padding = (
+            tuple(map(int, rng.integers(low, high, rank))) for low, high in [(1, 5), (1, 4), (1, 3), (0, 4)]
+        )
+        extent = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+        maps = tuple(e + int(rng.integers(0, 18 // rank)) for e in extent)
+        groups = int(rng.integers(8, 30)) if depthwise else int(rng.integers(1, 3))
+        cg, og = (1, int(rng.integers(1, 4))) if depthwise else map(int, rng.integers(1, 40, 2))
+        x, weight = rng.standard_normal((11, groups * cg, *maps)), rng.standard_normal((groups * og, cg, *kernel))
+        axes = window_axes("conv", maps, kernel, stride, padding, dilation)
+        with portable(np):
+            wanted = conv_inference(np, x, weight, None, None, None, None, axes, groups)
+        y = conv_inference(np, x, weight, None, None, None, None, axes, groups)
+        np.testing.assert_allclose(y, wanted, rtol=1e-11, atol=1e-11)
+        pieces = [
+            conv_inference(np, x[some], weight, None, None, None, None, axes, groups) for some in np.s_[:1, 1:4, 4:]
+        ]
+        assert np.array_equal(np.concatenate(pieces), y)
+    for function in cached:
+        function.cache_clear()

@@ -20,13 +20,11 @@ __all__ = [
     "BYTES",
     "CORRELATION_BLOCKS",
     "FUSED",
-    "PRODUCT_BLOCKS",
     "STRIP",
     "STRIP_BLOCKS",
     "TERMS",
     "Emitter",
     "correlation",
-    "shifted_product",
     "strip",
 ]
 
@@ -40,9 +38,6 @@ BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 """Size of a vector register."""
 
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
-PRODUCT_BLOCKS = ((8, 3), (4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((6, 2), (4, 3), (2, 4), (1, 6))
-"""Rows and vectors of the blocks of `shifted_product`, largest first."""
-
 STRIP = 6 if BYTES == 64 else 4
 """The most vectors of a strip."""
 
@@ -113,9 +108,12 @@ class Emitter:
 
     def broadcast(self, pointer: Any, lanes: int = 0) -> Any:
         """Load one number into all lanes."""
-        empty = ir.Constant(ir.VectorType(self.vector.element, lanes or self.lanes), ir.Undefined)
-        first = self.builder.insert_element(empty, self.builder.load(pointer), _LANE(0))
-        return self.shuffle(first, empty, [0] * (lanes or self.lanes))
+        return self.filled(self.builder.load(pointer), lanes or self.lanes)
+
+    def filled(self, number: Any, lanes: int) -> Any:
+        """Return a vector of one number."""
+        empty = ir.Constant(ir.VectorType(self.vector.element, lanes), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(empty, number, _LANE(0)), empty, [0] * lanes)
 
     def number(self, value: Any) -> Any:
         """Convert a double to the element type."""
@@ -143,13 +141,15 @@ class Emitter:
 
     def multiply_add(self, a: Any, b: Any, total: Any) -> None:
         """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""
+        self.builder.store(self.fused(a, b, self.builder.load(total)), total)
+
+    def fused(self, a: Any, b: Any, c: Any) -> Any:
+        """Return `a * b + c` of vectors of any width."""
         if not FUSED:
-            self.builder.store(self.builder.fadd(self.builder.fmul(a, b), self.builder.load(total)), total)
-            return
-        name = f"llvm.fma.v{self.lanes}f{8 * self.align}"
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        self.builder.store(self.builder.call(fma, [a, b, self.builder.load(total)]), total)
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        name = f"llvm.fma.v{a.type.count}f{8 * self.align}"
+        kind = ir.FunctionType(a.type, [a.type] * 3)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
     def barrier(self) -> None:
         """Keep loads and stores on their side of this place; emits no instruction."""
@@ -167,79 +167,6 @@ class Emitter:
     @staticmethod
     def lane_list(lanes: list[int]) -> Any:
         return ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes)
-
-
-def shifted_product(rows: int, vectors: int) -> Callable[..., None]:
-    """Build the product of a matrix and shifted vectors, in blocks of `rows` and `vectors`.
-
-    The result is a function `(x, x0, shifts, count, w, w0, y, y0, step, blocks, length)` that sets, for the
-    `blocks * rows` rows i and for j < `length`, rounded up to whole vectors:
-
-        y[y0 + i * step + j] = sum over k < count of w[i, k] * x[x0 + shifts[k] + j]
-
-    where `w[i, k]` is `w[w0 + (i // rows * count + k) * rows + i % rows]`.
-    """
-
-    @intrinsic
-    def product(
-        _: Any,
-        x: Any,
-        x0: Any,
-        shifts: Any,
-        count: Any,
-        w: Any,
-        w0: Any,
-        y: Any,
-        y0: Any,
-        step: Any,
-        blocks: Any,
-        length: Any,
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            x_, x0_, shifts_, count_, w_, w0_, y_, y0_, step_, blocks_, length_ = arguments
-            emit = Emitter(context, builder, x)
-            source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-            weights, shift = emit.pointer(w, w_, w0_), emit.pointer(shifts, shifts_)
-            # At least one run, so that y is 0 if there are no terms.
-            runs = builder.udiv(builder.add(emit.larger(count_, _INT(1)), _INT(TERMS - 1)), _INT(TERMS))
-
-            def block(j: Any, b: Any, width: int) -> None:
-                matrix = emit.at(weights, (b, count_), scale=rows)
-                first = emit.at(builder.gep(target, [j]), (b, step_), scale=rows)
-                places = [
-                    emit.at(emit.at(first, (i, step_)), (v, emit.lanes)) for i in range(rows) for v in range(width)
-                ]
-                with cgutils.for_range(builder, runs) as run:
-                    begin = builder.mul(run.index, _INT(TERMS))
-                    end = emit.smaller(builder.add(begin, _INT(TERMS)), count_)
-                    sums = emit.sums(rows, width)
-                    with cgutils.for_range_slice(builder, begin, end, _INT(1)) as (k, _):
-                        pixels = builder.gep(source, [builder.add(j, builder.load(builder.gep(shift, [k])))])
-                        values = [emit.load(emit.at(pixels, (v, emit.lanes))) for v in range(width)]
-                        column = emit.at(matrix, (k, rows))
-                        for i, row in enumerate(sums):
-                            weight = emit.broadcast(emit.at(column, (i, 1)))
-                            for value, total in zip(values, row, strict=True):
-                                emit.multiply_add(weight, value, total)
-                    totals = [builder.load(total) for row in sums for total in row]
-                    with builder.if_else(builder.icmp_signed("==", run.index, _INT(0))) as (is_first, is_later):
-                        with is_first:
-                            for place, total in zip(places, totals, strict=True):
-                                emit.store(total, place)
-                        with is_later:
-                            for place, total in zip(places, totals, strict=True):
-                                emit.store(builder.fadd(emit.load(place), total), place)
-
-            # All rows for a few pixels, then the next pixels, so that these stay in the nearest cache.
-            for j, width in emit.strips(length_, vectors):
-                with cgutils.for_range(builder, blocks_) as loop:
-                    block(j, loop.index, width)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(x, n, shifts, n, w, n, y, n, n, n, n), generate
-
-    return product  # type: ignore[no-any-return]
 
 
 @intrinsic

@@ -1,8 +1,8 @@
-"""Convolution on the CPU without columns: products of the weights with shifted planes.
+"""Convolution on the CPU without columns: products of the weights with shifted planes, and what follows in one pass.
 
-Each image is laid out (`_planes.py`), multiplied (`_simd.py`) and written while it is in the cache; bias and ReLU are
-applied when results are written (`_passes.py`). Images are distributed over threads. `conv_gradients.py` has the
-gradients.
+A few images at a time are laid out (`_stacks.py`), multiplied strip by strip (`_product.py`) and written while the
+strip is in the nearest cache; there, bias, batch norm, residual and activation are applied (`_forward.py`). The work is
+distributed over threads. `conv_gradients.py` has the gradients.
 """
 
 from collections.abc import Sequence
@@ -11,36 +11,80 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND, flops, grouped, layout, skips, volume
-from xcnn.kernels.cpu._passes import convolve, pack
+from xcnn.kernels.cpu._depthwise_forward import depthwise, depthwise_pays, tables
+from xcnn.kernels.cpu._forward import convolve, fold
+from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._stacks import stacks
 from xcnn.kernels.cpu.conv_gradients import conv_gradients
+from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.threads import parallel, parts
 
-__all__ = ["conv", "convolution"]
+__all__ = ["conv", "conv_inference", "convolution"]
+
+_UNLIMITED = -np.inf, np.inf
+_ONE, _ZERO, _NONE = ({size: np.full(n, value, f"f{size}") for size in (4, 8)} for n, value in ((1, 1), (1, 0), (0, 0)))
+
+
+def _flat(a: np.ndarray) -> np.ndarray:
+    """Return an array as one axis; a read-only one is copied, as all would be compiled once more for its type."""
+    flat = a.ravel()
+    return flat if flat.flags.writeable else flat.copy()
 
 
 def convolution(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int, relu: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+    residual: np.ndarray | None,
+    activation: tuple[Any, ...] | None,
+    axes: tuple[Any, ...],
+    groups: int,
 ) -> np.ndarray:
-    """Return y, with bias and ReLU applied."""
-    n, o, w = x.shape[0], weight.shape[0], grouped(weight, groups)
-    _, og, cg, _ = w.shape
-    f = layout(axes, cg, og)
-    y = np.empty((n, o, *(axis.out for axis in axes)), x.dtype)
-    packed = np.empty(w.size, x.dtype)
-    pack(w.reshape(groups, og, -1), packed)
-    count = parts(n, flops(n, weight, f) / FLOPS_PER_MICROSECOND)
-    arrays = volume(x), packed, np.empty(0, x.dtype) if bias is None else bias, volume(y)
+    """Return `activation(convolution * scale + shift + residual)`; scale and shift are of output channels."""
+    n, dtype, size = x.shape[0], x.dtype, x.itemsize
+    limits = clamp(activation)
+    ends = _UNLIMITED if limits is None else limits
+    y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
+    one, zero = _ONE[size], _ZERO[size]
+    arrays = (
+        _flat(x),
+        _flat(weight),
+        one if scale is None else scale,
+        zero if shift is None else _flat(shift),
+        _NONE[size] if residual is None else _flat(residual),
+    )
+    function: Any
+    fixed: tuple[Any, ...]
+    if depthwise_pays(weight.shape, groups, size):
+        lanes = tables(axes, weight.shape, groups, size)
+        jobs, owner, room, microseconds = n * lanes.jobs, lanes.number, lanes.scratch, n * lanes.microseconds
+        function, fixed, pieces = depthwise, (*arrays, *ends, y.reshape(-1), *lanes[:5], n), 1
+    else:
+        layout, jobs, room, microseconds, pieces = stacks(axes, n, weight.shape, groups, size)
+        function, owner, fixed = convolve, -1, (*arrays, one, zero, *ends, y.reshape(-1), layout)
+    count = parts(jobs, microseconds)
+    near = limits is None and pieces >= count  # a piece is some images, and still in the cache after that
+    pieces = pieces if near else count
 
     def some(part: int) -> None:
-        xs = scratch(f.number, "x", cg * f.phases * f.plane, x.dtype)
-        ys = scratch(f.number, "y", og * f.row, x.dtype)
-        convolve(*arrays, *f[:5], groups, relu, n * part // count, n * (part + 1) // count, xs, ys)
+        memory = scratch(owner, "planes", room, dtype)
+        for piece in range(pieces * part // count, pieces * (part + 1) // count):
+            function(*fixed, jobs * piece // pieces, jobs * (piece + 1) // pieces, memory)
+            if near:
+                in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
     parallel(some, count)
+    if limits is None and not near:
+        flat = y.reshape(-1)
+        share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * y.size, n=y.size)
     return y
+
+
+def _masked(activation: tuple[Any, ...], y: np.ndarray, dy: np.ndarray, dx: np.ndarray, begin: int, end: int) -> None:
+    gradient(activation, y[begin:end], dy[begin:end], dx[begin:end])
 
 
 @kernel(np)
@@ -52,14 +96,41 @@ def conv(
     groups: int,
     activation: tuple[Any, ...] | None,
 ) -> Any:
-    """Convolve, with bias and ReLU in the same pass."""
-    if not supports(x) or skips(axes) or activation not in (None, ("relu",)):
+    """Convolve, with bias and activation in the same pass."""
+    if not supports(x) or skips(axes):
         return NotImplemented
-    has_bias, relu = bias is not None, activation is not None
-    result = convolution(x, weight, bias, axes, groups, relu)
-    y = result if relu else None  # backward keeps it
+    has_bias = bias is not None
+    result = convolution(x, weight, None, bias, None, activation, axes, groups)
+    y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        return conv_gradients(x, dy, y, weight, axes, groups, (needs[0], needs[1], needs[2] and has_bias))
+        mask = y
+        if y is not None and activation != ("relu",):
+            masked, mask = np.empty(y.shape, y.dtype), None
+            arrays = (a.reshape(-1) for a in (y, np.ascontiguousarray(dy), masked))
+            share(_masked, 4 * y.size, activation, *arrays, n=y.size)
+            dy = masked
+        return conv_gradients(x, dy, mask, weight, axes, groups, (needs[0], needs[1], needs[2] and has_bias))
 
     return result, backward
+
+
+@kernel(np)
+def conv_inference(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    norm: tuple[Any, ...] | None,
+    residual: np.ndarray | None,
+    activation: tuple[Any, ...] | None,
+    axes: tuple[Any, ...],
+    groups: int,
+) -> Any:
+    """Convolve, and apply what follows in the same pass."""
+    if not supports(x):
+        return NotImplemented
+    scale, shift = None, bias
+    if norm is not None:
+        scale, shift = np.empty((2, weight.shape[0]), x.dtype)
+        fold(*(_NONE[x.itemsize] if a is None else _flat(a) for a in (bias, *norm[:4])), norm[4], scale, shift)
+    return convolution(x, weight, scale, shift, residual, activation, axes, groups)

@@ -28,7 +28,7 @@ def conv_transpose(
     y = input_gradients(x, None, weight, bias, axes, groups)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dx = convolution(dy, weight, None, axes, groups, False) if needs[0] else None
+        dx = convolution(dy, weight, None, None, None, None, axes, groups) if needs[0] else None
         dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
         dbias = bias_gradients(dy) if needs[2] and has_bias else None
         return dx, dweight, dbias
