@@ -62,10 +62,10 @@ def weight_gradient(
             channel = g * cb + min(at % per_group * width, cb - width)
             for i in range(many):
                 transpose(b_in, ((b_n + i) * groups * cb + channel) * b_pixels, rows, bs, i * room, places)
-            for r in range(0, ca, ROWS):
-                channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
-                for k in range(0, terms, TERMS):
-                    begin, stop = k, min(k + TERMS, terms)
+            for k in range(0, terms, TERMS):
+                begin, stop = k, min(k + TERMS, terms)
+                for r in range(0, ca, ROWS):
+                    channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
                     for j in range(runs.size):
                         multiply(
                             bs, runs[j], windows[begin:stop], a_in, a0, a_pixels, offsets[begin:stop], ys, 0, step,

@@ -229,7 +229,7 @@ def _windows(axes: Axes, groups: int, ca: int, cb: int, n: int, itemsize: int, s
     pixels, outs = p.pixels.size, p.windows.size
     images = max(1, min(n, TERMS // outs))
     run = axes[-1].kernel if axes[-1].dilation == 1 else 1
-    width, cycles = _width(cb, run, max(1, _CHUNK_BYTES // 2 // (images * p.size * itemsize)), lanes)
+    width, cycles = _width(cb, run, max(4 * lanes, _CHUNK_BYTES // 2 // (images * p.size * itemsize)), lanes)
     runs, room = p.taps[::run], p.size * width
     tables = _Windows(
         rows=np.arange(width) * pixels,
