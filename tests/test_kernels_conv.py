@@ -49,10 +49,11 @@ def at_the_edge(side: str) -> Callable[..., np.ndarray]:
 
 def convolve_at_the_edge(side: str) -> None:
     """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
-    from xcnn.kernels.cpu import conv, conv_gradients, depthwise
+    from xcnn.kernels.cpu import conv, depthwise, input_gradients, weight_gradients
 
-    memory = at_the_edge(side)
-    conv.scratch = conv_gradients.scratch = depthwise.scratch = memory
+    memory = conv.scratch = at_the_edge(side)
+    for module in (depthwise, input_gradients, weight_gradients):
+        module.scratch = module.cleared = memory
     rng = np.random.default_rng(0)
 
     def normal(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

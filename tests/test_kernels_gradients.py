@@ -11,7 +11,7 @@ from xcnn._dispatch import portable
 
 pytest.importorskip("numba")
 
-from xcnn.kernels.cpu import conv_gradients
+from xcnn.kernels.cpu import weight_gradients
 from xcnn.kernels.cpu._simd import BYTES
 from xcnn.kernels.cpu._transpose import transpose
 
@@ -82,15 +82,11 @@ def test_every_way_to_the_gradients(
 ) -> None:
     """Choose vectors of pixels or of channels of x or dy, whatever is cheapest; all must be right."""
     weight = (34, c_of_group, *kernel)
-    ways = [conv_gradients._way, lambda *_: None, lambda *case: (conv_gradients._windows(*case, False)[0], False, 1e4)]
+    ways = [weight_gradients._pixels, lambda *shapes: weight_gradients._windows(*shapes, False)]
     if math.prod(kernel) == 1:
-
-        def swapped(axes: Any, groups: int, og: int, cg: int, n: int, itemsize: int) -> Any:
-            return conv_gradients._windows(axes, groups, cg, og, n, itemsize, True)[0], True, 1e4
-
-        ways.append(swapped)
+        ways.append(lambda *shapes: weight_gradients._windows(*shapes, True))
     for way in ways:
-        monkeypatch.setattr(conv_gradients, "_way", way)
+        monkeypatch.setattr(weight_gradients, "_way", way)
         check(dtype, x, weight, len(kernel), **options)
 
 
