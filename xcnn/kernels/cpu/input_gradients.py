@@ -80,7 +80,8 @@ def _layout(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) ->
     most = _STACK_BYTES * (1 if p.x_shifts.size > 1 else 4)
     images = max(1, min(n, BAND // image, most // (og * image * itemsize)))
     outs, sizes = [axis.out for axis in axes], [axis.size for axis in axes]
-    if images == 1 and image == outs[0] == sizes[0] >= lanes:
+    direct = images == rank == p.x_shifts.size == 1 and image == outs[0] == sizes[0] >= lanes
+    if direct:
         room = image  # then dy can be read where it lies
     else:
         room = reach + (images - 1) * image + max([p.length, *(end + 1 for end in ends)]) + lanes
@@ -122,7 +123,6 @@ def _layout(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) ->
         np.concatenate(shifts),
         np.concatenate(offsets),
     )
-    direct = room == dx_pixels
     most_parts = parts(n * cg, 2 * n * groups * cg * og * all_taps * dy_pixels / FLOPS_PER_MICROSECOND)
     by_images = min(most_parts, -(-n // images))
     # Each part lays out dy for itself, which should be little beside the products.
