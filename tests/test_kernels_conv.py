@@ -49,20 +49,33 @@ def at_the_edge(side: str) -> Callable[..., np.ndarray]:
 
 def convolve_at_the_edge(side: str) -> None:
     """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
-    from xcnn.kernels.cpu import conv, conv_gradients
+    from xcnn.kernels.cpu import conv, depthwise, input_gradients, weight_gradients
 
-    conv.scratch = conv_gradients.scratch = at_the_edge(side)
+    memory = conv.scratch = at_the_edge(side)
+    for module in (depthwise, input_gradients, weight_gradients):
+        module.scratch = module.cleared = memory
     rng = np.random.default_rng(0)
-    for _ in range(60):
+
+    def normal(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        array = memory(0, "", math.prod(shape), np.dtype(dtype)).reshape(shape)
+        array[...] = rng.standard_normal(shape)
+        return array
+
+    for i in range(90):
         sizes, stride, dilation = rng.integers(1, 5, 2), rng.integers(1, 4, 2), rng.integers(1, 3, 2)
-        maps = dilation * (sizes - 1) + rng.integers(1, 12, 2)
-        groups, cg, og = rng.integers(1, [3, 5, 12])
+        if i % 3 == 0:
+            sizes, stride = (1, 1), (1, 1)
+        maps = dilation * (np.array(sizes) - 1) + rng.integers(1, 12, 2)
+        groups, cg, og = rng.integers(1, [3, 40 if i % 2 else 5, 40 if i % 2 else 12])
+        if i % 4 == 0:
+            groups, cg, og = rng.integers(2, 40), 1, 1
+        arrays = (3, groups * cg, *maps), (groups * og, cg, *sizes), (groups * og,)
         dtype = rng.choice(["f4", "f8"])
-        arrays = (groups * cg, *maps), (groups * og, cg, *sizes), (groups * og,)
-        x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(3, *arrays[0]), *arrays[1:]])
+        x, weight, bias = (normal(tuple(map(int, shape)), dtype) for shape in arrays)
         options = {"stride": tuple(map(int, stride)), "dilation": tuple(map(int, dilation)), "groups": int(groups)}
-        y, backward = ops.conv2d(x, weight, bias, padding=int(rng.integers(0, 3)), **options)
-        assert all(math.isfinite(a.sum()) for a in (y, *backward(y)))
+        y, backward = ops.conv2d(x, weight, bias, padding=int(rng.integers(0, 3)) if i % 3 else 0, **options)
+        dy = normal(y.shape, dtype)
+        assert all(math.isfinite(a.sum()) for a in (y, *backward(dy)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forbids pages by mprotect")

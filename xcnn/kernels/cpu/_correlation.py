@@ -4,6 +4,7 @@ from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._input_gradient import copy_rows
 from xcnn.kernels.cpu._passes import lay
 from xcnn.kernels.cpu._simd import BYTES, CORRELATION_BLOCKS, TERMS, correlation
+from xcnn.kernels.cpu._tables import array
 
 __all__ = ["correlate"]
 
@@ -26,15 +27,25 @@ def _correlate(dy, dy0, plane, dy_step, x, x_step, shifts, images, length, out, 
 
 
 @compiled
-def correlate(
-    x, dy, y, dweight, counts, axes, plane, phases, length, shifts, room, start, laid_from, laid_to, laid, dy_pixels,
-    first, last, chunk, xs, dys,
-):  # fmt: skip
-    """Add the weight gradient of images first .. last - 1, `chunk` at a time, to dweight.
+def correlate(x, dy, y, dweight, tables, first, last, xs, dys):
+    """Add the weight gradient of images first .. last - 1 to dweight.
 
-    x is (n, c, d, h, w); dy, y and dweight are flat. counts, laid_from, laid_to, laid: as for `input_gradient`.
+    Parameters
+    ----------
+    x, dy, y, dweight : (n, c, d, h, w); the others flat.
+    tables : these numbers and arrays.
+
+        - groups, and channels of x and dy in each
+        - pixels of a map of dy, how many numbers a row of it has, and images that are laid out together
+        - size of a plane of x, phases, places of the outputs, size of a plane of dy and its first pixel
+        - where each row of dy is copied from, and where to in a plane
+        - the axes of the planes, and for each channel and tap, where x is read
+    xs, dys : memory, in which the padding is 0.
     """
-    groups, cg, og = counts
+    groups, cg, og, dy_pixels, laid, chunk = tables[1], tables[2], tables[3], tables[4], tables[5], tables[6]
+    plane, phases, length, room, start = tables[7], tables[8], tables[9], tables[10], tables[11]
+    laid_from, laid_to, shifts = array(tables, 0), array(tables, 1), array(tables, 3)
+    axes = array(tables, 2).reshape((3, 6))
     c, o, count = groups * cg, groups * og, shifts.size
     span = TERMS * (BYTES // dys.itemsize)
     places = min(length, span)

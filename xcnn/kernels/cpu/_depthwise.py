@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._simd import BYTES, Emitter
+from xcnn.kernels.cpu._tables import array
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._weight_gradient import keep
 
@@ -97,22 +98,31 @@ _accumulate_many, _accumulate_some, _accumulate_one = _accumulation(_TAPS), _acc
 
 
 @compiled
-def depthwise(
-    x, mask, weight, out, c, rows, places, out_rows, out_places, phases, bases, targets, shifts, taps, first, last,
-    block, end, masked, xs, ys, ws,
-):  # fmt: skip
+def depthwise(x, mask, weight, out, tables, first, last, block, end, masked, xs, ys, ws):
     """Set blocks `block` .. `end` - 1 of channels of y, or of dx, of images first .. last - 1.
 
     Parameters
     ----------
     x, mask, weight, out : x or dy, set to 0 where `mask` is 0 unless that is empty; (c, taps); y or dx; all flat.
-    rows, out_rows : where the channels of a block begin in an image.
-    places, out_places : where their pixels are in xs and ys.
-    phases : (p, 4), for each phase its first pixel and tap, and the number of both.
-    bases, targets : for each pixel, phase by phase, where it reads xs, and its place in ys.
-    shifts, taps : for each tap, phase by phase, how far from there it reads, and its number.
+    tables : these numbers and arrays.
+
+        - channels c
+        - where the channels of a block begin in x, and where its pixels are in xs
+        - the same for out and ys
+        - for each phase its first pixel and tap, and the number of both
+        - for each pixel, phase by phase, where it reads xs, and its place in ys
+        - for each tap, phase by phase, how far from there it reads, and its number
     masked, xs, ys, ws : memory, in which the padding of xs is 0.
     """
+    c, rows, places, out_rows, out_places = (
+        tables[1],
+        array(tables, 0),
+        array(tables, 1),
+        array(tables, 2),
+        array(tables, 3),
+    )
+    phases, bases, targets = array(tables, 4), array(tables, 5), array(tables, 6)
+    shifts, taps = array(tables, 7), array(tables, 8)
     lanes, width, pixels, out_pixels = BYTES // x.itemsize, rows.size, places.size, out_places.size
     for b in range(block, end):
         c0 = min(b * width, c - width)
@@ -125,8 +135,8 @@ def depthwise(
                 keep(x, mask, at, width * pixels, masked)
                 at, source = 0, masked
             transpose(source, at, rows, xs, 0, places)
-            for p in range(phases.shape[0]):
-                pixel, tap, many, count = phases[p]
+            for p in range(0, phases.size, 4):
+                pixel, tap, many, count = phases[p], phases[p + 1], phases[p + 2], phases[p + 3]
                 reads, weights = shifts[tap : tap + count], ws[tap * lanes :]
                 done = pixel + many // _MANY * _MANY
                 for j in range(pixel, done, _MANY):
@@ -137,19 +147,28 @@ def depthwise(
 
 
 @compiled
-def depthwise_weight_gradient(
-    x, dy, mask, out, c, rows, places, dy_rows, dy_places, bases, shifts, first, last, block, end, masked, xs, dys,
-    sums, image,
-):  # fmt: skip
+def depthwise_weight_gradient(x, dy, mask, out, tables, first, last, block, end, masked, xs, dys, sums, image):
     """Set the part of blocks `block` .. `end` - 1 of the weight gradient (c, taps), flat, of images first .. last - 1.
 
     Parameters
     ----------
     x, dy, mask : flat; dy is set to 0 where `mask` is 0, unless that is empty.
-    rows, dy_rows, places, dy_places : as for `depthwise`.
-    bases, shifts : where each window, and each tap from there, reads xs.
+    tables : these numbers and arrays.
+
+        - channels c
+        - where the channels of a block begin in x, and where its pixels are in xs
+        - the same for dy and dys
+        - where each window, and each tap from there, reads xs
     masked, xs, dys, sums, image : memory, in which the padding of xs is 0.
     """
+    c, rows, places, dy_rows, dy_places = (
+        tables[1],
+        array(tables, 0),
+        array(tables, 1),
+        array(tables, 2),
+        array(tables, 3),
+    )
+    bases, shifts = array(tables, 4), array(tables, 5)
     lanes, width, pixels, windows, taps = BYTES // x.itemsize, rows.size, places.size, dy_places.size, shifts.size
     zero = x.dtype.type(0)
     for b in range(block, end):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Padded", "Span", "grid", "padded_grid", "phase_spans", "steps_of"]
+__all__ = ["Padded", "Span", "grid", "pack", "padded_grid", "phase_spans", "repeat", "steps_of"]
 
 
 def grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], strides: Sequence[int]) -> np.ndarray:
@@ -62,3 +62,19 @@ def padded_grid(axes: tuple[Any, ...]) -> Padded:
         grid(steps, zeros, [a.kernel for a in axes], [a.dilation for a in axes]),
         math.prod(sizes),
     )
+
+
+def repeat(step: int, images: int, places: np.ndarray) -> np.ndarray:
+    """Return the places of several images, `step` apart."""
+    all_places: np.ndarray = np.add.outer(np.arange(images) * step, places)
+    return all_places.ravel()
+
+
+def pack(numbers: Sequence[int], *arrays: np.ndarray) -> np.ndarray:
+    """Return numbers and arrays of integers as one array, as each argument of compiled code takes time.
+
+    It holds the number of numbers, the numbers, the places where the arrays begin, and the arrays; `_tables.py` reads
+    it.
+    """
+    begins = np.cumsum([2 + len(numbers) + len(arrays), *(a.size for a in arrays)])
+    return np.concatenate([[len(numbers)], numbers, begins, *(a.ravel() for a in arrays)]).astype(np.int64)

@@ -7,6 +7,7 @@ tables, which are the same for any rank, stride and dilation.
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu._tables import array
 
 __all__ = ["BAND", "bias_gradient", "copy_rows", "input_gradient"]
 
@@ -70,26 +71,30 @@ def _write(ys, step, channels, sources, targets, widths, first, last, origin, st
 
 
 @compiled
-def input_gradient(
-    dy, y, weight, bias, dx, counts, dy_pixels, dx_pixels, taps, room, laid_from, laid_to, laid, written_from,
-    written_to, written, phases, shifts, offsets, images, first, last, begin, end, dys, ys,
-):  # fmt: skip
-    """Set channels begin .. end - 1 of each group of dx, of images first .. last - 1, `images` of them at a time.
+def input_gradient(dy, y, weight, bias, dx, tables, first, last, begin, end, dys, ys):
+    """Set channels begin .. end - 1 of each group of dx, of images first .. last - 1.
 
     Parameters
     ----------
     dy, y, weight, bias, dx : flat; y and bias may be empty.
-    counts : (3,), groups, and channels of dx and dy in each.
-    dy_pixels, dx_pixels, taps : pixels of a map of dy and dx, and of a kernel.
-    room : the size of a plane of dy.
-    laid_from, laid_to, laid : where each row of dy is copied from and to in a plane, and how many numbers it has.
-    written_from, written_to, written : the same for each row of dx, phase by phase; no row has more than BAND numbers.
-    phases : (p, 5), for each phase its first row and the number of its rows, how far apart the numbers of a row are in
-        dx, its first term and the number of its terms.
-    shifts, offsets : for each output channel and tap, where dy and the weight are read.
+    tables : these numbers and arrays.
+
+        - groups, and channels of dx and dy in each
+        - pixels of a map of dy and of dx, and taps of a kernel
+        - images that share a plane of dy, its size, and how many numbers a row of dy has
+        - where each row of dy is copied from, and where to in a plane
+        - the same for the rows of dx, phase by phase, and how many numbers they have, at most BAND
+        - for each phase its first row and the number of its rows, how far apart the numbers of a row are in dx, its
+          first term and the number of its terms
+        - for each term, an output channel and tap, where dy and the weight are read
     dys, ys : memory, in which the padding of dys is 0; without dys, dy is read and dx written where they lie.
     """
-    groups, cg, og = counts
+    groups, cg, og = tables[1], tables[2], tables[3]
+    dy_pixels, dx_pixels, taps = tables[4], tables[5], tables[6]
+    images, room, laid = tables[7], tables[8], tables[9]
+    laid_from, laid_to = array(tables, 0), array(tables, 1)
+    written_from, written_to, written = array(tables, 2), array(tables, 3), array(tables, 4)
+    phases, shifts, offsets = array(tables, 5), array(tables, 6), array(tables, 7)
     step = BAND + 16  # not a power of 2, as the cache has few places for those
     most = max(8, min(_WEIGHTS // (og * taps), ys.size // step) // 8 * 8)
     for n in range(first, last, images):
@@ -105,9 +110,9 @@ def input_gradient(
                 continue
             rows = laid_from.size // images * many
             copy_rows(dy, y, dy0, dy_pixels, og, laid_from[:rows], laid_to[:rows], laid, dys, room)
-            for p in range(phases.shape[0]):
-                row, rows, stride, term, terms = phases[p]
-                rows = rows // images * many
+            for p in range(0, phases.size, 5):
+                row, rows, stride = phases[p], phases[p + 1] // images * many, phases[p + 2]
+                term, terms = phases[p + 3], phases[p + 4]
                 reads, columns = shifts[term : term + terms], offsets[term : term + terms]
                 for c in range(begin, end, most):
                     channels, r = min(most, end - c), 0

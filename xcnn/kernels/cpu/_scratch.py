@@ -1,11 +1,12 @@
 """Memory of each thread for temporary arrays, so that only the first call waits for fresh memory."""
 
+import itertools
 import threading
 from typing import Any
 
 import numpy as np
 
-__all__ = ["scratch"]
+__all__ = ["cleared", "new_owner", "scratch"]
 
 _ALIGNED = 64
 _MOST = 256
@@ -13,6 +14,13 @@ _MOST_BYTES = 256 << 20
 """Limits on the arrays that a thread keeps; only calls with ever-changing shapes exceed them."""
 
 _local = threading.local()
+
+_owners = itertools.count()
+
+
+def new_owner() -> int:
+    """Return a number for a new owner of memory from `cleared`."""
+    return next(_owners)
 
 
 def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
@@ -30,3 +38,16 @@ def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
         start = -room.ctypes.data % _ALIGNED
         array = arrays[key] = room[start : start + size * dtype.itemsize].view(dtype)
     return array[:size]
+
+
+def cleared(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
+    """Return this thread's array for a name, as the owner's last call left it; zeros if another owner had it since.
+
+    The owners share one array, so that padding which stays 0 takes little memory.
+    """
+    owners: dict[Any, int] = _local.__dict__.setdefault("owners", {})
+    array = scratch(-2, name, size, dtype)
+    if owners.get((name, dtype)) != owner:
+        array.fill(0)
+        owners[name, dtype] = owner
+    return array

@@ -7,7 +7,7 @@ import numpy as np
 
 from xcnn.threads import parallel, parts
 
-__all__ = ["share", "supports"]
+__all__ = ["flat", "share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -16,6 +16,14 @@ _NUMBERS_PER_MICROSECOND = 4000
 def supports(a: np.ndarray) -> bool:
     """Return whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
     return a.dtype.kind == "f" and a.dtype.itemsize in (4, 8) and a.dtype.isnative and a.size > 0
+
+
+_NOTHING = {dtype.itemsize: np.empty(0, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
+
+
+def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
+    """Return the numbers of an array in C order, as a view if possible; for None, an empty array."""
+    return _NOTHING[itemsize] if a is None else a.reshape(-1)
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

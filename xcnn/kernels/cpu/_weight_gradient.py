@@ -10,6 +10,7 @@ copied, and width for the channels of b that are copied together, a block.
 
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._tables import array
 from xcnn.kernels.cpu._transpose import transpose
 
 __all__ = ["ROWS", "TERMS", "collect", "keep", "weight_gradient"]
@@ -27,10 +28,7 @@ def keep(dy, y, first, count, masked):
 
 
 @compiled
-def weight_gradient(
-    a, b, a_y, b_y, sums, counts, a_pixels, rows, places, windows, offsets, runs, columns, room, images, first, last,
-    block, end, masked, bs, ys,
-):  # fmt: skip
+def weight_gradient(a, b, a_y, b_y, sums, tables, first, last, block, end, masked, bs, ys):
     """Set the sums of blocks `block` .. `end` - 1 to the products of images first .. last - 1.
 
     Parameters
@@ -38,14 +36,21 @@ def weight_gradient(
     a, b : (n, channels, pixels), flat.
     a_y, b_y : y, if that of the two is dy and masked to where y is not 0; else empty.
     sums : for each block, row of kernel positions and channel of a in its group, `columns` numbers, flat.
-    counts : (3,), groups, and channels of a and b in each.
-    rows : (width,), where the channels of a block of b begin.
-    places : (pixels of b,), where each is stored in an image of `bs`, which takes `room` numbers.
-    windows, offsets : for each window of `images` images, where it begins in bs, and where it is in a.
-    runs, columns : where the rows of kernel positions begin in bs, and how many numbers each has.
+    tables : these numbers and arrays.
+
+        - groups, and channels of a and b in each
+        - pixels of a map of a
+        - images that are multiplied together, and how many numbers each takes in bs
+        - columns: how many numbers the vectors of a row of kernel positions have
+        - where the channels of a block of b begin, and where its pixels are stored in bs
+        - for each window of the images, where it begins in bs, and where it is in a
+        - where the rows of kernel positions begin in bs
     masked, bs, ys : memory; the padding in bs is 0.
     """
-    groups, ca, cb = counts
+    groups, ca, cb, a_pixels = tables[1], tables[2], tables[3], tables[4]
+    images, room, columns = tables[5], tables[6], tables[7]
+    rows, places, windows = array(tables, 0), array(tables, 1), array(tables, 2)
+    offsets, runs = array(tables, 3), array(tables, 4)
     width, b_pixels, step = rows.size, places.size, ys.size // ROWS
     per_group, count = -(-cb // width), windows.size // images
     for n in range(first, last, images):
@@ -62,10 +67,10 @@ def weight_gradient(
             channel = g * cb + min(at % per_group * width, cb - width)
             for i in range(many):
                 transpose(b_in, ((b_n + i) * groups * cb + channel) * b_pixels, rows, bs, i * room, places)
-            for r in range(0, ca, ROWS):
-                channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
-                for k in range(0, terms, TERMS):
-                    begin, stop = k, min(k + TERMS, terms)
+            for k in range(0, terms, TERMS):
+                begin, stop = k, min(k + TERMS, terms)
+                for r in range(0, ca, ROWS):
+                    channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
                     for j in range(runs.size):
                         multiply(
                             bs, runs[j], windows[begin:stop], a_in, a0, a_pixels, offsets[begin:stop], ys, 0, step,
@@ -82,28 +87,29 @@ def weight_gradient(
 
 
 @compiled
-def collect(parts, counts, width, runs, columns, out, strides, first, last):
+def collect(parts, tables, swapped, out, first, last):
     """Set the weight gradient of channels first .. last - 1 of a, of all groups, to the sum of the parts.
 
     Parameters
     ----------
     parts : (p, numbers), each as `sums` above.
-    runs : number of rows of kernel positions.
-    out, strides : the flat gradient, and its distances between groups, channels of a, and channels of b.
+    tables : as above.
+    swapped : if not 0, a is x, and out is (groups, channels of x, channels of dy).
+    out : flat.
     """
-    _, ca, cb = counts
-    per_group = -(-cb // width)
+    ca, cb, columns, width, runs = tables[2], tables[3], tables[7], array(tables, 0).size, array(tables, 4).size
+    per_group, taps = -(-cb // width), columns // width
+    all_taps = 1 if swapped else runs * taps
     for channel in range(first, last):
         g, o = divmod(channel, ca)
         for block in range(per_group):
-            start = g * strides[0] + o * strides[1] + min(block * width, cb - width) * strides[2]
+            start = (channel * cb + min(block * width, cb - width)) * all_taps
             for j in range(runs):
                 at = (((g * per_group + block) * runs + j) * ca + o) * columns
                 total = parts[0, at : at + columns]
                 for p in range(1, parts.shape[0]):
                     for k in range(columns):
                         total[k] += parts[p, at + k]
-                taps = columns // width
                 for q in range(taps):
                     for c in range(width):
-                        out[start + c * strides[2] + j * taps + q] = total[q * width + c]
+                        out[start + c * all_taps + j * taps + q] = total[q * width + c]

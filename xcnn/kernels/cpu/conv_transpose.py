@@ -12,7 +12,9 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._share import supports
 from xcnn.kernels.cpu.conv import convolution
-from xcnn.kernels.cpu.conv_gradients import bias_gradients, input_gradients, weight_gradients
+from xcnn.kernels.cpu.conv_gradients import bias_gradients
+from xcnn.kernels.cpu.input_gradients import input_gradients
+from xcnn.kernels.cpu.weight_gradients import weight_gradients
 
 __all__ = ["conv_transpose"]
 

@@ -4,16 +4,16 @@ Work is distributed over threads by images and by blocks of channels.
 """
 
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient
-from xcnn.kernels.cpu._grids import grid, padded_grid, phase_spans, steps_of
+from xcnn.kernels.cpu._grids import grid, pack, padded_grid, phase_spans, steps_of
 from xcnn.kernels.cpu._planes import STEP, planes
-from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
+from xcnn.kernels.cpu._share import flat
 from xcnn.kernels.cpu._simd import BYTES
 from xcnn.threads import parallel, parts
 
@@ -21,30 +21,42 @@ __all__ = ["input_gradients", "weight_gradients"]
 
 _PRODUCTS_PER_MICROSECOND = 20_000
 
-_numbers = itertools.count(-1_000_000, -1)
-
 Axes = tuple[Any, ...]
 
 
-class _Input(NamedTuple):
-    """The tables of `depthwise` for the input gradient, in its order, then the size of xs and the layout's number."""
+class _Layout(NamedTuple):
+    """What is counted from shapes: the tables for compiled code, the sizes of its memory, and how work is shared.
 
-    rows: np.ndarray
-    places: np.ndarray
-    out_rows: np.ndarray
-    out_places: np.ndarray
-    phases: np.ndarray
-    bases: np.ndarray
-    targets: np.ndarray
-    shifts: np.ndarray
-    taps: np.ndarray
-    size: int
+    Attributes
+    ----------
+    padded, memory : size of the memory with padding, names and sizes of the rest.
+    masked : size of the memory for a masked block, if dy is masked.
+    by_images, by_blocks, blocks : parts, and blocks of channels.
+    number : unique number of the layout.
+    """
+
+    tables: np.ndarray
+    padded: int
+    memory: dict[str, int]
+    masked: int
+    by_images: int
+    by_blocks: int
+    blocks: int
     number: int
 
 
+def _shared(tables: np.ndarray, padded: int, memory: dict[str, int], width: int, n: int, c: int, axes: Axes) -> _Layout:
+    blocks, outs = -(-c // width), math.prod(a.out for a in axes)
+    products = n * c * outs * math.prod(a.kernel for a in axes)
+    count = parts(n * blocks, products / _PRODUCTS_PER_MICROSECOND)
+    by_images = min(n, count)
+    by_blocks = max(1, min(blocks, count // by_images))
+    return _Layout(tables, padded, memory, width * outs, by_images, by_blocks, blocks, new_owner())
+
+
 @functools.lru_cache(maxsize=256)
-def _input(axes: Axes, width: int, lanes: int) -> _Input:
-    p, spans = planes(axes), phase_spans(axes)
+def _input(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
+    width, p, spans = min(lanes, c), planes(axes), phase_spans(axes)
     steps = [int(step) for step in p.axes[3 - len(axes) :, STEP]]
     outs, sizes, ones = [a.out for a in axes], [a.size for a in axes], [1] * len(axes)
     shifts = p.dx_shifts - p.dx_shifts.min()
@@ -56,111 +68,69 @@ def _input(axes: Axes, width: int, lanes: int) -> _Input:
     begins = np.cumsum(counts, axis=1) - counts
     chosen = np.concatenate(taps)
     size = max(int(places.max()), max(int(some.max()) for some in bases) + int(shifts.max())) + 1
-    return _Input(
+    tables = pack(
+        [c],
         np.arange(width) * math.prod(outs),
         places * lanes,
         np.arange(width) * math.prod(sizes),
         np.arange(math.prod(sizes)) * lanes,
-        np.ascontiguousarray(np.concatenate([begins, counts]).T),
+        np.concatenate([begins, counts]).T,
         np.concatenate(bases) * lanes,
         np.concatenate(targets) * lanes,
         shifts[chosen] * lanes,
         chosen,
-        size * lanes,
-        next(_numbers),
     )
-
-
-def _share(n: int, c: int, width: int, products: int) -> tuple[int, int, int]:
-    """Return the number of parts by images and by blocks of channels, and the number of blocks."""
-    blocks = -(-c // width)
-    count = parts(n * blocks, products / _PRODUCTS_PER_MICROSECOND)
-    by_images = min(n, count)
-    return by_images, max(1, min(blocks, count // by_images)), blocks
-
-
-def _flat(*arrays: np.ndarray | None) -> list[np.ndarray]:
-    given = next(a for a in arrays if a is not None)
-    return [np.empty(0, given.dtype) if a is None else np.ascontiguousarray(a).reshape(-1) for a in arrays]
-
-
-def input_gradients(dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes) -> np.ndarray:
-    """Return dx; dy is masked to where y is not 0, unless y is None."""
-    (n, c), dtype = dy.shape[:2], dy.dtype
-    lanes = BYTES // dy.itemsize
-    width = min(lanes, c)
-    f = _input(axes, width, lanes)
-    dx = np.empty((n, c, *(a.size for a in axes)), dtype)
-    dy_, y_, weight_, dx_ = _flat(dy, y, weight, dx)
-    by_images, by_blocks, blocks = _share(n, c, width, dy.size * f.taps.size)
-
-    def some(part: int) -> None:
-        i, b = divmod(part, by_blocks)
-        memory = {"dy": f.size, "dx": f.out_places.size * lanes, "w": f.taps.size * lanes}
-        masked = scratch(f.number, "masked", 0 if y is None else width * f.places.size, dtype)
-        depthwise(
-            dy_, y_, weight_, dx_, c, *f[:-2], n * i // by_images, n * (i + 1) // by_images,
-            blocks * b // by_blocks, blocks * (b + 1) // by_blocks, masked,
-            *(scratch(f.number, name, size, dtype) for name, size in memory.items()),
-        )  # fmt: skip
-
-    parallel(some, by_images * by_blocks)
-    return dx
-
-
-class _Weight(NamedTuple):
-    """The tables of `depthwise_weight_gradient`, in its order, then the size of xs and the number of the layout."""
-
-    rows: np.ndarray
-    places: np.ndarray
-    dy_rows: np.ndarray
-    dy_places: np.ndarray
-    bases: np.ndarray
-    shifts: np.ndarray
-    size: int
-    number: int
+    memory = size * lanes, {"dx": math.prod(sizes) * lanes, "w": chosen.size * lanes}
+    return _shared(tables, *memory, width, n, c, axes)
 
 
 @functools.lru_cache(maxsize=256)
-def _weight(axes: Axes, width: int, lanes: int) -> _Weight:
-    p, channels = padded_grid(axes), np.arange(width)
-    return _Weight(
+def _weight(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
+    width, p = min(lanes, c), padded_grid(axes)
+    channels = np.arange(width)
+    tables = pack(
+        [c],
         channels * p.pixels.size,
         p.pixels * lanes,
         channels * p.windows.size,
         np.arange(p.windows.size) * lanes,
         p.windows * lanes,
         p.taps * lanes,
-        p.size * lanes,
-        next(_numbers),
     )
+    memory = {"dy": p.windows.size * lanes, "sums": p.taps.size * lanes, "sums of an image": p.taps.size * lanes}
+    return _shared(tables, p.size * lanes, memory, width, n, c, axes)
+
+
+def _run(f: _Layout, n: int, dtype: Any, mask: np.ndarray | None, function: Any, *arrays: np.ndarray) -> None:
+    """Call a compiled function for all parts, with a part's first array of several in the last one of `arrays`."""
+    *inputs, out = arrays
+
+    def some(part: int) -> None:
+        i, b = divmod(part, f.by_blocks)
+        function(
+            *inputs, out[i] if out.ndim > 1 else out, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
+            f.blocks * b // f.by_blocks, f.blocks * (b + 1) // f.by_blocks,
+            scratch(0, "masked", 0 if mask is None else f.masked, dtype), cleared(f.number, "padded", f.padded, dtype),
+            *(scratch(0, name, size, dtype) for name, size in f.memory.items()),
+        )  # fmt: skip
+
+    parallel(some, f.by_images * f.by_blocks)
+
+
+def input_gradients(dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes) -> np.ndarray:
+    """Return dx; dy is masked to where y is not 0, unless y is None."""
+    n, c, dtype, size = dy.shape[0], dy.shape[1], dy.dtype, dy.itemsize
+    f = _input(axes, n, c, BYTES // size)
+    dx = np.empty((n, c, *(a.size for a in axes)), dtype)
+    _run(f, n, dtype, y, depthwise, flat(dy, size), flat(y, size), flat(weight, size), flat(dx, size))
+    return dx
 
 
 def weight_gradients(x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    (n, c), dtype = dy.shape[:2], dy.dtype
-    lanes = BYTES // dy.itemsize
-    width = min(lanes, c)
-    f = _weight(axes, width, lanes)
-    x_, dy_, y_ = _flat(x, dy, y)
-    by_images, by_blocks, blocks = _share(n, c, width, dy.size * f.shifts.size)
-    sums = np.empty((by_images, weight.size), dtype)
-
-    def some(part: int) -> None:
-        i, b = divmod(part, by_blocks)
-        memory = {
-            "x": f.size,
-            "windows": f.dy_places.size * lanes,
-            "sums": f.shifts.size * lanes,
-            "image": f.shifts.size * lanes,
-        }
-        masked = scratch(f.number, "masked", 0 if y is None else width * f.dy_places.size, dtype)
-        depthwise_weight_gradient(
-            x_, dy_, y_, sums[i], c, *f[:-2], n * i // by_images, n * (i + 1) // by_images,
-            blocks * b // by_blocks, blocks * (b + 1) // by_blocks, masked,
-            *(scratch(f.number, name, size, dtype) for name, size in memory.items()),
-        )  # fmt: skip
-
-    parallel(some, by_images * by_blocks)
-    total: np.ndarray = sums[0] if by_images == 1 else sums.sum(axis=0)
+    n, c, dtype, size = dy.shape[0], dy.shape[1], dy.dtype, dy.itemsize
+    f = _weight(axes, n, c, BYTES // size)
+    sums = np.empty((f.by_images, weight.size), dtype)
+    _run(f, n, dtype, y, depthwise_weight_gradient, flat(x, size), flat(dy, size), flat(y, size), sums)
+    total: np.ndarray = sums[0] if f.by_images == 1 else sums.sum(axis=0)
     return total.reshape(weight.shape)

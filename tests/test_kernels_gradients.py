@@ -1,0 +1,116 @@
+"""The gradients of convolutions: each way to them, against portable code in float64."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xcnn import ops, threads
+from xcnn._dispatch import portable
+
+pytest.importorskip("numba")
+
+from xcnn.kernels.cpu import weight_gradients
+from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._transpose import transpose
+
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@every_dtype
+def test_transposition_between_any_places(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    lanes = BYTES // np.dtype(dtype).itemsize
+    for r, c in [(1, 5), (lanes, lanes), (lanes + 1, 3 * lanes - 1), (lanes - 1, 40), (40, lanes - 1)]:
+        x = rng.standard_normal((r, 60)).astype(dtype)
+        y = np.full(100 * 50, 9, dtype)
+        places = rng.permutation(99)[:c] * 50
+        transpose(x.reshape(-1), 3, np.arange(r) * 60, y, 2, places)
+        expected = np.full(100 * 50, 9, dtype)
+        for j, place in enumerate(places):
+            expected[2 + place : 2 + place + r] = x[:, 3 + j]
+        np.testing.assert_array_equal(y, expected)
+
+
+def check(dtype: str, x: Any, weight: Any, rank: int, **options: Any) -> None:
+    """Compare the gradients with those of portable code in float64, in units of rounding, for 1 and for 3 threads."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in (x, weight, weight[:1])]
+    conv = getattr(ops, f"conv{rank}d")
+    y, backward = conv(*arrays, **options)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    gradients = backward(dy)
+    mask = dy * (y != 0 if options.pop("activation", None) else np.ones(()))
+    with portable(np):
+        wanted = conv(*map(np.float64, arrays), **options)[1](np.float64(mask))
+        sizes = conv(*(np.abs(np.float64(a)) for a in arrays), **options)[1](np.abs(np.float64(mask)))
+    places = len(y) * math.prod(y.shape[2:])
+    terms = weight[0] // options.get("groups", 1) * math.prod(weight[2:]), places, places
+    for actual, exact, size, many in zip(gradients, wanted, sizes, terms, strict=True):
+        assert np.all(np.abs(actual - exact) <= 2 * np.finfo(dtype).eps * math.sqrt(many) * size)
+    before = threads.get_num_threads()
+    for count in (1, 3):
+        threads.set_num_threads(count)
+        again = backward(dy)
+        threads.set_num_threads(before)
+        for one, other in zip(gradients, again, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("x", "c_of_group", "kernel", "options"),
+    [
+        ((3, 5, 9, 8), 5, (3, 3), {"padding": 1}),
+        (
+            (2, 40, 13, 7),
+            20,
+            (3, 2),
+            {"stride": (1, 2), "padding": ((2, 0), (0, 1)), "groups": 2, "activation": "relu"},
+        ),
+        ((2, 33, 11, 12), 33, (2, 3), {"dilation": (1, 2), "stride": 2}),
+        ((1, 70, 1500), 70, (3,), {"stride": 3, "padding": 4}),
+        ((3, 18, 5, 6, 4), 18, (2, 1, 3), {"stride": (2, 1, 1), "padding": (1, 0, 1)}),
+        ((20, 24, 4, 4), 24, (1, 1), {"activation": "relu"}),
+        ((3, 40, 7, 9), 20, (1, 1), {"stride": (2, 3), "groups": 2}),
+        ((2, 17, 40, 40), 17, (1, 1), {}),
+        ((1, 18, 20, 2), 18, (1, 1), {"stride": (1, 2)}),
+        ((1, 17, 8, 10), 17, (1, 1), {"stride": (2, 1), "padding": ((0, 2), (0, 1))}),
+    ],
+)
+def test_every_way_to_the_gradients(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, c_of_group: int, kernel: Any, options: Any
+) -> None:
+    """Choose vectors of pixels or of channels of x or dy, whatever is cheapest; all must be right."""
+    weight = (34, c_of_group, *kernel)
+    ways = [weight_gradients._pixels, lambda *shapes: weight_gradients._windows(*shapes, False)]
+    if math.prod(kernel) == 1 and "padding" not in options:
+        ways.append(lambda *shapes: weight_gradients._windows(*shapes, True))
+    for way in ways:
+        monkeypatch.setattr(weight_gradients, "_way", way)
+        check(dtype, x, weight, len(kernel), **options)
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("x", "kernel", "options"),
+    [
+        ((3, 25, 9, 8), (3, 3), {"padding": 1, "activation": "relu"}),
+        ((2, 5, 8, 31), (5, 2), {"stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)}),
+        ((2, 40, 300), (7,), {"stride": 2}),
+        ((2, 25, 5, 1, 6), (3, 2, 1), {"stride": (3, 2, 3), "padding": ((1, 1), (1, 0), (0, 1))}),  # phases of no pixel
+    ],
+)
+def test_depthwise_convolutions(dtype: str, x: Any, kernel: Any, options: Any) -> None:
+    check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
+
+
+def test_a_gradient_of_large_maps_hardly_rounds_more_than_one_of_small_maps() -> None:
+    """Terms that are alike: added one after another, each sum would be wrong in its fourth digit."""
+    for groups, channels in ((1, 48), (48, 1)):
+        x, weight = np.full((2, 48, 200, 200), 0.1, np.float32), np.zeros((48, channels, 1, 1), np.float32)
+        y, backward = ops.conv2d(x, weight, groups=groups)
+        dy = np.full(y.shape, 0.1, np.float32)
+        dweight = backward(dy, (False, True, False))[1]
+        np.testing.assert_allclose(dweight, 80_000 * np.float64(x.flat[0]) ** 2, rtol=1e-5)
