@@ -42,45 +42,41 @@ _LEAST_ROWS = 256
 
 
 @intrinsic
-def _copy(_: Any, source: Any, s0: Any, target: Any, t0: Any, length: Any) -> Any:
-    """Copy adjacent numbers."""
+def _pack(
+    _: Any, b: Any, b0: Any, row: Any, column: Any, rows: Any, columns: Any, panel: Any, p0: Any, width: Any
+) -> Any:
+    """Copy a part of b, one of whose steps is 1, to rows of a panel, `width` apart; may write whole vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_, s0_, target_, t0_, length_ = arguments
-        emit = Emitter(context, builder, source)
-        begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
-        for j, lanes in emit.pieces(length_):
-            emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
+        b_, b0_, row_, column_, rows_, columns_, panel_, p0_, width_ = arguments
+        emit, zero = Emitter(context, builder, b), _INT(0)
+        source, target, square = emit.pointer(b, b_, b0_), emit.pointer(panel, panel_, p0_), _INT(emit.lanes)
+        with builder.if_else(builder.icmp_signed("==", column_, _INT(1))) as (as_it_is, transposed):
+            with as_it_is, cgutils.for_range(builder, rows_) as loop:
+                begin, end = emit.at(source, (loop.index, row_)), emit.at(target, (loop.index, width_))
+                for j, lanes in emit.pieces(columns_):
+                    emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
+            with transposed:
+                # In squares; the last one begins before the end of the others, if there are not too few rows for one.
+                large = builder.select(builder.icmp_signed(">=", rows_, square), rows_, zero)
+                small = builder.sub(rows_, large)
+                with cgutils.for_range_slice(builder, zero, columns_, square) as (j, _):
+                    last, line = builder.sub(columns_, _INT(1)), builder.gep(target, [j])
+                    lines = [emit.smaller(builder.add(j, _INT(i)), last) for i in range(emit.lanes)]
+                    begins = [emit.at(source, (one, column_)) for one in lines]
+                    with cgutils.for_range_slice(builder, zero, large, square) as (i, _):
+                        at = emit.smaller(i, builder.sub(rows_, square))
+                        turned = emit.transpose([emit.load(builder.gep(begin, [at])) for begin in begins])
+                        for k, vector in enumerate(turned):
+                            emit.store(vector, emit.at(line, (builder.add(at, _INT(k)), width_)))
+                    with cgutils.for_range_slice(builder, zero, small, _INT(1)) as (i, _):
+                        for k, begin in enumerate(begins):
+                            number = builder.load(builder.gep(begin, [i]))
+                            builder.store(number, builder.gep(emit.at(line, (i, width_)), [_INT(k)]))
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(source, n, target, n, n), generate
-
-
-@intrinsic
-def _turn(_: Any, source: Any, s0: Any, s_step: Any, rows: Any, target: Any, t0: Any, t_step: Any) -> Any:
-    """Transpose a square as large as a vector; of its rows, those from `rows` on are the last one again."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_, s0_, s_step_, rows_, target_, t0_, t_step_ = arguments
-        emit = Emitter(context, builder, source)
-        begin, end, last = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_), _INT(1)
-        last = builder.sub(rows_, _INT(1))
-        square = [emit.load(emit.at(begin, (emit.smaller(_INT(i), last), s_step_))) for i in range(emit.lanes)]
-        half = emit.lanes // 2
-        while half:  # exchange the quarters at the upper right and lower left of each square of this size
-            for i in (i for i in range(emit.lanes) if not i & half):
-                upper, lower = square[i], square[i + half]
-                lanes = [lane if not lane & half else emit.lanes + lane - half for lane in range(emit.lanes)]
-                square[i] = emit.shuffle(upper, lower, lanes)
-                square[i + half] = emit.shuffle(upper, lower, [lane + half for lane in lanes])
-            half //= 2
-        for i, row in enumerate(square):
-            emit.store(row, emit.at(end, (i, t_step_)))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(source, n, n, n, target, n, n), generate
+    return types.void(b, n, n, n, n, n, panel, n, n), generate
 
 
 @intrinsic
@@ -133,23 +129,6 @@ def finish(
 
     n, yes, number = types.intp, types.boolean, types.float64
     return types.void(source, n, target, n, n, yes, yes, scale, shift, n, residual, number, number), generate
-
-
-@compiled
-def _pack(b, b0, row, column, rows, columns, panel, p0, width):
-    """Copy a part of b, one of whose steps is 1, to a panel."""
-    if column == 1:
-        for i in range(rows):
-            _copy(b, b0 + i * row, panel, p0 + i * width, columns)
-        return
-    lanes = BYTES // b.itemsize
-    for j in range(0, columns, lanes):
-        for i in range(0, rows if rows >= lanes else 0, lanes):
-            at = min(i, rows - lanes)  # some are copied twice
-            _turn(b, b0 + j * column + at, column, columns - j, panel, p0 + at * width + j, width)
-    for i in range(rows if rows < lanes else 0):
-        for j in range(columns):
-            panel[p0 + i * width + j] = b[b0 + j * column + i]
 
 
 @compiled

@@ -129,6 +129,18 @@ class Emitter:
         """Return the vector of some lanes of a and, counted after these, of b."""
         return self.builder.shuffle_vector(a, b, self.lane_list(lanes))
 
+    def transpose(self, square: list[Any]) -> list[Any]:
+        """Return the columns of as many vectors as a vector has lanes."""
+        half = self.lanes // 2
+        while half:  # exchange the upper right and the lower left quarter of all squares of this size
+            for i in (i for i in range(self.lanes) if not i & half):
+                upper, lower = square[i], square[i + half]
+                lanes = [lane if not lane & half else self.lanes + lane - half for lane in range(self.lanes)]
+                square[i] = self.shuffle(upper, lower, lanes)
+                square[i + half] = self.shuffle(upper, lower, [lane + half for lane in lanes])
+            half //= 2
+        return square
+
     def pieces(self, length: Any) -> Iterator[tuple[Any, int]]:
         """Divide 0 .. length - 1 into vectors, and what is left into shorter ones; yields first indices and lanes."""
         first = self.builder.and_(length, _INT(-self.lanes))
