@@ -21,9 +21,10 @@ from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter, strip
 from xcnn.threads import parallel, parts
 
-__all__ = ["After", "finish", "matrix_product"]
+__all__ = ["ONE", "After", "finish", "matrix_product"]
 
-_FLOPS_PER_MICROSECOND = 160_000
+_FLOPS_PER_MICROSECOND, _NUMBERS_PER_MICROSECOND = 160_000, 4000
+"""Speed of a thread: of its arithmetic, and of what it reads and writes."""
 
 _TERMS = 256
 """Products that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
@@ -31,10 +32,13 @@ _TERMS = 256
 _ROWS = 8
 """Rows of a tile."""
 
-_ROOM = 1 << 19
+_ROOM = 524288
 """Bytes of the panels that are packed at once."""
 
-_FEW = 8
+_AHEAD = 16
+"""Rows of b that are read ahead while one is packed: they are far apart, so that processors do not foresee them."""
+
+_FEW = 4
 """With at most this many rows of a, packing b would take longer than multiplying it."""
 
 _LEAST_ROWS = 256
@@ -54,7 +58,9 @@ def _pack(
         with builder.if_else(builder.icmp_signed("==", column_, _INT(1))) as (as_it_is, transposed):
             with as_it_is, cgutils.for_range(builder, rows_) as loop:
                 begin, end = emit.at(source, (loop.index, row_)), emit.at(target, (loop.index, width_))
+                later = emit.at(begin, (row_, 1), scale=_AHEAD)
                 for j, lanes in emit.pieces(columns_):
+                    emit.prefetch(builder.gep(later, [j]))
                     emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
             with transposed:
                 # In squares; the last one begins before the end of the others, if there are not too few rows for one.
@@ -66,6 +72,8 @@ def _pack(
                     begins = [emit.at(source, (one, column_)) for one in lines]
                     with cgutils.for_range_slice(builder, zero, large, square) as (i, _):
                         at = emit.smaller(i, builder.sub(rows_, square))
+                        for begin in begins:
+                            emit.prefetch(builder.gep(emit.at(begin, (square, column_)), [at]))
                         turned = emit.transpose([emit.load(builder.gep(begin, [at])) for begin in begins])
                         for k, vector in enumerate(turned):
                             emit.store(vector, emit.at(line, (builder.add(at, _INT(k)), width_)))
@@ -150,9 +158,11 @@ def _product(
             many = n if direct else max(1, panels.size // (count * width)) * width
             for left in range(0, n, many):
                 right = min(n, left + many)
-                for j in range(left, left if direct else right, width):
-                    at, columns = b0 + term * b_row + j * b_column, min(width, right - j)
-                    _pack(b, at, b_row, b_column, count, columns, panels, (j - left) * count, width)
+                some = 1 if b_column == 1 else count  # a whole row of b, which is adjacent, or all rows of a panel
+                for p in range(0, 0 if direct else count, some):
+                    for j in range(left, right, width):
+                        at, columns = b0 + (term + p) * b_row + j * b_column, min(width, right - j)
+                        _pack(b, at, b_row, b_column, some, columns, panels, (j - left) * count + p * width, width)
                 for r in range(0, m, _ROWS):
                     rows = min(_ROWS, m - r)
                     for j in range(left, right, width):
@@ -169,7 +179,9 @@ def _product(
                             )  # fmt: skip
 
 
-_ONE = np.zeros((1, 3), np.int64)
+ONE = np.zeros((1, 3), np.int64)
+"""The starts of one product."""
+
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
 _INDEX = np.dtype(np.int64)
 
@@ -203,7 +215,7 @@ _NOTHING = After()
 
 def matrix_product(
     a: np.ndarray, a_row: int, a_column: int, b: np.ndarray, b_row: int, b_column: int, c: np.ndarray,
-    m: int, n: int, k: int, starts: np.ndarray = _ONE, after: After = _NOTHING,
+    m: int, n: int, k: int, starts: np.ndarray = ONE, after: After = _NOTHING,
 ) -> None:  # fmt: skip
     """Set c to a @ b and apply what follows.
 
@@ -227,7 +239,8 @@ def matrix_product(
         )  # fmt: skip
 
     rows, columns = m // _LEAST_ROWS, n // (3 * lanes)
-    count = parts(products if products > 1 else max(rows, columns), 2 * m * n * k * products / _FLOPS_PER_MICROSECOND)
+    microseconds = 2 * m * n * k / _FLOPS_PER_MICROSECOND + (m * k + k * n + m * n) / _NUMBERS_PER_MICROSECOND
+    count = parts(products if products > 1 else max(rows, columns), products * microseconds)
 
     def part(number: int) -> None:
         if products > 1:

@@ -104,6 +104,13 @@ class Emitter:
     def store(self, value: Any, pointer: Any) -> None:
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=self.align)
 
+    def prefetch(self, pointer: Any) -> None:
+        """Begin to read the line at a pointer, which need not be valid, into the second-level cache."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _LANE, _LANE, _LANE])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [pointer, _LANE(0), _LANE(2), _LANE(1)])
+
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """Make vectors of zeros, which become registers."""
         sums = [[cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)] for _ in range(rows)]
