@@ -214,18 +214,26 @@ _NOTHING = After()
 
 
 def matrix_product(
-    a: np.ndarray, a_row: int, a_column: int, b: np.ndarray, b_row: int, b_column: int, c: np.ndarray,
-    m: int, n: int, k: int, starts: np.ndarray = ONE, after: After = _NOTHING,
-) -> None:  # fmt: skip
+    a: np.ndarray,
+    a_steps: tuple[int, int],
+    b: np.ndarray,
+    b_steps: tuple[int, int],
+    c: np.ndarray,
+    sizes: tuple[int, int, int],
+    starts: np.ndarray = ONE,
+    after: After = _NOTHING,
+) -> None:
     """Set c to a @ b and apply what follows.
 
     Parameters
     ----------
-    a, b : arrays that hold a (m, k) and b (k, n), whose entries are `_row` and `_column` apart once the arrays are
-        contiguous; one of the steps of b is 1.
+    a, b : arrays that hold a (m, k) and b (k, n).
+    a_steps, b_steps : how far apart rows and columns are once the arrays are contiguous; one of the steps of b is 1.
     c : a contiguous array that holds c (m, n).
+    sizes : (m, n, k).
     starts : the first entries (products, 3) of the matrices of several products.
     """
+    (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
     a, b, c = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), c.reshape(-1)
     size, dtype, products = c.itemsize, c.dtype, len(starts)
     lanes, operands = BYTES // size, after.arguments(c.dtype)

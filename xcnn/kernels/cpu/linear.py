@@ -64,7 +64,7 @@ def _product(x: np.ndarray, weight: np.ndarray, after: After) -> np.ndarray:
         arguments = np.ascontiguousarray(x), np.ascontiguousarray(weight), y, *after.arguments(x.dtype)
         share(_dots, weight.size, *arguments, n=o)
     else:
-        matrix_product(x, i, 1, weight, 1, i, y, n, o, i, after=after)
+        matrix_product(x, (i, 1), weight, (1, i), y, (n, o, i), after=after)
     return y
 
 
@@ -87,13 +87,13 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
             gradient(activation, y, source, dy, serial=False)
         if needs[0]:
             dx = np.empty((n, i), x.dtype)
-            matrix_product(dy, o, 1, weight, i, 1, dx, n, i, o)
+            matrix_product(dy, (o, 1), weight, (i, 1), dx, (n, i, o))
         if needs[1]:
             dweight = np.empty((o, i), x.dtype)
-            matrix_product(dy, 1, o, x, i, 1, dweight, o, i, n)
+            matrix_product(dy, (1, o), x, (i, 1), dweight, (o, i, n))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
-            matrix_product(_ONES[x.dtype], 0, 0, dy, o, 1, dbias, 1, o, n)
+            matrix_product(_ONES[x.dtype], (0, 0), dy, (o, 1), dbias, (1, o, n))
         return dx, dweight, dbias
 
     return result, backward
@@ -137,7 +137,7 @@ def _times(a: np.ndarray, b: np.ndarray, turned: tuple[bool, bool], shape: tuple
         counts = [np.arange(math.prod(lead)).reshape(lead) for lead in (a.shape[:-2], b.shape[:-2], batch)]
         steps = zip(counts, (ar * ac, br * bc, m * n), strict=True)
         starts = np.stack([np.broadcast_to(count * step, batch).reshape(-1) for count, step in steps], 1)
-    matrix_product(a, *a_steps, b, *b_steps, c, m, n, k, starts=starts)
+    matrix_product(a, a_steps, b, b_steps, c, (m, n, k), starts)
     if not shape or shape == c.shape:
         return c
     before = c.ndim - len(shape)
