@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(1, 10), (7, 1), (64, 10), (3, 4000), (5, 4000)])
+@pytest.mark.parametrize("shape", [(1, 10), (7, 1), (64, 10), (2, 9001), (450, 1000)])
 @pytest.mark.parametrize(
     "options", [{}, {"reduction": "sum"}, {"ignore_index": 0}, {"ignore_index": 0, "weight": None}]
 )

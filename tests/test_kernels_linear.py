@@ -101,3 +101,24 @@ def test_blocks_and_parts_have_the_results_of_portable_code(
     for actual, exact, terms in zip(once, expected, (i, o, n, n, i), strict=True):
         assert actual.dtype == dtype
         np.testing.assert_allclose(actual, exact, rtol=1e3 * eps, atol=40 * eps * terms)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 3, 5, 9), (2, 3, 9, 70)), ((3, 1, 40, 300), (4, 300, 3)), ((6, 7), (2, 2, 7, 33)), ((90, 257), (257, 1))],
+    ids=str,
+)
+def test_stacks_of_matrices_have_the_products_of_portable_code(shapes: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, other = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    with portable(np):
+        wanted, wanted_backward = ops.matmul(x, other)
+    dy = rng.standard_normal(wanted.shape).astype(dtype)
+    for strided in (False, True):
+        if strided:
+            x, other = (np.repeat(a, 2, axis=-1)[..., ::2] for a in (x, other))
+        y, backward = ops.matmul(x, other)
+        for actual, exact in zip((y, *backward(dy)), (wanted, *wanted_backward(dy)), strict=True):
+            assert actual.dtype == dtype
+            np.testing.assert_allclose(actual, exact, rtol=0, atol=1e3 * np.finfo(dtype).eps)

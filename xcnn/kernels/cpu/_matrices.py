@@ -21,9 +21,10 @@ from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter, strip
 from xcnn.threads import parallel, parts
 
-__all__ = ["After", "finish", "matrix_product"]
+__all__ = ["ONE", "After", "finish", "matrix_product"]
 
-_FLOPS_PER_MICROSECOND = 160_000
+_FLOPS_PER_MICROSECOND, _NUMBERS_PER_MICROSECOND = 160_000, 4000
+"""Speed of a thread: of its arithmetic, and of what it reads and writes."""
 
 _TERMS = 256
 """Products that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
@@ -31,10 +32,13 @@ _TERMS = 256
 _ROWS = 8
 """Rows of a tile."""
 
-_ROOM = 1 << 19
+_ROOM = 524288
 """Bytes of the panels that are packed at once."""
 
-_FEW = 8
+_AHEAD = 16
+"""Rows of b that are read ahead while one is packed: they are far apart, so that processors do not foresee them."""
+
+_FEW = 4
 """With at most this many rows of a, packing b would take longer than multiplying it."""
 
 _LEAST_ROWS = 256
@@ -42,45 +46,45 @@ _LEAST_ROWS = 256
 
 
 @intrinsic
-def _copy(_: Any, source: Any, s0: Any, target: Any, t0: Any, length: Any) -> Any:
-    """Copy adjacent numbers."""
+def _pack(
+    _: Any, b: Any, b0: Any, row: Any, column: Any, rows: Any, columns: Any, panel: Any, p0: Any, width: Any
+) -> Any:
+    """Copy a part of b, one of whose steps is 1, to rows of a panel, `width` apart; may write whole vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_, s0_, target_, t0_, length_ = arguments
-        emit = Emitter(context, builder, source)
-        begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
-        for j, lanes in emit.pieces(length_):
-            emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
+        b_, b0_, row_, column_, rows_, columns_, panel_, p0_, width_ = arguments
+        emit, zero = Emitter(context, builder, b), _INT(0)
+        source, target, square = emit.pointer(b, b_, b0_), emit.pointer(panel, panel_, p0_), _INT(emit.lanes)
+        with builder.if_else(builder.icmp_signed("==", column_, _INT(1))) as (as_it_is, transposed):
+            with as_it_is, cgutils.for_range(builder, rows_) as loop:
+                begin, end = emit.at(source, (loop.index, row_)), emit.at(target, (loop.index, width_))
+                later = emit.at(begin, (row_, 1), scale=_AHEAD)
+                for j, lanes in emit.pieces(columns_):
+                    emit.prefetch(builder.gep(later, [j]))
+                    emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
+            with transposed:
+                # In squares; the last one begins before the end of the others, if there are not too few rows for one.
+                large = builder.select(builder.icmp_signed(">=", rows_, square), rows_, zero)
+                small = builder.sub(rows_, large)
+                with cgutils.for_range_slice(builder, zero, columns_, square) as (j, _):
+                    last, line = builder.sub(columns_, _INT(1)), builder.gep(target, [j])
+                    lines = [emit.smaller(builder.add(j, _INT(i)), last) for i in range(emit.lanes)]
+                    begins = [emit.at(source, (one, column_)) for one in lines]
+                    with cgutils.for_range_slice(builder, zero, large, square) as (i, _):
+                        at = emit.smaller(i, builder.sub(rows_, square))
+                        for begin in begins:
+                            emit.prefetch(builder.gep(emit.at(begin, (square, column_)), [at]))
+                        turned = emit.transpose([emit.load(builder.gep(begin, [at])) for begin in begins])
+                        for k, vector in enumerate(turned):
+                            emit.store(vector, emit.at(line, (builder.add(at, _INT(k)), width_)))
+                    with cgutils.for_range_slice(builder, zero, small, _INT(1)) as (i, _):
+                        for k, begin in enumerate(begins):
+                            number = builder.load(builder.gep(begin, [i]))
+                            builder.store(number, builder.gep(emit.at(line, (i, width_)), [_INT(k)]))
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(source, n, target, n, n), generate
-
-
-@intrinsic
-def _turn(_: Any, source: Any, s0: Any, s_step: Any, rows: Any, target: Any, t0: Any, t_step: Any) -> Any:
-    """Transpose a square as large as a vector; of its rows, those from `rows` on are the last one again."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_, s0_, s_step_, rows_, target_, t0_, t_step_ = arguments
-        emit = Emitter(context, builder, source)
-        begin, end, last = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_), _INT(1)
-        last = builder.sub(rows_, _INT(1))
-        square = [emit.load(emit.at(begin, (emit.smaller(_INT(i), last), s_step_))) for i in range(emit.lanes)]
-        half = emit.lanes // 2
-        while half:  # exchange the quarters at the upper right and lower left of each square of this size
-            for i in (i for i in range(emit.lanes) if not i & half):
-                upper, lower = square[i], square[i + half]
-                lanes = [lane if not lane & half else emit.lanes + lane - half for lane in range(emit.lanes)]
-                square[i] = emit.shuffle(upper, lower, lanes)
-                square[i + half] = emit.shuffle(upper, lower, [lane + half for lane in lanes])
-            half //= 2
-        for i, row in enumerate(square):
-            emit.store(row, emit.at(end, (i, t_step_)))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(source, n, n, n, target, n, n), generate
+    return types.void(b, n, n, n, n, n, panel, n, n), generate
 
 
 @intrinsic
@@ -136,23 +140,6 @@ def finish(
 
 
 @compiled
-def _pack(b, b0, row, column, rows, columns, panel, p0, width):
-    """Copy a part of b, one of whose steps is 1, to a panel."""
-    if column == 1:
-        for i in range(rows):
-            _copy(b, b0 + i * row, panel, p0 + i * width, columns)
-        return
-    lanes = BYTES // b.itemsize
-    for j in range(0, columns, lanes):
-        for i in range(0, rows if rows >= lanes else 0, lanes):
-            at = min(i, rows - lanes)  # some are copied twice
-            _turn(b, b0 + j * column + at, column, columns - j, panel, p0 + at * width + j, width)
-    for i in range(rows if rows < lanes else 0):
-        for j in range(columns):
-            panel[p0 + i * width + j] = b[b0 + j * column + i]
-
-
-@compiled
 def _product(
     a, a_row, a_column, b, b_row, b_column, c, c_row, starts, m, n, k, direct, panels, tile, index,
     scale, shift, residual, low, high,
@@ -171,9 +158,11 @@ def _product(
             many = n if direct else max(1, panels.size // (count * width)) * width
             for left in range(0, n, many):
                 right = min(n, left + many)
-                for j in range(left, left if direct else right, width):
-                    at, columns = b0 + term * b_row + j * b_column, min(width, right - j)
-                    _pack(b, at, b_row, b_column, count, columns, panels, (j - left) * count, width)
+                some = 1 if b_column == 1 else count  # a whole row of b, which is adjacent, or all rows of a panel
+                for p in range(0, 0 if direct else count, some):
+                    for j in range(left, right, width):
+                        at, columns = b0 + (term + p) * b_row + j * b_column, min(width, right - j)
+                        _pack(b, at, b_row, b_column, some, columns, panels, (j - left) * count + p * width, width)
                 for r in range(0, m, _ROWS):
                     rows = min(_ROWS, m - r)
                     for j in range(left, right, width):
@@ -190,7 +179,9 @@ def _product(
                             )  # fmt: skip
 
 
-_ONE = np.zeros((1, 3), np.int64)
+ONE = np.zeros((1, 3), np.int64)
+"""The starts of one product."""
+
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
 _INDEX = np.dtype(np.int64)
 
@@ -223,18 +214,26 @@ _NOTHING = After()
 
 
 def matrix_product(
-    a: np.ndarray, a_row: int, a_column: int, b: np.ndarray, b_row: int, b_column: int, c: np.ndarray,
-    m: int, n: int, k: int, starts: np.ndarray = _ONE, after: After = _NOTHING,
-) -> None:  # fmt: skip
+    a: np.ndarray,
+    a_steps: tuple[int, int],
+    b: np.ndarray,
+    b_steps: tuple[int, int],
+    c: np.ndarray,
+    sizes: tuple[int, int, int],
+    starts: np.ndarray = ONE,
+    after: After = _NOTHING,
+) -> None:
     """Set c to a @ b and apply what follows.
 
     Parameters
     ----------
-    a, b : arrays that hold a (m, k) and b (k, n), whose entries are `_row` and `_column` apart once the arrays are
-        contiguous; one of the steps of b is 1.
+    a, b : arrays that hold a (m, k) and b (k, n).
+    a_steps, b_steps : how far apart rows and columns are once the arrays are contiguous; one of the steps of b is 1.
     c : a contiguous array that holds c (m, n).
+    sizes : (m, n, k).
     starts : the first entries (products, 3) of the matrices of several products.
     """
+    (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
     a, b, c = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), c.reshape(-1)
     size, dtype, products = c.itemsize, c.dtype, len(starts)
     lanes, operands = BYTES // size, after.arguments(c.dtype)
@@ -248,7 +247,8 @@ def matrix_product(
         )  # fmt: skip
 
     rows, columns = m // _LEAST_ROWS, n // (3 * lanes)
-    count = parts(products if products > 1 else max(rows, columns), 2 * m * n * k * products / _FLOPS_PER_MICROSECOND)
+    microseconds = 2 * m * n * k / _FLOPS_PER_MICROSECOND + (m * k + k * n + m * n) / _NUMBERS_PER_MICROSECOND
+    count = parts(products if products > 1 else max(rows, columns), products * microseconds)
 
     def part(number: int) -> None:
         if products > 1:

@@ -99,6 +99,13 @@ class Emitter:
     def store(self, value: Any, pointer: Any) -> None:
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=self.align)
 
+    def prefetch(self, pointer: Any) -> None:
+        """Begin to read the line at a pointer, which need not be valid, into the second-level cache."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _LANE, _LANE, _LANE])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [pointer, _LANE(0), _LANE(2), _LANE(1)])
+
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """Make vectors of zeros, which become registers."""
         sums = [[cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)] for _ in range(rows)]
@@ -126,6 +133,18 @@ class Emitter:
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         """Return the vector of some lanes of a and, counted after these, of b."""
         return self.builder.shuffle_vector(a, b, self.lane_list(lanes))
+
+    def transpose(self, square: list[Any]) -> list[Any]:
+        """Return the columns of as many vectors as a vector has lanes."""
+        half = self.lanes // 2
+        while half:  # exchange the upper right and the lower left quarter of all squares of this size
+            for i in (i for i in range(self.lanes) if not i & half):
+                upper, lower = square[i], square[i + half]
+                lanes = [lane if not lane & half else self.lanes + lane - half for lane in range(self.lanes)]
+                square[i] = self.shuffle(upper, lower, lanes)
+                square[i + half] = self.shuffle(upper, lower, [lane + half for lane in lanes])
+            half //= 2
+        return square
 
     def pieces(self, length: Any) -> Iterator[tuple[Any, int]]:
         """Divide 0 .. length - 1 into vectors, and what is left into shorter ones; yields first indices and lanes."""
@@ -155,13 +174,13 @@ class Emitter:
         """Keep loads and stores on their side of this place; emits no instruction."""
         self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
-    def total(self, vector: Any) -> Any:
-        """Sum the lanes of a vector, by halves."""
+    def total(self, vector: Any, join: Callable[[Any, Any], Any] | None = None) -> Any:
+        """Sum the lanes of a vector by halves, or join them in another way."""
         half = self.lanes
         while half > 1:
             half //= 2
             upper = self.lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
-            vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, vector, upper))
+            vector = (join or self.builder.fadd)(vector, self.builder.shuffle_vector(vector, vector, upper))
         return self.builder.extract_element(vector, _LANE(0))
 
     @staticmethod

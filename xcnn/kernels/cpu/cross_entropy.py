@@ -5,56 +5,119 @@ all errors are left to the portable code.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._functions import Vectors
+from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._simd import _INT, Emitter
+from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.threads import parallel, parts
 
 __all__ = ["cross_entropy"]
 
-_MOST = 1 << 14
-"""The largest size of x; above it, NumPy's vectorised exponentials are faster."""
+_NUMBERS_PER_MICROSECOND = 1500
 
-_BLOCK = 128
-"""Terms per block of a sum: the square root of the largest number of terms."""
+_ROWS = 128
+"""Losses per block of their sum."""
+
+
+def _joined(
+    at: Emitter,
+    emit: Vectors,
+    length: Any,
+    value: Callable[[Any, Any], Any],
+    join: Callable[[Any, Any], Any],
+    least: Any,
+) -> Any:
+    """Return what `join` makes of vectors of values: of an index, and of a mask unless it is that of a whole vector."""
+    builder, lanes = at.builder, _INT(emit.lanes)
+    total, whole = cgutils.alloca_once_value(builder, least), builder.and_(length, _INT(-emit.lanes))
+    with cgutils.for_range_slice(builder, _INT(0), whole, lanes) as (j, _):
+        builder.store(join(builder.load(total), value(j, None)), total)
+    with builder.if_then(builder.icmp_signed("<", whole, length)):
+        mask = emit.first(builder.sub(length, whole))
+        builder.store(join(builder.load(total), emit.where(mask, value(whole, mask), least)), total)
+    return at.total(builder.load(total), join)
+
+
+def _load(at: Emitter, emit: Vectors, pointer: Any, mask: Any) -> Any:
+    return at.load(pointer) if mask is None else emit.load(at.builder.bitcast(pointer, emit.vector.as_pointer()), mask)
+
+
+@intrinsic
+def _largest(_: Any, x: Any, x0: Any, length: Any) -> Any:
+    """Return the largest of some numbers of x, NaN if there is one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, length_ = arguments
+        at, emit = Emitter(context, builder, x), Vectors(builder, x.dtype.bitwidth // 8)
+        begin = at.pointer(x, x_, x0_)
+        return _joined(
+            at, emit, length_, lambda j, mask: _load(at, emit, builder.gep(begin, [j]), mask), emit.maximum,
+            emit.constant(-math.inf),
+        )  # fmt: skip
+
+    return x.dtype(x, types.intp, types.intp), generate
+
+
+@intrinsic
+def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) -> Any:
+    """Set y to the exponentials of x less a number, in some places; return their sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, y_, x0_, length_, largest_ = arguments
+        at, emit = Emitter(context, builder, x), Vectors(builder, x.dtype.bitwidth // 8)
+        begin, end = at.pointer(x, x_, x0_), at.pointer(y, y_, x0_)
+        limit = at.broadcast(cgutils.alloca_once_value(builder, largest_))
+
+        def powers(j: Any, mask: Any) -> Any:
+            result = emit.exp(emit.subtract(_load(at, emit, builder.gep(begin, [j]), mask), limit))
+            place = builder.gep(end, [j])
+            if mask is None:
+                at.store(result, place)
+            else:
+                emit.store(result, builder.bitcast(place, emit.vector.as_pointer()), mask)
+            return result
+
+        return _joined(at, emit, length_, powers, emit.add, emit.constant(0.0))
+
+    return x.dtype(x, y, types.intp, types.intp, x.dtype), generate
 
 
 @compiled
-def _forward(x, target, ignored, p):
+def _forward(x, target, ignored, p, begin, end):
     """Set p to the softmax of x; return the summed loss and the number of rows, -1 if a label is out of range."""
-    rows, loss, block = 0, 0.0, 0.0
-    for n in range(x.shape[0]):
-        scores, row, label = x[n], p[n], target[n]
-        if label != ignored and (label < 0 or label >= scores.size):
+    rows, loss, block, classes = 0, 0.0, 0.0, x.shape[1]
+    for n in range(begin, end):
+        label = target[n]
+        if label != ignored and (label < 0 or label >= classes):
             return 0.0, -1
-        largest = scores[0]
-        for c in range(scores.size):
-            largest = scores[c] if scores[c] > largest or scores[c] != scores[c] else largest
-        mass = x.dtype.type(0)
-        for first in range(0, scores.size, _BLOCK):
-            part = x.dtype.type(0)
-            for c in range(first, min(first + _BLOCK, scores.size)):
-                row[c] = math.exp(scores[c] - largest)
-                part += row[c]
-            mass += part
-        for c in range(scores.size):
+        largest, mass, row = _largest(x, n * classes, classes), x.dtype.type(0), p[n]
+        for first in range(0, classes, BLOCK):
+            at = n * classes + first
+            mass += _exponentials(x, p, at, min(BLOCK, classes - first), largest)
+        for c in range(classes):
             row[c] /= mass
         if label != ignored:
-            block += math.log(mass) - (scores[label] - largest)
+            block += math.log(mass) - (x[n, label] - largest)
             rows += 1
-        if n % _BLOCK == _BLOCK - 1:
+        if n % _ROWS == _ROWS - 1:
             loss, block = loss + block, 0.0
     return loss + block, rows
 
 
 @compiled
-def _backward(p, target, ignored, factor, dx):
+def _backward(p, target, ignored, factor, dx, begin, end):
     """Set dx to `factor * (p - one-hot label)`."""
-    for n in range(p.shape[0]):
+    for n in range(begin, end):
         row, gradient, label = p[n], dx[n], target[n]
         if label == ignored:
             for c in range(row.size):
@@ -78,12 +141,20 @@ def cross_entropy(
     """Compute the cross entropy of rows of logits with class indices."""
     if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
         return NotImplemented
-    if not supports(x) or x.size > _MOST or target.dtype == np.uint64:
+    if not supports(x) or target.dtype == np.uint64:
         return NotImplemented
     p = np.empty(x.shape, x.dtype)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
-    total, rows = _forward(np.ascontiguousarray(x), target, ignore_index, p)
-    if rows < 0:
+    x, pieces = np.ascontiguousarray(x), parts(len(x), x.size / _NUMBERS_PER_MICROSECOND)
+    results = [(0.0, 0)] * pieces
+
+    def some(part: int) -> None:
+        begin, end = len(x) * part // pieces, len(x) * (part + 1) // pieces
+        results[part] = _forward(x, target, ignore_index, p, begin, end)
+
+    parallel(some, pieces)
+    total, rows = results[0] if pieces == 1 else map(sum, zip(*results, strict=True))
+    if any(rows < 0 for _, rows in results):
         return NotImplemented
     count = rows if reduction == "mean" else 1
     loss = total / count if count else math.nan
@@ -92,7 +163,8 @@ def cross_entropy(
         if not needs[0]:
             return None, None, None
         dx = np.empty(p.shape, p.dtype)
-        _backward(p, target, ignore_index, p.dtype.type(float(dy) / (count or 1)), dx)
+        factor = p.dtype.type(float(dy) / (count or 1))
+        share(_backward, 2 * p.size, p, target, ignore_index, factor, dx)
         return dx, None, None
 
     return x.dtype.type(loss), backward

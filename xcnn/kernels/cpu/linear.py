@@ -3,6 +3,7 @@
 `_matrices.py` multiplies. With a few rows, the time is that of reading the weights, so these are read once, in order.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import summing
-from xcnn.kernels.cpu._matrices import After, finish, matrix_product
+from xcnn.kernels.cpu._matrices import ONE, After, finish, matrix_product
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
-__all__ = ["linear", "linear_inference"]
+__all__ = ["linear", "linear_inference", "matmul"]
 
 _FEW_ROWS = 4
 """With at most this many images, y is computed by `_dots`."""
@@ -63,7 +64,7 @@ def _product(x: np.ndarray, weight: np.ndarray, after: After) -> np.ndarray:
         arguments = np.ascontiguousarray(x), np.ascontiguousarray(weight), y, *after.arguments(x.dtype)
         share(_dots, weight.size, *arguments, n=o)
     else:
-        matrix_product(x, i, 1, weight, 1, i, y, n, o, i, after=after)
+        matrix_product(x, (i, 1), weight, (1, i), y, (n, o, i), after=after)
     return y
 
 
@@ -86,13 +87,13 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
             gradient(activation, y, source, dy, serial=False)
         if needs[0]:
             dx = np.empty((n, i), x.dtype)
-            matrix_product(dy, o, 1, weight, i, 1, dx, n, i, o)
+            matrix_product(dy, (o, 1), weight, (i, 1), dx, (n, i, o))
         if needs[1]:
             dweight = np.empty((o, i), x.dtype)
-            matrix_product(dy, 1, o, x, i, 1, dweight, o, i, n)
+            matrix_product(dy, (1, o), x, (i, 1), dweight, (o, i, n))
         if needs[2] and has_bias:
             dbias = np.empty(o, x.dtype)
-            matrix_product(_ONES[x.dtype], 0, 0, dy, o, 1, dbias, 1, o, n)
+            matrix_product(_ONES[x.dtype], (0, 0), dy, (o, 1), dbias, (1, o, n))
         return dx, dweight, dbias
 
     return result, backward
@@ -122,3 +123,38 @@ def linear_inference(
     if interval is None:
         in_place(activation, y, serial=False)
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _times(a: np.ndarray, b: np.ndarray, turned: tuple[bool, bool], shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Return the product of stacks of matrices, or of their transposes, summed to a shape if one is given."""
+    (ar, ac), (br, bc) = a.shape[-2:], b.shape[-2:]
+    m, k, a_steps = (ac, ar, (1, ac)) if turned[0] else (ar, ac, (ac, 1))
+    n, b_steps = (br, (1, bc)) if turned[1] else (bc, (bc, 1))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    c = np.empty((*batch, m, n), a.dtype)
+    starts = ONE
+    if batch:
+        counts = [np.arange(math.prod(lead)).reshape(lead) for lead in (a.shape[:-2], b.shape[:-2], batch)]
+        steps = zip(counts, (ar * ac, br * bc, m * n), strict=True)
+        starts = np.stack([np.broadcast_to(count * step, batch).reshape(-1) for count, step in steps], 1)
+    matrix_product(a, a_steps, b, b_steps, c, (m, n, k), starts)
+    if not shape or shape == c.shape:
+        return c
+    before = c.ndim - len(shape)
+    axes = [axis for axis in range(len(batch)) if axis < before or c.shape[axis] != shape[axis - before]]
+    total: np.ndarray = np.sum(c, axis=tuple(axes)).reshape(shape)
+    return total
+
+
+@kernel(np)
+def matmul(x: np.ndarray, other: np.ndarray) -> Any:
+    """Multiply stacks of matrices."""
+    if not supports(x) or not other.size:
+        return NotImplemented
+    y = _times(x, other, (False, False))
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dx = _times(dy, other, (False, True), x.shape) if needs[0] else None
+        return dx, _times(x, dy, (True, False), other.shape) if needs[1] else None
+
+    return y, backward

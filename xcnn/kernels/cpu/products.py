@@ -8,7 +8,7 @@ import numpy as np
 from xcnn._dispatch import BODIES, kernel
 from xcnn.kernels.cpu._blas import one_blas_thread
 
-__all__ = ["conv", "conv_inference", "conv_transpose", "linear"]
+__all__ = ["conv", "conv_inference", "conv_transpose", "linear", "matmul"]
 
 
 def _held(body: Callable[..., Any], *arguments: Any) -> Any:
@@ -63,3 +63,9 @@ def conv_transpose(
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply rows by a matrix."""
     return _held(BODIES["linear"], x, weight, bias, activation)
+
+
+@kernel(np)
+def matmul(x: np.ndarray, other: np.ndarray) -> Any:
+    """Multiply stacks of matrices."""
+    return _held(BODIES["matmul"], x, other)
