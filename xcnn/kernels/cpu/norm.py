@@ -15,18 +15,23 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._loops import address
 from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, peek
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._simd import BYTES
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
-__all__ = ["norm"]
+__all__ = ["norm", "norm_inference"]
 
 # Entries of a layout. Unit u begins at element u * UNIT and has ROWS of LENGTH numbers, STEP apart; nothing is beyond
 # END. Its row j begins at parameter u % PERIOD * OF_UNIT + j * OF_ROW. If there are COLUMNS,
 # PIXELS of them share a mean. UNITS are done in SLOTS, whose sums for dbias and dweight are SLOT apart.
 UNIT, ROWS, STEP, LENGTH, END, PERIOD, OF_UNIT, OF_ROW = range(8)
 PIXELS, COLUMNS, WIDE, COUNT, UNITS, SLOTS, SLOT, PARAMETERS = range(8, 16)
+
+_LIMITED = ("relu", "relu6", "hardtanh")
+"""Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
 _FEW_VECTORS = 8
 """Rows of fewer vectors than this are joined."""
@@ -206,10 +211,6 @@ def _backward(
                 )  # fmt: skip
 
 
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
 @functools.lru_cache(maxsize=256)
 def _ones(count: int, value: int, dtype: np.dtype) -> np.ndarray:
     return np.full(count, value, dtype)
@@ -225,12 +226,32 @@ def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: n
     return array if array.flags.carray else array.copy()
 
 
-def _clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
-    """Return the interval to which an activation limits numbers if it does nothing else."""
-    if activation is None:
-        return -math.inf, math.inf
-    name, *parameters = activation
-    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": tuple(parameters)}.get(name)
+def _run(
+    x: np.ndarray, weight: Any, bias: Any, eps: float, layout: _Layout, mean: np.ndarray, var: np.ndarray, given: bool,
+    residual: np.ndarray | None, activation: tuple[Any, ...] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return y and rstd; set mean and variance unless they are given."""
+    dtype, limits = x.dtype, clamp(activation)
+    low, high = limits or (-math.inf, math.inf)
+    source, y, rstd = np.ascontiguousarray(x), np.empty(x.shape, dtype), np.empty(mean.shape, dtype)
+    addend = source if residual is None else np.ascontiguousarray(residual)
+    share(
+        _forward, 3 * x.size, address(source), address(addend), address(y), int(residual is not None),
+        _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype), mean.reshape(-1), var.reshape(-1),
+        rstd.reshape(-1), layout.table, int(given), eps, low, high, n=layout.units,
+    )  # fmt: skip
+    if limits is None:
+        flat = y.reshape(-1)
+        share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * x.size, n=x.size)
+    return y, rstd
+
+
+def _masked(dy: np.ndarray, y: np.ndarray, activation: tuple[Any, ...]) -> np.ndarray:
+    """Return the gradient before an activation."""
+    dx, kept, dy = np.empty(y.shape, y.dtype), y.reshape(-1), dy.reshape(-1)
+    flat = dx.reshape(-1)
+    share(lambda i, j: gradient(activation, kept[i:j], dy[i:j], flat[i:j]), 5 * y.size, n=y.size)
+    return dx
 
 
 @kernel(np)
@@ -245,57 +266,67 @@ def norm(
     activation: tuple[Any, ...] | None = None,
 ) -> Any:
     """Normalise, and return the gradients."""
-    axes, limits, constant, dtype = view.axes, _clamp(activation), given is not None, x.dtype
-    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x) or limits is None:
+    axes, shape, dtype, constant = view.axes, x.shape, x.dtype, given is not None
+    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x):
         return NotImplemented
-    low, high = limits
     layout = _layout(view.shape, axes, dtype.itemsize)
-    shape, has_residual = x.shape, residual is not None
-    bias_shape = None if bias is None else bias.shape
-    source, result = np.ascontiguousarray(x), np.empty(shape, dtype)
+    bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
     if given is None:
         kept = tuple(1 if axis in axes else size for axis, size in enumerate(view.shape))
         mean, var = np.empty(kept, dtype), np.empty(kept, dtype)
     else:
         mean, var = (np.array(array).reshape(view.weight) for array in given)
-    rstd = np.empty(mean.shape, dtype)
-    scales, shifts = _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype)
-    addend = source if residual is None else np.ascontiguousarray(residual)
-    share(
-        _forward, 3 * x.size, _address(source), _address(addend), _address(result), int(has_residual), scales, shifts,
-        mean.reshape(-1), var.reshape(-1), rstd.reshape(-1), layout.table, int(constant), eps, low, high,
-        n=layout.units,
-    )  # fmt: skip
+    result, rstd = _run(x, weight, bias, eps, layout, mean, var, constant, residual, activation)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dx = dresidual = dweight = dbias = None
         layout = _layout(view.shape, axes, dtype.itemsize)
+        source, above = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        limited, low, high = above, math.nan, math.nan
+        if y is not None and activation is not None:
+            if activation[0] in _LIMITED:
+                limited, (low, high) = y, clamp(activation) or (low, high)
+                high = math.nan if activation[0] == "relu" else high  # an infinite y has a slope
+            else:
+                above = limited = dy = _masked(above, y, activation)
         wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
-        dx = dresidual = None
-        source, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        limited, bounds = gradient if y is None else y, (math.nan, math.nan)
-        if y is not None:
-            bounds = (low, math.nan) if activation == ("relu",) else (low, high)
-        wants_residual = needs[3] and has_residual
-        if wants_residual:
-            dresidual = dy if y is None else np.empty(shape, dtype)
-        writes = wants_residual and y is not None
+        writes = needs[3] and has_residual and limited is not above
+        if needs[3] and has_residual:
+            dresidual = np.empty(shape, dtype) if writes else dy
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         if needs[0]:
             dx = np.empty(shape, dtype)
         shared = np.zeros(layout.sums)
-        scales = _parameter(weight, layout, 1, dtype)
         share(
-            _backward, 5 * x.size, _address(source), _address(gradient), _address(limited),
-            _address(source if dresidual is None else dresidual), _address(source if dx is None else dx), scales,
-            mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table, int(constant), int(sums), int(writes),
-            int(needs[0]), *bounds, n=layout.slots,
+            _backward, 5 * x.size, address(source), address(above), address(limited),
+            address(source if dresidual is None else dresidual), address(source if dx is None else dx),
+            _parameter(weight, layout, 1, dtype), mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table,
+            int(constant), int(sums), int(writes), int(needs[0]), low, high, n=layout.slots,
         )  # fmt: skip
         total = shared[0] if len(shared) == 1 else shared.sum(axis=0)
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
-        dweight = total[1].astype(dtype).reshape(weight.shape) if weight is not None and needs[1] else None
-        dbias = total[0].astype(dtype).reshape(bias_shape) if wants_bias else None
+        if weight is not None and needs[1]:
+            dweight = total[1].astype(dtype).reshape(weight.shape)
+        if wants_bias:
+            dbias = total[0].astype(dtype).reshape(bias_shape)
         return dx, dweight, dbias, dresidual
 
     return result, backward, mean, var
+
+
+@kernel(np)
+def norm_inference(
+    x: np.ndarray,
+    norm: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, float],
+    residual: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None,
+) -> Any:
+    """Normalise by running statistics."""
+    if not supports(x):
+        return NotImplemented
+    mean, var, weight, bias, eps = norm
+    layout = _layout((*x.shape[:2], math.prod(x.shape[2:])), (0, 2), x.dtype.itemsize)
+    mean, var = _parameter(mean, layout, 0, x.dtype), _parameter(var, layout, 0, x.dtype)
+    return _run(x, weight, bias, eps, layout, mean, var, True, residual, activation)[0]
