@@ -36,6 +36,9 @@ _LIMITED = ("relu", "relu6", "hardtanh")
 _FEW_VECTORS = 8
 """Rows of fewer vectors than this are joined."""
 
+_TERMS = 64
+"""Rows whose columns are added in the arrays' dtype; these sums are added in float64."""
+
 _COLUMNS = 512
 """About how many columns a unit has."""
 
@@ -88,8 +91,10 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
     width = layout[LENGTH] if columns else 1
     sums, table = np.empty(2 * width), np.empty(3 * width, mean.dtype)
     to_sums, to_table = sums.ctypes.data, table.ctypes.data
+    each, turn, part = width // pixels if columns else 1, begin % layout[PERIOD], 1.0 / layout[COUNT]
     for u in range(begin, end):
-        base = u * layout[UNIT]
+        base, parameter = u * layout[UNIT], turn * layout[OF_UNIT]
+        turn = turn + 1 if turn + 1 < layout[PERIOD] else 0
         length = min(layout[LENGTH], layout[END] - base)
         if not given:
             for i in range(2 * width):
@@ -104,7 +109,7 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
                     )  # fmt: skip
         groups, across = (length // pixels, pixels) if columns else (1, 1)
         for c in range(groups):
-            k = u * (width // pixels) + c if columns else u
+            k = u * each + c
             if not given:
                 origin = _origin(mean, x + (base + c * across) * size)
                 total, squares = 0.0, 0.0
@@ -112,25 +117,27 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
                     d = _origin(mean, x + (base + i) * size) - origin
                     total += sums[i] + rows * d
                     squares += sums[width + i] + d * (2.0 * sums[i] + rows * d)
-                average = total / layout[COUNT]
+                average = total * part
                 mean[k] = origin + average
-                variance = (squares - total * average) / layout[COUNT]
+                variance = (squares - total * average) * part
                 var[k] = 0.0 if variance < 0.0 else variance
             rstd[k] = 1.0 / math.sqrt(var[k] + eps)
             if columns:
+                centre, factor, shift = mean[k], rstd[k] * weight[k], bias[k]
                 for i in range(c * pixels, (c + 1) * pixels):
-                    table[i], table[width + i], table[2 * width + i] = mean[k], rstd[k] * weight[k], bias[k]
-        centre, factor = mean.ctypes.data + u * size, np.float64(1.0)
+                    table[i] = centre
+                    table[width + i] = factor
+                    table[2 * width + i] = shift
+        means, scale = mean.ctypes.data + u * size, np.float64(1.0)
         scales, shifts = weight.ctypes.data, bias.ctypes.data
         if columns:
-            centre, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
+            means, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
         else:
-            factor = np.float64(rstd[u])
+            scale = np.float64(rstd[u])
         for j in range(rows):
-            at = (base + j * layout[STEP]) * size
-            of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
+            at, of = (base + j * layout[STEP]) * size, (parameter + j * layout[OF_ROW]) * size
             normalise(
-                mean, x + at, residual + at, y + at, adds, centre, columns, factor, scales + of, shifts + of,
+                mean, x + at, residual + at, y + at, adds, means, columns, scale, scales + of, shifts + of,
                 layout[WIDE], low, high, length,
             )  # fmt: skip
 
@@ -142,73 +149,85 @@ def _backward(
 ):  # fmt: skip
     """Do the slots begin .. end - 1: `sums` of gradients and `dresidual` first, then dx if its `gradient` is needed.
 
-    `shared` (slots, 2, parameters) becomes the sums of dbias and dweight.
+    `shared` (slots, 2, parameters), zeros at first, becomes the sums of dbias and dweight.
     """
     size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
     width = layout[LENGTH] if columns else 1
-    of_row, of_columns, table = np.empty(2), np.empty(2 * width), np.empty(4 * width, mean.dtype)
-    to_table, to_columns, to_shared = table.ctypes.data, of_columns.ctypes.data, shared.ctypes.data
-    for u in range(begin * layout[UNITS] // layout[SLOTS], end * layout[UNITS] // layout[SLOTS]):
-        slot = ((u + 1) * layout[SLOTS] - 1) // layout[UNITS] * layout[SLOT]
-        base = u * layout[UNIT]
-        length = min(layout[LENGTH], layout[END] - base)
-        groups = length // pixels if columns else 1
-        first_group = u * (width // pixels) if columns else u
-        centre, factor, scales = mean.ctypes.data + u * size, np.float64(1.0), weight.ctypes.data
-        if columns:
-            centre, scales = to_table, to_table + 3 * width * size
-            for i in range(length):
-                k = first_group + i // pixels
-                table[i], table[3 * width + i] = mean[k], rstd[k] * weight[k]
-                of_columns[i] = of_columns[width + i] = 0.0
-        else:
-            factor = np.float64(rstd[u])
-        total, product = 0.0, 0.0
-        if sums:
-            for j in range(rows):
-                at = (base + j * layout[STEP]) * size
-                of = u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]
-                biases, products = to_shared + (slot + of) * 8, to_shared + (slot + layout[PARAMETERS] + of) * 8
-                if columns:
-                    biases, products = to_columns, to_columns + width * 8
-                of_row[0] = of_row[1] = 0.0
-                for first in range(0, length, BLOCK):
-                    skip = layout[WIDE] * first
-                    gradient_sums(
-                        mean, x + at + first * size, dy + at + first * size, y + at + first * size,
-                        dresidual + at + first * size, writes, centre + columns * first * size, columns, factor,
-                        scales + (of + skip) * size, layout[WIDE], low, high, of_row.ctypes.data, biases + skip * 8,
-                        products + skip * 8, min(BLOCK, length - first),
-                    )  # fmt: skip
-                if layout[WIDE]:
-                    total += of_row[0]
-                    product += of_row[1]
-                else:
-                    total += of_row[0] * weight[of]
-                    product += of_row[1] * weight[of]
-                    shared[slot + of] += of_row[0]
-                    shared[slot + layout[PARAMETERS] + of] += of_row[1] * factor
-        for c in range(groups):
-            k, here = first_group + c, c
-            scale = np.float64(rstd[k])
+    each, slots, part = width // pixels if columns else 1, layout[SLOTS], 1.0 / layout[COUNT]
+    of_row, of_columns, table = np.zeros(2), np.zeros(2 * width), np.zeros(6 * width, mean.dtype)
+    to_table, to_shared = table.ctypes.data, shared.ctypes.data
+    to_columns = to_table + 4 * width * size
+    for s in range(begin, end):
+        first_unit = s * layout[UNITS] // slots
+        turn = first_unit % layout[PERIOD]
+        for u in range(first_unit, (s + 1) * layout[UNITS] // slots):
+            base, parameter = u * layout[UNIT], s * layout[SLOT] + turn * layout[OF_UNIT]
+            weights = turn * layout[OF_UNIT]
+            turn = turn + 1 if turn + 1 < layout[PERIOD] else 0
+            length = min(layout[LENGTH], layout[END] - base)
+            groups = length // pixels if columns else 1
+            means, factor, scales = mean.ctypes.data + u * size, np.float64(1.0), weight.ctypes.data
             if columns:
-                total, product, here = 0.0, 0.0, c * pixels
-                for i in range(c * pixels, (c + 1) * pixels):
-                    total += of_columns[i]
-                    product += of_columns[width + i]
-                shared[k], shared[layout[PARAMETERS] + k] = total, product * scale
-                total, product = total * weight[k], product * weight[k]
-            for i in range(here, here + (pixels if columns else 1)):
-                table[width + i] = total * scale / layout[COUNT]
-                table[2 * width + i] = product * scale * scale * scale / layout[COUNT]
-        if gradient:
-            for j in range(rows):
-                at = (base + j * layout[STEP]) * size
-                of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
-                input_gradient(
-                    mean, x + at, dy + at, y + at, dx + at, constant, centre, to_table + width * size,
-                    to_table + 2 * width * size, columns, factor, scales + of, layout[WIDE], low, high, length,
-                )  # fmt: skip
+                means, scales = to_table, to_table + 3 * width * size
+                for c in range(groups):
+                    centre, scale = mean[u * each + c], rstd[u * each + c] * weight[u * each + c]
+                    for i in range(c * pixels, (c + 1) * pixels):
+                        table[i] = centre
+                        table[3 * width + i] = scale
+                for i in range(2 * width):
+                    of_columns[i] = 0.0
+            else:
+                factor = np.float64(rstd[u])
+            total, product = 0.0, 0.0
+            if sums:
+                for j in range(rows):
+                    at, of = (base + j * layout[STEP]) * size, parameter + j * layout[OF_ROW]
+                    biases, products = to_shared + of * size, to_shared + (layout[PARAMETERS] + of) * size
+                    if columns:
+                        biases, products = to_columns, to_columns + width * size
+                    of_row[0] = of_row[1] = 0.0
+                    for first in range(0, length, BLOCK):
+                        skip = layout[WIDE] * first * size
+                        here = at + first * size
+                        gradient_sums(
+                            mean, x + here, dy + here, y + here, dresidual + here, writes, means, columns, factor,
+                            scales + (weights + j * layout[OF_ROW]) * size + skip, layout[WIDE], low, high,
+                            of_row.ctypes.data, biases + skip, products + skip, min(BLOCK, length - first),
+                        )  # fmt: skip
+                    if layout[WIDE]:
+                        total += of_row[0]
+                        product += of_row[1]
+                    else:
+                        scale = np.float64(weight[weights + j * layout[OF_ROW]])
+                        total += of_row[0] * scale
+                        product += of_row[1] * scale
+                        shared[of] += of_row[0]
+                        shared[layout[PARAMETERS] + of] += of_row[1] * factor
+                    if columns and (j == rows - 1 or j % _TERMS == _TERMS - 1):
+                        for i in range(2 * width):
+                            of_columns[i] += table[4 * width + i]
+                            table[4 * width + i] = 0.0
+            for c in range(groups):
+                k, at = u * each + c, c * pixels if columns else 0
+                inverse, many = np.float64(rstd[k]), pixels if columns else 1
+                if columns:
+                    total, product = 0.0, 0.0
+                    for i in range(at, at + pixels):
+                        total += of_columns[i]
+                        product += of_columns[width + i]
+                    shared[k], shared[layout[PARAMETERS] + k] = total, product * inverse
+                    total, product = total * weight[k], product * weight[k]
+                shift, slope = total * inverse * part, product * inverse * inverse * inverse * part
+                for i in range(at, at + many):
+                    table[width + i] = shift
+                    table[2 * width + i] = slope
+            if gradient:
+                for j in range(rows):
+                    at, of = (base + j * layout[STEP]) * size, (weights + j * layout[OF_ROW]) * size
+                    input_gradient(
+                        mean, x + at, dy + at, y + at, dx + at, constant, means, to_table + width * size,
+                        to_table + 2 * width * size, columns, factor, scales + of, layout[WIDE], low, high, length,
+                    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -297,14 +316,14 @@ def norm(
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         if needs[0]:
             dx = np.empty(shape, dtype)
-        shared = np.zeros(layout.sums)
+        shared = np.zeros(layout.sums, dtype)
         share(
             _backward, 5 * x.size, address(source), address(above), address(limited),
             address(source if dresidual is None else dresidual), address(source if dx is None else dx),
             _parameter(weight, layout, 1, dtype), mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table,
             int(constant), int(sums), int(writes), int(needs[0]), low, high, n=layout.slots,
         )  # fmt: skip
-        total = shared[0] if len(shared) == 1 else shared.sum(axis=0)
+        total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
         if weight is not None and needs[1]:
