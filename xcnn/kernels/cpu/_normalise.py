@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import BYTES
 
-__all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "peek"]
+__all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "origin", "where"]
 
 _INT, _LANE, _WIDE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
 _MANY = 2
@@ -171,13 +171,25 @@ class _Vectors:
 
 
 @intrinsic
-def peek(_: Any, like: Any, address: Any) -> Any:
-    """Return the number at an address."""
+def where(_: Any, array: Any) -> Any:
+    """Return the address of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_Vectors(builder, like).at(arguments[1]))
+        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, _INT)
 
-    return like.dtype(like, types.intp), generate
+    return types.intp(array), generate
+
+
+@intrinsic
+def origin(_: Any, like: Any, address: Any) -> Any:
+    """Return the number from which `moments` counts, as float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = builder.load(_Vectors(builder, like).at(arguments[1]))
+        value = value if value.type == _WIDE else builder.fpext(value, _WIDE)
+        return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), _WIDE(0.0)), value, _WIDE(0.0))
+
+    return types.float64(like, types.intp), generate
 
 
 @intrinsic

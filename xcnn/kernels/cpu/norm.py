@@ -16,7 +16,8 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._loops import address
-from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, peek
+from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, origin, where
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._simd import BYTES
 from xcnn.kernels.cpu._sums import BLOCK
@@ -24,11 +25,7 @@ from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
 __all__ = ["norm", "norm_inference"]
 
-# Entries of a layout. Unit u begins at element u * UNIT and has ROWS of LENGTH numbers, STEP apart; nothing is beyond
-# END. Its row j begins at parameter u % PERIOD * OF_UNIT + j * OF_ROW. If there are COLUMNS,
-# PIXELS of them share a mean. UNITS are done in SLOTS, whose sums for dbias and dweight are SLOT apart.
-UNIT, ROWS, STEP, LENGTH, END, PERIOD, OF_UNIT, OF_ROW = range(8)
-PIXELS, COLUMNS, WIDE, COUNT, UNITS, SLOTS, SLOT, PARAMETERS = range(8, 16)
+_DOUBLE = np.dtype(np.float64)
 
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
@@ -44,12 +41,30 @@ _COLUMNS = 512
 
 
 class _Layout(NamedTuple):
-    """The units of a view for compiled code; the shape of the sums, and how often each parameter is repeated."""
+    """The units of a view. If they have `columns`, `pixels` of them share a mean.
 
-    table: np.ndarray
+    Unit u begins at element `u * unit` and has some `rows` of `row` numbers, `step` apart; nothing is beyond `end`. Its
+    row j begins at parameter `u % period * of_unit + j * of_row`. There are as many `numbers` per mean. The `units` are
+    done in `slots`; sums for dbias and dweight, one for each of the `parameters`, are `slot` apart. There are `repeats`
+    of each parameter.
+    """
+
+    unit: int
+    rows: int
+    step: int
+    row: int
+    end: int
+    period: int
+    of_unit: int
+    of_row: int
+    pixels: int
+    columns: int
+    wide: int
+    numbers: int
     units: int
     slots: int
-    sums: tuple[int, int, int]
+    slot: int
+    parameters: int
     repeats: int
 
 
@@ -58,50 +73,38 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     if axes == (0, 2):
         n, c, p = shape
         if p * itemsize >= _FEW_VECTORS * BYTES:
-            return _laid(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c)
-        length = min(max(_COLUMNS // p, 1), c) * p
-        units = -(-c * p // length)
-        return _laid(length, n, c * p, length, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c)
+            return _Layout(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1)
+        row = min(max(_COLUMNS // p, 1), c) * p
+        units = -(-c * p // row)
+        return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1)
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
-    units, end = n * g, math.prod(shape)
+    units, end, c = n * g, math.prod(shape), g * s
     slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
     if p * itemsize >= _FEW_VECTORS * BYTES:
-        return _laid(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * g * s, g * s)
-    return _laid(
-        s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * g * s * p, g * s * p, repeats=p
-    )
-
-
-def _laid(*entries: int, repeats: int = 1) -> _Layout:
-    sums = entries[SLOTS] if entries[SLOT] else 1, 2, entries[PARAMETERS]
-    return _Layout(np.array(entries), entries[UNITS], entries[SLOTS], sums, repeats)
+        return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1)
+    return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p)
 
 
 @compiled
-def _origin(like, address):
-    """Return the number from which `moments` counts."""
-    value = np.float64(peek(like, address))
-    return value if value - value == 0.0 else 0.0
-
-
-@compiled
-def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given, eps, low, high, begin, end):
+def _forward(
+    x, residual, y, adds, weight, bias, mean, var, rstd, sums, table, given, eps, low, high, unit, rows, step, row, end,
+    period, of_unit, of_row, pixels, columns, wide, count, first_unit, last_unit,
+):  # fmt: skip
     """Set y, and mean, variance (unless they are `given`) and rstd, of some units."""
-    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
-    width = layout[LENGTH] if columns else 1
-    sums, table = np.empty(2 * width), np.empty(3 * width, mean.dtype)
-    to_sums, to_table = sums.ctypes.data, table.ctypes.data
-    each, turn, part = width // pixels if columns else 1, begin % layout[PERIOD], 1.0 / layout[COUNT]
-    for u in range(begin, end):
-        base, parameter = u * layout[UNIT], turn * layout[OF_UNIT]
-        turn = turn + 1 if turn + 1 < layout[PERIOD] else 0
-        length = min(layout[LENGTH], layout[END] - base)
+    size = mean.itemsize
+    width = row if columns else 1
+    to_sums, to_table = where(sums), where(table)
+    each, turn, part = width // pixels if columns else 1, first_unit % period, 1.0 / count
+    for u in range(first_unit, last_unit):
+        base, parameter = u * unit, turn * of_unit
+        turn = turn + 1 if turn + 1 < period else 0
+        length = min(row, end - base)
         if not given:
             for i in range(2 * width):
                 sums[i] = 0.0
             for j in range(rows):
                 for first in range(0, length, BLOCK):
-                    at, shift = base + j * layout[STEP] + first, base + columns * first
+                    at, shift = base + j * step + first, base + columns * first
                     target = to_sums + columns * first * 8
                     moments(
                         mean, x + at * size, x + shift * size, columns, target, target + width * 8,
@@ -111,14 +114,14 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
         for c in range(groups):
             k = u * each + c
             if not given:
-                origin = _origin(mean, x + (base + c * across) * size)
+                start = origin(mean, x + (base + c * across) * size)
                 total, squares = 0.0, 0.0
                 for i in range(c * across, (c + 1) * across):  # sums about one origin instead of one for each
-                    d = _origin(mean, x + (base + i) * size) - origin
+                    d = origin(mean, x + (base + i) * size) - start
                     total += sums[i] + rows * d
                     squares += sums[width + i] + d * (2.0 * sums[i] + rows * d)
                 average = total * part
-                mean[k] = origin + average
+                mean[k] = start + average
                 variance = (squares - total * average) * part
                 var[k] = 0.0 if variance < 0.0 else variance
             rstd[k] = 1.0 / math.sqrt(var[k] + eps)
@@ -128,45 +131,45 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
                     table[i] = centre
                     table[width + i] = factor
                     table[2 * width + i] = shift
-        means, scale = mean.ctypes.data + u * size, np.float64(1.0)
-        scales, shifts = weight.ctypes.data, bias.ctypes.data
+        means, scale = where(mean) + u * size, np.float64(1.0)
+        scales, shifts = where(weight), where(bias)
         if columns:
             means, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
         else:
             scale = np.float64(rstd[u])
         for j in range(rows):
-            at, of = (base + j * layout[STEP]) * size, (parameter + j * layout[OF_ROW]) * size
+            at, of = (base + j * step) * size, (parameter + j * of_row) * size
             normalise(
                 mean, x + at, residual + at, y + at, adds, means, columns, scale, scales + of, shifts + of,
-                layout[WIDE], low, high, length,
+                wide, low, high, length,
             )  # fmt: skip
 
 
 @compiled
 def _backward(
-    x, dy, y, dresidual, dx, weight, mean, rstd, shared, layout, constant, sums, writes, gradient, low, high, begin,
-    end,
+    x, dy, y, dresidual, dx, weight, mean, rstd, shared, of_columns, table, constant, sums, writes, gradient, low, high,
+    unit, rows, step, row, end, period, of_unit, of_row, pixels, columns, wide, count, units, slots, slot, parameters,
+    first_slot, last_slot,
 ):  # fmt: skip
-    """Do the slots begin .. end - 1: `sums` of gradients and `dresidual` first, then dx if its `gradient` is needed.
+    """Do some slots: the `sums` of gradients, and dresidual if it `writes`, then dx if there is a `gradient`.
 
     `shared` (slots, 2, parameters), zeros at first, becomes the sums of dbias and dweight.
     """
-    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
-    width = layout[LENGTH] if columns else 1
-    each, slots, part = width // pixels if columns else 1, layout[SLOTS], 1.0 / layout[COUNT]
-    of_row, of_columns, table = np.zeros(2), np.zeros(2 * width), np.zeros(6 * width, mean.dtype)
-    to_table, to_shared = table.ctypes.data, shared.ctypes.data
+    size = mean.itemsize
+    width = row if columns else 1
+    each, part = width // pixels if columns else 1, 1.0 / count
+    to_table, to_shared = where(table), where(shared)
     to_columns = to_table + 4 * width * size
-    for s in range(begin, end):
-        first_unit = s * layout[UNITS] // slots
-        turn = first_unit % layout[PERIOD]
-        for u in range(first_unit, (s + 1) * layout[UNITS] // slots):
-            base, parameter = u * layout[UNIT], s * layout[SLOT] + turn * layout[OF_UNIT]
-            weights = turn * layout[OF_UNIT]
-            turn = turn + 1 if turn + 1 < layout[PERIOD] else 0
-            length = min(layout[LENGTH], layout[END] - base)
+    for s in range(first_slot, last_slot):
+        first_unit = s * units // slots
+        turn = first_unit % period
+        for u in range(first_unit, (s + 1) * units // slots):
+            base, parameter = u * unit, s * slot + turn * of_unit
+            weights = turn * of_unit
+            turn = turn + 1 if turn + 1 < period else 0
+            length = min(row, end - base)
             groups = length // pixels if columns else 1
-            means, factor, scales = mean.ctypes.data + u * size, np.float64(1.0), weight.ctypes.data
+            means, factor, scales = where(mean) + u * size, np.float64(1.0), where(weight)
             if columns:
                 means, scales = to_table, to_table + 3 * width * size
                 for c in range(groups):
@@ -176,33 +179,34 @@ def _backward(
                         table[3 * width + i] = scale
                 for i in range(2 * width):
                     of_columns[i] = 0.0
+                    table[4 * width + i] = 0.0
             else:
                 factor = np.float64(rstd[u])
             total, product = 0.0, 0.0
             if sums:
                 for j in range(rows):
-                    at, of = (base + j * layout[STEP]) * size, parameter + j * layout[OF_ROW]
-                    biases, products = to_shared + of * size, to_shared + (layout[PARAMETERS] + of) * size
+                    at, of = (base + j * step) * size, parameter + j * of_row
+                    biases, products = to_shared + of * size, to_shared + (parameters + of) * size
                     if columns:
                         biases, products = to_columns, to_columns + width * size
-                    of_row[0] = of_row[1] = 0.0
+                    of_columns[2 * width] = of_columns[2 * width + 1] = 0.0
                     for first in range(0, length, BLOCK):
-                        skip = layout[WIDE] * first * size
+                        skip = wide * first * size
                         here = at + first * size
                         gradient_sums(
                             mean, x + here, dy + here, y + here, dresidual + here, writes, means, columns, factor,
-                            scales + (weights + j * layout[OF_ROW]) * size + skip, layout[WIDE], low, high,
-                            of_row.ctypes.data, biases + skip, products + skip, min(BLOCK, length - first),
+                            scales + (weights + j * of_row) * size + skip, wide, low, high,
+                            where(of_columns) + 16 * width, biases + skip, products + skip, min(BLOCK, length - first),
                         )  # fmt: skip
-                    if layout[WIDE]:
-                        total += of_row[0]
-                        product += of_row[1]
+                    if wide:
+                        total += of_columns[2 * width]
+                        product += of_columns[2 * width + 1]
                     else:
-                        scale = np.float64(weight[weights + j * layout[OF_ROW]])
-                        total += of_row[0] * scale
-                        product += of_row[1] * scale
-                        shared[of] += of_row[0]
-                        shared[layout[PARAMETERS] + of] += of_row[1] * factor
+                        scale = np.float64(weight[weights + j * of_row])
+                        total += of_columns[2 * width] * scale
+                        product += of_columns[2 * width + 1] * scale
+                        shared[of] += of_columns[2 * width]
+                        shared[parameters + of] += of_columns[2 * width + 1] * factor
                     if columns and (j == rows - 1 or j % _TERMS == _TERMS - 1):
                         for i in range(2 * width):
                             of_columns[i] += table[4 * width + i]
@@ -215,7 +219,7 @@ def _backward(
                     for i in range(at, at + pixels):
                         total += of_columns[i]
                         product += of_columns[width + i]
-                    shared[k], shared[layout[PARAMETERS] + k] = total, product * inverse
+                    shared[k], shared[parameters + k] = total, product * inverse
                     total, product = total * weight[k], product * weight[k]
                 shift, slope = total * inverse * part, product * inverse * inverse * inverse * part
                 for i in range(at, at + many):
@@ -223,10 +227,10 @@ def _backward(
                     table[2 * width + i] = slope
             if gradient:
                 for j in range(rows):
-                    at, of = (base + j * layout[STEP]) * size, (weights + j * layout[OF_ROW]) * size
+                    at, of = (base + j * step) * size, (weights + j * of_row) * size
                     input_gradient(
                         mean, x + at, dy + at, y + at, dx + at, constant, means, to_table + width * size,
-                        to_table + 2 * width * size, columns, factor, scales + of, layout[WIDE], low, high, length,
+                        to_table + 2 * width * size, columns, factor, scales + of, wide, low, high, length,
                     )  # fmt: skip
 
 
@@ -238,7 +242,7 @@ def _ones(count: int, value: int, dtype: np.dtype) -> np.ndarray:
 def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: np.dtype) -> np.ndarray:
     """Return the weight or bias as compiled code takes it."""
     if array is None:
-        return _ones(layout.sums[2], default, dtype)
+        return _ones(layout.parameters, default, dtype)
     array = array.reshape(-1)
     if layout.repeats > 1:
         return np.repeat(array, layout.repeats)
@@ -254,11 +258,17 @@ def _run(
     low, high = limits or (-math.inf, math.inf)
     source, y, rstd = np.ascontiguousarray(x), np.empty(x.shape, dtype), np.empty(mean.shape, dtype)
     addend = source if residual is None else np.ascontiguousarray(residual)
-    share(
-        _forward, 3 * x.size, address(source), address(addend), address(y), int(residual is not None),
-        _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype), mean.reshape(-1), var.reshape(-1),
-        rstd.reshape(-1), layout.table, int(given), eps, low, high, n=layout.units,
+    width = layout.row if layout.columns else 1
+    arrays = (
+        address(source), address(addend), address(y), int(residual is not None), _parameter(weight, layout, 1, dtype),
+        _parameter(bias, layout, 0, dtype), mean.reshape(-1), var.reshape(-1), rstd.reshape(-1),
     )  # fmt: skip
+
+    def units(first: int, last: int) -> None:
+        room = scratch(0, "sums of norms", 2 * width, _DOUBLE), scratch(0, "columns of norms", 3 * width, dtype)
+        _forward(*arrays, *room, int(given), eps, low, high, *layout[:12], first, last)
+
+    share(units, 3 * x.size, n=layout.units)
     if limits is None:
         flat = y.reshape(-1)
         share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * x.size, n=x.size)
@@ -316,13 +326,20 @@ def norm(
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         if needs[0]:
             dx = np.empty(shape, dtype)
-        shared = np.zeros(layout.sums, dtype)
-        share(
-            _backward, 5 * x.size, address(source), address(above), address(limited),
-            address(source if dresidual is None else dresidual), address(source if dx is None else dx),
-            _parameter(weight, layout, 1, dtype), mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table,
-            int(constant), int(sums), int(writes), int(needs[0]), low, high, n=layout.slots,
+        shared = np.zeros((layout.slots if layout.slot else 1, 2, layout.parameters), dtype)
+        width = layout.row if layout.columns else 1
+        arrays = (
+            address(source), address(above), address(limited), address(source if dresidual is None else dresidual),
+            address(source if dx is None else dx), _parameter(weight, layout, 1, dtype), mean.reshape(-1),
+            rstd.reshape(-1), shared.reshape(-1),
         )  # fmt: skip
+        flags = int(constant), int(sums), int(writes), int(needs[0]), low, high
+
+        def slots(first: int, last: int) -> None:
+            room = scratch(0, "sums of norms", 2 * width + 2, _DOUBLE), scratch(0, "columns of norms", 6 * width, dtype)
+            _backward(*arrays, *room, *flags, *layout[:16], first, last)
+
+        share(slots, 5 * x.size, n=layout.slots)
         total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
