@@ -46,7 +46,7 @@ class _Layout(NamedTuple):
     Unit u begins at element `u * unit` and has some `rows` of `row` numbers, `step` apart; nothing is beyond `end`. Its
     row j begins at parameter `u % period * of_unit + j * of_row`. There are as many `numbers` per mean. The `units` are
     done in `slots`; sums for dbias and dweight, one for each of the `parameters`, are `slot` apart. There are `repeats`
-    of each parameter.
+    of each parameter. The means have the shape `kept`.
     """
 
     unit: int
@@ -66,23 +66,25 @@ class _Layout(NamedTuple):
     slot: int
     parameters: int
     repeats: int
+    kept: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if axes == (0, 2):
         n, c, p = shape
         if p * itemsize >= _FEW_VECTORS * BYTES:
-            return _Layout(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1)
+            return _Layout(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1, kept)
         row = min(max(_COLUMNS // p, 1), c) * p
         units = -(-c * p // row)
-        return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1)
+        return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1, kept)
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
     units, end, c = n * g, math.prod(shape), g * s
     slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
     if p * itemsize >= _FEW_VECTORS * BYTES:
-        return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1)
-    return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p)
+        return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
+    return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p, kept)
 
 
 @compiled
@@ -261,7 +263,7 @@ def _run(
     width = layout.row if layout.columns else 1
     arrays = (
         address(source), address(addend), address(y), int(residual is not None), _parameter(weight, layout, 1, dtype),
-        _parameter(bias, layout, 0, dtype), mean.reshape(-1), var.reshape(-1), rstd.reshape(-1),
+        _parameter(bias, layout, 0, dtype), mean, var, rstd,
     )  # fmt: skip
 
     def units(first: int, last: int) -> None:
@@ -301,10 +303,10 @@ def norm(
     layout = _layout(view.shape, axes, dtype.itemsize)
     bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
     if given is None:
-        kept = tuple(1 if axis in axes else size for axis, size in enumerate(view.shape))
-        mean, var = np.empty(kept, dtype), np.empty(kept, dtype)
+        count = math.prod(layout.kept)
+        mean, var = np.empty(count, dtype), np.empty(count, dtype)
     else:
-        mean, var = (np.array(array).reshape(view.weight) for array in given)
+        mean, var = map(np.array, given)
     result, rstd = _run(x, weight, bias, eps, layout, mean, var, constant, residual, activation)
     y = None if activation is None else result  # backward keeps it
 
@@ -330,8 +332,7 @@ def norm(
         width = layout.row if layout.columns else 1
         arrays = (
             address(source), address(above), address(limited), address(source if dresidual is None else dresidual),
-            address(source if dx is None else dx), _parameter(weight, layout, 1, dtype), mean.reshape(-1),
-            rstd.reshape(-1), shared.reshape(-1),
+            address(source if dx is None else dx), _parameter(weight, layout, 1, dtype), mean, rstd, shared.reshape(-1),
         )  # fmt: skip
         flags = int(constant), int(sums), int(writes), int(needs[0]), low, high
 
@@ -349,7 +350,7 @@ def norm(
             dbias = total[0].astype(dtype).reshape(bias_shape)
         return dx, dweight, dbias, dresidual
 
-    return result, backward, mean, var
+    return result, backward, mean.reshape(layout.kept), var.reshape(layout.kept)
 
 
 @kernel(np)
