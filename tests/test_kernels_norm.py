@@ -1,5 +1,6 @@
 """The kernel of normalisations against float64 and against the portable code, with any number of threads."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -132,11 +133,15 @@ def test_statistics_that_change_later_do_not_change_the_gradients() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 @pytest.mark.parametrize(("adds", "activation"), [(False, None), (True, ("relu",)), (False, ("leaky_relu", 0.1))])
-def test_inference_is_the_norm_by_running_statistics(rank: int, adds: bool, activation: Any) -> None:
+@pytest.mark.parametrize("engine", [contextlib.nullcontext, lambda: portable(np)], ids=["kernels", "portable"])
+def test_inference_is_the_norm_by_running_statistics(rank: int, adds: bool, activation: Any, engine: Any) -> None:
     arrays, residual = draw((5, 3, *(4, 3, 2)[:rank]), np.float64)
     mean, var, weight = arrays["running_mean"], arrays["running_var"], arrays["weight"]
     for scale, shift in [(weight, arrays["bias"]), (weight, None), (None, arrays["bias"]), (None, None)]:
-        ours = norm_inference(np, arrays["x"], (mean, var, scale, shift, 0.1), residual if adds else None, activation)
+        with engine():
+            ours = norm_inference(
+                np, arrays["x"], (mean, var, scale, shift, 0.1), residual if adds else None, activation
+            )
         (theirs, *_), _ = ops.batch_norm(
             arrays["x"],
             mean,

@@ -113,7 +113,8 @@ def _channel_norm(
     after = residual, checked(name, activation)
     y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, None if by_own else running, *after)
     if by_own and running is not None and n and count:
-        mean, var = (xp.mean(xp.reshape(a, (n, c)), axis=0) if per_group else xp.reshape(a, (c,)) for a in (mean, var))
+        mean, var = xp.reshape(mean, (-1, c)), xp.reshape(var, (-1, c))  # one per image, or of the batch
+        mean, var = (xp.mean(mean, axis=0), xp.mean(var, axis=0)) if per_group else (mean[0, ...], var[0, ...])
         running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, count / (count - 1))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import BYTES
 
-__all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "peek"]
+__all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "origin", "where"]
 
 _INT, _LANE, _WIDE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
 _MANY = 2
@@ -48,14 +48,13 @@ class _Vectors:
         first = self.builder.insert_element(empty, value, _LANE(0))
         return self.builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_LANE, empty.type.count), None))
 
-    def first(self, count: Any, number: Any = None) -> Any:
+    def first(self, count: Any) -> Any:
         """Return a mask of the first `count` lanes, if there are so many."""
-        lanes = self.lanes(number or self.number)
-        vector = ir.VectorType(_INT, lanes)
-        empty = ir.Constant(vector, ir.Undefined)
+        lanes = self.lanes(self.number)
+        empty = ir.Constant(ir.VectorType(_INT, lanes), ir.Undefined)
         one = self.builder.insert_element(empty, count, _LANE(0))
         counts = self.builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(_LANE, lanes), None))
-        return self.builder.icmp_signed("<", ir.Constant(vector, list(range(lanes))), counts)
+        return self.builder.icmp_signed("<", ir.Constant(empty.type, list(range(lanes))), counts)
 
     def load(self, pointer: Any, index: Any, mask: Any) -> Any:
         """Load a vector; lanes that are masked out are 0, and their memory is not read."""
@@ -87,24 +86,27 @@ class _Vectors:
         name = f"llvm.fmuladd.v{a.type.count}f{bits}"
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
 
-    def widened(self, value: Any) -> list[Any]:
-        """Return the same numbers as vectors of float64."""
+    def halves(self, value: Any) -> list[Any]:
+        """Return a vector as those of float64 have its lanes: in halves, or as it is."""
         if self.number is _WIDE:
             return [value]
         half = value.type.count // 2
         parts = [ir.Constant(ir.VectorType(_LANE, half), list(range(k, k + half))) for k in (0, half)]
-        return [self.builder.fpext(self.builder.shuffle_vector(value, value, p), self.vector(_WIDE)) for p in parts]
+        return [self.builder.shuffle_vector(value, value, part) for part in parts]
 
-    def accumulators(self, count: int) -> list[list[Any]]:
-        """Make `count` sums of float64 for each lane, which become registers."""
-        several = len(self.widened(ir.Constant(self.vector(), None)))
-        sums = [[cgutils.alloca_once(self.builder, self.vector(_WIDE)) for _ in range(several)] for _ in range(count)]
-        for one in (one for row in sums for one in row):
-            self.builder.store(ir.Constant(self.vector(_WIDE), None), one)
-        return sums
+    def widened(self, value: Any) -> list[Any]:
+        """Return the same numbers as vectors of float64."""
+        parts = self.halves(value)
+        return parts if self.number is _WIDE else [self.builder.fpext(part, self.vector(_WIDE)) for part in parts]
+
+    def sum(self, number: Any = None) -> Any:
+        """Make a vector of zeros, which becomes a register."""
+        room = cgutils.alloca_once(self.builder, self.vector(number))
+        self.builder.store(ir.Constant(self.vector(number), None), room)
+        return room
 
     def total(self, sums: list[Any]) -> Any:
-        """Add all lanes of a sum, by halves."""
+        """Add all lanes of one or two sums, by halves; return a float64 number."""
         values = [self.builder.load(one) for one in sums]
         value = values[0] if len(values) == 1 else self.builder.fadd(*values)
         lanes = half = value.type.count
@@ -112,18 +114,18 @@ class _Vectors:
             half //= 2
             upper = ir.Constant(ir.VectorType(_LANE, lanes), [min(i + half, lanes - 1) for i in range(lanes)])
             value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, upper))
-        return self.builder.extract_element(value, _LANE(0))
+        value = self.builder.extract_element(value, _LANE(0))
+        return value if value.type == _WIDE else self.builder.fpext(value, _WIDE)
 
     def add_to(self, pointer: Any, total: Any) -> None:
         self.builder.store(self.builder.fadd(self.builder.load(pointer), total), pointer)
 
-    def add_columns(self, pointer: Any, index: Any, count: Any, value: Any) -> None:
-        """Add a vector to float64 numbers in memory; only the first `count` lanes unless it is None."""
-        for k, part in enumerate(self.widened(value)):
-            offset = _INT(k * part.type.count)
-            place = self.builder.add(index, offset)
-            mask = None if count is None else self.first(self.builder.sub(count, offset), _WIDE)
-            self.store(self.builder.fadd(self.load(pointer, place, mask), part), pointer, place, mask)
+    def add_columns(self, pointer: Any, index: Any, mask: Any, value: Any) -> None:
+        """Add a vector to float64 numbers in memory."""
+        masks = [None] * 2 if mask is None else self.halves(mask)
+        for k, (part, its) in enumerate(zip(self.widened(value), masks, strict=False)):
+            place = self.builder.add(index, _INT(k * part.type.count))
+            self.store(self.builder.fadd(self.load(pointer, place, its), part), pointer, place, its)
 
     def choice(self, flag: Any, pointer: Any, value: Any) -> tuple[Any, Any]:
         """Return where to load vectors from, and a factor of their index: an array if `flag`, else the same vector."""
@@ -141,17 +143,16 @@ class _Vectors:
         pointer, factor = choice
         return self.load(pointer, self.builder.mul(index, factor), mask)
 
-    def each(self, length: Any, body: Callable[[Any, Any, Any], None]) -> None:
-        """Emit `body(index, mask, count)` for all vectors of a row; only the last ones have a mask and a count."""
+    def each(self, length: Any, body: Callable[[Any, Any, int], None]) -> None:
+        """Emit `body(index, mask, k)` for all vectors of a row, number k of an iteration; only the last have masks."""
         lanes = self.lanes(self.number)
         step = _INT(_MANY * lanes)
         whole = self.builder.mul(self.builder.udiv(length, step), step)
         with cgutils.for_range_slice(self.builder, _INT(0), whole, step) as (index, _):
             for k in range(_MANY):
-                body(self.builder.add(index, _INT(k * lanes)), None, None)
+                body(self.builder.add(index, _INT(k * lanes)), None, k)
         with cgutils.for_range_slice(self.builder, whole, length, _INT(lanes)) as (index, _):
-            count = self.builder.sub(length, index)
-            body(index, self.first(count), count)
+            body(index, self.first(self.builder.sub(length, index)), 0)
 
     def either(self, flag: Any, emit: Callable[[bool], None]) -> None:
         """Emit two versions of a loop, and choose by a flag."""
@@ -170,13 +171,25 @@ class _Vectors:
 
 
 @intrinsic
-def peek(_: Any, like: Any, address: Any) -> Any:
-    """Return the number at an address."""
+def where(_: Any, array: Any) -> Any:
+    """Return the address of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_Vectors(builder, like).at(arguments[1]))
+        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, _INT)
 
-    return like.dtype(like, types.intp), generate
+    return types.intp(array), generate
+
+
+@intrinsic
+def origin(_: Any, like: Any, address: Any) -> Any:
+    """Return the number from which `moments` counts, as float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = builder.load(_Vectors(builder, like).at(arguments[1]))
+        value = value if value.type == _WIDE else builder.fpext(value, _WIDE)
+        return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), _WIDE(0.0)), value, _WIDE(0.0))
+
+    return types.float64(like, types.intp), generate
 
 
 @intrinsic
@@ -197,16 +210,16 @@ def moments(_: Any, like: Any, x: Any, shift: Any, columns: Any, sums: Any, squa
             return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), none), value, none)
 
         def loop(by_column: bool) -> None:
-            totals = emit.accumulators(2)
+            totals = [[emit.sum(_WIDE) for _ in emit.widened(none)] for _ in range(2)]
             centre = None if by_column else steady(emit.spread(builder.load(shifts)))
 
-            def body(index: Any, mask: Any, count: Any) -> None:
+            def body(index: Any, mask: Any, k: int) -> None:
                 value = emit.load(source, index, mask)
                 one = steady(emit.load(shifts, index, mask)) if by_column else centre
                 value = builder.fsub(value, one)
                 if by_column:
-                    emit.add_columns(targets[0], index, count, value)
-                    emit.add_columns(targets[1], index, count, builder.fmul(value, value))
+                    emit.add_columns(targets[0], index, mask, value)
+                    emit.add_columns(targets[1], index, mask, builder.fmul(value, value))
                     return
                 if mask is not None:
                     value = builder.select(mask, value, none)
@@ -249,7 +262,7 @@ def normalise(
                 shift = emit.spread(builder.load(biases))
                 slope = builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            def body(index: Any, mask: Any, count: Any) -> None:
+            def body(index: Any, mask: Any, k: int) -> None:
                 value = emit.load(source, index, mask)
                 if is_wide:
                     value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
@@ -277,10 +290,10 @@ def gradient_sums(
     _: Any, like: Any, x: Any, dy: Any, y: Any, dresidual: Any, writes: Any, mean: Any, columns: Any, rstd: Any,
     weight: Any, wide: Any, low: Any, high: Any, sums: Any, dbias: Any, dweight: Any, length: Any,
 ) -> Any:  # fmt: skip
-    """Add a row's sums of `g = dy`, where y is between the limits, and of `g * (x - mean)` to the two sums.
+    """Add a row's sums of `g = dy`, where y is between the limits, and of `g * (x - mean)` to the two float64 sums.
 
     If it is wide, these are the sums of `g * weight`, and each column's g and `g * (x - mean) * rstd` are added to the
-    float64 rows dbias and dweight. If it `writes`, dresidual becomes g.
+    rows dbias and dweight. If it `writes`, dresidual becomes g. Lanes are summed in the arrays' dtype.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -289,33 +302,34 @@ def gradient_sums(
         emit = _Vectors(builder, like)
         source, gradient, result, means, weights = (emit.at(a) for a in (x_, dy_, y_, mean_, weight_))
         least, most, factor = emit.spread(low_), emit.spread(high_), emit.spread(rstd_)
-        biases, products, target = emit.at(dbias_, _WIDE), emit.at(dweight_, _WIDE), emit.at(dresidual_)
+        biases, products, none = emit.at(dbias_), emit.at(dweight_), ir.Constant(emit.vector(), None)
+        targets = emit.choice(writes_, emit.at(dresidual_), none)
         totals_at = [emit.at(builder.add(sums_, _INT(8 * k)), _WIDE) for k in range(2)]
 
         def loop(is_wide: bool) -> None:
-            totals = emit.accumulators(2)
+            totals = [[emit.sum() for _ in range(2)] for _ in range(_MANY)]
             centre = emit.spread(builder.load(means))
             centres = emit.choice(columns_, means, centre)
 
-            def body(index: Any, mask: Any, count: Any) -> None:
+            def body(index: Any, mask: Any, k: int) -> None:
                 g = emit.masked(emit.load(gradient, index, mask), emit.load(result, index, mask), least, most)
-                with builder.if_then(emit.flag(writes_)):
-                    emit.store(g, target, index, mask)
+                emit.store(g, targets[0], builder.mul(index, targets[1]), mask)
                 centred = emit.load(source, index, mask)
                 centred = builder.fsub(centred, emit.chosen(centres, index, mask) if is_wide else centre)
                 if is_wide:
-                    emit.add_columns(biases, index, count, g)
-                    emit.add_columns(products, index, count, builder.fmul(g, builder.fmul(centred, factor)))
+                    emit.store(builder.fadd(emit.load(biases, index, mask), g), biases, index, mask)
+                    product = builder.fadd(
+                        emit.load(products, index, mask), builder.fmul(g, builder.fmul(centred, factor))
+                    )
+                    emit.store(product, products, index, mask)
                     g = builder.fmul(g, emit.load(weights, index, mask))
-                for one, other, total, product in zip(
-                    emit.widened(g), emit.widened(centred), *totals, strict=True
-                ):  # fmt: skip
-                    builder.store(builder.fadd(builder.load(total), one), total)
-                    builder.store(emit.multiply_add(one, other, builder.load(product)), product)
+                total, product = totals[k]
+                builder.store(builder.fadd(builder.load(total), g), total)
+                builder.store(emit.multiply_add(g, centred, builder.load(product)), product)
 
             emit.each(length_, body)
-            for place, total in zip(totals_at, totals, strict=True):
-                emit.add_to(place, emit.total(total))
+            for place, *parts in zip(totals_at, *totals, strict=True):
+                emit.add_to(place, emit.total(parts))
 
         emit.either(wide_, loop)
         return context.get_dummy_value()
@@ -348,7 +362,7 @@ def input_gradient(
             choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
             scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            def body(index: Any, mask: Any, count: Any) -> None:
+            def body(index: Any, mask: Any, k: int) -> None:
                 g = emit.masked(emit.load(gradient, index, mask), emit.load(result, index, mask), least, most)
                 centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
                 g = builder.fmul(g, builder.fmul(factor, emit.load(weights, index, mask)) if is_wide else scale)

@@ -15,83 +15,98 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, peek
+from xcnn.kernels.cpu._loops import address
+from xcnn.kernels.cpu._normalise import gradient_sums, input_gradient, moments, normalise, origin, where
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._simd import BYTES
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
-__all__ = ["norm"]
+__all__ = ["norm", "norm_inference"]
 
-# Entries of a layout. Unit u begins at element u * UNIT and has ROWS of LENGTH numbers, STEP apart; nothing is beyond
-# END. Its row j begins at parameter u % PERIOD * OF_UNIT + j * OF_ROW. If there are COLUMNS,
-# PIXELS of them share a mean. UNITS are done in SLOTS, whose sums for dbias and dweight are SLOT apart.
-UNIT, ROWS, STEP, LENGTH, END, PERIOD, OF_UNIT, OF_ROW = range(8)
-PIXELS, COLUMNS, WIDE, COUNT, UNITS, SLOTS, SLOT, PARAMETERS = range(8, 16)
+_DOUBLE = np.dtype(np.float64)
+
+_LIMITED = ("relu", "relu6", "hardtanh")
+"""Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
 _FEW_VECTORS = 8
 """Rows of fewer vectors than this are joined."""
+
+_TERMS = 64
+"""Rows whose columns are added in the arrays' dtype; these sums are added in float64."""
 
 _COLUMNS = 512
 """About how many columns a unit has."""
 
 
 class _Layout(NamedTuple):
-    """The units of a view for compiled code; the shape of the sums, and how often each parameter is repeated."""
+    """The units of a view. If they have `columns`, `pixels` of them share a mean.
 
-    table: np.ndarray
+    Unit u begins at element `u * unit` and has some `rows` of `row` numbers, `step` apart; nothing is beyond `end`. Its
+    row j begins at parameter `u % period * of_unit + j * of_row`. There are as many `numbers` per mean. The `units` are
+    done in `slots`; sums for dbias and dweight, one for each of the `parameters`, are `slot` apart. There are `repeats`
+    of each parameter. The means have the shape `kept`.
+    """
+
+    unit: int
+    rows: int
+    step: int
+    row: int
+    end: int
+    period: int
+    of_unit: int
+    of_row: int
+    pixels: int
+    columns: int
+    wide: int
+    numbers: int
     units: int
     slots: int
-    sums: tuple[int, int, int]
+    slot: int
+    parameters: int
     repeats: int
+    kept: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if axes == (0, 2):
         n, c, p = shape
         if p * itemsize >= _FEW_VECTORS * BYTES:
-            return _laid(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c)
-        length = min(max(_COLUMNS // p, 1), c) * p
-        units = -(-c * p // length)
-        return _laid(length, n, c * p, length, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c)
+            return _Layout(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1, kept)
+        row = min(max(_COLUMNS // p, 1), c) * p
+        units = -(-c * p // row)
+        return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1, kept)
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
-    units, end = n * g, math.prod(shape)
+    units, end, c = n * g, math.prod(shape), g * s
     slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
     if p * itemsize >= _FEW_VECTORS * BYTES:
-        return _laid(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * g * s, g * s)
-    return _laid(
-        s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * g * s * p, g * s * p, repeats=p
-    )
-
-
-def _laid(*entries: int, repeats: int = 1) -> _Layout:
-    sums = entries[SLOTS] if entries[SLOT] else 1, 2, entries[PARAMETERS]
-    return _Layout(np.array(entries), entries[UNITS], entries[SLOTS], sums, repeats)
+        return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
+    return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p, kept)
 
 
 @compiled
-def _origin(like, address):
-    """Return the number from which `moments` counts."""
-    value = np.float64(peek(like, address))
-    return value if value - value == 0.0 else 0.0
-
-
-@compiled
-def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given, eps, low, high, begin, end):
+def _forward(
+    x, residual, y, adds, weight, bias, mean, var, rstd, sums, table, given, eps, low, high, unit, rows, step, row, end,
+    period, of_unit, of_row, pixels, columns, wide, count, first_unit, last_unit,
+):  # fmt: skip
     """Set y, and mean, variance (unless they are `given`) and rstd, of some units."""
-    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
-    width = layout[LENGTH] if columns else 1
-    sums, table = np.empty(2 * width), np.empty(3 * width, mean.dtype)
-    to_sums, to_table = sums.ctypes.data, table.ctypes.data
-    for u in range(begin, end):
-        base = u * layout[UNIT]
-        length = min(layout[LENGTH], layout[END] - base)
+    size = mean.itemsize
+    width = row if columns else 1
+    to_sums, to_table = where(sums), where(table)
+    each, turn, part = width // pixels if columns else 1, first_unit % period, 1.0 / count
+    for u in range(first_unit, last_unit):
+        base, parameter = u * unit, turn * of_unit
+        turn = turn + 1 if turn + 1 < period else 0
+        length = min(row, end - base)
         if not given:
             for i in range(2 * width):
                 sums[i] = 0.0
             for j in range(rows):
                 for first in range(0, length, BLOCK):
-                    at, shift = base + j * layout[STEP] + first, base + columns * first
+                    at, shift = base + j * step + first, base + columns * first
                     target = to_sums + columns * first * 8
                     moments(
                         mean, x + at * size, x + shift * size, columns, target, target + width * 8,
@@ -99,115 +114,126 @@ def _forward(x, residual, y, adds, weight, bias, mean, var, rstd, layout, given,
                     )  # fmt: skip
         groups, across = (length // pixels, pixels) if columns else (1, 1)
         for c in range(groups):
-            k = u * (width // pixels) + c if columns else u
+            k = u * each + c
             if not given:
-                origin = _origin(mean, x + (base + c * across) * size)
+                start = origin(mean, x + (base + c * across) * size)
                 total, squares = 0.0, 0.0
                 for i in range(c * across, (c + 1) * across):  # sums about one origin instead of one for each
-                    d = _origin(mean, x + (base + i) * size) - origin
+                    d = origin(mean, x + (base + i) * size) - start
                     total += sums[i] + rows * d
                     squares += sums[width + i] + d * (2.0 * sums[i] + rows * d)
-                average = total / layout[COUNT]
-                mean[k] = origin + average
-                variance = (squares - total * average) / layout[COUNT]
+                average = total * part
+                mean[k] = start + average
+                variance = (squares - total * average) * part
                 var[k] = 0.0 if variance < 0.0 else variance
             rstd[k] = 1.0 / math.sqrt(var[k] + eps)
             if columns:
+                centre, factor, shift = mean[k], rstd[k] * weight[k], bias[k]
                 for i in range(c * pixels, (c + 1) * pixels):
-                    table[i], table[width + i], table[2 * width + i] = mean[k], rstd[k] * weight[k], bias[k]
-        centre, factor = mean.ctypes.data + u * size, np.float64(1.0)
-        scales, shifts = weight.ctypes.data, bias.ctypes.data
+                    table[i] = centre
+                    table[width + i] = factor
+                    table[2 * width + i] = shift
+        means, scale = where(mean) + u * size, np.float64(1.0)
+        scales, shifts = where(weight), where(bias)
         if columns:
-            centre, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
+            means, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
         else:
-            factor = np.float64(rstd[u])
+            scale = np.float64(rstd[u])
         for j in range(rows):
-            at = (base + j * layout[STEP]) * size
-            of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
+            at, of = (base + j * step) * size, (parameter + j * of_row) * size
             normalise(
-                mean, x + at, residual + at, y + at, adds, centre, columns, factor, scales + of, shifts + of,
-                layout[WIDE], low, high, length,
+                mean, x + at, residual + at, y + at, adds, means, columns, scale, scales + of, shifts + of,
+                wide, low, high, length,
             )  # fmt: skip
 
 
 @compiled
 def _backward(
-    x, dy, y, dresidual, dx, weight, mean, rstd, shared, layout, constant, sums, writes, gradient, low, high, begin,
-    end,
+    x, dy, y, dresidual, dx, weight, mean, rstd, shared, of_columns, table, constant, sums, writes, gradient, low, high,
+    unit, rows, step, row, end, period, of_unit, of_row, pixels, columns, wide, count, units, slots, slot, parameters,
+    first_slot, last_slot,
 ):  # fmt: skip
-    """Do the slots begin .. end - 1: `sums` of gradients and `dresidual` first, then dx if its `gradient` is needed.
+    """Do some slots: the `sums` of gradients, and dresidual if it `writes`, then dx if there is a `gradient`.
 
-    `shared` (slots, 2, parameters) becomes the sums of dbias and dweight.
+    `shared` (slots, 2, parameters), zeros at first, becomes the sums of dbias and dweight.
     """
-    size, columns, rows, pixels = mean.itemsize, layout[COLUMNS], layout[ROWS], layout[PIXELS]
-    width = layout[LENGTH] if columns else 1
-    of_row, of_columns, table = np.empty(2), np.empty(2 * width), np.empty(4 * width, mean.dtype)
-    to_table, to_columns, to_shared = table.ctypes.data, of_columns.ctypes.data, shared.ctypes.data
-    for u in range(begin * layout[UNITS] // layout[SLOTS], end * layout[UNITS] // layout[SLOTS]):
-        slot = ((u + 1) * layout[SLOTS] - 1) // layout[UNITS] * layout[SLOT]
-        base = u * layout[UNIT]
-        length = min(layout[LENGTH], layout[END] - base)
-        groups = length // pixels if columns else 1
-        first_group = u * (width // pixels) if columns else u
-        centre, factor, scales = mean.ctypes.data + u * size, np.float64(1.0), weight.ctypes.data
-        if columns:
-            centre, scales = to_table, to_table + 3 * width * size
-            for i in range(length):
-                k = first_group + i // pixels
-                table[i], table[3 * width + i] = mean[k], rstd[k] * weight[k]
-                of_columns[i] = of_columns[width + i] = 0.0
-        else:
-            factor = np.float64(rstd[u])
-        total, product = 0.0, 0.0
-        if sums:
-            for j in range(rows):
-                at = (base + j * layout[STEP]) * size
-                of = u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]
-                biases, products = to_shared + (slot + of) * 8, to_shared + (slot + layout[PARAMETERS] + of) * 8
-                if columns:
-                    biases, products = to_columns, to_columns + width * 8
-                of_row[0] = of_row[1] = 0.0
-                for first in range(0, length, BLOCK):
-                    skip = layout[WIDE] * first
-                    gradient_sums(
-                        mean, x + at + first * size, dy + at + first * size, y + at + first * size,
-                        dresidual + at + first * size, writes, centre + columns * first * size, columns, factor,
-                        scales + (of + skip) * size, layout[WIDE], low, high, of_row.ctypes.data, biases + skip * 8,
-                        products + skip * 8, min(BLOCK, length - first),
-                    )  # fmt: skip
-                if layout[WIDE]:
-                    total += of_row[0]
-                    product += of_row[1]
-                else:
-                    total += of_row[0] * weight[of]
-                    product += of_row[1] * weight[of]
-                    shared[slot + of] += of_row[0]
-                    shared[slot + layout[PARAMETERS] + of] += of_row[1] * factor
-        for c in range(groups):
-            k, here = first_group + c, c
-            scale = np.float64(rstd[k])
+    size = mean.itemsize
+    width = row if columns else 1
+    each, part = width // pixels if columns else 1, 1.0 / count
+    to_table, to_shared = where(table), where(shared)
+    to_columns = to_table + 4 * width * size
+    for s in range(first_slot, last_slot):
+        first_unit = s * units // slots
+        turn = first_unit % period
+        for u in range(first_unit, (s + 1) * units // slots):
+            base, parameter = u * unit, s * slot + turn * of_unit
+            weights = turn * of_unit
+            turn = turn + 1 if turn + 1 < period else 0
+            length = min(row, end - base)
+            groups = length // pixels if columns else 1
+            means, factor, scales = where(mean) + u * size, np.float64(1.0), where(weight)
             if columns:
-                total, product, here = 0.0, 0.0, c * pixels
-                for i in range(c * pixels, (c + 1) * pixels):
-                    total += of_columns[i]
-                    product += of_columns[width + i]
-                shared[k], shared[layout[PARAMETERS] + k] = total, product * scale
-                total, product = total * weight[k], product * weight[k]
-            for i in range(here, here + (pixels if columns else 1)):
-                table[width + i] = total * scale / layout[COUNT]
-                table[2 * width + i] = product * scale * scale * scale / layout[COUNT]
-        if gradient:
-            for j in range(rows):
-                at = (base + j * layout[STEP]) * size
-                of = (u % layout[PERIOD] * layout[OF_UNIT] + j * layout[OF_ROW]) * size
-                input_gradient(
-                    mean, x + at, dy + at, y + at, dx + at, constant, centre, to_table + width * size,
-                    to_table + 2 * width * size, columns, factor, scales + of, layout[WIDE], low, high, length,
-                )  # fmt: skip
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+                means, scales = to_table, to_table + 3 * width * size
+                for c in range(groups):
+                    centre, scale = mean[u * each + c], rstd[u * each + c] * weight[u * each + c]
+                    for i in range(c * pixels, (c + 1) * pixels):
+                        table[i] = centre
+                        table[3 * width + i] = scale
+                for i in range(2 * width):
+                    of_columns[i] = 0.0
+                    table[4 * width + i] = 0.0
+            else:
+                factor = np.float64(rstd[u])
+            total, product = 0.0, 0.0
+            if sums:
+                for j in range(rows):
+                    at, of = (base + j * step) * size, parameter + j * of_row
+                    biases, products = to_shared + of * size, to_shared + (parameters + of) * size
+                    if columns:
+                        biases, products = to_columns, to_columns + width * size
+                    of_columns[2 * width] = of_columns[2 * width + 1] = 0.0
+                    for first in range(0, length, BLOCK):
+                        skip = wide * first * size
+                        here = at + first * size
+                        gradient_sums(
+                            mean, x + here, dy + here, y + here, dresidual + here, writes, means, columns, factor,
+                            scales + (weights + j * of_row) * size + skip, wide, low, high,
+                            where(of_columns) + 16 * width, biases + skip, products + skip, min(BLOCK, length - first),
+                        )  # fmt: skip
+                    if wide:
+                        total += of_columns[2 * width]
+                        product += of_columns[2 * width + 1]
+                    else:
+                        scale = np.float64(weight[weights + j * of_row])
+                        total += of_columns[2 * width] * scale
+                        product += of_columns[2 * width + 1] * scale
+                        shared[of] += of_columns[2 * width]
+                        shared[parameters + of] += of_columns[2 * width + 1] * factor
+                    if columns and (j == rows - 1 or j % _TERMS == _TERMS - 1):
+                        for i in range(2 * width):
+                            of_columns[i] += table[4 * width + i]
+                            table[4 * width + i] = 0.0
+            for c in range(groups):
+                k, at = u * each + c, c * pixels if columns else 0
+                inverse, many = np.float64(rstd[k]), pixels if columns else 1
+                if columns:
+                    total, product = 0.0, 0.0
+                    for i in range(at, at + pixels):
+                        total += of_columns[i]
+                        product += of_columns[width + i]
+                    shared[k], shared[parameters + k] = total, product * inverse
+                    total, product = total * weight[k], product * weight[k]
+                shift, slope = total * inverse * part, product * inverse * inverse * inverse * part
+                for i in range(at, at + many):
+                    table[width + i] = shift
+                    table[2 * width + i] = slope
+            if gradient:
+                for j in range(rows):
+                    at, of = (base + j * step) * size, (weights + j * of_row) * size
+                    input_gradient(
+                        mean, x + at, dy + at, y + at, dx + at, constant, means, to_table + width * size,
+                        to_table + 2 * width * size, columns, factor, scales + of, wide, low, high, length,
+                    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,19 +244,45 @@ def _ones(count: int, value: int, dtype: np.dtype) -> np.ndarray:
 def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: np.dtype) -> np.ndarray:
     """Return the weight or bias as compiled code takes it."""
     if array is None:
-        return _ones(layout.sums[2], default, dtype)
+        return _ones(layout.parameters, default, dtype)
     array = array.reshape(-1)
     if layout.repeats > 1:
         return np.repeat(array, layout.repeats)
     return array if array.flags.carray else array.copy()
 
 
-def _clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
-    """Return the interval to which an activation limits numbers if it does nothing else."""
-    if activation is None:
-        return -math.inf, math.inf
-    name, *parameters = activation
-    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "hardtanh": tuple(parameters)}.get(name)
+def _run(
+    x: np.ndarray, weight: Any, bias: Any, eps: float, layout: _Layout, mean: np.ndarray, var: np.ndarray, given: bool,
+    residual: np.ndarray | None, activation: tuple[Any, ...] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return y and rstd; set mean and variance unless they are given."""
+    dtype, limits = x.dtype, clamp(activation)
+    low, high = limits or (-math.inf, math.inf)
+    source, y, rstd = np.ascontiguousarray(x), np.empty(x.shape, dtype), np.empty(mean.shape, dtype)
+    addend = source if residual is None else np.ascontiguousarray(residual)
+    width = layout.row if layout.columns else 1
+    arrays = (
+        address(source), address(addend), address(y), int(residual is not None), _parameter(weight, layout, 1, dtype),
+        _parameter(bias, layout, 0, dtype), mean, var, rstd,
+    )  # fmt: skip
+
+    def units(first: int, last: int) -> None:
+        room = scratch(0, "sums of norms", 2 * width, _DOUBLE), scratch(0, "columns of norms", 3 * width, dtype)
+        _forward(*arrays, *room, int(given), eps, low, high, *layout[:12], first, last)
+
+    share(units, 3 * x.size, n=layout.units)
+    if limits is None:
+        flat = y.reshape(-1)
+        share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * x.size, n=x.size)
+    return y, rstd
+
+
+def _masked(dy: np.ndarray, y: np.ndarray, activation: tuple[Any, ...]) -> np.ndarray:
+    """Return the gradient before an activation."""
+    dx, kept, dy = np.empty(y.shape, y.dtype), y.reshape(-1), dy.reshape(-1)
+    flat = dx.reshape(-1)
+    share(lambda i, j: gradient(activation, kept[i:j], dy[i:j], flat[i:j]), 5 * y.size, n=y.size)
+    return dx
 
 
 @kernel(np)
@@ -245,57 +297,73 @@ def norm(
     activation: tuple[Any, ...] | None = None,
 ) -> Any:
     """Normalise, and return the gradients."""
-    axes, limits, constant, dtype = view.axes, _clamp(activation), given is not None, x.dtype
-    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x) or limits is None:
+    axes, shape, dtype, constant = view.axes, x.shape, x.dtype, given is not None
+    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x):
         return NotImplemented
-    low, high = limits
     layout = _layout(view.shape, axes, dtype.itemsize)
-    shape, has_residual = x.shape, residual is not None
-    bias_shape = None if bias is None else bias.shape
-    source, result = np.ascontiguousarray(x), np.empty(shape, dtype)
+    bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
     if given is None:
-        kept = tuple(1 if axis in axes else size for axis, size in enumerate(view.shape))
-        mean, var = np.empty(kept, dtype), np.empty(kept, dtype)
+        count = math.prod(layout.kept)
+        mean, var = np.empty(count, dtype), np.empty(count, dtype)
     else:
-        mean, var = (np.array(array).reshape(view.weight) for array in given)
-    rstd = np.empty(mean.shape, dtype)
-    scales, shifts = _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype)
-    addend = source if residual is None else np.ascontiguousarray(residual)
-    share(
-        _forward, 3 * x.size, _address(source), _address(addend), _address(result), int(has_residual), scales, shifts,
-        mean.reshape(-1), var.reshape(-1), rstd.reshape(-1), layout.table, int(constant), eps, low, high,
-        n=layout.units,
-    )  # fmt: skip
+        mean, var = map(np.array, given)
+    result, rstd = _run(x, weight, bias, eps, layout, mean, var, constant, residual, activation)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dx = dresidual = dweight = dbias = None
         layout = _layout(view.shape, axes, dtype.itemsize)
+        source, above = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        limited, low, high = above, math.nan, math.nan
+        if y is not None and activation is not None:
+            if activation[0] in _LIMITED:
+                limited, (low, high) = y, clamp(activation) or (low, high)
+                high = math.nan if activation[0] == "relu" else high  # an infinite y has a slope
+            else:
+                above = limited = dy = _masked(above, y, activation)
         wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
-        dx = dresidual = None
-        source, gradient = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        limited, bounds = gradient if y is None else y, (math.nan, math.nan)
-        if y is not None:
-            bounds = (low, math.nan) if activation == ("relu",) else (low, high)
-        wants_residual = needs[3] and has_residual
-        if wants_residual:
-            dresidual = dy if y is None else np.empty(shape, dtype)
-        writes = wants_residual and y is not None
+        writes = needs[3] and has_residual and limited is not above
+        if needs[3] and has_residual:
+            dresidual = np.empty(shape, dtype) if writes else dy
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         if needs[0]:
             dx = np.empty(shape, dtype)
-        shared = np.zeros(layout.sums)
-        scales = _parameter(weight, layout, 1, dtype)
-        share(
-            _backward, 5 * x.size, _address(source), _address(gradient), _address(limited),
-            _address(source if dresidual is None else dresidual), _address(source if dx is None else dx), scales,
-            mean.reshape(-1), rstd.reshape(-1), shared.reshape(-1), layout.table, int(constant), int(sums), int(writes),
-            int(needs[0]), *bounds, n=layout.slots,
+        shared = np.zeros((layout.slots if layout.slot else 1, 2, layout.parameters), dtype)
+        width = layout.row if layout.columns else 1
+        arrays = (
+            address(source), address(above), address(limited), address(source if dresidual is None else dresidual),
+            address(source if dx is None else dx), _parameter(weight, layout, 1, dtype), mean, rstd, shared.reshape(-1),
         )  # fmt: skip
-        total = shared[0] if len(shared) == 1 else shared.sum(axis=0)
+        flags = int(constant), int(sums), int(writes), int(needs[0]), low, high
+
+        def slots(first: int, last: int) -> None:
+            room = scratch(0, "sums of norms", 2 * width + 2, _DOUBLE), scratch(0, "columns of norms", 6 * width, dtype)
+            _backward(*arrays, *room, *flags, *layout[:16], first, last)
+
+        share(slots, 5 * x.size, n=layout.slots)
+        total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
-        dweight = total[1].astype(dtype).reshape(weight.shape) if weight is not None and needs[1] else None
-        dbias = total[0].astype(dtype).reshape(bias_shape) if wants_bias else None
+        if weight is not None and needs[1]:
+            dweight = total[1].astype(dtype).reshape(weight.shape)
+        if wants_bias:
+            dbias = total[0].astype(dtype).reshape(bias_shape)
         return dx, dweight, dbias, dresidual
 
-    return result, backward, mean, var
+    return result, backward, mean.reshape(layout.kept), var.reshape(layout.kept)
+
+
+@kernel(np)
+def norm_inference(
+    x: np.ndarray,
+    norm: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, float],
+    residual: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None,
+) -> Any:
+    """Normalise by running statistics."""
+    if not supports(x):
+        return NotImplemented
+    mean, var, weight, bias, eps = norm
+    layout = _layout((*x.shape[:2], math.prod(x.shape[2:])), (0, 2), x.dtype.itemsize)
+    mean, var = _parameter(mean, layout, 0, x.dtype), _parameter(var, layout, 0, x.dtype)
+    return _run(x, weight, bias, eps, layout, mean, var, True, residual, activation)[0]
