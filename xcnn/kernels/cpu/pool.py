@@ -97,17 +97,20 @@ def _sum(x, windows, steps, pitches, phases, taps, divisors, y, begin, end):
 @compiled
 def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
     """Set the maps of dx (maps, pixels): each dy goes to the winner of its window, `offsets` pixels from its corner."""
+    won, source, target, pixels, outs = winners.reshape(-1), dy.reshape(-1), dx.reshape(-1), dx.shape[1], dy.shape[3]
+    stride = windows[2, 1, 2] - windows[2, 0, 2] if outs > 1 else 0
+    at = begin * dy.shape[1] * dy.shape[2] * outs
     for p in range(begin, end):
-        pixels = dx[p]
-        for k in range(pixels.size):
-            pixels[k] = 0
+        for k in range(p * pixels, (p + 1) * pixels):
+            target[np.uintp(k)] = 0
         for i in range(dy.shape[1]):
             for j in range(dy.shape[2]):
-                corner = (windows[0, i, 2] + windows[1, j, 2]) * width
-                won, source = winners[p, i, j], dy[p, i, j]
-                for o in range(source.size):
-                    if won[o] != none:
-                        pixels[np.uintp(corner + windows[2, o, 2] + offsets[won[o]])] += source[o]
+                corner = p * pixels + (windows[0, i, 2] + windows[1, j, 2]) * width + windows[2, 0, 2]
+                for o in range(outs):
+                    winner = won[np.uintp(at + o)]
+                    if winner != none:
+                        target[np.uintp(corner + o * stride + offsets[winner])] += source[np.uintp(at + o)]
+                at += outs
 
 
 @compiled
