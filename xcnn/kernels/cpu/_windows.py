@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import Emitter
 
-__all__ = ["SEVERAL", "accumulate", "deal", "transpose", "window_max", "window_sum"]
+__all__ = ["SEVERAL", "accumulate", "deal", "rolled", "transpose", "window_max", "window_sum"]
 
 _INT, _LANE, _BIT = (ir.IntType(bits) for bits in (64, 32, 1))
 
@@ -132,6 +132,17 @@ def accumulate(_: Any, x: Any, x0: Any, y: Any, y0: Any, n: Any) -> Any:
 
     i = types.intp
     return types.void(x, i, y, i, i), generate
+
+
+@intrinsic
+def rolled(_: Any) -> Any:
+    """Keep LLVM from writing the steps of the loop around this call eight times, which would cost registers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic

@@ -24,7 +24,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, window_max, window_sum
+from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, rolled, window_max, window_sum
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool"]
 
@@ -107,6 +107,7 @@ def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
             for j in range(dy.shape[2]):
                 corner = p * pixels + (windows[0, i, 2] + windows[1, j, 2]) * width + windows[2, 0, 2]
                 for o in range(outs):
+                    rolled()
                     winner = won[np.uintp(at + o)]
                     if winner != none:
                         target[np.uintp(corner + o * stride + offsets[winner])] += source[np.uintp(at + o)]
