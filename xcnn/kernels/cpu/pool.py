@@ -140,6 +140,7 @@ def _spread(dy, windows, rows, dilation, pairs, shares, dx, begin, end):
                     for o in range(outs):
                         value = source[o] * (part * across[o])
                         for k in range(windows[2, o, 0], windows[2, o, 1]):
+                            rolled()
                             row[np.uintp(windows[2, o, 2] + k * dilation)] += value
         # Only now, as a processor cannot read at once what it has just written in smaller pieces.
         for i in range(dy.shape[1]):
@@ -188,6 +189,7 @@ def _adaptive_sum(x, windows, divisors, y, begin, end):
                 for o in range(target.size):
                     total = row[windows[2, o, 2]]
                     for k in range(windows[2, o, 2] + 1, windows[2, o, 2] + windows[2, o, 1]):
+                        rolled()
                         total += row[k]
                     target[o] = total / (by * divisors[2, o])
 
@@ -204,6 +206,7 @@ def _adaptive_max(x, windows, y, winners, begin, end):
                     for r in range(z0, z0 + windows[0, i, 1]):
                         for q in range(y0, y0 + windows[1, j, 1]):
                             for k in range(x0, x0 + windows[2, o, 1]):
+                                rolled()
                                 new = x[p, r, q, k]
                                 if (new > best) | ((new != new) & (best == best)):
                                     best, winner = new, (r * x.shape[2] + q) * x.shape[3] + k
