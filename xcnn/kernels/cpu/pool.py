@@ -274,16 +274,44 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
     return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs)
 
 
+class _Means(NamedTuple):
+    """What is computed once for an average pool.
+
+    Attributes
+    ----------
+    whole : whether a window is the whole map.
+    divisors, shares : (3, outputs), along three axes; their product is that of a window, and its inverse.
+    pairs : whether windows along the last axis are adjacent pairs.
+    covers, cover_divisors : the windows of dy whose means are dx, and their divisors, if strides and divisors allow it.
+    """
+
+    whole: bool
+    divisors: np.ndarray
+    shares: np.ndarray
+    pairs: bool
+    covers: tuple[Any, ...]
+    cover_divisors: np.ndarray
+
+
 @functools.lru_cache(maxsize=256)
-def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, dtype: Any) -> np.ndarray:
-    """Return the divisors along three axes, whose product is that of a window."""
-    table = np.ones((3, max(map(len, counts))), dtype)
+def _means_of(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None, dtype: Any) -> _Means:
+    divisors = np.ones((3, max(axis.out for axis in axes)), dtype)
     if divisor is not None:
-        table[2] = divisor
+        divisors[2] = divisor
     else:
         for row, along in enumerate(counts, 3 - len(counts)):
-            table[row, : len(along)] = along
-    return table
+            divisors[row, : len(along)] = along
+    equal = divisor is not None or all(min(along) == max(along) for along in counts)
+    covers = tuple(map(_reversed, axes)) if equal and all(a.stride == 1 for a in axes) else ()
+    wide = axes[-1]
+    return _Means(
+        whole=divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes),
+        divisors=divisors,
+        shares=1 / divisors,
+        pairs=wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size,
+        covers=covers,
+        cover_divisors=np.repeat(divisors[:, :1], max(axis.size for axis in axes), axis=1),
+    )
 
 
 def _flat(a: np.ndarray) -> np.ndarray:
@@ -349,28 +377,25 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
     """Take the means of windows, and spread gradients evenly."""
     if not supports(x):
         return NotImplemented
-    if divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes):
+    means = _means_of(axes, counts, divisor, x.dtype)
+    if means.whole:
         return _whole(x, len(axes))
     rank, shape = len(axes), x.shape
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        by = _divisors(counts, divisor, dy.dtype)
-        if all(a.stride == 1 for a in axes) and all(
-            min(row) == max(row) for row in (counts if divisor is None else ())
-        ):
-            return (_sums(dy, tuple(_reversed(a) for a in axes), by[:, :1]),)
+        means = _means_of(axes, counts, divisor, dy.dtype)
+        if means.covers:
+            return (_sums(dy, means.covers, means.cover_divisors),)
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
         rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        wide = axes[-1]
-        pairs = wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size
-        tables = f.windows, f.rows, wide.dilation, pairs, 1 / by
+        tables = f.windows, f.rows, axes[-1].dilation, means.pairs, means.shares
         share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
         return (dx,)
 
-    return _sums(x, axes, _divisors(counts, divisor, x.dtype)), backward
+    return _sums(x, axes, means.divisors), backward
 
 
 def _reversed(axis: Any) -> Any:
@@ -380,13 +405,12 @@ def _reversed(axis: Any) -> Any:
 
 
 def _sums(x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray) -> np.ndarray:
-    """Return the sums of windows, divided by the divisors, which are broadcast along each axis."""
+    """Return the sums of windows, divided by the divisors."""
     f, rank = _layout(axes), len(axes)
     y = np.empty((*x.shape[: x.ndim - rank], *f.outs), x.dtype)
     maps = _volumes(y, rank)
-    by = np.ascontiguousarray(np.broadcast_to(divisors, (3, max(f.outs))))
     work = 2 * x.size + f.offsets.size * y.size // 8
-    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, by, maps, n=len(maps))
+    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, divisors, maps, n=len(maps))
     return y
 
 
