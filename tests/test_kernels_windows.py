@@ -1,6 +1,7 @@
 """Branches of the kernels for windows, interpolation and dropout that the samples of the ops do not reach."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,3 +65,62 @@ def test_permute_puts_numbers_where_numpy_does(shape: tuple[int, ...], dims: tup
     np.testing.assert_array_equal(y, np.transpose(x, dims))
     np.testing.assert_array_equal(backward(np.ascontiguousarray(y))[0], x)
     np.testing.assert_array_equal(ops.permute(x[..., ::-1], dims)[0], np.transpose(x[..., ::-1], dims))
+
+
+POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
+    ("max_pool1d", (2, 3, 70), {"kernel_size": 5, "stride": 3, "padding": 2, "dilation": 2}),
+    ("max_pool1d", (5, 1, 400), {"kernel_size": 300, "stride": 7}),
+    ("max_pool2d", (2, 5, 9, 35), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ("max_pool2d", (2, 3, 6, 34), {"kernel_size": 2}),
+    ("max_pool3d", (1, 5, 6, 7, 19), {"kernel_size": (2, 3, 3), "stride": (2, 1, 4), "padding": 1, "ceil_mode": True}),
+    ("avg_pool1d", (3, 2, 80), {"kernel_size": 4, "stride": 3, "padding": 1, "count_include_pad": False}),
+    ("avg_pool2d", (2, 3, 9, 35), {"kernel_size": 3, "stride": 1, "padding": 1}),
+    ("avg_pool2d", (2, 3, 9, 35), {"kernel_size": 3, "stride": 1, "padding": 1, "count_include_pad": False}),
+    ("avg_pool2d", (2, 3, 9, 34), {"kernel_size": 2, "dilation": 2, "stride": 1, "padding": ((0, 1), (1, 0))}),
+    ("avg_pool2d", (3, 2, 6, 34), {"kernel_size": 2}),
+    ("avg_pool2d", (3, 2, 5, 7), {"kernel_size": (5, 7)}),
+    ("avg_pool2d", (3, 2, 40, 40), {"kernel_size": 36, "stride": 2, "divisor_override": 3}),
+    ("avg_pool3d", (1, 3, 4, 7, 19), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ("adaptive_avg_pool2d", (2, 3, 9, 35), {"output_size": (4, 11)}),
+    ("adaptive_avg_pool2d", (2, 3, 8, 36), {"output_size": (4, 9)}),
+    ("adaptive_avg_pool3d", (2, 2, 3, 5, 4), {"output_size": (2, 7, 3)}),
+    ("adaptive_max_pool2d", (2, 3, 9, 35), {"output_size": (4, 11)}),
+    ("adaptive_max_pool2d", (2, 3, 8, 36), {"output_size": (4, 9)}),
+    ("adaptive_max_pool3d", (2, 2, 3, 5, 4), {"output_size": (2, 7, 3)}),
+    ("interpolate", (2, 3, 5, 40), {"size": (8, 21), "mode": "bilinear"}),
+    ("interpolate", (2, 3, 5, 40), {"size": (13, 90), "mode": "nearest-exact"}),
+    ("interpolate", (2, 1, 3, 5, 20), {"size": (5, 5, 41), "mode": "trilinear", "align_corners": True}),
+    ("interpolate", (2, 3, 5, 40), {"size": (2, 40)}),
+]
+
+
+def gradient(name: str, x: np.ndarray, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    y, backward = getattr(ops, name)(x, **options)
+    return y, backward(np.random.default_rng(1).standard_normal(y.shape).astype(x.dtype))[0]
+
+
+@pytest.mark.parametrize(("name", "shape", "options"), POOLS)
+def test_windows_are_those_of_the_portable_code(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Also of a read-only view that is not contiguous."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    x.flat[3] = np.inf if "max" in name else 3.0
+    found = gradient(name, x, options)
+    with portable(np):
+        wanted = gradient(name, x, options)
+    for actual, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    view = np.ascontiguousarray(x[..., ::-1])[..., ::-1]
+    view.flags.writeable = False
+    for actual, expected in zip(found, gradient(name, view, options), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("name", "shape", "options"), POOLS)
+def test_no_bit_depends_on_the_parts_into_which_maps_are_divided(
+    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    x = np.random.default_rng(0).standard_normal(shape)
+    alone = gradient(name, x, options)
+    monkeypatch.setattr(threads, "_PART_MICROSECONDS", 0.01)
+    for actual, expected in zip(gradient(name, x, options), alone, strict=True):
+        np.testing.assert_array_equal(actual, expected)

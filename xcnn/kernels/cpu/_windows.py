@@ -3,7 +3,7 @@
 They read and write no element beyond the `n` that they are asked for. Indices count elements; bounds are not checked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._simd import Emitter
 
-__all__ = ["SEVERAL", "accumulate", "deal", "transpose", "window_max", "window_sum"]
+__all__ = ["SEVERAL", "accumulate", "deal", "rolled", "transpose", "window_max", "window_sum"]
 
 _INT, _LANE, _BIT = (ir.IntType(bits) for bits in (64, 32, 1))
 
@@ -82,17 +82,6 @@ class _Rows(Emitter):
         else:
             self._call(f"llvm.masked.store.{name}.p0", ir.VoidType(), value, place, _LANE(size), mask)
 
-    def gather(self, pointer: Any, stride: Any, mask: Any) -> Any:
-        """Load every stride-th number, where the mask is set."""
-        steps = [self.builder.mul(stride, _INT(lane)) for lane in range(self.lanes)]
-        places = ir.Constant(ir.VectorType(pointer.type, self.lanes), ir.Undefined)
-        for lane, step in enumerate(steps):
-            places = self.builder.insert_element(places, self.builder.gep(pointer, [step]), _LANE(lane))
-        mask = mask or ir.Constant(self.bits, [1] * self.lanes)
-        zeros = ir.Constant(self.vector, None)
-        name = f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0"
-        return self._call(name, self.vector, places, _LANE(self.align), mask, zeros)
-
 
 @intrinsic
 def deal(_: Any, x: Any, x0: Any, stride: Any, y: Any, y0: Any, n: Any) -> Any:
@@ -112,18 +101,15 @@ def deal(_: Any, x: Any, x0: Any, stride: Any, y: Any, y0: Any, n: Any) -> Any:
             ]
             return builder.shuffle_vector(*halves, even)
 
-        ways: list[Callable[[Any, Any], Any]] = [
-            lambda i, mask: emit.read(builder.gep(source, [i]), mask),
-            pairs,
-            lambda i, mask: emit.gather(emit.at(source, (i, stride_)), stride_, mask),
-        ]
-        conditions = [builder.icmp_signed(sign, stride_, _INT(s)) for sign, s in (("==", 1), ("==", 2), (">", 2))]
-        for condition, way, spare in zip(
-            conditions, ways, (0, 1, 0), strict=True
-        ):  # a pair may end after the last pixel
-            with builder.if_then(condition):
-                for i, mask in emit.pieces(n_, spare):
-                    emit.write(way(i, mask), builder.gep(target, [i]), mask)
+        with builder.if_then(builder.icmp_signed("==", stride_, _INT(1))):
+            for i, mask in emit.pieces(n_):
+                emit.write(emit.read(builder.gep(source, [i]), mask), builder.gep(target, [i]), mask)
+        with builder.if_then(builder.icmp_signed("==", stride_, _INT(2))):
+            for i, mask in emit.pieces(n_, 1):  # the last pair may be incomplete
+                emit.write(pairs(i, mask), builder.gep(target, [i]), mask)
+        with builder.if_then(builder.icmp_signed(">", stride_, _INT(2))), cgutils.for_range(builder, n_) as loop:
+            emit.barrier()  # it also keeps LLVM from making the loop eight times as long
+            builder.store(builder.load(emit.at(source, (loop.index, stride_))), builder.gep(target, [loop.index]))
         return context.get_dummy_value()
 
     i = types.intp
@@ -146,6 +132,17 @@ def accumulate(_: Any, x: Any, x0: Any, y: Any, y0: Any, n: Any) -> Any:
 
     i = types.intp
     return types.void(x, i, y, i, i), generate
+
+
+@intrinsic
+def rolled(_: Any) -> Any:
+    """Keep LLVM from writing the steps of the loop around this call eight times, which would cost registers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic
@@ -230,6 +227,7 @@ def window_max(
                 with cgutils.for_range(builder, planes_) as plane:
                     low, high = (builder.add(t, builder.mul(plane.index, skip_)) for t in (begin_, end_))
                     with cgutils.for_range_slice(builder, low, high, _INT(1)) as (t, _):
+                        emit.barrier()
                         seen, here = builder.gep(pixels, [builder.load(builder.gep(tap, [t]))]), numbers(t)
                         for v in range(many):
                             new, old, free = (
@@ -289,6 +287,7 @@ def window_sum(
                         (parts,) = emit.sums(1, many)
                         last = emit.smaller(builder.add(first, _INT(_FEW)), high)
                         with cgutils.for_range_slice(builder, first, last, _INT(1)) as (t, _):
+                            emit.barrier()
                             seen = builder.gep(pixels, [builder.load(builder.gep(tap, [t]))])
                             for v, part in enumerate(parts):
                                 value = emit.read(emit.at(seen, (v, x_step_)), mask)

@@ -24,7 +24,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, window_max, window_sum
+from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, rolled, window_max, window_sum
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool"]
 
@@ -97,17 +97,21 @@ def _sum(x, windows, steps, pitches, phases, taps, divisors, y, begin, end):
 @compiled
 def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
     """Set the maps of dx (maps, pixels): each dy goes to the winner of its window, `offsets` pixels from its corner."""
+    won, source, target, pixels, outs = winners.reshape(-1), dy.reshape(-1), dx.reshape(-1), dx.shape[1], dy.shape[3]
+    stride = windows[2, 1, 2] - windows[2, 0, 2] if outs > 1 else 0
+    at = begin * dy.shape[1] * dy.shape[2] * outs
     for p in range(begin, end):
-        pixels = dx[p]
-        for k in range(pixels.size):
-            pixels[k] = 0
+        for k in range(p * pixels, (p + 1) * pixels):
+            target[np.uintp(k)] = 0
         for i in range(dy.shape[1]):
             for j in range(dy.shape[2]):
-                corner = (windows[0, i, 2] + windows[1, j, 2]) * width
-                won, source = winners[p, i, j], dy[p, i, j]
-                for o in range(source.size):
-                    if won[o] != none:
-                        pixels[np.uintp(corner + windows[2, o, 2] + offsets[won[o]])] += source[o]
+                corner = p * pixels + (windows[0, i, 2] + windows[1, j, 2]) * width + windows[2, 0, 2]
+                for o in range(outs):
+                    rolled()
+                    winner = won[np.uintp(at + o)]
+                    if winner != none:
+                        target[np.uintp(corner + o * stride + offsets[winner])] += source[np.uintp(at + o)]
+                at += outs
 
 
 @compiled
@@ -136,6 +140,7 @@ def _spread(dy, windows, rows, dilation, pairs, shares, dx, begin, end):
                     for o in range(outs):
                         value = source[o] * (part * across[o])
                         for k in range(windows[2, o, 0], windows[2, o, 1]):
+                            rolled()
                             row[np.uintp(windows[2, o, 2] + k * dilation)] += value
         # Only now, as a processor cannot read at once what it has just written in smaller pieces.
         for i in range(dy.shape[1]):
@@ -184,6 +189,7 @@ def _adaptive_sum(x, windows, divisors, y, begin, end):
                 for o in range(target.size):
                     total = row[windows[2, o, 2]]
                     for k in range(windows[2, o, 2] + 1, windows[2, o, 2] + windows[2, o, 1]):
+                        rolled()
                         total += row[k]
                     target[o] = total / (by * divisors[2, o])
 
@@ -200,6 +206,7 @@ def _adaptive_max(x, windows, y, winners, begin, end):
                     for r in range(z0, z0 + windows[0, i, 1]):
                         for q in range(y0, y0 + windows[1, j, 1]):
                             for k in range(x0, x0 + windows[2, o, 1]):
+                                rolled()
                                 new = x[p, r, q, k]
                                 if (new > best) | ((new != new) & (best == best)):
                                     best, winner = new, (r * x.shape[2] + q) * x.shape[3] + k
@@ -267,16 +274,44 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
     return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs)
 
 
+class _Means(NamedTuple):
+    """What is computed once for an average pool.
+
+    Attributes
+    ----------
+    whole : whether a window is the whole map.
+    divisors, shares : (3, outputs), along three axes; their product is that of a window, and its inverse.
+    pairs : whether windows along the last axis are adjacent pairs.
+    covers, cover_divisors : the windows of dy whose means are dx, and their divisors, if strides and divisors allow it.
+    """
+
+    whole: bool
+    divisors: np.ndarray
+    shares: np.ndarray
+    pairs: bool
+    covers: tuple[Any, ...]
+    cover_divisors: np.ndarray
+
+
 @functools.lru_cache(maxsize=256)
-def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, dtype: Any) -> np.ndarray:
-    """Return the divisors along three axes, whose product is that of a window."""
-    table = np.ones((3, max(map(len, counts))), dtype)
+def _means_of(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None, dtype: Any) -> _Means:
+    divisors = np.ones((3, max(axis.out for axis in axes)), dtype)
     if divisor is not None:
-        table[2] = divisor
+        divisors[2] = divisor
     else:
         for row, along in enumerate(counts, 3 - len(counts)):
-            table[row, : len(along)] = along
-    return table
+            divisors[row, : len(along)] = along
+    equal = divisor is not None or all(min(along) == max(along) for along in counts)
+    covers = tuple(map(_reversed, axes)) if equal and all(a.stride == 1 for a in axes) else ()
+    wide = axes[-1]
+    return _Means(
+        whole=divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes),
+        divisors=divisors,
+        shares=1 / divisors,
+        pairs=wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size,
+        covers=covers,
+        cover_divisors=np.repeat(divisors[:, :1], max(axis.size for axis in axes), axis=1),
+    )
 
 
 def _flat(a: np.ndarray) -> np.ndarray:
@@ -342,28 +377,25 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
     """Take the means of windows, and spread gradients evenly."""
     if not supports(x):
         return NotImplemented
-    if divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes):
+    means = _means_of(axes, counts, divisor, x.dtype)
+    if means.whole:
         return _whole(x, len(axes))
     rank, shape = len(axes), x.shape
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        by = _divisors(counts, divisor, dy.dtype)
-        if all(a.stride == 1 for a in axes) and all(
-            min(row) == max(row) for row in (counts if divisor is None else ())
-        ):
-            return (_sums(dy, tuple(_reversed(a) for a in axes), by[:, :1]),)
+        means = _means_of(axes, counts, divisor, dy.dtype)
+        if means.covers:
+            return (_sums(dy, means.covers, means.cover_divisors),)
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
         rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        wide = axes[-1]
-        pairs = wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size
-        tables = f.windows, f.rows, wide.dilation, pairs, 1 / by
+        tables = f.windows, f.rows, axes[-1].dilation, means.pairs, means.shares
         share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
         return (dx,)
 
-    return _sums(x, axes, _divisors(counts, divisor, x.dtype)), backward
+    return _sums(x, axes, means.divisors), backward
 
 
 def _reversed(axis: Any) -> Any:
@@ -373,13 +405,12 @@ def _reversed(axis: Any) -> Any:
 
 
 def _sums(x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray) -> np.ndarray:
-    """Return the sums of windows, divided by the divisors, which are broadcast along each axis."""
+    """Return the sums of windows, divided by the divisors."""
     f, rank = _layout(axes), len(axes)
     y = np.empty((*x.shape[: x.ndim - rank], *f.outs), x.dtype)
     maps = _volumes(y, rank)
-    by = np.ascontiguousarray(np.broadcast_to(divisors, (3, max(f.outs))))
     work = 2 * x.size + f.offsets.size * y.size // 8
-    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, by, maps, n=len(maps))
+    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, divisors, maps, n=len(maps))
     return y
 
 
