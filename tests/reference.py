@@ -252,9 +252,15 @@ def _pairwise(function: Callable[[float, float], float], x: Any, other: Any) -> 
     return y
 
 
-add, subtract, multiply, divide, maximum, minimum = (
+def add(x: Any, other: Any, activation: Any = None) -> np.ndarray:
+    total = _pairwise(lambda a, b: a + b, x, other)
+    name, *parameters = (activation,) if isinstance(activation, str) else activation or (None,)
+    return total if name is None else globals()[name](total, *parameters)
+
+
+subtract, multiply, divide, maximum, minimum = (
     functools.partial(_pairwise, function)
-    for function in (lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, max, min)
+    for function in (lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, max, min)
 )
 
 

@@ -15,7 +15,7 @@ from xcnn.ops._op import OPS
 
 pytest.importorskip("numba")
 from xcnn.kernels.cpu import elementwise as compiled
-from xcnn.kernels.cpu._loops import compiled_loop
+from xcnn.kernels.cpu._loops import EACH, compiled_loop, traced
 from xcnn.kernels.cpu._simd import FUSED
 from xcnn.kernels.cpu._trace import Namespace
 
@@ -25,8 +25,7 @@ every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f
 def calculate(name: str, x: np.ndarray) -> np.ndarray:
     """Return a function of the tracing namespace, compiled."""
     xp, y = Namespace(), np.empty_like(x)
-    step = getattr(xp, name)(xp.array(0)).number
-    loop = compiled_loop(xp.steps, xp.kinds, step, 1, 0, x.itemsize)
+    loop = compiled_loop(xp, [(getattr(xp, name)(xp.array(0)), EACH)], [True], 0, x.itemsize)
     loop.call(y.ctypes.data, x.ctypes.data, x.size)
     return y
 
@@ -170,11 +169,11 @@ def test_arrays_that_are_not_contiguous() -> None:
 def test_parameters_are_not_compiled_in() -> None:
     x = np.linspace(-2, 2, 9)
     ops.leaky_relu(x, 0.5)[1](x)
-    before = compiled._loop.cache_info().misses
+    before = traced.cache_info().misses
     for slope in (0.1, 0.2, 3):
         y, backward = ops.leaky_relu(x, slope)
         assert y[0] == backward(x)[0][0] == -2 * slope
-    assert compiled._loop.cache_info().misses == before
+    assert traced.cache_info().misses == before
 
 
 @pytest.mark.parametrize(

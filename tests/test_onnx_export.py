@@ -136,6 +136,8 @@ LAYERS = {
     "reflection": (nn.Pad((1, 2, 3, 0), "reflect"), (2, 4, 5)),
     "repetition": (nn.Pad((1, 2, 3, -1), "replicate"), (2, 4, 5)),
     "the opposite side": (nn.Pad((1, 2, 3, -1), "circular"), (2, 4, 5)),
+    "sum and leaky ReLU": (nn.Apply("add", other=-0.5, activation=("leaky_relu", 0.2)), (3, 4, 5)),
+    "sum and interval": (nn.Apply("add", other=0.1, activation=("hardtanh", -0.5)), (3, 4, 5)),
     "slopes": (nn.PReLU(3), (3, 4, 5)),
     "one slope": (nn.PReLU(), (3, 4)),
     "GELU": (nn.GELU(), (7,)),

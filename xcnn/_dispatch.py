@@ -102,7 +102,7 @@ BODIES: dict[str, Callable[..., Any]] = {}
 """The portable code of every body, by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formula:
     """An elementwise function of one array, written in the array API.
 

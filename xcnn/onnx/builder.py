@@ -11,6 +11,7 @@ adds nodes by `graph.node`, and the modules that it is made of by `graph.call`.
 """
 
 import contextlib
+import inspect
 import itertools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,11 @@ import numpy as np
 
 from xcnn import nn
 from xcnn._check import shown
+from xcnn._dispatch import FORMULAS
 from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._observe import observing
 from xcnn.onnx.runtime import package
+from xcnn.ops._options import activation
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["EXPORTS", "MODULES", "Builder", "Exporter", "exports", "free", "shapes_of"]
@@ -229,9 +232,13 @@ class Builder:
         if op not in EXPORTS:
             raise self.refuse(f"the op {op} has no exporter; add one: xcnn.onnx.EXPORTS[{op!r}] = function")
         options.pop("training", None)
-        relu = options.pop("activation", None) == "relu"
+        after = activation(op, options.pop("activation", None))
         y = EXPORTS[op](self, *arrays, **options)
-        return self.node("Relu", [y]) if relu else y
+        if after is None:
+            return y
+        name, *parameters = after
+        _, *names = inspect.signature(FORMULAS[name].check).parameters  # the first one is the caller
+        return self.op(name, y, **dict(zip(names, parameters, strict=True)))
 
     def _fresh(self, name: str) -> str:
         """Return a new name below that of the current module."""

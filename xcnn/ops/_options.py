@@ -5,18 +5,9 @@ from collections.abc import Sequence
 from xcnn.errors import UsageError, unknown, wrong_call
 from xcnn.ops._formula import FORMULAS, Activation
 
-__all__ = ["Integers", "activation", "is_relu"]
+__all__ = ["Integers", "activation"]
 
 Integers = int | Sequence[int]
-
-
-def is_relu(caller: str, activation: str | None) -> bool:
-    """Return whether an activation is ReLU; raise an error if it is neither ReLU nor None."""
-    if activation is None:
-        return False
-    if isinstance(activation, str) and activation == "relu":
-        return True
-    raise UsageError(f"{caller}: activation must be None or 'relu', got {activation!r}")
 
 
 def activation(caller: str, value: str | tuple[object, ...] | None) -> Activation:

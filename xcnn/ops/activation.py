@@ -6,9 +6,9 @@ from types import ModuleType
 from xcnn._array import Array, namespace
 from xcnn._check import number
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._broadcast import sum_to
 from xcnn.ops._formula import clip, formula, inside, logistic
 from xcnn.ops._op import Gradients, Result, op, sample
+from xcnn.ops._pair import Pair, pair
 
 __all__ = [
     "celu",
@@ -96,7 +96,20 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Result:
     return _LEAKY(x, negative_slope)
 
 
-@op("x weight", saves="x weight", samples=[sample({"x": (2, 3, 4), "weight": (3,)})], apart=True)
+def _prelu_slope(xp: ModuleType, dy: Array, x: Array, weight: Array, y: Array) -> Array:
+    positive = xp.astype(x > 0.0, x.dtype)
+    return dy * (positive + (1.0 - positive) * weight)
+
+
+_PRELU = Pair(
+    lambda xp, x, weight: xp.maximum(x, 0.0) + weight * xp.minimum(x, 0.0),
+    _prelu_slope,
+    lambda xp, dy, x, weight, y: dy * xp.minimum(x, 0.0),
+    ("x", "other"),
+)
+
+
+@op("x weight", saves="x other", samples=[sample({"x": (2, 3, 4), "weight": (3,)})], apart=True)
 def prelu(x: Array, weight: Array) -> Result:
     """Apply the parametric rectified linear unit: `y = x` where x > 0, else `weight * x`.
 
@@ -126,16 +139,12 @@ def prelu(x: Array, weight: Array) -> Result:
             f"prelu: weight must have shape ({channels},), one per channel, or (1,), got {tuple(weight.shape)}"
         )
     spread = (*weight.shape, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (1,) * x.ndim
-    y = xp.maximum(x, 0.0) + xp.reshape(weight, spread) * xp.minimum(x, 0.0)
+    y, of_pair = pair(xp, x, xp.reshape(weight, spread), _PRELU, None)
+    shape = weight.shape
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx = dweight = None
-        if needs[0]:
-            positive = xp.astype(x > 0.0, x.dtype)
-            dx = dy * (positive + (1.0 - positive) * xp.reshape(weight, spread))
-        if needs[1]:
-            dweight = xp.reshape(sum_to(xp, dy * xp.minimum(x, 0.0), spread), weight.shape)
-        return dx, dweight
+        dx, dweight = of_pair(dy, needs)
+        return dx, None if dweight is None else xp.reshape(dweight, shape)
 
     return y, backward
 

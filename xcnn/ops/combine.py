@@ -1,13 +1,17 @@
 """Ops that combine several arrays into one: the arithmetic of two, and the concatenation of branches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
 from xcnn.errors import ShapeError, UsageError
-from xcnn.ops._broadcast import broadcast_shape, sum_to
+from xcnn.ops._broadcast import broadcast_shape
+from xcnn.ops._formula import Activation
 from xcnn.ops._op import Gradients, Result, along, op, positive, sample
+from xcnn.ops._options import activation as checked_activation
+from xcnn.ops._pair import Pair, pair
 
 __all__ = ["add", "concat", "divide", "maximum", "minimum", "multiply", "subtract"]
 
@@ -23,57 +27,56 @@ def _checked(name: str, x: Array, other: Array) -> Array:
     return other
 
 
-_Slope = Callable[[Array], Array]
+def _apply(name: str, x: Array, other: Array, rule: Pair, activation: Activation = None) -> Result:
+    other = _checked(name, x, other)
+    return pair(namespace_of(x), x, other, rule, activation)
 
 
-def _pair(x: Array, other: Array, of_x: _Slope, of_other: _Slope) -> Callable[..., Gradients]:
-    """Return a backward pass from two functions of dy: the gradients of x and other, as if nothing was broadcast."""
-    if type(other) is float:  # from `_checked`; a NumPy number is an array
-        return lambda dy, needs: (of_x(dy) if needs[0] else None, None)
-    xp, shape, other_shape = namespace_of(x), x.shape, other.shape
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx = sum_to(xp, of_x(dy), shape) if needs[0] else None
-        return dx, sum_to(xp, of_other(dy), other_shape) if needs[1] else None
-
-    return backward
-
-
-def _same(dy: Array) -> Array:
+def _dy(xp: ModuleType, dy: Array, x: Array, other: Array, y: Array) -> Array:
     return dy
+
+
+_ADD = Pair(lambda xp, x, other: x + other, _dy, _dy)
 
 
 @op(
     "x other",
+    saves="y?",
     samples=[
         sample({"x": (2, 3, 4), "other": (2, 3, 4)}),
         sample({"x": (2, 3, 4), "other": (3, 1)}),
         sample({"x": (3, 1), "other": (2, 1, 4)}),
         sample({"x": (2, 3), "other": ()}),
+        sample({"x": (2, 3, 2), "other": (3, 1)}, activation="relu"),
+        sample({"x": (2, 3), "other": (2, 3)}, activation=("leaky_relu", 0.2)),
     ],
     apart=True,
 )
-def add(x: Array, other: Array) -> Result:
-    """Add two arrays, or an array and a number.
+def add(x: Array, other: Array, activation: str | tuple[object, ...] | None = None) -> Result:
+    """Add two arrays, or an array and a number, and apply an activation.
 
     Parameters
     ----------
     x : floating-point array of any shape.
     other : array of the dtype of x whose shape broadcasts with that of x, or a Python number.
+    activation : the name of an activation whose slope is a function of y, such as `"relu"`, a tuple of the name and
+        numbers, or None.
 
     Returns
     -------
     y : the shape that x and other broadcast to.
     backward : dy -> (dx, dother), each the sum of dy over the axes along which its array was broadcast; dother is None
-        for a number. It keeps nothing.
+        for a number. It keeps y if there is an activation.
 
     Raises
     ------
     ShapeError, DtypeError, UsageError
-        If the shapes do not broadcast, the dtypes differ, or the number is not finite.
+        If the shapes do not broadcast, the dtypes differ, the number is not finite, or the activation is another one.
     """
-    other = _checked("add", x, other)
-    return x + other, _pair(x, other, _same, _same)
+    return _apply("add", x, other, _ADD, checked_activation("add", activation))
+
+
+_SUBTRACT = Pair(lambda xp, x, other: x - other, _dy, lambda xp, dy, x, other, y: -dy)
 
 
 @op("x other", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
@@ -82,8 +85,15 @@ def subtract(x: Array, other: Array) -> Result:
 
     Backward keeps nothing.
     """
-    other = _checked("subtract", x, other)
-    return x - other, _pair(x, other, _same, lambda dy: -dy)
+    return _apply("subtract", x, other, _SUBTRACT)
+
+
+_MULTIPLY = Pair(
+    lambda xp, x, other: x * other,
+    lambda xp, dy, x, other, y: dy * other,
+    lambda xp, dy, x, other, y: dy * x,
+    ("x", "other"),
+)
 
 
 @op("x other", saves="x? other?", samples=[sample({"x": (2, 3, 2, 2), "other": (3, 1, 1)})], apart=True)
@@ -92,8 +102,15 @@ def multiply(x: Array, other: Array) -> Result:
 
     Arguments, shapes and errors are those of `add`. Backward keeps both arrays, or nothing for a number.
     """
-    other = _checked("multiply", x, other)
-    return x * other, _pair(x, other, lambda dy: dy * other, lambda dy: dy * x)
+    return _apply("multiply", x, other, _MULTIPLY)
+
+
+_DIVIDE = Pair(
+    lambda xp, x, other: x / other,
+    lambda xp, dy, x, other, y: dy / other,
+    lambda xp, dy, x, other, y: -(dy / other) * y,
+    ("other", "y"),
+)
 
 
 @op("x other", saves="other? y?", samples=[sample({"x": (2, 3, 4), "other": positive(3, 1)})], apart=True)
@@ -106,14 +123,21 @@ def divide(x: Array, other: Array) -> Result:
     other = _checked("divide", x, other)
     if type(other) is float and other == 0.0:
         raise UsageError("divide: other must not be the number 0")
-    y = x / other
-    return y, _pair(x, other, lambda dy: dy / other, lambda dy: -(dy / other) * y)
+    return pair(namespace_of(x), x, other, _DIVIDE, None)
 
 
-def _won(a: Any, b: Any, like: Array) -> Array:
-    """Return 1 where a is the larger of both, 1/2 where they are equal, else 0; 1 if one of them is NaN."""
-    xp, dtype = namespace_of(like), like.dtype
-    return 1.0 - xp.astype(a < b, dtype) - 0.5 * xp.astype(a == b, dtype)
+def _larger(xp: ModuleType, dy: Array, x: Any, other: Any, y: Array) -> Array:
+    """Return dy where x is the larger of both, half of it where they are equal, else 0; dy if one of them is NaN."""
+    return dy * (1.0 - xp.astype(x < other, dy.dtype) - 0.5 * xp.astype(x == other, dy.dtype))
+
+
+def _smaller(xp: ModuleType, dy: Array, x: Any, other: Any, y: Array) -> Array:
+    return _larger(xp, dy, other, x, y)
+
+
+_BOTH = ("x", "other")
+_MAXIMUM = Pair(lambda xp, x, other: xp.maximum(x, other), _larger, _smaller, _BOTH, ("x",))
+_MINIMUM = Pair(lambda xp, x, other: xp.minimum(x, other), _smaller, _larger, _BOTH, ("x",))
 
 
 @op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
@@ -123,9 +147,7 @@ def maximum(x: Array, other: Array) -> Result:
     Arguments, shapes and errors are those of `add`. Where both are equal, each gets half of dy, as in PyTorch. Backward
     keeps both arrays.
     """
-    other = _checked("maximum", x, other)
-    y = namespace_of(x).maximum(x, other)
-    return y, _pair(x, other, lambda dy: dy * _won(x, other, dy), lambda dy: dy * _won(other, x, dy))
+    return _apply("maximum", x, other, _MAXIMUM)
 
 
 @op("x other", saves="x other?", samples=[sample({"x": (2, 3, 4), "other": (3, 1)})], apart=True)
@@ -134,9 +156,7 @@ def minimum(x: Array, other: Array) -> Result:
 
     Backward keeps both arrays.
     """
-    other = _checked("minimum", x, other)
-    y = namespace_of(x).minimum(x, other)
-    return y, _pair(x, other, lambda dy: dy * _won(other, x, dy), lambda dy: dy * _won(x, other, dy))
+    return _apply("minimum", x, other, _MINIMUM)
 
 
 @op(

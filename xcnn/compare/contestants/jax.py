@@ -93,9 +93,11 @@ class _Pass:
             what = f"the op {op} of " if op else ""
             raise UsageError(f"bench: JAX has no function for {what}{type(m).__name__}")
         named = {name: self.arrays.get(key + name) for name in slots}
-        relu = options.pop("activation", None) == "relu"
+        activation = options.pop("activation", None)
+        if activation not in (None, "relu", ("relu",)):
+            raise UsageError(f"bench: JAX has no function for the activation {activation!r} of {type(m).__name__}")
         y = _OPS[op](self, x, key=key, **named, **options) if slots else _OPS[op](self, x, **options)
-        return self._relu(y) if relu else y
+        return self._relu(y) if activation else y
 
     def _add(self, xs: Any) -> Any:
         return functools.reduce(operator.add, xs)

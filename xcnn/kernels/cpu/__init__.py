@@ -29,8 +29,10 @@ if compiles:
             linear,
             norm,
             optim,
+            pair,
             permute,
             pool,
+            softmax,
         )
     except Exception as error:
         logging.getLogger("xcnn").warning("compiled kernels cannot be used, so everything is slower: %r", error)

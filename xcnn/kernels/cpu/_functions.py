@@ -78,6 +78,8 @@ _EXPM1_LEAST = {4: -20.0, 8: -40.0}
 # log(2) in two parts, so that the first one times an exponent is exact
 _LOG2 = {4: (0.693359375, -2.12194440054690583e-4), 8: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
 
+_LANE = ir.IntType(32)
+
 
 class Vectors:
     """Emits the instructions of steps on vectors of one type.
@@ -103,38 +105,71 @@ class Vectors:
 
     def broadcast(self, value: Any) -> Any:
         """Return a float64 number in all lanes."""
-        if self.itemsize == 4:
-            value = self.builder.fptrunc(value, self.number)
-        empty = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(empty, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
+        return self.spread(self.builder.fptrunc(value, self.number) if self.itemsize == 4 else value)
+
+    def spread(self, value: Any) -> Any:
+        """Return a number, or an integer of 32 bits, in all lanes."""
+        empty = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(empty, value, _LANE(0))
+        return self.builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_LANE, self.lanes), None))
 
     def first(self, count: Any) -> Any:
         """Return a mask of the first lanes; `count` may exceed their number."""
-        lanes = ir.VectorType(ir.IntType(32), self.lanes)
-        bounded = self.builder.select(
-            self.builder.icmp_signed("<", count, ir.IntType(64)(self.lanes)), count, ir.IntType(64)(self.lanes)
-        )
-        limit = self.builder.trunc(bounded, ir.IntType(32))
-        empty = ir.Constant(lanes, ir.Undefined)
-        limits = self.builder.shuffle_vector(
-            self.builder.insert_element(empty, limit, ir.IntType(32)(0)), empty, ir.Constant(lanes, None)
-        )
-        return self.builder.icmp_signed("<", ir.Constant(lanes, list(range(self.lanes))), limits)
+        lanes = count.type(self.lanes)
+        bounded = self.builder.select(self.builder.icmp_signed("<", count, lanes), count, lanes)
+        places = ir.Constant(ir.VectorType(_LANE, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", places, self.spread(self.builder.trunc(bounded, _LANE)))
 
-    def load(self, pointer: Any, mask: Any) -> Any:
-        """Load some lanes; the others are 0, and their memory is not read."""
-        zeros = ir.Constant(self.vector, None)
-        return self._masked("load", self.vector, [pointer, ir.IntType(32)(self.itemsize), mask, zeros])
+    def load(self, pointer: Any, index: Any, mask: Any = None) -> Any:
+        """Load a vector. With a mask, the other lanes are 0, and their memory is not read."""
+        place, vector, align = self._place(pointer, index)
+        if mask is None:
+            return self.builder.load(place, align=align)
+        return self._masked("load", vector, [place, _LANE(align), mask, ir.Constant(vector, None)])
 
-    def store(self, value: Any, pointer: Any, mask: Any) -> None:
-        """Store some lanes."""
-        self._masked("store", ir.VoidType(), [value, pointer, ir.IntType(32)(self.itemsize), mask])
+    def store(self, value: Any, pointer: Any, index: Any, mask: Any = None) -> None:
+        """Store a vector, or some lanes of it."""
+        place, _, align = self._place(pointer, index)
+        if mask is None:
+            self.builder.store(value, place, align=align)
+        else:
+            self._masked("store", ir.VoidType(), [value, place, _LANE(align), mask])
+
+    def _place(self, pointer: Any, index: Any) -> tuple[Any, Any, int]:
+        """Return a pointer to a vector, its type and the alignment of its numbers."""
+        number = pointer.type.pointee
+        vector = ir.VectorType(number, self.lanes)
+        place = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
+        return place, vector, 4 if number == ir.FloatType() else 8
 
     def _masked(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        vector = arguments[0].type if name == "store" else result
+        bits = 32 if vector.element == ir.FloatType() else 64
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        full = f"llvm.masked.{name}.v{self.lanes}f{8 * self.itemsize}.p0"
+        full = f"llvm.masked.{name}.v{self.lanes}f{bits}.p0"
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
+
+    def zeros(self) -> Any:
+        """Return zeros of float64."""
+        return ir.Constant(ir.VectorType(ir.DoubleType(), self.lanes), None)
+
+    def widened(self, value: Any, mask: Any = None) -> Any:
+        """Return a vector in float64, with zeros where a mask is False."""
+        wide = self.builder.fpext(value, self.zeros().type) if self.itemsize == 4 else value
+        return wide if mask is None else self.builder.select(mask, wide, self.zeros())
+
+    def total(self, wide: Any) -> Any:
+        """Sum the lanes of a vector of float64, by halves."""
+        return self.builder.extract_element(self.folded(wide, self.builder.fadd), _LANE(0))
+
+    def folded(self, vector: Any, combine: Any) -> Any:
+        """Return a vector whose lanes each combine all lanes, by halves."""
+        half = self.lanes
+        while half > 1:
+            half //= 2
+            lanes = ir.Constant(ir.VectorType(_LANE, self.lanes), [i ^ half for i in range(self.lanes)])
+            vector = combine(vector, self.builder.shuffle_vector(vector, vector, lanes))
+        return vector
 
     def step(self, name: str, arguments: Sequence[Any]) -> Any:
         """Emit a step."""

@@ -5,6 +5,8 @@ has nothing to add.
 """
 
 import ctypes
+import functools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,17 +16,27 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config
-from numba.core import cgutils
 
 from xcnn._dispatch import COMPILATION
 from xcnn.kernels.cpu._functions import COSTS, Vectors
+from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._trace import Namespace
 
-__all__ = ["Loop", "address", "compiled_loop"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "counted", "machine_code", "traced"]
+
+_log = logging.getLogger("xcnn")
 
 _INT = ir.IntType(64)
 _LOCK = threading.Lock()
 _ENGINES: list[Any] = []
 """They own the machine code."""
+
+
+EACH, ROW, COLUMN = "each", "row", "column"
+"""What a loop does with a result: store each number, or add those of a row, or those of a column to what is there."""
+
+_BLOCK = 4096
+"""Numbers of a row whose sum begins at 0, so that rounding errors hardly grow with its length."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,10 @@ class Loop:
 
     Attributes
     ----------
-    call : a function `(*results, *arrays, n, *parameters)` of addresses, the number of elements, and numbers.
+    call : a function `(*results, *arrays, n, *parameters)` of addresses, the number of elements of a row, and numbers.
+        If there are rows, `middle, begin, end, *steps` precede n: row r, from begin to end, is row `r % middle` of
+        group `r // middle`, and two steps per address say how many elements it moves with a group and with a row. If
+        there are sums of columns, all rows must be in the first group.
     cost : about how many instructions it takes for a vector of results.
     lanes : numbers in a vector.
     """
@@ -55,33 +70,74 @@ address: Callable[[np.ndarray], int] = (
 
 
 def compiled_loop(
-    steps: Sequence[tuple[Any, ...]], kinds: Sequence[str], result: int, arrays: int, parameters: int, itemsize: int
+    xp: Namespace,
+    results: Sequence[tuple[Any, str]],
+    arrays: Sequence[bool],
+    parameters: int,
+    itemsize: int,
+    rows: bool = False,
+    many: int = 4,
 ) -> Loop:
-    """Compile the loop that sets `y[i]` to the result of the steps from `x[i]` of one or more arrays.
+    """Compile the loop that computes results from arrays.
 
     Parameters
     ----------
-    steps, kinds : as of a `Namespace`; those that the result needs are done.
-    result : the number of the step whose value is stored.
-    arrays, parameters : how many there are.
+    xp : it has the steps; those that the results need are done.
+    results : symbols, and what is done with each: `EACH`, `ROW` or `COLUMN`. Sums are float64.
+    arrays : for each of them, whether a row has many numbers, or the same one everywhere.
+    parameters : how many there are.
     itemsize : bytes of a number, 4 or 8.
+    rows : whether there are several rows.
+    many : the most vectors that are computed at once.
     """
-    needed = _needed(steps, result)
-    cost = sum(COSTS.get(steps[i][0], 1) for i in needed if kinds[i] != "scalar")
-    COMPILATION.begin()
+    wanted = [(xp.vector(symbol).number, what) for symbol, what in results]
+    needed = _needed(xp.steps, [number for number, _ in wanted])
+    cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
+    at_once = min(many, 4 if cost < 10 else 2 if cost < 40 else 1)
+    start = machine_code(
+        lambda module: _Writer(module, xp, wanted, arrays, parameters, itemsize, rows).write(needed, at_once)
+    )
+    count = len(results) + len(arrays)
+    integers = 1 + rows * (3 + 2 * count)
+    kinds = [ctypes.c_void_p] * count + [ctypes.c_int64] * integers + [ctypes.c_double] * parameters
+    return Loop(ctypes.CFUNCTYPE(None, *kinds)(start), cost, BYTES // itemsize)
+
+
+@functools.cache
+def traced(
+    function: Callable[..., Sequence[Any]],
+    key: Any,
+    whats: tuple[str, ...],
+    arrays: tuple[bool, ...],
+    choices: tuple[Any, ...],
+    itemsize: int,
+    rows: bool = False,
+    many: int = 4,
+) -> Loop | None:
+    """Compile the loop of `function(xp, key, *arrays, *parameters)`, a list of results; None if it cannot be.
+
+    Parameters
+    ----------
+    function, key : the key is hashable, and all that the function may depend on.
+    choices : for each parameter, None if it is a number that the loop takes, else its value.
+    whats, arrays, itemsize, rows, many : as for `compiled_loop`.
+    """
+    xp, numbers = Namespace(), 0
+    parameters = list(choices)
+    for i, choice in enumerate(choices):
+        if choice is None:
+            parameters[i], numbers = xp.parameter(numbers), numbers + 1
     try:
-        module = ir.Module()
-        lanes = _generate(module, steps, kinds, needed, result, arrays, parameters, itemsize, cost)
-        address = _machine_code(module)
-    finally:
-        COMPILATION.end()
-    kinds_of = [ctypes.c_void_p] * (1 + arrays) + [ctypes.c_int64] + [ctypes.c_double] * parameters
-    return Loop(ctypes.CFUNCTYPE(None, *kinds_of)(address), cost, lanes)
+        results = function(xp, key, *map(xp.array, range(len(arrays))), *parameters)
+        return compiled_loop(xp, list(zip(results, whats, strict=True)), arrays, numbers, itemsize, rows, many)
+    except Exception as error:
+        _log.debug("%s is not compiled: %r", key, error)
+        return None
 
 
-def _needed(steps: Sequence[tuple[Any, ...]], result: int) -> list[int]:
-    """Return the numbers of the steps that a step needs, in order."""
-    found, waiting = {result}, [result]
+def _needed(steps: Sequence[tuple[Any, ...]], results: Sequence[int]) -> list[int]:
+    """Return the numbers of the steps that some steps need, in order."""
+    found, waiting = {*results}, [*results]
     while waiting:
         name, *arguments = steps[waiting.pop()]
         if name not in ("array", "parameter", "constant"):
@@ -90,55 +146,210 @@ def _needed(steps: Sequence[tuple[Any, ...]], result: int) -> list[int]:
     return sorted(found)
 
 
-def _generate(
-    module: Any,
-    steps: Sequence[tuple[Any, ...]],
-    kinds: Sequence[str],
-    needed: Sequence[int],
-    result: int,
-    arrays: int,
-    parameters: int,
-    itemsize: int,
-    cost: int,
-) -> int:
-    """Write the function `loop` into a module; return the number of lanes."""
-    number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
-    pointer = number.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer] * (1 + arrays) + [_INT] + [ir.DoubleType()] * parameters)
-    function = ir.Function(module, kind, "loop")
-    builder = ir.IRBuilder(function.append_basic_block())
-    y, xs, n = function.args[0], function.args[1 : 1 + arrays], function.args[1 + arrays]
-    emit = Vectors(builder, itemsize)
-    fixed = _scalars(emit, steps, kinds, needed, function.args[2 + arrays :])
-    spread = emit.vector.as_pointer()
+def counted(
+    builder: Any, start: Any, stop: Any, step: Any, values: list[Any], body: Callable[..., list[Any]]
+) -> list[Any]:
+    """Write a loop that carries values from each iteration to the next one; return the last ones.
 
-    def values(loaded: Callable[[int], Any]) -> Any:
-        found = dict(fixed)
-        for i in needed:
+    `body(index, values)` writes an iteration and returns the values for the next one.
+    """
+    before = builder.block
+    head, inside, after = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index, carried = builder.phi(_INT), [builder.phi(value.type) for value in values]
+    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
+    builder.position_at_end(inside)
+    following = body(index, carried)
+    last, end = builder.add(index, step), builder.block
+    builder.branch(head)
+    for phi, first, later in zip([index, *carried], [start, *values], [last, *following], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    builder.position_at_end(after)
+    return carried
+
+
+class _Writer:
+    """Writes the function `loop` into a module."""
+
+    def __init__(
+        self,
+        module: Any,
+        xp: Namespace,
+        results: Sequence[tuple[int, str]],
+        arrays: Sequence[bool],
+        parameters: int,
+        itemsize: int,
+        rows: bool,
+    ) -> None:
+        self.xp, self.results, self.arrays, self.rows = xp, results, arrays, rows
+        number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
+        sums = ir.DoubleType().as_pointer()
+        pointers = [number.as_pointer() if what == EACH else sums for _, what in results]
+        pointers += [number.as_pointer()] * len(arrays)
+        integers = [_INT] * (1 + rows * (3 + 2 * len(pointers)))
+        kind = ir.FunctionType(ir.VoidType(), [*pointers, *integers, *[ir.DoubleType()] * parameters])
+        function = ir.Function(module, kind, "loop")
+        self.builder = ir.IRBuilder(function.append_basic_block())
+        self.pointers = function.args[: len(pointers)]
+        self.integers = function.args[len(pointers) : len(pointers) + len(integers)]
+        self.parameters = function.args[len(pointers) + len(integers) :]
+        self.emit = Vectors(self.builder, itemsize)
+
+    def write(self, needed: Sequence[int], many: int) -> None:
+        """Write all; `many` vectors are computed at once.
+
+        Processors execute the instructions of several iterations at once; cheap ones spend less on the loop if `many`
+        is larger.
+        """
+        self.needed, self.many = needed, many
+        self.fixed = _scalars(self.emit, self.xp.steps, self.xp.kinds, needed, self.parameters)
+        if not self.rows:
+            self._row(self.pointers, self.integers[0])
+        else:
+            middle, begin, end, *steps, n = self.integers
+
+            if any(what == COLUMN for _, what in self.results):
+                self._columns(begin, end, steps[1::2], n)
+            else:
+                self._rows(middle, begin, end, steps, n)
+        self.builder.ret_void()
+
+    def _rows(self, middle: Any, begin: Any, end: Any, steps: Sequence[Any], n: Any) -> None:
+        """Write the loop over rows."""
+        builder, one = self.builder, _INT(1)
+
+        def row(_: Any, place: list[Any]) -> list[Any]:
+            outer, inner = place
+            moved = []
+            for pointer, a, b in zip(self.pointers, steps[::2], steps[1::2], strict=True):
+                moved.append(builder.gep(pointer, [builder.add(builder.mul(outer, a), builder.mul(inner, b))]))
+            self._row(moved, n)
+            last = builder.icmp_signed("==", builder.add(inner, one), middle)
+            return [
+                builder.select(last, builder.add(outer, one), outer),
+                builder.select(last, _INT(0), builder.add(inner, one)),
+            ]
+
+        counted(builder, begin, end, one, [builder.udiv(begin, middle), builder.urem(begin, middle)], row)
+
+    def _columns(self, begin: Any, end: Any, steps: Sequence[Any], n: Any) -> None:
+        """Write the loop over strips of columns, and in each of them over the rows of a group, whose sums it makes."""
+        builder, emit = self.builder, self.emit
+        count = sum(what == COLUMN for _, what in self.results)
+        sums = [pointer for (_, what), pointer in zip(self.results, self.pointers, strict=False) if what == COLUMN]
+
+        def strip(places: Sequence[Any], mask: Any = None) -> None:
+            def row(r: Any, totals: list[Any]) -> list[Any]:
+                moved = [
+                    builder.gep(pointer, [builder.mul(r, step)])
+                    for pointer, step in zip(self.pointers, steps, strict=True)
+                ]
+                vectors = self._reader(moved[len(self.results) :])
+                added: list[Any] = []
+                computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
+                for index, values in zip(places, computed, strict=True):
+                    for (_, what), value, pointer in zip(self.results, values, moved, strict=False):
+                        if what == EACH:
+                            emit.store(value, pointer, index, mask)
+                        else:
+                            added.append(builder.fadd(totals[len(added)], emit.widened(value, mask)))
+                return added
+
+            totals = iter(counted(builder, begin, end, _INT(1), [emit.zeros()] * (count * len(places)), row))
+            for index in places:
+                for pointer in sums:
+                    emit.store(builder.fadd(emit.load(pointer, index, mask), next(totals)), pointer, index, mask)
+
+        step = _INT(self.many * emit.lanes)
+        wide = builder.mul(builder.udiv(n, step), step)
+
+        def several(start: Any, _: Any) -> list[Any]:
+            strip([builder.add(start, _INT(k * emit.lanes)) for k in range(self.many)])
+            return []
+
+        def last(index: Any, _: Any) -> list[Any]:
+            strip([index], emit.first(builder.sub(n, index)))
+            return []
+
+        counted(builder, _INT(0), wide, step, [], several)
+        counted(builder, wide, n, _INT(emit.lanes), [], last)
+
+    def _reader(self, pointers: Sequence[Any]) -> Callable[..., list[Any]]:
+        """Return a function `(index, mask)` that loads vectors of the arrays at these places."""
+        alike = {
+            k: self.emit.spread(self.builder.load(pointer))
+            for k, (many, pointer) in enumerate(zip(self.arrays, pointers, strict=True))
+            if not many
+        }
+
+        def vectors(index: Any, mask: Any = None) -> list[Any]:
+            return [alike[k] if k in alike else self.emit.load(a, index, mask) for k, a in enumerate(pointers)]
+
+        return vectors
+
+    def _row(self, pointers: Sequence[Any], n: Any) -> None:
+        """Write the loop over the numbers of a row."""
+        builder, emit = self.builder, self.emit
+        results, arrays = pointers[: len(self.results)], pointers[len(self.results) :]
+        vectors = self._reader(arrays)
+
+        def finish(values: Sequence[Any], index: Any, sums: list[Any], mask: Any = None) -> list[Any]:
+            """Store or add results; return the new sums of the row."""
+            added: list[Any] = []
+            for (_, what), value, pointer in zip(self.results, values, results, strict=True):
+                if what == EACH:
+                    emit.store(value, pointer, index, mask)
+                else:
+                    added.append(builder.fadd(sums[len(added)], emit.widened(value, mask)))
+            return added
+
+        def span(begin: Any, end: Any, sums: list[Any]) -> list[Any]:
+            """Write the loops over some numbers of a row, and return the sums of the row."""
+            step = _INT(self.many * emit.lanes)
+            wide = builder.add(begin, builder.mul(builder.udiv(builder.sub(end, begin), step), step))
+
+            def several(start: Any, sums: list[Any]) -> list[Any]:
+                places = [builder.add(start, _INT(k * emit.lanes)) for k in range(self.many)]
+                computed = [self._values(loaded) for loaded in [vectors(index) for index in places]]
+                for values, index in zip(computed, places, strict=True):
+                    sums = finish(values, index, sums)
+                return sums
+
+            def last(index: Any, sums: list[Any]) -> list[Any]:
+                mask = emit.first(builder.sub(end, index))
+                return finish(self._values(vectors(index, mask)), index, sums, mask)
+
+            sums = counted(builder, begin, wide, step, sums, several)
+            return counted(builder, wide, end, _INT(emit.lanes), sums, last)
+
+        totals = [pointer for (_, what), pointer in zip(self.results, results, strict=True) if what == ROW]
+        if not totals:
+            span(_INT(0), n, [])
+            return
+
+        def block(begin: Any, sums: list[Any]) -> list[Any]:
+            end = builder.add(begin, _INT(_BLOCK))
+            end = builder.select(builder.icmp_signed("<", end, n), end, n)
+            new = span(begin, end, [emit.zeros()] * len(totals))
+            return [builder.fadd(old, emit.total(one)) for old, one in zip(sums, new, strict=True)]
+
+        zero = ir.DoubleType()(0.0)
+        for pointer, total in zip(
+            totals, counted(builder, _INT(0), n, _INT(_BLOCK), [zero] * len(totals), block), strict=True
+        ):
+            builder.store(total, pointer)
+
+    def _values(self, loaded: Sequence[Any]) -> list[Any]:
+        """Write the steps for vectors of the arrays; return the results."""
+        found = dict(self.fixed)
+        for i in self.needed:
             if i not in found:
-                name, *arguments = steps[i]
-                found[i] = loaded(arguments[0]) if name == "array" else emit.step(name, [found[a] for a in arguments])
-        return found[result]
-
-    def place(array: Any, index: Any) -> Any:
-        return builder.bitcast(builder.gep(array, [index]), spread)
-
-    # Processors execute the instructions of several iterations at once; cheap ones spend less on the loop this way.
-    many = 4 if cost < 10 else 2 if cost < 40 else 1
-    step = _INT(many * emit.lanes)
-    wide = builder.mul(builder.udiv(n, step), step)
-    with cgutils.for_range_slice(builder, _INT(0), wide, step) as (start, _):
-        places = [builder.add(start, _INT(k * emit.lanes)) for k in range(many)]
-        loaded = [[builder.load(place(x, index), align=itemsize) for x in xs] for index in places]
-        stored = [values(row.__getitem__) for row in loaded]
-        for value, index in zip(stored, places, strict=True):
-            builder.store(value, place(y, index), align=itemsize)
-    with cgutils.for_range_slice(builder, wide, n, _INT(emit.lanes)) as (index, _):
-        mask = emit.first(builder.sub(n, index))
-        builder_row = [emit.load(place(x, index), mask) for x in xs]
-        emit.store(values(builder_row.__getitem__), place(y, index), mask)
-    builder.ret_void()
-    return emit.lanes
+                name, *arguments = self.xp.steps[i]
+                arrays = name == "array"
+                found[i] = loaded[arguments[0]] if arrays else self.emit.step(name, [found[a] for a in arguments])
+        return [found[number] for number, _ in self.results]
 
 
 def _scalars(
@@ -159,17 +370,26 @@ def _scalars(
     return vectors
 
 
-def _machine_code(module: Any) -> int:
-    """Compile a module; return the address of its function `loop`."""
-    with _LOCK:
-        if not _ENGINES:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-        name = config.CPU_NAME or llvm.get_host_cpu_name()
-        features = llvm.get_host_cpu_features().flatten() if config.CPU_NAME is None else config.CPU_FEATURES or ""
-        target = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2, jit=True)
-        parsed = llvm.parse_assembly(str(module), llvm.create_context())
-        engine = llvm.create_mcjit_compiler(parsed, target)
-        engine.finalize_object()
-        _ENGINES.append(engine)
-        return int(engine.get_function_address("loop"))
+def machine_code(write: Callable[[Any], None]) -> int:
+    """Compile a function `loop`, which `write(module)` writes; return its address."""
+    COMPILATION.begin()
+    try:
+        module = ir.Module()
+        write(module)
+        with _LOCK:
+            return _compiled(module)
+    finally:
+        COMPILATION.end()
+
+
+def _compiled(module: Any) -> int:
+    if not _ENGINES:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    name = config.CPU_NAME or llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features().flatten() if config.CPU_NAME is None else config.CPU_FEATURES or ""
+    target = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2, jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module), llvm.create_context()), target)
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return int(engine.get_function_address("loop"))

@@ -5,7 +5,6 @@ limit numbers to an interval, where they write them (`clamp`).
 """
 
 import functools
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,56 +12,43 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import FORMULAS, Formula, kernel
-from xcnn.kernels.cpu._loops import Loop, address, compiled_loop
+from xcnn.kernels.cpu._loops import EACH, address, traced
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._trace import Namespace
 
-__all__ = ["clamp", "elementwise", "gradient", "in_place"]
-
-_log = logging.getLogger("xcnn")
-
-_Function = Callable[..., Any]
+__all__ = ["clamp", "elementwise", "gradient", "in_place", "split"]
 
 
-def _forward(formula: Formula, xp: Any, x: Any, *parameters: Any) -> Any:
-    return formula.forward(xp, x, *parameters)
+def _forward(xp: Any, formula: Formula, x: Any, *parameters: Any) -> list[Any]:
+    return [formula.forward(xp, x, *parameters)]
 
 
-def _gradient(formula: Formula, xp: Any, kept: Any, dy: Any, *parameters: Any) -> Any:
+def _gradient(xp: Any, formula: Formula, kept: Any, dy: Any, *parameters: Any) -> list[Any]:
     slope = formula.slope(xp, kept, *parameters)
-    return xp.where(slope, dy, 0.0) if slope.dtype == xp.bool else dy * slope
+    return [xp.where(slope, dy, 0.0) if slope.dtype == xp.bool else dy * slope]
 
 
-@functools.cache
-def _loop(function: _Function, formula: Formula, arrays: int, choices: tuple[Any, ...], itemsize: int) -> Loop | None:
-    """Compile a function of a formula and arrays; None if it cannot be. Choices are None where a number is given."""
-    xp, numbers = Namespace(), 0
-    parameters = list(choices)
-    for i, choice in enumerate(choices):
-        if choice is None:
-            parameters[i], numbers = xp.parameter(numbers), numbers + 1
-    try:
-        result = function(formula, xp, *map(xp.array, range(arrays)), *parameters)
-        return compiled_loop(xp.steps, xp.kinds, xp.vector(result).number, arrays, numbers, itemsize)
-    except Exception as error:
-        _log.debug("%s is not compiled: %r", formula.name, error)
-        return None
-
-
-def _found(function: _Function, activation: tuple[Any, ...], arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
-    """Return the loop of a function, or None, and the numbers that it takes."""
+def split(activation: tuple[Any, ...]) -> tuple[Formula, tuple[Any, ...], list[float]]:
+    """Return the formula, the parameters with None for numbers, and the numbers."""
     name, *parameters = activation
     numbers = [p for p in parameters if type(p) is float or type(p) is int]
-    choices = tuple(None if type(p) is float or type(p) is int else p for p in parameters)
-    return _loop(function, FORMULAS[name], len(arrays), choices, arrays[0].itemsize), numbers
+    return FORMULAS[name], tuple(None if type(p) is float or type(p) is int else p for p in parameters), numbers
 
 
-def _run(function: _Function, activation: tuple[Any, ...], out: np.ndarray, *arrays: np.ndarray, serial: bool) -> None:
+def _found(function: Callable[..., Any], activation: tuple[Any, ...], arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
+    """Return the loop of a function, or None if it is not compiled, and the numbers that it takes."""
+    formula, choices, numbers = split(activation)
+    return traced(function, formula, (EACH,), (True,) * len(arrays), choices, arrays[0].itemsize), numbers
+
+
+def _run(
+    function: Callable[..., Any], activation: tuple[Any, ...], out: np.ndarray, *arrays: np.ndarray, serial: bool
+) -> None:
     """Set `out` to a function of a formula and C-contiguous arrays of its shape, which may be `out` itself."""
     loop, numbers = _found(function, activation, arrays)
     if loop is None:
         name, *parameters = activation
-        out[...] = function(FORMULAS[name], np, *arrays, *parameters)
+        (out[...],) = function(np, FORMULAS[name], *arrays, *parameters)
         return
     size, starts = out.itemsize, [address(array) for array in (out, *arrays)]
     if serial:
@@ -134,8 +120,8 @@ def elementwise(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        dx, kept, dy = np.empty(dy.shape, dy.dtype), x if y is None else y, np.ascontiguousarray(dy)
-        _run(_gradient, activation, dx, np.ascontiguousarray(kept), dy, serial=False)
+        dx, kept = np.empty(dy.shape, dy.dtype), x if y is None else y
+        gradient(activation, np.ascontiguousarray(kept), np.ascontiguousarray(dy), dx, serial=False)
         return (dx,)
 
     return result, backward

@@ -1,0 +1,232 @@
+"""Softmax and its logarithm along any axis, in passes over examples that are in the first cache.
+
+With x as (examples, n, pixels), an example of one pixel is a row, and vectors lie along it. Otherwise vectors lie along
+the pixels, and some of them are followed through the n numbers of an example. Sums are float64.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._functions import Vectors
+from xcnn.kernels.cpu._loops import address, counted, machine_code
+from xcnn.kernels.cpu._share import share, supports
+
+__all__ = ["log_softmax", "softmax"]
+
+_INT = ir.IntType(64)
+
+_LEAST = 512
+"""Numbers that are worth more than NumPy's functions, which are called at once."""
+
+_AT_ONCE = 4
+"""Vectors of pixels that are followed together: lines of the cache that lie side by side come faster."""
+
+_COST = 12
+"""The time of a number, in that of one which is only read."""
+
+
+class _Axis:
+    """Emits passes over the numbers along the axis, at one pixel, or at some vectors of pixels.
+
+    Parameters
+    ----------
+    emit : it emits vectors.
+    n, pixels : sizes of the axis, and of those behind it.
+    places : the first pixel of each vector; empty if there is only one pixel.
+    mask : the pixels that exist; None for all.
+    """
+
+    def __init__(self, emit: Vectors, n: Any, pixels: Any, places: Sequence[Any] = (), mask: Any = None) -> None:
+        self.emit, self.n, self.pixels, self.places, self.mask = emit, n, pixels, places, mask
+
+    def each(self, values: list[Any], body: Callable[..., Any]) -> list[Any]:
+        """Write a pass with a value per vector: `body(k, index, mask, value)` returns the one for the next index."""
+        builder, emit = self.emit.builder, self.emit
+        if self.places:
+
+            def several(i: Any, values: list[Any]) -> list[Any]:
+                line = builder.mul(i, self.pixels)
+                at = [builder.add(line, place) for place in self.places]
+                return [
+                    body(k, index, self.mask, value) for k, (index, value) in enumerate(zip(at, values, strict=True))
+                ]
+
+            return counted(builder, _INT(0), self.n, _INT(1), values, several)
+        lanes = _INT(emit.lanes)
+        wide = builder.mul(builder.udiv(self.n, lanes), lanes)
+        values = counted(builder, _INT(0), wide, lanes, values, lambda i, values: [body(0, i, None, *values)])
+        rest = emit.first(builder.sub(self.n, wide))
+        return counted(builder, wide, self.n, lanes, values, lambda i, values: [body(0, i, rest, *values)])
+
+    def largest(self, pointer: Any) -> list[Any]:
+        """Return the largest number of each vector, in all lanes if there is one pixel; NaN propagates."""
+        emit, start = self.emit, self.emit.constant(-math.inf)
+
+        def body(_: int, index: Any, mask: Any, value: Any) -> Any:
+            x = emit.load(pointer, index, mask)
+            return emit.maximum(x if mask is None else emit.where(mask, x, start), value)
+
+        found = self.each([start] * max(1, len(self.places)), body)
+        return found if self.places else [emit.folded(found[0], emit.maximum)]
+
+    def total(self, term: Callable[..., Any]) -> list[Any]:
+        """Return the sums of `term(k, index, mask)`, in all lanes if there is one pixel."""
+        emit = self.emit
+
+        def body(k: int, index: Any, mask: Any, value: Any) -> Any:
+            return emit.builder.fadd(value, emit.widened(term(k, index, mask), mask))
+
+        found = self.each([emit.zeros()] * max(1, len(self.places)), body)
+        if not self.places:
+            return [emit.broadcast(emit.total(found[0]))]
+        return [emit.builder.fptrunc(wide, emit.vector) for wide in found] if emit.itemsize == 4 else found
+
+    def set(self, pointer: Any, value: Callable[..., Any]) -> None:
+        """Store `value(k, index, mask)` everywhere."""
+
+        def body(k: int, index: Any, mask: Any, carried: Any) -> Any:
+            self.emit.store(value(k, index, mask), pointer, index, mask)
+            return carried
+
+        self.each([self.emit.constant(0.0)] * max(1, len(self.places)), body)
+
+
+def _softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
+    emit, largest = axis.emit, axis.largest(x)
+
+    def term(k: int, index: Any, mask: Any) -> Any:
+        e = emit.exp(emit.subtract(emit.load(x, index, mask), largest[k]))
+        emit.store(e, y, index, mask)
+        return e
+
+    total = axis.total(term)
+    axis.set(y, lambda k, index, mask: emit.divide(emit.load(y, index, mask), total[k]))
+
+
+def _log_softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
+    emit, largest = axis.emit, axis.largest(x)
+
+    def below(k: int, index: Any, mask: Any) -> Any:
+        return emit.subtract(emit.load(x, index, mask), largest[k])
+
+    logarithm = [emit.log(one) for one in axis.total(lambda *place: emit.exp(below(*place)))]
+    axis.set(y, lambda k, index, mask: emit.subtract(below(k, index, mask), logarithm[k]))
+
+
+def _softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
+    emit = axis.emit
+    total = axis.total(lambda _, index, mask: emit.multiply(emit.load(y, index, mask), emit.load(dy, index, mask)))
+
+    def value(k: int, index: Any, mask: Any) -> Any:
+        return emit.multiply(emit.load(y, index, mask), emit.subtract(emit.load(dy, index, mask), total[k]))
+
+    axis.set(dx, value)
+
+
+def _log_softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
+    emit = axis.emit
+    total = axis.total(lambda _, index, mask: emit.load(dy, index, mask))
+
+    def value(k: int, index: Any, mask: Any) -> Any:
+        part = emit.multiply(emit.exp(emit.load(y, index, mask)), total[k])
+        return emit.subtract(emit.load(dy, index, mask), part)
+
+    axis.set(dx, value)
+
+
+@functools.cache
+def _function(passes: Callable[..., None], itemsize: int, rows: bool) -> Callable[..., None]:
+    """Compile `(y, a, b, n, pixels, examples, begin, end)`, from row `begin` to `end`, or pixel of all examples."""
+
+    def write(module: Any) -> None:
+        number = (ir.FloatType() if itemsize == 4 else ir.DoubleType()).as_pointer()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 3 + [_INT] * 5), "loop")
+        builder = ir.IRBuilder(function.append_basic_block())
+        *pointers, n, pixels, examples, begin, end = function.args
+        emit, one = Vectors(builder, itemsize), _INT(1)
+        size = builder.mul(n, pixels)
+
+        def example(i: Any, _: Any) -> list[Any]:
+            moved = [builder.gep(pointer, [builder.mul(i, size)]) for pointer in pointers]
+            if rows:
+                passes(_Axis(emit, n, pixels), *moved)
+                return []
+            step = _INT(_AT_ONCE * emit.lanes)
+            wide = builder.add(begin, builder.mul(builder.udiv(builder.sub(end, begin), step), step))
+
+            def several(pixel: Any, _: Any) -> list[Any]:
+                places = [builder.add(pixel, _INT(k * emit.lanes)) for k in range(_AT_ONCE)]
+                passes(_Axis(emit, n, pixels, places), *moved)
+                return []
+
+            def rest(pixel: Any, _: Any) -> list[Any]:
+                passes(_Axis(emit, n, pixels, [pixel], emit.first(builder.sub(end, pixel))), *moved)
+                return []
+
+            counted(builder, begin, wide, step, [], several)
+            counted(builder, wide, end, _INT(emit.lanes), [], rest)
+            return []
+
+        first, last = (begin, end) if rows else (_INT(0), examples)
+        counted(builder, first, last, one, [], example)
+        builder.ret_void()
+
+    kinds = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5
+    return ctypes.CFUNCTYPE(None, *kinds)(machine_code(write))
+
+
+def _run(passes: Callable[..., None], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
+    """Set `out` from one or two C-contiguous arrays; examples, or their pixels, are shared out."""
+    examples, n, pixels = shape
+    rows = pixels == 1
+    call, places = _function(passes, out.itemsize, rows), [address(a) for a in (out, arrays[0], arrays[-1])]
+    if rows or pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
+        share(
+            lambda begin, end: call(*places, n, pixels, examples, begin, end),
+            _COST * out.size,
+            n=pixels if not rows else examples,
+        )
+        return
+    step = n * pixels * out.itemsize
+    share(
+        lambda begin, end: call(*(place + begin * step for place in places), n, pixels, end - begin, 0, pixels),
+        _COST * out.size,
+        n=examples,
+    )
+
+
+def _made(x: np.ndarray, dim: int, forward: Callable[..., None], gradient: Callable[..., None]) -> Any:
+    """Return y and its backward."""
+    if not supports(x) or x.size < _LEAST:
+        return NotImplemented
+    shape = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+    y = np.empty(x.shape, x.dtype)
+    _run(forward, shape, y, np.ascontiguousarray(x))
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        dx = np.empty(dy.shape, dy.dtype)
+        _run(gradient, shape, dx, y, np.ascontiguousarray(dy))
+        return (dx,)
+
+    return y, backward
+
+
+@kernel(np)
+def softmax(x: np.ndarray, dim: int) -> Any:
+    """Return the softmax along an axis."""
+    return _made(x, dim, _softmax, _softmax_gradient)
+
+
+@kernel(np)
+def log_softmax(x: np.ndarray, dim: int) -> Any:
+    """Return the logarithm of the softmax along an axis."""
+    return _made(x, dim, _log_softmax, _log_softmax_gradient)
