@@ -7,19 +7,20 @@ the cache when the next one reads it. Threads take piece after piece. The cuts d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from xcnn._array import is_array
+from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import XcnnError
 from xcnn.nn._plan import Joined, Plan
 from xcnn.nn._program import Changed, Cost, Program, prepared
-from xcnn.threads import parallel
 
-__all__ = ["infer"]
+__all__ = ["each", "infer"]
 
 _MOST_PROGRAMS = 16
 """The number of shapes for which a graph keeps programs."""
@@ -70,6 +71,13 @@ def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
     return program, program(x)
 
 
+@body
+def each(xp: ModuleType, task: Callable[[int], object], count: int) -> None:
+    """Call `task(i)` for i from 0 to count - 1, in any order."""
+    for i in range(count):
+        task(i)
+
+
 class _Cut:
     """Runs a batch in pieces, in several threads."""
 
@@ -90,20 +98,25 @@ class _Cut:
 
         todo = list(range(len(bounds) - 1))
         several = not isinstance(self.joined.output, str)
-        for i in list(todo):
-            size = bounds[i + 1] - bounds[i]
-            if size in programs and results:
-                continue
-            part = x[bounds[i] : bounds[i + 1], ...]
-            if size in programs:
-                y = programs[size](part)
-            else:
-                programs[size], y = prepared(self.joined, part)
-            if not results:
-                results = [np.empty((bounds[-1], *one.shape[1:]), one.dtype) for one in (y if several else (y,))]
-            keep(i, y)
-            todo.remove(i)
-        parallel(lambda i: run(todo[i]), len(todo))
+
+        def prepare(_: int) -> None:
+            """Run the first piece, and one of each other size of which there is no program yet."""
+            for i in [0, *(i for i in todo[1:] if bounds[i + 1] - bounds[i] != bounds[1])]:
+                size = bounds[i + 1] - bounds[i]
+                if size in programs and results:
+                    continue
+                part = x[bounds[i] : bounds[i + 1], ...]
+                if size in programs:
+                    y = programs[size](part)
+                else:
+                    programs[size], y = prepared(self.joined, part)
+                if not results:
+                    results.extend(np.empty((bounds[-1], *a.shape[1:]), a.dtype) for a in (y if several else (y,)))
+                keep(i, y)
+                todo.remove(i)
+
+        each(np, prepare, 1)
+        each(np, lambda i: run(todo[i]), len(todo))
         return tuple(results) if several else results[0]
 
 
