@@ -116,9 +116,10 @@ class Layer(Module):
         """Call the op; return its result, its backward pass, and the slots of its arrays after the first."""
         slots: list[Parameter | Buffer | None] = []
         for name in self._slots:
-            slot = None if name == "residual" else self._slot(name)
+            given = residual is not None and name == "residual"
+            slot = None if given else self._slot(name)
             slots.append(slot)
-            options[name] = residual if name == "residual" else None if slot is None else slot.data
+            options[name] = residual if given else None if slot is None else slot.data
         for name, default in self._options.items():
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
                 options[name] = value
