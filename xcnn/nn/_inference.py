@@ -123,29 +123,33 @@ class _Cut:
 _CALL, _FORK = 8e-6, 3e-5
 """Seconds per call of a kernel, and those that it takes to share work out to threads."""
 
-_CACHES = ((600_000, 1e-11), (8_000_000, 2.5e-11), (math.inf, 1.2e-10))
-"""Bytes of a level of the cache that one thread may count on, and its seconds per byte."""
+_CACHES = ((600_000, 1e-11, 1e-11), (8_000_000, 1.5e-11, 4e-11), (math.inf, 4e-11, 8e-11))
+"""Bytes of a level of the cache that one thread may count on, and seconds per byte of activations and of weights."""
 
-_FLOP, _ROW = 5e-12, 32
+_FLOP, _ROW = 5e-12, 40
 """Seconds per flop, and how many pixels the work on the ends of rows and on loading weights is worth."""
 
 _THREADS = 4
 """The number of threads for which batches are cut."""
 
+_LARGE = 1 << 26
+"""Bytes of activations from which a batch is cut also if that is slightly slower, as it takes less memory."""
+
 
 def _count(n: int, costs: Sequence[Cost]) -> int:
     """Return the number of pieces of a batch of n images, 1 for the whole, that a model of the cost prefers."""
-    weights = sum(cost.weights for cost in costs)
 
-    def speed(nbytes: float) -> float:
-        return next(seconds for most, seconds in _CACHES if nbytes <= most)
+    def speed(nbytes: float) -> tuple[float, float]:
+        return next((image, weight) for most, image, weight in _CACHES if nbytes <= most)
+
+    load = speed(sum(cost.weights for cost in costs))[1]
 
     def seconds(b: float) -> list[float]:
         """The seconds of each step for b images, on one thread."""
         return [
-            b * cost.nbytes * speed(b * cost.nbytes)
+            b * cost.nbytes * speed(b * cost.nbytes)[0]
             + b * cost.flops * _FLOP * (1 + _ROW / (b * cost.pixels))
-            + cost.weights * speed(weights)
+            + cost.weights * load
             for cost in costs
         ]
 
@@ -153,9 +157,11 @@ def _count(n: int, costs: Sequence[Cost]) -> int:
         """The seconds of a step whose kernel shares it out itself."""
         return one if one < 4 * _FORK else one / min(_THREADS, n, one / _FORK) + _FORK
 
-    best, count = sum(map(shared, seconds(n))) + _CALL * len(costs), 1
+    whole = sum(map(shared, seconds(n))) + _CALL * len(costs)
+    large = n * max((cost.nbytes for cost in costs), default=0) > _LARGE
+    best, count = whole * (1.05 if large else 0.95), 1
     for pieces in sorted({-(-n // b) for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2)} - {1}):
         cut = (sum(seconds(n / pieces)) + _CALL * len(costs)) * -(-pieces // _THREADS) + _FORK
-        if cut < 0.95 * best:
+        if cut < best:
             best, count = cut, pieces
     return count
