@@ -16,6 +16,8 @@ from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repeated", "Repetition", "first", "known_steps", "like", "repetition"]
 
+_ALL = (True,)
+
 _MOST = 16
 """The number of shapes for which a graph keeps what it has prepared."""
 
@@ -89,7 +91,9 @@ class Repeated:
         y, backward = self.body(self.xp, *arguments)
         if self.outer:  # somebody else gives dy
             backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
-        return y, self.layer._backward(backward, self.slots, self.residual)
+        if self.slots:
+            return y, self.layer._backward(backward, self.slots, self.residual)
+        return y, lambda dy, need_dx: backward(dy, _ALL)[0] if need_dx else None
 
 
 def first(
