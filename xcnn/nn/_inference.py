@@ -97,7 +97,7 @@ class _Cut:
             keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...]))
 
         todo = list(range(len(bounds) - 1))
-        several = not isinstance(self.joined.output, str)
+        several = not isinstance(self.joined.result, str)
 
         def prepare(_: int) -> None:
             """Run the first piece, and one of each other size of which there is no program yet."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from xcnn.errors import XcnnError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
+from xcnn.nn.dropout import Dropout
 from xcnn.ops._formula import FORMULAS, Activation, activation_of
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
@@ -163,7 +164,9 @@ class Joined:
 
     Attributes
     ----------
+    inputs, output : as in `Plan`, with the names of all these nodes.
     training, inference : the steps.
+    result : the output of inference, which leaves out dropout.
     apart : whether the ops of all nodes may compute the examples of a batch apart.
     outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
@@ -175,7 +178,8 @@ class Joined:
         self.inputs, self.output = plan.inputs, names_of_output
         self.nodes = nodes
         self.training: list[Step] = _steps(_join(nodes, names(self.output), inference=False), self.output)
-        self.inference: list[Step] = _steps(_join(nodes, names(self.output), inference=True), self.output)
+        kept, self.result = _without_dropout(nodes, self.output)
+        self.inference: list[Step] = _steps(_join(kept, names(self.result), inference=True), self.result)
         opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and calls(node.module) is None]
         self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
         found = [calls(node.module) for node in nodes if not isinstance(node.module, Held)]
@@ -293,6 +297,20 @@ def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Seque
         place[node.name] = renamed[str(output)]
     output = plan.output
     return nodes, place[output] if isinstance(output, str) else tuple(place[name] for name in output)
+
+
+def _without_dropout(nodes: Sequence[Flat], output: Any) -> tuple[list[Flat], Any]:
+    """Return the nodes of inference, in which dropout returns its input, and the output."""
+    kept: list[Flat] = []
+    place: dict[str, str] = {}
+    for node in nodes:
+        given: Any = node.inputs
+        given = place.get(given, given) if isinstance(given, str) else tuple(place.get(one, one) for one in given)
+        if isinstance(node.module, Dropout) and isinstance(given, str) and calls(node.module) is not None:
+            place[node.name] = given
+        else:
+            kept.append(node._replace(inputs=given))
+    return kept, place.get(output, output) if isinstance(output, str) else tuple(place.get(n, n) for n in output)
 
 
 def _steps(nodes: Sequence[tuple[Any, ...]], output: str | Sequence[str]) -> list[Step]:

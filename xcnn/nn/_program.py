@@ -114,7 +114,7 @@ class _Maker:
             self.values[one] = None
 
     def finished(self) -> tuple[Program, Any]:
-        program, output = self.program, self.joined.output
+        program, output = self.program, self.joined.result
         program.size, program.several = len(self.values), not isinstance(output, str)
         program.outputs = tuple(self.place[name] for name in names(output))
         program.apart &= self.batched.issuperset(program.outputs)
@@ -275,8 +275,6 @@ class _Maker:
             result = module.forward(value, False)[0]
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(op, options, places)
-        if not made and result is value and "training" in options:  # dropout
-            return (lambda values: values[place]), result
         return self.repeated(made, result, given, places, module) or run, result
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
