@@ -88,7 +88,7 @@ class Repeated:
             arguments[i] = given[place]
         for i, slot in self.arrays:
             arguments[i] = slot.data
-        y, backward = self.body(self.xp, *arguments)
+        y, backward, *_ = self.body(self.xp, *arguments)
         if self.outer:  # somebody else gives dy
             backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
         if self.slots:
