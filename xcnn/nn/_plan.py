@@ -21,7 +21,7 @@ from xcnn.ops._formula import FORMULAS, Activation, activation_of
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "activation", "alone", "calls", "names"]
+__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "calls", "names"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
@@ -74,6 +74,7 @@ class Fused:
     Attributes
     ----------
     residual : the name of what is added.
+    applied : the activation as ops take it.
     """
 
     head: Flat
@@ -81,6 +82,7 @@ class Fused:
     add: Flat | None = None
     activation: Flat | None = None
     residual: str | None = None
+    applied: Activation = None
 
     def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
         """Return the result of the last node, and one backward pass for all.
@@ -93,8 +95,8 @@ class Fused:
             if getattr(residual, "shape", None) != getattr(x, "shape", ()):
                 return self._singly(x, residual, train)
             more["residual"] = residual
-        if self.activation is not None:
-            more["activation"] = activation(self.activation.module)
+        if self.applied is not None:
+            more["activation"] = self.applied
         result: tuple[Any, Callable[..., Any]] = self.head.module._forward(x, train, **more)
         return result
 
@@ -259,7 +261,7 @@ def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | No
     return found if found is not None and found[0] in OPS else None
 
 
-def activation(module: Any) -> Activation:
+def _activation(module: Any) -> Activation:
     """Return the activation that a layer applies, or None if it does something else."""
     found = calls(module)
     try:
@@ -383,7 +385,7 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool) -> tuple[Fuse
             name = node.name
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
-        applied = activation(node.module)
+        applied = _activation(node.module)
         if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
-            fused.activation, name = node, node.name
+            fused.activation, fused.applied, name = node, applied, node.name
     return (fused if any_activation or name != head.name else None), name

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, tracing
 from xcnn.nn._layer import Layer
-from xcnn.nn._plan import Fused, Held, Joined, activation, calls
+from xcnn.nn._plan import Fused, Held, Joined, calls
 from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
 
@@ -114,9 +114,7 @@ def first(
     if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
         y, backward = module.forward(value, train)
         return y, backward, None
-    options: dict[str, Any] = (
-        {"activation": activation(module.activation.module)} if fused and module.activation is not None else {}
-    )
+    options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
     if "training" in layer._options:
         options["training"] = train
     residual = given[1] if len(given) > 1 else None
