@@ -9,8 +9,8 @@ import pytest
 from xcnn import nn, optim
 from xcnn._dispatch import portable
 from xcnn.errors import UsageError
-from xcnn.nn._layer import Layer
 from xcnn.nn._observe import observing
+from xcnn.nn._repeat import Repeated
 from xcnn.ops._op import Backward
 from xcnn.training import Trainer
 
@@ -61,16 +61,18 @@ def ran(monkeypatch):
         return plain(self, dy, needs)
 
     monkeypatch.setattr(Backward, "__call__", called)
-    whole = Layer._backward
+    whole = Repeated.forward
 
-    def of_layer(self, op_backward, slots, has_residual):
-        def recorded(dy, needs):
-            names.append(self._op.__name__)
-            return op_backward(dy, needs)
+    def forward(self, x):
+        y, backward = whole(self, x)
 
-        return whole(self, op_backward if isinstance(op_backward, Backward) else recorded, slots, has_residual)
+        def recorded(dy, need_dx):
+            names.append(self.layer._op.__name__)
+            return backward(dy, need_dx)
 
-    monkeypatch.setattr(Layer, "_backward", of_layer)
+        return y, backward if self.outer else recorded
+
+    monkeypatch.setattr(Repeated, "forward", forward)
     return names
 
 

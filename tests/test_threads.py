@@ -68,6 +68,27 @@ def test_a_number_that_is_set_while_cores_are_counted_is_kept(monkeypatch: pytes
         threads._cores.cache_clear()
 
 
+def test_parts_of_parts_run_in_order_on_their_thread() -> None:
+    threads.set_num_threads(2)
+    seen: dict[int, list[int]] = {p: [] for p in range(4)}
+    homes: dict[int, set[int]] = {p: set() for p in range(4)}
+
+    def outer(p: int) -> None:
+        threads.parallel(lambda q: (seen[p].append(q), homes[p].add(threading.get_ident()), time.sleep(0.001)), 5)
+
+    threads.parallel(outer, 4)
+    assert seen == {p: list(range(5)) for p in range(4)}
+    assert all(len(home) == 1 for home in homes.values())
+    done: list[int] = []
+    with threads.serially(), threads.serially():
+        threads.parallel(done.append, 6)
+    assert done == list(range(6))
+    with pytest.raises(KeyError), threads.serially():
+        raise KeyError
+    barrier = threading.Barrier(2, timeout=10)  # parts run at the same time again
+    threads.parallel(lambda part: barrier.wait(), 2)
+
+
 def test_parts_may_be_cut_into_parts_again() -> None:
     """Although every thread waits for another one."""
     threads.set_num_threads(2)

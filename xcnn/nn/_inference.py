@@ -7,19 +7,20 @@ the cache when the next one reads it. Threads take piece after piece. The cuts d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from xcnn._array import is_array
+from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import XcnnError
 from xcnn.nn._plan import Joined, Plan
 from xcnn.nn._program import Changed, Cost, Program, prepared
-from xcnn.threads import parallel
 
-__all__ = ["infer"]
+__all__ = ["each", "infer"]
 
 _MOST_PROGRAMS = 16
 """The number of shapes for which a graph keeps programs."""
@@ -70,6 +71,13 @@ def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
     return program, program(x)
 
 
+@body
+def each(xp: ModuleType, task: Callable[[int], object], count: int) -> None:
+    """Call `task(i)` for i from 0 to count - 1, in any order."""
+    for i in range(count):
+        task(i)
+
+
 class _Cut:
     """Runs a batch in pieces, in several threads."""
 
@@ -89,50 +97,59 @@ class _Cut:
             keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...]))
 
         todo = list(range(len(bounds) - 1))
-        several = not isinstance(self.joined.output, str)
-        for i in list(todo):
-            size = bounds[i + 1] - bounds[i]
-            if size in programs and results:
-                continue
-            part = x[bounds[i] : bounds[i + 1], ...]
-            if size in programs:
-                y = programs[size](part)
-            else:
-                programs[size], y = prepared(self.joined, part)
-            if not results:
-                results = [np.empty((bounds[-1], *one.shape[1:]), one.dtype) for one in (y if several else (y,))]
-            keep(i, y)
-            todo.remove(i)
-        parallel(lambda i: run(todo[i]), len(todo))
+        several = not isinstance(self.joined.result, str)
+
+        def prepare(_: int) -> None:
+            """Run the first piece, and one of each other size of which there is no program yet."""
+            for i in [0, *(i for i in todo[1:] if bounds[i + 1] - bounds[i] != bounds[1])]:
+                size = bounds[i + 1] - bounds[i]
+                if size in programs and results:
+                    continue
+                part = x[bounds[i] : bounds[i + 1], ...]
+                if size in programs:
+                    y = programs[size](part)
+                else:
+                    programs[size], y = prepared(self.joined, part)
+                if not results:
+                    results.extend(np.empty((bounds[-1], *a.shape[1:]), a.dtype) for a in (y if several else (y,)))
+                keep(i, y)
+                todo.remove(i)
+
+        each(np, prepare, 1)
+        each(np, lambda i: run(todo[i]), len(todo))
         return tuple(results) if several else results[0]
 
 
 _CALL, _FORK = 8e-6, 3e-5
 """Seconds per call of a kernel, and those that it takes to share work out to threads."""
 
-_CACHES = ((600_000, 1e-11), (8_000_000, 2.5e-11), (math.inf, 1.2e-10))
-"""Bytes of a level of the cache that one thread may count on, and its seconds per byte."""
+_CACHES = ((600_000, 1e-11, 1e-11), (8_000_000, 1.5e-11, 4e-11), (math.inf, 4e-11, 8e-11))
+"""Bytes of a level of the cache that one thread may count on, and seconds per byte of activations and of weights."""
 
-_FLOP, _ROW = 5e-12, 32
+_FLOP, _ROW = 5e-12, 40
 """Seconds per flop, and how many pixels the work on the ends of rows and on loading weights is worth."""
 
 _THREADS = 4
 """The number of threads for which batches are cut."""
 
+_LARGE = 1 << 26
+"""Bytes of activations from which a batch is cut also if that is slightly slower, as it takes less memory."""
+
 
 def _count(n: int, costs: Sequence[Cost]) -> int:
     """Return the number of pieces of a batch of n images, 1 for the whole, that a model of the cost prefers."""
-    weights = sum(cost.weights for cost in costs)
 
-    def speed(nbytes: float) -> float:
-        return next(seconds for most, seconds in _CACHES if nbytes <= most)
+    def speed(nbytes: float) -> tuple[float, float]:
+        return next((image, weight) for most, image, weight in _CACHES if nbytes <= most)
+
+    load = speed(sum(cost.weights for cost in costs))[1]
 
     def seconds(b: float) -> list[float]:
         """The seconds of each step for b images, on one thread."""
         return [
-            b * cost.nbytes * speed(b * cost.nbytes)
+            b * cost.nbytes * speed(b * cost.nbytes)[0]
             + b * cost.flops * _FLOP * (1 + _ROW / (b * cost.pixels))
-            + cost.weights * speed(weights)
+            + cost.weights * load
             for cost in costs
         ]
 
@@ -140,9 +157,11 @@ def _count(n: int, costs: Sequence[Cost]) -> int:
         """The seconds of a step whose kernel shares it out itself."""
         return one if one < 4 * _FORK else one / min(_THREADS, n, one / _FORK) + _FORK
 
-    best, count = sum(map(shared, seconds(n))) + _CALL * len(costs), 1
+    whole = sum(map(shared, seconds(n))) + _CALL * len(costs)
+    large = n * max((cost.nbytes for cost in costs), default=0) > _LARGE
+    best, count = whole * (1.05 if large else 0.95), 1
     for pieces in sorted({-(-n // b) for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2)} - {1}):
         cut = (sum(seconds(n / pieces)) + _CALL * len(costs)) * -(-pieces // _THREADS) + _FORK
-        if cut < 0.95 * best:
+        if cut < best:
             best, count = cut, pieces
     return count

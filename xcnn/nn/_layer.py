@@ -116,9 +116,10 @@ class Layer(Module):
         """Call the op; return its result, its backward pass, and the slots of its arrays after the first."""
         slots: list[Parameter | Buffer | None] = []
         for name in self._slots:
-            slot = None if name == "residual" else self._slot(name)
+            given = residual is not None and name == "residual"
+            slot = None if given else self._slot(name)
             slots.append(slot)
-            options[name] = residual if name == "residual" else None if slot is None else slot.data
+            options[name] = residual if given else None if slot is None else slot.data
         for name, default in self._options.items():
             if name not in options and (value := getattr(self, name, default)) is not inspect.Parameter.empty:
                 options[name] = value
@@ -130,22 +131,24 @@ class Layer(Module):
     ) -> Callable[[Any, bool], Any]:
         """Return the backward pass of the layer from that of its op."""
         residual_at = self._slots.index("residual") if has_residual else -1
-        needs = [isinstance(slot, Parameter) and slot.trainable for slot in slots]
-        used = [(slot, slot.updates) for slot in slots if isinstance(slot, Parameter)]
+        used = [(i, slot, slot.updates) for i, slot in enumerate(slots) if isinstance(slot, Parameter)]
+        needs = [False] * len(slots)
+        for i, slot, _ in used:
+            needs[i] = slot.trainable
         if has_residual:
             needs[residual_at] = True
 
         def backward(dy: Any, need_dx: bool) -> Any:
             if not need_dx and True not in needs:
                 return None
-            for parameter, updates in used:
+            for _, parameter, updates in used:
                 if parameter.updates != updates:
                     changed = "an optimizer has changed the parameters since forward; call backward first"
                     raise UsageError(f"{type(self).__name__}: {changed}")
             dx, *grads = op_backward(dy, (need_dx, *needs))
-            for slot, grad in zip(slots, grads, strict=True):
-                if grad is not None and isinstance(slot, Parameter):
-                    slot.accumulate(grad)
+            for i, parameter, _ in used:
+                if grads[i] is not None:
+                    parameter.accumulate(grads[i])
             return (dx, grads[residual_at]) if has_residual else dx
 
         return backward

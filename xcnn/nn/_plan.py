@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from xcnn.errors import XcnnError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
+from xcnn.nn.dropout import Dropout
 from xcnn.ops._formula import FORMULAS, Activation, activation_of
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "activation", "alone", "calls", "names"]
+__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "calls", "names"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
@@ -73,6 +74,7 @@ class Fused:
     Attributes
     ----------
     residual : the name of what is added.
+    applied : the activation as ops take it.
     """
 
     head: Flat
@@ -80,6 +82,7 @@ class Fused:
     add: Flat | None = None
     activation: Flat | None = None
     residual: str | None = None
+    applied: Activation = None
 
     def forward(self, x: Any, train: bool) -> tuple[Any, Callable[..., Any]]:
         """Return the result of the last node, and one backward pass for all.
@@ -92,8 +95,8 @@ class Fused:
             if getattr(residual, "shape", None) != getattr(x, "shape", ()):
                 return self._singly(x, residual, train)
             more["residual"] = residual
-        if self.activation is not None:
-            more["activation"] = activation(self.activation.module)
+        if self.applied is not None:
+            more["activation"] = self.applied
         result: tuple[Any, Callable[..., Any]] = self.head.module._forward(x, train, **more)
         return result
 
@@ -163,7 +166,9 @@ class Joined:
 
     Attributes
     ----------
+    inputs, output : as in `Plan`, with the names of all these nodes.
     training, inference : the steps.
+    result : the output of inference, which leaves out dropout.
     apart : whether the ops of all nodes may compute the examples of a batch apart.
     outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
@@ -175,7 +180,8 @@ class Joined:
         self.inputs, self.output = plan.inputs, names_of_output
         self.nodes = nodes
         self.training: list[Step] = _steps(_join(nodes, names(self.output), inference=False), self.output)
-        self.inference: list[Step] = _steps(_join(nodes, names(self.output), inference=True), self.output)
+        kept, self.result = _without_dropout(nodes, self.output)
+        self.inference: list[Step] = _steps(_join(kept, names(self.result), inference=True), self.result)
         opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and calls(node.module) is None]
         self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
         found = [calls(node.module) for node in nodes if not isinstance(node.module, Held)]
@@ -255,7 +261,7 @@ def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | No
     return found if found is not None and found[0] in OPS else None
 
 
-def activation(module: Any) -> Activation:
+def _activation(module: Any) -> Activation:
     """Return the activation that a layer applies, or None if it does something else."""
     found = calls(module)
     try:
@@ -293,6 +299,20 @@ def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Seque
         place[node.name] = renamed[str(output)]
     output = plan.output
     return nodes, place[output] if isinstance(output, str) else tuple(place[name] for name in output)
+
+
+def _without_dropout(nodes: Sequence[Flat], output: Any) -> tuple[list[Flat], Any]:
+    """Return the nodes of inference, in which dropout returns its input, and the output."""
+    kept: list[Flat] = []
+    place: dict[str, str] = {}
+    for node in nodes:
+        given: Any = node.inputs
+        given = place.get(given, given) if isinstance(given, str) else tuple(place.get(one, one) for one in given)
+        if isinstance(node.module, Dropout) and isinstance(given, str) and calls(node.module) is not None:
+            place[node.name] = given
+        else:
+            kept.append(node._replace(inputs=given))
+    return kept, place.get(output, output) if isinstance(output, str) else tuple(place.get(n, n) for n in output)
 
 
 def _steps(nodes: Sequence[tuple[Any, ...]], output: str | Sequence[str]) -> list[Step]:
@@ -365,7 +385,7 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool) -> tuple[Fuse
             name = node.name
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
-        applied = activation(node.module)
+        applied = _activation(node.module)
         if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
-            fused.activation, name = node, node.name
+            fused.activation, fused.applied, name = node, applied, node.name
     return (fused if any_activation or name != head.name else None), name

@@ -16,7 +16,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
 from xcnn._dispatch import Call, tracing
-from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, activation, alone, calls, names
+from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, calls, names
 from xcnn.nn._repeat import like, repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference
@@ -114,7 +114,7 @@ class _Maker:
             self.values[one] = None
 
     def finished(self) -> tuple[Program, Any]:
-        program, output = self.program, self.joined.output
+        program, output = self.program, self.joined.result
         program.size, program.several = len(self.values), not isinstance(output, str)
         program.outputs = tuple(self.place[name] for name in names(output))
         program.apart &= self.batched.issuperset(program.outputs)
@@ -182,7 +182,7 @@ class _Maker:
                 raise _Unknown
         self.program.apart &= place in self.batched and (other is None or other in self.batched)
         self.program.apart &= OPS[op].is_apart(x.shape, options)
-        applied = None if fused.activation is None else activation(fused.activation.module)
+        applied = fused.applied
         size = 0 if op == "batch_norm" else math.prod(weight.data.shape)
         flops = 2 * pixels * size
         each = math.prod(x.shape[1:]) + math.prod(shape[1:]) * (1 if other is None else 2)
@@ -223,7 +223,7 @@ class _Maker:
         single = isinstance(fused.head.inputs, str)
         more: dict[str, Any] = {}
         if fused.activation is not None:
-            more["activation"] = activation(fused.activation.module)
+            more["activation"] = fused.applied
         if fused.residual is not None:
             inputs.append(fused.residual)
         places = [self.place[one] for one in inputs]
@@ -275,8 +275,6 @@ class _Maker:
             result = module.forward(value, False)[0]
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(op, options, places)
-        if not made and result is value and "training" in options:  # dropout
-            return (lambda values: values[place]), result
         return self.repeated(made, result, given, places, module) or run, result
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, tracing
 from xcnn.nn._layer import Layer
-from xcnn.nn._plan import Fused, Held, Joined, activation, calls
+from xcnn.nn._plan import Fused, Held, Joined, calls
 from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repeated", "Repetition", "first", "known_steps", "like", "repetition"]
+
+_ALL = (True,)
 
 _MOST = 16
 """The number of shapes for which a graph keeps what it has prepared."""
@@ -86,10 +88,12 @@ class Repeated:
             arguments[i] = given[place]
         for i, slot in self.arrays:
             arguments[i] = slot.data
-        y, backward = self.body(self.xp, *arguments)
+        y, backward, *_ = self.body(self.xp, *arguments)
         if self.outer:  # somebody else gives dy
             backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
-        return y, self.layer._backward(backward, self.slots, self.residual)
+        if self.slots:
+            return y, self.layer._backward(backward, self.slots, self.residual)
+        return y, lambda dy, need_dx: backward(dy, _ALL)[0] if need_dx else None
 
 
 def first(
@@ -110,9 +114,7 @@ def first(
     if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
         y, backward = module.forward(value, train)
         return y, backward, None
-    options: dict[str, Any] = (
-        {"activation": activation(module.activation.module)} if fused and module.activation is not None else {}
-    )
+    options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
     if "training" in layer._options:
         options["training"] = train
     residual = given[1] if len(given) > 1 else None

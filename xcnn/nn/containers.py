@@ -215,6 +215,11 @@ class Graph(Module):
                 back, dy = backs.pop(name), grads.pop(name, None)
                 if name not in wanted or dy is None:
                     continue
+                if type(inputs) is str and inputs not in grads:
+                    grad = back(dy, inputs in wanted)
+                    if inputs in wanted:
+                        grads[inputs] = grad
+                    continue
                 needed = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
                 for place, grad in _pairs(inputs, back(dy, needed)):
                     if place in wanted:

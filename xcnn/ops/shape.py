@@ -16,6 +16,13 @@ __all__ = ["flatten", "permute", "permuted", "reshape", "slice", "split_sizes", 
 _slice = slice  # the builtin, whose name the op takes
 
 
+@body
+def _reshape(xp: ModuleType, x: Array, sizes: tuple[int, ...]) -> Result:
+    """Return x in another shape, a view if the library can make one."""
+    shape = x.shape
+    return xp.reshape(x, sizes), lambda dy, needs: (xp.reshape(dy, shape) if needs[0] else None,)
+
+
 @op(
     "x",
     samples=[sample({"x": (2, 3, 4)}), sample({"x": (2, 3, 4, 5)}, start_dim=-3, end_dim=2)],
@@ -46,12 +53,7 @@ def flatten(x: Array, start_dim: int = 1, end_dim: int = -1) -> Result:
     first, last = axis("flatten", "start_dim", start_dim, shape), axis("flatten", "end_dim", end_dim, shape)
     if first > last:
         raise UsageError(f"flatten: x {tuple(shape)} has no axes {start_dim} to {end_dim} in this order")
-    y = xp.reshape(x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(dy, shape) if needs[0] else None,)
-
-    return y, backward
+    return _reshape(xp, x, (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]))
 
 
 @op("x", samples=[sample({"x": (2, 6, 3)}, dim=-2, unflattened_size=(1, 3, 2))], apart=along("dim"))
@@ -80,11 +82,7 @@ def unflatten(x: Array, dim: int, unflattened_size: Sequence[int]) -> Result:
     if math.prod(sizes) != shape[dim]:
         place = f"axis {dim} of x {tuple(shape)}"
         raise ShapeError(f"unflatten: unflattened_size must multiply to {shape[dim]}, {place}, got {sizes}")
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(dy, shape) if needs[0] else None,)
-
-    return xp.reshape(x, (*shape[:dim], *sizes, *shape[dim + 1 :])), backward
+    return _reshape(xp, x, (*shape[:dim], *sizes, *shape[dim + 1 :]))
 
 
 def split_sizes(caller: str, unflattened_size: Sequence[int]) -> tuple[int, ...]:
@@ -127,8 +125,7 @@ def reshape(x: Array, shape: Sequence[int]) -> Result:
         raise UsageError(f"reshape: shape may have one -1, got {sizes}")
     if (known == 0 or count % known) if given else known != count:
         raise ShapeError(f"reshape: shape must hold the {count} numbers of x {tuple(own)}, got {sizes}")
-    y = xp.reshape(x, tuple(count // known if size == -1 else size for size in sizes))
-    return y, lambda dy, needs: (xp.reshape(dy, own) if needs[0] else None,)
+    return _reshape(xp, x, tuple(count // known if size == -1 else size for size in sizes))
 
 
 @body
