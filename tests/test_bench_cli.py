@@ -47,7 +47,7 @@ def test_json_lines(xcnn):
         assert line["ratios"] == {}
     layers = [line for line in lines if line["kind"] == "profile" and line["mode"] == "train"]
     assert [line["what"] for line in layers] == [
-        "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "update", "loss and the rest",
+        "conv2d 3x3 1 + relu", "maxpool2d 2", "flatten", "linear 10", "update", "loss and the rest", "whole step",
     ]  # fmt: skip
     assert len(speeds) + sum(line["kind"] == "profile" for line in lines) == len(lines)
     assert "report, batch 2, infer (2 of 2)" in err
@@ -80,7 +80,11 @@ def test_table_against_pytorch(xcnn, tmp_path):
     assert any(way in row for way in compare.PEERS["torch"]["cpu"])
     (mean,) = (line for line in lines if line.startswith("train on cpu: geometric mean of the ratios"))
     assert mean.endswith("(report, batch 2)")
-    assert any(line.split()[:2] == ["0", "Conv2d"] for line in lines)
+    (header,) = (line for line in lines if line.startswith("part "))
+    assert header.endswith("torch forward  torch backward  to torch  lost to torch")
+    (row,) = (line.split() for line in lines if line.startswith("0 "))
+    assert row[1] == "conv2d"
+    assert row[-1].endswith("%")
     assert "picture: speeds.png" in err
     with Image.open(tmp_path / "speeds.png") as image:
         assert np.asarray(image.convert("L")).std() > 5  # not blank

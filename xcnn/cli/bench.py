@@ -100,7 +100,8 @@ def bench(
     seconds
         approximate length of a turn.
     profile
-        show the time of each layer in xcnn, forward and backward.
+        show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
+        can run it alone, torch and onnxruntime, and where time is lost. With `--random`, only in the worst cells.
     plot
         PNG file for a picture of the speeds.
     json
@@ -129,7 +130,7 @@ def bench(
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, contestants, rounds, seconds, profile, goes_on=random > 0)
+    running = room.bench(cases, contestants, rounds, seconds, goes_on=random > 0)
     cores = f"{threads} thread{'s' * (threads > 1)}"
     print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
@@ -176,11 +177,15 @@ def bench(
         print_means(chosen, json)
         if not random:
             print_growths(chosen, json)
-    if profile and not json:
-        for timing, case in ((timing, result.case) for result in results for timing in result.ours):
-            print_profile(timing, case)
     if random and not json:
         print_worst(results, WORST)
+    if profile:
+        shown = [(result, timing) for result in results for timing in result.ours]
+        for result, timing in [one[:2] for one in room.worst(results, WORST)] if random else shown:
+            note(f"{result.case}: part by part")
+            best = [result.best(timing, peer) for peer in peers]
+            entered = [timing.contestant, *(one.contestant for one in best if one)]
+            print_profile(result.case, room.profile(result.case, entered, rounds, seconds), json)
     if plot is not None:
         rows = {
             str(result.case): {str(one.contestant): (one.images_per_second, *one.quartiles) for one in timings(result)}

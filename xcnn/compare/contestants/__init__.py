@@ -5,11 +5,15 @@ arguments that returns the loss of a training step, or the scores of inference, 
 the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
 amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
 and a row of `PEERS`, and of `ONLY` or `RANKS` if it runs some cases only.
+
+A module of a library that can run a part of a network by itself has a function `alone(case, device, way, module, x,
+wanted)`, which returns the `Passes` of a module of xcnn on a host array x, or on a tuple of arrays, with the gradients
+of those that are `wanted`. If it trains, it has `updating(case, passes)`, which returns an update of their parameters.
 """
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +24,30 @@ from xcnn.compare.op import called
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Step", "bound", "refusal"]
+__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Passes", "Step", "bound", "refusal"]
 
 Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A part of a network on a fixed input.
+
+    Attributes
+    ----------
+    forward : function that returns the result.
+    backward : function of the result and its gradient that computes the gradients of the parameters and the input.
+    place : function that makes an array of the library of one of the host.
+    parameters : the parameters, each with an attribute `grad`.
+    clear : function that sets all gradients to None.
+    """
+
+    forward: Callable[[], Any]
+    backward: Callable[[Any, Any], Any]
+    place: Callable[[Any], Any]
+    parameters: Sequence[Any]
+    clear: Callable[[], None]
+
 
 PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "torch": {
@@ -99,6 +124,21 @@ class Contestant:
         """Yield the step inside a `with` block. Its first call is cold."""
         with entered(self.device), self._module().opened(case, self.device, self.way) as step:
             yield step
+
+    @property
+    def runs_parts(self) -> bool:
+        """Whether the library can run parts of a network."""
+        return hasattr(self._module(), "alone")
+
+    def alone(self, case: Case, module: nn.Module, x: Any, wanted: Sequence[bool]) -> Passes:
+        """Return the passes of a part of the network of a case, inside `opened`."""
+        found: Passes = self._module().alone(case, self.device, self.way, module, x, wanted)
+        return found
+
+    def updating(self, case: Case, passes: Sequence[Passes]) -> Step:
+        """Return the update of the parameters of these parts."""
+        found: Step = self._module().updating(case, [one for part in passes for one in part.parameters])
+        return found
 
     def work(self) -> int:
         """Return the amount of work of a yardstick's step."""
