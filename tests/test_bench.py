@@ -23,7 +23,8 @@ from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
 
 OURS = compare.Contestant("xcnn", "cpu")
-PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
+EVERY = compare.contestants(["cpu"], compare.PEERS)[1:]
+PEERS = [peer for peer in EVERY if peer.name == peer.library]  # compiling takes a minute per network
 TRAINERS = [peer for peer in PEERS if peer.name not in ONLY]
 
 
@@ -41,6 +42,17 @@ def test_a_peer_trains_as_we_do(model, peer):
     ours, theirs = steps(OURS, case, 4), steps(peer, case, 4)
     assert max(ours) - min(ours) > 1e-3
     np.testing.assert_allclose(theirs, ours, rtol=2e-5)
+
+
+@pytest.mark.parametrize("mode", compare.MODES)
+def test_pytorchs_compiler_runs_the_network_of_pytorch(mode, monkeypatch):
+    """`nox -s random` runs the compiler itself."""
+    torch = pytest.importorskip("torch")
+    (peer,) = (one for one in EVERY if one not in PEERS)
+    compiled = torch.compile if "XCNN_RANDOM" in os.environ else lambda model, mode: model
+    monkeypatch.setattr(torch, "compile", compiled)
+    case = compare.Case("report", 3, mode, 1, lr=1e-3)
+    np.testing.assert_allclose(steps(peer, case, 2), steps(OURS, case, 2), rtol=2e-5)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)

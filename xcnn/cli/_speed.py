@@ -133,7 +133,7 @@ _COLUMNS = (
     ),
     _Column("copies", "{:,.0f}", lambda result, one: one.launches.copies, "and fills of memory per step", "gpu", True),
     _Column("memory", "{:.1f} MiB", lambda result, one: one.memory and one.memory / 2**20, _MEMORY, theirs=True),
-    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step"),
+    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step, with compiling", theirs=True),
 )
 
 

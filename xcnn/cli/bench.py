@@ -53,6 +53,7 @@ def bench(
     rounds: int = 5,
     seconds: float = 0.4,
     profile: Annotated[bool, Parameter(negative=())] = False,
+    report: Annotated[str, Parameter(show_default=False)] = "",
     plot: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -88,7 +89,8 @@ def bench(
     devices
         devices for xcnn, separated by commas; see `xcnn devices`.
     against
-        libraries to compare with, separated by commas: torch, jax (on the CPU only), onnxruntime (on the CPU, inference
+        libraries to compare with, separated by commas: torch, torch-compile (`torch.compile` on the CPU; the first step
+        compiles, for a minute or more), jax (on the CPU only), onnxruntime (on the CPU, inference
         only).
     ways
         ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
@@ -102,12 +104,19 @@ def bench(
     profile
         show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
         can run it alone, torch and onnxruntime, and where time is lost. With `--random`, only in the worst cells.
+    report
+        files with the JSON lines of earlier measurements, separated by commas, such as those of a long one in parts.
+        Nothing is measured: the Markdown tables of all their cells and means are printed.
     plot
         PNG file for a picture of the speeds.
     json
         print JSON lines on stdout: one for the machine, one per contestant and case, then the mean ratios and the
         growth of the cost with batches and images.
     """
+    if report:
+        for line in room.report(room.read(split_names(report))).splitlines():
+            print_line(line)
+        return 0
     threads = get_num_threads() if threads is None else threads
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if mode == "both" else (mode,)

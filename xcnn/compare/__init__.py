@@ -15,6 +15,7 @@ from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors, op_name
 from xcnn.compare.profile import Row, profile
+from xcnn.compare.report import Record, read, report
 from xcnn.compare.steps import PARTING, RANDOM, batches, distances, per_pixel
 from xcnn.compare.sweep import BOUNDS, Mean, means, worst
 from xcnn.compare.worker import SpeedError
@@ -43,6 +44,7 @@ __all__ = [
     "Mean",
     "Opened",
     "Pair",
+    "Record",
     "Result",
     "Row",
     "Runtime",
@@ -67,6 +69,8 @@ __all__ = [
     "open_file",
     "per_pixel",
     "profile",
+    "read",
+    "report",
     "speed",
     "worst",
 ]

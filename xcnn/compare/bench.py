@@ -126,9 +126,9 @@ class Result:
         """Return the peers on the same hardware."""
         return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
 
-    def best(self, timing: Timing, library: str | None = None) -> Timing | None:
-        """Return the fastest peer on the same hardware, of all or of one library, or None if there is none."""
-        rivals = [peer for peer in self.rivals(timing) if library in (None, peer.contestant.name)]
+    def best(self, timing: Timing, *libraries: str) -> Timing | None:
+        """Return the fastest peer on the same hardware, of all or of some libraries, or None if there is none."""
+        rivals = [peer for peer in self.rivals(timing) if not libraries or peer.contestant.name in libraries]
         return min(rivals, key=lambda peer: peer.seconds, default=None)
 
     def share(self, timing: Timing, yardstick: str) -> float | None:
@@ -175,7 +175,8 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
             chosen = [way for way in possible if way in ways or not ways]
             if not chosen:
                 raise SpeedError(f"bench: on {where} {peer} has the ways {', '.join(possible)}, not {', '.join(ways)}")
-            at = f"{peer}:{where}" if peer in LIBRARIES else where
+            library = Contestant(peer).library
+            at = f"{library}:{where}" if library in LIBRARIES else where
             found += [Contestant(peer, at, way) for way in chosen]
     return found
 

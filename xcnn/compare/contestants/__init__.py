@@ -54,13 +54,15 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
         "cpu": ("NCHW", "channels_last", "NCHW 1 thread", "channels_last 1 thread"),
         "cuda": ("NCHW", "channels_last", "NCHW compiled", "NCHW graphs"),
     },
+    "torch-compile": {"cpu": ("NCHW compiled",)},
     "jax": {"cpu": ("NCHW", "NHWC")},
     "onnxruntime": {"cpu": ("NCHW", "NCHW 1 thread")},
 }
 """The ways in which each peer is measured, by its name and the kind of hardware.
 
 A way is a memory layout, alone or followed by `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than
-all threads for little work).
+all threads for little work). A compiler chooses the layout inside by itself. A peer `library-compile` is the compiler
+of a library, whose module it shares.
 """
 
 ONLY: dict[str, str] = {"onnxruntime": "infer"}
@@ -75,6 +77,7 @@ YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "
 ENVIRONMENT: dict[str, dict[str, str]] = {
     "sgemm": {"CUPY_TF32": "0"},  # the peak of float32 arithmetic, even if xcnn uses TF32
     "jax": {"JAX_PLATFORMS": "cpu"},  # otherwise JAX reserves most of a GPU's memory
+    "torch-compile": {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},  # the first step takes as long every time
 }
 """Environment variables of the processes of contestants."""
 
@@ -109,10 +112,15 @@ class Contestant:
         return self.way or self.device
 
     @property
+    def library(self) -> str:
+        """The library of a peer, without the suffix of its compiler."""
+        return self.name.removesuffix("-compile")
+
+    @property
     def package(self) -> tuple[str, str]:
         """The module of a peer, and how to install it."""
-        library = LIBRARIES.get(self.name)
-        return (self.name, f"pip install onnx {self.name}") if library is None else (library.module, library.hint)
+        library = LIBRARIES.get(self.library)
+        return (self.library, f"pip install onnx {self.library}") if library is None else (library.module, library.hint)
 
     @property
     def is_yardstick(self) -> bool:
@@ -127,8 +135,8 @@ class Contestant:
 
     @property
     def runs_parts(self) -> bool:
-        """Whether the library can run parts of a network."""
-        return hasattr(self._module(), "alone")
+        """Whether the library can run parts of a network; its compiler does not."""
+        return self.library == self.name and hasattr(self._module(), "alone")
 
     def alone(self, case: Case, module: nn.Module, x: Any, wanted: Sequence[bool]) -> Passes:
         """Return the passes of a part of the network of a case, inside `opened`."""
@@ -145,7 +153,7 @@ class Contestant:
         return int(self._module().work(self.device))
 
     def _module(self) -> Any:
-        return importlib.import_module(f"{__name__}.{self.name}")
+        return importlib.import_module(f"{__name__}.{self.library}")
 
 
 def refusal(contestant: Contestant, case: Case) -> str:

@@ -46,7 +46,10 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
     model, x = twin(case.network()).to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")
-    model = model if mode is None else torch.compile(model, mode=mode)
+    if mode is not None:
+        if where.type == "cpu" and case.mode == "infer":  # constant weights: batch norm is folded, weights are packed
+            torch._inductor.config.freezing = True
+        model = torch.compile(model, mode=mode)
 
     def infer() -> Any:
         with torch.inference_mode():
