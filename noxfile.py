@@ -7,6 +7,7 @@ for machines without a network, or with CUDA builds of their own.
 import glob
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -179,6 +180,17 @@ def zoo(session: nox.Session) -> None:
 
 
 @nox.session
+def random(session: nox.Session) -> None:
+    """Compare 200 random networks with PyTorch in float64: losses, gradients and inference; also `torch.compile`.
+
+    Takes about half an hour. `-- 1000` takes more networks.
+    """
+    session.install(".[test]", LIBRARIES["torch"])
+    environment = {"XCNN_RANDOM": (session.posargs or ["200"])[0]}
+    session.run(*PYTEST, "tests/test_grammar.py", "tests/test_bench.py", "-k", "pytorch", env=environment)
+
+
+@nox.session
 def endurance(session: nox.Session) -> None:
     """Kill runs of each kind 1,000 times, fill disks of many sizes, and watch the memory of many steps and many files.
 
@@ -249,7 +261,8 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure everything in docs/speed.md. Needs an otherwise idle machine for about two hours.
+    """Measure everything in docs/speed.md. Needs an otherwise idle machine for about two hours, and for the random
+    networks for several more, as each is compiled by `torch.compile`.
 
     `-- --quick` runs every step briefly; its figures mean nothing. Other arguments are passed to each `xcnn bench`.
     """
@@ -264,6 +277,7 @@ def bench(session: nox.Session) -> None:
     session.run("xcnn", "bench", *zoo.split(), "--rounds", "1", "--seconds", "0.001", silent=True)
     for measured in BENCHMARKS:
         session.run("xcnn", "bench", *measured.split(), *options)
+    _measure_random(session, "1" if quick else "40", options)
     data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
     limit = ["--limit", "2000"] if quick else []
     for learner in ("--library xcnn", "--library torch --layout NCHW", "--library torch --layout channels_last"):
@@ -274,6 +288,23 @@ def bench(session: nox.Session) -> None:
     for _ in range(1 if quick else 5):
         session.run("xcnn", "train", *often.split(), *data, "--out", str(Path(session.create_tmp()) / "run"))
         shutil.rmtree(Path(session.create_tmp()) / "run")
+
+
+def _measure_random(session: nox.Session, count: str, options: Sequence[str]) -> None:
+    """Measure random networks in parts, and print the report of all.
+
+    Parts that are there already are not measured again.
+    """
+    command = ("xcnn", "bench", "--random", count, "--batch-sizes", "1,32,256", "--mode", "both", "--rounds", "3")
+    against = ("--against", "torch,torch-compile,onnxruntime", *options)
+    parts = [Path(session.create_tmp()) / f"random-{count}-{number}.jsonl" for number in range(int(count))]
+    for number, part in enumerate(parts):
+        if part.exists():
+            continue
+        with part.with_suffix(".part").open("w") as lines:
+            session.run(*command, "--only", str(number), *against, "--json", stdout=lines, success_codes=[0, 1])
+        part.with_suffix(".part").rename(part)
+    session.run("xcnn", "bench", "--report", ",".join(map(str, parts)))
 
 
 @nox.session

@@ -17,13 +17,14 @@ from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
 from xcnn.compare.contestants import ONLY, twin
 from xcnn.compare.meter import growth
-from xcnn.compare.profile import profile
+from xcnn.compare.parts import costs, parts
 from xcnn.compare.scales import each
 from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
 
 OURS = compare.Contestant("xcnn", "cpu")
-PEERS = compare.contestants(["cpu"], compare.PEERS)[1:]
+EVERY = compare.contestants(["cpu"], compare.PEERS)[1:]
+PEERS = [peer for peer in EVERY if peer.name == peer.library]  # compiling takes a minute per network
 TRAINERS = [peer for peer in PEERS if peer.name not in ONLY]
 
 
@@ -41,6 +42,17 @@ def test_a_peer_trains_as_we_do(model, peer):
     ours, theirs = steps(OURS, case, 4), steps(peer, case, 4)
     assert max(ours) - min(ours) > 1e-3
     np.testing.assert_allclose(theirs, ours, rtol=2e-5)
+
+
+@pytest.mark.parametrize("mode", compare.MODES)
+def test_pytorchs_compiler_runs_the_network_of_pytorch(mode, monkeypatch):
+    """`nox -s random` runs the compiler itself."""
+    torch = pytest.importorskip("torch")
+    (peer,) = (one for one in EVERY if one not in PEERS)
+    compiled = torch.compile if "XCNN_RANDOM" in os.environ else lambda model, mode: model
+    monkeypatch.setattr(torch, "compile", compiled)
+    case = compare.Case("report", 3, mode, 1, lr=1e-3)
+    np.testing.assert_allclose(steps(peer, case, 2), steps(OURS, case, 2), rtol=2e-5)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
@@ -369,19 +381,56 @@ def test_memory_is_the_growth_during_the_measurement():
     assert growth()() < 2**22  # a new peak begins
 
 
-@pytest.mark.parametrize("mode", compare.MODES)
-def test_a_profile_accounts_for_the_whole_step(mode):
-    case = compare.Case("resnet20", 2, mode, 1)
-    rows = profile(case, "cpu", 0.01)
-    assert [row.what for row in rows[-2:]] == (
-        ["update", "loss and the rest"] if mode == "train" else ["Linear", "the rest"]
+def test_a_profile_has_the_parts_of_the_network_beside_each_other():
+    entered, flops = [OURS], 2 * 2 * 32 * 32 * 16 * 16 * 9
+    if importlib.util.find_spec("torch"):
+        entered += [compare.Contestant("torch", "torch:cpu", "channels_last")]
+    found = compare.profile(compare.Case("resnet20", 2, "train", 1), entered, 1, 0.01)
+    assert list(found) == entered
+    for rows in found.values():
+        assert [row.what for row in rows[:3]] == ["conv2d 3x3 16", "batchnorm2d + relu", "conv2d 3x3 16"]
+        assert [row.what for row in rows[-3:]] == ["update", "loss and the rest", "whole step"]
+        assert sum(row.seconds for row in rows[:-1]) == pytest.approx(rows[-1].seconds)
+        assert (rows[2].name, rows[2].shape, rows[2].flops) == ("3.body.0", (16, 32, 32), 3 * flops)
+        assert sum(row.what == "batchnorm2d + add + relu" for row in rows) == 9
+        assert all(row.forward > 0 and row.backward > 0 for row in rows[:-3])
+
+
+def test_a_profile_leaves_out_what_a_library_cannot_run_alone(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    entered(monkeypatch, nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.GELU(), Renamed(3, 2, 1), nn.Sigmoid())
+    peers = [compare.Contestant("onnxruntime", "cpu", "NCHW"), compare.Contestant("jax", "jax:cpu", "NCHW")]
+    case = compare.Case("own", 2, "infer", 1)
+    monkeypatch.setattr(
+        compare.worker.Worker, "ask", lambda self, request, seconds: [*costs(case, self.contestant, int, seconds)]
     )
-    assert sum(row.share for row in rows) == pytest.approx(1, abs=0.3)  # medians need not add up
-    conv = next(row for row in rows if row.name == "3.body.0")
-    assert conv.what == "Conv2d"
-    assert conv.forward > 0
-    assert (conv.backward > 0) == (mode == "train")
-    assert conv.flops == 2 * 2 * 32 * 32 * 16 * 16 * 9 * (3 if mode == "train" else 1)
+    found = compare.profile(case, [OURS, *peers], 1, 0.01)
+    assert list(found) == [OURS, peers[0]]
+    ours, theirs = found.values()
+    assert [row.what for row in ours[:2]] == ["conv2d 3x3 3 + batchnorm2d + gelu", "renamed 1x1 2 + sigmoid"]
+    assert [row.seconds is None for row in theirs[:2]] == [False, False]
+
+
+@pytest.mark.parametrize("layer", [SCALED, BESIDE, READ_TWICE], ids=["scaled", "beside", "read twice"])
+@pytest.mark.parametrize("train", [True, False])
+def test_the_parts_compute_the_same_as_the_network(layer, train):
+    network = nn.Sequential(
+        nn.Conv2d(2, 2, 1),
+        layer,
+        nn.Residual(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), nn.Conv2d(2, 2, 1)),
+        nn.ReLU(),
+    )
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 5)).astype(np.float32)
+    found, held = parts(network, train)
+    values = {"x": x}
+    for part in found:
+        module, single = part.module(held)
+        given = tuple(values[name] for name in part.inputs if name not in held)
+        values[part.names[-1]] = module.forward(given[0] if single else given, train)[0]
+    np.testing.assert_allclose(values[found[-1].names[-1]], network.forward(x, train)[0], rtol=1e-5, atol=1e-6)
+    assert [type(one).__name__ for one in found[-1].layers] == (
+        ["BatchNorm2d", "Add", "ReLU"] if train else ["Conv2d", "Add", "ReLU"]
+    )
 
 
 def test_a_worker_that_dies_is_one_sentence_at_once():

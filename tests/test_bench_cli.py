@@ -30,7 +30,7 @@ def xcnn(xcnn):
 
 def test_json_lines(xcnn):
     code, out, err = xcnn(*QUICK, "--mode", "both", "--json", "--profile")
-    assert code == 0
+    assert code == 0, err
     head, *lines = map(json.loads, out.splitlines())
     assert list(head) == ["kind", "cpu", "cores", "load", "versions", "threads"]
     assert head["threads"] == 1
@@ -47,7 +47,7 @@ def test_json_lines(xcnn):
         assert line["ratios"] == {}
     layers = [line for line in lines if line["kind"] == "profile" and line["mode"] == "train"]
     assert [line["what"] for line in layers] == [
-        "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "update", "loss and the rest",
+        "conv2d 3x3 1 + relu", "maxpool2d 2", "flatten", "linear 10", "update", "loss and the rest", "whole step",
     ]  # fmt: skip
     assert len(speeds) + sum(line["kind"] == "profile" for line in lines) == len(lines)
     assert "report, batch 2, infer (2 of 2)" in err
@@ -74,13 +74,17 @@ def test_table_against_pytorch(xcnn, tmp_path):
     assert "1 thread of" in lines[0]
     assert "torch 2" in lines[0]
     (header,) = (line for line in lines if line.startswith("model"))
-    ours, theirs = "images/s  spread  GFLOP/s  of-peak memory first", "ratio best peer images/s spread memory"
+    ours, theirs = "images/s  spread  GFLOP/s  of-peak memory first", "ratio best peer images/s spread memory first"
     assert header.split() == f"model batch {ours} {theirs}".split()
     (row,) = (line for line in lines if line.startswith("report "))
     assert any(way in row for way in compare.PEERS["torch"]["cpu"])
     (mean,) = (line for line in lines if line.startswith("train on cpu: geometric mean of the ratios"))
     assert mean.endswith("(report, batch 2)")
-    assert any(line.split()[:2] == ["0", "Conv2d"] for line in lines)
+    (header,) = (line for line in lines if line.startswith("part "))
+    assert header.endswith("torch forward  torch backward  to torch  lost to torch")
+    (row,) = (line.split() for line in lines if line.startswith("0 "))
+    assert row[1] == "conv2d"
+    assert row[-1].endswith("%")
     assert "picture: speeds.png" in err
     with Image.open(tmp_path / "speeds.png") as image:
         assert np.asarray(image.convert("L")).std() > 5  # not blank
@@ -155,6 +159,47 @@ def test_large_batches_of_random_networks_are_halved(xcnn, monkeypatch):
     code, out, _ = xcnn("--random", 30, "--only", "22", "-b", "2,4,16", *QUICK[4:], "--json")
     assert code == 0
     assert [json.loads(line)["batch"] for line in out.splitlines()[1:]] == [2]
+
+
+def line(mode, batch, who, *rounds, model="random-0-2", memory=2**21):
+    fields = {"contestant": who, "variant": "cpu" if who == "xcnn" else "NCHW", "hardware": "cpu", "memory": memory}
+    case = {"kind": "speed", "model": model, "batch": batch, "mode": mode, "shape": [3, 56, 73]}
+    return json.dumps(case | fields | {"rounds": rounds, "first": 1.0, "waited": None})
+
+
+def test_the_parts_of_a_long_measurement_are_one_report(xcnn, tmp_path):
+    machine = json.dumps(
+        {"kind": "machine", "cpu": "Z", "cores": 4, "load": 1.5, "versions": {"xcnn": "1"}, "threads": 2}
+    )
+    first = [
+        line("train", 1, "xcnn", 9.0), line("train", 1, "torch", 1.0),
+        line("infer", 32, "xcnn", 1.0, 2.0, 1.0), line("infer", 32, "torch", 2.0, 2.0, 2.0, memory=2**20),
+        line("infer", 32, "onnxruntime", 0.5, 0.5, 0.5),
+        json.dumps({"kind": "failed", "model": "random-0-3", "batch": 1, "mode": "train", "reason": "too deep"}),
+    ]  # fmt: skip
+    second = [line("train", 1, "xcnn", 1.0), line("train", 1, "torch", 3.0), line("train", 1, "torch-compile", 0.75)]
+    (tmp_path / "a").write_text("\n".join([machine, *first]))
+    (tmp_path / "b").write_text("\n".join([machine, *second]))
+    code, out, _ = xcnn("--report", "a,b")
+    assert code == 0
+    assert out.count("- Z, 2 of 4 cores; xcnn 1") == 1
+    rows = [[cell.strip(" `*") for cell in row.split("|")[1:-1]] for row in out.splitlines() if row.startswith("| ")]
+    means = {tuple(row[:3]): row[3:] for row in rows if row[0] in compare.MODES}
+    below = ["1", "0.75", "0.75", "100%", "0%", "0%", "1.00"]  # measured again: one cell, of the second file
+    assert means["train", "all", "the fastest"] == means["train", "1", "torch or torch-compile"] == below
+    assert means["train", "1", "torch"] == ["1", "3.00", "3.00", "0%", "0%", "0%", "1.00"]
+    assert means["infer", "2 to 32", "torch"] == ["1", "2.00", "2.00", "0%", "0%", "0%", "2.00"]
+    assert means["infer", "all", "onnxruntime"] == ["1", "0.50", "0.50", "100%", "100%", "0%", "1.00"]
+    cells = [row for row in rows if row[0] == "random-0-2"]
+    assert cells[0][1:] == ["1", "1", "3.00", "0.75", "0.75", "torch-compile NCHW", "2.0 MiB", "2.0 MiB"]
+    assert cells[1][1:] == ["32", "32", "2.00", "0.50", "onnxruntime NCHW", "2.0 MiB", "2.0 MiB"]
+    assert cells[2][1:] == ["ResNet, batch norm, ReLU, bottlenecks", "3x56x73", "56.9"]
+    assert ["random-0-3, batch 1, train", "too deep"] in rows
+    (tmp_path / "c").write_text("[]")
+    for name, reason in {"a,c": "c:1 is not a line of bench --json", "d": "cannot read d: "}.items():
+        code, out, err = xcnn("--report", name)
+        assert (code, out) == (2, "")
+        assert reason in err
 
 
 def test_means_in_json(xcnn):

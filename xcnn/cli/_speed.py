@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xcnn import compare as room
@@ -60,8 +60,8 @@ def print_machine(
 
 
 def print_lines(result: room.Result) -> None:
-    """Print a JSON line per contestant, and per row of its profile."""
-    case = {name: getattr(result.case, name) for name in ("mode", "model", "batch", "shape")}
+    """Print a JSON line per contestant."""
+    case = _case(result.case)
     for timing in timings(result):
         who = _who(timing.contestant)
         figures = {
@@ -82,10 +82,12 @@ def print_lines(result: room.Result) -> None:
             if best := result.best(timing):
                 figures |= {"best_peer": str(best.contestant), "ratio": timing.ratio(best)}
         print_json({"kind": "speed", **case, **who, **figures})
-        for row in timing.profile:
-            print_json({"kind": "profile", **case, **who, **dataclasses.asdict(row)})
     for one in result.dropped:
         print_json({"kind": "dropped", **case, **_who(one.contestant), "reason": one.reason})
+
+
+def _case(case: room.Case) -> dict[str, Any]:
+    return {name: getattr(case, name) for name in ("mode", "model", "batch", "shape")}
 
 
 def _who(contestant: room.Contestant) -> dict[str, str]:
@@ -131,7 +133,7 @@ _COLUMNS = (
     ),
     _Column("copies", "{:,.0f}", lambda result, one: one.launches.copies, "and fills of memory per step", "gpu", True),
     _Column("memory", "{:.1f} MiB", lambda result, one: one.memory and one.memory / 2**20, _MEMORY, theirs=True),
-    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step"),
+    _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step, with compiling", theirs=True),
 )
 
 
@@ -220,19 +222,39 @@ def print_growths(results: Sequence[room.Result], as_json: bool) -> None:
             print_line(f"{growth.cases} on {growth.device}: {times}, {span}", gap=not number)
 
 
-def print_profile(timing: room.Timing, case: room.Case) -> None:
-    """Print the time of each layer of xcnn."""
-    forward, backward = (math.fsum(getattr(row, way) for row in timing.profile) for way in ("forward", "backward"))
-    rows: list[tuple[str, ...]] = []
-    for row in timing.profile:
-        both = row.forward + row.backward
-        speed = f"{row.flops / both / 1e9:.1f}" if row.flops and both else ""
-        rows.append((row.name, row.what, _milli(row.forward), _milli(row.backward), f"{row.share:.1%}", speed))
-    rows.append(("", "all", _milli(forward), _milli(backward), "", ""))
-    title = f"{case}, {timing.contestant}: milliseconds of a step, medians"
-    figures = ("forward", "backward", "share", "GFLOP/s")
-    print_table("layer", "what", *figures, rows=rows, right=figures, title=title, gap=True, fold=False)
+def print_profile(case: room.Case, profiles: Mapping[room.Contestant, Sequence[room.Row]], as_json: bool) -> None:
+    """Print the time of each part of the network in xcnn, and beside it in peers."""
+    if as_json:
+        for one, found in profiles.items():
+            for row in found:
+                print_json({"kind": "profile", **_case(case), **_who(one), **dataclasses.asdict(row)})
+        return
+    (mine, ours), *others = profiles.items()
+    ways = ("forward", "backward") if case.mode == "train" else ("forward",)
+    whole = ours[-1].seconds or math.nan
+    table: list[tuple[str, ...]] = []
+    for number, row in enumerate(ours):
+        speed = f"{row.flops / row.seconds / 1e9:.0f}" if row.flops and row.seconds else ""
+        cells = [row.name, row.what, "x".join(map(str, row.shape))]
+        cells += [*(_milli(getattr(row, way)) for way in ways), f"{row.share:.1%}", speed]
+        for _, theirs in others:
+            other, part = theirs[number], bool(row.name)
+            cells += [_milli(getattr(other, way)) for way in ways]
+            both = row.seconds and other.seconds and (part or number == len(ours) - 1)
+            cells += [f"{other.seconds / row.seconds:.2f}" if both else ""]  # type: ignore[operator]
+            known = row.seconds is not None and other.seconds is not None
+            cells += [f"{(row.seconds - other.seconds) / whole:+.1%}" if known else ""]  # type: ignore[operator]
+        table.append(tuple(cells))
+    figures = [*ways, "share", "GFLOP/s"]
+    for peer, _ in others:
+        first, *more = (f"{peer.name} {way}" for way in ways)
+        figures += [first, *more, f"to {peer.name}", f"lost to {peer.name}"]
+    title = f"{case}, {mine}: milliseconds of each part alone, fastest calls"
+    title += "".join(f"; {peer}" for peer, _ in others)
+    meaning = "; to: their time over ours; lost: ours less theirs, as a share of our step" if others else ""
+    columns = ("part", "what", "input", *figures)
+    print_table(*columns, rows=table, right=figures, title=title + meaning, gap=True, fold=False)
 
 
-def _milli(seconds: float) -> str:
-    return f"{1e3 * seconds:.3f}" if seconds else ""
+def _milli(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3f}"

@@ -53,6 +53,7 @@ def bench(
     rounds: int = 5,
     seconds: float = 0.4,
     profile: Annotated[bool, Parameter(negative=())] = False,
+    report: Annotated[str, Parameter(show_default=False)] = "",
     plot: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -88,7 +89,8 @@ def bench(
     devices
         devices for xcnn, separated by commas; see `xcnn devices`.
     against
-        libraries to compare with, separated by commas: torch, jax (on the CPU only), onnxruntime (on the CPU, inference
+        libraries to compare with, separated by commas: torch, torch-compile (`torch.compile` on the CPU; the first step
+        compiles, for a minute or more), jax (on the CPU only), onnxruntime (on the CPU, inference
         only).
     ways
         ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
@@ -100,13 +102,21 @@ def bench(
     seconds
         approximate length of a turn.
     profile
-        show the time of each layer in xcnn, forward and backward.
+        show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
+        can run it alone, torch and onnxruntime, and where time is lost. With `--random`, only in the worst cells.
+    report
+        files with the JSON lines of earlier measurements, separated by commas, such as those of a long one in parts.
+        Nothing is measured: the Markdown tables of all their cells and means are printed.
     plot
         PNG file for a picture of the speeds.
     json
         print JSON lines on stdout: one for the machine, one per contestant and case, then the mean ratios and the
         growth of the cost with batches and images.
     """
+    if report:
+        for line in room.report(room.read(split_names(report))).splitlines():
+            print_line(line)
+        return 0
     threads = get_num_threads() if threads is None else threads
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if mode == "both" else (mode,)
@@ -129,7 +139,7 @@ def bench(
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, contestants, rounds, seconds, profile, goes_on=random > 0)
+    running = room.bench(cases, contestants, rounds, seconds, goes_on=random > 0)
     cores = f"{threads} thread{'s' * (threads > 1)}"
     print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
@@ -176,11 +186,15 @@ def bench(
         print_means(chosen, json)
         if not random:
             print_growths(chosen, json)
-    if profile and not json:
-        for timing, case in ((timing, result.case) for result in results for timing in result.ours):
-            print_profile(timing, case)
     if random and not json:
         print_worst(results, WORST)
+    if profile:
+        shown = [(result, timing) for result in results for timing in result.ours]
+        for result, timing in [one[:2] for one in room.worst(results, WORST)] if random else shown:
+            note(f"{result.case}: part by part")
+            best = [result.best(timing, peer) for peer in peers]
+            entered = [timing.contestant, *(one.contestant for one in best if one)]
+            print_profile(result.case, room.profile(result.case, entered, rounds, seconds), json)
     if plot is not None:
         rows = {
             str(result.case): {str(one.contestant): (one.images_per_second, *one.quartiles) for one in timings(result)}

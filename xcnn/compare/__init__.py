@@ -14,6 +14,8 @@ from xcnn.compare.inference import RUNTIME, Runtime, inference_errors, network_e
 from xcnn.compare.layers import layer_errors
 from xcnn.compare.markdown import markdown
 from xcnn.compare.op import op_errors, op_name
+from xcnn.compare.profile import Row, profile
+from xcnn.compare.report import Record, read, report
 from xcnn.compare.steps import PARTING, RANDOM, batches, distances, per_pixel
 from xcnn.compare.sweep import BOUNDS, Mean, means, worst
 from xcnn.compare.worker import SpeedError
@@ -42,7 +44,9 @@ __all__ = [
     "Mean",
     "Opened",
     "Pair",
+    "Record",
     "Result",
+    "Row",
     "Runtime",
     "SpeedError",
     "Timing",
@@ -64,6 +68,9 @@ __all__ = [
     "op_name",
     "open_file",
     "per_pixel",
+    "profile",
+    "read",
+    "report",
     "speed",
     "worst",
 ]

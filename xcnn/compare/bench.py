@@ -18,7 +18,6 @@ from xcnn.compare.case import Case
 from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
-from xcnn.compare.profile import Row
 from xcnn.compare.worker import SpeedError, Worker
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError, unknown
@@ -43,7 +42,6 @@ class Timing:
         process, including the memory of the compiler if the first step compiles. None if unknown.
     waited : share of the time that its threads waited for a core in use by other programs; None if unknown. Timings
         with more than a few percent are not reliable.
-    profile : time per layer; empty unless requested.
     launches : GPU calls of a step.
     """
 
@@ -53,7 +51,6 @@ class Timing:
     rounds: tuple[float, ...]
     memory: int | None
     waited: float | None
-    profile: tuple[Row, ...] = ()
     launches: Launches = UNCOUNTED
 
     @property
@@ -129,9 +126,9 @@ class Result:
         """Return the peers on the same hardware."""
         return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
 
-    def best(self, timing: Timing, library: str | None = None) -> Timing | None:
-        """Return the fastest peer on the same hardware, of all or of one library, or None if there is none."""
-        rivals = [peer for peer in self.rivals(timing) if library in (None, peer.contestant.name)]
+    def best(self, timing: Timing, *libraries: str) -> Timing | None:
+        """Return the fastest peer on the same hardware, of all or of some libraries, or None if there is none."""
+        rivals = [peer for peer in self.rivals(timing) if not libraries or peer.contestant.name in libraries]
         return min(rivals, key=lambda peer: peer.seconds, default=None)
 
     def share(self, timing: Timing, yardstick: str) -> float | None:
@@ -178,7 +175,8 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
             chosen = [way for way in possible if way in ways or not ways]
             if not chosen:
                 raise SpeedError(f"bench: on {where} {peer} has the ways {', '.join(possible)}, not {', '.join(ways)}")
-            at = f"{peer}:{where}" if peer in LIBRARIES else where
+            library = Contestant(peer).library
+            at = f"{library}:{where}" if library in LIBRARIES else where
             found += [Contestant(peer, at, way) for way in chosen]
     return found
 
@@ -188,7 +186,6 @@ def bench(
     entered: Sequence[Contestant],
     rounds: int,
     seconds: float,
-    profiled: bool = False,
     goes_on: bool = False,
 ) -> Iterator[Result | Failed]:
     """Run one case after another, and yield the result of each.
@@ -199,7 +196,6 @@ def bench(
     entered : the contestants.
     rounds : number of turns of each contestant.
     seconds : approximate length of a turn; a turn has at least one step.
-    profiled : whether to profile xcnn layer by layer after the rounds, for as long as the rounds took.
     goes_on : whether a case in which xcnn fails yields `Failed`, and one in which all peers fail a result without any;
         otherwise these raise SpeedError.
 
@@ -219,7 +215,7 @@ def bench(
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
     yardsticks = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
-    settings = [*entered, *yardsticks], rounds, seconds, profiled, goes_on
+    settings = [*entered, *yardsticks], rounds, seconds, goes_on
     return (_tried(case, *settings) if goes_on else _run(case, *settings) for case in cases)
 
 
@@ -231,9 +227,7 @@ def _tried(case: Case, *settings: Any) -> Result | Failed:
         return Failed(case, reason if isinstance(error, XcnnError) else f"{type(error).__name__}: {reason}")
 
 
-def _run(
-    case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, profiled: bool, goes_on: bool
-) -> Result:
+def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, goes_on: bool) -> Result:
     case = case.fitted() if case.mode == "train" else case
     reasons = {one: refusal(one, case) for one in entered}
     unable = [Dropped(one, reason) for one, reason in reasons.items() if reason]
@@ -250,7 +244,7 @@ def _run(
                         raise
                     del turns[worker]
                     dropped.append(Dropped(worker.contestant, str(error)))
-        timings = [_timing(one, first[one], turns[one], rounds * seconds if profiled else 0.0) for one in turns]
+        timings = [_timing(one, first[one], turns[one]) for one in turns]
     rates: dict[str, dict[str, float]] = {}
     for timing in timings:
         one = timing.contestant
@@ -261,11 +255,10 @@ def _run(
     return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, (*unable, *dropped))
 
 
-def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]], profiled: float) -> Timing:
-    """Collect the measurements of a contestant; if it is xcnn, profile it for `profiled` seconds."""
+def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]]) -> Timing:
+    """Collect the measurements of a contestant."""
     one = worker.contestant
     memory, calls = worker.ask("memory"), UNCOUNTED
-    rows = worker.ask("profile", seconds=profiled) if profiled and one.name == "xcnn" else []
     if one.hardware != CPU and not one.is_yardstick:
         try:
             calls = Launches(**worker.ask("launches"))
@@ -273,8 +266,7 @@ def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | N
             calls = Launches(missing=str(error))
     waits = [wait for _, wait in turns if wait is not None]
     waited = statistics.fmean(waits) if waits else None
-    profile = tuple(Row(**row) for row in rows)
-    return Timing(one, worker.case.batch, first, tuple(time for time, _ in turns), memory, waited, profile, calls)
+    return Timing(one, worker.case.batch, first, tuple(time for time, _ in turns), memory, waited, calls)
 
 
 def _begin(workers: Sequence[Worker], goes_on: bool) -> tuple[dict[Worker, float], list[Dropped]]:

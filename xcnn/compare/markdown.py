@@ -10,7 +10,7 @@ from xcnn.compare.finding import Finding, nearest
 from xcnn.compare.inference import NETWORK, Runtime
 from xcnn.devices import Device
 
-__all__ = ["markdown"]
+__all__ = ["line", "markdown"]
 
 _ABOUT = """\
 Written by
@@ -64,12 +64,12 @@ def _table(findings: Sequence[Finding]) -> list[str]:
     places = any(f.place != f.op for f in findings)  # of a network
     rows = nearest(findings, lambda f: (f.place, f.op, f.error.tensor), lambda f: f.device)
     names = list(dict.fromkeys(f.device for f in findings))
-    lines = [_line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
+    lines = [line([*(["layer"] if places else []), "op", "tensor", "budget", *names])]
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (place, op, tensor), cells in rows.items():
         measured = (_cell(cells[name].error) if name in cells else "-" for name in names)
         bound = "100 + 10 NumPy" if op == NETWORK else str(budget(op))
-        lines.append(_line([*([place] if places else []), op, f"`{tensor}`", bound, *measured]))
+        lines.append(line([*([place] if places else []), op, f"`{tensor}`", bound, *measured]))
     return lines
 
 
@@ -77,5 +77,6 @@ def _cell(error: Error) -> str:
     return str(error) if error.within else f"**{error}**"
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """Return a row of a table."""
     return f"| {' | '.join(cells)} |"

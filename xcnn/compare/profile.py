@@ -1,99 +1,90 @@
-"""The time of a step by layer, forward and backward, and the rest.
+"""The time of a step part by part, in xcnn and beside it in its peers: where the time is lost.
 
-The host's clock times the calls of every layer; on a GPU, this is the time to launch them. The rest is the loss, and
-the work of containers and the trainer. Timed layers run one by one, so the sum exceeds a step of `Trainer`, which fuses
-a ReLU with the layer before it.
+Every part runs alone, on the input that it has in the network, again and again: so inputs of small layers lie in the
+caches, and the sum of all parts differs from the step, which has its loss and other work besides, and in inference
+runs a batch in pieces. The contestants take turns in processes of their own. The fastest call of all turns counts, on
+which other programs have the least influence.
 """
 
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xcnn import nn
 from xcnn.compare.case import Case
-from xcnn.compare.contestants.xcnn import ready, stepper
-from xcnn.nn._observe import observing
+from xcnn.compare.contestants import Contestant
+from xcnn.compare.worker import Worker
 
-__all__ = ["STEPS", "Row", "profile"]
-
-STEPS = 3
-"""The smallest number of profiled steps."""
+__all__ = ["Row", "profile"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The time of a layer, of the optimizer, or of the rest.
+    """The time of a part of a network, of the optimizer, of the rest, or of the whole step.
 
     Attributes
     ----------
-    name : dotted name of the layer, or "".
-    what : class of the layer, `"update"` for the optimizer, or `"loss and the rest"`.
-    forward, backward : median seconds per step.
-    share : share of the time of the whole step.
-    flops : floating-point operations of the layer's multiply-adds, forward and backward, per step.
+    name : dotted name of the first layer of the part, or "".
+    what : what the layers are; `"update"` for the optimizer, `"loss and the rest"`, or `"whole step"`.
+    shape : shape of the part's first input, without the batch.
+    flops : floating-point operations of the multiply-adds, forward and backward, per step.
+    forward, backward : seconds; None where there is nothing to do, or the library cannot run the part alone.
+    share : share of the time of the whole step of the same contestant.
     """
 
     name: str
     what: str
-    forward: float
-    backward: float
-    share: float
+    shape: tuple[int, ...]
     flops: int
+    forward: float | None
+    backward: float | None
+    share: float
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of both passes."""
+        known = [one for one in (self.forward, self.backward) if one is not None]
+        return math.fsum(known) if known else None
 
 
-class _Stopwatch:
-    """Adds up the time of functions by key, in a dictionary per step."""
+def profile(case: Case, entered: Sequence[Contestant], turns: int, seconds: float) -> dict[Contestant, tuple[Row, ...]]:
+    """Return the rows of each contestant, of which all have the same parts in the same order.
 
-    def __init__(self) -> None:
-        self.steps: list[dict[Any, float]] = [defaultdict(float)]
+    Parameters
+    ----------
+    case : the case.
+    entered : the contestants; those that cannot run parts are left out.
+    turns : number of turns of each.
+    seconds : approximate length of a turn.
 
-    def around(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*args, **options)
-            self.steps[-1][key] += time.perf_counter() - start
-            return result
-
-        return timed
-
-    def median(self, key: Any) -> float:
-        return statistics.median(step.get(key, 0.0) for step in self.steps)
-
-    def observer(self, name: str, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
-        """Time the passes of a layer; an observer for `observing`."""
-        forward = self.around((name, "forward"), layer.forward)
-
-        def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
-            y, backward = forward(x, train)
-            return y, self.around((name, "backward"), backward)
-
-        return observed
+    Raises
+    ------
+    SpeedError
+        If a contestant fails.
+    """
+    case = case.fitted() if case.mode == "train" else case
+    found: dict[Contestant, list[list[dict[str, Any]]]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(one, case)) for one in entered if one.runs_parts]
+        for number in range(turns):
+            for worker in workers[:: 1 if number % 2 == 0 else -1]:
+                found.setdefault(worker.contestant, []).append(worker.ask("costs", seconds=seconds))
+    return {one: tuple(_rows(turns, case.mode)) for one, turns in found.items()}
 
 
-def profile(case: Case, device: str, seconds: float) -> list[Row]:
-    """Return the time by layer of xcnn's step in this process, measured for about `seconds`."""
-    watch, flops = _Stopwatch(), case.flops()
-    with ready(case, device) as training, observing(training.model, watch.observer):
-        optimizer = training.optimizer
-        vars(optimizer)["step"] = watch.around("update", optimizer.step)  # shadows the method of this instance only
-        step = watch.around("step", stepper(case, training))
-        step()  # the first step is cold
-        watch.steps.clear()
-        end = time.perf_counter() + seconds
-        while len(watch.steps) < STEPS or time.perf_counter() < end:
-            watch.steps.append(defaultdict(float))
-            step()
-        layers = [(name, type(layer).__name__) for name, layer in training.model.modules() if not any(layer.children())]
-    whole = watch.median("step")
+def _rows(turns: Sequence[Sequence[Mapping[str, Any]]], mode: str) -> list[Row]:
+    """Return the rows of one contestant from its turns."""
 
-    def row(name: str, what: str, forward: float, backward: float = 0.0) -> Row:
-        return Row(name, what, forward, backward, (forward + backward) / whole, flops.get(name, 0))
+    def least(values: Sequence[float | None]) -> float | None:
+        return min((one for one in values if one is not None), default=None)
 
-    rows = [row(name, what, watch.median((name, "forward")), watch.median((name, "backward"))) for name, what in layers]
-    if case.mode == "train":
-        rows.append(row("", "update", 0.0, watch.median("update")))
-    rest = max(0.0, whole - sum(one.forward + one.backward for one in rows))
-    return [*rows, row("", "loss and the rest" if case.mode == "train" else "the rest", rest)]
+    whole = min(costs[-1]["forward"] for costs in turns)
+    rows: list[Row] = []
+    for each in zip(*turns, strict=True):
+        fields = {key: each[0][key] for key in ("name", "what", "flops")} | {"shape": tuple(each[0]["shape"])}
+        times = [least([one[way] for one in each]) for way in ("forward", "backward")]
+        rows.append(Row(**fields, forward=times[0], backward=times[1], share=math.fsum(filter(None, times)) / whole))
+    rest = whole - math.fsum(row.seconds or 0.0 for row in rows[:-1])
+    name = "loss and the rest" if mode == "train" else "the rest"
+    return [*rows[:-1], Row("", name, (), 0, rest, None, rest / whole), rows[-1]]

@@ -20,7 +20,7 @@ from xcnn.compare.contestants import ENVIRONMENT, Contestant, Step
 from xcnn.compare.gpu import CPU
 from xcnn.compare.launches import launches
 from xcnn.compare.meter import meter
-from xcnn.compare.profile import profile
+from xcnn.compare.parts import costs
 from xcnn.errors import XcnnError
 from xcnn.machine import waited
 
@@ -144,9 +144,9 @@ class _Work:
         """Return the growth of memory in bytes from before the first step to the peak."""
         return self._grown()
 
-    def profile(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the rows of a profile of about `seconds`."""
-        return [dataclasses.asdict(row) for row in profile(self._case, self._contestant.device, seconds)]
+    def costs(self, seconds: float) -> list[dict[str, Any]]:
+        """Return the time of each part of the network, measured for about `seconds`."""
+        return [*costs(self._case, self._contestant, self._step, seconds)]
 
     def launches(self) -> dict[str, Any]:
         """Return the GPU calls of a step. This loads PyTorch, so no measurement may follow."""

@@ -5,11 +5,15 @@ arguments that returns the loss of a training step, or the scores of inference, 
 the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
 amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
 and a row of `PEERS`, and of `ONLY` or `RANKS` if it runs some cases only.
+
+A module of a library that can run a part of a network by itself has a function `alone(case, device, way, module, x,
+wanted)`, which returns the `Passes` of a module of xcnn on a host array x, or on a tuple of arrays, with the gradients
+of those that are `wanted`. If it trains, it has `updating(case, passes)`, which returns an update of their parameters.
 """
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +24,45 @@ from xcnn.compare.op import called
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Step", "bound", "refusal"]
+__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Passes", "Step", "bound", "refusal"]
 
 Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A part of a network on a fixed input.
+
+    Attributes
+    ----------
+    forward : function that returns the result.
+    backward : function of the result and its gradient that computes the gradients of the parameters and the input.
+    place : function that makes an array of the library of one of the host.
+    parameters : the parameters, each with an attribute `grad`.
+    clear : function that sets all gradients to None.
+    """
+
+    forward: Callable[[], Any]
+    backward: Callable[[Any, Any], Any]
+    place: Callable[[Any], Any]
+    parameters: Sequence[Any]
+    clear: Callable[[], None]
+
 
 PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "torch": {
         "cpu": ("NCHW", "channels_last", "NCHW 1 thread", "channels_last 1 thread"),
         "cuda": ("NCHW", "channels_last", "NCHW compiled", "NCHW graphs"),
     },
+    "torch-compile": {"cpu": ("NCHW compiled",)},
     "jax": {"cpu": ("NCHW", "NHWC")},
     "onnxruntime": {"cpu": ("NCHW", "NCHW 1 thread")},
 }
 """The ways in which each peer is measured, by its name and the kind of hardware.
 
 A way is a memory layout, alone or followed by `compiled`, `graphs` (compiled and captured), or `1 thread` (faster than
-all threads for little work).
+all threads for little work). A compiler chooses the layout inside by itself. A peer `library-compile` is the compiler
+of a library, whose module it shares.
 """
 
 ONLY: dict[str, str] = {"onnxruntime": "infer"}
@@ -50,6 +77,7 @@ YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "
 ENVIRONMENT: dict[str, dict[str, str]] = {
     "sgemm": {"CUPY_TF32": "0"},  # the peak of float32 arithmetic, even if xcnn uses TF32
     "jax": {"JAX_PLATFORMS": "cpu"},  # otherwise JAX reserves most of a GPU's memory
+    "torch-compile": {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"},  # the first step takes as long every time
 }
 """Environment variables of the processes of contestants."""
 
@@ -84,10 +112,15 @@ class Contestant:
         return self.way or self.device
 
     @property
+    def library(self) -> str:
+        """The library of a peer, without the suffix of its compiler."""
+        return self.name.removesuffix("-compile")
+
+    @property
     def package(self) -> tuple[str, str]:
         """The module of a peer, and how to install it."""
-        library = LIBRARIES.get(self.name)
-        return (self.name, f"pip install onnx {self.name}") if library is None else (library.module, library.hint)
+        library = LIBRARIES.get(self.library)
+        return (self.library, f"pip install onnx {self.library}") if library is None else (library.module, library.hint)
 
     @property
     def is_yardstick(self) -> bool:
@@ -100,12 +133,27 @@ class Contestant:
         with entered(self.device), self._module().opened(case, self.device, self.way) as step:
             yield step
 
+    @property
+    def runs_parts(self) -> bool:
+        """Whether the library can run parts of a network; its compiler does not."""
+        return self.library == self.name and hasattr(self._module(), "alone")
+
+    def alone(self, case: Case, module: nn.Module, x: Any, wanted: Sequence[bool]) -> Passes:
+        """Return the passes of a part of the network of a case, inside `opened`."""
+        found: Passes = self._module().alone(case, self.device, self.way, module, x, wanted)
+        return found
+
+    def updating(self, case: Case, passes: Sequence[Passes]) -> Step:
+        """Return the update of the parameters of these parts."""
+        found: Step = self._module().updating(case, [one for part in passes for one in part.parameters])
+        return found
+
     def work(self) -> int:
         """Return the amount of work of a yardstick's step."""
         return int(self._module().work(self.device))
 
     def _module(self) -> Any:
-        return importlib.import_module(f"{__name__}.{self.name}")
+        return importlib.import_module(f"{__name__}.{self.library}")
 
 
 def refusal(contestant: Contestant, case: Case) -> str:

@@ -1,18 +1,19 @@
 """PyTorch: its twin of the network and fused SGD, the fastest; both memory formats; eager, compiled or captured."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from xcnn import nn
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step
+from xcnn.compare.contestants import Passes, Step
 from xcnn.compare.contestants.twin import twin
 from xcnn.devices import device as open_device
 
-__all__ = ["opened"]
+__all__ = ["alone", "opened", "updating"]
 
 
 @contextlib.contextmanager
@@ -45,7 +46,10 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
     model, x = twin(case.network()).to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")
-    model = model if mode is None else torch.compile(model, mode=mode)
+    if mode is not None:
+        if where.type == "cpu" and case.mode == "infer":  # constant weights: batch norm is folded, weights are packed
+            torch._inductor.config.freezing = True
+        model = torch.compile(model, mode=mode)
 
     def infer() -> Any:
         with torch.inference_mode():
@@ -53,7 +57,7 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
 
     if case.mode == "infer":
         return infer
-    optimizer = torch.optim.SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM, fused=True)
+    optimizer = _sgd(case, model.parameters())
 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -63,3 +67,51 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
         return float(loss.item())
 
     return train
+
+
+def _sgd(case: Case, parameters: Any) -> Any:
+    import torch
+
+    return torch.optim.SGD(parameters, lr=case.lr, momentum=MOMENTUM, fused=True)
+
+
+def alone(case: Case, device: str, way: str, module: nn.Module, x: Any, wanted: Sequence[bool]) -> Passes:
+    """Return the passes of a part of the network, not compiled; see `contestants`."""
+    import torch
+
+    where, last, train = open_device(device).handle, way.startswith("channels_last"), case.mode == "train"
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d} if last else {}
+
+    def placed(array: np.ndarray) -> Any:
+        order = orders.get(array.ndim, torch.contiguous_format)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(where).contiguous(memory_format=order)
+
+    model, several = twin(module).to(where), isinstance(x, tuple)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous(memory_format=orders.get(parameter.ndim, torch.contiguous_format))
+    model.train(train)
+    inputs = [placed(one) for one in (x if several else (x,))]
+    for one, needed in zip(inputs, wanted, strict=True):
+        one.requires_grad_(train and needed)
+    given = tuple(inputs) if several else inputs[0]
+    parameters = list(model.parameters())
+
+    def forward() -> Any:
+        with contextlib.nullcontext() if train else torch.inference_mode():
+            return model(given)
+
+    def clear() -> None:
+        for one in (*parameters, *inputs):
+            one.grad = None
+
+    def backward(y: Any, dy: Any) -> None:
+        if y.requires_grad:
+            y.backward(dy)
+
+    return Passes(forward, backward, placed, parameters, clear)
+
+
+def updating(case: Case, parameters: Sequence[Any]) -> Step:
+    """Return the update of parameters."""
+    step: Step = _sgd(case, parameters).step
+    return step

@@ -1,18 +1,21 @@
 """xcnn as users run it: `Trainer.step` for training, and the forward pass of `evaluate` and `predict`."""
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from xcnn import nn
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Step
+from xcnn.compare.contestants import Passes, Step
 from xcnn.devices import device as open_device
 from xcnn.optim import SGD
 from xcnn.threads import get_num_threads, set_num_threads
 from xcnn.training import Trainer
 from xcnn.training.feed import place
 
-__all__ = ["opened", "ready", "stepper"]
+__all__ = ["alone", "opened", "ready", "stepper", "updating"]
 
 
 @contextlib.contextmanager
@@ -44,3 +47,18 @@ def stepper(case: Case, training: Trainer) -> Step:
     if case.mode == "train":
         return lambda: training.step(x, y)
     return lambda: where.to_numpy(model(x))
+
+
+def alone(case: Case, device: str, way: str, module: nn.Module, x: Any, wanted: Sequence[bool]) -> Passes:
+    """Return the passes of a part of the network; see `contestants`."""
+    where = open_device(device)
+    model = copy.deepcopy(module).to(where)
+    parameters = list(model.parameters())
+    x = tuple(place(one, where) for one in x) if isinstance(x, tuple) else place(x, where)
+    run, need_dx = (lambda: model.forward(x, True)) if case.mode == "train" else (lambda: model(x)), any(wanted)
+    return Passes(run, lambda y, dy: y[1](dy, need_dx), lambda dy: place(dy, where), parameters, model.zero_grad)
+
+
+def updating(case: Case, parameters: Sequence[Any]) -> Step:
+    """Return the update of parameters."""
+    return SGD(parameters, lr=case.lr, momentum=MOMENTUM).step
