@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -45,7 +46,7 @@ def _joined(
     with builder.if_then(builder.icmp_signed("<", whole, length)):
         mask = emit.first(builder.sub(length, whole))
         builder.store(join(builder.load(total), emit.where(mask, value(whole, mask), least)), total)
-    return at.total(builder.load(total), join)
+    return builder.extract_element(emit.folded(builder.load(total), join), ir.IntType(32)(0))
 
 
 @intrinsic
