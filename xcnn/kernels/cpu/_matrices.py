@@ -9,6 +9,7 @@ products of a few rows with a panel go to a tile in the nearest cache, and from 
 Indices count elements; bounds are not checked.
 """
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,6 +212,27 @@ class After(NamedTuple):
 
 
 _NOTHING = After()
+_NO_ARGUMENTS = {dtype: _NOTHING.arguments(dtype) for dtype in _NONE}
+
+
+class _Rooms(threading.local):
+    """The scratch of a thread by dtype: panels, a tile, and offsets."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[Any, tuple[np.ndarray, ...]] = {}
+
+    def get(self, dtype: Any) -> tuple[np.ndarray, ...]:
+        rooms = self.rooms.get(dtype)
+        if rooms is None:
+            numbers, tile = _ROOM // dtype.itemsize, _ROWS * STRIP * BYTES // dtype.itemsize
+            rooms = self.rooms[dtype] = (
+                scratch(0, "panels", numbers, dtype), scratch(0, "tile", tile, dtype),
+                scratch(0, "at", 2 * _TERMS, _INDEX),
+            )  # fmt: skip
+        return rooms
+
+
+_ROOMS = _Rooms()
 
 
 def matrix_product(
@@ -234,16 +256,14 @@ def matrix_product(
     starts : the first entries (products, 3) of the matrices of several products.
     """
     (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
-    a, b, c = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), c.reshape(-1)
-    size, dtype, products = c.itemsize, c.dtype, len(starts)
-    lanes, operands = BYTES // size, after.arguments(c.dtype)
+    a, b, c = a.ravel(), b.ravel(), c.ravel()
+    dtype, products, lanes = c.dtype, len(starts), BYTES // c.itemsize
+    operands = _NO_ARGUMENTS[dtype] if after is _NOTHING else after.arguments(dtype)
     direct = m <= _FEW and b_column == 1 and n % lanes == 0
 
     def multiply(starts: np.ndarray, m: int, columns: int, operands: tuple[Any, ...]) -> None:
         _product(
-            a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct,
-            scratch(0, "panels", _ROOM // size, dtype), scratch(0, "tile", _ROWS * STRIP * lanes, dtype),
-            scratch(0, "index", 2 * _TERMS, _INDEX), *operands,
+            a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct, *_ROOMS.get(dtype), *operands,
         )  # fmt: skip
 
     rows, columns = m // _LEAST_ROWS, n // (3 * lanes)

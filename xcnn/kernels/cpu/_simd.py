@@ -174,13 +174,13 @@ class Emitter:
         """Keep loads and stores on their side of this place; emits no instruction."""
         self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
-    def total(self, vector: Any, join: Callable[[Any, Any], Any] | None = None) -> Any:
-        """Sum the lanes of a vector by halves, or join them in another way."""
+    def total(self, vector: Any) -> Any:
+        """Sum the lanes of a vector, by halves."""
         half = self.lanes
         while half > 1:
             half //= 2
             upper = self.lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
-            vector = (join or self.builder.fadd)(vector, self.builder.shuffle_vector(vector, vector, upper))
+            vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, vector, upper))
         return self.builder.extract_element(vector, _LANE(0))
 
     @staticmethod
