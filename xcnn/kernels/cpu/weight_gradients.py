@@ -18,8 +18,8 @@ import numpy as np
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._correlation import correlate
 from xcnn.kernels.cpu._grids import grid, pack, padded_grid, repeat, steps_of
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND, layout, volume
-from xcnn.kernels.cpu._planes import STEP
+from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND, volume
+from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat, share
 from xcnn.kernels.cpu._simd import BYTES
@@ -158,7 +158,7 @@ class _Pixels(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _pixels(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) -> _Pixels:
-    f, c, o, outs = layout(axes, cg, og), groups * cg, groups * og, [a.out for a in axes]
+    f, c, o, outs = planes(axes), groups * cg, groups * og, [a.out for a in axes]
     products = groups * og * cg * math.prod(a.kernel for a in axes)
     count = parts(
         min(n, max(2, _PARTIAL_BYTES // (products * itemsize))), 2 * n * f.length * products / FLOPS_PER_MICROSECOND
@@ -170,11 +170,11 @@ def _pixels(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) ->
     steps = [int(step) for step in f.axes[3 - len(axes) :, STEP]]
     zeros, ones = [0] * (len(axes) - 1), [1] * (len(axes) - 1)
     tables = pack(
-        [groups, cg, og, math.prod(outs), outs[-1], chunk, f.plane, f.phases, f.length, f.dy_plane, f.start],
+        [groups, cg, og, math.prod(outs), outs[-1], chunk, f.plane, f.phases, f.length, f.dy_plane, f.dy_start],
         grid(steps_of(outs)[:-1], zeros, outs[:-1], ones),
-        grid(steps[:-1], zeros, outs[:-1], ones) + f.start,
+        grid(steps[:-1], zeros, outs[:-1], ones) + f.dy_start,
         f.axes,
-        f.shifts,
+        np.add.outer(np.arange(cg) * (f.phases * f.plane), f.x_shifts),
     )
     xs, dys = chunk * c * f.phases * f.plane, chunk * o * f.dy_plane
     return _Pixels(tables, xs, dys, count, cycles, new_owner())
