@@ -48,10 +48,6 @@ def _joined(
     return at.total(builder.load(total), join)
 
 
-def _load(at: Emitter, emit: Vectors, pointer: Any, mask: Any) -> Any:
-    return at.load(pointer) if mask is None else emit.load(at.builder.bitcast(pointer, emit.vector.as_pointer()), mask)
-
-
 @intrinsic
 def _largest(_: Any, x: Any, x0: Any, length: Any) -> Any:
     """Return the largest of some numbers of x, NaN if there is one."""
@@ -61,7 +57,7 @@ def _largest(_: Any, x: Any, x0: Any, length: Any) -> Any:
         at, emit = Emitter(context, builder, x), Vectors(builder, x.dtype.bitwidth // 8)
         begin = at.pointer(x, x_, x0_)
         return _joined(
-            at, emit, length_, lambda j, mask: _load(at, emit, builder.gep(begin, [j]), mask), emit.maximum,
+            at, emit, length_, lambda j, mask: emit.load(begin, j, mask), emit.maximum,
             emit.constant(-math.inf),
         )  # fmt: skip
 
@@ -79,12 +75,8 @@ def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) ->
         limit = at.broadcast(cgutils.alloca_once_value(builder, largest_))
 
         def powers(j: Any, mask: Any) -> Any:
-            result = emit.exp(emit.subtract(_load(at, emit, builder.gep(begin, [j]), mask), limit))
-            place = builder.gep(end, [j])
-            if mask is None:
-                at.store(result, place)
-            else:
-                emit.store(result, builder.bitcast(place, emit.vector.as_pointer()), mask)
+            result = emit.exp(emit.subtract(emit.load(begin, j, mask), limit))
+            emit.store(result, end, j, mask)
             return result
 
         return _joined(at, emit, length_, powers, emit.add, emit.constant(0.0))
