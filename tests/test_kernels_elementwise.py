@@ -200,6 +200,29 @@ def test_no_activation_changes_nothing() -> None:
     assert x.tolist() == dx.tolist() == [0.0, 1.0, 2.0]
 
 
+def test_a_formula_from_outside_is_compiled() -> None:
+    def forward(xp: Any, x: Any, width: float, kind: str) -> Any:
+        root = (x * x + width) ** 0.5
+        return xp.where((x > 0) & ~xp.isnan(x), x, -root) if kind == "corner" else xp.clip(root + abs(x), min=width)
+
+    def slope(xp: Any, x: Any, width: float, kind: str) -> Any:
+        return 1.0 - xp.reciprocal(width + xp.square(x)) * xp.astype((x <= width) | (x != x), x.dtype)
+
+    try:
+        outside = ops.formula("outside", forward, slope, "x", lambda caller, *options: options)
+        x = np.linspace(-2, 2, 41)
+        for kind in ("corner", "smooth"):
+            before = traced.cache_info().misses
+            y, backward = outside(x, 2, kind)
+            np.testing.assert_allclose(y, forward(np, x, 2, kind), rtol=1e-15)
+            np.testing.assert_allclose(backward(x, (True,))[0], x * slope(np, x, 2, kind), rtol=1e-15)
+            assert traced.cache_info().misses == before + 2
+            assert compiled._found(compiled._forward, ("outside", 2, kind), (x,))[0] is not None
+            assert compiled._found(compiled._gradient, ("outside", 2, kind), (x, x))[0] is not None
+    finally:
+        FORMULAS.pop("outside", None)
+
+
 def _stairs(xp: Any, x: Any, steps: float) -> Any:
     return xp.floor(x * steps) / steps if steps > 1 else xp.floor(x)
 

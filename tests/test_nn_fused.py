@@ -61,7 +61,7 @@ NETWORKS = {
 }
 
 
-FUSED = {"conv": 2, "linear": 1, "nested": 1, "graph": 2, "norms": 6, "residuals": 4}
+FUSED = {"conv": 2, "linear": 1, "nested": 2, "graph": 2, "norms": 6, "residuals": 4}
 """How many steps of training join layers."""
 
 

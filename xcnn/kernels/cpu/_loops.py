@@ -93,7 +93,7 @@ def compiled_loop(
     wanted = [(xp.vector(symbol).number, what) for symbol, what in results]
     needed = _needed(xp.steps, [number for number, _ in wanted])
     cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
-    at_once = min(many, 4 if cost < 10 else 2 if cost < 40 else 1)
+    at_once = min(many, 4) if cost < 10 else 1
     start = machine_code(
         lambda module: _Writer(module, xp, wanted, arrays, parameters, itemsize, rows).write(needed, at_once)
     )
