@@ -160,12 +160,12 @@ def test_a_process_that_runs_during_an_upgrade_saves_no_old_code_as_new(tmp_path
     upgrade = """
 from pathlib import Path
 import xcnn.kernels.cpu
-passes = Path(xcnn.kernels.cpu.__file__).with_name("_passes.py")
-source = passes.read_text("utf-8")
-passes.write_text(source.replace("target[k] = source[k]\\n", "target[k] = source[k] + 1\\n"), "utf-8")
+windows = Path(xcnn.kernels.cpu.__file__).with_name("_windows.py")
+source = windows.read_text("utf-8")
+windows.write_text(source.replace('float("-inf")', 'float("inf")'), "utf-8")
 """
     assert run(upgrade + POOL, tmp_path / "cache", tmp_path).split() == ["162.0"]
-    assert run(POOL, tmp_path / "cache", tmp_path).split() == ["171.0"]
+    assert run(POOL, tmp_path / "cache", tmp_path).split() == ["inf"]
 
 
 def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
@@ -178,19 +178,19 @@ def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
 
 
 def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path) -> None:
-    """`pool.py` calls `lay` of `_passes.py`. Neither a full disk nor a kill in between brings the old code back."""
+    """`pool.py` calls `window_max` of `_windows.py`. Neither a full disk nor a kill brings the old code back."""
     shutil.copytree(Path(xcnn.__file__).parent, tmp_path / "xcnn", ignore=shutil.ignore_patterns("__pycache__"))
     cache = tmp_path / "cache"
     assert run(POOL, cache, tmp_path).split() == ["162.0"]
     before = kept(cache)
-    passes = tmp_path / "xcnn" / "kernels" / "cpu" / "_passes.py"
-    source = passes.read_text("utf-8")
-    passes.write_text(source.replace("target[k] = source[k]\n", "target[k] = source[k] + 1\n"), "utf-8")
-    assert passes.read_text("utf-8") != source
-    assert run(FULL + POOL, cache, tmp_path).split() == ["171.0"]
+    windows = tmp_path / "xcnn" / "kernels" / "cpu" / "_windows.py"
+    source = windows.read_text("utf-8")
+    windows.write_text(source.replace('float("-inf")', 'float("inf")'), "utf-8")
+    assert windows.read_text("utf-8") != source
+    assert run(FULL + POOL, cache, tmp_path).split() == ["inf"]
     run(KILLED + POOL, cache, tmp_path, code_of_exit=-signal.SIGKILL)
-    assert run(POOL, cache, tmp_path).split() == ["171.0"]
-    assert run(POOL + COMPILED, cache, tmp_path).split() == ["171.0", "False"]
+    assert run(POOL, cache, tmp_path).split() == ["inf"]
+    assert run(POOL + COMPILED, cache, tmp_path).split() == ["inf", "False"]
     assert len(kept(cache)) == len(before), "old files stay"
 
 

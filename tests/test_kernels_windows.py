@@ -91,6 +91,8 @@ POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("interpolate", (2, 3, 5, 40), {"size": (13, 90), "mode": "nearest-exact"}),
     ("interpolate", (2, 1, 3, 5, 20), {"size": (5, 5, 41), "mode": "trilinear", "align_corners": True}),
     ("interpolate", (2, 3, 5, 40), {"size": (2, 40)}),
+    ("interpolate", (2, 3, 5, 37), {"scale_factor": 2}),
+    ("interpolate", (2, 3, 5, 20), {"size": (5, 10)}),
 ]
 
 

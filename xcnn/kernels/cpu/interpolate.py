@@ -14,9 +14,10 @@ from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["interpolate"]
 
-_OUTER, _SIZE, _INNER, _OUTS, _TERMS, _TABLE, _ROW, _EQUAL = range(8)
+_OUTER, _SIZE, _INNER, _OUTS, _TERMS, _TABLE, _ROW, _EQUAL, _PAIRS = range(9)
 """The columns of `passes`: x (outer, size, inner) becomes sums (outer, outs, inner) of up to so many terms; where its
-part of the tables begins, and that of the numbers of terms; whether each sum has all its terms."""
+part of the tables begins, and that of the numbers of terms; whether each sum has all its terms, and whether each pixel
+becomes a pair, or each pair a pixel."""
 
 
 @compiled
@@ -27,7 +28,14 @@ def _mix(x, y, a, indices, weights, counts):
         if inner == 1:
             source, target = x[i * size : (i + 1) * size], y[i * outs : (i + 1) * outs]
             # Forward, each pixel has as many terms, of which there are one or two.
-            if a[_EQUAL] and terms == 1:
+            if a[_PAIRS] and terms == 1:
+                for k in range(size):
+                    target[2 * k] = source[k]
+                    target[2 * k + 1] = source[k]
+            elif a[_PAIRS]:
+                for o in range(outs):
+                    target[o] = source[2 * o] + source[2 * o + 1]
+            elif a[_EQUAL] and terms == 1:
                 for o in range(outs):
                     target[o] = source[np.uintp(indices[o])] * weights[o]
             elif a[_EQUAL] and terms == 2:
@@ -82,7 +90,12 @@ def _passes(plan: tuple[Any, ...], sizes: tuple[int, ...], back: bool, dtype: An
         counts = (weights != 0).sum(axis=0) if back else np.full(outs, terms)
         outer, inner = math.prod(current[:dim]), math.prod(current[dim:][1:])
         at, row = (sum(part[kind].size for part in parts) for kind in (0, 2))
-        passes.append((outer, current[dim], inner, outs, terms, at, row, (counts == terms).all()))
+        equal = (counts == terms).all()
+        pair = np.arange(2 * min(current[dim], outs)) // (2 if outs > current[dim] else 1)
+        pairs = (
+            equal and np.all(weights == 1.0) and np.array_equal(indices.T.ravel(), pair) and terms * outs == pair.size
+        )
+        passes.append((outer, current[dim], inner, outs, terms, at, row, equal, pairs))
         parts.append((indices.T.ravel(), weights.T.ravel(), counts))
         current[dim] = outs
         room = max(room, math.prod(current))
