@@ -81,9 +81,10 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
         return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1, kept)
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
     units, end, c = n * g, math.prod(shape), g * s
-    slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
+    slots = math.isqrt(units)  # sums of sums (see `_sums.py`)
     if p * itemsize >= _FEW_VECTORS * BYTES:
         return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
+    slots = min(slots, max(2, n // 8))  # more would take as much memory as x
     return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p, kept)
 
 
