@@ -30,8 +30,8 @@ _DOUBLE = np.dtype(np.float64)
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
-_FEW_VECTORS = 8
-"""Rows of fewer vectors than this are joined."""
+_BATCH_VECTORS, _GROUP_VECTORS = 3, 8
+"""The least vectors of a row of batch norm, and of a group norm; shorter ones are joined."""
 
 _TERMS = 64
 """Rows whose columns are added in the arrays' dtype; these sums are added in float64."""
@@ -79,7 +79,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if axes == (0, 2):
         n, c, p = shape
-        if p * itemsize >= _FEW_VECTORS * BYTES:
+        if p * itemsize >= _BATCH_VECTORS * BYTES:
             return _Layout(p, n, c * p, p, c * p, _TOGETHER, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1, kept)
         row = min(max(_COLUMNS // p, 1), c) * p
         units = -(-c * p // row)
@@ -87,7 +87,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
     units, end, c = n * g, math.prod(shape), g * s
     slots = math.isqrt(units)  # sums of sums (see `_sums.py`)
-    if p * itemsize >= _FEW_VECTORS * BYTES:
+    if p * itemsize >= _GROUP_VECTORS * BYTES:
         return _Layout(s * p, s, p, p, end, 1, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
     slots = min(slots, max(2, n // 8))  # more would take as much memory as x
     return _Layout(
