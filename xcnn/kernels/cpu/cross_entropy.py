@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -49,7 +50,7 @@ def _joined(
 
 
 def _load(at: Emitter, emit: Vectors, pointer: Any, mask: Any) -> Any:
-    return at.load(pointer) if mask is None else emit.load(at.builder.bitcast(pointer, emit.vector.as_pointer()), mask)
+    return at.load(pointer) if mask is None else emit.load(pointer, ir.IntType(64)(0), mask)
 
 
 @intrinsic
@@ -84,7 +85,7 @@ def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) ->
             if mask is None:
                 at.store(result, place)
             else:
-                emit.store(result, builder.bitcast(place, emit.vector.as_pointer()), mask)
+                emit.store(result, place, ir.IntType(64)(0), mask)
             return result
 
         return _joined(at, emit, length_, powers, emit.add, emit.constant(0.0))
