@@ -88,6 +88,21 @@ def test_numbers_that_are_not_finite_stay_in_their_channel(shape: tuple[int, ...
                 np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [None, -1, (1, 2), (2, 3), 1, (0, 2)])
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("name", ["mean", "sum"])
+def test_reductions_equal_those_of_the_portable_code(name: str, keepdim: bool, dim: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4, 33, 3)).transpose(0, 1, 3, 2)
+    y, backward = getattr(ops, name)(x, dim, keepdim)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    with portable(np):
+        wanted, portable_backward = getattr(ops, name)(x, dim, keepdim)
+        gradients = portable_backward(dy)
+    for actual, expected in zip((y, *backward(dy)), (wanted, *gradients), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+        assert actual.shape == expected.shape
+
+
 def test_read_only_and_strided_arrays_give_the_same_bits() -> None:
     arrays, dy = draw((4, 6, 5, 12), np.float32)
     wanted = run(arrays, dy, True)

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 from xcnn._array import Array, namespace, sum_over, zeros
 from xcnn._check import axis, flag
+from xcnn._dispatch import body
 from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result, along, op, sample
 from xcnn.ops._options import Integers
@@ -23,18 +25,24 @@ def _axes(name: str, x: Array, dim: Integers | None) -> tuple[int, ...]:
     return tuple(sorted(axes))
 
 
-def _total(name: str, x: Array, dim: Integers | None, keepdim: bool, average: bool) -> Result:
-    """Return the sum or the mean over some axes, and its backward pass."""
-    xp = namespace(name, x=x)
-    axes, keepdim, shape = _axes(name, x, dim), flag(name, "keepdim", keepdim), x.shape
+@body
+def _reduction(xp: ModuleType, x: Array, axes: tuple[int, ...], keepdims: bool, average: bool) -> Result:
+    """Take the sum or the mean over some axes, in increasing order."""
+    shape = x.shape
     count = (math.prod(shape[one] for one in axes) or math.nan) if average else 1
     kept = tuple(1 if one in axes else n for one, n in enumerate(shape))
-    y = sum_over(xp, x, axes, keepdims=keepdim)
+    y = sum_over(xp, x, axes, keepdims=keepdims)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         return (zeros(xp, shape, dy) + xp.reshape(dy, kept) / count if needs[0] else None,)
 
     return y / count if average else y, backward
+
+
+def _total(name: str, x: Array, dim: Integers | None, keepdim: bool, average: bool) -> Result:
+    """Return the sum or the mean over some axes, and its backward pass."""
+    xp = namespace(name, x=x)
+    return _reduction(xp, x, _axes(name, x, dim), flag(name, "keepdim", keepdim), average)
 
 
 @op(

@@ -30,11 +30,14 @@ _DOUBLE = np.dtype(np.float64)
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
-_FEW_VECTORS = 8
-"""Rows of fewer vectors than this are joined."""
+_BATCH_VECTORS, _GROUP_VECTORS = 3, 8
+"""The least vectors of a row of batch norm, and of a group norm; shorter ones are joined."""
 
 _TERMS = 64
 """Rows whose columns are added in the arrays' dtype; these sums are added in float64."""
+
+_TOGETHER = 64
+"""The most units whose first pass is done before the second."""
 
 _COLUMNS = 512
 """About how many columns a unit has."""
@@ -46,7 +49,8 @@ class _Layout(NamedTuple):
     Unit u begins at element `u * unit` and has some `rows` of `row` numbers, `step` apart; nothing is beyond `end`. Its
     row j begins at parameter `u % period * of_unit + j * of_row`. There are as many `numbers` per mean. The `units` are
     done in `slots`; sums for dbias and dweight, one for each of the `parameters`, are `slot` apart. There are `repeats`
-    of each parameter. The means have the shape `kept`.
+    of each parameter. The means have the shape `kept`. A pass over so many units that are done `together` follows the
+    other, and reads them in the order of memory.
     """
 
     unit: int
@@ -54,6 +58,7 @@ class _Layout(NamedTuple):
     step: int
     row: int
     end: int
+    together: int
     period: int
     of_unit: int
     of_row: int
@@ -74,166 +79,201 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if axes == (0, 2):
         n, c, p = shape
-        if p * itemsize >= _FEW_VECTORS * BYTES:
-            return _Layout(p, n, c * p, p, c * p, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1, kept)
+        if p * itemsize >= _BATCH_VECTORS * BYTES:
+            return _Layout(p, n, c * p, p, c * p, _TOGETHER, c, 1, 0, p, 0, 0, n * p, c, c, 0, c, 1, kept)
         row = min(max(_COLUMNS // p, 1), c) * p
         units = -(-c * p // row)
-        return _Layout(row, n, c * p, row, c * p, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1, kept)
+        return _Layout(row, n, c * p, row, c * p, 1, units, 0, 0, p, 1, 1, n * p, units, units, 0, c, 1, kept)
     n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
     units, end, c = n * g, math.prod(shape), g * s
-    slots = min(math.isqrt(units), max(2, units // 16))  # sums of sums (see `_sums.py`)
-    if p * itemsize >= _FEW_VECTORS * BYTES:
-        return _Layout(s * p, s, p, p, end, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
-    return _Layout(s * p, 1, 0, s * p, end, g, s * p, 0, 1, 0, 1, s * p, units, slots, 2 * c * p, c * p, p, kept)
+    slots = math.isqrt(units)  # sums of sums (see `_sums.py`)
+    if p * itemsize >= _GROUP_VECTORS * BYTES:
+        return _Layout(s * p, s, p, p, end, 1, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
+    slots = min(slots, max(2, n // 8))  # more would take as much memory as x
+    return _Layout(
+        s * p,
+        1,
+        0,
+        s * p,
+        end,
+        min(_TOGETHER, 1 + 4096 // (s * p)),
+        g,
+        s * p,
+        0,
+        1,
+        0,
+        1,
+        s * p,
+        units,
+        slots,
+        2 * c * p,
+        c * p,
+        p,
+        kept,
+    )
 
 
 @compiled
 def _forward(
     x, residual, y, adds, weight, bias, mean, var, rstd, sums, table, given, eps, low, high, unit, rows, step, row, end,
-    period, of_unit, of_row, pixels, columns, wide, count, first_unit, last_unit,
+    together, period, of_unit, of_row, pixels, columns, wide, count, first_unit, last_unit,
 ):  # fmt: skip
     """Set y, and mean, variance (unless they are `given`) and rstd, of some units."""
     size = mean.itemsize
-    width = row if columns else 1
+    width = row if columns else together
     to_sums, to_table = where(sums), where(table)
-    each, turn, part = width // pixels if columns else 1, first_unit % period, 1.0 / count
-    for u in range(first_unit, last_unit):
-        base, parameter = u * unit, turn * of_unit
-        turn = turn + 1 if turn + 1 < period else 0
-        length = min(row, end - base)
+    each, part = width // pixels if columns else 1, 1.0 / count
+    for block in range(first_unit, last_unit, together):
+        until = min(block + together, last_unit)
         if not given:
             for i in range(2 * width):
                 sums[i] = 0.0
             for j in range(rows):
-                for first in range(0, length, BLOCK):
-                    at, shift = base + j * step + first, base + columns * first
-                    target = to_sums + columns * first * 8
-                    moments(
-                        mean, x + at * size, x + shift * size, columns, target, target + width * 8,
-                        min(BLOCK, length - first),
-                    )  # fmt: skip
-        groups, across = (length // pixels, pixels) if columns else (1, 1)
-        for c in range(groups):
-            k = u * each + c
-            if not given:
-                start = origin(mean, x + (base + c * across) * size)
-                total, squares = 0.0, 0.0
-                for i in range(c * across, (c + 1) * across):  # sums about one origin instead of one for each
-                    d = origin(mean, x + (base + i) * size) - start
-                    total += sums[i] + rows * d
-                    squares += sums[width + i] + d * (2.0 * sums[i] + rows * d)
-                average = total * part
-                mean[k] = start + average
-                variance = (squares - total * average) * part
-                var[k] = 0.0 if variance < 0.0 else variance
-            rstd[k] = 1.0 / math.sqrt(var[k] + eps)
-            if columns:
-                centre, factor, shift = mean[k], rstd[k] * weight[k], bias[k]
-                for i in range(c * pixels, (c + 1) * pixels):
-                    table[i] = centre
-                    table[width + i] = factor
-                    table[2 * width + i] = shift
-        means, scale = where(mean) + u * size, np.float64(1.0)
-        scales, shifts = where(weight), where(bias)
+                for u in range(block, until):
+                    base = u * unit
+                    length = min(row, end - base)
+                    for first in range(0, length, BLOCK):
+                        at, shift = base + j * step + first, base + columns * first
+                        target = to_sums + (u - block + columns * first) * 8
+                        moments(
+                            mean, x + at * size, x + shift * size, columns, target, target + width * 8,
+                            min(BLOCK, length - first),
+                        )  # fmt: skip
+        for u in range(block, until):
+            base = u * unit
+            groups, across = (min(row, end - base) // pixels, pixels) if columns else (1, 1)
+            for c in range(groups):
+                k, at = u * each + c, u - block + c * across
+                if not given:
+                    start = origin(mean, x + (base + c * across) * size)
+                    total, squares = 0.0, 0.0
+                    for i in range(across):  # sums about one origin instead of one for each
+                        d = origin(mean, x + (base + c * across + i) * size) - start
+                        total += sums[at + i] + rows * d
+                        squares += sums[width + at + i] + d * (2.0 * sums[at + i] + rows * d)
+                    average = total * part
+                    mean[k] = start + average
+                    variance = (squares - total * average) * part
+                    var[k] = 0.0 if variance < 0.0 else variance
+                rstd[k] = 1.0 / math.sqrt(var[k] + eps)
+                if columns:
+                    centre, factor, shift = mean[k], rstd[k] * weight[k], bias[k]
+                    for i in range(c * pixels, (c + 1) * pixels):
+                        table[i] = centre
+                        table[width + i] = factor
+                        table[2 * width + i] = shift
+        means, scale, scales, shifts = where(mean), np.float64(1.0), where(weight), where(bias)
         if columns:
             means, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
-        else:
-            scale = np.float64(rstd[u])
+        turn_of_block = block % period
         for j in range(rows):
-            at, of = (base + j * step) * size, (parameter + j * of_row) * size
-            normalise(
-                mean, x + at, residual + at, y + at, adds, means, columns, scale, scales + of, shifts + of,
-                wide, low, high, length,
-            )  # fmt: skip
+            turn = turn_of_block
+            for u in range(block, until):
+                at, of = (u * unit + j * step) * size, (turn * of_unit + j * of_row) * size
+                turn = turn + 1 if turn + 1 < period else 0
+                mean_at = means
+                if not columns:
+                    mean_at, scale = means + u * size, np.float64(rstd[u])
+                normalise(
+                    mean, x + at, residual + at, y + at, adds, mean_at, columns, scale, scales + of, shifts + of, wide,
+                    low, high, min(row, end - u * unit),
+                )  # fmt: skip
 
 
 @compiled
 def _backward(
     x, dy, y, dresidual, dx, weight, mean, rstd, shared, of_columns, table, constant, sums, writes, gradient, low, high,
-    unit, rows, step, row, end, period, of_unit, of_row, pixels, columns, wide, count, units, slots, slot, parameters,
-    first_slot, last_slot,
+    unit, rows, step, row, end, together, period, of_unit, of_row, pixels, columns, wide, count, units, slots, slot,
+    parameters, first_slot, last_slot,
 ):  # fmt: skip
     """Do some slots: the `sums` of gradients, and dresidual if it `writes`, then dx if there is a `gradient`.
 
     `shared` (slots, 2, parameters), zeros at first, becomes the sums of dbias and dweight.
     """
     size = mean.itemsize
-    width = row if columns else 1
+    width = row if columns else together
     each, part = width // pixels if columns else 1, 1.0 / count
-    to_table, to_shared = where(table), where(shared)
+    to_table, to_shared, of_row_at = where(table), where(shared), 2 * width
     to_columns = to_table + 4 * width * size
-    for s in range(first_slot, last_slot):
-        first_unit = s * units // slots
-        turn = first_unit % period
-        for u in range(first_unit, (s + 1) * units // slots):
-            base, parameter = u * unit, s * slot + turn * of_unit
-            weights = turn * of_unit
-            turn = turn + 1 if turn + 1 < period else 0
-            length = min(row, end - base)
-            groups = length // pixels if columns else 1
-            means, factor, scales = where(mean) + u * size, np.float64(1.0), where(weight)
+    many = 1 if slot else last_slot - first_slot
+    for s in range(first_slot, last_slot, many):
+        last_unit = (s + many) * units // slots
+        for block in range(s * units // slots, last_unit, together):
+            until = min(block + together, last_unit)
+            turn_of_block = block % period
+            groups = min(row, end - block * unit) // pixels if columns else 1
+            for i in range(2 * width):
+                of_columns[i] = 0.0
+                table[4 * width + i] = 0.0
+            means, factor, scales = where(mean), np.float64(1.0), where(weight)
             if columns:
                 means, scales = to_table, to_table + 3 * width * size
                 for c in range(groups):
-                    centre, scale = mean[u * each + c], rstd[u * each + c] * weight[u * each + c]
+                    centre, scale = mean[block * each + c], rstd[block * each + c] * weight[block * each + c]
                     for i in range(c * pixels, (c + 1) * pixels):
                         table[i] = centre
                         table[3 * width + i] = scale
-                for i in range(2 * width):
-                    of_columns[i] = 0.0
-                    table[4 * width + i] = 0.0
-            else:
-                factor = np.float64(rstd[u])
-            total, product = 0.0, 0.0
             if sums:
                 for j in range(rows):
-                    at, of = (base + j * step) * size, parameter + j * of_row
-                    biases, products = to_shared + of * size, to_shared + (parameters + of) * size
-                    if columns:
-                        biases, products = to_columns, to_columns + width * size
-                    of_columns[2 * width] = of_columns[2 * width + 1] = 0.0
-                    for first in range(0, length, BLOCK):
-                        skip = wide * first * size
-                        here = at + first * size
-                        gradient_sums(
-                            mean, x + here, dy + here, y + here, dresidual + here, writes, means, columns, factor,
-                            scales + (weights + j * of_row) * size + skip, wide, low, high,
-                            where(of_columns) + 16 * width, biases + skip, products + skip, min(BLOCK, length - first),
-                        )  # fmt: skip
-                    if wide:
-                        total += of_columns[2 * width]
-                        product += of_columns[2 * width + 1]
-                    else:
-                        scale = np.float64(weight[weights + j * of_row])
-                        total += of_columns[2 * width] * scale
-                        product += of_columns[2 * width + 1] * scale
-                        shared[of] += of_columns[2 * width]
-                        shared[parameters + of] += of_columns[2 * width + 1] * factor
+                    turn = turn_of_block
+                    for u in range(block, until):
+                        at, weights = (u * unit + j * step) * size, turn * of_unit + j * of_row
+                        turn = turn + 1 if turn + 1 < period else 0
+                        of, length = s * slot + weights, min(row, end - u * unit)
+                        biases, products = to_shared + of * size, to_shared + (parameters + of) * size
+                        mean_at = means
+                        if columns:
+                            biases, products = to_columns, to_columns + width * size
+                        else:
+                            mean_at, factor = means + u * size, np.float64(rstd[u])
+                        of_columns[of_row_at] = of_columns[of_row_at + 1] = 0.0
+                        for first in range(0, length, BLOCK):
+                            skip, here = wide * first * size, at + first * size
+                            gradient_sums(
+                                mean, x + here, dy + here, y + here, dresidual + here, writes,
+                                mean_at + columns * first * size, columns, factor, scales + weights * size + skip, wide,
+                                low, high, where(of_columns) + of_row_at * 8, biases + skip, products + skip,
+                                min(BLOCK, length - first),
+                            )  # fmt: skip
+                        if not columns:
+                            total, product, scale = of_columns[of_row_at], of_columns[of_row_at + 1], np.float64(1.0)
+                            if not wide:
+                                scale = np.float64(weight[weights])
+                                shared[of] += total
+                                shared[parameters + of] += product * factor
+                            of_columns[u - block] += total * scale
+                            of_columns[width + u - block] += product * scale
                     if columns and (j == rows - 1 or j % _TERMS == _TERMS - 1):
                         for i in range(2 * width):
                             of_columns[i] += table[4 * width + i]
                             table[4 * width + i] = 0.0
-            for c in range(groups):
-                k, at = u * each + c, c * pixels if columns else 0
-                inverse, many = np.float64(rstd[k]), pixels if columns else 1
+            for c in range(groups if columns else until - block):
+                k, at, across = block * each + c, c * pixels if columns else c, pixels if columns else 1
+                inverse = np.float64(rstd[k])
+                total, product = 0.0, 0.0
+                for i in range(at, at + across):
+                    total += of_columns[i]
+                    product += of_columns[width + i]
                 if columns:
-                    total, product = 0.0, 0.0
-                    for i in range(at, at + pixels):
-                        total += of_columns[i]
-                        product += of_columns[width + i]
                     shared[k], shared[parameters + k] = total, product * inverse
                     total, product = total * weight[k], product * weight[k]
                 shift, slope = total * inverse * part, product * inverse * inverse * inverse * part
-                for i in range(at, at + many):
+                for i in range(at, at + across):
                     table[width + i] = shift
                     table[2 * width + i] = slope
             if gradient:
                 for j in range(rows):
-                    at, of = (base + j * step) * size, (weights + j * of_row) * size
-                    input_gradient(
-                        mean, x + at, dy + at, y + at, dx + at, constant, means, to_table + width * size,
-                        to_table + 2 * width * size, columns, factor, scales + of, wide, low, high, length,
-                    )  # fmt: skip
+                    turn = turn_of_block
+                    for u in range(block, until):
+                        at, of = (u * unit + j * step) * size, (turn * of_unit + j * of_row) * size
+                        turn = turn + 1 if turn + 1 < period else 0
+                        mean_at, terms = means, to_table + width * size
+                        if not columns:
+                            mean_at, factor, terms = means + u * size, np.float64(rstd[u]), terms + (u - block) * size
+                        input_gradient(
+                            mean, x + at, dy + at, y + at, dx + at, constant, mean_at, terms, terms + width * size,
+                            columns, factor, scales + of, wide, low, high, min(row, end - u * unit),
+                        )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -260,7 +300,7 @@ def _run(
     low, high = limits or (-math.inf, math.inf)
     source, y, rstd = np.ascontiguousarray(x), np.empty(x.shape, dtype), np.empty(mean.shape, dtype)
     addend = source if residual is None else np.ascontiguousarray(residual)
-    width = layout.row if layout.columns else 1
+    width = layout.row if layout.columns else layout.together
     arrays = (
         address(source), address(addend), address(y), int(residual is not None), _parameter(weight, layout, 1, dtype),
         _parameter(bias, layout, 0, dtype), mean, var, rstd,
@@ -268,7 +308,7 @@ def _run(
 
     def units(first: int, last: int) -> None:
         room = scratch(0, "sums of norms", 2 * width, _DOUBLE), scratch(0, "columns of norms", 3 * width, dtype)
-        _forward(*arrays, *room, int(given), eps, low, high, *layout[:12], first, last)
+        _forward(*arrays, *room, int(given), eps, low, high, *layout[:13], first, last)
 
     share(units, 3 * x.size, n=layout.units)
     if limits is None:
@@ -329,7 +369,7 @@ def norm(
         if needs[0]:
             dx = np.empty(shape, dtype)
         shared = np.zeros((layout.slots if layout.slot else 1, 2, layout.parameters), dtype)
-        width = layout.row if layout.columns else 1
+        width = layout.row if layout.columns else layout.together
         arrays = (
             address(source), address(above), address(limited), address(source if dresidual is None else dresidual),
             address(source if dx is None else dx), _parameter(weight, layout, 1, dtype), mean, rstd, shared.reshape(-1),
@@ -338,7 +378,7 @@ def norm(
 
         def slots(first: int, last: int) -> None:
             room = scratch(0, "sums of norms", 2 * width + 2, _DOUBLE), scratch(0, "columns of norms", 6 * width, dtype)
-            _backward(*arrays, *room, *flags, *layout[:16], first, last)
+            _backward(*arrays, *room, *flags, *layout[:17], first, last)
 
         share(slots, 5 * x.size, n=layout.slots)
         total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)

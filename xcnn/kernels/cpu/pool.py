@@ -26,7 +26,7 @@ from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, rolled, window_max, window_sum
 
-__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool"]
+__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool", "reduction"]
 
 _BYTE = 255
 """The winner of a window that is all padding, and the most kernel positions, if winners are bytes."""
@@ -501,3 +501,19 @@ def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
         return (dx,)
 
     return y, backward
+
+
+@kernel(np)
+def reduction(x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
+    """Take the means over the last axes, as of maps."""
+    lead, shape = x.ndim - len(axes), x.shape
+    if not average or not axes or axes[0] != lead or not supports(x):
+        return NotImplemented
+    maps = x.reshape(1, math.prod(shape[:lead]), math.prod(shape[lead:]))
+    y, of_maps = global_avg_pool(maps)
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        (dx,) = of_maps(dy.reshape(1, -1), needs)
+        return (None if dx is None else dx.reshape(shape),)
+
+    return y.reshape(shape[:lead] + (1,) * len(axes) * keepdims), backward
