@@ -49,7 +49,7 @@ def _joined(
 
 
 def _load(at: Emitter, emit: Vectors, pointer: Any, mask: Any) -> Any:
-    return at.load(pointer) if mask is None else emit.load(at.builder.bitcast(pointer, emit.vector.as_pointer()), mask)
+    return at.load(pointer) if mask is None else emit.load(pointer, _INT(0), mask)
 
 
 @intrinsic
@@ -84,7 +84,7 @@ def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) ->
             if mask is None:
                 at.store(result, place)
             else:
-                emit.store(result, builder.bitcast(place, emit.vector.as_pointer()), mask)
+                emit.store(result, place, _INT(0), mask)
             return result
 
         return _joined(at, emit, length_, powers, emit.add, emit.constant(0.0))
