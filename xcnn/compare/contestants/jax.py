@@ -204,7 +204,7 @@ class _Pass:
         sums, size = self._pool(x, 0.0, lax.add, axes), float(math.prod(axis.kernel for axis in axes))
         if count_include_pad:
             return sums / size
-        return sums / self._pool(np.ones_like(x, shape=x.shape), 0.0, lax.add, axes)
+        return sums / self._pool(np.ones(x.shape, x.dtype), 0.0, lax.add, axes)
 
     def _adaptive_avg_pool(self, x: Any, output_size: Any) -> Any:
         import jax.numpy as jnp
