@@ -132,6 +132,9 @@ SCALED = nn.Graph(
     output="all",
     inputs="image",
 )
+SCALED_4 = nn.Graph(
+    [("scale", nn.Parameter(np.full((4, 1, 1), 0.5, np.float32)), ()), ("y", nn.Multiply(), ("scale", "x"))]
+)
 KEPT = nn.Sequential(nn.Sigmoid(), nn.ReLU(), nn.ELU(), nn.SiLU())
 
 
@@ -186,6 +189,23 @@ def test_pytorch_trains_every_layer_as_we_do(layer, monkeypatch):
     case = entered(monkeypatch, nn.Conv2d(2, 2, 1), layer)
     ours = steps(OURS, case, 3)
     np.testing.assert_allclose(steps(PEERS[0], case, 3), ours, rtol=2e-5)
+    assert ours[0] != ours[1]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_jax_trains_the_layers_of_random_networks_as_we_do(layout, monkeypatch):
+    pytest.importorskip("jax")
+    ways = nn.Branches(nn.Conv2d(4, 2, 1), nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.PReLU(4)))
+    norm = nn.Sequential(
+        nn.Apply("permute", dims=(0, 2, 3, 1)), nn.LayerNorm(6), nn.Apply("permute", dims=(0, 3, 1, 2))
+    )
+    up = nn.Sequential(
+        nn.ConvTranspose2d(6, 4, 2, 2), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Pad((1, 0, 0, 2))
+    )
+    layers = (nn.Conv2d(2, 4, 3, 2, groups=2), nn.GroupNorm(2, 4), nn.GELU(), ways, norm, nn.ChannelShuffle(3), up)
+    case = entered(monkeypatch, *layers, nn.InstanceNorm2d(4, affine=True), nn.Hardswish(), SCALED_4, nn.MaxPool2d(5))
+    ours = steps(OURS, case, 3)
+    np.testing.assert_allclose(steps(compare.Contestant("jax", "jax:cpu", layout), case, 3), ours, rtol=2e-5)
     assert ours[0] != ours[1]
 
 
@@ -265,10 +285,10 @@ def test_pytorch_runs_no_layer_whose_op_it_lacks():
     [
         ("torch", Doubled(2, 3, 3), "Doubled defines its own forward, so PyTorch cannot run it"),
         ("jax", Doubled(2, 3, 3), "Doubled defines its own forward, so JAX cannot run it"),
-        ("jax", nn.GELU(), "JAX has no function for the op gelu of GELU"),
+        ("jax", nn.PixelUnshuffle(1), "JAX has no function for the op pixel_unshuffle of PixelUnshuffle"),
         ("torch", nn.AvgPool2d(2, dilation=2), "for PyTorch, an average pool takes no dilation"),
-        ("jax", nn.BatchNorm2d(2, momentum=None), "for JAX, BatchNorm2d takes affine, track_running_stats and"),
-        ("jax", nn.Flatten(2), r"for JAX, Flatten takes \(1, -1\) only, got \(2, -1\)"),
+        ("jax", nn.BatchNorm2d(2, momentum=None), "for JAX, a batch norm takes affine, track_running_stats and"),
+        ("jax", nn.ConvTranspose2d(2, 2, 2, padding=1), "for JAX, a transposed convolution takes a stride only"),
     ],
 )
 def test_a_peer_refuses_a_layer_that_it_would_build_otherwise(peer, layer, message, monkeypatch):
