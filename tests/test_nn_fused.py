@@ -1,7 +1,6 @@
 """A layer and the ReLU after it run as one call, with the same results as separately."""
 
 import copy
-import inspect
 
 import numpy as np
 import pytest
