@@ -192,8 +192,8 @@ def test_pytorch_trains_every_layer_as_we_do(layer, monkeypatch):
     assert ours[0] != ours[1]
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_jax_trains_the_layers_of_random_networks_as_we_do(layout, monkeypatch):
+def test_jax_trains_the_layers_of_random_networks_as_we_do(monkeypatch):
+    """In the layout that has some ops in both orders of axes."""
     pytest.importorskip("jax")
     ways = nn.Branches(nn.Conv2d(4, 2, 1), nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.PReLU(4)))
     norm = nn.Sequential(
@@ -205,7 +205,7 @@ def test_jax_trains_the_layers_of_random_networks_as_we_do(layout, monkeypatch):
     layers = (nn.Conv2d(2, 4, 3, 2, groups=2), nn.GroupNorm(2, 4), nn.GELU(), ways, norm, nn.ChannelShuffle(3), up)
     case = entered(monkeypatch, *layers, nn.InstanceNorm2d(4, affine=True), nn.Hardswish(), SCALED_4, nn.MaxPool2d(5))
     ours = steps(OURS, case, 3)
-    np.testing.assert_allclose(steps(compare.Contestant("jax", "jax:cpu", layout), case, 3), ours, rtol=2e-5)
+    np.testing.assert_allclose(steps(compare.Contestant("jax", "jax:cpu", "NHWC"), case, 3), ours, rtol=2e-5)
     assert ours[0] != ours[1]
 
 

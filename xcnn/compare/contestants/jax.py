@@ -199,8 +199,9 @@ class _Pass:
         from jax import lax
 
         axes = pool_axes("JAX", self._sizes(x), **options)
+        count_include_pad &= options["padding"] not in (0, (0,) * self.rank)
         if divisor_override is not None or (options.get("ceil_mode") and count_include_pad):
-            raise UsageError("bench: for JAX, an average pool takes neither divisor_override nor ceil_mode")
+            raise UsageError("bench: for JAX, an average pool takes no divisor_override, nor ceil_mode with padding")
         sums, size = self._pool(x, 0.0, lax.add, axes), float(math.prod(axis.kernel for axis in axes))
         if count_include_pad:
             return sums / size
