@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, Vectors
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, Vectors, counted
 
 __all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "origin", "where"]
 
@@ -74,6 +74,45 @@ class _Rows(Vectors):
         """Return dy where y is not at or beyond a limit; comparisons with NaN are false."""
         below, above = self.builder.fcmp_ordered("<=", y, low), self.builder.fcmp_ordered(">=", y, high)
         return self.builder.select(self.builder.or_(below, above), self.none, dy)
+
+    def rows(self, table: Any, block: Any, until: Any, body: Callable[..., None]) -> None:
+        """Emit `body(at, of, u, length)` for the rows of some units, in the order of memory.
+
+        It is given the first number of a row, its parameter, its unit, and how many numbers it has. `table` is the
+        address of the first sizes of a `_Layout` in `norm.py`.
+        """
+        builder, start = self.builder, self.at(table, INT)
+        unit, rows, step, row, end, _, period, of_unit, of_row = (
+            builder.load(builder.gep(start, [INT(k)])) for k in range(9)
+        )
+        first = builder.urem(block, period)
+
+        def line(j: Any, _: Any) -> list[Any]:
+            moved, moved_of = builder.mul(j, step), builder.mul(j, of_row)
+
+            def one(u: Any, turns: Sequence[Any]) -> list[Any]:
+                begin, (turn,) = builder.mul(u, unit), turns
+                left = builder.sub(end, begin)
+                length = builder.select(builder.icmp_signed("<", left, row), left, row)
+                body(builder.add(begin, moved), builder.add(builder.mul(turn, of_unit), moved_of), u, length)
+                turn = builder.add(turn, INT(1))
+                return [builder.select(builder.icmp_signed("<", turn, period), turn, INT(0))]
+
+            counted(builder, block, until, INT(1), [first], one)
+            return []
+
+        counted(builder, INT(0), rows, INT(1), [], line)
+
+    def of_unit(self, means: Any, rstds: Any, u: Any, columns: Any) -> tuple[Any, Any]:
+        """Return where the means of a unit are, and its rstd in all lanes; that of `columns` is 1."""
+        by_column, one = self.flag(columns), self.vector.element(1.0)
+        place = self.builder.select(by_column, INT(0), u)
+        factor = self.builder.select(by_column, one, self.builder.load(self.beside(rstds, place)))
+        return self.beside(means, place), self.spread(factor)
+
+    def beside(self, pointer: Any, index: Any) -> Any:
+        """Return a pointer moved by some numbers."""
+        return self.builder.gep(pointer, [index])
 
     def each(self, length: Any, body: Callable[..., Any], values: Sequence[Any] = ()) -> list[Any]:
         """Emit `body(index, mask, *values)` for all vectors of a row.
@@ -159,45 +198,58 @@ def moments(_: Any, like: Any, x: Any, shift: Any, columns: Any, sums: Any, squa
 @intrinsic
 def normalise(
     _: Any, like: Any, x: Any, residual: Any, y: Any, adds: Any, mean: Any, columns: Any, rstd: Any, weight: Any,
-    bias: Any, wide: Any, low: Any, high: Any, length: Any,
+    bias: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
 ) -> Any:  # fmt: skip
-    """Set a row of y to `(x - mean) * rstd * weight + bias`, plus the residual if it `adds`, between two limits."""
+    """Set rows of y to `(x - mean) * rstd * weight + bias`, plus the residual if it `adds`, between two limits.
+
+    See `_Rows.rows` for the last arguments. With `columns`, rstd is part of the weight; otherwise mean and rstd are
+    those of the units.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, x_, residual_, y_, adds_, mean_, columns_, rstd_, weight_, bias_, wide_, low_, high_, length_ = arguments
+        _, x_, residual_, y_, adds_, mean_, columns_, rstd_, weight_, bias_, wide_, low_, high_ = arguments[:13]
         emit = _Rows(builder, like)
-        source, target = emit.at(x_), emit.at(y_)
-        means, weights, biases = emit.at(mean_), emit.at(weight_), emit.at(bias_)
-        least, most, factor = emit.same(low_), emit.same(high_), emit.same(rstd_)
-        addends = emit.choice(adds_, emit.at(residual_), emit.none)
+        x0, residual0, y0, mean0, rstd0, weight0, bias0 = (
+            emit.at(a) for a in (x_, residual_, y_, mean_, rstd_, weight_, bias_)
+        )
+        least, most = emit.same(low_), emit.same(high_)
 
-        def loop(is_wide: bool) -> None:
-            centre = emit.spread(builder.load(means))
-            if is_wide:
-                centres = emit.choice(columns_, means, centre)
-            else:
-                shift = emit.spread(builder.load(biases))
-                slope = builder.fmul(factor, emit.spread(builder.load(weights)))
+        def row(at: Any, of: Any, u: Any, length: Any) -> None:
+            source, target, weights, biases = (
+                emit.beside(a, k) for a, k in ((x0, at), (y0, at), (weight0, of), (bias0, of))
+            )
+            means, factor = emit.of_unit(mean0, rstd0, u, columns_)
+            addends = emit.choice(adds_, emit.beside(residual0, at), emit.none)
 
-            def body(index: Any, mask: Any) -> None:
-                value = emit.read(source, index, mask)
+            def loop(is_wide: bool) -> None:
+                centre = emit.spread(builder.load(means))
                 if is_wide:
-                    value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
-                    value = emit.fused(value, emit.read(weights, index, mask), emit.read(biases, index, mask))
+                    centres = emit.choice(columns_, means, centre)
                 else:
-                    value = emit.fused(builder.fsub(value, centre), slope, shift)
-                value = builder.fadd(value, emit.chosen(addends, index, mask))
-                value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-                value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-                emit.write(value, target, index, mask)
+                    shift = emit.spread(builder.load(biases))
+                    slope = builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            emit.each(length_, body)
+                def body(index: Any, mask: Any) -> None:
+                    value = emit.read(source, index, mask)
+                    if is_wide:
+                        value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
+                        value = emit.fused(value, emit.read(weights, index, mask), emit.read(biases, index, mask))
+                    else:
+                        value = emit.fused(builder.fsub(value, centre), slope, shift)
+                    value = builder.fadd(value, emit.chosen(addends, index, mask))
+                    value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
+                    value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
+                    emit.write(value, target, index, mask)
 
-        emit.either(wide_, loop)
+                emit.each(length, body)
+
+            emit.either(wide_, loop)
+
+        emit.rows(*arguments[13:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, f, n, n, n, f, f, n), generate
+    return types.void(like, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate
 
 
 @intrinsic
@@ -250,39 +302,49 @@ def gradient_sums(
 @intrinsic
 def input_gradient(
     _: Any, like: Any, x: Any, dy: Any, y: Any, dx: Any, constant: Any, mean: Any, shift: Any, slope: Any, columns: Any,
-    rstd: Any, weight: Any, wide: Any, low: Any, high: Any, length: Any,
+    rstd: Any, weight: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
 ) -> Any:  # fmt: skip
-    """Set a row of dx to `g * rstd * weight - ((x - mean) * slope + shift)`, or the first term if it is `constant`.
+    """Set rows of dx to `g * rstd * weight - ((x - mean) * slope + shift)`, or the first term if it is `constant`.
 
-    g is dy where y is between the limits. `shift` and `slope` lie like `mean`.
+    g is dy where y is between the limits. `shift` and `slope` are those of columns, or of units from `block` on. See
+    `normalise` for the others.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (_, x_, dy_, y_, dx_, constant_, mean_, shift_, slope_, columns_, rstd_, weight_, wide_, low_, high_,
-         length_) = arguments  # fmt: skip
+        (_, x_, dy_, y_, dx_, constant_, mean_, shift_, slope_, columns_, rstd_, weight_, wide_, low_, high_) = (
+            arguments[:15]
+        )
         emit = _Rows(builder, like)
-        source, gradient, result, target, weights = (emit.at(a) for a in (x_, dy_, y_, dx_, weight_))
-        least, most, factor = emit.same(low_), emit.same(high_), emit.same(rstd_)
-        varies = builder.icmp_signed("==", constant_, INT(0))
+        arrays = [emit.at(a) for a in (x_, dy_, y_, dx_)]
+        weight0, mean0, rstd0, terms = emit.at(weight_), emit.at(mean_), emit.at(rstd_), (shift_, slope_)
+        least, most = emit.same(low_), emit.same(high_)
+        varies, by_unit = builder.icmp_signed("==", constant_, INT(0)), builder.not_(emit.flag(columns_))
 
-        def loop(is_wide: bool) -> None:
-            rows = [emit.at(a) for a in (mean_, shift_, slope_)]
-            same = [emit.spread(builder.load(a)) for a in rows]
-            choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
-            scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
+        def row(at: Any, of: Any, u: Any, length: Any) -> None:
+            source, gradient, result, target = (emit.beside(a, at) for a in arrays)
+            weights, (means, factor) = emit.beside(weight0, of), emit.of_unit(mean0, rstd0, u, columns_)
+            place = builder.select(by_unit, builder.sub(u, arguments[16]), INT(0))
+            rows = [means, *(emit.beside(emit.at(a), place) for a in terms)]
 
-            def body(index: Any, mask: Any) -> None:
-                g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
-                centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
-                g = builder.fmul(g, builder.fmul(factor, emit.read(weights, index, mask)) if is_wide else scale)
-                centred = builder.fsub(emit.read(source, index, mask), centre)
-                whole = builder.fsub(g, emit.fused(centred, slope, shift))
-                emit.write(builder.select(varies, whole, g), target, index, mask)
+            def loop(is_wide: bool) -> None:
+                same = [emit.spread(builder.load(a)) for a in rows]
+                choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
+                scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            emit.each(length_, body)
+                def body(index: Any, mask: Any) -> None:
+                    g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
+                    centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
+                    g = builder.fmul(g, builder.fmul(factor, emit.read(weights, index, mask)) if is_wide else scale)
+                    centred = builder.fsub(emit.read(source, index, mask), centre)
+                    whole = builder.fsub(g, emit.fused(centred, slope, shift))
+                    emit.write(builder.select(varies, whole, g), target, index, mask)
 
-        emit.either(wide_, loop)
+                emit.each(length, body)
+
+            emit.either(wide_, loop)
+
+        emit.rows(*arguments[15:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, n, n, n, f, n, n, f, f, n), generate
+    return types.void(like, n, n, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate
