@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils
 
-from xcnn.kernels.cpu._simd import BYTES, FUSED
+from xcnn.kernels.cpu._vectors import Vectors
 
-__all__ = ["COSTS", "Vectors"]
+__all__ = ["COSTS", "Functions"]
 
 COSTS = {"erf": 40, "exp": 20, "expm1": 24, "log": 30, "log1p": 36, "tanh": 32, "divide": 5, "sqrt": 6}
 """About how many instructions a step takes, if more than one."""
@@ -78,22 +77,12 @@ _EXPM1_LEAST = {4: -20.0, 8: -40.0}
 # log(2) in two parts, so that the first one times an exponent is exact
 _LOG2 = {4: (0.693359375, -2.12194440054690583e-4), 8: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
 
-_LANE = ir.IntType(32)
 
-
-class Vectors:
-    """Emits the instructions of steps on vectors of one type.
-
-    Parameters
-    ----------
-    builder : the builder of the function that contains them.
-    itemsize : bytes of a number, 4 or 8.
-    """
+class Functions(Vectors):
+    """Emits the instructions of steps on vectors of one type."""
 
     def __init__(self, builder: Any, itemsize: int) -> None:
-        self.builder, self.itemsize, self.lanes = builder, itemsize, BYTES // itemsize
-        self.number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
-        self.vector = ir.VectorType(self.number, self.lanes)
+        super().__init__(builder, itemsize)
         self._integers = ir.VectorType(ir.IntType(8 * itemsize), self.lanes)
         self._dtype = np.dtype(f"f{itemsize}")
         self._info = np.finfo(self._dtype)
@@ -102,74 +91,6 @@ class Vectors:
         """Return a number in all lanes."""
         with np.errstate(over="ignore", under="ignore"):
             return ir.Constant(self.vector, [float(self._dtype.type(value))] * self.lanes)
-
-    def broadcast(self, value: Any) -> Any:
-        """Return a float64 number in all lanes."""
-        return self.spread(self.builder.fptrunc(value, self.number) if self.itemsize == 4 else value)
-
-    def spread(self, value: Any) -> Any:
-        """Return a number, or an integer of 32 bits, in all lanes."""
-        empty = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(empty, value, _LANE(0))
-        return self.builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_LANE, self.lanes), None))
-
-    def first(self, count: Any) -> Any:
-        """Return a mask of the first lanes; `count` may exceed their number."""
-        lanes = count.type(self.lanes)
-        bounded = self.builder.select(self.builder.icmp_signed("<", count, lanes), count, lanes)
-        places = ir.Constant(ir.VectorType(_LANE, self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", places, self.spread(self.builder.trunc(bounded, _LANE)))
-
-    def load(self, pointer: Any, index: Any, mask: Any = None) -> Any:
-        """Load a vector. With a mask, the other lanes are 0, and their memory is not read."""
-        place, vector, align = self._place(pointer, index)
-        if mask is None:
-            return self.builder.load(place, align=align)
-        return self._masked("load", vector, [place, _LANE(align), mask, ir.Constant(vector, None)])
-
-    def store(self, value: Any, pointer: Any, index: Any, mask: Any = None) -> None:
-        """Store a vector, or some lanes of it."""
-        place, _, align = self._place(pointer, index)
-        if mask is None:
-            self.builder.store(value, place, align=align)
-        else:
-            self._masked("store", ir.VoidType(), [value, place, _LANE(align), mask])
-
-    def _place(self, pointer: Any, index: Any) -> tuple[Any, Any, int]:
-        """Return a pointer to a vector, its type and the alignment of its numbers."""
-        number = pointer.type.pointee
-        vector = ir.VectorType(number, self.lanes)
-        place = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
-        return place, vector, 4 if number == ir.FloatType() else 8
-
-    def _masked(self, name: str, result: Any, arguments: list[Any]) -> Any:
-        vector = arguments[0].type if name == "store" else result
-        bits = 32 if vector.element == ir.FloatType() else 64
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        full = f"llvm.masked.{name}.v{self.lanes}f{bits}.p0"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
-
-    def zeros(self) -> Any:
-        """Return zeros of float64."""
-        return ir.Constant(ir.VectorType(ir.DoubleType(), self.lanes), None)
-
-    def widened(self, value: Any, mask: Any = None) -> Any:
-        """Return a vector in float64, with zeros where a mask is False."""
-        wide = self.builder.fpext(value, self.zeros().type) if self.itemsize == 4 else value
-        return wide if mask is None else self.builder.select(mask, wide, self.zeros())
-
-    def total(self, wide: Any) -> Any:
-        """Sum the lanes of a vector of float64, by halves."""
-        return self.builder.extract_element(self.folded(wide, self.builder.fadd), _LANE(0))
-
-    def folded(self, vector: Any, combine: Any) -> Any:
-        """Return a vector whose lanes each combine all lanes, by halves."""
-        half = self.lanes
-        while half > 1:
-            half //= 2
-            lanes = ir.Constant(ir.VectorType(_LANE, self.lanes), [i ^ half for i in range(self.lanes)])
-            vector = combine(vector, self.builder.shuffle_vector(vector, vector, lanes))
-        return vector
 
     def step(self, name: str, arguments: Sequence[Any]) -> Any:
         """Emit a step."""
@@ -249,22 +170,14 @@ class Vectors:
         return self._intrinsic("copysign", a, b)
 
     def _intrinsic(self, name: str, *arguments: Any) -> Any:
-        kind = ir.FunctionType(self.vector, [self.vector] * len(arguments))
-        full = f"llvm.{name}.v{self.lanes}f{8 * self.itemsize}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
+        return self.call(name, self.vector, self.vector, *arguments)
 
     # Exponentials and the like
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """Return `a * b + c`, with one rounding if the processor has a fused multiply-add."""
-        if not FUSED:
-            return self.add(self.multiply(a, b), c)
-        return self._intrinsic("fma", a, b, c)
 
     def _polynomial(self, x: Any, coefficients: Sequence[float]) -> Any:
         y = self.constant(coefficients[0])
         for coefficient in coefficients[1:]:
-            y = self.multiply_add(y, x, self.constant(coefficient))
+            y = self.fused(y, x, self.constant(coefficient))
         return y
 
     def _integer(self, value: int) -> Any:
@@ -280,15 +193,15 @@ class Vectors:
     def _reduced(self, x: Any) -> tuple[Any, Any]:
         """Return r and an integer n with `x = n * log(2) + r`, r up to log(2) / 2 in magnitude."""
         rounding = self.constant(1.5 * 2.0**self._info.nmant)  # the last digit of a sum with it is that of an integer
-        shifted = self.multiply_add(x, self.constant(1.0 / math.log(2.0)), rounding)
+        shifted = self.fused(x, self.constant(1.0 / math.log(2.0)), rounding)
         n, (high, low) = self.subtract(shifted, rounding), _LOG2[self.itemsize]
-        r = self.multiply_add(n, self.constant(-high), x)
-        r = self.multiply_add(n, self.constant(-low), r)
+        r = self.fused(n, self.constant(-high), x)
+        r = self.fused(n, self.constant(-low), r)
         return r, self.builder.sub(self._bits(shifted), self._bits(rounding))
 
     def _expm1_of_small(self, r: Any) -> Any:
-        q = self.multiply_add(r, self._polynomial(r, _EXP[self.itemsize]), self.constant(0.5))
-        return self.multiply_add(self.multiply(r, r), q, r)
+        q = self.fused(r, self._polynomial(r, _EXP[self.itemsize]), self.constant(0.5))
+        return self.fused(self.multiply(r, r), q, r)
 
     def _exp_in_range(self, x: Any) -> Any:
         """Return the exponential of numbers for which it is a normal number."""
@@ -308,13 +221,13 @@ class Vectors:
         r, n = self._reduced(self.minimum(self.maximum(x, self.constant(low)), self.constant(high)))
         small = self._expm1_of_small(r)
         half = self._power_of_two(self.builder.sub(n, self._integer(1)))  # 2^n may be out of range
-        y = self.multiply_add(half, small, self.subtract(half, self.constant(0.5)))
+        y = self.fused(half, small, self.subtract(half, self.constant(0.5)))
         y = self.where(self.builder.icmp_signed("==", n, self._integer(0)), small, self.add(y, y))
         return self.copysign(y, x)  # -0 remains
 
     def tanh(self, x: Any) -> Any:
         size, square = self.abs(x), self.multiply(x, x)
-        near = self.multiply_add(self.multiply(x, square), self._polynomial(square, _TANH[self.itemsize]), x)
+        near = self.fused(self.multiply(x, square), self._polynomial(square, _TANH[self.itemsize]), x)
         bounded = self.minimum(size, self.constant(_TANH_END[self.itemsize]))
         e = self._exp_in_range(self.add(bounded, bounded))
         part = self.divide(self.constant(2.0), self.add(e, self.constant(1.0)))
@@ -334,11 +247,11 @@ class Vectors:
         f = self.subtract(m, self.constant(1.0))
         s = self.divide(f, self.add(f, self.constant(2.0)))
         z, half_square = self.multiply(s, s), self.multiply(self.multiply(f, f), self.constant(0.5))
-        rest = self.multiply_add(z, self._polynomial(z, _LOG[self.itemsize]), half_square)
+        rest = self.fused(z, self._polynomial(z, _LOG[self.itemsize]), half_square)
         high, low = _LOG2[self.itemsize]
-        last = self.multiply_add(n, self.constant(low), correction)
-        tail = self.subtract(half_square, self.multiply_add(s, rest, last))
-        return self.multiply_add(n, self.constant(high), self.subtract(f, tail))
+        last = self.fused(n, self.constant(low), correction)
+        tail = self.subtract(half_square, self.fused(s, rest, last))
+        return self.fused(n, self.constant(high), self.subtract(f, tail))
 
     def _where_log_is_finite(self, x: Any, zero: float, y: Any) -> Any:
         """Return y, but -inf, NaN or x where the logarithm of `x - zero` is not finite."""
@@ -365,7 +278,7 @@ class Vectors:
 
     def erf(self, x: Any) -> Any:
         size = self.abs(x)
-        near = self.multiply_add(x, self._polynomial(self.multiply(x, x), _ERF_NEAR[self.itemsize]), x)
+        near = self.fused(x, self._polynomial(self.multiply(x, x), _ERF_NEAR[self.itemsize]), x)
         bounded = self.minimum(size, self.constant(_ERF_END[self.itemsize]))
         e = self._exp_in_range(self.negative(self._polynomial(bounded, _ERF_FAR[self.itemsize])))
         far = self.copysign(self.subtract(self.constant(1.0), e), x)

@@ -18,15 +18,14 @@ from llvmlite import ir
 from numba import config
 
 from xcnn._dispatch import COMPILATION
-from xcnn.kernels.cpu._functions import COSTS, Vectors
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._functions import COSTS, Functions
 from xcnn.kernels.cpu._trace import Namespace
+from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "counted", "machine_code", "traced"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "machine_code", "traced"]
 
 _log = logging.getLogger("xcnn")
 
-_INT = ir.IntType(64)
 _LOCK = threading.Lock()
 _ENGINES: list[Any] = []
 """They own the machine code."""
@@ -146,30 +145,6 @@ def _needed(steps: Sequence[tuple[Any, ...]], results: Sequence[int]) -> list[in
     return sorted(found)
 
 
-def counted(
-    builder: Any, start: Any, stop: Any, step: Any, values: list[Any], body: Callable[..., list[Any]]
-) -> list[Any]:
-    """Write a loop that carries values from each iteration to the next one; return the last ones.
-
-    `body(index, values)` writes an iteration and returns the values for the next one.
-    """
-    before = builder.block
-    head, inside, after = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    index, carried = builder.phi(_INT), [builder.phi(value.type) for value in values]
-    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
-    builder.position_at_end(inside)
-    following = body(index, carried)
-    last, end = builder.add(index, step), builder.block
-    builder.branch(head)
-    for phi, first, later in zip([index, *carried], [start, *values], [last, *following], strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, end)
-    builder.position_at_end(after)
-    return carried
-
-
 class _Writer:
     """Writes the function `loop` into a module."""
 
@@ -184,18 +159,18 @@ class _Writer:
         rows: bool,
     ) -> None:
         self.xp, self.results, self.arrays, self.rows = xp, results, arrays, rows
-        number = ir.FloatType() if itemsize == 4 else ir.DoubleType()
-        sums = ir.DoubleType().as_pointer()
+        number = ir.FloatType() if itemsize == 4 else DOUBLE
+        sums = DOUBLE.as_pointer()
         pointers = [number.as_pointer() if what == EACH else sums for _, what in results]
         pointers += [number.as_pointer()] * len(arrays)
-        integers = [_INT] * (1 + rows * (3 + 2 * len(pointers)))
-        kind = ir.FunctionType(ir.VoidType(), [*pointers, *integers, *[ir.DoubleType()] * parameters])
+        integers = [INT] * (1 + rows * (3 + 2 * len(pointers)))
+        kind = ir.FunctionType(ir.VoidType(), [*pointers, *integers, *[DOUBLE] * parameters])
         function = ir.Function(module, kind, "loop")
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.pointers = function.args[: len(pointers)]
         self.integers = function.args[len(pointers) : len(pointers) + len(integers)]
         self.parameters = function.args[len(pointers) + len(integers) :]
-        self.emit = Vectors(self.builder, itemsize)
+        self.emit = Functions(self.builder, itemsize)
 
     def write(self, needed: Sequence[int], many: int) -> None:
         """Write all; `many` vectors are computed at once.
@@ -218,7 +193,7 @@ class _Writer:
 
     def _rows(self, middle: Any, begin: Any, end: Any, steps: Sequence[Any], n: Any) -> None:
         """Write the loop over rows."""
-        builder, one = self.builder, _INT(1)
+        builder, one = self.builder, INT(1)
 
         def row(_: Any, place: list[Any]) -> list[Any]:
             outer, inner = place
@@ -229,7 +204,7 @@ class _Writer:
             last = builder.icmp_signed("==", builder.add(inner, one), middle)
             return [
                 builder.select(last, builder.add(outer, one), outer),
-                builder.select(last, _INT(0), builder.add(inner, one)),
+                builder.select(last, INT(0), builder.add(inner, one)),
             ]
 
         counted(builder, begin, end, one, [builder.udiv(begin, middle), builder.urem(begin, middle)], row)
@@ -240,7 +215,7 @@ class _Writer:
         count = sum(what == COLUMN for _, what in self.results)
         sums = [pointer for (_, what), pointer in zip(self.results, self.pointers, strict=False) if what == COLUMN]
 
-        def strip(places: Sequence[Any], mask: Any = None) -> None:
+        def strip(places: Sequence[Any], mask: Any, _: Any) -> list[Any]:
             def row(r: Any, totals: list[Any]) -> list[Any]:
                 moved = [
                     builder.gep(pointer, [builder.mul(r, step)])
@@ -252,29 +227,18 @@ class _Writer:
                 for index, values in zip(places, computed, strict=True):
                     for (_, what), value, pointer in zip(self.results, values, moved, strict=False):
                         if what == EACH:
-                            emit.store(value, pointer, index, mask)
+                            emit.write(value, pointer, index, mask)
                         else:
                             added.append(builder.fadd(totals[len(added)], emit.widened(value, mask)))
                 return added
 
-            totals = iter(counted(builder, begin, end, _INT(1), [emit.zeros()] * (count * len(places)), row))
+            totals = iter(counted(builder, begin, end, INT(1), [emit.zeros()] * (count * len(places)), row))
             for index in places:
                 for pointer in sums:
-                    emit.store(builder.fadd(emit.load(pointer, index, mask), next(totals)), pointer, index, mask)
-
-        step = _INT(self.many * emit.lanes)
-        wide = builder.mul(builder.udiv(n, step), step)
-
-        def several(start: Any, _: Any) -> list[Any]:
-            strip([builder.add(start, _INT(k * emit.lanes)) for k in range(self.many)])
+                    emit.write(builder.fadd(emit.read(pointer, index, mask), next(totals)), pointer, index, mask)
             return []
 
-        def last(index: Any, _: Any) -> list[Any]:
-            strip([index], emit.first(builder.sub(n, index)))
-            return []
-
-        counted(builder, _INT(0), wide, step, [], several)
-        counted(builder, wide, n, _INT(emit.lanes), [], last)
+        emit.span(INT(0), n, [], strip, self.many)
 
     def _reader(self, pointers: Sequence[Any]) -> Callable[..., list[Any]]:
         """Return a function `(index, mask)` that loads vectors of the arrays at these places."""
@@ -285,7 +249,7 @@ class _Writer:
         }
 
         def vectors(index: Any, mask: Any = None) -> list[Any]:
-            return [alike[k] if k in alike else self.emit.load(a, index, mask) for k, a in enumerate(pointers)]
+            return [alike[k] if k in alike else self.emit.read(a, index, mask) for k, a in enumerate(pointers)]
 
         return vectors
 
@@ -295,49 +259,33 @@ class _Writer:
         results, arrays = pointers[: len(self.results)], pointers[len(self.results) :]
         vectors = self._reader(arrays)
 
-        def finish(values: Sequence[Any], index: Any, sums: list[Any], mask: Any = None) -> list[Any]:
+        def some(places: Sequence[Any], mask: Any, sums: Sequence[Any]) -> list[Any]:
             """Store or add results; return the new sums of the row."""
-            added: list[Any] = []
-            for (_, what), value, pointer in zip(self.results, values, results, strict=True):
-                if what == EACH:
-                    emit.store(value, pointer, index, mask)
-                else:
-                    added.append(builder.fadd(sums[len(added)], emit.widened(value, mask)))
-            return added
-
-        def span(begin: Any, end: Any, sums: list[Any]) -> list[Any]:
-            """Write the loops over some numbers of a row, and return the sums of the row."""
-            step = _INT(self.many * emit.lanes)
-            wide = builder.add(begin, builder.mul(builder.udiv(builder.sub(end, begin), step), step))
-
-            def several(start: Any, sums: list[Any]) -> list[Any]:
-                places = [builder.add(start, _INT(k * emit.lanes)) for k in range(self.many)]
-                computed = [self._values(loaded) for loaded in [vectors(index) for index in places]]
-                for values, index in zip(computed, places, strict=True):
-                    sums = finish(values, index, sums)
-                return sums
-
-            def last(index: Any, sums: list[Any]) -> list[Any]:
-                mask = emit.first(builder.sub(end, index))
-                return finish(self._values(vectors(index, mask)), index, sums, mask)
-
-            sums = counted(builder, begin, wide, step, sums, several)
-            return counted(builder, wide, end, _INT(emit.lanes), sums, last)
+            computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
+            for index, values in zip(places, computed, strict=True):
+                added: list[Any] = []
+                for (_, what), value, pointer in zip(self.results, values, results, strict=True):
+                    if what == EACH:
+                        emit.write(value, pointer, index, mask)
+                    else:
+                        added.append(builder.fadd(sums[len(added)], emit.widened(value, mask)))
+                sums = added
+            return [*sums]
 
         totals = [pointer for (_, what), pointer in zip(self.results, results, strict=True) if what == ROW]
         if not totals:
-            span(_INT(0), n, [])
+            emit.span(INT(0), n, [], some, self.many)
             return
 
         def block(begin: Any, sums: list[Any]) -> list[Any]:
-            end = builder.add(begin, _INT(_BLOCK))
+            end = builder.add(begin, INT(_BLOCK))
             end = builder.select(builder.icmp_signed("<", end, n), end, n)
-            new = span(begin, end, [emit.zeros()] * len(totals))
+            new = emit.span(begin, end, [emit.zeros()] * len(totals), some, self.many)
             return [builder.fadd(old, emit.total(one)) for old, one in zip(sums, new, strict=True)]
 
-        zero = ir.DoubleType()(0.0)
+        zero = DOUBLE(0.0)
         for pointer, total in zip(
-            totals, counted(builder, _INT(0), n, _INT(_BLOCK), [zero] * len(totals), block), strict=True
+            totals, counted(builder, INT(0), n, INT(_BLOCK), [zero] * len(totals), block), strict=True
         ):
             builder.store(total, pointer)
 
@@ -353,7 +301,7 @@ class _Writer:
 
 
 def _scalars(
-    emit: Vectors, steps: Sequence[tuple[Any, ...]], kinds: Sequence[str], needed: Sequence[int], given: Sequence[Any]
+    emit: Functions, steps: Sequence[tuple[Any, ...]], kinds: Sequence[str], needed: Sequence[int], given: Sequence[Any]
 ) -> dict[int, Any]:
     """Return vectors of all scalars, which are computed once, in float64."""
     numbers, vectors = {}, {}
@@ -362,11 +310,11 @@ def _scalars(
             continue
         name, *arguments = steps[i]
         if name == "constant":
-            numbers[i] = ir.DoubleType()(float(arguments[0]))
+            numbers[i] = DOUBLE(float(arguments[0]))
             vectors[i] = emit.constant(float(arguments[0]))
             continue
         numbers[i] = given[arguments[0]] if name == "parameter" else emit.step(name, [numbers[a] for a in arguments])
-        vectors[i] = emit.broadcast(numbers[i])
+        vectors[i] = emit.spread(emit.number(numbers[i]))
     return vectors
 
 

@@ -5,7 +5,7 @@ one for each number. Arrays are given by their addresses, so that read-only ones
 any array of the same dtype. Whatever the length, nothing outside a row is read or written. Sums are float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -13,146 +13,54 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, Vectors, counted
 
 __all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "origin", "where"]
 
-_INT, _LANE, _WIDE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
 _MANY = 2
 """Vectors per iteration."""
 
 
-class _Vectors:
-    """Emits instructions on vectors of the numbers of an array type, and of float64."""
+class _Rows(Vectors):
+    """Emits instructions on vectors of the numbers of an array type, given by their addresses."""
 
     def __init__(self, builder: Any, like: types.Array) -> None:
-        self.builder = builder
-        self.number = ir.FloatType() if like.dtype.bitwidth == 32 else _WIDE
-
-    def lanes(self, number: Any) -> int:
-        return BYTES // (4 if isinstance(number, ir.FloatType) else 8)
-
-    def vector(self, number: Any = None) -> Any:
-        number = number or self.number
-        return ir.VectorType(number, self.lanes(number))
+        super().__init__(builder, like.dtype.bitwidth // 8)
+        self.none = ir.Constant(self.vector, None)
 
     def at(self, address: Any, number: Any = None) -> Any:
         """Return a pointer to a number."""
-        return self.builder.inttoptr(address, (number or self.number).as_pointer())
+        return self.builder.inttoptr(address, (number or self.vector.element).as_pointer())
 
-    def spread(self, value: Any) -> Any:
-        """Return a vector with a number in all lanes; float64 is rounded to the arrays' dtype."""
-        if value.type != self.number:
-            value = self.builder.fptrunc(value, self.number)
-        empty = ir.Constant(self.vector(), ir.Undefined)
-        first = self.builder.insert_element(empty, value, _LANE(0))
-        return self.builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_LANE, empty.type.count), None))
+    def same(self, value: Any) -> Any:
+        """Return a float64 number, rounded to the arrays' dtype, in all lanes."""
+        return self.spread(self.number(value))
 
-    def first(self, count: Any) -> Any:
-        """Return a mask of the first `count` lanes, if there are so many."""
-        lanes = self.lanes(self.number)
-        empty = ir.Constant(ir.VectorType(_INT, lanes), ir.Undefined)
-        one = self.builder.insert_element(empty, count, _LANE(0))
-        counts = self.builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(_LANE, lanes), None))
-        return self.builder.icmp_signed("<", ir.Constant(empty.type, list(range(lanes))), counts)
-
-    def load(self, pointer: Any, index: Any, mask: Any) -> Any:
-        """Load a vector; lanes that are masked out are 0, and their memory is not read."""
-        number = pointer.type.pointee
-        vector, size = self.vector(number), 8 * BYTES // self.lanes(number)
-        place = self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer())
-        if mask is None:
-            return self.builder.load(place, align=size // 8)
-        return self._masked("load", vector, size, [place, _LANE(size // 8), mask, ir.Constant(vector, None)])
-
-    def store(self, value: Any, pointer: Any, index: Any, mask: Any) -> None:
-        number = pointer.type.pointee
-        size = 8 * BYTES // self.lanes(number)
-        place = self.builder.bitcast(self.builder.gep(pointer, [index]), value.type.as_pointer())
-        if mask is None:
-            self.builder.store(value, place, align=size // 8)
-        else:
-            self._masked("store", ir.VoidType(), size, [value, place, _LANE(size // 8), mask])
-
-    def _masked(self, name: str, result: Any, bits: int, arguments: list[Any]) -> Any:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        full = f"llvm.masked.{name}.v{8 * BYTES // bits}f{bits}.p0"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """Return a * b + c, with one rounding if that is faster."""
-        bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
-        kind = ir.FunctionType(a.type, [a.type] * 3)
-        name = f"llvm.fmuladd.v{a.type.count}f{bits}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
-
-    def halves(self, value: Any) -> list[Any]:
-        """Return a vector as those of float64 have its lanes: in halves, or as it is."""
-        if self.number is _WIDE:
-            return [value]
-        half = value.type.count // 2
-        parts = [ir.Constant(ir.VectorType(_LANE, half), list(range(k, k + half))) for k in (0, half)]
-        return [self.builder.shuffle_vector(value, value, part) for part in parts]
-
-    def widened(self, value: Any) -> list[Any]:
-        """Return the same numbers as vectors of float64."""
-        parts = self.halves(value)
-        return parts if self.number is _WIDE else [self.builder.fpext(part, self.vector(_WIDE)) for part in parts]
-
-    def sum(self, number: Any = None) -> Any:
-        """Make a vector of zeros, which becomes a register."""
-        room = cgutils.alloca_once(self.builder, self.vector(number))
-        self.builder.store(ir.Constant(self.vector(number), None), room)
-        return room
-
-    def total(self, sums: list[Any]) -> Any:
-        """Add all lanes of one or two sums, by halves; return a float64 number."""
-        values = [self.builder.load(one) for one in sums]
-        value = values[0] if len(values) == 1 else self.builder.fadd(*values)
-        lanes = half = value.type.count
-        while half > 1:
-            half //= 2
-            upper = ir.Constant(ir.VectorType(_LANE, lanes), [min(i + half, lanes - 1) for i in range(lanes)])
-            value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, upper))
-        value = self.builder.extract_element(value, _LANE(0))
-        return value if value.type == _WIDE else self.builder.fpext(value, _WIDE)
+    def wide(self, value: Any) -> Any:
+        """Convert a number to float64."""
+        return value if value.type == DOUBLE else self.builder.fpext(value, DOUBLE)
 
     def add_to(self, pointer: Any, total: Any) -> None:
-        self.builder.store(self.builder.fadd(self.builder.load(pointer), total), pointer)
+        self.builder.store(self.builder.fadd(self.builder.load(pointer), self.wide(total)), pointer)
 
-    def add_columns(self, pointer: Any, index: Any, mask: Any, value: Any) -> None:
-        """Add a vector to float64 numbers in memory."""
-        masks = [None] * 2 if mask is None else self.halves(mask)
-        for k, (part, its) in enumerate(zip(self.widened(value), masks, strict=False)):
-            place = self.builder.add(index, _INT(k * part.type.count))
-            self.store(self.builder.fadd(self.load(pointer, place, its), part), pointer, place, its)
+    def add_columns(self, value: Any, pointer: Any, index: Any, mask: Any) -> None:
+        """Add a vector to numbers in memory."""
+        self.write(self.builder.fadd(self.read(pointer, index, mask), value), pointer, index, mask)
+
+    def flag(self, value: Any) -> Any:
+        return self.builder.icmp_signed("!=", value, INT(0))
 
     def choice(self, flag: Any, pointer: Any, value: Any) -> tuple[Any, Any]:
         """Return where to load vectors from, and a factor of their index: an array if `flag`, else the same vector."""
         room = cgutils.alloca_once(self.builder, value.type)
         self.builder.store(value, room)
         same = self.builder.bitcast(room, pointer.type)
-        return self.builder.select(self.flag(flag), pointer, same), self.builder.select(
-            self.flag(flag), _INT(1), _INT(0)
-        )
-
-    def flag(self, value: Any) -> Any:
-        return self.builder.icmp_signed("!=", value, _INT(0))
+        chosen, factor = self.flag(flag), self.builder.zext(self.flag(flag), INT)
+        return self.builder.select(chosen, pointer, same), factor
 
     def chosen(self, choice: tuple[Any, Any], index: Any, mask: Any) -> Any:
         pointer, factor = choice
-        return self.load(pointer, self.builder.mul(index, factor), mask)
-
-    def each(self, length: Any, body: Callable[[Any, Any, int], None]) -> None:
-        """Emit `body(index, mask, k)` for all vectors of a row, number k of an iteration; only the last have masks."""
-        lanes = self.lanes(self.number)
-        step = _INT(_MANY * lanes)
-        whole = self.builder.mul(self.builder.udiv(length, step), step)
-        with cgutils.for_range_slice(self.builder, _INT(0), whole, step) as (index, _):
-            for k in range(_MANY):
-                body(self.builder.add(index, _INT(k * lanes)), None, k)
-        with cgutils.for_range_slice(self.builder, whole, length, _INT(lanes)) as (index, _):
-            body(index, self.first(self.builder.sub(length, index)), 0)
+        return self.read(pointer, self.builder.mul(index, factor), mask)
 
     def either(self, flag: Any, emit: Callable[[bool], None]) -> None:
         """Emit two versions of a loop, and choose by a flag."""
@@ -164,10 +72,62 @@ class _Vectors:
 
     def masked(self, dy: Any, y: Any, low: Any, high: Any) -> Any:
         """Return dy where y is not at or beyond a limit; comparisons with NaN are false."""
-        outside = self.builder.or_(
-            self.builder.fcmp_ordered("<=", y, low), self.builder.fcmp_ordered(">=", y, high)
-        )  # fmt: skip
-        return self.builder.select(outside, ir.Constant(self.vector(), None), dy)
+        below, above = self.builder.fcmp_ordered("<=", y, low), self.builder.fcmp_ordered(">=", y, high)
+        return self.builder.select(self.builder.or_(below, above), self.none, dy)
+
+    def rows(self, table: Any, block: Any, until: Any, body: Callable[..., None]) -> None:
+        """Emit `body(at, of, u, length)` for the rows of some units, in the order of memory.
+
+        It is given the first number of a row, its parameter, its unit, and how many numbers it has. `table` is the
+        address of the first sizes of a `_Layout` in `norm.py`.
+        """
+        builder, start = self.builder, self.at(table, INT)
+        unit, rows, step, row, end, _, period, of_unit, of_row = (
+            builder.load(builder.gep(start, [INT(k)])) for k in range(9)
+        )
+        first = builder.urem(block, period)
+
+        def line(j: Any, _: Any) -> list[Any]:
+            moved, moved_of = builder.mul(j, step), builder.mul(j, of_row)
+
+            def one(u: Any, turns: Sequence[Any]) -> list[Any]:
+                begin, (turn,) = builder.mul(u, unit), turns
+                left = builder.sub(end, begin)
+                length = builder.select(builder.icmp_signed("<", left, row), left, row)
+                body(builder.add(begin, moved), builder.add(builder.mul(turn, of_unit), moved_of), u, length)
+                turn = builder.add(turn, INT(1))
+                return [builder.select(builder.icmp_signed("<", turn, period), turn, INT(0))]
+
+            counted(builder, block, until, INT(1), [first], one)
+            return []
+
+        counted(builder, INT(0), rows, INT(1), [], line)
+
+    def of_unit(self, means: Any, rstds: Any, u: Any, columns: Any) -> tuple[Any, Any]:
+        """Return where the means of a unit are, and its rstd in all lanes; that of `columns` is 1."""
+        by_column, one = self.flag(columns), self.vector.element(1.0)
+        place = self.builder.select(by_column, INT(0), u)
+        factor = self.builder.select(by_column, one, self.builder.load(self.beside(rstds, place)))
+        return self.beside(means, place), self.spread(factor)
+
+    def beside(self, pointer: Any, index: Any) -> Any:
+        """Return a pointer moved by some numbers."""
+        return self.builder.gep(pointer, [index])
+
+    def each(self, length: Any, body: Callable[..., Any], values: Sequence[Any] = ()) -> list[Any]:
+        """Emit `body(index, mask, *values)` for all vectors of a row.
+
+        With values, it returns their next ones. There are _MANY times as many, those of each vector of an iteration.
+        """
+        own = len(values)
+
+        def some(places: Sequence[Any], mask: Any, all_values: Sequence[Any]) -> list[Any]:
+            new = [*all_values]
+            for k, index in enumerate(places):
+                new[k * own : (k + 1) * own] = body(index, mask, *all_values[k * own : (k + 1) * own]) or []
+            return new
+
+        return self.span(INT(0), length, [*values] * _MANY, some, _MANY)
 
 
 @intrinsic
@@ -175,7 +135,7 @@ def where(_: Any, array: Any) -> Any:
     """Return the address of an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, _INT)
+        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, INT)
 
     return types.intp(array), generate
 
@@ -185,9 +145,9 @@ def origin(_: Any, like: Any, address: Any) -> Any:
     """Return the number from which `moments` counts, as float64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = builder.load(_Vectors(builder, like).at(arguments[1]))
-        value = value if value.type == _WIDE else builder.fpext(value, _WIDE)
-        return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), _WIDE(0.0)), value, _WIDE(0.0))
+        emit = _Rows(builder, like)
+        value = emit.wide(builder.load(emit.at(arguments[1])))
+        return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), DOUBLE(0.0)), value, DOUBLE(0.0))
 
     return types.float64(like, types.intp), generate
 
@@ -201,36 +161,32 @@ def moments(_: Any, like: Any, x: Any, shift: Any, columns: Any, sums: Any, squa
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, x_, shift_, columns_, sums_, squares_, length_ = arguments
-        emit = _Vectors(builder, like)
+        emit = _Rows(builder, like)
         source, shifts = emit.at(x_), emit.at(shift_)
-        targets = [emit.at(a, _WIDE) for a in (sums_, squares_)]
-        none = ir.Constant(emit.vector(), None)
+        targets = [emit.at(a, DOUBLE) for a in (sums_, squares_)]
 
         def steady(value: Any) -> Any:
-            return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), none), value, none)
+            finite = builder.fcmp_ordered("ord", builder.fsub(value, value), emit.none)
+            return builder.select(finite, value, emit.none)
 
         def loop(by_column: bool) -> None:
-            totals = [[emit.sum(_WIDE) for _ in emit.widened(none)] for _ in range(2)]
             centre = None if by_column else steady(emit.spread(builder.load(shifts)))
 
-            def body(index: Any, mask: Any, k: int) -> None:
-                value = emit.load(source, index, mask)
-                one = steady(emit.load(shifts, index, mask)) if by_column else centre
-                value = builder.fsub(value, one)
-                if by_column:
-                    emit.add_columns(targets[0], index, mask, value)
-                    emit.add_columns(targets[1], index, mask, builder.fmul(value, value))
-                    return
-                if mask is not None:
-                    value = builder.select(mask, value, none)
-                for part, total, square in zip(emit.widened(value), *totals, strict=True):
-                    builder.store(builder.fadd(builder.load(total), part), total)
-                    builder.store(emit.multiply_add(part, part, builder.load(square)), square)
+            def column(index: Any, mask: Any) -> None:
+                value = builder.fsub(emit.read(source, index, mask), steady(emit.read(shifts, index, mask)))
+                for target, term in zip(targets, (value, builder.fmul(value, value)), strict=True):
+                    emit.add_columns(emit.widened(term), target, index, mask)
 
-            emit.each(length_, body)
-            if not by_column:
-                for target, total in zip(targets, totals, strict=True):
-                    emit.add_to(target, emit.total(total))
+            def row(index: Any, mask: Any, total: Any, square: Any) -> tuple[Any, Any]:
+                value = emit.widened(builder.fsub(emit.read(source, index, mask), centre), mask)
+                return builder.fadd(total, value), emit.fused(value, value, square)
+
+            if by_column:
+                emit.each(length_, column)
+                return
+            totals = emit.each(length_, row, [emit.zeros()] * 2)
+            for k, target in enumerate(targets):
+                emit.add_to(target, emit.total(builder.fadd(totals[k], totals[k + 2])))
 
         emit.either(columns_, loop)
         return context.get_dummy_value()
@@ -242,47 +198,58 @@ def moments(_: Any, like: Any, x: Any, shift: Any, columns: Any, sums: Any, squa
 @intrinsic
 def normalise(
     _: Any, like: Any, x: Any, residual: Any, y: Any, adds: Any, mean: Any, columns: Any, rstd: Any, weight: Any,
-    bias: Any, wide: Any, low: Any, high: Any, length: Any,
+    bias: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
 ) -> Any:  # fmt: skip
-    """Set a row of y to `(x - mean) * rstd * weight + bias`, plus the residual if it `adds`, between two limits."""
+    """Set rows of y to `(x - mean) * rstd * weight + bias`, plus the residual if it `adds`, between two limits.
+
+    See `_Rows.rows` for the last arguments. With `columns`, rstd is part of the weight; otherwise mean and rstd are
+    those of the units.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, x_, residual_, y_, adds_, mean_, columns_, rstd_, weight_, bias_, wide_, low_, high_, length_ = arguments
-        emit = _Vectors(builder, like)
-        source, target = emit.at(x_), emit.at(y_)
-        means, weights, biases = emit.at(mean_), emit.at(weight_), emit.at(bias_)
-        least, most, factor = emit.spread(low_), emit.spread(high_), emit.spread(rstd_)
-        addends = emit.choice(adds_, emit.at(residual_), ir.Constant(emit.vector(), None))
+        _, x_, residual_, y_, adds_, mean_, columns_, rstd_, weight_, bias_, wide_, low_, high_ = arguments[:13]
+        emit = _Rows(builder, like)
+        x0, residual0, y0, mean0, rstd0, weight0, bias0 = (
+            emit.at(a) for a in (x_, residual_, y_, mean_, rstd_, weight_, bias_)
+        )
+        least, most = emit.same(low_), emit.same(high_)
 
-        def loop(is_wide: bool) -> None:
-            centre = emit.spread(builder.load(means))
-            if is_wide:
-                centres = emit.choice(columns_, means, centre)
-            else:
-                shift = emit.spread(builder.load(biases))
-                slope = builder.fmul(factor, emit.spread(builder.load(weights)))
+        def row(at: Any, of: Any, u: Any, length: Any) -> None:
+            source, target, weights, biases = (
+                emit.beside(a, k) for a, k in ((x0, at), (y0, at), (weight0, of), (bias0, of))
+            )
+            means, factor = emit.of_unit(mean0, rstd0, u, columns_)
+            addends = emit.choice(adds_, emit.beside(residual0, at), emit.none)
 
-            def body(index: Any, mask: Any, k: int) -> None:
-                value = emit.load(source, index, mask)
+            def loop(is_wide: bool) -> None:
+                centre = emit.spread(builder.load(means))
                 if is_wide:
-                    value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
-                    value = emit.multiply_add(
-                        value, emit.load(weights, index, mask), emit.load(biases, index, mask)
-                    )  # fmt: skip
+                    centres = emit.choice(columns_, means, centre)
                 else:
-                    value = emit.multiply_add(builder.fsub(value, centre), slope, shift)
-                value = builder.fadd(value, emit.chosen(addends, index, mask))
-                value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-                value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-                emit.store(value, target, index, mask)
+                    shift = emit.spread(builder.load(biases))
+                    slope = builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            emit.each(length_, body)
+                def body(index: Any, mask: Any) -> None:
+                    value = emit.read(source, index, mask)
+                    if is_wide:
+                        value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
+                        value = emit.fused(value, emit.read(weights, index, mask), emit.read(biases, index, mask))
+                    else:
+                        value = emit.fused(builder.fsub(value, centre), slope, shift)
+                    value = builder.fadd(value, emit.chosen(addends, index, mask))
+                    value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
+                    value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
+                    emit.write(value, target, index, mask)
 
-        emit.either(wide_, loop)
+                emit.each(length, body)
+
+            emit.either(wide_, loop)
+
+        emit.rows(*arguments[13:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, f, n, n, n, f, f, n), generate
+    return types.void(like, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate
 
 
 @intrinsic
@@ -299,37 +266,31 @@ def gradient_sums(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (_, x_, dy_, y_, dresidual_, writes_, mean_, columns_, rstd_, weight_, wide_, low_, high_, sums_, dbias_,
          dweight_, length_) = arguments  # fmt: skip
-        emit = _Vectors(builder, like)
+        emit = _Rows(builder, like)
         source, gradient, result, means, weights = (emit.at(a) for a in (x_, dy_, y_, mean_, weight_))
-        least, most, factor = emit.spread(low_), emit.spread(high_), emit.spread(rstd_)
-        biases, products, none = emit.at(dbias_), emit.at(dweight_), ir.Constant(emit.vector(), None)
-        targets = emit.choice(writes_, emit.at(dresidual_), none)
-        totals_at = [emit.at(builder.add(sums_, _INT(8 * k)), _WIDE) for k in range(2)]
+        least, most, factor = emit.same(low_), emit.same(high_), emit.same(rstd_)
+        biases, products = emit.at(dbias_), emit.at(dweight_)
+        targets = emit.choice(writes_, emit.at(dresidual_), emit.none)
 
         def loop(is_wide: bool) -> None:
-            totals = [[emit.sum() for _ in range(2)] for _ in range(_MANY)]
             centre = emit.spread(builder.load(means))
             centres = emit.choice(columns_, means, centre)
 
-            def body(index: Any, mask: Any, k: int) -> None:
-                g = emit.masked(emit.load(gradient, index, mask), emit.load(result, index, mask), least, most)
-                emit.store(g, targets[0], builder.mul(index, targets[1]), mask)
-                centred = emit.load(source, index, mask)
+            def body(index: Any, mask: Any, total: Any, product: Any) -> tuple[Any, Any]:
+                g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
+                emit.write(g, targets[0], builder.mul(index, targets[1]), mask)
+                centred = emit.read(source, index, mask)
                 centred = builder.fsub(centred, emit.chosen(centres, index, mask) if is_wide else centre)
                 if is_wide:
-                    emit.store(builder.fadd(emit.load(biases, index, mask), g), biases, index, mask)
-                    product = builder.fadd(
-                        emit.load(products, index, mask), builder.fmul(g, builder.fmul(centred, factor))
-                    )
-                    emit.store(product, products, index, mask)
-                    g = builder.fmul(g, emit.load(weights, index, mask))
-                total, product = totals[k]
-                builder.store(builder.fadd(builder.load(total), g), total)
-                builder.store(emit.multiply_add(g, centred, builder.load(product)), product)
+                    emit.add_columns(g, biases, index, mask)
+                    emit.add_columns(builder.fmul(g, builder.fmul(centred, factor)), products, index, mask)
+                    g = builder.fmul(g, emit.read(weights, index, mask))
+                return builder.fadd(total, g), emit.fused(g, centred, product)
 
-            emit.each(length_, body)
-            for place, *parts in zip(totals_at, *totals, strict=True):
-                emit.add_to(place, emit.total(parts))
+            totals = emit.each(length_, body, [emit.none] * 2)
+            for k in range(2):
+                place = emit.at(builder.add(sums_, INT(8 * k)), DOUBLE)
+                emit.add_to(place, emit.total(builder.fadd(totals[k], totals[k + 2])))
 
         emit.either(wide_, loop)
         return context.get_dummy_value()
@@ -341,39 +302,49 @@ def gradient_sums(
 @intrinsic
 def input_gradient(
     _: Any, like: Any, x: Any, dy: Any, y: Any, dx: Any, constant: Any, mean: Any, shift: Any, slope: Any, columns: Any,
-    rstd: Any, weight: Any, wide: Any, low: Any, high: Any, length: Any,
+    rstd: Any, weight: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
 ) -> Any:  # fmt: skip
-    """Set a row of dx to `g * rstd * weight - ((x - mean) * slope + shift)`, or the first term if it is `constant`.
+    """Set rows of dx to `g * rstd * weight - ((x - mean) * slope + shift)`, or the first term if it is `constant`.
 
-    g is dy where y is between the limits. `shift` and `slope` lie like `mean`.
+    g is dy where y is between the limits. `shift` and `slope` are those of columns, or of units from `block` on. See
+    `normalise` for the others.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (_, x_, dy_, y_, dx_, constant_, mean_, shift_, slope_, columns_, rstd_, weight_, wide_, low_, high_,
-         length_) = arguments  # fmt: skip
-        emit = _Vectors(builder, like)
-        source, gradient, result, target, weights = (emit.at(a) for a in (x_, dy_, y_, dx_, weight_))
-        least, most, factor = emit.spread(low_), emit.spread(high_), emit.spread(rstd_)
-        varies = builder.icmp_signed("==", constant_, _INT(0))
+        (_, x_, dy_, y_, dx_, constant_, mean_, shift_, slope_, columns_, rstd_, weight_, wide_, low_, high_) = (
+            arguments[:15]
+        )
+        emit = _Rows(builder, like)
+        arrays = [emit.at(a) for a in (x_, dy_, y_, dx_)]
+        weight0, mean0, rstd0, terms = emit.at(weight_), emit.at(mean_), emit.at(rstd_), (shift_, slope_)
+        least, most = emit.same(low_), emit.same(high_)
+        varies, by_unit = builder.icmp_signed("==", constant_, INT(0)), builder.not_(emit.flag(columns_))
 
-        def loop(is_wide: bool) -> None:
-            rows = [emit.at(a) for a in (mean_, shift_, slope_)]
-            same = [emit.spread(builder.load(a)) for a in rows]
-            choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
-            scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
+        def row(at: Any, of: Any, u: Any, length: Any) -> None:
+            source, gradient, result, target = (emit.beside(a, at) for a in arrays)
+            weights, (means, factor) = emit.beside(weight0, of), emit.of_unit(mean0, rstd0, u, columns_)
+            place = builder.select(by_unit, builder.sub(u, arguments[16]), INT(0))
+            rows = [means, *(emit.beside(emit.at(a), place) for a in terms)]
 
-            def body(index: Any, mask: Any, k: int) -> None:
-                g = emit.masked(emit.load(gradient, index, mask), emit.load(result, index, mask), least, most)
-                centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
-                g = builder.fmul(g, builder.fmul(factor, emit.load(weights, index, mask)) if is_wide else scale)
-                centred = builder.fsub(emit.load(source, index, mask), centre)
-                whole = builder.fsub(g, emit.multiply_add(centred, slope, shift))
-                emit.store(builder.select(varies, whole, g), target, index, mask)
+            def loop(is_wide: bool) -> None:
+                same = [emit.spread(builder.load(a)) for a in rows]
+                choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
+                scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
 
-            emit.each(length_, body)
+                def body(index: Any, mask: Any) -> None:
+                    g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
+                    centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
+                    g = builder.fmul(g, builder.fmul(factor, emit.read(weights, index, mask)) if is_wide else scale)
+                    centred = builder.fsub(emit.read(source, index, mask), centre)
+                    whole = builder.fsub(g, emit.fused(centred, slope, shift))
+                    emit.write(builder.select(varies, whole, g), target, index, mask)
 
-        emit.either(wide_, loop)
+                emit.each(length, body)
+
+            emit.either(wide_, loop)
+
+        emit.rows(*arguments[15:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, n, n, n, f, n, n, f, f, n), generate
+    return types.void(like, n, n, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate

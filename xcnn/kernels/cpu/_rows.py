@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from xcnn.kernels.cpu._loops import COLUMN, EACH, ROW, Loop, address, traced
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
 
 __all__ = ["Space", "kinds", "prepared", "run", "space"]

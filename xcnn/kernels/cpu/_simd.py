@@ -6,15 +6,15 @@ the plane itself, shifted. Each is divided into blocks of rows and columns whose
 Indices count elements. Bounds are not checked: the callers in `conv.py` lay out their planes accordingly.
 """
 
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT, LANE, Vectors
 
 __all__ = [
     "BYTES",
@@ -28,14 +28,7 @@ __all__ = [
     "strip",
 ]
 
-# NUMBA_CPU_NAME selects another processor, whose features are unknown here.
-_FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
-
-FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
-"""Whether the processor has a fused multiply-add; without one, LLVM would call a function per number."""
-
-BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
-"""Size of a vector register."""
+_INT, _LANE = INT, LANE
 
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 STRIP = 6 if BYTES == 64 else 4
@@ -50,18 +43,13 @@ CORRELATION_BLOCKS = ((4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((4, 2), (2, 4
 TERMS = 512
 """Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
 
-_INT = ir.IntType(64)
-_LANE = ir.IntType(32)
 
-
-class Emitter:
-    """Emits instructions on vectors of one element type."""
+class Emitter(Vectors):
+    """Emits instructions on vectors of the numbers of an array, in a function that Numba compiles."""
 
     def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
-        self.context, self.builder = context, builder
-        self.align = array.dtype.bitwidth // 8
-        self.lanes = BYTES // self.align
-        self.vector = ir.VectorType(context.get_data_type(array.dtype), self.lanes)
+        super().__init__(builder, array.dtype.bitwidth // 8)
+        self.context = context
 
     def pointer(self, array: types.Array, value: Any, index: Any = 0) -> Any:
         start = self.context.make_array(array)(self.context, self.builder, value).data
@@ -94,10 +82,10 @@ class Emitter:
 
     def load(self, pointer: Any, lanes: int = 0) -> Any:
         vector = ir.VectorType(self.vector.element, lanes or self.lanes)
-        return self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()), align=self.align)
+        return self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()), align=self.itemsize)
 
     def store(self, value: Any, pointer: Any) -> None:
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=self.align)
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=self.itemsize)
 
     def prefetch(self, pointer: Any) -> None:
         """Begin to read the line at a pointer, which need not be valid, into the second-level cache."""
@@ -115,24 +103,15 @@ class Emitter:
 
     def broadcast(self, pointer: Any, lanes: int = 0) -> Any:
         """Load one number into all lanes."""
-        return self.filled(self.builder.load(pointer), lanes or self.lanes)
+        return self.spread(self.builder.load(pointer), lanes)
 
     def filled(self, number: Any, lanes: int) -> Any:
         """Return a vector of one number."""
-        empty = ir.Constant(ir.VectorType(self.vector.element, lanes), ir.Undefined)
-        return self.shuffle(self.builder.insert_element(empty, number, _LANE(0)), empty, [0] * lanes)
-
-    def number(self, value: Any) -> Any:
-        """Convert a double to the element type."""
-        return value if self.align == 8 else self.builder.fptrunc(value, self.vector.element)
+        return self.spread(number, lanes)
 
     def size(self, array: types.Array, value: Any) -> Any:
         """Return how many numbers an array has."""
         return self.context.make_array(array)(self.context, self.builder, value).nitems
-
-    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
-        """Return the vector of some lanes of a and, counted after these, of b."""
-        return self.builder.shuffle_vector(a, b, self.lane_list(lanes))
 
     def transpose(self, square: list[Any]) -> list[Any]:
         """Return the columns of as many vectors as a vector has lanes."""
@@ -162,30 +141,9 @@ class Emitter:
         """Compute `total += a * b`, with one rounding if the processor has a fused multiply-add."""
         self.builder.store(self.fused(a, b, self.builder.load(total)), total)
 
-    def fused(self, a: Any, b: Any, c: Any) -> Any:
-        """Return `a * b + c` of vectors of any width."""
-        if not FUSED:
-            return self.builder.fadd(self.builder.fmul(a, b), c)
-        name = f"llvm.fma.v{a.type.count}f{8 * self.align}"
-        kind = ir.FunctionType(a.type, [a.type] * 3)
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
-
     def barrier(self) -> None:
         """Keep loads and stores on their side of this place; emits no instruction."""
         self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
-
-    def total(self, vector: Any) -> Any:
-        """Sum the lanes of a vector, by halves."""
-        half = self.lanes
-        while half > 1:
-            half //= 2
-            upper = self.lane_list([min(i + half, self.lanes - 1) for i in range(self.lanes)])
-            vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, vector, upper))
-        return self.builder.extract_element(vector, _LANE(0))
-
-    @staticmethod
-    def lane_list(lanes: list[int]) -> Any:
-        return ir.Constant(ir.VectorType(_LANE, len(lanes)), lanes)
 
 
 @intrinsic

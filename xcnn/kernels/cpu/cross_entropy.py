@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._functions import Vectors
+from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._simd import _INT, Emitter
+from xcnn.kernels.cpu._simd import Emitter
 from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu._vectors import INT, LANE
 from xcnn.threads import parallel, parts
 
 __all__ = ["cross_entropy"]
@@ -31,22 +30,16 @@ _ROWS = 128
 
 
 def _joined(
-    at: Emitter,
-    emit: Vectors,
-    length: Any,
-    value: Callable[[Any, Any], Any],
-    join: Callable[[Any, Any], Any],
-    least: Any,
+    emit: Functions, length: Any, value: Callable[[Any, Any], Any], join: Callable[[Any, Any], Any], least: Any
 ) -> Any:
-    """Return what `join` makes of vectors of values: of an index, and of a mask unless it is that of a whole vector."""
-    builder, lanes = at.builder, _INT(emit.lanes)
-    total, whole = cgutils.alloca_once_value(builder, least), builder.and_(length, _INT(-emit.lanes))
-    with cgutils.for_range_slice(builder, _INT(0), whole, lanes) as (j, _):
-        builder.store(join(builder.load(total), value(j, None)), total)
-    with builder.if_then(builder.icmp_signed("<", whole, length)):
-        mask = emit.first(builder.sub(length, whole))
-        builder.store(join(builder.load(total), emit.where(mask, value(whole, mask), least)), total)
-    return builder.extract_element(emit.folded(builder.load(total), join), ir.IntType(32)(0))
+    """Return what `join` makes of the numbers of `value(index, mask)`, which are `least` beyond the end."""
+
+    def some(places: Any, mask: Any, values: Sequence[Any]) -> list[Any]:
+        found = value(places[0], mask)
+        return [join(values[0], found if mask is None else emit.where(mask, found, least))]
+
+    (joined,) = emit.span(INT(0), length, [least], some)
+    return emit.builder.extract_element(emit.folded(joined, join), LANE(0))
 
 
 @intrinsic
@@ -55,12 +48,9 @@ def _largest(_: Any, x: Any, x0: Any, length: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_, x0_, length_ = arguments
-        at, emit = Emitter(context, builder, x), Vectors(builder, x.dtype.bitwidth // 8)
-        begin = at.pointer(x, x_, x0_)
-        return _joined(
-            at, emit, length_, lambda j, mask: emit.load(begin, j, mask), emit.maximum,
-            emit.constant(-math.inf),
-        )  # fmt: skip
+        at, emit = Emitter(context, builder, x), Functions(builder, x.dtype.bitwidth // 8)
+        begin, least = at.pointer(x, x_, x0_), emit.constant(-math.inf)
+        return _joined(emit, length_, lambda j, mask: emit.read(begin, j, mask), emit.maximum, least)
 
     return x.dtype(x, types.intp, types.intp), generate
 
@@ -71,16 +61,15 @@ def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) ->
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_, y_, x0_, length_, largest_ = arguments
-        at, emit = Emitter(context, builder, x), Vectors(builder, x.dtype.bitwidth // 8)
-        begin, end = at.pointer(x, x_, x0_), at.pointer(y, y_, x0_)
-        limit = at.broadcast(cgutils.alloca_once_value(builder, largest_))
+        at, emit = Emitter(context, builder, x), Functions(builder, x.dtype.bitwidth // 8)
+        begin, end, limit = at.pointer(x, x_, x0_), at.pointer(y, y_, x0_), emit.spread(largest_)
 
         def powers(j: Any, mask: Any) -> Any:
-            result = emit.exp(emit.subtract(emit.load(begin, j, mask), limit))
-            emit.store(result, end, j, mask)
+            result = emit.exp(emit.subtract(emit.read(begin, j, mask), limit))
+            emit.write(result, end, j, mask)
             return result
 
-        return _joined(at, emit, length_, powers, emit.add, emit.constant(0.0))
+        return _joined(emit, length_, powers, emit.add, emit.constant(0.0))
 
     return x.dtype(x, y, types.intp, types.intp, x.dtype), generate
 

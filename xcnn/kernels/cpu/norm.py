@@ -50,7 +50,7 @@ class _Layout(NamedTuple):
     row j begins at parameter `u % period * of_unit + j * of_row`. There are as many `numbers` per mean. The `units` are
     done in `slots`; sums for dbias and dweight, one for each of the `parameters`, are `slot` apart. There are `repeats`
     of each parameter. The means have the shape `kept`. A pass over so many units that are done `together` follows the
-    other, and reads them in the order of memory.
+    other, and reads them in the order of memory. `sizes` has the first 17 of these for compiled code.
     """
 
     unit: int
@@ -72,10 +72,16 @@ class _Layout(NamedTuple):
     parameters: int
     repeats: int
     kept: tuple[int, ...]
+    sizes: np.ndarray = np.empty(0, np.int64)
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
+    layout = _units(shape, axes, itemsize)
+    return layout._replace(sizes=np.array(layout[:17], np.int64))
+
+
+def _units(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if axes == (0, 2):
         n, c, p = shape
@@ -90,36 +96,20 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     if p * itemsize >= _GROUP_VECTORS * BYTES:
         return _Layout(s * p, s, p, p, end, 1, g, s, 1, 1, 0, 0, s * p, units, slots, 2 * c, c, 1, kept)
     slots = min(slots, max(2, n // 8))  # more would take as much memory as x
+    size, together = s * p, min(_TOGETHER, 1 + 4096 // (s * p))
     return _Layout(
-        s * p,
-        1,
-        0,
-        s * p,
-        end,
-        min(_TOGETHER, 1 + 4096 // (s * p)),
-        g,
-        s * p,
-        0,
-        1,
-        0,
-        1,
-        s * p,
-        units,
-        slots,
-        2 * c * p,
-        c * p,
-        p,
-        kept,
-    )
+        size, 1, 0, size, end, together, g, size, 0, 1, 0, 1, size, units, slots, 2 * c * p, c * p, p, kept
+    )  # fmt: skip
 
 
 @compiled
 def _forward(
-    x, residual, y, adds, weight, bias, mean, var, rstd, sums, table, given, eps, low, high, unit, rows, step, row, end,
-    together, period, of_unit, of_row, pixels, columns, wide, count, first_unit, last_unit,
+    x, residual, y, adds, weight, bias, mean, var, rstd, sums, table, given, eps, low, high, sizes, first_unit,
+    last_unit,
 ):  # fmt: skip
     """Set y, and mean, variance (unless they are `given`) and rstd, of some units."""
-    size = mean.itemsize
+    unit, rows, step, row, end, together = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
+    pixels, columns, wide, count, size = sizes[9], sizes[10], sizes[11], sizes[12], mean.itemsize
     width = row if columns else together
     to_sums, to_table = where(sums), where(table)
     each, part = width // pixels if columns else 1, 1.0 / count
@@ -162,34 +152,27 @@ def _forward(
                         table[i] = centre
                         table[width + i] = factor
                         table[2 * width + i] = shift
-        means, scale, scales, shifts = where(mean), np.float64(1.0), where(weight), where(bias)
+        means, scales, shifts = where(mean), where(weight), where(bias)
         if columns:
             means, scales, shifts = to_table, to_table + width * size, to_table + 2 * width * size
-        turn_of_block = block % period
-        for j in range(rows):
-            turn = turn_of_block
-            for u in range(block, until):
-                at, of = (u * unit + j * step) * size, (turn * of_unit + j * of_row) * size
-                turn = turn + 1 if turn + 1 < period else 0
-                mean_at = means
-                if not columns:
-                    mean_at, scale = means + u * size, np.float64(rstd[u])
-                normalise(
-                    mean, x + at, residual + at, y + at, adds, mean_at, columns, scale, scales + of, shifts + of, wide,
-                    low, high, min(row, end - u * unit),
-                )  # fmt: skip
+        normalise(
+            mean, x, residual, y, adds, means, columns, where(rstd), scales, shifts, wide, low, high, where(sizes),
+            block, until,
+        )  # fmt: skip
 
 
 @compiled
 def _backward(
     x, dy, y, dresidual, dx, weight, mean, rstd, shared, of_columns, table, constant, sums, writes, gradient, low, high,
-    unit, rows, step, row, end, together, period, of_unit, of_row, pixels, columns, wide, count, units, slots, slot,
-    parameters, first_slot, last_slot,
+    sizes, first_slot, last_slot,
 ):  # fmt: skip
     """Do some slots: the `sums` of gradients, and dresidual if it `writes`, then dx if there is a `gradient`.
 
     `shared` (slots, 2, parameters), zeros at first, becomes the sums of dbias and dweight.
     """
+    unit, rows, step, row, end, together = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]
+    period, of_unit, of_row, pixels, columns, wide = sizes[6], sizes[7], sizes[8], sizes[9], sizes[10], sizes[11]
+    count, units, slots, slot, parameters = sizes[12], sizes[13], sizes[14], sizes[15], sizes[16]
     size = mean.itemsize
     width = row if columns else together
     each, part = width // pixels if columns else 1, 1.0 / count
@@ -262,18 +245,11 @@ def _backward(
                     table[width + i] = shift
                     table[2 * width + i] = slope
             if gradient:
-                for j in range(rows):
-                    turn = turn_of_block
-                    for u in range(block, until):
-                        at, of = (u * unit + j * step) * size, (turn * of_unit + j * of_row) * size
-                        turn = turn + 1 if turn + 1 < period else 0
-                        mean_at, terms = means, to_table + width * size
-                        if not columns:
-                            mean_at, factor, terms = means + u * size, np.float64(rstd[u]), terms + (u - block) * size
-                        input_gradient(
-                            mean, x + at, dy + at, y + at, dx + at, constant, mean_at, terms, terms + width * size,
-                            columns, factor, scales + of, wide, low, high, min(row, end - u * unit),
-                        )  # fmt: skip
+                terms = to_table + width * size
+                input_gradient(
+                    mean, x, dy, y, dx, constant, means, terms, terms + width * size, columns, where(rstd), scales,
+                    wide, low, high, where(sizes), block, until,
+                )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -308,7 +284,7 @@ def _run(
 
     def units(first: int, last: int) -> None:
         room = scratch(0, "sums of norms", 2 * width, _DOUBLE), scratch(0, "columns of norms", 3 * width, dtype)
-        _forward(*arrays, *room, int(given), eps, low, high, *layout[:13], first, last)
+        _forward(*arrays, *room, int(given), eps, low, high, layout.sizes, first, last)
 
     share(units, 3 * x.size, n=layout.units)
     if limits is None:
@@ -378,7 +354,7 @@ def norm(
 
         def slots(first: int, last: int) -> None:
             room = scratch(0, "sums of norms", 2 * width + 2, _DOUBLE), scratch(0, "columns of norms", 6 * width, dtype)
-            _backward(*arrays, *room, *flags, *layout[:17], first, last)
+            _backward(*arrays, *room, *flags, layout.sizes, first, last)
 
         share(slots, 5 * x.size, n=layout.slots)
         total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)

@@ -8,20 +8,22 @@ the pixels that one kernel position sees are adjacent. Padding above and below a
 Max pooling keeps the kernel position of each maximum, in one byte unless there are more than 255 positions, and neither
 x nor y, as backward needs no other data.
 
-There are three spatial axes; maps of one or two have leading axes of one pixel. `windows` (3, outputs, 3) has for each
+Compiled code takes arrays as their numbers in C order. There are three spatial axes; maps of one or two have leading
+axes of one pixel. `windows` (3, outputs, 3) has for each
 window along an axis the first kernel position that is not padding, the end of these, and where position 0 is, which may
 be padding: in pixels along the last axis, in rows along the others.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled, summing
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, rolled, window_max, window_sum
@@ -32,11 +34,17 @@ _BYTE = 255
 """The winner of a window that is all padding, and the most kernel positions, if winners are bytes."""
 
 
+_STEP, _STEPS, _WIDTH, _PITCH, _ROWS, _DEEP, _HIGH, _WIDE, _FAR, _NEXT, _DILATION, _PAIRS = range(12)
+"""What `sizes` has: kernel positions between neighbours along the first axis, and along the second; pixels of a row of
+x, the distance of rows where they are read, the rows of a map; outputs along the three axes; rows between neighbouring
+kernel positions along the first two axes, and pixels along the last; whether windows along it are adjacent pairs."""
+
+
 @compiled
-def _lay(x, x0, maps, pitches, phases, xs):
+def _lay(x, x0, maps, sizes, phases, xs):
     """Sort the rows of some maps of x, which begin at x0, into the phases of xs."""
-    stride, pitch = phases.shape[0], pitches[1]
-    plane, rows, width, joined = xs.size // stride, maps * pitches[2], pitches[0], 1
+    stride, pitch = phases.shape[0], sizes[_PITCH]
+    plane, rows, width, joined = xs.size // stride, maps * sizes[_ROWS], sizes[_WIDTH], 1
     if stride * pitch == width and phases[0, 1] == 0:  # without padding, all rows are one
         rows, joined = 1, rows
     for r in range(rows):
@@ -46,109 +54,105 @@ def _lay(x, x0, maps, pitches, phases, xs):
 
 
 @compiled
-def _max(x, windows, steps, pitches, phases, taps, first, none, y, winners, begin, end):
-    """Set y and winners (maps, od, oh, ow) of some maps of x, which is flat."""
-    flat, won, size = y.reshape(-1), winners.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
-    step = pitches[1] * pitches[2]
-    laid = np.empty(phases.shape[0] * SEVERAL * step, x.dtype)
+def _max(x, windows, sizes, phases, taps, first, none, y, winners, laid, begin, end):
+    """Set y and winners of some maps of x."""
+    deep, high, wide, step = sizes[_DEEP], sizes[_HIGH], sizes[_WIDE], sizes[_PITCH] * sizes[_ROWS]
+    size = deep * high * wide
     for k in range(laid.size):
         laid[k] = -np.inf  # as padding never wins
     for p in range(begin, end, SEVERAL):
-        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * sizes[_ROWS] * sizes[_WIDTH], x
         if laid.size:
-            _lay(x, x0, maps, pitches, phases, laid)
+            _lay(x, x0, maps, sizes, phases, laid)
             x0, source = np.intp(0), laid
-        for i in range(y.shape[1]):
-            for j in range(y.shape[2]):
-                corner = (windows[0, i, 2] + windows[1, j, 2]) * pitches[1]
-                t = windows[0, i, 0] * steps[0]
+        for i in range(deep):
+            for j in range(high):
+                corner = (windows[0, i, 2] + windows[1, j, 2]) * sizes[_PITCH]
+                t = windows[0, i, 0] * sizes[_STEP]
                 window_max(
-                    source, x0 + corner, step, taps, t + windows[1, j, 0] * steps[1], t + windows[1, j, 1] * steps[1],
-                    steps[0], windows[0, i, 1] - windows[0, i, 0], first, none, flat, won, at, size, maps, y.shape[3],
+                    source, x0 + corner, step, taps, t + windows[1, j, 0] * sizes[_STEPS],
+                    t + windows[1, j, 1] * sizes[_STEPS], sizes[_STEP], windows[0, i, 1] - windows[0, i, 0], first,
+                    none, y, winners, at, size, maps, wide,
                 )  # fmt: skip
-                at += y.shape[3]
+                at += wide
 
 
 @compiled
-def _sum(x, windows, steps, pitches, phases, taps, divisors, y, begin, end):
-    """Set y (maps, od, oh, ow) to the sums of the windows of some maps of x, divided by the product of the divisors."""
-    flat, size = y.reshape(-1), y.shape[1] * y.shape[2] * y.shape[3]
-    step = pitches[1] * pitches[2]
-    laid = np.zeros(phases.shape[0] * SEVERAL * step, x.dtype)
-    by = np.empty(y.shape[3], x.dtype)
+def _sum(x, windows, sizes, phases, taps, divisors, y, by, laid, begin, end):
+    """Set y to the sums of the windows of some maps of x, divided by the product of the divisors, `by`."""
+    deep, high, wide, step = sizes[_DEEP], sizes[_HIGH], sizes[_WIDE], sizes[_PITCH] * sizes[_ROWS]
+    size = deep * high * wide
+    for k in range(laid.size):
+        laid[k] = 0
     for p in range(begin, end, SEVERAL):
-        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * pitches[2] * pitches[0], x
+        maps, at, x0, source = min(SEVERAL, end - p), p * size, p * sizes[_ROWS] * sizes[_WIDTH], x
         if laid.size:
-            _lay(x, x0, maps, pitches, phases, laid)
+            _lay(x, x0, maps, sizes, phases, laid)
             x0, source = np.intp(0), laid
-        for i in range(y.shape[1]):
-            for j in range(y.shape[2]):
-                for o in range(by.size):
+        for i in range(deep):
+            for j in range(high):
+                for o in range(wide):
                     by[o] = divisors[0, i] * divisors[1, j] * divisors[2, o]
-                corner = (windows[0, i, 2] + windows[1, j, 2]) * pitches[1]
-                t = windows[0, i, 0] * steps[0]
+                corner = (windows[0, i, 2] + windows[1, j, 2]) * sizes[_PITCH]
+                t = windows[0, i, 0] * sizes[_STEP]
                 window_sum(
-                    source, x0 + corner, step, taps, t + windows[1, j, 0] * steps[1], t + windows[1, j, 1] * steps[1],
-                    steps[0], windows[0, i, 1] - windows[0, i, 0], by, flat, at, size, maps, y.shape[3],
+                    source, x0 + corner, step, taps, t + windows[1, j, 0] * sizes[_STEPS],
+                    t + windows[1, j, 1] * sizes[_STEPS], sizes[_STEP], windows[0, i, 1] - windows[0, i, 0], by, y,
+                    at, size, maps, wide,
                 )  # fmt: skip
-                at += y.shape[3]
+                at += wide
 
 
 @compiled
-def _max_gradient(winners, dy, windows, offsets, width, none, dx, begin, end):
-    """Set the maps of dx (maps, pixels): each dy goes to the winner of its window, `offsets` pixels from its corner."""
-    won, source, target, pixels, outs = winners.reshape(-1), dy.reshape(-1), dx.reshape(-1), dx.shape[1], dy.shape[3]
+def _max_gradient(winners, dy, windows, offsets, sizes, none, dx, begin, end):
+    """Set some maps of dx: each dy goes to the winner of its window, `offsets` pixels from its corner."""
+    deep, high, outs, pixels = sizes[_DEEP], sizes[_HIGH], sizes[_WIDE], sizes[_ROWS] * sizes[_WIDTH]
     stride = windows[2, 1, 2] - windows[2, 0, 2] if outs > 1 else 0
-    at = begin * dy.shape[1] * dy.shape[2] * outs
+    at = begin * deep * high * outs
     for p in range(begin, end):
         for k in range(p * pixels, (p + 1) * pixels):
-            target[np.uintp(k)] = 0
-        for i in range(dy.shape[1]):
-            for j in range(dy.shape[2]):
-                corner = p * pixels + (windows[0, i, 2] + windows[1, j, 2]) * width + windows[2, 0, 2]
+            dx[np.uintp(k)] = 0
+        for i in range(deep):
+            for j in range(high):
+                corner = p * pixels + (windows[0, i, 2] + windows[1, j, 2]) * sizes[_WIDTH] + windows[2, 0, 2]
                 for o in range(outs):
                     rolled()
-                    winner = won[np.uintp(at + o)]
+                    winner = winners[np.uintp(at + o)]
                     if winner != none:
-                        target[np.uintp(corner + o * stride + offsets[winner])] += source[np.uintp(at + o)]
+                        dx[np.uintp(corner + o * stride + offsets[winner])] += dy[np.uintp(at + o)]
                 at += outs
 
 
 @compiled
-def _spread(dy, windows, rows, dilation, pairs, shares, dx, begin, end):
-    """Set the maps of dx (maps, rows, width): each dy, multiplied by its shares, is added to its whole window.
-
-    `pairs` says that windows along the last axis are adjacent pairs of pixels, which are then set in vectors.
-    """
-    width, outs, count = dx.shape[2], dy.shape[3], dx.shape[1]
-    lines, zeros, across = np.zeros((dy.shape[1] * dy.shape[2], width), dx.dtype), np.zeros(width, dx.dtype), shares[2]
-    pixels, flat = dx.reshape(-1), lines.reshape(-1)
+def _spread(dy, windows, sizes, shares, dx, lines, begin, end):
+    """Set some maps of dx: each dy, multiplied by its shares, is added to its whole window."""
+    deep, high, outs, width, count = sizes[_DEEP], sizes[_HIGH], sizes[_WIDE], sizes[_WIDTH], sizes[_ROWS]
     for p in range(begin, end):
-        for r in range(p * count, (p + 1) * count):
-            deal(zeros, 0, 1, pixels, r * width, width)
-        for i in range(dy.shape[1]):
-            for j in range(dy.shape[2]):
-                part, source, row = shares[0, i] * shares[1, j], dy[p, i, j], lines[i * dy.shape[2] + j]
-                if pairs:
+        for k in range(p * count * width, (p + 1) * count * width):
+            dx[np.uintp(k)] = 0
+        for i in range(deep):
+            for j in range(high):
+                row, at, part = (i * high + j) * width, ((p * deep + i) * high + j) * outs, shares[0, i] * shares[1, j]
+                if sizes[_PAIRS]:  # set in vectors
                     for o in range(outs):
-                        value = source[o] * (part * across[o])
-                        row[2 * o] = value
-                        row[2 * o + 1] = value
+                        value = dy[np.uintp(at + o)] * (part * shares[2, o])
+                        lines[np.uintp(row + 2 * o)] = value
+                        lines[np.uintp(row + 2 * o + 1)] = value
                 else:
-                    for k in range(width):
-                        row[k] = 0
+                    for k in range(row, row + width):
+                        lines[np.uintp(k)] = 0
                     for o in range(outs):
-                        value = source[o] * (part * across[o])
+                        value, corner = dy[np.uintp(at + o)] * (part * shares[2, o]), row + windows[2, o, 2]
                         for k in range(windows[2, o, 0], windows[2, o, 1]):
                             rolled()
-                            row[np.uintp(windows[2, o, 2] + k * dilation)] += value
+                            lines[np.uintp(corner + k * sizes[_DILATION])] += value
         # Only now, as a processor cannot read at once what it has just written in smaller pieces.
-        for i in range(dy.shape[1]):
-            for j in range(dy.shape[2]):
+        for i in range(deep):
+            for j in range(high):
                 for k in range(windows[0, i, 0], windows[0, i, 1]):
                     for m in range(windows[1, j, 0], windows[1, j, 1]):
-                        r = p * count + windows[0, i, 2] + k * rows[0] + windows[1, j, 2] + m * rows[1]
-                        accumulate(flat, (i * dy.shape[2] + j) * width, pixels, r * width, width)
+                        r = p * count + windows[0, i, 2] + k * sizes[_FAR] + windows[1, j, 2] + m * sizes[_NEXT]
+                        accumulate(lines, (i * high + j) * width, dx, r * width, width)
 
 
 @summing
@@ -219,25 +223,23 @@ class _Layout(NamedTuple):
     Attributes
     ----------
     windows : as above.
-    steps : the number of kernel positions between neighbours along the first axis, and along the second.
-    rows : rows between these, along the first two axes.
-    pitches : pixels of a row of x, the distance of rows where they are read, and the rows of a map.
+    sizes : as above.
     phases : (stride, 3), the first pixel of each phase, its place and how many there are; none if x is not laid out.
     taps : where the kernel positions are, counted from that of position 0.
     first : the first position along the last axis of each window that is not padding, or a large number.
     offsets : pixels from the corner of a window to each position.
     outs : outputs along each axis.
+    room : how many numbers are laid out.
     """
 
     windows: np.ndarray
-    steps: np.ndarray
-    rows: np.ndarray
-    pitches: np.ndarray
+    sizes: np.ndarray
     phases: np.ndarray
     taps: np.ndarray
     first: np.ndarray
     offsets: np.ndarray
     outs: tuple[int, ...]
+    room: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -266,12 +268,15 @@ def _layout(axes: tuple[Any, ...]) -> _Layout:
         taps = seen % stride * SEVERAL * deep.size * high.size * room + seen // stride
     inside = windows[2, : wide.out, 0] < windows[2, : wide.out, 1]
     first = np.where(inside, windows[2, : wide.out, 0], 1 << 24).astype(np.int32)
-    rows = np.array([deep.dilation * high.size, high.dilation], np.int64)
-    for step, axis in ((rows[1], high), (rows[0], deep)):
+    for step, axis in ((high.dilation, high), (deep.dilation * high.size, deep)):
         taps = np.add.outer(np.arange(axis.kernel) * step * pitch, taps).ravel()
-    steps = np.array([high.kernel * wide.kernel, wide.kernel], np.int64)
-    pitches = np.array([wide.size, pitch, deep.size * high.size], np.int64)
-    return _Layout(windows, steps, rows, pitches, phases, taps, first, offsets, outs)
+    pairs = wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size
+    sizes = (
+        high.kernel * wide.kernel, wide.kernel, wide.size, pitch, deep.size * high.size, deep.out, high.out, wide.out,
+        deep.dilation * high.size, high.dilation, wide.dilation, pairs,
+    )  # fmt: skip
+    room = len(phases) * SEVERAL * pitch * deep.size * high.size
+    return _Layout(windows, np.array(sizes, np.int64), phases, taps, first, offsets, outs, room)
 
 
 class _Means(NamedTuple):
@@ -281,14 +286,12 @@ class _Means(NamedTuple):
     ----------
     whole : whether a window is the whole map.
     divisors, shares : (3, outputs), along three axes; their product is that of a window, and its inverse.
-    pairs : whether windows along the last axis are adjacent pairs.
     covers, cover_divisors : the windows of dy whose means are dx, and their divisors, if strides and divisors allow it.
     """
 
     whole: bool
     divisors: np.ndarray
     shares: np.ndarray
-    pairs: bool
     covers: tuple[Any, ...]
     cover_divisors: np.ndarray
 
@@ -303,12 +306,10 @@ def _means_of(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], diviso
             divisors[row, : len(along)] = along
     equal = divisor is not None or all(min(along) == max(along) for along in counts)
     covers = tuple(map(_reversed, axes)) if equal and all(a.stride == 1 for a in axes) else ()
-    wide = axes[-1]
     return _Means(
         whole=divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes),
         divisors=divisors,
         shares=1 / divisors,
-        pairs=wide.kernel == wide.stride == 2 and 2 * wide.out == wide.padded == wide.size,
         covers=covers,
         cover_divisors=np.repeat(divisors[:, :1], max(axis.size for axis in axes), axis=1),
     )
@@ -318,14 +319,16 @@ def _flat(a: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(a).reshape(-1)
 
 
-def _maps(a: np.ndarray, rank: int) -> np.ndarray:
-    """Join the leading axes: (maps, *sizes), in C order."""
-    return np.ascontiguousarray(a).reshape(-1, *a.shape[a.ndim - rank :])
+def _share(
+    function: Callable[..., None], work: int, maps: int, *arguments: Any, rooms: Sequence[int], dtype: Any
+) -> None:
+    """Share out maps, and give each thread arrays of its own, which come after the other arguments."""
 
+    def some(begin: int, end: int) -> None:
+        own = [scratch(0, f"windows {k}", size, dtype) for k, size in enumerate(rooms)]
+        function(*arguments, *own, begin, end)
 
-def _rows(a: np.ndarray, rank: int) -> np.ndarray:
-    """Return maps as rows (maps, pixels), in C order."""
-    return np.ascontiguousarray(a).reshape(-1, math.prod(a.shape[a.ndim - rank :]))
+    share(some, work, n=maps)
 
 
 def _volumes(a: np.ndarray, rank: int) -> np.ndarray:
@@ -343,33 +346,20 @@ def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     small = f.offsets.size <= _BYTE
     winners = np.empty(y.shape, np.uint8 if small else np.int32)
     none = _BYTE if small else f.offsets.size
-    results = _volumes(y, rank), _volumes(winners, rank)
-    work = 2 * x.size + f.offsets.size * y.size // 4
-    tables = f.windows, f.steps, f.pitches, f.phases, f.taps, f.first, none
-    share(_max, work, _flat(x), *tables, *results, n=len(results[0]))
+    work, maps = 2 * x.size + f.offsets.size * y.size // 4, math.prod(shape[: x.ndim - rank])
+    tables = f.windows, f.sizes, f.phases, f.taps, f.first, none
+    _share(_max, work, maps, _flat(x), *tables, _flat(y), _flat(winners), rooms=[f.room], dtype=x.dtype)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
-        arrays = _volumes(winners, rank), _volumes(dy, rank), f.windows, f.offsets, axes[-1].size, none, _rows(dx, rank)
-        share(_max_gradient, dx.size + 8 * dy.size, *arrays)
+        arrays = _flat(winners), _flat(dy), f.windows, f.offsets, f.sizes, none, _flat(dx)
+        share(_max_gradient, dx.size + 8 * dy.size, *arrays, n=maps)
         return (dx,)
 
     return y, backward
-
-
-def _whole(x: np.ndarray, rank: int) -> Any:
-    """Pool whole maps."""
-    shape = x.shape
-    y, rows_backward = global_avg_pool(_rows(x, rank)[None])
-
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        (dx,) = rows_backward(dy.reshape(1, -1), needs)
-        return (None if dx is None else dx.reshape(shape),)
-
-    return y.reshape(*shape[: x.ndim - rank], *(1,) * rank), backward
 
 
 @kernel(np)
@@ -379,8 +369,8 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
         return NotImplemented
     means = _means_of(axes, counts, divisor, x.dtype)
     if means.whole:
-        return _whole(x, len(axes))
-    rank, shape = len(axes), x.shape
+        return _last(x, len(axes), True)
+    shape = x.shape
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
@@ -390,12 +380,17 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
             return (_sums(dy, means.covers, means.cover_divisors),)
         f = _layout(axes)
         dx = np.empty(shape, dy.dtype)
-        rows = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        tables = f.windows, f.rows, axes[-1].dilation, means.pairs, means.shares
-        share(_spread, 2 * dx.size + 4 * dy.size, _volumes(dy, rank), *tables, rows)
+        _spread_all(dy, f.windows, f.sizes, means.shares, dx)
         return (dx,)
 
     return _sums(x, axes, means.divisors), backward
+
+
+def _spread_all(dy: np.ndarray, windows: np.ndarray, sizes: np.ndarray, shares: np.ndarray, dx: np.ndarray) -> None:
+    """Set dx to the shares of dy."""
+    lines = math.prod(sizes[[_DEEP, _HIGH, _WIDTH]].tolist())
+    maps, arguments = dx.size // int(sizes[_ROWS] * sizes[_WIDTH]), (_flat(dy), windows, sizes, shares, _flat(dx))
+    _share(_spread, 2 * dx.size + 4 * dy.size, maps, *arguments, rooms=[lines], dtype=dx.dtype)
 
 
 def _reversed(axis: Any) -> Any:
@@ -408,29 +403,32 @@ def _sums(x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray) -> np.ndar
     """Return the sums of windows, divided by the divisors."""
     f, rank = _layout(axes), len(axes)
     y = np.empty((*x.shape[: x.ndim - rank], *f.outs), x.dtype)
-    maps = _volumes(y, rank)
-    work = 2 * x.size + f.offsets.size * y.size // 8
-    share(_sum, work, _flat(x), f.windows, f.steps, f.pitches, f.phases, f.taps, divisors, maps, n=len(maps))
+    work, maps = 2 * x.size + f.offsets.size * y.size // 8, math.prod(x.shape[: x.ndim - rank])
+    arguments = _flat(x), f.windows, f.sizes, f.phases, f.taps, divisors, _flat(y)
+    _share(_sum, work, maps, *arguments, rooms=[f.outs[-1], f.room], dtype=x.dtype)
     return y
 
 
-@kernel(np)
-def global_avg_pool(x: np.ndarray) -> Any:
-    """Take the means of the rows of x (n, c, pixels)."""
-    if not supports(x):
-        return NotImplemented
-    shape = x.shape
-    y = np.empty(shape[:2], x.dtype)
-    share(_means, x.size, _rows(x, 1), y.reshape(-1))
+def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
+    """Take the means over the last axes."""
+    shape, lead = x.shape, x.shape[: x.ndim - rank]
+    y, maps = np.empty(lead, x.dtype), math.prod(lead)
+    share(_means, x.size, np.ascontiguousarray(x).reshape(maps, -1), _flat(y))
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
         dx = np.empty(shape, dy.dtype)
-        share(_spread_means, dx.size, _maps(dy, 0), _rows(dx, 1))
+        share(_spread_means, dx.size, _flat(dy), dx.reshape(maps, -1))
         return (dx,)
 
-    return y, backward
+    return y.reshape(lead + (1,) * rank * keepdims), backward
+
+
+@kernel(np)
+def global_avg_pool(x: np.ndarray) -> Any:
+    """Take the means of the rows of x (n, c, pixels)."""
+    return _last(x, 1, False) if supports(x) else NotImplemented
 
 
 @functools.lru_cache(maxsize=256)
@@ -442,6 +440,12 @@ def _adaptive(plan: tuple[tuple[int, int], ...], dtype: Any) -> tuple[np.ndarray
         start, end = np.arange(out) * size // out, -(-np.arange(1, out + 1) * size // out)
         windows[row, :out] = np.stack([np.zeros_like(start), end - start, start], axis=1)
     return windows, windows[:, :, 1].astype(dtype)
+
+
+def _sizes(plan: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Return the sizes that the gradients of adaptive pools need."""
+    (deep, od), (high, oh), (wide, ow) = ((1, 1),) * (3 - len(plan)) + plan
+    return np.array((0, 0, wide, wide, deep * high, od, oh, ow, high, 1, 1, False), np.int64)
 
 
 @kernel(np)
@@ -457,17 +461,9 @@ def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
         if not needs[0]:
             return (None,)
         windows, divisors = _adaptive(plan, dy.dtype)
-        high = plan[-2][0] if rank > 1 else 1
-        tables = (
-            windows * [[[1, 1, high]], [[1, 1, 1]], [[1, 1, 1]]],
-            np.array([high, 1]),
-            1,
-            False,
-            1 / np.maximum(divisors, 1),
-        )
-        dx = np.empty(shape, dy.dtype)
-        maps = dx.reshape(-1, math.prod(shape[len(shape) - rank : -1]), shape[-1])
-        share(_spread, 4 * dx.size + 8 * dy.size, _volumes(dy, rank), *tables, maps)
+        windows, sizes = windows * [[[1, 1, plan[-2][0] if rank > 1 else 1]], [[1, 1, 1]], [[1, 1, 1]]], _sizes(plan)
+        dx, shares = np.empty(shape, dy.dtype), 1 / np.maximum(divisors, 1)
+        _spread_all(dy, windows, sizes, shares, dx)
         return (dx,)
 
     return y, backward
@@ -496,8 +492,8 @@ def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
         dx = np.empty(shape, dy.dtype)
         corners = np.zeros((3, max(out for _, out in plan), 3), np.int64)
         pixels = np.arange(math.prod(size for size, _ in plan))
-        arrays = _volumes(winners, rank), _volumes(dy, rank), corners, pixels, 0, -1, _rows(dx, rank)
-        share(_max_gradient, dx.size + 8 * dy.size, *arrays)
+        arrays = _flat(winners), _flat(dy), corners, pixels, _sizes(plan), -1, _flat(dx)
+        share(_max_gradient, dx.size + 8 * dy.size, *arrays, n=math.prod(shape[: len(shape) - rank]))
         return (dx,)
 
     return y, backward
@@ -506,14 +502,6 @@ def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
 @kernel(np)
 def reduction(x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
     """Take the means over the last axes, as of maps."""
-    lead, shape = x.ndim - len(axes), x.shape
-    if not average or not axes or axes[0] != lead or not supports(x):
+    if not average or not axes or axes[0] != x.ndim - len(axes) or not supports(x):
         return NotImplemented
-    maps = x.reshape(1, math.prod(shape[:lead]), math.prod(shape[lead:]))
-    y, of_maps = global_avg_pool(maps)
-
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        (dx,) = of_maps(dy.reshape(1, -1), needs)
-        return (None if dx is None else dx.reshape(shape),)
-
-    return y.reshape(shape[:lead] + (1,) * len(axes) * keepdims), backward
+    return _last(x, len(axes), keepdims)

@@ -14,19 +14,18 @@ import numpy as np
 from llvmlite import ir
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._functions import Vectors
-from xcnn.kernels.cpu._loops import address, counted, machine_code
+from xcnn.kernels.cpu._functions import Functions
+from xcnn.kernels.cpu._loops import address, machine_code
 from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
 
 __all__ = ["log_softmax", "softmax"]
-
-_INT = ir.IntType(64)
 
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
 
 _AT_ONCE = 4
-"""Vectors of pixels that are followed together: lines of the cache that lie side by side come faster."""
+"""Functions of pixels that are followed together: lines of the cache that lie side by side come faster."""
 
 _COST = 12
 """The time of a number, in that of one which is only read."""
@@ -43,7 +42,7 @@ class _Axis:
     mask : the pixels that exist; None for all.
     """
 
-    def __init__(self, emit: Vectors, n: Any, pixels: Any, places: Sequence[Any] = (), mask: Any = None) -> None:
+    def __init__(self, emit: Functions, n: Any, pixels: Any, places: Sequence[Any] = (), mask: Any = None) -> None:
         self.emit, self.n, self.pixels, self.places, self.mask = emit, n, pixels, places, mask
 
     def each(self, values: list[Any], body: Callable[..., Any]) -> list[Any]:
@@ -58,19 +57,15 @@ class _Axis:
                     body(k, index, self.mask, value) for k, (index, value) in enumerate(zip(at, values, strict=True))
                 ]
 
-            return counted(builder, _INT(0), self.n, _INT(1), values, several)
-        lanes = _INT(emit.lanes)
-        wide = builder.mul(builder.udiv(self.n, lanes), lanes)
-        values = counted(builder, _INT(0), wide, lanes, values, lambda i, values: [body(0, i, None, *values)])
-        rest = emit.first(builder.sub(self.n, wide))
-        return counted(builder, wide, self.n, lanes, values, lambda i, values: [body(0, i, rest, *values)])
+            return counted(builder, INT(0), self.n, INT(1), values, several)
+        return emit.span(INT(0), self.n, values, lambda places, mask, values: [body(0, *places, mask, *values)])
 
     def largest(self, pointer: Any) -> list[Any]:
         """Return the largest number of each vector, in all lanes if there is one pixel; NaN propagates."""
         emit, start = self.emit, self.emit.constant(-math.inf)
 
         def body(_: int, index: Any, mask: Any, value: Any) -> Any:
-            x = emit.load(pointer, index, mask)
+            x = emit.read(pointer, index, mask)
             return emit.maximum(x if mask is None else emit.where(mask, x, start), value)
 
         found = self.each([start] * max(1, len(self.places)), body)
@@ -85,14 +80,14 @@ class _Axis:
 
         found = self.each([emit.zeros()] * max(1, len(self.places)), body)
         if not self.places:
-            return [emit.broadcast(emit.total(found[0]))]
+            return [emit.spread(emit.number(emit.total(found[0])))]
         return [emit.builder.fptrunc(wide, emit.vector) for wide in found] if emit.itemsize == 4 else found
 
     def set(self, pointer: Any, value: Callable[..., Any]) -> None:
         """Store `value(k, index, mask)` everywhere."""
 
         def body(k: int, index: Any, mask: Any, carried: Any) -> Any:
-            self.emit.store(value(k, index, mask), pointer, index, mask)
+            self.emit.write(value(k, index, mask), pointer, index, mask)
             return carried
 
         self.each([self.emit.constant(0.0)] * max(1, len(self.places)), body)
@@ -102,19 +97,19 @@ def _softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
     emit, largest = axis.emit, axis.largest(x)
 
     def term(k: int, index: Any, mask: Any) -> Any:
-        e = emit.exp(emit.subtract(emit.load(x, index, mask), largest[k]))
-        emit.store(e, y, index, mask)
+        e = emit.exp(emit.subtract(emit.read(x, index, mask), largest[k]))
+        emit.write(e, y, index, mask)
         return e
 
     total = axis.total(term)
-    axis.set(y, lambda k, index, mask: emit.divide(emit.load(y, index, mask), total[k]))
+    axis.set(y, lambda k, index, mask: emit.divide(emit.read(y, index, mask), total[k]))
 
 
 def _log_softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
     emit, largest = axis.emit, axis.largest(x)
 
     def below(k: int, index: Any, mask: Any) -> Any:
-        return emit.subtract(emit.load(x, index, mask), largest[k])
+        return emit.subtract(emit.read(x, index, mask), largest[k])
 
     logarithm = [emit.log(one) for one in axis.total(lambda *place: emit.exp(below(*place)))]
     axis.set(y, lambda k, index, mask: emit.subtract(below(k, index, mask), logarithm[k]))
@@ -122,21 +117,21 @@ def _log_softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
 
 def _softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
     emit = axis.emit
-    total = axis.total(lambda _, index, mask: emit.multiply(emit.load(y, index, mask), emit.load(dy, index, mask)))
+    total = axis.total(lambda _, index, mask: emit.multiply(emit.read(y, index, mask), emit.read(dy, index, mask)))
 
     def value(k: int, index: Any, mask: Any) -> Any:
-        return emit.multiply(emit.load(y, index, mask), emit.subtract(emit.load(dy, index, mask), total[k]))
+        return emit.multiply(emit.read(y, index, mask), emit.subtract(emit.read(dy, index, mask), total[k]))
 
     axis.set(dx, value)
 
 
 def _log_softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
     emit = axis.emit
-    total = axis.total(lambda _, index, mask: emit.load(dy, index, mask))
+    total = axis.total(lambda _, index, mask: emit.read(dy, index, mask))
 
     def value(k: int, index: Any, mask: Any) -> Any:
-        part = emit.multiply(emit.exp(emit.load(y, index, mask)), total[k])
-        return emit.subtract(emit.load(dy, index, mask), part)
+        part = emit.multiply(emit.exp(emit.read(y, index, mask)), total[k])
+        return emit.subtract(emit.read(dy, index, mask), part)
 
     axis.set(dx, value)
 
@@ -146,11 +141,11 @@ def _function(passes: Callable[..., None], itemsize: int, rows: bool) -> Callabl
     """Compile `(y, a, b, n, pixels, examples, begin, end)`, from row `begin` to `end`, or pixel of all examples."""
 
     def write(module: Any) -> None:
-        number = (ir.FloatType() if itemsize == 4 else ir.DoubleType()).as_pointer()
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 3 + [_INT] * 5), "loop")
+        number = (ir.FloatType() if itemsize == 4 else DOUBLE).as_pointer()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 3 + [INT] * 5), "loop")
         builder = ir.IRBuilder(function.append_basic_block())
         *pointers, n, pixels, examples, begin, end = function.args
-        emit, one = Vectors(builder, itemsize), _INT(1)
+        emit, one = Functions(builder, itemsize), INT(1)
         size = builder.mul(n, pixels)
 
         def example(i: Any, _: Any) -> list[Any]:
@@ -158,23 +153,15 @@ def _function(passes: Callable[..., None], itemsize: int, rows: bool) -> Callabl
             if rows:
                 passes(_Axis(emit, n, pixels), *moved)
                 return []
-            step = _INT(_AT_ONCE * emit.lanes)
-            wide = builder.add(begin, builder.mul(builder.udiv(builder.sub(end, begin), step), step))
 
-            def several(pixel: Any, _: Any) -> list[Any]:
-                places = [builder.add(pixel, _INT(k * emit.lanes)) for k in range(_AT_ONCE)]
-                passes(_Axis(emit, n, pixels, places), *moved)
+            def some(places: Sequence[Any], mask: Any, _: Any) -> list[Any]:
+                passes(_Axis(emit, n, pixels, places, mask), *moved)
                 return []
 
-            def rest(pixel: Any, _: Any) -> list[Any]:
-                passes(_Axis(emit, n, pixels, [pixel], emit.first(builder.sub(end, pixel))), *moved)
-                return []
-
-            counted(builder, begin, wide, step, [], several)
-            counted(builder, wide, end, _INT(emit.lanes), [], rest)
+            emit.span(begin, end, [], some, _AT_ONCE)
             return []
 
-        first, last = (begin, end) if rows else (_INT(0), examples)
+        first, last = (begin, end) if rows else (INT(0), examples)
         counted(builder, first, last, one, [], example)
         builder.ret_void()
 

@@ -1,0 +1,171 @@
+"""Vector registers, and instructions on vectors of one element type: the base of all code that is written for LLVM.
+
+Rows are processed by whole vectors and, at their end, by one with a mask, so that nothing outside a row is read or
+written. Processors without masked loads and stores do these lane by lane.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import config
+from numba.core import cgutils
+
+__all__ = ["BYTES", "DOUBLE", "FUSED", "INT", "LANE", "Vectors", "counted"]
+
+# NUMBA_CPU_NAME selects another processor, whose features are unknown here.
+_FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
+
+FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+"""Whether the processor has a fused multiply-add; without one, LLVM would call a function per number."""
+
+BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+"""Size of a vector register."""
+
+INT, LANE, DOUBLE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
+
+
+def counted(
+    builder: Any, start: Any, stop: Any, step: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]]
+) -> list[Any]:
+    """Write a loop that carries values from each iteration to the next one; return the last ones.
+
+    `body(index, values)` writes an iteration and returns the values for the next one.
+    """
+    before = builder.block
+    head, inside, after = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index, carried = builder.phi(INT), [builder.phi(value.type) for value in values]
+    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
+    builder.position_at_end(inside)
+    following = body(index, carried)
+    last, end = builder.add(index, step), builder.block
+    builder.branch(head)
+    for phi, first, later in zip([index, *carried], [start, *values], [last, *following], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    builder.position_at_end(after)
+    return carried
+
+
+class Vectors:
+    """Emits instructions on vectors of one type.
+
+    Parameters
+    ----------
+    builder : the builder of the function that contains them.
+    itemsize : bytes of a number, 4 or 8.
+    """
+
+    def __init__(self, builder: Any, itemsize: int) -> None:
+        self.builder, self.itemsize, self.lanes = builder, itemsize, BYTES // itemsize
+        self.vector = ir.VectorType(ir.FloatType() if itemsize == 4 else DOUBLE, self.lanes)
+
+    @staticmethod
+    def lane_list(lanes: Sequence[int]) -> Any:
+        return ir.Constant(ir.VectorType(LANE, len(lanes)), [*lanes])
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        """Return the vector of some lanes of a and, counted after these, of b."""
+        return self.builder.shuffle_vector(a, b, self.lane_list(lanes))
+
+    def number(self, value: Any) -> Any:
+        """Convert a float64 number to the element type."""
+        return value if value.type == self.vector.element else self.builder.fptrunc(value, self.vector.element)
+
+    def spread(self, value: Any, lanes: int = 0) -> Any:
+        """Return a number of any type in all lanes."""
+        empty = ir.Constant(ir.VectorType(value.type, lanes or self.lanes), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(empty, value, LANE(0)), empty, [0] * empty.type.count)
+
+    def first(self, count: Any) -> Any:
+        """Return a mask of the first lanes; `count` may be negative, or exceed their number."""
+        lanes = count.type(self.lanes)
+        bounded = self.builder.select(self.builder.icmp_signed("<", count, lanes), count, lanes)
+        places = self.lane_list(range(self.lanes))
+        return self.builder.icmp_signed("<", places, self.spread(self.builder.trunc(bounded, LANE)))
+
+    def read(self, pointer: Any, index: Any, mask: Any = None) -> Any:
+        """Load a vector of the numbers at a pointer. With a mask, other lanes are 0, and their memory is not read."""
+        vector = ir.VectorType(pointer.type.pointee, self.lanes)
+        place, align = self._place(pointer, index, vector)
+        if mask is None:
+            return self.builder.load(place, align=align)
+        return self.call(
+            "masked.load", vector, vector, place, LANE(align), mask, ir.Constant(vector, None), after=".p0"
+        )
+
+    def write(self, value: Any, pointer: Any, index: Any, mask: Any = None) -> None:
+        """Store a vector, or some lanes of it."""
+        place, align = self._place(pointer, index, value.type)
+        if mask is None:
+            self.builder.store(value, place, align=align)
+        else:
+            self.call("masked.store", ir.VoidType(), value.type, value, place, LANE(align), mask, after=".p0")
+
+    def _place(self, pointer: Any, index: Any, vector: Any) -> tuple[Any, int]:
+        """Return a pointer to a vector, and the alignment of its numbers."""
+        return self.builder.bitcast(self.builder.gep(pointer, [index]), vector.as_pointer()), _bits(vector) // 8
+
+    def call(self, name: str, result: Any, vector: Any, *arguments: Any, after: str = "") -> Any:
+        """Call a function of LLVM that has versions for all types of vectors."""
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        letter = "i" if isinstance(vector.element, ir.IntType) else "f"
+        full = f"llvm.{name}.v{vector.count}{letter}{_bits(vector)}{after}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
+
+    def fused(self, a: Any, b: Any, c: Any) -> Any:
+        """Return `a * b + c` of vectors of any type, with one rounding if the processor has a fused multiply-add."""
+        if not FUSED:
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        return self.call("fma", a.type, a.type, a, b, c)
+
+    def zeros(self) -> Any:
+        """Return zeros of float64."""
+        return ir.Constant(ir.VectorType(DOUBLE, self.lanes), None)
+
+    def widened(self, value: Any, mask: Any = None) -> Any:
+        """Return a vector in float64, with zeros where a mask is False."""
+        wide = self.builder.fpext(value, self.zeros().type) if self.itemsize == 4 else value
+        return wide if mask is None else self.builder.select(mask, wide, self.zeros())
+
+    def folded(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """Return a vector whose lanes each combine all lanes, by halves."""
+        half = self.lanes
+        while half > 1:
+            half //= 2
+            vector = combine(vector, self.shuffle(vector, vector, [i ^ half for i in range(self.lanes)]))
+        return vector
+
+    def total(self, vector: Any) -> Any:
+        """Sum the lanes of a vector, by halves."""
+        return self.builder.extract_element(self.folded(vector, self.builder.fadd), LANE(0))
+
+    def span(
+        self, begin: Any, end: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]], many: int = 1,
+        spare: int = 0,
+    ) -> list[Any]:  # fmt: skip
+        """Write the loops over vectors of the numbers from `begin` to `end`, `many` at once, then one by one.
+
+        `body(places, mask, values)` is given the indices of the vectors, and a mask of those numbers that exist: None
+        for many, which all do. Values are carried as in `counted`. The last `spare` numbers always have a mask.
+        """
+        builder, step, one = self.builder, INT(many * self.lanes), INT(self.lanes)
+        whole = builder.sdiv(builder.sub(builder.sub(end, begin), INT(spare)), step)
+        wide = builder.add(begin, builder.mul(whole, step))
+
+        def several(start: Any, values: Sequence[Any]) -> Sequence[Any]:
+            return body([builder.add(start, INT(k * self.lanes)) for k in range(many)], None, values)
+
+        def rest(index: Any, values: Sequence[Any]) -> Sequence[Any]:
+            return body([index], self.first(builder.sub(end, index)), values)
+
+        return counted(builder, wide, end, one, counted(builder, begin, wide, step, values, several), rest)
+
+
+def _bits(vector: Any) -> int:
+    element = vector.element
+    return element.width if isinstance(element, ir.IntType) else 32 if element == ir.FloatType() else 64
