@@ -114,3 +114,21 @@ def test_a_gradient_of_large_maps_hardly_rounds_more_than_one_of_small_maps() ->
         dy = np.full(y.shape, 0.1, np.float32)
         dweight = backward(dy, (False, True, False))[1]
         np.testing.assert_allclose(dweight, 80_000 * np.float64(x.flat[0]) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [(4, 3, 1, 1), (4, 3, 3, 3), (20, 1, 3, 3)], ids=["single", "square", "depthwise"])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "weight", "dy"])
+def test_numbers_of_one_image_may_have_gaps_between_them(kernel: tuple[int, ...], place: int) -> None:
+    """NumPy's `reshape(-1)` keeps the gaps if they are all alike."""
+    rng, groups = np.random.default_rng(0), kernel[0] if kernel[1] == 1 else 1
+    x, weight = rng.standard_normal((1, kernel[1] * groups, 9, 12)), rng.standard_normal(kernel)
+    arrays = [x, weight, rng.standard_normal((1, kernel[0], 9, 12))]
+
+    def run(x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+        y, backward = ops.conv2d(x, weight, None, padding="same", groups=groups)
+        return [y, *backward(dy)[:2]]
+
+    wanted = run(*arrays)
+    arrays[place] = np.repeat(arrays[place], 2, axis=-1)[..., ::2]
+    for actual, expected in zip(run(*arrays), wanted, strict=True):
+        np.testing.assert_array_equal(actual, expected)

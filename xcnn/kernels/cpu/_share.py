@@ -22,8 +22,11 @@ _NOTHING = {dtype.itemsize: np.empty(0, dtype) for dtype in (np.dtype(np.float32
 
 
 def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
-    """Return the numbers of an array in C order, as a view if possible; for None, an empty array."""
-    return _NOTHING[itemsize] if a is None else a.reshape(-1)
+    """Return the numbers of an array side by side in C order, as a view if possible; for None, an empty array.
+
+    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see.
+    """
+    return _NOTHING[itemsize] if a is None else a.ravel()
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:
