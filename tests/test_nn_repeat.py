@@ -194,3 +194,10 @@ def test_a_forward_that_replaces_that_of_a_graph_is_called():
     inner.forward = lambda x, train=True: (x * 0 + 5, None)
     for graph in (inner, model):
         np.testing.assert_array_equal(graph(images(2, 3)), np.full((2, 3), 5))
+
+
+def test_a_result_without_axes_can_be_used_further():
+    whole = nn.Apply("mean", dim=None)
+    ways = [("loss", whole, "x"), ("y", nn.Tanh(), "loss"), ("p", nn.Parameter(np.ones((), np.float32)), ())]
+    same(nn.Graph([*ways, ("z", nn.Multiply(), ("y", "p"))]), images(3, 4))
+    same(nn.Sequential(whole, nn.Softmax(-1)), images(3, 4))

@@ -283,8 +283,8 @@ class _Maker:
         """Return whether the arrays at places are cut at the same images, or are the same for all images."""
         shapes = [self.values[place].shape for place in places if place in self.batched]
         fixed = [self.values[place].shape for place in places if place not in self.batched]
-        same = all(len(shape) == len(shapes[0]) and shape[0] == self.n for shape in shapes)
-        fits = all(len(shape) < len(shapes[0]) or shape[0] == 1 for shape in fixed)
+        same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
+        fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
 
     def repeated(
