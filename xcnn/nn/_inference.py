@@ -42,6 +42,8 @@ def infer(plan: Plan, x: Any) -> Any:
         except Changed:
             joined.programs[key] = lambda x: NotImplemented
             return NotImplemented
+        except XcnnError:  # of a module that refuses some numbers
+            return NotImplemented
     if len(joined.programs) >= _MOST_PROGRAMS:
         joined.programs.clear()
     try:

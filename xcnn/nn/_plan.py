@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from xcnn.errors import XcnnError
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.nn.dropout import Dropout
 from xcnn.ops._formula import FORMULAS, Activation, activation_of
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
@@ -27,6 +26,7 @@ Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
 CONVS = ("conv1d", "conv2d", "conv3d")
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth")
 
 
 class Held:
@@ -56,7 +56,7 @@ class Flat(NamedTuple):
 
     Attributes
     ----------
-    name : its name in the outermost graph, such as `body.0`.
+    name : its name in the outermost graph, such as `body..0`, which cannot be that of an input or of another node.
     module, inputs : as in `Node`, with the names of the outermost graph.
     path : the names and modules from the innermost to the outermost graph, for errors.
     """
@@ -170,7 +170,7 @@ class Joined:
     training, inference : the steps.
     result : the output of inference, which leaves out dropout.
     apart : whether the ops of all nodes may compute the examples of a batch apart.
-    outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code.
+    outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code or op.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
     """
 
@@ -182,10 +182,9 @@ class Joined:
         self.training: list[Step] = _steps(_join(nodes, names(self.output), inference=False), self.output)
         kept, self.result = _without_dropout(nodes, self.output)
         self.inference: list[Step] = _steps(_join(kept, names(self.result), inference=True), self.result)
-        opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and calls(node.module) is None]
+        opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and not _repeats(node.module)]
         self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
-        found = [calls(node.module) for node in nodes if not isinstance(node.module, Held)]
-        self.apart = all(one is not None and OPS[one[0]].apart is not False for one in found)
+        self.apart = not opaque
         self.programs: dict[Any, Any] = {}
         known = [*modules, *(node.module for node in nodes if calls(node.module, watched=True) is not None)]
         self._kept = [one for module in known for one in _copies(vars(module))]
@@ -244,13 +243,23 @@ def _known(kind: Any) -> bool:
     return first["_calls"] <= first["forward"] and kind.__call__ is Module.__call__ and not own
 
 
+@functools.cache
+def _of_class(kind: type[Layer]) -> tuple[tuple[str, bool], ...]:
+    """Return the arguments of a layer's op that its class defines too, and whether it computes them."""
+    found = [(name, inspect.getattr_static(kind, name, None)) for name in (*kind._slots, *kind._options)]
+    return tuple((name, hasattr(value, "__get__")) for name, value in found if value is not None)
+
+
 def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | None:
     """Return the op that `forward(x, train=False)` of a layer of xcnn calls, and its options; None if unknown.
 
-    It is unknown of a layer whose `forward` is replaced, as by `observing`, unless `watched`.
+    It is unknown of a layer whose `forward` is replaced, as by `observing`, unless `watched`; and of one whose options
+    or parameters are not its own attributes but properties, or attributes of its class, as these may change unseen.
     """
     kind: Any = type(module)
     if not isinstance(module, Module) or not _known(kind):
+        return None
+    if isinstance(module, Layer) and any(computed or name not in vars(module) for name, computed in _of_class(kind)):
         return None
     if "forward" in vars(module) and not watched:
         return None
@@ -259,6 +268,12 @@ def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | No
     except XcnnError:  # which a call reports
         return None
     return found if found is not None and found[0] in OPS else None
+
+
+def _repeats(module: Any) -> bool:
+    """Return whether a layer calls an op of which shapes and options decide what it does."""
+    found = calls(module)
+    return found is not None and OPS[found[0]].apart is not False
 
 
 def _activation(module: Any) -> Activation:
@@ -290,7 +305,7 @@ def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Seque
             continue
         modules.append(node.module)
         below, output = _flatten(inner, modules)
-        renamed = {flat.name: f"{node.name}.{flat.name}" for flat in below} | {inner.inputs: sources}
+        renamed = {flat.name: f"{node.name}..{flat.name}" for flat in below} | {inner.inputs: sources}
         for flat in below:
             given: Any = (
                 renamed[flat.inputs] if isinstance(flat.inputs, str) else tuple(renamed[n] for n in flat.inputs)
@@ -308,7 +323,8 @@ def _without_dropout(nodes: Sequence[Flat], output: Any) -> tuple[list[Flat], An
     for node in nodes:
         given: Any = node.inputs
         given = place.get(given, given) if isinstance(given, str) else tuple(place.get(one, one) for one in given)
-        if isinstance(node.module, Dropout) and isinstance(given, str) and calls(node.module) is not None:
+        found = calls(node.module)
+        if found is not None and found[0] in _DROPOUTS and not found[1]["training"] and isinstance(given, str):
             place[node.name] = given
         else:
             kept.append(node._replace(inputs=given))
@@ -330,12 +346,14 @@ def _join(nodes: Sequence[Flat], outputs: Sequence[str], inference: bool) -> lis
     """Join nodes with those after them that their ops take; what is joined has the name and place of the last."""
     uses = Counter(name for node in nodes for name in names(node.inputs)) + Counter(outputs)
     after = {name: node for node in nodes for name in names(node.inputs) if uses[name] == 1}
+    times = Counter(id(node.module) for node in nodes)
     joined: dict[str, Fused] = {}
     gone: set[str] = set()
     for node in nodes:
         if node.name in gone:
             continue
-        fused, last = _fused(node, {key: one for key, one in after.items() if one.name not in gone}, inference)
+        waits = inference or times[id(node.module)] == 1  # otherwise its running statistics need the order of calls
+        fused, last = _fused(node, {key: one for key, one in after.items() if one.name not in gone}, inference, waits)
         if fused is not None:
             gone.update(one.name for one in (fused.head, fused.norm, fused.add, fused.activation) if one is not None)
             joined[last] = fused
@@ -364,8 +382,11 @@ def _normalises(module: Any) -> bool:
     return found is not None and found[0] == "batch_norm" and not found[1]["training"] and not found[1]["activation"]
 
 
-def _fused(head: Flat, after: Mapping[str, Flat], inference: bool) -> tuple[Fused | None, str]:
-    """Return a node with what its op takes of the nodes after it, or None, and the name of the last."""
+def _fused(head: Flat, after: Mapping[str, Flat], inference: bool, waits: bool) -> tuple[Fused | None, str]:
+    """Return a node with what its op takes of the nodes after it, or None, and the name of the last.
+
+    With a residual, it runs after the nodes that lead to that, which it can only if it `waits`.
+    """
     found = calls(head.module)
     if found is None or found[1].get("activation") is not None or getattr(head.module, "residual", None) is not None:
         return None, head.name
@@ -378,10 +399,11 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool) -> tuple[Fuse
     if node is not None and "norm" in takes and isinstance(node.inputs, str) and _normalises(node.module):
         fused.norm, name = node, node.name
         node = after.get(name)
-    if node is not None and "residual" in takes and one and len(node.inputs) == 2 and not isinstance(node.inputs, str):
+    sources = () if node is None or isinstance(node.inputs, str) else node.inputs
+    if node is not None and "residual" in takes and one and waits and len(sources) == 2:
         added = calls(node.module)
         if added is not None and added[0] == "add" and not added[1]:
-            fused.add, fused.residual = node, node.inputs[0] if node.inputs[1] == name else node.inputs[1]
+            fused.add, fused.residual = node, sources[0] if sources[1] == name else sources[1]
             name = node.name
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):

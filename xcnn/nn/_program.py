@@ -149,6 +149,8 @@ class _Maker:
             members = members[members.index(fused.add) :]
         for one in members:
             self.step(one.name, one.module, one.inputs)
+            if one is not fused.head:
+                self.release({*names(one.inputs)} - {*names(fused.head.inputs), fused.residual})
 
     def joint(self, fused: Fused) -> tuple[Run, Cost]:
         """Return a call of the body for inference of a convolution, linear layer or batch norm and what follows."""
@@ -229,7 +231,7 @@ class _Maker:
         places = [self.place[one] for one in inputs]
         given = [self.values[place] for place in places]
         found = calls(head)
-        if found is None or not all(map(is_array, given)):
+        if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
             raise _Unknown
         if fused.residual is not None and given[0].shape != given[1].shape:
             raise _Unknown
@@ -242,7 +244,7 @@ class _Maker:
             result = forward(given)
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(*found, places)
-        repeated = self.repeated(made, result, given, places, head) if OPS[found[0]].apart else None
+        repeated = self.repeated(made, result, given, places, head)
         nbytes = sum(math.prod(one.shape) for one in (*given, result)) * _itemsize(result) // max(1, self.n)
         return repeated or (lambda values: forward([values[one] for one in places])), Cost(nbytes, 0, 1, 0)
 
@@ -281,8 +283,8 @@ class _Maker:
         """Return whether the arrays at places are cut at the same images, or are the same for all images."""
         shapes = [self.values[place].shape for place in places if place in self.batched]
         fixed = [self.values[place].shape for place in places if place not in self.batched]
-        same = all(len(shape) == len(shapes[0]) and shape[0] == self.n for shape in shapes)
-        fits = all(len(shape) < len(shapes[0]) or shape[0] == 1 for shape in fixed)
+        same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
+        fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
 
     def repeated(

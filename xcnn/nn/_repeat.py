@@ -44,7 +44,7 @@ def repetition(made: Sequence[Call], result: Any, given: Sequence[Any], module: 
     (call,) = made
     if (call.result[0] if isinstance(call.result, tuple) else call.result) is not result:
         return None
-    owned = [slot for slot in vars(module).values() if isinstance(slot, Parameter | Buffer)]
+    owned = {slot for slot in vars(module).values() if isinstance(slot, Parameter | Buffer)}
     found = Repetition(list(call.arguments), [], [])
     for i, argument in enumerate(call.arguments):
         if isinstance(argument, tuple | list) and any(map(is_array, argument)):
@@ -52,14 +52,12 @@ def repetition(made: Sequence[Call], result: Any, given: Sequence[Any], module: 
         if not is_array(argument):
             continue
         found.template[i] = None
-        place = next((k for k, array in enumerate(given) if array is argument), None)
-        slot = next((slot for slot in owned if slot.data is argument), None)
-        if place is not None:
-            found.arrays.append((i, place))
-        elif slot is not None:
-            found.slots.append((i, slot))
-        else:
+        places = [k for k, array in enumerate(given) if array is argument]
+        slots = [slot for slot in owned if slot.data is argument]
+        if len(places) + len(slots) != 1:  # another array, or one that cannot be told apart from a second
             return None
+        found.arrays.extend((i, k) for k in places)
+        found.slots.extend((i, slot) for slot in slots)
     return found
 
 
@@ -107,10 +105,11 @@ def first(
     layer = module.head.module if fused else module
     given: tuple[Any, ...] = value if fused and module.residual is not None else (value,)
     found = calls(layer)
-    if found is None and not isinstance(module, Held):
+    repeats = found is not None and OPS[found[0]].apart is not False
+    if not repeats and not isinstance(module, Held):
         y, backward = module.forward(value, train)
         return y, backward, like(y)
-    plain = type(layer).forward is Layer.forward and found is not None and OPS[found[0]].apart is not False
+    plain = type(layer).forward is Layer.forward and repeats
     if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
         y, backward = module.forward(value, train)
         return y, backward, None
