@@ -157,7 +157,7 @@ def test_a_driver_without_a_version(monkeypatch, tmp_path):
 
 def test_table_of_cpu_and_gpu(capsys):
     def timing(contestant, seconds, calls=launches.UNCOUNTED):
-        return Timing(contestant, 10, 1.5, (seconds,), 2**21, None, (), calls)
+        return Timing(contestant, 10, 1.5, (seconds,), 2**21, None, calls)
 
     ours = (timing(compare.Contestant("xcnn", "cpu"), 2.0),
             timing(compare.Contestant("xcnn", "cuda:0"), 0.5, Launches(45.0, 3.0)))  # fmt: skip
