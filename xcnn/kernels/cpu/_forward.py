@@ -5,20 +5,19 @@ Names: z, y, x count along the three axes; g groups, n images, c channels, o out
 
 import numpy as np
 
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import by_address, compiled
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import next_strip
-from xcnn.kernels.cpu._simd import BYTES, strip
+from xcnn.kernels.cpu._product import multiply, next_strip
+from xcnn.kernels.cpu._simd import BYTES
 
 from xcnn.kernels.cpu._stacks import (  # isort: skip
-    AXIS, BAND, BAND_AXIS, BANDS, BEFORE, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PHASES,
-    PLACES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
+    AXIS, BAND, BAND_AXIS, BANDS, BEFORE, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PADDED,
+    PHASES, PLACES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
 )  # fmt: skip
 
-__all__ = ["convolve", "fold"]
+__all__ = ["convolve", "fold", "lay"]
 
 _Z, _Y, _X = HEADER, HEADER + AXIS, HEADER + 2 * AXIS
-_INFINITE = float("inf")
 
 
 @compiled
@@ -43,8 +42,8 @@ def _inside(layout, axis, phase, origin):
     return first, pixel, max(0, min(count, layout[axis + PLACES] - first))
 
 
-@compiled
-def _lay(x, x0, one, zero, none, layout, z0, y0, images, xs):
+@by_address("nxninnnx")
+def lay(copy, x, x0, layout, z0, y0, images, xs):
     """Sort the pixels of the images at x0, of the channels of a group, into planes, with zeros around them."""
     channels, stack, pitch = layout[SUMS] // (layout[PHASES] * layout[PLANE]), layout[IMAGES], layout[_Y + STEP]
     pitch //= stack
@@ -63,47 +62,26 @@ def _lay(x, x0, one, zero, none, layout, z0, y0, images, xs):
             ty, py, ny = spans[1, 0], spans[1, 1], spans[1, 2]
             tx, px, nx = spans[2, 0], spans[2, 1], spans[2, 2]
             plane = (c * layout[PHASES] + k) * layout[PLANE]
-            end = plane + layout[PLANE]
+            for j in range(plane, plane + layout[PLANE] * layout[PADDED]):
+                xs[j] = 0
             for i in range(images):
                 source = x0 + (i * layout[C] + c) * pixels
                 for z in range(nz):
                     begin = source + ((pz + z * layout[_Z + STRIDE]) * lines + py) * width + px
                     target = plane + (tz + z) * layout[_Z + STEP] + ty * step + i * pitch + tx
                     down = layout[_Y + STRIDE] * width
-                    if stride == 1:
-                        affine(
-                            x, begin, down, one, zero, 0, 0, none, -_INFINITE, _INFINITE, xs, target, step, ny, nx
-                        )  # fmt: skip
-                    else:
-                        every(x, begin, down, stride, xs, target, step, ny, nx)
-            # What lies between: padding before, between and after the pixels.
-            for z in range(layout[_Z + PLACES]):
-                first = plane + z * layout[_Z + STEP]
-                after = end if z + 1 == layout[_Z + PLACES] else first + layout[_Z + STEP]
-                if tz <= z < tz + nz and nx > 0 and ny > 0:
-                    for j in range(first, first + ty * step):
-                        xs[j] = 0
-                    for y in range(ty, ty + ny):
-                        for j in range(first + y * step, first + y * step + tx):
-                            xs[j] = 0
-                        for i in range(images):
-                            line = first + y * step + i * pitch + tx
-                            for j in range(line + nx, line + pitch):
-                                xs[j] = 0
-                    first += (ty + ny - 1) * step + images * pitch
-                for j in range(first, after):
-                    xs[j] = 0
+                    every(copy, x, begin, down, stride, x[:0], xs, target, step, 1, ny, nx)
 
 
 @compiled
-def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, first, last, xs):
+def convolve(calls, x, w, scale, shift, residual, low, high, y, layout, first, last, xs):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     Parameters
     ----------
+    calls : addresses of `lay`, `every`, `multiply` and `affine`.
     scale, shift : of each output channel, or one for all.
     residual : of the shape of y, or empty.
-    one, zero : arrays of these.
     """
     n, c, o, groups = layout[N], layout[C], layout[F], layout[GROUPS]
     cg, og, count, blocks, bands = c // groups, o // groups, layout[COUNT], layout[BLOCKS], layout[BANDS]
@@ -128,7 +106,7 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
             z0, y0, nz, ny = line0, 0, lines, out_y
         image = (n0 * c + g * cg) * pixels
         if not in_place and (job == first or block == 0):
-            _lay(x, image, one, zero, residual[:0], layout, z0, y0, images, xs)
+            lay(calls[0], calls[1], x, image, layout, z0, y0, images, xs)
         length = (nz - 1) * layout[_Z + STEP] + (ny - 1) * layout[_Y + STEP] + (stack - 1) * pitch + out_x
         begin = g * og + block * layout[BLOCK]
         end = min(g * og + og, begin + layout[BLOCK])
@@ -143,13 +121,13 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
                 for row in range(row0, stop, ROWS):
                     rows = min(ROWS, stop - row)
                     at = (to + row * outputs if direct else sums + (row - row0) * width) + p
-                    strip(
-                        source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step, rows,
-                        vectors,
+                    multiply(
+                        calls[2], source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step,
+                        rows, vectors * (BYTES // x.itemsize),
                     )  # fmt: skip
                     if direct:
                         affine(
-                            y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
+                            calls[3], y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
                             vectors * (BYTES // x.itemsize),
                         )  # fmt: skip
             if direct:
@@ -159,6 +137,6 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
                     at, target = sums + (row - row0) * width + i * pitch, to + (i * o + row) * outputs
                     for z in range(nz):
                         affine(
-                            xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0, residual,
-                            low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
+                            calls[3], xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0,
+                            residual, low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
                         )  # fmt: skip

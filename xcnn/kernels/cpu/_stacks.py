@@ -24,9 +24,9 @@ __all__ = ["AXIS", "HEADER", "ROWS", "Stacks", "stacks"]
 
 (
     N, C, F, GROUPS, STACKS, IMAGES, BANDS, BAND, BAND_AXIS, BLOCKS, BLOCK, IN_PLACE, DIRECT, PLANE, PHASES, COUNT,
-    SUMS, SUM_ROWS, WIDTH,
-) = range(19)  # fmt: skip
-HEADER, AXIS = 19, 6
+    SUMS, SUM_ROWS, WIDTH, PADDED,
+) = range(20)  # fmt: skip
+HEADER, AXIS = 20, 6
 SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(AXIS)
 """Where the numbers of a layout are: first the header (C, F: channels of x and y), then AXIS numbers of each of three
 axes, PHASES triples of phases, COUNT shifts and COUNT columns of the weights."""
@@ -218,9 +218,10 @@ def stacks(axes: tuple[Any, ...], n: int, shape: tuple[int, ...], groups: int, i
     planes = 0 if in_place else cg * channel
     width = _round_up(p.length, 16)
     rows = block if direct else min(block, max(8, _SUM_BYTES // (width * itemsize) // 8 * 8))
+    padded = any(a.kernel > 1 or a.before or (a.out - 1) * a.stride >= a.size for a in p.axes)
     header = [
         n, cg * groups, og * groups, groups, count, p.images, bands, p.band, p.band_axis, -(-og // block), block,
-        int(in_place), int(direct), p.plane, len(phases), cg * taps, planes, rows, width,
+        int(in_place), int(direct), p.plane, len(phases), cg * taps, planes, rows, width, int(padded),
     ]  # fmt: skip
     for axis, q, step in zip(p.axes, p.places, p.steps, strict=True):
         header += [axis.size, axis.stride, axis.before, axis.out, step, q.places]
