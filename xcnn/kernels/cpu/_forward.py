@@ -3,16 +3,14 @@
 Names: z, y, x count along the three axes; g groups, n images, c channels, o output channels.
 """
 
-import numpy as np
-
 from xcnn.kernels.cpu._compile import by_address, compiled
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply, next_strip
 from xcnn.kernels.cpu._simd import BYTES
 
 from xcnn.kernels.cpu._stacks import (  # isort: skip
-    AXIS, BAND, BAND_AXIS, BANDS, BEFORE, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PADDED,
-    PHASES, PLACES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
+    AXIS, BAND, BAND_AXIS, BANDS, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PADDED,
+    PHASES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
 )  # fmt: skip
 
 __all__ = ["convolve", "fold", "lay"]
@@ -32,45 +30,27 @@ def fold(bias, mean, var, weight, add, eps, scale, shift):
         shift[o] = centre * factor + (add[o] if add.size else 0.0)
 
 
-@compiled
-def _inside(layout, axis, phase, origin):
-    """Return the first place of a phase that is a pixel, its pixel, and how many there are from there on."""
-    stride, before = layout[axis + STRIDE], layout[axis + BEFORE] - origin * layout[axis + STRIDE] - phase
-    first = max(0, (before + stride - 1) // stride)
-    pixel = first * stride - before
-    count = (layout[axis + SIZE] - 1 - pixel) // stride + 1
-    return first, pixel, max(0, min(count, layout[axis + PLACES] - first))
-
-
-@by_address("nxninnnx")
-def lay(copy, x, x0, layout, z0, y0, images, xs):
+@by_address("nxninnx")
+def lay(copy, x, x0, layout, band, images, xs):
     """Sort the pixels of the images at x0, of the channels of a group, into planes, with zeros around them."""
-    channels, stack, pitch = layout[SUMS] // (layout[PHASES] * layout[PLANE]), layout[IMAGES], layout[_Y + STEP]
-    pitch //= stack
-    width, lines, stride = layout[_X + SIZE], layout[_Y + SIZE], layout[_X + STRIDE]
-    pixels = layout[_Z + SIZE] * lines * width
-    step = layout[_Y + STEP]
-    origins = (z0, y0, z0 - z0)
-    spans = np.empty((3, 3), np.int64)
-    for c in range(channels):
-        for k in range(layout[PHASES]):
-            at = HEADER + 3 * AXIS + 3 * k
-            for axis in range(3):  # one call, as each is compiled for its types
-                first, pixel, many = _inside(layout, HEADER + axis * AXIS, layout[at + axis], origins[axis])
-                spans[axis, 0], spans[axis, 1], spans[axis, 2] = first, pixel, many
-            tz, pz, nz = spans[0, 0], spans[0, 1], spans[0, 2]
-            ty, py, ny = spans[1, 0], spans[1, 1], spans[1, 2]
-            tx, px, nx = spans[2, 0], spans[2, 1], spans[2, 2]
-            plane = (c * layout[PHASES] + k) * layout[PLANE]
-            for j in range(plane, plane + layout[PLANE] * layout[PADDED]):
-                xs[j] = 0
+    phases, plane, stack = layout[PHASES], layout[PLANE], layout[IMAGES]
+    lines, width, down = layout[_Y + SIZE], layout[_X + SIZE], layout[_Y + STRIDE] * layout[_X + SIZE]
+    step, pixels = layout[_Y + STEP], layout[_Z + SIZE] * lines * width
+    for j in range(layout[SUMS] * layout[PADDED]):
+        xs[j] = 0
+    spans = HEADER + 3 * AXIS + 2 * layout[COUNT] + band * phases * 9
+    for c in range(layout[SUMS] // (phases * plane)):
+        for k in range(phases):
+            at = spans + 9 * k
             for i in range(images):
-                source = x0 + (i * layout[C] + c) * pixels
-                for z in range(nz):
-                    begin = source + ((pz + z * layout[_Z + STRIDE]) * lines + py) * width + px
-                    target = plane + (tz + z) * layout[_Z + STEP] + ty * step + i * pitch + tx
-                    down = layout[_Y + STRIDE] * width
-                    every(copy, x, begin, down, stride, x[:0], xs, target, step, 1, ny, nx)
+                for z in range(layout[at + 2]):
+                    line = (layout[at + 1] + z * layout[_Z + STRIDE]) * lines + layout[at + 4]
+                    every(
+                        copy, x, x0 + (i * layout[C] + c) * pixels + line * width + layout[at + 7], down,
+                        layout[_X + STRIDE], x[:0], xs,
+                        (c * phases + k) * plane + (layout[at] + z) * layout[_Z + STEP] + layout[at + 3] * step
+                        + i * (step // stack) + layout[at + 6], step, 1, layout[at + 5], layout[at + 8],
+                    )  # fmt: skip
 
 
 @compiled
@@ -85,7 +65,7 @@ def convolve(calls, x, w, scale, shift, residual, low, high, y, layout, first, l
     """
     n, c, o, groups = layout[N], layout[C], layout[F], layout[GROUPS]
     cg, og, count, blocks, bands = c // groups, o // groups, layout[COUNT], layout[BLOCKS], layout[BANDS]
-    at = HEADER + 3 * AXIS + 3 * layout[PHASES]
+    at = HEADER + 3 * AXIS
     shifts, columns = layout[at : at + count], layout[at + count : at + 2 * count]
     pixels = layout[_Z + SIZE] * layout[_Y + SIZE] * layout[_X + SIZE]
     out_y, out_x = layout[_Y + OUT], layout[_X + OUT]
@@ -106,7 +86,7 @@ def convolve(calls, x, w, scale, shift, residual, low, high, y, layout, first, l
             z0, y0, nz, ny = line0, 0, lines, out_y
         image = (n0 * c + g * cg) * pixels
         if not in_place and (job == first or block == 0):
-            lay(calls[0], calls[1], x, image, layout, z0, y0, images, xs)
+            lay(calls[0], calls[1], x, image, layout, band, images, xs)
         length = (nz - 1) * layout[_Z + STEP] + (ny - 1) * layout[_Y + STEP] + (stack - 1) * pitch + out_x
         begin = g * og + block * layout[BLOCK]
         end = min(g * og + og, begin + layout[BLOCK])

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._share import flat
 from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter
 from xcnn.threads import parallel, parts
 
@@ -207,7 +208,7 @@ class After(NamedTuple):
         """Return the arguments of compiled functions."""
         none = _NONE[dtype]
         scale, shift, residual = (
-            none if array is None else np.ascontiguousarray(array).reshape(-1) for array in self[:3]
+            none if array is None else flat(array, dtype.itemsize) for array in self[:3]
         )  # fmt: skip
         return scale, shift, residual, *(self.interval or (-np.inf, np.inf))
 
@@ -257,7 +258,7 @@ def matrix_product(
     starts : the first entries (products, 3) of the matrices of several products.
     """
     (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
-    a, b, c = a.ravel(), b.ravel(), c.ravel()
+    a, b, c = flat(a, c.itemsize), flat(b, c.itemsize), c.reshape(-1)
     dtype, products, lanes, address = c.dtype, len(starts), BYTES // c.itemsize, multiply.address(c.itemsize)
     operands = _NO_ARGUMENTS[dtype] if after is _NOTHING else after.arguments(dtype)
     direct = m <= _FEW and b_column == 1 and n % lanes == 0

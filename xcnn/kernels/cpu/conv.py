@@ -18,7 +18,7 @@ from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every, lanes_product
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import flat, share, supports
 from xcnn.kernels.cpu._stacks import stacks
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu.conv_gradients import conv_gradients
@@ -28,7 +28,7 @@ from xcnn.threads import parallel, parts
 __all__ = ["conv", "conv_inference", "convolution"]
 
 _UNLIMITED = -np.inf, np.inf
-_ONE, _ZERO, _NONE = ({size: np.full(n, value, f"f{size}") for size in (4, 8)} for n, value in ((1, 1), (1, 0), (0, 0)))
+_ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for value in (1, 0))
 
 
 @functools.cache
@@ -39,12 +39,6 @@ def _calls(itemsize: int) -> np.ndarray:
 @functools.cache
 def _lane_calls(itemsize: int) -> tuple[int, ...]:
     return tuple(function.address(itemsize) for function in (affine, transpose, lanes_product))
-
-
-def _flat(a: np.ndarray) -> np.ndarray:
-    """Return an array as one axis; a read-only one is copied, as all would be compiled once more for its type."""
-    flat = a.ravel()
-    return flat if flat.flags.writeable else flat.copy()
 
 
 def convolution(
@@ -63,11 +57,11 @@ def convolution(
     ends = _UNLIMITED if limits is None else limits
     y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
     arrays = (
-        _flat(x),
-        _flat(weight),
+        flat(x, size),
+        flat(weight, size),
         _ONE[size] if scale is None else scale,
-        _ZERO[size] if shift is None else _flat(shift),
-        _NONE[size] if residual is None else _flat(residual),
+        _ZERO[size] if shift is None else flat(shift, size),
+        flat(residual, size),
     )
     function: Any
     fixed: tuple[Any, ...]
@@ -91,8 +85,8 @@ def convolution(
 
     parallel(some, count)
     if limits is None and not near:
-        flat = y.reshape(-1)
-        share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * y.size, n=y.size)
+        numbers = y.reshape(-1)
+        share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
     return y
 
 
@@ -145,5 +139,5 @@ def conv_inference(
     scale, shift = None, bias
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
-        fold(*(_NONE[x.itemsize] if a is None else _flat(a) for a in (bias, *norm[:4])), norm[4], scale, shift)
+        fold(*(flat(a, x.itemsize) for a in (bias, *norm[:4])), norm[4], scale, shift)
     return convolution(x, weight, scale, shift, residual, activation, axes, groups)
