@@ -26,7 +26,7 @@ def test_transposition_between_any_places(dtype: str) -> None:
         x = rng.standard_normal((r, 60)).astype(dtype)
         y = np.full(100 * 50, 9, dtype)
         places = rng.permutation(99)[:c] * 50
-        transpose(x.reshape(-1), 3, np.arange(r) * 60, y, 2, places)
+        transpose.direct(x.reshape(-1), 3, np.arange(r) * 60, y, 2, places)
         expected = np.full(100 * 50, 9, dtype)
         for j, place in enumerate(places):
             expected[2 + place : 2 + place + r] = x[:, 3 + j]

@@ -22,7 +22,7 @@ def test_products_of_all_sizes(dtype: str, count: int) -> None:
             w = rng.standard_normal((count, 31)).astype(dtype)  # column k of the matrix is row k of w, from 4 on
             y = np.full((rows, 300), 9, dtype)
             offsets = np.arange(count) * 31
-            multiply(x, 3, shifts, w.reshape(-1), 4, 1, offsets, y.reshape(-1), 2, 300, rows, length)
+            multiply.direct(x, 3, shifts, w.reshape(-1), 4, 1, offsets, count, y.reshape(-1), 2, 300, rows, length)
             pixels = np.array([x[3 + shift : 3 + shift + length] for shift in shifts]).reshape(count, length)
             expected = w[:, 4 : 4 + rows].T.astype(np.float64) @ pixels
             tolerance = 1e-4 if dtype == "float32" else 1e-12

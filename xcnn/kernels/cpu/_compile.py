@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import njit
+from numba import njit, types
 from numba.core import event, serialize
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 
 from xcnn._dispatch import COMPILATION
 from xcnn._files import replacing
 
-__all__ = ["compiled", "summing"]
+__all__ = ["by_address", "compiled", "summing"]
 
 _log = logging.getLogger("xcnn")
 
@@ -45,6 +46,50 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
 def summing(function: Callable[..., Any]) -> Any:
     """Return a function as `compiled` does, which may reorder sums to use vector instructions."""
     return compiled(function, fastmath={"reassoc"})
+
+
+def by_address(kinds: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that compiled functions call by its address, given as the first argument.
+
+    Otherwise its code would be compiled again in each of them. It returns nothing. The result has `address(itemsize)`,
+    and `direct`, which Python calls.
+
+    Parameters
+    ----------
+    kinds : a letter per argument: x flat array of floats, i flat array of integers, f float64, n integer.
+    """
+
+    def types_for(number: Any) -> tuple[Any, ...]:
+        each = {"x": number[::1], "i": types.intp[::1], "f": types.float64, "n": types.intp}
+        return tuple(each[kind] for kind in kinds)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = compiled(function)
+
+        @intrinsic
+        def call(_: Any, address: Any, *arguments: Any) -> Any:
+            kinds_of = types_for(arguments[kinds.index("x")].dtype)
+
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                kind = context.call_conv.get_function_type(types.none, kinds_of).as_pointer()
+                given = [builder.extract_value(values[1], i) for i in range(len(kinds))]
+                pointer = builder.inttoptr(values[0], kind)
+                context.call_conv.call_function(builder, pointer, types.none, kinds_of, given)
+                return context.get_dummy_value()
+
+            return types.void(types.intp, types.Tuple(kinds_of)), generate
+
+        @functools.cache
+        def address(itemsize: int) -> int:
+            signature = types_for(types.float64 if itemsize == 8 else types.float32)
+            dispatcher.compile(signature)
+            entry = dispatcher.overloads[signature]
+            return int(entry.library.get_pointer_to_function(entry.fndesc.llvm_func_name))
+
+        call.address, call.direct = address, dispatcher
+        return call
+
+    return decorate
 
 
 def _keep(dispatcher: Any) -> None:

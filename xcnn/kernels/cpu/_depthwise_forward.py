@@ -119,11 +119,14 @@ def tables(axes: tuple[Any, ...], shape: tuple[int, ...], groups: int, itemsize:
 
 
 @compiled
-def depthwise(x, w, scale, shift, residual, low, high, y, layout, bases, vectors, places, shifts, n, first, last, xs):
+def depthwise(
+    write, turn, sum_up, x, w, scale, shift, residual, low, high, y, layout, bases, vectors, places, shifts, n, first,
+    last, xs,
+):  # fmt: skip
     """Do jobs first .. last - 1 of n images: y = clip(convolution * scale + shift + residual, low, high).
 
     A job is a band of an image, for a vector's worth of output channels; the blocks of channels run slowest. Padding in
-    xs is 0, and stays so.
+    xs is 0, and stays so. write, turn and sum_up are the addresses of `affine`, `transpose` and `lanes_product`.
     """
     lanes = BYTES // x.itemsize
     channels, outputs, pixels, line = layout[_CHANNELS], layout[_OUTPUTS], layout[_PIXELS], layout[_LINE]
@@ -158,11 +161,11 @@ def depthwise(x, w, scale, shift, residual, low, high, y, layout, bases, vectors
                 xs[k] = 0
         count = max(0, high_line - low_line) * line_pixels
         source, target = image * channels * pixels + low_line * line_pixels, (low_line - begin) * line
-        transpose(x, source, sources, xs, target, places[:count])
-        lanes_product(xs, 0, bases, shifts, xs, weights, xs, sums, lines * line_outputs)
-        transpose(xs, sums, vectors[: lines * line_outputs], xs, rows, columns)
+        transpose(turn, x, source, sources, xs, target, places[:count])
+        lanes_product(sum_up, xs, 0, bases, shifts, xs, weights, xs, sums, lines * line_outputs)
+        transpose(turn, xs, sums, vectors[: lines * line_outputs], xs, rows, columns)
         affine(
-            xs, rows, width, scale, shift, o0, 1, residual, low, high, y,
+            write, xs, rows, width, scale, shift, o0, 1, residual, low, high, y,
             (image * outputs + o0) * map_outputs + band * layout[_BAND] * line_outputs, map_outputs,
             min(lanes, outputs - o0), lines * line_outputs,
         )  # fmt: skip

@@ -3,22 +3,19 @@
 Names: z, y, x count along the three axes; g groups, n images, c channels, o output channels.
 """
 
-import numpy as np
-
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import by_address, compiled
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import next_strip
-from xcnn.kernels.cpu._simd import BYTES, strip
+from xcnn.kernels.cpu._product import multiply, next_strip
+from xcnn.kernels.cpu._simd import BYTES
 
 from xcnn.kernels.cpu._stacks import (  # isort: skip
-    AXIS, BAND, BAND_AXIS, BANDS, BEFORE, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PHASES,
-    PLACES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
+    AXIS, BAND, BAND_AXIS, BANDS, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PADDED,
+    PHASES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
 )  # fmt: skip
 
-__all__ = ["convolve", "fold"]
+__all__ = ["convolve", "fold", "lay"]
 
 _Z, _Y, _X = HEADER, HEADER + AXIS, HEADER + 2 * AXIS
-_INFINITE = float("inf")
 
 
 @compiled
@@ -33,81 +30,42 @@ def fold(bias, mean, var, weight, add, eps, scale, shift):
         shift[o] = centre * factor + (add[o] if add.size else 0.0)
 
 
-@compiled
-def _inside(layout, axis, phase, origin):
-    """Return the first place of a phase that is a pixel, its pixel, and how many there are from there on."""
-    stride, before = layout[axis + STRIDE], layout[axis + BEFORE] - origin * layout[axis + STRIDE] - phase
-    first = max(0, (before + stride - 1) // stride)
-    pixel = first * stride - before
-    count = (layout[axis + SIZE] - 1 - pixel) // stride + 1
-    return first, pixel, max(0, min(count, layout[axis + PLACES] - first))
-
-
-@compiled
-def _lay(x, x0, one, zero, none, layout, z0, y0, images, xs):
+@by_address("nxninnx")
+def lay(copy, x, x0, layout, band, images, xs):
     """Sort the pixels of the images at x0, of the channels of a group, into planes, with zeros around them."""
-    channels, stack, pitch = layout[SUMS] // (layout[PHASES] * layout[PLANE]), layout[IMAGES], layout[_Y + STEP]
-    pitch //= stack
-    width, lines, stride = layout[_X + SIZE], layout[_Y + SIZE], layout[_X + STRIDE]
-    pixels = layout[_Z + SIZE] * lines * width
-    step = layout[_Y + STEP]
-    origins = (z0, y0, z0 - z0)
-    spans = np.empty((3, 3), np.int64)
-    for c in range(channels):
-        for k in range(layout[PHASES]):
-            at = HEADER + 3 * AXIS + 3 * k
-            for axis in range(3):  # one call, as each is compiled for its types
-                first, pixel, many = _inside(layout, HEADER + axis * AXIS, layout[at + axis], origins[axis])
-                spans[axis, 0], spans[axis, 1], spans[axis, 2] = first, pixel, many
-            tz, pz, nz = spans[0, 0], spans[0, 1], spans[0, 2]
-            ty, py, ny = spans[1, 0], spans[1, 1], spans[1, 2]
-            tx, px, nx = spans[2, 0], spans[2, 1], spans[2, 2]
-            plane = (c * layout[PHASES] + k) * layout[PLANE]
-            end = plane + layout[PLANE]
+    phases, plane, stack = layout[PHASES], layout[PLANE], layout[IMAGES]
+    lines, width, down = layout[_Y + SIZE], layout[_X + SIZE], layout[_Y + STRIDE] * layout[_X + SIZE]
+    step, pixels = layout[_Y + STEP], layout[_Z + SIZE] * lines * width
+    for j in range(layout[SUMS] * layout[PADDED]):
+        xs[j] = 0
+    spans = HEADER + 3 * AXIS + 2 * layout[COUNT] + band * phases * 9
+    for c in range(layout[SUMS] // (phases * plane)):
+        for k in range(phases):
+            at = spans + 9 * k
             for i in range(images):
-                source = x0 + (i * layout[C] + c) * pixels
-                for z in range(nz):
-                    begin = source + ((pz + z * layout[_Z + STRIDE]) * lines + py) * width + px
-                    target = plane + (tz + z) * layout[_Z + STEP] + ty * step + i * pitch + tx
-                    down = layout[_Y + STRIDE] * width
-                    if stride == 1:
-                        affine(
-                            x, begin, down, one, zero, 0, 0, none, -_INFINITE, _INFINITE, xs, target, step, ny, nx
-                        )  # fmt: skip
-                    else:
-                        every(x, begin, down, stride, xs, target, step, ny, nx)
-            # What lies between: padding before, between and after the pixels.
-            for z in range(layout[_Z + PLACES]):
-                first = plane + z * layout[_Z + STEP]
-                after = end if z + 1 == layout[_Z + PLACES] else first + layout[_Z + STEP]
-                if tz <= z < tz + nz and nx > 0 and ny > 0:
-                    for j in range(first, first + ty * step):
-                        xs[j] = 0
-                    for y in range(ty, ty + ny):
-                        for j in range(first + y * step, first + y * step + tx):
-                            xs[j] = 0
-                        for i in range(images):
-                            line = first + y * step + i * pitch + tx
-                            for j in range(line + nx, line + pitch):
-                                xs[j] = 0
-                    first += (ty + ny - 1) * step + images * pitch
-                for j in range(first, after):
-                    xs[j] = 0
+                for z in range(layout[at + 2]):
+                    line = (layout[at + 1] + z * layout[_Z + STRIDE]) * lines + layout[at + 4]
+                    every(
+                        copy, x, x0 + (i * layout[C] + c) * pixels + line * width + layout[at + 7], down,
+                        layout[_X + STRIDE], x[:0], xs,
+                        (c * phases + k) * plane + (layout[at] + z) * layout[_Z + STEP] + layout[at + 3] * step
+                        + i * (step // stack) + layout[at + 6], step, 1, layout[at + 5], layout[at + 8],
+                    )  # fmt: skip
 
 
 @compiled
-def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, first, last, xs):
+def convolve(calls, x, w, scale, shift, residual, low, high, y, layout, first, last, xs):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     Parameters
     ----------
+    calls : addresses of `lay`, `every`, `multiply` and `affine`.
     scale, shift : of each output channel, or one for all.
     residual : of the shape of y, or empty.
-    one, zero : arrays of these.
     """
     n, c, o, groups = layout[N], layout[C], layout[F], layout[GROUPS]
     cg, og, count, blocks, bands = c // groups, o // groups, layout[COUNT], layout[BLOCKS], layout[BANDS]
-    at = HEADER + 3 * AXIS + 3 * layout[PHASES]
+    at = HEADER + 3 * AXIS
     shifts, columns = layout[at : at + count], layout[at + count : at + 2 * count]
     pixels = layout[_Z + SIZE] * layout[_Y + SIZE] * layout[_X + SIZE]
     out_y, out_x = layout[_Y + OUT], layout[_X + OUT]
@@ -128,7 +86,7 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
             z0, y0, nz, ny = line0, 0, lines, out_y
         image = (n0 * c + g * cg) * pixels
         if not in_place and (job == first or block == 0):
-            _lay(x, image, one, zero, residual[:0], layout, z0, y0, images, xs)
+            lay(calls[0], calls[1], x, image, layout, band, images, xs)
         length = (nz - 1) * layout[_Z + STEP] + (ny - 1) * layout[_Y + STEP] + (stack - 1) * pitch + out_x
         begin = g * og + block * layout[BLOCK]
         end = min(g * og + og, begin + layout[BLOCK])
@@ -143,13 +101,13 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
                 for row in range(row0, stop, ROWS):
                     rows = min(ROWS, stop - row)
                     at = (to + row * outputs if direct else sums + (row - row0) * width) + p
-                    strip(
-                        source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step, rows,
-                        vectors,
+                    multiply(
+                        calls[2], source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step,
+                        rows, vectors * (BYTES // x.itemsize),
                     )  # fmt: skip
                     if direct:
                         affine(
-                            y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
+                            calls[3], y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
                             vectors * (BYTES // x.itemsize),
                         )  # fmt: skip
             if direct:
@@ -159,6 +117,6 @@ def convolve(x, w, scale, shift, residual, one, zero, low, high, y, layout, firs
                     at, target = sums + (row - row0) * width + i * pitch, to + (i * o + row) * outputs
                     for z in range(nz):
                         affine(
-                            xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0, residual,
-                            low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
+                            calls[3], xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0,
+                            residual, low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
                         )  # fmt: skip

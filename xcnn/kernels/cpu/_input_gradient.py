@@ -5,34 +5,18 @@ tables, which are the same for any rank, stride and dilation.
 """
 
 from xcnn.kernels.cpu._compile import compiled, summing
+from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._tables import array
 
-__all__ = ["BAND", "bias_gradient", "copy_rows", "input_gradient"]
+__all__ = ["BAND", "bias_gradient", "input_gradient"]
 
 BAND = 960
 """The most places of a plane that are multiplied before they are written: whole strips."""
 
 _WEIGHTS = 1 << 16
 """The most weights that are multiplied before the next pixels: a quarter of a second-level cache."""
-
-
-@compiled
-def copy_rows(dy, y, dy0, pixels, channels, sources, targets, width, out, room):
-    """Copy rows of `width` numbers of each channel, where y is not 0; all of them if y is empty."""
-    zero = dy.dtype.type(0)
-    for o in range(channels):
-        for row in range(sources.size):
-            at = dy0 + o * pixels + sources[row]
-            source, target = dy[at : at + width], out[o * room + targets[row] :]
-            if y.size:
-                mask = y[at : at + width]
-                for k in range(width):
-                    target[k] = source[k] if mask[k] != zero else zero
-            else:
-                for k in range(width):
-                    target[k] = source[k]
 
 
 @summing
@@ -55,27 +39,12 @@ def bias_gradient(dy, y, out, pixels, first, last):
 
 
 @compiled
-def _write(ys, step, channels, sources, targets, widths, first, last, origin, stride, bias, b0, dx, dx0, pixels):
-    """Copy rows first .. last - 1 of each channel to their pixels, `stride` apart, and add the bias."""
-    for c in range(channels):
-        b = bias[b0 + c] if bias.size else ys.dtype.type(0)
-        for row in range(first, last):
-            at = c * step + sources[row] - origin
-            source, target = ys[at : at + widths[row]], dx[dx0 + c * pixels + targets[row] :]
-            if stride == 1:
-                for k in range(source.size):
-                    target[k] = source[k] + b
-            else:
-                for k in range(source.size):
-                    target[k * stride] = source[k] + b
-
-
-@compiled
-def input_gradient(dy, y, weight, bias, dx, tables, first, last, begin, end, dys, ys):
+def input_gradient(product, copy, dy, y, weight, bias, dx, tables, first, last, begin, end, dys, ys):
     """Set channels begin .. end - 1 of each group of dx, of images first .. last - 1.
 
     Parameters
     ----------
+    product, copy : addresses of `multiply` and `every`.
     dy, y, weight, bias, dx : flat; y and bias may be empty.
     tables : these numbers and arrays.
 
@@ -104,12 +73,13 @@ def input_gradient(dy, y, weight, bias, dx, tables, first, last, begin, end, dys
             if not dys.size:
                 for c in range(begin, end, most):
                     multiply(
-                        dy, dy0, shifts, weight, w0 + c * taps, taps, offsets, dx, dx0 + c * dx_pixels, dx_pixels,
-                        min(most, end - c), dx_pixels,
+                        product, dy, dy0, shifts, weight, w0 + c * taps, taps, offsets, offsets.size, dx,
+                        dx0 + c * dx_pixels, dx_pixels, min(most, end - c), dx_pixels,
                     )  # fmt: skip
                 continue
             rows = laid_from.size // images * many
-            copy_rows(dy, y, dy0, dy_pixels, og, laid_from[:rows], laid_to[:rows], laid, dys, room)
+            for row in range(rows):
+                every(copy, dy, dy0 + laid_from[row], dy_pixels, 1, y, dys, laid_to[row], room, 1, og, laid)
             for p in range(0, phases.size, 5):
                 row, rows, stride = phases[p], phases[p + 1] // images * many, phases[p + 2]
                 term, terms = phases[p + 3], phases[p + 4]
@@ -123,10 +93,17 @@ def input_gradient(dy, y, weight, bias, dx, tables, first, last, begin, end, dys
                             length = written_from[row + stop] + written[row + stop] - origin
                             stop += 1
                         multiply(
-                            dys, origin, reads, weight, w0 + c * taps, taps, columns, ys, 0, step, channels, length
+                            product, dys, origin, reads, weight, w0 + c * taps, taps, columns, terms, ys, 0, step,
+                            channels, length,
                         )  # fmt: skip
-                        _write(
-                            ys, step, channels, written_from, written_to, written, row + r, row + stop, origin, stride,
-                            bias, g * cg + c, dx, dx0 + c * dx_pixels, dx_pixels,
-                        )  # fmt: skip
+                        if bias.size:
+                            for i in range(channels):
+                                add = bias[g * cg + c + i]
+                                for j in range(i * step, i * step + length):
+                                    ys[j] += add
+                        for i in range(row + r, row + stop):
+                            every(
+                                copy, ys, written_from[i] - origin, step, 1, y[:0], dx,
+                                dx0 + c * dx_pixels + written_to[i], dx_pixels, stride, channels, written[i],
+                            )  # fmt: skip
                         r = stop

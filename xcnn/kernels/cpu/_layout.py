@@ -3,19 +3,12 @@
 import math
 from typing import Any
 
-import numpy as np
-
-__all__ = ["FLOPS_PER_MICROSECOND", "skips", "volume"]
+__all__ = ["FLOPS_PER_MICROSECOND", "skips"]
 
 FLOPS_PER_MICROSECOND = 80_000
 
 _MOST_SKIPPED = 4
 """The largest number of pixels of x between windows, per kernel position, for which this layout is used."""
-
-
-def volume(a: np.ndarray) -> np.ndarray:
-    """Return maps of one or two axes leading axes of one pixel, in C order."""
-    return np.ascontiguousarray(a).reshape(*a.shape[:2], *(1,) * (5 - a.ndim), *a.shape[2:])
 
 
 def skips(axes: tuple[Any, ...]) -> bool:

@@ -18,8 +18,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter, strip
+from xcnn.kernels.cpu._share import flat
+from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter
 from xcnn.threads import parallel, parts
 
 __all__ = ["ONE", "After", "finish", "matrix_product"]
@@ -142,7 +144,7 @@ def finish(
 
 @compiled
 def _product(
-    a, a_row, a_column, b, b_row, b_column, c, c_row, starts, m, n, k, direct, panels, tile, index,
+    product, a, a_row, a_column, b, b_row, b_column, c, c_row, starts, m, n, k, direct, panels, tile, index,
     scale, shift, residual, low, high,
 ):  # fmt: skip
     """Set each c to a @ b and what follows; the matrices begin at `starts` (products, 3)."""
@@ -169,9 +171,9 @@ def _product(
                     for j in range(left, right, width):
                         columns = min(width, right - j)
                         source, at = (b, b0 + term * b_row + j) if direct else (panels, (j - left) * count)
-                        strip(
-                            source, at, shifts, a, a0 + r * a_row + term * a_column, a_row, offsets, count, tile, 0,
-                            width, rows, (columns + lanes - 1) // lanes,
+                        multiply(
+                            product, source, at, shifts, a, a0 + r * a_row + term * a_column, a_row, offsets, count,
+                            tile, 0, width, rows, (columns + lanes - 1) // lanes * lanes,
                         )  # fmt: skip
                         for p in range(rows):
                             finish(
@@ -206,7 +208,7 @@ class After(NamedTuple):
         """Return the arguments of compiled functions."""
         none = _NONE[dtype]
         scale, shift, residual = (
-            none if array is None else np.ascontiguousarray(array).reshape(-1) for array in self[:3]
+            none if array is None else flat(array, dtype.itemsize) for array in self[:3]
         )  # fmt: skip
         return scale, shift, residual, *(self.interval or (-np.inf, np.inf))
 
@@ -256,14 +258,15 @@ def matrix_product(
     starts : the first entries (products, 3) of the matrices of several products.
     """
     (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
-    a, b, c = a.ravel(), b.ravel(), c.ravel()
-    dtype, products, lanes = c.dtype, len(starts), BYTES // c.itemsize
+    a, b, c = flat(a, c.itemsize), flat(b, c.itemsize), c.reshape(-1)
+    dtype, products, lanes, address = c.dtype, len(starts), BYTES // c.itemsize, multiply.address(c.itemsize)
     operands = _NO_ARGUMENTS[dtype] if after is _NOTHING else after.arguments(dtype)
     direct = m <= _FEW and b_column == 1 and n % lanes == 0
 
-    def multiply(starts: np.ndarray, m: int, columns: int, operands: tuple[Any, ...]) -> None:
+    def some(starts: np.ndarray, m: int, columns: int, operands: tuple[Any, ...]) -> None:
         _product(
-            a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct, *_ROOMS.get(dtype), *operands,
+            address, a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct, *_ROOMS.get(dtype),
+            *operands,
         )  # fmt: skip
 
     rows, columns = m // _LEAST_ROWS, n // (3 * lanes)
@@ -272,19 +275,19 @@ def matrix_product(
 
     def part(number: int) -> None:
         if products > 1:
-            multiply(starts[products * number // count : products * (number + 1) // count], m, n, operands)
+            some(starts[products * number // count : products * (number + 1) // count], m, n, operands)
         elif rows >= columns:
             first, end = (m * at // count for at in (number, number + 1))
-            multiply(starts + np.array((first * a_row, 0, first * n)), end - first, n, operands)
+            some(starts + np.array((first * a_row, 0, first * n)), end - first, n, operands)
         else:
             unit = 3 * lanes
             first, end = (min(n, -(-n // unit) * at // count * unit) for at in (number, number + 1))
             scale, shift, *others = operands
-            multiply(
+            some(
                 starts + np.array((0, first * b_column, first)), m, end - first, (scale[first:], shift[first:], *others)
             )
 
     if count == 1:
-        multiply(starts, m, n, operands)
+        some(starts, m, n, operands)
     else:
         parallel(part, count)

@@ -10,6 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from xcnn.kernels.cpu._compile import by_address
 from xcnn.kernels.cpu._simd import Emitter
 
 __all__ = ["affine", "every", "lanes_product"]
@@ -18,7 +19,7 @@ _INT = ir.IntType(64)
 
 
 @intrinsic
-def affine(
+def _affine(
     _: Any,
     x: Any,
     x0: Any,
@@ -103,41 +104,81 @@ def affine(
     return types.void(x, n, n, scale, shift, n, n, residual, f, f, y, n, n, n, n), generate
 
 
+@by_address("xnnxxnnxffxnnnn")
+def affine(x, x0, x_step, scale, shift, row0, each, residual, low, high, y, y0, y_step, rows, count):
+    """Do what `_affine` does."""
+    _affine(x, x0, x_step, scale, shift, row0, each, residual, low, high, y, y0, y_step, rows, count)
+
+
 @intrinsic
-def every(
-    _: Any, x: Any, x0: Any, x_step: Any, stride: Any, y: Any, y0: Any, y_step: Any, rows: Any, count: Any
-) -> Any:
-    """Set `y[y0 + i * y_step + j] = x[x0 + i * x_step + j * stride]` for i < `rows` and j < `count`."""
+def _every(
+    _: Any, x: Any, x0: Any, x_step: Any, stride: Any, mask: Any, y: Any, y0: Any, y_step: Any, apart: Any, rows: Any,
+    count: Any,
+) -> Any:  # fmt: skip
+    """Copy numbers that are `stride` apart to places that are `apart`; those where the mask of x is 0 become 0.
+
+    For i < `rows` and j < `count`, unless mask is empty and all is copied:
+
+        y[y0 + i * y_step + j * apart] = x[at] if mask[at] != 0 else 0    at = x0 + i * x_step + j * stride
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, x_step_, stride_, y_, y0_, y_step_, rows_, count_ = arguments
+        x_, x0_, x_step_, stride_, mask_, y_, y0_, y_step_, apart_, rows_, count_ = arguments
         emit = Emitter(context, builder, x)
         lanes, one = emit.lanes, _INT(1)
         even = [2 * i if 2 * i < lanes else 2 * i + 1 for i in range(lanes)]
-        wide = builder.and_(builder.icmp_signed("==", stride_, _INT(2)), builder.icmp_signed(">=", count_, _INT(lanes)))
+        masked = builder.icmp_signed(">", emit.size(mask, mask_), _INT(0))
+        adjacent = builder.icmp_signed("==", apart_, one)
+        single = builder.and_(adjacent, builder.icmp_signed("==", stride_, one))
+        double = builder.and_(adjacent, builder.icmp_signed("==", stride_, _INT(2)))
+        wide = builder.and_(double, builder.icmp_signed(">=", count_, _INT(lanes)))
+        wide = builder.and_(wide, builder.not_(masked))
+        others = builder.not_(builder.or_(single, wide))
         with cgutils.for_range(builder, rows_) as loop:
-            source = emit.at(emit.pointer(x, x_, x0_), (loop.index, x_step_))
+            source, kept = (
+                emit.at(emit.pointer(kind, array, x0_), (loop.index, x_step_))
+                for kind, array in ((x, x_), (mask, mask_))
+            )
             target = emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_))
-            with builder.if_else(wide) as (twos, others):
-                with twos, cgutils.for_range_slice(builder, _INT(0), count_, _INT(lanes)) as (j, _):
-                    j = emit.smaller(j, builder.sub(count_, _INT(lanes)))
-                    pixels = emit.at(source, (j, 2))
-                    parts = emit.load(pixels), emit.load(builder.gep(pixels, [_INT(lanes - 1)]))
-                    emit.store(emit.shuffle(*parts, even), builder.gep(target, [j]))
-                with others, cgutils.for_range_slice(builder, _INT(0), count_, one) as (j, _):
-                    builder.store(builder.load(emit.at(source, (j, stride_))), builder.gep(target, [j]))
+
+            def some(at: Any, to: Any, many: int, source: Any = source, kept: Any = kept, target: Any = target) -> None:
+                value = emit.load(builder.gep(source, [at]), many)
+                with builder.if_else(masked) as (partly, all_of_it):
+                    with partly:
+                        zero = ir.Constant(value.type, None)
+                        chosen = builder.fcmp_unordered("!=", emit.load(builder.gep(kept, [at]), many), zero)
+                        emit.store(builder.select(chosen, value, zero), builder.gep(target, [to]))
+                    with all_of_it:
+                        emit.store(value, builder.gep(target, [to]))
+
+            with builder.if_then(single):
+                for j, many in emit.pieces(count_):
+                    some(j, j, many)
+            with builder.if_then(wide), cgutils.for_range_slice(builder, _INT(0), count_, _INT(lanes)) as (j, _):
+                j = emit.smaller(j, builder.sub(count_, _INT(lanes)))
+                pixels = emit.at(source, (j, 2))
+                parts = emit.load(pixels), emit.load(builder.gep(pixels, [_INT(lanes - 1)]))
+                emit.store(emit.shuffle(*parts, even), builder.gep(target, [j]))
+            with builder.if_then(others), cgutils.for_range(builder, count_) as each:
+                some(builder.mul(each.index, stride_), builder.mul(each.index, apart_), 1)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(x, n, n, n, y, n, n, n, n), generate
+    return types.void(x, n, n, n, mask, y, n, n, n, n, n), generate
 
 
-_SUMS = 10
-"""Vectors of sums that `lanes_product` computes at once."""
+@by_address("xnnnxxnnnnn")
+def every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
+    """Do what `_every` does."""
+    _every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count)
+
+
+_SUMS = 9
+"""Vectors of sums that `lanes_product` computes at once: more than a processor's latency takes, and 3 x 3 taps."""
 
 
 @intrinsic
-def lanes_product(
+def _lanes_product(
     _: Any, x: Any, x0: Any, bases: Any, shifts: Any, w: Any, w0: Any, y: Any, y0: Any, count: Any
 ) -> Any:
     """Set `count` vectors of y to sums of products of vectors, lane by lane.
@@ -171,9 +212,19 @@ def lanes_product(
         with builder.if_else(many) as (several, few):
             with several, cgutils.for_range_slice(builder, _INT(0), count_, _INT(_SUMS)) as (i, _):
                 block(emit.smaller(i, builder.sub(count_, _INT(_SUMS))), _SUMS)
-            with few, cgutils.for_range(builder, count_) as loop:
-                block(loop.index, 1)
+            with few:
+                threes = builder.mul(builder.udiv(count_, _INT(3)), _INT(3))
+                with cgutils.for_range_slice(builder, _INT(0), threes, _INT(3)) as (i, _):
+                    block(i, 3)
+                with cgutils.for_range_slice(builder, threes, count_, _INT(1)) as (i, _):
+                    block(i, 1)
         return context.get_dummy_value()
 
     n = types.intp
     return types.void(x, n, bases, shifts, w, n, y, n, n), generate
+
+
+@by_address("xniixnxnn")
+def lanes_product(x, x0, bases, shifts, w, w0, y, y0, count):
+    """Do what `_lanes_product` does."""
+    _lanes_product(x, x0, bases, shifts, w, w0, y, y0, count)

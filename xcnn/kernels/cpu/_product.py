@@ -8,7 +8,7 @@ or their transpose, where they are. Vector k is x from `shifts[k]` on, a plane o
 Indices count elements; bounds are not checked.
 """
 
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import by_address, compiled
 from xcnn.kernels.cpu._simd import BYTES, STRIP, strip
 
 __all__ = ["multiply", "next_strip"]
@@ -31,10 +31,10 @@ def next_strip(at, length, itemsize):
     return at, vectors, min(length, at + vectors * lanes)
 
 
-@compiled
-def multiply(x, x0, shifts, w, w0, row, offsets, y, y0, step, rows, length):
-    """Set y as above. If `length` is less than a vector, whole vectors are read and written all the same."""
-    at = 0
+@by_address("xnixnninxnnnn")
+def multiply(x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows, length):
+    """Set y as above, for k < `count`. If `length` is less than a vector, whole ones are read and written."""
+    at = length - length
     while at < length:
         first, vectors, at = next_strip(at, length, x.itemsize)
-        strip(x, x0 + first, shifts, w, w0, row, offsets, shifts.size, y, y0 + first, step, rows, vectors)
+        strip(x, x0 + first, shifts, w, w0, row, offsets, count, y, y0 + first, step, rows, vectors)

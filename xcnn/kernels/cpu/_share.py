@@ -24,9 +24,13 @@ _NOTHING = {dtype.itemsize: np.empty(0, dtype) for dtype in (np.dtype(np.float32
 def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
     """Return the numbers of an array side by side in C order, as a view if possible; for None, an empty array.
 
-    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see.
+    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see. A read-only array
+    is copied: to Numba its type is another one, for which all would be compiled once more.
     """
-    return _NOTHING[itemsize] if a is None else a.ravel()
+    if a is None:
+        return _NOTHING[itemsize]
+    numbers = a.ravel()
+    return numbers if numbers.flags.writeable else numbers.copy()
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

@@ -24,12 +24,12 @@ __all__ = ["AXIS", "HEADER", "ROWS", "Stacks", "stacks"]
 
 (
     N, C, F, GROUPS, STACKS, IMAGES, BANDS, BAND, BAND_AXIS, BLOCKS, BLOCK, IN_PLACE, DIRECT, PLANE, PHASES, COUNT,
-    SUMS, SUM_ROWS, WIDTH,
-) = range(19)  # fmt: skip
-HEADER, AXIS = 19, 6
+    SUMS, SUM_ROWS, WIDTH, PADDED,
+) = range(20)  # fmt: skip
+HEADER, AXIS = 20, 6
 SIZE, STRIDE, BEFORE, OUT, STEP, PLACES = range(AXIS)
 """Where the numbers of a layout are: first the header (C, F: channels of x and y), then AXIS numbers of each of three
-axes, PHASES triples of phases, COUNT shifts and COUNT columns of the weights."""
+axes, COUNT shifts and COUNT columns of the weights, and for each band, phase, and axis a span (`_span`)."""
 
 ROWS = 64
 """The most output channels of which a strip is computed before it is finished; they fit in the nearest cache."""
@@ -114,6 +114,14 @@ def _places(axis: Any, out: int) -> _Places:
     lead = min(max(0, -(-(axis.before - phase) // axis.stride)) for phase in phases)
     last = min((axis.size - 1 + axis.before) // axis.stride, out - 1 + shift)
     return _Places(phases, shift, last + 1, max(last + 1, out + shift - lead, out))
+
+
+def _span(axis: Any, places: int, phase: int, origin: int) -> tuple[int, int, int]:
+    """Return the first place of a phase that is a pixel, its pixel, and how many there are; `origin` is place 0."""
+    before = axis.before - origin * axis.stride - phase
+    first = max(0, -(-before // axis.stride))
+    pixel = first * axis.stride - before
+    return first, pixel, max(0, min((axis.size - 1 - pixel) // axis.stride + 1, places - first))
 
 
 class _Plan(NamedTuple):
@@ -218,13 +226,20 @@ def stacks(axes: tuple[Any, ...], n: int, shape: tuple[int, ...], groups: int, i
     planes = 0 if in_place else cg * channel
     width = _round_up(p.length, 16)
     rows = block if direct else min(block, max(8, _SUM_BYTES // (width * itemsize) // 8 * 8))
+    padded = any(a.kernel > 1 or a.before or (a.out - 1) * a.stride >= a.size for a in p.axes)
     header = [
         n, cg * groups, og * groups, groups, count, p.images, bands, p.band, p.band_axis, -(-og // block), block,
-        int(in_place), int(direct), p.plane, len(phases), cg * taps, planes, rows, width,
+        int(in_place), int(direct), p.plane, len(phases), cg * taps, planes, rows, width, int(padded),
     ]  # fmt: skip
     for axis, q, step in zip(p.axes, p.places, p.steps, strict=True):
         header += [axis.size, axis.stride, axis.before, axis.out, step, q.places]
     every = [c * channel + shift for c in range(cg) for shift in shifts]
-    numbers = np.array([*header, *itertools.chain(*phases), *every, *range(cg * taps)], np.int64)
+    spans = (
+        _span(axis, q.places, phase, p.band * band if i == p.band_axis else 0)
+        for band in range(bands)
+        for some in phases
+        for i, (axis, q, phase) in enumerate(zip(p.axes, p.places, some, strict=True))
+    )
+    numbers = np.array([*header, *every, *range(cg * taps), *itertools.chain(*spans)], np.int64)
     jobs = count * bands * groups * -(-og // block)
     return Stacks(numbers, jobs, planes + (0 if direct else rows * width) + 16, microseconds, count)

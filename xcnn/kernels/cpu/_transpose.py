@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._compile import by_address
 from xcnn.kernels.cpu._simd import BYTES, Emitter
 
 __all__ = ["transpose"]
@@ -42,7 +42,7 @@ def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns
     return types.void(x, n, rows, n, y, n, columns, n), generate
 
 
-@compiled
+@by_address("xnixni")
 def transpose(x, x0, rows, y, y0, columns):
     """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
     lanes = BYTES // x.itemsize

@@ -9,30 +9,24 @@ copied, and width for the channels of b that are copied together, a block.
 """
 
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._tables import array
 from xcnn.kernels.cpu._transpose import transpose
 
-__all__ = ["ROWS", "TERMS", "collect", "keep", "weight_gradient"]
+__all__ = ["ROWS", "TERMS", "collect", "weight_gradient"]
 
 ROWS, TERMS = 64, 1024
 """The channels and windows of a that are multiplied together: a quarter of a second-level cache."""
 
 
 @compiled
-def keep(dy, y, first, count, masked):
-    """Copy `count` numbers of dy where y is not 0."""
-    zero, source, kept = dy.dtype.type(0), dy[first:], y[first:]
-    for k in range(count):
-        masked[k] = source[k] if kept[k] != zero else zero
-
-
-@compiled
-def weight_gradient(a, b, a_y, b_y, sums, tables, first, last, block, end, masked, bs, ys):
+def weight_gradient(product, copy, turn, a, b, a_y, b_y, sums, tables, first, last, block, end, masked, bs, ys):
     """Set the sums of blocks `block` .. `end` - 1 to the products of images first .. last - 1.
 
     Parameters
     ----------
+    product, copy, turn : addresses of `multiply`, `every` and `transpose`.
     a, b : (n, channels, pixels), flat.
     a_y, b_y : y, if that of the two is dy and masked to where y is not 0; else empty.
     sums : for each block, row of kernel positions and channel of a in its group, `columns` numbers, flat.
@@ -57,24 +51,26 @@ def weight_gradient(a, b, a_y, b_y, sums, tables, first, last, block, end, maske
         many, a_in, b_in, a_n, b_n = min(images, last - n), a, b, n, n
         terms = many * count
         if a_y.size:
-            keep(a, a_y, n * groups * ca * a_pixels, many * groups * ca * a_pixels, masked)
+            size = groups * ca * a_pixels
+            every(copy, a, n * size, 0, 1, a_y, masked, 0, 0, 1, 1, many * size)
             a_in, a_n = masked, 0
         if b_y.size:
-            keep(b, b_y, n * groups * cb * b_pixels, many * groups * cb * b_pixels, masked)
+            size = groups * cb * b_pixels
+            every(copy, b, n * size, 0, 1, b_y, masked, 0, 0, 1, 1, many * size)
             b_in, b_n = masked, 0
         for at in range(block, end):
             g = at // per_group
             channel = g * cb + min(at % per_group * width, cb - width)
             for i in range(many):
-                transpose(b_in, ((b_n + i) * groups * cb + channel) * b_pixels, rows, bs, i * room, places)
+                transpose(turn, b_in, ((b_n + i) * groups * cb + channel) * b_pixels, rows, bs, i * room, places)
             for k in range(0, terms, TERMS):
                 begin, stop = k, min(k + TERMS, terms)
                 for r in range(0, ca, ROWS):
                     channels, a0 = min(ROWS, ca - r), (a_n * groups * ca + g * ca + r) * a_pixels
                     for j in range(runs.size):
                         multiply(
-                            bs, runs[j], windows[begin:stop], a_in, a0, a_pixels, offsets[begin:stop], ys, 0, step,
-                            channels, columns,
+                            product, bs, runs[j], windows[begin:stop], a_in, a0, a_pixels, offsets[begin:stop],
+                            stop - begin, ys, 0, step, channels, columns,
                         )  # fmt: skip
                         for i in range(channels):
                             source, target = ys[i * step :], sums[((at * runs.size + j) * ca + r + i) * columns :]

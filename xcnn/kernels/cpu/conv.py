@@ -5,6 +5,7 @@ strip is in the nearest cache; there, bias, batch norm, residual and activation 
 distributed over threads. `conv_gradients.py` has the gradients.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._depthwise_forward import depthwise, depthwise_pays, tables
-from xcnn.kernels.cpu._forward import convolve, fold
+from xcnn.kernels.cpu._forward import convolve, fold, lay
 from xcnn.kernels.cpu._layout import skips
+from xcnn.kernels.cpu._moves import affine, every, lanes_product
+from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import flat, share, supports
 from xcnn.kernels.cpu._stacks import stacks
+from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu.conv_gradients import conv_gradients
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.threads import parallel, parts
@@ -24,13 +28,17 @@ from xcnn.threads import parallel, parts
 __all__ = ["conv", "conv_inference", "convolution"]
 
 _UNLIMITED = -np.inf, np.inf
-_ONE, _ZERO, _NONE = ({size: np.full(n, value, f"f{size}") for size in (4, 8)} for n, value in ((1, 1), (1, 0), (0, 0)))
+_ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for value in (1, 0))
 
 
-def _flat(a: np.ndarray) -> np.ndarray:
-    """Return an array as one axis; a read-only one is copied, as all would be compiled once more for its type."""
-    flat = a.ravel()
-    return flat if flat.flags.writeable else flat.copy()
+@functools.cache
+def _calls(itemsize: int) -> np.ndarray:
+    return np.array([function.address(itemsize) for function in (lay, every, multiply, affine)], np.int64)
+
+
+@functools.cache
+def _lane_calls(itemsize: int) -> tuple[int, ...]:
+    return tuple(function.address(itemsize) for function in (affine, transpose, lanes_product))
 
 
 def convolution(
@@ -48,23 +56,22 @@ def convolution(
     limits = clamp(activation)
     ends = _UNLIMITED if limits is None else limits
     y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
-    one, zero = _ONE[size], _ZERO[size]
     arrays = (
-        _flat(x),
-        _flat(weight),
-        one if scale is None else scale,
-        zero if shift is None else _flat(shift),
-        _NONE[size] if residual is None else _flat(residual),
+        flat(x, size),
+        flat(weight, size),
+        _ONE[size] if scale is None else scale,
+        _ZERO[size] if shift is None else flat(shift, size),
+        flat(residual, size),
     )
     function: Any
     fixed: tuple[Any, ...]
     if depthwise_pays(weight.shape, groups, size):
         lanes = tables(axes, weight.shape, groups, size)
         jobs, owner, room, microseconds = n * lanes.jobs, lanes.number, lanes.scratch, n * lanes.microseconds
-        function, fixed, pieces = depthwise, (*arrays, *ends, y.reshape(-1), *lanes[:5], n), 1
+        function, fixed, pieces = depthwise, (*_lane_calls(size), *arrays, *ends, y.reshape(-1), *lanes[:5], n), 1
     else:
         layout, jobs, room, microseconds, pieces = stacks(axes, n, weight.shape, groups, size)
-        function, owner, fixed = convolve, -1, (*arrays, one, zero, *ends, y.reshape(-1), layout)
+        function, owner, fixed = convolve, -1, (_calls(size), *arrays, *ends, y.reshape(-1), layout)
     count = parts(jobs, microseconds)
     near = limits is None and pieces >= count  # a piece is some images, and still in the cache after that
     pieces = pieces if near else count
@@ -78,8 +85,8 @@ def convolution(
 
     parallel(some, count)
     if limits is None and not near:
-        flat = y.reshape(-1)
-        share(lambda begin, end: in_place(activation, flat[begin:end]), 4 * y.size, n=y.size)
+        numbers = y.reshape(-1)
+        share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
     return y
 
 
@@ -132,5 +139,5 @@ def conv_inference(
     scale, shift = None, bias
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
-        fold(*(_NONE[x.itemsize] if a is None else _flat(a) for a in (bias, *norm[:4])), norm[4], scale, shift)
+        fold(*(flat(a, x.itemsize) for a in (bias, *norm[:4])), norm[4], scale, shift)
     return convolution(x, weight, scale, shift, residual, activation, axes, groups)

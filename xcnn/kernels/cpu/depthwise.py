@@ -11,10 +11,12 @@ import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient
 from xcnn.kernels.cpu._grids import grid, pack, padded_grid, phase_spans, steps_of
+from xcnn.kernels.cpu._moves import every, lanes_product
 from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat
 from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._transpose import transpose
 from xcnn.threads import parallel, parts
 
 __all__ = ["input_gradients", "weight_gradients"]
@@ -73,10 +75,9 @@ def _input(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
         np.arange(width) * math.prod(outs),
         places * lanes,
         np.arange(width) * math.prod(sizes),
-        np.arange(math.prod(sizes)) * lanes,
+        np.argsort(np.concatenate(targets)) * lanes,
         np.concatenate([begins, counts]).T,
         np.concatenate(bases) * lanes,
-        np.concatenate(targets) * lanes,
         shifts[chosen] * lanes,
         chosen,
     )
@@ -97,18 +98,25 @@ def _weight(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
         p.windows * lanes,
         p.taps * lanes,
     )
-    memory = {"dy": p.windows.size * lanes, "sums": p.taps.size * lanes, "sums of an image": p.taps.size * lanes}
+    memory = {
+        "dy": p.windows.size * lanes,
+        "sums": p.taps.size * lanes,
+        "sums of an image": p.taps.size * lanes,
+        "part": p.taps.size * lanes,
+    }
     return _shared(tables, p.size * lanes, memory, width, n, c, axes)
 
 
 def _run(f: _Layout, n: int, dtype: Any, mask: np.ndarray | None, function: Any, *arrays: np.ndarray) -> None:
     """Call a compiled function for all parts, with a part's first array of several in the last one of `arrays`."""
     *inputs, out = arrays
+    addresses = [call.address(dtype.itemsize) for call in (every, transpose, lanes_product)]
 
     def some(part: int) -> None:
         i, b = divmod(part, f.by_blocks)
         function(
-            *inputs, out[i] if out.ndim > 1 else out, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
+            *addresses, *inputs, out[i] if out.ndim > 1 else out, f.tables,
+            n * i // f.by_images, n * (i + 1) // f.by_images,
             f.blocks * b // f.by_blocks, f.blocks * (b + 1) // f.by_blocks,
             scratch(0, "masked", 0 if mask is None else f.masked, dtype), cleared(f.number, "padded", f.padded, dtype),
             *(scratch(0, name, size, dtype) for name, size in f.memory.items()),

@@ -17,7 +17,9 @@ from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import grid, pack, phase_spans, repeat, steps_of
 from xcnn.kernels.cpu._input_gradient import BAND, input_gradient
 from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
+from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._planes import STEP, planes
+from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat
 from xcnn.kernels.cpu._simd import BYTES
@@ -147,7 +149,8 @@ def input_gradients(
         dys = flat(None, size) if direct else cleared(f.number, "dy", f.room, dtype)
         ys = flat(None, size) if direct else scratch(0, "products", 64 * (BAND + 16), dtype)
         input_gradient(
-            *arrays, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
+            multiply.address(size), every.address(size), *arrays, f.tables,
+            n * i // f.by_images, n * (i + 1) // f.by_images,
             cg * c // f.by_channels, cg * (c + 1) // f.by_channels, dys, ys,
         )  # fmt: skip
 

@@ -17,9 +17,11 @@ import numpy as np
 
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._correlation import correlate
-from xcnn.kernels.cpu._grids import grid, pack, padded_grid, repeat, steps_of
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND, volume
+from xcnn.kernels.cpu._grids import grid, pack, padded_grid, phase_spans, repeat, steps_of
+from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
+from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._planes import STEP, planes
+from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat, share
 from xcnn.kernels.cpu._simd import BYTES
@@ -128,7 +130,8 @@ def _sum_over_windows(
     def some(part: int) -> None:
         i, block = divmod(part, f.by_blocks)
         weight_gradient(
-            *arrays, sums[i], f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
+            *(function.address(size) for function in (multiply, every, transpose)), *arrays, sums[i], f.tables,
+            n * i // f.by_images, n * (i + 1) // f.by_images,
             f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks,
             scratch(0, "masked", 0 if y is None else f.masked, dtype), cleared(f.number, "windows", f.room, dtype),
             scratch(0, "sums", ROWS * max(f.columns, BYTES), dtype),
@@ -140,7 +143,7 @@ def _sum_over_windows(
     if f.swapped:
         turned, og = np.empty(weight.size, dtype), o // groups
         for g in range(groups):
-            transpose(out, g * og * cg, np.arange(cg) * og, turned, g * og * cg, np.arange(og) * cg)
+            transpose.direct(out, g * og * cg, np.arange(cg) * og, turned, g * og * cg, np.arange(og) * cg)
         out = turned
     return out.reshape(weight.shape)
 
@@ -154,6 +157,10 @@ class _Pixels(NamedTuple):
     parts: int
     cycles: float
     number: int
+
+
+def _three(numbers: list[int], missing: int) -> list[int]:
+    return [missing] * (3 - len(numbers)) + numbers
 
 
 @functools.lru_cache(maxsize=256)
@@ -173,6 +180,9 @@ def _pixels(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) ->
         [groups, cg, og, math.prod(outs), outs[-1], chunk, f.plane, f.phases, f.length, f.dy_plane, f.dy_start],
         grid(steps_of(outs)[:-1], zeros, outs[:-1], ones),
         grid(steps[:-1], zeros, outs[:-1], ones) + f.dy_start,
+        np.array(
+            [[s.phase, *_three(s.firsts, 0), *_three(s.pixels, 0), *_three(s.counts, 1)] for s in phase_spans(axes)]
+        ),
         f.axes,
         np.add.outer(np.arange(cg) * (f.phases * f.plane), f.x_shifts),
     )
@@ -183,12 +193,13 @@ def _pixels(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) ->
 def _correlate(x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, f: _Pixels) -> np.ndarray:
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     dweight = np.zeros((f.parts, weight.size), dtype)
-    images, dy, y = volume(x), flat(dy, size), flat(y, size)
+    x, dy, y = (flat(a, size) for a in (x, dy, y))
 
     def some(part: int) -> None:
         xs, dys = cleared(f.number, "x", f.xs, dtype), cleared(f.number, "dy", f.dys, dtype)
         correlate(
-            images, dy, y, dweight[part], f.tables, n * part // f.parts, n * (part + 1) // f.parts, xs, dys
+            every.address(size), x, dy, y, dweight[part], f.tables, n * part // f.parts, n * (part + 1) // f.parts,
+            xs, dys,
         )  # fmt: skip
 
     parallel(some, f.parts)
