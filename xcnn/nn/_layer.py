@@ -13,6 +13,7 @@ A layer with parameters assigns them under the names of the op's array arguments
 an argument that is left out) and draws them in `initialize`.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -23,6 +24,13 @@ from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Layer"]
+
+
+@functools.cache
+def _follows(kind: Any) -> bool:
+    """Return whether the class that defines `forward`, or one below it, says what it does around its op."""
+    defined = {name: [name in vars(c) for c in kind.__mro__].index(True) for name in ("forward", "_forward", "_given")}
+    return defined["_given"] <= min(defined["forward"], defined["_forward"])
 
 
 class Layer(Module):
@@ -71,7 +79,19 @@ class Layer(Module):
 
     def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
         """Do what `forward` does, with more arguments for the op: `activation` and `residual`, see `_plan.py`."""
-        return self.call_op(x, training=train, **more) if "training" in self._options else self.call_op(x, **more)
+        return self.call_op(x, **self._given(x, train), **more)
+
+    def _given(self, x: Any, train: bool) -> dict[str, Any]:
+        """Check x and return the options that depend on the call, or on whether buffers are trained."""
+        return {"training": train} if "training" in self._options else {}
+
+    def _store(self, results: Sequence[Any], train: bool) -> None:
+        """Keep what the op returns besides y."""
+
+    def _steady(self) -> bool:
+        """Return whether `_given` and `_store` are all that `forward` does, and the former depends on shapes alone."""
+        kind: Any = type(self)
+        return _follows(kind)
 
     def _calls(self) -> tuple[str, dict[str, Any]] | None:
         name, _, options = self.bound()
@@ -131,12 +151,13 @@ class Layer(Module):
     ) -> Callable[[Any, bool], Any]:
         """Return the backward pass of the layer from that of its op."""
         residual_at = self._slots.index("residual") if has_residual else -1
-        used = [(i, slot, slot.updates) for i, slot in enumerate(slots) if isinstance(slot, Parameter)]
-        needs = [False] * len(slots)
-        for i, slot, _ in used:
-            needs[i] = slot.trainable
-        if has_residual:
-            needs[residual_at] = True
+        used, needs = [], []
+        for i, slot in enumerate(slots):
+            if isinstance(slot, Parameter):
+                used.append((i, slot, slot.updates))
+                needs.append(slot.trainable)
+            else:
+                needs.append(i == residual_at)
 
         def backward(dy: Any, need_dx: bool) -> Any:
             if not need_dx and True not in needs:

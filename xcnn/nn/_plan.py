@@ -192,6 +192,7 @@ class Joined:
         held = [value for value in values if isinstance(value, Parameter | Buffer)]
         held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
         self._slots = [(slot, type(slot.data), slot.data.shape, slot.data.dtype) for slot in held]
+        self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
 
     def same(self) -> bool:
         """Return whether all layers have the attributes that they had, and arrays of the same shapes and dtypes."""
@@ -205,7 +206,7 @@ class Joined:
             data = slot.data
             if type(data) is not kind or data.shape != shape or data.dtype != dtype:
                 return False
-        return True
+        return all(slot.trainable is trained for slot, trained in self._trained)
 
     def wanted(self, need_dx: bool) -> set[str]:
         """Return the names whose gradients lead to a parameter that is trained now, or to x if `need_dx`.

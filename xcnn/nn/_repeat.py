@@ -71,14 +71,25 @@ def like(y: Any) -> Any:
 class Repeated:
     """A layer, or one with what follows, whose op has been checked: `forward` calls its body."""
 
-    __slots__ = ("arrays", "body", "layer", "outer", "residual", "slots", "template", "values", "xp")
+    __slots__ = (
+        "arrays", "body", "layer", "outer", "residual", "slots", "stores", "template", "train", "values", "xp",
+    )  # fmt: skip
 
     def __init__(
-        self, call: Call, found: Repetition, layer: Layer, slots: Any, xp: Any, residual: bool, outer: bool
+        self,
+        call: Call,
+        found: Repetition,
+        layer: Layer,
+        slots: Any,
+        xp: Any,
+        residual: bool,
+        outer: bool,
+        stores: bool,
+        train: bool,
     ) -> None:
         self.body, self.template, self.values, self.arrays = call.body, found.template, found.arrays, found.slots
         self.layer, self.xp, self.residual, self.outer = layer, xp, residual, outer
-        self.slots = slots
+        self.slots, self.stores, self.train = slots, stores, train
 
     def forward(self, x: Any) -> tuple[Any, Callable[..., Any]]:
         given, arguments = x if self.residual else (x,), self.template.copy()
@@ -86,7 +97,9 @@ class Repeated:
             arguments[i] = given[place]
         for i, slot in self.arrays:
             arguments[i] = slot.data
-        y, backward, *_ = self.body(self.xp, *arguments)
+        y, backward, *results = self.body(self.xp, *arguments)
+        if self.stores:
+            self.layer._store(results, self.train)
         if self.outer:  # somebody else gives dy
             backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
         if self.slots:
@@ -109,20 +122,23 @@ def first(
     if not repeats and not isinstance(module, Held):
         y, backward = module.forward(value, train)
         return y, backward, like(y)
-    plain = type(layer).forward is Layer.forward and repeats
+    plain = repeats and isinstance(layer, Layer) and layer._steady()
     if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
         y, backward = module.forward(value, train)
         return y, backward, None
     options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
-    if "training" in layer._options:
-        options["training"] = train
+    options |= layer._given(given[0], train)
     residual = given[1] if len(given) > 1 else None
     with tracing() as made:
         y, op_backward, slots = layer._called(given[0], residual, options)
+    y, *results = y if (stores := isinstance(y, tuple)) else (y,)
     known, end = repetition(made, y, given, layer), getattr(op_backward, "_function", None)
+    if stores:
+        layer._store(results, train)
     step = None
     if known is not None and isinstance(made[0].result, tuple) and made[0].result[1] is end:
-        step = Repeated(made[0], known, layer, slots, namespace_of(y), residual is not None, name in joined.outer)
+        outer = name in joined.outer
+        step = Repeated(made[0], known, layer, slots, namespace_of(y), residual is not None, outer, stores, train)
     return y, layer._backward(op_backward, slots, residual is not None), step
 
 

@@ -142,13 +142,17 @@ class _ChannelNorm(_Norm):
 
     def _updates(self) -> bool:
         """Return whether training updates the running statistics; frozen ones serve as in inference."""
-        return all(slot is None or slot.trainable for slot in (self.running_mean, self.running_var))
+        mean, var = self.running_mean, self.running_var
+        return (mean is None or mean.trainable) and (var is None or var.trainable)
 
-    def _normalise(self, x: Any, train: bool, own: str, momentum: float, **more: Any) -> tuple[Any, Callable[..., Any]]:
-        """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
+    def _check_axes(self, x: Any) -> None:
         if hasattr(x, "ndim") and x.ndim not in self._axes:
             takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
+
+    def _normalise(self, x: Any, train: bool, own: str, momentum: float, **more: Any) -> tuple[Any, Callable[..., Any]]:
+        """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
+        self._check_axes(x)
         mean, var = self.running_mean, self.running_var
         (y, new_mean, new_var), backward = self.call_op(x, **{own: train or mean is None, "momentum": momentum}, **more)
         if train and mean is not None and var is not None:
@@ -229,13 +233,27 @@ class _BatchNorm(_ChannelNorm):
         return name, options | {"training": self.running_mean is None}
 
     def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
-        momentum, count, train = self.momentum, self.num_batches_tracked, train and self._updates()
-        if momentum is None:  # the running statistics become the mean of all batches
-            momentum = 1 / (int(count.data) + 1) if train and count is not None else 0.0
-        y, backward = self._normalise(x, train, "training", momentum, **more)
-        if train and count is not None:
-            count.data = namespace_of(x).asarray(count.data + 1)
+        (y, *results), backward = self.call_op(x, **self._given(x, train), **more)
+        self._store(results, train)
         return y, backward
+
+    def _given(self, x: Any, train: bool) -> dict[str, Any]:
+        self._check_axes(x)
+        train, count = train and self._updates(), self.num_batches_tracked
+        options: dict[str, Any] = {"training": train or self.running_mean is None}
+        if self.momentum is None:  # the running statistics become the mean of all batches
+            options["momentum"] = 1 / (int(count.data) + 1) if train and count is not None else 0.0
+        return options
+
+    def _store(self, results: Sequence[Any], train: bool) -> None:
+        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        if train and mean is not None and var is not None and self._updates():
+            mean.data, var.data = results
+            if count is not None:
+                count.data = namespace_of(mean.data).asarray(count.data + 1)
+
+    def _steady(self) -> bool:
+        return super()._steady() and self.momentum is not None
 
 
 class BatchNorm2d(_BatchNorm, op=ops.batch_norm):

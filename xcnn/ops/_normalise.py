@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from xcnn._array import Array, sum_over
@@ -15,16 +15,18 @@ __all__ = ["View", "norm"]
 
 @dataclass(slots=True)
 class View:
-    """How an op views x: its `shape`, the `axes` to average over, and the shape of `weight` and bias that fits it."""
+    """How an op views x: its `shape`, the `axes` to average over, and the shape of `weight` and bias that fits it.
+
+    `count` is the number of elements per mean.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
     weight: tuple[int, ...]
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        """Elements per mean."""
-        return math.prod(self.shape[axis] for axis in self.axes)
+    def __post_init__(self) -> None:
+        self.count = math.prod([self.shape[axis] for axis in self.axes])
 
 
 @body

@@ -59,6 +59,39 @@ def _running_statistics(
     return keep * running_mean + momentum * mean, keep * running_var + momentum * (var * unbias)
 
 
+@body
+def _tracked(
+    xp: ModuleType,
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    view: View,
+    momentum: float | None,
+    residual: Array | None,
+    activation: Activation,
+) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients], Array | None, Array | None]:
+    """Return y, backward, and the running statistics, which move unless x is normalised by them: `momentum` is None."""
+    given = (running_mean, running_var) if momentum is None else None
+    y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, given, residual, activation)
+    count, c = view.count, x.shape[1]
+    if momentum is not None and running_mean is not None and x.shape[0] and count:
+        if view.axes == (0, 2):
+            mean, var = xp.reshape(mean, (c,)), xp.reshape(var, (c,))
+        else:  # one per image
+            mean, var = (xp.mean(xp.reshape(one, (-1, c)), axis=0) for one in (mean, var))
+        moved = running_mean, running_var, mean, var, momentum, count / (count - 1)
+        running_mean, running_var = _running_statistics(xp, *moved)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx, dweight, dbias, dresidual = gradients(dy, (needs[0], *needs[3:]))
+        return dx, None, None, dweight, dbias, dresidual
+
+    return y, backward, running_mean, running_var
+
+
 Normalised = tuple[tuple[Array, Array | None, Array | None], Callable[..., Gradients]]
 """(y, running mean, running variance), backward."""
 
@@ -101,27 +134,17 @@ def _channel_norm(
     check_shape(name, x.shape, "that of x", residual=residual)
     flag(name, own, by_own)
     eps, momentum = number(name, "eps", eps, "[0, inf)"), number(name, "momentum", momentum, "[0, 1]")
-    running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    if running is None and (not by_own or running_mean is not running_var):
+    if (running_mean is None or running_var is None) and (not by_own or running_mean is not running_var):
         raise UsageError(f"{name}: running_mean and running_var must both be arrays or, if {own} is True, both be None")
-    per_group = by_own and per_image
-    view = _groups(x, c) if per_group else View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
-    count = view.count
-    if by_own and count == 1:
+    view = _groups(x, c) if by_own and per_image else View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
+    if by_own and view.count == 1:
         fix = "" if per_image else "; for a last batch of one example, see drop_last of data.Loader"
         raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}{fix}")
     after = residual, checked(name, activation)
-    y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, None if by_own else running, *after)
-    if by_own and running is not None and n and count:
-        mean, var = xp.reshape(mean, (-1, c)), xp.reshape(var, (-1, c))  # one per image, or of the batch
-        mean, var = (xp.mean(mean, axis=0), xp.mean(var, axis=0)) if per_group else (mean[0, ...], var[0, ...])
-        running_mean, running_var = _running_statistics(xp, *running, mean, var, momentum, count / (count - 1))
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx, dweight, dbias, dresidual = gradients(dy, (needs[0], *needs[3:]))
-        return dx, None, None, dweight, dbias, dresidual
-
-    return (y, running_mean, running_var), backward
+    y, backward, *running = _tracked(
+        xp, x, running_mean, running_var, weight, bias, eps, view, momentum if by_own else None, *after
+    )
+    return (y, *running), backward
 
 
 _RUNNING = {"running_mean": (2,), "running_var": positive(2)}

@@ -28,7 +28,10 @@ def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
 
     So elements that an owner never writes are always 0.
     """
-    arrays: dict[Any, np.ndarray] = _local.__dict__.setdefault("arrays", {})
+    try:
+        arrays: dict[Any, np.ndarray] = _local.arrays
+    except AttributeError:
+        arrays = _local.arrays = {}
     key = owner, name, dtype
     array = arrays.get(key)
     if array is None or array.size < size:
@@ -37,7 +40,7 @@ def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
             arrays.clear()
         start = -room.ctypes.data % _ALIGNED
         array = arrays[key] = room[start : start + size * dtype.itemsize].view(dtype)
-    return array[:size]
+    return array if array.size == size else array[:size]
 
 
 def cleared(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
@@ -45,7 +48,10 @@ def cleared(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
 
     The owners share one array, so that padding which stays 0 takes little memory.
     """
-    owners: dict[Any, int] = _local.__dict__.setdefault("owners", {})
+    try:
+        owners: dict[Any, int] = _local.owners
+    except AttributeError:
+        owners = _local.owners = {}
     array = scratch(-2, name, size, dtype)
     if owners.get((name, dtype)) != owner:
         array.fill(0)

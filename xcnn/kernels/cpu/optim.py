@@ -86,8 +86,10 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
             if a is not None and (type(a) is not np.ndarray or not a.flags.carray):
                 arrays = tuple(map(_plain, arrays))
                 break
-        flat: list[Any] = [None if a is None else a.reshape(-1) for a in arrays]  # each rank is compiled anew
-        size = flat[0].size
+        flat: Any = arrays
+        if arrays[0].ndim != 1:  # each rank is compiled anew
+            flat = [None if a is None else a.reshape(-1) for a in arrays]
+        size = len(flat[0])
         if size < _FEW:
             function(*flat, *numbers, 0, size)
         else:
