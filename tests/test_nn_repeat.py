@@ -201,3 +201,30 @@ def test_a_result_without_axes_can_be_used_further():
     ways = [("loss", whole, "x"), ("y", nn.Tanh(), "loss"), ("p", nn.Parameter(np.ones((), np.float32)), ())]
     same(nn.Graph([*ways, ("z", nn.Multiply(), ("y", "p"))]), images(3, 4))
     same(nn.Sequential(whole, nn.Softmax(-1)), images(3, 4))
+
+
+def test_a_batch_norm_in_a_graph_does_what_it_does_alone():
+    alone = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+
+    def freeze(layer, frozen):
+        layer.running_mean.trainable = layer.running_var.trainable = not frozen
+
+    def momentum(layer, value):
+        layer.momentum = value
+
+    changes = {2: (freeze, True), 4: (freeze, False), 6: (momentum, 0.5), 8: (momentum, None), 10: (momentum, 0.1)}
+    for step in range(12):
+        if step in changes:
+            change, value = changes[step]
+            change(alone, value)
+            change(model[0], value)
+        x, train = images(4, 3, 2, 2, seed=step) * (1 + step) + step, step != 5
+        (y, backward), (one, back) = model.forward(x, train), alone.forward(x, train)
+        np.testing.assert_array_equal(y, np.maximum(one, 0))
+        np.testing.assert_allclose(backward(y), back(y * (one > 0)), rtol=1e-5, atol=1e-6)
+        for (name, wanted), (_, actual) in zip(alone.named_buffers(), model[0].named_buffers(), strict=True):
+            np.testing.assert_array_equal(actual.data, wanted.data, err_msg=f"{name} after step {step}")
+    assert int(alone.num_batches_tracked.data) == 9
+    with pytest.raises(ShapeError, match="x must have axes"):
+        model.forward(images(4, 3))

@@ -154,6 +154,8 @@ def _host_dtype(xp: ModuleType, dtype: Any) -> Any:
 
 def as_array(value: Any) -> Array:
     """Return a list or a table as a NumPy array, and an array of any library as it is."""
+    if type(value) is np.ndarray:
+        return value
     try:
         value = np.asarray(value) if isinstance(value, list | tuple) or is_table(value) else value
         namespace_of(value)

@@ -510,17 +510,17 @@ class Trainer:
         with self._weights(inference=True):
             yield
 
-    @contextlib.contextmanager
-    def _weights(self, inference: bool) -> Iterator[None]:
+    def _weights(self, inference: bool) -> contextlib.AbstractContextManager[object]:
         """Give the model the weights of inference, or those that are trained, inside a `with`; may be nested."""
-        exchange = self._exchanged != inference
-        if exchange:
-            self._exchange()
+        return self._exchanging() if self._exchanged != inference else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        self._exchange()
         try:
             yield
         finally:
-            if exchange:
-                self._exchange()
+            self._exchange()
 
     def _exchange(self) -> None:
         # Back in the reverse order, so that each callback gets its own arrays if there are several.

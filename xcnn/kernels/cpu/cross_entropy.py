@@ -128,15 +128,20 @@ def cross_entropy(
     p = np.empty(x.shape, x.dtype)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
     x, pieces = np.ascontiguousarray(x), parts(len(x), x.size / _NUMBERS_PER_MICROSECOND)
-    results = [(0.0, 0)] * pieces
+    if pieces == 1:
+        total, rows = _forward(x, target, ignore_index, p, 0, len(x))
+        wrong = rows < 0
+    else:
+        results = [(0.0, 0)] * pieces
 
-    def some(part: int) -> None:
-        begin, end = len(x) * part // pieces, len(x) * (part + 1) // pieces
-        results[part] = _forward(x, target, ignore_index, p, begin, end)
+        def some(part: int) -> None:
+            begin, end = len(x) * part // pieces, len(x) * (part + 1) // pieces
+            results[part] = _forward(x, target, ignore_index, p, begin, end)
 
-    parallel(some, pieces)
-    total, rows = results[0] if pieces == 1 else map(sum, zip(*results, strict=True))
-    if any(rows < 0 for _, rows in results):
+        parallel(some, pieces)
+        total, rows = map(sum, zip(*results, strict=True))
+        wrong = any(rows < 0 for _, rows in results)
+    if wrong:
         return NotImplemented
     count = rows if reduction == "mean" else 1
     loss = total / count if count else math.nan

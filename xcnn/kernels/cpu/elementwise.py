@@ -19,6 +19,10 @@ from xcnn.kernels.cpu._trace import Namespace
 __all__ = ["clamp", "elementwise", "gradient", "in_place", "split"]
 
 
+_FEW = 10_000
+"""The cost of what `share` would not split."""
+
+
 def _forward(xp: Any, formula: Formula, x: Any, *parameters: Any) -> list[Any]:
     return [formula.forward(xp, x, *parameters)]
 
@@ -37,8 +41,13 @@ def split(activation: tuple[Any, ...]) -> tuple[Formula, tuple[Any, ...], list[f
 
 def _found(function: Callable[..., Any], activation: tuple[Any, ...], arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
     """Return the loop of a function, or None if it is not compiled, and the numbers that it takes."""
-    formula, choices, numbers = split(activation)
-    return traced(function, formula, (EACH,), (True,) * len(arrays), choices, arrays[0].itemsize), numbers
+    return _loop(function, FORMULAS[activation[0]], len(arrays), arrays[0].itemsize, *activation)
+
+
+@functools.lru_cache(256, typed=True)
+def _loop(function: Any, formula: Formula, count: int, itemsize: int, *activation: Any) -> tuple[Any, Any]:
+    _, choices, numbers = split(activation)
+    return traced(function, formula, (EACH,), (True,) * count, choices, itemsize), numbers
 
 
 def _run(
@@ -50,15 +59,16 @@ def _run(
         name, *parameters = activation
         (out[...],) = function(np, FORMULAS[name], *arrays, *parameters)
         return
-    size, starts = out.itemsize, [address(array) for array in (out, *arrays)]
-    if serial:
+    size, starts = out.itemsize, [address(out), *map(address, arrays)]
+    cost = out.size * (len(starts) + loop.cost // (2 * loop.lanes))
+    if serial or cost < _FEW:
         loop.call(*starts, out.size, *numbers)
         return
 
     def part(begin: int, end: int) -> None:
         loop.call(*(start + begin * size for start in starts), end - begin, *numbers)
 
-    share(part, out.size * (len(starts) + loop.cost // (2 * loop.lanes)), n=out.size)
+    share(part, cost, n=out.size)
 
 
 def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:

@@ -313,7 +313,7 @@ def _means_of(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], diviso
 
 
 def _flat(a: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(a).reshape(-1)
+    return a.reshape(-1)
 
 
 def _share(
