@@ -354,10 +354,13 @@ def _join(nodes: Sequence[Flat], outputs: Sequence[str], inference: bool) -> lis
         if node.name in gone:
             continue
         waits = inference or times[id(node.module)] == 1  # otherwise its running statistics need the order of calls
-        fused, last = _fused(node, {key: one for key, one in after.items() if one.name not in gone}, inference, waits)
+        fused, last = _fused(node, after, inference, waits)
         if fused is not None:
-            gone.update(one.name for one in (fused.head, fused.norm, fused.add, fused.activation) if one is not None)
             joined[last] = fused
+            for part in filter(None, (fused.head, fused.norm, fused.add, fused.activation)):
+                gone.add(part.name)
+                for name in names(part.inputs):
+                    after.pop(name, None)
     steps: list[tuple[Any, ...]] = []
     for node in nodes:
         if node.name in joined:

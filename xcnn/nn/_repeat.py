@@ -144,9 +144,9 @@ def first(
 
 def known_steps(joined: Joined, x: Any, train: bool) -> dict[str, Any]:
     """Return what is known of the steps of a graph for x, to which the first run adds."""
-    if not is_array(x):
+    if not all(map(is_array, x if isinstance(x, tuple) else (x,))):
         return {}
-    key = "training", type(x), x.shape, x.dtype, train
+    key = "training", like(x), train
     found: dict[str, Any] | None = joined.programs.get(key)
     if found is None:
         if len(joined.programs) >= _MOST:
