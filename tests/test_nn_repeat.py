@@ -5,6 +5,7 @@ import pytest
 
 from xcnn import nn, ops
 from xcnn.errors import ShapeError, UsageError
+from xcnn.nn import _repeat, containers
 
 
 def images(*shape, seed=0):
@@ -228,3 +229,19 @@ def test_a_batch_norm_in_a_graph_does_what_it_does_alone():
     assert int(alone.num_batches_tracked.data) == 9
     with pytest.raises(ShapeError, match="x must have axes"):
         model.forward(images(4, 3))
+
+
+def test_a_graph_of_several_inputs_is_prepared_once_for_their_shapes(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(containers, "first", lambda *given: prepared.append(given[1]) or _repeat.first(*given))
+    ways = [("a", nn.Linear(2, 3), "u"), ("b", nn.Linear(2, 3), "v"), ("sum", nn.Add(), ("a", "b"))]
+    model, w = nn.Graph([*ways, ("relu", nn.ReLU(), "sum")], inputs=("u", "v")), images(3)
+    counts = []
+    for n in (3, 3, 5, 5, 3):
+        x = images(n, 2), images(n, 2, seed=1)
+        y, backward = model.forward(x)
+        counts.append(len(prepared))
+        np.testing.assert_allclose(y, singly(model, x), rtol=1e-5, atol=1e-6)
+        dx = backward(np.broadcast_to(w, y.shape).copy())
+        np.testing.assert_allclose(dx[0], ((y > 0) * w) @ model.a.weight.data, rtol=1e-5, atol=1e-6)
+    assert counts == [3, 3, 6, 6, 6]

@@ -313,7 +313,7 @@ class Module(Explained):
     def _calls(self) -> tuple[str, dict[str, Any]] | None:
         """Return the op that `forward(x, train=False)` calls and its options; None if it may do anything else.
 
-        It holds for the `forward` of the class that defines it, not for that of a subclass; see `_inference.py`.
+        It holds for the `forward` of the class that defines it, not for that of a subclass; see `_calls.py`.
         """
         return None
 

@@ -6,21 +6,19 @@ where no op needs to keep anything, convolutions and linear layers also take the
 after that, and any activation: see `_inference.py`.
 """
 
-import functools
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from xcnn.errors import XcnnError
+from xcnn.nn._calls import activation, calls, options_after, repeats
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
-from xcnn.ops._formula import FORMULAS, Activation, activation_of
+from xcnn.ops._formula import FORMULAS, Activation
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "calls", "names"]
+__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "names"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
@@ -182,7 +180,7 @@ class Joined:
         self.training: list[Step] = _steps(_join(nodes, names(self.output), inference=False), self.output)
         kept, self.result = _without_dropout(nodes, self.output)
         self.inference: list[Step] = _steps(_join(kept, names(self.result), inference=True), self.result)
-        opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and not _repeats(node.module)]
+        opaque = [node.inputs for node in nodes if not isinstance(node.module, Held) and not repeats(node.module)]
         self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
         self.apart = not opaque
         self.programs: dict[Any, Any] = {}
@@ -233,63 +231,6 @@ def _copies(values: Any) -> Iterator[tuple[Any, Any]]:
 def names(inputs: str | Sequence[str]) -> Sequence[str]:
     """Return the names among a node's inputs."""
     return (inputs,) if isinstance(inputs, str) else inputs
-
-
-@functools.cache
-def _known(kind: Any) -> bool:
-    """Return whether the class that defines `forward`, or one below it, says what it calls."""
-    mro, layer = kind.__mro__, issubclass(kind, Layer)
-    first = {name: next((i for i, c in enumerate(mro) if name in vars(c)), -1) for name in ("forward", "_calls")}
-    own = layer and (kind.call_op is not Layer.call_op)
-    return first["_calls"] <= first["forward"] and kind.__call__ is Module.__call__ and not own
-
-
-@functools.cache
-def _of_class(kind: type[Layer]) -> tuple[tuple[str, bool], ...]:
-    """Return the arguments of a layer's op that its class defines too, and whether it computes them."""
-    found = [(name, inspect.getattr_static(kind, name, None)) for name in (*kind._slots, *kind._options)]
-    return tuple((name, hasattr(value, "__get__")) for name, value in found if value is not None)
-
-
-def calls(module: Any, watched: bool = False) -> tuple[str, dict[str, Any]] | None:
-    """Return the op that `forward(x, train=False)` of a layer of xcnn calls, and its options; None if unknown.
-
-    It is unknown of a layer whose `forward` is replaced, as by `observing`, unless `watched`; and of one whose options
-    or parameters are not its own attributes but properties, or attributes of its class, as these may change unseen.
-    """
-    kind: Any = type(module)
-    if not isinstance(module, Module) or not _known(kind):
-        return None
-    if isinstance(module, Layer) and any(computed or name not in vars(module) for name, computed in _of_class(kind)):
-        return None
-    if "forward" in vars(module) and not watched:
-        return None
-    try:
-        found = module._calls()
-    except XcnnError:  # which a call reports
-        return None
-    return found if found is not None and found[0] in OPS else None
-
-
-def _repeats(module: Any) -> bool:
-    """Return whether a layer calls an op of which shapes and options decide what it does."""
-    found = calls(module)
-    return found is not None and OPS[found[0]].apart is not False
-
-
-def _activation(module: Any) -> Activation:
-    """Return the activation that a layer applies, or None if it does something else."""
-    found = calls(module)
-    try:
-        return None if found is None else activation_of(*found)
-    except (TypeError, XcnnError):
-        return None
-
-
-@functools.cache
-def _takes(op: Callable[..., Any]) -> frozenset[str]:
-    """Return which of `activation` and `residual` an op has as arguments."""
-    return frozenset({"activation", "residual"} & inspect.signature(op).parameters.keys())
 
 
 def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Sequence[str]]:
@@ -354,10 +295,13 @@ def _join(nodes: Sequence[Flat], outputs: Sequence[str], inference: bool) -> lis
         if node.name in gone:
             continue
         waits = inference or times[id(node.module)] == 1  # otherwise its running statistics need the order of calls
-        fused, last = _fused(node, {key: one for key, one in after.items() if one.name not in gone}, inference, waits)
+        fused, last = _fused(node, after, inference, waits)
         if fused is not None:
-            gone.update(one.name for one in (fused.head, fused.norm, fused.add, fused.activation) if one is not None)
             joined[last] = fused
+            for part in filter(None, (fused.head, fused.norm, fused.add, fused.activation)):
+                gone.add(part.name)
+                for name in names(part.inputs):
+                    after.pop(name, None)
     steps: list[tuple[Any, ...]] = []
     for node in nodes:
         if node.name in joined:
@@ -392,7 +336,7 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool, waits: bool) 
     if found is None or found[1].get("activation") is not None or getattr(head.module, "residual", None) is not None:
         return None, head.name
     one = isinstance(head.inputs, str)
-    takes = _takes(OPS[found[0]].function) if hasattr(head.module, "_forward") else frozenset()
+    takes = options_after(OPS[found[0]].function) if hasattr(head.module, "_forward") else frozenset()
     if any_activation := inference and alone(head.module) and one:
         takes = frozenset({"activation", "residual"} | ({"norm"} if not _normalises(head.module) else set()))
     fused, name = Fused(head), head.name
@@ -408,7 +352,7 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool, waits: bool) 
             name = node.name
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
-        applied = _activation(node.module)
+        applied = activation(node.module)
         if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
             fused.activation, fused.applied, name = node, applied, node.name
     return (fused if any_activation or name != head.name else None), name

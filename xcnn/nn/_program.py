@@ -16,7 +16,8 @@ import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
 from xcnn._dispatch import Call, tracing
-from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, calls, names
+from xcnn.nn._calls import calls
+from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, names
 from xcnn.nn._repeat import like, repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference

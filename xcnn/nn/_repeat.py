@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, tracing
+from xcnn.nn._calls import repeats
 from xcnn.nn._layer import Layer
-from xcnn.nn._plan import Fused, Held, Joined, calls
-from xcnn.ops._op import OPS, Backward
+from xcnn.nn._plan import Fused, Held, Joined
+from xcnn.ops._op import Backward
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repeated", "Repetition", "first", "known_steps", "like", "repetition"]
@@ -117,12 +118,11 @@ def first(
     fused = isinstance(module, Fused)
     layer = module.head.module if fused else module
     given: tuple[Any, ...] = value if fused and module.residual is not None else (value,)
-    found = calls(layer)
-    repeats = found is not None and OPS[found[0]].apart is not False
-    if not repeats and not isinstance(module, Held):
+    fixed = repeats(layer)
+    if not fixed and not isinstance(module, Held):
         y, backward = module.forward(value, train)
         return y, backward, like(y)
-    plain = repeats and isinstance(layer, Layer) and layer._steady()
+    plain = fixed and isinstance(layer, Layer) and layer._steady()
     if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
         y, backward = module.forward(value, train)
         return y, backward, None
@@ -144,9 +144,9 @@ def first(
 
 def known_steps(joined: Joined, x: Any, train: bool) -> dict[str, Any]:
     """Return what is known of the steps of a graph for x, to which the first run adds."""
-    if not is_array(x):
+    if not all(map(is_array, x if isinstance(x, tuple) else (x,))):
         return {}
-    key = "training", type(x), x.shape, x.dtype, train
+    key = "training", like(x), train
     found: dict[str, Any] | None = joined.programs.get(key)
     if found is None:
         if len(joined.programs) >= _MOST:
