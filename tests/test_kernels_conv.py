@@ -76,6 +76,9 @@ def convolve_at_the_edge(side: str) -> None:
         y, backward = ops.conv2d(x, weight, bias, padding=int(rng.integers(0, 3)) if i % 3 else 0, **options)
         dy = normal(y.shape, dtype)
         assert all(math.isfinite(a.sum()) for a in (y, *backward(dy)))
+    # The last band of a plane is shorter than a vector.
+    _, backward = ops.conv2d(normal((3, 24, 27, 36), "f4"), normal((1, 24, 1, 1), "f4"), activation="relu")
+    assert math.isfinite(backward(normal((3, 1, 27, 36), "f4"))[0].sum())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forbids pages by mprotect")

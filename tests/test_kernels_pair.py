@@ -112,3 +112,10 @@ def test_axes_are_merged() -> None:
     assert space((), ()) == ((1, 1, 1), ((0, 0, 0),))
     assert space((2, 3, 4, 5), (2, 3, 4, 5), (1, 3, 1, 5)) is None
     assert kinds(space((6, 4, 5), (6, 4, 5), (6, 1, 5), (1, 4, 5))) is None  # type: ignore[arg-type]
+
+
+def test_a_sum_does_not_depend_on_which_gradients_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_PART_MICROSECONDS", 1)
+    x, other, dy = (np.random.default_rng(0).standard_normal(shape) for shape in [(77, 5, 22), (1, 5, 22), (77, 5, 22)])
+    _, backward = ops.maximum(x, other)
+    assert np.array_equal(backward(dy)[1], backward(dy, (False, True))[1])

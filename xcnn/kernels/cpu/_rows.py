@@ -119,7 +119,8 @@ def run(
     """
     (outer, middle, n), steps = axes
     rows, column = outer * middle, COLUMN in whats
-    moved = rows * n * (len(steps) + loop.cost // (2 * loop.lanes))
+    # The parts of a sum must not depend on what else is computed in the same pass.
+    moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost // (2 * loop.lanes))
     count = parts(n if rows == 1 else middle if column else rows, moved / _NUMBERS_PER_MICROSECOND)
     if count == 1 and rows == 1 and ROW not in whats:  # the most frequent case, and the fastest
         loop.call(*[address(array) for array in (*results, *arrays)], n, *numbers)

@@ -129,7 +129,8 @@ def _layout(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) ->
     by_images = min(most_parts, -(-n // images))
     # Each part lays out dy for itself, which should be little beside the products.
     by_channels = max(1, min(most_parts // by_images, cg // (8 if direct else max(8, 256 // all_taps))))
-    return _Layout(tables, og * room, direct, by_images, by_channels, new_owner())
+    # The last vector of a band may reach beyond the last plane.
+    return _Layout(tables, og * room + lanes, direct, by_images, by_channels, new_owner())
 
 
 def input_gradients(
