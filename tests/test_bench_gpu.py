@@ -12,12 +12,12 @@ import fake_gpu
 import pytest
 
 from xcnn import compare
+from xcnn.cli import _speed
 from xcnn.compare import gpu, launches, meter, worker
 from xcnn.compare.bench import Dropped, Result, Timing
 from xcnn.compare.contestants import YARDSTICKS
 from xcnn.compare.launches import STEPS, Launches
 
-command = importlib.import_module("xcnn.cli.bench")  # the attribute of that name is the function
 QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
 
 
@@ -167,18 +167,18 @@ def test_table_of_cpu_and_gpu(capsys):
     rates = {"cpu": {"sgemm": 4e9}, "cuda:0": {"sgemm": 8e9, "copy": 2e9}}
     dropped = (Dropped(compare.Contestant("torch", "torch:cuda:0", "NCHW compiled"), "no Triton"),)
     result = Result(compare.Case("report", 10, "train", 1), ours, peers, 2 * 10**9, 10**8, rates, dropped)
-    command._print_results("train", [result])
+    _speed.print_results("train", [result])
     lines = capsys.readouterr().out.splitlines()
     (head,) = (number for number, line in enumerate(lines) if line.startswith("model"))
     columns = "model batch device images/s spread GFLOP/s of-peak of-copy launches copies memory first ratio best peer"
     assert [" ".join(line.split()) for line in lines[head : head + 3]] == [
-        f"{columns} images/s spread launches copies memory",
-        "report 10 cpu 5 0% 1.0 25% - - - 2.0 MiB 1.50 s 0.50 torch NCHW 10 0% - - 2.0 MiB",
-        "report 10 cuda:0 20 0% 4.0 50% 10% 45 3 2.0 MiB 1.50 s 1.50 torch cuda:0 channels_last 13 0% - - 2.0 MiB",
+        f"{columns} images/s spread launches copies memory first",
+        "report 10 cpu 5 0% 1.0 25% - - - 2.0 MiB 1.50 s 0.50 torch NCHW 10 0% - - 2.0 MiB 1.50 s",
+        "report 10 cuda:0 20 0% 4.0 50% 10% 45 3 2.0 MiB 1.50 s 1.50 torch cuda:0 channels_last 13 0% - - 2.0 MiB 1.50 s",
     ]
     assert "cuda:0: a large matrix product does 8 GFLOP/s, without TF32; a large copy reads and writes 2 GB/s" in lines
     assert "launches not counted: no CUPTI" in lines
-    command._print_means("train", [result], as_json=True)
+    _speed.print_means([result], as_json=True)
     cpu, cuda = map(json.loads, capsys.readouterr().out.splitlines())
     assert (cpu["geometric_mean"], cuda["geometric_mean"]) == (pytest.approx(0.5), pytest.approx(1.5))
 
