@@ -174,7 +174,8 @@ def test_table_of_cpu_and_gpu(capsys):
     assert [" ".join(line.split()) for line in lines[head : head + 3]] == [
         f"{columns} images/s spread launches copies memory first",
         "report 10 cpu 5 0% 1.0 25% - - - 2.0 MiB 1.50 s 0.50 torch NCHW 10 0% - - 2.0 MiB 1.50 s",
-        "report 10 cuda:0 20 0% 4.0 50% 10% 45 3 2.0 MiB 1.50 s 1.50 torch cuda:0 channels_last 13 0% - - 2.0 MiB 1.50 s",
+        "report 10 cuda:0 20 0% 4.0 50% 10% 45 3 2.0 MiB 1.50 s "
+        "1.50 torch cuda:0 channels_last 13 0% - - 2.0 MiB 1.50 s",
     ]
     assert "cuda:0: a large matrix product does 8 GFLOP/s, without TF32; a large copy reads and writes 2 GB/s" in lines
     assert "launches not counted: no CUPTI" in lines
