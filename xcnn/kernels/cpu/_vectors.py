@@ -144,6 +144,10 @@ class Vectors:
         """Sum the lanes of a vector, by halves."""
         return self.builder.extract_element(self.folded(vector, self.builder.fadd), LANE(0))
 
+    def rolled(self) -> None:
+        """Keep LLVM from writing the steps of the loop around this place eight times, which costs registers and time."""
+        self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+
     def span(
         self, begin: Any, end: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]], many: int = 1,
         spare: int = 0,
@@ -158,9 +162,12 @@ class Vectors:
         wide = builder.add(begin, builder.mul(whole, step))
 
         def several(start: Any, values: Sequence[Any]) -> Sequence[Any]:
+            if many > 1:
+                self.rolled()
             return body([builder.add(start, INT(k * self.lanes)) for k in range(many)], None, values)
 
         def rest(index: Any, values: Sequence[Any]) -> Sequence[Any]:
+            self.rolled()
             return body([index], self.first(builder.sub(end, index)), values)
 
         return counted(builder, wide, end, one, counted(builder, begin, wide, step, values, several), rest)
