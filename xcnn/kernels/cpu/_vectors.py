@@ -145,7 +145,7 @@ class Vectors:
         return self.builder.extract_element(self.folded(vector, self.builder.fadd), LANE(0))
 
     def rolled(self) -> None:
-        """Keep LLVM from writing the steps of the loop around this place eight times, which costs registers and time."""
+        """Keep LLVM from writing the steps of the loop around this place eight times, which costs registers."""
         self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
 
     def span(

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from xcnn.kernels.cpu._simd import Emitter
 from xcnn.kernels.cpu._vectors import INT, LANE, Vectors
 
-__all__ = ["SEVERAL", "accumulate", "deal", "rolled", "transpose", "window_max", "window_sum"]
+__all__ = ["SEVERAL", "accumulate", "deal", "doubled", "rolled", "transpose", "window_max", "window_sum"]
 
 SEVERAL = 4
 """Maps whose windows are reduced at once, so that the processor need not wait for each result."""
@@ -78,6 +78,31 @@ def accumulate(_: Any, x: Any, x0: Any, y: Any, y0: Any, n: Any) -> Any:
 
     i = types.intp
     return types.void(x, i, y, i, i), generate
+
+
+@intrinsic
+def doubled(_: Any, x: Any, x0: Any, factor: Any, y: Any, y0: Any, n: Any) -> Any:
+    """Set `y[y0 + 2 * i]` and the next number to `factor * x[x0 + i]` for i < n."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, factor_, y_, y0_, n_ = arguments
+        emit = Emitter(context, builder, x)
+        source, target, by = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), emit.spread(factor_)
+
+        def some(places: Any, mask: Any, _: Any) -> list[Any]:
+            (i,) = places
+            value, left = builder.fmul(emit.read(source, i, mask), by), builder.mul(builder.sub(n_, i), INT(2))
+            for at in (0, emit.lanes):
+                pairs = emit.shuffle(value, value, [(at + k) // 2 for k in range(emit.lanes)])
+                place = builder.add(builder.mul(i, INT(2)), INT(at))
+                emit.write(pairs, target, place, mask and emit.first(builder.sub(left, INT(at))))
+            return []
+
+        emit.span(INT(0), n_, [], some)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, i, x.dtype, y, i, i), generate
 
 
 @intrinsic

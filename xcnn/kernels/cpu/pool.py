@@ -26,7 +26,7 @@ from xcnn.kernels.cpu._compile import compiled, summing
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, rolled, window_max, window_sum
+from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, doubled, rolled, window_max, window_sum
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool", "reduction"]
 
@@ -133,11 +133,8 @@ def _spread(dy, windows, sizes, shares, dx, lines, begin, end):
         for i in range(deep):
             for j in range(high):
                 row, at, part = (i * high + j) * width, ((p * deep + i) * high + j) * outs, shares[0, i] * shares[1, j]
-                if sizes[_PAIRS]:  # set in vectors
-                    for o in range(outs):
-                        value = dy[np.uintp(at + o)] * (part * shares[2, o])
-                        lines[np.uintp(row + 2 * o)] = value
-                        lines[np.uintp(row + 2 * o + 1)] = value
+                if sizes[_PAIRS]:  # without padding, so all shares are alike
+                    doubled(dy, at, part * shares[2, 0], lines, row, outs)
                 else:
                     for k in range(row, row + width):
                         lines[np.uintp(k)] = 0
