@@ -75,12 +75,13 @@ class _Rows(Vectors):
         below, above = self.builder.fcmp_ordered("<=", y, low), self.builder.fcmp_ordered(">=", y, high)
         return self.builder.select(self.builder.or_(below, above), self.none, dy)
 
-    def rows(self, table: Any, block: Any, until: Any, body: Callable[..., None]) -> None:
+    def rows(self, which: Sequence[Any], body: Callable[..., None]) -> None:
         """Emit `body(at, of, u, length)` for the rows of some units, in the order of memory.
 
-        It is given the first number of a row, its parameter, its unit, and how many numbers it has. `table` is the
-        address of the first sizes of a `_Layout` in `norm.py`.
+        It is given the first number of a row, its parameter, its unit, and how many numbers it has. `which`
+        is the address of the sizes of a `_Layout` in `norm.py`, the first unit, and the end of the units.
         """
+        table, block, until = which
         builder, start = self.builder, self.at(table, INT)
         unit, rows, step, row, end, _, period, of_unit, of_row = (
             builder.load(builder.gep(start, [INT(k)])) for k in range(9)
@@ -245,7 +246,7 @@ def normalise(
 
             emit.either(wide_, loop)
 
-        emit.rows(*arguments[13:], row)
+        emit.rows(arguments[13:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
@@ -343,7 +344,7 @@ def input_gradient(
 
             emit.either(wide_, loop)
 
-        emit.rows(*arguments[15:], row)
+        emit.rows(arguments[15:], row)
         return context.get_dummy_value()
 
     n, f = types.intp, types.float64
