@@ -132,3 +132,16 @@ def test_numbers_of_one_image_may_have_gaps_between_them(kernel: tuple[int, ...]
     arrays[place] = np.repeat(arrays[place], 2, axis=-1)[..., ::2]
     for actual, expected in zip(run(*arrays), wanted, strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_transposed_convolution_sets_pixels_beyond_its_windows(dtype: str, rank: int) -> None:
+    """With output padding and kernels of one pixel, no product reaches the last pixels."""
+    x, weight = np.ones((2, 3, *(5, 6)[:rank]), dtype), np.ones((3, 4, *(1, 1)[:rank]), dtype)
+    np.full(10_000, np.nan, dtype)  # likely to be the memory of y
+    transposed = getattr(ops, f"conv_transpose{rank}d")
+    y, _ = transposed(x, weight, output_padding=1, dilation=2)
+    with portable(np):
+        expected, _ = transposed(x, weight, output_padding=1, dilation=2)
+    np.testing.assert_array_equal(y, expected)

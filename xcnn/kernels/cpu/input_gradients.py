@@ -54,8 +54,8 @@ class _Layout(NamedTuple):
 
 
 def _flat_axes(axes: Axes) -> Axes:
-    """Return the axes of a convolution with single pixels as one axis."""
-    if any(a.kernel > 1 or a.stride > 1 or a.before or a.after for a in axes):
+    """Return the axes of a convolution as one axis if its windows are the single pixels of x."""
+    if any(a.kernel > 1 or a.stride > 1 or a.before or a.after or a.out != a.size for a in axes):
         return axes
     pixels = math.prod(a.size for a in axes)
     return (replace(axes[0], size=pixels, out=pixels, dilation=1, grown=0),)
