@@ -109,3 +109,13 @@ def test_the_last_position_of_a_large_window_may_win(sizes: tuple[int, int]) -> 
     assert np.all(y == 10)
     assert np.array_equal(y, wanted_y)
     assert np.array_equal(dx, wanted_dx)
+
+
+@pytest.mark.parametrize("name", ["max_pool1d", "avg_pool1d"])
+def test_maps_may_have_gaps_between_their_numbers(name: str) -> None:
+    """NumPy's `reshape(-1)` keeps the gaps if they are all alike."""
+    x, dy = np.random.default_rng(0).standard_normal((2, 3, 4, 24))
+    y, backward = getattr(ops, name)(x, 1)
+    of_strided, strided_backward = getattr(ops, name)(np.repeat(x, 2, axis=-1)[..., ::2], 1)
+    assert np.array_equal(of_strided, y)
+    assert np.array_equal(*strided_backward(np.repeat(dy, 2, axis=-1)[..., ::2]), *backward(dy))

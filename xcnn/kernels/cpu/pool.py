@@ -313,7 +313,7 @@ def _means_of(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], diviso
 
 
 def _flat(a: np.ndarray) -> np.ndarray:
-    return a.reshape(-1)
+    return a.ravel()  # a reshaped slice may keep gaps between its numbers
 
 
 def _share(
