@@ -24,6 +24,9 @@ __all__ = ["log_softmax", "softmax"]
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
 
+_MOST_TERMS = 1 << 10
+"""Terms of float64 that are added one after another, as those of a pixel are, without many rounding errors."""
+
 _AT_ONCE = 4
 """Functions of pixels that are followed together: lines of the cache that lie side by side come faster."""
 
@@ -194,6 +197,8 @@ def _made(x: np.ndarray, dim: int, forward: Callable[..., None], gradient: Calla
     if not supports(x) or x.size < _LEAST:
         return NotImplemented
     shape = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+    if x.itemsize == 8 and shape[1] > _MOST_TERMS and shape[2] > 1:
+        return NotImplemented
     y = np.empty(x.shape, x.dtype)
     _run(forward, shape, y, np.ascontiguousarray(x))
 
