@@ -93,6 +93,9 @@ def windows(rng: Rng, numbers: float) -> tuple[tuple[int, ...], tuple[int, ...],
     largest = max(2, int((numbers / math.prod(kernel)) ** (1 / rank)))
     extents = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     maps = tuple(extent + integer(rng, 0, min(largest, 150)) for extent in extents)
+    if rng.random() < 0.07:  # as many windows as pixels, not all of them on the map
+        sizes = zip(maps, stride, extents, strict=True)
+        padding = tuple((0, (n - 1) * s + extent - n) for n, s, extent in sizes)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     return maps, kernel, options, math.prod(kernel) * math.prod(maps)
 

@@ -29,6 +29,28 @@ def test_each_phase_has_a_first_pixel_of_its_own() -> None:
         np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("shape", "groups", "stride", "padding"),
+    [
+        ((1, 52, 1, 2), 52, (2, 1), ((1, 0), (0, 0))),  # the only window of the only pixel is beside it
+        ((2, 3, 4, 5), 1, (2, 1), ((0, 3), (0, 0))),  # as many windows as pixels, but not one for each
+        ((2, 3, 4, 4), 1, 2, ((0, 3), (0, 3))),
+        ((1, 3, 43), 1, 4, ((0, 126),)),
+    ],
+)
+def test_an_axis_without_windows_is_one_of_which_each_pixel_has_its_own(
+    shape: tuple[int, ...], groups: int, stride: Any, padding: Any
+) -> None:
+    rng, convolve = np.random.default_rng(0), ops.conv1d if len(shape) == 3 else ops.conv2d
+    x, weight = rng.standard_normal(shape), rng.standard_normal((shape[1], shape[1] // groups, *(1,) * len(shape[2:])))
+    y, backward = convolve(x, weight, None, stride, padding, groups=groups)
+    with portable(np):
+        wanted, wanted_backward = convolve(x, weight, None, stride, padding, groups=groups)
+    dy = rng.standard_normal(y.shape)
+    for actual, expected in zip((y, *backward(dy)[:2]), (wanted, *wanted_backward(dy)[:2]), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-13)
+
+
 def at_the_edge(side: str) -> Callable[..., np.ndarray]:
     """Return a `scratch` whose arrays end, or begin, at a page that may not be accessed."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -76,7 +76,7 @@ def tables(axes: tuple[Any, ...], shape: tuple[int, ...], groups: int, itemsize:
     Lines are those along the first axis of several pixels; they are cut into bands.
     """
     lanes = BYTES // itemsize
-    while len(axes) > 1 and axes[0].size == axes[0].kernel == axes[0].out == 1:
+    while len(axes) > 1 and axes[0].size == axes[0].kernel == axes[0].out == 1 and not axes[0].before:
         axes = axes[1:]
     first, *inner = axes
     extents = [(axis.out - 1) * axis.stride + axis.extent for axis in inner]

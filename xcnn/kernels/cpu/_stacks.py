@@ -80,7 +80,7 @@ def _joined(axes: tuple[Any, ...], itemsize: int) -> list[Any]:
     one = dataclasses.replace(axes[0], size=1, kernel=1, stride=1, dilation=1, before=0, after=0, out=1, grown=0)
 
     def plain(axis: Any) -> bool:
-        return bool(axis.kernel == 1 and axis.size == axis.out and axis.before == 0)
+        return bool(axis.kernel == 1 and axis.size == axis.out and axis.before == 0 and 1 in (axis.stride, axis.size))
 
     joined: list[Any] = []
     for axis in axes:

@@ -82,7 +82,7 @@ def _layout(axes: Axes, groups: int, cg: int, og: int, n: int, itemsize: int) ->
     most = _STACK_BYTES * (1 if p.x_shifts.size > 1 else 4)
     images = max(1, min(n, BAND // image, most // (og * image * itemsize)))
     outs, sizes = [axis.out for axis in axes], [axis.size for axis in axes]
-    direct = images == rank == p.x_shifts.size == 1 and image == outs[0] == sizes[0] >= lanes
+    direct = images == rank == p.x_shifts.size == axes[0].stride == 1 and image == outs[0] == sizes[0] >= lanes
     if direct:
         room = image  # then dy can be read where it lies
     else:
