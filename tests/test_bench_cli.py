@@ -235,10 +235,13 @@ def test_means_in_json(xcnn):
         (["--models", ","], "name at least one model"),
         (["--random", "-1"], "random must be an integer of at least 1, got -1"),
         (["--random", "3", "--seed", "-1"], "seed must be an integer of at least 0, got -1"),
-        (["--random", "3", "--only", "3"], "--only takes numbers below random, 3, got '3'"),
+        (["--random", "0"], "random must be an integer of at least 1, got 0"),
+        (["--random", "3", "--only", "3"], "ranges below 3, the number of networks, got '3'"),
+        (["--random", "9", "--only", "5-3"], "--only takes numbers and rising ranges below 9, the number of networks"),
+        (["--random", "3", "--only", "0-99999999999"], "ranges below 3, the number of networks, got '0-99999999999'"),
         (["--random", "3", "--only", "1-x"], "--only takes numbers and ranges separated by commas, got '1-x'"),
-        (["--only", "1"], "--only selects random networks; pass random, the number of networks"),
-        (["--show"], "--show prints random networks; pass random, the number of networks"),
+        (["--only", "1"], "--only selects random networks; pass --random, the number of networks"),
+        (["--show"], "--show prints random networks; pass --random, the number of networks"),
     ],
 )
 def test_invalid_requests_are_refused(xcnn, argv, message):

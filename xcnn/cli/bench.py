@@ -39,7 +39,7 @@ WORST = 10
 def bench(
     *,
     models: str = "report,lenet5,mnist_cnn,vgg_small",
-    random: Annotated[int, Parameter(show_default=False)] = 0,
+    random: int | None = None,
     seed: int = 0,
     only: Annotated[str, Parameter(show_default=False)] = "",
     show: Annotated[bool, Parameter(negative=())] = False,
@@ -139,7 +139,7 @@ def bench(
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, contestants, rounds, seconds, goes_on=random > 0)
+    running = room.bench(cases, contestants, rounds, seconds, goes_on=random is not None)
     cores = f"{threads} thread{'s' * (threads > 1)}"
     print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
@@ -204,11 +204,11 @@ def bench(
     return int(bool(failed))
 
 
-def _drawn(random: int, seed: int, only: str) -> list[int]:
+def _drawn(random: int | None, seed: int, only: str) -> list[int]:
     """Return the numbers of the random networks to measure."""
-    if not random:
+    if random is None:
         if only:
-            raise UsageError("only selects random networks; pass random, the number of networks", setting="only")
+            raise UsageError("only selects random networks; pass --random, the number of networks", setting="only")
         return []
     integer("bench", "random", random)
     integer("bench", "seed", seed, 0)
@@ -217,16 +217,17 @@ def _drawn(random: int, seed: int, only: str) -> list[int]:
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise UsageError(f"only takes numbers and ranges separated by commas, got {only!r}", setting="only")
+        if not int(first) <= int(last or first) < random:
+            kind = "numbers and rising ranges"
+            raise UsageError(f"only takes {kind} below {random}, the number of networks, got {only!r}", setting="only")
         found += range(int(first), int(last or first) + 1)
-    if not all(index < random for index in found):
-        raise UsageError(f"only takes numbers below random, {random}, got {only!r}", setting="only")
     return list(dict.fromkeys(found))
 
 
 def _show(seed: int, indices: Sequence[int], as_json: bool) -> int:
     """Print random networks."""
     if not indices:
-        raise UsageError("show prints random networks; pass random, the number of networks", setting="show")
+        raise UsageError("show prints random networks; pass --random, the number of networks", setting="show")
     for index in indices:
         name, drawn = drawn_name(seed, index), draw(seed, index)
         network = build(name, seed=None)
