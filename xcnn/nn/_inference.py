@@ -86,44 +86,41 @@ class _Cut:
     def __init__(self, joined: Joined, n: int, count: int) -> None:
         self.joined, self.bounds = joined, [n * i // count for i in range(count + 1)]
         self.programs: dict[int, Program] = {}
+        self.results: list[tuple[Any, Any]] = []  # shapes and dtypes, once they are known
 
     def __call__(self, x: Any) -> Any:
-        bounds, programs = self.bounds, self.programs
-        results: list[Any] = []
+        bounds, programs, todo = self.bounds, self.programs, list(range(len(self.bounds) - 1))
+        several = not isinstance(self.joined.result, str)
+        results = [np.empty(shape, dtype) for shape, dtype in self.results]
 
         def keep(i: int, y: Any) -> None:
-            for whole, part in zip(results, y if type(y) is tuple else (y,), strict=True):
+            for whole, part in zip(results, y if several else (y,), strict=True):
                 whole[bounds[i] : bounds[i + 1]] = part
 
         def run(i: int) -> None:
             keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...]))
 
-        todo = list(range(len(bounds) - 1))
-        several = not isinstance(self.joined.result, str)
-
         def prepare(_: int) -> None:
-            """Run the first piece, and one of each other size of which there is no program yet."""
-            for i in [0, *(i for i in todo[1:] if bounds[i + 1] - bounds[i] != bounds[1])]:
+            """Run one piece of each size, which makes their programs."""
+            for i in todo[:]:
                 size = bounds[i + 1] - bounds[i]
-                if size in programs and results:
-                    continue
-                part = x[bounds[i] : bounds[i + 1], ...]
-                if size in programs:
-                    y = programs[size](part)
-                else:
-                    programs[size], y = prepared(self.joined, part)
-                if not results:
-                    results.extend(np.empty((bounds[-1], *a.shape[1:]), a.dtype) for a in (y if several else (y,)))
-                keep(i, y)
-                todo.remove(i)
+                if size not in programs:
+                    programs[size], y = prepared(self.joined, x[bounds[i] : bounds[i + 1], ...])
+                    if not self.results:
+                        made = y if several else (y,)
+                        self.results = [((bounds[-1], *a.shape[1:]), a.dtype) for a in made]
+                        results.extend(np.empty(shape, dtype) for shape, dtype in self.results)
+                    keep(i, y)
+                    todo.remove(i)
 
-        each(np, prepare, 1)
+        if not programs:
+            each(np, prepare, 1)
         each(np, lambda i: run(todo[i]), len(todo))
         return tuple(results) if several else results[0]
 
 
 _CALL, _FORK = 8e-6, 3e-5
-"""Seconds per call of a kernel, and those that it takes to share work out to threads."""
+"""Seconds of Python per call of a kernel, and those that it takes to share work out to threads."""
 
 _CACHES = ((600_000, 1e-11, 1e-11), (8_000_000, 1.5e-11, 4e-11), (math.inf, 4e-11, 8e-11))
 """Bytes of a level of the cache that one thread may count on, and seconds per byte of activations and of weights."""
@@ -163,7 +160,8 @@ def _count(n: int, costs: Sequence[Cost]) -> int:
     large = n * max((cost.nbytes for cost in costs), default=0) > _LARGE
     best, count = whole * (1.05 if large else 0.95), 1
     for pieces in sorted({-(-n // b) for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2)} - {1}):
-        cut = (sum(seconds(n / pieces)) + _CALL * len(costs)) * -(-pieces // _THREADS) + _FORK
+        # Threads share the interpreter lock, so that the Python of all pieces takes its time one after the other.
+        cut = sum(seconds(n / pieces)) * -(-pieces // _THREADS) + _CALL * len(costs) * pieces + _FORK
         if cut < best:
             best, count = cut, pieces
     return count
