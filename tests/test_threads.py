@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -135,6 +136,25 @@ def test_parallel_waits_for_the_others_after_an_exception() -> None:
     with pytest.raises(KeyError):
         threads.parallel(task, 2)
     assert len(ended) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot interrupt itself")
+def test_an_interrupt_while_parallel_waits_is_raised_after_the_others_have_stopped() -> None:
+    both, ended = threading.Barrier(2, timeout=10), []
+
+    def task(part: int) -> None:
+        both.wait()
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            ended.append(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.parallel(task, 2)
+    assert len(ended) == 1
+    threads.parallel(lambda part: ended.append(part), 2)
+    assert len(ended) == 3
 
 
 @pytest.fixture
