@@ -1,11 +1,16 @@
 """What tests of the command line share: a run of a second, and the command in a process of its own."""
 
+import os
 import subprocess
 import sys
 
-__all__ = ["QUICK", "start"]
+__all__ = ["PORTABLE", "QUICK", "start"]
 
 QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
+
+
+PORTABLE = os.environ | {"XCNN_KERNELS": "off"}
+"""The environment of commands whose kernels are not tested, as loading Numba takes half a second."""
 
 
 def start(*argv: str, **options) -> subprocess.Popen[str]:

@@ -207,6 +207,12 @@ def xcnn(
     return run
 
 
+@pytest.fixture
+def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures: runs write a ready one."""
+    importlib.import_module("sketches").use(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best weights of a run on the digits, which no test may change."""

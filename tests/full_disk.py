@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import sketches
 from kill_runs import ended, fork, result
 
 from xcnn import optim
@@ -189,6 +191,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="try every n-th size only")
     options = parser.parse_args()
     set_num_threads(1)  # threads do not survive a fork
+    sketches.use(pytest.MonkeyPatch())
     if options.how == "limit":
         sizes = {size: limited(size) for size in LIMITS[:: options.every]}
     else:

@@ -1,5 +1,6 @@
 """`xcnn bench`: tables, JSON, pictures, and requests that are refused."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ from PIL import Image
 
 from xcnn import compare, models, nn, plots
 from xcnn.cli import _console
+from xcnn.compare import worker
 
 QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds", "0.001", "--threads", "1"]
 
@@ -26,6 +28,26 @@ QUICK = ["--models", "report", "--batch-sizes", "2", "--rounds", "1", "--seconds
 def xcnn(xcnn):
     """Run `xcnn bench` in an empty folder: (exit code, stdout, stderr)."""
     return functools.partial(xcnn, "bench")
+
+
+class Inside(contextlib.ExitStack):
+    """A worker in this process, which need not start one."""
+
+    def __init__(self, contestant, case):
+        super().__init__()
+        self.contestant, self.case = contestant, case
+
+    def __enter__(self):
+        self.work = worker._Work(self.contestant, self.case, self.enter_context(self.contestant.opened(self.case)))
+        return self
+
+    def ask(self, request, **arguments):
+        return getattr(self.work, request)(**arguments)
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("xcnn.compare.bench"), "Worker", Inside)
 
 
 def test_json_lines(xcnn):
@@ -90,7 +112,7 @@ def test_table_against_pytorch(xcnn, tmp_path):
         assert np.asarray(image.convert("L")).std() > 5  # not blank
 
 
-def test_several_batches_and_sizes(xcnn):
+def test_several_batches_and_sizes(xcnn, inside):
     code, out, _ = xcnn(*QUICK[:2], "-b", "2,3", "--sizes", "12,20", *QUICK[4:])
     assert code == 0
     assert [line.split(" on cpu")[0] for line in out.splitlines() if ": time per " in line] == [
@@ -137,7 +159,7 @@ def test_random_networks_are_shown(xcnn):
     assert line["layers"] == models.sketch(models.build("random-5-1", seed=None))
 
 
-def test_a_random_network_that_fails_does_not_stop_the_others(xcnn, monkeypatch):
+def test_a_random_network_that_fails_does_not_stop_the_others(xcnn, inside, monkeypatch):
     def fitted(case):
         if case.model == "random-0-3":
             raise ZeroDivisionError("in a kernel")
@@ -153,7 +175,7 @@ def test_a_random_network_that_fails_does_not_stop_the_others(xcnn, monkeypatch)
     assert "random-0-3, batch 2, train is left out: ZeroDivisionError: in a kernel" in err
 
 
-def test_large_batches_of_random_networks_are_halved(xcnn, monkeypatch):
+def test_large_batches_of_random_networks_are_halved(xcnn, inside, monkeypatch):
     each = nn.summary(models.build("random-0-22"), models.entry("random-0-22").shape).total.kept
     monkeypatch.setattr(importlib.import_module("xcnn.cli.bench"), "KEPT", 3 * each)
     code, out, _ = xcnn("--random", 30, "--only", "22", "-b", "2,4,16", *QUICK[4:], "--json")

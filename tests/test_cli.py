@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import QUICK, start
+from commands import PORTABLE, QUICK, start
 from PIL import Image
 
 from xcnn import models, nn, optim, plots
@@ -16,6 +16,7 @@ from xcnn.runs import load_checkpoint
 from xcnn.threads import get_num_threads, set_num_threads
 
 SMALL = ["train", "--model", "vgg_small", "--epochs", "1", "--validation", "0.9"]
+quick = pytest.mark.usefixtures("sketches")
 EPOCH_KEYS = [
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
     "seconds", "data_seconds", "samples_per_second",
@@ -67,6 +68,7 @@ def test_train_writes_a_folder_and_json_lines(xcnn, tmp_path):
     assert "precision   recall" in xcnn("evaluate", "out")[1]
 
 
+@quick
 @pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
 def test_the_run_says_which_weights_it_tested(xcnn, tmp_path, monkeypatch, monitor):
     chosen = []
@@ -87,6 +89,7 @@ def test_the_run_says_which_weights_it_tested(xcnn, tmp_path, monkeypatch, monit
     assert last["weights"] == "last, of epoch 6"
 
 
+@quick
 def test_without_validation_the_last_weights_are_tested(xcnn):
     code, out, _ = xcnn("train", "--model", "report", "--epochs", "1", "--validation", "0", "--json", "-o", "out")
     last = json.loads(out.splitlines()[-1])
@@ -99,6 +102,7 @@ def test_without_validation_the_last_weights_are_tested(xcnn):
     assert "  last, of epoch 1, averaged\n" in xcnn("evaluate", "averaged")[1]
 
 
+@quick
 def test_train_prints_a_table(xcnn):
     code, out, err = xcnn(*QUICK)
     assert code == 0
@@ -128,6 +132,7 @@ def test_the_next_command_is_called_as_this_one_was(monkeypatch, argv, path, pro
     assert _console.program() == program
 
 
+@quick
 def test_a_path_in_the_summary_is_on_one_line(xcnn, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     folder = tmp_path / ("long " * 20)
@@ -142,6 +147,7 @@ def tensors(folder):
     return sorted((name, array.tobytes()) for name, array in load_checkpoint(newest).state.items())
 
 
+@quick
 def test_one_seed_one_result(xcnn):
     weights = []
     for folder, seed in (("a", "3"), ("b", "3"), ("c", "4")):
@@ -162,6 +168,7 @@ def test_a_folder_is_not_overwritten(xcnn, tmp_path, checkpoint):
     assert contents(checkpoint.parent) == before
 
 
+@quick
 def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, monkeypatch):
     step, count = optim.SGD.step, [0]
 
@@ -181,6 +188,7 @@ def test_divergence_says_where_and_keeps_the_last_good_epoch(xcnn, tmp_path, mon
     assert xcnn("evaluate", "out")[0] == 0
 
 
+@quick
 def test_ruined_weights_are_never_saved(xcnn, tmp_path):
     """An update that overflows after the last check of the loss is noticed when the epoch is saved."""
     ruin = ["--opt", "sgd", "--momentum", "0", "--schedule", "constant", "-b", "2000", "--validation", "0"]
@@ -193,6 +201,7 @@ def test_ruined_weights_are_never_saved(xcnn, tmp_path):
     assert not (tmp_path / "out").exists()  # nothing was learned, so no folder is left
 
 
+@quick
 def test_label_smoothing_is_not_tested_with(xcnn):
     code, out, _ = xcnn(*QUICK, "--label-smoothing", "0.3", "--json", "-o", "out")
     assert code == 0
@@ -209,13 +218,15 @@ def test_the_default_run_learns_the_digits(xcnn):
 
 
 def test_runs_of_the_same_second_get_their_own_folders(tmp_path):
-    processes = [start("train", "--model", "report", "--epochs", "1", cwd=tmp_path) for _ in range(3)]
+    argv = ["train", "--model", "report", "--epochs", "1"]
+    processes = [start(*argv, cwd=tmp_path, env=PORTABLE) for _ in range(3)]
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
+@quick
 def test_a_new_run_that_cannot_take_a_step_leaves_no_folder(xcnn, tmp_path, monkeypatch):
     """A mistake in a network of one's own must not occupy the folder."""
     wrong = models.Entry("wrong", lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(7, classes)))
@@ -227,6 +238,7 @@ def test_a_new_run_that_cannot_take_a_step_leaves_no_folder(xcnn, tmp_path, monk
     assert xcnn(*QUICK, "-o", "out")[0] == 0
 
 
+@quick
 def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
     flags = [
         "--opt",
@@ -252,6 +264,7 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
     assert xcnn("train", "--resume", "a", "--epochs", "2")[0] == 0
 
 
+@quick
 def test_results_do_not_depend_on_threads(xcnn):
     before, weights = get_num_threads(), set()
     try:

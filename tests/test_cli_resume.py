@@ -9,11 +9,12 @@ import sys
 import time
 
 import pytest
-from commands import QUICK, start
+from commands import PORTABLE, QUICK, start
 
 from xcnn.cli import main
 from xcnn.runs import latest_run, read_settings
 
+pytestmark = pytest.mark.usefixtures("sketches")
 FLAGS = ["--model", "report", "--epochs", "100000", "--json", "--checkpoint-every", "1000epochs"]
 
 
@@ -48,7 +49,8 @@ splits = data.splits
 data.splits = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or splits(*a, **k)
 sys.exit(main(["train", "--model", "report", "-o", "out"]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=PORTABLE, timeout=60)
     assert (done.returncode, done.stderr) == (143, "error: terminated\n")
     assert not (tmp_path / "out").exists()
 
@@ -66,7 +68,12 @@ optim.Adam.step = endless
 sys.exit(main(["train", "--model", "report", "-o", "out"]))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=PORTABLE,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "step\n"
@@ -188,7 +195,7 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
     for flags in (["--json"], []):
         folder = tmp_path / f"run{len(flags)}"
         argv = ["train", "--model", "report", "--epochs", "3", "-o", str(folder), *flags]
-        with start(*argv, cwd=tmp_path) as process:
+        with start(*argv, cwd=tmp_path, env=PORTABLE) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.close()

@@ -12,6 +12,7 @@ import pytest
 from xcnn.cli import main
 from xcnn.runs import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("sketches")
 SCRIPT = Path(__file__).with_name("full_disk.py")
 
 
