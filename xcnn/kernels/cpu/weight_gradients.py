@@ -119,7 +119,7 @@ def _plan(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, mask
     blocks = groups * -(-cb // width)
     numbers = blocks * runs.size * lines.size * run * width
     # Copies are counted with what it takes to read from memory.
-    moves = cb * b_pixels * (0.7 if min(width, b_pixels) >= lanes else 3.5)
+    moves = cb * b_pixels * (0.5 + 2.5 / min(width, b_pixels, lanes))
     moves += 0.4 * (ca * channel * copied + cb * outs * (swapped and masked))
     cost = groups * (outs * cycles * runs.size * -(-lines.size // 4) + moves)
     count = parts(n * blocks, n * cost / _CYCLES_PER_MICROSECOND)
