@@ -1,6 +1,7 @@
 """The gradients of convolutions: each way to them, against portable code in float64."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,19 +78,17 @@ def check(dtype: str, x: Any, weight: Any, rank: int, **options: Any) -> None:
         ((2, 17, 40, 40), 17, (1, 1), {}),
         ((1, 18, 20, 2), 18, (1, 1), {"stride": (1, 2)}),
         ((1, 17, 8, 10), 17, (1, 1), {"stride": (2, 1), "padding": ((0, 2), (0, 1))}),
+        ((2, 3, 40, 70), 3, (3, 4), {"padding": 2, "activation": "relu"}),  # dy in pieces
+        ((5, 2, 6, 9), 1, (3, 3), {"stride": 2, "groups": 2, "dilation": 3, "padding": 4}),
     ],
 )
 def test_every_way_to_the_gradients(
     monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, c_of_group: int, kernel: Any, options: Any
 ) -> None:
-    """Choose vectors of pixels or of channels of x or dy, whatever is cheapest; all must be right."""
-    weight = (34, c_of_group, *kernel)
-    ways = [weight_gradients._pixels, lambda *shapes: weight_gradients._windows(*shapes, False)]
-    if math.prod(kernel) == 1 and "padding" not in options:
-        ways.append(lambda *shapes: weight_gradients._windows(*shapes, True))
-    for way in ways:
-        monkeypatch.setattr(weight_gradients, "_way", way)
-        check(dtype, x, weight, len(kernel), **options)
+    """Choose vectors of channels of x or of dy, whatever is cheapest; both must be right."""
+    for swapped in (False, True):
+        monkeypatch.setattr(weight_gradients, "_cheapest", partial(weight_gradients._plan, swapped=swapped))
+        check(dtype, x, (34, c_of_group, *kernel), len(kernel), **options)
 
 
 @every_dtype

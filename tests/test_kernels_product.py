@@ -29,3 +29,9 @@ def test_products_of_all_sizes(dtype: str, count: int) -> None:
             np.testing.assert_allclose(y[:, 2 : 2 + length], expected, rtol=tolerance, atol=tolerance)
             if length >= lanes or length == 0:
                 assert (np.delete(y, np.s_[2 : 2 + length], axis=1) == 9).all()
+            # The same rows, in a table behind the offsets, from the last to the first.
+            again, table = np.full_like(y, 9), np.concatenate([offsets, [0], np.arange(4, 4 + rows)[::-1]])
+            multiply.direct(
+                x, 3, shifts, w.reshape(-1), 0, -count - 1, table, count, again.reshape(-1), 2, 300, rows, length
+            )
+            np.testing.assert_array_equal(again[::-1, 2 : 2 + length], y[:, 2 : 2 + length])

@@ -3,32 +3,16 @@
     y[y0 + i * step + j] = sum over k of w[w0 + i * row + offsets[k]] * x[x0 + shifts[k] + j]    i < rows, j < length
 
 The matrix lies anywhere: its rows are `row` apart, and column k is at `offsets[k]`. So a convolution reads its weights,
-or their transpose, where they are. Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix.
+or their transpose, where they are. If `row` is negative, row i begins at `offsets[i - row]`, so rows lie anywhere, too.
+Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix.
 
 Indices count elements; bounds are not checked.
 """
 
-from xcnn.kernels.cpu._compile import by_address, compiled
-from xcnn.kernels.cpu._simd import BYTES, STRIP, strip
+from xcnn.kernels.cpu._compile import by_address
+from xcnn.kernels.cpu._simd import next_strip, strip
 
 __all__ = ["multiply", "next_strip"]
-
-
-@compiled
-def next_strip(at, length, itemsize):
-    """Return the first pixel and the vectors of the strip at pixel `at`, and where the next one begins.
-
-    The last strip may begin before `at`, so that it ends at `length` and nothing beyond is read or written: some pixels
-    are computed twice, with the same result. It ends beyond only if `length` is less than a vector.
-    """
-    lanes = BYTES // itemsize
-    vectors = min(STRIP, -(-(length - at) // lanes))
-    if at + vectors * lanes <= length:
-        return at, vectors, at + vectors * lanes
-    if vectors * lanes <= length:
-        return length - vectors * lanes, vectors, length
-    vectors = max(1, vectors - 1)
-    return at, vectors, min(length, at + vectors * lanes)
 
 
 @by_address("xnixnninxnnnn")

@@ -1,12 +1,12 @@
-"""Two products of vectors, written as LLVM instructions, because NumPy's BLAS would need copies.
+"""The product of a matrix and vectors, written as LLVM instructions, because NumPy's BLAS would need copies.
 
-Both read vectors at any offset into a plane of pixels, so that a convolution needs no columns: the windows of a tap are
-the plane itself, shifted. Each is divided into blocks of rows and columns whose sums fit in registers.
+It reads vectors at any offset into a plane of pixels, so that a convolution needs no columns: the windows of a tap are
+the plane itself, shifted. It is divided into blocks of rows and vectors whose sums fit in registers.
 
-Indices count elements. Bounds are not checked: the callers in `conv.py` lay out their planes accordingly.
+Indices count elements. Bounds are not checked: the callers lay out their planes accordingly.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -14,19 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT, LANE, Vectors
+from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT, LANE, Vectors, counted
 
-__all__ = [
-    "BYTES",
-    "CORRELATION_BLOCKS",
-    "FUSED",
-    "STRIP",
-    "STRIP_BLOCKS",
-    "TERMS",
-    "Emitter",
-    "correlation",
-    "strip",
-]
+__all__ = ["BYTES", "FUSED", "STRIP", "TERMS", "Emitter", "next_strip", "strip"]
 
 _INT, _LANE = INT, LANE
 
@@ -34,11 +24,8 @@ _INT, _LANE = INT, LANE
 STRIP = 6 if BYTES == 64 else 4
 """The most vectors of a strip."""
 
-STRIP_BLOCKS = ((8, 3), (4, 6), (2, 6), (1, 6)) if BYTES == 64 else ((6, 2), (4, 2), (2, 4), (1, 4))
-"""Rows and vectors of the blocks of `strip`, largest first."""
-
-CORRELATION_BLOCKS = ((4, 6), (2, 8), (1, 8)) if BYTES == 64 else ((4, 2), (2, 4), (1, 6))
-"""Rows and columns of the blocks of `correlation`, largest first."""
+_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (1, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (1, (4,)))
+"""Rows of the blocks of `strip`, and how many vectors they have, largest first."""
 
 TERMS = 512
 """Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
@@ -147,6 +134,37 @@ class Emitter(Vectors):
 
 
 @intrinsic
+def next_strip(_: Any, at: Any, length: Any, itemsize: Any) -> Any:
+    """Return the first pixel and the vectors of the strip at pixel `at`, and where the next one begins.
+
+    The last strip may begin before `at`, so that it ends at `length` and nothing beyond is read or written: some pixels
+    are computed twice, with the same result. It ends beyond only if `length` is less than a vector.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at_, length_, itemsize_ = arguments
+        lanes = builder.udiv(_INT(BYTES), itemsize_)
+        left = builder.add(builder.sub(length_, at_), builder.sub(lanes, _INT(1)))
+        many = _smaller(builder, _INT(STRIP), builder.udiv(left, lanes))
+        size = builder.mul(many, lanes)
+        end = builder.add(at_, size)
+        inside, fits = builder.icmp_signed("<=", end, length_), builder.icmp_signed("<=", size, length_)
+        some = builder.select(builder.icmp_signed(">", many, _INT(1)), builder.sub(many, _INT(1)), many)
+        first = builder.select(builder.or_(inside, builder.not_(fits)), at_, builder.sub(length_, size))
+        following = _smaller(builder, length_, builder.add(at_, builder.mul(some, lanes)))
+        following = builder.select(inside, end, builder.select(fits, length_, following))
+        vectors = builder.select(builder.or_(inside, fits), many, some)
+        return context.make_tuple(builder, signature.return_type, (first, vectors, following))
+
+    n = types.intp
+    return types.UniTuple(n, 3)(n, n, n), generate
+
+
+def _smaller(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+@intrinsic
 def strip(
     _: Any,
     x: Any,
@@ -167,7 +185,10 @@ def strip(
 
     For i < `rows` and j < `vectors` times the numbers of a vector:
 
-        y[y0 + i * step + j] = sum over k < count of w[w0 + i * row + offsets[k]] * x[x0 + shifts[k] + j]
+        y[y0 + i * step + j] = sum over k < count of w[w0 + lines[i] + offsets[k]] * x[x0 + shifts[k] + j]
+
+    with lines[i] = i * row, or offsets[i - row] if `row` is negative. Some rows may be computed twice, with the same
+    result.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -175,109 +196,64 @@ def strip(
         emit = Emitter(context, builder, x)
         source, target, weights = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), emit.pointer(w, w_, w0_)
         shift, offset = emit.pointer(shifts, shifts_), emit.pointer(offsets, offsets_)
+        zero, nothing = ir.Constant(emit.vector, None), cgutils.alloca_once_value(builder, _INT(0))
+        listed, apart = builder.icmp_signed("<", row_, _INT(0)), emit.larger(row_, _INT(0))
         # At least one run, so that y is 0 if there are no terms.
         runs = builder.udiv(builder.add(emit.larger(count_, _INT(1)), _INT(TERMS - 1)), _INT(TERMS))
 
+        def line(r: Any) -> Any:
+            place = builder.load(builder.select(listed, builder.gep(offset, [builder.sub(r, row_)]), nothing))
+            return emit.at(builder.gep(weights, [place]), (r, apart))
+
         def block(r: Any, size: int, v: Any, width: int) -> None:
-            lines = [emit.at(emit.at(weights, (r, row_)), (i, row_)) for i in range(size)]
-            first = emit.at(emit.at(target, (r, step_)), (v, emit.lanes))
-            places = [emit.at(emit.at(first, (i, step_)), (j, emit.lanes)) for i in range(size) for j in range(width)]
+            numbers = [emit.smaller(builder.add(r, _INT(i)), builder.sub(rows_, _INT(1))) for i in range(size)]
+            lines, first = [line(number) for number in numbers], emit.at(target, (v, emit.lanes))
+            places = [emit.at(emit.at(first, (i, step_)), (j, emit.lanes)) for i in numbers for j in range(width)]
             begins = emit.at(source, (v, emit.lanes))
+
+            def term(k: Any, sums: list[Any]) -> list[Any]:
+                pixels = builder.gep(begins, [builder.load(builder.gep(shift, [k]))])
+                values = [emit.load(emit.at(pixels, (j, emit.lanes))) for j in range(width)]
+                column = builder.load(builder.gep(offset, [k]))
+                totals = []
+                for i, one in enumerate(lines):
+                    weight = emit.broadcast(builder.gep(one, [column]))
+                    totals += [emit.fused(weight, values[j], sums[i * width + j]) for j in range(width)]
+                    emit.barrier()  # otherwise all weights are loaded first, and sums lose their registers
+                return totals
+
             with cgutils.for_range(builder, runs) as run:
                 begin = builder.mul(run.index, _INT(TERMS))
                 end = emit.smaller(builder.add(begin, _INT(TERMS)), count_)
-                sums = emit.sums(size, width)
-                with cgutils.for_range_slice(builder, begin, end, _INT(1)) as (k, _):
-                    pixels = builder.gep(begins, [builder.load(builder.gep(shift, [k]))])
-                    values = [emit.load(emit.at(pixels, (j, emit.lanes))) for j in range(width)]
-                    column = builder.load(builder.gep(offset, [k]))
-                    for line, line_sums in zip(lines, sums, strict=True):
-                        weight = emit.broadcast(builder.gep(line, [column]))
-                        for value, total in zip(values, line_sums, strict=True):
-                            emit.multiply_add(weight, value, total)
-                        emit.barrier()  # otherwise all weights are loaded first, and sums lose their registers
-                totals = [builder.load(total) for line_sums in sums for total in line_sums]
-                with builder.if_else(builder.icmp_signed("==", run.index, _INT(0))) as (is_first, is_later):
-                    with is_first:
-                        for place, total in zip(places, totals, strict=True):
-                            emit.store(total, place)
-                    with is_later:
-                        for place, total in zip(places, totals, strict=True):
-                            emit.store(builder.fadd(emit.load(place), total), place)
+                later = builder.icmp_signed(">", run.index, _INT(0))
+                totals = counted(builder, begin, end, _INT(1), [zero] * len(places), term)
+                before = [builder.select(later, emit.load(place), zero) for place in places]
+                for place, old, total in zip(places, before, totals, strict=True):
+                    emit.store(builder.fadd(old, total), place)
 
-        done: Any = _INT(0)
-        for size, width in STRIP_BLOCKS:
-            left = builder.sub(rows_, done)
-            end = builder.add(done, builder.mul(builder.udiv(left, _INT(size)), _INT(size)))
-            with cgutils.for_range_slice(builder, done, end, _INT(size)) as (r, _):
-                for v, many in emit.strips(vectors_, width, 1):
-                    block(r, size, v, many)
-            done = end
+        def blocks(r: Any, size: int, widths: tuple[int, ...]) -> None:
+            v: Any = _INT(0)
+            for width in widths:
+                end = builder.add(v, builder.mul(builder.udiv(builder.sub(vectors_, v), _INT(width)), _INT(width)))
+                if width == 3:  # two and two are faster than three and one
+                    end = builder.select(builder.icmp_signed("==", vectors_, _INT(4)), v, end)
+                with cgutils.for_range_slice(builder, v, end, _INT(width)) as (first, _):
+                    block(r, size, first, width)
+                v = end
+
+        # The last block of several rows may begin before the end of those before it.
+        (most, _), (some, _), (_, (wide,)) = _BLOCKS
+        whole = builder.add(rows_, _INT(most - 1 - some))
+        whole = builder.mul(builder.udiv(whole, _INT(most)), _INT(most))
+        whole = builder.select(builder.icmp_signed("<", rows_, _INT(most)), _INT(0), whole)
+        single = builder.icmp_signed("==", rows_, _INT(1))
+        single = builder.and_(single, builder.icmp_signed("==", vectors_, _INT(wide)))
+        ends = whole, builder.select(single, _INT(0), rows_), rows_
+        for start, end, (size, widths) in zip((_INT(0), whole, ends[1]), ends, _BLOCKS, strict=True):
+            last = emit.larger(builder.sub(rows_, _INT(size)), _INT(0))
+            with cgutils.for_range_slice(builder, start, end, _INT(size)) as (r, _):
+                blocks(emit.smaller(r, last), size, widths)
         return context.get_dummy_value()
 
     n = types.intp
     return types.void(x, n, shifts, w, n, n, offsets, n, y, n, n, n, n), generate
-
-
-def correlation(rows: int, columns: int) -> Callable[..., None]:
-    """Build the sums over images and pixels of vectors times shifted vectors, in blocks of `rows` and `columns`.
-
-    The result is a function `(a, a0, plane, a_step, x, x_step, shifts, count, images, length, out, out0, blocks)` that
-    adds, for the `blocks * rows` rows i and all k < `count`, with `length` rounded up to whole vectors:
-
-        out[out0 + i * count + k] += sum over n < images and l < length of
-            a[a0 + n * a_step + i * plane + l] * x[n * x_step + shifts[k] + l]
-    """
-
-    @intrinsic
-    def product(
-        _: Any,
-        a: Any,
-        a0: Any,
-        plane: Any,
-        a_step: Any,
-        x: Any,
-        x_step: Any,
-        shifts: Any,
-        count: Any,
-        images: Any,
-        length: Any,
-        out: Any,
-        out0: Any,
-        blocks: Any,
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a_, a0_, plane_, a_step_, x_, x_step_, shifts_, count_, images_, length_, out_, out0_, blocks_ = arguments
-            emit = Emitter(context, builder, x)
-            left, right, target = emit.pointer(a, a_, a0_), emit.pointer(x, x_), emit.pointer(out, out_, out0_)
-            shift = emit.pointer(shifts, shifts_)
-            vectors = builder.udiv(builder.add(length_, _INT(emit.lanes - 1)), _INT(emit.lanes))
-
-            def block(b: Any, k: Any, width: int) -> None:
-                starts = [builder.load(emit.at(builder.gep(shift, [k]), (v, 1))) for v in range(width)]
-                sums = emit.sums(rows, width)
-                with cgutils.for_range(builder, images_) as image:
-                    upper = emit.at(emit.at(left, (image.index, a_step_)), (b, plane_), scale=rows)
-                    pixels = emit.at(right, (image.index, x_step_))
-                    with cgutils.for_range(builder, vectors) as loop:
-                        place = (loop.index, emit.lanes)
-                        values = [emit.load(emit.at(emit.at(upper, (i, plane_)), place)) for i in range(rows)]
-                        for v, start in enumerate(starts):
-                            pixel = emit.load(emit.at(builder.gep(pixels, [start]), place))
-                            for i, value in enumerate(values):
-                                emit.multiply_add(value, pixel, sums[i][v])
-                first = emit.at(builder.gep(target, [k]), (b, count_), scale=rows)
-                for i, row in enumerate(sums):
-                    for v, total in enumerate(row):
-                        entry = emit.at(emit.at(first, (i, count_)), (v, 1))
-                        builder.store(builder.fadd(builder.load(entry), emit.total(builder.load(total))), entry)
-
-            with cgutils.for_range(builder, blocks_) as loop:
-                for k, width in emit.strips(count_, columns, 1):
-                    block(loop.index, k, width)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(a, n, n, n, x, n, shifts, n, n, n, out, n, n), generate
-
-    return product  # type: ignore[no-any-return]

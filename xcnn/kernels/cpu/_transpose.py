@@ -2,40 +2,45 @@
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._compile import by_address
 from xcnn.kernels.cpu._simd import BYTES, Emitter
+from xcnn.kernels.cpu._vectors import INT
 
 __all__ = ["transpose"]
 
 
 @intrinsic
 def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns: Any, j: Any) -> Any:
-    """Transpose a square of as many numbers as a vector has: `y[y0 + columns[j + b] + a] = x[x0 + rows[i + a] + b]`."""
+    """Transpose a square of as many numbers as a vector has: `y[y0 + columns[j + b] + a] = x[x0 + rows[i + a] + b]`.
+
+    With AVX-512, there may be fewer rows or columns than that.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_, x0_, rows_, i_, y_, y0_, columns_, j_ = arguments
         emit = Emitter(context, builder, x)
         source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-        row, column = emit.pointer(rows, rows_, i_), emit.pointer(columns, columns_, j_)
         half, n = emit.lanes // 2, emit.lanes
+        (many, many_columns) = (emit.size(*pair) for pair in ((rows, rows_), (columns, columns_)))
+        written, read = (emit.first(count) if BYTES == 64 else None for count in (many, many_columns))
 
-        def at(pointer: Any, places: Any, k: int) -> Any:
-            return builder.gep(pointer, [builder.load(builder.gep(places, [ir.IntType(64)(k)]))])
+        def places(array: Any, value: Any, first: Any, size: Any) -> list[Any]:
+            pointer, last = emit.pointer(array, value), builder.sub(size, INT(1))
+            return [builder.load(emit.at(pointer, (emit.smaller(builder.add(first, INT(k)), last), 1))) for k in range(n)]
 
         def interleave(a: Any, b: Any, first: int) -> Any:
-            lanes = emit.lane_list([first + k // 2 + n * (k % 2) for k in range(n)])
-            return builder.shuffle_vector(a, b, lanes)
+            return emit.shuffle(a, b, [first + k // 2 + n * (k % 2) for k in range(n)])
 
-        vectors = [emit.load(at(source, row, a)) for a in range(n)]
+        vectors = [emit.read(source, place, read) for place in places(rows, rows_, i_, many)]
         for _ in range(n.bit_length() - 1):  # each time, the number of a vector moves into the numbers of its lanes
             pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
             vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
-        for b, vector in enumerate(vectors):
-            emit.store(vector, at(target, column, b))
+        # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
+        for place, vector in reversed([*zip(places(columns, columns_, j_, many_columns), vectors, strict=True)]):
+            emit.write(vector, target, place, written)
         return context.get_dummy_value()
 
     n = types.intp
@@ -46,11 +51,11 @@ def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns
 def transpose(x, x0, rows, y, y0, columns):
     """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
     lanes = BYTES // x.itemsize
-    if rows.size >= lanes and columns.size >= lanes:  # the last squares may overlap those before
+    if BYTES == 64 or (rows.size >= lanes and columns.size >= lanes):  # the last squares may overlap those before
         for a in range(0, rows.size, lanes):
-            i = min(a, rows.size - lanes)
+            i = max(0, min(a, rows.size - lanes))
             for b in range(0, columns.size, lanes):
-                j = min(b, columns.size - lanes)
+                j = max(0, min(b, columns.size - lanes))
                 _square(x, x0 + j, rows, i, y, y0 + i, columns, j)
     else:
         for i in range(rows.size):

@@ -1,30 +1,22 @@
-"""The weight gradient of a convolution on the CPU, in one of two ways.
+"""The weight gradient of a convolution on the CPU: products of dy and x, one of them with vectors of its channels.
 
-With vectors of channels (`_weight_gradient.py`) dy is read where it lies, and for a kernel of one pixel x may be; with
-few channels, vectors of pixels are used (`_correlation.py`). The cheaper way is chosen from counted cycles. Work is
-distributed over threads by images, and by channels if there are few images.
-
-With vectors of pixels, rows of dy have zeros between them, and an infinite x times 0 is NaN. So more of dweight may
-become NaN than with im2col.
+Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding and no mask
+(`_weight_gradient.py`). The cheaper way is chosen from counted cycles. Work is distributed over threads by images, and
+by channels if there are few images.
 """
 
 import functools
-import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xcnn.kernels.cpu import depthwise
-from xcnn.kernels.cpu._correlation import correlate
-from xcnn.kernels.cpu._grids import grid, pack, padded_grid, phase_spans, repeat, steps_of
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
+from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
 from xcnn.kernels.cpu._moves import every
-from xcnn.kernels.cpu._planes import STEP, planes
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat, share
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._simd import BYTES, STRIP
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, collect, weight_gradient
 from xcnn.threads import parallel, parts
@@ -42,15 +34,17 @@ _CYCLES_PER_MICROSECOND = 4000
 Axes = tuple[Any, ...]
 
 
-class _Windows(NamedTuple):
-    """What is counted from shapes, for vectors of channels.
+class _Plan(NamedTuple):
+    """What is counted from shapes.
 
     Attributes
     ----------
     tables : for `weight_gradient`.
-    swapped : whether x is read in place and dy is copied, instead of the reverse.
+    swapped : whether vectors run along the channels of dy, not of x.
+    rows : channels of dy, or channels and kernel positions of x, that vectors are multiplied with.
     numbers : size of the sums of a part.
-    masked, room, columns : sizes of the memory for masked dy and for copied pixels, and of a row of products.
+    planes, room, masked, columns : sizes of the memory for what is multiplied with vectors, for the vectors, for dy
+        before it becomes vectors, and of a row of products.
     by_images, by_blocks, blocks : parts, and blocks of channels.
     cycles : cost for one image.
     number : unique number of the layout.
@@ -58,9 +52,11 @@ class _Windows(NamedTuple):
 
     tables: np.ndarray
     swapped: bool
+    rows: int
     numbers: int
-    masked: int
+    planes: int
     room: int
+    masked: int
     columns: int
     by_images: int
     by_blocks: int
@@ -69,162 +65,101 @@ class _Windows(NamedTuple):
     number: int
 
 
-def _cycles(vectors: int) -> float:
-    """Return the cycles of a row of `strip` per term, for a number of vectors: blocks of 8 rows and 3 or 1 vectors."""
-    return (12 * (vectors // 3) + 5.5 * (vectors % 3)) / 8
-
-
 def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
-    """Return the channels of a block, at most `most` if possible, and the cycles of all blocks per term and run."""
-    widths = {*range(lanes, min(channels, most) + 1, lanes), min(channels, max(most, lanes))}
-    cost, width = min((-(-channels // w) * _cycles(-(-w * run // lanes)), -w) for w in widths)
+    """Return the channels of a block, at most `most` if possible, and the cycles of all blocks for 4 rows and a term.
+
+    Four rows and a vector take 2 cycles, and a single one takes one more.
+    """
+    least = lanes if run == 1 else 1
+    widths = {*range(lanes, min(channels, most) + 1, lanes), max(least, min(channels, max(most, lanes)))}
+    vectors = {w: -(-w * run // lanes) for w in widths}
+    cost, width = min((-(-channels // w) * (2 * v + (v % STRIP == 1)), -w) for w, v in vectors.items())
     return -width, cost
 
 
-@functools.lru_cache(maxsize=256)
-def _windows(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, swapped: bool) -> _Windows:
-    """Lay out a weight gradient; only one of a kernel of one pixel without padding may be swapped."""
-    ca, cb = (cg, og) if swapped else (og, cg)
-    outs = math.prod(a.out for a in axes)
-    zeros, ones = [0] * len(axes), [1] * len(axes)
-    offsets = grid(steps_of([a.out for a in axes]), zeros, [a.out for a in axes], ones)
-    a_size = math.prod(a.out for a in axes)
-    if swapped:
-        sizes = [a.size for a in axes]
-        offsets, a_size = (
-            grid(steps_of(sizes), zeros, [a.out for a in axes], [a.stride for a in axes]),
-            math.prod(sizes),
-        )
-        axes = tuple(replace(a, size=a.out, stride=1, after=0) for a in axes)
+@functools.lru_cache(maxsize=512)
+def _plan(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, masked: bool, swapped: bool) -> _Plan:
     p, lanes = padded_grid(axes), BYTES // itemsize
+    outs, pixels, taps = p.windows.size, p.pixels.size, p.taps.size
     images = max(1, min(n, TERMS // outs))
-    run = axes[-1].kernel if axes[-1].dilation == 1 else 1
-    width, cycles = _width(cb, run, max(4 * lanes, _CHUNK_BYTES // 2 // (images * p.size * itemsize)), lanes)
-    runs, room = p.taps[::run], p.size * width
+    most = max(4 * lanes, _CHUNK_BYTES // 2 // (images * p.size * itemsize))
+    run = 1 if swapped or axes[-1].dilation > 1 else axes[-1].kernel
+    width, cycles = _width(og if swapped else cg, run, most, lanes)
+    row, zero = axes[-1].size, np.zeros(1, np.int64)
+    if swapped:
+        ca, cb, a_pixels, b_pixels, copied, piece = cg, og, pixels, outs, p.size > pixels, min(outs, TERMS)
+        channel = p.size if copied else pixels
+        offsets, lines = p.windows, np.add.outer(np.arange(ca) * channel, p.taps).ravel()
+        stored, windows, room, runs = np.arange(piece), np.arange(outs), piece, zero
+        lines_of = p.pixels.reshape(-1, row)[:, 0]  # where rows of pixels are stored
+        ahead = axes[-2].size if len(axes) > 1 else 1
+        copies = [row, ahead, row, (lines_of[1] - lines_of[0]) if ahead > 1 else row]
+        planes_from, planes_to = np.arange(0, pixels, ahead * row), lines_of[::ahead]
+        row_step, step = 1, cg * taps
+    else:
+        ca, cb, a_pixels, b_pixels, copied, piece = og, cg, outs, pixels, masked, pixels + images * outs
+        channel, offsets, lines = outs, np.arange(outs), np.arange(og) * outs
+        stored, windows, room, runs = p.pixels, p.windows, p.size, p.taps[::run] * width
+        copies, planes_from, planes_to = [outs, 1, outs, outs], zero, zero
+        row_step, step = cg * taps, taps
+    apart = piece if swapped and masked else b_pixels
     tables = pack(
-        [groups, ca, cb, a_size, images, room, run * width],
-        np.arange(width) * p.pixels.size,
-        p.pixels * width,
-        repeat(room, images, p.windows * width),
-        repeat(groups * ca * a_size, images, offsets),
-        runs * width,
-    )
-    blocks, numbers = groups * -(-cb // width), groups * -(-cb // width) * runs.size * ca * run * width
-    cost = groups * outs * (cycles * ca * runs.size + cb * p.pixels.size / outs)
+        [
+            groups, ca, cb, a_pixels, b_pixels, images, room * width, max(piece, TERMS), run * width, width, apart,
+            channel, *copies, row_step, step, og * cg * taps,
+        ],
+        np.minimum(np.arange(width), cb - 1) * apart,
+        stored * width,
+        repeat(room * width, images, windows * width),
+        np.concatenate([repeat((1 if copied else groups) * ca * channel, images, offsets), lines]),
+        runs,
+        planes_from,
+        planes_to,
+    )  # fmt: skip
+    blocks = groups * -(-cb // width)
+    numbers = blocks * runs.size * lines.size * run * width
+    # Copies are counted with what it takes to read from memory.
+    moves = cb * b_pixels * (0.5 + 2.5 / min(width, b_pixels, lanes))
+    moves += 0.4 * (ca * channel * copied + cb * outs * (swapped and masked))
+    cost = groups * (outs * cycles * runs.size * -(-lines.size // 4) + moves)
     count = parts(n * blocks, n * cost / _CYCLES_PER_MICROSECOND)
     by_images = max(1, min(count, -(-n // images), _PARTIAL_BYTES // (numbers * itemsize)))
     by_blocks = max(1, min(count // by_images, blocks))
-    return _Windows(
-        tables, swapped, numbers, images * groups * og * outs, images * room + run * width + lanes, run * width,
+    return _Plan(
+        tables, swapped, groups * lines.size, numbers, images * ca * channel * copied,
+        images * room * width + run * width + lanes, apart * min(width, cb) * (swapped and masked), run * width,
         by_images, by_blocks, blocks, cost, new_owner(),
     )  # fmt: skip
 
 
-def _sum_over_windows(
-    x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, groups: int, f: _Windows
-) -> np.ndarray:
-    n, (o, cg), dtype, size = x.shape[0], weight.shape[:2], x.dtype, x.itemsize
-    sums = np.empty((f.by_images, f.numbers), dtype)
-    arrays = [flat(a, size) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
-
-    def some(part: int) -> None:
-        i, block = divmod(part, f.by_blocks)
-        weight_gradient(
-            *(function.address(size) for function in (multiply, every, transpose)), *arrays, sums[i], f.tables,
-            n * i // f.by_images, n * (i + 1) // f.by_images,
-            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks,
-            scratch(0, "masked", 0 if y is None else f.masked, dtype), cleared(f.number, "windows", f.room, dtype),
-            scratch(0, "sums", ROWS * max(f.columns, BYTES), dtype),
-        )  # fmt: skip
-
-    parallel(some, f.by_images * f.by_blocks)
-    out = np.empty(weight.size, dtype)
-    share(collect, 4 * sums.size, sums, f.tables, int(f.swapped), out, n=groups * cg if f.swapped else o)
-    if f.swapped:
-        turned, og = np.empty(weight.size, dtype), o // groups
-        for g in range(groups):
-            transpose.direct(out, g * og * cg, np.arange(cg) * og, turned, g * og * cg, np.arange(og) * cg)
-        out = turned
-    return out.reshape(weight.shape)
-
-
-class _Pixels(NamedTuple):
-    """What is counted from shapes, for vectors of pixels: tables for `correlate`, sizes of its memory, parts, cost."""
-
-    tables: np.ndarray
-    xs: int
-    dys: int
-    parts: int
-    cycles: float
-    number: int
-
-
-def _three(numbers: list[int], missing: int) -> list[int]:
-    return [missing] * (3 - len(numbers)) + numbers
-
-
-@functools.lru_cache(maxsize=256)
-def _pixels(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) -> _Pixels:
-    f, c, o, outs = planes(axes), groups * cg, groups * og, [a.out for a in axes]
-    products = groups * og * cg * math.prod(a.kernel for a in axes)
-    count = parts(
-        min(n, max(2, _PARTIAL_BYTES // (products * itemsize))), 2 * n * f.length * products / FLOPS_PER_MICROSECOND
-    )
-    chunk = max(1, _CHUNK_BYTES // ((c * f.phases * f.plane + o * f.dy_plane) * itemsize))
-    # Half a cycle per vector, a quarter more for what surrounds it; and to add its lanes, once for several images.
-    cycles = products * (0.625 * itemsize / BYTES * f.length + 5 / chunk)
-    chunk = min(chunk, -(-n // count))
-    steps = [int(step) for step in f.axes[3 - len(axes) :, STEP]]
-    zeros, ones = [0] * (len(axes) - 1), [1] * (len(axes) - 1)
-    tables = pack(
-        [groups, cg, og, math.prod(outs), outs[-1], chunk, f.plane, f.phases, f.length, f.dy_plane, f.dy_start],
-        grid(steps_of(outs)[:-1], zeros, outs[:-1], ones),
-        grid(steps[:-1], zeros, outs[:-1], ones) + f.dy_start,
-        np.array(
-            [[s.phase, *_three(s.firsts, 0), *_three(s.pixels, 0), *_three(s.counts, 1)] for s in phase_spans(axes)]
-        ),
-        f.axes,
-        np.add.outer(np.arange(cg) * (f.phases * f.plane), f.x_shifts),
-    )
-    xs, dys = chunk * c * f.phases * f.plane, chunk * o * f.dy_plane
-    return _Pixels(tables, xs, dys, count, cycles, new_owner())
-
-
-def _correlate(x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, f: _Pixels) -> np.ndarray:
-    n, dtype, size = x.shape[0], x.dtype, x.itemsize
-    dweight = np.zeros((f.parts, weight.size), dtype)
-    x, dy, y = (flat(a, size) for a in (x, dy, y))
-
-    def some(part: int) -> None:
-        xs, dys = cleared(f.number, "x", f.xs, dtype), cleared(f.number, "dy", f.dys, dtype)
-        correlate(
-            every.address(size), x, dy, y, dweight[part], f.tables, n * part // f.parts, n * (part + 1) // f.parts,
-            xs, dys,
-        )  # fmt: skip
-
-    parallel(some, f.parts)
-    total: np.ndarray = dweight[0] if f.parts == 1 else dweight.sum(axis=0)
-    return total.reshape(weight.shape)
-
-
-@functools.lru_cache(maxsize=256)
-def _way(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int) -> _Windows | _Pixels:
-    """Return the cheapest layout."""
-    shapes = axes, groups, og, cg, n, itemsize
-    ways: list[_Windows | _Pixels] = [_pixels(*shapes), _windows(*shapes, False)]
-    if all(a.kernel == 1 and a.before == 0 and (a.out - 1) * a.stride < a.size for a in axes):
-        ways.append(_windows(*shapes, True))
-    return min(ways, key=lambda way: way.cycles)
+@functools.lru_cache(maxsize=512)
+def _cheapest(*shapes: Any) -> _Plan:
+    return min((_plan(*shapes, swapped) for swapped in (False, True)), key=lambda plan: plan.cycles)
 
 
 def weight_gradients(
     x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    og, cg = weight.shape[0] // groups, weight.shape[1]
-    if og == cg == 1 < groups:
+    (o, cg), n, dtype, size = weight.shape[:2], x.shape[0], x.dtype, x.itemsize
+    if o == groups > cg == 1:
         return depthwise.weight_gradients(x, dy, y, weight, axes)
-    f = _way(axes, groups, og, cg, x.shape[0], x.itemsize)
-    if isinstance(f, _Pixels):
-        return _correlate(x, dy, y, weight, f)
-    return _sum_over_windows(x, dy, y, weight, groups, f)
+    f = _cheapest(axes, groups, o // groups, cg, n, size, y is not None)
+    sums, out = np.empty((f.by_images, f.numbers), dtype), np.empty(weight.shape, dtype)
+    arrays = [flat(a, size) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
+
+    def some(part: int) -> None:
+        i, block = divmod(part, f.by_blocks)
+        padded = cleared(f.number, "padded", f.planes if f.swapped else f.room, dtype)
+        others = scratch(0, "pixels", f.room if f.swapped else f.planes, dtype)
+        planes, bs = (padded, others) if f.swapped else (others, padded)
+        weight_gradient(
+            *(function.address(size) for function in (multiply, every, transpose)), *arrays, sums[i], f.tables,
+            n * i // f.by_images, n * (i + 1) // f.by_images,
+            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks,
+            planes, bs, scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * max(f.columns, BYTES), dtype),
+        )  # fmt: skip
+
+    parallel(some, f.by_images * f.by_blocks)
+    share(collect, 4 * sums.size, sums, f.tables, out.reshape(-1), n=f.rows)
+    return out
