@@ -6,6 +6,7 @@ from typing import Any
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._formula import Activation
@@ -159,6 +160,23 @@ def minimum(x: Array, other: Array) -> Result:
     return _apply("minimum", x, other, _MINIMUM)
 
 
+@body
+def _concat(xp: ModuleType, dim: int, *xs: Array) -> Result:
+    """Return arrays joined along an axis, and the slices of dy."""
+    sizes = [x.shape[dim] for x in xs]
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        gradients: list[Array | None] = []
+        start = 0
+        for size, needed in zip(sizes, needs, strict=True):
+            part = (*(slice(None),) * dim, slice(start, start + size), ...)
+            gradients.append(dy[part] if needed else None)
+            start += size
+        return tuple(gradients)
+
+    return xp.concat(xs, axis=dim), backward
+
+
 @op(
     "*xs",
     samples=[
@@ -197,15 +215,4 @@ def concat(xs: Sequence[Array], dim: int = 0) -> Result:
                 f"concat: xs[{i}] must have the shape of xs[0] {tuple(xs[0].shape)} except along axis {dim}, "
                 f"got {tuple(x.shape)}"
             )
-    sizes = [x.shape[dim] for x in xs]
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        gradients: list[Array | None] = []
-        start = 0
-        for size, needed in zip(sizes, needs, strict=True):
-            part = (*(slice(None),) * dim, slice(start, start + size), ...)
-            gradients.append(dy[part] if needed else None)
-            start += size
-        return tuple(gradients)
-
-    return xp.concat(list(xs), axis=dim), backward
+    return _concat(xp, dim, *xs)

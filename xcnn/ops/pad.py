@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from xcnn._array import Array, add_slice, full, namespace, set_slice, zeros
 from xcnn._check import choice, is_integer, number
+from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, op, sample
 from xcnn.ops._window import along, resized
@@ -70,6 +71,30 @@ def _inside(xp: ModuleType, x: Array, plan: Any, value: float) -> Array:
     return set_slice(full(xp, shape, value, x), tuple(places), source)
 
 
+@body
+def _pad(xp: ModuleType, x: Array, plan: tuple[Any, ...], value: float) -> Result:
+    """Return x with some axes padded or cropped."""
+    y = _inside(xp, x, plan, value)
+    for dim, _, _, ((kept, place), *borders) in plan:
+        for a, b in borders:  # from y, where the pixels of x are in place, and the borders of the axes before
+            start = a.start - kept.start + place.start
+            y = set_slice(y, along(dim, b), y[along(dim, slice(start, start + 1))])
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        if not needs[0]:
+            return (None,)
+        for dim, size, _, ((kept, place), *borders) in reversed(plan):
+            dx = dy[along(dim, place)]
+            if borders or kept.stop - kept.start < size:
+                dx = set_slice(zeros(xp, resized(dy.shape, dim, size), dy), along(dim, kept), dx)
+                for a, b in borders:
+                    dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
+            dy = dx
+        return (dy,)
+
+    return y, backward
+
+
 @op(
     "x",
     samples=[
@@ -108,29 +133,11 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
     choice("pad", "mode", mode, MODES)
     value = number("pad", "value", value, "[-inf, inf]")
     _check_sides(x, pad, mode)
-    plan = [  # per axis: its place from the end, its size in x, its size in y, the copies
+    plan = tuple(  # per axis: its place from the end, its size in x, its size in y, the copies
         (-i - 1, x.shape[-i - 1], x.shape[-i - 1] + sum(sides), _copies(x.shape[-i - 1], *sides, MODES[mode]))
         for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))
         if any(sides)
-    ]
+    )
     if not plan:
         return x, lambda dy, needs: (dy if needs[0] else None,)
-    y = _inside(xp, x, plan, value)
-    for dim, _, _, ((kept, place), *borders) in plan:
-        for a, b in borders:  # from y, where the pixels of x are in place, and the borders of the axes before
-            start = a.start - kept.start + place.start
-            y = set_slice(y, along(dim, b), y[along(dim, slice(start, start + 1))])
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        for dim, size, _, ((kept, place), *borders) in reversed(plan):
-            dx = dy[along(dim, place)]
-            if borders or kept.stop - kept.start < size:
-                dx = set_slice(zeros(xp, resized(dy.shape, dim, size), dy), along(dim, kept), dx)
-                for a, b in borders:
-                    dx = add_slice(dx, along(dim, a), dy[along(dim, b)])
-            dy = dx
-        return (dy,)
-
-    return y, backward
+    return _pad(xp, x, plan, value)

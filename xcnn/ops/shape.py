@@ -168,6 +168,20 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
     return permuted(xp, x, order), lambda dy, needs: (permuted(xp, dy, back) if needs[0] else None,)
 
 
+@body
+def _part(xp: ModuleType, x: Array, part: tuple[Any, ...], flipped: int | None) -> Result:
+    """Return a slice of x, with one axis reversed unless `flipped` is None."""
+    shape = x.shape
+
+    def flip(array: Array) -> Array:
+        return array if flipped is None else xp.flip(array, axis=flipped)
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (set_slice(zeros(xp, shape, dy), part, flip(dy)) if needs[0] else None,)
+
+    return flip(x[part]), backward
+
+
 @op(
     "x",
     samples=[
@@ -208,11 +222,4 @@ def slice(x: Array, dim: int, start: int | None = None, stop: int | None = None,
     taken = range(shape[dim])[start:stop:step]
     low, high = (min(taken), max(taken) + 1) if taken else (0, 0)
     part = (*(_slice(None),) * dim, _slice(low, high, abs(step)), ...)
-    backwards = step < 0  # PyTorch and the array API have no such slices
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        return (set_slice(zeros(xp, shape, dy), part, xp.flip(dy, axis=dim) if backwards else dy),)
-
-    return xp.flip(x[part], axis=dim) if backwards else x[part], backward
+    return _part(xp, x, part, dim if step < 0 else None)  # PyTorch and the array API have no steps backwards

@@ -165,18 +165,18 @@ def interpolate(
     return _interpolate(xp, x, plan)
 
 
-def _to_space(xp: ModuleType, x: Array, r: int) -> Array:
-    *lead, channels, h, w = x.shape
-    k, c = len(lead), channels // (r * r)
-    x = permuted(xp, xp.reshape(x, (*lead, c, r, r, h, w)), (*range(k + 1), k + 3, k + 1, k + 4, k + 2))
-    return xp.reshape(x, (*lead, c, h * r, w * r))
+@body
+def _rearranged(
+    xp: ModuleType, x: Array, split: tuple[int, ...], order: tuple[int, ...], joined: tuple[int, ...]
+) -> Result:
+    """Return x with some axes split, all in another order, and some joined."""
+    shape, moved = x.shape, tuple(split[i] for i in order)
+    back = tuple(order.index(i) for i in range(len(order)))
 
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (xp.reshape(permuted(xp, xp.reshape(dy, moved), back), shape) if needs[0] else None,)
 
-def _to_channels(xp: ModuleType, x: Array, r: int) -> Array:
-    *lead, c, height, width = x.shape
-    k, h, w = len(lead), height // r, width // r
-    x = permuted(xp, xp.reshape(x, (*lead, c, h, r, w, r)), (*range(k + 1), k + 2, k + 4, k + 1, k + 3))
-    return xp.reshape(x, (*lead, c * r * r, h, w))
+    return xp.reshape(permuted(xp, xp.reshape(x, split), order), joined), backward
 
 
 @op("x", samples=[sample({"x": (2, 8, 2, 3)}, upscale_factor=2)], apart=lambda shape, options: len(shape) > 3)
@@ -207,7 +207,10 @@ def pixel_shuffle(x: Array, upscale_factor: int) -> Result:
     r = integer("pixel_shuffle", "upscale_factor", upscale_factor, 1, _LARGEST)
     if x.ndim < 3 or x.shape[-3] % (r * r):
         raise ShapeError(f"pixel_shuffle: x must be (..., c * {r * r}, h, w), got {tuple(x.shape)}")
-    return _to_space(xp, x, r), lambda dy, needs: (_to_channels(xp, dy, r) if needs[0] else None,)
+    *lead, channels, h, w = x.shape
+    k, c = len(lead), channels // (r * r)
+    order = (*range(k + 1), k + 3, k + 1, k + 4, k + 2)
+    return _rearranged(xp, x, (*lead, c, r, r, h, w), order, (*lead, c, h * r, w * r))
 
 
 @op("x", samples=[sample({"x": (2, 2, 4, 6)}, downscale_factor=2)], apart=lambda shape, options: len(shape) > 3)
@@ -220,13 +223,10 @@ def pixel_unshuffle(x: Array, downscale_factor: int) -> Result:
     r = integer("pixel_unshuffle", "downscale_factor", downscale_factor, 1, _LARGEST)
     if x.ndim < 3 or x.shape[-2] % r or x.shape[-1] % r:
         raise ShapeError(f"pixel_unshuffle: x must be (..., c, h * {r}, w * {r}), got {tuple(x.shape)}")
-    return _to_channels(xp, x, r), lambda dy, needs: (_to_space(xp, dy, r) if needs[0] else None,)
-
-
-def _shuffle(xp: ModuleType, x: Array, groups: int) -> Array:
-    n, c, *sizes = x.shape
-    x = xp.reshape(x, (n, groups, c // groups, *sizes))
-    return xp.reshape(xp.permute_dims(x, (0, 2, 1, *range(3, x.ndim))), (n, c, *sizes))
+    *lead, c, height, width = x.shape
+    k, h, w = len(lead), height // r, width // r
+    order = (*range(k + 1), k + 2, k + 4, k + 1, k + 3)
+    return _rearranged(xp, x, (*lead, c, h, r, w, r), order, (*lead, c * r * r, h, w))
 
 
 @op("x", samples=[sample({"x": (2, 6, 2, 3)}, groups=2)], apart=lambda shape, options: len(shape) > 3)
@@ -257,5 +257,6 @@ def channel_shuffle(x: Array, groups: int) -> Result:
     groups = integer("channel_shuffle", "groups", groups, 1, _LARGEST)
     if x.ndim < 2 or x.shape[1] % groups:
         raise ShapeError(f"channel_shuffle: x must be (n, {groups} * c, ...), got {tuple(x.shape)}")
-    other = x.shape[1] // groups or 1
-    return _shuffle(xp, x, groups), lambda dy, needs: (_shuffle(xp, dy, other) if needs[0] else None,)
+    n, c, *sizes = x.shape
+    split = n, groups, c // groups, *sizes
+    return _rearranged(xp, x, split, (0, 2, 1, *range(3, len(split))), (n, c, *sizes))

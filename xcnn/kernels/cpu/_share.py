@@ -1,5 +1,7 @@
 """Check which arrays kernels take, and distribute work on independent images, maps or channels over threads."""
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 
 from xcnn.threads import parallel, parts
 
-__all__ = ["flat", "share", "supports"]
+__all__ = ["contiguous", "flat", "share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -21,16 +23,30 @@ def supports(a: np.ndarray) -> bool:
 _NOTHING = {dtype.itemsize: np.empty(0, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
-def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
-    """Return the numbers of an array side by side in C order, as a view if possible; for None, an empty array.
+class _Memory(ctypes.c_byte * sys.maxsize):  # type: ignore[misc]
+    """Memory from some address on, which stays alive with the array `kept`."""
 
-    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see. A read-only array
-    is copied: to Numba its type is another one, for which all would be compiled once more.
+
+def contiguous(a: np.ndarray) -> np.ndarray:
+    """Return an array in C order for compiled code to read: `a`, a view, or a copy if its numbers lie otherwise.
+
+    To Numba, the type of a read-only array is another one, for which all would be compiled once more. The view of one
+    is not read-only, but must not be written to.
     """
-    if a is None:
-        return _NOTHING[itemsize]
-    numbers = a.ravel()
-    return numbers if numbers.flags.writeable else numbers.copy()
+    a = np.ascontiguousarray(a)
+    if a.flags.writeable:
+        return a
+    memory = _Memory.from_address(a.ctypes.data)
+    memory.kept = a
+    return np.ndarray(a.shape, a.dtype, memory)
+
+
+def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
+    """Return the numbers of an array side by side in C order, for compiled code to read; for None, an empty array.
+
+    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see.
+    """
+    return _NOTHING[itemsize] if a is None else contiguous(a.ravel())
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:
