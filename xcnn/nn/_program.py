@@ -17,8 +17,8 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of, zeros
 from xcnn._dispatch import Call, tracing
 from xcnn.nn._calls import calls
-from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, names
-from xcnn.nn._repeat import like, repetition
+from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
+from xcnn.nn._repeat import repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference
 from xcnn.ops.linear import linear_inference
@@ -292,21 +292,10 @@ class _Maker:
         self, made: Sequence[Call], result: Any, given: Sequence[Any], places: Sequence[int], module: Any
     ) -> Run | None:
         """Return a repetition of the call of a body, if `result` is what it returned."""
-        found = repetition(made, result, given, module)
-        if found is None:
-            return None
-        xp, body, template, first = self.xp, made[0].body, found.template, isinstance(made[0].result, tuple)
-        from_values, from_slots = [(i, places[k]) for i, k in found.arrays], found.slots
-
-        def run(values: Values) -> Any:
-            arguments = template.copy()
-            for i, place in from_values:
-                arguments[i] = values[place]
-            for i, slot in from_slots:
-                arguments[i] = slot.data
-            return body(xp, *arguments)[0] if first else body(xp, *arguments)
-
-        return run
+        found = repetition(made, result, given, module, places)
+        if found is None or not isinstance(made[0].result, tuple):
+            return found
+        return lambda values: found(values)[0]
 
 
 def _statistics(norm: Any) -> Callable[[], tuple[Any, ...]]:
