@@ -212,7 +212,7 @@ class Joined:
                 if like(data) != kind:
                     return False
                 self._slots[i] = slot, _reference(data), kind
-        return all([slot.trainable is trained for slot, trained in self._trained])
+        return all(slot.trainable is trained for slot, trained in self._trained)
 
     def route(self, need_dx: bool) -> list[tuple[int, str, Any, Sequence[str]]]:
         """Return what a backward pass calls: number, name and inputs of steps, and the inputs that need gradients.
@@ -268,14 +268,19 @@ def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Seque
     for node in plan.needed:
         sources: Any = place[node.inputs] if isinstance(node.inputs, str) else tuple(place[n] for n in node.inputs)
         inner = node.module._inner() if isinstance(node.module, Module) else None
-        single = inner is not None and all(isinstance(one, str) for one in (inner.inputs, inner.output, sources))
-        if inner is None or not single:
+        fits = (
+            inner is not None
+            and type(sources) is type(inner.inputs)
+            and len(names(sources)) == len(names(inner.inputs))
+        )
+        if inner is None or not fits or not isinstance(inner.output, str):
             nodes.append(node._replace(inputs=sources))
             place[node.name] = node.name
             continue
         modules.append(node.module)
         below, output = _flatten(inner, modules)
-        renamed = {flat.name: f"{node.name}..{flat.name}" for flat in below} | {inner.inputs: sources}
+        renamed = {flat.name: f"{node.name}..{flat.name}" for flat in below}
+        renamed |= dict(zip(names(inner.inputs), names(sources), strict=True))
         for flat in below:
             given: Any = (
                 renamed[flat.inputs] if isinstance(flat.inputs, str) else tuple(renamed[n] for n in flat.inputs)
@@ -381,6 +386,6 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool, waits: bool) 
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
         applied = activation(node.module)
-        if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
+        if applied is not None and (inference or FORMULAS[applied[0]].keeps == "y"):
             fused.activation, fused.applied, name = node, applied, node.name
     return (fused if any_activation or name != head.name else None), name

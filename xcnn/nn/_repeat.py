@@ -27,7 +27,7 @@ class Repetition:
     Attributes
     ----------
     body, xp, template : what is called, and its arguments, None in the place of arrays.
-    arrays : places among the arguments, and among the values; a tuple of the latter for a list of arrays.
+    arrays : places among the arguments, and among the values.
     slots : places among the arguments, and the parameter or buffer.
     """
 
@@ -35,14 +35,14 @@ class Repetition:
 
     def __init__(self, call: Call, xp: Any) -> None:
         self.body, self.xp, self.template = call.body, xp, list(call.arguments)
-        self.arrays: list[tuple[int, int | tuple[int, ...]]] = []
+        self.arrays: list[tuple[int, int]] = []
         self.slots: list[tuple[int, Parameter | Buffer]] = []
 
     def __call__(self, values: Sequence[Any]) -> Any:
         """Call the body with arrays among these values."""
         arguments = self.template.copy()
         for i, place in self.arrays:
-            arguments[i] = values[place] if type(place) is int else [values[one] for one in place]  # type: ignore[union-attr]
+            arguments[i] = values[place]
         for i, slot in self.slots:
             arguments[i] = slot.data
         return self.body(self.xp, *arguments)
@@ -62,24 +62,17 @@ def repetition(
         return None
     owned = {slot for slot in vars(module).values() if isinstance(slot, Parameter | Buffer)}
     found, at = Repetition(call, namespace_of(result)), range(len(given)) if places is None else places
-
-    def sources(array: Any) -> list[int]:
-        return [place for place, one in zip(at, given, strict=True) if one is array]
-
     for i, argument in enumerate(call.arguments):
         if isinstance(argument, tuple | list) and any(map(is_array, argument)):
-            several = [sources(one) for one in argument]
-            if any(len(one) != 1 for one in several):
-                return None
-            found.template[i] = None
-            found.arrays.append((i, tuple(one[0] for one in several)))
+            return None
         if not is_array(argument):
             continue
         found.template[i] = None
+        sources = [place for place, array in zip(at, given, strict=True) if array is argument]
         slots = [slot for slot in owned if slot.data is argument]
-        if len(sources(argument)) + len(slots) != 1:  # another array, or one that cannot be told apart from a second
+        if len(sources) + len(slots) != 1:  # another array, or one that cannot be told apart from a second
             return None
-        found.arrays.extend((i, place) for place in sources(argument))
+        found.arrays.extend((i, place) for place in sources)
         found.slots.extend((i, slot) for slot in slots)
     return found
 

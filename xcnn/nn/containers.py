@@ -196,6 +196,7 @@ class Graph(Module):
 
         def call(name: str, module: Any, value: Any, inputs: Any) -> Any:
             nonlocal known
+            back: Any
             step = known.get(name, _NEW)
             if type(step) is Repeated:
                 y, back = step.forward(value)
