@@ -217,8 +217,8 @@ def test_a_formula_from_outside_is_compiled() -> None:
             np.testing.assert_allclose(y, forward(np, x, 2, kind), rtol=1e-15)
             np.testing.assert_allclose(backward(x, (True,))[0], x * slope(np, x, 2, kind), rtol=1e-15)
             assert traced.cache_info().misses == before + 2
-            assert compiled._found(compiled._forward, ("outside", 2, kind), (x,))[0] is not None
-            assert compiled._found(compiled._gradient, ("outside", 2, kind), (x, x))[0] is not None
+            for function, arrays in ((compiled._forward, [x]), (compiled._gradient, [x, x])):
+                assert compiled._run(function, ("outside", 2, kind), x.copy(), *arrays, compiled=True)
     finally:
         FORMULAS.pop("outside", None)
 

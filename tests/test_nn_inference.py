@@ -10,7 +10,7 @@ import pytest
 from xcnn import nn, ops, threads
 from xcnn._dispatch import portable
 from xcnn.devices import device, to_numpy
-from xcnn.errors import ShapeError
+from xcnn.errors import ShapeError, UsageError
 from xcnn.nn import _inference
 from xcnn.nn._observe import observing
 from xcnn.nn._plan import Fused
@@ -140,6 +140,45 @@ def test_what_follows_a_convolution_is_one_step():
     kinds = [type(step[1]).__name__ for step in model._plan.joined().inference]
     assert kinds == ["Fused"] * 5 + ["GlobalAvgPool", "Fused"]
     assert all(isinstance(step[1], Fused) for step in made("mobile")._plan.joined().inference[:2])
+
+
+def test_any_activation_is_joined_with_a_norm_or_an_addition():
+    norms = [nn.GroupNorm(2, 4), nn.GELU(), nn.LayerNorm(8), nn.SiLU(), nn.InstanceNorm2d(4), nn.Mish(), nn.Softplus(2)]
+    added = nn.Graph([("a", nn.ReLU6(), "x"), ("sum", nn.Add(), ("x", "a")), ("act", nn.Hardswish(), "sum")])
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), *norms, added)
+    kinds = [type(step[1]).__name__ for step in model._plan.joined().inference]
+    assert kinds == [*["Fused"] * 4, "Softplus", "ReLU6", "Fused"]
+    for x in (images(1), images(3)):
+        same(model, x)
+        same(model, x[:, :, ::-1])
+    with portable(np):
+        same(model, images(2, 1))
+
+
+def test_a_graph_of_several_inputs_has_a_program_too():
+    def graph(inputs):
+        ways = [
+            ("a", nn.Conv2d(2, 3, 1), inputs[0]),
+            ("norm", nn.BatchNorm2d(3), "a"),
+            ("sum", nn.Add(), ("norm", inputs[1])),
+        ]
+        return nn.Graph([*ways, ("act", nn.GELU(), "sum")], inputs=inputs)
+
+    model, u, v = graph(("u", "v")), images(4), np.ones((4, 3, 8, 8), np.float32)
+    given = [(u, v), (u[:2], v[:2]), (u, v[:1])]
+    wanted = [singly(model, x) for x in given]
+    for _ in range(2):
+        for x, (one,) in zip(given, wanted, strict=True):
+            np.testing.assert_allclose(model(x), one, rtol=2e-5, atol=2e-5)
+    assert [type(one).__name__ for one in model._plan._joined.programs.values()] == ["Program"] * 3
+    same(model, [u, v])
+    outer = nn.Graph([("v", nn.Conv2d(2, 3, 1), "x"), ("both", graph(("u", "v")), ("x", "v"))])
+    assert [type(step[1]).__name__ for step in outer._plan.joined().inference] == ["Fused"] * 2
+    same(outer, u)
+    with pytest.raises(UsageError, match=r"x must be a tuple of 2 arrays, u, v, got 3 of them"):
+        model((u, v, v))
+    with pytest.raises(ShapeError, match=r"^a \(Conv2d\): conv2d: weight takes 2 input channels, x has 3"):
+        model((v, v))
 
 
 def test_bits_do_not_depend_on_threads(monkeypatch):

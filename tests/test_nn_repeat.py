@@ -15,7 +15,7 @@ def images(*shape, seed=0):
 def singly(model, x):
     """Run each layer by itself, as a graph inside which nothing is prepared."""
     plan = model._plan
-    return model._run(x, plan.singly, plan.output, lambda name, module, value: module.forward(value, False)[0])
+    return model._run(x, plan.singly, plan.output, lambda name, module, value, inputs: module.forward(value, False)[0])
 
 
 def same(model, x):
@@ -172,7 +172,7 @@ def test_a_batch_norm_used_twice_sees_its_batches_in_order():
     model = nn.Graph(ways)
     for run in (
         lambda x: model.forward(x)[0],
-        lambda x: model._run(x, model._plan.singly, "sum", lambda name, one, value: one.forward(value)[0]),
+        lambda x: model._run(x, model._plan.singly, "sum", lambda name, one, value, inputs: one.forward(value)[0]),
     ):
         model.reset_parameters(0)
         run(images(6, 4))

@@ -17,7 +17,7 @@ from xcnn._array import is_array
 from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import XcnnError
-from xcnn.nn._plan import Joined, Plan
+from xcnn.nn._plan import Joined, Plan, like
 from xcnn.nn._program import Changed, Cost, Program, prepared
 
 __all__ = ["each", "infer"]
@@ -29,12 +29,16 @@ _MOST_PROGRAMS = 16
 def infer(plan: Plan, x: Any) -> Any:
     """Return the output of a graph for x in inference mode, or NotImplemented if its layers must be called.
 
-    That is so for other inputs than one array, and if a layer refuses its input; the layers then say so.
+    That is so if x is not what the graph takes, and if a layer refuses its input; the layers then say so.
     """
-    if not isinstance(plan.inputs, str) or not is_array(x) or 0 in x.shape:
+    several = not isinstance(plan.inputs, str)
+    arrays = x if several else (x,)
+    if several and not (type(x) is tuple and len(x) == len(plan.inputs)):
+        return NotImplemented
+    if not all(is_array(one) and 0 not in one.shape for one in arrays):
         return NotImplemented
     joined = plan.joined()
-    key = type(x), x.shape, x.dtype
+    key = like(x)
     found = joined.programs.get(key)
     if found is not None:
         try:
@@ -47,7 +51,7 @@ def infer(plan: Plan, x: Any) -> Any:
     if len(joined.programs) >= _MOST_PROGRAMS:
         joined.programs.clear()
     try:
-        program, y = _pieces(joined, x) or prepared(joined, x)
+        program, y = (None if several else _pieces(joined, x)) or prepared(joined, x)
     except XcnnError:
         return NotImplemented
     joined.programs[key] = program

@@ -23,7 +23,13 @@ from xcnn.nn._module import Module
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "stale"]
+
+
+def stale(module: Module) -> UsageError:
+    """Return the error for a backward pass that would use other weights than forward did."""
+    changed = "an optimizer has changed the parameters since forward; call backward first"
+    return UsageError(f"{type(module).__name__}: {changed}")
 
 
 @functools.cache
@@ -164,8 +170,7 @@ class Layer(Module):
                 return None
             for _, parameter, updates in used:
                 if parameter.updates != updates:
-                    changed = "an optimizer has changed the parameters since forward; call backward first"
-                    raise UsageError(f"{type(self).__name__}: {changed}")
+                    raise stale(self)
             dx, *grads = op_backward(dy, (need_dx, *needs))
             for i, parameter, _ in used:
                 if grads[i] is not None:

@@ -6,6 +6,7 @@ where no op needs to keep anything, convolutions and linear layers also take the
 after that, and any activation: see `_inference.py`.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from xcnn.ops._formula import FORMULAS, Activation
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "names"]
+__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "like", "names"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
@@ -184,13 +185,19 @@ class Joined:
         self.outer = {*names(self.output), *(name for inputs in opaque for name in names(inputs))}
         self.apart = not opaque
         self.programs: dict[Any, Any] = {}
-        known = [*modules, *(node.module for node in nodes if calls(node.module, watched=True) is not None)]
+        layers = [node.module for node in nodes if calls(node.module, watched=True) is not None]
+        known = [*modules, *layers]
         self._kept = [one for module in known for one in _copies(vars(module))]
         values = [value for module in known for value in vars(module).values()]
         held = [value for value in values if isinstance(value, Parameter | Buffer)]
         held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
-        self._slots = [(slot, type(slot.data), slot.data.shape, slot.data.dtype) for slot in held]
+        self._slots = [(slot, _reference(slot.data), like(slot.data)) for slot in held]
         self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
+        self._parameters = [slot for slot in held if isinstance(slot, Parameter)]
+        below = {id(slot) for slot in self._parameters}
+        plain = {id(one) for one in layers if below.issuperset(map(id, one.parameters()))}
+        self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
+        self._routes: dict[Any, list[Any]] = {}
 
     def same(self) -> bool:
         """Return whether all layers have the attributes that they had, and arrays of the same shapes and dtypes."""
@@ -200,24 +207,45 @@ class Joined:
                     return False
         except Exception:  # such as a comparison of arrays
             return False
-        for slot, kind, shape, dtype in self._slots:
-            data = slot.data
-            if type(data) is not kind or data.shape != shape or data.dtype != dtype:
-                return False
+        for i, (slot, reference, kind) in enumerate(self._slots):
+            if (data := slot.data) is not reference():
+                if like(data) != kind:
+                    return False
+                self._slots[i] = slot, _reference(data), kind
         return all(slot.trainable is trained for slot, trained in self._trained)
 
-    def wanted(self, need_dx: bool) -> set[str]:
-        """Return the names whose gradients lead to a parameter that is trained now, or to x if `need_dx`.
+    def route(self, need_dx: bool) -> list[tuple[int, str, Any, Sequence[str]]]:
+        """Return what a backward pass calls: number, name and inputs of steps, and the inputs that need gradients.
 
-        Each backward pass asks anew, as parameters may be frozen at any time. A module is asked only if nothing before
-        it is trained, which is usually the first one with parameters.
+        These lead to a parameter that is trained now, or to x if `need_dx`. Each backward pass asks anew, as parameters
+        may be frozen at any time.
         """
-        wanted = set(names(self.inputs)) if need_dx else set()
-        for name, module, inputs, *_ in self.training:
-            follows = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
-            if follows or module._trains():
-                wanted.add(name)
-        return wanted
+        key = need_dx, *[one.trainable for one in self._parameters], *[one._trains() for one in self._others]
+        found = self._routes.get(key)
+        if found is None:
+            wanted, found = set(names(self.inputs)) if need_dx else set(), []
+            for k, (name, module, inputs, *_) in enumerate(self.training):
+                places = [one for one in names(inputs) if one in wanted]
+                if places or module._trains():
+                    wanted.add(name)
+                    found.append((k, name, inputs, places))
+            self._routes = {key: found}
+        return found
+
+
+def like(y: Any) -> Any:
+    """Return what calls that follow depend on: type, shape and dtype of an array, or of those of a tuple."""
+    if isinstance(y, tuple):
+        return tuple(like(one) for one in y)
+    return type(y), getattr(y, "shape", None), getattr(y, "dtype", None)
+
+
+def _reference(array: Any) -> Callable[[], Any]:
+    """Return a function that returns the array if it is still there, or None."""
+    try:
+        return weakref.ref(array)
+    except TypeError:
+        return lambda: None
 
 
 def _copies(values: Any) -> Iterator[tuple[Any, Any]]:
@@ -240,14 +268,19 @@ def _flatten(plan: Plan, modules: list[Module]) -> tuple[list[Flat], str | Seque
     for node in plan.needed:
         sources: Any = place[node.inputs] if isinstance(node.inputs, str) else tuple(place[n] for n in node.inputs)
         inner = node.module._inner() if isinstance(node.module, Module) else None
-        single = inner is not None and all(isinstance(one, str) for one in (inner.inputs, inner.output, sources))
-        if inner is None or not single:
+        fits = (
+            inner is not None
+            and type(sources) is type(inner.inputs)
+            and len(names(sources)) == len(names(inner.inputs))
+        )
+        if inner is None or not fits or not isinstance(inner.output, str):
             nodes.append(node._replace(inputs=sources))
             place[node.name] = node.name
             continue
         modules.append(node.module)
         below, output = _flatten(inner, modules)
-        renamed = {flat.name: f"{node.name}..{flat.name}" for flat in below} | {inner.inputs: sources}
+        renamed = {flat.name: f"{node.name}..{flat.name}" for flat in below}
+        renamed |= dict(zip(names(inner.inputs), names(sources), strict=True))
         for flat in below:
             given: Any = (
                 renamed[flat.inputs] if isinstance(flat.inputs, str) else tuple(renamed[n] for n in flat.inputs)
@@ -353,6 +386,6 @@ def _fused(head: Flat, after: Mapping[str, Flat], inference: bool, waits: bool) 
             node = after.get(name)
     if node is not None and "activation" in takes and isinstance(node.inputs, str) and (one or len(head.inputs) == 2):
         applied = activation(node.module)
-        if applied is not None and (any_activation or FORMULAS[applied[0]].keeps == "y"):
+        if applied is not None and (inference or FORMULAS[applied[0]].keeps == "y"):
             fused.activation, fused.applied, name = node, applied, node.name
     return (fused if any_activation or name != head.name else None), name

@@ -8,6 +8,7 @@ Convolutions and linear layers, with the batch norm, addition and activation aft
 all others are called as they are.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of, zeros
 from xcnn._dispatch import Call, tracing
 from xcnn.nn._calls import calls
-from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, names
-from xcnn.nn._repeat import like, repetition
+from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
+from xcnn.nn._repeat import Repetition, repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference
 from xcnn.ops.linear import linear_inference
@@ -52,6 +53,7 @@ class Program:
 
     Attributes
     ----------
+    inputs : the number of inputs, None for one that is no tuple.
     apart : whether each image is computed by itself, as far as is known.
     costs : those of the steps.
     """
@@ -59,6 +61,7 @@ class Program:
     def __init__(self) -> None:
         self.steps: list[tuple[Run, int, tuple[int, ...]]] = []
         self.size = 0
+        self.inputs: int | None = None
         self.outputs: tuple[int, ...] = ()
         self.several = False
         self.apart = True
@@ -66,7 +69,10 @@ class Program:
 
     def __call__(self, x: Any) -> Any:
         values: Values = [None] * self.size
-        values[0] = x
+        if self.inputs is None:
+            values[0] = x
+        else:
+            values[: self.inputs] = x
         for run, place, done in self.steps:
             values[place] = run(values)
             for one in done:
@@ -88,9 +94,13 @@ class _Maker:
 
     def __init__(self, joined: Joined, x: Any) -> None:
         self.joined, self.program = joined, Program()
+        several = not isinstance(joined.inputs, str)
+        self.values: Values = [*x] if several else [x]
+        x = self.values[0]
         self.xp, self.n = namespace_of(x), x.shape[0] if x.shape else 0
-        self.place, self.values = {str(joined.inputs): 0}, [x]
-        self.batched = {0}
+        self.place = {name: i for i, name in enumerate(names(joined.inputs))}
+        self.batched = {*self.place.values()}
+        self.program.inputs = len(self.batched) if several else None
         self.program.apart = joined.apart and len(x.shape) > 1
 
     def get(self, name: str) -> Any:
@@ -224,9 +234,6 @@ class _Maker:
         """Return a call of an op that takes the addition or the activation after it, as in training."""
         head, inputs = fused.head.module, [*names(fused.head.inputs)]
         single = isinstance(fused.head.inputs, str)
-        more: dict[str, Any] = {}
-        if fused.activation is not None:
-            more["activation"] = fused.applied
         if fused.residual is not None:
             inputs.append(fused.residual)
         places = [self.place[one] for one in inputs]
@@ -234,20 +241,23 @@ class _Maker:
         found = calls(head)
         if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
             raise _Unknown
-        if fused.residual is not None and given[0].shape != given[1].shape:
-            raise _Unknown
-
-        def forward(arrays: Sequence[Any]) -> Any:
-            extra = {"residual": arrays[-1]} if fused.residual is not None else {}
-            return head._forward(arrays[0] if single else tuple(arrays), False, **more, **extra)[0]
-
+        more: dict[str, Any] = {}
+        if fused.residual is not None:
+            more, shape = {"residual": given[-1]}, given[-1].shape
+            if given[0].shape != shape:
+                raise _Unknown
         with tracing() as made:
-            result = forward(given)
+            result = head._forward(given[0] if single else tuple(given), False, **more)[0]
+        run = repetition(made, result, given, head, places)
+        if run is None:
+            raise _Unknown
+        if fused.activation is not None:  # the body takes any, as nothing is kept
+            arguments = [*inspect.signature(run.body).parameters][1:]
+            run.template[arguments.index("activation")] = fused.applied
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(*found, places)
-        repeated = self.repeated(made, result, given, places, head)
         nbytes = sum(math.prod(one.shape) for one in (*given, result)) * _itemsize(result) // max(1, self.n)
-        return repeated or (lambda values: forward([values[one] for one in places])), Cost(nbytes, 0, 1, 0)
+        return _first(run, made[0]), Cost(nbytes, 0, 1, 0)
 
     def single(self, module: Any, inputs: str | Sequence[str]) -> tuple[Run, Any]:
         """Run a module; return a call that repeats it, and the result."""
@@ -278,7 +288,8 @@ class _Maker:
             result = module.forward(value, False)[0]
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(op, options, places)
-        return self.repeated(made, result, given, places, module) or run, result
+        found_call = repetition(made, result, given, module, places)
+        return run if found_call is None else _first(found_call, made[0]), result
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
         """Return whether the arrays at places are cut at the same images, or are the same for all images."""
@@ -288,25 +299,10 @@ class _Maker:
         fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
 
-    def repeated(
-        self, made: Sequence[Call], result: Any, given: Sequence[Any], places: Sequence[int], module: Any
-    ) -> Run | None:
-        """Return a repetition of the call of a body, if `result` is what it returned."""
-        found = repetition(made, result, given, module)
-        if found is None:
-            return None
-        xp, body, template, first = self.xp, made[0].body, found.template, isinstance(made[0].result, tuple)
-        from_values, from_slots = [(i, places[k]) for i, k in found.arrays], found.slots
 
-        def run(values: Values) -> Any:
-            arguments = template.copy()
-            for i, place in from_values:
-                arguments[i] = values[place]
-            for i, slot in from_slots:
-                arguments[i] = slot.data
-            return body(xp, *arguments)[0] if first else body(xp, *arguments)
-
-        return run
+def _first(run: Repetition, made: Call) -> Run:
+    """Return the repetition of a call, or of its first result."""
+    return (lambda values: run(values)[0]) if isinstance(made.result, tuple) else run
 
 
 def _statistics(norm: Any) -> Callable[[], tuple[Any, ...]]:

@@ -5,150 +5,196 @@ returned; and if the op says that shapes and options decide what it does (`apart
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, tracing
-from xcnn.nn._calls import repeats
-from xcnn.nn._layer import Layer
-from xcnn.nn._plan import Fused, Held, Joined
-from xcnn.ops._op import Backward
+from xcnn.nn._calls import calls
+from xcnn.nn._layer import Layer, stale
+from xcnn.nn._plan import Fused, Held, Joined, like
+from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Repeated", "Repetition", "first", "known_steps", "like", "repetition"]
-
-_ALL = (True,)
+__all__ = ["Repeated", "Repetition", "first", "known_steps", "repetition"]
 
 _MOST = 16
 """The number of shapes for which a graph keeps what it has prepared."""
 
 
-class Repetition(NamedTuple):
-    """Where the arrays of a body's call come from.
+class Repetition:
+    """A call of a body whose arrays are found anew each time.
 
     Attributes
     ----------
-    template : the arguments, None in the place of arrays.
-    arrays : places among the arguments, and among the arrays that the layer was given.
+    body, xp, template : what is called, and its arguments, None in the place of arrays.
+    arrays : places among the arguments, and among the values.
     slots : places among the arguments, and the parameter or buffer.
     """
 
-    template: list[Any]
-    arrays: list[tuple[int, int]]
-    slots: list[tuple[int, Parameter | Buffer]]
+    __slots__ = ("arrays", "body", "slots", "template", "xp")
+
+    def __init__(self, call: Call, xp: Any) -> None:
+        self.body, self.xp, self.template = call.body, xp, list(call.arguments)
+        self.arrays: list[tuple[int, int]] = []
+        self.slots: list[tuple[int, Parameter | Buffer]] = []
+
+    def __call__(self, values: Sequence[Any]) -> Any:
+        """Call the body with arrays among these values."""
+        arguments = self.template.copy()
+        for i, place in self.arrays:
+            arguments[i] = values[place]
+        for i, slot in self.slots:
+            arguments[i] = slot.data
+        return self.body(self.xp, *arguments)
 
 
-def repetition(made: Sequence[Call], result: Any, given: Sequence[Any], module: Any) -> Repetition | None:
-    """Return how the only call of a body in `made` can be repeated, if `result` is what it returned; otherwise None."""
+def repetition(
+    made: Sequence[Call], result: Any, given: Sequence[Any], module: Any, places: Sequence[int] | None = None
+) -> Repetition | None:
+    """Return how the only call of a body in `made` is repeated, if `result` is what it returned; otherwise None.
+
+    `places` are those of the `given` arrays among the values, by default their order.
+    """
     if len(made) != 1:
         return None
     (call,) = made
     if (call.result[0] if isinstance(call.result, tuple) else call.result) is not result:
         return None
     owned = {slot for slot in vars(module).values() if isinstance(slot, Parameter | Buffer)}
-    found = Repetition(list(call.arguments), [], [])
+    found, at = Repetition(call, namespace_of(result)), range(len(given)) if places is None else places
     for i, argument in enumerate(call.arguments):
         if isinstance(argument, tuple | list) and any(map(is_array, argument)):
             return None
         if not is_array(argument):
             continue
         found.template[i] = None
-        places = [k for k, array in enumerate(given) if array is argument]
+        sources = [place for place, array in zip(at, given, strict=True) if array is argument]
         slots = [slot for slot in owned if slot.data is argument]
-        if len(places) + len(slots) != 1:  # another array, or one that cannot be told apart from a second
+        if len(sources) + len(slots) != 1:  # another array, or one that cannot be told apart from a second
             return None
-        found.arrays.extend((i, k) for k in places)
+        found.arrays.extend((i, place) for place in sources)
         found.slots.extend((i, slot) for slot in slots)
     return found
 
 
-def like(y: Any) -> Any:
-    """Return what calls that follow depend on: type, shape and dtype of an array, or of those of a tuple."""
-    if isinstance(y, tuple):
-        return tuple(like(one) for one in y)
-    return type(y), getattr(y, "shape", None), getattr(y, "dtype", None)
-
-
 class Repeated:
-    """A layer, or one with what follows, whose op has been checked: `forward` calls its body."""
+    """A module, or one with what follows, whose op has been checked: `forward` calls its body.
 
-    __slots__ = (
-        "arrays", "body", "layer", "outer", "residual", "slots", "stores", "template", "train", "values", "xp",
-    )  # fmt: skip
+    Attributes
+    ----------
+    call : the repetition; None if the op must be called.
+    module : the module.
+    parameters : its parameters by their place among the arrays of the op.
+    returned : the places of the gradients that backward returns as a tuple; None for the first alone.
+    needs, others : which gradients are needed besides those of parameters, with the gradient of the input or without.
+    outer : what checks dy, if somebody else gives it, or None.
+    stores : None if the op has one result, else whether the layer trains with the others.
+    """
+
+    __slots__ = ("call", "module", "needs", "others", "outer", "parameters", "returned", "stores")
 
     def __init__(
         self,
-        call: Call,
-        found: Repetition,
-        layer: Layer,
-        slots: Any,
-        xp: Any,
-        residual: bool,
-        outer: bool,
-        stores: bool,
-        train: bool,
+        call: Repetition | None,
+        module: Any,
+        slots: Sequence[Any],
+        returned: Sequence[int] | None,
+        outer: Backward | None,
+        stores: bool | None,
     ) -> None:
-        self.body, self.template, self.values, self.arrays = call.body, found.template, found.arrays, found.slots
-        self.layer, self.xp, self.residual, self.outer = layer, xp, residual, outer
-        self.slots, self.stores, self.train = slots, stores, train
+        self.call, self.module, self.returned, self.outer, self.stores = call, module, returned, outer, stores
+        self.parameters = [(i, slot) for i, slot in enumerate(slots, 1) if isinstance(slot, Parameter)]
+        self.needs = [i in (returned or (0,)) for i in range(len(slots) + 1)]
+        self.others = [False] * len(self.needs)
 
-    def forward(self, x: Any) -> tuple[Any, Callable[..., Any]]:
-        given, arguments = x if self.residual else (x,), self.template.copy()
-        for i, place in self.values:
-            arguments[i] = given[place]
-        for i, slot in self.arrays:
-            arguments[i] = slot.data
-        y, backward, *results = self.body(self.xp, *arguments)
-        if self.stores:
-            self.layer._store(results, self.train)
-        if self.outer:  # somebody else gives dy
-            backward = Backward(self.layer._op.__name__, y, len(self.slots) + 1, backward)
-        if self.slots:
-            return y, self.layer._backward(backward, self.slots, self.residual)
-        return y, lambda dy, need_dx: backward(dy, _ALL)[0] if need_dx else None
+    def forward(self, value: Any) -> tuple[Any, "_Back"]:
+        y, function, *results = self.call((value,) if self.returned is None else value)  # type: ignore[misc]
+        if self.stores is not None:
+            self.module._store(results, self.stores)
+        return y, _Back(self, function)
+
+
+class _Back:
+    """The backward pass of a call of an op."""
+
+    __slots__ = ("function", "step", "updates")
+
+    def __init__(self, step: Repeated, function: Callable[..., Any]) -> None:
+        self.step, self.function = step, function
+        self.updates = [parameter.updates for _, parameter in step.parameters]
+
+    def __call__(self, dy: Any, need_dx: bool) -> Any:
+        step = self.step
+        needs = (step.needs if need_dx else step.others).copy()
+        for (i, parameter), updates in zip(step.parameters, self.updates, strict=True):
+            if parameter.updates != updates:
+                raise stale(step.module)
+            needs[i] = parameter.trainable
+        if True not in needs:
+            return None
+        if step.outer is not None:
+            dy = step.outer.checked(dy)
+        grads = self.function(dy, tuple(needs))
+        for i, parameter in step.parameters:
+            if (grad := grads[i]) is not None:
+                parameter.accumulate(grad)
+        returned = step.returned
+        return grads[0] if returned is None else tuple([grads[i] for i in returned])
 
 
 def first(
-    joined: Joined, name: str, module: Any, value: Any, train: bool
+    joined: Joined, name: str, module: Any, value: Any, several: bool, train: bool
 ) -> tuple[Any, Callable[..., Any], Repeated | tuple[Any, ...] | None]:
     """Run a step; return its result, its backward pass and what is known of the step from now on.
 
     That is a `Repeated`, None for a layer of xcnn, whose result follows from shapes, or what `like` returns.
     """
+    given: tuple[Any, ...] = value if several else (value,)
     fused = isinstance(module, Fused)
     layer = module.head.module if fused else module
-    given: tuple[Any, ...] = value if fused and module.residual is not None else (value,)
-    fixed = repeats(layer)
-    if not fixed and not isinstance(module, Held):
+    found = calls(layer)
+    if found is None or OPS[found[0]].apart is False:
         y, backward = module.forward(value, train)
-        return y, backward, like(y)
-    plain = fixed and isinstance(layer, Layer) and layer._steady()
-    if not plain or not all(map(is_array, given)) or any(one.shape != given[0].shape for one in given):
+        return y, backward, None if isinstance(module, Held) else like(y)
+    op, own = OPS[found[0]], isinstance(layer, Layer)
+    options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
+    if own:
+        plain = layer._steady() and all(is_array(one) and one.shape == given[0].shape for one in given)
+    else:
+        plain = "training" not in found[1] and all(map(is_array, given))
+        plain = plain and (op.variadic or several == len(op.arrays) > 1)
+    if not plain:
         y, backward = module.forward(value, train)
         return y, backward, None
-    options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
-    options |= layer._given(given[0], train)
-    residual = given[1] if len(given) > 1 else None
+    slots: Sequence[Any]
+    returned: Sequence[int] | None = None
     with tracing() as made:
-        y, op_backward, slots = layer._called(given[0], residual, options)
-    y, *results = y if (stores := isinstance(y, tuple)) else (y,)
-    known, end = repetition(made, y, given, layer), getattr(op_backward, "_function", None)
-    if stores:
+        if own:
+            residual = given[1] if several else None
+            y, backward, slots = layer._called(given[0], residual, options | layer._given(given[0], train))
+            returned = (0, 1 + layer._slots.index("residual")) if several else None
+        else:
+            y, backward = op.function(*([given] if op.variadic else given), **found[1], **options)
+            slots, returned = given[1:], range(len(given)) if several else None
+    stores = train if type(y) is tuple else None
+    if stores is not None:
+        y, *results = y
         layer._store(results, train)
-    step = None
-    if known is not None and isinstance(made[0].result, tuple) and made[0].result[1] is end:
-        outer = name in joined.outer
-        step = Repeated(made[0], known, layer, slots, namespace_of(y), residual is not None, outer, stores, train)
-    return y, layer._backward(op_backward, slots, residual is not None), step
+    outer = Backward(op.name, y, len(slots) + 1, None) if name in joined.outer else None
+    call = repetition(made, y, given, layer)
+    body_backward = made[0].result[1] if call is not None and isinstance(made[0].result, tuple) else None
+    known = body_backward is not None and body_backward is getattr(backward, "_function", None)
+    step = Repeated(call if known else None, layer, slots, returned, outer, stores)
+    return y, _Back(step, backward), step if known else None
 
 
 def known_steps(joined: Joined, x: Any, train: bool) -> dict[str, Any]:
     """Return what is known of the steps of a graph for x, to which the first run adds."""
-    if not all(map(is_array, x if isinstance(x, tuple) else (x,))):
-        return {}
     key = "training", like(x), train
     found: dict[str, Any] | None = joined.programs.get(key)
     if found is None:
+        if not all(map(is_array, x if isinstance(x, tuple) else (x,))):
+            return {}
         if len(joined.programs) >= _MOST:
             joined.programs.clear()
         found = joined.programs[key] = {}

@@ -20,8 +20,8 @@ from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
-from xcnn.nn._plan import Node, Plan, Step, names
-from xcnn.nn._repeat import Repeated, first, known_steps, like
+from xcnn.nn._plan import Node, Plan, Step, like, names
+from xcnn.nn._repeat import Repeated, first, known_steps
 from xcnn.nn.combine import Add, Concat
 from xcnn.parameter import Buffer, Parameter
 
@@ -182,7 +182,7 @@ class Graph(Module):
         y = infer(self._plan, x)
         if y is not NotImplemented:
             return y
-        return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value: module(value))
+        return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value, inputs: module(value))
 
     def _inner(self) -> Any:
         cls = type(self)
@@ -190,52 +190,54 @@ class Graph(Module):
         return self._plan if known else None
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        joined, backs = self._plan.joined(), {}
-        steps, taken, output = joined.training, joined.inputs, joined.output
-        known, steady = known_steps(joined, x, train), True
+        joined = self._plan.joined()
+        steps, known = joined.training, known_steps(joined, x, train)
+        backs: list[Any] = []
 
-        def call(name: str, module: Any, value: Any) -> Any:
-            nonlocal steady
-            step = known.get(name, _NEW) if steady else None
+        def call(name: str, module: Any, value: Any, inputs: Any) -> Any:
+            nonlocal known
+            back: Any
+            step = known.get(name, _NEW)
             if type(step) is Repeated:
-                y, backs[name] = step.forward(value)
+                y, back = step.forward(value)
             elif step is _NEW:
-                y, backs[name], known[name] = first(joined, name, module, value, train)
+                y, back, known[name] = first(joined, name, module, value, type(inputs) is not str, train)
             else:
-                y, backs[name] = module.forward(value, train)
-                steady = steady and (step is None or step == like(y))
+                y, back = module.forward(value, train)
+                if step is not None and step != like(y):  # nothing is known of what follows
+                    known = dict.fromkeys([step[0] for step in steps])
+            backs.append(back)
             return y
 
         def backward(dy: Any, need_dx: bool) -> Any:
-            wanted = joined.wanted(need_dx)
+            route = joined.route(need_dx)
+            todo = [backs[k] for k, *_ in route]
+            backs.clear()
             grads: dict[str, Any] = {}
-            for place, grad in _pairs(output, dy):
+            for place, grad in _pairs(joined.output, dy):
                 _accumulate(grads, place, grad)
-            for name, _, inputs, _, _ in reversed(steps):
-                back, dy = backs.pop(name), grads.pop(name, None)
-                if name not in wanted or dy is None:
+            del dy
+            for _, name, inputs, places in reversed(route):
+                back, dy = todo.pop(), grads.pop(name, None)
+                if dy is None:
                     continue
-                if type(inputs) is str and inputs not in grads:
-                    grad = back(dy, inputs in wanted)
-                    if inputs in wanted:
-                        grads[inputs] = grad
-                    continue
-                needed = inputs in wanted if isinstance(inputs, str) else not wanted.isdisjoint(inputs)
-                for place, grad in _pairs(inputs, back(dy, needed)):
-                    if place in wanted:
+                for place, grad in _pairs(inputs, back(dy, len(places) > 0)):
+                    if place in places:
                         _accumulate(grads, place, grad)
+                    grad = None  # it may be a part of a sum, and not be needed any more
             if not need_dx:
                 return None
+            taken = joined.inputs
             return grads.get(taken) if isinstance(taken, str) else tuple(map(grads.get, taken))
 
-        return self._run(x, steps, output, call), backward
+        return self._run(x, steps, joined.output, call), backward
 
     def _run(
         self,
         x: Any,
         steps: list[Step],
         output: str | Sequence[str],
-        call: Callable[[str, Any, Any], Any],
+        call: Callable[[str, Any, Any, Any], Any],
     ) -> Any:
         taken = self._plan.inputs
         if isinstance(taken, str):
@@ -248,9 +250,9 @@ class Graph(Module):
                 f"{type(self).__name__}: x must be a tuple of {len(taken)} arrays, {', '.join(taken)}, got {came}"
             )
         for name, module, inputs, done, path in steps:
-            value = values[inputs] if isinstance(inputs, str) else tuple(values[source] for source in inputs)
+            value = values[inputs] if type(inputs) is str else tuple([values[source] for source in inputs])
             try:
-                values[name] = call(name, module, value)
+                values[name] = call(name, module, value, inputs)
             except XcnnError as error:
                 for key, one in path:
                     locate(error, key, one)

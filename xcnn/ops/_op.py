@@ -55,8 +55,9 @@ class Backward:
 
     __slots__ = ("_count", "_function", "_loss", "_name", "dtype", "shape", "xp")
 
-    def __init__(self, name: str, y: Array, count: int, function: Callable[[Array, Sequence[bool]], Gradients]) -> None:
-        self._name, self._count, self._function = name, count, function
+    def __init__(self, name: str, y: Array, count: int, function: Callable[..., Any] | None) -> None:
+        self._name, self._count = name, count
+        self._function: Any = function
         try:
             self.xp: ModuleType = namespace_of(y)
         except TypeError:
@@ -64,7 +65,8 @@ class Backward:
         self.shape, self.dtype = y.shape, y.dtype
         self._loss = y if y.shape == () else None
 
-    def __call__(self, dy: Array | None = None, needs: Sequence[bool] | None = None) -> Gradients:
+    def checked(self, dy: Array | None) -> Array:
+        """Return dy, or 1 for None, after checking that it fits y."""
         if dy is None:
             if self._loss is None:
                 raise ShapeError(f"{self._name}: only a 0-d y may omit dy; pass one of shape {tuple(self.shape)}")
@@ -78,6 +80,10 @@ class Backward:
             raise DtypeError(f"{self._name}: dy must be a {self.xp.__name__} array of {self.dtype} like y, got {came}")
         if dy.shape != self.shape:
             raise ShapeError(f"{self._name}: dy must have the shape of y {tuple(self.shape)}, got {tuple(dy.shape)}")
+        return dy
+
+    def __call__(self, dy: Array | None = None, needs: Sequence[bool] | None = None) -> Gradients:
+        dy = self.checked(dy)
         if needs is None:
             needs = (True,) * self._count
         elif (type(needs) is not tuple and not isinstance(needs, Sequence)) or len(needs) != self._count:

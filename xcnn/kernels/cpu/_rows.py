@@ -18,7 +18,7 @@ from xcnn.kernels.cpu._loops import COLUMN, EACH, ROW, Loop, address, traced
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
 
-__all__ = ["Space", "kinds", "prepared", "run", "space"]
+__all__ = ["Pass", "Space", "kinds", "prepared", "space"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -68,6 +68,93 @@ def kinds(axes: Space) -> tuple[tuple[str, ...], tuple[bool, ...]] | None:
     return tuple(whats), tuple(many)
 
 
+class Pass:
+    """A loop over arrays of some shapes: a function of the results, the arrays, and the loop's numbers.
+
+    The arrays are C-contiguous and of one dtype. It runs in several threads if that is faster.
+    """
+
+    def __init__(
+        self, loop: Loop, axes: Space, whats: Sequence[str], outs: Sequence[tuple[int, ...]], size: int
+    ) -> None:
+        (outer, middle, n), steps = self.axes = axes
+        self.loop, self.whats, self.size = loop, whats, size
+        rows, column = outer * middle, COLUMN in whats
+        # The parts of a sum must not depend on what else is computed in the same pass.
+        moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost // (2 * loop.lanes))
+        count = parts(n if rows == 1 else middle if column else rows, moved / _NUMBERS_PER_MICROSECOND)
+        sizes = [math.prod(out) for out in outs]
+        if column:  # each part has sums of its own
+            most = max(size for size, what in zip(sizes, whats, strict=True) if what == COLUMN)
+            count = max(1, min(count, rows * n // (4 * most)))
+        self.count = count
+        self.sums = [
+            None if what == EACH else (count, rows if what == ROW else size)
+            for size, what in zip(sizes, whats, strict=True)
+        ]
+        moves = [move for a, b, _ in steps for move in (a, b)]
+        for k, what in enumerate(whats):
+            if what == ROW:
+                moves[2 * k : 2 * k + 2] = middle, 1
+        self.ends = (*moves, n)
+        self.whole = (n,) if rows == 1 else (middle, 0, rows, *moves, n)
+        self.plain = count == 1 and not any(self.sums)
+        self.run = self._piece if rows == 1 else self._columns if column else self._rows
+
+    def __call__(self, results: Sequence[np.ndarray], arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
+        starts = [address(array) for array in results]
+        starts += [address(array) for array in arrays]
+        if self.plain:  # the most frequent case
+            self.loop.call(*starts, *self.whole, *numbers)
+            return
+        sums = [None if shape is None else np.zeros(shape) for shape in self.sums]
+        parallel(functools.partial(self.run, starts, sums, numbers), self.count)
+        (outer, middle, _), steps = self.axes
+        for result, what, total, (a, b, _) in zip(results, self.whats, sums, steps, strict=False):
+            if total is not None:
+                whole = total[0] if self.count == 1 else total.sum(axis=0)
+                if what == ROW and (a == 0 or b == 0):
+                    whole = whole.reshape(outer, middle).sum(axis=(*(0,) * (a == 0), *(1,) * (b == 0)))
+                result[...] = whole.reshape(result.shape)
+
+    def _piece(self, starts: Sequence[int], sums: list[Any], numbers: Sequence[float], number: int) -> None:
+        """Compute a piece of the only row."""
+        n = self.axes[0][2]
+        first, end = n * number // self.count, n * (number + 1) // self.count
+        places = [start + first * self.size * step for start, (_, _, step) in zip(starts, self.axes[1], strict=True)]
+        self.loop.call(*_with_sums(places, sums, number), end - first, *numbers)
+
+    def _rows(self, starts: Sequence[int], sums: list[Any], numbers: Sequence[float], number: int) -> None:
+        """Compute some rows."""
+        outer, middle, _ = self.axes[0]
+        begin, end = (outer * middle * k // self.count for k in (number, number + 1))
+        self.loop.call(*_with_sums(starts, sums, number), middle, begin, end, *self.ends, *numbers)
+
+    def _columns(self, starts: Sequence[int], sums: list[Any], numbers: Sequence[float], number: int) -> None:
+        """Compute some rows of each group, in blocks that have sums of their own."""
+        (outer, middle, _), steps = self.axes
+        begin, end = middle * number // self.count, middle * (number + 1) // self.count
+        # float64 sums of float32 are exact enough
+        block = middle if self.size == 4 else max(64, math.isqrt(middle))
+        for group in range(outer):
+            for first in range(begin, end, block):
+                part: list[Any] = [total if total is None else np.zeros((1, total.shape[1])) for total in sums]
+                places = [
+                    start + group * a * (self.size if k >= len(part) or part[k] is None else 8)
+                    for k, (start, (a, _, _)) in enumerate(zip(_with_sums(starts, part, 0), steps, strict=True))
+                ]
+                self.loop.call(*places, middle, first, min(first + block, end), *self.ends, *numbers)
+                for total, one in zip(sums, part, strict=True):
+                    if total is not None:
+                        total[number] += one[0]
+
+
+def _with_sums(starts: Sequence[int], sums: Sequence[Any], number: int) -> list[int]:
+    """Return addresses, those of a part's sums in the place of the results that are sums."""
+    of_sums = [start if total is None else address(total[number]) for start, total in zip(starts, sums, strict=False)]
+    return [*of_sums, *starts[len(sums) :]]
+
+
 @functools.lru_cache(1024)
 def prepared(
     function: Callable[..., Any],
@@ -77,14 +164,14 @@ def prepared(
     shape: tuple[int, ...],
     outs: tuple[tuple[int, ...], ...],
     arrays: tuple[tuple[int, ...], ...],
-) -> tuple[Loop, Space, tuple[str, ...]] | None:
-    """Return a loop for arrays of these shapes, their axes, and what is done with results; None if there is none.
+) -> Pass | None:
+    """Return a pass over arrays of these shapes, or None if there is none.
 
     Parameters
     ----------
     function, key, choices, itemsize : as for `traced`.
     shape, outs, arrays : the shapes of the computation, of its results, which are sums if they are smaller, and of the
-        arrays.
+        arrays. Sums are either of rows or of columns.
     """
     axes = space(shape, *outs, *arrays)
     found = None if axes is None else kinds(axes)
@@ -97,89 +184,4 @@ def prepared(
     vectors = -(-n * itemsize // BYTES)
     at_once = 4 if vectors >= 16 else max(k for k in (1, 2, 4) if vectors % k == 0)  # so that few are left
     loop = traced(function, key, whats, many, choices, itemsize, outer * middle > 1, at_once)
-    return None if loop is None else (loop, axes, whats)
-
-
-def run(
-    loop: Loop,
-    axes: Space,
-    whats: Sequence[str],
-    results: Sequence[np.ndarray],
-    arrays: Sequence[np.ndarray],
-    numbers: Sequence[float],
-) -> None:
-    """Run a loop, in several threads if that is faster.
-
-    Parameters
-    ----------
-    axes : those of the results and the arrays, in this order.
-    whats : what the loop does with each result; not both sums of rows and of columns.
-    results, arrays : C-contiguous arrays of one dtype.
-    numbers : the parameters of the loop.
-    """
-    (outer, middle, n), steps = axes
-    rows, column = outer * middle, COLUMN in whats
-    # The parts of a sum must not depend on what else is computed in the same pass.
-    moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost // (2 * loop.lanes))
-    count = parts(n if rows == 1 else middle if column else rows, moved / _NUMBERS_PER_MICROSECOND)
-    if count == 1 and rows == 1 and ROW not in whats:  # the most frequent case, and the fastest
-        loop.call(*[address(array) for array in (*results, *arrays)], n, *numbers)
-        return
-    if column:  # each part has sums of its own
-        most = max(result.size for result, what in zip(results, whats, strict=True) if what == COLUMN)
-        count = max(1, min(count, rows * n // (4 * most)))
-    sums: list[Any] = [
-        None if what == EACH else np.zeros((count, rows if what == ROW else result.size))
-        for result, what in zip(results, whats, strict=True)
-    ]
-    starts = [address(array) for array in (*results, *arrays)]
-    size = results[0].itemsize
-    moves = [move for a, b, _ in steps for move in (a, b)]
-    for k, what in enumerate(whats):
-        if what == ROW:
-            moves[2 * k : 2 * k + 2] = middle, 1
-
-    def piece(number: int) -> None:
-        """Compute a piece of the only row."""
-        first, end = n * number // count, n * (number + 1) // count
-        places = [start + first * size * step for start, (_, _, step) in zip(starts, steps, strict=True)]
-        loop.call(*_with_sums(places, sums, number), end - first, *numbers)
-
-    def share(number: int) -> None:
-        """Compute some rows."""
-        begin, end = rows * number // count, rows * (number + 1) // count
-        loop.call(*_with_sums(starts, sums, number), middle, begin, end, *moves, n, *numbers)
-
-    def columns(number: int) -> None:
-        """Compute some rows of each group, in blocks that have sums of their own."""
-        begin, end = middle * number // count, middle * (number + 1) // count
-        block = middle if size == 4 else max(64, math.isqrt(middle))  # float64 sums of float32 are exact enough
-        for group in range(outer):
-            for first in range(begin, end, block):
-                part: list[Any] = [total if total is None else np.zeros((1, total.shape[1])) for total in sums]
-                places = [
-                    start + group * a * (size if k >= len(part) or part[k] is None else 8)
-                    for k, (start, (a, _, _)) in enumerate(zip(_with_sums(starts, part, 0), steps, strict=True))
-                ]
-                loop.call(*places, middle, first, min(first + block, end), *moves, n, *numbers)
-                for total, one in zip(sums, part, strict=True):
-                    if total is not None:
-                        total[number] += one[0]
-
-    task = piece if rows == 1 else columns if column else share
-    if count == 1:
-        task(0)
-    else:
-        parallel(task, count)
-    for result, what, total, (a, b, _) in zip(results, whats, sums, steps, strict=False):
-        if total is not None:
-            whole = total.sum(axis=0)
-            if what == ROW:
-                whole = whole.reshape(outer, middle)[None].sum(axis=(0, *(1,) * (a == 0), *(2,) * (b == 0)))
-            result[...] = whole.reshape(result.shape)
-
-
-def _with_sums(starts: Sequence[int], sums: Sequence[Any], number: int) -> list[int]:
-    """Return addresses, those of a part's sums in the place of the results that are sums."""
-    of_sums = [start if total is None else address(total[number]) for start, total in zip(starts, sums, strict=False)]
-    return [*of_sums, *starts[len(sums) :]]
+    return None if loop is None else Pass(loop, axes, whats, outs, itemsize)

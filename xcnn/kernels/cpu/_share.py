@@ -17,10 +17,11 @@ _NUMBERS_PER_MICROSECOND = 4000
 
 def supports(a: np.ndarray) -> bool:
     """Return whether an array holds float32 or float64 in this machine's byte order, and is not empty."""
-    return a.dtype.kind == "f" and a.dtype.itemsize in (4, 8) and a.dtype.isnative and a.size > 0
+    return a.dtype in _DTYPES and a.size > 0
 
 
-_NOTHING = {dtype.itemsize: np.empty(0, dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
+_DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
+_NOTHING: dict[int, np.ndarray] = {dtype.itemsize: np.empty(0, dtype) for dtype in _DTYPES}
 
 
 class _Memory(ctypes.c_byte * sys.maxsize):  # type: ignore[misc]

@@ -39,36 +39,42 @@ def split(activation: tuple[Any, ...]) -> tuple[Formula, tuple[Any, ...], list[f
     return FORMULAS[name], tuple(None if type(p) is float or type(p) is int else p for p in parameters), numbers
 
 
-def _found(function: Callable[..., Any], activation: tuple[Any, ...], arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
-    """Return the loop of a function, or None if it is not compiled, and the numbers that it takes."""
-    return _loop(function, FORMULAS[activation[0]], len(arrays), arrays[0].itemsize, *activation)
-
-
 @functools.lru_cache(256, typed=True)
-def _loop(function: Any, formula: Formula, count: int, itemsize: int, *activation: Any) -> tuple[Any, Any]:
+def _loop(function: Any, formula: Formula, count: int, itemsize: int, *activation: Any) -> tuple[Any, list[float]]:
+    """Return the loop of a function of a formula and arrays, or None, and the numbers that it takes."""
     _, choices, numbers = split(activation)
     return traced(function, formula, (EACH,), (True,) * count, choices, itemsize), numbers
 
 
 def _run(
-    function: Callable[..., Any], activation: tuple[Any, ...], out: np.ndarray, *arrays: np.ndarray, serial: bool
-) -> None:
-    """Set `out` to a function of a formula and C-contiguous arrays of its shape, which may be `out` itself."""
-    loop, numbers = _found(function, activation, arrays)
+    function: Callable[..., Any],
+    activation: tuple[Any, ...],
+    out: np.ndarray,
+    *arrays: np.ndarray,
+    serial: bool = False,
+    compiled: bool = False,
+) -> bool:
+    """Set `out` to a function of a formula and C-contiguous arrays of its shape, which may be `out` itself.
+
+    If the function must be `compiled` and cannot, return False instead.
+    """
+    size, n, formula = out.itemsize, out.size, FORMULAS[activation[0]]
+    loop, numbers = _loop(function, formula, len(arrays), size, *activation)
     if loop is None:
-        name, *parameters = activation
-        (out[...],) = function(np, FORMULAS[name], *arrays, *parameters)
-        return
-    size, starts = out.itemsize, [address(out), *map(address, arrays)]
-    cost = out.size * (len(starts) + loop.cost // (2 * loop.lanes))
+        if not compiled:
+            (out[...],) = function(np, formula, *arrays, *activation[1:])
+        return not compiled
+    starts = [address(out), *map(address, arrays)]
+    cost = n * (len(starts) + loop.cost // (2 * loop.lanes))
     if serial or cost < _FEW:
-        loop.call(*starts, out.size, *numbers)
-        return
+        loop.call(*starts, n, *numbers)
+        return True
 
     def part(begin: int, end: int) -> None:
-        loop.call(*(start + begin * size for start in starts), end - begin, *numbers)
+        loop.call(*[start + begin * size for start in starts], end - begin, *numbers)
 
-    share(part, cost, n=out.size)
+    share(part, cost, n=n)
+    return True
 
 
 def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:
@@ -120,10 +126,11 @@ def _interval(formula: Formula, parameters: tuple[Any, ...]) -> tuple[float, flo
 @kernel(np)
 def elementwise(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
     """Apply a formula to an array."""
-    if not supports(x) or _found(_forward, activation, (x,))[0] is None:
+    if not supports(x):
         return NotImplemented
     result = np.empty(x.shape, x.dtype)
-    _run(_forward, activation, result, np.ascontiguousarray(x), serial=False)
+    if not _run(_forward, activation, result, np.ascontiguousarray(x), compiled=True):
+        return NotImplemented
     keeps_x = FORMULAS[activation[0]].keeps == "x"
     x, y = (x, None) if keeps_x else (None, result)  # type: ignore[assignment]  # backward keeps one of them
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._rows import prepared, run
+from xcnn.kernels.cpu._rows import prepared
 from xcnn.kernels.cpu._share import supports
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu.elementwise import gradient, split
@@ -54,9 +54,8 @@ def pair(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> A
     ready = prepared(_forward, (rule, after), (None,) * number + choices, x.itemsize, shape, (shape,), shapes)
     if ready is None:
         return NotImplemented
-    loop, axes, whats = ready
     result = np.empty(shape, x.dtype)
-    run(loop, axes, whats, [result], [np.ascontiguousarray(a) for a in arrays], numbers)
+    ready([result], [np.ascontiguousarray(a) for a in arrays], numbers)
     keeps = rule.keeps_with_number if number else rule.keeps
     y: Any = result if activation is not None or "y" in keeps else None
     x, other = (x if "x" in keeps else None), (other if "other" in keeps or number else None)
@@ -94,5 +93,4 @@ def _set(missing: list[tuple[Any, np.ndarray]], kept: dict[str, np.ndarray], num
         for one in missing:
             _set([one], kept, numbers)
         return
-    loop, axes, whats = ready
-    run(loop, axes, whats, outs, arrays, numbers)
+    ready(outs, arrays, numbers)
