@@ -5,6 +5,7 @@ import ctypes
 import math
 import mmap
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,17 +54,11 @@ def guards(side: str) -> Iterator[None]:
         array.fill(0)
         return array
 
-    class Rooms:
-        @staticmethod
-        def get(dtype: Any) -> tuple[np.ndarray, ...]:
-            from xcnn.kernels.cpu import _matrices as m
-
-            tile = m._ROWS * m.STRIP * m.BYTES // dtype.itemsize
-            return (
-                guarded(m._ROOM // dtype.itemsize, dtype, side),
-                guarded(tile, dtype, side),
-                guarded(2 * m._TERMS, np.int64, side),
-            )
+    class Rooms(threading.local):
+        def get(self, itemsize: int) -> np.ndarray:
+            self.rooms = sys.modules["xcnn.kernels.cpu._matrices"]._Rooms()
+            index: np.ndarray = self.rooms.get(itemsize)
+            return index
 
     changed: list[tuple[Any, str, Any]] = []
 
@@ -78,7 +73,7 @@ def guards(side: str) -> Iterator[None]:
             if hasattr(module, "cleared"):
                 put(module, "cleared", lambda owner, name, size, dtype: zeros(size, dtype))
             if hasattr(module, "_ROOMS"):
-                put(module, "_ROOMS", Rooms)
+                put(module, "_ROOMS", Rooms())
     put(np, "empty", lambda shape, dtype=float, *_, **__: guarded(shape, dtype, side))
     put(np, "zeros", zeros)
     try:

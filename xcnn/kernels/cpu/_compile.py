@@ -53,7 +53,7 @@ def by_address(kinds: str) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function that compiled functions call by its address, given as the first argument.
 
     Otherwise its code would be compiled again in each of them. It returns nothing. The result has `address(itemsize)`,
-    and `direct`, which Python calls.
+    `direct`, which Python calls, and `write(context, builder, dtype, address, *values)`, by which intrinsics call it.
 
     Parameters
     ----------
@@ -67,18 +67,21 @@ def by_address(kinds: str) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function)
 
+        def write(context: Any, builder: Any, number: Any, address: Any, *values: Any) -> None:
+            kinds_of = types_for(number)
+            kind = context.call_conv.get_function_type(types.none, kinds_of).as_pointer()
+            context.call_conv.call_function(builder, builder.inttoptr(address, kind), types.none, kinds_of, values)
+
         @intrinsic
         def call(_: Any, address: Any, *arguments: Any) -> Any:
-            kinds_of = types_for(arguments[kinds.index("x")].dtype)
+            number = arguments[kinds.index("x")].dtype
 
             def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-                kind = context.call_conv.get_function_type(types.none, kinds_of).as_pointer()
                 given = [builder.extract_value(values[1], i) for i in range(len(kinds))]
-                pointer = builder.inttoptr(values[0], kind)
-                context.call_conv.call_function(builder, pointer, types.none, kinds_of, given)
+                write(context, builder, number, values[0], *given)
                 return context.get_dummy_value()
 
-            return types.void(types.intp, types.Tuple(kinds_of)), generate
+            return types.void(types.intp, types.Tuple(types_for(number))), generate
 
         @functools.cache
         def address(itemsize: int) -> int:
@@ -87,7 +90,7 @@ def by_address(kinds: str) -> Callable[[Callable[..., Any]], Any]:
             entry = dispatcher.overloads[signature]
             return int(entry.library.get_pointer_to_function(entry.fndesc.llvm_func_name))
 
-        call.address, call.direct = address, dispatcher
+        call.address, call.direct, call.write = address, dispatcher, write
         return call
 
     return decorate

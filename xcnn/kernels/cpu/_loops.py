@@ -57,8 +57,11 @@ class Loop:
     lanes: int
 
 
+_number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
+
+
 def _address(array: np.ndarray) -> int:
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
+    return _number_at(id(array) + _place).value or 0
 
 
 _ONE = np.empty(1)

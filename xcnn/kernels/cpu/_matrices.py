@@ -1,30 +1,42 @@
-"""Products of matrices, in blocks that stay in the cache: the vectors of `_simd.strip` are rows of packed panels.
+"""Products of matrices, in blocks that stay in the cache.
 
     c = a @ b    a (m, k), b (k, n), c (m, n)
 
 The numbers of a are read where they are, whatever its strides. Those of b are read as vectors: some of its columns at a
 time are first copied, or transposed, to panels as wide as a strip, so that neither edges nor strides matter. The
-products of a few rows with a panel go to a tile in the nearest cache, and from there to c.
+products of a few rows with a panel go to a tile in the nearest cache, and from there to c. With few rows of a, b is
+read only once, where it lies.
 
-Indices count elements; bounds are not checked.
+What to multiply is in a table of products, which depends on shapes alone. Arrays are given by their addresses, so that
+read-only ones need no code of their own. Indices count elements; bounds are not checked.
 """
 
+import contextlib
+import functools
+import itertools
+import math
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._loops import address
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import flat
-from xcnn.kernels.cpu._simd import _INT, BYTES, STRIP, Emitter
+from xcnn.kernels.cpu._simd import BYTES, STRIP, Emitter
+from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu._transpose import transpose
+from xcnn.kernels.cpu._vectors import DOUBLE, INT
 from xcnn.threads import parallel, parts
 
-__all__ = ["ONE", "After", "finish", "matrix_product"]
+__all__ = ["Product", "Products", "multiplied", "plain", "table"]
 
 _FLOPS_PER_MICROSECOND, _NUMBERS_PER_MICROSECOND = 160_000, 4000
 """Speed of a thread: of its arithmetic, and of what it reads and writes."""
@@ -32,262 +44,349 @@ _FLOPS_PER_MICROSECOND, _NUMBERS_PER_MICROSECOND = 160_000, 4000
 _TERMS = 256
 """Products that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
 
-_ROWS = 8
-"""Rows of a tile."""
+_ROWS, _MANY_ROWS = 8, 64
+"""Rows of a tile, and those that are multiplied at once if none is needed."""
 
 _ROOM = 524288
 """Bytes of the panels that are packed at once."""
 
 _AHEAD = 16
-"""Rows of b that are read ahead while one is packed: they are far apart, so that processors do not foresee them."""
+"""Rows of b that are read ahead while one is copied: they are far apart, so that processors do not foresee them."""
 
-_FEW = 4
-"""With at most this many rows of a, packing b would take longer than multiplying it."""
+_FEW, _SOME = 4, 32
+"""With at most this many rows of a, transposing b, or copying it, would take longer than multiplying it."""
 
 _LEAST_ROWS = 256
 """Rows of a part: each part packs b."""
 
+_PACKED, _DIRECT, _DOTS = range(3)
+"""How b is read: from panels; where its rows lie; or, if its columns are adjacent, as sums over each of them."""
+
+
+def _operator(name: str) -> Callable[["_Int", Any], "_Int"]:
+    return lambda self, other: self.joined(getattr(self.builder, name), other)
+
+
+class _Int:
+    """An integer in the code that is written, with its arithmetic."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, INT(value) if isinstance(value, int) else value
+
+    def joined(self, operation: Callable[[Any, Any], Any], other: Any) -> "_Int":
+        return _Int(self.builder, operation(self.value, other.value if isinstance(other, _Int) else INT(other)))
+
+    __add__, __sub__, __mul__, __floordiv__ = map(_operator, ("add", "sub", "mul", "udiv"))
+
+    def holds(self, sign: str, other: Any) -> Any:
+        """Return the condition that it compares like this with another one."""
+        return self.joined(lambda a, b: self.builder.icmp_signed(sign, a, b), other).value
+
+    def least(self, other: Any) -> "_Int":
+        return self.joined(lambda a, b: self.builder.select(self.holds("<", other), a, b), other)
+
+    def most(self, other: Any) -> "_Int":
+        return self.joined(lambda a, b: self.builder.select(self.holds(">", other), a, b), other)
+
+    @contextlib.contextmanager
+    def up_to(self, end: Any, step: Any = 1) -> Iterator["_Int"]:
+        """Write a loop from this integer on."""
+        stop, each = (_Int(self.builder, 0) + one for one in (end, step))
+        with cgutils.for_range_slice(self.builder, self.value, stop.value, each.value) as (index, _):
+            yield _Int(self.builder, index)
+
+
+class _Writer:
+    """Writes the code of a product; `index` is the memory of this thread, see `_Rooms`, and `row` that of a table."""
+
+    def __init__(self, context: Any, builder: Any, like: Any, index: Any, row: Any) -> None:
+        self.context, self.builder, self.like, self.emit = context, builder, like, Emitter(context, builder, like)
+        numbers = [_Int(builder, builder.load(builder.gep(row, [INT(i)]))) for i in range(_COLUMNS)]
+        self.a0, self.b0, self.c0, self.a_row, self.a_column, self.b_row, self.b_column, self.c_row = numbers[3:11]
+        self.m, self.n, self.k, self.first, self.way, self.width, self.most, self.together = numbers[11:]
+        self.a, self.b, self.c = (builder.load(builder.gep(index, [which.value])) for which in numbers[:3])
+        rest = [builder.load(builder.gep(index, [INT(i)])) for i in range(7, 15)]
+        self.multiply, self.transpose, self.offsets, self.shifts, self.lines, self.tile, self.panels, room = rest
+        self.room, self.zero, self.tiled = _Int(builder, room), _Int(builder, 0), self.together.holds("==", _ROWS)
+        self.direct, self.dots, self.packed = (self.way.holds("==", way) for way in (_DIRECT, _DOTS, _PACKED))
+
+    def view(self, place: Any, size: Any = 0, integers: bool = False) -> Any:
+        """Return the array of `size` numbers at an address."""
+        kind = types.intp[::1] if integers else self.like
+        array = self.context.make_array(kind)(self.context, self.builder)
+        itemsize, data = INT(8 if integers else self.emit.itemsize), self.builder.inttoptr(place, array.data.type)
+        populate_array(array, data, [(self.zero + size).value], [itemsize], itemsize, None)
+        return array._getvalue()
+
+    def pointer(self, place: Any, at: _Int) -> Any:
+        """Return a pointer to number `at` behind an address."""
+        start = self.builder.inttoptr(place, self.emit.vector.element.as_pointer())
+        return self.builder.gep(start, [at.value])
+
+    def call(self, function: Any, place: Any, *values: Any) -> None:
+        """Call a function at an address."""
+        given = [(self.zero + value).value if isinstance(value, int | _Int) else value for value in values]
+        function.write(self.context, self.builder, self.like.dtype, place, *given)
+
+    def either(self, condition: Any, one: _Int, other: Any) -> _Int:
+        return one.joined(lambda a, b: self.builder.select(condition, a, b), other)
+
+    def start(self, j: _Int) -> _Int:
+        """Return the first column of the panel with column j: the last one, too, is as wide as the others."""
+        return j.least(self.n - self.width).most(0)
+
+    def write(self, after: Sequence[Any]) -> None:
+        """Write all loops; what follows the product is given as in `_products`."""
+        builder, zero, n = self.builder, self.zero, self.n
+        tables = [builder.inttoptr(place, INT.as_pointer()) for place in (self.offsets, self.shifts, self.lines)]
+        step = self.either(self.direct, self.b_row, self.width)
+        with zero.up_to(self.k.least(_TERMS).most(self.width)) as i:
+            for place, number in zip(
+                tables, (i * self.a_column, i * step, i.least(n - 1) * self.b_column), strict=True
+            ):
+                builder.store(number.value, builder.gep(place, [i.value]))
+        with zero.up_to(self.k, self.most) as term:
+            count = self.most.least(self.k - term)
+            many = self.either(self.packed, (self.room // (count * self.width)).most(1) * self.width, n)
+            with zero.up_to(n, many) as left:
+                right = (left + many).least(n)
+                with builder.if_then(self.packed):
+                    self.pack(term, count, left, right)
+                with zero.up_to(self.m, self.together) as r, left.up_to(right, self.width) as j:
+                    rows, a0 = (self.m - r).least(self.together), self.a0 + r * self.a_row + term * self.a_column
+                    c0 = self.c0 + r * self.c_row
+                    with builder.if_else(self.dots) as (as_dots, as_vectors):
+                        with as_dots:
+                            self.sum_columns(a0, rows, self.b0 + term, self.start(j), count)
+                        with as_vectors:
+                            source = builder.select(self.direct, self.b, self.panels)
+                            at = self.b0 + term * self.b_row + self.start(j)
+                            shifts, offsets = (self.view(place, 0, True) for place in (self.shifts, self.offsets))
+                            self.call(
+                                multiply, self.multiply, self.view(source),
+                                self.either(self.direct, at, (j - left) * count), shifts, self.view(self.a), a0,
+                                self.a_row, offsets, count, self.view(builder.select(self.tiled, self.tile, self.c)),
+                                self.either(self.tiled, zero, c0 + self.start(j)),
+                                self.either(self.tiled, self.width, self.c_row), rows, self.width.least(n),
+                            )  # fmt: skip
+                    with builder.if_then(self.tiled), zero.up_to(rows) as p:
+                        begin, length = p * self.width + j - self.start(j), self.width.least(right - j)
+                        self.finish(begin, c0 + p * self.c_row + j, self.first + j, length, term, count, after)
+
+    def pack(self, term: _Int, count: _Int, left: _Int, right: _Int) -> None:
+        """Copy `count` rows of some columns of b to panels, one row after another, or transpose them."""
+        builder, emit, one = self.builder, self.emit, self.b_column.holds("==", 1)
+        with self.zero.up_to(self.either(one, count, 1)) as p, left.up_to(right, self.width) as j:
+            at = self.start(j) * self.b_column + self.b0 + (term + p) * self.b_row
+            to, later = (j - left) * count + p * self.width, self.pointer(self.b, at + self.b_row * _AHEAD)
+            source, target = self.pointer(self.b, at), self.pointer(self.panels, to)
+
+            def copy(places: Any, mask: Any, _: Any) -> list[Any]:
+                emit.prefetch(builder.gep(later, places))
+                emit.write(emit.read(source, places[0], mask), target, places[0], mask)
+                return []
+
+            with builder.if_else(one) as (then, otherwise):
+                with then:
+                    emit.span(INT(0), self.width.least(self.n).value, [], copy)
+                with otherwise:
+                    b, panels = self.view(self.b), self.view(self.panels)
+                    lines, steps = self.view(self.lines, self.width, True), self.view(self.shifts, count, True)
+                    self.call(transpose, self.transpose, b, at, lines, panels, to, steps)
+
+    def sum_columns(self, a0: _Int, rows: _Int, b0: _Int, start: _Int, count: _Int) -> None:
+        """Set the tile to products of rows of a and columns of b, each of `count` adjacent numbers."""
+        builder, emit, half = self.builder, self.emit, self.emit.lanes
+        with self.zero.up_to(self.width.least(self.n - start), half) as q, self.zero.up_to(rows) as p:
+            row, last = self.pointer(self.a, a0 + p * self.a_row), self.n - start - q - 1
+            columns = [(start + q + _Int(builder, i).least(last)) * self.b_column + b0 for i in range(half)]
+            lines, sums = [self.pointer(self.b, place) for place in columns], list[Any]()
+
+            def some(lines: Any, places: Any, mask: Any, sums: Any) -> list[Any]:
+                factor = emit.read(row, places[0], mask)
+                return [emit.fused(factor, emit.read(b, places[0], mask), s) for b, s in zip(lines, sums, strict=True)]
+
+            while len(sums) < half:  # few at once: those a power of two apart have few places in a cache
+                few = lines[len(sums) : len(sums) + 8]
+                zeros = [ir.Constant(emit.vector, None)] * len(few)
+                sums += emit.span(INT(0), count.value, zeros, functools.partial(some, few))
+            while half > 1:  # each time, half of the sums of a vector go to another one
+                half //= 2
+                lanes = [lane if not lane & half else emit.lanes + lane - half for lane in range(emit.lanes)]
+                pairs = [(emit.shuffle(a, b, lanes), emit.shuffle(a, b, [lane + half for lane in lanes]))
+                         for a, b in zip(sums[:half], sums[half:], strict=True)]  # fmt: skip
+                sums = [builder.fadd(*pair) for pair in pairs]
+            emit.write(sums[0], self.pointer(self.tile, p * self.width + q), INT(0))
+
+    def finish(
+        self, begin: _Int, at: _Int, column: _Int, length: _Int, term: _Int, count: _Int, after: Sequence[Any]
+    ) -> None:
+        """Move a row from the tile to c, or add it unless it has the first terms; what follows comes with the last."""
+        builder, emit, (scale, shift, residual, *bounds) = self.builder, self.emit, after
+        element, operands, last = emit.vector.element.as_pointer(), [], (term + count).holds("==", self.k)
+        given = [builder.and_(last, _Int(builder, place).holds("!=", 0)) for place in (scale, shift, residual)]
+        for operation, place, number, neutral, exists in (
+            (builder.fadd, self.c, at, 0.0, term.holds(">", 0)), (builder.fmul, scale, column, 1.0, given[0]),
+            (builder.fadd, shift, column, 0.0, given[1]), (builder.fadd, residual, at, 0.0, given[2]),
+        ):  # fmt: skip
+            same = cgutils.alloca_once_value(builder, emit.spread(emit.vector.element(neutral)))
+            found = builder.select(exists, self.pointer(place, number), builder.bitcast(same, element))
+            operands.append((operation, found, builder.zext(exists, INT)))
+        limits = [builder.select(last, bound, DOUBLE(end)) for bound, end in zip(bounds, _UNLIMITED, strict=True)]
+        vectors = [emit.spread(emit.number(limit)) for limit in limits]
+        source, target = self.pointer(self.tile, begin), self.pointer(self.c, at)
+
+        def some(places: Any, mask: Any, _: Any) -> list[Any]:
+            value = emit.read(source, places[0], mask)
+            for operation, operand, step in operands:
+                value = operation(value, emit.read(operand, builder.mul(places[0], step), mask))
+            for sign, limit in zip("<>", vectors, strict=True):
+                value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
+            emit.write(value, target, places[0], mask)
+            return []
+
+        emit.span(INT(0), length.value, [], some)
+
 
 @intrinsic
-def _pack(
-    _: Any, b: Any, b0: Any, row: Any, column: Any, rows: Any, columns: Any, panel: Any, p0: Any, width: Any
+def _product(
+    _: Any, like: Any, index: Any, table: Any, row: Any, scale: Any, shift: Any, residual: Any, low: Any, high: Any
 ) -> Any:
-    """Copy a part of b, one of whose steps is 1, to rows of a panel, `width` apart; may write whole vectors."""
+    """Do what a row of a table says, and what follows."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        b_, b0_, row_, column_, rows_, columns_, panel_, p0_, width_ = arguments
-        emit, zero = Emitter(context, builder, b), _INT(0)
-        source, target, square = emit.pointer(b, b_, b0_), emit.pointer(panel, panel_, p0_), _INT(emit.lanes)
-        with builder.if_else(builder.icmp_signed("==", column_, _INT(1))) as (as_it_is, transposed):
-            with as_it_is, cgutils.for_range(builder, rows_) as loop:
-                begin, end = emit.at(source, (loop.index, row_)), emit.at(target, (loop.index, width_))
-                later = emit.at(begin, (row_, 1), scale=_AHEAD)
-                for j, lanes in emit.pieces(columns_):
-                    emit.prefetch(builder.gep(later, [j]))
-                    emit.store(emit.load(builder.gep(begin, [j]), lanes), builder.gep(end, [j]))
-            with transposed:
-                # In squares; the last one begins before the end of the others, if there are not too few rows for one.
-                large = builder.select(builder.icmp_signed(">=", rows_, square), rows_, zero)
-                small = builder.sub(rows_, large)
-                with cgutils.for_range_slice(builder, zero, columns_, square) as (j, _):
-                    last, line = builder.sub(columns_, _INT(1)), builder.gep(target, [j])
-                    lines = [emit.smaller(builder.add(j, _INT(i)), last) for i in range(emit.lanes)]
-                    begins = [emit.at(source, (one, column_)) for one in lines]
-                    with cgutils.for_range_slice(builder, zero, large, square) as (i, _):
-                        at = emit.smaller(i, builder.sub(rows_, square))
-                        for begin in begins:
-                            emit.prefetch(builder.gep(emit.at(begin, (square, column_)), [at]))
-                        turned = emit.transpose([emit.load(builder.gep(begin, [at])) for begin in begins])
-                        for k, vector in enumerate(turned):
-                            emit.store(vector, emit.at(line, (builder.add(at, _INT(k)), width_)))
-                    with cgutils.for_range_slice(builder, zero, small, _INT(1)) as (i, _):
-                        for k, begin in enumerate(begins):
-                            number = builder.load(builder.gep(begin, [i]))
-                            builder.store(number, builder.gep(emit.at(line, (i, width_)), [_INT(k)]))
+        room, rows = (
+            context.make_array(kind)(context, builder, value).data
+            for kind, value in ((index, arguments[1]), (table, arguments[2]))
+        )
+        row = builder.gep(rows, [builder.mul(arguments[3], INT(_COLUMNS))])
+        _Writer(context, builder, like, room, row).write(arguments[4:])
         return context.get_dummy_value()
 
-    n = types.intp
-    return types.void(b, n, n, n, n, n, panel, n, n), generate
-
-
-@intrinsic
-def finish(
-    _: Any,
-    source: Any,
-    s0: Any,
-    target: Any,
-    t0: Any,
-    length: Any,
-    adds: Any,
-    ends: Any,
-    scale: Any,
-    shift: Any,
-    first: Any,
-    residual: Any,
-    low: Any,
-    high: Any,
-) -> Any:
-    """Set `length` numbers of the target, or add to them if `adds`; if `ends`, apply what follows (see `After`)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source_, s0_, target_, t0_, length_, adds_, ends_, scale_, shift_, first_, residual_, *bounds = arguments
-        emit = Emitter(context, builder, source)
-        begin, end = emit.pointer(source, source_, s0_), emit.pointer(target, target_, t0_)
-        operands = [
-            (operation, emit.pointer(kind, array, at), emit.size(kind, array))
-            for operation, kind, array, at in (
-                (builder.fmul, scale, scale_, first_),
-                (builder.fadd, shift, shift_, first_),
-                (builder.fadd, residual, residual_, t0_),
-            )
-        ]
-        limits = [cgutils.alloca_once_value(builder, emit.number(bound)) for bound in bounds]
-        for j, lanes in emit.pieces(length_):
-            at = builder.gep(end, [j])
-            total = cgutils.alloca_once_value(builder, emit.load(builder.gep(begin, [j]), lanes))
-            with builder.if_then(adds_):
-                builder.store(builder.fadd(emit.load(at, lanes), builder.load(total)), total)
-            with builder.if_then(ends_):
-                for operation, operand, size in operands:
-                    with builder.if_then(builder.icmp_signed(">", size, _INT(0))):
-                        factor = emit.load(builder.gep(operand, [j]), lanes)
-                        builder.store(operation(builder.load(total), factor), total)
-                for sign, limit in zip("<>", limits, strict=True):
-                    bound, value = emit.broadcast(limit, lanes), builder.load(total)
-                    builder.store(builder.select(builder.fcmp_ordered(sign, value, bound), bound, value), total)
-            emit.store(builder.load(total), at)
-        return context.get_dummy_value()
-
-    n, yes, number = types.intp, types.boolean, types.float64
-    return types.void(source, n, target, n, n, yes, yes, scale, shift, n, residual, number, number), generate
+    n, f = types.intp, types.float64
+    return types.void(like, index, table, n, n, n, n, f, f), generate
 
 
 @compiled
-def _product(
-    product, a, a_row, a_column, b, b_row, b_column, c, c_row, starts, m, n, k, direct, panels, tile, index,
-    scale, shift, residual, low, high,
-):  # fmt: skip
-    """Set each c to a @ b and what follows; the matrices begin at `starts` (products, 3)."""
-    lanes = BYTES // c.itemsize
-    width = min(STRIP * lanes, (n + lanes - 1) // lanes * lanes)
-    for p in range(min(k, _TERMS)):
-        index[p] = p * a_column
-        index[_TERMS + p] = p * (b_row if direct else width)
-    for s in range(starts.shape[0]):
-        a0, b0, c0 = starts[s, 0], starts[s, 1], starts[s, 2]
-        for term in range(0, k, _TERMS):
-            count = min(k - term, _TERMS)
-            offsets, shifts = index[:count], index[_TERMS : _TERMS + count]
-            many = n if direct else max(1, panels.size // (count * width)) * width
-            for left in range(0, n, many):
-                right = min(n, left + many)
-                some = 1 if b_column == 1 else count  # a whole row of b, which is adjacent, or all rows of a panel
-                for p in range(0, 0 if direct else count, some):
-                    for j in range(left, right, width):
-                        at, columns = b0 + (term + p) * b_row + j * b_column, min(width, right - j)
-                        _pack(b, at, b_row, b_column, some, columns, panels, (j - left) * count + p * width, width)
-                for r in range(0, m, _ROWS):
-                    rows = min(_ROWS, m - r)
-                    for j in range(left, right, width):
-                        columns = min(width, right - j)
-                        source, at = (b, b0 + term * b_row + j) if direct else (panels, (j - left) * count)
-                        multiply(
-                            product, source, at, shifts, a, a0 + r * a_row + term * a_column, a_row, offsets, count,
-                            tile, 0, width, rows, (columns + lanes - 1) // lanes * lanes,
-                        )  # fmt: skip
-                        for p in range(rows):
-                            finish(
-                                tile, p * width, c, c0 + (r + p) * c_row + j, columns, term > 0, term + count == k,
-                                scale, shift, j, residual, low, high,
-                            )  # fmt: skip
+def _products(like, index, table, begin, end, x, weight, y, dx, dweight, dbias, scale, shift, residual, low, high):
+    """Compute rows begin .. end - 1 of a table of products.
 
-
-ONE = np.zeros((1, 3), np.int64)
-"""The starts of one product."""
-
-_NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
-_INDEX = np.dtype(np.int64)
-
-
-class After(NamedTuple):
-    """What follows a product: it is multiplied by a scale, a shift and a residual are added, and it is limited.
-
-    Attributes
+    Parameters
     ----------
-    scale, shift : one number per column of the result, or None.
-    residual : of the shape of the result, or None.
-    interval : the least and the largest number of the result; NaN stays. None is the same as infinite ends.
+    like : any array of the dtype of all others.
+    index : the memory of this thread, see `_Rooms`.
+    x, weight, y, dx, dweight, dbias : the addresses of the arrays that the table numbers.
+    scale, shift, residual, low, high : what follows, see `multiplied`.
+    """
+    index[0], index[1], index[2], index[3], index[4], index[5] = x, weight, y, dx, dweight, dbias
+    for row in range(begin, end):
+        _product(like, index, table, row, scale, shift, residual, low, high)
+
+
+class Product(NamedTuple):
+    """A product c = a @ b of sizes (m, n, k): which arrays a and b are, and the steps of their rows and columns.
+
+    One of the steps of b is 1. If it is `bare`, nothing follows.
     """
 
-    scale: np.ndarray | None = None
-    shift: np.ndarray | None = None
-    residual: np.ndarray | None = None
-    interval: tuple[float, float] | None = None
-
-    def arguments(self, dtype: Any) -> tuple[Any, ...]:
-        """Return the arguments of compiled functions."""
-        none = _NONE[dtype]
-        scale, shift, residual = (
-            none if array is None else flat(array, dtype.itemsize) for array in self[:3]
-        )  # fmt: skip
-        return scale, shift, residual, *(self.interval or (-np.inf, np.inf))
+    a: tuple[int, int, int]
+    b: tuple[int, int, int]
+    c: int
+    m: int
+    n: int
+    k: int
+    bare: bool = True
 
 
-_NOTHING = After()
-_NO_ARGUMENTS = {dtype: _NOTHING.arguments(dtype) for dtype in _NONE}
+class Products(NamedTuple):
+    """The table of some products, and the first and last rows of each part."""
+
+    table: np.ndarray
+    bounds: tuple[tuple[int, int], ...]
+
+
+def table(itemsize: int, *products: Product, starts: Sequence[tuple[int, int, int]] = ()) -> Products:
+    """Lay out products of contiguous arrays; with `starts`, the only one is repeated for matrices that begin there."""
+    rows, lanes, time = [], BYTES // itemsize, 0.0
+    for (a, a_row, a_column), (b, b_row, b_column), c, m, n, k, bare in products:
+        way, most, width = _PACKED, _TERMS, -(-n // lanes) * lanes
+        if m <= _FEW and b_row == a_column == 1:
+            way, most = _DOTS, BLOCK if m == 1 else 2 * _TERMS if m == 2 else _TERMS
+        elif m <= _SOME and b_column == 1 and n >= lanes:
+            way, width = _DIRECT, n
+        together = _MANY_ROWS if bare and k <= most and n >= lanes and way != _DOTS else _ROWS
+        microseconds = 2 * m * n * k / _FLOPS_PER_MICROSECOND + (m * k + k * n + m * n) / _NUMBERS_PER_MICROSECOND
+        time += microseconds * max(1, len(starts))
+        by_rows, unit = m // _LEAST_ROWS >= n // (3 * lanes), 3 * lanes
+        count = 1 if starts else parts(max(m // _LEAST_ROWS, n // unit), microseconds)
+        ends = [m * i // count if by_rows else min(n, -(-n // unit) * i // count * unit) for i in range(count + 1)]
+        for first, end in itertools.pairwise(ends):
+            at = (first * a_row, 0, first * n) if by_rows else (0, first * b_column, first)
+            some = (end - first, n, k, 0) if by_rows else (m, end - first, k, first)
+            last = way, min(width, STRIP * lanes, -(-some[1] // lanes) * lanes), most, together
+            rows.append((a, b, c, *at, a_row, a_column, b_row, b_column, n, *some, *last))
+    count = parts(len(starts or rows), time)
+    if starts:
+        rows = [(*rows[0][:3], *start, *rows[0][6:]) for start in starts]
+    elif count > 1:
+        count = len(rows)
+    ends = [len(rows) * i // count for i in range(count + 1)]
+    return Products(np.array(rows, np.int64), tuple(itertools.pairwise(ends)))
+
+
+_ONE = {dtype.itemsize: np.ones(1, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
+_INDEX, _COLUMNS, _UNLIMITED = np.dtype(np.int64), 19, (-math.inf, math.inf)
 
 
 class _Rooms(threading.local):
-    """The scratch of a thread by dtype: panels, a tile, and offsets."""
+    """The memory of a thread for products, by the size of a number."""
 
     def __init__(self) -> None:
-        self.rooms: dict[Any, tuple[np.ndarray, ...]] = {}
+        self.rooms: dict[int, tuple[np.ndarray, ...]] = {}
 
-    def get(self, dtype: Any) -> tuple[np.ndarray, ...]:
-        rooms = self.rooms.get(dtype)
-        if rooms is None:
-            numbers, tile = _ROOM // dtype.itemsize, _ROWS * STRIP * BYTES // dtype.itemsize
-            rooms = self.rooms[dtype] = (
-                scratch(0, "panels", numbers, dtype), scratch(0, "tile", tile, dtype),
-                scratch(0, "at", 2 * _TERMS, _INDEX),
-            )  # fmt: skip
-        return rooms
+    def get(self, itemsize: int) -> np.ndarray:
+        """Return places: of six arrays, a one, two functions, and those that are kept with them; size of the last."""
+        if itemsize not in self.rooms:
+            dtype, sizes = _ONE[itemsize].dtype, (("at", _TERMS), ("to", _TERMS), ("row", _TERMS))
+            rooms = [scratch(0, name, size, _INDEX) for name, size in sizes]
+            rooms += [scratch(0, "tile", _ROWS * STRIP * BYTES // itemsize, dtype)]
+            rooms += [scratch(0, "panels", _ROOM // itemsize, dtype)]
+            index = np.empty(15, np.int64)
+            index[:7] = address(_ONE[itemsize])
+            index[7:9] = [function.address(itemsize) for function in (multiply, transpose)]
+            index[9:] = [*map(address, rooms), rooms[-1].size]
+            self.rooms[itemsize] = index, *rooms
+        return self.rooms[itemsize][0]
 
 
 _ROOMS = _Rooms()
 
 
-def matrix_product(
-    a: np.ndarray,
-    a_steps: tuple[int, int],
-    b: np.ndarray,
-    b_steps: tuple[int, int],
-    c: np.ndarray,
-    sizes: tuple[int, int, int],
-    starts: np.ndarray = ONE,
-    after: After = _NOTHING,
+def plain(a: np.ndarray) -> np.ndarray:
+    """Return an array, or a copy if its numbers do not lie side by side in C order at places for such numbers."""
+    flags = a.flags
+    return a if flags.c_contiguous and flags.aligned else a.copy("C")
+
+
+def multiplied(
+    products: Products,
+    itemsize: int,
+    places: Sequence[int],
+    after: Sequence[int] = (0, 0, 0),
+    interval: tuple[float, float] | None = None,
 ) -> None:
-    """Set c to a @ b and apply what follows.
+    """Compute products of arrays at some addresses, and apply what follows.
 
     Parameters
     ----------
-    a, b : arrays that hold a (m, k) and b (k, n).
-    a_steps, b_steps : how far apart rows and columns are once the arrays are contiguous; one of the steps of b is 1.
-    c : a contiguous array that holds c (m, n).
-    sizes : (m, n, k).
-    starts : the first entries (products, 3) of the matrices of several products.
+    places : the addresses of the arrays that the table numbers; 0 for those that it does not.
+    after : the addresses of a scale and a shift of each column of the result, and of a residual of its shape; or 0.
+    interval : the least and the largest number of the result; NaN stays. None is the same as infinite ends.
     """
-    (a_row, a_column), (b_row, b_column), (m, n, k) = a_steps, b_steps, sizes
-    a, b, c = flat(a, c.itemsize), flat(b, c.itemsize), c.reshape(-1)
-    dtype, products, lanes, address = c.dtype, len(starts), BYTES // c.itemsize, multiply.address(c.itemsize)
-    operands = _NO_ARGUMENTS[dtype] if after is _NOTHING else after.arguments(dtype)
-    direct = m <= _FEW and b_column == 1 and n % lanes == 0
-
-    def some(starts: np.ndarray, m: int, columns: int, operands: tuple[Any, ...]) -> None:
-        _product(
-            address, a, a_row, a_column, b, b_row, b_column, c, n, starts, m, columns, k, direct, *_ROOMS.get(dtype),
-            *operands,
-        )  # fmt: skip
-
-    rows, columns = m // _LEAST_ROWS, n // (3 * lanes)
-    microseconds = 2 * m * n * k / _FLOPS_PER_MICROSECOND + (m * k + k * n + m * n) / _NUMBERS_PER_MICROSECOND
-    count = parts(products if products > 1 else max(rows, columns), products * microseconds)
-
-    def part(number: int) -> None:
-        if products > 1:
-            some(starts[products * number // count : products * (number + 1) // count], m, n, operands)
-        elif rows >= columns:
-            first, end = (m * at // count for at in (number, number + 1))
-            some(starts + np.array((first * a_row, 0, first * n)), end - first, n, operands)
-        else:
-            unit = 3 * lanes
-            first, end = (min(n, -(-n // unit) * at // count * unit) for at in (number, number + 1))
-            scale, shift, *others = operands
-            some(
-                starts + np.array((0, first * b_column, first)), m, end - first, (scale[first:], shift[first:], *others)
-            )
-
-    if count == 1:
-        some(starts, m, n, operands)
+    numbers, bounds = products
+    arguments = *places, *after, *(interval or _UNLIMITED)
+    if len(bounds) == 1:
+        _products(_ONE[itemsize], _ROOMS.get(itemsize), numbers, *bounds[0], *arguments)
     else:
-        parallel(part, count)
+        one = _ONE[itemsize]
+        parallel(lambda i: _products(one, _ROOMS.get(itemsize), numbers, *bounds[i], *arguments), len(bounds))
