@@ -10,7 +10,6 @@ become NaN than with im2col.
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +94,7 @@ def _windows(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, s
             grid(steps_of(sizes), zeros, [a.out for a in axes], [a.stride for a in axes]),
             math.prod(sizes),
         )
-        axes = tuple(replace(a, size=a.out, stride=1, after=0) for a in axes)
+        axes = tuple(a._replace(size=a.out, stride=1, after=0) for a in axes)
     p, lanes = padded_grid(axes), BYTES // itemsize
     images = max(1, min(n, TERMS // outs))
     run = axes[-1].kernel if axes[-1].dilation == 1 else 1
