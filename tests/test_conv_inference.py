@@ -106,10 +106,11 @@ def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkey
         return np.full(size, np.nan if owner == -1 else 0.0, dtype)
 
     monkeypatch.setattr(conv, "scratch", scratch)
+    monkeypatch.setattr(conv, "cleared", scratch)
     for name, value in {"_PLANE_BYTES": nbytes, "_NEAR_BYTES": near, "_SUM_BYTES": nbytes, "_MICROSECONDS": 1}.items():
         monkeypatch.setattr(_stacks, name, value)
     monkeypatch.setattr(_depthwise_forward, "_BUFFER_BYTES", nbytes)
-    cached = _stacks.stacks, _depthwise_forward.tables
+    cached = _stacks.plan, _depthwise_forward.tables
     for function in cached:
         function.cache_clear()
     rng = np.random.default_rng(nbytes + near)

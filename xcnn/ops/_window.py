@@ -11,8 +11,8 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 from xcnn._array import Array, add_slice, full, set_slice, zeros
 from xcnn._check import integers
@@ -42,8 +42,7 @@ ANY_SIZE = 1 << 40
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(NamedTuple):
     """The windows along one spatial axis: `out` of them, over `before + size + after` pixels.
 
     `grown` is the part of `after` that `ceil_mode` adds.

@@ -22,7 +22,6 @@ if compiles:
     try:
         from xcnn.kernels.cpu import (  # noqa: F401
             conv,
-            conv_transpose,
             cross_entropy,
             dropout,
             elementwise,

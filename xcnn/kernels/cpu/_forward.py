@@ -1,21 +1,11 @@
-"""The compiled passes of a convolution: lay out, multiply, write. `conv.py` calls them, `_stacks.py` lays out.
+"""The compiled passes of a convolution and of its input gradient: lay out, multiply, write; `_stacks.py` plans them."""
 
-Names: z, y, x count along the three axes; g groups, n images, c channels, o output channels.
-"""
-
-from xcnn.kernels.cpu._compile import by_address, compiled
+from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import multiply, next_strip
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._tables import array
 
-from xcnn.kernels.cpu._stacks import (  # isort: skip
-    AXIS, BAND, BAND_AXIS, BANDS, BLOCK, BLOCKS, COUNT, DIRECT, GROUPS, HEADER, IMAGES, IN_PLACE, OUT, PADDED,
-    PHASES, PLANE, ROWS, SIZE, STACKS, STEP, STRIDE, SUM_ROWS, SUMS, WIDTH, C, F, N,
-)  # fmt: skip
-
-__all__ = ["convolve", "fold", "lay"]
-
-_Z, _Y, _X = HEADER, HEADER + AXIS, HEADER + 2 * AXIS
+__all__ = ["convolve", "fold"]
 
 
 @compiled
@@ -30,93 +20,85 @@ def fold(bias, mean, var, weight, add, eps, scale, shift):
         shift[o] = centre * factor + (add[o] if add.size else 0.0)
 
 
-@by_address("nxninnx")
-def lay(copy, x, x0, layout, band, images, xs):
-    """Sort the pixels of the images at x0, of the channels of a group, into planes, with zeros around them."""
-    phases, plane, stack = layout[PHASES], layout[PLANE], layout[IMAGES]
-    lines, width, down = layout[_Y + SIZE], layout[_X + SIZE], layout[_Y + STRIDE] * layout[_X + SIZE]
-    step, pixels = layout[_Y + STEP], layout[_Z + SIZE] * lines * width
-    for j in range(layout[SUMS] * layout[PADDED]):
-        xs[j] = 0
-    spans = HEADER + 3 * AXIS + 2 * layout[COUNT] + band * phases * 9
-    for c in range(layout[SUMS] // (phases * plane)):
-        for k in range(phases):
-            at = spans + 9 * k
-            for i in range(images):
-                for z in range(layout[at + 2]):
-                    line = (layout[at + 1] + z * layout[_Z + STRIDE]) * lines + layout[at + 4]
-                    every(
-                        copy, x, x0 + (i * layout[C] + c) * pixels + line * width + layout[at + 7], down,
-                        layout[_X + STRIDE], x[:0], xs,
-                        (c * phases + k) * plane + (layout[at] + z) * layout[_Z + STEP] + layout[at + 3] * step
-                        + i * (step // stack) + layout[at + 6], step, 1, layout[at + 5], layout[at + 8],
-                    )  # fmt: skip
-
-
 @compiled
-def convolve(calls, x, w, scale, shift, residual, low, high, y, layout, first, last, xs):
+def convolve(product, copy, write, x, mask, w, scale, shift, residual, low, high, plain, y, tables, first, last, xs, ys):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     Parameters
     ----------
-    calls : addresses of `lay`, `every`, `multiply` and `affine`.
-    scale, shift : of each output channel, or one for all.
+    product, copy, write : addresses of `multiply`, `every` and `affine`.
+    mask : of the shape of x, which counts as 0 where it is 0; or empty.
+    scale, shift : of each channel of y, or one for all.
     residual : of the shape of y, or empty.
+    plain : whether y is only the convolution.
+    tables : numbers, and these arrays.
+
+        - units: jobs of a stack. Where its channels are in x, its first channel of y, how many it has, its first
+          weight, whether it is the first one of its pixels, its copies and its pieces.
+        - copies: rows of pixels. From, how far apart, to, how far apart, how many, and how long.
+        - pieces: targets that are computed together. The terms, place, length, and the rows to write.
+        - rows of targets, as copies.
+        - of each number of terms: where pixels, and where weights are read.
+    xs, ys : memory for planes and products.
     """
-    n, c, o, groups = layout[N], layout[C], layout[F], layout[GROUPS]
-    cg, og, count, blocks, bands = c // groups, o // groups, layout[COUNT], layout[BLOCKS], layout[BANDS]
-    at = HEADER + 3 * AXIS
-    shifts, columns = layout[at : at + count], layout[at + count : at + 2 * count]
-    pixels = layout[_Z + SIZE] * layout[_Y + SIZE] * layout[_X + SIZE]
-    out_y, out_x = layout[_Y + OUT], layout[_X + OUT]
-    outputs = layout[_Z + OUT] * out_y * out_x
-    width = layout[WIDTH]
-    stack, pitch = layout[IMAGES], layout[_Y + STEP] // layout[IMAGES]
-    sums, in_place, direct = layout[SUMS], layout[IN_PLACE], layout[DIRECT]
+    n, stacks, channels, x_map, x_image = tables[1], tables[2], tables[3], tables[4], tables[5]
+    y_map, y_image, channel, cleared, pitch = tables[6], tables[7], tables[8], tables[9], tables[10]
+    w_row, width, most, in_place, direct = tables[11], tables[12], tables[13], tables[14], tables[15]
+    across, stride, apart = tables[16], tables[17], tables[18]
+    units, copies, pieces, rows = array(tables, 0), array(tables, 1), array(tables, 2), array(tables, 3)
+    source, results = x if in_place else xs, y if direct else ys
+    per_stack = units.size // 9
     for job in range(first, last):
-        rest, block = divmod(job, blocks)
-        rest, g = divmod(rest, groups)
-        part, band = divmod(rest, bands)
-        n0 = n * part // layout[STACKS]
-        images = n * (part + 1) // layout[STACKS] - n0
-        line0 = band * layout[BAND]
-        lines = min(layout[BAND], layout[HEADER + layout[BAND_AXIS] * AXIS + OUT] - line0)
-        z0, y0, nz, ny = 0, line0, layout[_Z + OUT], lines
-        if layout[BAND_AXIS] == 0:
-            z0, y0, nz, ny = line0, 0, lines, out_y
-        image = (n0 * c + g * cg) * pixels
-        if not in_place and (job == first or block == 0):
-            lay(calls[0], calls[1], x, image, layout, band, images, xs)
-        length = (nz - 1) * layout[_Z + STEP] + (ny - 1) * layout[_Y + STEP] + (stack - 1) * pitch + out_x
-        begin = g * og + block * layout[BLOCK]
-        end = min(g * og + og, begin + layout[BLOCK])
-        to = n0 * o * outputs + (z0 * out_y + y0) * out_x
-        source, source0 = (x, image) if in_place else (xs, image - image)
-        results, step = (y, outputs) if direct else (xs, width)
-        for row0 in range(begin, end, layout[SUM_ROWS]):
-            stop = min(row0 + layout[SUM_ROWS], end)
-            place = length - length
-            while place < length:
-                p, vectors, place = next_strip(place, length, x.itemsize)
-                for row in range(row0, stop, ROWS):
-                    rows = min(ROWS, stop - row)
-                    at = (to + row * outputs if direct else sums + (row - row0) * width) + p
-                    multiply(
-                        calls[2], source, source0 + p, shifts, w, row * count, count, columns, count, results, at, step,
-                        rows, vectors * (BYTES // x.itemsize),
-                    )  # fmt: skip
-                    if direct:
-                        affine(
-                            calls[3], y, at, step, scale, shift, row, 1, residual, low, high, y, at, step, rows,
-                            vectors * (BYTES // x.itemsize),
-                        )  # fmt: skip
-            if direct:
-                continue
-            for row in range(row0, stop):
+        part, u = job // per_stack, job % per_stack * 9
+        image = n * part // stacks
+        images = n * (part + 1) // stacks - image
+        x0, row, count, w0 = image * x_image + units[u], units[u + 1], units[u + 2], units[u + 3]
+        if not in_place:
+            if units[u + 4] or job == first:
+                for j in range(cleared):
+                    xs[j] = 0
                 for i in range(images):
-                    at, target = sums + (row - row0) * width + i * pitch, to + (i * o + row) * outputs
-                    for z in range(nz):
-                        affine(
-                            calls[3], xs, at + z * layout[_Z + STEP], layout[_Y + STEP], scale, shift, row, 0,
-                            residual, low, high, y, target + z * out_y * out_x, out_x, ny, out_x,
-                        )  # fmt: skip
+                    for c in range(channels):
+                        for k in range(units[u + 5] * 6, units[u + 6] * 6, 6):
+                            every(
+                                copy, x, x0 + i * x_image + c * x_map + copies[k], copies[k + 1], stride, mask,
+                                xs, i * pitch + c * channel + copies[k + 2], copies[k + 3], 1, copies[k + 4],
+                                copies[k + 5],
+                            )  # fmt: skip
+            x0 -= x0
+        for r in range(0, count, most):
+            many = min(most, count - r)
+            to = image * y_image + (row + r) * y_map
+            for p in range(units[u + 7] * 5, units[u + 8] * 5, 5):
+                shifts, columns = array(tables, 4 + 2 * pieces[p]), array(tables, 5 + 2 * pieces[p])
+                k, end = pieces[p + 3] * 6, pieces[p + 4] * 6
+                at = to + rows[k + 2] if direct else x0 - x0
+                multiply(
+                    product, source, x0 + pieces[p + 1], shifts, w, w0 + r * w_row, w_row, columns, columns.size,
+                    results, at, width, many, pieces[p + 2],
+                )  # fmt: skip
+                if plain and direct:
+                    continue
+                if apart > 1 and not plain:
+                    affine(
+                        write, ys, at, width, scale, shift, row + r, 1, residual, low, high, ys, at, width, many,
+                        pieces[p + 2],
+                    )  # fmt: skip
+                for k in range(k, end, 6):
+                    outer, outer_from, outer_to, inner, inner_from, inner_to = many, width, y_map, rows[k + 4], rows[k + 1], rows[k + 3]
+                    if across:
+                        outer, outer_from, outer_to, inner, inner_from, inner_to = inner, inner_from, inner_to, outer, outer_from, outer_to
+                    for i in range(images):
+                        for c in range(outer):
+                            begin = at + i * pitch + rows[k] + c * outer_from
+                            target = to + i * y_image + rows[k + 2] + c * outer_to
+                            if apart == 1:
+                                affine(
+                                    write, results, begin, inner_from, scale, shift, row + r + (0 if across else c),
+                                    across, residual, low, high, y, target, inner_to, inner, rows[k + 5],
+                                )  # fmt: skip
+                            else:
+                                every(
+                                    copy, results, begin, inner_from, 1, residual, y, target, inner_to, apart, inner,
+                                    rows[k + 5],
+                                )  # fmt: skip

@@ -15,7 +15,7 @@ from xcnn.kernels.cpu._simd import Emitter
 
 __all__ = ["affine", "every", "lanes_product"]
 
-_INT = ir.IntType(64)
+_INT, _FALSE = ir.IntType(64), ir.IntType(1)(0)
 
 
 @intrinsic
@@ -39,7 +39,7 @@ def _affine(
 ) -> Any:
     """Set rows of y to scaled and shifted rows of x plus a residual, limited to an interval; NaN propagates.
 
-    If x and y are the same rows, `count` must be a multiple of the numbers of a vector.
+    x and y may be the same rows.
 
     For i < `rows` and j < `count`, with r = row0 + i * each, or 0 in an array of one number; an empty residual is 0:
 
@@ -67,30 +67,17 @@ def _affine(
                 for pointer, step in ((source, x_step_), (target, y_step_), (added, y_step_))
             )
 
-            def vector(j: Any, width: int) -> None:
-                a, b, least, most = (emit.filled(one, width) for one in numbers)
-                value = emit.load(builder.gep(sources, [j]), width)
-                value = emit.fused(value, a, b)
+            def vector(places: Any, mask: Any, _: Any) -> Any:
+                value = emit.read(sources, *places, mask)
+                value = emit.fused(value, *(emit.spread(number) for number in numbers[:2]))
                 if plus:
-                    value = builder.fadd(value, emit.load(builder.gep(others, [j]), width))
-                value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-                value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-                emit.store(value, builder.gep(targets, [j]))
+                    value = builder.fadd(value, emit.read(others, *places, mask))
+                for compared, limit in zip("<>", map(emit.spread, numbers[2:]), strict=True):
+                    value = builder.select(builder.fcmp_ordered(compared, value, limit), limit, value)
+                emit.write(value, targets, *places, mask)
+                return ()
 
-            lanes = emit.lanes
-            whole = builder.and_(count_, _INT(-lanes))
-            with cgutils.for_range_slice(builder, _INT(0), whole, _INT(lanes)) as (j, _):
-                vector(j, lanes)
-            some, rest = builder.icmp_signed("!=", whole, _INT(0)), builder.icmp_signed("!=", whole, count_)
-            with builder.if_then(builder.and_(some, rest)):
-                vector(builder.sub(count_, _INT(lanes)), lanes)
-            with builder.if_then(builder.not_(some)):
-                done: Any = _INT(0)
-                while lanes > 1:
-                    lanes //= 2
-                    with builder.if_then(builder.icmp_signed("!=", builder.and_(count_, _INT(lanes)), _INT(0))):
-                        vector(done, lanes)
-                    done = builder.or_(done, builder.and_(count_, _INT(lanes)))
+            emit.span(_INT(0), count_, (), vector)
 
         nothing = builder.icmp_signed("==", emit.size(residual, residual_), _INT(0))
         with cgutils.for_range(builder, rows_) as loop, builder.if_else(nothing) as (alone, together):
@@ -125,42 +112,66 @@ def _every(
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x_, x0_, x_step_, stride_, mask_, y_, y0_, y_step_, apart_, rows_, count_ = arguments
         emit = Emitter(context, builder, x)
-        lanes, one = emit.lanes, _INT(1)
-        even = [2 * i if 2 * i < lanes else 2 * i + 1 for i in range(lanes)]
+        lanes, one, two = emit.lanes, _INT(1), _INT(2)
         masked = builder.icmp_signed(">", emit.size(mask, mask_), _INT(0))
-        adjacent = builder.icmp_signed("==", apart_, one)
-        single = builder.and_(adjacent, builder.icmp_signed("==", stride_, one))
-        double = builder.and_(adjacent, builder.icmp_signed("==", stride_, _INT(2)))
-        wide = builder.and_(double, builder.icmp_signed(">=", count_, _INT(lanes)))
-        wide = builder.and_(wide, builder.not_(masked))
-        others = builder.not_(builder.or_(single, wide))
+        every_lane = emit.spread(builder.not_(masked))
+        alternate = ir.Constant(every_lane.type, [1 - k % 2 for k in range(lanes)])
+        even = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
+
+        def steps(a: Any, b: Any) -> Any:
+            return builder.and_(builder.icmp_signed("==", stride_, a), builder.icmp_signed("==", apart_, b))
+
+        single, wide = steps(one, one), steps(one, two)
+        narrow = builder.and_(steps(two, one), builder.not_(masked))
         with cgutils.for_range(builder, rows_) as loop:
-            source, kept = (
-                emit.at(emit.pointer(kind, array, x0_), (loop.index, x_step_))
-                for kind, array in ((x, x_), (mask, mask_))
-            )
-            target = emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_))
+            source = emit.at(emit.pointer(x, x_, x0_), (loop.index, x_step_))
+            kept = emit.at(emit.pointer(mask, mask_, x0_), (loop.index, x_step_))
+            kept, target = builder.select(masked, kept, source), emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_))
 
-            def some(at: Any, to: Any, many: int, source: Any = source, kept: Any = kept, target: Any = target) -> None:
-                value = emit.load(builder.gep(source, [at]), many)
-                with builder.if_else(masked) as (partly, all_of_it):
-                    with partly:
-                        zero = ir.Constant(value.type, None)
-                        chosen = builder.fcmp_unordered("!=", emit.load(builder.gep(kept, [at]), many), zero)
-                        emit.store(builder.select(chosen, value, zero), builder.gep(target, [to]))
-                    with all_of_it:
-                        emit.store(value, builder.gep(target, [to]))
+            def value(j: Any, some: Any, source: Any = source, kept: Any = kept) -> Any:
+                number = emit.read(source, j, some)
+                zero = ir.Constant(number.type, None)
+                chosen = builder.fcmp_unordered("!=", emit.read(kept, j, some), zero)
+                return builder.select(builder.or_(chosen, every_lane), number, zero)
 
-            with builder.if_then(single):
-                for j, many in emit.pieces(count_):
-                    some(j, j, many)
-            with builder.if_then(wide), cgutils.for_range_slice(builder, _INT(0), count_, _INT(lanes)) as (j, _):
-                j = emit.smaller(j, builder.sub(count_, _INT(lanes)))
-                pixels = emit.at(source, (j, 2))
-                parts = emit.load(pixels), emit.load(builder.gep(pixels, [_INT(lanes - 1)]))
-                emit.store(emit.shuffle(*parts, even), builder.gep(target, [j]))
-            with builder.if_then(others), cgutils.for_range(builder, count_) as each:
-                some(builder.mul(each.index, stride_), builder.mul(each.index, apart_), 1)
+            def copy(places: Any, some: Any, _: Any, target: Any = target) -> Any:
+                emit.write(value(*places, some), target, *places, some)
+                return ()
+
+            def halves(places: Any, some: Any) -> Any:
+                """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
+                first = builder.mul(*places, two)
+                left = builder.sub(builder.mul(count_, two), first)
+                masks = [some and emit.first(builder.sub(left, _INT(k))) for k in (1, lanes)]
+                return first, masks
+
+            def gather(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
+                first, masks = halves(places, some)
+                pairs = zip((0, lanes - 1), masks, strict=True)
+                parts = [emit.read(source, builder.add(first, _INT(k)), exist) for k, exist in pairs]
+                emit.write(emit.shuffle(*parts, even), target, *places, some)
+                return ()
+
+            def scatter(places: Any, some: Any, _: Any, target: Any = target) -> Any:
+                number, (first, masks) = value(*places, some), halves(places, some)
+                for k, exist in zip((0, lanes), masks, strict=True):
+                    spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
+                    exist = builder.and_(exist, alternate) if exist else alternate
+                    emit.write(spread, target, builder.add(first, _INT(k)), exist)
+                return ()
+
+            done: Any = _FALSE
+            for chosen, body in ((single, copy), (narrow, gather), (wide, scatter)):
+                with builder.if_then(chosen):
+                    emit.span(_INT(0), count_, (), body)
+                done = builder.or_(done, chosen)
+            with builder.if_then(builder.not_(done)), cgutils.for_range(builder, count_) as each:
+                from_, to = builder.mul(each.index, stride_), builder.mul(each.index, apart_)
+                number = builder.load(builder.gep(source, [from_]))
+                zero = ir.Constant(number.type, 0.0)
+                chosen = builder.fcmp_unordered("!=", builder.load(builder.gep(kept, [from_])), zero)
+                number = builder.select(builder.or_(chosen, builder.not_(masked)), number, zero)
+                builder.store(number, builder.gep(target, [to]))
         return context.get_dummy_value()
 
     n = types.intp

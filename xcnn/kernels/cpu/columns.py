@@ -13,7 +13,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,7 @@ def _add_up(dy: np.ndarray, matrix: np.ndarray, axes: tuple[Any, ...], dx: np.nd
         m = len(dx[images])
         if top == 0:
             padded = _zeros(m, c, axes, dx.dtype)
-        some = replace(axes[0], out=bottom - top), *axes[1:]
+        some = axes[0]._replace(out=bottom - top), *axes[1:]
         taps, places = _taps(some), _places(axes, top, bottom)
         shape = m, c, len(taps), *(a.out for a in some)
         columns = scratch(_OWNER, "columns", math.prod(shape), dx.dtype)
@@ -157,7 +156,7 @@ def _mirrored(axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if any(a.stride > 1 for a in axes) or min(before + after) < 0:
         return None
     return tuple(
-        replace(a, size=a.out, out=a.size, before=b, after=e) for a, b, e in zip(axes, before, after, strict=True)
+        a._replace(size=a.out, out=a.size, before=b, after=e) for a, b, e in zip(axes, before, after, strict=True)
     )
 
 

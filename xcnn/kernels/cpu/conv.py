@@ -1,39 +1,45 @@
 """Convolution on the CPU without columns: products of the weights with shifted planes, and what follows in one pass.
 
-A few images at a time are laid out (`_stacks.py`), multiplied strip by strip (`_product.py`) and written while the
-strip is in the nearest cache; there, bias, batch norm, residual and activation are applied (`_forward.py`). The work is
-distributed over threads. `conv_gradients.py` has the gradients.
+A few images at a time are laid out, multiplied strip by strip and written while the strip is in the nearest cache;
+there, bias, batch norm, residual and activation are applied (`_forward.py`). The input gradient is done in the same
+way, with the weights read where they lie, and is also the transposed convolution. The work is distributed over threads.
+
+Lines that are laid out have zeros between them, and an infinite weight times 0 is NaN, as with im2col.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu import depthwise as depthwise_gradients
 from xcnn.kernels.cpu._depthwise_forward import depthwise, depthwise_pays, tables
-from xcnn.kernels.cpu._forward import convolve, fold, lay
+from xcnn.kernels.cpu._forward import convolve, fold
+from xcnn.kernels.cpu._input_gradient import bias_gradient
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every, lanes_product
 from xcnn.kernels.cpu._product import multiply
-from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._scratch import cleared, scratch
 from xcnn.kernels.cpu._share import flat, share, supports
-from xcnn.kernels.cpu._stacks import stacks
+from xcnn.kernels.cpu._stacks import plan
+from xcnn.kernels.cpu._sums import add_rows
 from xcnn.kernels.cpu._transpose import transpose
-from xcnn.kernels.cpu.conv_gradients import conv_gradients
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
+from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel, parts
 
-__all__ = ["conv", "conv_inference", "convolution"]
+__all__ = ["conv", "conv_inference", "conv_transpose"]
 
 _UNLIMITED = -np.inf, np.inf
 _ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for value in (1, 0))
 
 
 @functools.cache
-def _calls(itemsize: int) -> np.ndarray:
-    return np.array([function.address(itemsize) for function in (lay, every, multiply, affine)], np.int64)
+def _calls(itemsize: int) -> tuple[int, ...]:
+    return tuple(function.address(itemsize) for function in (multiply, every, affine))
 
 
 @functools.cache
@@ -41,45 +47,62 @@ def _lane_calls(itemsize: int) -> tuple[int, ...]:
     return tuple(function.address(itemsize) for function in (affine, transpose, lanes_product))
 
 
-def convolution(
+def _convolution(
     x: np.ndarray,
     weight: np.ndarray,
-    scale: np.ndarray | None,
-    shift: np.ndarray | None,
-    residual: np.ndarray | None,
-    activation: tuple[Any, ...] | None,
     axes: tuple[Any, ...],
     groups: int,
+    scale: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None,
+    transposed: bool = False,
+    mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return `activation(convolution * scale + shift + residual)`; scale and shift are of output channels."""
+    """Return `activation(convolution * scale + shift + residual)`; scale and shift are of output channels.
+
+    If it is transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the
+    mask is 0, x counts as 0.
+    """
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     limits = clamp(activation)
     ends = _UNLIMITED if limits is None else limits
-    y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
+    if transposed:
+        y = np.empty((n, groups * weight.shape[1], *[axis.size for axis in axes]), dtype)
+    else:
+        y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
     arrays = (
-        flat(x, size),
         flat(weight, size),
         _ONE[size] if scale is None else scale,
         _ZERO[size] if shift is None else flat(shift, size),
         flat(residual, size),
     )
-    function: Any
     fixed: tuple[Any, ...]
-    if depthwise_pays(weight.shape, groups, size):
+    if not transposed and depthwise_pays(weight.shape, groups, size):
         lanes = tables(axes, weight.shape, groups, size)
-        jobs, owner, room, microseconds = n * lanes.jobs, lanes.number, lanes.scratch, n * lanes.microseconds
-        function, fixed, pieces = depthwise, (*_lane_calls(size), *arrays, *ends, y.reshape(-1), *lanes[:5], n), 1
+        jobs, microseconds, pieces = n * lanes.jobs, n * lanes.microseconds, 1
+        fixed = (*_lane_calls(size), flat(x, size), *arrays, *ends, y.reshape(-1), *lanes[:5], n)
+
+        def run(first: int, last: int) -> None:
+            depthwise(*fixed, first, last, scratch(lanes.number, "planes", lanes.scratch, dtype))
+
     else:
-        layout, jobs, room, microseconds, pieces = stacks(axes, n, weight.shape, groups, size)
-        function, owner, fixed = convolve, -1, (_calls(size), *arrays, *ends, y.reshape(-1), layout)
+        plain = scale is None and shift is None and residual is None and ends == _UNLIMITED
+        f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
+        jobs, microseconds, pieces = f.jobs, f.microseconds, f.pieces
+        fixed = (*_calls(size), flat(x, size), flat(mask, size), *arrays, *ends, plain, y.reshape(-1), f.tables)
+
+        def run(first: int, last: int) -> None:
+            planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
+            convolve(*fixed, first, last, planes, scratch(-1, "sums", f.sums, dtype))
+
     count = parts(jobs, microseconds)
     near = limits is None and pieces >= count  # a piece is some images, and still in the cache after that
     pieces = pieces if near else count
 
     def some(part: int) -> None:
-        memory = scratch(owner, "planes", room, dtype)
         for piece in range(pieces * part // count, pieces * (part + 1) // count):
-            function(*fixed, jobs * piece // pieces, jobs * (piece + 1) // pieces, memory)
+            run(jobs * piece // pieces, jobs * (piece + 1) // pieces)
             if near:
                 in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
@@ -88,6 +111,31 @@ def convolution(
         numbers = y.reshape(-1)
         share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
     return y
+
+
+def _input_gradients(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    axes: tuple[Any, ...],
+    groups: int,
+    bias: np.ndarray | None = None,
+    y: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return dx, plus a bias if it is a transposed convolution; dy is masked to where y is not 0, unless y is None."""
+    if weight.shape[0] == groups > weight.shape[1] == 1 and bias is None:
+        return depthwise_gradients.input_gradients(dy, y, weight, axes)
+    return _convolution(dy, weight, axes, groups, shift=bias, transposed=True, mask=y)
+
+
+def _bias_gradients(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    n, o, pixels = *dy.shape[:2], math.prod(dy.shape[2:])
+    sums = np.empty((n, o), dy.dtype)
+    share(bias_gradient, dy.size, flat(dy, dy.itemsize), flat(y, dy.itemsize), sums.reshape(-1), pixels, n=n * o)
+    total: np.ndarray = sums[0]
+    if n > 1:
+        total = np.empty(o, dy.dtype)
+        add_rows(sums, total)
+    return total
 
 
 def _masked(activation: tuple[Any, ...], y: np.ndarray, dy: np.ndarray, dx: np.ndarray, begin: int, end: int) -> None:
@@ -107,7 +155,7 @@ def conv(
     if not supports(x) or skips(axes):
         return NotImplemented
     has_bias = bias is not None
-    result = convolution(x, weight, None, bias, None, activation, axes, groups)
+    result = _convolution(x, weight, axes, groups, shift=bias, activation=activation)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
@@ -117,7 +165,11 @@ def conv(
             arrays = (a.reshape(-1) for a in (y, np.ascontiguousarray(dy), masked))
             share(_masked, 4 * y.size, activation, *arrays, n=y.size)
             dy = masked
-        return conv_gradients(x, dy, mask, weight, axes, groups, (needs[0], needs[1], needs[2] and has_bias))
+        return (
+            _input_gradients(dy, weight, axes, groups, y=mask) if needs[0] else None,
+            weight_gradients(x, dy, mask, weight, axes, groups) if needs[1] else None,
+            _bias_gradients(dy, mask) if needs[2] and has_bias else None,
+        )
 
     return result, backward
 
@@ -140,4 +192,22 @@ def conv_inference(
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
         fold(*(flat(a, x.itemsize) for a in (bias, *norm[:4])), norm[4], scale, shift)
-    return convolution(x, weight, scale, shift, residual, activation, axes, groups)
+    return _convolution(x, weight, axes, groups, scale, shift, residual, activation)
+
+
+@kernel(np)
+def conv_transpose(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
+) -> Any:
+    """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
+    if not supports(x) or skips(axes):
+        return NotImplemented
+    has_bias = bias is not None
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dx = _convolution(dy, weight, axes, groups) if needs[0] else None
+        dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
+        dbias = _bias_gradients(dy) if needs[2] and has_bias else None
+        return dx, dweight, dbias
+
+    return _input_gradients(x, weight, axes, groups, bias), backward
