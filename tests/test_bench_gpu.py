@@ -137,11 +137,13 @@ def test_a_yardstick_that_fails_leaves_its_share_open(xcnn, pretended, monkeypat
 
 
 def test_the_head_says_what_it_is_measured_on(xcnn, pretended, monkeypatch):
+    """Before anything is measured."""
     heads = []
+    monkeypatch.setattr(compare, "bench", lambda *arguments, goes_on: iter(()))
     for tf32 in ("", "1"):
         monkeypatch.setenv("CUPY_TF32", tf32)
         code, out, _ = xcnn("bench", *QUICK, "--device", "cuda")
-        assert code == 0
+        assert code == 1  # StopIteration
         heads.append(out.splitlines()[:2])
     assert heads[0][0].endswith("cupy 99.9")
     assert heads[0][1] == "cuda:0: Pretended GPU, driver 123.45; TF32 off on both sides"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import PORTABLE
 
 from xcnn import nn, ops
 from xcnn.errors import ShapeError, UsageError
@@ -70,6 +71,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
         if name := file_name(block):
             (tmp_path / name).write_text(block, "utf-8")
     path = os.pathsep.join(filter(None, sys.path))  # the path on which this process finds xcnn and the libraries
+    environment = {"python": os.environ | {"PYTHONPATH": path}, "sh": PORTABLE | {"PYTHONPATH": path}}
     for number, (language, block) in enumerate(sections()[title]):
         script = tmp_path / (file_name(block) or f"block{number}.py")
         script.write_text(block, "utf-8")
@@ -77,7 +79,7 @@ def test_an_example_runs(title: str, tmp_path: Path) -> None:
         for call in calls[language]:
             done = subprocess.run(
                 [sys.executable, "-W", "error", *call],
-                cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+                cwd=tmp_path, env=environment[language], capture_output=True, text=True, timeout=300,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
 

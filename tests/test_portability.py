@@ -167,7 +167,7 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
     on_cpu = optim.Adam(host.parameters(), lr=0.01, weight_decay=1e-4)
     schedule = optim.CosineAnnealingLR(on_cpu, T_max=10, unit="step")
     beside = Trainer(host, on_cpu, schedule=schedule, clip_norm=1.0, clip_value=0.5)
-    images = digits(16)
+    images = digits(16 if name == "lenet5" else 4)  # array-api-strict is slow
     x, y = data.to_float(images.x), images.y
     for _ in range(2):
         assert trainer.step(x, y) == pytest.approx(beside.step(x, y), rel=1e-3)
@@ -176,8 +176,8 @@ def test_a_whole_training_step_makes_no_hidden_transfer(name: str, spec: str) ->
         assert all(
             isinstance(value, int) or value.device == weight.device for value in optimizer.state[parameter].values()
         )
-    assert trainer.evaluate(images).samples == 16
-    assert trainer.predict(images).shape == (16, 10)
+    assert trainer.evaluate(images).samples == len(x)
+    assert trainer.predict(images).shape == (len(x), 10)
 
 
 def step_of(model: nn.Module, lr: float) -> Callable[..., Any]:
