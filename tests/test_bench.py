@@ -15,6 +15,7 @@ from zoo import IMAGENET, SMALL
 from xcnn import compare, models, nn, ops, training
 from xcnn.compare import worker
 from xcnn.compare.bench import Result, Timing
+from xcnn.compare.busy import busy
 from xcnn.compare.contestants import ONLY, twin
 from xcnn.compare.meter import growth
 from xcnn.compare.parts import costs, parts
@@ -451,6 +452,20 @@ def test_the_parts_compute_the_same_as_the_network(layer, train):
     assert [type(one).__name__ for one in found[-1].layers] == (
         ["BatchNorm2d", "Add", "ReLU"] if train else ["Conv2d", "Add", "ReLU"]
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes cannot be bound to cores")
+def test_other_programs_keep_cores_busy_inside_a_with(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with busy(2):
+        where = [os.sched_getaffinity(one.pid) for one in started]
+        assert [one.poll() for one in started] == [None, None]
+        assert all(len(cores) == 1 for cores in where)
+        assert len(set(map(tuple, where))) == min(2, len(os.sched_getaffinity(0)))
+    assert [one.returncode for one in started] == [-9, -9]
+    with busy(0):
+        assert len(started) == 2
 
 
 def test_a_worker_that_dies_is_one_sentence_at_once():

@@ -132,6 +132,18 @@ def test_several_batches_and_sizes(xcnn, inside):
     }  # fmt: skip
 
 
+def test_the_speed_that_is_kept_while_a_core_is_busy(xcnn, inside, monkeypatch):
+    used = []
+    busy = lambda cores: contextlib.nullcontext(used.append(cores))  # noqa: E731
+    monkeypatch.setattr(importlib.import_module("xcnn.compare.bench"), "busy", busy)
+    code, out, _ = xcnn(*QUICK, "--busy", "2")
+    assert (code, used) == (0, [2])
+    assert "busy: speed kept while other programs use cores" in out
+    code, out, _ = xcnn(*QUICK, "--busy", "2", "--json")
+    (speed,) = (json.loads(line) for line in out.splitlines()[1:])
+    assert speed["kept"] == pytest.approx(speed["rounds"][0] / speed["loaded"][0])
+
+
 def test_random_networks(xcnn):
     pytest.importorskip("torch")
     argv = ("--against", "torch", "--ways", "NCHW", "-b", "2", *QUICK[4:])

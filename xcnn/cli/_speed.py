@@ -71,6 +71,8 @@ def print_lines(result: room.Result) -> None:
             "first": timing.first,
             "memory": timing.memory,
             "waited": timing.waited,
+            "loaded": timing.loaded,
+            "kept": timing.kept,
             "gflops": result.flops / timing.seconds / 1e9,
             "peak_share": result.share(timing, "sgemm"),
             "copy_share": result.share(timing, "copy"),
@@ -133,6 +135,9 @@ _COLUMNS = (
     ),
     _Column("copies", "{:,.0f}", lambda result, one: one.launches.copies, "and fills of memory per step", "gpu", True),
     _Column("memory", "{:.1f} MiB", lambda result, one: one.memory and one.memory / 2**20, _MEMORY, theirs=True),
+    _Column(
+        "busy", "{:.0%}", lambda result, one: one.kept, "speed kept while other programs use cores", "busy", theirs=True
+    ),
     _Column("first", "{:.2f} s", lambda result, one: one.first, "the first step, with compiling", theirs=True),
 )
 
@@ -140,7 +145,8 @@ _COLUMNS = (
 def print_results(mode: str, results: Sequence[room.Result]) -> None:
     """Print a table with a row per case and device."""
     rates = {place: rate for result in results for place, rate in result.rates.items() if place != room.CPU}
-    facts = {"": True, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
+    loaded = any(timing.loaded for result in results for timing in timings(result))
+    facts = {"": True, "busy": loaded, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
     ours = [column for column in _COLUMNS if facts[column.when]]
     theirs = [column for column in ours if column.theirs and any(result.peers for result in results)]
     libraries = list(dict.fromkeys(peer.contestant.name for result in results for peer in result.peers))

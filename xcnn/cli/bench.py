@@ -52,6 +52,7 @@ def bench(
     threads: int | None = None,
     rounds: int = 5,
     seconds: float = 0.4,
+    busy: int = 0,
     profile: Annotated[bool, Parameter(negative=())] = False,
     report: Annotated[str, Parameter(show_default=False)] = "",
     plot: Path | None = None,
@@ -101,6 +102,9 @@ def bench(
         number of turns of each contestant.
     seconds
         approximate length of a turn.
+    busy
+        give each contestant a second turn in each round, while other processes keep this number of cores busy, and
+        show which share of its speed it keeps.
     profile
         show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
         can run it alone, torch and onnxruntime, and where time is lost. With `--random`, only in the worst cells.
@@ -139,7 +143,7 @@ def bench(
     if plot is not None:
         plots.check()
     check_writable(plot)
-    running = room.bench(cases, contestants, rounds, seconds, goes_on=random is not None)
+    running = room.bench(cases, contestants, rounds, seconds, goes_on=random is not None, cores=busy)
     cores = f"{threads} thread{'s' * (threads > 1)}"
     print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
@@ -174,9 +178,9 @@ def bench(
                 continue
             told.add((dropped.contestant, dropped.reason))
             note(f"{dropped.contestant} is left out: {dropped.reason}")
-        busy = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
-        if busy:
-            note(f"other programs use the cores; time spent waiting for one: {', '.join(busy)}")
+        waited = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
+        if waited:
+            note(f"other programs use the cores; time spent waiting for one: {', '.join(waited)}")
         if json:
             print_lines(result)
     for one in modes:

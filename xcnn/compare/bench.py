@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xcnn._check import integer, number
+from xcnn.compare.busy import busy
 from xcnn.compare.case import Case
 from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
@@ -43,6 +44,7 @@ class Timing:
     waited : share of the time that its threads waited for a core in use by other programs; None if unknown. Timings
         with more than a few percent are not reliable.
     launches : GPU calls of a step.
+    loaded : seconds per step in each round while other programs kept cores busy; empty if that was not measured.
     """
 
     contestant: Contestant
@@ -52,6 +54,7 @@ class Timing:
     memory: int | None
     waited: float | None
     launches: Launches = UNCOUNTED
+    loaded: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -77,6 +80,12 @@ class Timing:
         """Half the distance between the quartiles, as a share of `images_per_second`."""
         low, high = self.quartiles
         return (high - low) / 2 / self.images_per_second
+
+    @property
+    def kept(self) -> float | None:
+        """Images per second while other programs kept cores busy, as a share of those without, or None."""
+        shares = [alone / loaded for alone, loaded in zip(self.rounds, self.loaded, strict=False)]
+        return statistics.median(shares) if shares else None
 
     def ratio(self, other: "Timing") -> float:
         """Return how many times as fast as `other` this contestant is: the median over the rounds."""
@@ -187,6 +196,7 @@ def bench(
     rounds: int,
     seconds: float,
     goes_on: bool = False,
+    cores: int = 0,
 ) -> Iterator[Result | Failed]:
     """Run one case after another, and yield the result of each.
 
@@ -198,16 +208,19 @@ def bench(
     seconds : approximate length of a turn; a turn has at least one step.
     goes_on : whether a case in which xcnn fails yields `Failed`, and one in which all peers fail a result without any;
         otherwise these raise SpeedError.
+    cores : if not 0, each contestant has a second turn in each round, while other processes keep this number of cores
+        busy: `Timing.loaded`.
 
     Raises
     ------
     UsageError
-        If `rounds` is below 1 or `seconds` is not positive.
+        If `rounds` is below 1, `seconds` is not positive or `cores` is negative.
     SpeedError
         If a peer is not installed, or xcnn or all peers on some hardware fail.
     """
     integer("bench", "rounds", rounds)
     number("bench", "seconds", seconds, "(0, inf)")
+    integer("bench", "busy", cores, 0)
     for module, hint in {one.package for one in entered if one.name in PEERS}:
         if importlib.util.find_spec(module) is None:
             raise SpeedError(f"bench: {module} is not installed; {hint}")
@@ -215,7 +228,7 @@ def bench(
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
     yardsticks = [Contestant(name, one) for one in devices.values() for name in YARDSTICKS[kind(one)]]
-    settings = [*entered, *yardsticks], rounds, seconds, goes_on
+    settings = [*entered, *yardsticks], rounds, seconds, goes_on, cores
     return (_tried(case, *settings) if goes_on else _run(case, *settings) for case in cases)
 
 
@@ -227,18 +240,22 @@ def _tried(case: Case, *settings: Any) -> Result | Failed:
         return Failed(case, reason if isinstance(error, XcnnError) else f"{type(error).__name__}: {reason}")
 
 
-def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, goes_on: bool) -> Result:
+def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float, goes_on: bool, cores: int) -> Result:
     case = case.fitted() if case.mode == "train" else case
     reasons = {one: refusal(one, case) for one in entered}
     unable = [Dropped(one, reason) for one, reason in reasons.items() if reason]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(one, case)) for one, reason in reasons.items() if not reason]
         first, dropped = _begin(workers, goes_on)
-        turns: dict[Worker, list[tuple[float, float | None]]] = {worker: [] for worker in first}
+        turns: dict[Worker, list[_Turn]] = {worker: [] for worker in first}
         for number in range(rounds):
             for worker in [*turns][:: 1 if number % 2 == 0 else -1]:  # so that drift favours no contestant
                 try:
-                    turns[worker].append(_ask_alone(worker, "burst", seconds=seconds))
+                    alone, loaded = _ask_alone(worker, "burst", seconds=seconds), None
+                    if cores and not worker.contestant.is_yardstick:
+                        with busy(cores):
+                            loaded, _ = worker.ask("burst", seconds=seconds)
+                    turns[worker].append((*alone, loaded))
                 except SpeedError as error:
                     if not goes_on or worker.contestant.name == "xcnn":
                         raise
@@ -255,7 +272,11 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
     return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, (*unable, *dropped))
 
 
-def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | None]]) -> Timing:
+_Turn = tuple[float, float | None, float | None]
+"""Seconds per step, the share of the time that was spent waiting for a core, and seconds per step on busy cores."""
+
+
+def _timing(worker: Worker, first: float, turns: Sequence[_Turn]) -> Timing:
     """Collect the measurements of a contestant."""
     one = worker.contestant
     memory, calls = worker.ask("memory"), UNCOUNTED
@@ -264,9 +285,10 @@ def _timing(worker: Worker, first: float, turns: Sequence[tuple[float, float | N
             calls = Launches(**worker.ask("launches"))
         except SpeedError as error:  # everything else has been measured
             calls = Launches(missing=str(error))
-    waits = [wait for _, wait in turns if wait is not None]
+    waits = [wait for _, wait, _ in turns if wait is not None]
+    loaded = tuple(time for *_, time in turns if time is not None)
     waited = statistics.fmean(waits) if waits else None
-    return Timing(one, worker.case.batch, first, tuple(time for time, _ in turns), memory, waited, calls)
+    return Timing(one, worker.case.batch, first, tuple(time for time, *_ in turns), memory, waited, calls, loaded)
 
 
 def _begin(workers: Sequence[Worker], goes_on: bool) -> tuple[dict[Worker, float], list[Dropped]]:
