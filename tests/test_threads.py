@@ -200,7 +200,7 @@ def wide():
 
 for name, build in (("lenet5", lambda: models.build("lenet5")), ("wide", wide)):
     rng = np.random.default_rng(0)
-    batches = [(rng.random((64, 1, 28, 28), np.float32), rng.integers(0, 10, 64)) for _ in range(20)]
+    batches = [(rng.random((64, 1, 28, 28), np.float32), rng.integers(0, 10, 64)) for _ in range(8)]
     initial = {
         key: rng.uniform(-0.05, 0.05, array.shape).astype(np.float32) for key, array in build().state_dict().items()
     }
