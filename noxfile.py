@@ -7,6 +7,7 @@ for machines without a network, or with CUDA builds of their own.
 import glob
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -288,7 +289,7 @@ def bench(session: nox.Session) -> None:
     zoo = f"--models {ZOO} --batch-sizes 1 --sizes 64 --mode both"
     session.run("xcnn", "bench", *zoo.split(), "--rounds", "1", "--seconds", "0.001", silent=True)
     for measured in BENCHMARKS:
-        session.run("xcnn", "bench", *measured.split(), *options)
+        session.run("xcnn", "bench", *_replaced(measured.split(), options))
     _measure_random(session, "1" if quick else "40", options)
     data = ["--data-dir", str(DATA)] if DATA.is_dir() else []
     limit = ["--limit", "2000"] if quick else []
@@ -302,19 +303,27 @@ def bench(session: nox.Session) -> None:
         shutil.rmtree(Path(session.create_tmp()) / "run")
 
 
+def _replaced(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return flags with a value each and `options`, which replace those of the same name: a command takes each once."""
+    given = {word for word in options if word.startswith("-")}
+    kept = [words[i : i + 2] for i in range(0, len(words), 2) if words[i] not in given]
+    return [word for pair in kept for word in pair] + [*options]
+
+
 def _measure_random(session: nox.Session, count: str, options: Sequence[str]) -> None:
     """Measure random networks in parts, and print the report of all.
 
     Parts that are there already are not measured again.
     """
-    command = ("xcnn", "bench", "--random", count, "--batch-sizes", "1,32,256", "--mode", "both", "--rounds", "3")
-    against = ("--against", "torch,torch-compile,onnxruntime", *options)
+    chosen = f"--random {count} --batch-sizes 1,32,256 --mode both --rounds 3".split()
+    command = "xcnn", "bench", *_replaced([*chosen, "--against", "torch,torch-compile,onnxruntime"], options)
     parts = [Path(session.create_tmp()) / f"random-{count}-{number}.jsonl" for number in range(int(count))]
     for number, part in enumerate(parts):
         if part.exists():
             continue
         with part.with_suffix(".part").open("w") as lines:
-            session.run(*command, "--only", str(number), *against, "--json", stdout=lines, success_codes=[0, 1])
+            part_only = (*command, "--only", str(number), "--json")
+            session.run(*part_only, stdout=lines, stderr=sys.stderr, success_codes=[0, 1])
         part.with_suffix(".part").rename(part)
     session.run("xcnn", "bench", "--report", ",".join(map(str, parts)))
 

@@ -177,7 +177,7 @@ def within(
 
 def margins(small: list[Any], truth: list[Any], given: Any, dtype: Any) -> list[float]:
     """Return the error that is right for each result: a few times that of the portable code, and an eps of numbers."""
-    eps = np.finfo(dtype).eps
+    eps = float(np.finfo(dtype).eps)
     all_finite = [a[np.isfinite(a)] for a in arrays_of(given)]
     size = max(float(np.max(np.abs(a), initial=1)) for a in [*all_finite, np.ones(1)])
     found = []
