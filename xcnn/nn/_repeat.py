@@ -161,8 +161,8 @@ def first(
     if own:
         plain = layer._steady() and all(is_array(one) and one.shape == given[0].shape for one in given)
     else:
-        plain = "training" not in found[1] and all(map(is_array, given))
-        plain = plain and (op.variadic or several == len(op.arrays) > 1)
+        fits = several if op.variadic else len(given) == len(op.arrays)
+        plain = fits and "training" not in found[1] and all(map(is_array, given))
     if not plain:
         y, backward = module.forward(value, train)
         return y, backward, None
@@ -176,15 +176,14 @@ def first(
         else:
             y, backward = op.function(*([given] if op.variadic else given), **found[1], **options)
             slots, returned = given[1:], range(len(given)) if several else None
-    stores = train if type(y) is tuple else None
-    if stores is not None:
-        y, *results = y
+    y, *results = y if (stores := type(y) is tuple) else (y,)
+    call = repetition(made, y, given, layer)
+    if stores:
         layer._store(results, train)
     outer = Backward(op.name, y, len(slots) + 1, None) if name in joined.outer else None
-    call = repetition(made, y, given, layer)
     body_backward = made[0].result[1] if call is not None and isinstance(made[0].result, tuple) else None
     known = body_backward is not None and body_backward is getattr(backward, "_function", None)
-    step = Repeated(call if known else None, layer, slots, returned, outer, stores)
+    step = Repeated(call if known else None, layer, slots, returned, outer, train if stores else None)
     return y, _Back(step, backward), step if known else None
 
 
