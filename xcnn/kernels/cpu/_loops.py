@@ -235,10 +235,15 @@ class _Writer:
         emit.span(INT(0), n, [], strip, self.many)
 
     def _some(
-        self, places: Sequence[Any], mask: Any, pointers: Sequence[Any], vectors: Callable[..., list[Any]], sums: Any
+        self,
+        places: Sequence[Any],
+        mask: Any,
+        pointers: Sequence[Any],
+        vectors: Callable[..., list[Any]],
+        old: Sequence[Any],
     ) -> list[Any]:
-        """Write what is done at some places of a row; return the new sums: of the row, or of the column of each place."""
-        sums, added = [*sums], 0
+        """Write what is done at some places of a row; return the new sums, of the row or of columns."""
+        sums, added = [*old], 0
         computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
         for index, values in zip(places, computed, strict=True):
             for (_, what), value, pointer in zip(self.results, values, pointers, strict=False):
