@@ -353,12 +353,6 @@ def adaptive_avg(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall(adaptive(rng, exact).arguments)
 
 
-def global_avg_pool(rng: Rng, exact: bool) -> BodyCall:
-    shape = integer(rng, 1, 60), integer(rng, 1, 60), integer(rng, 1, one(rng, 3, 70, 5000))
-    shape = shape if math.prod(shape) < 500_000 else (2, *shape[1:])
-    return BodyCall((numbers(rng, shape, exact),))
-
-
 def reduction(rng: Rng, exact: bool) -> BodyCall:
     shape = shape_of(rng, 4)
     first = int(rng.integers(len(shape)))
@@ -409,7 +403,6 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "avg_pool": avg_pool,
     "adaptive_avg": adaptive_avg,
     "adaptive_max": adaptive,
-    "global_avg_pool": global_avg_pool,
     "reduction": reduction,
     "permuted": permuted,
     "interpolate": interpolate,

@@ -24,6 +24,19 @@ def same(model, x):
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_every_layer_of_a_network_is_checked_once():
+    ways = [("pool", nn.AdaptiveAvgPool2d(1), "x"), ("gate", nn.Sigmoid(), "pool"), ("y", nn.Multiply(), ("x", "gate"))]
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.Graph(ways))
+    model = nn.Sequential(body, nn.ReLU(), nn.Residual(body), nn.Tanh(), nn.MaxPool2d(2), nn.Dropout(0.2), nn.Flatten())
+    for train in (True, False):
+        y, backward = model.forward(images(3, 2, 4, 4), train)
+        backward(y)
+    for key, known in model._plan._joined.programs.items():
+        assert key[0] == "training"
+        plain = {name for name, step in known.items() if type(step) is not _repeat.Repeated}
+        assert plain == (set() if key[-1] else {"5"})  # dropout, which then returns x itself
+
+
 def test_arrays_that_are_one_at_first_need_not_be_so_later():
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     model.reset_parameters(0)

@@ -67,6 +67,8 @@ def set_num_threads(n: int) -> None:
 
 def parts(most: int, microseconds: float) -> int:
     """Return the number of parts, at most `most`, into which to split work that takes one thread `microseconds`."""
+    if microseconds < 2 * _PART_MICROSECONDS:  # most calls
+        return 1
     return max(1, min(most, _MOST_PARTS, int(microseconds) // _PART_MICROSECONDS))
 
 

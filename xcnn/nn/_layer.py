@@ -20,16 +20,66 @@ from typing import Any, ClassVar
 
 from xcnn.errors import UsageError
 from xcnn.nn._module import Module
-from xcnn.ops._op import OPS
+from xcnn.ops._op import OPS, Backward, captured
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Layer", "stale"]
+__all__ = ["Layer", "LayerBackward", "Wanted"]
 
 
-def stale(module: Module) -> UsageError:
-    """Return the error for a backward pass that would use other weights than forward did."""
-    changed = "an optimizer has changed the parameters since forward; call backward first"
-    return UsageError(f"{type(module).__name__}: {changed}")
+class Wanted:
+    """The gradients that the op of a module is asked for.
+
+    Attributes
+    ----------
+    module : the module.
+    parameters : its parameters by their place among the arrays of the op.
+    returned : the places of the gradients that backward returns as a tuple; None for the first alone.
+    needs, others : which gradients are needed besides those of parameters, with the gradient of the input or without.
+    outer : what checks dy, if somebody else gives it, or None.
+    """
+
+    __slots__ = ("module", "needs", "others", "outer", "parameters", "returned")
+
+    def __init__(
+        self, module: Module, slots: Sequence[Any], returned: Sequence[int] | None, outer: Backward | None = None
+    ) -> None:
+        self.module, self.returned, self.outer = module, returned, outer
+        self.parameters = [(i, slot) for i, slot in enumerate(slots, 1) if isinstance(slot, Parameter)]
+        self.needs = [i in (returned or (0,)) for i in range(len(slots) + 1)]
+        self.others = [False] * len(self.needs)
+
+
+class LayerBackward:
+    """The backward pass of a module from that of its op, `function`."""
+
+    __slots__ = ("function", "updates", "wanted")
+
+    def __init__(self, wanted: Wanted, function: Callable[..., Any]) -> None:
+        self.wanted, self.function = wanted, function
+        self.updates = [parameter.updates for _, parameter in wanted.parameters]
+
+    def __call__(self, dy: Any, need_dx: bool) -> Any:
+        wanted = self.wanted
+        needs = (wanted.needs if need_dx else wanted.others).copy()
+        for (i, parameter), updates in zip(wanted.parameters, self.updates, strict=True):
+            if parameter.updates != updates:
+                changed = "an optimizer has changed the parameters since forward; call backward first"
+                raise UsageError(f"{type(wanted.module).__name__}: {changed}")
+            needs[i] = parameter.trainable
+        if True not in needs:
+            return None
+        if wanted.outer is not None:
+            dy = wanted.outer.checked(dy)
+        grads = self.function(dy, tuple(needs))
+        for i, parameter in wanted.parameters:
+            if (grad := grads[i]) is not None:
+                parameter.accumulate(grad)
+        returned = wanted.returned
+        return grads[0] if returned is None else tuple([grads[i] for i in returned])
+
+    def saved(self) -> dict[str, Any]:
+        """Return the arrays that this backward keeps alive."""
+        return captured(self.function)
 
 
 @functools.cache
@@ -136,7 +186,8 @@ class Layer(Module):
             argument of this name, it returns two gradients, those of x and of the residual.
         """
         y, op_backward, slots = self._called(x, residual, options)
-        return y, self._backward(op_backward, slots, residual is not None)
+        returned = None if residual is None else (0, 1 + self._slots.index("residual"))
+        return y, LayerBackward(Wanted(self, slots, returned), op_backward)
 
     def _called(self, x: Any, residual: Any, options: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         """Call the op; return its result, its backward pass, and the slots of its arrays after the first."""
@@ -151,30 +202,3 @@ class Layer(Module):
                 options[name] = value
         y, op_backward = self._op(x, **options)
         return y, op_backward, slots
-
-    def _backward(
-        self, op_backward: Callable[..., Any], slots: Sequence[Parameter | Buffer | None], has_residual: bool
-    ) -> Callable[[Any, bool], Any]:
-        """Return the backward pass of the layer from that of its op."""
-        residual_at = self._slots.index("residual") if has_residual else -1
-        used, needs = [], []
-        for i, slot in enumerate(slots):
-            if isinstance(slot, Parameter):
-                used.append((i, slot, slot.updates))
-                needs.append(slot.trainable)
-            else:
-                needs.append(i == residual_at)
-
-        def backward(dy: Any, need_dx: bool) -> Any:
-            if not need_dx and True not in needs:
-                return None
-            for _, parameter, updates in used:
-                if parameter.updates != updates:
-                    raise stale(self)
-            dx, *grads = op_backward(dy, (need_dx, *needs))
-            for i, parameter, _ in used:
-                if grads[i] is not None:
-                    parameter.accumulate(grads[i])
-            return (dx, grads[residual_at]) if has_residual else dx
-
-        return backward

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
-from xcnn._dispatch import Call, tracing
+from xcnn._dispatch import tracing
 from xcnn.nn._calls import calls
 from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
-from xcnn.nn._repeat import Repetition, repetition
+from xcnn.nn._repeat import repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference
 from xcnn.ops.linear import linear_inference
@@ -133,23 +133,23 @@ class _Maker:
         return program, results if program.several else results[0]
 
     def step(self, name: str, module: Any, inputs: str | Sequence[str]) -> None:
-        if isinstance(module, Fused):
-            try:
-                run, cost = self.joint(module) if alone(module.head.module) else self.pair(module)
-            except _Unknown:
-                self.parts(module)
-                return
-            self.put(name, run, run(self.values), names(inputs))
-            self.program.costs.append(cost)
-            return
         if isinstance(module, Held):
             self.put(name, lambda values: module.slot.data, module.slot.data, ())
             return
-        run, result = self.single(module, inputs)
+        try:
+            if isinstance(module, Fused) and alone(module.head.module):
+                run, cost = self.joint(module)
+                result = run(self.values)
+            else:
+                run, result = self.single(module, inputs)
+                arrays = [self.get(one) for one in names(inputs)] + [result]
+                nbytes = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray)) // max(1, self.n)
+                cost = Cost(nbytes, 0, 1, 0)
+        except _Unknown:
+            self.parts(module)
+            return
         self.put(name, run, result, names(inputs))
-        arrays = [self.get(one) for one in names(inputs)] + [result]
-        nbytes = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray)) // max(1, self.n)
-        self.program.costs.append(Cost(nbytes, 0, 1, 0))
+        self.program.costs.append(cost)
 
     def parts(self, fused: Fused) -> None:
         """Append the nodes of a fused one by one, or all before the addition as one."""
@@ -230,48 +230,21 @@ class _Maker:
             raise _Unknown
         return made[0].arguments
 
-    def pair(self, fused: Fused) -> tuple[Run, Cost]:
-        """Return a call of an op that takes the addition or the activation after it, as in training."""
-        head, inputs = fused.head.module, [*names(fused.head.inputs)]
-        single = isinstance(fused.head.inputs, str)
-        if fused.residual is not None:
-            inputs.append(fused.residual)
-        places = [self.place[one] for one in inputs]
-        given = [self.values[place] for place in places]
-        found = calls(head)
-        if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
-            raise _Unknown
-        more: dict[str, Any] = {}
-        if fused.residual is not None:
-            more, shape = {"residual": given[-1]}, given[-1].shape
-            if given[0].shape != shape:
-                raise _Unknown
-        with tracing() as made:
-            result = head._forward(given[0] if single else tuple(given), False, **more)[0]
-        run = repetition(made, result, given, head, places)
-        if run is None:
-            raise _Unknown
-        if fused.activation is not None:  # the body takes any, as nothing is kept
-            arguments = [*inspect.signature(run.body).parameters][1:]
-            run.template[arguments.index("activation")] = fused.applied
-        if not self.batched.isdisjoint(places):
-            self.program.apart &= self.aligned(*found, places)
-        nbytes = sum(math.prod(one.shape) for one in (*given, result)) * _itemsize(result) // max(1, self.n)
-        return _first(run, made[0]), Cost(nbytes, 0, 1, 0)
-
     def single(self, module: Any, inputs: str | Sequence[str]) -> tuple[Run, Any]:
-        """Run a module; return a call that repeats it, and the result."""
-        several = not isinstance(inputs, str)
+        """Run a module, with what its op takes of those after it; return a call that repeats it, and the result."""
+        fused = module if isinstance(module, Fused) else None
+        head, several = module if fused is None else fused.head.module, not isinstance(inputs, str)
         places = [self.place[one] for one in names(inputs)]
         given = [self.values[place] for place in places]
-        value = tuple(given) if several else given[0]
-        place = places[0] if places else 0
+        value, place = tuple(given) if several else given[0], places[0] if places else 0
 
         def run(values: Values) -> Any:
             return module(tuple([values[one] for one in places]) if several else values[place])
 
-        found = calls(module)
+        found = calls(head)
         if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
+            if fused is not None:
+                raise _Unknown
             self.program.apart = False
             result = module(value)
             expected = like(result)
@@ -283,13 +256,26 @@ class _Maker:
                 return y
 
             return checked, result
-        op, options = found
+        more: dict[str, Any] = {}
+        if fused is not None and fused.residual is not None:
+            value, more = given[0], {"residual": given[1]}
+            if given[0].shape != given[1].shape:
+                raise _Unknown
         with tracing() as made:
-            result = module.forward(value, False)[0]
+            result = (head.forward if fused is None else head._forward)(value, False, **more)[0]
+        repeated = repetition(made, result, given, head, places)
+        if fused is not None and repeated is None:
+            raise _Unknown
         if not self.batched.isdisjoint(places):
-            self.program.apart &= self.aligned(op, options, places)
-        found_call = repetition(made, result, given, module, places)
-        return run if found_call is None else _first(found_call, made[0]), result
+            self.program.apart &= self.aligned(*found, places)
+        if repeated is None:
+            return run, result
+        call: Run = (lambda values: repeated(values)[0]) if isinstance(made[0].result, tuple) else repeated
+        if fused is not None and fused.activation is not None:  # the body takes any, as nothing is kept
+            arguments = [*inspect.signature(repeated.body).parameters][1:]
+            repeated.template[arguments.index("activation")] = fused.applied
+            result = call(self.values)
+        return call, result
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
         """Return whether the arrays at places are cut at the same images, or are the same for all images."""
@@ -298,11 +284,6 @@ class _Maker:
         same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
         fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
-
-
-def _first(run: Repetition, made: Call) -> Run:
-    """Return the repetition of a call, or of its first result."""
-    return (lambda values: run(values)[0]) if isinstance(made.result, tuple) else run
 
 
 def _statistics(norm: Any) -> Callable[[], tuple[Any, ...]]:

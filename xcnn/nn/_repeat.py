@@ -10,7 +10,7 @@ from typing import Any
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, tracing
 from xcnn.nn._calls import calls
-from xcnn.nn._layer import Layer, stale
+from xcnn.nn._layer import Layer, LayerBackward, Wanted
 from xcnn.nn._plan import Fused, Held, Joined, like
 from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
@@ -77,69 +77,24 @@ def repetition(
     return found
 
 
-class Repeated:
+class Repeated(Wanted):
     """A module, or one with what follows, whose op has been checked: `forward` calls its body.
 
     Attributes
     ----------
-    call : the repetition; None if the op must be called.
-    module : the module.
-    parameters : its parameters by their place among the arrays of the op.
-    returned : the places of the gradients that backward returns as a tuple; None for the first alone.
-    needs, others : which gradients are needed besides those of parameters, with the gradient of the input or without.
-    outer : what checks dy, if somebody else gives it, or None.
+    call : the repetition.
     stores : None if the op has one result, else whether the layer trains with the others.
     """
 
-    __slots__ = ("call", "module", "needs", "others", "outer", "parameters", "returned", "stores")
+    __slots__ = ("call", "stores")
+    call: Repetition
+    stores: bool | None
 
-    def __init__(
-        self,
-        call: Repetition | None,
-        module: Any,
-        slots: Sequence[Any],
-        returned: Sequence[int] | None,
-        outer: Backward | None,
-        stores: bool | None,
-    ) -> None:
-        self.call, self.module, self.returned, self.outer, self.stores = call, module, returned, outer, stores
-        self.parameters = [(i, slot) for i, slot in enumerate(slots, 1) if isinstance(slot, Parameter)]
-        self.needs = [i in (returned or (0,)) for i in range(len(slots) + 1)]
-        self.others = [False] * len(self.needs)
-
-    def forward(self, value: Any) -> tuple[Any, "_Back"]:
-        y, function, *results = self.call((value,) if self.returned is None else value)  # type: ignore[misc]
+    def forward(self, value: Any) -> tuple[Any, LayerBackward]:
+        y, function, *results = self.call((value,) if self.returned is None else value)
         if self.stores is not None:
-            self.module._store(results, self.stores)
-        return y, _Back(self, function)
-
-
-class _Back:
-    """The backward pass of a call of an op."""
-
-    __slots__ = ("function", "step", "updates")
-
-    def __init__(self, step: Repeated, function: Callable[..., Any]) -> None:
-        self.step, self.function = step, function
-        self.updates = [parameter.updates for _, parameter in step.parameters]
-
-    def __call__(self, dy: Any, need_dx: bool) -> Any:
-        step = self.step
-        needs = (step.needs if need_dx else step.others).copy()
-        for (i, parameter), updates in zip(step.parameters, self.updates, strict=True):
-            if parameter.updates != updates:
-                raise stale(step.module)
-            needs[i] = parameter.trainable
-        if True not in needs:
-            return None
-        if step.outer is not None:
-            dy = step.outer.checked(dy)
-        grads = self.function(dy, tuple(needs))
-        for i, parameter in step.parameters:
-            if (grad := grads[i]) is not None:
-                parameter.accumulate(grad)
-        returned = step.returned
-        return grads[0] if returned is None else tuple([grads[i] for i in returned])
+            self.module._store(results, self.stores)  # type: ignore[attr-defined]
+        return y, LayerBackward(self, function)
 
 
 def first(
@@ -161,8 +116,8 @@ def first(
     if own:
         plain = layer._steady() and all(is_array(one) and one.shape == given[0].shape for one in given)
     else:
-        plain = "training" not in found[1] and all(map(is_array, given))
-        plain = plain and (op.variadic or several == len(op.arrays) > 1)
+        fits = several if op.variadic else len(given) == len(op.arrays)
+        plain = fits and "training" not in found[1] and all(map(is_array, given))
     if not plain:
         y, backward = module.forward(value, train)
         return y, backward, None
@@ -176,16 +131,17 @@ def first(
         else:
             y, backward = op.function(*([given] if op.variadic else given), **found[1], **options)
             slots, returned = given[1:], range(len(given)) if several else None
-    stores = train if type(y) is tuple else None
-    if stores is not None:
-        y, *results = y
+    y, *results = y if (stores := type(y) is tuple) else (y,)
+    call = repetition(made, y, given, layer)
+    if stores:
         layer._store(results, train)
     outer = Backward(op.name, y, len(slots) + 1, None) if name in joined.outer else None
-    call = repetition(made, y, given, layer)
     body_backward = made[0].result[1] if call is not None and isinstance(made[0].result, tuple) else None
     known = body_backward is not None and body_backward is getattr(backward, "_function", None)
-    step = Repeated(call if known else None, layer, slots, returned, outer, stores)
-    return y, _Back(step, backward), step if known else None
+    step = Repeated(layer, slots, returned, outer)
+    if known:
+        step.call, step.stores = call, train if stores else None  # type: ignore[assignment]
+    return y, LayerBackward(step, backward), step if known else None
 
 
 def known_steps(joined: Joined, x: Any, train: bool) -> dict[str, Any]:

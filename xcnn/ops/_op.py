@@ -107,6 +107,8 @@ def captured(function: Callable[..., Any]) -> dict[str, Array]:
 
     `slope.y` is the array y that `slope` keeps, the backward of another op that the closure calls.
     """
+    if hasattr(function, "saved"):
+        return cast(dict[str, Array], function.saved())
     arrays: dict[str, Array] = {}
     names = function.__code__.co_freevars if hasattr(function, "__code__") else ()
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):

@@ -15,6 +15,7 @@ from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, Sample, op, op_of_ranks, sample
 from xcnn.ops._window import Axes, Axis, along, map_sizes, resized
 from xcnn.ops.pool import avg_pool, max_pool
+from xcnn.ops.reduce import reduction
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -217,22 +218,9 @@ adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = op_of_ranks(
 )
 
 
-def _flat_maps(name: str, xp: ModuleType, x: Array) -> Array:
-    """Return the maps of x as rows (n, c, pixels)."""
+def _check_maps(name: str, x: Array) -> None:
     if x.ndim < 3 or 0 in x.shape[2:]:
         raise ShapeError(f"{name}: x must be (n, c, *sizes) with at least one size, and none 0; got {tuple(x.shape)}")
-    return xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
-
-
-@body
-def _global_avg_pool(xp: ModuleType, x: Array) -> Result:
-    """Take the means of rows (n, c, pixels)."""
-    y, shape = xp.mean(x, axis=-1), x.shape
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (zeros(xp, shape, dy) + (dy / shape[2])[..., None] if needs[0] else None,)
-
-    return y, backward
 
 
 @op("x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
@@ -254,14 +242,8 @@ def global_avg_pool(x: Array) -> Result:
         If x has no spatial axis or an empty one, or is not a floating-point array.
     """
     xp = namespace("global_avg_pool", x=x)
-    y, rows_backward = _global_avg_pool(xp, _flat_maps("global_avg_pool", xp, x))
-    shape = x.shape
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        (dx,) = rows_backward(dy, needs)
-        return (None if dx is None else xp.reshape(dx, shape),)
-
-    return y, backward
+    _check_maps("global_avg_pool", x)
+    return reduction(xp, x, tuple(range(2, x.ndim)), False, True)
 
 
 @op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
@@ -272,12 +254,14 @@ def global_max_pool(x: Array) -> Result:
     infinite dy makes the rest of its map NaN. Backward keeps x.
     """
     xp = namespace("global_max_pool", x=x)
-    y = xp.max(_flat_maps("global_max_pool", xp, x), axis=-1)
+    _check_maps("global_max_pool", x)
+    rows = (*x.shape[:2], math.prod(x.shape[2:]))
+    y = xp.max(xp.reshape(x, rows), axis=-1)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         if not needs[0]:
             return (None,)
-        hit = _first(xp, _flat_maps("global_max_pool", xp, x), -1, slice(None))
+        hit = _first(xp, xp.reshape(x, rows), -1, slice(None))
         return (xp.reshape(hit * dy[..., None], x.shape),)
 
     return y, backward

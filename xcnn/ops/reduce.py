@@ -11,7 +11,7 @@ from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result, along, op, sample
 from xcnn.ops._options import Integers
 
-__all__ = ["mean", "sum"]
+__all__ = ["mean", "reduction", "sum"]
 
 
 def _axes(name: str, x: Array, dim: Integers | None) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def _axes(name: str, x: Array, dim: Integers | None) -> tuple[int, ...]:
 
 
 @body
-def _reduction(xp: ModuleType, x: Array, axes: tuple[int, ...], keepdims: bool, average: bool) -> Result:
+def reduction(xp: ModuleType, x: Array, axes: tuple[int, ...], keepdims: bool, average: bool) -> Result:
     """Take the sum or the mean over some axes, in increasing order."""
     shape = x.shape
     count = (math.prod(shape[one] for one in axes) or math.nan) if average else 1
@@ -42,7 +42,7 @@ def _reduction(xp: ModuleType, x: Array, axes: tuple[int, ...], keepdims: bool, 
 def _total(name: str, x: Array, dim: Integers | None, keepdim: bool, average: bool) -> Result:
     """Return the sum or the mean over some axes, and its backward pass."""
     xp = namespace(name, x=x)
-    return _reduction(xp, x, _axes(name, x, dim), flag(name, "keepdim", keepdim), average)
+    return reduction(xp, x, _axes(name, x, dim), flag(name, "keepdim", keepdim), average)
 
 
 @op(

@@ -80,7 +80,8 @@ class Step:
 
         If the loss or a gradient is not finite, everything but the gradients is restored before the error is raised.
         """
-        dtype = self.optimizer.param_groups[0]["params"][0].data.dtype
+        parameters = self._parameters()
+        dtype = parameters[0].data.dtype
         parts = self._parts(place(x, self.device, dtype), place(y, self.device, dtype))
         samples, classes = 0, 0
         losses: list[Any] = []
@@ -107,20 +108,20 @@ class Step:
             backward(dy, need_dx=False)
             del backward, loss_backward, dy  # frees the saved arrays before the next part, or a second run
         else:
-            if all(p.grad is None for p in self._parameters()):
+            if all(p.grad is None for p in parameters):
                 raise UsageError(
                     "Trainer: no parameter of the optimizer got a gradient; if all are frozen, call unfreeze() on a "
                     "part of the model, such as model[-1].unfreeze()"
                 )
-        gradients = [p.grad for p in self._parameters()]
+        gradients = [p.grad for p in parameters]
         seen, finite = look([*losses, *counts], gradients)
         value, counted = sum(seen[: len(losses)]), seen[len(losses) :]
         if not (math.isfinite(value) and finite):
             raise self._diverged(value, classes, parts, put_back)
         if self.clip_value is not None:
-            optim.clip_grad_value_(self._parameters(), self.clip_value)
+            optim.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            optim.clip_grad_norm_(self._parameters(), self.clip_norm)
+            optim.clip_grad_norm_(parameters, self.clip_norm)
         return samples, value, *(_added(counted[column::3]) for column in range(3 if count else 0))
 
     def _parts(self, x: Array, y: Array) -> list[tuple[Array, Array]]:

@@ -224,16 +224,7 @@ class _Writer:
                     builder.gep(pointer, [builder.mul(r, step)])
                     for pointer, step in zip(self.pointers, steps, strict=True)
                 ]
-                vectors = self._reader(moved[len(self.results) :])
-                added: list[Any] = []
-                computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
-                for index, values in zip(places, computed, strict=True):
-                    for (_, what), value, pointer in zip(self.results, values, moved, strict=False):
-                        if what == EACH:
-                            emit.write(value, pointer, index, mask)
-                        else:
-                            added.append(builder.fadd(totals[len(added)], emit.widened(value, mask)))
-                return added
+                return self._some(places, mask, moved, self._reader(moved), totals)
 
             totals = iter(counted(builder, begin, end, INT(1), [emit.zeros()] * (count * len(places)), row))
             for index in places:
@@ -243,8 +234,29 @@ class _Writer:
 
         emit.span(INT(0), n, [], strip, self.many)
 
+    def _some(
+        self,
+        places: Sequence[Any],
+        mask: Any,
+        pointers: Sequence[Any],
+        vectors: Callable[..., list[Any]],
+        old: Sequence[Any],
+    ) -> list[Any]:
+        """Write what is done at some places of a row; return the new sums, of the row or of columns."""
+        sums, added = [*old], 0
+        computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
+        for index, values in zip(places, computed, strict=True):
+            for (_, what), value, pointer in zip(self.results, values, pointers, strict=False):
+                if what == EACH:
+                    self.emit.write(value, pointer, index, mask)
+                else:
+                    k = added % len(sums)
+                    sums[k], added = self.builder.fadd(sums[k], self.emit.widened(value, mask)), added + 1
+        return sums
+
     def _reader(self, pointers: Sequence[Any]) -> Callable[..., list[Any]]:
-        """Return a function `(index, mask)` that loads vectors of the arrays at these places."""
+        """Return a function `(index, mask)` that loads vectors of the arrays, which follow the results."""
+        pointers = pointers[len(self.results) :]
         alike = {
             k: self.emit.spread(self.builder.load(pointer))
             for k, (many, pointer) in enumerate(zip(self.arrays, pointers, strict=True))
@@ -259,23 +271,12 @@ class _Writer:
     def _row(self, pointers: Sequence[Any], n: Any) -> None:
         """Write the loop over the numbers of a row."""
         builder, emit = self.builder, self.emit
-        results, arrays = pointers[: len(self.results)], pointers[len(self.results) :]
-        vectors = self._reader(arrays)
+        vectors = self._reader(pointers)
 
         def some(places: Sequence[Any], mask: Any, sums: Sequence[Any]) -> list[Any]:
-            """Store or add results; return the new sums of the row."""
-            computed = [self._values(loaded) for loaded in [vectors(index, mask) for index in places]]
-            for index, values in zip(places, computed, strict=True):
-                added: list[Any] = []
-                for (_, what), value, pointer in zip(self.results, values, results, strict=True):
-                    if what == EACH:
-                        emit.write(value, pointer, index, mask)
-                    else:
-                        added.append(builder.fadd(sums[len(added)], emit.widened(value, mask)))
-                sums = added
-            return [*sums]
+            return self._some(places, mask, pointers, vectors, sums)
 
-        totals = [pointer for (_, what), pointer in zip(self.results, results, strict=True) if what == ROW]
+        totals = [pointer for (_, what), pointer in zip(self.results, pointers, strict=False) if what == ROW]
         if not totals:
             emit.span(INT(0), n, [], some, self.many)
             return

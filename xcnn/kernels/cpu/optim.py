@@ -88,7 +88,7 @@ def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...
                 break
         flat: Any = arrays
         if arrays[0].ndim != 1:  # each rank is compiled anew
-            flat = [None if a is None else a.reshape(-1) for a in arrays]
+            flat = [None if a is None else a.ravel() for a in arrays]
         size = len(flat[0])
         if size < _FEW:
             function(*flat, *numbers, 0, size)

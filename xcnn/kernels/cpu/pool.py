@@ -28,7 +28,7 @@ from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._windows import SEVERAL, accumulate, deal, doubled, rolled, window_max, window_sum
 
-__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_avg_pool", "max_pool", "reduction"]
+__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "max_pool", "reduction"]
 
 _BYTE = 255
 """The winner of a window that is all padding, and the most kernel positions, if winners are bytes."""
@@ -420,12 +420,6 @@ def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
         return (dx,)
 
     return y.reshape(lead + (1,) * rank * keepdims), backward
-
-
-@kernel(np)
-def global_avg_pool(x: np.ndarray) -> Any:
-    """Take the means of the rows of x (n, c, pixels)."""
-    return _last(x, 1, False) if supports(x) else NotImplemented
 
 
 @functools.lru_cache(maxsize=256)
