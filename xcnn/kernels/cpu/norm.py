@@ -148,8 +148,8 @@ def _run(
     places = [address(array) for array in arrays]
 
     def units(first: int, last: int) -> None:
-        sums = address(scratch(0, "sums of norms", layout.room, _DOUBLE))
-        call(layout.place, *places, sums, eps, low, high, first, last)
+        room = scratch(0, "sums of norms", layout.room, _DOUBLE)
+        call(layout.place, *places, address(room), eps, low, high, first, last)
 
     share(units, 3 * x.size, n=layout.parts)
     y = _back(y, layout, x.shape)
@@ -211,8 +211,8 @@ def norm(
         places = [address(source if array is None else array) for array in arrays]
 
         def slots(first: int, last: int) -> None:
-            sums = address(scratch(0, "sums of norms", layout.room, _DOUBLE))
-            call(layout.place, *places, sums, low, high, first, last)
+            room = scratch(0, "sums of norms", layout.room, _DOUBLE)
+            call(layout.place, *places, address(room), low, high, first, last)
 
         share(slots, 5 * x.size, n=layout.parts)
         dresidual = _back(dresidual, layout, shape) if writes else dy if needs[3] and has_residual else None
