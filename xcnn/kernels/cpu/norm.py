@@ -31,8 +31,14 @@ _LIMITED = ("relu", "relu6", "hardtanh")
 _BATCH_BYTES, _GROUP_BYTES = 32, 8 * BYTES
 """The least bytes of a row of batch norm, and of a group norm."""
 
+_ADJACENT = 1 << 16
+"""About how many bytes of an image's maps batch norm reads before it goes on to the next image."""
+
 _TOGETHER = 4096
-"""About how many bytes of an image's maps, or numbers of groups, are read before the next image or pass."""
+"""About how many numbers of groups are read before they are normalised."""
+
+_SLOTS = 8
+"""The least slots of batch norm, if there are as many channels, so that threads can share the work."""
 
 
 class _Layout(NamedTuple):
@@ -72,7 +78,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
         n, c, p = shape
         table |= {"period": c, "of_unit": 1, "count": n * p, "units": c, "slots": c, "parameters": c}
         if p * itemsize >= _BATCH_BYTES or n == 1:
-            together = min(max(_TOGETHER // (p * itemsize), 1), c)
+            together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // _SLOTS))
             table |= {"unit": p, "rows": n, "step": c * p, "row": p, "together": together, "slots": -(-c // together)}
         else:
             table |= {"unit": n * p, "row": n * p}
@@ -176,10 +182,9 @@ def norm(
     layout = _layout(view.shape, axes, dtype.itemsize)
     bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
     if given is None:
-        count = math.prod(layout.kept)
-        mean, var = np.empty(count, dtype), np.empty(count, dtype)
+        mean, var = np.empty(layout.kept, dtype), np.empty(layout.kept, dtype)
     else:
-        mean, var = map(np.array, given)
+        mean, var = (np.array(one).reshape(layout.kept) for one in given)
     result, rstd = _run(x, weight, bias, eps, layout, mean, var, constant, residual, activation)
     y = None if activation is None else result  # backward keeps it
 
@@ -225,7 +230,7 @@ def norm(
             dbias = total[0].astype(dtype, copy=False).reshape(bias_shape)
         return _back(dx, layout, shape), dweight, dbias, dresidual
 
-    return result, backward, mean.reshape(layout.kept), var.reshape(layout.kept)
+    return result, backward, mean, var
 
 
 @kernel(np)
