@@ -1,351 +1,371 @@
-"""Passes over rows of adjacent numbers for normalisations, written as LLVM instructions.
+"""Normalisations as compiled loops, one for each direction: sums over a unit, then a second pass over it.
 
-A row has one mean for all its numbers or, with `columns`, one for each. It has one weight and bias or, if it is `wide`,
-one for each number. Arrays are given by their addresses, so that read-only ones need no code of their own; `like` is
-any array of the same dtype. Whatever the length, nothing outside a row is read or written. Sums are float64.
+A *unit* is what shares a mean: rows of adjacent numbers. A row has one weight and bias or, if it is `wide`, one for
+each number. Whatever the length, nothing outside a row is read or written. Sums of a unit are vectors of float64 until
+they are complete.
 """
 
+import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, Vectors, counted
+from xcnn.kernels.cpu._loops import machine_code
+from xcnn.kernels.cpu._sums import BLOCK
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 
-__all__ = ["gradient_sums", "input_gradient", "moments", "normalise", "origin", "where"]
+__all__ = ["TABLE", "norm_backward", "norm_forward"]
+
+TABLE = ("unit", "rows", "step", "row", "together", "period", "of_unit", "of_row", "count", "units", "slots", "slot",
+         "parameters")  # fmt: skip
+"""What a table has. Unit u begins at number `u * unit` and has `rows` of `row` numbers, `step` apart; row j begins at
+parameter `u % period * of_unit + j * of_row`. `count` numbers have a mean. The `units` are done in `slots`, in each of
+them so many `together`, row by row in the order of memory; sums for the `parameters` of each slot are `slot` apart."""
 
 _MANY = 2
 """Vectors per iteration."""
 
+_FORWARD = ("x", "residual", "y", "weight", "bias", "mean", "var", "rstd", "sums")
+_BACKWARD = ("x", "dy", "y", "dresidual", "dx", "weight", "mean", "rstd", "shared", "sums")
 
-class _Rows(Vectors):
-    """Emits instructions on vectors of the numbers of an array type, given by their addresses."""
 
-    def __init__(self, builder: Any, like: types.Array) -> None:
-        super().__init__(builder, like.dtype.bitwidth // 8)
-        self.none = ir.Constant(self.vector, None)
+@functools.cache
+def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
+    """Compile a function `(table, *arrays, eps, low, high, begin, end)` that sets y of the units of some slots.
 
-    def at(self, address: Any, number: Any = None) -> Any:
-        """Return a pointer to a number."""
-        return self.builder.inttoptr(address, (number or self.vector.element).as_pointer())
+    Arrays are addresses: x, residual, y, weight, bias, mean, var, rstd, and room for two vectors of float64 per unit.
 
-    def same(self, value: Any) -> Any:
-        """Return a float64 number, rounded to the arrays' dtype, in all lanes."""
-        return self.spread(self.number(value))
+    Parameters
+    ----------
+    itemsize : bytes of a number.
+    options : `wide`; `given`, mean and var are not computed; `residual`, which is added; `limited` to an interval.
+    """
+    return _function(_Forward, _FORWARD, 3, itemsize, options)
 
-    def wide(self, value: Any) -> Any:
-        """Convert a number to float64."""
-        return value if value.type == DOUBLE else self.builder.fpext(value, DOUBLE)
 
-    def add_to(self, pointer: Any, total: Any) -> None:
-        self.builder.store(self.builder.fadd(self.builder.load(pointer), self.wide(total)), pointer)
+@functools.cache
+def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
+    """Compile a function `(table, *arrays, low, high, begin, end)` that sets the gradients of the units of some slots.
 
-    def add_columns(self, value: Any, pointer: Any, index: Any, mask: Any) -> None:
-        """Add a vector to numbers in memory."""
-        self.write(self.builder.fadd(self.read(pointer, index, mask), value), pointer, index, mask)
+    Arrays are addresses: x, dy, y, dresidual, dx, weight, mean, rstd, sums (slots, 2, parameters) for dbias and
+    dweight, zeros at first, and room for two vectors of float64 per unit, or per row if it has its own parameter.
 
-    def flag(self, value: Any) -> Any:
-        return self.builder.icmp_signed("!=", value, INT(0))
+    Parameters
+    ----------
+    itemsize : bytes of a number.
+    options : `wide`; `limited`, the gradient is 0 where y is at or beyond the limits; `sums`, `residual`,
+        `gradient`: what is wanted besides; `given`, mean and variance do not depend on x.
+    """
+    return _function(_Backward, _BACKWARD, 2, itemsize, options)
 
-    def choice(self, flag: Any, pointer: Any, value: Any) -> tuple[Any, Any]:
-        """Return where to load vectors from, and a factor of their index: an array if `flag`, else the same vector."""
-        room = cgutils.alloca_once(self.builder, value.type)
-        self.builder.store(value, room)
-        same = self.builder.bitcast(room, pointer.type)
-        chosen, factor = self.flag(flag), self.builder.zext(self.flag(flag), INT)
-        return self.builder.select(chosen, pointer, same), factor
 
-    def chosen(self, choice: tuple[Any, Any], index: Any, mask: Any) -> Any:
-        pointer, factor = choice
-        return self.read(pointer, self.builder.mul(index, factor), mask)
+def _function(
+    writer: Any, names: Sequence[str], numbers: int, itemsize: int, options: Sequence[str]
+) -> Callable[..., None]:
+    start = machine_code(lambda module: writer(module, names, numbers, itemsize, options).write_all())
+    kinds = [ctypes.c_void_p] * (1 + len(names)) + [ctypes.c_double] * numbers + [ctypes.c_int64] * 2
+    call: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(start)
+    return call
 
-    def either(self, flag: Any, emit: Callable[[bool], None]) -> None:
-        """Emit two versions of a loop, and choose by a flag."""
-        with self.builder.if_else(self.flag(flag)) as (then, otherwise):
-            with then:
-                emit(True)
-            with otherwise:
-                emit(False)
 
-    def masked(self, dy: Any, y: Any, low: Any, high: Any) -> Any:
-        """Return dy where y is not at or beyond a limit; comparisons with NaN are false."""
-        below, above = self.builder.fcmp_ordered("<=", y, low), self.builder.fcmp_ordered(">=", y, high)
-        return self.builder.select(self.builder.or_(below, above), self.none, dy)
+class _Norm(Vectors):
+    """Writes the function `loop` into a module."""
 
-    def rows(self, which: Sequence[Any], body: Callable[..., None]) -> None:
-        """Emit `body(at, of, u, length)` for the rows of some units, in the order of memory.
+    def __init__(self, module: Any, names: Sequence[str], numbers: int, itemsize: int, options: Sequence[str]) -> None:
+        number = ir.FloatType() if itemsize == 4 else DOUBLE
+        arrays = [(DOUBLE if name == "sums" else number).as_pointer() for name in names]
+        kinds = [INT.as_pointer(), *arrays, *[DOUBLE] * numbers, INT, INT]
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "loop")
+        super().__init__(ir.IRBuilder(function.append_basic_block()), itemsize)
+        table, *given, self.begin, self.end = function.args
+        self.of = dict(zip(names, given, strict=False))
+        self.eps, self.limits = given[len(names)], [self.spread(self.number(one)) for one in given[-2:]]
+        self.size = {name: self.builder.load(self.builder.gep(table, [INT(k)])) for k, name in enumerate(TABLE)}
+        self.options, self.none = options, ir.Constant(self.vector, None)
+        self.width = INT(2 * self.lanes)
 
-        It is given the first number of a row, its parameter, its unit, and how many numbers it has. `which`
-        is the address of the sizes of a `_Layout` in `norm.py`, the first unit, and the end of the units.
-        """
-        table, block, until = which
-        builder, start = self.builder, self.at(table, INT)
-        unit, rows, step, row, end, _, period, of_unit, of_row = (
-            builder.load(builder.gep(start, [INT(k)])) for k in range(9)
-        )
-        first = builder.urem(block, period)
+    def sums(self, block: Any, until: Any) -> None:
+        """Write the first pass of some units, and what follows from it."""
+        raise NotImplementedError
 
-        def line(j: Any, _: Any) -> list[Any]:
-            moved, moved_of = builder.mul(j, step), builder.mul(j, of_row)
+    def results(self, block: Any, until: Any) -> None:
+        """Write the second pass of these units."""
+        raise NotImplementedError
 
-            def one(u: Any, turns: Sequence[Any]) -> list[Any]:
-                begin, (turn,) = builder.mul(u, unit), turns
-                left = builder.sub(end, begin)
-                length = builder.select(builder.icmp_signed("<", left, row), left, row)
-                body(builder.add(begin, moved), builder.add(builder.mul(turn, of_unit), moved_of), u, length)
-                turn = builder.add(turn, INT(1))
-                return [builder.select(builder.icmp_signed("<", turn, period), turn, INT(0))]
+    def write_all(self) -> None:
+        builder, size = self.builder, self.size
 
-            counted(builder, block, until, INT(1), [first], one)
+        def slot(s: Any, _: Any) -> list[Any]:
+            self.slot = s
+            after = builder.add(s, INT(1))
+            first, last = (builder.sdiv(builder.mul(k, size["units"]), size["slots"]) for k in (s, after))
+
+            def block(u: Any, _: Any) -> list[Any]:
+                until = self.smaller(builder.add(u, size["together"]), last)
+                self.sums(u, until)
+                self.results(u, until)
+                return []
+
+            counted(builder, first, last, size["together"], [], block)
             return []
 
-        counted(builder, INT(0), rows, INT(1), [], line)
+        counted(builder, self.begin, self.end, INT(1), [], slot)
+        builder.ret_void()
 
-    def of_unit(self, means: Any, rstds: Any, u: Any, columns: Any) -> tuple[Any, Any]:
-        """Return where the means of a unit are, and its rstd in all lanes; that of `columns` is 1."""
-        by_column, one = self.flag(columns), self.vector.element(1.0)
-        place = self.builder.select(by_column, INT(0), u)
-        factor = self.builder.select(by_column, one, self.builder.load(self.beside(rstds, place)))
-        return self.beside(means, place), self.spread(factor)
+    def smaller(self, a: Any, b: Any) -> Any:
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
-    def beside(self, pointer: Any, index: Any) -> Any:
-        """Return a pointer moved by some numbers."""
-        return self.builder.gep(pointer, [index])
+    def at(self, name: str, place: Any) -> Any:
+        return self.builder.gep(self.of[name], [place])
 
-    def each(self, length: Any, body: Callable[..., Any], values: Sequence[Any] = ()) -> list[Any]:
-        """Emit `body(index, mask, *values)` for all vectors of a row.
+    def get(self, name: str, place: Any) -> Any:
+        """Load a number as float64."""
+        return self.double(self.builder.load(self.at(name, place)))
 
-        With values, it returns their next ones. There are _MANY times as many, those of each vector of an iteration.
-        """
+    def double(self, value: Any) -> Any:
+        return value if value.type == DOUBLE else self.builder.fpext(value, DOUBLE)
+
+    def put(self, value: Any, name: str, place: Any) -> None:
+        target = self.at(name, place)
+        self.builder.store(value if target.type.pointee == DOUBLE else self.number(value), target)
+
+    def loop(self, begin: Any, end: Any, body: Callable[..., None]) -> None:
+        def step(index: Any, _: Any) -> list[Any]:
+            body(index)
+            return []
+
+        counted(self.builder, begin, end, INT(1), [], step)
+
+    def parameter(self, u: Any, j: Any) -> Any:
+        builder, size = self.builder, self.size
+        turn = builder.srem(u, size["period"])
+        return builder.add(builder.mul(turn, size["of_unit"]), builder.mul(j, size["of_row"]))
+
+    def rows(self, block: Any, until: Any, body: Callable[..., None]) -> None:
+        """Write `body(u, at, of, sums)` for the rows of some units: the places of numbers, parameters and sums."""
+        builder, size = self.builder, self.size
+
+        def line(j: Any) -> None:
+            def one(u: Any) -> None:
+                at = builder.add(builder.mul(u, size["unit"]), builder.mul(j, size["step"]))
+                place = builder.add(builder.sub(u, block), builder.mul(j, size["of_row"]))
+                body(u, at, self.parameter(u, j), builder.mul(place, self.width))
+
+            self.loop(block, until, one)
+
+        self.loop(INT(0), size["rows"], line)
+
+    def clear(self, block: Any, until: Any) -> None:
+        """Set the sums of some units, or of the rows of one, to 0."""
+        builder = self.builder
+        count = builder.add(
+            builder.sub(until, block), builder.mul(builder.sub(self.size["rows"], INT(1)), self.size["of_row"])
+        )
+        zeros = self.zeros()
+        self.loop(
+            INT(0),
+            builder.mul(count, INT(2)),
+            lambda k: self.write(zeros, self.of["sums"], builder.mul(k, INT(self.lanes))),
+        )
+
+    def each(
+        self, body: Callable[..., Any], values: Sequence[Any] = (), begin: Any = None, end: Any = None
+    ) -> list[Any]:
+        """Write `body(index, mask, *values)` for the vectors of a row; it returns the next values of one of _MANY."""
         own = len(values)
 
-        def some(places: Sequence[Any], mask: Any, all_values: Sequence[Any]) -> list[Any]:
-            new = [*all_values]
+        def some(places: Sequence[Any], mask: Any, carried: Sequence[Any]) -> list[Any]:
+            new = [*carried]
             for k, index in enumerate(places):
-                new[k * own : (k + 1) * own] = body(index, mask, *all_values[k * own : (k + 1) * own]) or []
+                new[k * own : (k + 1) * own] = body(index, mask, *carried[k * own : (k + 1) * own]) or []
             return new
 
-        return self.span(INT(0), length, [*values] * _MANY, some, _MANY)
+        return self.span(begin or INT(0), end or self.size["row"], [*values] * _MANY, some, _MANY)
+
+    def add(self, terms: Sequence[Any], place: Any) -> None:
+        """Add two vectors of float64 to the sums at a place."""
+        for k, term in enumerate(terms):
+            at = self.builder.add(place, INT(k * self.lanes))
+            self.write(self.builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
+
+    def totals(self, place: Any) -> list[Any]:
+        return [self.total(self.read(self.of["sums"], self.builder.add(place, INT(k * self.lanes)))) for k in range(2)]
+
+    def affine(self, name: str, of: Any) -> Callable[[Any, Any], Any]:
+        """Return a function that gives a vector of weights or biases of a row."""
+        array = self.at(name, of)
+        if "wide" in self.options:
+            return lambda index, mask: self.read(array, index, mask)
+        same = self.spread(self.builder.load(array))
+        return lambda index, mask: same
+
+    def scaled(self, of: Any, factor: Any) -> Callable[[Any, Any], Any]:
+        """Return a function that gives a vector of weights of a row times rstd."""
+        weight = self.affine("weight", of)
+        if "wide" in self.options:
+            return lambda index, mask: self.builder.fmul(weight(index, mask), factor)
+        same = self.builder.fmul(weight(None, None), factor)
+        return lambda index, mask: same
 
 
-@intrinsic
-def where(_: Any, array: Any) -> Any:
-    """Return the address of an array."""
+class _Forward(_Norm):
+    def sums(self, block: Any, until: Any) -> None:
+        builder = self.builder
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ptrtoint(context.make_array(array)(context, builder, arguments[0]).data, INT)
+        def origin(u: Any) -> Any:
+            """Return the first number of a unit, from which moments count, or 0 if it is infinite or NaN."""
+            value = builder.load(self.at("x", builder.mul(u, self.size["unit"])))
+            finite = builder.fcmp_ordered("ord", builder.fsub(value, value), value.type(0.0))
+            return builder.select(finite, value, value.type(0.0))
 
-    return types.intp(array), generate
+        def row(u: Any, at: Any, of: Any, _: Any) -> None:
+            place = builder.mul(builder.sub(u, block), self.width)
+            source, centre = self.at("x", at), self.spread(origin(u))
 
+            def moments(index: Any, mask: Any, total: Any, square: Any) -> list[Any]:
+                value = self.widened(builder.fsub(self.read(source, index, mask), centre), mask)
+                return [builder.fadd(total, value), self.fused(value, value, square)]
 
-@intrinsic
-def origin(_: Any, like: Any, address: Any) -> Any:
-    """Return the number from which `moments` counts, as float64."""
+            found = self.each(moments, [self.zeros()] * 2)
+            self.add([builder.fadd(found[k], found[k + 2]) for k in range(2)], place)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit = _Rows(builder, like)
-        value = emit.wide(builder.load(emit.at(arguments[1])))
-        return builder.select(builder.fcmp_ordered("ord", builder.fsub(value, value), DOUBLE(0.0)), value, DOUBLE(0.0))
+        def unit(u: Any) -> None:
+            if "given" not in self.options:
+                total, squares = self.totals(builder.mul(builder.sub(u, block), self.width))
+                count, start = builder.sitofp(self.size["count"], DOUBLE), self.double(origin(u))
+                average = builder.fdiv(total, count)
+                variance = builder.fdiv(builder.fsub(squares, builder.fmul(total, average)), count)
+                below = builder.fcmp_ordered("<", variance, DOUBLE(0.0))
+                self.put(builder.fadd(start, average), "mean", u)
+                self.put(builder.select(below, DOUBLE(0.0), variance), "var", u)
+            around = self.spread(builder.fadd(self.get("var", u), self.eps))
+            root = builder.extract_element(self.call("sqrt", around.type, around.type, around), LANE(0))
+            self.put(builder.fdiv(DOUBLE(1.0), root), "rstd", u)
 
-    return types.float64(like, types.intp), generate
+        if "given" not in self.options:
+            self.clear(block, until)
+            self.rows(block, until, row)
+        self.loop(block, until, unit)
 
+    def results(self, block: Any, until: Any) -> None:
+        builder = self.builder
 
-@intrinsic
-def moments(_: Any, like: Any, x: Any, shift: Any, columns: Any, sums: Any, squares: Any, length: Any) -> Any:
-    """Add `d = x - shift` and its square to sums: of the row, or of each column.
+        def row(u: Any, at: Any, of: Any, _: Any) -> None:
+            source, target = self.at("x", at), self.at("y", at)
+            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
+            scaled = self.scaled(of, factor)
+            bias = self.affine("bias", of)
 
-    `shift` is the address of a number, or of a row. If it is infinite or NaN, 0 takes its place.
-    """
+            def body(index: Any, mask: Any) -> None:
+                value = builder.fsub(self.read(source, index, mask), centre)
+                value = self.fused(value, scaled(index, mask), bias(index, mask))
+                if "residual" in self.options:
+                    value = builder.fadd(value, self.read(self.at("residual", at), index, mask))
+                if "limited" in self.options:
+                    for sign, limit in zip("<>", self.limits, strict=True):
+                        value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
+                self.write(value, target, index, mask)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, x_, shift_, columns_, sums_, squares_, length_ = arguments
-        emit = _Rows(builder, like)
-        source, shifts = emit.at(x_), emit.at(shift_)
-        targets = [emit.at(a, DOUBLE) for a in (sums_, squares_)]
+            self.each(body)
 
-        def steady(value: Any) -> Any:
-            finite = builder.fcmp_ordered("ord", builder.fsub(value, value), emit.none)
-            return builder.select(finite, value, emit.none)
-
-        def loop(by_column: bool) -> None:
-            centre = None if by_column else steady(emit.spread(builder.load(shifts)))
-
-            def column(index: Any, mask: Any) -> None:
-                value = builder.fsub(emit.read(source, index, mask), steady(emit.read(shifts, index, mask)))
-                for target, term in zip(targets, (value, builder.fmul(value, value)), strict=True):
-                    emit.add_columns(emit.widened(term), target, index, mask)
-
-            def row(index: Any, mask: Any, total: Any, square: Any) -> tuple[Any, Any]:
-                value = emit.widened(builder.fsub(emit.read(source, index, mask), centre), mask)
-                return builder.fadd(total, value), emit.fused(value, value, square)
-
-            if by_column:
-                emit.each(length_, column)
-                return
-            totals = emit.each(length_, row, [emit.zeros()] * 2)
-            for k, target in enumerate(targets):
-                emit.add_to(target, emit.total(builder.fadd(totals[k], totals[k + 2])))
-
-        emit.either(columns_, loop)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(like, n, n, n, n, n, n), generate
+        self.rows(block, until, row)
 
 
-@intrinsic
-def normalise(
-    _: Any, like: Any, x: Any, residual: Any, y: Any, adds: Any, mean: Any, columns: Any, rstd: Any, weight: Any,
-    bias: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
-) -> Any:  # fmt: skip
-    """Set rows of y to `(x - mean) * rstd * weight + bias`, plus the residual if it `adds`, between two limits.
+class _Backward(_Norm):
+    def gradient(self, at: Any) -> Callable[[Any, Any], Any]:
+        """Return a function that gives a vector of dy where y is between the limits, and zeros elsewhere."""
+        builder = self.builder
+        dy, y = self.at("dy", at), self.at("y", at)
 
-    See `_Rows.rows` for the last arguments. With `columns`, rstd is part of the weight; otherwise mean and rstd are
-    those of the units.
-    """
+        def vector(index: Any, mask: Any) -> Any:
+            g = self.read(dy, index, mask)
+            if "limited" not in self.options:
+                return g
+            kept, (low, high) = self.read(y, index, mask), self.limits
+            beyond = builder.or_(builder.fcmp_ordered("<=", kept, low), builder.fcmp_ordered(">=", kept, high))
+            return builder.select(beyond, self.none, g)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, x_, residual_, y_, adds_, mean_, columns_, rstd_, weight_, bias_, wide_, low_, high_ = arguments[:13]
-        emit = _Rows(builder, like)
-        x0, residual0, y0, mean0, rstd0, weight0, bias0 = (
-            emit.at(a) for a in (x_, residual_, y_, mean_, rstd_, weight_, bias_)
-        )
-        least, most = emit.same(low_), emit.same(high_)
+        return vector
 
-        def row(at: Any, of: Any, u: Any, length: Any) -> None:
-            source, target, weights, biases = (
-                emit.beside(a, k) for a, k in ((x0, at), (y0, at), (weight0, of), (bias0, of))
-            )
-            means, factor = emit.of_unit(mean0, rstd0, u, columns_)
-            addends = emit.choice(adds_, emit.beside(residual0, at), emit.none)
+    def sums(self, block: Any, until: Any) -> None:
+        builder, size, options = self.builder, self.size, self.options
+        if "sums" not in options:
+            return
+        start = builder.mul(self.slot, size["slot"])
 
-            def loop(is_wide: bool) -> None:
-                centre = emit.spread(builder.load(means))
-                if is_wide:
-                    centres = emit.choice(columns_, means, centre)
-                else:
-                    shift = emit.spread(builder.load(biases))
-                    slope = builder.fmul(factor, emit.spread(builder.load(weights)))
+        def row(u: Any, at: Any, of: Any, place: Any) -> None:
+            gradient, source = self.gradient(at), self.at("x", at)
+            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
+            weight, columns = self.affine("weight", of), builder.add(start, of)
+            targets = [self.at("shared", k) for k in (columns, builder.add(columns, size["parameters"]))]
 
-                def body(index: Any, mask: Any) -> None:
-                    value = emit.read(source, index, mask)
-                    if is_wide:
-                        value = builder.fmul(builder.fsub(value, emit.chosen(centres, index, mask)), factor)
-                        value = emit.fused(value, emit.read(weights, index, mask), emit.read(biases, index, mask))
-                    else:
-                        value = emit.fused(builder.fsub(value, centre), slope, shift)
-                    value = builder.fadd(value, emit.chosen(addends, index, mask))
-                    value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-                    value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-                    emit.write(value, target, index, mask)
+            def body(index: Any, mask: Any, total: Any, product: Any) -> list[Any]:
+                g, centred = gradient(index, mask), builder.fsub(self.read(source, index, mask), centre)
+                if "residual" in options:
+                    self.write(g, self.at("dresidual", at), index, mask)
+                if "wide" in options:
+                    for target, term in zip(targets, (g, builder.fmul(g, builder.fmul(centred, factor))), strict=True):
+                        self.write(builder.fadd(self.read(target, index, mask), term), target, index, mask)
+                    g = builder.fmul(g, weight(index, mask))
+                if mask is not None:  # x may be infinite
+                    centred = builder.select(mask, centred, self.none)
+                return [builder.fadd(total, g), self.fused(g, centred, product)]
 
-                emit.each(length, body)
+            def part(first: Any, _: Any) -> list[Any]:
+                end = self.smaller(builder.add(first, INT(BLOCK)), size["row"])
+                found = self.each(body, [self.none] * 2, first, end)
+                self.add([self.widened(builder.fadd(found[k], found[k + 2])) for k in range(2)], place)
+                return []
 
-            emit.either(wide_, loop)
+            counted(builder, INT(0), size["row"], INT(BLOCK), [], part)
 
-        emit.rows(arguments[13:], row)
-        return context.get_dummy_value()
+        def unit(u: Any) -> None:
+            place, inverse = builder.mul(builder.sub(u, block), self.width), self.get("rstd", u)
 
-    n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate
+            def one(k: Any, carried: Sequence[Any]) -> list[Any]:
+                found = self.totals(builder.add(place, builder.mul(k, self.width)))
+                if "wide" in options:
+                    return found
+                of = self.parameter(u, k)
+                weight, columns = self.get("weight", of), builder.add(start, of)
+                terms = found[0], builder.fmul(found[1], inverse)
+                for term, column in zip(terms, (columns, builder.add(columns, size["parameters"])), strict=True):
+                    self.put(builder.fadd(self.get("shared", column), term), "shared", column)
+                return [builder.fadd(a, builder.fmul(b, weight)) for a, b in zip(carried, found, strict=True)]
 
+            last = builder.add(builder.mul(builder.sub(size["rows"], INT(1)), size["of_row"]), INT(1))
+            total, product = counted(builder, INT(0), last, INT(1), [DOUBLE(0.0)] * 2, one)
+            part = builder.fdiv(inverse, builder.sitofp(size["count"], DOUBLE))
+            self.put(builder.fmul(total, part), "sums", place)
+            slope = builder.fmul(builder.fmul(product, part), builder.fmul(inverse, inverse))
+            self.put(slope, "sums", builder.add(place, INT(1)))
 
-@intrinsic
-def gradient_sums(
-    _: Any, like: Any, x: Any, dy: Any, y: Any, dresidual: Any, writes: Any, mean: Any, columns: Any, rstd: Any,
-    weight: Any, wide: Any, low: Any, high: Any, sums: Any, dbias: Any, dweight: Any, length: Any,
-) -> Any:  # fmt: skip
-    """Add a row's sums of `g = dy`, where y is between the limits, and of `g * (x - mean)` to the two float64 sums.
+        self.clear(block, until)
+        self.rows(block, until, row)
+        self.loop(block, until, unit)
 
-    If it is wide, these are the sums of `g * weight`, and each column's g and `g * (x - mean) * rstd` are added to the
-    rows dbias and dweight. If it `writes`, dresidual becomes g. Lanes are summed in the arrays' dtype.
-    """
+    def results(self, block: Any, until: Any) -> None:
+        builder = self.builder
+        if "gradient" not in self.options:
+            return
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (_, x_, dy_, y_, dresidual_, writes_, mean_, columns_, rstd_, weight_, wide_, low_, high_, sums_, dbias_,
-         dweight_, length_) = arguments  # fmt: skip
-        emit = _Rows(builder, like)
-        source, gradient, result, means, weights = (emit.at(a) for a in (x_, dy_, y_, mean_, weight_))
-        least, most, factor = emit.same(low_), emit.same(high_), emit.same(rstd_)
-        biases, products = emit.at(dbias_), emit.at(dweight_)
-        targets = emit.choice(writes_, emit.at(dresidual_), emit.none)
+        def row(u: Any, at: Any, of: Any, _: Any) -> None:
+            gradient, source, target = self.gradient(at), self.at("x", at), self.at("dx", at)
+            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
+            scaled, place = self.scaled(of, factor), builder.mul(builder.sub(u, block), self.width)
+            if "given" not in self.options:
+                places = place, builder.add(place, INT(1))
+                shift, slope = (self.spread(self.number(builder.load(self.at("sums", k)))) for k in places)
 
-        def loop(is_wide: bool) -> None:
-            centre = emit.spread(builder.load(means))
-            centres = emit.choice(columns_, means, centre)
+            def body(index: Any, mask: Any) -> None:
+                g = builder.fmul(gradient(index, mask), scaled(index, mask))
+                if "given" not in self.options:
+                    centred = builder.fsub(self.read(source, index, mask), centre)
+                    g = builder.fsub(g, self.fused(centred, slope, shift))
+                self.write(g, target, index, mask)
 
-            def body(index: Any, mask: Any, total: Any, product: Any) -> tuple[Any, Any]:
-                g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
-                emit.write(g, targets[0], builder.mul(index, targets[1]), mask)
-                centred = emit.read(source, index, mask)
-                centred = builder.fsub(centred, emit.chosen(centres, index, mask) if is_wide else centre)
-                if is_wide:
-                    emit.add_columns(g, biases, index, mask)
-                    emit.add_columns(builder.fmul(g, builder.fmul(centred, factor)), products, index, mask)
-                    g = builder.fmul(g, emit.read(weights, index, mask))
-                return builder.fadd(total, g), emit.fused(g, centred, product)
+            self.each(body)
 
-            totals = emit.each(length_, body, [emit.none] * 2)
-            for k in range(2):
-                place = emit.at(builder.add(sums_, INT(8 * k)), DOUBLE)
-                emit.add_to(place, emit.total(builder.fadd(totals[k], totals[k + 2])))
-
-        emit.either(wide_, loop)
-        return context.get_dummy_value()
-
-    n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, n, f, n, n, f, f, n, n, n, n), generate
-
-
-@intrinsic
-def input_gradient(
-    _: Any, like: Any, x: Any, dy: Any, y: Any, dx: Any, constant: Any, mean: Any, shift: Any, slope: Any, columns: Any,
-    rstd: Any, weight: Any, wide: Any, low: Any, high: Any, table: Any, block: Any, until: Any,
-) -> Any:  # fmt: skip
-    """Set rows of dx to `g * rstd * weight - ((x - mean) * slope + shift)`, or the first term if it is `constant`.
-
-    g is dy where y is between the limits. `shift` and `slope` are those of columns, or of units from `block` on. See
-    `normalise` for the others.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (_, x_, dy_, y_, dx_, constant_, mean_, shift_, slope_, columns_, rstd_, weight_, wide_, low_, high_) = (
-            arguments[:15]
-        )
-        emit = _Rows(builder, like)
-        arrays = [emit.at(a) for a in (x_, dy_, y_, dx_)]
-        weight0, mean0, rstd0, terms = emit.at(weight_), emit.at(mean_), emit.at(rstd_), (shift_, slope_)
-        least, most = emit.same(low_), emit.same(high_)
-        varies, by_unit = builder.icmp_signed("==", constant_, INT(0)), builder.not_(emit.flag(columns_))
-
-        def row(at: Any, of: Any, u: Any, length: Any) -> None:
-            source, gradient, result, target = (emit.beside(a, at) for a in arrays)
-            weights, (means, factor) = emit.beside(weight0, of), emit.of_unit(mean0, rstd0, u, columns_)
-            place = builder.select(by_unit, builder.sub(u, arguments[16]), INT(0))
-            rows = [means, *(emit.beside(emit.at(a), place) for a in terms)]
-
-            def loop(is_wide: bool) -> None:
-                same = [emit.spread(builder.load(a)) for a in rows]
-                choices = [emit.choice(columns_, a, value) for a, value in zip(rows, same, strict=True)]
-                scale = None if is_wide else builder.fmul(factor, emit.spread(builder.load(weights)))
-
-                def body(index: Any, mask: Any) -> None:
-                    g = emit.masked(emit.read(gradient, index, mask), emit.read(result, index, mask), least, most)
-                    centre, shift, slope = (emit.chosen(c, index, mask) for c in choices) if is_wide else same
-                    g = builder.fmul(g, builder.fmul(factor, emit.read(weights, index, mask)) if is_wide else scale)
-                    centred = builder.fsub(emit.read(source, index, mask), centre)
-                    whole = builder.fsub(g, emit.fused(centred, slope, shift))
-                    emit.write(builder.select(varies, whole, g), target, index, mask)
-
-                emit.each(length, body)
-
-            emit.either(wide_, loop)
-
-        emit.rows(arguments[15:], row)
-        return context.get_dummy_value()
-
-    n, f = types.intp, types.float64
-    return types.void(like, n, n, n, n, n, n, n, n, n, n, n, n, f, f, n, n, n), generate
+        self.rows(block, until, row)

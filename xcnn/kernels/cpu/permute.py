@@ -5,14 +5,32 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._simd import BYTES
-from xcnn.kernels.cpu._windows import transpose
+from xcnn.kernels.cpu._simd import BYTES, Emitter
 
 __all__ = ["permuted"]
+
+
+@intrinsic
+def _transpose(_: Any, x: Any, x0: Any, x_step: Any, y: Any, y0: Any, y_step: Any) -> Any:
+    """Set `y[y0 + i * y_step + j] = x[x0 + j * x_step + i]` for all i and j below the numbers of a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x_, x0_, x_step_, y_, y0_, y_step_ = arguments
+        emit = Emitter(context, builder, x)
+        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
+        square = emit.transpose([emit.load(emit.at(source, (i, x_step_))) for i in range(emit.lanes)])
+        for i, row in enumerate(square):
+            emit.store(row, emit.at(target, (i, y_step_)))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(x, i, i, y, i, i), generate
 
 
 @compiled
@@ -33,7 +51,7 @@ def _copy(x, y, table, begin, end):
         across, down = columns - columns % lanes, rows - rows % lanes
         for i in range(0, down, lanes):
             for j in range(0, across, lanes):
-                transpose(x, source + i + j * step, step, y, target + i * pitch + j, pitch)
+                _transpose(x, source + i + j * step, step, y, target + i * pitch + j, pitch)
         if rows < columns:
             for i in range(rows):
                 for j in range(across if i < down else 0, columns):
