@@ -24,7 +24,7 @@ _INT, _LANE = INT, LANE
 STRIP = 6 if BYTES == 64 else 4
 """The most vectors of a strip."""
 
-_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (1, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (1, (4,)))
+_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (2, (4,)))
 """Rows of the blocks of `strip`, and how many vectors they have, largest first."""
 
 TERMS = 512
@@ -246,9 +246,9 @@ def strip(
         whole = builder.add(rows_, _INT(most - 1 - some))
         whole = builder.mul(builder.udiv(whole, _INT(most)), _INT(most))
         whole = builder.select(builder.icmp_signed("<", rows_, _INT(most)), _INT(0), whole)
-        single = builder.icmp_signed("==", rows_, _INT(1))
-        single = builder.and_(single, builder.icmp_signed("==", vectors_, _INT(wide)))
-        ends = whole, builder.select(single, _INT(0), rows_), rows_
+        few = builder.icmp_signed("<=", rows_, _INT(_BLOCKS[2][0]))
+        few = builder.and_(few, builder.icmp_signed("==", vectors_, _INT(wide)))
+        ends = whole, builder.select(few, _INT(0), rows_), rows_
         for start, end, (size, widths) in zip((_INT(0), whole, ends[1]), ends, _BLOCKS, strict=True):
             last = emit.larger(builder.sub(rows_, _INT(size)), _INT(0))
             with cgutils.for_range_slice(builder, start, end, _INT(size)) as (r, _):
