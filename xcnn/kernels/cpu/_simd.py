@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT, LANE, Vectors, counted
 
-__all__ = ["BYTES", "FUSED", "STRIP", "TERMS", "Emitter", "next_strip", "strip"]
+__all__ = ["BYTES", "FUSED", "STRIP", "TERMS", "Emitter", "strip"]
 
 _INT, _LANE = INT, LANE
 
@@ -131,37 +131,6 @@ class Emitter(Vectors):
     def barrier(self) -> None:
         """Keep loads and stores on their side of this place; emits no instruction."""
         self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
-
-
-@intrinsic
-def next_strip(_: Any, at: Any, length: Any, itemsize: Any) -> Any:
-    """Return the first pixel and the vectors of the strip at pixel `at`, and where the next one begins.
-
-    The last strip may begin before `at`, so that it ends at `length` and nothing beyond is read or written: some pixels
-    are computed twice, with the same result. It ends beyond only if `length` is less than a vector.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at_, length_, itemsize_ = arguments
-        lanes = builder.udiv(_INT(BYTES), itemsize_)
-        left = builder.add(builder.sub(length_, at_), builder.sub(lanes, _INT(1)))
-        many = _smaller(builder, _INT(STRIP), builder.udiv(left, lanes))
-        size = builder.mul(many, lanes)
-        end = builder.add(at_, size)
-        inside, fits = builder.icmp_signed("<=", end, length_), builder.icmp_signed("<=", size, length_)
-        some = builder.select(builder.icmp_signed(">", many, _INT(1)), builder.sub(many, _INT(1)), many)
-        first = builder.select(builder.or_(inside, builder.not_(fits)), at_, builder.sub(length_, size))
-        following = _smaller(builder, length_, builder.add(at_, builder.mul(some, lanes)))
-        following = builder.select(inside, end, builder.select(fits, length_, following))
-        vectors = builder.select(builder.or_(inside, fits), many, some)
-        return context.make_tuple(builder, signature.return_type, (first, vectors, following))
-
-    n = types.intp
-    return types.UniTuple(n, 3)(n, n, n), generate
-
-
-def _smaller(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
 @intrinsic
