@@ -10,15 +10,22 @@ Indices count elements; bounds are not checked.
 """
 
 from xcnn.kernels.cpu._compile import by_address
-from xcnn.kernels.cpu._simd import next_strip, strip
+from xcnn.kernels.cpu._simd import BYTES, STRIP, strip
 
-__all__ = ["multiply", "next_strip"]
+__all__ = ["multiply"]
 
 
 @by_address("xnixnninxnnnn")
 def multiply(x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows, length):
     """Set y as above, for k < `count`. If `length` is less than a vector, whole ones are read and written."""
-    at = length - length
+    lanes, at = BYTES // x.itemsize, length - length
     while at < length:
-        first, vectors, at = next_strip(at, length, x.itemsize)
+        vectors, first = (length - at + lanes - 1) // lanes, at
+        if vectors > STRIP:
+            vectors = STRIP
+        elif vectors * lanes <= length:  # some pixels are computed twice, with the same result
+            first = length - vectors * lanes
+        elif vectors > 1:
+            vectors -= 1
         strip(x, x0 + first, shifts, w, w0, row, offsets, count, y, y0 + first, step, rows, vectors)
+        at = first + vectors * lanes

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT, LANE, Vectors, counted
 
-__all__ = ["BYTES", "FUSED", "STRIP", "TERMS", "Emitter", "next_strip", "strip"]
+__all__ = ["BYTES", "FUSED", "STRIP", "TERMS", "Emitter", "strip"]
 
 _INT, _LANE = INT, LANE
 
@@ -24,7 +24,7 @@ _INT, _LANE = INT, LANE
 STRIP = 6 if BYTES == 64 else 4
 """The most vectors of a strip."""
 
-_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (1, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (1, (4,)))
+_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (2, (4,)))
 """Rows of the blocks of `strip`, and how many vectors they have, largest first."""
 
 TERMS = 512
@@ -134,37 +134,6 @@ class Emitter(Vectors):
 
 
 @intrinsic
-def next_strip(_: Any, at: Any, length: Any, itemsize: Any) -> Any:
-    """Return the first pixel and the vectors of the strip at pixel `at`, and where the next one begins.
-
-    The last strip may begin before `at`, so that it ends at `length` and nothing beyond is read or written: some pixels
-    are computed twice, with the same result. It ends beyond only if `length` is less than a vector.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at_, length_, itemsize_ = arguments
-        lanes = builder.udiv(_INT(BYTES), itemsize_)
-        left = builder.add(builder.sub(length_, at_), builder.sub(lanes, _INT(1)))
-        many = _smaller(builder, _INT(STRIP), builder.udiv(left, lanes))
-        size = builder.mul(many, lanes)
-        end = builder.add(at_, size)
-        inside, fits = builder.icmp_signed("<=", end, length_), builder.icmp_signed("<=", size, length_)
-        some = builder.select(builder.icmp_signed(">", many, _INT(1)), builder.sub(many, _INT(1)), many)
-        first = builder.select(builder.or_(inside, builder.not_(fits)), at_, builder.sub(length_, size))
-        following = _smaller(builder, length_, builder.add(at_, builder.mul(some, lanes)))
-        following = builder.select(inside, end, builder.select(fits, length_, following))
-        vectors = builder.select(builder.or_(inside, fits), many, some)
-        return context.make_tuple(builder, signature.return_type, (first, vectors, following))
-
-    n = types.intp
-    return types.UniTuple(n, 3)(n, n, n), generate
-
-
-def _smaller(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
-
-
-@intrinsic
 def strip(
     _: Any,
     x: Any,
@@ -246,9 +215,9 @@ def strip(
         whole = builder.add(rows_, _INT(most - 1 - some))
         whole = builder.mul(builder.udiv(whole, _INT(most)), _INT(most))
         whole = builder.select(builder.icmp_signed("<", rows_, _INT(most)), _INT(0), whole)
-        single = builder.icmp_signed("==", rows_, _INT(1))
-        single = builder.and_(single, builder.icmp_signed("==", vectors_, _INT(wide)))
-        ends = whole, builder.select(single, _INT(0), rows_), rows_
+        few = builder.icmp_signed("<=", rows_, _INT(_BLOCKS[2][0]))
+        few = builder.and_(few, builder.icmp_signed("==", vectors_, _INT(wide)))
+        ends = whole, builder.select(few, _INT(0), rows_), rows_
         for start, end, (size, widths) in zip((_INT(0), whole, ends[1]), ends, _BLOCKS, strict=True):
             last = emit.larger(builder.sub(rows_, _INT(size)), _INT(0))
             with cgutils.for_range_slice(builder, start, end, _INT(size)) as (r, _):

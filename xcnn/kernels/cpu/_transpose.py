@@ -29,7 +29,9 @@ def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns
 
         def places(array: Any, value: Any, first: Any, size: Any) -> list[Any]:
             pointer, last = emit.pointer(array, value), builder.sub(size, INT(1))
-            return [builder.load(emit.at(pointer, (emit.smaller(builder.add(first, INT(k)), last), 1))) for k in range(n)]
+            return [
+                builder.load(emit.at(pointer, (emit.smaller(builder.add(first, INT(k)), last), 1))) for k in range(n)
+            ]
 
         def interleave(a: Any, b: Any, first: int) -> Any:
             return emit.shuffle(a, b, [first + k // 2 + n * (k % 2) for k in range(n)])

@@ -3,6 +3,9 @@
 Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding and no mask
 (`_weight_gradient.py`). The cheaper way is chosen from counted cycles. Work is distributed over threads by images, and
 by channels if there are few images.
+
+If dy has few channels, vectors have those of several windows, and lines of dy have zeros between them. An infinite x
+times 0 is NaN, so more of dweight may become NaN than with im2col.
 """
 
 import functools
@@ -12,7 +15,7 @@ import numpy as np
 
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
-from xcnn.kernels.cpu._moves import every
+from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import flat, share
@@ -41,7 +44,8 @@ class _Plan(NamedTuple):
     ----------
     tables : for `weight_gradient`.
     swapped : whether vectors run along the channels of dy, not of x.
-    rows : channels of dy, or channels and kernel positions of x, that vectors are multiplied with.
+    gaps : whether there are zeros between the vectors of dy.
+    units : what `collect` does.
     numbers : size of the sums of a part.
     planes, room, masked, columns : sizes of the memory for what is multiplied with vectors, for the vectors, for dy
         before it becomes vectors, and of a row of products.
@@ -52,7 +56,8 @@ class _Plan(NamedTuple):
 
     tables: np.ndarray
     swapped: bool
-    rows: int
+    gaps: bool
+    units: int
     numbers: int
     planes: int
     room: int
@@ -83,53 +88,80 @@ def _plan(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, mask
     outs, pixels, taps = p.windows.size, p.pixels.size, p.taps.size
     images = max(1, min(n, TERMS // outs))
     most = max(4 * lanes, _CHUNK_BYTES // 2 // (images * p.size * itemsize))
-    run = 1 if swapped or axes[-1].dilation > 1 else axes[-1].kernel
-    width, cycles = _width(og if swapped else cg, run, most, lanes)
-    row, zero = axes[-1].size, np.zeros(1, np.int64)
+    last, side = axes[-1], og if swapped else cg
+    run = last.kernel if last.dilation == 1 else 1
     if swapped:
-        ca, cb, a_pixels, b_pixels, copied, piece = cg, og, pixels, outs, p.size > pixels, min(outs, TERMS)
-        channel = p.size if copied else pixels
-        offsets, lines = p.windows, np.add.outer(np.arange(ca) * channel, p.taps).ravel()
-        stored, windows, room, runs = np.arange(piece), np.arange(outs), piece, zero
-        lines_of = p.pixels.reshape(-1, row)[:, 0]  # where rows of pixels are stored
-        ahead = axes[-2].size if len(axes) > 1 else 1
-        copies = [row, ahead, row, (lines_of[1] - lines_of[0]) if ahead > 1 else row]
-        planes_from, planes_to = np.arange(0, pixels, ahead * row), lines_of[::ahead]
-        row_step, step = 1, cg * taps
+        run = min(run, max(1, lanes // og)) if last.stride == 1 else 1
+    width, cycles = _width(side, run, most, lanes)
+    columns, zero = -(-run * width // lanes) * lanes, np.zeros(1, np.int64)
+    if swapped:
+        # A vector has `run` windows. A number of x meets each one at the kernel position before that of the last one.
+        ca, cb, a_pixels, b_pixels, copied = cg, og, pixels, outs, p.size > pixels or run > 1
+        plane, long, rows = p.size if copied else pixels, last.out + run - 1, np.arange(outs // last.out)
+        offsets = np.add.outer(p.windows[:: last.out], np.arange(long) * last.stride).ravel()
+        lines = np.add.outer(np.arange(ca) * plane, p.taps).reshape(-1, last.kernel)[:, ::run]
+        stored = np.add.outer(rows * long, np.arange(run - 1, long)).ravel()
+        windows, runs = np.arange(offsets.size), zero
+        laid, piece = (min(outs, TERMS), TERMS) if run == 1 else (outs, outs + images * offsets.size)
+        stored, room = stored[:laid], laid if run == 1 else offsets.size + run - 1
+        sources = np.add.outer(np.arange(lines.size).reshape(lines.shape) * columns, np.arange(run - 1, -1, -1) * og)
+        sources = sources.reshape(ca * taps // last.kernel, -1)[:, : last.kernel]
+        to = p.pixels[:: last.size]
+        lines_of = axes[-2].size if len(axes) > 1 else 1
+        copies = [last.size, lines_of, last.size, to[lines_of - 1] - to[max(0, lines_of - 2)]]
+        pieces = (pixels, np.arange(0, pixels, lines_of * last.size)), (plane, to[::lines_of])
+        each = [np.add.outer(np.arange(ca) * apart, places).ravel() for apart, places in pieces]
+        units, step, unit_step, part, count = 1, cg * taps, og * cg * taps, columns, lines.size
     else:
-        ca, cb, a_pixels, b_pixels, copied, piece = og, cg, outs, pixels, masked, pixels + images * outs
-        channel, offsets, lines = outs, np.arange(outs), np.arange(og) * outs
-        stored, windows, room, runs = p.pixels, p.windows, p.size, p.taps[::run] * width
-        copies, planes_from, planes_to = [outs, 1, outs, outs], zero, zero
-        row_step, step = cg * taps, taps
-    apart = piece if swapped and masked else b_pixels
+        ca, cb, a_pixels, b_pixels, copied, laid = og, cg, outs, pixels, masked, pixels
+        plane, offsets, lines = outs, np.arange(outs), np.arange(og) * outs
+        stored, windows, room, runs, piece = p.pixels, p.windows, p.size, p.taps[::run] * width, pixels + images * outs
+        copies, each = [og * outs, 1, 0, 0], [zero, zero]
+        units, step, unit_step, part, count = og, taps, cg * taps, og * columns, runs.size
+        sources = np.add.outer(np.arange(runs.size) * part, np.arange(run) * width)
+    maps, apart = min(width, cb), laid if swapped and masked else b_pixels
+    starts = np.maximum(0, np.minimum(np.arange(0, cb, width), cb - width))
+    image = groups * ca * a_pixels
     tables = pack(
         [
-            groups, ca, cb, a_pixels, b_pixels, images, room * width, max(piece, TERMS), run * width, width, apart,
-            channel, *copies, row_step, step, og * cg * taps,
+            images, image, groups * cb * b_pixels, windows.size, b_pixels, each[0].size, *copies, maps, apart,
+            room * width, piece, columns, units, unit_step, runs.size * lines.size * columns, count, part,
         ],
+        np.repeat(np.arange(groups) * ca * a_pixels, starts.size),
+        np.add.outer(np.arange(groups) * cb, starts) * b_pixels,
         np.minimum(np.arange(width), cb - 1) * apart,
         stored * width,
         repeat(room * width, images, windows * width),
-        np.concatenate([repeat((1 if copied else groups) * ca * channel, images, offsets), lines]),
+        np.concatenate([repeat(ca * plane if copied else image, images, offsets), lines.ravel()]),
         runs,
-        planes_from,
-        planes_to,
+        repeat(image, images if copied else 0, each[0]),
+        repeat(ca * plane, images if copied else 0, each[1]),
+        sources,
+        np.arange(maps) * step,
+        starts * step,
     )  # fmt: skip
-    blocks = groups * -(-cb // width)
-    numbers = blocks * runs.size * lines.size * run * width
     # Copies are counted with what it takes to read from memory.
-    moves = cb * b_pixels * (0.5 + 2.5 / min(width, b_pixels, lanes))
-    moves += 0.4 * (ca * channel * copied + cb * outs * (swapped and masked))
-    cost = groups * (outs * cycles * runs.size * -(-lines.size // 4) + moves)
-    count = parts(n * blocks, n * cost / _CYCLES_PER_MICROSECOND)
-    by_images = max(1, min(count, -(-n // images), _PARTIAL_BYTES // (numbers * itemsize)))
-    by_blocks = max(1, min(count // by_images, blocks))
+    moves = cb * b_pixels * (0.35 + 2.5 / min(width, b_pixels, lanes))
+    moves += 0.3 * (ca * plane * copied + cb * outs * (swapped and masked))
+    cost = groups * (windows.size * cycles * runs.size * -(-lines.size // 4) + moves)
+    blocks = groups * starts.size
+    numbers = blocks * runs.size * lines.size * columns
+    most_parts = parts(n * blocks, n * cost / _CYCLES_PER_MICROSECOND)
+    by_images = max(1, min(most_parts, -(-n // images), _PARTIAL_BYTES // (numbers * itemsize)))
+    by_blocks = max(1, min(most_parts // by_images, blocks))
     return _Plan(
-        tables, swapped, groups * lines.size, numbers, images * ca * channel * copied,
-        images * room * width + run * width + lanes, apart * min(width, cb) * (swapped and masked), run * width,
-        by_images, by_blocks, blocks, cost, new_owner(),
+        tables, swapped, swapped and run > 1, groups * units, numbers, (images * ca * plane + lanes) * copied,
+        images * room * width + columns, apart * maps * (swapped and masked), columns, by_images, by_blocks, blocks,
+        cost, new_owner(),
     )  # fmt: skip
+
+
+@functools.cache
+def _calls(itemsize: int) -> np.ndarray:
+    return np.array([function.address(itemsize) for function in (multiply, every, transpose, affine)], np.int64)
+
+
+_ONE = {size: np.array([1, 0], f"f{size}") for size in (4, 8)}
 
 
 @functools.lru_cache(maxsize=512)
@@ -145,21 +177,23 @@ def weight_gradients(
     if o == groups > cg == 1:
         return depthwise.weight_gradients(x, dy, y, weight, axes)
     f = _cheapest(axes, groups, o // groups, cg, n, size, y is not None)
-    sums, out = np.empty((f.by_images, f.numbers), dtype), np.empty(weight.shape, dtype)
+    sums, out = np.empty(f.by_images * f.numbers, dtype), np.empty(weight.shape, dtype)
     arrays = [flat(a, size) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
 
     def some(part: int) -> None:
         i, block = divmod(part, f.by_blocks)
         padded = cleared(f.number, "padded", f.planes if f.swapped else f.room, dtype)
-        others = scratch(0, "pixels", f.room if f.swapped else f.planes, dtype)
+        many = f.room if f.swapped else f.planes
+        others = cleared(f.number, "gaps", many, dtype) if f.gaps else scratch(0, "pixels", many, dtype)
         planes, bs = (padded, others) if f.swapped else (others, padded)
+        some_sums = sums[f.numbers * i : f.numbers * (i + 1)]
         weight_gradient(
-            *(function.address(size) for function in (multiply, every, transpose)), *arrays, sums[i], f.tables,
-            n * i // f.by_images, n * (i + 1) // f.by_images,
-            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks,
-            planes, bs, scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * max(f.columns, BYTES), dtype),
+            _calls(size), *arrays, some_sums, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
+            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks, planes, bs,
+            scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * f.columns, dtype), _ONE[size],
         )  # fmt: skip
 
     parallel(some, f.by_images * f.by_blocks)
-    share(collect, 4 * sums.size, sums, f.tables, out.reshape(-1), n=f.rows)
+    given = _calls(size), sums, f.by_images, f.tables, _ONE[size], out.reshape(-1)
+    share(collect, 4 * sums.size, *given, n=f.units)
     return out
