@@ -328,6 +328,7 @@ TILES = {
     "_depthwise_forward": {"_BUFFER_BYTES": 6_000},
     "input_gradients": {"_STACK_BYTES": 6_000},
     "weight_gradients": {"_CHUNK_BYTES": 6_000},
+    "each": {"_FEW": 0},
     "columns": {"_TILE_BYTES": 2_000, "_LEAST_MICROSECONDS": 0},
     "_matrices": {"_ROOM": 98_304, "_LEAST_ROWS": 16},
 }
