@@ -365,6 +365,12 @@ def permuted(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((rng.standard_normal(shape), tuple(int(v) for v in rng.permutation(len(shape)))), -1, True)
 
 
+def joined(rng: Rng, exact: bool) -> BodyCall:
+    before, after = shape_of(rng, 2, 300.0), shape_of(rng, 2, 300.0)
+    sizes = [integer(rng, 1, 9) for _ in range(integer(rng, 1, 4))]
+    return BodyCall((len(before), *(rng.standard_normal((*before, size, *after)) for size in sizes)), -1, True)
+
+
 def interpolate(rng: Rng, exact: bool) -> BodyCall:
     rank = one(rng, 1, 2, 2, 3)
     maps = tuple(integer(rng, 1, (200, 40, 9)[rank - 1]) for _ in range(rank))
@@ -405,6 +411,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "adaptive_max": adaptive,
     "reduction": reduction,
     "permuted": permuted,
+    "joined": joined,
     "interpolate": interpolate,
     "dropout": dropout,
 }

@@ -14,7 +14,7 @@ from xcnn.ops._op import Gradients, Result, along, op, positive, sample
 from xcnn.ops._options import activation as checked_activation
 from xcnn.ops._pair import Pair, pair
 
-__all__ = ["add", "concat", "divide", "maximum", "minimum", "multiply", "subtract"]
+__all__ = ["add", "concat", "divide", "joined", "maximum", "minimum", "multiply", "subtract"]
 
 
 def _checked(name: str, x: Array, other: Array) -> Array:
@@ -161,8 +161,14 @@ def minimum(x: Array, other: Array) -> Result:
 
 
 @body
+def joined(xp: ModuleType, dim: int, *xs: Array) -> Array:
+    """Return arrays joined along an axis."""
+    return xp.concat(xs, axis=dim)
+
+
+@body
 def _concat(xp: ModuleType, dim: int, *xs: Array) -> Result:
-    """Return arrays joined along an axis, and the slices of dy."""
+    """Return arrays joined along an axis, and their slices of dy as gradients."""
     sizes = [x.shape[dim] for x in xs]
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
@@ -174,7 +180,7 @@ def _concat(xp: ModuleType, dim: int, *xs: Array) -> Result:
             start += size
         return tuple(gradients)
 
-    return xp.concat(xs, axis=dim), backward
+    return joined(xp, dim, *xs), backward
 
 
 @op(

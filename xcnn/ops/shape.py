@@ -134,6 +134,13 @@ def permuted(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Array:
     return xp.permute_dims(x, order)
 
 
+@body
+def _permute(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Result:
+    """Return x with its axes in another order."""
+    back = tuple(order.index(dim) for dim in range(len(order)))
+    return permuted(xp, x, order), lambda dy, needs: (permuted(xp, dy, back) if needs[0] else None,)
+
+
 def _leaves_first(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
     return options["dims"][0] in (0, -len(shape))
 
@@ -164,8 +171,7 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
     order = tuple(int(dim) % rank for dim in entries if is_integer(dim) and -rank <= dim < rank)
     if len(order) != len(entries) or sorted(order) != list(range(rank)):
         raise UsageError(f"permute: dims must name each axis of x {tuple(x.shape)} once, got {shown(dims)}")
-    back = tuple(order.index(dim) for dim in range(rank))
-    return permuted(xp, x, order), lambda dy, needs: (permuted(xp, dy, back) if needs[0] else None,)
+    return _permute(xp, x, order)
 
 
 @body

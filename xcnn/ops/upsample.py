@@ -3,6 +3,7 @@
 Interpolation works along one axis at a time, and adds the taps of `_taps.py`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -172,11 +173,12 @@ def _rearranged(
     """Return x with some axes split, all in another order, and some joined."""
     shape, moved = x.shape, tuple(split[i] for i in order)
     back = tuple(order.index(i) for i in range(len(order)))
+    permute = xp.permute_dims if order[-1] == len(order) - 1 else functools.partial(permuted, xp)
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (xp.reshape(permuted(xp, xp.reshape(dy, moved), back), shape) if needs[0] else None,)
+        return (xp.reshape(permute(xp.reshape(dy, moved), back), shape) if needs[0] else None,)
 
-    return xp.reshape(permuted(xp, xp.reshape(x, split), order), joined), backward
+    return xp.reshape(permute(xp.reshape(x, split), order), joined), backward
 
 
 @op("x", samples=[sample({"x": (2, 8, 2, 3)}, upscale_factor=2)], apart=lambda shape, options: len(shape) > 3)

@@ -8,7 +8,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import contiguous, share, supports
 from xcnn.threads import parallel
 
 __all__ = ["dropout"]
@@ -66,7 +66,7 @@ def dropout(x: np.ndarray, p: float, generator: np.random.Generator) -> Any:
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     y, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, np.uint8)
     factor = x.dtype.type(scale)
-    arguments = np.float32(p), factor, np.ascontiguousarray(x).reshape(-1), mask.reshape(-1), y.reshape(-1)
+    arguments = np.float32(p), factor, contiguous(x).reshape(-1), mask.reshape(-1), y.reshape(-1)
     state = bits.state
     shift = state["has_uint32"]  # so that each further part begins with both halves of 64 bits
 
@@ -88,7 +88,7 @@ def dropout(x: np.ndarray, p: float, generator: np.random.Generator) -> Any:
         if not needs[0]:
             return (None,)
         dx = np.empty(dy.shape, dy.dtype)
-        arrays = np.ascontiguousarray(dy).reshape(-1), mask.reshape(-1), dy.dtype.type(scale), dx.reshape(-1)
+        arrays = contiguous(dy).reshape(-1), mask.reshape(-1), dy.dtype.type(scale), dx.reshape(-1)
         share(_drop_gradient, 2 * dx.size, *arrays)
         return (dx,)
 

@@ -1,4 +1,4 @@
-"""Pieces of a batch in threads."""
+"""Work in threads that needs no compiled code: pieces of a batch, and copies."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,13 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._blas import one_blas_thread
+from xcnn.kernels.cpu._share import share
 from xcnn.threads import parallel
 
-__all__ = ["each"]
+__all__ = ["each", "joined"]
+
+_FEW = 800_000
+"""How many numbers must be moved for a second thread to be worth it."""
 
 
 @kernel(np)
@@ -16,3 +20,15 @@ def each(task: Callable[[int], object], count: int) -> None:
     """Call a task for every piece, with products on one thread, so that no bit depends on their number."""
     with one_blas_thread:
         parallel(task, count)
+
+
+@kernel(np)
+def joined(dim: int, *xs: np.ndarray) -> np.ndarray:
+    """Join arrays along an axis, a part of the first axis in each thread."""
+    moved = 2 * sum([x.size for x in xs])
+    if dim == 0 or moved < _FEW:
+        return np.concatenate(xs, axis=dim)
+    before, after = xs[0].shape[:dim], xs[0].shape[dim + 1 :]
+    y = np.empty((*before, sum(x.shape[dim] for x in xs), *after), xs[0].dtype)
+    share(lambda begin, end: np.concatenate([x[begin:end] for x in xs], dim, y[begin:end]), moved, n=len(y))
+    return y

@@ -10,7 +10,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn._taps import tables
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import contiguous, share, supports
 
 __all__ = ["interpolate"]
 
@@ -115,7 +115,7 @@ def interpolate(x: np.ndarray, plan: tuple[Any, ...]) -> Any:
         passes, outs = _passes(plan, sizes, back, x.dtype)
         y = np.empty((*lead, *outs), x.dtype)
         maps = math.prod(lead)
-        share(_resize, 4 * (x.size + y.size), np.ascontiguousarray(x).reshape(maps, -1), y.reshape(maps, -1), *passes)
+        share(_resize, 4 * (x.size + y.size), contiguous(x).reshape(maps, -1), y.reshape(maps, -1), *passes)
         return y
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
