@@ -92,8 +92,8 @@ def lanes_product(x, x0, bases, shifts, w, w0, f, f0, r, r0, r_step, low, high, 
 
 
 @_compiled
-def _clear(numbers):
-    for k in range(numbers.size):
+def _clear(numbers, count):
+    for k in range(count):
         numbers[k] = 0
 
 
@@ -131,14 +131,14 @@ def depthwise(
     room, weights, masked, added, sums = tables[9], tables[10], tables[11], tables[12], tables[13]
     steps, taps, plain = array(tables, 0), array(tables, 1), weights - lanes
     width, factors = steps.size // bands, plain - 2 * lanes
-    _clear(memory[:weights])
+    _clear(memory, weights)
     block = -1
     for job in range(first, last):
         rest = job // bands
         b, at = rest // n, (job - rest * bands) * width
         image = rest - b * n
         if bands > 1:  # otherwise the padding is still 0
-            _clear(memory[: planes * room])
+            _clear(memory, planes * room)
         if b != block:
             block = b
             for i in range(lanes):
@@ -184,21 +184,21 @@ def depthwise_weight_gradient(
     blocks, plain, masked, dys = tables[8], tables[10] - lanes, tables[11], tables[13]
     steps, shifts = array(tables, 0), array(tables, 2)
     width = steps.size // tables[7]
-    _clear(memory[: plain + lanes])
+    _clear(memory, plain + lanes)
     for k in range(plain - 2 * lanes, plain - lanes):
         memory[k] = 1
     for b in range(block, end):
         count, k = min(lanes, outputs - b * lanes), blocks + 3 * b
         rows, targets, even = array(tables, k), array(tables, k + 1), array(tables, k + 2)
-        _clear(sums)
+        _clear(sums, sums.size)
         for n in range(first, last):
-            _clear(image)
+            _clear(image, image.size)
             for at in range(0, steps.size, width):
                 if steps.size > width:
-                    _clear(memory[: plain - 2 * lanes])
+                    _clear(memory, plain - 2 * lanes)
                 _take(
                     copy, turn, x, x[:0], n * tables[3] * pixels + steps[at], rows, even, count, pixels,
-                    memory, masked, 0, array(tables, steps[at + 1]),
+                    memory, masked, np.intp(0), array(tables, steps[at + 1]),
                 )  # fmt: skip
                 _take(
                     copy, turn, dy, mask, n * outputs * out_pixels + steps[at + 2], targets, even, count, out_pixels,

@@ -64,18 +64,18 @@ def _convolution(
         y = np.empty((n, groups * weight.shape[1], *[axis.size for axis in axes]), dtype)
     else:
         y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
+    arrays = (
+        flat(x, size),
+        flat(mask, size),
+        flat(weight, size),
+        _ONE[size] if scale is None else scale,
+        _ZERO[size] if shift is None else flat(shift, size),
+        flat(residual, size),
+    )
     if depthwise.pays(weight.shape, groups, size):
-        depthwise.convolve(y, x, mask, weight, scale, shift, residual, ends, axes, groups, transposed)
+        depthwise.convolve(y, arrays, ends, axes, weight.shape[0], groups, transposed)
         near = False
     else:
-        arrays = (
-            flat(x, size),
-            flat(mask, size),
-            flat(weight, size),
-            _ONE[size] if scale is None else scale,
-            _ZERO[size] if shift is None else flat(shift, size),
-            flat(residual, size),
-        )
         plain = scale is None and shift is None and residual is None and ends == _UNLIMITED
         f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
         fixed = (*_calls(size), *arrays, *ends, plain, y.reshape(-1), f.tables)

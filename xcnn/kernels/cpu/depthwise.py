@@ -6,6 +6,7 @@ distributed over threads by images, by blocks of channels, and by bands.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,6 @@ _TERMS = 64
 
 _NUMBERS_PER_MICROSECOND = 80_000
 """Products that a thread computes; moving a number there or back takes as long as four."""
-
-_ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for value in (1, 0))
 
 Axes = tuple[Any, ...]
 
@@ -189,27 +188,16 @@ def _addresses(itemsize: int) -> tuple[int, ...]:
 
 
 def convolve(
-    y: np.ndarray, x: np.ndarray, mask: np.ndarray | None, weight: np.ndarray, scale: np.ndarray | None,
-    shift: np.ndarray | None, residual: np.ndarray | None, limits: tuple[float, float], axes: Axes, groups: int,
+    y: np.ndarray, arrays: Sequence[np.ndarray], limits: tuple[float, float], axes: Axes, o: int, groups: int,
     transposed: bool,
 ) -> None:  # fmt: skip
-    """Set y to `clip(convolution * scale + shift + residual, *limits)`; scale and shift are of channels of y.
-
-    If it is transposed, y is the input gradient of the convolution with these axes. Where the mask is 0, x counts as 0.
-    """
-    size = x.itemsize
-    plan = _plan(axes, x.shape[0], weight.shape[0], groups, size, "input" if transposed else "forward")
-    arrays = (
-        *(flat(a, size) for a in (x, mask, weight)),
-        _ONE[size] if scale is None else scale,
-        _ZERO[size] if shift is None else flat(shift, size),
-        flat(residual, size),
-    )
+    """Set y to a convolution, or the input gradient of one with o channels; the arrays are flat, for `depthwise`."""
+    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
-        memory = scratch(0, "depthwise", plan.memory, x.dtype)
-        depthwise(*_addresses(size), *arrays, *limits, y.reshape(-1), plan.tables, first, last, memory)
+        memory = scratch(0, "depthwise", plan.memory, y.dtype)
+        depthwise(*_addresses(y.itemsize), *arrays, *limits, y.reshape(-1), plan.tables, first, last, memory)
 
     parallel(some, plan.parts)
 
