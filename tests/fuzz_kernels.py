@@ -326,7 +326,6 @@ _CHUNK = 100
 TILES = {
     "_stacks": {"_PLANE_BYTES": 6_000, "_NEAR_BYTES": 0, "_SUM_BYTES": 6_000, "_MICROSECONDS": 1},
     "depthwise": {"_BAND_BYTES": 6_000},
-    "input_gradients": {"_STACK_BYTES": 6_000},
     "weight_gradients": {"_CHUNK_BYTES": 6_000},
     "columns": {"_TILE_BYTES": 2_000, "_LEAST_MICROSECONDS": 0},
     "_matrices": {"_ROOM": 98_304, "_LEAST_ROWS": 16},
