@@ -99,30 +99,31 @@ def test_gradients_pass_through_an_activation(activation: Any, dtype: str) -> No
 def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands of one line or several, stacks of images, and blocks of channels, against portable code and each other."""
     pytest.importorskip("numba")
-    from xcnn.kernels.cpu import _depthwise_forward, _stacks, conv
+    from xcnn.kernels.cpu import _stacks, conv, depthwise
 
     def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
         """Return memory that another convolution has used, or zeros for a layout's own memory."""
         return np.full(size, np.nan if owner == -1 else 0.0, dtype)
 
-    monkeypatch.setattr(conv, "scratch", scratch)
+    for module in (conv, depthwise):
+        monkeypatch.setattr(module, "scratch", scratch)
     monkeypatch.setattr(conv, "cleared", scratch)
     for name, value in {"_PLANE_BYTES": nbytes, "_NEAR_BYTES": near, "_SUM_BYTES": nbytes, "_MICROSECONDS": 1}.items():
         monkeypatch.setattr(_stacks, name, value)
-    monkeypatch.setattr(_depthwise_forward, "_BUFFER_BYTES", nbytes)
-    cached = _stacks.plan, _depthwise_forward.tables
+    monkeypatch.setattr(depthwise, "_BAND_BYTES", nbytes)
+    cached = _stacks.plan, depthwise._plan
     for function in cached:
         function.cache_clear()
     rng = np.random.default_rng(nbytes + near)
     for _ in range(25):
-        rank, depthwise = int(rng.integers(1, 4)), rng.random() < 0.4
+        rank, lanes = int(rng.integers(1, 4)), rng.random() < 0.4
         kernel, stride, dilation, padding = (
             tuple(map(int, rng.integers(low, high, rank))) for low, high in [(1, 5), (1, 4), (1, 3), (0, 4)]
         )
         extent = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
         maps = tuple(e + int(rng.integers(0, 18 // rank)) for e in extent)
-        groups = int(rng.integers(8, 30)) if depthwise else int(rng.integers(1, 3))
-        cg, og = (1, int(rng.integers(1, 4))) if depthwise else map(int, rng.integers(1, 40, 2))
+        groups = int(rng.integers(8, 30)) if lanes else int(rng.integers(1, 3))
+        cg, og = (1, int(rng.integers(1, 4))) if lanes else map(int, rng.integers(1, 40, 2))
         x, weight = rng.standard_normal((11, groups * cg, *maps)), rng.standard_normal((groups * og, cg, *kernel))
         axes = window_axes("conv", maps, kernel, stride, padding, dilation)
         with portable(np):

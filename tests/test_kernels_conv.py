@@ -73,8 +73,8 @@ def convolve_at_the_edge(side: str) -> None:
     """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
     from xcnn.kernels.cpu import conv, depthwise, weight_gradients
 
-    memory = at_the_edge(side)
-    for module in (conv, depthwise, weight_gradients):
+    memory = depthwise.scratch = at_the_edge(side)
+    for module in (conv, weight_gradients):
         module.scratch = module.cleared = memory
     rng = np.random.default_rng(0)
 

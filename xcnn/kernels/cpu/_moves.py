@@ -1,4 +1,4 @@
-"""What a convolution does with rows besides products, and the product of a depthwise one, as LLVM instructions.
+"""What a convolution does with rows besides products, as LLVM instructions.
 
 Indices count elements. Bounds are not checked.
 """
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from xcnn.kernels.cpu._compile import by_address
 from xcnn.kernels.cpu._simd import Emitter
 
-__all__ = ["affine", "every", "lanes_product"]
+__all__ = ["affine", "every"]
 
 _INT, _FALSE = ir.IntType(64), ir.IntType(1)(0)
 
@@ -182,60 +182,3 @@ def _every(
 def every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
     """Do what `_every` does."""
     _every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count)
-
-
-_SUMS = 9
-"""Vectors of sums that `lanes_product` computes at once: more than a processor's latency takes, and 3 x 3 taps."""
-
-
-@intrinsic
-def _lanes_product(
-    _: Any, x: Any, x0: Any, bases: Any, shifts: Any, w: Any, w0: Any, y: Any, y0: Any, count: Any
-) -> Any:
-    """Set `count` vectors of y to sums of products of vectors, lane by lane.
-
-    For i < `count`, with L the numbers of a vector and [] a vector from an index on:
-
-        y[y0 + i * L] = sum over k < shifts.size of w[w0 + k * L] * x[x0 + bases[i] + shifts[k]]
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, bases_, shifts_, w_, w0_, y_, y0_, count_ = arguments
-        emit = Emitter(context, builder, x)
-        source, target, weights = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_), emit.pointer(w, w_, w0_)
-        base, shift = emit.pointer(bases, bases_), emit.pointer(shifts, shifts_)
-        terms = context.make_array(shifts)(context, builder, shifts_).nitems
-
-        def block(i: Any, many: int) -> None:
-            starts = [
-                builder.gep(source, [builder.load(builder.gep(base, [builder.add(i, _INT(j))]))]) for j in range(many)
-            ]
-            (sums,) = emit.sums(1, many)
-            with cgutils.for_range(builder, terms) as loop:
-                offset = builder.load(builder.gep(shift, [loop.index]))
-                weight = emit.load(emit.at(weights, (loop.index, emit.lanes)))
-                for start, total in zip(starts, sums, strict=True):
-                    emit.multiply_add(weight, emit.load(builder.gep(start, [offset])), total)
-            for j, total in enumerate(sums):
-                emit.store(builder.load(total), emit.at(target, (builder.add(i, _INT(j)), emit.lanes)))
-
-        many = builder.icmp_signed(">=", count_, _INT(_SUMS))
-        with builder.if_else(many) as (several, few):
-            with several, cgutils.for_range_slice(builder, _INT(0), count_, _INT(_SUMS)) as (i, _):
-                block(emit.smaller(i, builder.sub(count_, _INT(_SUMS))), _SUMS)
-            with few:
-                threes = builder.mul(builder.udiv(count_, _INT(3)), _INT(3))
-                with cgutils.for_range_slice(builder, _INT(0), threes, _INT(3)) as (i, _):
-                    block(i, 3)
-                with cgutils.for_range_slice(builder, threes, count_, _INT(1)) as (i, _):
-                    block(i, 1)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, bases, shifts, w, n, y, n, n), generate
-
-
-@by_address("xniixnxnn")
-def lanes_product(x, x0, bases, shifts, w, w0, y, y0, count):
-    """Do what `_lanes_product` does."""
-    _lanes_product(x, x0, bases, shifts, w, w0, y, y0, count)

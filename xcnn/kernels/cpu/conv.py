@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu import depthwise as depthwise_gradients
-from xcnn.kernels.cpu._depthwise_forward import depthwise, depthwise_pays, tables
+from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._forward import convolve, fold
 from xcnn.kernels.cpu._input_gradient import bias_gradient
 from xcnn.kernels.cpu._layout import skips
-from xcnn.kernels.cpu._moves import affine, every, lanes_product
+from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
 from xcnn.kernels.cpu._share import flat, share, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import add_rows
-from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel, parts
@@ -40,11 +38,6 @@ _ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for valu
 @functools.cache
 def _calls(itemsize: int) -> tuple[int, ...]:
     return tuple(function.address(itemsize) for function in (multiply, every, affine))
-
-
-@functools.cache
-def _lane_calls(itemsize: int) -> tuple[int, ...]:
-    return tuple(function.address(itemsize) for function in (affine, transpose, lanes_product))
 
 
 def _convolution(
@@ -72,41 +65,33 @@ def _convolution(
     else:
         y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
     arrays = (
+        flat(x, size),
+        flat(mask, size),
         flat(weight, size),
         _ONE[size] if scale is None else scale,
         _ZERO[size] if shift is None else flat(shift, size),
         flat(residual, size),
     )
-    fixed: tuple[Any, ...]
-    if not transposed and depthwise_pays(weight.shape, groups, size):
-        lanes = tables(axes, weight.shape, groups, size)
-        jobs, microseconds, pieces = n * lanes.jobs, n * lanes.microseconds, 1
-        fixed = (*_lane_calls(size), flat(x, size), *arrays, *ends, y.reshape(-1), *lanes[:5], n)
-
-        def run(first: int, last: int) -> None:
-            depthwise(*fixed, first, last, scratch(lanes.number, "planes", lanes.scratch, dtype))
-
+    if depthwise.pays(weight.shape, groups, size):
+        depthwise.convolve(y, arrays, ends, axes, weight.shape[0], groups, transposed)
+        near = False
     else:
         plain = scale is None and shift is None and residual is None and ends == _UNLIMITED
         f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
-        jobs, microseconds, pieces = f.jobs, f.microseconds, f.pieces
-        fixed = (*_calls(size), flat(x, size), flat(mask, size), *arrays, *ends, plain, y.reshape(-1), f.tables)
+        fixed = (*_calls(size), *arrays, *ends, plain, y.reshape(-1), f.tables)
+        count = parts(f.jobs, f.microseconds)
+        near = limits is None and f.pieces >= count  # a piece is some images, and still in the cache after that
+        pieces = f.pieces if near else count
 
-        def run(first: int, last: int) -> None:
+        def some(part: int) -> None:
             planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
-            convolve(*fixed, first, last, planes, scratch(-1, "sums", f.sums, dtype))
+            sums = scratch(-1, "sums", f.sums, dtype)
+            for piece in range(pieces * part // count, pieces * (part + 1) // count):
+                convolve(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
+                if near:
+                    in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
-    count = parts(jobs, microseconds)
-    near = limits is None and pieces >= count  # a piece is some images, and still in the cache after that
-    pieces = pieces if near else count
-
-    def some(part: int) -> None:
-        for piece in range(pieces * part // count, pieces * (part + 1) // count):
-            run(jobs * piece // pieces, jobs * (piece + 1) // pieces)
-            if near:
-                in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
-
-    parallel(some, count)
+        parallel(some, count)
     if limits is None and not near:
         numbers = y.reshape(-1)
         share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
@@ -122,8 +107,6 @@ def _input_gradients(
     y: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return dx, plus a bias if it is a transposed convolution; dy is masked to where y is not 0, unless y is None."""
-    if weight.shape[0] == groups > weight.shape[1] == 1 and bias is None:
-        return depthwise_gradients.input_gradients(dy, y, weight, axes)
     return _convolution(dy, weight, axes, groups, shift=bias, transposed=True, mask=y)
 
 

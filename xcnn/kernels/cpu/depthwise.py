@@ -1,144 +1,225 @@
-"""The gradients of depthwise convolutions on the CPU, with vectors of channels (`_depthwise.py`).
+"""Depthwise convolutions on the CPU, with vectors of channels (`_depthwise.py`): forward and both gradients.
 
-Work is distributed over threads by images and by blocks of channels.
+A large map is cut into bands of lines that fit in the cache; a line is what has one index of the first axis. Work is
+distributed over threads by images, by blocks of channels, and by bands.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient
-from xcnn.kernels.cpu._grids import grid, pack, padded_grid, phase_spans, steps_of
-from xcnn.kernels.cpu._moves import every, lanes_product
-from xcnn.kernels.cpu._planes import STEP, planes
-from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
+from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
+from xcnn.kernels.cpu._grids import pack
+from xcnn.kernels.cpu._moves import every
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import flat
-from xcnn.kernels.cpu._simd import BYTES
+from xcnn.kernels.cpu._simd import BYTES, TERMS
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.threads import parallel, parts
 
-__all__ = ["input_gradients", "weight_gradients"]
+__all__ = ["convolve", "pays", "weight_gradients"]
 
-_PRODUCTS_PER_MICROSECOND = 20_000
+_BAND_BYTES = 400_000
+"""Size of the pixels and outputs of a band, which should stay in the second-level cache."""
+
+_TERMS = 64
+"""Windows whose products are added one after another in a weight gradient."""
+
+_NUMBERS_PER_MICROSECOND = 80_000
+"""Products that a thread computes; moving a number there or back takes as long as four."""
 
 Axes = tuple[Any, ...]
 
 
-class _Layout(NamedTuple):
-    """What is counted from shapes: the tables for compiled code, the sizes of its memory, and how work is shared.
+class _Phase(NamedTuple):
+    """Outputs along some axes that read the same kernel positions: where their windows begin, and the positions."""
 
-    Attributes
-    ----------
-    padded, memory : size of the memory with padding, names and sizes of the rest.
-    masked : size of the memory for a masked block, if dy is masked.
-    by_images, by_blocks, blocks : parts, and blocks of channels.
-    number : unique number of the layout.
+    outs: np.ndarray
+    begins: np.ndarray
+    taps: np.ndarray
+    shifts: np.ndarray
+
+
+class _Axis(NamedTuple):
+    """What is read along some axes: where its pixels are, how many places there are, kernel positions and outputs."""
+
+    places: np.ndarray
+    length: int
+    kernel: int
+    out: int
+    phases: list[_Phase]
+
+
+class _Plan(NamedTuple):
+    """What is counted from shapes: tables for compiled code, the size of its memory, and the parts of the work.
+
+    The parts are ranges of jobs, or for a weight gradient `by_images` times ranges of blocks of channels.
     """
 
     tables: np.ndarray
-    padded: int
-    memory: dict[str, int]
-    masked: int
+    memory: int
+    jobs: int
+    parts: int
     by_images: int
-    by_blocks: int
-    blocks: int
-    number: int
 
 
-def _shared(tables: np.ndarray, padded: int, memory: dict[str, int], width: int, n: int, c: int, axes: Axes) -> _Layout:
-    blocks, outs = -(-c // width), math.prod(a.out for a in axes)
-    products = n * c * outs * math.prod(a.kernel for a in axes)
-    count = parts(n * blocks, products / _PRODUCTS_PER_MICROSECOND)
+def _forward(a: Any) -> _Axis:
+    taps, outs, length = np.arange(a.kernel), np.arange(a.out), (a.out - 1) * a.stride + a.extent
+    return _Axis(
+        np.arange(a.size) + a.before, length, a.kernel, a.out, [_Phase(outs, outs * a.stride, taps, taps * a.dilation)]
+    )
+
+
+def _backward(a: Any) -> _Axis:
+    """Return the axis of dy; pixels of x that are a multiple of the stride apart read the same kernel positions."""
+    places, pixels = np.arange(a.kernel) * a.dilation, np.arange(a.size) + a.before
+    lead, phases = int(places[-1]) // a.stride, []
+    for u in range(min(a.stride, a.size)):
+        outs, taps = np.arange(u, a.size, a.stride), np.flatnonzero((places - pixels[u]) % a.stride == 0)
+        phases.append(_Phase(outs, pixels[outs] // a.stride, taps, lead - places[taps] // a.stride))
+    length = lead + max(a.out, int(pixels[-1]) // a.stride + 1)
+    return _Axis(np.arange(a.out) + lead, length, a.kernel, a.size, phases)
+
+
+def _joined(a: _Phase, b: _Phase, steps: tuple[int, ...]) -> _Phase:
+    return _Phase(*(np.add.outer(one * step, other).ravel() for one, other, step in zip(a, b, steps, strict=True)))
+
+
+def _line(axes: list[_Axis]) -> _Axis:
+    """Return several axes as one."""
+    point = np.zeros(1, np.int64)
+    places, length, kernel, out, phases = point, 1, 1, 1, [_Phase(point, point, point, point)]
+    for a in reversed(axes):
+        steps = out, length, kernel, length
+        phases = [_joined(one, other, steps) for one in a.phases for other in phases]
+        places = np.add.outer(a.places * length, places).ravel()
+        length, kernel, out = length * max(a.length, int(a.places[-1]) + 1), kernel * a.kernel, out * a.out
+    return _Axis(places, length, kernel, out, phases)
+
+
+def pays(shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
+    """Return whether a convolution with weights of a shape is depthwise, and its channels fill vectors."""
+    enough = BYTES // itemsize // 2 <= shape[0] < 4 * groups
+    return enough and shape[1] == 1 and math.prod(shape[2:]) <= TERMS
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _Plan:
+    """Lay out a depthwise convolution with o output channels, or the gradient of its `"input"` or its `"weight"`.
+
+    The tables are these numbers and arrays; places count numbers.
+
+    - images; channels of y and x; input channels of an output channel; pixels of both
+    - bands; the array with which those of the blocks begin; where the parts of memory begin; weights of a channel of y
+    - for each band: its first pixel of x, the array of places of its pixels, its first output, the array of places of
+      its outputs, and the arrays of where the windows of each phase begin, or some windows of a weight gradient
+    - the kernel positions, phase by phase; for each phase how far they are from the beginning of a window
+    - arrays of places, and for each block of channels where they begin in x, in y, and among masked pixels
+    """
+    while len(axes) > 1 and axes[0].size == axes[0].kernel == axes[0].out == 1 and not axes[0].before:
+        axes = axes[1:]
+    lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
+    outputs, channels, planes = (groups, o, multiple) if backward else (o, groups, 1)
+    all_axes = [_backward(a) if backward else _forward(a) for a in axes]
+    whole, line, first = _line(all_axes), _line(all_axes[1:]), all_axes[0]
+    pixels, blocks = whole.places.size, -(-outputs // lanes)
+    products = o * math.prod(a.out * a.kernel for a in axes) + (channels * pixels + outputs * whole.out) * 6
+    count = parts(n * blocks * first.out, n * products / _NUMBERS_PER_MICROSECOND)
+    most = _BAND_BYTES // (BYTES * (planes * line.length * first.length // first.out + line.out))
+    bands = -(-first.out // max(1, most))
+    if way != "weight":
+        bands = max(bands, min(first.out, -(-count // (n * blocks))))
+    each = -(-first.out // bands)
+    found: dict[bytes, tuple[int, np.ndarray]] = {}
+
+    def number(places: np.ndarray) -> int:
+        """Return the number of an array in the tables; many bands have the same one."""
+        return found.setdefault(places.tobytes(), (2 + len(whole.phases) + len(found), places * lanes))[0]
+
+    steps: list[list[int]] = []
+    room = width = 0
+    for cut in range(0, first.out, each):
+        some = [slice(*np.searchsorted(p.outs, (cut * line.out, (cut + each) * line.out))) for p in whole.phases]
+        begins = [p.begins[s] for p, s in zip(whole.phases, some, strict=True)]
+        order = np.argsort(np.concatenate([p.outs[s] for p, s in zip(whole.phases, some, strict=True)]))
+        ends = [int(b[-1] + p.shifts.max(initial=0)) for p, b in zip(whole.phases, begins, strict=True) if b.size]
+        begin, end = min(int(b[0]) for b in begins if b.size) // line.length, max(ends) // line.length + 1
+        begin, end = begin * line.length, end * line.length
+        inside = np.flatnonzero((whole.places >= begin) & (whole.places < end))
+        read, windows = whole.places[inside] - begin, [b - begin for b in begins]
+        if way == "weight":
+            windows = [*np.split(windows[0], range(_TERMS, order.size, _TERMS))]
+        pixel = int(inside[0]) if inside.size else 0
+        steps.append([pixel, number(read), cut * line.out, number(order), *map(number, windows)])
+        room, width = max(room, end - begin), max(width, read.size, order.size)
+    longest = max(map(len, steps))
+    steps = [step + [number(np.zeros(0, np.int64))] * (longest - len(step)) for step in steps]
+    taps, outs = whole.kernel * planes, each * line.out
+    *parts_of_memory, memory = (int(size) * lanes for size in np.cumsum([planes * room + 3, taps, width, outs, outs]))
+    rows = [np.minimum(np.arange(b * lanes, (b + 1) * lanes), outputs - 1) for b in range(blocks)]
+    tables = pack(
+        [
+            n, outputs, channels, planes, pixels, whole.out, len(steps), 2 + len(whole.phases) + len(found),
+            room * lanes, *parts_of_memory, taps,
+        ],
+        np.array(steps),
+        np.concatenate([np.add.outer(np.arange(planes) * whole.kernel, p.taps).ravel() for p in whole.phases]),
+        *(np.add.outer(np.arange(planes) * room, p.shifts).ravel() * lanes for p in whole.phases),
+        *(places for _, places in found.values()),
+        *(
+            places
+            for k in rows
+            for places in (k * planes // (1 if backward else multiple) * pixels, k * whole.out, (k - k[0]) * width)
+        ),
+    )  # fmt: skip
     by_images = min(n, count)
-    by_blocks = max(1, min(blocks, count // by_images))
-    return _Layout(tables, padded, memory, width * outs, by_images, by_blocks, blocks, new_owner())
+    if way == "weight":
+        return _Plan(tables, memory, blocks, by_images * max(1, min(blocks, count // by_images)), by_images)
+    jobs = n * blocks * len(steps)
+    return _Plan(tables, memory, jobs, min(count, jobs), by_images)
 
 
-@functools.lru_cache(maxsize=256)
-def _input(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
-    width, p, spans = min(lanes, c), planes(axes), phase_spans(axes)
-    steps = [int(step) for step in p.axes[3 - len(axes) :, STEP]]
-    outs, sizes, ones = [a.out for a in axes], [a.size for a in axes], [1] * len(axes)
-    shifts = p.dx_shifts - p.dx_shifts.min()
-    places = grid(steps, [0] * len(axes), outs, ones) + p.dy_start - p.dx_shifts.min()
-    bases = [grid(steps, span.firsts, span.counts, ones) for span in spans]
-    targets = [grid(steps_of(sizes), s.pixels, s.counts, [a.stride for a in axes]) for s in spans]
-    taps = [np.flatnonzero(p.dx_phase == span.phase) for span in spans]
-    counts = np.array([[some.size for some in bases], [some.size for some in taps]], np.int64)
-    begins = np.cumsum(counts, axis=1) - counts
-    chosen = np.concatenate(taps)
-    size = max(int(places.max()), max(int(some.max()) for some in bases) + int(shifts.max())) + 1
-    tables = pack(
-        [c],
-        np.arange(width) * math.prod(outs),
-        places * lanes,
-        np.arange(width) * math.prod(sizes),
-        np.argsort(np.concatenate(targets)) * lanes,
-        np.concatenate([begins, counts]).T,
-        np.concatenate(bases) * lanes,
-        shifts[chosen] * lanes,
-        chosen,
-    )
-    memory = size * lanes, {"dx": math.prod(sizes) * lanes, "w": chosen.size * lanes}
-    return _shared(tables, *memory, width, n, c, axes)
+@functools.cache
+def _addresses(itemsize: int) -> tuple[int, ...]:
+    return tuple(call.address(itemsize) for call in (every, transpose, lanes_product))
 
 
-@functools.lru_cache(maxsize=256)
-def _weight(axes: Axes, n: int, c: int, lanes: int) -> _Layout:
-    width, p = min(lanes, c), padded_grid(axes)
-    channels = np.arange(width)
-    tables = pack(
-        [c],
-        channels * p.pixels.size,
-        p.pixels * lanes,
-        channels * p.windows.size,
-        np.arange(p.windows.size) * lanes,
-        p.windows * lanes,
-        p.taps * lanes,
-    )
-    memory = {
-        "dy": p.windows.size * lanes,
-        "sums": p.taps.size * lanes,
-        "sums of an image": p.taps.size * lanes,
-        "part": p.taps.size * lanes,
-    }
-    return _shared(tables, p.size * lanes, memory, width, n, c, axes)
-
-
-def _run(f: _Layout, n: int, dtype: Any, mask: np.ndarray | None, function: Any, *arrays: np.ndarray) -> None:
-    """Call a compiled function for all parts, with a part's first array of several in the last one of `arrays`."""
-    *inputs, out = arrays
-    addresses = [call.address(dtype.itemsize) for call in (every, transpose, lanes_product)]
+def convolve(
+    y: np.ndarray, arrays: Sequence[np.ndarray], limits: tuple[float, float], axes: Axes, o: int, groups: int,
+    transposed: bool,
+) -> None:  # fmt: skip
+    """Set y to a convolution, or the input gradient of one with o channels; the arrays are flat, for `depthwise`."""
+    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
 
     def some(part: int) -> None:
-        i, b = divmod(part, f.by_blocks)
-        function(
-            *addresses, *inputs, out[i] if out.ndim > 1 else out, f.tables,
-            n * i // f.by_images, n * (i + 1) // f.by_images,
-            f.blocks * b // f.by_blocks, f.blocks * (b + 1) // f.by_blocks,
-            scratch(0, "masked", 0 if mask is None else f.masked, dtype), cleared(f.number, "padded", f.padded, dtype),
-            *(scratch(0, name, size, dtype) for name, size in f.memory.items()),
+        first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
+        memory = scratch(0, "depthwise", plan.memory, y.dtype)
+        depthwise(*_addresses(y.itemsize), *arrays, *limits, y.reshape(-1), plan.tables, first, last, memory)
+
+    parallel(some, plan.parts)
+
+
+def weight_gradients(
+    x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
+) -> np.ndarray:
+    """Return dweight; dy is masked to where y is not 0, unless y is None."""
+    n, dtype, size = x.shape[0], x.dtype, x.itemsize
+    plan = _plan(axes, n, weight.shape[0], groups, size, "weight")
+    arrays, by_blocks = [flat(a, size) for a in (x, dy, y)], plan.parts // plan.by_images
+    sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
+    memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
+
+    def some(part: int) -> None:
+        i, b = divmod(part, by_blocks)
+        depthwise_weight_gradient(
+            *_addresses(size), *arrays, sums[i], plan.tables, n * i // plan.by_images, n * (i + 1) // plan.by_images,
+            plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
+            *(scratch(0, name, room, dtype) for name, room in memory.items()),
         )  # fmt: skip
 
-    parallel(some, f.by_images * f.by_blocks)
-
-
-def input_gradients(dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes) -> np.ndarray:
-    """Return dx; dy is masked to where y is not 0, unless y is None."""
-    n, c, dtype, size = dy.shape[0], dy.shape[1], dy.dtype, dy.itemsize
-    f = _input(axes, n, c, BYTES // size)
-    dx = np.empty((n, c, *(a.size for a in axes)), dtype)
-    _run(f, n, dtype, y, depthwise, flat(dy, size), flat(y, size), flat(weight, size), flat(dx, size))
-    return dx
-
-
-def weight_gradients(x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes) -> np.ndarray:
-    """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    n, c, dtype, size = dy.shape[0], dy.shape[1], dy.dtype, dy.itemsize
-    f = _weight(axes, n, c, BYTES // size)
-    sums = np.empty((f.by_images, weight.size), dtype)
-    _run(f, n, dtype, y, depthwise_weight_gradient, flat(x, size), flat(dy, size), flat(y, size), sums)
-    total: np.ndarray = sums[0] if f.by_images == 1 else sums.sum(axis=0)
+    parallel(some, plan.parts)
+    total: np.ndarray = sums[0] if plan.by_images == 1 else sums.sum(axis=0)
     return total.reshape(weight.shape)

@@ -174,8 +174,8 @@ def weight_gradients(
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
     (o, cg), n, dtype, size = weight.shape[:2], x.shape[0], x.dtype, x.itemsize
-    if o == groups > cg == 1:
-        return depthwise.weight_gradients(x, dy, y, weight, axes)
+    if depthwise.pays(weight.shape, groups, size):
+        return depthwise.weight_gradients(x, dy, y, weight, axes, groups)
     f = _cheapest(axes, groups, o // groups, cg, n, size, y is not None)
     sums, out = np.empty(f.by_images * f.numbers, dtype), np.empty(weight.shape, dtype)
     arrays = [flat(a, size) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
