@@ -22,7 +22,7 @@ from xcnn.kernels.cpu._functions import COSTS, Functions
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "machine_code", "traced"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "native", "traced"]
 
 _log = logging.getLogger("xcnn")
 
@@ -96,7 +96,7 @@ def compiled_loop(
     needed = _needed(xp.steps, [number for number, _ in wanted])
     cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
     at_once = min(many, 4) if cost < 10 else 1
-    start = machine_code(
+    start = _machine_code(
         lambda module: _Writer(module, xp, wanted, arrays, parameters, itemsize, rows).write(needed, at_once)
     )
     count = len(results) + len(arrays)
@@ -321,7 +321,7 @@ def _scalars(
     return vectors
 
 
-def machine_code(write: Callable[[Any], None]) -> int:
+def _machine_code(write: Callable[[Any], None]) -> int:
     """Compile a function `loop`, which `write(module)` writes; return its address."""
     COMPILATION.begin()
     try:
@@ -331,6 +331,31 @@ def machine_code(write: Callable[[Any], None]) -> int:
             return _compiled(module)
     finally:
         COMPILATION.end()
+
+
+def native(kinds: str, itemsize: int, write: Callable[[Any, Functions, Sequence[Any]], None]) -> Callable[..., Any]:
+    """Compile a function, which `write(builder, emit, arguments)` writes, and return it as one of Python.
+
+    Parameters
+    ----------
+    kinds : a letter per argument: x the address of numbers, i and d those of int64 and float64, n integer, f float64;
+        before a colon, n if the result is an integer.
+    itemsize : bytes of a number, 4 or 8.
+    """
+    result, _, given = kinds.rpartition(":")
+    number = ir.FloatType() if itemsize == 4 else DOUBLE
+    types = {"x": number.as_pointer(), "i": INT.as_pointer(), "d": DOUBLE.as_pointer(), "n": INT, "f": DOUBLE}
+
+    def whole(module: Any) -> None:
+        function = ir.Function(module, ir.FunctionType(types.get(result, ir.VoidType()), map(types.get, given)), "loop")
+        builder = ir.IRBuilder(function.append_basic_block())
+        write(builder, Functions(builder, itemsize), function.args)
+        if not result:
+            builder.ret_void()
+
+    of_python: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
+    arguments = [of_python.get(kind, ctypes.c_void_p) for kind in given]
+    return ctypes.CFUNCTYPE(of_python.get(result), *arguments)(_machine_code(whole))
 
 
 def _compiled(module: Any) -> int:

@@ -4,17 +4,15 @@ The error of a sum that is added term by term is up to K / 2 eps times the magni
 if the terms are alike. Sums of about sqrt(K) blocks of about sqrt(K) terms stay below sqrt(K) eps.
 """
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import address, machine_code
+from xcnn.kernels.cpu._loops import address, native
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
@@ -34,12 +32,8 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
     So many `images`, or BLOCK pixels, make a block; sums of blocks are float64.
     """
 
-    def write(module: Any) -> None:
-        number = (ir.FloatType() if itemsize == 4 else DOUBLE).as_pointer()
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 3 + [INT] * 6), "loop")
-        builder = ir.IRBuilder(function.append_basic_block())
-        out, dy, y, n, o, pixels, images, begin, end = function.args
-        emit, zero, one = Functions(builder, itemsize), INT(0), INT(1)
+    def write(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+        (out, dy, y, n, o, pixels, images, begin, end), zero, one = arguments, INT(0), INT(1)
         zeros = [emit.constant(0.0)] * _VECTORS
 
         def least(a: Any, b: Any) -> Any:
@@ -53,9 +47,9 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
 
                     def some(places: Any, mask: Any, sums: Any) -> Sequence[Any]:
                         terms = [emit.read(rows[0], place, mask) for place in places]
-                        if masked:
-                            ys = [emit.read(rows[1], place, mask) for place in places]
-                            terms = [emit.where(emit.not_equal(y, zeros[0]), x, zeros[0]) for x, y in zip(terms, ys)]
+                        kept = [emit.read(rows[1], place, mask) for place in places] if masked else []
+                        kept = [emit.not_equal(y, zeros[0]) for y in kept]
+                        terms = [*map(emit.where, kept, terms, zeros)] if masked else terms
                         return [*map(builder.fadd, sums, terms), *sums[len(terms) :]]
 
                     return emit.span(p, least(builder.add(p, INT(BLOCK)), pixels), sums, some, _VECTORS)
@@ -72,9 +66,8 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
             return []
 
         counted(builder, begin, end, one, [], channel)
-        builder.ret_void()
 
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 6)(machine_code(write))
+    return native("xxxnnnnnn", itemsize, write)
 
 
 def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
