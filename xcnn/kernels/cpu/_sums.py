@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import address, native
+from xcnn.kernels.cpu._loops import native
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
@@ -76,6 +76,6 @@ def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
     n, o, pixels, itemsize = *dy.shape[:2], math.prod(dy.shape[2:]), dy.itemsize
     out, call = np.empty(o, dy.dtype), _function(itemsize, y is not None)
     images = max(1, min(math.isqrt(n), 64 * BYTES // (pixels * itemsize)))
-    places = address(out), address(dy), address(dy if y is None else y)
+    places = out, dy, dy if y is None else y
     share(lambda begin, end: call(*places, n, o, pixels, images, begin, end), dy.size, n=o)
     return out

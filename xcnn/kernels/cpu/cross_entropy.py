@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import address, native
+from xcnn.kernels.cpu._loops import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, counted
 from xcnn.kernels.cpu.softmax import Axis, soften
@@ -32,7 +32,7 @@ _ROWS = 128
 
 def _forward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
     """Set p to the softmax of x; store the summed loss, return the number of rows, -1 if a label is out of range."""
-    p, x, labels, loss, classes, ignored, begin, end = arguments
+    p, x, labels, losses, classes, ignored, part, begin, end = arguments
     one = INT(1)
 
     def row(i: Any, carried: Any) -> list[Any]:
@@ -57,7 +57,7 @@ def _forward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
 
     start = [DOUBLE(0.0), DOUBLE(0.0), INT(0), ir.IntType(1)(0)]
     total, block, rows, wrong = counted(builder, begin, end, one, start, row)
-    builder.store(builder.fadd(total, block), loss)
+    builder.store(builder.fadd(total, block), builder.gep(losses, [part]))
     builder.ret(builder.select(wrong, INT(-1), rows))
 
 
@@ -100,20 +100,16 @@ def cross_entropy(
     p, x = np.empty((n, classes), dtype), np.ascontiguousarray(x)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
     pieces = parts(n, x.size / _NUMBERS_PER_MICROSECOND)
-    losses, call, places = (
-        np.empty(pieces),
-        _native("n:xxidnnnn", size, _forward),
-        (address(p), address(x), address(target)),
-    )
+    losses, call, arrays = np.empty(pieces), _native("n:xxidnnnnn", size, _forward), (p, x, target)
     if pieces == 1:
-        rows = call(*places, address(losses), classes, ignore_index, 0, n)
+        rows = call(*arrays, losses, classes, ignore_index, 0, 0, n)
         total, wrong = float(losses[0]), rows < 0
     else:
-        counts, start = [0] * pieces, address(losses)
+        counts = [0] * pieces
 
         def some(part: int) -> None:
             ends = n * part // pieces, n * (part + 1) // pieces
-            counts[part] = call(*places, start + 8 * part, classes, ignore_index, *ends)
+            counts[part] = call(*arrays, losses, classes, ignore_index, part, *ends)
 
         parallel(some, pieces)
         total, rows, wrong = sum(losses.tolist()), sum(counts), min(counts) < 0
@@ -126,7 +122,7 @@ def cross_entropy(
         if not needs[0]:
             return None, None, None
         dx, factor = np.empty((n, classes), dtype), float(dy) / (count or 1)
-        given = address(dx), address(p), address(target), factor, classes, ignore_index
+        given = dx, p, target, factor, classes, ignore_index
         share(functools.partial(_native("xxifnnnn", size, _backward), *given), 2 * p.size, n=n)
         return dx, None, None
 

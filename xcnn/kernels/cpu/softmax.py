@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import address, native
+from xcnn.kernels.cpu._loops import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import INT, counted
 
@@ -177,7 +177,7 @@ def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable
 def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
     """Set `out` from one or two C-contiguous arrays; examples, or their pixels, are shared out."""
     examples, n, pixels = shape
-    call, places = _function(passes, out.itemsize, pixels == 1), [address(a) for a in (out, arrays[0], arrays[-1])]
+    call, places = _function(passes, out.itemsize, pixels == 1), (out, arrays[0], arrays[-1])
     if pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
         share(lambda begin, end: call(*places, n, pixels, 0, examples, begin, end), _COST * out.size, n=pixels)
     else:
