@@ -74,8 +74,7 @@ def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
     """Return the sums of maps (n, o, ...) over all axes but axis 1, where y, in C order, is not 0 if it is given."""
     dy = np.ascontiguousarray(dy)
     n, o, pixels, itemsize = *dy.shape[:2], math.prod(dy.shape[2:]), dy.itemsize
-    out, call = np.empty(o, dy.dtype), _function(itemsize, y is not None)
-    images = max(1, min(math.isqrt(n), 64 * BYTES // (pixels * itemsize)))
-    places = out, dy, dy if y is None else y
-    share(lambda begin, end: call(*places, n, o, pixels, images, begin, end), dy.size, n=o)
+    out, images = np.empty(o, dy.dtype), max(1, min(math.isqrt(n), 64 * BYTES // (pixels * itemsize)))
+    function = _function(itemsize, y is not None)
+    share(function, dy.size, out, dy, dy if y is None else y, n, o, pixels, images, n=o)
     return out

@@ -122,8 +122,8 @@ def cross_entropy(
         if not needs[0]:
             return None, None, None
         dx, factor = np.empty((n, classes), dtype), float(dy) / (count or 1)
-        given = dx, p, target, factor, classes, ignore_index
-        share(functools.partial(_native("xxifnnnn", size, _backward), *given), 2 * p.size, n=n)
+        call = _native("xxifnnnn", size, _backward)
+        share(call, 2 * p.size, dx, p, target, factor, classes, ignore_index, n=n)
         return dx, None, None
 
     return dtype.type(loss), backward

@@ -92,8 +92,10 @@ def _updates(
                 loop.call(*(place + begin * step for place in places), end - begin, *numbers)
 
             share(part, 2 * len(places) * w.size, n=w.size)
-        new = iter(others)
-        yield w, *[None if state is None else next(new) for state in states]
+        if len(kept) < len(states):
+            new = iter(others)
+            others = [None if state is None else next(new) for state in states]
+        yield w, *others
 
 
 def _plain(a: Any) -> Any:
