@@ -123,15 +123,16 @@ def _adam(
     grads: list[Array],
     means: list[Array],
     squares: list[Array],
-    step: int,
     lr: float,
-    betas: tuple[float, float],
+    rate: float,
+    root: float,
+    beta1: float,
+    beta2: float,
     eps: float,
     weight_decay: float,
     decoupled: bool,
 ) -> Iterable[tuple[Array, Array, Array]]:
-    """Yield the new data, mean and mean square; `step` is 1 at first."""
-    beta1, beta2 = betas
+    """Yield the new data, mean and mean square; in step t, rate is lr / (1 - beta1^t) and root sqrt(1 - beta2^t)."""
     for w, grad, mean, square in zip(data, grads, means, squares, strict=True):
         if weight_decay and decoupled:
             w = (1 - lr * weight_decay) * w
@@ -139,8 +140,7 @@ def _adam(
             grad = grad + weight_decay * w
         mean = mean + (1 - beta1) * (grad - mean)
         square = beta2 * square + (1 - beta2) * (grad * grad)
-        root = xp.sqrt(square) / math.sqrt(1 - beta2**step)
-        yield w - lr / (1 - beta1**step) * (mean / (root + eps)), mean, square
+        yield w - rate * (mean / (xp.sqrt(square) / root + eps)), mean, square
 
 
 class Adam(Optimizer):
@@ -177,8 +177,10 @@ class Adam(Optimizer):
     def update(self, data: list[Array], grads: list[Array], states: States, group: Group) -> Iterable[Array]:
         step = states[0].get("step", 0) + 1
         means, squares = (_kept(name, states, data) for name in ("exp_avg", "exp_avg_sq"))
-        options = _lr(group), group["betas"], group["eps"], group["weight_decay"], self._decoupled
-        updated = _adam(namespace_of(data[0]), data, grads, means, squares, step, *options)
+        lr, (beta1, beta2) = _lr(group), group["betas"]
+        numbers = lr, lr / (1 - beta1**step), math.sqrt(1 - beta2**step), beta1, beta2
+        options = *numbers, group["eps"], group["weight_decay"], self._decoupled
+        updated = _adam(namespace_of(data[0]), data, grads, means, squares, *options)
         for state, w in zip(states, _stored(updated, states, exp_avg=means, exp_avg_sq=squares), strict=True):
             state["step"] = step
             yield w

@@ -22,7 +22,7 @@ from xcnn.kernels.cpu._functions import COSTS, Functions
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "machine_code", "traced"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "machine_code", "native", "traced"]
 
 _log = logging.getLogger("xcnn")
 
@@ -332,6 +332,45 @@ def machine_code(write: Callable[[Any], None]) -> int:
             return _compiled(module)
     finally:
         COMPILATION.end()
+
+
+def native(kinds: str, itemsize: int, write: Callable[[Any, Functions, Sequence[Any]], None]) -> Callable[..., Any]:
+    """Compile a function, which `write(builder, emit, arguments)` writes, and return it as one of Python.
+
+    Arrays, which are C-contiguous, are given as they are: the code takes their addresses, faster than Python can.
+
+    Parameters
+    ----------
+    kinds : a letter per argument: x an array of numbers, i and d those of int64 and float64, n integer, f float64;
+        before a colon, n if the result is an integer. What is written gets pointers in place of arrays.
+    itemsize : bytes of a number, 4 or 8.
+    """
+    result, _, given = kinds.rpartition(":")
+    number = ir.FloatType() if itemsize == 4 else DOUBLE
+    pointers = {"x": number.as_pointer(), "i": INT.as_pointer(), "d": DOUBLE.as_pointer()}
+    plain: dict[str, Any] = {"n": INT, "f": DOUBLE}
+    of_python: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
+    known = address is _address
+
+    def whole(module: Any) -> None:
+        types = [plain.get(kind, INT.as_pointer()) for kind in given]
+        function = ir.Function(module, ir.FunctionType(plain.get(result, ir.VoidType()), types), "loop")
+        builder = ir.IRBuilder(function.append_basic_block())
+        arguments = list(function.args)
+        for i, kind in enumerate(given):
+            if kind in pointers and known:
+                place = builder.load(builder.gep(arguments[i], [INT(object.__basicsize__ // 8)]))
+                arguments[i] = builder.inttoptr(place, pointers[kind])
+            elif kind in pointers:
+                arguments[i] = builder.bitcast(arguments[i], pointers[kind])
+        write(builder, Functions(builder, itemsize), arguments)
+        if not result:
+            builder.ret_void()
+
+    arrays: Any = ctypes.py_object if known else ctypes.c_void_p
+    kind = ctypes.CFUNCTYPE(of_python.get(result), *[of_python.get(kind, arrays) for kind in given])
+    call = kind(machine_code(whole))
+    return call if known else lambda *a: call(*(address(one) if isinstance(one, np.ndarray) else one for one in a))
 
 
 def _compiled(module: Any) -> int:

@@ -4,30 +4,77 @@ The error of a sum that is added term by term is up to K / 2 eps times the magni
 if the terms are alike. Sums of about sqrt(K) blocks of about sqrt(K) terms stay below sqrt(K) eps.
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._functions import Functions
+from xcnn.kernels.cpu._loops import native
+from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["BLOCK", "add_rows"]
+__all__ = ["BLOCK", "channel_sums"]
 
 BLOCK = 4096
 """Terms of a block if they are adjacent and added as vectors, whose lanes are separate sums."""
 
+_VECTORS = 4
+"""Vectors that are added at once, each to a sum of its own."""
 
-@compiled
-def add_rows(rows, total):
-    """Set total (columns,) to the sum of rows (n, columns)."""
-    n = rows.shape[0]
-    step = max(1, int(math.sqrt(n)))
-    part = np.empty_like(total)
-    total[:] = 0
-    for first in range(0, n, step):
-        part[:] = 0
-        for i in range(first, min(first + step, n)):
-            row = rows[i]
-            for k in range(row.size):
-                part[k] += row[k]
-        for k in range(part.size):
-            total[k] += part[k]
+
+@functools.cache
+def _function(itemsize: int, masked: bool) -> Callable[..., None]:
+    """Compile `(out, dy, y, n, o, pixels, images, begin, end)` for channels from `begin` to `end`.
+
+    So many `images`, or BLOCK pixels, make a block; sums of blocks are float64.
+    """
+
+    def write(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+        (out, dy, y, n, o, pixels, images, begin, end), zero, one = arguments, INT(0), INT(1)
+        zeros = [emit.constant(0.0)] * _VECTORS
+
+        def least(a: Any, b: Any) -> Any:
+            return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+        def channel(c: Any, _: Any) -> Sequence[Any]:
+            def block(i: Any, p: Any, total: Any) -> Sequence[Any]:
+                def row(image: Any, sums: Any) -> Sequence[Any]:
+                    at = builder.mul(builder.add(builder.mul(image, o), c), pixels)
+                    rows = [builder.gep(pointer, [at]) for pointer in (dy, y)]
+
+                    def some(places: Any, mask: Any, sums: Any) -> Sequence[Any]:
+                        terms = [emit.read(rows[0], place, mask) for place in places]
+                        kept = [emit.read(rows[1], place, mask) for place in places] if masked else []
+                        kept = [emit.not_equal(y, zeros[0]) for y in kept]
+                        terms = [*map(emit.where, kept, terms, zeros)] if masked else terms
+                        return [*map(builder.fadd, sums, terms), *sums[len(terms) :]]
+
+                    return emit.span(p, least(builder.add(p, INT(BLOCK)), pixels), sums, some, _VECTORS)
+
+                sums = counted(builder, i, least(builder.add(i, images), n), one, zeros, row)
+                part = emit.total(functools.reduce(builder.fadd, sums))
+                return [builder.fadd(total, part if itemsize == 8 else builder.fpext(part, DOUBLE))]
+
+            def several(i: Any, totals: Any) -> Sequence[Any]:
+                return counted(builder, zero, pixels, INT(BLOCK), totals, lambda p, totals: block(i, p, *totals))
+
+            (total,) = counted(builder, zero, n, images, [DOUBLE(0.0)], several)
+            builder.store(emit.number(total), builder.gep(out, [c]))
+            return []
+
+        counted(builder, begin, end, one, [], channel)
+
+    return native("xxxnnnnnn", itemsize, write)
+
+
+def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """Return the sums of maps (n, o, ...) over all axes but axis 1, where y, in C order, is not 0 if it is given."""
+    dy = np.ascontiguousarray(dy)
+    n, o, pixels, itemsize = *dy.shape[:2], math.prod(dy.shape[2:]), dy.itemsize
+    out, images = np.empty(o, dy.dtype), max(1, min(math.isqrt(n), 64 * BYTES // (pixels * itemsize)))
+    function = _function(itemsize, y is not None)
+    share(function, dy.size, out, dy, dy if y is None else y, n, o, pixels, images, n=o)
+    return out

@@ -8,7 +8,6 @@ Lines that are laid out have zeros between them, and an infinite weight times 0 
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +16,13 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._forward import convolve, fold
-from xcnn.kernels.cpu._input_gradient import bias_gradient
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
 from xcnn.kernels.cpu._share import flat, share, supports
 from xcnn.kernels.cpu._stacks import plan
-from xcnn.kernels.cpu._sums import add_rows
+from xcnn.kernels.cpu._sums import channel_sums
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel, parts
@@ -110,17 +108,6 @@ def _input_gradients(
     return _convolution(dy, weight, axes, groups, shift=bias, transposed=True, mask=y)
 
 
-def _bias_gradients(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    n, o, pixels = *dy.shape[:2], math.prod(dy.shape[2:])
-    sums = np.empty((n, o), dy.dtype)
-    share(bias_gradient, dy.size, flat(dy, dy.itemsize), flat(y, dy.itemsize), sums.reshape(-1), pixels, n=n * o)
-    total: np.ndarray = sums[0]
-    if n > 1:
-        total = np.empty(o, dy.dtype)
-        add_rows(sums, total)
-    return total
-
-
 def _masked(activation: tuple[Any, ...], y: np.ndarray, dy: np.ndarray, dx: np.ndarray, begin: int, end: int) -> None:
     gradient(activation, y[begin:end], dy[begin:end], dx[begin:end])
 
@@ -151,7 +138,7 @@ def conv(
         return (
             _input_gradients(dy, weight, axes, groups, y=mask) if needs[0] else None,
             weight_gradients(x, dy, mask, weight, axes, groups) if needs[1] else None,
-            _bias_gradients(dy, mask) if needs[2] and has_bias else None,
+            channel_sums(dy, mask) if needs[2] and has_bias else None,
         )
 
     return result, backward
@@ -190,7 +177,7 @@ def conv_transpose(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dx = _convolution(dy, weight, axes, groups) if needs[0] else None
         dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
-        dbias = _bias_gradients(dy) if needs[2] and has_bias else None
+        dbias = channel_sums(dy) if needs[2] and has_bias else None
         return dx, dweight, dbias
 
     return _input_gradients(x, weight, axes, groups, bias), backward

@@ -4,110 +4,81 @@ Forward keeps the softmax and the labels, so that backward needs no exponentials
 all errors are left to the portable code.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
+from llvmlite import ir
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._functions import Functions
+from xcnn.kernels.cpu._loops import native
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._simd import Emitter
-from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._vectors import INT, LANE
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, counted
+from xcnn.kernels.cpu.softmax import Axis, soften
 from xcnn.threads import parallel, parts
 
 __all__ = ["cross_entropy"]
 
 _NUMBERS_PER_MICROSECOND = 1500
 
+_native = functools.cache(native)
+
 _ROWS = 128
 """Losses per block of their sum."""
 
 
-def _joined(
-    emit: Functions, length: Any, value: Callable[[Any, Any], Any], join: Callable[[Any, Any], Any], least: Any
-) -> Any:
-    """Return what `join` makes of the numbers of `value(index, mask)`, which are `least` beyond the end."""
+def _forward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+    """Set p to the softmax of x; store the summed loss, return the number of rows, -1 if a label is out of range."""
+    p, x, labels, losses, classes, ignored, part, begin, end = arguments
+    one = INT(1)
 
-    def some(places: Any, mask: Any, values: Sequence[Any]) -> list[Any]:
-        found = value(places[0], mask)
-        return [join(values[0], found if mask is None else emit.where(mask, found, least))]
+    def row(i: Any, carried: Any) -> list[Any]:
+        total, block, rows, wrong = carried
+        ps, xs = (builder.gep(pointer, [builder.mul(i, classes)]) for pointer in (p, x))
+        (largest,), (mass,) = soften(Axis(emit, classes, one), ps, xs, None)
+        label = builder.load(builder.gep(labels, [i]))
+        counts = builder.icmp_signed("!=", label, ignored)
+        within = builder.icmp_unsigned("<", label, classes)  # negative ones are enormous
+        place = builder.select(builder.and_(counts, within), label, INT(0))
+        below = builder.fsub(builder.load(builder.gep(xs, [place])), builder.extract_element(largest, LANE(0)))
+        lost = builder.fsub(builder.extract_element(emit.log(mass), LANE(0)), below)
+        lost = lost if lost.type == DOUBLE else builder.fpext(lost, DOUBLE)
+        block = builder.fadd(block, builder.select(counts, lost, DOUBLE(0.0)))
+        full = builder.icmp_signed("==", builder.urem(i, INT(_ROWS)), INT(_ROWS - 1))
+        return [
+            builder.select(full, builder.fadd(total, block), total),
+            builder.select(full, DOUBLE(0.0), block),
+            builder.add(rows, builder.zext(counts, INT)),
+            builder.or_(wrong, builder.and_(counts, builder.not_(within))),
+        ]
 
-    (joined,) = emit.span(INT(0), length, [least], some)
-    return emit.builder.extract_element(emit.folded(joined, join), LANE(0))
-
-
-@intrinsic
-def _largest(_: Any, x: Any, x0: Any, length: Any) -> Any:
-    """Return the largest of some numbers of x, NaN if there is one."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, length_ = arguments
-        at, emit = Emitter(context, builder, x), Functions(builder, x.dtype.bitwidth // 8)
-        begin, least = at.pointer(x, x_, x0_), emit.constant(-math.inf)
-        return _joined(emit, length_, lambda j, mask: emit.read(begin, j, mask), emit.maximum, least)
-
-    return x.dtype(x, types.intp, types.intp), generate
-
-
-@intrinsic
-def _exponentials(_: Any, x: Any, y: Any, x0: Any, length: Any, largest: Any) -> Any:
-    """Set y to the exponentials of x less a number, in some places; return their sum."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, y_, x0_, length_, largest_ = arguments
-        at, emit = Emitter(context, builder, x), Functions(builder, x.dtype.bitwidth // 8)
-        begin, end, limit = at.pointer(x, x_, x0_), at.pointer(y, y_, x0_), emit.spread(largest_)
-
-        def powers(j: Any, mask: Any) -> Any:
-            result = emit.exp(emit.subtract(emit.read(begin, j, mask), limit))
-            emit.write(result, end, j, mask)
-            return result
-
-        return _joined(emit, length_, powers, emit.add, emit.constant(0.0))
-
-    return x.dtype(x, y, types.intp, types.intp, x.dtype), generate
+    start = [DOUBLE(0.0), DOUBLE(0.0), INT(0), ir.IntType(1)(0)]
+    total, block, rows, wrong = counted(builder, begin, end, one, start, row)
+    builder.store(builder.fadd(total, block), builder.gep(losses, [part]))
+    builder.ret(builder.select(wrong, INT(-1), rows))
 
 
-@compiled
-def _forward(x, target, ignored, p, begin, end):
-    """Set p to the softmax of x; return the summed loss and the number of rows, -1 if a label is out of range."""
-    rows, loss, block, classes = 0, 0.0, 0.0, x.shape[1]
-    for n in range(begin, end):
-        label = target[n]
-        if label != ignored and (label < 0 or label >= classes):
-            return 0.0, -1
-        largest, mass, row = _largest(x, n * classes, classes), x.dtype.type(0), p[n]
-        for first in range(0, classes, BLOCK):
-            at = n * classes + first
-            mass += _exponentials(x, p, at, min(BLOCK, classes - first), largest)
-        for c in range(classes):
-            row[c] /= mass
-        if label != ignored:
-            block += math.log(mass) - (x[n, label] - largest)
-            rows += 1
-        if n % _ROWS == _ROWS - 1:
-            loss, block = loss + block, 0.0
-    return loss + block, rows
+def _backward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+    """Set dx to `factor * (p - one-hot label)`, or `0 * p` in ignored rows: NaN propagates."""
+    dx, p, labels, factor, classes, ignored, begin, end = arguments
+    number = emit.number(factor)
 
+    def row(i: Any, _: Any) -> list[Any]:
+        dxs, ps = (builder.gep(pointer, [builder.mul(i, classes)]) for pointer in (dx, p))
+        label = builder.load(builder.gep(labels, [i]))
+        counts = builder.icmp_signed("!=", label, ignored)
+        by = emit.spread(builder.select(counts, number, number.type(0.0)))
+        axis = Axis(emit, classes, INT(1))
+        axis.set(dxs, lambda _, index, mask: emit.multiply(emit.read(ps, index, mask), by))
+        with builder.if_then(counts):
+            less = builder.fsub(builder.load(builder.gep(ps, [label])), number.type(1.0))
+            builder.store(builder.fmul(less, number), builder.gep(dxs, [label]))
+        return []
 
-@compiled
-def _backward(p, target, ignored, factor, dx, begin, end):
-    """Set dx to `factor * (p - one-hot label)`."""
-    for n in range(begin, end):
-        row, gradient, label = p[n], dx[n], target[n]
-        if label == ignored:
-            for c in range(row.size):
-                gradient[c] = row[c] * 0  # NaN propagates
-            continue
-        for c in range(row.size):
-            gradient[c] = row[c] * factor
-        gradient[label] = (row[label] - row.dtype.type(1)) * factor
+    counted(builder, begin, end, INT(1), [], row)
 
 
 @kernel(np)
@@ -125,22 +96,23 @@ def cross_entropy(
         return NotImplemented
     if not supports(x) or target.dtype == np.uint64:
         return NotImplemented
-    p = np.empty(x.shape, x.dtype)
+    (n, classes), dtype, size = x.shape, x.dtype, x.itemsize
+    p, x = np.empty((n, classes), dtype), np.ascontiguousarray(x)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
-    x, pieces = np.ascontiguousarray(x), parts(len(x), x.size / _NUMBERS_PER_MICROSECOND)
+    pieces = parts(n, x.size / _NUMBERS_PER_MICROSECOND)
+    losses, call, arrays = np.empty(pieces), _native("n:xxidnnnnn", size, _forward), (p, x, target)
     if pieces == 1:
-        total, rows = _forward(x, target, ignore_index, p, 0, len(x))
-        wrong = rows < 0
+        rows = call(*arrays, losses, classes, ignore_index, 0, 0, n)
+        total, wrong = float(losses[0]), rows < 0
     else:
-        results = [(0.0, 0)] * pieces
+        counts = [0] * pieces
 
         def some(part: int) -> None:
-            begin, end = len(x) * part // pieces, len(x) * (part + 1) // pieces
-            results[part] = _forward(x, target, ignore_index, p, begin, end)
+            ends = n * part // pieces, n * (part + 1) // pieces
+            counts[part] = call(*arrays, losses, classes, ignore_index, part, *ends)
 
         parallel(some, pieces)
-        total, rows = map(sum, zip(*results, strict=True))
-        wrong = any(rows < 0 for _, rows in results)
+        total, rows, wrong = sum(losses.tolist()), sum(counts), min(counts) < 0
     if wrong:
         return NotImplemented
     count = rows if reduction == "mean" else 1
@@ -149,9 +121,9 @@ def cross_entropy(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return None, None, None
-        dx = np.empty(p.shape, p.dtype)
-        factor = p.dtype.type(float(dy) / (count or 1))
-        share(_backward, 2 * p.size, p, target, ignore_index, factor, dx)
+        dx, factor = np.empty((n, classes), dtype), float(dy) / (count or 1)
+        call = _native("xxifnnnn", size, _backward)
+        share(call, 2 * p.size, dx, p, target, factor, classes, ignore_index, n=n)
         return dx, None, None
 
-    return x.dtype.type(loss), backward
+    return dtype.type(loss), backward

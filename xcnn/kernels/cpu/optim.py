@@ -1,17 +1,18 @@
-"""Optimizer steps in one pass over memory, in place. Results equal those of the portable code bit for bit.
+"""Optimizer steps in one pass over memory, in place: loops made from the rules' portable code, whose bits they have."""
 
-State that a rule does not need, such as the velocity without momentum, is None; Numba removes the branches on it.
-"""
-
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+import ctypes
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
+from llvmlite import ir
 
-from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
+from xcnn._dispatch import BODIES, kernel
+from xcnn.kernels.cpu._loops import EACH, Loop, address, native, traced
 from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._trace import Symbol
+from xcnn.kernels.cpu._vectors import DOUBLE, INT
 
 __all__ = ["adam", "rmsprop", "sgd"]
 
@@ -21,85 +22,85 @@ _FEW = 10_000
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-@compiled
-def _sgd(grad, data, velocity, lr, decay, momentum, gain, nesterov, begin, end):
-    number = data.dtype.type
-    lr, decay, momentum, gain = number(lr), number(decay), number(momentum), number(gain)
-    w, grads = data[begin:end], grad[begin:end]
-    v = w if velocity is None else velocity[begin:end]
-    for i in range(w.size):
-        g = grads[i] + decay * w[i] if decay else grads[i]
-        if velocity is not None:
-            v[i] = momentum * v[i] + gain * g
-            g = g + momentum * v[i] if nesterov else v[i]
-        w[i] -= lr * g
+class _Nonzero(Symbol):
+    """A number that is given when the loop is run; one that is 0 is known when it is compiled."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
-@compiled
-def _adam(grad, data, mean, square, lr, shrink, decay, keep1, keep2, root, eps, begin, end):
-    number = data.dtype.type
-    take1, take2, one = number(1 - keep1), number(1 - keep2), number(1)
-    lr, shrink, decay, keep2 = number(lr), number(shrink), number(decay), number(keep2)
-    root, eps = number(root), number(eps)
-    w, grads = data[begin:end], grad[begin:end]
-    m, s = mean[begin:end], square[begin:end]
-    for i in range(w.size):
-        value = shrink * w[i] if shrink != one else w[i]
-        g = grads[i] + decay * value if decay else grads[i]
-        m[i] += take1 * (g - m[i])
-        s[i] = keep2 * s[i] + take2 * (g * g)
-        w[i] = value - lr * (m[i] / (np.sqrt(s[i]) / root + eps))
+def _step(xp: Any, key: tuple[str, tuple[bool, ...]], *symbols: Any) -> list[Any]:
+    """Return the new data and states of a rule's body for one parameter; the key says which states it has."""
+    name, kept = key
+    arrays = iter(symbols)
+    data, grads, *states = ([next(arrays)] if exists else None for exists in (True, True, *kept))
+    options = [_Nonzero(xp, p.kind, p.number) if isinstance(p, Symbol) else p for p in arrays]
+    (updated,) = BODIES[name](xp, data, grads, *states, *options)
+    return [new for new in updated if new is not None]
 
 
-@compiled
-def _rmsprop(grad, data, square, mean, velocity, lr, alpha, eps, decay, momentum, begin, end):
-    number = data.dtype.type
-    take, alpha = number(1 - alpha), number(alpha)
-    lr, eps, decay, momentum = number(lr), number(eps), number(decay), number(momentum)
-    w, grads, s = data[begin:end], grad[begin:end], square[begin:end]
-    m = w if mean is None else mean[begin:end]
-    v = w if velocity is None else velocity[begin:end]
-    for i in range(w.size):
-        g = grads[i] + decay * w[i] if decay else grads[i]
-        s[i] = alpha * s[i] + take * (g * g)
-        spread = s[i]
-        if mean is not None:
-            m[i] += take * (g - m[i])
-            spread = abs(spread - m[i] * m[i])
-        update = g / (np.sqrt(spread) + eps)
-        if velocity is not None:
-            update += momentum * v[i]
-            v[i] = update
-        w[i] -= lr * update
+@functools.lru_cache(256)
+def _loop(key: tuple[str, tuple[bool, ...]], itemsize: int, choices: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return the loop of a rule, and a function `(size, data, grad, *states, *numbers)` that runs it for whole arrays.
 
-
-def _updated(function: Callable[..., object], work: int, numbers: tuple[Any, ...], *lists: list[Any]) -> Iterator[Any]:
-    """Call a function for each parameter in turn; yield the parameter's arrays, except the gradient.
-
-    Parameters
-    ----------
-    work : work per number, see `share`; most parameters are too small for several threads.
-    lists : the function's first arguments for each parameter: gradient, data, and state or None.
+    Most parameters are so small that finding their addresses in Python would take longer than the update.
     """
-    for arrays in zip(*lists, strict=True):
+    count, numbers = 2 + sum(key[1]), choices.count(None)
+    loop = traced(_step, key, (EACH,) * (count - 1), (True,) * count, choices, itemsize)
+    if loop is None:
+        return None, None
+    start = ctypes.cast(cast(Any, loop.call), ctypes.c_void_p).value
+
+    def write(builder: Any, _: Any, arguments: Any) -> None:
+        size, w, grad, *rest = arguments
+        others, rest = rest[: count - 2], rest[count - 2 :]
+        places = [builder.ptrtoint(place, INT) for place in (w, *others, w, grad, *others)]
+        kind = ir.FunctionType(ir.VoidType(), [INT] * (len(places) + 1) + [DOUBLE] * numbers)
+        builder.call(builder.inttoptr(INT(start), kind.as_pointer()), [*places, size, *rest])
+
+    return loop, native("n" + "x" * count + "f" * numbers, itemsize, write)
+
+
+def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list[Any] | None], *options: Any) -> Any:
+    """Return an iterator that updates each parameter in turn and yields its arrays; NotImplemented without a loop."""
+    dtype = data[0].dtype
+    if dtype not in _DTYPES:
+        return NotImplemented
+    numbers = [option for option in options if isinstance(option, float) and option]
+    choices = tuple([None if isinstance(option, float) and option else option for option in options])
+    loop, whole = _loop((name, tuple([state is not None for state in states])), dtype.itemsize, choices)
+    return NotImplemented if loop is None else _updates(loop, whole, data, grads, states, numbers)
+
+
+def _updates(
+    loop: Loop, whole: Any, data: list[Any], grads: list[Any], states: Sequence[Any], numbers: list[float]
+) -> Iterator[Any]:
+    kept = [state for state in states if state is not None]
+    for arrays in zip(data, grads, *kept, strict=True):
         for a in arrays:
-            if a is not None and (type(a) is not np.ndarray or not a.flags.carray):
+            if type(a) is not np.ndarray or not a.flags.carray:
                 arrays = tuple(map(_plain, arrays))
                 break
-        flat: Any = arrays
-        if arrays[0].ndim != 1:  # each rank is compiled anew
-            flat = [None if a is None else a.ravel() for a in arrays]
-        size = len(flat[0])
-        if size < _FEW:
-            function(*flat, *numbers, 0, size)
+        w, grad, *others = arrays
+        if w.size < _FEW:
+            whole(w.size, *arrays, *numbers)
         else:
-            share(function, work * size, *flat, *numbers, n=size)
-        yield arrays[1:]
+            first, *rest = map(address, (w, *others))
+            places, step = (first, *rest, first, address(grad), *rest), w.itemsize
+
+            def part(begin: int, end: int, places: Sequence[int] = places, step: int = step) -> None:
+                loop.call(*(place + begin * step for place in places), end - begin, *numbers)
+
+            share(part, 2 * len(places) * w.size, n=w.size)
+        if len(kept) < len(states):
+            new = iter(others)
+            others = [None if state is None else next(new) for state in states]
+        yield w, *others
 
 
 def _plain(a: Any) -> Any:
     """Return an array itself if it is contiguous and writable, otherwise a copy, also of scalars and memory maps."""
-    return a if a is None or (type(a) is np.ndarray and a.flags.carray) else np.array(a, order="C")
+    return a if type(a) is np.ndarray and a.flags.carray else np.array(a, order="C")
 
 
 @kernel(np)
@@ -114,13 +115,9 @@ def sgd(
     nesterov: bool,
 ) -> Any:
     """Update data and velocities, which start as the first gradients."""
-    if data[0].dtype not in _DTYPES:
-        return NotImplemented
-    gain = 1.0 if velocities is None else 1 - dampening
-    kept: list[Any] | None = velocities
-    if kept is None:
-        kept = [np.zeros(w.shape, w.dtype) if momentum else None for w in data]
-    return _updated(_sgd, 5, (lr, weight_decay, momentum, gain, nesterov), grads, data, kept)
+    if momentum and velocities is None:
+        velocities, dampening = [np.zeros(w.shape, w.dtype) for w in data], 0.0
+    return _updated("sgd", data, grads, [velocities], lr, momentum, dampening, weight_decay, nesterov)
 
 
 @kernel(np)
@@ -129,20 +126,10 @@ def adam(
     grads: list[np.ndarray],
     means: list[np.ndarray],
     squares: list[np.ndarray],
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
+    *options: Any,
 ) -> Any:
     """Update data, means and squares."""
-    if data[0].dtype not in _DTYPES:
-        return NotImplemented
-    beta1, beta2 = betas
-    decays = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    numbers = lr / (1 - beta1**step), *decays, beta1, beta2, math.sqrt(1 - beta2**step), eps
-    return _updated(_adam, 12, numbers, grads, data, means, squares)
+    return _updated("adam", data, grads, [means, squares], *options)
 
 
 @kernel(np)
@@ -152,15 +139,7 @@ def rmsprop(
     squares: list[np.ndarray],
     means: list[np.ndarray] | None,
     velocities: list[np.ndarray] | None,
-    lr: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    momentum: float,
+    *options: float,
 ) -> Any:
     """Update data and the squares, means and velocities that exist."""
-    if data[0].dtype not in _DTYPES:
-        return NotImplemented
-    nothing: list[Any] = [None] * len(data)
-    kept = squares, means or nothing, velocities or nothing
-    return _updated(_rmsprop, 12, (lr, alpha, eps, weight_decay, momentum), grads, data, *kept)
+    return _updated("rmsprop", data, grads, [squares, means, velocities], *options)

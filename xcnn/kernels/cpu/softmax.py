@@ -4,22 +4,20 @@ With x as (examples, n, pixels), an example of one pixel is a row, and vectors l
 the pixels, and some of them are followed through the n numbers of an example. Sums are float64.
 """
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import address, machine_code
+from xcnn.kernels.cpu._loops import native
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
+from xcnn.kernels.cpu._vectors import INT, counted
 
-__all__ = ["log_softmax", "softmax"]
+__all__ = ["Axis", "log_softmax", "soften", "softmax"]
 
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
@@ -34,7 +32,7 @@ _COST = 12
 """The time of a number, in that of one which is only read."""
 
 
-class _Axis:
+class Axis:
     """Emits passes over the numbers along the axis, at one pixel, or at some vectors of pixels.
 
     Parameters
@@ -88,15 +86,25 @@ class _Axis:
 
     def set(self, pointer: Any, value: Callable[..., Any]) -> None:
         """Store `value(k, index, mask)` everywhere."""
+        if self.places:
 
-        def body(k: int, index: Any, mask: Any, carried: Any) -> Any:
-            self.emit.write(value(k, index, mask), pointer, index, mask)
-            return carried
+            def body(k: int, index: Any, mask: Any, carried: Any) -> Any:
+                self.emit.write(value(k, index, mask), pointer, index, mask)
+                return carried
 
-        self.each([self.emit.constant(0.0)] * max(1, len(self.places)), body)
+            self.each([self.emit.constant(0.0)] * len(self.places), body)
+            return
+
+        def some(places: Sequence[Any], mask: Any, _: Any) -> list[Any]:
+            for place in places:
+                self.emit.write(value(0, place, mask), pointer, place, mask)
+            return []
+
+        self.emit.span(INT(0), self.n, [], some, 2)
 
 
-def _softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
+def soften(axis: Axis, y: Any, x: Any, _: Any) -> tuple[Any, Any]:
+    """Write the softmax of x to y; return what is subtracted from x, and the sum of its exponentials."""
     emit, largest = axis.emit, axis.largest(x)
 
     def term(k: int, index: Any, mask: Any) -> Any:
@@ -106,9 +114,10 @@ def _softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
 
     total = axis.total(term)
     axis.set(y, lambda k, index, mask: emit.divide(emit.read(y, index, mask), total[k]))
+    return largest, total
 
 
-def _log_softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
+def _log_softmax(axis: Axis, y: Any, x: Any, _: Any) -> None:
     emit, largest = axis.emit, axis.largest(x)
 
     def below(k: int, index: Any, mask: Any) -> Any:
@@ -118,7 +127,7 @@ def _log_softmax(axis: _Axis, y: Any, x: Any, _: Any) -> None:
     axis.set(y, lambda k, index, mask: emit.subtract(below(k, index, mask), logarithm[k]))
 
 
-def _softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
+def _softmax_gradient(axis: Axis, dx: Any, y: Any, dy: Any) -> None:
     emit = axis.emit
     total = axis.total(lambda _, index, mask: emit.multiply(emit.read(y, index, mask), emit.read(dy, index, mask)))
 
@@ -128,7 +137,7 @@ def _softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
     axis.set(dx, value)
 
 
-def _log_softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
+def _log_softmax_gradient(axis: Axis, dx: Any, y: Any, dy: Any) -> None:
     emit = axis.emit
     total = axis.total(lambda _, index, mask: emit.read(dy, index, mask))
 
@@ -140,59 +149,42 @@ def _log_softmax_gradient(axis: _Axis, dx: Any, y: Any, dy: Any) -> None:
 
 
 @functools.cache
-def _function(passes: Callable[..., None], itemsize: int, rows: bool) -> Callable[..., None]:
-    """Compile `(y, a, b, n, pixels, examples, begin, end)`, from row `begin` to `end`, or pixel of all examples."""
+def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable[..., None]:
+    """Compile `(y, a, b, n, pixels, first, last, begin, end)`, for some examples and some of their pixels."""
 
-    def write(module: Any) -> None:
-        number = (ir.FloatType() if itemsize == 4 else DOUBLE).as_pointer()
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [number] * 3 + [INT] * 5), "loop")
-        builder = ir.IRBuilder(function.append_basic_block())
-        *pointers, n, pixels, examples, begin, end = function.args
-        emit, one = Functions(builder, itemsize), INT(1)
+    def write(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+        *pointers, n, pixels, first, last, begin, end = arguments
         size = builder.mul(n, pixels)
 
         def example(i: Any, _: Any) -> list[Any]:
             moved = [builder.gep(pointer, [builder.mul(i, size)]) for pointer in pointers]
-            if rows:
-                passes(_Axis(emit, n, pixels), *moved)
-                return []
 
             def some(places: Sequence[Any], mask: Any, _: Any) -> list[Any]:
-                passes(_Axis(emit, n, pixels, places, mask), *moved)
+                passes(Axis(emit, n, pixels, places, mask), *moved)
                 return []
 
-            emit.span(begin, end, [], some, _AT_ONCE)
+            if rows:
+                passes(Axis(emit, n, pixels), *moved)
+            else:
+                emit.span(begin, end, [], some, _AT_ONCE)
             return []
 
-        first, last = (begin, end) if rows else (INT(0), examples)
-        counted(builder, first, last, one, [], example)
-        builder.ret_void()
+        counted(builder, first, last, INT(1), [], example)
 
-    kinds = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5
-    return ctypes.CFUNCTYPE(None, *kinds)(machine_code(write))
+    return native("xxxnnnnnn", itemsize, write)
 
 
-def _run(passes: Callable[..., None], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
+def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
     """Set `out` from one or two C-contiguous arrays; examples, or their pixels, are shared out."""
     examples, n, pixels = shape
-    rows = pixels == 1
-    call, places = _function(passes, out.itemsize, rows), [address(a) for a in (out, arrays[0], arrays[-1])]
-    if rows or pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
-        share(
-            lambda begin, end: call(*places, n, pixels, examples, begin, end),
-            _COST * out.size,
-            n=pixels if not rows else examples,
-        )
-        return
-    step = n * pixels * out.itemsize
-    share(
-        lambda begin, end: call(*(place + begin * step for place in places), n, pixels, end - begin, 0, pixels),
-        _COST * out.size,
-        n=examples,
-    )
+    call, places = _function(passes, out.itemsize, pixels == 1), (out, arrays[0], arrays[-1])
+    if pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
+        share(lambda begin, end: call(*places, n, pixels, 0, examples, begin, end), _COST * out.size, n=pixels)
+    else:
+        share(lambda begin, end: call(*places, n, pixels, begin, end, 0, pixels), _COST * out.size, n=examples)
 
 
-def _made(x: np.ndarray, dim: int, forward: Callable[..., None], gradient: Callable[..., None]) -> Any:
+def _made(x: np.ndarray, dim: int, forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
     """Return y and its backward."""
     if not supports(x) or x.size < _LEAST:
         return NotImplemented
@@ -215,7 +207,7 @@ def _made(x: np.ndarray, dim: int, forward: Callable[..., None], gradient: Calla
 @kernel(np)
 def softmax(x: np.ndarray, dim: int) -> Any:
     """Return the softmax along an axis."""
-    return _made(x, dim, _softmax, _softmax_gradient)
+    return _made(x, dim, soften, _softmax_gradient)
 
 
 @kernel(np)

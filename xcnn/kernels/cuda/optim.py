@@ -1,6 +1,5 @@
 """Optimizer steps, and a check of the gradients, of many parameters in one launch, which takes a table of arrays."""
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -104,9 +103,11 @@ def adam(
     grads: list[Any],
     means: list[Any],
     squares: list[Any],
-    step: int,
     lr: float,
-    betas: tuple[float, float],
+    rate: float,
+    root: float,
+    beta1: float,
+    beta2: float,
     eps: float,
     weight_decay: float,
     decoupled: bool,
@@ -114,9 +115,8 @@ def adam(
     """Update data, means and squares."""
     if not _takes(data):
         return NotImplemented
-    beta1, beta2 = betas
     decays = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    numbers = lr / (1 - beta1**step), *decays, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**step), eps
+    numbers = rate, *decays, 1 - beta1, beta2, 1 - beta2, root, eps
     return _updated("adam", numbers, grads, data, means, squares)
 
 
