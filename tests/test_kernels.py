@@ -23,6 +23,7 @@ from xcnn import Trainer, models, ops, optim, threads
 from xcnn._dispatch import BODIES, body, kernel, kernels, portable
 from xcnn.compare import scales
 from xcnn.kernels.cpu import _scratch, columns
+from xcnn.kernels.cpu._share import contiguous
 from xcnn.ops._op import OPS
 
 Arrays = dict[str, Any]
@@ -294,6 +295,34 @@ def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -
             arrays = sample.draw(np.random.default_rng(0))
             op.function(**arrays, **sample.options)
     assert taken == set(of_ops)
+
+
+def test_read_only_arrays_are_neither_copied_nor_compiled_for() -> None:
+    """To Numba the type of a read-only array is another one."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    x.flags.writeable = False
+    view = contiguous(x)
+    assert view.flags.writeable
+    assert np.shares_memory(view, x)
+    del x
+    assert view.tolist() == [[0, 1, 2], [3, 4, 5]]  # its memory is still there
+    numba = pytest.importorskip("numba")
+    dispatcher, arrays_of = numba.core.dispatcher.Dispatcher, numba.types.Array
+    for op in OPS.values():
+        for sample in op.samples:
+            arrays = sample.draw(np.random.default_rng(0))
+            several = [one for a in arrays.values() for one in (a if isinstance(a, list) else [a])]
+            for array in several:
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False
+            y, backward = op.function(**arrays, **sample.options)
+            y = y[0] if isinstance(y, tuple) else y
+            backward(np.broadcast_to(np.ones((), y.dtype), y.shape))
+    modules = [module for name, module in sys.modules.items() if name.startswith("xcnn.kernels.cpu.")]
+    compiled = [one for module in modules for one in vars(module).values() if isinstance(one, dispatcher)]
+    assert compiled
+    given = [(one.__name__, kind) for one in compiled for signature in one.signatures for kind in signature]
+    assert not [(name, kind) for name, kind in given if isinstance(kind, arrays_of) and not kind.mutable]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import contiguous, share, supports
 from xcnn.kernels.cpu._simd import BYTES, Emitter
 
 __all__ = ["permuted"]
@@ -91,5 +91,5 @@ def permuted(x: np.ndarray, order: tuple[int, ...]) -> Any:
     if table is None:
         return NotImplemented
     y = np.empty([x.shape[axis] for axis in order], x.dtype)
-    share(_copy, 4 * x.size, x.reshape(-1), y.reshape(-1), table, n=math.prod(table[:3, 0].tolist()))
+    share(_copy, 4 * x.size, contiguous(x).reshape(-1), y.reshape(-1), table, n=math.prod(table[:3, 0].tolist()))
     return y
