@@ -7,7 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-__all__ = ["array", "cut", "view"]
+__all__ = ["array", "view"]
 
 _INT = ir.IntType(64)
 
@@ -31,17 +31,3 @@ def array(_: Any, tables: Any, i: Any) -> Any:
         return view(context, builder, tables, *arguments)
 
     return tables(tables, types.intp), generate
-
-
-@intrinsic
-def cut(_: Any, x: Any, begin: Any, end: Any) -> Any:
-    """Return `x[begin:end]`, a flat array, without looking at the bounds; this compiles faster than a slice."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        make, size = context.make_array(x), _INT(x.dtype.bitwidth // 8)
-        data, found = make(context, builder, arguments[0]).data, make(context, builder)
-        count = builder.sub(arguments[2], arguments[1])
-        populate_array(found, builder.gep(data, [arguments[1]]), [count], [size], size, None)
-        return found._getvalue()
-
-    return x(x, types.intp, types.intp), generate
