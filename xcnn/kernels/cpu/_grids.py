@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Padded", "Span", "grid", "pack", "padded_grid", "phase_spans", "repeat", "steps_of"]
+__all__ = ["Padded", "grid", "pack", "padded_grid", "repeat", "steps_of"]
 
 
 def grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], strides: Sequence[int]) -> np.ndarray:
@@ -20,27 +20,6 @@ def grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], str
 def steps_of(sizes: Sequence[int]) -> list[int]:
     """Return the distances of neighbours along each axis of a contiguous array."""
     return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-
-
-class Span(NamedTuple):
-    """The pixels of x of one phase: its number, and for each axis the first place and pixel, and how many there are."""
-
-    phase: int
-    firsts: list[int]
-    pixels: list[int]
-    counts: list[int]
-
-
-def phase_spans(axes: tuple[Any, ...]) -> list[Span]:
-    """Return the pixels of each phase that has some; phases are counted as in `_planes.py`."""
-    spans = []
-    for number, phase in enumerate(np.ndindex(*(axis.stride for axis in axes))):
-        firsts = [max(0, -((u - axis.before) // axis.stride)) for u, axis in zip(phase, axes, strict=True)]
-        pixels = [f * axis.stride + u - axis.before for f, u, axis in zip(firsts, phase, axes, strict=True)]
-        counts = [-((pixel - axis.size) // axis.stride) for pixel, axis in zip(pixels, axes, strict=True)]
-        if min(counts) > 0:
-            spans.append(Span(number, firsts, pixels, counts))
-    return spans
 
 
 class Padded(NamedTuple):

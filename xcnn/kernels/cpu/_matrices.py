@@ -11,12 +11,11 @@ What to multiply is in a table of products, which depends on shapes alone. Array
 read-only ones need no code of their own. Indices count elements; bounds are not checked.
 """
 
-import contextlib
 import functools
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from xcnn.kernels.cpu._compile import compiled
+from xcnn.kernels.cpu._integers import Integer
 from xcnn.kernels.cpu._loops import address
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
@@ -63,51 +63,18 @@ _PACKED, _DIRECT, _DOTS = range(3)
 """How b is read: from panels; where its rows lie; or, if its columns are adjacent, as sums over each of them."""
 
 
-def _operator(name: str) -> Callable[["_Int", Any], "_Int"]:
-    return lambda self, other: self.joined(getattr(self.builder, name), other)
-
-
-class _Int:
-    """An integer in the code that is written, with its arithmetic."""
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value = builder, INT(value) if isinstance(value, int) else value
-
-    def joined(self, operation: Callable[[Any, Any], Any], other: Any) -> "_Int":
-        return _Int(self.builder, operation(self.value, other.value if isinstance(other, _Int) else INT(other)))
-
-    __add__, __sub__, __mul__, __floordiv__ = map(_operator, ("add", "sub", "mul", "udiv"))
-
-    def holds(self, sign: str, other: Any) -> Any:
-        """Return the condition that it compares like this with another one."""
-        return self.joined(lambda a, b: self.builder.icmp_signed(sign, a, b), other).value
-
-    def least(self, other: Any) -> "_Int":
-        return self.joined(lambda a, b: self.builder.select(self.holds("<", other), a, b), other)
-
-    def most(self, other: Any) -> "_Int":
-        return self.joined(lambda a, b: self.builder.select(self.holds(">", other), a, b), other)
-
-    @contextlib.contextmanager
-    def up_to(self, end: Any, step: Any = 1) -> Iterator["_Int"]:
-        """Write a loop from this integer on."""
-        stop, each = (_Int(self.builder, 0) + one for one in (end, step))
-        with cgutils.for_range_slice(self.builder, self.value, stop.value, each.value) as (index, _):
-            yield _Int(self.builder, index)
-
-
 class _Writer:
     """Writes the code of a product; `index` is the memory of this thread, see `_Rooms`, and `row` that of a table."""
 
     def __init__(self, context: Any, builder: Any, like: Any, index: Any, row: Any) -> None:
         self.context, self.builder, self.like, self.emit = context, builder, like, Emitter(context, builder, like)
-        numbers = [_Int(builder, builder.load(builder.gep(row, [INT(i)]))) for i in range(_COLUMNS)]
+        numbers = [Integer(builder, builder.load(builder.gep(row, [INT(i)]))) for i in range(_COLUMNS)]
         self.a0, self.b0, self.c0, self.a_row, self.a_column, self.b_row, self.b_column, self.c_row = numbers[3:11]
         self.m, self.n, self.k, self.first, self.way, self.width, self.most, self.together = numbers[11:]
         self.a, self.b, self.c = (builder.load(builder.gep(index, [which.value])) for which in numbers[:3])
         rest = [builder.load(builder.gep(index, [INT(i)])) for i in range(7, 15)]
         self.multiply, self.transpose, self.offsets, self.shifts, self.lines, self.tile, self.panels, room = rest
-        self.room, self.zero, self.tiled = _Int(builder, room), _Int(builder, 0), self.together.holds("==", _ROWS)
+        self.room, self.zero, self.tiled = Integer(builder, room), Integer(builder, 0), self.together.holds("==", _ROWS)
         self.direct, self.dots, self.packed = (self.way.holds("==", way) for way in (_DIRECT, _DOTS, _PACKED))
 
     def view(self, place: Any, size: Any = 0, integers: bool = False) -> Any:
@@ -118,20 +85,20 @@ class _Writer:
         populate_array(array, data, [(self.zero + size).value], [itemsize], itemsize, None)
         return array._getvalue()
 
-    def pointer(self, place: Any, at: _Int) -> Any:
+    def pointer(self, place: Any, at: Integer) -> Any:
         """Return a pointer to number `at` behind an address."""
         start = self.builder.inttoptr(place, self.emit.vector.element.as_pointer())
         return self.builder.gep(start, [at.value])
 
     def call(self, function: Any, place: Any, *values: Any) -> None:
         """Call a function at an address."""
-        given = [(self.zero + value).value if isinstance(value, int | _Int) else value for value in values]
+        given = [(self.zero + value).value if isinstance(value, int | Integer) else value for value in values]
         function.write(self.context, self.builder, self.like.dtype, place, *given)
 
-    def either(self, condition: Any, one: _Int, other: Any) -> _Int:
+    def either(self, condition: Any, one: Integer, other: Any) -> Integer:
         return one.joined(lambda a, b: self.builder.select(condition, a, b), other)
 
-    def start(self, j: _Int) -> _Int:
+    def start(self, j: Integer) -> Integer:
         """Return the first column of the panel with column j: the last one, too, is as wide as the others."""
         return j.least(self.n - self.width).most(0)
 
@@ -173,7 +140,7 @@ class _Writer:
                         begin, length = p * self.width + j - self.start(j), self.width.least(right - j)
                         self.finish(begin, c0 + p * self.c_row + j, self.first + j, length, term, count, after)
 
-    def pack(self, term: _Int, count: _Int, left: _Int, right: _Int) -> None:
+    def pack(self, term: Integer, count: Integer, left: Integer, right: Integer) -> None:
         """Copy `count` rows of some columns of b to panels, one row after another, or transpose them."""
         builder, emit, one = self.builder, self.emit, self.b_column.holds("==", 1)
         with self.zero.up_to(self.either(one, count, 1)) as p, left.up_to(right, self.width) as j:
@@ -194,12 +161,12 @@ class _Writer:
                     lines, steps = self.view(self.lines, self.width, True), self.view(self.shifts, count, True)
                     self.call(transpose, self.transpose, b, at, lines, panels, to, steps)
 
-    def sum_columns(self, a0: _Int, rows: _Int, b0: _Int, start: _Int, count: _Int) -> None:
+    def sum_columns(self, a0: Integer, rows: Integer, b0: Integer, start: Integer, count: Integer) -> None:
         """Set the tile to products of rows of a and columns of b, each of `count` adjacent numbers."""
         builder, emit, half = self.builder, self.emit, self.emit.lanes
         with self.zero.up_to(self.width.least(self.n - start), half) as q, self.zero.up_to(rows) as p:
             row, last = self.pointer(self.a, a0 + p * self.a_row), self.n - start - q - 1
-            columns = [(start + q + _Int(builder, i).least(last)) * self.b_column + b0 for i in range(half)]
+            columns = [(start + q + Integer(builder, i).least(last)) * self.b_column + b0 for i in range(half)]
             lines, sums = [self.pointer(self.b, place) for place in columns], list[Any]()
 
             def some(lines: Any, places: Any, mask: Any, sums: Any) -> list[Any]:
@@ -219,12 +186,19 @@ class _Writer:
             emit.write(sums[0], self.pointer(self.tile, p * self.width + q), INT(0))
 
     def finish(
-        self, begin: _Int, at: _Int, column: _Int, length: _Int, term: _Int, count: _Int, after: Sequence[Any]
+        self,
+        begin: Integer,
+        at: Integer,
+        column: Integer,
+        length: Integer,
+        term: Integer,
+        count: Integer,
+        after: Sequence[Any],
     ) -> None:
         """Move a row from the tile to c, or add it unless it has the first terms; what follows comes with the last."""
         builder, emit, (scale, shift, residual, *bounds) = self.builder, self.emit, after
         element, operands, last = emit.vector.element.as_pointer(), [], (term + count).holds("==", self.k)
-        given = [builder.and_(last, _Int(builder, place).holds("!=", 0)) for place in (scale, shift, residual)]
+        given = [builder.and_(last, Integer(builder, place).holds("!=", 0)) for place in (scale, shift, residual)]
         for operation, place, number, neutral, exists in (
             (builder.fadd, self.c, at, 0.0, term.holds(">", 0)), (builder.fmul, scale, column, 1.0, given[0]),
             (builder.fadd, shift, column, 0.0, given[1]), (builder.fadd, residual, at, 0.0, given[2]),

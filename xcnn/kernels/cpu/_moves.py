@@ -68,13 +68,13 @@ def _affine(
             )
 
             def vector(places: Any, mask: Any, _: Any) -> Any:
-                value = emit.read(sources, *places, mask)
+                value = emit.read(sources, places[0], mask)
                 value = emit.fused(value, *(emit.spread(number) for number in numbers[:2]))
                 if plus:
-                    value = builder.fadd(value, emit.read(others, *places, mask))
+                    value = builder.fadd(value, emit.read(others, places[0], mask))
                 for compared, limit in zip("<>", map(emit.spread, numbers[2:]), strict=True):
                     value = builder.select(builder.fcmp_ordered(compared, value, limit), limit, value)
-                emit.write(value, targets, *places, mask)
+                emit.write(value, targets, places[0], mask)
                 return ()
 
             emit.span(_INT(0), count_, (), vector)
@@ -126,7 +126,10 @@ def _every(
         with cgutils.for_range(builder, rows_) as loop:
             source = emit.at(emit.pointer(x, x_, x0_), (loop.index, x_step_))
             kept = emit.at(emit.pointer(mask, mask_, x0_), (loop.index, x_step_))
-            kept, target = builder.select(masked, kept, source), emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_))
+            kept, target = (
+                builder.select(masked, kept, source),
+                emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_)),
+            )
 
             def value(j: Any, some: Any, source: Any = source, kept: Any = kept) -> Any:
                 number = emit.read(source, j, some)
@@ -135,12 +138,12 @@ def _every(
                 return builder.select(builder.or_(chosen, every_lane), number, zero)
 
             def copy(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-                emit.write(value(*places, some), target, *places, some)
+                emit.write(value(places[0], some), target, places[0], some)
                 return ()
 
             def halves(places: Any, some: Any) -> Any:
                 """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
-                first = builder.mul(*places, two)
+                first = builder.mul(places[0], two)
                 left = builder.sub(builder.mul(count_, two), first)
                 masks = [some and emit.first(builder.sub(left, _INT(k))) for k in (1, lanes)]
                 return first, masks
@@ -149,11 +152,11 @@ def _every(
                 first, masks = halves(places, some)
                 pairs = zip((0, lanes - 1), masks, strict=True)
                 parts = [emit.read(source, builder.add(first, _INT(k)), exist) for k, exist in pairs]
-                emit.write(emit.shuffle(*parts, even), target, *places, some)
+                emit.write(emit.shuffle(parts[0], parts[1], even), target, places[0], some)
                 return ()
 
             def scatter(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-                number, (first, masks) = value(*places, some), halves(places, some)
+                number, (first, masks) = value(places[0], some), halves(places, some)
                 for k, exist in zip((0, lanes), masks, strict=True):
                     spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
                     exist = builder.and_(exist, alternate) if exist else alternate

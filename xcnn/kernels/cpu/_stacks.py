@@ -28,6 +28,7 @@ from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._simd import BYTES, STRIP
+from xcnn.threads import parts
 
 __all__ = ["Plan", "plan"]
 
@@ -36,6 +37,9 @@ _ROWS = 64
 
 _SUM_BYTES = 250_000
 """Size of the results that are computed before they are written line by line, which a processor does faster."""
+
+_WEIGHT_BYTES = 262_144
+"""Size of the weights that are multiplied before those of other channels, if those of a channel are far apart."""
 
 _PLANE_BYTES = 1_000_000
 """Size of the planes of a stack or a band, which should stay in the second-level cache."""
@@ -48,7 +52,11 @@ _CONFLICT = 1024
 """Rows that are a multiple of this many bytes apart share few lines of a cache."""
 
 _MICROSECONDS = 100
-"""The least work that one more block of target channels is worth, if there are few images."""
+"""The least work that one more job is worth, if there are few."""
+
+_PRODUCTS = 256
+"""The least products of a pixel in a block of target channels, as blocks in several threads are laid out several times.
+"""
 
 _MOST_IMAGES = 512
 
@@ -60,28 +68,30 @@ class Plan(NamedTuple):
     ----------
     tables : all that `convolve` needs.
     jobs : number of jobs.
+    parts : how many threads may share them.
+    shape : of an image of y.
     planes, sums : sizes of the memory for planes and sums.
     keeps : whether what is not a pixel in the planes is never written, so that it stays 0.
-    microseconds : time that it takes one thread.
     pieces : number of stacks; the first jobs are those of the first stack, and so on.
     number : unique number of the plan.
     """
 
     tables: np.ndarray
     jobs: int
+    parts: int
+    shape: tuple[int, ...]
     planes: int
     sums: int
     keeps: bool
-    microseconds: float
     pieces: int
     number: int
 
 
 class _Residue(NamedTuple):
-    """The targets `first + j * apart` for j < count, and of each tap its number, phase and shift."""
+    """The targets `first + j * apart` for j < outs, and of each tap its number, phase and shift."""
 
     first: int
-    count: int
+    outs: int
     taps: tuple[tuple[int, int, int], ...]
 
 
@@ -143,7 +153,7 @@ class _Line(NamedTuple):
     ----------
     phases : those that a tap has.
     low, high : the smallest and the largest shift.
-    count : targets of the largest residue.
+    outs : targets of the largest residue.
     places : how many are stored.
     last : the last one that is read.
     pitch : places from a line to the next one.
@@ -152,18 +162,18 @@ class _Line(NamedTuple):
     phases: list[int]
     low: int
     high: int
-    count: int
+    outs: int
     places: int
     last: int
     pitch: int
 
 
 def _line(way: _Way) -> _Line:
-    reads = [(r.count, phase, shift) for r in way.residues for _, phase, shift in r.taps] or [(1, 0, 0)]
+    reads = [(r.outs, phase, shift) for r in way.residues for _, phase, shift in r.taps] or [(1, 0, 0)]
     phases = sorted({phase for _, phase, _ in reads})
     low, high = (bound(shift for *_, shift in reads) for bound in (min, max))
     last = max(count - 1 + shift for count, _, shift in reads)
-    count = max(residue.count for residue in way.residues)
+    count = max(residue.outs for residue in way.residues)
     places = max(0, min((way.size - 1) // way.stride, last) + 1)
     return _Line(phases, low, high, count, places, last, max(last + 1, places - low, count))
 
@@ -190,7 +200,7 @@ class _Stack(NamedTuple):
 
 def _stack(lines: list[_Line], images: int, along: int, band: int) -> _Stack:
     lines = [
-        q._replace(places=band + q.high - q.low, last=band - 1 + q.high - q.low, count=band) if i == along else q
+        q._replace(places=band + q.high - q.low, last=band - 1 + q.high - q.low, outs=band) if i == along else q
         for i, q in enumerate(lines)  # the padding of this axis is stored
     ]
     line = lines[2].pitch * images
@@ -198,36 +208,39 @@ def _stack(lines: list[_Line], images: int, along: int, band: int) -> _Stack:
     stack = (images - 1) * lines[2].pitch + 1
     lead = sum(max(0, -q.low) * step for q, step in zip(lines[along + 1 :], steps[along + 1 :], strict=True))
     last = sum(max(q.last, q.places - 1, 0) * step for q, step in zip(lines, steps, strict=True))
-    length = sum((q.count - 1) * step for q, step in zip(lines, steps, strict=True)) + stack
+    length = sum((q.outs - 1) * step for q, step in zip(lines, steps, strict=True)) + stack
     plane = _round_up(lead + max(last + stack, length) + 16, 16)
     return _Stack(lines, steps, images, along, band, lead, length, plane + 16 * (plane // 16 % 2 == 0))
 
 
-def _best(lines: list[_Line], along: int, channels: int, n: int, itemsize: int) -> _Stack:
-    """Choose the number of images of a stack, or of lines of a band."""
-    lanes, out = BYTES // itemsize, lines[along].count
+def _best(lines: list[_Line], along: int, channels: int, n: int, least: int, itemsize: int) -> _Stack:
+    """Choose the number of images of a stack, of which there should be some, or of lines of a band."""
+    lanes, out = BYTES // itemsize, lines[along].outs
 
     def nbytes(stack: _Stack) -> int:
         return channels * math.prod(len(q.phases) for q in lines) * stack.plane * itemsize
 
     def cost(stack: _Stack) -> float:
-        """Return its time in units of the product with one vector; each strip takes some, too."""
-        return -(-stack.length // lanes) + 0.3 * -(-stack.length // (lanes * STRIP))
+        """Return its time in units of the product with one vector; one alone takes longer, and a strip some more."""
+        strips, rest = divmod(-(-stack.length // lanes), STRIP)
+        return strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)
 
     whole = _stack(lines, 1, along, out)
+    # Planes that are read once per target channel may come from further away.
+    most = _PLANE_BYTES * (3 if all(q.low == q.high and len(q.phases) == 1 for q in lines) else 1)
     if nbytes(whole) > _PLANE_BYTES and out > 1:
         shift = lines[along].high - lines[along].low
-        least = max(1, 2 * shift, 2 * STRIP * lanes // whole.steps[along])
+        few = max(1, 2 * shift, 2 * STRIP * lanes // whole.steps[along])
         per_line = nbytes(whole) / (out + shift)
-        band = min(out, max(least, int(_PLANE_BYTES / per_line) - shift))
+        band = min(out, max(few, int(_PLANE_BYTES / per_line) - shift))
         return _stack(lines, 1, along, -(-out // -(-out // band)))
     best, lowest = whole, n * cost(whole)
-    for count in range(-(-n // 2), 0, -1):
+    for count in range(-(-n // 2), least - 1, -1):
         images = -(-n // count)
         if images == 1 or best.length > 8 * STRIP * lanes:
             break
         stack = _stack(lines, images, along, out)
-        if images > _MOST_IMAGES or nbytes(stack) > _PLANE_BYTES:
+        if images > _MOST_IMAGES or nbytes(stack) > most:
             break
         if count * cost(stack) < 0.98 * lowest:
             best, lowest = stack, count * cost(stack)
@@ -272,52 +285,42 @@ def _terms(
     )
 
 
-class _Region(NamedTuple):
-    """The targets of a residue in a band: how many, and the first one and the distances along each axis in y."""
+def _pieces(
+    ways: list[_Way], p: _Stack, residues: tuple[_Residue, ...], begin: int, most: int, lanes: int
+) -> Iterator[tuple[int, int, list[tuple[int, ...]]]]:
+    """Yield the pieces of the targets of a residue in a band: place, length, and rows of targets as in `_copies`.
 
-    counts: list[int]
-    first: int
-    steps: list[int]
-
-
-def _region(ways: list[_Way], p: _Stack, residues: tuple[_Residue, ...], begin: int) -> _Region:
+    They have at most `most` places, if lines allow. With `lanes`, there are no gaps between lines, and pieces are
+    strips; the last one may begin in the one before, to fill a vector.
+    """
     steps = [math.prod(way.targets for way in ways[i + 1 :]) for i in range(3)]
-    counts, first = [], 0
-    for i, (way, residue, step) in enumerate(zip(ways, residues, steps, strict=True)):
-        skipped = begin if i == p.along else 0
-        counts.append(min(residue.count - skipped, p.band) if i == p.along else residue.count)
-        first += (residue.first + skipped * way.apart) * step
-    return _Region(counts, first, [way.apart * step for way, step in zip(ways, steps, strict=True)])
-
-
-def _written(p: _Stack, t: _Region, most: int) -> Iterator[tuple[int, int, list[tuple[int, ...]]]]:
-    """Yield the pieces of at most `most` places, if lines allow: place, length, and rows of targets as in `_copies`."""
-    nz, ny, nx = t.counts
+    skipped = [begin if i == p.along else 0 for i in range(3)]
+    counts = [min(r.outs - skip, q.outs) for r, q, skip in zip(residues, p.lines, skipped, strict=True)]
+    if min(counts) <= 0 or not all(residue.taps for residue in residues):
+        return
+    every = [way.apart * step for way, step in zip(ways, steps, strict=True)]
+    first = sum(
+        r.first * step + skip * each for r, step, skip, each in zip(residues, steps, skipped, every, strict=True)
+    )
+    nz, ny, nx = counts
+    if lanes:
+        for at in range(0, nz * ny * nx, STRIP * lanes):
+            at = min(at, nz * ny * nx - lanes)
+            many = min(STRIP * lanes, nz * ny * nx - at)
+            yield at, many, [(0, 0, first + at, 0, 1, many)]
+        return
     lines, depth = (ny, nz) if most >= p.length else (max(1, most // step) for step in (p.steps[1], p.steps[0]))
-    depth = depth if lines >= ny else 1
-    for z in range(0, nz, depth):
-        for y in range(0, ny, lines):
-            many, rows = min(depth, nz - z), min(lines, ny - y)
-            first = t.first + z * t.steps[0] + y * t.steps[1]
-            last = (many - 1) * p.steps[0] + (rows - 1) * p.steps[1]
-            yield (
-                z * p.steps[0] + y * p.steps[1],
-                last + (p.images - 1) * p.lines[2].pitch + nx,
-                [(k * p.steps[0], p.steps[1], first + k * t.steps[0], t.steps[1], rows, nx) for k in range(many)],
-            )
-
-
-def _strips(length: int, first: int, lanes: int) -> Iterator[tuple[int, int, list[tuple[int, ...]]]]:
-    """Yield the same for strips of adjacent targets; the last one may begin in the one before, to fill a vector."""
-    for place in range(0, length, STRIP * lanes):
-        at = min(place, length - lanes)
-        many = min(STRIP * lanes, length - at)
-        yield at, many, [(0, 0, first + at, 0, 1, many)]
+    for z, y in itertools.product(range(0, nz, depth if lines >= ny else 1), range(0, ny, lines)):
+        many, rows = min(depth if lines >= ny else 1, nz - z), min(lines, ny - y)
+        to = first + z * every[0] + y * every[1]
+        last = (many - 1) * p.steps[0] + (rows - 1) * p.steps[1] + (p.images - 1) * p.lines[2].pitch
+        at = z * p.steps[0] + y * p.steps[1]
+        yield at, last + nx, [(k * p.steps[0], p.steps[1], to + k * every[0], every[1], rows, nx) for k in range(many)]
 
 
 @functools.lru_cache(maxsize=512)
 def plan(
-    axes: tuple[Any, ...], n: int, shape: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool
 ) -> Plan:
     """Plan a convolution of n images with weights of a shape.
 
@@ -327,14 +330,16 @@ def plan(
     transposed : whether it is the input gradient instead.
     masked : whether pixels are masked, so that they are not read where they are.
     """
-    cg, og, taps = shape[1], shape[0] // groups, math.prod(shape[2:])
+    cg, og, taps = weights[1], weights[0] // groups, math.prod(weights[2:])
     channels, targets = (og, cg) if transposed else (cg, og)
     joined = _joined(axes, itemsize)
     ways = [(_backward if transposed else _forward)(axis) for axis in joined]
     along = int(joined[0][:7] == (1, 1, 1, 1, 0, 0, 1))
-    p = _best([_line(way) for way in ways], along, channels, n, itemsize)
+    microseconds = 2 * n * math.prod(axis.out for axis in axes) * math.prod(weights) / FLOPS_PER_MICROSECOND
+    jobs, most_blocks = min(8 if n == 1 else 4, int(microseconds / _MICROSECONDS)), max(1, targets * taps // _PRODUCTS)
+    p = _best([_line(way) for way in ways], along, channels, n, -(-jobs // (most_blocks * groups)) or 1, itemsize)
     lanes, phases = BYTES // itemsize, math.prod(len(q.phases) for q in p.lines)
-    bands, count = range(0, max(r.count for r in ways[along].residues), p.band), -(-n // p.images)
+    bands, count = range(0, max(r.outs for r in ways[along].residues), p.band), -(-n // p.images)
     pixels, outputs = math.prod(way.size for way in ways), math.prod(way.targets for way in ways)
     bare = all(axis.kernel == axis.stride == 1 and axis.size == axis.out for axis in joined)
     near = channels <= 8 or pixels * itemsize % _CONFLICT
@@ -343,61 +348,57 @@ def plan(
         and p.images == len(bands) == 1 and p.length >= lanes
     )  # fmt: skip
     dense = p.lines[2].pitch == ways[2].targets and (ways[0].targets == 1 or p.lines[1].pitch == ways[1].targets)
-    last = _region(ways, p, tuple(way.residues[0] for way in ways), bands[-1])
+    line = math.prod(way.targets for way in ways[along + 1 :])
     direct = (
-        dense and p.images == 1 and all(way.apart == 1 for way in ways) and math.prod(last.counts) >= lanes
-        and targets * outputs * itemsize <= _NEAR_BYTES
+        dense and p.images == 1 and all(way.apart == 1 for way in ways) and targets * outputs * itemsize <= _NEAR_BYTES
+        and (ways[along].targets - bands[-1]) * line >= lanes
     )  # fmt: skip
-    microseconds = 2 * n * math.prod(axis.out for axis in axes) * math.prod(shape) / FLOPS_PER_MICROSECOND
-    blocks = -(-min(8, int(microseconds / _MICROSECONDS)) // (count * len(bands) * groups))
-    block = _round_up(-(-targets // max(1, blocks)), 32)
+    blocks = -(-jobs // (count * len(bands) * groups))
+    blocks = max(1, blocks if in_place else min(blocks, most_blocks))
+    block = _round_up(-(-targets // blocks), 32)
     at_once = p.length if in_place else min(p.length, max(p.steps[1], _SUM_BYTES // (min(block, _ROWS) * itemsize)))
     width = _round_up(at_once, 16)
-    most = _ROWS if direct else min(block, max(8, _SUM_BYTES // (width * itemsize) // 8 * 8))
+    most = _ROWS if direct else max(8, _SUM_BYTES // (width * itemsize) // 8 * 8)
+    if transposed and taps == 1:
+        most = min(most, max(32, _WEIGHT_BYTES // (channels * itemsize) // 16 * 16))
+    most, w_row = min(block, most), taps if transposed else cg * taps
     channel = pixels if in_place else phases * p.plane
-    residues = list(itertools.product(*(way.residues for way in ways)))
-    copies: list[tuple[int, ...]] = []
-    pieces: list[tuple[int, ...]] = []
-    rows: list[tuple[int, ...]] = []
-    units: list[tuple[int, ...]] = []
+    size, residues = og * cg * taps, list(itertools.product(*(way.residues for way in ways)))
+    empty = any(not residue.taps for some in residues for residue in some)
+    units, copies, pieces, rows = tables = [list[tuple[int, ...]]() for _ in range(4)]
     for begin in bands:
         copy, piece = len(copies), len(pieces)
         if not in_place:
             copies += _copies(ways, p, begin)
-        for number, some in enumerate(residues):
-            region = _region(ways, p, some, begin)
-            if min(region.counts) > 0:
-                one = _strips(math.prod(region.counts), region.first, lanes) if direct else _written(p, region, at_once)
-                for place, length, targets_of in one:
-                    pieces.append((number, place, length, len(rows), len(rows) + len(targets_of)))
-                    rows += targets_of
+        first, end = (min(at * ways[p.along].apart, ways[p.along].targets) * line for at in (begin, begin + p.band))
+        found = [
+            (i, number, *piece_of)
+            for number, some in enumerate(residues)
+            for i, piece_of in enumerate(_pieces(ways, p, some, begin, at_once, lanes if direct else 0))
+        ]
+        for _, number, place, length, written in sorted(found):  # the residues of the same lines one after another
+            pieces.append((number, place, length, 6 * len(rows), 6 * (len(rows) + len(written))))
+            rows += written
         for g in range(groups):
-            for at in range(0, targets, block):
-                units.append(
-                    (
-                        g * channels * pixels, g * targets + at, min(block, targets - at),
-                        g * og * cg * taps + at * (taps if transposed else cg * taps),
-                        int(at == 0), copy, len(copies), piece, len(pieces),
-                    )  # fmt: skip
-                )
-    keeps = len(bands) == 1
-    planes = 0 if in_place else channels * channel
-    across = direct or p.lines[along].count == 1
-    numbers = [
-        n, count, channels, pixels, groups * channels * pixels, outputs, groups * targets * outputs, channel,
-        0 if keeps else planes, p.lines[2].pitch, taps if transposed else cg * taps, outputs if direct else width, most,
-        int(in_place), int(direct), int(across), ways[2].stride, ways[2].apart,
-    ]  # fmt: skip
+            for at in range(0, targets, most):
+                where = g * channels * pixels, g * targets + at, min(most, targets - at), w_row * at + g * size
+                fresh, until = int(at == 0), end if empty else first
+                units.append((*where, fresh, 6 * copy, 6 * len(copies), 5 * piece, 5 * len(pieces), first, until))
+    keeps, step = len(bands) == 1, cg * taps if transposed else taps
     if in_place:
-        terms = [(np.arange(channels) * pixels, np.arange(channels) * (cg if transposed else 1))]
+        terms = [(np.arange(channels) * pixels, np.arange(channels) * step)]
     else:
-        step = cg * taps if transposed else taps
         terms = [_terms(p, some, [a.kernel for a in joined], channel, channels, step) for some in residues]
-    tables = pack(
-        numbers,
-        *(np.array(table, np.int64) for table in (units, copies, pieces, rows)),
-        *itertools.chain(*terms),
-    )
-    sums = 0 if direct else min(most, block) * width + 16
-    jobs = count * len(units)
-    return Plan(tables, jobs, planes + lanes, sums, keeps, microseconds, count, new_owner())
+    planes = 0 if in_place else channels * channel
+    numbers = [
+        channels, pixels, groups * channels * pixels, outputs, groups * targets * outputs, channel,
+        0 if keeps else planes, p.lines[2].pitch, w_row, outputs if direct else width, int(in_place), int(direct),
+        int(direct or p.band == 1), ways[2].stride, ways[2].apart,
+    ]  # fmt: skip
+    stacks = [n * part // count for part in range(count + 1)]
+    arrays = (np.array(table, np.int64) for table in (units, stacks, *tables[1:]))
+    sums = 0 if direct else most * width + 16
+    most = parts(count * len(bands) * groups * blocks, microseconds)
+    shape = groups * targets, *(axis.size if transposed else axis.out for axis in axes)
+    packed = pack(numbers, *arrays, *itertools.chain(*terms))
+    return Plan(packed, count * len(units), most, shape, planes + lanes, sums, keeps, count, new_owner())

@@ -1,7 +1,7 @@
 """Convolution on the CPU without columns: products of the weights with shifted planes, and what follows in one pass.
 
 A few images at a time are laid out, multiplied strip by strip and written while the strip is in the nearest cache;
-there, bias, batch norm, residual and activation are applied (`_forward.py`). The input gradient is done in the same
+there, bias, batch norm, residual and activation are applied (`_convolve.py`). The input gradient is done in the same
 way, with the weights read where they lie, and is also the transposed convolution. The work is distributed over threads.
 
 Lines that are laid out have zeros between them, and an infinite weight times 0 is NaN, as with im2col.
@@ -15,7 +15,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
-from xcnn.kernels.cpu._forward import convolve, fold
+from xcnn.kernels.cpu._convolve import convolve, fold
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
@@ -25,7 +25,7 @@ from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
-from xcnn.threads import parallel, parts
+from xcnn.threads import parallel
 
 __all__ = ["conv", "conv_inference", "conv_transpose"]
 
@@ -57,11 +57,6 @@ def _convolution(
     """
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     limits = clamp(activation)
-    ends = _UNLIMITED if limits is None else limits
-    if transposed:
-        y = np.empty((n, groups * weight.shape[1], *[axis.size for axis in axes]), dtype)
-    else:
-        y = np.empty((n, weight.shape[0], *[axis.out for axis in axes]), dtype)
     arrays = (
         flat(x, size),
         flat(mask, size),
@@ -70,29 +65,34 @@ def _convolution(
         _ZERO[size] if shift is None else flat(shift, size),
         flat(residual, size),
     )
+    ends = limits or _UNLIMITED
     if depthwise.pays(weight.shape, groups, size):
+        sizes = [axis.size if transposed else axis.out for axis in axes]
+        y = np.empty((n, groups if transposed else weight.shape[0], *sizes), dtype)
         depthwise.convolve(y, arrays, ends, axes, weight.shape[0], groups, transposed)
-        near = False
-    else:
-        plain = scale is None and shift is None and residual is None and ends == _UNLIMITED
-        f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
-        fixed = (*_calls(size), *arrays, *ends, plain, y.reshape(-1), f.tables)
-        count = parts(f.jobs, f.microseconds)
-        near = limits is None and f.pieces >= count  # a piece is some images, and still in the cache after that
-        pieces = f.pieces if near else count
+        return y if limits is not None else _activated(y, activation)
+    f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
+    y = np.empty((n, *f.shape), dtype)
+    plain = scale is None and shift is None and residual is None and (activation is None or limits is None)
+    fixed = (*_calls(size), *arrays, *ends, plain, y.reshape(-1), f.tables)
+    near = limits is None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
+    pieces = f.pieces if near else f.parts
 
-        def some(part: int) -> None:
-            planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
-            sums = scratch(-1, "sums", f.sums, dtype)
-            for piece in range(pieces * part // count, pieces * (part + 1) // count):
-                convolve(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
-                if near:
-                    in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
+    def some(part: int) -> None:
+        planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
+        sums = scratch(-1, "sums", f.sums, dtype)
+        for piece in range(pieces * part // f.parts, pieces * (part + 1) // f.parts):
+            convolve(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
+            if near:
+                in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
-        parallel(some, count)
-    if limits is None and not near:
-        numbers = y.reshape(-1)
-        share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
+    parallel(some, f.parts)
+    return y if near or limits is not None else _activated(y, activation)
+
+
+def _activated(y: np.ndarray, activation: Any) -> np.ndarray:
+    numbers = y.reshape(-1)
+    share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
     return y
 
 
