@@ -139,7 +139,7 @@ def test_a_yardstick_that_fails_leaves_its_share_open(xcnn, pretended, monkeypat
 def test_the_head_says_what_it_is_measured_on(xcnn, pretended, monkeypatch):
     """Before anything is measured."""
     heads = []
-    monkeypatch.setattr(compare, "bench", lambda *arguments, goes_on: iter(()))
+    monkeypatch.setattr(compare, "bench", lambda *arguments, **options: iter(()))
     for tf32 in ("", "1"):
         monkeypatch.setenv("CUPY_TF32", tf32)
         code, out, _ = xcnn("bench", *QUICK, "--device", "cuda")
