@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xcnn.errors import WriteError, XcnnError
 
-__all__ = ["locked", "make_folder", "replacing", "sweep"]
+__all__ = ["cache_folder", "locked", "make_folder", "replacing", "sweep"]
 
 _TEMPORARY = ".tmp"
 _TEMPORARY_NAME = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
@@ -56,6 +56,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made or downloaded again, which may not exist yet."""
+    if home := os.environ.get("XCNN_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcnn"
 
 
 def make_folder(folder: Path) -> None:

@@ -11,13 +11,12 @@ sums of the same files (CIFAR-10: c32a1d4ab5d03f1284b67883e8d87530).
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xcnn._files import locked, replacing, sweep
+from xcnn._files import cache_folder, locked, replacing, sweep
 from xcnn.data.mnist import FILES
 from xcnn.errors import DataError, WriteError
 
@@ -87,13 +86,6 @@ SOURCES: dict[str, Source] = {
         {"cifar-10-binary.tar.gz": (170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")},
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloads, which may not exist yet."""
-    if home := os.environ.get("XCNN_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xcnn"
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:

@@ -1,35 +1,22 @@
-"""Loops over arrays that do a list of steps to each number, compiled when they are first used.
-
-LLVM makes the code from instructions in 10 to 30 ms, so it is not kept on disk. Numba would take ten times as long and
-has nothing to add.
-"""
+"""Loops over arrays that do a list of steps to each number, compiled when they are first used."""
 
 import ctypes
 import functools
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
-from numba import config
 
-from xcnn._dispatch import COMPILATION
 from xcnn.kernels.cpu._functions import COSTS, Functions
+from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["COLUMN", "EACH", "ROW", "Loop", "address", "compiled_loop", "machine_code", "native", "traced"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "compiled_loop", "traced"]
 
 _log = logging.getLogger("xcnn")
-
-_LOCK = threading.Lock()
-_ENGINES: list[Any] = []
-"""They own the machine code."""
-
 
 EACH, ROW, COLUMN = "each", "row", "column"
 """What a loop does with a result: store each number, or add those of a row, or those of a column to what is there."""
@@ -55,20 +42,6 @@ class Loop:
     call: Callable[..., None]
     cost: int
     lanes: int
-
-
-_number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
-
-
-def _address(array: np.ndarray) -> int:
-    return _number_at(id(array) + _place).value or 0
-
-
-_ONE = np.empty(1)
-address: Callable[[np.ndarray], int] = (
-    _address if _address(_ONE) == _ONE.ctypes.data else lambda array: array.ctypes.data
-)
-"""Return where an array begins. `array.ctypes` takes seven times as long as reading NumPy's own pointer, its first."""
 
 
 def compiled_loop(
@@ -320,67 +293,3 @@ def _scalars(
         numbers[i] = given[arguments[0]] if name == "parameter" else emit.step(name, [numbers[a] for a in arguments])
         vectors[i] = emit.spread(emit.number(numbers[i]))
     return vectors
-
-
-def machine_code(write: Callable[[Any], None]) -> int:
-    """Compile a function `loop`, which `write(module)` writes; return its address."""
-    COMPILATION.begin()
-    try:
-        module = ir.Module()
-        write(module)
-        with _LOCK:
-            return _compiled(module)
-    finally:
-        COMPILATION.end()
-
-
-def native(kinds: str, itemsize: int, write: Callable[[Any, Functions, Sequence[Any]], None]) -> Callable[..., Any]:
-    """Compile a function, which `write(builder, emit, arguments)` writes, and return it as one of Python.
-
-    Arrays, which are C-contiguous, are given as they are: the code takes their addresses, faster than Python can.
-
-    Parameters
-    ----------
-    kinds : a letter per argument: x an array of numbers, i and d those of int64 and float64, n integer, f float64;
-        before a colon, n if the result is an integer. What is written gets pointers in place of arrays.
-    itemsize : bytes of a number, 4 or 8.
-    """
-    result, _, given = kinds.rpartition(":")
-    number = ir.FloatType() if itemsize == 4 else DOUBLE
-    pointers = {"x": number.as_pointer(), "i": INT.as_pointer(), "d": DOUBLE.as_pointer()}
-    plain: dict[str, Any] = {"n": INT, "f": DOUBLE}
-    of_python: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
-    known = address is _address
-
-    def whole(module: Any) -> None:
-        types = [plain.get(kind, INT.as_pointer()) for kind in given]
-        function = ir.Function(module, ir.FunctionType(plain.get(result, ir.VoidType()), types), "loop")
-        builder = ir.IRBuilder(function.append_basic_block())
-        arguments = list(function.args)
-        for i, kind in enumerate(given):
-            if kind in pointers and known:
-                place = builder.load(builder.gep(arguments[i], [INT(object.__basicsize__ // 8)]))
-                arguments[i] = builder.inttoptr(place, pointers[kind])
-            elif kind in pointers:
-                arguments[i] = builder.bitcast(arguments[i], pointers[kind])
-        write(builder, Functions(builder, itemsize), arguments)
-        if not result:
-            builder.ret_void()
-
-    arrays: Any = ctypes.py_object if known else ctypes.c_void_p
-    kind = ctypes.CFUNCTYPE(of_python.get(result), *[of_python.get(kind, arrays) for kind in given])
-    call = kind(machine_code(whole))
-    return call if known else lambda *a: call(*(address(one) if isinstance(one, np.ndarray) else one for one in a))
-
-
-def _compiled(module: Any) -> int:
-    if not _ENGINES:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-    name = config.CPU_NAME or llvm.get_host_cpu_name()
-    features = llvm.get_host_cpu_features().flatten() if config.CPU_NAME is None else config.CPU_FEATURES or ""
-    target = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2, jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module), llvm.create_context()), target)
-    engine.finalize_object()
-    _ENGINES.append(engine)
-    return int(engine.get_function_address("loop"))

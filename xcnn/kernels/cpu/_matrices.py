@@ -27,7 +27,7 @@ from numba.np.arrayobj import populate_array
 
 from xcnn.kernels.cpu._compile import compiled
 from xcnn.kernels.cpu._integers import Integer
-from xcnn.kernels.cpu._loops import address
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._simd import BYTES, STRIP, Emitter

@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from xcnn.kernels.cpu._loops import machine_code
+from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 

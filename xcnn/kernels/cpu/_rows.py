@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from xcnn.kernels.cpu._loops import COLUMN, EACH, ROW, Loop, address, traced
+from xcnn.kernels.cpu._loops import COLUMN, EACH, ROW, Loop, traced
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import native
+from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
@@ -32,8 +32,9 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
     So many `images`, or BLOCK pixels, make a block; sums of blocks are float64.
     """
 
-    def write(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+    def write(emit: Functions, *arguments: Any) -> None:
         (out, dy, y, n, o, pixels, images, begin, end), zero, one = arguments, INT(0), INT(1)
+        builder = emit.builder
         zeros = [emit.constant(0.0)] * _VECTORS
 
         def least(a: Any, b: Any) -> Any:
@@ -67,7 +68,8 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
 
         counted(builder, begin, end, one, [], channel)
 
-    return native("xxxnnnnnn", itemsize, write)
+    function: Callable[..., None] = native("xxxnnnnnn")(write)(itemsize)
+    return function
 
 
 def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from xcnn.kernels.cpu._loops import machine_code
+from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 
 __all__ = ["HEADER", "PHASES", "window_pass"]

@@ -4,7 +4,6 @@ Forward keeps the softmax and the labels, so that backward needs no exponentials
 all errors are left to the portable code.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,7 @@ import numpy as np
 from llvmlite import ir
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import native
+from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, counted
 from xcnn.kernels.cpu.softmax import Axis, soften
@@ -24,16 +22,14 @@ __all__ = ["cross_entropy"]
 
 _NUMBERS_PER_MICROSECOND = 1500
 
-_native = functools.cache(native)
-
 _ROWS = 128
 """Losses per block of their sum."""
 
 
-def _forward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+@native("n:xxidnnnnn")
+def _forward(emit, p, x, labels, losses, classes, ignored, part, begin, end):
     """Set p to the softmax of x; store the summed loss, return the number of rows, -1 if a label is out of range."""
-    p, x, labels, losses, classes, ignored, part, begin, end = arguments
-    one = INT(1)
+    builder, one = emit.builder, INT(1)
 
     def row(i: Any, carried: Any) -> list[Any]:
         total, block, rows, wrong = carried
@@ -61,10 +57,10 @@ def _forward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
     builder.ret(builder.select(wrong, INT(-1), rows))
 
 
-def _backward(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+@native("xxifnnnn")
+def _backward(emit, dx, p, labels, factor, classes, ignored, begin, end):
     """Set dx to `factor * (p - one-hot label)`, or `0 * p` in ignored rows: NaN propagates."""
-    dx, p, labels, factor, classes, ignored, begin, end = arguments
-    number = emit.number(factor)
+    builder, number = emit.builder, emit.number(factor)
 
     def row(i: Any, _: Any) -> list[Any]:
         dxs, ps = (builder.gep(pointer, [builder.mul(i, classes)]) for pointer in (dx, p))
@@ -96,11 +92,11 @@ def cross_entropy(
         return NotImplemented
     if not supports(x) or target.dtype == np.uint64:
         return NotImplemented
-    (n, classes), dtype, size = x.shape, x.dtype, x.itemsize
+    (n, classes), dtype = x.shape, x.dtype
     p, x = np.empty((n, classes), dtype), np.ascontiguousarray(x)
     target = np.array(target, np.int64)  # a copy: the caller may change the labels before backward
     pieces = parts(n, x.size / _NUMBERS_PER_MICROSECOND)
-    losses, call, arrays = np.empty(pieces), _native("n:xxidnnnnn", size, _forward), (p, x, target)
+    losses, call, arrays = np.empty(pieces), _forward(x.itemsize), (p, x, target)
     if pieces == 1:
         rows = call(*arrays, losses, classes, ignore_index, 0, 0, n)
         total, wrong = float(losses[0]), rows < 0
@@ -122,8 +118,7 @@ def cross_entropy(
         if not needs[0]:
             return None, None, None
         dx, factor = np.empty((n, classes), dtype), float(dy) / (count or 1)
-        call = _native("xxifnnnn", size, _backward)
-        share(call, 2 * p.size, dx, p, target, factor, classes, ignore_index, n=n)
+        share(_backward(p.itemsize), 2 * p.size, dx, p, target, factor, classes, ignore_index, n=n)
         return dx, None, None
 
     return dtype.type(loss), backward

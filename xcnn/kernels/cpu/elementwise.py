@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import FORMULAS, Formula, kernel
-from xcnn.kernels.cpu._loops import EACH, address, traced
+from xcnn.kernels.cpu._loops import EACH, traced
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._trace import Namespace
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._loops import address
 from xcnn.kernels.cpu._matrices import Product, Products, multiplied, plain, table
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import supports
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 

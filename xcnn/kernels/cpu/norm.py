@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._loops import EACH, address, traced
+from xcnn.kernels.cpu._loops import EACH, traced
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports

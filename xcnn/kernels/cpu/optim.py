@@ -9,7 +9,8 @@ import numpy as np
 from llvmlite import ir
 
 from xcnn._dispatch import BODIES, kernel
-from xcnn.kernels.cpu._loops import EACH, Loop, address, native, traced
+from xcnn.kernels.cpu._loops import EACH, Loop, traced
+from xcnn.kernels.cpu._native import address, native
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._trace import Symbol
 from xcnn.kernels.cpu._vectors import DOUBLE, INT
@@ -51,14 +52,14 @@ def _loop(key: tuple[str, tuple[bool, ...]], itemsize: int, choices: tuple[Any, 
         return None, None
     start = ctypes.cast(cast(Any, loop.call), ctypes.c_void_p).value
 
-    def write(builder: Any, _: Any, arguments: Any) -> None:
-        size, w, grad, *rest = arguments
+    def write(emit: Any, start: Any, size: Any, w: Any, grad: Any, *rest: Any) -> None:
+        builder = emit.builder
         others, rest = rest[: count - 2], rest[count - 2 :]
         places = [builder.ptrtoint(place, INT) for place in (w, *others, w, grad, *others)]
         kind = ir.FunctionType(ir.VoidType(), [INT] * (len(places) + 1) + [DOUBLE] * numbers)
-        builder.call(builder.inttoptr(INT(start), kind.as_pointer()), [*places, size, *rest])
+        builder.call(builder.inttoptr(start, kind.as_pointer()), [*places, size, *rest])
 
-    return loop, native("n" + "x" * count + "f" * numbers, itemsize, write)
+    return loop, functools.partial(native("nn" + "x" * count + "f" * numbers)(write)(itemsize), start)
 
 
 def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list[Any] | None], *options: Any) -> Any:

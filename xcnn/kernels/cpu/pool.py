@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._loops import ROW, address, traced
+from xcnn.kernels.cpu._loops import ROW, traced
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._windows import HEADER, PHASES, window_pass

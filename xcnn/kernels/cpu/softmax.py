@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._loops import native
+from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import INT, counted
 
@@ -152,8 +152,9 @@ def _log_softmax_gradient(axis: Axis, dx: Any, y: Any, dy: Any) -> None:
 def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable[..., None]:
     """Compile `(y, a, b, n, pixels, first, last, begin, end)`, for some examples and some of their pixels."""
 
-    def write(builder: Any, emit: Functions, arguments: Sequence[Any]) -> None:
+    def write(emit: Functions, *arguments: Any) -> None:
         *pointers, n, pixels, first, last, begin, end = arguments
+        builder = emit.builder
         size = builder.mul(n, pixels)
 
         def example(i: Any, _: Any) -> list[Any]:
@@ -171,7 +172,8 @@ def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable
 
         counted(builder, first, last, INT(1), [], example)
 
-    return native("xxxnnnnnn", itemsize, write)
+    function: Callable[..., None] = native("xxxnnnnnn")(write)(itemsize)
+    return function
 
 
 def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
