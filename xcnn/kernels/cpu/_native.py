@@ -52,16 +52,11 @@ address: Callable[[np.ndarray], int] = _address if _KNOWN else lambda array: arr
 """Return where an array begins. `array.ctypes` takes seven times as long as reading NumPy's own pointer, its first."""
 
 
-def machine_code(write: Callable[[Any], None], passes: bool = False) -> int:
-    """Compile a function `loop`, which `write(module)` writes; return its address.
-
-    Parameters
-    ----------
-    passes : whether the instructions gain from LLVM's optimisation; otherwise they are taken as they are.
-    """
+def machine_code(write: Callable[[Any], None]) -> int:
+    """Compile a function `loop`, which `write(module)` writes; return its address."""
     module = ir.Module()
     write(module)
-    return int(_engine(str(module), passes).get_function_address("loop"))
+    return int(_engine(str(module)).get_function_address("loop"))
 
 
 def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
@@ -99,7 +94,7 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
                 builder.ret_void()
             if _KNOWN:
                 _write_call(module, function, given)
-            return _engine(str(module), True)
+            return _engine(str(module))
 
         @functools.cache
         def of_address(itemsize: int) -> int:
@@ -181,14 +176,14 @@ def _processor() -> tuple[str, str]:
     return config.CPU_NAME, config.CPU_FEATURES or ""
 
 
-def _engine(text: str, passes: bool) -> Any:
+def _engine(text: str) -> Any:
     """Return what has the machine code of a module."""
-    key = "\n".join([text, str(passes), *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
+    key = "\n".join([text, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
     with _LOCK:
         if name not in _ENGINES:
             target = _target()
-            content = _read(name) or _compiled(name, text, passes, target)
+            content = _read(name) or _compiled(name, text, target)
             engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), target)
             engine.add_object_file(llvm.ObjectFileRef.from_data(content))
             engine.finalize_object()
@@ -196,15 +191,12 @@ def _engine(text: str, passes: bool) -> Any:
         return _ENGINES[name]
 
 
-def _compiled(name: str, text: str, passes: bool, target: Any) -> bytes:
+def _compiled(name: str, text: str, target: Any) -> bytes:
+    """Compile a module, whose instructions LLVM takes as they are: optimising them takes longer, and gains nothing."""
     COMPILATION.begin()
     try:
         module = llvm.parse_assembly(text, llvm.create_context())
         module.triple, module.data_layout = target.triple, str(target.target_data)
-        if passes:
-            options = llvm.create_pipeline_tuning_options(speed_level=3)
-            builder = llvm.create_pass_builder(target, options)
-            builder.getModulePassManager().run(module, builder)
         content = bytes(target.emit_object(module))
     finally:
         COMPILATION.end()
