@@ -7,8 +7,8 @@ time are first copied, or transposed, to panels as wide as a strip, so that neit
 products of a few rows with a panel go to a tile in the nearest cache, and from there to c. With few rows of a, b is
 read only once, where it lies.
 
-What to multiply is in a table of products, which depends on shapes alone. Arrays are given by their addresses, so that
-read-only ones need no code of their own. Indices count elements; bounds are not checked.
+What to multiply is in a table of products, which depends on shapes alone. Arrays are given by their addresses, which the
+table numbers. Indices count elements; bounds are not checked.
 """
 
 import functools
@@ -20,23 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
-from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._integers import Integer
-from xcnn.kernels.cpu._native import address
-from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import address, native
+from xcnn.kernels.cpu._product import STRIP, multiply
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._simd import BYTES, STRIP, Emitter
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._transpose import transpose
-from xcnn.kernels.cpu._vectors import DOUBLE, INT
+from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT
 from xcnn.threads import parallel, parts
 
-__all__ = ["Product", "Products", "multiplied", "plain", "table"]
+__all__ = ["Product", "Products", "multiplied", "table"]
 
 _FLOPS_PER_MICROSECOND, _NUMBERS_PER_MICROSECOND = 160_000, 4000
 """Speed of a thread: of its arithmetic, and of what it reads and writes."""
@@ -66,37 +60,22 @@ _PACKED, _DIRECT, _DOTS = range(3)
 class _Writer:
     """Writes the code of a product; `index` is the memory of this thread, see `_Rooms`, and `row` that of a table."""
 
-    def __init__(self, context: Any, builder: Any, like: Any, index: Any, row: Any) -> None:
-        self.context, self.builder, self.like, self.emit = context, builder, like, Emitter(context, builder, like)
-        numbers = [Integer(builder, builder.load(builder.gep(row, [INT(i)]))) for i in range(_COLUMNS)]
+    def __init__(self, emit: Any, index: Integers, row: Integers) -> None:
+        self.emit, self.builder, numbers = emit, emit.builder, row.some(0, _COLUMNS)
         self.a0, self.b0, self.c0, self.a_row, self.a_column, self.b_row, self.b_column, self.c_row = numbers[3:11]
         self.m, self.n, self.k, self.first, self.way, self.width, self.most, self.together = numbers[11:]
-        self.a, self.b, self.c = (builder.load(builder.gep(index, [which.value])) for which in numbers[:3])
-        rest = [builder.load(builder.gep(index, [INT(i)])) for i in range(7, 15)]
-        self.multiply, self.transpose, self.offsets, self.shifts, self.lines, self.tile, self.panels, room = rest
-        self.room, self.zero, self.tiled = Integer(builder, room), Integer(builder, 0), self.together.holds("==", _ROWS)
+        self.a, self.b, self.c = (self.pointer(index[which]) for which in numbers[:3])
+        self.multiply, self.transpose, offsets, shifts, lines, tile, panels, self.room = index.some(7, 8)
+        self.offsets, self.shifts, self.lines = (
+            self.builder.inttoptr(place.value, INT.as_pointer()) for place in (offsets, shifts, lines)
+        )
+        self.tile, self.panels = self.pointer(tile), self.pointer(panels)
+        self.zero, self.tiled = Integer(self.builder, 0), self.together.holds("==", _ROWS)
         self.direct, self.dots, self.packed = (self.way.holds("==", way) for way in (_DIRECT, _DOTS, _PACKED))
 
-    def view(self, place: Any, size: Any = 0, integers: bool = False) -> Any:
-        """Return the array of `size` numbers at an address."""
-        kind = types.intp[::1] if integers else self.like
-        array = self.context.make_array(kind)(self.context, self.builder)
-        itemsize, data = INT(8 if integers else self.emit.itemsize), self.builder.inttoptr(place, array.data.type)
-        populate_array(array, data, [(self.zero + size).value], [itemsize], itemsize, None)
-        return array._getvalue()
-
-    def pointer(self, place: Any, at: Integer) -> Any:
-        """Return a pointer to number `at` behind an address."""
-        start = self.builder.inttoptr(place, self.emit.vector.element.as_pointer())
-        return self.builder.gep(start, [at.value])
-
-    def call(self, function: Any, place: Any, *values: Any) -> None:
-        """Call a function at an address."""
-        given = [(self.zero + value).value if isinstance(value, int | Integer) else value for value in values]
-        function.write(self.context, self.builder, self.like.dtype, place, *given)
-
-    def either(self, condition: Any, one: Integer, other: Any) -> Integer:
-        return one.joined(lambda a, b: self.builder.select(condition, a, b), other)
+    def pointer(self, place: Any) -> Any:
+        """Return a pointer to the numbers at an address."""
+        return self.builder.inttoptr(Integer(self.builder, place).value, self.emit.vector.element.as_pointer())
 
     def start(self, j: Integer) -> Integer:
         """Return the first column of the panel with column j: the last one, too, is as wide as the others."""
@@ -104,17 +83,15 @@ class _Writer:
 
     def write(self, after: Sequence[Any]) -> None:
         """Write all loops; what follows the product is given as in `_products`."""
-        builder, zero, n = self.builder, self.zero, self.n
-        tables = [builder.inttoptr(place, INT.as_pointer()) for place in (self.offsets, self.shifts, self.lines)]
-        step = self.either(self.direct, self.b_row, self.width)
+        emit, builder, zero, n = self.emit, self.builder, self.zero, self.n
+        step = self.b_row.if_(self.direct, self.width)
         with zero.up_to(self.k.least(_TERMS).most(self.width)) as i:
-            for place, number in zip(
-                tables, (i * self.a_column, i * step, i.least(n - 1) * self.b_column), strict=True
-            ):
-                builder.store(number.value, builder.gep(place, [i.value]))
+            builder.store((i * self.a_column).value, i.of(self.offsets))
+            builder.store((i * step).value, i.of(self.shifts))
+            builder.store((i.least(n - 1) * self.b_column).value, i.of(self.lines))
         with zero.up_to(self.k, self.most) as term:
             count = self.most.least(self.k - term)
-            many = self.either(self.packed, (self.room // (count * self.width)).most(1) * self.width, n)
+            many = ((self.room // (count * self.width)).most(1) * self.width).if_(self.packed, n)
             with zero.up_to(n, many) as left:
                 right = (left + many).least(n)
                 with builder.if_then(self.packed):
@@ -128,13 +105,12 @@ class _Writer:
                         with as_vectors:
                             source = builder.select(self.direct, self.b, self.panels)
                             at = self.b0 + term * self.b_row + self.start(j)
-                            shifts, offsets = (self.view(place, 0, True) for place in (self.shifts, self.offsets))
-                            self.call(
-                                multiply, self.multiply, self.view(source),
-                                self.either(self.direct, at, (j - left) * count), shifts, self.view(self.a), a0,
-                                self.a_row, offsets, count, self.view(builder.select(self.tiled, self.tile, self.c)),
-                                self.either(self.tiled, zero, c0 + self.start(j)),
-                                self.either(self.tiled, self.width, self.c_row), rows, self.width.least(n),
+                            multiply.write(
+                                emit, self.multiply, source, at.if_(self.direct, (j - left) * count), self.shifts,
+                                self.a, a0, self.a_row, self.offsets, count,
+                                builder.select(self.tiled, self.tile, self.c),
+                                zero.if_(self.tiled, c0 + self.start(j)), self.width.if_(self.tiled, self.c_row), rows,
+                                self.width.least(n),
                             )  # fmt: skip
                     with builder.if_then(self.tiled), zero.up_to(rows) as p:
                         begin, length = p * self.width + j - self.start(j), self.width.least(right - j)
@@ -143,10 +119,10 @@ class _Writer:
     def pack(self, term: Integer, count: Integer, left: Integer, right: Integer) -> None:
         """Copy `count` rows of some columns of b to panels, one row after another, or transpose them."""
         builder, emit, one = self.builder, self.emit, self.b_column.holds("==", 1)
-        with self.zero.up_to(self.either(one, count, 1)) as p, left.up_to(right, self.width) as j:
+        with self.zero.up_to(count.if_(one, 1)) as p, left.up_to(right, self.width) as j:
             at = self.start(j) * self.b_column + self.b0 + (term + p) * self.b_row
-            to, later = (j - left) * count + p * self.width, self.pointer(self.b, at + self.b_row * _AHEAD)
-            source, target = self.pointer(self.b, at), self.pointer(self.panels, to)
+            to, later = (j - left) * count + p * self.width, (at + self.b_row * _AHEAD).of(self.b)
+            source, target = at.of(self.b), to.of(self.panels)
 
             def copy(places: Any, mask: Any, _: Any) -> list[Any]:
                 emit.prefetch(builder.gep(later, places))
@@ -157,17 +133,17 @@ class _Writer:
                 with then:
                     emit.span(INT(0), self.width.least(self.n).value, [], copy)
                 with otherwise:
-                    b, panels = self.view(self.b), self.view(self.panels)
-                    lines, steps = self.view(self.lines, self.width, True), self.view(self.shifts, count, True)
-                    self.call(transpose, self.transpose, b, at, lines, panels, to, steps)
+                    transpose.write(
+                        emit, self.transpose, self.b, at, self.lines, self.width, self.panels, to, self.shifts, count
+                    )
 
     def sum_columns(self, a0: Integer, rows: Integer, b0: Integer, start: Integer, count: Integer) -> None:
         """Set the tile to products of rows of a and columns of b, each of `count` adjacent numbers."""
         builder, emit, half = self.builder, self.emit, self.emit.lanes
         with self.zero.up_to(self.width.least(self.n - start), half) as q, self.zero.up_to(rows) as p:
-            row, last = self.pointer(self.a, a0 + p * self.a_row), self.n - start - q - 1
+            row, last = (a0 + p * self.a_row).of(self.a), self.n - start - q - 1
             columns = [(start + q + Integer(builder, i).least(last)) * self.b_column + b0 for i in range(half)]
-            lines, sums = [self.pointer(self.b, place) for place in columns], list[Any]()
+            lines, sums = [place.of(self.b) for place in columns], list[Any]()
 
             def some(lines: Any, places: Any, mask: Any, sums: Any) -> list[Any]:
                 factor = emit.read(row, places[0], mask)
@@ -183,7 +159,7 @@ class _Writer:
                 pairs = [(emit.shuffle(a, b, lanes), emit.shuffle(a, b, [lane + half for lane in lanes]))
                          for a, b in zip(sums[:half], sums[half:], strict=True)]  # fmt: skip
                 sums = [builder.fadd(*pair) for pair in pairs]
-            emit.write(sums[0], self.pointer(self.tile, p * self.width + q), INT(0))
+            emit.store(sums[0], (p * self.width + q).of(self.tile))
 
     def finish(
         self,
@@ -197,18 +173,16 @@ class _Writer:
     ) -> None:
         """Move a row from the tile to c, or add it unless it has the first terms; what follows comes with the last."""
         builder, emit, (scale, shift, residual, *bounds) = self.builder, self.emit, after
-        element, operands, last = emit.vector.element.as_pointer(), [], (term + count).holds("==", self.k)
-        given = [builder.and_(last, Integer(builder, place).holds("!=", 0)) for place in (scale, shift, residual)]
+        operands, last = [], (term + count).holds("==", self.k)
         for operation, place, number, neutral, exists in (
-            (builder.fadd, self.c, at, 0.0, term.holds(">", 0)), (builder.fmul, scale, column, 1.0, given[0]),
-            (builder.fadd, shift, column, 0.0, given[1]), (builder.fadd, residual, at, 0.0, given[2]),
+            (builder.fadd, self.c, at, 0.0, term.holds(">", 0)), (builder.fmul, scale, column, 1.0, last),
+            (builder.fadd, shift, column, 0.0, last), (builder.fadd, residual, at, 0.0, last),
         ):  # fmt: skip
-            same = cgutils.alloca_once_value(builder, emit.spread(emit.vector.element(neutral)))
-            found = builder.select(exists, self.pointer(place, number), builder.bitcast(same, element))
-            operands.append((operation, found, builder.zext(exists, INT)))
+            operand, step = emit.or_else(builder.and_(exists, emit.exists(place)), number.of(place), neutral)
+            operands.append((operation, operand, step))
         limits = [builder.select(last, bound, DOUBLE(end)) for bound, end in zip(bounds, _UNLIMITED, strict=True)]
         vectors = [emit.spread(emit.number(limit)) for limit in limits]
-        source, target = self.pointer(self.tile, begin), self.pointer(self.c, at)
+        source, target = begin.of(self.tile), at.of(self.c)
 
         def some(places: Any, mask: Any, _: Any) -> list[Any]:
             value = emit.read(source, places[0], mask)
@@ -222,39 +196,23 @@ class _Writer:
         emit.span(INT(0), length.value, [], some)
 
 
-@intrinsic
-def _product(
-    _: Any, like: Any, index: Any, table: Any, row: Any, scale: Any, shift: Any, residual: Any, low: Any, high: Any
-) -> Any:
-    """Do what a row of a table says, and what follows."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        room, rows = (
-            context.make_array(kind)(context, builder, value).data
-            for kind, value in ((index, arguments[1]), (table, arguments[2]))
-        )
-        row = builder.gep(rows, [builder.mul(arguments[3], INT(_COLUMNS))])
-        _Writer(context, builder, like, room, row).write(arguments[4:])
-        return context.get_dummy_value()
-
-    n, f = types.intp, types.float64
-    return types.void(like, index, table, n, n, n, n, f, f), generate
-
-
-@compiled
-def _products(like, index, table, begin, end, x, weight, y, dx, dweight, dbias, scale, shift, residual, low, high):
+@native("iinnnnnnnnnnnff")
+def _products(
+    emit, index, table, begin, end, x, weight, y, dx, dweight, dbias, scale, shift, residual, low, high
+):  # fmt: skip
     """Compute rows begin .. end - 1 of a table of products.
 
     Parameters
     ----------
-    like : any array of the dtype of all others.
     index : the memory of this thread, see `_Rooms`.
     x, weight, y, dx, dweight, dbias : the addresses of the arrays that the table numbers.
     scale, shift, residual, low, high : what follows, see `multiplied`.
     """
-    index[0], index[1], index[2], index[3], index[4], index[5] = x, weight, y, dx, dweight, dbias
-    for row in range(begin, end):
-        _product(like, index, table, row, scale, shift, residual, low, high)
+    for i, place in enumerate((x, weight, y, dx, dweight, dbias)):
+        emit.builder.store(place, Integer(emit.builder, i).of(index))
+    with Integer(emit.builder, begin).up_to(end) as row:
+        writer = _Writer(emit, Integers(emit.builder, index), Integers(emit.builder, (row * _COLUMNS).of(table)))
+        writer.write([*map(writer.pointer, (scale, shift, residual)), low, high])
 
 
 class Product(NamedTuple):
@@ -336,12 +294,6 @@ class _Rooms(threading.local):
 _ROOMS = _Rooms()
 
 
-def plain(a: np.ndarray) -> np.ndarray:
-    """Return an array, or a copy if its numbers do not lie side by side in C order at places for such numbers."""
-    flags = a.flags
-    return a if flags.c_contiguous and flags.aligned else a.copy("C")
-
-
 def multiplied(
     products: Products,
     itemsize: int,
@@ -359,8 +311,8 @@ def multiplied(
     """
     numbers, bounds = products
     arguments = *places, *after, *(interval or _UNLIMITED)
+    run = _products(itemsize)
     if len(bounds) == 1:
-        _products(_ONE[itemsize], _ROOMS.get(itemsize), numbers, *bounds[0], *arguments)
+        run(_ROOMS.get(itemsize), numbers, *bounds[0], *arguments)
     else:
-        one = _ONE[itemsize]
-        parallel(lambda i: _products(one, _ROOMS.get(itemsize), numbers, *bounds[i], *arguments), len(bounds))
+        parallel(lambda i: run(_ROOMS.get(itemsize), numbers, *bounds[i], *arguments), len(bounds))

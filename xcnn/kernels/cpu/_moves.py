@@ -1,4 +1,4 @@
-"""What a convolution does with rows besides products, as LLVM instructions.
+"""What a convolution does with rows besides products.
 
 Indices count elements. Bounds are not checked.
 """
@@ -6,182 +6,121 @@ Indices count elements. Bounds are not checked.
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from xcnn.kernels.cpu._compile import by_address
-from xcnn.kernels.cpu._simd import Emitter
+from xcnn.kernels.cpu._integers import Integer
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._vectors import INT
 
 __all__ = ["affine", "every"]
 
-_INT, _FALSE = ir.IntType(64), ir.IntType(1)(0)
 
-
-@intrinsic
-def _affine(
-    _: Any,
-    x: Any,
-    x0: Any,
-    x_step: Any,
-    scale: Any,
-    shift: Any,
-    row0: Any,
-    each: Any,
-    residual: Any,
-    low: Any,
-    high: Any,
-    y: Any,
-    y0: Any,
-    y_step: Any,
-    rows: Any,
-    count: Any,
-) -> Any:
+@native("xnnXXnnXffxnnnn")
+def affine(emit, x, x0, x_step, scale, shift, row0, each, residual, low, high, y, y0, y_step, rows, count):
     """Set rows of y to scaled and shifted rows of x plus a residual, limited to an interval; NaN propagates.
 
-    x and y may be the same rows.
+    x and y may be the same rows. Without a scale, a shift or a residual, these are 1, 0 and 0.
 
-    For i < `rows` and j < `count`, with r = row0 + i * each, or 0 in an array of one number; an empty residual is 0:
+    For i < `rows` and j < `count`, with r = row0 + i * each:
 
         y[y0 + i * y_step + j] =
             clip(x[x0 + i * x_step + j] * scale[r] + shift[r] + residual[y0 + i * y_step + j], low, high)
     """
+    builder, added, limits = emit.builder, emit.exists(residual), [emit.number(low), emit.number(high)]
+    x0, x_step, row0, each, y0, y_step = (Integer(builder, value) for value in (x0, x_step, row0, each, y0, y_step))
+    factors = [emit.or_else(emit.exists(place), place, number) for place, number in ((scale, 1.0), (shift, 0.0))]
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, x_step_, scale_, shift_, row0_, each_, residual_, low_, high_ = arguments[:10]
-        y_, y0_, y_step_, rows_, count_ = arguments[10:]
-        emit = Emitter(context, builder, x)
-        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-        added = emit.pointer(residual, residual_, y0_)
-        limits = [emit.number(low_), emit.number(high_)]
-        factors = [
-            (emit.pointer(array, value), builder.zext(builder.icmp_signed(">", emit.size(array, value), _INT(1)), _INT))
-            for array, value in ((scale, scale_), (shift, shift_))
-        ]
+    def row(i: Integer, plus: bool) -> None:
+        at = row0 + i * each
+        numbers = [builder.load((at * step).of(pointer)) for pointer, step in factors] + limits
+        source, target, other = (
+            (start + i * step).of(pointer)
+            for pointer, start, step in ((x, x0, x_step), (y, y0, y_step), (residual, y0, y_step))
+        )
 
-        def row(i: Any, plus: bool) -> None:
-            at = builder.add(row0_, builder.mul(i, each_))
-            numbers = [builder.load(emit.at(pointer, (at, several))) for pointer, several in factors] + limits
-            sources, targets, others = (
-                emit.at(pointer, (i, step))
-                for pointer, step in ((source, x_step_), (target, y_step_), (added, y_step_))
-            )
+        def vector(places: Any, mask: Any, _: Any) -> Any:
+            value = emit.read(source, places[0], mask)
+            value = emit.fused(value, *(emit.spread(number) for number in numbers[:2]))
+            if plus:
+                value = builder.fadd(value, emit.read(other, places[0], mask))
+            for compared, limit in zip("<>", map(emit.spread, numbers[2:]), strict=True):
+                value = builder.select(builder.fcmp_ordered(compared, value, limit), limit, value)
+            emit.write(value, target, places[0], mask)
+            return ()
 
-            def vector(places: Any, mask: Any, _: Any) -> Any:
-                value = emit.read(sources, places[0], mask)
-                value = emit.fused(value, *(emit.spread(number) for number in numbers[:2]))
-                if plus:
-                    value = builder.fadd(value, emit.read(others, places[0], mask))
-                for compared, limit in zip("<>", map(emit.spread, numbers[2:]), strict=True):
-                    value = builder.select(builder.fcmp_ordered(compared, value, limit), limit, value)
-                emit.write(value, targets, places[0], mask)
-                return ()
+        emit.span(INT(0), count, (), vector)
 
-            emit.span(_INT(0), count_, (), vector)
-
-        nothing = builder.icmp_signed("==", emit.size(residual, residual_), _INT(0))
-        with cgutils.for_range(builder, rows_) as loop, builder.if_else(nothing) as (alone, together):
-            with alone:
-                row(loop.index, False)
-            with together:
-                row(loop.index, True)
-        return context.get_dummy_value()
-
-    n, f = types.intp, types.float64
-    return types.void(x, n, n, scale, shift, n, n, residual, f, f, y, n, n, n, n), generate
+    with Integer(builder, 0).up_to(rows) as i, builder.if_else(added) as (together, alone):
+        with together:
+            row(i, True)
+        with alone:
+            row(i, False)
 
 
-@by_address("xnnxxnnxffxnnnn")
-def affine(x, x0, x_step, scale, shift, row0, each, residual, low, high, y, y0, y_step, rows, count):
-    """Do what `_affine` does."""
-    _affine(x, x0, x_step, scale, shift, row0, each, residual, low, high, y, y0, y_step, rows, count)
-
-
-@intrinsic
-def _every(
-    _: Any, x: Any, x0: Any, x_step: Any, stride: Any, mask: Any, y: Any, y0: Any, y_step: Any, apart: Any, rows: Any,
-    count: Any,
-) -> Any:  # fmt: skip
+@native("xnnnXxnnnnn")
+def every(emit, x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
     """Copy numbers that are `stride` apart to places that are `apart`; those where the mask of x is 0 become 0.
 
-    For i < `rows` and j < `count`, unless mask is empty and all is copied:
+    For i < `rows` and j < `count`, unless there is no mask and all is copied:
 
         y[y0 + i * y_step + j * apart] = x[at] if mask[at] != 0 else 0    at = x0 + i * x_step + j * stride
     """
+    builder, lanes, two, zero = emit.builder, emit.lanes, INT(2), Integer(emit.builder, 0)
+    x0, x_step, y0, y_step = (Integer(builder, value) for value in (x0, x_step, y0, y_step))
+    masked = emit.exists(mask)
+    every_lane = emit.spread(builder.not_(masked))
+    alternate = ir.Constant(every_lane.type, [1 - k % 2 for k in range(lanes)])
+    even = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, x_step_, stride_, mask_, y_, y0_, y_step_, apart_, rows_, count_ = arguments
-        emit = Emitter(context, builder, x)
-        lanes, one, two = emit.lanes, _INT(1), _INT(2)
-        masked = builder.icmp_signed(">", emit.size(mask, mask_), _INT(0))
-        every_lane = emit.spread(builder.not_(masked))
-        alternate = ir.Constant(every_lane.type, [1 - k % 2 for k in range(lanes)])
-        even = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
+    def steps(a: int, b: int) -> Any:
+        return builder.and_(builder.icmp_signed("==", stride, INT(a)), builder.icmp_signed("==", apart, INT(b)))
 
-        def steps(a: Any, b: Any) -> Any:
-            return builder.and_(builder.icmp_signed("==", stride_, a), builder.icmp_signed("==", apart_, b))
+    single, wide = steps(1, 1), steps(1, 2)
+    narrow = builder.and_(steps(2, 1), builder.not_(masked))
+    with zero.up_to(rows) as i:
+        source, kept, target = (x0 + i * x_step).of(x), (x0 + i * x_step).of(mask), (y0 + i * y_step).of(y)
+        kept = builder.select(masked, kept, source)
 
-        single, wide = steps(one, one), steps(one, two)
-        narrow = builder.and_(steps(two, one), builder.not_(masked))
-        with cgutils.for_range(builder, rows_) as loop:
-            source = emit.at(emit.pointer(x, x_, x0_), (loop.index, x_step_))
-            kept = emit.at(emit.pointer(mask, mask_, x0_), (loop.index, x_step_))
-            kept, target = (
-                builder.select(masked, kept, source),
-                emit.at(emit.pointer(y, y_, y0_), (loop.index, y_step_)),
-            )
+        def value(j: Any, some: Any, source: Any = source, kept: Any = kept) -> Any:
+            number = emit.read(source, j, some)
+            nothing = ir.Constant(number.type, None)
+            chosen = builder.fcmp_unordered("!=", emit.read(kept, j, some), nothing)
+            return builder.select(builder.or_(chosen, every_lane), number, nothing)
 
-            def value(j: Any, some: Any, source: Any = source, kept: Any = kept) -> Any:
-                number = emit.read(source, j, some)
-                zero = ir.Constant(number.type, None)
-                chosen = builder.fcmp_unordered("!=", emit.read(kept, j, some), zero)
-                return builder.select(builder.or_(chosen, every_lane), number, zero)
+        def copy(places: Any, some: Any, _: Any, target: Any = target) -> Any:
+            emit.write(value(places[0], some), target, places[0], some)
+            return ()
 
-            def copy(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-                emit.write(value(places[0], some), target, places[0], some)
-                return ()
+        def halves(places: Any, some: Any) -> Any:
+            """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
+            first = builder.mul(places[0], two)
+            left = builder.sub(builder.mul(count, two), first)
+            masks = [some and emit.first(builder.sub(left, INT(k))) for k in (1, lanes)]
+            return first, masks
 
-            def halves(places: Any, some: Any) -> Any:
-                """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
-                first = builder.mul(places[0], two)
-                left = builder.sub(builder.mul(count_, two), first)
-                masks = [some and emit.first(builder.sub(left, _INT(k))) for k in (1, lanes)]
-                return first, masks
+        def gather(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
+            first, masks = halves(places, some)
+            pairs = zip((0, lanes - 1), masks, strict=True)
+            parts = [emit.read(source, builder.add(first, INT(k)), exist) for k, exist in pairs]
+            emit.write(emit.shuffle(parts[0], parts[1], even), target, places[0], some)
+            return ()
 
-            def gather(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
-                first, masks = halves(places, some)
-                pairs = zip((0, lanes - 1), masks, strict=True)
-                parts = [emit.read(source, builder.add(first, _INT(k)), exist) for k, exist in pairs]
-                emit.write(emit.shuffle(parts[0], parts[1], even), target, places[0], some)
-                return ()
+        def scatter(places: Any, some: Any, _: Any, target: Any = target) -> Any:
+            number, (first, masks) = value(places[0], some), halves(places, some)
+            for k, exist in zip((0, lanes), masks, strict=True):
+                spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
+                exist = builder.and_(exist, alternate) if exist else alternate
+                emit.write(spread, target, builder.add(first, INT(k)), exist)
+            return ()
 
-            def scatter(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-                number, (first, masks) = value(places[0], some), halves(places, some)
-                for k, exist in zip((0, lanes), masks, strict=True):
-                    spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
-                    exist = builder.and_(exist, alternate) if exist else alternate
-                    emit.write(spread, target, builder.add(first, _INT(k)), exist)
-                return ()
-
-            done: Any = _FALSE
-            for chosen, body in ((single, copy), (narrow, gather), (wide, scatter)):
-                with builder.if_then(chosen):
-                    emit.span(_INT(0), count_, (), body)
-                done = builder.or_(done, chosen)
-            with builder.if_then(builder.not_(done)), cgutils.for_range(builder, count_) as each:
-                from_, to = builder.mul(each.index, stride_), builder.mul(each.index, apart_)
-                number = builder.load(builder.gep(source, [from_]))
-                zero = ir.Constant(number.type, 0.0)
-                chosen = builder.fcmp_unordered("!=", builder.load(builder.gep(kept, [from_])), zero)
-                number = builder.select(builder.or_(chosen, builder.not_(masked)), number, zero)
-                builder.store(number, builder.gep(target, [to]))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, n, n, mask, y, n, n, n, n, n), generate
-
-
-@by_address("xnnnxxnnnnn")
-def every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
-    """Do what `_every` does."""
-    _every(x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count)
+        done: Any = ir.IntType(1)(0)
+        for chosen, body in ((single, copy), (narrow, gather), (wide, scatter)):
+            with builder.if_then(chosen):
+                emit.span(INT(0), count, (), body)
+            done = builder.or_(done, chosen)
+        with builder.if_then(builder.not_(done)), zero.up_to(count) as each:
+            from_, to = (each * step for step in (stride, apart))
+            number = builder.load(from_.of(source))
+            nothing = ir.Constant(number.type, 0.0)
+            chosen = builder.fcmp_unordered("!=", builder.load(from_.of(kept)), nothing)
+            number = builder.select(builder.or_(chosen, builder.not_(masked)), number, nothing)
+            builder.store(number, to.of(target))

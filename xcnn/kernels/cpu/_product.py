@@ -4,28 +4,101 @@
 
 The matrix lies anywhere: its rows are `row` apart, and column k is at `offsets[k]`. So a convolution reads its weights,
 or their transpose, where they are. If `row` is negative, row i begins at `offsets[i - row]`, so rows lie anywhere, too.
-Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix.
+Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix: a convolution needs no columns, as NumPy's
+BLAS would, because the windows of a tap are the plane itself, shifted.
 
-Indices count elements; bounds are not checked.
+A strip is divided into blocks of rows and vectors whose sums fit in registers. Indices count elements; bounds are not
+checked: the callers lay out their planes accordingly.
 """
 
-from xcnn.kernels.cpu._compile import by_address
-from xcnn.kernels.cpu._simd import BYTES, STRIP, strip
+from typing import Any
 
-__all__ = ["multiply"]
+from llvmlite import ir
+
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._vectors import BYTES, INT, counted
+
+__all__ = ["STRIP", "TERMS", "multiply"]
+
+# AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
+STRIP = 6 if BYTES == 64 else 4
+"""The most vectors of a strip."""
+
+_BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (2, (4,)))
+"""Rows of the blocks of a strip, and how many vectors they have, largest first."""
+
+TERMS = 512
+"""Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
 
 
-@by_address("xnixnninxnnnn")
-def multiply(x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows, length):
-    """Set y as above, for k < `count`. If `length` is less than a vector, whole ones are read and written."""
-    lanes, at = BYTES // x.itemsize, length - length
-    while at < length:
-        vectors, first = (length - at + lanes - 1) // lanes, at
-        if vectors > STRIP:
-            vectors = STRIP
-        elif vectors * lanes <= length:  # some pixels are computed twice, with the same result
-            first = length - vectors * lanes
-        elif vectors > 1:
-            vectors -= 1
-        strip(x, x0 + first, shifts, w, w0, row, offsets, count, y, y0 + first, step, rows, vectors)
-        at = first + vectors * lanes
+@native("xnixnninxnnnn")
+def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows, length):
+    """Set y as above, for k < `count`. If `length` is less than a vector, whole ones are read and written.
+
+    Some rows and pixels may be computed twice, with the same result.
+    """
+    builder, lanes = emit.builder, emit.lanes
+    x0, w0, row, count, y0, step, rows, length = (
+        Integer(builder, value) for value in (x0, w0, row, count, y0, step, rows, length)
+    )
+    shifts, offsets, zero = Integers(builder, shifts), Integers(builder, offsets), Integer(builder, 0)
+    nothing, weights = ir.Constant(emit.vector, None), w0.of(w)
+    with builder.goto_entry_block():
+        same = builder.alloca(INT)
+        builder.store(INT(0), same)
+    listed, apart = row.holds("<", 0), row.most(0)
+    # At least one run, so that y is 0 if there are no terms.
+    runs = (count.most(1) + (TERMS - 1)) // TERMS
+
+    def line(r: Integer) -> Any:
+        place = Integers(builder, builder.select(listed, (r - row).of(offsets.pointer), same))[0]
+        return (place + r * apart).of(weights)
+
+    def block(source: Any, target: Any, r: Integer, size: int, v: Integer, width: int) -> None:
+        numbers = [(r + i).least(rows - 1) for i in range(size)]
+        lines = [line(number) for number in numbers]
+        begins, first = (v * lanes).of(source), (v * lanes).of(target)
+        places = [(i * step + j * lanes).of(first) for i in numbers for j in range(width)]
+
+        def term(k: Any, sums: list[Any]) -> list[Any]:
+            pixels, column = shifts[Integer(builder, k)].of(begins), offsets[Integer(builder, k)]
+            values = [emit.read(pixels, INT(j * lanes)) for j in range(width)]
+            totals = []
+            for i, one in enumerate(lines):
+                weight = emit.broadcast(column.of(one))
+                totals += [emit.fused(weight, values[j], sums[i * width + j]) for j in range(width)]
+                emit.barrier()  # otherwise all weights are loaded first, and sums lose their registers
+            return totals
+
+        with zero.up_to(runs) as run:
+            begin, later = run * TERMS, run.holds(">", 0)
+            end = (begin + TERMS).least(count)
+            totals = counted(builder, begin.value, end.value, INT(1), [nothing] * len(places), term)
+            before = [builder.select(later, emit.load(place), nothing) for place in places]
+            for place, old, total in zip(places, before, totals, strict=True):
+                emit.store(builder.fadd(old, total), place)
+
+    def blocks(source: Any, target: Any, r: Integer, size: int, vectors: Integer, widths: tuple[int, ...]) -> None:
+        v = zero
+        for width in widths:
+            end = v + (vectors - v) // width * width
+            if width == 3:  # two and two are faster than three and one
+                end = v.if_(vectors.holds("==", 4), end)
+            with v.up_to(end, width) as first:
+                block(source, target, r, size, first, width)
+            v = end
+
+    most = (length // lanes).least(STRIP).most(1)
+    with zero.up_to(length, most * lanes) as at:
+        vectors = ((length - at + (lanes - 1)) // lanes).least(most)
+        first = at.least(length - vectors * lanes).most(0)
+        source, target = (x0 + first).of(x), (y0 + first).of(y)
+        # The last block of several rows may begin before the end of those before it.
+        (many, _), (some, _), (few, (wide,)) = _BLOCKS
+        whole = ((rows + (many - 1 - some)) // many * many).if_(rows.holds(">=", many), 0)
+        is_few = builder.and_(rows.holds("<=", few), vectors.holds("==", wide))
+        ends = whole, zero.if_(is_few, rows), rows
+        for start, end, (size, widths) in zip((zero, *ends[:2]), ends, _BLOCKS, strict=True):
+            with start.up_to(end, size) as r:
+                blocks(source, target, r.least((rows - size).most(0)), size, vectors, widths)

@@ -9,7 +9,7 @@ import numpy as np
 
 from xcnn.threads import parallel, parts
 
-__all__ = ["contiguous", "flat", "share", "supports"]
+__all__ = ["contiguous", "plain", "share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -21,7 +21,6 @@ def supports(a: np.ndarray) -> bool:
 
 
 _DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
-_NOTHING: dict[int, np.ndarray] = {dtype.itemsize: np.empty(0, dtype) for dtype in _DTYPES}
 
 
 class _Memory(ctypes.c_byte * sys.maxsize):  # type: ignore[misc]
@@ -42,12 +41,9 @@ def contiguous(a: np.ndarray) -> np.ndarray:
     return np.ndarray(a.shape, a.dtype, memory)
 
 
-def flat(a: np.ndarray | None, itemsize: int) -> np.ndarray:
-    """Return the numbers of an array side by side in C order, for compiled code to read; for None, an empty array.
-
-    A reshaped slice such as `row[::2]` may stay a view with gaps, which compiled code would not see.
-    """
-    return _NOTHING[itemsize] if a is None else contiguous(a.ravel())
+def plain(a: np.ndarray | None) -> np.ndarray | None:
+    """Return an array, or a copy if its numbers do not lie side by side in C order at places for such numbers."""
+    return a if a is None or (a.flags.c_contiguous and a.flags.aligned) else a.copy("C")
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

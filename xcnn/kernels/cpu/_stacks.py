@@ -26,8 +26,9 @@ import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
+from xcnn.kernels.cpu._product import STRIP
 from xcnn.kernels.cpu._scratch import new_owner
-from xcnn.kernels.cpu._simd import BYTES, STRIP
+from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parts
 
 __all__ = ["Plan", "plan"]

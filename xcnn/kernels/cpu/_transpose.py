@@ -2,64 +2,49 @@
 
 from typing import Any
 
-from numba import types
-from numba.extending import intrinsic
-
-from xcnn.kernels.cpu._compile import by_address
-from xcnn.kernels.cpu._simd import BYTES, Emitter
-from xcnn.kernels.cpu._vectors import INT
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._vectors import BYTES
 
 __all__ = ["transpose"]
 
 
-@intrinsic
-def _square(_: Any, x: Any, x0: Any, rows: Any, i: Any, y: Any, y0: Any, columns: Any, j: Any) -> Any:
-    """Transpose a square of as many numbers as a vector has: `y[y0 + columns[j + b] + a] = x[x0 + rows[i + a] + b]`.
+@native("xninxnin")
+def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
+    """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
+    builder, lanes, half = emit.builder, emit.lanes, emit.lanes // 2
+    x0, y0, zero = Integer(builder, x0), Integer(builder, y0), Integer(builder, 0)
+    rows, columns = Integers(builder, rows, many_rows), Integers(builder, columns, many_columns)
 
-    With AVX-512, there may be fewer rows or columns than that.
-    """
+    def interleave(a: Any, b: Any, first: int) -> Any:
+        return emit.shuffle(a, b, [first + k // 2 + lanes * (k % 2) for k in range(lanes)])
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, rows_, i_, y_, y0_, columns_, j_ = arguments
-        emit = Emitter(context, builder, x)
-        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-        half, n = emit.lanes // 2, emit.lanes
-        (many, many_columns) = (emit.size(*pair) for pair in ((rows, rows_), (columns, columns_)))
-        written, read = (emit.first(count) if BYTES == 64 else None for count in (many, many_columns))
-
-        def places(array: Any, value: Any, first: Any, size: Any) -> list[Any]:
-            pointer, last = emit.pointer(array, value), builder.sub(size, INT(1))
-            return [
-                builder.load(emit.at(pointer, (emit.smaller(builder.add(first, INT(k)), last), 1))) for k in range(n)
-            ]
-
-        def interleave(a: Any, b: Any, first: int) -> Any:
-            return emit.shuffle(a, b, [first + k // 2 + n * (k % 2) for k in range(n)])
-
-        vectors = [emit.read(source, place, read) for place in places(rows, rows_, i_, many)]
-        for _ in range(n.bit_length() - 1):  # each time, the number of a vector moves into the numbers of its lanes
+    def square(i: Integer, j: Integer) -> None:
+        """Transpose as many rows and columns as a vector has numbers; with AVX-512, there may be fewer."""
+        exist = [emit.first(places.size.value) if BYTES == 64 else None for places in (rows, columns)]
+        begins, ends = (
+            [places[(first + k).least(places.size - 1)] for k in range(lanes)]
+            for places, first in ((rows, i), (columns, j))
+        )
+        vectors = [emit.read((x0 + j).of(x), place.value, exist[1]) for place in begins]
+        for _ in range(lanes.bit_length() - 1):  # each time, the number of a vector moves into those of its lanes
             pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
             vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
         # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
-        for place, vector in reversed([*zip(places(columns, columns_, j_, many_columns), vectors, strict=True)]):
-            emit.write(vector, target, place, written)
-        return context.get_dummy_value()
+        for place, vector in reversed([*zip(ends, vectors, strict=True)]):
+            emit.write(vector, (y0 + i).of(y), place.value, exist[0])
 
-    n = types.intp
-    return types.void(x, n, rows, n, y, n, columns, n), generate
+    def squares() -> None:
+        """Transpose squares of which the last ones may overlap those before."""
+        with zero.up_to(rows.size, lanes) as a, zero.up_to(columns.size, lanes) as b:
+            square(a.least(rows.size - lanes).most(0), b.least(columns.size - lanes).most(0))
 
-
-@by_address("xnixni")
-def transpose(x, x0, rows, y, y0, columns):
-    """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
-    lanes = BYTES // x.itemsize
-    if BYTES == 64 or (rows.size >= lanes and columns.size >= lanes):  # the last squares may overlap those before
-        for a in range(0, rows.size, lanes):
-            i = max(0, min(a, rows.size - lanes))
-            for b in range(0, columns.size, lanes):
-                j = max(0, min(b, columns.size - lanes))
-                _square(x, x0 + j, rows, i, y, y0 + i, columns, j)
-    else:
-        for i in range(rows.size):
-            for j in range(columns.size):
-                y[y0 + columns[j] + i] = x[x0 + rows[i] + j]
+    if BYTES == 64:
+        squares()
+        return
+    enough = [places.size.holds(">=", lanes) for places in (rows, columns)]
+    with builder.if_else(builder.and_(*enough)) as (large, small):
+        with large:
+            squares()
+        with small, zero.up_to(rows.size) as i, zero.up_to(columns.size) as j:
+            builder.store(builder.load((x0 + rows[i] + j).of(x)), (y0 + columns[j] + i).of(y))

@@ -4,24 +4,24 @@ Rows are processed by whole vectors and, at their end, by one with a mask, so th
 written. Processors without masked loads and stores do these lane by lane.
 """
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import config
-from numba.core import cgutils
 
-__all__ = ["BYTES", "DOUBLE", "FUSED", "INT", "LANE", "Vectors", "counted"]
+__all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "counted"]
 
-# NUMBA_CPU_NAME selects another processor, whose features are unknown here.
-_FEATURES = llvmlite.binding.get_host_cpu_features() if config.CPU_NAME is None else {}
+CPU_NAME = os.environ.get("XCNN_CPU_NAME") or llvmlite.binding.get_host_cpu_name()
+FEATURES = {} if os.environ.get("XCNN_CPU_NAME") else llvmlite.binding.get_host_cpu_features()
+"""The processor for which code is written, and its features; of one that is named, only those of the name are used."""
 
-FUSED = bool(_FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+FUSED = bool(FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
 """Whether the processor has a fused multiply-add; without one, LLVM would call a function per number."""
 
-BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16
 """Size of a vector register."""
 
 INT, LANE, DOUBLE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
@@ -115,7 +115,12 @@ class Vectors:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         letter = "i" if isinstance(vector.element, ir.IntType) else "f"
         full = f"llvm.{name}.v{vector.count}{letter}{_bits(vector)}{after}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, full), arguments)
+        return self.builder.call(self.declared(full, kind), arguments)
+
+    def declared(self, name: str, kind: Any) -> Any:
+        """Return a function of LLVM."""
+        module = self.builder.module
+        return module.globals.get(name) or ir.Function(module, kind, name)
 
     def fused(self, a: Any, b: Any, c: Any) -> Any:
         """Return `a * b + c` of vectors of any type, with one rounding if the processor has a fused multiply-add."""
@@ -143,6 +148,65 @@ class Vectors:
     def total(self, vector: Any) -> Any:
         """Sum the lanes of a vector, by halves."""
         return self.builder.extract_element(self.folded(vector, self.builder.fadd), LANE(0))
+
+    def at(self, pointer: Any, product: tuple[Any, Any], scale: int = 1) -> Any:
+        """Advance a pointer by the product of two numbers times `scale`."""
+        a, b = (INT(factor) if isinstance(factor, int) else factor for factor in product)
+        return self.builder.gep(pointer, [self.builder.mul(self.builder.mul(a, b), INT(scale))])
+
+    def smaller(self, a: Any, b: Any) -> Any:
+        """Return the smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """Return the larger of two integers."""
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
+
+    def load(self, pointer: Any) -> Any:
+        """Load the vector at a pointer."""
+        return self.read(pointer, INT(0))
+
+    def store(self, value: Any, pointer: Any) -> None:
+        """Store a vector at a pointer."""
+        self.write(value, pointer, INT(0))
+
+    def broadcast(self, pointer: Any) -> Any:
+        """Load one number into all lanes."""
+        return self.spread(self.builder.load(pointer))
+
+    def exists(self, pointer: Any) -> Any:
+        """Return the condition that a pointer is not null."""
+        return self.builder.icmp_unsigned("!=", pointer, ir.Constant(pointer.type, None))
+
+    def or_else(self, exists: Any, pointer: Any, number: float) -> tuple[Any, Any]:
+        """Return a pointer, or one to a vector of the same number unless it exists; and 1 or 0, the step to the next."""
+        with self.builder.goto_entry_block():
+            same = self.builder.alloca(self.vector)
+            self.builder.store(ir.Constant(self.vector, [number] * self.lanes), same)
+            same = self.builder.bitcast(same, self.vector.element.as_pointer())
+        return self.builder.select(exists, pointer, same), self.builder.zext(exists, INT)
+
+    def prefetch(self, pointer: Any) -> None:
+        """Begin to read the line at a pointer, which need not be valid, into the second-level cache."""
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, LANE, LANE, LANE])
+        self.builder.call(self.declared("llvm.prefetch.p0", kind), [pointer, LANE(0), LANE(2), LANE(1)])
+
+    def transpose(self, square: list[Any]) -> list[Any]:
+        """Return the columns of as many vectors as a vector has lanes."""
+        half = self.lanes // 2
+        while half:  # exchange the upper right and the lower left quarter of all squares of this size
+            for i in (i for i in range(self.lanes) if not i & half):
+                upper, lower = square[i], square[i + half]
+                lanes = [lane if not lane & half else self.lanes + lane - half for lane in range(self.lanes)]
+                square[i] = self.shuffle(upper, lower, lanes)
+                square[i + half] = self.shuffle(upper, lower, [lane + half for lane in lanes])
+            half //= 2
+        return square
+
+    def barrier(self) -> None:
+        """Keep loads and stores on their side of this place; emits no instruction."""
+        self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
 
     def rolled(self) -> None:
         """Keep LLVM from writing the steps of the loop around this place eight times, which costs registers."""

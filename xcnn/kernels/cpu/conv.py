@@ -20,7 +20,7 @@ from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
-from xcnn.kernels.cpu._share import flat, share, supports
+from xcnn.kernels.cpu._share import plain, share, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
@@ -30,7 +30,6 @@ from xcnn.threads import parallel
 __all__ = ["conv", "conv_inference", "conv_transpose"]
 
 _UNLIMITED = -np.inf, np.inf
-_ONE, _ZERO = ({size: np.full(1, value, f"f{size}") for size in (4, 8)} for value in (1, 0))
 
 
 @functools.cache
@@ -57,14 +56,7 @@ def _convolution(
     """
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     limits = clamp(activation)
-    arrays = (
-        flat(x, size),
-        flat(mask, size),
-        flat(weight, size),
-        _ONE[size] if scale is None else scale,
-        _ZERO[size] if shift is None else flat(shift, size),
-        flat(residual, size),
-    )
+    arrays = [plain(a) for a in (x, mask, weight, scale, shift, residual)]
     ends = limits or _UNLIMITED
     if depthwise.pays(weight.shape, groups, size):
         sizes = [axis.size if transposed else axis.out for axis in axes]
@@ -73,16 +65,16 @@ def _convolution(
         return y if limits is not None else _activated(y, activation)
     f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
     y = np.empty((n, *f.shape), dtype)
-    plain = scale is None and shift is None and residual is None and (activation is None or limits is None)
-    fixed = (*_calls(size), *arrays, *ends, plain, y.reshape(-1), f.tables)
+    bare = scale is None and shift is None and residual is None and (activation is None or limits is None)
+    fixed = (*_calls(size), *arrays, *ends, bare, y, f.tables)
     near = limits is None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
-    pieces = f.pieces if near else f.parts
+    pieces, run = f.pieces if near else f.parts, convolve(size)
 
     def some(part: int) -> None:
         planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
         sums = scratch(-1, "sums", f.sums, dtype)
         for piece in range(pieces * part // f.parts, pieces * (part + 1) // f.parts):
-            convolve(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
+            run(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
             if near:
                 in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
@@ -161,7 +153,7 @@ def conv_inference(
     scale, shift = None, bias
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
-        fold(*(flat(a, x.itemsize) for a in (bias, *norm[:4])), norm[4], scale, shift)
+        fold(x.itemsize)(*map(plain, (bias, *norm[:4])), norm[4], scale, shift, scale.size)
     return _convolution(x, weight, axes, groups, scale, shift, residual, activation)
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._moves import every
+from xcnn.kernels.cpu._product import TERMS
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import flat
-from xcnn.kernels.cpu._simd import BYTES, TERMS
+from xcnn.kernels.cpu._share import plain
 from xcnn.kernels.cpu._transpose import transpose
+from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
 
 __all__ = ["convolve", "pays", "weight_gradients"]
@@ -188,16 +189,17 @@ def _addresses(itemsize: int) -> tuple[int, ...]:
 
 
 def convolve(
-    y: np.ndarray, arrays: Sequence[np.ndarray], limits: tuple[float, float], axes: Axes, o: int, groups: int,
+    y: np.ndarray, arrays: Sequence[np.ndarray | None], limits: tuple[float, float], axes: Axes, o: int, groups: int,
     transposed: bool,
 ) -> None:  # fmt: skip
-    """Set y to a convolution, or the input gradient of one with o channels; the arrays are flat, for `depthwise`."""
+    """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
     plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
+    run = depthwise(y.itemsize)
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
         memory = scratch(0, "depthwise", plan.memory, y.dtype)
-        depthwise(*_addresses(y.itemsize), *arrays, *limits, y.reshape(-1), plan.tables, first, last, memory)
+        run(*_addresses(y.itemsize), *arrays, *limits, y, plan.tables, first, last, memory)
 
     parallel(some, plan.parts)
 
@@ -208,13 +210,13 @@ def weight_gradients(
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     plan = _plan(axes, n, weight.shape[0], groups, size, "weight")
-    arrays, by_blocks = [flat(a, size) for a in (x, dy, y)], plan.parts // plan.by_images
+    arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
     sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
     memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
 
     def some(part: int) -> None:
         i, b = divmod(part, by_blocks)
-        depthwise_weight_gradient(
+        depthwise_weight_gradient(size)(
             *_addresses(size), *arrays, sums[i], plan.tables, n * i // plan.by_images, n * (i + 1) // plan.by_images,
             plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
             *(scratch(0, name, room, dtype) for name, room in memory.items()),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._matrices import Product, Products, multiplied, plain, table
+from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
 from xcnn.kernels.cpu._native import address
-from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._share import plain, supports
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
 __all__ = ["linear", "linear_inference", "matmul"]

@@ -16,11 +16,11 @@ import numpy as np
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._product import STRIP, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
-from xcnn.kernels.cpu._share import flat, share
-from xcnn.kernels.cpu._simd import BYTES, STRIP
+from xcnn.kernels.cpu._share import plain, share
 from xcnn.kernels.cpu._transpose import transpose
+from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, collect, weight_gradient
 from xcnn.threads import parallel, parts
 
@@ -161,9 +161,6 @@ def _calls(itemsize: int) -> np.ndarray:
     return np.array([function.address(itemsize) for function in (multiply, every, transpose, affine)], np.int64)
 
 
-_ONE = {size: np.array([1, 0], f"f{size}") for size in (4, 8)}
-
-
 @functools.lru_cache(maxsize=512)
 def _cheapest(*shapes: Any) -> _Plan:
     return min((_plan(*shapes, swapped) for swapped in (False, True)), key=lambda plan: plan.cycles)
@@ -178,7 +175,7 @@ def weight_gradients(
         return depthwise.weight_gradients(x, dy, y, weight, axes, groups)
     f = _cheapest(axes, groups, o // groups, cg, n, size, y is not None)
     sums, out = np.empty(f.by_images * f.numbers, dtype), np.empty(weight.shape, dtype)
-    arrays = [flat(a, size) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
+    arrays = [plain(a) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
 
     def some(part: int) -> None:
         i, block = divmod(part, f.by_blocks)
@@ -187,13 +184,13 @@ def weight_gradients(
         others = cleared(f.number, "gaps", many, dtype) if f.gaps else scratch(0, "pixels", many, dtype)
         planes, bs = (padded, others) if f.swapped else (others, padded)
         some_sums = sums[f.numbers * i : f.numbers * (i + 1)]
-        weight_gradient(
+        weight_gradient(size)(
             _calls(size), *arrays, some_sums, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
-            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks, planes, bs,
-            scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * f.columns, dtype), _ONE[size],
+            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks, planes if f.planes else None, bs,
+            scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * f.columns, dtype),
         )  # fmt: skip
 
     parallel(some, f.by_images * f.by_blocks)
-    given = _calls(size), sums, f.by_images, f.tables, _ONE[size], out.reshape(-1)
-    share(collect, 4 * sums.size, *given, n=f.units)
+    given = _calls(size), sums, f.numbers, f.by_images, f.tables, out
+    share(collect(size), 4 * sums.size, *given, n=f.units)
     return out
