@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import contiguous, share, supports
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._share import share, supports
 from xcnn.threads import parallel
 
 __all__ = ["dropout"]
@@ -19,33 +20,53 @@ _PART = 1 << 16
 _BLOCK = 1 << 14
 """Numbers that are drawn before they are used, so that they are still in the cache."""
 
+_VECTORS = 4
+"""Vectors per iteration."""
+
 _local = threading.local()
 
 
-@compiled
-def _drop(numbers, p, scale, x, mask, y, first):
-    zero = y.dtype.type(0)
-    x, mask, y = x[first : first + numbers.size], mask[first : first + numbers.size], y[first : first + numbers.size]
-    for i in range(numbers.size):
-        mask[i] = numbers[i] >= p
-        y[i] = x[i] * (scale if numbers[i] >= p else zero)
+@native("ufxfuxnn")
+def _drop(emit, numbers, p, x, scale, mask, y, first, last):
+    """Set y to x times `scale`, or times 0 where one of the numbers is below p; these are float32, from `first` on."""
+    builder, single = emit.builder, ir.FloatType()
+    numbers = builder.bitcast(numbers, single.as_pointer())
+    least, factor, zero = emit.spread(builder.fptrunc(p, single)), emit.spread(emit.number(scale)), emit.constant(0.0)
+
+    def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+        for place in places:
+            drawn = emit.read(numbers, builder.sub(place, first), exist)
+            stays = builder.fcmp_ordered(">=", drawn, least)
+            emit.write(builder.zext(stays, ir.VectorType(ir.IntType(8), emit.lanes)), mask, place, exist)
+            by = builder.select(stays, factor, zero)
+            emit.write(builder.fmul(emit.read(x, place, exist), by), y, place, exist)
+        return []
+
+    emit.span(first, last, [], some, _VECTORS)
 
 
-@compiled
-def _drop_gradient(dy, mask, scale, dx, begin, end):
-    zero = dx.dtype.type(0)
-    dy, mask, dx = dy[begin:end], mask[begin:end], dx[begin:end]
-    for i in range(dy.size):
-        dx[i] = dy[i] * (scale if mask[i] else zero)
+@native("xufxnn")
+def _drop_gradient(emit, dy, mask, scale, dx, begin, end):
+    """Set dx to dy times `scale`, or times 0 where the mask is 0."""
+    builder, factor, zero = emit.builder, emit.spread(emit.number(scale)), emit.constant(0.0)
+
+    def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+        for place in places:
+            stays = emit.read(mask, place, exist)
+            by = builder.select(builder.icmp_unsigned("!=", stays, ir.Constant(stays.type, None)), factor, zero)
+            emit.write(builder.fmul(emit.read(dy, place, exist), by), dx, place, exist)
+        return []
+
+    emit.span(begin, end, [], some, _VECTORS)
 
 
-def _draw(generator: np.random.Generator, begin: int, end: int, *arguments: Any) -> None:
+def _draw(generator: np.random.Generator, begin: int, end: int, p: float, *arguments: Any) -> None:
     """Drop the elements begin .. end - 1 according to the next numbers of a generator."""
-    numbers = np.empty(min(end - begin, _BLOCK), np.float32)
+    numbers, drop = np.empty(min(end - begin, _BLOCK), np.float32), _drop(arguments[0].itemsize)
     for first in range(begin, end, _BLOCK):
         block = numbers[: end - first]
         generator.random(out=block, dtype=np.float32)
-        _drop(block, *arguments, first)
+        drop(block, p, *arguments, first, first + block.size)
 
 
 def _skip(bits: Any, count: int) -> None:
@@ -65,8 +86,7 @@ def dropout(x: np.ndarray, p: float, generator: np.random.Generator) -> Any:
         return NotImplemented
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     y, mask = np.empty(x.shape, x.dtype), np.empty(x.shape, np.uint8)
-    factor = x.dtype.type(scale)
-    arguments = np.float32(p), factor, contiguous(x).reshape(-1), mask.reshape(-1), y.reshape(-1)
+    arguments = p, np.ascontiguousarray(x), scale, mask, y
     state = bits.state
     shift = state["has_uint32"]  # so that each further part begins with both halves of 64 bits
 
@@ -88,8 +108,8 @@ def dropout(x: np.ndarray, p: float, generator: np.random.Generator) -> Any:
         if not needs[0]:
             return (None,)
         dx = np.empty(dy.shape, dy.dtype)
-        arrays = contiguous(dy).reshape(-1), mask.reshape(-1), dy.dtype.type(scale), dx.reshape(-1)
-        share(_drop_gradient, 2 * dx.size, *arrays)
+        arrays = np.ascontiguousarray(dy), mask, scale, dx
+        share(_drop_gradient(dx.itemsize), 2 * dx.size, *arrays, n=dx.size)
         return (dx,)
 
     return y, backward

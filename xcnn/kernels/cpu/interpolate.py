@@ -2,81 +2,139 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn._taps import tables
-from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import contiguous, share, supports
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._vectors import INT, counted
 
 __all__ = ["interpolate"]
 
-_OUTER, _SIZE, _INNER, _OUTS, _TERMS, _TABLE, _ROW, _EQUAL, _PAIRS = range(9)
-"""The columns of `passes`: x (outer, size, inner) becomes sums (outer, outs, inner) of up to so many terms; where its
-part of the tables begins, and that of the numbers of terms; whether each sum has all its terms, and whether each pixel
-becomes a pair, or each pair a pixel."""
+_COLUMNS = 8
+"""Those of `passes`: x (outer, size, inner) becomes sums (outer, outs, inner) of up to so many terms; where its part of
+the tables begins, and that of the numbers of terms; and the kind, one of the following."""
+
+_ROWS, _NUMBERS, _ONE, _TWO, _TO_PAIRS, _FROM_PAIRS = range(6)
+"""All but the first are for an inner size of 1: sums have any number of terms, or one, or two; each pixel becomes a
+pair, or each pair a pixel."""
+
+_VECTORS = 4
+"""Vectors per iteration."""
 
 
-@compiled
-def _mix(x, y, a, indices, weights, counts):
-    """Add the terms along one axis of a map."""
-    size, inner, outs, terms = a[_SIZE], a[_INNER], a[_OUTS], a[_TERMS]
-    for i in range(a[_OUTER]):
-        if inner == 1:
-            source, target = x[i * size : (i + 1) * size], y[i * outs : (i + 1) * outs]
-            # Forward, each pixel has as many terms, of which there are one or two.
-            if a[_PAIRS] and terms == 1:
-                for k in range(size):
-                    target[2 * k] = source[k]
-                    target[2 * k + 1] = source[k]
-            elif a[_PAIRS]:
-                for o in range(outs):
-                    target[o] = source[2 * o] + source[2 * o + 1]
-            elif a[_EQUAL] and terms == 1:
-                for o in range(outs):
-                    target[o] = source[np.uintp(indices[o])] * weights[o]
-            elif a[_EQUAL] and terms == 2:
-                for o in range(outs):
-                    value = source[np.uintp(indices[2 * o])] * weights[2 * o]
-                    target[o] = value + source[np.uintp(indices[2 * o + 1])] * weights[2 * o + 1]
+class _Pass:
+    """Writes the pass along one axis of a map, of which `plan` is a row of `passes`."""
+
+    def __init__(self, emit: Any, plan: Sequence[Integer], indices: Any, weights: Any, counts: Any) -> None:
+        self.emit, self.builder = emit, emit.builder
+        self.outer, self.size, self.inner, self.outs, self.terms, table, row, self.kind = plan
+        self.indices, self.counts = (Integers(self.builder, p.of(a)) for p, a in ((table, indices), (row, counts)))
+        self.weights = table.of(weights)
+
+    def write(self, x: Any, y: Any) -> None:
+        ways: list[Callable[[Any, Any], None]] = [self.rows, *(functools.partial(self.numbers, k) for k in range(3))]
+        with Integer(self.builder, 0).up_to(self.outer) as i:
+            source, target = (i * size * self.inner for size in (self.size, self.outs))
+            for kind, way in enumerate([*ways, self.to_pairs, self.from_pairs]):
+                with self.builder.if_then(self.kind.holds("==", kind)):
+                    way(source.of(x), target.of(y))
+
+    def rows(self, source: Any, target: Any) -> None:
+        emit, builder = self.emit, self.builder
+        with Integer(builder, 0).up_to(self.outs) as o:
+            begin, count = o * self.terms, self.counts[o]
+            start = emit.spread(self.nothing(count))
+
+            def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+                def term(t: Any, totals: Sequence[Any]) -> Sequence[Any]:
+                    row, weight = (self.indices[t] * self.inner).of(source), emit.spread(self.weight(t))
+                    terms = [builder.fmul(emit.read(row, place, exist), weight) for place in places]
+                    return [*map(builder.fadd, totals, terms)]
+
+                sums = counted(builder, begin.value, (begin + count).value, INT(1), [start] * len(places), term)
+                for place, total in zip(places, sums, strict=True):
+                    emit.write(total, (o * self.inner).of(target), place, exist)
+                return []
+
+            emit.span(INT(0), self.inner.value, [], some, _VECTORS)
+
+    def nothing(self, count: Integer) -> Any:
+        """Return the sum of no terms, or what changes no sum."""
+        number = self.emit.vector.element
+        return self.builder.select(count.holds("==", 0), number(0.0), number(-0.0))
+
+    def weight(self, t: Any) -> Any:
+        return self.builder.load(Integer(self.builder, t).of(self.weights))
+
+    def numbers(self, many: int, source: Any, target: Any) -> None:
+        """Write the pass for sums of so many terms; if it is 0, of any number."""
+        builder = self.builder
+
+        def term(t: Any, totals: Sequence[Any]) -> Sequence[Any]:
+            product = builder.fmul(builder.load(self.indices[t].of(source)), self.weight(t))
+            return [builder.fadd(total, product) for total in totals] or [product]
+
+        with Integer(builder, 0).up_to(self.outs) as o:
+            if many:
+                begin, totals = o * many, []
+                for k in range(many):
+                    totals = term(begin + k, totals)
             else:
-                for o in range(outs):
-                    value = y.dtype.type(0)
-                    for t in range(o * terms, o * terms + counts[o]):
-                        value += source[np.uintp(indices[t])] * weights[t]
-                    target[o] = value
-        else:
-            for o in range(outs):
-                target = y[(i * outs + o) * inner : (i * outs + o + 1) * inner]
-                if counts[o] == 0:
-                    for k in range(inner):
-                        target[k] = 0
-                for t in range(o * terms, o * terms + counts[o]):
-                    at, weight = (i * size + indices[t]) * inner, weights[t]
-                    source = x[at : at + inner]
-                    if t == o * terms:
-                        for k in range(inner):
-                            target[k] = source[k] * weight
-                    else:
-                        for k in range(inner):
-                            target[k] += source[k] * weight
+                begin, count = o * self.terms, self.counts[o]
+                start = [self.nothing(count)]
+                totals = counted(builder, begin.value, (begin + count).value, INT(1), start, term)
+            builder.store(totals[0], o.of(target))
+
+    def to_pairs(self, source: Any, target: Any) -> None:
+        emit = self.emit
+
+        def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+            value = emit.read(source, places[0], exist)
+            for k, (place, exists) in enumerate(self.pair(places[0], self.size, exist)):
+                lanes = [(k * emit.lanes + lane) // 2 for lane in range(emit.lanes)]
+                emit.write(emit.shuffle(value, value, lanes), target, place, exists)
+            return []
+
+        emit.span(INT(0), self.size.value, [], some)
+
+    def from_pairs(self, source: Any, target: Any) -> None:
+        emit = self.emit
+
+        def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+            both = [emit.read(source, place, exists) for place, exists in self.pair(places[0], self.outs, exist)]
+            even, odd = (emit.shuffle(*both, [2 * lane + k for lane in range(emit.lanes)]) for k in range(2))
+            emit.write(self.builder.fadd(even, odd), target, places[0], exist)
+            return []
+
+        emit.span(INT(0), self.outs.value, [], some)
+
+    def pair(self, place: Any, count: Integer, exist: Any) -> list[tuple[Any, Any]]:
+        """Return the places of two vectors with the pairs of those numbers, of which there are `count`; their masks."""
+        first = Integer(self.builder, place) * 2
+        places = [first, first + self.emit.lanes]
+        return [(one.value, exist and self.emit.first((count * 2 - one).value)) for one in places]
 
 
-@compiled
-def _resize(x, y, passes, room, indices, weights, counts, begin, end):
-    """Resize maps of x (maps, pixels), with `room` for the pixels between two passes."""
-    one, other = np.empty(room, x.dtype), np.empty(room, x.dtype)
-    last = passes.shape[0] - 1
-    for p in range(begin, end):
-        source = x[p]
-        for s in range(last + 1):
-            target = y[p] if s == last else one
-            a = passes[s]
-            _mix(source, target, a, indices[a[_TABLE] :], weights[a[_TABLE] :], counts[a[_ROW] :])
-            source, one, other = target, other, one
+@native("xnxninxnixinn")
+def _resize(emit, x, size, y, area, passes, count, room, half, indices, weights, counts, begin, end):
+    """Resize maps of x of so many pixels each, with two halves of a `room` for the pixels between two passes."""
+    builder, passes = emit.builder, Integers(builder=emit.builder, pointer=passes)
+    size, area, count, half = (Integer(builder, value) for value in (size, area, count, half))
+    with Integer(builder, begin).up_to(end) as p:
+
+        def one(s: Any, rooms: Sequence[Any]) -> Sequence[Any]:
+            s, (source, free, other) = Integer(builder, s), rooms
+            target = builder.select((s + 1).holds("==", count), (p * area).of(y), free)
+            _Pass(emit, passes.some(s * _COLUMNS, _COLUMNS), indices, weights, counts).write(source, target)
+            return target, other, free
+
+        counted(builder, INT(0), count.value, INT(1), [(p * size).of(x), room, half.of(room)], one)
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,7 +153,12 @@ def _passes(plan: tuple[Any, ...], sizes: tuple[int, ...], back: bool, dtype: An
         pairs = (
             equal and np.all(weights == 1.0) and np.array_equal(indices.T.ravel(), pair) and terms * outs == pair.size
         )
-        passes.append((outer, current[dim], inner, outs, terms, at, row, equal, pairs))
+        kind = _ROWS if inner > 1 else _NUMBERS
+        if inner == 1 and pairs:
+            kind = _TO_PAIRS if terms == 1 else _FROM_PAIRS
+        elif inner == 1 and equal and terms <= 2:
+            kind = _ONE if terms == 1 else _TWO
+        passes.append((outer, current[dim], inner, outs, terms, at, row, kind))
         parts.append((indices.T.ravel(), weights.T.ravel(), counts))
         current[dim] = outs
         room = max(room, math.prod(current))
@@ -114,8 +177,14 @@ def interpolate(x: np.ndarray, plan: tuple[Any, ...]) -> Any:
         lead, sizes = x.shape[:2], x.shape[2:]
         passes, outs = _passes(plan, sizes, back, x.dtype)
         y = np.empty((*lead, *outs), x.dtype)
-        maps = math.prod(lead)
-        share(_resize, 4 * (x.size + y.size), contiguous(x).reshape(maps, -1), y.reshape(maps, -1), *passes)
+        maps, x, call = math.prod(lead), np.ascontiguousarray(x), _resize(x.itemsize)
+        table, half, *rest = passes
+
+        def some(begin: int, end: int) -> None:
+            room = np.empty(2 * half, x.dtype)
+            call(x, x.size // maps, y, y.size // maps, table, len(table), room, half, *rest, begin, end)
+
+        share(some, 4 * (x.size + y.size), n=maps)
         return y
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:

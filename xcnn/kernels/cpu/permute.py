@@ -5,61 +5,56 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._share import contiguous, share, supports
-from xcnn.kernels.cpu._simd import BYTES, Emitter
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["permuted"]
 
 
-@intrinsic
-def _transpose(_: Any, x: Any, x0: Any, x_step: Any, y: Any, y0: Any, y_step: Any) -> Any:
-    """Set `y[y0 + i * y_step + j] = x[x0 + j * x_step + i]` for all i and j below the numbers of a vector."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x_, x0_, x_step_, y_, y0_, y_step_ = arguments
-        emit = Emitter(context, builder, x)
-        source, target = emit.pointer(x, x_, x0_), emit.pointer(y, y_, y0_)
-        square = emit.transpose([emit.load(emit.at(source, (i, x_step_))) for i in range(emit.lanes)])
-        for i, row in enumerate(square):
-            emit.store(row, emit.at(target, (i, y_step_)))
-        return context.get_dummy_value()
-
-    i = types.intp
-    return types.void(x, i, i, y, i, i), generate
+_AT_ONCE = 8
+"""Numbers of a line that are copied one by one in an iteration."""
 
 
-@compiled
-def _copy(x, y, table, begin, end):
-    """Set some matrices of y, which is flat, to those of x transposed.
+@native("xxinn")
+def _copy(emit, x, y, table, begin, end):
+    """Set some matrices of y to those of x transposed.
 
     `table` (5, 3) has the size, the stride in x and the stride in y of each axis; the last two are those of a matrix.
     They have the strides 1 in x and in y respectively.
     """
-    rows, columns, step, pitch = table[3, 0], table[4, 0], table[4, 1], table[3, 2]
-    lanes = BYTES // y.itemsize
-    for matrix in range(begin, end):
-        rest, source, target = matrix, 0, 0
+    builder, lanes, zero, one = emit.builder, emit.lanes, Integer(emit.builder, 0), Integer(emit.builder, 1)
+    table = Integers(builder, table)
+    rows, columns, step, pitch = (table[i] for i in (9, 12, 13, 11))
+    down, across = (size // lanes * lanes for size in (rows, columns))
+    with Integer(builder, begin).up_to(end) as matrix:
+        rest, source, target = matrix, zero, zero
         for axis in (2, 1, 0):
-            rest, at = rest // table[axis, 0], rest % table[axis, 0]
-            source += at * table[axis, 1]
-            target += at * table[axis, 2]
-        across, down = columns - columns % lanes, rows - rows % lanes
-        for i in range(0, down, lanes):
-            for j in range(0, across, lanes):
-                _transpose(x, source + i + j * step, step, y, target + i * pitch + j, pitch)
-        if rows < columns:
-            for i in range(rows):
-                for j in range(across if i < down else 0, columns):
-                    y[np.uintp(target + i * pitch + j)] = x[np.uintp(source + i + j * step)]
-        else:
-            for j in range(columns):
-                for i in range(down if j < across else 0, rows):
-                    y[np.uintp(target + i * pitch + j)] = x[np.uintp(source + i + j * step)]
+            size, stride, apart = table.some(3 * axis, 3)
+            at = rest - rest // size * size
+            rest, source, target = rest // size, source + at * stride, target + at * apart
+
+        def line(start: Integer, end: Integer, from_: Integer, stride: Integer, to: Integer, apart: Integer) -> None:
+            """Copy numbers from the first one of a line on, several at once."""
+            whole = start + (end - start) // _AT_ONCE * _AT_ONCE
+            for begin, stop, many in ((start, whole, _AT_ONCE), (whole, end, 1)):
+                with begin.up_to(stop, many) as k:
+                    places = (from_ + k * stride).of(x), (to + k * apart).of(y)
+                    for t in range(many):
+                        builder.store(builder.load((stride * t).of(places[0])), (apart * t).of(places[1]))
+
+        with zero.up_to(down, lanes) as i, zero.up_to(across, lanes) as j:
+            first, last = source + i + j * step, target + i * pitch + j
+            square = [emit.load((first + step * k).of(x)) for k in range(lanes)]
+            for k, row in enumerate(emit.transpose(square)):
+                emit.store(row, (last + pitch * k).of(y))
+        with builder.if_else(rows.holds("<", columns)) as (wide, high):
+            with wide, zero.up_to(rows) as i:
+                line(across.if_(i.holds("<", down), 0), columns, source + i, step, target + i * pitch, one)
+            with high, zero.up_to(columns) as j:
+                line(down.if_(j.holds("<", across), 0), rows, source + j * step, one, target + j, pitch)
 
 
 @functools.lru_cache(maxsize=256)
@@ -91,5 +86,5 @@ def permuted(x: np.ndarray, order: tuple[int, ...]) -> Any:
     if table is None:
         return NotImplemented
     y = np.empty([x.shape[axis] for axis in order], x.dtype)
-    share(_copy, 4 * x.size, contiguous(x).reshape(-1), y.reshape(-1), table, n=math.prod(table[:3, 0].tolist()))
+    share(_copy(x.itemsize), 4 * x.size, x, y, table, n=math.prod(table[:3, 0].tolist()))
     return y
