@@ -16,7 +16,7 @@ from xcnn.ops._op import OPS
 pytest.importorskip("numba")
 from xcnn.kernels.cpu import elementwise as compiled
 from xcnn.kernels.cpu._loops import EACH, compiled_loop, traced
-from xcnn.kernels.cpu._simd import FUSED
+from xcnn.kernels.cpu._vectors import FUSED
 from xcnn.kernels.cpu._trace import Namespace
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

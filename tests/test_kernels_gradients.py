@@ -10,11 +10,11 @@ import pytest
 from xcnn import ops, threads
 from xcnn._dispatch import portable
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from xcnn.kernels.cpu import weight_gradients
-from xcnn.kernels.cpu._simd import BYTES
 from xcnn.kernels.cpu._transpose import transpose
+from xcnn.kernels.cpu._vectors import BYTES
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -22,12 +22,13 @@ every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_dtype
 def test_transposition_between_any_places(dtype: str) -> None:
     rng = np.random.default_rng(0)
-    lanes = BYTES // np.dtype(dtype).itemsize
+    size = np.dtype(dtype).itemsize
+    lanes = BYTES // size
     for r, c in [(1, 5), (lanes, lanes), (lanes + 1, 3 * lanes - 1), (lanes - 1, 40), (40, lanes - 1)]:
         x = rng.standard_normal((r, 60)).astype(dtype)
         y = np.full(100 * 50, 9, dtype)
         places = rng.permutation(99)[:c] * 50
-        transpose.direct(x.reshape(-1), 3, np.arange(r) * 60, y, 2, places)
+        transpose(size)(x, 3, np.arange(r) * 60, r, y, 2, places, c)
         expected = np.full(100 * 50, 9, dtype)
         for j, place in enumerate(places):
             expected[2 + place : 2 + place + r] = x[:, 3 + j]

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-from xcnn.kernels.cpu._product import multiply
-from xcnn.kernels.cpu._simd import BYTES, STRIP, TERMS
+from xcnn.kernels.cpu._product import STRIP, TERMS, multiply
+from xcnn.kernels.cpu._vectors import BYTES
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [0, 7, TERMS + 1])
 def test_products_of_all_sizes(dtype: str, count: int) -> None:
     rng = np.random.default_rng(0)
-    lanes = BYTES // np.dtype(dtype).itemsize
+    size = np.dtype(dtype).itemsize
+    lanes, product = BYTES // size, multiply(size)
     for rows in (0, 1, 2, 3, 5, 8, 13, 23):
         for length in (0, 1, lanes - 1, lanes, lanes + 1, 3 * lanes - 1, STRIP * lanes, STRIP * lanes + 1, 200):
             shifts = rng.integers(0, 500, count)
@@ -22,7 +23,7 @@ def test_products_of_all_sizes(dtype: str, count: int) -> None:
             w = rng.standard_normal((count, 31)).astype(dtype)  # column k of the matrix is row k of w, from 4 on
             y = np.full((rows, 300), 9, dtype)
             offsets = np.arange(count) * 31
-            multiply.direct(x, 3, shifts, w.reshape(-1), 4, 1, offsets, count, y.reshape(-1), 2, 300, rows, length)
+            product(x, 3, shifts, w, 4, 1, offsets, count, y, 2, 300, rows, length)
             pixels = np.array([x[3 + shift : 3 + shift + length] for shift in shifts]).reshape(count, length)
             expected = w[:, 4 : 4 + rows].T.astype(np.float64) @ pixels
             tolerance = 1e-4 if dtype == "float32" else 1e-12
@@ -31,7 +32,5 @@ def test_products_of_all_sizes(dtype: str, count: int) -> None:
                 assert (np.delete(y, np.s_[2 : 2 + length], axis=1) == 9).all()
             # The same rows, in a table behind the offsets, from the last to the first.
             again, table = np.full_like(y, 9), np.concatenate([offsets, [0], np.arange(4, 4 + rows)[::-1]])
-            multiply.direct(
-                x, 3, shifts, w.reshape(-1), 0, -count - 1, table, count, again.reshape(-1), 2, 300, rows, length
-            )
+            product(x, 3, shifts, w, 0, -count - 1, table, count, again, 2, 300, rows, length)
             np.testing.assert_array_equal(again[::-1, 2 : 2 + length], y[:, 2 : 2 + length])

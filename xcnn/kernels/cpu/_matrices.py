@@ -7,8 +7,8 @@ time are first copied, or transposed, to panels as wide as a strip, so that neit
 products of a few rows with a panel go to a tile in the nearest cache, and from there to c. With few rows of a, b is
 read only once, where it lies.
 
-What to multiply is in a table of products, which depends on shapes alone. Arrays are given by their addresses, which the
-table numbers. Indices count elements; bounds are not checked.
+What to multiply is in a table of products, which depends on shapes alone and numbers the arrays. Indices count
+elements; bounds are not checked.
 """
 
 import functools
@@ -196,7 +196,7 @@ class _Writer:
         emit.span(INT(0), length.value, [], some)
 
 
-@native("iinnnnnnnnnnnff")
+@native("iinnXXXXXXXXXff")
 def _products(
     emit, index, table, begin, end, x, weight, y, dx, dweight, dbias, scale, shift, residual, low, high
 ):  # fmt: skip
@@ -205,14 +205,14 @@ def _products(
     Parameters
     ----------
     index : the memory of this thread, see `_Rooms`.
-    x, weight, y, dx, dweight, dbias : the addresses of the arrays that the table numbers.
+    x, weight, y, dx, dweight, dbias : the arrays that the table numbers.
     scale, shift, residual, low, high : what follows, see `multiplied`.
     """
-    for i, place in enumerate((x, weight, y, dx, dweight, dbias)):
-        emit.builder.store(place, Integer(emit.builder, i).of(index))
-    with Integer(emit.builder, begin).up_to(end) as row:
-        writer = _Writer(emit, Integers(emit.builder, index), Integers(emit.builder, (row * _COLUMNS).of(table)))
-        writer.write([*map(writer.pointer, (scale, shift, residual)), low, high])
+    builder, after = emit.builder, (scale, shift, residual, low, high)
+    for i, array in enumerate((x, weight, y, dx, dweight, dbias)):
+        builder.store(builder.ptrtoint(array, INT), Integer(builder, i).of(index))
+    with Integer(builder, begin).up_to(end) as row:
+        _Writer(emit, Integers(builder, index), Integers(builder, (row * _COLUMNS).of(table))).write(after)
 
 
 class Product(NamedTuple):
@@ -297,20 +297,20 @@ _ROOMS = _Rooms()
 def multiplied(
     products: Products,
     itemsize: int,
-    places: Sequence[int],
-    after: Sequence[int] = (0, 0, 0),
+    arrays: Sequence[np.ndarray | None],
+    after: Sequence[np.ndarray | None] = (None, None, None),
     interval: tuple[float, float] | None = None,
 ) -> None:
-    """Compute products of arrays at some addresses, and apply what follows.
+    """Compute products of arrays in C order, and apply what follows.
 
     Parameters
     ----------
-    places : the addresses of the arrays that the table numbers; 0 for those that it does not.
-    after : the addresses of a scale and a shift of each column of the result, and of a residual of its shape; or 0.
+    arrays : those that the table numbers; None for those that it does not.
+    after : a scale and a shift of each column of the result, and a residual of its shape; or None.
     interval : the least and the largest number of the result; NaN stays. None is the same as infinite ends.
     """
     numbers, bounds = products
-    arguments = *places, *after, *(interval or _UNLIMITED)
+    arguments = *arrays, *after, *(interval or _UNLIMITED)
     run = _products(itemsize)
     if len(bounds) == 1:
         run(_ROOMS.get(itemsize), numbers, *bounds[0], *arguments)

@@ -19,25 +19,25 @@ def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
     def interleave(a: Any, b: Any, first: int) -> Any:
         return emit.shuffle(a, b, [first + k // 2 + lanes * (k % 2) for k in range(lanes)])
 
-    def square(i: Integer, j: Integer) -> None:
-        """Transpose as many rows and columns as a vector has numbers; with AVX-512, there may be fewer."""
-        exist = [emit.first(places.size.value) if BYTES == 64 else None for places in (rows, columns)]
-        begins, ends = (
-            [places[(first + k).least(places.size - 1)] for k in range(lanes)]
-            for places, first in ((rows, i), (columns, j))
-        )
-        vectors = [emit.read((x0 + j).of(x), place.value, exist[1]) for place in begins]
-        for _ in range(lanes.bit_length() - 1):  # each time, the number of a vector moves into those of its lanes
-            pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
-            vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
-        # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
-        for place, vector in reversed([*zip(ends, vectors, strict=True)]):
-            emit.write(vector, (y0 + i).of(y), place.value, exist[0])
-
     def squares() -> None:
-        """Transpose squares of which the last ones may overlap those before."""
-        with zero.up_to(rows.size, lanes) as a, zero.up_to(columns.size, lanes) as b:
-            square(a.least(rows.size - lanes).most(0), b.least(columns.size - lanes).most(0))
+        """Transpose as many rows and columns as a vector has numbers; with AVX-512, there may be fewer.
+
+        The last squares may overlap those before.
+        """
+        written, read = (emit.first(places.size.value) if BYTES == 64 else None for places in (rows, columns))
+        with zero.up_to(rows.size, lanes) as a:
+            i = a.least(rows.size - lanes).most(0)
+            begins = [rows[(i + k).least(rows.size - 1)] for k in range(lanes)]
+            with zero.up_to(columns.size, lanes) as b:
+                j = b.least(columns.size - lanes).most(0)
+                ends = [columns[(j + k).least(columns.size - 1)] for k in range(lanes)]
+                vectors = [emit.read((x0 + j).of(x), place.value, read) for place in begins]
+                for _ in range(lanes.bit_length() - 1):  # the number of a vector moves into those of its lanes
+                    pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
+                    vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
+                # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
+                for place, vector in reversed([*zip(ends, vectors, strict=True)]):
+                    emit.write(vector, (y0 + i).of(y), place.value, written)
 
     if BYTES == 64:
         squares()

@@ -12,7 +12,6 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
-from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import plain, supports
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
@@ -38,14 +37,6 @@ def _backward(n: int, i: int, o: int, itemsize: int, dx: bool, dweight: bool, db
     return table(itemsize, *(product for needed, product in wanted if needed))
 
 
-def _optional(a: np.ndarray | None) -> tuple[np.ndarray | None, int]:
-    """Return an array whose address is that of its numbers, and the address; None and 0 if there is none."""
-    if a is None:
-        return None, 0
-    a = plain(a)
-    return a, address(a)
-
-
 @kernel(np)
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
     """Multiply, and apply bias and activation in the same pass; all gradients are another pass."""
@@ -53,9 +44,9 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
         return NotImplemented
     interval, (n, i), o, size, has_bias = clamp(activation), x.shape, weight.shape[0], x.itemsize, bias is not None
     result = np.empty((n, o), x.dtype)
-    x, weight, (bias, shift) = plain(x), plain(weight), _optional(bias)
-    places = address(x), address(weight), address(result), 0, 0, 0
-    multiplied(_forward(n, i, o, size), size, places, (0, shift, 0), interval)
+    x, weight, bias = plain(x), plain(weight), plain(bias)
+    arrays = x, weight, result, None, None, None
+    multiplied(_forward(n, i, o, size), size, arrays, (None, bias, None), interval)
     if interval is None:
         in_place(activation, result, serial=False)
     y = None if activation is None else result  # backward keeps it
@@ -68,11 +59,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
         if y is not None:
             source, dy = dy, np.empty((n, o), x.dtype)
             gradient(activation, y, source, dy, serial=False)
-        found = [0 if a is None else address(a) for a in (dx, dweight, dbias)]
-        if any(found):
-            products = _backward(n, i, o, size, *map(bool, found))
-            multiplied(products, size, (address(x), address(weight), address(dy), *found))
-        return dx, dweight, dbias
+        found = dx, dweight, dbias
+        needed = [a is not None for a in found]
+        if any(needed):
+            multiplied(_backward(n, i, o, size, *needed), size, (x, weight, dy, *found))
+        return found
 
     return result, backward
 
@@ -97,10 +88,9 @@ def linear_inference(
         shift = (-mean if bias is None else bias - mean) * scale
         shift = shift if beta is None else shift + beta
     y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    x, weight, *after = plain(x), plain(weight), _optional(scale), _optional(shift), _optional(residual)
+    x, weight, *after = map(plain, (x, weight, scale, shift, residual))
     products = _forward(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], size)
-    places = address(x), address(weight), address(y), 0, 0, 0
-    multiplied(products, size, places, [place for _, place in after], interval)
+    multiplied(products, size, (x, weight, y, None, None, None), after, interval)
     if interval is None:
         in_place(activation, y, serial=False)
     return y
@@ -123,7 +113,7 @@ def _times(a: np.ndarray, b: np.ndarray, turned: tuple[bool, bool], shape: tuple
     """Return the product of stacks of matrices, or of their transposes, summed to a shape if one is given."""
     products, full = _stack(a.shape, b.shape, turned, a.itemsize)
     c = np.empty(full, a.dtype)
-    multiplied(products, a.itemsize, (address(a), address(b), address(c), 0, 0, 0))
+    multiplied(products, a.itemsize, (a, b, c, None, None, None))
     if not shape or shape == full:
         return c
     before = c.ndim - len(shape)
