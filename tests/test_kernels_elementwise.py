@@ -13,11 +13,11 @@ from xcnn._dispatch import FORMULAS
 from xcnn.ops._formula import apply, times_slope
 from xcnn.ops._op import OPS
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 from xcnn.kernels.cpu import elementwise as compiled
 from xcnn.kernels.cpu._loops import EACH, compiled_loop, traced
-from xcnn.kernels.cpu._vectors import FUSED
 from xcnn.kernels.cpu._trace import Namespace
+from xcnn.kernels.cpu._vectors import FUSED
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 

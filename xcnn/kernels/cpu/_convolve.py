@@ -8,7 +8,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._product import multiply
-from xcnn.kernels.cpu._vectors import DOUBLE, INT
+from xcnn.kernels.cpu._vectors import DOUBLE
 
 __all__ = ["convolve", "fold"]
 

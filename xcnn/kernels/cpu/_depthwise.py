@@ -33,9 +33,7 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
     """
     builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
     bases, shifts, many = Integers(builder, bases), Integers(builder, shifts), Integer(builder, many)
-    x, w, f, r, y = (
-        builder.gep(pointer, [place]) for pointer, place in ((x, x0), (w, w0), (f, f0), (r, r0), (y, y0))
-    )
+    x, w, f, r, y = (builder.gep(pointer, [place]) for pointer, place in ((x, x0), (w, w0), (f, f0), (r, r0), (y, y0)))
     least, most = (emit.spread(emit.number(limit)) for limit in (low, high))
     scale, plus = emit.load(f), emit.read(f, INT(lanes))
 
@@ -87,9 +85,7 @@ def _take(
     if mask is not None:
         exists = emit.exists(mask)
         with emit.builder.if_then(exists):
-            every.write(
-                emit, copy, x, x0 + rows[0], apart, 1, mask, memory, masked, even[1], 1, count, places.size
-            )
+            every.write(emit, copy, x, x0 + rows[0], apart, 1, mask, memory, masked, even[1], 1, count, places.size)
         x, x0 = emit.builder.select(exists, memory, x), masked.if_(exists, x0)
         rows = Integers(emit.builder, emit.builder.select(exists, even.pointer, rows.pointer), rows.size)
     transpose.write(emit, turn, x, x0, rows.pointer, rows.size, memory, target, places.pointer, places.size)
@@ -159,9 +155,7 @@ def depthwise(
             return [(move + begin).value for move, begin in zip(moves, begins, strict=True)]
 
         counted(builder, INT(4), width.value, INT(1), [weights.value, sums.value, plus.value], phase)
-        transpose.write(
-            emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size
-        )
+        transpose.write(emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size)
 
 
 @native("nnnxxXxinnnnxxxx")

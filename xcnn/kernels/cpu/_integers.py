@@ -17,8 +17,10 @@ class Integer:
     """An integer in the code that is written, with its arithmetic; others may be int or what the builder made."""
 
     def __init__(self, builder: Any, value: Any) -> None:
-        value = value.value if isinstance(value, Integer) else value
-        self.builder, self.value = builder, INT(value) if isinstance(value, int) else value
+        if isinstance(value, Integer):
+            value = value.value
+        self.builder = builder
+        self.value: Any = INT(value) if isinstance(value, int) else value
 
     def joined(self, operation: Callable[[Any, Any], Any], other: Any) -> "Integer":
         return Integer(self.builder, operation(self.value, Integer(self.builder, other).value))

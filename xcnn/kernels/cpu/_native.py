@@ -149,7 +149,7 @@ _ARRAY = 0x80
 
 def _function_of_python(engine: Any) -> Any:
     """Return the function `call` of an engine. CPython calls it in a tenth of the time that ctypes takes."""
-    places = [id(None)]
+    places: list[Any] = [id(None)]
     places += [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in _PYTHON]
     (ctypes.c_int64 * len(places)).from_address(engine.get_global_value_address("python"))[:] = places
     _METHODS.append(_Method(b"native", engine.get_function_address("call"), _ARRAY, None))

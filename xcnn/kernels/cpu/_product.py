@@ -4,8 +4,8 @@
 
 The matrix lies anywhere: its rows are `row` apart, and column k is at `offsets[k]`. So a convolution reads its weights,
 or their transpose, where they are. If `row` is negative, row i begins at `offsets[i - row]`, so rows lie anywhere, too.
-Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix: a convolution needs no columns, as NumPy's
-BLAS would, because the windows of a tap are the plane itself, shifted.
+Vector k is x from `shifts[k]` on, a plane of pixels or a row of another matrix: a convolution needs no columns, as
+NumPy's BLAS would, because the windows of a tap are the plane itself, shifted.
 
 A strip is divided into blocks of rows and vectors whose sums fit in registers. Indices count elements; bounds are not
 checked: the callers lay out their planes accordingly.

@@ -1,7 +1,5 @@
 """Check which arrays kernels take, and distribute work on independent images, maps or channels over threads."""
 
-import ctypes
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from xcnn.threads import parallel, parts
 
-__all__ = ["contiguous", "plain", "share", "supports"]
+__all__ = ["plain", "share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -23,26 +21,8 @@ def supports(a: np.ndarray) -> bool:
 _DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
 
 
-class _Memory(ctypes.c_byte * sys.maxsize):  # type: ignore[misc]
-    """Memory from some address on, which stays alive with the array `kept`."""
-
-
-def contiguous(a: np.ndarray) -> np.ndarray:
-    """Return an array in C order for compiled code to read: `a`, a view, or a copy if its numbers lie otherwise.
-
-    To Numba, the type of a read-only array is another one, for which all would be compiled once more. The view of one
-    is not read-only, but must not be written to.
-    """
-    a = np.ascontiguousarray(a)
-    if a.flags.writeable:
-        return a
-    memory = _Memory.from_address(a.ctypes.data)
-    memory.kept = a
-    return np.ndarray(a.shape, a.dtype, memory)
-
-
-def plain(a: np.ndarray | None) -> np.ndarray | None:
-    """Return an array, or a copy if its numbers do not lie side by side in C order at places for such numbers."""
+def plain(a: Any) -> Any:
+    """Return an array, or a copy if its numbers do not lie side by side in C order at places for them; None for None."""
     return a if a is None or (a.flags.c_contiguous and a.flags.aligned) else a.copy("C")
 
 

@@ -149,19 +149,6 @@ class Vectors:
         """Sum the lanes of a vector, by halves."""
         return self.builder.extract_element(self.folded(vector, self.builder.fadd), LANE(0))
 
-    def at(self, pointer: Any, product: tuple[Any, Any], scale: int = 1) -> Any:
-        """Advance a pointer by the product of two numbers times `scale`."""
-        a, b = (INT(factor) if isinstance(factor, int) else factor for factor in product)
-        return self.builder.gep(pointer, [self.builder.mul(self.builder.mul(a, b), INT(scale))])
-
-    def smaller(self, a: Any, b: Any) -> Any:
-        """Return the smaller of two integers."""
-        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
-
-    def larger(self, a: Any, b: Any) -> Any:
-        """Return the larger of two integers."""
-        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
-
     def load(self, pointer: Any) -> Any:
         """Load the vector at a pointer."""
         return self.read(pointer, INT(0))
@@ -179,7 +166,7 @@ class Vectors:
         return self.builder.icmp_unsigned("!=", pointer, ir.Constant(pointer.type, None))
 
     def or_else(self, exists: Any, pointer: Any, number: float) -> tuple[Any, Any]:
-        """Return a pointer, or one to a vector of the same number unless it exists; and 1 or 0, the step to the next."""
+        """Return a pointer, or one to a vector of a number unless it exists; and the step to the next one, 1 or 0."""
         with self.builder.goto_entry_block():
             same = self.builder.alloca(self.vector)
             self.builder.store(ir.Constant(self.vector, [number] * self.lanes), same)

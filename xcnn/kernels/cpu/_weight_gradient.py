@@ -139,7 +139,7 @@ def collect(emit, calls, sums, size, parts, tables, out, first, last):
     out : flat.
     """
     builder, zero, code = emit.builder, Integer(emit.builder, 0), _Tables(emit, calls, tables)
-    number, starts, sources, targets = code.numbers, *(code.arrays[i] for i in (STARTS, SOURCES, TARGETS))
+    number, (starts, sources, targets) = code.numbers, [code.arrays[i] for i in (STARTS, SOURCES, TARGETS)]
     with Integer(builder, first).up_to(last) as i, zero.up_to(starts.size) as block:
         g = i // number[UNITS]
         row = (i - g * number[UNITS]) * number[COLUMNS]
