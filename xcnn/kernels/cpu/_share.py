@@ -22,7 +22,7 @@ _DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def plain(a: Any) -> Any:
-    """Return an array, or a copy if its numbers do not lie side by side in C order at places for them; None for None."""
+    """Return an array, or a copy if its numbers do not lie side by side in C order at places for them; or None."""
     return a if a is None or (a.flags.c_contiguous and a.flags.aligned) else a.copy("C")
 
 
