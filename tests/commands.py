@@ -10,7 +10,7 @@ QUICK = ["train", "--model", "report", "--epochs", "2", "--validation", "0.2"]
 
 
 PORTABLE = os.environ | {"XCNN_KERNELS": "off"}
-"""The environment of commands whose kernels are not tested, as loading Numba takes half a second."""
+"""The environment of commands whose kernels are not tested, as loading their compiler takes time."""
 
 
 def start(*argv: str, **options) -> subprocess.Popen[str]:

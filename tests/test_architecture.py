@@ -38,7 +38,7 @@ STRANGERS = {("ops", "data")}
 """Imports that the floors would allow, but that are forbidden."""
 
 HEAVY = [
-    "PIL", "cupy", "cyclopts", "filelock", "jax", "matplotlib", "numba", "onnx", "onnxruntime", "requests", "rich",
+    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "onnx", "onnxruntime", "requests", "rich",
     "torch",
 ]  # fmt: skip
 """What `import xcnn` must not load."""

@@ -98,7 +98,7 @@ def test_gradients_pass_through_an_activation(activation: Any, dtype: str) -> No
 @pytest.mark.parametrize("nbytes", [0, 6000, 40_000])
 def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands of one line or several, stacks of images, and blocks of channels, against portable code and each other."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from xcnn.kernels.cpu import _stacks, conv, depthwise
 
     def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:

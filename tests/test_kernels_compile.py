@@ -1,6 +1,7 @@
-"""Compiling kernels under failures: no cache folder, a full disk, no compiler, damaged files, changed sources."""
+"""Compiling kernels under failures: no folder for machine code, a full disk, no compiler, damaged files, upgrades."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -12,27 +13,28 @@ import pytest
 
 import xcnn
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
+
+from xcnn.kernels.cpu import _native
 
 TURNED = """
 import numpy as np
 from xcnn import ops
 print(*ops.permute(np.array([[0.0, 1.0], [2.0, 3.0]]), (1, 0))[0][0])
 """
-"""A kernel that Numba compiles fast."""
+"""A kernel that is compiled fast."""
 
 
 COMPILED = "\nfrom xcnn._dispatch import COMPILATION\nprint(COMPILATION.seconds > 0)"
 
 
-def run(
-    code: str, cache: Path, packages: Path | None = None, *, says: str = "", code_of_exit: int = 0, **environment: str
-) -> str:
-    """Run code in a new process, with compiled code in `cache` and the xcnn in `packages`; return its stdout.
+def run(code: str, cache: Path, *, says: str = "", code_of_exit: int = 0, **environment: str) -> list[str]:
+    """Run code in a new process, with machine code in `cache`; return the words of its stdout.
 
     Warnings are errors there. Its stderr must be one line that begins with `says`, or empty if `says` is.
     """
-    paths = [packages or Path(xcnn.__file__).parents[1], *filter(None, sys.path)]
+    paths = [Path(xcnn.__file__).parents[1], *filter(None, sys.path)]
+    known = {"XCNN_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(map(str, paths))}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=paths[0],
@@ -40,78 +42,111 @@ def run(
         text=True,
         timeout=300,
         check=False,
-        env={
-            **os.environ,
-            "NUMBA_CACHE_DIR": str(cache),
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            **environment,
-        },
+        env=os.environ | known | environment,
     )
     assert done.returncode == code_of_exit, done.stderr
     assert done.stderr.startswith(says), done.stderr
     assert done.stderr.count("\n") == bool(says), done.stderr
-    return done.stdout
+    return done.stdout.split()
 
 
 def kept(cache: Path) -> list[Path]:
-    return list(cache.rglob("*.nbc"))
+    return list(cache.rglob("*.kernel"))
+
+
+FRESH, READ = ["0.0", "2.0", "True"], ["0.0", "2.0", "False"]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with compiled code, which no test may change."""
+    """A folder with machine code, which no test may change."""
     folder = tmp_path_factory.mktemp("compiled")
-    assert run(TURNED + COMPILED, folder).split() == ["0.0", "2.0", "True"]
+    assert run(TURNED + COMPILED, folder / "new") == FRESH
     assert kept(folder)
-    return folder
+    return folder / "new"
 
 
 def test_code_is_kept_and_read_again(compiled: Path) -> None:
-    assert run(TURNED + COMPILED, compiled).split() == ["0.0", "2.0", "False"]
+    assert run(TURNED + COMPILED, compiled) == READ
 
 
-def test_only_our_kernels_count_as_compiled_and_it_is_announced_once_and_in_its_scope(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["processor", "compiler"])
+def test_code_for_another_processor_or_of_another_compiler_is_not_used(
+    tmp_path: Path, compiled: Path, change: str
+) -> None:
+    shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
+    other = "import llvmlite\nllvmlite.__version__ = 'another'\n" if change == "compiler" else ""
+    environment = {} if other else {"XCNN_CPU_NAME": "x86-64" if "x86" in platform.machine() else "generic"}
+    for wanted in (FRESH, READ):
+        assert run(other + TURNED + COMPILED, tmp_path, **environment) == wanted
+    assert run(TURNED + COMPILED, tmp_path) == READ
+
+
+def test_other_instructions_are_compiled_after_an_upgrade(tmp_path: Path) -> None:
     code = """
-import numba
+import sys
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._vectors import INT
+print(native("n:n")(lambda emit, n: emit.builder.ret(emit.builder.mul(n, INT(int({0})))))(8)(7))
+"""
+    for factor, wanted in ((2, ["14", "True"]), (3, ["21", "True"]), (2, ["14", "False"])):
+        assert run(code.format(factor) + COMPILED, tmp_path) == wanted
+
+
+def test_compiling_is_announced_once_and_in_its_scope_and_reading_is_not(tmp_path: Path) -> None:
+    code = """
 import numpy as np
 from xcnn import ops
 from xcnn._dispatch import COMPILATION
 said = []
 with COMPILATION.announced(lambda: said.append("inside")):
-    numba.njit(lambda x: x + 1)(1)
-    assert not said and not COMPILATION.seconds
     ops.relu(np.ones(2))
     ops.relu(np.ones((2, 2), np.float32))
     ops.global_avg_pool(np.ones((1, 1, 2, 2)))
-assert COMPILATION.seconds > 0
 ops.global_avg_pool(np.ones((1, 1, 2, 2), np.float32))
-print(*said)
+print(COMPILATION.seconds > 0, *said)
 """
-    assert run(code, tmp_path).split() == ["inside"]
+    assert run(code, tmp_path) == ["True", "inside"]
+    assert run(code, tmp_path) == ["False"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "one byte"])
+@pytest.mark.parametrize("damage", ["cut", "one byte", "empty"])
 def test_damaged_files_are_compiled_again(tmp_path: Path, compiled: Path, damage: str) -> None:
     shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
-    for path in filter(Path.is_file, tmp_path.rglob("*")):
+    for path in kept(tmp_path):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
-        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    assert run(TURNED + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
-    assert run(TURNED + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
+        path.write_bytes(content[: {"cut": len(content) // 2, "one byte": len(content), "empty": 0}[damage]])
+    assert run(TURNED + COMPILED, tmp_path) == FRESH
+    assert run(TURNED + COMPILED, tmp_path) == READ
 
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
-    """As in a container with read-only file systems."""
-    nowhere = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n"
-    assert run(nowhere + TURNED, tmp_path).split() == ["0.0", "2.0"]
-    assert not kept(tmp_path)
+    (tmp_path / "file").touch()
+    assert run(TURNED + COMPILED, tmp_path / "file" / "folder") == FRESH
+
+
+def test_the_folder_is_beside_the_sources_or_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = _native._folder.__wrapped__
+    monkeypatch.delenv("XCNN_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XCNN_HOME", str(tmp_path / "home"))
+    beside = tmp_path / "__pycache__"
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    assert find() == beside
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != beside and access(path, mode))
+    assert find() == tmp_path / "home" / "kernels"
+    monkeypatch.setenv("XCNN_HOME", str(tmp_path / "file" / "home"))
+    (tmp_path / "file").touch()
+    assert find() is None
+    monkeypatch.setenv("XCNN_CACHE_DIR", str(tmp_path / "chosen"))
+    assert find() == tmp_path / "chosen"
 
 
 FAILING = """
 import os
 def replace(source, target, replaced=os.replace):
-    if str(target).endswith(".nbc"):
+    if str(target).endswith(".kernel"):
         {}
     replaced(source, target)
 os.replace = replace
@@ -121,113 +156,76 @@ KILLED = FAILING.format(f"os.kill(os.getpid(), {int(signal.SIGKILL)})")
 
 
 def test_a_full_disk_does_not_stop_compiling(tmp_path: Path) -> None:
-    assert run(FULL + TURNED + COMPILED, tmp_path).split() == ["0.0", "2.0", "True"]
-    assert not kept(tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_numba_whose_cache_is_not_known(tmp_path: Path) -> None:
-    unknown = """
-from numba.core import caching
-def renamed(self, function, init=caching.Cache.__init__):
-    init(self, function)
-    self._files = self.__dict__.pop("_cache_file")
-caching.Cache.__init__ = renamed
-"""
-    says = "compiled code is not kept on disk: unexpected internals of Numba"
-    assert run(unknown + TURNED + COMPILED, tmp_path, says=says).split() == ["0.0", "2.0", "True"]
-    assert not kept(tmp_path)
-
-
-@pytest.mark.parametrize("failure", ["numba.njit = None", "numba.core.event.register = None"])
-def test_a_numba_that_does_not_work(tmp_path: Path, failure: str) -> None:
-    code = f"import numba, numba.core.event\n{failure}\n{TURNED}"
-    assert run(code, tmp_path, says="compiled kernels cannot be used").split() == ["0.0", "2.0"]
-
-
-def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
-    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{TURNED}"
-    assert run(code, tmp_path, says="kernels for numpy cannot be used").split() == ["0.0", "2.0"]
-
-
-def test_a_numba_that_is_told_not_to_compile(tmp_path: Path) -> None:
-    code = TURNED + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'][0].__module__)"
-    assert run(code, tmp_path, NUMBA_DISABLE_JIT="1").split() == ["0.0", "2.0", "xcnn.kernels.cpu.columns"]
-    assert not kept(tmp_path)
-
-
-DOUBLED = """
-import numpy as np
-from xcnn.kernels.cpu.doubled import doubled
-print(doubled(np.array([1.0, 2.0])))
-"""
-SOURCES = {
-    "doubled": """
-from xcnn.kernels.cpu._compile import compiled
-from xcnn.kernels.cpu._twice import twice
-
-@compiled
-def doubled(x):
-    return twice(x[0]) + twice(x[1])
-""",
-    "_twice": """
-from numba import njit
-
-@njit
-def twice(x):
-    return 2 * x
-""",
-}
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    """A copy of the package with a compiled function that calls one of another file; return that file."""
-    shutil.copytree(Path(xcnn.__file__).parent, tmp_path / "xcnn", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, source in SOURCES.items():
-        (tmp_path / "xcnn" / "kernels" / "cpu" / f"{name}.py").write_text(source, "utf-8")
-    return tmp_path / "xcnn" / "kernels" / "cpu" / "_twice.py"
-
-
-def test_a_process_that_runs_during_an_upgrade_saves_no_old_code_as_new(tmp_path: Path, copied: Path) -> None:
-    upgrade = f"""
-from pathlib import Path
-import xcnn.kernels.cpu.doubled
-Path({str(copied)!r}).write_text({SOURCES["_twice"].replace("2 *", "3 *")!r}, "utf-8")
-"""
-    assert run(upgrade + DOUBLED, tmp_path / "cache", tmp_path).split() == ["6.0"]
-    assert kept(tmp_path / "cache")
-    assert run(DOUBLED, tmp_path / "cache", tmp_path).split() == ["9.0"]
-
-
-def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
-    never = "from xcnn.kernels.cpu._compile import _Kept\n_Kept.load = lambda self, key: None\n"  # makes both compile
-    with ThreadPoolExecutor(2) as pool:
-        for printed in pool.map(lambda _: run(never + TURNED + COMPILED, tmp_path), range(2)):
-            assert printed.split() == ["0.0", "2.0", "True"]
-    assert run(TURNED + COMPILED, tmp_path).split() == ["0.0", "2.0", "False"]
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_code_is_compiled_again_when_another_file_of_it_changes(tmp_path: Path, copied: Path) -> None:
-    """Neither a full disk nor a kill brings the old code back."""
-    cache = tmp_path / "cache"
-    assert run(DOUBLED, cache, tmp_path).split() == ["6.0"]
-    before = kept(cache)
-    copied.write_text(SOURCES["_twice"].replace("2 *", "3 *"), "utf-8")
-    assert run(FULL + DOUBLED, cache, tmp_path).split() == ["9.0"]
-    run(KILLED + DOUBLED, cache, tmp_path, code_of_exit=-signal.SIGKILL)
-    assert run(DOUBLED, cache, tmp_path).split() == ["9.0"]
-    assert run(DOUBLED + COMPILED, cache, tmp_path).split() == ["9.0", "False"]
-    assert len(kept(cache)) == len(before) == 1, "old files stay"
+    assert run(FULL + TURNED + COMPILED, tmp_path) == FRESH
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     """A younger file stays: another process may be writing it."""
     run(KILLED + TURNED, tmp_path, code_of_exit=-signal.SIGKILL)
-    (left,) = tmp_path.rglob(".*.nbc.*.tmp")
-    run(TURNED, tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert run(TURNED + COMPILED, tmp_path) == FRESH
     assert left.exists()
     os.utime(left, (0, 0))
+    for path in kept(tmp_path):
+        path.unlink()
     run(TURNED, tmp_path)
     assert not left.exists()
+
+
+def test_the_oldest_files_are_removed_when_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_MOST", 2)
+    paths = [tmp_path / name for name in ("a.kernel", "b.kernel", "c.kernel", "other.txt")]
+    for age, path in enumerate(paths):
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    _native._sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [paths[0], paths[1], paths[3]]
+
+
+def test_two_processes_compile_at_once_into_one_folder(tmp_path: Path) -> None:
+    never = "from xcnn.kernels.cpu import _native\n_native._read = lambda name: None\n"  # makes both compile
+    with ThreadPoolExecutor(2) as pool:
+        for words in pool.map(lambda _: run(never + TURNED + COMPILED, tmp_path), range(2)):
+            assert words == FRESH
+    assert run(TURNED + COMPILED, tmp_path) == READ
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_threads_compile_a_function_once(tmp_path: Path) -> None:
+    code = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from xcnn.kernels.cpu import _native
+compile, count, both = _native._compiled, [], threading.Barrier(2)
+_native._compiled = lambda *a: count.append(1) or compile(*a)
+square = _native.native("n:n")(lambda emit, n: emit.builder.ret(emit.builder.mul(n, n)))
+with ThreadPoolExecutor(2) as pool:
+    print(*pool.map(lambda n: both.wait() >= 0 and square(8)(n), (3, 4)), len(count))
+"""
+    assert run(code, tmp_path) == ["9", "16", "1"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        ("import llvmlite.binding\nllvmlite.binding.get_host_cpu_name = None", "compiled kernels cannot be used"),
+        ("import sys, types\nsys.modules['llvmlite'] = types.ModuleType('llvmlite')", ""),
+    ],
+    ids=["another interface", "nothing in it"],
+)
+def test_a_llvmlite_that_does_not_work(tmp_path: Path, failure: str, says: str) -> None:
+    code = failure + TURNED + "from xcnn._dispatch import kernels\nprint(kernels(np)['conv'][0].__module__)"
+    assert run(code, tmp_path, says=says) == ["0.0", "2.0", "xcnn.kernels.cpu.columns"]
+
+
+def test_a_llvmlite_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "llvmlite").mkdir()
+    (tmp_path / "llvmlite" / "__init__.py").write_text("raise OSError('it was built for another system')", "utf-8")
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{TURNED}"
+    assert run(code, tmp_path, says="llvmlite cannot be used") == ["0.0", "2.0"]
+
+
+def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
+    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{TURNED}"
+    assert run(code, tmp_path, says="kernels for numpy cannot be used") == ["0.0", "2.0"]

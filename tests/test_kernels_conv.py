@@ -14,7 +14,7 @@ from test_kernels_processes import run
 from xcnn import ops
 from xcnn._dispatch import portable
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 
 def test_each_phase_has_a_first_pixel_of_its_own() -> None:

@@ -11,7 +11,7 @@ from xcnn import ops
 from xcnn._dispatch import portable
 from xcnn.errors import UsageError
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 torch = pytest.importorskip("torch")
 
 

@@ -11,7 +11,7 @@ from xcnn._dispatch import portable
 from xcnn.ops.linear import linear_inference
 from xcnn.threads import get_num_threads, set_num_threads
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -11,7 +11,7 @@ from xcnn import ops, threads
 from xcnn._dispatch import portable
 from xcnn.ops.norm import norm_inference
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 
 def draw(shape: tuple[int, ...], dtype: Any, centre: float = 0.0) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -10,7 +10,7 @@ from xcnn import nn, optim
 from xcnn._dispatch import portable
 from xcnn.parameter import Parameter
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 RULES: dict[str, Callable[[Any], optim.Optimizer]] = {
     "sgd": lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9),

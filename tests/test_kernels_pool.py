@@ -9,7 +9,7 @@ import pytest
 from xcnn import ops, threads
 from xcnn._dispatch import portable
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 
 def both(name: str, x: np.ndarray, **options: Any) -> list[tuple[np.ndarray, np.ndarray]]:

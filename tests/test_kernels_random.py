@@ -8,7 +8,7 @@ from test_kernels_processes import run
 
 from xcnn._dispatch import kernels
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 import numpy as np
 

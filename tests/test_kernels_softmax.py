@@ -10,7 +10,7 @@ import pytest
 from xcnn import ops, threads
 from xcnn._dispatch import portable
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 CALLS: Any = [
     ((64, 10), -1),

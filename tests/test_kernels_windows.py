@@ -9,7 +9,7 @@ import pytest
 from xcnn import ops, threads
 from xcnn._dispatch import portable
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 
 @pytest.fixture

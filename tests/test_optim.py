@@ -263,7 +263,7 @@ def test_float32_stays_and_what_is_read_only_is_replaced(name, options):
 )
 def test_kernels_take_the_portable_steps_in_place(name, options, dtype):
     if not kernels(np).keys() & {"sgd", "adam", "rmsprop"}:
-        pytest.skip("no kernels without Numba")
+        pytest.skip("no kernels without llvmlite")
     shapes = [(3, 2), (), (90_001,)]  # the last is worth several parts
 
     def trained():

@@ -126,7 +126,7 @@ def _cpu(rest: str) -> Device:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
     compiled = ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        compiled = f", kernels compiled by Numba {importlib.metadata.version('numba')}"
+        compiled = f", kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
     return Device("cpu", np, "cpu", f"NumPy {np.__version__}{compiled}")
 
 

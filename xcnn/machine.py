@@ -15,11 +15,11 @@ __all__ = ["machine", "waited"]
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return the processor, its cores, its load (average number of processes over the last minute) and versions.
 
-    The versions are those of Python, xcnn, NumPy, Numba and `packages`. An unknown value is None, and so is the version
-    of a package that is not installed.
+    The versions are those of Python, xcnn, NumPy, llvmlite and `packages`. An unknown value is None, and so is the
+    version of a package that is not installed.
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in dict.fromkeys(["xcnn", "numpy", "numba", *packages]):
+    for name in dict.fromkeys(["xcnn", "numpy", "llvmlite", *packages]):
         versions[name] = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

@@ -36,7 +36,6 @@ THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
     "NPROC",  # XLA's
 )
 """Environment variables from which libraries read their number of threads on import."""

@@ -10,14 +10,14 @@ from xcnn.kernels.cpu._memory import keep_freed_memory
 __all__: list[str] = []
 
 try:
-    import numba
+    import llvmlite.binding  # noqa: F401
 except ModuleNotFoundError:  # it is optional
     compiles = False
-except Exception as error:  # such as a Numba that does not support this NumPy
+except Exception as error:  # such as one that was built for another system
     compiles = False
-    logging.getLogger("xcnn").warning("Numba cannot be used, so everything is slower: %r", error)
+    logging.getLogger("xcnn").warning("llvmlite cannot be used, so everything is slower: %r", error)
 else:
-    compiles = not numba.config.DISABLE_JIT
+    compiles = True
 if compiles:
     try:
         from xcnn.kernels.cpu import (  # noqa: F401

@@ -20,13 +20,12 @@ import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import config
 
 from xcnn._dispatch import COMPILATION
 from xcnn._files import cache_folder, replacing
 from xcnn.errors import XcnnError
 from xcnn.kernels.cpu._functions import Functions
-from xcnn.kernels.cpu._vectors import DOUBLE, INT
+from xcnn.kernels.cpu._vectors import CPU_NAME, DOUBLE, FEATURES, INT
 
 __all__ = ["address", "machine_code", "native"]
 
@@ -215,9 +214,7 @@ def _target() -> Any:
 @functools.cache
 def _processor() -> tuple[str, str]:
     """Return the name of the processor and its features."""
-    if config.CPU_NAME is None:
-        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    return config.CPU_NAME, config.CPU_FEATURES or ""
+    return CPU_NAME, llvm.FeatureMap(FEATURES).flatten()
 
 
 def _engine(text: str) -> Any:

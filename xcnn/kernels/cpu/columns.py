@@ -1,4 +1,4 @@
-"""Convolution in plain NumPy, by im2col and matrix products, for use without Numba.
+"""Convolution in plain NumPy, by im2col and matrix products, for use without llvmlite.
 
 The same three products as in `xcnn/ops/conv.py`, but of so few images, or rows of one image, at a time that their
 columns stay in the second-level cache; bias and ReLU are applied while the products are in the cache, too. Images are
