@@ -59,3 +59,12 @@ def test_a_function_calls_another_by_its_address() -> None:
     assert i[0] == 3
     assert x.tolist() == [2 * (1 + 10 + 1 + 10), 2 * (2 + 20 + 3)]
     assert address(x) == x.ctypes.data
+
+
+def test_arguments_that_are_no_numbers_are_refused() -> None:
+    call = native(KINDS)(weigh)(4)
+    x, d, u = np.zeros(3, np.float32), np.ones(3), np.ones(3, np.uint8)
+    for arguments in ((1,), (None, 1.0), (1, "1")):
+        with pytest.raises(TypeError):
+            call(x, np.arange(3), d, u, None, *arguments)
+    assert not x.any()

@@ -52,8 +52,8 @@ def repeat(step: int, images: int, places: np.ndarray) -> np.ndarray:
 def pack(numbers: Sequence[int], *arrays: np.ndarray) -> np.ndarray:
     """Return numbers and arrays of integers as one array, as each argument of compiled code takes time.
 
-    It holds the number of numbers, the numbers, the places where the arrays begin, and the arrays; `_tables.py` reads
-    it.
+    It holds the number of numbers, the numbers, the places where the arrays begin, and the arrays; `_integers.py`
+    reads it.
     """
     begins = np.cumsum([2 + len(numbers) + len(arrays), *(a.size for a in arrays)])
     return np.concatenate([[len(numbers)], numbers, begins, *(a.ravel() for a in arrays)]).astype(np.int64)
