@@ -82,7 +82,8 @@ class _Pass:
 
         with Integer(builder, 0).up_to(self.outs) as o:
             if many:
-                begin, totals = o * many, []
+                begin = o * many
+                totals: Sequence[Any] = []
                 for k in range(many):
                     totals = term(begin + k, totals)
             else:
