@@ -107,7 +107,10 @@ def started(function: Kernel, call: BodyCall, arguments: tuple[Any, ...]) -> tup
         ready.append(one)
     with np.errstate(all="ignore"):
         result = function(*ready)
-    results, backward = ([result], None) if call.gradients < 0 else ([result[0], *result[2:]], result[1])
+    if call.gradients < 0:
+        results, backward = [*result] if isinstance(result, tuple) else [result], None
+    else:
+        results, backward = [result[0], *result[2:]], result[1]
     return [*results, *(np.asarray(g.random(3, dtype=np.float32)) for g in generators)], backward
 
 

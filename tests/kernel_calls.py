@@ -327,6 +327,11 @@ def pooled(rng: Rng) -> tuple[tuple[int, ...], Any, bool]:
         return (*lead, *maps), axes, bool(rng.integers(2))
 
 
+def running_statistics(rng: Rng, exact: bool) -> BodyCall:
+    means, variances = rng.standard_normal((2, c := integer(rng, 1, 300))), rng.uniform(0, 2, (2, c))
+    return BodyCall((means[0], variances[0], means[1], variances[1], rng.random(), 1 + rng.random()), -1)
+
+
 def max_pool(rng: Rng, exact: bool) -> BodyCall:
     shape, axes, _ = pooled(rng)
     x = rng.choice([-np.inf, -1.0, 0.0, 2.0], size=shape, p=[0.1, 0.3, 0.3, 0.3])
@@ -405,6 +410,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "cross_entropy": cross_entropy,
     "norm": norm,
     "norm_inference": norm_inference,
+    "running_statistics": running_statistics,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "adaptive_avg": adaptive_avg,
