@@ -151,10 +151,11 @@ def _function_of_python(engine: Any) -> Any:
     places: list[Any] = [id(None)]
     places += [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in _PYTHON]
     (ctypes.c_int64 * len(places)).from_address(engine.get_global_value_address("python"))[:] = places
-    _METHODS.append(_Method(b"native", engine.get_function_address("call"), _ARRAY, None))
+    method = _Method(b"native", engine.get_function_address("call"), _ARRAY, None)
+    _METHODS.append(method)
     kind = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.POINTER(_Method), ctypes.c_void_p, ctypes.c_void_p)
     make: Any = kind(("PyCFunction_NewEx", ctypes.pythonapi))
-    return make(ctypes.pointer(_METHODS[-1]), None, None)
+    return make(ctypes.pointer(method), None, None)
 
 
 def _write_call(module: Any, function: Any, given: str) -> None:
