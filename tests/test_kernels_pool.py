@@ -1,6 +1,7 @@
 """Branches of the pooling kernels that the samples of the ops do not reach."""
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,15 @@ def test_maps_may_have_gaps_between_their_numbers(name: str) -> None:
     of_strided, strided_backward = getattr(ops, name)(np.repeat(x, 2, axis=-1)[..., ::2], 1)
     assert np.array_equal(of_strided, y)
     assert np.array_equal(*strided_backward(np.repeat(dy, 2, axis=-1)[..., ::2]), *backward(dy))
+
+
+@pytest.mark.parametrize("sizes", [(1500, 1), (1, 300_000)])
+def test_many_pixels_of_windows_do_not_fill_the_memory_with_their_places(sizes: tuple[int, int]) -> None:
+    kernel, stride = ((750, 1), (1, 1)) if sizes[1] == 1 else ((1, 10), (1, 10))
+    x = np.ones((1, 1, *sizes), np.float32)
+    ops.max_pool2d(x[..., :10, :10], 1)  # loads and compiles
+    tracemalloc.start()
+    ops.max_pool2d(x, kernel, stride)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000

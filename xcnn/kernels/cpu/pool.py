@@ -23,6 +23,9 @@ __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "max_pool", "reduction"]
 _MOST = 1 << 31
 """Maps have fewer numbers, as compiled code counts a row in 32 bits."""
 
+_LISTED, _SHARE = 1 << 18, 16
+"""The most pixels of windows that a table lists, or one for so many numbers of x: it takes 16 bytes for each."""
+
 _WRITTEN = 3
 """The most columns of a window that have code of their own."""
 
@@ -58,8 +61,8 @@ class _Adaptive(NamedTuple):
 
     @property
     def kernel(self) -> int:
-        """Length of the longest window."""
-        return int((_windows(self) >= 0).sum(axis=1).max())
+        """Length that no window exceeds."""
+        return self.size // self.out + 2 * (self.size % self.out > 0)
 
 
 def _windows(axis: Any) -> np.ndarray:
@@ -103,7 +106,15 @@ def _moves(axis: Any, back: bool) -> tuple[int, list[list[tuple[int, int]]]]:
     ]
 
 
-@functools.lru_cache(maxsize=512)
+def _takes(x: np.ndarray, axes: tuple[Any, ...]) -> bool:
+    """Return whether the compiled code counts the pixels of x, and the table of these windows is small beside it."""
+    *rows, columns = (axis.out * axis.kernel for axis in axes)
+    listed = max(math.prod(rows), 0 if 0 < axes[-1].stride <= PHASES else columns)
+    pixels = math.prod(x.shape[x.ndim - len(axes) :])
+    return supports(x) and pixels < _MOST and listed <= max(_LISTED, x.size // _SHARE)
+
+
+@functools.lru_cache(maxsize=256)
 def _plan(kind: str, axes: tuple[Any, ...], back: bool, itemsize: int) -> _Plan:
     """Make the table of a pass."""
     order = slice(None, None, -1 if kind == "max" else 1)  # the first of equal maxima is seen last
@@ -155,7 +166,7 @@ def _run(plan: _Plan, sources: np.ndarray, other: np.ndarray, targets: np.ndarra
 def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return maxima; keep their positions."""
     rank, shape = len(axes), x.shape
-    if not supports(x) or math.prod(shape[x.ndim - rank :]) >= _MOST:
+    if not _takes(x, axes):
         return NotImplemented
     plan = _plan("max", axes, False, x.itemsize)
     y = np.empty((*shape[: x.ndim - rank], *plan.sizes), x.dtype)
@@ -202,7 +213,7 @@ def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, sizes: t
 def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
     rank, shape = len(axes), x.shape
-    if not supports(x) or math.prod(shape[x.ndim - rank :]) >= _MOST:
+    if not _takes(x, axes):
         return NotImplemented
     plan, sizes = _plan("sum", axes, False, x.itemsize), shape[x.ndim - rank :]
     y = np.empty((*shape[: x.ndim - rank], *plan.sizes), x.dtype)
