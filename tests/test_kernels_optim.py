@@ -143,3 +143,16 @@ def test_parameters_made_from_one_array_do_not_share_it(rule: str) -> None:
         return [parameter.data for parameter in parameters]
 
     both(run)
+
+
+def test_whole_numbers_and_those_of_numpy_need_no_code_of_their_own() -> None:
+    from xcnn.kernels.cpu._loops import traced
+
+    parameter = Parameter(np.ones(3, np.float32))
+    optimizer, compiled = optim.SGD([parameter]), []
+    for decay in (0.5, 1, 2, np.float32(3)):
+        optimizer.param_groups[0]["weight_decay"] = decay
+        parameter.grad = np.ones(3, np.float32)
+        optimizer.step()
+        compiled.append(traced.cache_info().currsize)
+    assert compiled == compiled[:1] * 4

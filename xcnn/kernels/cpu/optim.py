@@ -67,8 +67,8 @@ def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list
     dtype = data[0].dtype
     if dtype not in _DTYPES:
         return NotImplemented
-    numbers = [option for option in options if isinstance(option, float) and option]
-    choices = tuple([None if isinstance(option, float) and option else option for option in options])
+    numbers = [float(option) for option in options if option and type(option) is not bool]
+    choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
     loop, whole = _loop((name, tuple([state is not None for state in states])), dtype.itemsize, choices)
     return NotImplemented if loop is None else _updates(loop, whole, data, grads, states, numbers)
 
