@@ -67,6 +67,15 @@ def test_permute_puts_numbers_where_numpy_does(shape: tuple[int, ...], dims: tup
     np.testing.assert_array_equal(ops.permute(x[..., ::-1], dims)[0], np.transpose(x[..., ::-1], dims))
 
 
+@pytest.mark.parametrize("size", [3, 150_000])
+def test_concat_returns_numbers_in_the_byte_order_of_the_machine(size: int) -> None:
+    """As NumPy does, however many there are."""
+    x = np.ones((4, size), np.dtype(np.float32).newbyteorder())
+    y = ops.concat([x, x], 1)[0]
+    assert y.dtype == np.float32
+    assert np.all(y == 1)
+
+
 POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("max_pool1d", (2, 3, 70), {"kernel_size": 5, "stride": 3, "padding": 2, "dilation": 2}),
     ("max_pool1d", (5, 1, 400), {"kernel_size": 300, "stride": 7}),

@@ -29,6 +29,6 @@ def joined(dim: int, *xs: np.ndarray) -> np.ndarray:
     if dim == 0 or moved < _FEW:
         return np.concatenate(xs, axis=dim)
     before, after = xs[0].shape[:dim], xs[0].shape[dim + 1 :]
-    y = np.empty((*before, sum(x.shape[dim] for x in xs), *after), xs[0].dtype)
+    y = np.empty((*before, sum(x.shape[dim] for x in xs), *after), xs[0].dtype.newbyteorder("="))
     share(lambda begin, end: np.concatenate([x[begin:end] for x in xs], dim, y[begin:end]), moved, n=len(y))
     return y
