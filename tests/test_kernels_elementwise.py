@@ -15,17 +15,21 @@ from xcnn.ops._op import OPS
 
 pytest.importorskip("llvmlite")
 from xcnn.kernels.cpu import elementwise as compiled
-from xcnn.kernels.cpu._loops import EACH, compiled_loop, traced
+from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import FUSED
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
+def _called(xp: Namespace, name: str, x: Any) -> list[Any]:
+    return [getattr(xp, name)(x)]
+
+
 def calculate(name: str, x: np.ndarray) -> np.ndarray:
     """Return a function of the tracing namespace, compiled."""
-    xp, y = Namespace(), np.empty_like(x)
-    loop = compiled_loop(xp, [(getattr(xp, name)(xp.array(0)), EACH)], [True], 0, x.itemsize)
+    y, loop = np.empty_like(x), traced(_called, name, (EACH,), (True,), (), x.itemsize)
+    assert loop is not None
     loop.call(y.ctypes.data, x.ctypes.data, x.size)
     return y
 

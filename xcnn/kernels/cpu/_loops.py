@@ -14,7 +14,7 @@ from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
-__all__ = ["COLUMN", "EACH", "ROW", "Loop", "compiled_loop", "traced"]
+__all__ = ["COLUMN", "EACH", "ROW", "Loop", "traced"]
 
 _log = logging.getLogger("xcnn")
 
@@ -35,47 +35,11 @@ class Loop:
         If there are rows, `middle, begin, end, *steps` precede n: row r, from begin to end, is row `r % middle` of
         group `r // middle`, and two steps per address say how many elements it moves with a group and with a row. If
         there are sums of columns, all rows must be in the first group.
-    cost : about how many instructions it takes for a vector of results.
-    lanes : numbers in a vector.
+    cost : about the time of its arithmetic for a number, in that of one which is only read.
     """
 
     call: Callable[..., None]
     cost: int
-    lanes: int
-
-
-def compiled_loop(
-    xp: Namespace,
-    results: Sequence[tuple[Any, str]],
-    arrays: Sequence[bool],
-    parameters: int,
-    itemsize: int,
-    rows: bool = False,
-    many: int = 4,
-) -> Loop:
-    """Compile the loop that computes results from arrays.
-
-    Parameters
-    ----------
-    xp : it has the steps; those that the results need are done.
-    results : symbols, and what is done with each: `EACH`, `ROW` or `COLUMN`. Sums are float64.
-    arrays : for each of them, whether a row has many numbers, or the same one everywhere.
-    parameters : how many there are.
-    itemsize : bytes of a number, 4 or 8.
-    rows : whether there are several rows.
-    many : the most vectors that are computed at once.
-    """
-    wanted = [(xp.vector(symbol).number, what) for symbol, what in results]
-    needed = _needed(xp.steps, [number for number, _ in wanted])
-    cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
-    at_once = min(many, 4) if cost < 10 else 1
-    start = machine_code(
-        lambda module: _Writer(module, xp, wanted, arrays, parameters, itemsize, rows).write(needed, at_once)
-    )
-    count = len(results) + len(arrays)
-    integers = 1 + rows * (3 + 2 * count)
-    kinds = [ctypes.c_void_p] * count + [ctypes.c_int64] * integers + [ctypes.c_double] * parameters
-    return Loop(ctypes.CFUNCTYPE(None, *kinds)(start), cost, BYTES // itemsize)
 
 
 @functools.cache
@@ -94,20 +58,32 @@ def traced(
     Parameters
     ----------
     function, key : the key is hashable, and all that the function may depend on.
+    whats : what is done with each result: `EACH`, `ROW` or `COLUMN`. Sums are float64.
+    arrays : for each of them, whether a row has many numbers, or the same one everywhere.
     choices : for each parameter, None if it is a number that the loop takes, else its value.
-    whats, arrays, itemsize, rows, many : as for `compiled_loop`.
+    itemsize : bytes of a number, 4 or 8.
+    rows : whether there are several rows.
+    many : the most vectors that are computed at once.
     """
-    xp, numbers = Namespace(), 0
-    parameters = list(choices)
-    for i, choice in enumerate(choices):
-        if choice is None:
-            parameters[i], numbers = xp.parameter(numbers), numbers + 1
+    xp, numbers = Namespace(), choices.count(None)
+    given = map(xp.parameter, range(numbers))
+    parameters = [next(given) if choice is None else choice for choice in choices]
     try:
-        results = function(xp, key, *map(xp.array, range(len(arrays))), *parameters)
-        return compiled_loop(xp, list(zip(results, whats, strict=True)), arrays, numbers, itemsize, rows, many)
+        symbols = function(xp, key, *map(xp.array, range(len(arrays))), *parameters)
+        results = [(xp.vector(symbol).number, what) for symbol, what in zip(symbols, whats, strict=True)]
+        needed = _needed(xp.steps, [number for number, _ in results])
+        cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
+        at_once = min(many, 4) if cost < 10 else 1
+        start = machine_code(
+            lambda module: _Writer(module, xp, results, arrays, numbers, itemsize, rows).write(needed, at_once)
+        )
     except Exception as error:
         _log.debug("%s is not compiled: %r", key, error)
         return None
+    count = len(results) + len(arrays)
+    integers = 1 + rows * (3 + 2 * count)
+    kinds = [ctypes.c_void_p] * count + [ctypes.c_int64] * integers + [ctypes.c_double] * numbers
+    return Loop(ctypes.CFUNCTYPE(None, *kinds)(start), cost * itemsize // (2 * BYTES))
 
 
 def _needed(steps: Sequence[tuple[Any, ...]], results: Sequence[int]) -> list[int]:

@@ -82,7 +82,7 @@ class Pass:
         self.loop, self.whats, self.size = loop, whats, size
         rows, column = outer * middle, COLUMN in whats
         # The parts of a sum must not depend on what else is computed in the same pass.
-        moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost // (2 * loop.lanes))
+        moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost)
         count = parts(n if rows == 1 else middle if column else rows, moved / _NUMBERS_PER_MICROSECOND)
         sizes = [math.prod(out) for out in outs]
         if column:  # each part has sums of its own

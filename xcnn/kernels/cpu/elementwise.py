@@ -66,7 +66,7 @@ def _run(
             (out[...],) = function(np, formula, *arrays, *activation[1:])
         return not compiled
     starts = [address(out), *map(address, arrays)]
-    cost = n * (len(starts) + loop.cost // (2 * loop.lanes))
+    cost = n * (len(starts) + loop.cost)
     if serial or cost < _FEW:
         loop.call(*starts, n, *numbers)
         return True
