@@ -110,6 +110,9 @@ class _Writer(Vectors):
         Targets beyond a row are the first of the next one, which are computed again; what they see must exist.
         """
         builder = self.builder
+        if not self.step:  # what is listed exists
+            self._block(q, True)
+            return []
         last = builder.sub(self.blocks, INT(1))
         end = builder.add(q, INT(self.lanes - 1))
         end = builder.select(builder.icmp_signed("<", end, last), end, last)
