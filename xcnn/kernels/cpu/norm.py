@@ -24,7 +24,7 @@ from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
 __all__ = ["norm", "norm_inference", "running_statistics"]
 
-_DOUBLE = np.dtype(np.float64)
+_DOUBLE, _UNLIMITED = np.dtype(np.float64), (-math.inf, math.inf)
 
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
@@ -106,6 +106,11 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     )  # fmt: skip
 
 
+def _options(layout: _Layout, **flags: bool) -> tuple[str, ...]:
+    """Return the options of compiled code."""
+    return *layout.options, *(name for name, flag in flags.items() if flag)
+
+
 def _turned(a: np.ndarray | None, layout: _Layout) -> Any:
     """Return an array as compiled code takes it: in C order, and with the channels first if they are turned."""
     if a is None or not layout.turned:
@@ -140,17 +145,12 @@ def _run(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return y and rstd; set mean and variance unless they are given."""
     dtype, limits = x.dtype, clamp(activation)
-    low, high = limits or (-math.inf, math.inf)
+    low, high = limits or _UNLIMITED
     source, addend, rstd = _turned(x, layout), _turned(residual, layout), np.empty(mean.shape, dtype)
-    y, scale, shift = (
-        np.empty(source.shape, dtype),
-        _parameter(weight, layout, 1, dtype),
-        _parameter(bias, layout, 0, dtype),
-    )
-    flags = (
-        ("given",) * given + ("residual",) * (addend is not None) + ("limited",) * (low > -math.inf or high < math.inf)
-    )
-    call = norm_forward(dtype.itemsize, *layout.options, *flags)
+    y, scale = np.empty(source.shape, dtype), _parameter(weight, layout, 1, dtype)
+    shift = _parameter(bias, layout, 0, dtype)
+    options = _options(layout, given=given, residual=addend is not None, limited=(low, high) != _UNLIMITED)
+    call = norm_forward(dtype.itemsize, *options)
     arrays = source, source if addend is None else addend, y, scale, shift, mean, var, rstd
     places = [address(array) for array in arrays]
 
@@ -207,11 +207,11 @@ def norm(
         dresidual = np.empty(source.shape, dtype) if writes else None
         dx = np.empty(source.shape, dtype) if needs[0] else None
         shared = np.zeros((layout.slots, 2, layout.parameters), dtype)
-        flags = {
-            "limited": limited is not None, "residual": writes, "given": constant, "gradient": needs[0],
-            "sums": writes or wants_weight or wants_bias or (needs[0] and not constant),
-        }  # fmt: skip
-        call = norm_backward(dtype.itemsize, *layout.options, *(name for name, flag in flags.items() if flag))
+        sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
+        options = _options(
+            layout, limited=limited is not None, residual=writes, given=constant, gradient=needs[0], sums=sums
+        )
+        call = norm_backward(dtype.itemsize, *options)
         scale = _parameter(weight, layout, 1, dtype)
         arrays = source, above, limited, dresidual, dx, scale, mean, rstd, shared
         places = [address(source if array is None else array) for array in arrays]
@@ -225,7 +225,7 @@ def norm(
         total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
-        if weight is not None and needs[1]:
+        if weight is not None and wants_weight:
             dweight = total[1].astype(dtype, copy=False).reshape(weight.shape)
         if wants_bias:
             dbias = total[0].astype(dtype, copy=False).reshape(bias_shape)
