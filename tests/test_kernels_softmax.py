@@ -70,3 +70,14 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: Any, dim: int) ->
     threads.set_num_threads(before)
     for one, another in zip(*results, strict=True):
         np.testing.assert_array_equal(one, another)
+
+
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_sums_of_many_numbers_have_few_rounding_errors(pixels: int) -> None:
+    """Equal terms are rounded alike, so that errors would add up."""
+    n = 1_000_000 // pixels
+    x = np.full((1, n, pixels), -0.1)
+    x[:, 0] = 0
+    wanted = 1 / (1 + (n - 1) * np.exp(np.longdouble(-0.1)))
+    y, _ = ops.softmax(x, 1)
+    np.testing.assert_allclose(y[0, 0], float(wanted), rtol=n**0.5 * 2.3e-16)

@@ -22,8 +22,8 @@ __all__ = ["Axis", "log_softmax", "soften", "softmax"]
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
 
-_MOST_TERMS = 1 << 10
-"""Terms of float64 that are added one after another, as those of a pixel are, without many rounding errors."""
+_TERMS = 256
+"""Numbers of a lane that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
 
 _AT_ONCE = 4
 """Functions of pixels that are followed together: lines of the cache that lie side by side come faster."""
@@ -46,8 +46,9 @@ class Axis:
     def __init__(self, emit: Functions, n: Any, pixels: Any, places: Sequence[Any] = (), mask: Any = None) -> None:
         self.emit, self.n, self.pixels, self.places, self.mask = emit, n, pixels, places, mask
 
-    def each(self, values: list[Any], body: Callable[..., Any]) -> list[Any]:
+    def each(self, values: list[Any], body: Callable[..., Any], begin: Any = None, end: Any = None) -> list[Any]:
         """Write a pass with a value per vector: `body(k, index, mask, value)` returns the one for the next index."""
+        begin, end = begin or INT(0), end or self.n
         builder, emit = self.emit.builder, self.emit
         if self.places:
 
@@ -58,8 +59,8 @@ class Axis:
                     body(k, index, self.mask, value) for k, (index, value) in enumerate(zip(at, values, strict=True))
                 ]
 
-            return counted(builder, INT(0), self.n, INT(1), values, several)
-        return emit.span(INT(0), self.n, values, lambda places, mask, values: [body(0, *places, mask, *values)])
+            return counted(builder, begin, end, INT(1), values, several)
+        return emit.span(begin, end, values, lambda places, mask, values: [body(0, *places, mask, *values)])
 
     def largest(self, pointer: Any) -> list[Any]:
         """Return the largest number of each vector, in all lanes if there is one pixel; NaN propagates."""
@@ -74,15 +75,21 @@ class Axis:
 
     def total(self, term: Callable[..., Any]) -> list[Any]:
         """Return the sums of `term(k, index, mask)`, in all lanes if there is one pixel."""
-        emit = self.emit
+        emit, builder, zeros = self.emit, self.emit.builder, [self.emit.zeros()] * max(1, len(self.places))
+        terms = INT(_TERMS if self.places else _TERMS * emit.lanes)
 
         def body(k: int, index: Any, mask: Any, value: Any) -> Any:
-            return emit.builder.fadd(value, emit.widened(term(k, index, mask), mask))
+            return builder.fadd(value, emit.widened(term(k, index, mask), mask))
 
-        found = self.each([emit.zeros()] * max(1, len(self.places)), body)
+        def block(begin: Any, sums: list[Any]) -> list[Any]:
+            end = builder.add(begin, terms)
+            end = builder.select(builder.icmp_signed("<", end, self.n), end, self.n)
+            return [*map(builder.fadd, sums, self.each(zeros, body, begin, end))]
+
+        found = counted(builder, INT(0), self.n, terms, zeros, block)
         if not self.places:
             return [emit.spread(emit.number(emit.total(found[0])))]
-        return [emit.builder.fptrunc(wide, emit.vector) for wide in found] if emit.itemsize == 4 else found
+        return [builder.fptrunc(wide, emit.vector) for wide in found] if emit.itemsize == 4 else found
 
     def set(self, pointer: Any, value: Callable[..., Any]) -> None:
         """Store `value(k, index, mask)` everywhere."""
@@ -191,8 +198,6 @@ def _made(x: np.ndarray, dim: int, forward: Callable[..., Any], gradient: Callab
     if not supports(x) or x.size < _LEAST:
         return NotImplemented
     shape = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
-    if x.itemsize == 8 and shape[1] > _MOST_TERMS and shape[2] > 1:
-        return NotImplemented
     y = np.empty(x.shape, x.dtype)
     _run(forward, shape, y, np.ascontiguousarray(x))
 
