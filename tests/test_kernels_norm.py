@@ -170,3 +170,12 @@ def test_inference_is_the_norm_by_running_statistics(rank: int, adds: bool, acti
             activation,
         )
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_sums_of_many_numbers_have_few_rounding_errors() -> None:
+    """Equal numbers are rounded alike, so that errors would add up."""
+    n = 1_000_000
+    x = np.full((1, 1, n), 0.1)
+    x[..., 0] = 0
+    (_, mean, _), _ = ops.batch_norm(x, np.zeros(1), np.ones(1), training=True, momentum=1.0)
+    np.testing.assert_allclose(mean, math.fsum(x[0, 0]) / n, rtol=n**0.5 * 2.3e-16)

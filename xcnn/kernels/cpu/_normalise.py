@@ -184,11 +184,20 @@ class _Norm(Vectors):
 
         return self.span(begin or INT(0), end or self.size["row"], [*values] * _MANY, some, _MANY)
 
-    def add(self, terms: Sequence[Any], place: Any) -> None:
-        """Add two vectors of float64 to the sums at a place."""
-        for k, term in enumerate(terms):
-            at = self.builder.add(place, INT(k * self.lanes))
-            self.write(self.builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
+    def sum(self, body: Callable[..., Any], zero: Any, place: Any) -> None:
+        """Add two vectors of a row, each the sum of what `body` makes of `zero`, to the sums at a place, in blocks."""
+        builder = self.builder
+
+        def part(first: Any, _: Any) -> list[Any]:
+            end = self.smaller(builder.add(first, INT(BLOCK)), self.size["row"])
+            found = self.each(body, [zero] * 2, first, end)
+            for k in range(2):
+                term, at = builder.fadd(found[k], found[k + 2]), builder.add(place, INT(k * self.lanes))
+                term = term if term.type == self.zeros().type else self.widened(term)
+                self.write(builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
+            return []
+
+        counted(builder, INT(0), self.size["row"], INT(BLOCK), [], part)
 
     def totals(self, place: Any) -> list[Any]:
         return [self.total(self.read(self.of["sums"], self.builder.add(place, INT(k * self.lanes)))) for k in range(2)]
@@ -228,8 +237,7 @@ class _Forward(_Norm):
                 value = self.widened(builder.fsub(self.read(source, index, mask), centre), mask)
                 return [builder.fadd(total, value), self.fused(value, value, square)]
 
-            found = self.each(moments, [self.zeros()] * 2)
-            self.add([builder.fadd(found[k], found[k + 2]) for k in range(2)], place)
+            self.sum(moments, self.zeros(), place)
 
         def unit(u: Any) -> None:
             if "given" not in self.options:
@@ -313,13 +321,7 @@ class _Backward(_Norm):
                     centred = builder.select(mask, centred, self.none)
                 return [builder.fadd(total, g), self.fused(g, centred, product)]
 
-            def part(first: Any, _: Any) -> list[Any]:
-                end = self.smaller(builder.add(first, INT(BLOCK)), size["row"])
-                found = self.each(body, [self.none] * 2, first, end)
-                self.add([self.widened(builder.fadd(found[k], found[k + 2])) for k in range(2)], place)
-                return []
-
-            counted(builder, INT(0), size["row"], INT(BLOCK), [], part)
+            self.sum(body, self.none, place)
 
         def unit(u: Any) -> None:
             place, inverse = builder.mul(builder.sub(u, block), self.width), self.get("rstd", u)
