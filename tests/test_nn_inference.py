@@ -306,3 +306,14 @@ def test_the_number_of_pieces_follows_from_bytes_and_flops():
     assert counts[2] >= 4
     assert [_inference._count(n, small) for n in (2, 8, 32)] == [1, 1, 1]
     assert _inference._count(100_000, small) > 1
+
+
+def test_another_thread_may_forget_programs_at_any_time():
+    class Forgetful(dict):
+        def __setitem__(self, key, value):
+            pass
+
+    model, x = made("plain"), images(4)
+    y = model(x)
+    model._plan.joined().programs = Forgetful()
+    np.testing.assert_array_equal(model(x), y)

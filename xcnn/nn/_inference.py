@@ -64,12 +64,12 @@ def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
     if n < 2 or not joined.apart or not on_host(x):
         return None
     key = "image", x.shape[1:], x.dtype
-    if key not in joined.programs:
+    image = joined.programs.get(key)
+    if image is None:
         try:
-            joined.programs[key] = prepared(joined, x[:1, ...])[0]
+            image = joined.programs[key] = prepared(joined, x[:1, ...])[0]
         except XcnnError:  # such as a norm over the pixels of one image
             return None
-    image = joined.programs[key]
     count = _count(n, image.costs) if image.apart else 1
     if count == 1:
         return None
