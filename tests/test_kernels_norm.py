@@ -179,3 +179,10 @@ def test_sums_of_many_numbers_have_few_rounding_errors() -> None:
     x[..., 0] = 0
     (_, mean, _), _ = ops.batch_norm(x, np.zeros(1), np.ones(1), training=True, momentum=1.0)
     np.testing.assert_allclose(mean, math.fsum(x[0, 0]) / n, rtol=n**0.5 * 2.3e-16)
+
+
+def test_a_number_that_is_its_own_mean_has_no_gradient() -> None:
+    """Its weight and its factor, which is large, must not be rounded differently in the terms that cancel."""
+    x, dy, weight = np.random.default_rng(0).standard_normal((3, 64, 1)).astype(np.float32)
+    _, backward = ops.layer_norm(x, 1, weight[:1, 0])
+    np.testing.assert_array_equal(backward(dy)[0], 0)

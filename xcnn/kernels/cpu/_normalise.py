@@ -210,14 +210,6 @@ class _Norm(Vectors):
         same = self.spread(self.builder.load(array))
         return lambda index, mask: same
 
-    def scaled(self, of: Any, factor: Any) -> Callable[[Any, Any], Any]:
-        """Return a function that gives a vector of weights of a row times rstd."""
-        weight = self.affine("weight", of)
-        if "wide" in self.options:
-            return lambda index, mask: self.builder.fmul(weight(index, mask), factor)
-        same = self.builder.fmul(weight(None, None), factor)
-        return lambda index, mask: same
-
 
 class _Forward(_Norm):
     def sums(self, block: Any, until: Any) -> None:
@@ -263,12 +255,11 @@ class _Forward(_Norm):
         def row(u: Any, at: Any, of: Any, _: Any) -> None:
             source, target = self.at("x", at), self.at("y", at)
             centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
-            scaled = self.scaled(of, factor)
-            bias = self.affine("bias", of)
+            weight, bias = self.affine("weight", of), self.affine("bias", of)
 
             def body(index: Any, mask: Any) -> None:
                 value = builder.fsub(self.read(source, index, mask), centre)
-                value = self.fused(value, scaled(index, mask), bias(index, mask))
+                value = self.fused(value, builder.fmul(weight(index, mask), factor), bias(index, mask))
                 if "residual" in self.options:
                     value = builder.fadd(value, self.read(self.at("residual", at), index, mask))
                 if "limited" in self.options:
@@ -339,10 +330,9 @@ class _Backward(_Norm):
 
             last = builder.add(builder.mul(builder.sub(size["rows"], INT(1)), size["of_row"]), INT(1))
             total, product = counted(builder, INT(0), last, INT(1), [DOUBLE(0.0)] * 2, one)
-            part = builder.fdiv(inverse, builder.sitofp(size["count"], DOUBLE))
-            self.put(builder.fmul(total, part), "sums", place)
-            slope = builder.fmul(builder.fmul(product, part), builder.fmul(inverse, inverse))
-            self.put(slope, "sums", builder.add(place, INT(1)))
+            count, square = builder.sitofp(size["count"], DOUBLE), builder.fmul(inverse, inverse)
+            self.put(builder.fdiv(total, count), "sums", place)
+            self.put(builder.fmul(builder.fdiv(product, count), square), "sums", builder.add(place, INT(1)))
 
         self.clear(block, until)
         self.rows(block, until, row)
@@ -356,17 +346,17 @@ class _Backward(_Norm):
         def row(u: Any, at: Any, of: Any, _: Any) -> None:
             gradient, source, target = self.gradient(at), self.at("x", at), self.at("dx", at)
             centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
-            scaled, place = self.scaled(of, factor), builder.mul(builder.sub(u, block), self.width)
+            weight, place = self.affine("weight", of), builder.mul(builder.sub(u, block), self.width)
             if "given" not in self.options:
                 places = place, builder.add(place, INT(1))
                 shift, slope = (self.spread(self.number(builder.load(self.at("sums", k)))) for k in places)
 
             def body(index: Any, mask: Any) -> None:
-                g = builder.fmul(gradient(index, mask), scaled(index, mask))
+                g = builder.fmul(gradient(index, mask), weight(index, mask))
                 if "given" not in self.options:
                     centred = builder.fsub(self.read(source, index, mask), centre)
                     g = builder.fsub(g, self.fused(centred, slope, shift))
-                self.write(g, target, index, mask)
+                self.write(builder.fmul(g, factor), target, index, mask)
 
             self.each(body)
 
