@@ -11,6 +11,7 @@ from llvmlite import ir
 
 from xcnn.kernels.cpu._functions import COSTS, Functions
 from xcnn.kernels.cpu._native import machine_code
+from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._trace import Namespace
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
 
@@ -20,9 +21,6 @@ _log = logging.getLogger("xcnn")
 
 EACH, ROW, COLUMN = "each", "row", "column"
 """What a loop does with a result: store each number, or add those of a row, or those of a column to what is there."""
-
-_BLOCK = 4096
-"""Numbers of a row whose sum begins at 0, so that rounding errors hardly grow with its length."""
 
 
 @dataclass(frozen=True)
@@ -231,14 +229,14 @@ class _Writer:
             return
 
         def block(begin: Any, sums: list[Any]) -> list[Any]:
-            end = builder.add(begin, INT(_BLOCK))
+            end = builder.add(begin, INT(BLOCK))
             end = builder.select(builder.icmp_signed("<", end, n), end, n)
             new = emit.span(begin, end, [emit.zeros()] * len(totals), some, self.many)
             return [builder.fadd(old, emit.total(one)) for old, one in zip(sums, new, strict=True)]
 
         zero = DOUBLE(0.0)
         for pointer, total in zip(
-            totals, counted(builder, INT(0), n, INT(_BLOCK), [zero] * len(totals), block), strict=True
+            totals, counted(builder, INT(0), n, INT(BLOCK), [zero] * len(totals), block), strict=True
         ):
             builder.store(total, pointer)
 
