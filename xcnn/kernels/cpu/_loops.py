@@ -13,7 +13,7 @@ from xcnn.kernels.cpu._functions import COSTS, Functions
 from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._trace import Namespace
-from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
+from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, blocks, counted
 
 __all__ = ["COLUMN", "EACH", "ROW", "Loop", "traced"]
 
@@ -228,16 +228,12 @@ class _Writer:
             emit.span(INT(0), n, [], some, self.many)
             return
 
-        def block(begin: Any, sums: list[Any]) -> list[Any]:
-            end = builder.add(begin, INT(BLOCK))
-            end = builder.select(builder.icmp_signed("<", end, n), end, n)
+        def block(begin: Any, end: Any, sums: Sequence[Any]) -> list[Any]:
             new = emit.span(begin, end, [emit.zeros()] * len(totals), some, self.many)
             return [builder.fadd(old, emit.total(one)) for old, one in zip(sums, new, strict=True)]
 
-        zero = DOUBLE(0.0)
-        for pointer, total in zip(
-            totals, counted(builder, INT(0), n, INT(BLOCK), [zero] * len(totals), block), strict=True
-        ):
+        found = blocks(builder, INT(0), n, INT(BLOCK), [DOUBLE(0.0)] * len(totals), block)
+        for pointer, total in zip(totals, found, strict=True):
             builder.store(total, pointer)
 
     def _values(self, loaded: Sequence[Any]) -> list[Any]:

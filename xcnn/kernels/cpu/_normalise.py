@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._sums import BLOCK
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
+from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, blocks, counted
 
 __all__ = ["TABLE", "norm_backward", "norm_forward"]
 
@@ -102,20 +102,16 @@ class _Norm(Vectors):
             after = builder.add(s, INT(1))
             first, last = (builder.sdiv(builder.mul(k, size["units"]), size["slots"]) for k in (s, after))
 
-            def block(u: Any, _: Any) -> list[Any]:
-                until = self.smaller(builder.add(u, size["together"]), last)
+            def block(u: Any, until: Any, _: Any) -> list[Any]:
                 self.sums(u, until)
                 self.results(u, until)
                 return []
 
-            counted(builder, first, last, size["together"], [], block)
+            blocks(builder, first, last, size["together"], [], block)
             return []
 
         counted(builder, self.begin, self.end, INT(1), [], slot)
         builder.ret_void()
-
-    def smaller(self, a: Any, b: Any) -> Any:
-        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
     def at(self, name: str, place: Any) -> Any:
         return self.builder.gep(self.of[name], [place])
@@ -188,16 +184,15 @@ class _Norm(Vectors):
         """Add two vectors of a row, each the sum of what `body` makes of `zero`, to the sums at a place, in blocks."""
         builder = self.builder
 
-        def part(first: Any, _: Any) -> list[Any]:
-            end = self.smaller(builder.add(first, INT(BLOCK)), self.size["row"])
-            found = self.each(body, [zero] * 2, first, end)
+        def block(begin: Any, end: Any, _: Any) -> list[Any]:
+            found = self.each(body, [zero] * 2, begin, end)
             for k in range(2):
                 term, at = builder.fadd(found[k], found[k + 2]), builder.add(place, INT(k * self.lanes))
                 term = term if term.type == self.zeros().type else self.widened(term)
                 self.write(builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
             return []
 
-        counted(builder, INT(0), self.size["row"], INT(BLOCK), [], part)
+        blocks(builder, INT(0), self.size["row"], INT(BLOCK), [], block)
 
     def totals(self, place: Any) -> list[Any]:
         return [self.total(self.read(self.of["sums"], self.builder.add(place, INT(k * self.lanes)))) for k in range(2)]

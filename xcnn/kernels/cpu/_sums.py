@@ -14,7 +14,7 @@ import numpy as np
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share
-from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, counted
+from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, blocks, counted
 
 __all__ = ["BLOCK", "channel_sums"]
 
@@ -37,11 +37,8 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
         builder = emit.builder
         zeros = [emit.constant(0.0)] * _VECTORS
 
-        def least(a: Any, b: Any) -> Any:
-            return builder.select(builder.icmp_signed("<", a, b), a, b)
-
         def channel(c: Any, _: Any) -> Sequence[Any]:
-            def block(i: Any, p: Any, total: Any) -> Sequence[Any]:
+            def block(i: Any, last: Any, p: Any, end: Any, totals: Any) -> Sequence[Any]:
                 def row(image: Any, sums: Any) -> Sequence[Any]:
                     at = builder.mul(builder.add(builder.mul(image, o), c), pixels)
                     rows = [builder.gep(pointer, [at]) for pointer in (dy, y)]
@@ -53,16 +50,16 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
                         terms = [*map(emit.where, kept, terms, zeros)] if masked else terms
                         return [*map(builder.fadd, sums, terms), *sums[len(terms) :]]
 
-                    return emit.span(p, least(builder.add(p, INT(BLOCK)), pixels), sums, some, _VECTORS)
+                    return emit.span(p, end, sums, some, _VECTORS)
 
-                sums = counted(builder, i, least(builder.add(i, images), n), one, zeros, row)
+                sums = counted(builder, i, last, one, zeros, row)
                 part = emit.total(functools.reduce(builder.fadd, sums))
-                return [builder.fadd(total, part if itemsize == 8 else builder.fpext(part, DOUBLE))]
+                return [builder.fadd(*totals, part if itemsize == 8 else builder.fpext(part, DOUBLE))]
 
-            def several(i: Any, totals: Any) -> Sequence[Any]:
-                return counted(builder, zero, pixels, INT(BLOCK), totals, lambda p, totals: block(i, p, *totals))
+            def several(i: Any, last: Any, totals: Any) -> Sequence[Any]:
+                return blocks(builder, zero, pixels, INT(BLOCK), totals, lambda *p: block(i, last, *p))
 
-            (total,) = counted(builder, zero, n, images, [DOUBLE(0.0)], several)
+            (total,) = blocks(builder, zero, n, images, [DOUBLE(0.0)], several)
             builder.store(emit.number(total), builder.gep(out, [c]))
             return []
 

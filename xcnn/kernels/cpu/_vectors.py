@@ -12,7 +12,7 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 
-__all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "counted"]
+__all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "blocks", "counted"]
 
 CPU_NAME = os.environ.get("XCNN_CPU_NAME") or llvmlite.binding.get_host_cpu_name()
 FEATURES = {} if os.environ.get("XCNN_CPU_NAME") else llvmlite.binding.get_host_cpu_features()
@@ -49,6 +49,18 @@ def counted(
         phi.add_incoming(later, end)
     builder.position_at_end(after)
     return carried
+
+
+def blocks(
+    builder: Any, start: Any, stop: Any, length: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]]
+) -> list[Any]:
+    """Write a loop over blocks of a length, of which the last may be shorter: `body(begin, end, values)` as above."""
+
+    def block(begin: Any, carried: Sequence[Any]) -> Sequence[Any]:
+        end = builder.add(begin, length)
+        return body(begin, builder.select(builder.icmp_signed("<", end, stop), end, stop), carried)
+
+    return counted(builder, start, stop, length, values, block)
 
 
 class Vectors:

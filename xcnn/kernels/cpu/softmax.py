@@ -15,7 +15,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
-from xcnn.kernels.cpu._vectors import INT, counted
+from xcnn.kernels.cpu._vectors import INT, blocks, counted
 
 __all__ = ["Axis", "log_softmax", "soften", "softmax"]
 
@@ -81,12 +81,10 @@ class Axis:
         def body(k: int, index: Any, mask: Any, value: Any) -> Any:
             return builder.fadd(value, emit.widened(term(k, index, mask), mask))
 
-        def block(begin: Any, sums: list[Any]) -> list[Any]:
-            end = builder.add(begin, terms)
-            end = builder.select(builder.icmp_signed("<", end, self.n), end, self.n)
+        def block(begin: Any, end: Any, sums: Sequence[Any]) -> list[Any]:
             return [*map(builder.fadd, sums, self.each(zeros, body, begin, end))]
 
-        found = counted(builder, INT(0), self.n, terms, zeros, block)
+        found = blocks(builder, INT(0), self.n, terms, zeros, block)
         if not self.places:
             return [emit.spread(emit.number(emit.total(found[0])))]
         return [builder.fptrunc(wide, emit.vector) for wide in found] if emit.itemsize == 4 else found
