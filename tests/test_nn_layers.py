@@ -399,3 +399,12 @@ def test_a_maximum_is_not_taken_for_a_mean():
     """`isinstance` chooses rules, such as those of other libraries' modules."""
     assert not isinstance(nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool1d)
     assert not isinstance(nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool1d)
+
+
+def test_the_gradient_of_a_residual_does_not_depend_on_that_of_x():
+    layer, x = nn.GroupNorm(1, 2), np.random.default_rng(0).standard_normal((1, 2, 3, 3)).astype(np.float32)
+    for parameter in layer.parameters():
+        parameter.trainable = False
+    dx, dresidual = layer.call_op(x, residual=x)[1](x, False)
+    assert dx is None
+    np.testing.assert_array_equal(dresidual, x)

@@ -183,11 +183,14 @@ class Layer(Module):
         -------
         y : the result of the op.
         backward : `backward(dy, need_dx)`, as `forward` must return it. With a `residual`, an array for the op's
-            argument of this name, it returns two gradients, those of x and of the residual.
+            argument of this name, it returns two gradients, that of x, or None, and always that of the residual.
         """
         y, op_backward, slots = self._called(x, residual, options)
-        returned = None if residual is None else (0, 1 + self._slots.index("residual"))
-        return y, LayerBackward(Wanted(self, slots, returned), op_backward)
+        at = None if residual is None else 1 + self._slots.index("residual")
+        wanted = Wanted(self, slots, None if at is None else (0, at))
+        if at is not None:
+            wanted.others[at] = True
+        return y, LayerBackward(wanted, op_backward)
 
     def _called(self, x: Any, residual: Any, options: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         """Call the op; return its result, its backward pass, and the slots of its arrays after the first."""
