@@ -193,7 +193,7 @@ def _folder(resume: str) -> Path:
 def _time(result: Result, resumed: bool) -> str:
     share = result.checkpoint_seconds / result.seconds if result.seconds > 1 else 0.0  # too short to measure
     saving = f", {share:.0%} of it for checkpoints" if share >= 0.01 else ""
-    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels" if COMPILATION.seconds else ""
+    compiling = f", after {COMPILATION.seconds:.0f} s of compiling kernels" if COMPILATION.seconds >= 0.5 else ""
     since = " since it was resumed" if resumed else ""
     return f"{result.seconds:.1f} s{since} on {result.device}{saving}{compiling}"
 
