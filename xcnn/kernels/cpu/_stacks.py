@@ -5,11 +5,14 @@ convolution there is one residue, of all outputs, and tap k has the shift and th
 an input gradient, the pixels of x that are `stride` apart make a residue, and its taps are those that touch them.
 
 The pixels of a phase are stored as a plane, line by line, so a tap is a shift of the plane. Padding is stored between
-lines only: reads beyond the end of a line get the padding before the next one. A plane holds a *stack*, the images of a
-few: line 0 of all images, then line 1, and so on, so that padding above and below costs nothing, vectors are full, and
-the weights are read once for all. A large image is cut into *bands* of lines that fit in the cache. Axes without
-windows are joined, so a 1x1 convolution has lines of all pixels; if a stack is one image, it is read where it is, and
-if lines of targets have no gaps, they are written where they go.
+lines only: reads beyond the end of a line get the padding before the next one. Or, along the last axis, each tap has a
+plane of its own, shifted already and with the padding that it reads. So lines have no gaps: products of small maps take
+fewer vectors, and results may be written where they go, but more is copied. `_cycles` counts what takes less time.
+
+A plane holds a *stack*, the images of a few: line 0 of all images, then line 1, and so on, so that padding above and
+below costs nothing, vectors are full, and the weights are read once for all. A large image is cut into *bands* of lines
+that fit in the cache. Axes without windows are joined, so a 1x1 convolution has lines of all pixels; if a stack is one
+image, it is read where it is, and if lines of targets have no gaps, they are written where they go.
 
 All that compiled code does is in tables: the lines to copy, the terms of a product, the pieces of targets that are
 computed together, and the lines to write. The work is a list of jobs in a fixed order: for each stack, band, and group,
@@ -19,7 +22,7 @@ blocks of target channels.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +32,7 @@ from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._product import STRIP
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.threads import parts
+from xcnn.threads import get_num_threads, parts
 
 __all__ = ["Plan", "plan"]
 
@@ -60,6 +63,9 @@ _PRODUCTS = 256
 """
 
 _MOST_IMAGES = 512
+
+_CALL, _ROW, _VECTOR, _FAR = 40, 6, 4, 170_000
+"""Cycles of a copy of rows, of each row, and of each vector of it, one more for each `_FAR` bytes of planes."""
 
 
 class Plan(NamedTuple):
@@ -106,18 +112,21 @@ class _Way(NamedTuple):
     residues: tuple[_Residue, ...]
 
 
-def _forward(axis: Any) -> _Way:
-    places = (divmod(tap * axis.dilation - axis.before, axis.stride) for tap in range(axis.kernel))
-    taps = tuple((tap, phase, shift) for tap, (shift, phase) in enumerate(places))
-    return _Way(axis.size, axis.stride, axis.out, 1, (_Residue(0, axis.out, taps),))
+def _taps(places: Iterable[tuple[int, int]], stride: int, apart: bool) -> tuple[tuple[int, int, int], ...]:
+    return tuple((tap, place, 0) if apart else (tap, place % stride, place // stride) for tap, place in places)
 
 
-def _backward(axis: Any) -> _Way:
+def _forward(axis: Any, apart: bool) -> _Way:
+    places = ((tap, tap * axis.dilation - axis.before) for tap in range(axis.kernel))
+    return _Way(axis.size, axis.stride, axis.out, 1, (_Residue(0, axis.out, _taps(places, axis.stride, apart)),))
+
+
+def _backward(axis: Any, apart: bool) -> _Way:
     residues = []
     for first in range(min(axis.stride, axis.size)):
         places = (divmod(first + axis.before - tap * axis.dilation, axis.stride) for tap in range(axis.kernel))
-        taps = tuple((tap, 0, shift) for tap, (shift, rest) in enumerate(places) if rest == 0)
-        residues.append(_Residue(first, -((first - axis.size) // axis.stride), taps))
+        taps = ((tap, shift) for tap, (shift, rest) in enumerate(places) if rest == 0)
+        residues.append(_Residue(first, -((first - axis.size) // axis.stride), _taps(taps, 1, apart)))
     return _Way(axis.out, 1, axis.size, axis.stride, tuple(residues))
 
 
@@ -175,7 +184,7 @@ def _line(way: _Way) -> _Line:
     low, high = (bound(shift for *_, shift in reads) for bound in (min, max))
     last = max(count - 1 + shift for count, _, shift in reads)
     count = max(residue.outs for residue in way.residues)
-    places = max(0, min((way.size - 1) // way.stride, last) + 1)
+    places = max(0, min((way.size - 1 - phases[0]) // way.stride, last) + 1)
     return _Line(phases, low, high, count, places, last, max(last + 1, places - low, count))
 
 
@@ -214,38 +223,29 @@ def _stack(lines: list[_Line], images: int, along: int, band: int) -> _Stack:
     return _Stack(lines, steps, images, along, band, lead, length, plane + 16 * (plane // 16 % 2 == 0))
 
 
-def _best(lines: list[_Line], along: int, channels: int, n: int, least: int, itemsize: int) -> _Stack:
-    """Choose the number of images of a stack, of which there should be some, or of lines of a band."""
+def _stacks(lines: list[_Line], along: int, channels: int, n: int, least: int, itemsize: int) -> Iterator[_Stack]:
+    """Yield stacks of more and more images, of which there should be at least some, or a band of lines."""
     lanes, out = BYTES // itemsize, lines[along].outs
 
     def nbytes(stack: _Stack) -> int:
         return channels * math.prod(len(q.phases) for q in lines) * stack.plane * itemsize
 
-    def cost(stack: _Stack) -> float:
-        """Return its time in units of the product with one vector; one alone takes longer, and a strip some more."""
-        strips, rest = divmod(-(-stack.length // lanes), STRIP)
-        return strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)
-
-    whole = _stack(lines, 1, along, out)
+    stack = _stack(lines, 1, along, out)
     # Planes that are read once per target channel may come from further away.
     most = _PLANE_BYTES * (3 if all(q.low == q.high and len(q.phases) == 1 for q in lines) else 1)
-    if nbytes(whole) > _PLANE_BYTES and out > 1:
+    if nbytes(stack) > _PLANE_BYTES and out > 1:
         shift = lines[along].high - lines[along].low
-        few = max(1, 2 * shift, 2 * STRIP * lanes // whole.steps[along])
-        per_line = nbytes(whole) / (out + shift)
+        few = max(1, 2 * shift, 2 * STRIP * lanes // stack.steps[along])
+        per_line = nbytes(stack) / (out + shift)
         band = min(out, max(few, int(_PLANE_BYTES / per_line) - shift))
-        return _stack(lines, 1, along, -(-out // -(-out // band)))
-    best, lowest = whole, n * cost(whole)
-    for count in range(-(-n // 2), least - 1, -1):
-        images = -(-n // count)
-        if images == 1 or best.length > 8 * STRIP * lanes:
+        yield _stack(lines, 1, along, -(-out // -(-out // band)))
+        return
+    yield stack
+    for images in sorted({-(-n // count) for count in range(least, n)}):
+        length, stack = stack.length, _stack(lines, images, along, out)
+        if length > 8 * STRIP * lanes or images > _MOST_IMAGES or nbytes(stack) > most:
             break
-        stack = _stack(lines, images, along, out)
-        if images > _MOST_IMAGES or nbytes(stack) > most:
-            break
-        if count * cost(stack) < 0.98 * lowest:
-            best, lowest = stack, count * cost(stack)
-    return best
+        yield stack
 
 
 def _copies(ways: list[_Way], p: _Stack, begin: int) -> Iterator[tuple[int, ...]]:
@@ -254,7 +254,8 @@ def _copies(ways: list[_Way], p: _Stack, begin: int) -> Iterator[tuple[int, ...]
         spans = []
         for i, (way, q, phase) in enumerate(zip(ways, p.lines, phases, strict=True)):
             low = begin + q.low if i == p.along else 0  # the place that is stored first
-            first, end = max(0, low), min((way.size - 1 - phase) // way.stride + 1, low + q.places)
+            first = max(0, low, -(phase // way.stride))
+            end = min((way.size - 1 - phase) // way.stride + 1, low + q.places)
             spans.append((first * way.stride + phase, first - low, end - first))
         (z, place_z, nz), (y, place_y, ny), (x, place_x, nx) = spans
         if min(ny, nx) > 0:
@@ -264,6 +265,35 @@ def _copies(ways: list[_Way], p: _Stack, begin: int) -> Iterator[tuple[int, ...]
                 yield (
                     at, ways[1].stride * ways[2].size, number * p.plane + p.lead + places, p.steps[1], ny, nx,
                 )  # fmt: skip
+
+
+def _direct(ways: list[_Way], p: _Stack, targets: int, itemsize: int) -> bool:
+    """Return whether targets of so many channels are written where they go, as there are no gaps between lines."""
+    sizes = [way.targets for way in ways]
+    last = (sizes[p.along] - 1) % p.band + 1  # lines of the last band
+    return (
+        p.images == 1 and p.lines[2].pitch == sizes[2] and p.length == math.prod(q.outs for q in p.lines)
+        and all(way.apart == 1 for way in ways) and targets * math.prod(sizes) * itemsize <= _NEAR_BYTES
+        and last * math.prod(sizes[p.along + 1 :]) * itemsize >= BYTES
+    )  # fmt: skip
+
+
+def _cycles(ways: list[_Way], p: _Stack, n: int, channels: int, targets: int, taps: int, itemsize: int) -> float:
+    """Return about how many cycles a group takes: those of products, and of copies into planes and out of buffers."""
+    lanes, bands = BYTES // itemsize, -(-ways[p.along].residues[0].outs // p.band)
+    planes, outs = math.prod(len(q.phases) for q in p.lines) * p.plane, math.prod(way.targets for way in ways)
+    length = STRIP * lanes if _direct(ways, p, targets, itemsize) else ways[2].targets
+    strips, rest = divmod(-(-p.length // lanes), STRIP)
+    vectors = strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)  # one alone takes longer
+
+    def moved(lines: int, length: int, vector: float) -> float:
+        return _CALL + lines * (_ROW + -(-length // lanes) * vector)
+
+    place = _VECTOR + channels * planes * itemsize / _FAR
+    place *= ways[2].stride if ways[2].stride <= 2 else lanes / 2  # else they are copied one by one
+    copies = bands * sum(moved(lines, length, place) for *_, lines, length in _copies(ways, p, 0))
+    products = -(-n // p.images) * bands * vectors * channels * taps * targets / 2
+    return n * (channels * copies + targets * moved(-(-outs // length), min(length, outs), _VECTOR)) + products
 
 
 def _terms(
@@ -319,7 +349,6 @@ def _pieces(
         yield at, last + nx, [(k * p.steps[0], p.steps[1], to + k * every[0], every[1], rows, nx) for k in range(many)]
 
 
-@functools.lru_cache(maxsize=512)
 def plan(
     axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool
 ) -> Plan:
@@ -331,16 +360,28 @@ def plan(
     transposed : whether it is the input gradient instead.
     masked : whether pixels are masked, so that they are not read where they are.
     """
+    return _plan(axes, n, weights, groups, itemsize, transposed, masked, get_num_threads())
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool,
+    threads: int,
+) -> Plan:  # fmt: skip
     cg, og, taps = weights[1], weights[0] // groups, math.prod(weights[2:])
     channels, targets = (og, cg) if transposed else (cg, og)
     joined = _joined(axes, itemsize)
-    ways = [(_backward if transposed else _forward)(axis) for axis in joined]
     along = int(joined[0][:7] == (1, 1, 1, 1, 0, 0, 1))
     microseconds = 2 * n * math.prod(axis.out for axis in axes) * math.prod(weights) / FLOPS_PER_MICROSECOND
     jobs, most_blocks = min(8 if n == 1 else 4, int(microseconds / _MICROSECONDS)), max(1, targets * taps // _PRODUCTS)
-    p = _best([_line(way) for way in ways], along, channels, n, -(-jobs // (most_blocks * groups)) or 1, itemsize)
+    layouts, least = [], -(-jobs // (most_blocks * groups)) or 1
+    for apart in (False, True):
+        ways = [(_backward if transposed else _forward)(axis, apart and i == 2) for i, axis in enumerate(joined)]
+        for p in _stacks([_line(way) for way in ways], along, channels, n, least, itemsize):
+            layouts.append((_cycles(ways, p, n, channels, targets, taps, itemsize), ways, p))
+    _, ways, p = min(layouts, key=lambda layout: layout[0])
     lanes, phases = BYTES // itemsize, math.prod(len(q.phases) for q in p.lines)
-    bands, count = range(0, max(r.outs for r in ways[along].residues), p.band), -(-n // p.images)
+    bands, count = range(0, ways[along].residues[0].outs, p.band), -(-n // p.images)
     pixels, outputs = math.prod(way.size for way in ways), math.prod(way.targets for way in ways)
     bare = all(axis.kernel == axis.stride == 1 and axis.size == axis.out for axis in joined)
     near = channels <= 8 or pixels * itemsize % _CONFLICT
@@ -348,12 +389,8 @@ def plan(
         bare and near and not masked and channels * pixels * itemsize <= _NEAR_BYTES
         and p.images == len(bands) == 1 and p.length >= lanes
     )  # fmt: skip
-    dense = p.lines[2].pitch == ways[2].targets and (ways[0].targets == 1 or p.lines[1].pitch == ways[1].targets)
     line = math.prod(way.targets for way in ways[along + 1 :])
-    direct = (
-        dense and p.images == 1 and all(way.apart == 1 for way in ways) and targets * outputs * itemsize <= _NEAR_BYTES
-        and (ways[along].targets - bands[-1]) * line >= lanes
-    )  # fmt: skip
+    direct = _direct(ways, p, targets, itemsize)
     blocks = -(-jobs // (count * len(bands) * groups))
     blocks = max(1, blocks if in_place else min(blocks, most_blocks))
     block = _round_up(-(-targets // blocks), 32)
@@ -399,7 +436,10 @@ def plan(
     stacks = [n * part // count for part in range(count + 1)]
     arrays = (np.array(table, np.int64) for table in (units, stacks, *tables[1:]))
     sums = 0 if direct else most * width + 16
-    most = parts(count * len(bands) * groups * blocks, microseconds)
+    laid = count * len(bands) * groups
+    # Each part lays out its pixels, so parts of the same pixels are for threads that would have nothing else to do.
+    useful = laid * blocks if in_place else laid if laid >= 4 * threads else math.lcm(laid, threads)
+    most = parts(min(useful, laid * blocks), microseconds)
     shape = groups * targets, *(axis.size if transposed else axis.out for axis in axes)
     packed = pack(numbers, *arrays, *itertools.chain(*terms))
     return Plan(packed, count * len(units), most, shape, planes + lanes, sums, keeps, count, new_owner())
