@@ -159,6 +159,12 @@ def test_random_networks(xcnn):
     assert "random-0-3, batch 2, train (2 of 2)" in err
 
 
+def test_parts_of_random_networks_are_timed_without_peers_too(xcnn, inside):
+    code, out, _ = xcnn("--random", 5, "--only", "4", "-b", "1", *QUICK[4:], "--profile", "--json")
+    assert code == 0
+    assert {line["model"] for line in map(json.loads, out.splitlines()) if line["kind"] == "profile"} == {"random-0-4"}
+
+
 def test_random_networks_are_shown(xcnn):
     code, out, _ = xcnn("--random", 3, "--seed", 5, "--show")
     assert code == 0

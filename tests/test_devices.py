@@ -292,3 +292,8 @@ def test_objects_without_numbers_are_refused(spec, array):
 def test_only_arrays_are_copied_to_the_host():
     with pytest.raises(DtypeError, match=r"^to_numpy: expected an array, got list$"):
         to_numpy([1, 2])
+
+
+def test_the_cpu_says_whether_kernels_are_off(monkeypatch):
+    monkeypatch.setenv("XCNN_KERNELS", "off")
+    assert "without kernels" in importlib.import_module("xcnn.devices")._cpu.__wrapped__("").summary

@@ -123,7 +123,7 @@ def test_damaged_files_are_compiled_again(tmp_path: Path, compiled: Path, damage
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert run(TURNED + COMPILED, tmp_path / "file" / "folder") == FRESH
+    assert run(TURNED + COMPILED, tmp_path / "file" / "folder", says="machine code cannot be kept in") == FRESH
 
 
 def test_the_folder_is_beside_the_sources_or_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ KILLED = FAILING.format(f"os.kill(os.getpid(), {int(signal.SIGKILL)})")
 
 
 def test_a_full_disk_does_not_stop_compiling(tmp_path: Path) -> None:
-    assert run(FULL + TURNED + COMPILED, tmp_path) == FRESH
+    assert run(FULL + TURNED + COMPILED, tmp_path, says="machine code cannot be kept in") == FRESH
     assert not list(tmp_path.iterdir())
 
 
@@ -229,3 +229,9 @@ def test_a_llvmlite_that_cannot_be_loaded(tmp_path: Path) -> None:
 def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
     code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{TURNED}"
     assert run(code, tmp_path, says="kernels for numpy cannot be used") == ["0.0", "2.0"]
+
+
+def test_a_processor_that_llvm_does_not_know(tmp_path: Path) -> None:
+    """LLVM would end the process."""
+    says = 'compiled kernels cannot be used, so everything is slower: ValueError("XCNN_CPU_NAME takes x86-64'
+    assert run(TURNED, tmp_path, says=says, XCNN_CPU_NAME="znver9") == ["0.0", "2.0"]

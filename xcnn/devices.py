@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -124,9 +125,9 @@ class Library:
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
-    compiled = ""
+    compiled = ", without kernels, as XCNN_KERNELS=off says" if os.environ.get("XCNN_KERNELS") == "off" else ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        compiled = f", kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
+        compiled = compiled or f", kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
     return Device("cpu", np, "cpu", f"NumPy {np.__version__}{compiled}")
 
 

@@ -194,7 +194,7 @@ def bench(
         print_worst(results, WORST)
     if profile:
         shown = [(result, timing) for result in results for timing in result.ours]
-        for result, timing in [one[:2] for one in room.worst(results, WORST)] if random else shown:
+        for result, timing in [one[:2] for one in room.worst(results, WORST)] if random and peers else shown:
             note(f"{result.case}: part by part")
             best = [result.best(timing, peer) for peer in peers]
             entered = [timing.contestant, *(one.contestant for one in best if one)]

@@ -254,7 +254,7 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
                     alone, loaded = _ask_alone(worker, "burst", seconds=seconds), None
                     if cores and not worker.contestant.is_yardstick:
                         with busy(cores):
-                            loaded, _ = worker.ask("burst", seconds=seconds)
+                            loaded = worker.ask("loaded", seconds=seconds)
                     turns[worker].append((*alone, loaded))
                 except SpeedError as error:
                     if not goes_on or worker.contestant.name == "xcnn":

@@ -139,6 +139,17 @@ class _Work:
         threads = self._case.threads if self._contestant.hardware == CPU else 1  # the thread that launches kernels
         return one, None if before is None or after is None else (after - before) / threads / whole
 
+    def loaded(self, seconds: float) -> float:
+        """Return the mean seconds of a step; a median would leave out the steps that waited for a core."""
+        self._step()
+        self._meter.settle()
+        count, start = 0, time.perf_counter()
+        while not count or time.perf_counter() < start + seconds:
+            self._step()
+            count += 1
+        self._meter.settle()
+        return (time.perf_counter() - start) / count
+
     def memory(self) -> int | None:
         """Return the growth of memory in bytes from before the first step to the peak."""
         return self._grown()

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -28,6 +29,8 @@ from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._vectors import CPU_NAME, DOUBLE, FEATURES, INT
 
 __all__ = ["address", "machine_code", "native"]
+
+_log = logging.getLogger("xcnn")
 
 _MOST = 2000
 """Files that stay when others are removed: some 20 MiB."""
@@ -276,12 +279,22 @@ def _read(name: str) -> bytes | None:
 
 def _keep(name: str, content: bytes) -> None:
     """Write machine code if possible. If the disk is full, the next process compiles again."""
-    if folder := _folder():
-        with contextlib.suppress(OSError, XcnnError):
-            folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder)
-            with replacing(folder / (name + _SUFFIX)) as temporary:
-                temporary.write_bytes(_digest(content) + content)
+    folder = _folder()
+    if folder is None:
+        _warn("beside the kernels, nor in the user's cache folder")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with replacing(folder / (name + _SUFFIX)) as temporary:
+            temporary.write_bytes(_digest(content) + content)
+    except (OSError, XcnnError) as error:
+        _warn(f"in {folder} ({error})")
+
+
+@functools.cache
+def _warn(where: str) -> None:
+    _log.warning("machine code cannot be kept %s, so every process compiles it again", where)
 
 
 @functools.cache

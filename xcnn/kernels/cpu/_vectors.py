@@ -14,8 +14,13 @@ from llvmlite import ir
 
 __all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "blocks", "counted"]
 
-CPU_NAME = os.environ.get("XCNN_CPU_NAME") or llvmlite.binding.get_host_cpu_name()
-FEATURES = {} if os.environ.get("XCNN_CPU_NAME") else llvmlite.binding.get_host_cpu_features()
+_LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+_NAMED = os.environ.get("XCNN_CPU_NAME", "")
+if _NAMED and not (_NAMED in _LEVELS and platform.machine() in ("x86_64", "AMD64")):  # LLVM would end the process
+    raise ValueError(f"XCNN_CPU_NAME takes {', '.join(_LEVELS)} on an x86-64 processor, got {_NAMED!r}")
+
+CPU_NAME = _NAMED or llvmlite.binding.get_host_cpu_name()
+FEATURES = {} if _NAMED else llvmlite.binding.get_host_cpu_features()
 """The processor for which code is written, and its features; of one that is named, only those of the name are used."""
 
 FUSED = bool(FEATURES.get("fma")) or platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
