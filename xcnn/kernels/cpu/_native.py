@@ -39,6 +39,9 @@ _SUFFIX = ".kernel"
 
 _LOCK = threading.RLock()
 
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock, or for that of LLVM
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
 _number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
 
 
