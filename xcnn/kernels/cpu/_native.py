@@ -1,7 +1,7 @@
 """Functions that are written as instructions for LLVM, compiled when they are first used, and kept on disk.
 
-A file is named by a digest of all that its machine code depends on: the instructions, the processor and the version of
-llvmlite. So it can be damaged, which its content tells, but never be stale.
+A file is named by a digest of all that its machine code depends on: the instructions, the system, the processor and the
+version of llvmlite. So it can be damaged or have another's name, which its content tells, but never be stale.
 """
 
 import contextlib
@@ -223,7 +223,8 @@ def _processor() -> tuple[str, str]:
 
 def _engine(text: str) -> Any:
     """Return what has the machine code of a module."""
-    key = "\n".join([text, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
+    system = llvm.get_default_triple()  # folders may be shared, and systems call functions in different ways
+    key = "\n".join([text, system, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
     with _LOCK:
         if name not in _ENGINES:
@@ -263,8 +264,8 @@ def _folder() -> Path | None:
     return None
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
 
 
 def _read(name: str) -> bytes | None:
@@ -272,7 +273,7 @@ def _read(name: str) -> bytes | None:
     if folder := _folder():
         with contextlib.suppress(OSError):
             whole = (folder / (name + _SUFFIX)).read_bytes()
-            if whole[:32] == _digest(whole[32:]):
+            if whole[:32] == _digest(name, whole[32:]):
                 return whole[32:]
     return None
 
@@ -284,7 +285,7 @@ def _keep(name: str, content: bytes) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             _sweep(folder)
             with replacing(folder / (name + _SUFFIX)) as temporary:
-                temporary.write_bytes(_digest(content) + content)
+                temporary.write_bytes(_digest(name, content) + content)
 
 
 @functools.cache
