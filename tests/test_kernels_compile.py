@@ -1,5 +1,6 @@
 """Compiling kernels under failures: no folder for machine code, a full disk, no compiler, damaged files, upgrades."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import xcnn
+from xcnn._dispatch import Compilation
 
 pytest.importorskip("llvmlite")
 
@@ -112,6 +114,19 @@ print(COMPILATION.seconds > 0, *said)
 """
     assert run(code, tmp_path) == ["True", "inside"]
     assert run(code, tmp_path) == ["False"]
+
+
+def test_time_is_recorded_after_an_announcement_that_failed() -> None:
+    record = Compilation()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    with contextlib.suppress(BrokenPipeError), record.announced(fail):
+        record.begin()
+    record.begin()
+    record.end()
+    assert record.seconds > 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "one byte", "empty"])
