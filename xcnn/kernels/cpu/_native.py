@@ -38,6 +38,7 @@ _SECONDS_TO_WRITE = 60
 _SUFFIX = ".kernel"
 
 _LOCK = threading.RLock()
+"""Held by whoever uses LLVM."""
 
 if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock, or for that of LLVM
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
@@ -59,7 +60,8 @@ def machine_code(write: Callable[[Any], None]) -> int:
     """Compile a function `loop`, which `write(module)` writes; return its address."""
     module = ir.Module()
     write(module)
-    return int(_engine(str(module)).get_function_address("loop"))
+    with _LOCK:
+        return int(_engine(str(module)).get_function_address("loop"))
 
 
 def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
@@ -101,12 +103,14 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
         @functools.cache
         def of_address(itemsize: int) -> int:
-            return int(engine(itemsize).get_function_address("loop"))
+            with _LOCK:
+                return int(engine(itemsize).get_function_address("loop"))
 
         @functools.cache
         def of_python(itemsize: int) -> Any:
             if _KNOWN:
-                return _function_of_python(engine(itemsize))
+                with _LOCK:
+                    return _function_of_python(engine(itemsize))
             of: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
             kind = ctypes.CFUNCTYPE(of.get(result), *[of.get(kind, ctypes.c_void_p) for kind in given])
             call = kind(of_address(itemsize))
@@ -222,19 +226,18 @@ def _processor() -> tuple[str, str]:
 
 
 def _engine(text: str) -> Any:
-    """Return what has the machine code of a module."""
+    """Return what has the machine code of a module. The caller holds the lock, also while what was used is freed."""
     system = llvm.get_default_triple()  # folders may be shared, and systems call functions in different ways
     key = "\n".join([text, system, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
-    with _LOCK:
-        if name not in _ENGINES:
-            target = _target()
-            content = _read(name) or _compiled(name, text, target)
-            engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), target)
-            engine.add_object_file(llvm.ObjectFileRef.from_data(content))
-            engine.finalize_object()
-            _ENGINES[name] = engine
-        return _ENGINES[name]
+    if name not in _ENGINES:
+        target = _target()
+        content = _read(name) or _compiled(name, text, target)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(content))
+        engine.finalize_object()
+        _ENGINES[name] = engine
+    return _ENGINES[name]
 
 
 def _compiled(name: str, text: str, target: Any) -> bytes:
