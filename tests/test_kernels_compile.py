@@ -1,5 +1,6 @@
 """Compiling kernels under failures: no folder for machine code, a full disk, no compiler, damaged files, upgrades."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import xcnn
+from xcnn._dispatch import Compilation
 
 pytest.importorskip("llvmlite")
 
@@ -70,12 +72,16 @@ def test_code_is_kept_and_read_again(compiled: Path) -> None:
     assert run(TURNED + COMPILED, compiled) == READ
 
 
-@pytest.mark.parametrize("change", ["processor", "compiler"])
-def test_code_for_another_processor_or_of_another_compiler_is_not_used(
+@pytest.mark.parametrize("change", ["processor", "compiler", "system"])
+def test_code_for_another_processor_or_system_or_of_another_compiler_is_not_used(
     tmp_path: Path, compiled: Path, change: str
 ) -> None:
     shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
-    other = "import llvmlite\nllvmlite.__version__ = 'another'\n" if change == "compiler" else ""
+    other = {
+        "processor": "",
+        "compiler": "import llvmlite\nllvmlite.__version__ = 'another'\n",
+        "system": "import llvmlite.binding\nllvmlite.binding.get_default_triple = lambda: 'another'\n",
+    }[change]
     environment = {} if other else {"XCNN_CPU_NAME": "x86-64" if "x86" in platform.machine() else "generic"}
     for wanted in (FRESH, READ):
         assert run(other + TURNED + COMPILED, tmp_path, **environment) == wanted
@@ -110,6 +116,19 @@ print(COMPILATION.seconds > 0, *said)
     assert run(code, tmp_path) == ["False"]
 
 
+def test_time_is_recorded_after_an_announcement_that_failed() -> None:
+    record = Compilation()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    with contextlib.suppress(BrokenPipeError), record.announced(fail):
+        record.begin()
+    record.begin()
+    record.end()
+    assert record.seconds > 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "one byte", "empty"])
 def test_damaged_files_are_compiled_again(tmp_path: Path, compiled: Path, damage: str) -> None:
     shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
@@ -119,6 +138,18 @@ def test_damaged_files_are_compiled_again(tmp_path: Path, compiled: Path, damage
         path.write_bytes(content[: {"cut": len(content) // 2, "one byte": len(content), "empty": 0}[damage]])
     assert run(TURNED + COMPILED, tmp_path) == FRESH
     assert run(TURNED + COMPILED, tmp_path) == READ
+
+
+def test_code_under_the_name_of_another_is_not_used(tmp_path: Path) -> None:
+    code = """
+import os, shutil
+from xcnn.kernels.cpu import _native
+folder = os.environ["XCNN_CACHE_DIR"]
+_native._keep("one", b"instructions")
+shutil.copy(f"{folder}/one.kernel", f"{folder}/two.kernel")
+print(_native._read("one"), _native._read("two"))
+"""
+    assert run(code, tmp_path) == ["b'instructions'", "None"]
 
 
 def test_no_folder_to_keep_code_in(tmp_path: Path) -> None:

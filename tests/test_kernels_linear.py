@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xcnn import ops
-from xcnn._dispatch import portable
+from xcnn._dispatch import kernels, portable
 from xcnn.ops.linear import linear_inference
 from xcnn.threads import get_num_threads, set_num_threads
 
@@ -122,3 +122,11 @@ def test_stacks_of_matrices_have_the_products_of_portable_code(shapes: Any, dtyp
         for actual, exact in zip((y, *backward(dy)), (wanted, *wanted_backward(dy)), strict=True):
             assert actual.dtype == dtype
             np.testing.assert_allclose(actual, exact, rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("count", "size", "taken"), [(64, 3, True), (65, 3, False), (65, 16, True)])
+def test_many_small_matrices_are_left_to_portable_code(count: int, size: int, taken: bool) -> None:
+    x = np.ones((count, size, size), np.float32)
+    (kernel,) = (one for one in kernels(np)["matmul"] if one.__module__ == "xcnn.kernels.cpu.linear")
+    assert (kernel(x, x) is not NotImplemented) == taken
+    np.testing.assert_array_equal(ops.matmul(x, x)[0], np.full(x.shape, size, np.float32))

@@ -79,3 +79,26 @@ for again in range(3):
     assert all(np.array_equal(a, wanted[name]) for name, a in results().items())
 """
     run(code)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_compiles_that_was_forked_while_a_thread_compiled() -> None:
+    pytest.importorskip("llvmlite")
+    code = """
+import os, signal, threading, time, warnings
+from xcnn.kernels.cpu import _native
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside threads
+compile, begun = _native._compiled, threading.Event()
+_native._read = lambda name: None
+_native._compiled = lambda *arguments: begun.set() or time.sleep(0.2) or compile(*arguments)
+square = _native.native("n:n")(lambda emit, n: emit.builder.ret(emit.builder.mul(n, n)))
+other = threading.Thread(target=square, args=(8,))
+other.start()
+begun.wait()
+if not (child := os.fork()):
+    signal.alarm(30)
+    os._exit(square(8)(3) != 9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+other.join()
+"""
+    run(code)

@@ -49,6 +49,17 @@ def test_arrays_that_are_one_at_first_need_not_be_so_later():
     same(model, images(3, 4, 5))
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
+def test_a_parameter_whose_shape_is_set_in_place_is_refused(train):
+    model, x = nn.Sequential(nn.Linear(4, 6)), images(3, 4)
+    for _ in range(2):
+        model.forward(x, train)
+    model[0].weight.data.shape = 24, 1
+    with pytest.raises(ShapeError, match="weight takes 1 features, x has 4"):
+        model.forward(x, train)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_a_module_may_return_its_input_or_another_array(train):
     class Clip(nn.Module):

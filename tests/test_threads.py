@@ -138,6 +138,29 @@ def test_parallel_waits_for_the_others_after_an_exception() -> None:
     assert len(ended) == 1
 
 
+def test_an_interrupt_that_follows_the_end_of_what_is_waited_for_is_returned() -> None:
+    class Acquired:
+        """A lock that another thread releases; then this one acquires it, and is interrupted."""
+
+        released = False
+
+        def acquire(self) -> None:
+            if self.released:
+                threading.Event().wait()
+            offer.accept()
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            self.released = True
+
+    offer, found = threads._Offer(int), list[Any]()
+    offer._done = Acquired()  # type: ignore[assignment]
+    waits = threading.Thread(target=lambda: found.append(offer.wait()), daemon=True)
+    waits.start()
+    waits.join(10)
+    assert [type(error) for error in found] == [KeyboardInterrupt]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot interrupt itself")
 def test_an_interrupt_while_parallel_waits_is_raised_after_the_others_have_stopped() -> None:
     both, ended = threading.Barrier(2, timeout=10), []

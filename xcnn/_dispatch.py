@@ -75,11 +75,12 @@ class Compilation:
         """Record that the compilation of a kernel begins; several compilations may overlap."""
         with self._lock:
             announce, self._announce = self._announce, None
+        if announce is not None:
+            announce()  # before anything is counted, as it may fail
+        with self._lock:
             if self._depth == 0:
                 self._start = time.perf_counter()
             self._depth += 1
-        if announce is not None:
-            announce()
 
     def end(self) -> None:
         """Record that the compilation of a kernel ends."""

@@ -118,12 +118,13 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
 class _Offer:
     """A call that another thread may make, once."""
 
-    __slots__ = ("_arguments", "_done", "_error", "_open")
+    __slots__ = ("_arguments", "_done", "_ended", "_error", "_open")
 
     def __init__(self, *arguments: Any) -> None:
         self._arguments, self._open = arguments, [True]
         self._done = threading.Lock()
         self._error: BaseException | None = None
+        self._ended = False
         self._done.acquire()
 
     def take(self) -> bool:
@@ -140,17 +141,17 @@ class _Offer:
             function(*arguments)
         except BaseException as error:
             self._error = error
+        self._ended = True
         self._done.release()
 
     def wait(self) -> BaseException | None:
         """Wait for the end of the call, also if this thread is interrupted, as it still writes; return its error."""
-        while True:
+        while not self._ended:
             try:
-                self._done.acquire()
+                self._done.acquire()  # an interruption may also follow when it has been acquired
             except BaseException as error:
                 self._error = self._error or error
-            else:
-                return self._error
+        return self._error
 
 
 class _Pool:

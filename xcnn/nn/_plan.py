@@ -208,7 +208,7 @@ class Joined:
         except Exception:  # such as a comparison of arrays
             return False
         for i, (slot, reference, kind) in enumerate(self._slots):
-            if (data := slot.data) is not reference():
+            if (data := slot.data) is not reference() or data.shape != kind[1]:  # NumPy's can be set in place
                 if like(data) != kind:
                     return False
                 self._slots[i] = slot, _reference(data), kind

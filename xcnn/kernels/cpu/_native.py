@@ -1,7 +1,7 @@
 """Functions that are written as instructions for LLVM, compiled when they are first used, and kept on disk.
 
-A file is named by a digest of all that its machine code depends on: the instructions, the processor and the version of
-llvmlite. So it can be damaged, which its content tells, but never be stale.
+A file is named by a digest of all that its machine code depends on: the instructions, the system, the processor and the
+version of llvmlite. So it can be damaged or have another's name, which its content tells, but never be stale.
 """
 
 import contextlib
@@ -41,6 +41,10 @@ _SECONDS_TO_WRITE = 60
 _SUFFIX = ".kernel"
 
 _LOCK = threading.RLock()
+"""Held by whoever uses LLVM."""
+
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock, or for that of LLVM
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 _number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
 
@@ -59,7 +63,8 @@ def machine_code(write: Callable[[Any], None]) -> int:
     """Compile a function `loop`, which `write(module)` writes; return its address."""
     module = ir.Module()
     write(module)
-    return int(_engine(str(module)).get_function_address("loop"))
+    with _LOCK:
+        return int(_engine(str(module)).get_function_address("loop"))
 
 
 def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
@@ -101,12 +106,14 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
         @functools.cache
         def of_address(itemsize: int) -> int:
-            return int(engine(itemsize).get_function_address("loop"))
+            with _LOCK:
+                return int(engine(itemsize).get_function_address("loop"))
 
         @functools.cache
         def of_python(itemsize: int) -> Any:
             if _KNOWN:
-                return _function_of_python(engine(itemsize))
+                with _LOCK:
+                    return _function_of_python(engine(itemsize))
             of: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
             kind = ctypes.CFUNCTYPE(of.get(result), *[of.get(kind, ctypes.c_void_p) for kind in given])
             call = kind(of_address(itemsize))
@@ -222,18 +229,18 @@ def _processor() -> tuple[str, str]:
 
 
 def _engine(text: str) -> Any:
-    """Return what has the machine code of a module."""
-    key = "\n".join([text, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
+    """Return what has the machine code of a module. The caller holds the lock, also while what was used is freed."""
+    system = llvm.get_default_triple()  # folders may be shared, and systems call functions in different ways
+    key = "\n".join([text, system, *_processor(), llvmlite.__version__, str(llvm.llvm_version_info)])
     name = hashlib.sha256(key.encode()).hexdigest()[:40]
-    with _LOCK:
-        if name not in _ENGINES:
-            target = _target()
-            content = _read(name) or _compiled(name, text, target)
-            engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), target)
-            engine.add_object_file(llvm.ObjectFileRef.from_data(content))
-            engine.finalize_object()
-            _ENGINES[name] = engine
-        return _ENGINES[name]
+    if name not in _ENGINES:
+        target = _target()
+        content = _read(name) or _compiled(name, text, target)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(content))
+        engine.finalize_object()
+        _ENGINES[name] = engine
+    return _ENGINES[name]
 
 
 def _compiled(name: str, text: str, target: Any) -> bytes:
@@ -263,8 +270,8 @@ def _folder() -> Path | None:
     return None
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
 
 
 def _read(name: str) -> bytes | None:
@@ -272,7 +279,7 @@ def _read(name: str) -> bytes | None:
     if folder := _folder():
         with contextlib.suppress(OSError):
             whole = (folder / (name + _SUFFIX)).read_bytes()
-            if whole[:32] == _digest(whole[32:]):
+            if whole[:32] == _digest(name, whole[32:]):
                 return whole[32:]
     return None
 
@@ -287,7 +294,7 @@ def _keep(name: str, content: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         with replacing(folder / (name + _SUFFIX)) as temporary:
-            temporary.write_bytes(_digest(content) + content)
+            temporary.write_bytes(_digest(name, content) + content)
     except (OSError, XcnnError) as error:
         _warn(f"in {folder} ({error})")
 

@@ -19,6 +19,9 @@ __all__ = ["linear", "linear_inference", "matmul"]
 
 _X, _WEIGHT, _Y, _DX, _DWEIGHT, _DBIAS, _ONES = range(7)
 
+_FEW, _LEAST_BYTES = 64, 2000
+"""The most products of a stack whose matrices may take less than so many bytes each: a row of a table takes 152."""
+
 
 @functools.lru_cache(256)
 def _forward(n: int, i: int, o: int, itemsize: int) -> Products:
@@ -96,6 +99,13 @@ def linear_inference(
     return y
 
 
+@functools.lru_cache(256)
+def _pays(a: tuple[int, ...], b: tuple[int, ...], itemsize: int) -> bool:
+    """Return whether the table of the products of stacks, which is kept, is small beside the matrices."""
+    (m, k), n, count = a[-2:], b[-1], math.prod(np.broadcast_shapes(a[:-2], b[:-2]))
+    return count <= _FEW or itemsize * (m * k + k * n + m * n) >= _LEAST_BYTES
+
+
 @functools.lru_cache(64)
 def _stack(a: tuple[int, ...], b: tuple[int, ...], turned: tuple[bool, bool], itemsize: int) -> tuple[Products, Any]:
     """Lay out the products of stacks of matrices, or of their transposes; return the shape of the result, too."""
@@ -125,7 +135,7 @@ def _times(a: np.ndarray, b: np.ndarray, turned: tuple[bool, bool], shape: tuple
 @kernel(np)
 def matmul(x: np.ndarray, other: np.ndarray) -> Any:
     """Multiply stacks of matrices."""
-    if not supports(x) or not other.size:
+    if not supports(x) or not other.size or not _pays(x.shape, other.shape, x.itemsize):
         return NotImplemented
     x, other = plain(x), plain(other)
     y = _times(x, other, (False, False))
