@@ -65,6 +65,23 @@ class _Adaptive(NamedTuple):
         return self.size // self.out + 2 * (self.size % self.out > 0)
 
 
+class _Regular(NamedTuple):
+    """An axis of adjacent windows of one length; by default, of single pixels."""
+
+    size: int
+    out: int
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+
+
+def _adaptive(size: int, out: int) -> Any:
+    """Return the axis of an adaptive pool."""
+    length, rest = divmod(size, out)
+    return _Adaptive(size, out) if rest or length == 0 else _Regular(size, out, length, length)
+
+
 def _windows(axis: Any) -> np.ndarray:
     """Return the pixels (windows, positions) along an axis; -1 is outside."""
     if not axis.stride:
@@ -190,7 +207,7 @@ def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
 @kernel(np)
 def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Return the maxima of windows of any lengths; keep their positions."""
-    return _max(x, tuple(_Adaptive(*sizes) for sizes in plan))
+    return _max(x, tuple(_adaptive(*sizes) for sizes in plan))
 
 
 @functools.lru_cache(maxsize=256)
@@ -213,6 +230,9 @@ def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, sizes: t
 def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
     rank, shape = len(axes), x.shape
+    *rows, last = axes
+    if not 0 < last.stride <= PHASES and any(axis.out < axis.size for axis in rows):
+        return _in_turn(x, rows, last, counts, divisor)
     if not _takes(x, axes):
         return NotImplemented
     plan, sizes = _plan("sum", axes, False, x.itemsize), shape[x.ndim - rank :]
@@ -229,6 +249,19 @@ def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...]
     return y, backward
 
 
+def _in_turn(x: np.ndarray, rows: list[Any], last: Any, counts: tuple[tuple[int, ...], ...], divisor: Any) -> Any:
+    """Sum windows along all axes but the last one first, in whole vectors: columns that are listed are read singly."""
+    first = _average(x, (*rows, _Regular(last.size, last.size)), (*counts[:-1], (1,) * last.size), 1)
+    if first is NotImplemented:
+        return NotImplemented
+    sums, back = first
+    second = _average(sums, (*(_Regular(axis.out, axis.out) for axis in rows), last), counts, divisor)
+    if second is NotImplemented:
+        return NotImplemented
+    y, back_last = second
+    return y, lambda dy, needs: back(back_last(dy, (True,))[0], (True,)) if needs[0] else (None,)
+
+
 @kernel(np)
 def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
@@ -240,7 +273,7 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
 @kernel(np)
 def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Take the means of windows of any lengths, and spread gradients evenly."""
-    axes = tuple(_Adaptive(*sizes) for sizes in plan)
+    axes = tuple(_adaptive(*sizes) for sizes in plan)
     return _average(x, axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None)
 
 
