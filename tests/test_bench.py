@@ -7,6 +7,8 @@ import mmap
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,6 +454,27 @@ def test_the_parts_compute_the_same_as_the_network(layer, train):
     assert [type(one).__name__ for one in found[-1].layers] == (
         ["BatchNorm2d", "Add", "ReLU"] if train else ["Conv2d", "Add", "ReLU"]
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the state of a process is not told")
+def test_a_busy_process_ends_with_a_parent_that_is_killed():
+    code = """
+import subprocess, time
+from xcnn.compare.busy import busy
+popen, started = subprocess.Popen, []
+subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+with busy(1):
+    print(started[0].pid, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        state = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        assert state.exists()
+        parent.kill()
+    end = time.monotonic() + 30
+    while state.exists() and state.read_text().split()[2] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes cannot be bound to cores")

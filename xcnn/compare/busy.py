@@ -13,9 +13,11 @@ _CODE = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {int(sys.argv[1])})
+parent = os.getppid()
 print("ready", flush=True)
-while True:
-    pass
+while os.getppid() == parent:  # nobody else ends this process if its parent is killed
+    for _ in range(100_000):
+        pass
 """
 
 _SECONDS_TO_SETTLE = 0.05
