@@ -8,7 +8,7 @@ The polynomials were fitted with 40 digits, so that the largest relative error o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,14 @@ _EXPM1_LEAST = {4: -20.0, 8: -40.0}
 _LOG2 = {4: (0.693359375, -2.12194440054690583e-4), 8: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
 
 
+def _instruction(name: str, *given: str) -> Callable[..., Any]:
+    return lambda self, *arguments: getattr(self.builder, name)(*given, *arguments)
+
+
+def _intrinsic(name: str) -> Callable[..., Any]:
+    return lambda self, *arguments: self.call(name, self.vector, self.vector, *arguments)
+
+
 class Functions(Vectors):
     """Emits the instructions of steps on vectors of one type."""
 
@@ -98,50 +106,12 @@ class Functions(Vectors):
 
     # Arithmetic, comparisons and masks
 
-    def add(self, a: Any, b: Any) -> Any:
-        return self.builder.fadd(a, b)
-
-    def subtract(self, a: Any, b: Any) -> Any:
-        return self.builder.fsub(a, b)
-
-    def multiply(self, a: Any, b: Any) -> Any:
-        return self.builder.fmul(a, b)
-
-    def divide(self, a: Any, b: Any) -> Any:
-        return self.builder.fdiv(a, b)
-
-    def negative(self, a: Any) -> Any:
-        return self.builder.fneg(a)
-
-    def less(self, a: Any, b: Any) -> Any:
-        return self.builder.fcmp_ordered("<", a, b)
-
-    def less_equal(self, a: Any, b: Any) -> Any:
-        return self.builder.fcmp_ordered("<=", a, b)
-
-    def greater(self, a: Any, b: Any) -> Any:
-        return self.less(b, a)
-
-    def greater_equal(self, a: Any, b: Any) -> Any:
-        return self.less_equal(b, a)
-
-    def equal(self, a: Any, b: Any) -> Any:
-        return self.builder.fcmp_ordered("==", a, b)
-
-    def not_equal(self, a: Any, b: Any) -> Any:
-        return self.builder.fcmp_unordered("!=", a, b)
-
-    def logical_and(self, a: Any, b: Any) -> Any:
-        return self.builder.and_(a, b)
-
-    def logical_or(self, a: Any, b: Any) -> Any:
-        return self.builder.or_(a, b)
-
-    def logical_not(self, a: Any) -> Any:
-        return self.builder.not_(a)
-
-    def where(self, mask: Any, a: Any, b: Any) -> Any:
-        return self.builder.select(mask, a, b)
+    add, subtract, multiply, divide, negative = map(_instruction, ("fadd", "fsub", "fmul", "fdiv", "fneg"))
+    less, less_equal, equal = (_instruction("fcmp_ordered", sign) for sign in ("<", "<=", "=="))
+    greater, greater_equal = (_instruction("fcmp_ordered", sign) for sign in (">", ">="))
+    not_equal = _instruction("fcmp_unordered", "!=")
+    logical_and, logical_or, logical_not, where = map(_instruction, ("and_", "or_", "not_", "select"))
+    abs, sqrt, copysign = map(_intrinsic, ("fabs", "sqrt", "copysign"))
 
     def maximum(self, a: Any, b: Any) -> Any:
         return self._extreme(self.greater, a, b)
@@ -159,18 +129,6 @@ class Functions(Vectors):
     def sign(self, a: Any) -> Any:
         below = self.where(self.less(a, self.constant(0.0)), self.constant(-1.0), a)
         return self.where(self.less(self.constant(0.0), a), self.constant(1.0), below)
-
-    def abs(self, a: Any) -> Any:
-        return self._intrinsic("fabs", a)
-
-    def sqrt(self, a: Any) -> Any:
-        return self._intrinsic("sqrt", a)
-
-    def copysign(self, a: Any, b: Any) -> Any:
-        return self._intrinsic("copysign", a, b)
-
-    def _intrinsic(self, name: str, *arguments: Any) -> Any:
-        return self.call(name, self.vector, self.vector, *arguments)
 
     # Exponentials and the like
 
