@@ -44,17 +44,8 @@ class Symbol:
 
     __float__ = __int__ = __index__ = __len__ = __iter__ = __bool__
 
-    def __neg__(self) -> "Symbol":
-        return self.xp.step("negative", self)
-
     def __pos__(self) -> "Symbol":
         return self
-
-    def __abs__(self) -> "Symbol":
-        return self.xp.step("abs", self)
-
-    def __invert__(self) -> "Symbol":
-        return self.xp.step("logical_not", self)
 
     def __pow__(self, exponent: Any) -> "Symbol":
         return self.xp.pow(self, exponent)
@@ -62,20 +53,19 @@ class Symbol:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _operator(name: str, turned: bool = False) -> Callable[[Symbol, Any], Symbol]:
-    def operator(self: Symbol, other: Any) -> Symbol:
-        return self.xp.step(name, *((other, self) if turned else (self, other)))
-
-    return operator
+def _operator(name: str, turned: bool = False) -> Callable[..., Symbol]:
+    return lambda self, *others: self.xp.step(name, *((*others, self) if turned else (self, *others)))
 
 
-for _name, _function in (("add", "add"), ("sub", "subtract"), ("mul", "multiply"), ("truediv", "divide")):
+_TURNED = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide"}
+_OPERATORS = {
+    **_TURNED, **dict(zip(("lt", "le", "gt", "ge", "eq", "ne"), _COMPARISONS, strict=True)), "neg": "negative",
+    "abs": "abs", "and": "logical_and", "or": "logical_or", "invert": "logical_not",
+}  # fmt: skip
+for _name, _function in _OPERATORS.items():
     setattr(Symbol, f"__{_name}__", _operator(_function))
+for _name, _function in _TURNED.items():
     setattr(Symbol, f"__r{_name}__", _operator(_function, turned=True))
-for _name, _function in zip(("lt", "le", "gt", "ge", "eq", "ne"), _COMPARISONS, strict=True):
-    setattr(Symbol, f"__{_name}__", _operator(_function))
-for _name in ("and", "or"):
-    setattr(Symbol, f"__{_name}__", _operator(f"logical_{_name}"))
 
 
 class Namespace:

@@ -8,6 +8,7 @@ Lines that are laid out have zeros between them, and an infinite weight times 0 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,10 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._convolve import convolve, fold
-from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
-from xcnn.kernels.cpu._share import plain, share, supports
+from xcnn.kernels.cpu._share import plain, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
@@ -30,6 +30,14 @@ from xcnn.threads import parallel
 __all__ = ["conv", "conv_inference", "conv_transpose"]
 
 _UNLIMITED = -np.inf, np.inf
+
+_MOST_SKIPPED = 4
+"""The largest number of pixels of x between windows, per kernel position, for which planes are laid out."""
+
+
+def _skips(axes: tuple[Any, ...]) -> bool:
+    """Return whether strides pass over most pixels: laying out pixels outside all windows would be wasted work."""
+    return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 
 @functools.cache
@@ -62,7 +70,9 @@ def _convolution(
         sizes = [axis.size if transposed else axis.out for axis in axes]
         y = np.empty((n, groups if transposed else weight.shape[0], *sizes), dtype)
         depthwise.convolve(y, arrays, ends, axes, weight.shape[0], groups, transposed)
-        return y if limits is not None else _activated(y, activation)
+        if limits is None:
+            in_place(activation, y, serial=False)
+        return y
     f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
     y = np.empty((n, *f.shape), dtype)
     bare = scale is None and shift is None and residual is None and (activation is None or limits is None)
@@ -79,29 +89,9 @@ def _convolution(
                 in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
 
     parallel(some, f.parts)
-    return y if near or limits is not None else _activated(y, activation)
-
-
-def _activated(y: np.ndarray, activation: Any) -> np.ndarray:
-    numbers = y.reshape(-1)
-    share(lambda begin, end: in_place(activation, numbers[begin:end]), 4 * y.size, n=y.size)
+    if not near and limits is None:
+        in_place(activation, y, serial=False)
     return y
-
-
-def _input_gradients(
-    dy: np.ndarray,
-    weight: np.ndarray,
-    axes: tuple[Any, ...],
-    groups: int,
-    bias: np.ndarray | None = None,
-    y: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return dx, plus a bias if it is a transposed convolution; dy is masked to where y is not 0, unless y is None."""
-    return _convolution(dy, weight, axes, groups, shift=bias, transposed=True, mask=y)
-
-
-def _masked(activation: tuple[Any, ...], y: np.ndarray, dy: np.ndarray, dx: np.ndarray, begin: int, end: int) -> None:
-    gradient(activation, y[begin:end], dy[begin:end], dx[begin:end])
 
 
 @kernel(np)
@@ -114,7 +104,7 @@ def conv(
     activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve, with bias and activation in the same pass."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
     result = _convolution(x, weight, axes, groups, shift=bias, activation=activation)
@@ -123,12 +113,10 @@ def conv(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         mask = y
         if y is not None and activation != ("relu",):
-            masked, mask = np.empty(y.shape, y.dtype), None
-            arrays = (a.reshape(-1) for a in (y, np.ascontiguousarray(dy), masked))
-            share(_masked, 4 * y.size, activation, *arrays, n=y.size)
-            dy = masked
+            above, dy, mask = plain(dy), np.empty(y.shape, y.dtype), None
+            gradient(activation, y, above, dy, serial=False)
         return (
-            _input_gradients(dy, weight, axes, groups, y=mask) if needs[0] else None,
+            _convolution(dy, weight, axes, groups, transposed=True, mask=mask) if needs[0] else None,
             weight_gradients(x, dy, mask, weight, axes, groups) if needs[1] else None,
             channel_sums(dy, mask) if needs[2] and has_bias else None,
         )
@@ -162,7 +150,7 @@ def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
 
@@ -172,4 +160,4 @@ def conv_transpose(
         dbias = channel_sums(dy) if needs[2] and has_bias else None
         return dx, dweight, dbias
 
-    return _input_gradients(x, weight, axes, groups, bias), backward
+    return _convolution(x, weight, axes, groups, shift=bias, transposed=True), backward
