@@ -235,6 +235,9 @@ def test_the_parts_of_a_long_measurement_are_one_report(xcnn, tmp_path):
     assert cells[1][1:] == ["32", "32", "2.00", "0.50", "onnxruntime NCHW", "2.0 MiB", "2.0 MiB"]
     assert cells[2][1:] == ["ResNet, batch norm, ReLU, bottlenecks", "3x56x73", "56.9"]
     assert ["random-0-3, batch 1, train", "too deep"] in rows
+    (tmp_path / "alone").write_text("\n".join([machine, line("train", 8, "xcnn", 1.0)]))
+    code, out, _ = xcnn("--report", "alone")
+    assert "| `random-0-2` | 8 | 8 | 2.0 MiB |" in out.splitlines()
     (tmp_path / "c").write_text("[]")
     for name, reason in {"a,c": "c:1 is not a line of bench --json", "d": "cannot read d: "}.items():
         code, out, err = xcnn("--report", name)
@@ -279,6 +282,9 @@ def test_means_in_json(xcnn):
         (["--random", "3", "--only", "3"], "ranges below 3, the number of networks, got '3'"),
         (["--random", "9", "--only", "5-3"], "--only takes numbers and rising ranges below 9, the number of networks"),
         (["--random", "3", "--only", "0-99999999999"], "ranges below 3, the number of networks, got '0-99999999999'"),
+        (["--random", "3", "--only", ""], "--only takes numbers and ranges separated by commas, got ''"),
+        (["--batch-sizes", "1,,2"], "--batch-sizes takes integers separated by commas, got '1,,2'"),
+        (["--report", ""], "--report takes files separated by commas, got ''"),
         (["--random", "3", "--only", "1-x"], "--only takes numbers and ranges separated by commas, got '1-x'"),
         (["--only", "1"], "--only selects random networks; pass --random, the number of networks"),
         (["--show"], "--show prints random networks; pass --random, the number of networks"),

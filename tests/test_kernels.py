@@ -337,11 +337,16 @@ def choice() -> Iterator[Callable[[np.ndarray], Any]]:
 def test_kernels_can_be_left_off() -> None:
     code = "import numpy as np; from xcnn._dispatch import kernels; print(len(kernels(np)))"
     counts = []
-    for setting in ("on", "off"):
+    for setting in ("", "off"):
         environment = {**os.environ, "XCNN_KERNELS": setting}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         counts.append(int(done.stdout))
     assert counts == [len(kernels(np)), 0]
+    environment = {**os.environ, "XCNN_KERNELS": "of"}
+    for command in ([sys.executable, "-c", code], [sys.executable, "-m", "xcnn", "devices"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert "XCNN_KERNELS in the environment must be off, or not set, got 'of'" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 ONE, TWO = np.zeros(1), np.zeros(2)

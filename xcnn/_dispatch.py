@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
+from xcnn.errors import UsageError
+
 __all__ = [
     "BODIES",
     "COMPILATION",
@@ -35,6 +37,7 @@ __all__ = [
     "kernel",
     "kernels",
     "portable",
+    "switched_off",
     "tracing",
 ]
 
@@ -223,13 +226,27 @@ def kernels(xp: ModuleType) -> Kernels:
     """
     with _LOCK:
         if xp not in _KERNELS:
-            if xp.__name__ in _ROOMS and os.environ.get("XCNN_KERNELS") != "off":
+            if xp.__name__ in _ROOMS and not switched_off():
                 try:
                     importlib.import_module(_ROOMS[xp.__name__])
                 except Exception as error:
                     _log.warning("kernels for %s cannot be used, so everything is slower: %r", xp.__name__, error)
             _KERNELS[xp] = _REGISTERED.setdefault(xp, {})  # last, so that no thread sees an incomplete table
     return _KERNELS[xp]
+
+
+def switched_off() -> bool:
+    """Return whether `XCNN_KERNELS=off` in the environment leaves all kernels off.
+
+    Raises
+    ------
+    UsageError
+        If it has another value.
+    """
+    setting = os.environ.get("XCNN_KERNELS", "")
+    if setting not in ("", "off"):
+        raise UsageError(f"XCNN_KERNELS in the environment must be off, or not set, got {setting!r}")
+    return setting == "off"
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -28,6 +27,7 @@ import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, on_device
 from xcnn._cuda import Gpu, line, name_of, report, require
+from xcnn._dispatch import switched_off
 from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, unknown
 
 __all__ = [
@@ -125,7 +125,7 @@ class Library:
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
-    compiled = ", without kernels, as XCNN_KERNELS=off says" if os.environ.get("XCNN_KERNELS") == "off" else ""
+    compiled = ", without kernels, as XCNN_KERNELS=off says" if switched_off() else ""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         compiled = compiled or f", kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
     return Device("cpu", np, "cpu", f"NumPy {np.__version__}{compiled}")

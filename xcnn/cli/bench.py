@@ -41,7 +41,7 @@ def bench(
     models: str = "report,lenet5,mnist_cnn,vgg_small",
     random: int | None = None,
     seed: int = 0,
-    only: Annotated[str, Parameter(show_default=False)] = "",
+    only: Annotated[str | None, Parameter(show_default=False)] = None,
     show: Annotated[bool, Parameter(negative=())] = False,
     batch_sizes: Annotated[str, Parameter(name=["--batch-sizes", "-b"])] = "1,64,256",
     sizes: Annotated[str, Parameter(show_default=False)] = "",
@@ -54,7 +54,7 @@ def bench(
     seconds: float = 0.4,
     busy: int = 0,
     profile: Annotated[bool, Parameter(negative=())] = False,
-    report: Annotated[str, Parameter(show_default=False)] = "",
+    report: Annotated[str | None, Parameter(show_default=False)] = None,
     plot: Path | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -117,8 +117,10 @@ def bench(
         print JSON lines on stdout: one for the machine, one per contestant and case, then the mean ratios and the
         growth of the cost with batches and images.
     """
-    if report:
-        for line in room.report(room.read(split_names(report))).splitlines():
+    if report is not None:
+        if not (files := split_names(report)):
+            raise UsageError(f"report takes files separated by commas, got {report!r}", setting="report")
+        for line in room.report(room.read(files)).splitlines():
             print_line(line)
         return 0
     threads = get_num_threads() if threads is None else threads
@@ -208,17 +210,17 @@ def bench(
     return int(bool(failed))
 
 
-def _drawn(random: int | None, seed: int, only: str) -> list[int]:
+def _drawn(random: int | None, seed: int, only: str | None) -> list[int]:
     """Return the numbers of the random networks to measure."""
     if random is None:
-        if only:
+        if only is not None:
             raise UsageError("only selects random networks; pass --random, the number of networks", setting="only")
         return []
     integer("bench", "random", random)
     integer("bench", "seed", seed, 0)
     found: list[int] = []
-    for part in split_names(only) or [f"0-{random - 1}"]:
-        first, _, last = part.partition("-")
+    for part in (f"0-{random - 1}" if only is None else only).split(","):
+        first, _, last = part.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise UsageError(f"only takes numbers and ranges separated by commas, got {only!r}", setting="only")
         if not int(first) <= int(last or first) < random:
@@ -250,6 +252,6 @@ def _show(seed: int, indices: Sequence[int], as_json: bool) -> int:
 
 def _numbers(setting: str, text: str) -> list[int]:
     try:
-        return [int(name) for name in split_names(text)]
+        return list(dict.fromkeys(map(int, text.split(",")))) if text else []
     except ValueError:
         raise UsageError(f"{setting} takes integers separated by commas, got {text!r}", setting=setting) from None

@@ -136,24 +136,19 @@ def _means(results: Sequence[Result]) -> list[str]:
 
 def _cells(mode: str, results: Sequence[Result]) -> str:
     """Return the table of the cells of a mode."""
-    peers = rivals(results)
-    columns = [
-        f"network, {mode}",
-        "batch",
-        "images/s",
-        *(f"to {peer}" for peer in peers),
-        "fastest",
-        "memory",
-        "theirs",
-    ]
+    peers, named = rivals(results), [f"network, {mode}", "batch", "images/s"]
+    compared = [*(f"to {peer}" for peer in peers), "fastest", "memory", "theirs"]
+    alone = [(result, one, None) for result in results for one in result.ours if not result.best(one)]
     rows = []
-    for result, timing, best in worst(results, len(results)):
+    for result, timing, best in [*worst(results, len(results)), *alone]:
         each = [result.best(timing, *names) for names in peers.values()]
         ratios = [f"{timing.ratio(one):.2f}" if one else "-" for one in each]
-        memory = ["-" if one.memory is None else f"{one.memory / 2**20:.1f} MiB" for one in (timing, best)]
-        speed = f"{timing.images_per_second:,.0f}"
-        rows.append((f"`{result.case.model}`", str(result.case.batch), speed, *ratios, str(best.contestant), *memory))
-    return _table(columns, rows, right=1)
+        ours, theirs = (
+            f"{one.memory / 2**20:.1f} MiB" if one and one.memory is not None else "-" for one in (timing, best)
+        )
+        cells = [*ratios, str(best.contestant) if best else "-", ours, theirs] if peers else [ours]
+        rows.append((f"`{result.case.model}`", str(result.case.batch), f"{timing.images_per_second:,.0f}", *cells))
+    return _table([*named, *(compared if peers else ["memory"])], rows, right=1)
 
 
 def _networks(results: Sequence[Result]) -> str:
