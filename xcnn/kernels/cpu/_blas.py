@@ -45,7 +45,7 @@ def _libraries() -> list[_Library]:
 
 
 def _openblas(path: str) -> _Library | None:
-    """Return OpenBLAS's own functions: those of threadpoolctl look them up in each call, which takes a microsecond."""
+    """Return OpenBLAS's own functions: from 3.7 on, those of threadpoolctl do nothing in all threads but one."""
     library = ctypes.PyDLL(path)  # the functions return at once, so there is no need to release the interpreter lock
     for name in _OPENBLAS:
         with contextlib.suppress(AttributeError):
