@@ -5,13 +5,15 @@ each number. Whatever the length, nothing outside a row is read or written. Sums
 they are complete.
 """
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
 
+from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._sums import BLOCK
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, blocks, counted
@@ -79,92 +81,65 @@ class _Norm(Vectors):
         kinds = [INT.as_pointer(), *arrays, *[DOUBLE] * numbers, INT, INT]
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "loop")
         super().__init__(ir.IRBuilder(function.append_basic_block()), itemsize)
-        table, *given, self.begin, self.end = function.args
+        table, *given, begin, self.end = function.args
         self.of = dict(zip(names, given, strict=False))
         self.eps, self.limits = given[len(names)], [self.spread(self.number(one)) for one in given[-2:]]
-        self.size = {name: self.builder.load(self.builder.gep(table, [INT(k)])) for k, name in enumerate(TABLE)}
+        self.size = dict(zip(TABLE, Integers(self.builder, table).some(0, len(TABLE)), strict=True))
         self.options, self.none = options, ir.Constant(self.vector, None)
-        self.width = INT(2 * self.lanes)
+        self.begin, self.zero = Integer(self.builder, begin), Integer(self.builder, 0)
 
-    def sums(self, block: Any, until: Any) -> None:
+    def sums(self, block: Integer, until: Integer) -> None:
         """Write the first pass of some units, and what follows from it."""
         raise NotImplementedError
 
-    def results(self, block: Any, until: Any) -> None:
+    def results(self, block: Integer, until: Integer) -> None:
         """Write the second pass of these units."""
         raise NotImplementedError
 
     def write_all(self) -> None:
-        builder, size = self.builder, self.size
+        size, together = self.size, self.size["together"]
+        with self.begin.up_to(self.end) as self.slot:
+            first, last = (k * size["units"] // size["slots"] for k in (self.slot, self.slot + 1))
+            with first.up_to(last, together) as block:
+                until = (block + together).least(last)
+                self.sums(block, until)
+                self.results(block, until)
+        self.builder.ret_void()
 
-        def slot(s: Any, _: Any) -> list[Any]:
-            self.slot = s
-            after = builder.add(s, INT(1))
-            first, last = (builder.sdiv(builder.mul(k, size["units"]), size["slots"]) for k in (s, after))
-
-            def block(u: Any, until: Any, _: Any) -> list[Any]:
-                self.sums(u, until)
-                self.results(u, until)
-                return []
-
-            blocks(builder, first, last, size["together"], [], block)
-            return []
-
-        counted(builder, self.begin, self.end, INT(1), [], slot)
-        builder.ret_void()
-
-    def at(self, name: str, place: Any) -> Any:
-        return self.builder.gep(self.of[name], [place])
-
-    def get(self, name: str, place: Any) -> Any:
+    def get(self, name: str, place: Integer) -> Any:
         """Load a number as float64."""
-        return self.double(self.builder.load(self.at(name, place)))
+        return self.double(self.builder.load(place.of(self.of[name])))
 
     def double(self, value: Any) -> Any:
         return value if value.type == DOUBLE else self.builder.fpext(value, DOUBLE)
 
-    def put(self, value: Any, name: str, place: Any) -> None:
-        target = self.at(name, place)
+    def put(self, value: Any, name: str, place: Integer) -> None:
+        target = place.of(self.of[name])
         self.builder.store(value if target.type.pointee == DOUBLE else self.number(value), target)
 
-    def loop(self, begin: Any, end: Any, body: Callable[..., None]) -> None:
-        def step(index: Any, _: Any) -> list[Any]:
-            body(index)
-            return []
+    def same(self, name: str, place: Integer) -> Any:
+        """Load a number into all lanes."""
+        return self.broadcast(place.of(self.of[name]))
 
-        counted(self.builder, begin, end, INT(1), [], step)
+    def parameter(self, u: Integer, j: Integer) -> Integer:
+        turn = u - u // self.size["period"] * self.size["period"]
+        return turn * self.size["of_unit"] + self.size["of_row"] * j
 
-    def parameter(self, u: Any, j: Any) -> Any:
-        builder, size = self.builder, self.size
-        turn = builder.srem(u, size["period"])
-        return builder.add(builder.mul(turn, size["of_unit"]), builder.mul(j, size["of_row"]))
+    def room(self, u: Integer, block: Integer, j: Integer | int = 0) -> Integer:
+        """Return the place of the sums of a unit, or of its row j if rows have their own."""
+        return (u - block + self.size["of_row"] * j) * (2 * self.lanes)
 
-    def rows(self, block: Any, until: Any, body: Callable[..., None]) -> None:
-        """Write `body(u, at, of, sums)` for the rows of some units: the places of numbers, parameters and sums."""
-        builder, size = self.builder, self.size
+    @contextlib.contextmanager
+    def rows(self, block: Integer, until: Integer) -> Iterator[tuple[Integer, Integer, Integer, Integer]]:
+        """Write a loop over the rows of some units: the unit, and the places of numbers, parameters and sums."""
+        size = self.size
+        with self.zero.up_to(size["rows"]) as j, block.up_to(until) as u:
+            yield u, u * size["unit"] + j * size["step"], self.parameter(u, j), self.room(u, block, j)
 
-        def line(j: Any) -> None:
-            def one(u: Any) -> None:
-                at = builder.add(builder.mul(u, size["unit"]), builder.mul(j, size["step"]))
-                place = builder.add(builder.sub(u, block), builder.mul(j, size["of_row"]))
-                body(u, at, self.parameter(u, j), builder.mul(place, self.width))
-
-            self.loop(block, until, one)
-
-        self.loop(INT(0), size["rows"], line)
-
-    def clear(self, block: Any, until: Any) -> None:
+    def clear(self, block: Integer, until: Integer) -> None:
         """Set the sums of some units, or of the rows of one, to 0."""
-        builder = self.builder
-        count = builder.add(
-            builder.sub(until, block), builder.mul(builder.sub(self.size["rows"], INT(1)), self.size["of_row"])
-        )
-        zeros = self.zeros()
-        self.loop(
-            INT(0),
-            builder.mul(count, INT(2)),
-            lambda k: self.write(zeros, self.of["sums"], builder.mul(k, INT(self.lanes))),
-        )
+        with self.zero.up_to(self.room(until, block, self.size["rows"] - 1), self.lanes) as k:
+            self.write(self.zeros(), self.of["sums"], k.value)
 
     def each(
         self, body: Callable[..., Any], values: Sequence[Any] = (), begin: Any = None, end: Any = None
@@ -178,58 +153,58 @@ class _Norm(Vectors):
                 new[k * own : (k + 1) * own] = body(index, mask, *carried[k * own : (k + 1) * own]) or []
             return new
 
-        return self.span(begin or INT(0), end or self.size["row"], [*values] * _MANY, some, _MANY)
+        return self.span(begin or INT(0), end or self.size["row"].value, [*values] * _MANY, some, _MANY)
 
-    def sum(self, body: Callable[..., Any], zero: Any, place: Any) -> None:
+    def sum(self, body: Callable[..., Any], zero: Any, place: Integer) -> None:
         """Add two vectors of a row, each the sum of what `body` makes of `zero`, to the sums at a place, in blocks."""
         builder = self.builder
 
         def block(begin: Any, end: Any, _: Any) -> list[Any]:
             found = self.each(body, [zero] * 2, begin, end)
             for k in range(2):
-                term, at = builder.fadd(found[k], found[k + 2]), builder.add(place, INT(k * self.lanes))
+                term, at = builder.fadd(found[k], found[k + 2]), (place + k * self.lanes).value
                 term = term if term.type == self.zeros().type else self.widened(term)
                 self.write(builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
             return []
 
-        blocks(builder, INT(0), self.size["row"], INT(BLOCK), [], block)
+        blocks(builder, INT(0), self.size["row"].value, INT(BLOCK), [], block)
 
-    def totals(self, place: Any) -> list[Any]:
-        return [self.total(self.read(self.of["sums"], self.builder.add(place, INT(k * self.lanes)))) for k in range(2)]
+    def totals(self, place: Integer) -> list[Any]:
+        return [self.total(self.read(self.of["sums"], (place + k * self.lanes).value)) for k in range(2)]
 
-    def affine(self, name: str, of: Any) -> Callable[[Any, Any], Any]:
+    def affine(self, name: str, of: Integer) -> Callable[[Any, Any], Any]:
         """Return a function that gives a vector of weights or biases of a row."""
-        array = self.at(name, of)
         if "wide" in self.options:
+            array = of.of(self.of[name])
             return lambda index, mask: self.read(array, index, mask)
-        same = self.spread(self.builder.load(array))
+        same = self.same(name, of)
         return lambda index, mask: same
 
 
 class _Forward(_Norm):
-    def sums(self, block: Any, until: Any) -> None:
+    def origin(self, u: Integer) -> Any:
+        """Return the first number of a unit, from which moments count, or 0 if it is infinite or NaN."""
         builder = self.builder
+        value = builder.load((u * self.size["unit"]).of(self.of["x"]))
+        finite = builder.fcmp_ordered("ord", builder.fsub(value, value), value.type(0.0))
+        return builder.select(finite, value, value.type(0.0))
 
-        def origin(u: Any) -> Any:
-            """Return the first number of a unit, from which moments count, or 0 if it is infinite or NaN."""
-            value = builder.load(self.at("x", builder.mul(u, self.size["unit"])))
-            finite = builder.fcmp_ordered("ord", builder.fsub(value, value), value.type(0.0))
-            return builder.select(finite, value, value.type(0.0))
+    def sums(self, block: Integer, until: Integer) -> None:
+        builder, given = self.builder, "given" in self.options
+        if not given:
+            self.clear(block, until)
+            with self.rows(block, until) as (u, at, _, _):
+                source, centre = at.of(self.of["x"]), self.spread(self.origin(u))
 
-        def row(u: Any, at: Any, of: Any, _: Any) -> None:
-            place = builder.mul(builder.sub(u, block), self.width)
-            source, centre = self.at("x", at), self.spread(origin(u))
+                def moments(index: Any, mask: Any, total: Any, square: Any) -> list[Any]:
+                    value = self.widened(builder.fsub(self.read(source, index, mask), centre), mask)
+                    return [builder.fadd(total, value), self.fused(value, value, square)]
 
-            def moments(index: Any, mask: Any, total: Any, square: Any) -> list[Any]:
-                value = self.widened(builder.fsub(self.read(source, index, mask), centre), mask)
-                return [builder.fadd(total, value), self.fused(value, value, square)]
-
-            self.sum(moments, self.zeros(), place)
-
-        def unit(u: Any) -> None:
-            if "given" not in self.options:
-                total, squares = self.totals(builder.mul(builder.sub(u, block), self.width))
-                count, start = builder.sitofp(self.size["count"], DOUBLE), self.double(origin(u))
+                self.sum(moments, self.zeros(), self.room(u, block))
+        with block.up_to(until) as u:
+            if not given:
+                total, squares = self.totals(self.room(u, block))
+                count, start = builder.sitofp(self.size["count"].value, DOUBLE), self.double(self.origin(u))
                 average = builder.fdiv(total, count)
                 variance = builder.fdiv(builder.fsub(squares, builder.fmul(total, average)), count)
                 below = builder.fcmp_ordered("<", variance, DOUBLE(0.0))
@@ -239,24 +214,18 @@ class _Forward(_Norm):
             root = builder.extract_element(self.call("sqrt", around.type, around.type, around), LANE(0))
             self.put(builder.fdiv(DOUBLE(1.0), root), "rstd", u)
 
-        if "given" not in self.options:
-            self.clear(block, until)
-            self.rows(block, until, row)
-        self.loop(block, until, unit)
-
-    def results(self, block: Any, until: Any) -> None:
+    def results(self, block: Integer, until: Integer) -> None:
         builder = self.builder
-
-        def row(u: Any, at: Any, of: Any, _: Any) -> None:
-            source, target = self.at("x", at), self.at("y", at)
-            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
+        with self.rows(block, until) as (u, at, of, _):
+            source, target, residual = (at.of(self.of[name]) for name in ("x", "y", "residual"))
+            centre, factor = self.same("mean", u), self.same("rstd", u)
             weight, bias = self.affine("weight", of), self.affine("bias", of)
 
             def body(index: Any, mask: Any) -> None:
                 value = builder.fsub(self.read(source, index, mask), centre)
                 value = self.fused(value, builder.fmul(weight(index, mask), factor), bias(index, mask))
                 if "residual" in self.options:
-                    value = builder.fadd(value, self.read(self.at("residual", at), index, mask))
+                    value = builder.fadd(value, self.read(residual, index, mask))
                 if "limited" in self.options:
                     for sign, limit in zip("<>", self.limits, strict=True):
                         value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
@@ -264,14 +233,12 @@ class _Forward(_Norm):
 
             self.each(body)
 
-        self.rows(block, until, row)
-
 
 class _Backward(_Norm):
-    def gradient(self, at: Any) -> Callable[[Any, Any], Any]:
+    def gradient(self, at: Integer) -> Callable[[Any, Any], Any]:
         """Return a function that gives a vector of dy where y is between the limits, and zeros elsewhere."""
         builder = self.builder
-        dy, y = self.at("dy", at), self.at("y", at)
+        dy, y = at.of(self.of["dy"]), at.of(self.of["y"])
 
         def vector(index: Any, mask: Any) -> Any:
             g = self.read(dy, index, mask)
@@ -283,22 +250,21 @@ class _Backward(_Norm):
 
         return vector
 
-    def sums(self, block: Any, until: Any) -> None:
+    def sums(self, block: Integer, until: Integer) -> None:
         builder, size, options = self.builder, self.size, self.options
         if "sums" not in options:
             return
-        start = builder.mul(self.slot, size["slot"])
-
-        def row(u: Any, at: Any, of: Any, place: Any) -> None:
-            gradient, source = self.gradient(at), self.at("x", at)
-            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
-            weight, columns = self.affine("weight", of), builder.add(start, of)
-            targets = [self.at("shared", k) for k in (columns, builder.add(columns, size["parameters"]))]
+        start = self.slot * size["slot"]
+        self.clear(block, until)
+        with self.rows(block, until) as (u, at, of, place):
+            gradient, source, copy = self.gradient(at), at.of(self.of["x"]), at.of(self.of["dresidual"])
+            centre, factor, weight = self.same("mean", u), self.same("rstd", u), self.affine("weight", of)
+            targets = [(start + of + k).of(self.of["shared"]) for k in (0, size["parameters"])]
 
             def body(index: Any, mask: Any, total: Any, product: Any) -> list[Any]:
                 g, centred = gradient(index, mask), builder.fsub(self.read(source, index, mask), centre)
                 if "residual" in options:
-                    self.write(g, self.at("dresidual", at), index, mask)
+                    self.write(g, copy, index, mask)
                 if "wide" in options:
                     for target, term in zip(targets, (g, builder.fmul(g, builder.fmul(centred, factor))), strict=True):
                         self.write(builder.fadd(self.read(target, index, mask), term), target, index, mask)
@@ -308,51 +274,42 @@ class _Backward(_Norm):
                 return [builder.fadd(total, g), self.fused(g, centred, product)]
 
             self.sum(body, self.none, place)
-
-        def unit(u: Any) -> None:
-            place, inverse = builder.mul(builder.sub(u, block), self.width), self.get("rstd", u)
+        with block.up_to(until) as u:
+            place, inverse = self.room(u, block), self.get("rstd", u)
 
             def one(k: Any, carried: Sequence[Any]) -> list[Any]:
-                found = self.totals(builder.add(place, builder.mul(k, self.width)))
+                row = Integer(builder, k)
+                found = self.totals(place + row * (2 * self.lanes))
                 if "wide" in options:
                     return found
-                of = self.parameter(u, k)
-                weight, columns = self.get("weight", of), builder.add(start, of)
-                terms = found[0], builder.fmul(found[1], inverse)
-                for term, column in zip(terms, (columns, builder.add(columns, size["parameters"])), strict=True):
+                of = self.parameter(u, row)
+                weight, terms = self.get("weight", of), (found[0], builder.fmul(found[1], inverse))
+                for term, column in zip(terms, (start + of, start + of + size["parameters"]), strict=True):
                     self.put(builder.fadd(self.get("shared", column), term), "shared", column)
                 return [builder.fadd(a, builder.fmul(b, weight)) for a, b in zip(carried, found, strict=True)]
 
-            last = builder.add(builder.mul(builder.sub(size["rows"], INT(1)), size["of_row"]), INT(1))
-            total, product = counted(builder, INT(0), last, INT(1), [DOUBLE(0.0)] * 2, one)
-            count, square = builder.sitofp(size["count"], DOUBLE), builder.fmul(inverse, inverse)
+            last = (size["rows"] - 1) * size["of_row"] + 1
+            total, product = counted(builder, INT(0), last.value, INT(1), [DOUBLE(0.0)] * 2, one)
+            count, square = builder.sitofp(size["count"].value, DOUBLE), builder.fmul(inverse, inverse)
             self.put(builder.fdiv(total, count), "sums", place)
-            self.put(builder.fmul(builder.fdiv(product, count), square), "sums", builder.add(place, INT(1)))
+            self.put(builder.fmul(builder.fdiv(product, count), square), "sums", place + 1)
 
-        self.clear(block, until)
-        self.rows(block, until, row)
-        self.loop(block, until, unit)
-
-    def results(self, block: Any, until: Any) -> None:
-        builder = self.builder
+    def results(self, block: Integer, until: Integer) -> None:
+        builder, given = self.builder, "given" in self.options
         if "gradient" not in self.options:
             return
-
-        def row(u: Any, at: Any, of: Any, _: Any) -> None:
-            gradient, source, target = self.gradient(at), self.at("x", at), self.at("dx", at)
-            centre, factor = (self.spread(builder.load(self.at(name, u))) for name in ("mean", "rstd"))
-            weight, place = self.affine("weight", of), builder.mul(builder.sub(u, block), self.width)
-            if "given" not in self.options:
-                places = place, builder.add(place, INT(1))
-                shift, slope = (self.spread(self.number(builder.load(self.at("sums", k)))) for k in places)
+        with self.rows(block, until) as (u, at, of, _):
+            gradient, source, target = self.gradient(at), at.of(self.of["x"]), at.of(self.of["dx"])
+            centre, factor, weight = self.same("mean", u), self.same("rstd", u), self.affine("weight", of)
+            if not given:
+                places = self.room(u, block), self.room(u, block) + 1
+                shift, slope = (self.spread(self.number(builder.load(k.of(self.of["sums"])))) for k in places)
 
             def body(index: Any, mask: Any) -> None:
                 g = builder.fmul(gradient(index, mask), weight(index, mask))
-                if "given" not in self.options:
+                if not given:
                     centred = builder.fsub(self.read(source, index, mask), centre)
                     g = builder.fsub(g, self.fused(centred, slope, shift))
                 self.write(builder.fmul(g, factor), target, index, mask)
 
             self.each(body)
-
-        self.rows(block, until, row)
