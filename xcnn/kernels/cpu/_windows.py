@@ -19,6 +19,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import machine_code
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 
@@ -65,46 +66,34 @@ class _Writer(Vectors):
         signature = ir.FunctionType(ir.VoidType(), [*(a.as_pointer() for a in arrays), INT, INT])
         function = ir.Function(module, signature, "loop")
         super().__init__(ir.IRBuilder(function.append_basic_block()), itemsize)
-        self.table, self.sources, self.other, self.targets, self.begin, self.end = function.args
+        table, self.sources, self.other, self.targets, begin, end = function.args
+        self.table, self.zero = Integers(self.builder, table), Integer(self.builder, 0)
+        self.begin, self.end = self.zero + begin, self.zero + end
         self.size, self.width, self.rows, self.count, self.low, self.high, *self.ends, self.columns, self.lines = (
-            self._number(INT(k)) for k in range(HEADER - 1)
+            self.table.some(0, HEADER - 1)
         )
-        self.zero = ir.Constant(self.vector, None)
+        self.none = ir.Constant(self.vector, None)
 
     def write_all(self) -> None:
-        builder = self.builder
-        self.area = builder.mul(self.rows, self.count)
-        all_sources, self.all_targets = builder.mul(self.end, self.size), builder.mul(self.end, self.area)
-        self.blocks = builder.udiv(builder.add(self.count, INT(self.phases - 1)), INT(self.phases))
+        self.area = self.rows * self.count
+        all_sources, self.all_targets = self.end * self.size, self.end * self.area
+        self.blocks = (self.count + (self.phases - 1)) // self.phases
+        with self.begin.up_to(self.end, _SEVERAL) as p:
+            each = [(p + v).least(self.end - 1) for v in range(_SEVERAL)]
+            self.maps = [one * self.size for one in each]
+            self.inside = (self.maps[-1] + self.size + PHASES * self.lanes).holds("<=", all_sources)
+            with self.zero.up_to(self.rows) as self.line:
+                self.seen, start = self._pair(self.lines, self.line), self.line * self.count
+                self.rows_of = [one * self.area + start for one in each]
+                self.left = self.area - start
+                with self.zero.up_to(self.blocks, self.lanes) as q:
+                    self._vectors(q)
+        self.builder.ret_void()
 
-        def several(p: Any, _: Any) -> list[Any]:
-            last = builder.sub(self.end, INT(1))
-            each = [builder.add(p, INT(v)) for v in range(_SEVERAL)]
-            each = [builder.select(builder.icmp_signed("<", one, last), one, last) for one in each]
-            self.maps = [builder.mul(one, self.size) for one in each]
-            after = builder.add(self.maps[-1], builder.add(self.size, INT(PHASES * self.lanes)))
-            self.inside = builder.icmp_signed("<=", after, all_sources)
+    def _pair(self, start: Integer, index: Any) -> list[Integer]:
+        return self.table.some(start + Integer(self.builder, index) * 2, 2)
 
-            def row(r: Any, _: Any) -> list[Any]:
-                self.line, self.seen, start = r, self._pair(self.lines, r), builder.mul(r, self.count)
-                self.rows_of = [builder.add(builder.mul(one, self.area), start) for one in each]
-                self.left = builder.sub(self.area, start)
-                counted(builder, INT(0), self.blocks, INT(self.lanes), [], self._vectors)
-                return []
-
-            return counted(builder, INT(0), self.rows, INT(1), [], row)
-
-        counted(builder, self.begin, self.end, INT(_SEVERAL), [], several)
-        builder.ret_void()
-
-    def _number(self, place: Any) -> Any:
-        return self.builder.load(self.builder.gep(self.table, [place]))
-
-    def _pair(self, start: Any, index: Any) -> tuple[Any, Any]:
-        place = self.builder.add(start, self.builder.mul(index, INT(2)))
-        return self._number(place), self._number(self.builder.add(place, INT(1)))
-
-    def _vectors(self, q: Any, _: Any) -> list[Any]:
+    def _vectors(self, q: Integer) -> None:
         """Write the vectors of all phases from q on; without masks if their targets see no padding.
 
         Targets beyond a row are the first of the next one, which are computed again; what they see must exist.
@@ -112,23 +101,19 @@ class _Writer(Vectors):
         builder = self.builder
         if not self.step:  # what is listed exists
             self._block(q, True)
-            return []
-        last = builder.sub(self.blocks, INT(1))
-        end = builder.add(q, INT(self.lanes - 1))
-        end = builder.select(builder.icmp_signed("<", end, last), end, last)
-        first, last = (builder.mul(k, INT(self.step)) for k in (q, end))
-        whole = builder.and_(self.inside, builder.icmp_signed(">=", builder.add(first, self.low), INT(0)))
-        whole = builder.and_(whole, builder.icmp_signed("<", builder.add(last, self.high), self.width))
+            return
+        first, last = q * self.step, (q + (self.lanes - 1)).least(self.blocks - 1) * self.step
+        whole = builder.and_(self.inside, (first + self.low).holds(">=", 0))
+        whole = builder.and_(whole, (last + self.high).holds("<", self.width))
         with builder.if_else(whole) as (all_exist, some_exist):
             with all_exist:
                 self._block(q, False)
             with some_exist:
                 self._block(q, True)
-        return []
 
-    def _block(self, q: Any, masked: bool) -> None:
+    def _block(self, q: Integer, masked: bool) -> None:
         builder = self.builder
-        ends = [INT(0), *self.ends]
+        ends = [self.zero, *self.ends]
         found = [self._reduce(q, ends[k], ends[k + 1], count, masked) for k, count in enumerate(self.counts)]
         targets = [divmod(k, self.phases) for k in range(self.phases * self.lanes)]
         parts = [
@@ -138,30 +123,29 @@ class _Writer(Vectors):
             v, codes = divmod(k, 2) if self.kind == "max" else (k, 0)
             for i, part in enumerate(parts):
                 vector = self._chosen(values, part)
-                at = builder.add(builder.mul(q, INT(self.phases)), INT(i * self.lanes))
+                at = q * self.phases + i * self.lanes
                 if self.kind == "sum":
-                    of_row = builder.load(builder.gep(self.other, [self.line]))
-                    by = builder.fmul(self.read(self.other, builder.add(self.rows, at)), self.spread(of_row))
+                    of_row = self.broadcast(self.line.of(self.other))
+                    by = builder.fmul(self.read(self.other, (self.rows + at).value), of_row)
                     vector = builder.fdiv(vector, by)
                 if codes and self.code != LANE:
                     vector = builder.trunc(vector, self._codes(self.code))
                 self._store(vector, self.other if codes else self.targets, self.rows_of[v], at)
 
-    def _store(self, vector: Any, array: Any, row: Any, at: Any) -> None:
+    def _store(self, vector: Any, array: Any, row: Integer, at: Integer) -> None:
         """Write a vector, of which only what is in the map counts. Some processors take long for masked bytes."""
-        builder = self.builder
-        place, left = builder.add(row, at), builder.sub(self.left, at)
-        with builder.if_else(builder.icmp_signed(">=", left, INT(self.lanes))) as (inside, beyond):
+        place, left = row + at, self.left - at
+        target = place.of(array)
+        with self.builder.if_else(left.holds(">=", self.lanes)) as (inside, beyond):
             with inside:
-                self.write(vector, array, place)
+                self.store(vector, target)
             with beyond:
-                last = builder.icmp_signed(">", builder.add(place, INT(self.lanes)), self.all_targets)
-                with builder.if_else(last) as (end, between):
+                exist = self.first(left.value)
+                with self.builder.if_else((place + self.lanes).holds(">", self.all_targets)) as (end, between):
                     with end:
-                        self.write(vector, array, place, self.first(left))
+                        self.write(vector, target, INT(0), exist)
                     with between:
-                        old = self.read(array, place)
-                        self.write(builder.select(self.first(left), vector, old), array, place)
+                        self.store(self.builder.select(exist, vector, self.load(target)), target)
 
     def _chosen(self, vectors: Sequence[Any], lanes: Sequence[tuple[int, int]]) -> Any:
         """Return the vector of some lanes of several vectors; each is given by the vector and its lane there."""
@@ -174,30 +158,30 @@ class _Writer(Vectors):
     def _codes(self, kind: Any) -> Any:
         return ir.VectorType(kind, self.lanes)
 
-    def _reduce(self, q: Any, begin: Any, end: Any, count: int, masked: bool) -> list[Any]:
+    def _reduce(self, q: Integer, begin: Integer, end: Integer, count: int, masked: bool) -> list[Any]:
         """Return a vector of targets, which see the columns listed from `begin` to `end`; also codes of maxima."""
         builder = self.builder
-        start, own = [self.zero] * _SEVERAL, 1
+        start, own = [self.none] * _SEVERAL, 1
         if self.kind == "max":
             lowest = ir.Constant(self.vector, [float("-inf")] * self.lanes)
             start, own = [lowest, ir.Constant(self._codes(LANE), [-1] * self.lanes)] * _SEVERAL, 2
-        listed = self._number(INT(HEADER - 1))
+        listed = self.table[HEADER - 1]
         column = self._moved if self.step else self._listed
-        written = [column(q, builder.add(begin, INT(t)), masked) for t in range(count)]
+        written = [column(q, begin + t, masked) for t in range(count)]
 
         def row(r: Any, outer: list[Any]) -> list[Any]:
             place, code = self._pair(listed, r)
-            firsts = [builder.add(one, place) for one in self.maps]
+            firsts = [one + place for one in self.maps]
 
             def each(column: tuple[Any, Any, Any], values: list[Any]) -> list[Any]:
                 read, exist, codes = column
                 several: list[Any] = []
                 for first, *old in zip(firsts, *(values[k::own] for k in range(own)), strict=True):
-                    new = read(builder.gep(self.sources, [first]))
+                    new = read(first.of(self.sources))
                     if self.kind == "gradient":
-                        other = read(builder.gep(self.other, [first]))
+                        other = read(first.of(self.other))
                         taken = exist(builder.icmp_signed("==", other, codes(code, self.code)))
-                        new = builder.select(taken, new, self.zero)
+                        new = builder.select(taken, new, self.none)
                     if self.kind != "max":
                         several.append(builder.fadd(old[0], new))
                         continue
@@ -216,58 +200,58 @@ class _Writer(Vectors):
                 for one in written:
                     inner = each(one, inner)
             else:
-                inner = counted(builder, begin, end, INT(1), inner, rolled)
+                inner = counted(builder, begin.value, end.value, INT(1), inner, rolled)
             return inner if self.kind != "sum" else [builder.fadd(a, b) for a, b in zip(outer, inner, strict=True)]
 
-        return counted(builder, *self.seen, INT(1), start, row)
+        first, last = self.seen
+        return counted(builder, first.value, last.value, INT(1), start, row)
 
-    def _moved(self, q: Any, t: Any, masked: bool) -> tuple[Any, Any, Any]:
+    def _moved(self, q: Integer, t: Any, masked: bool) -> tuple[Any, Any, Any]:
         """Return functions for what targets from q on see with column t: to read it, to mask it, and for its codes."""
         builder, lanes = self.builder, self.lanes
         place, of_column = self._pair(self.columns, t)
-        first = builder.add(builder.mul(q, INT(self.step)), place)
+        first = q * self.step + place
 
-        def existing(start: Any, step: int) -> Any:
+        def existing(start: Integer, step: int) -> Any:
             if not masked:
                 return None
-            start, width = (self.spread(builder.trunc(k, LANE)) for k in (start, self.width))
+            start, width = (self.spread(builder.trunc(k.value, LANE)) for k in (start, self.width))
             return builder.icmp_unsigned("<", builder.add(start, self.lane_list(range(0, step * lanes, step))), width)
 
         starts = [
             *range(0, (self.step - 1) * lanes, lanes),
             (lanes - 1) * self.step + 1 - lanes,
         ]  # the last pixel is last
-        places = [builder.add(first, INT(start)) for start in starts]
+        places = [first + start for start in starts]
         chosen = [(min(i * self.step // lanes, self.step - 1), i * self.step) for i in range(lanes)]
         chosen = [(k, place - starts[k]) for k, place in chosen]
         masks, whole = [existing(at, 1) for at in places], existing(first, self.step)
 
         def read(pointer: Any) -> Any:
-            vectors = [self.read(pointer, at, mask) for at, mask in zip(places, masks, strict=True)]
+            vectors = [self.read(pointer, at.value, mask) for at, mask in zip(places, masks, strict=True)]
             return self._chosen(vectors, chosen)
 
-        def codes(code: Any, kind: Any) -> Any:
-            whole = builder.add(code, of_column)
-            return self.spread(builder.trunc(whole, kind))
+        def codes(code: Integer, kind: Any) -> Any:
+            return self.spread(builder.trunc((code + of_column).value, kind))
 
         return read, lambda mask: mask if whole is None else builder.and_(mask, whole), codes
 
-    def _listed(self, q: Any, t: Any, _: bool) -> tuple[Any, Any, Any]:
+    def _listed(self, q: Integer, t: Any, _: bool) -> tuple[Any, Any, Any]:
         """Do the same where all places are listed."""
         builder, lanes = self.builder, self.lanes
-        length = builder.and_(builder.add(self.count, INT(lanes - 1)), INT(-lanes))
-        start = builder.add(builder.add(self.columns, q), builder.mul(builder.mul(t, INT(2)), length))
-        listed = self.read(self.table, builder.add(start, length))
+        length = (self.count + (lanes - 1)) // lanes * lanes
+        start = self.columns + q + Integer(builder, t) * 2 * length
+        listed = self.read(self.table.pointer, (start + length).value)
         whole = builder.icmp_signed(">=", listed, ir.Constant(listed.type, None))
-        places = [self._number(builder.add(start, INT(k))) for k in range(lanes)]
+        places = self.table.some(start, lanes)
 
         def read(pointer: Any) -> Any:
             empty = vector = ir.Constant(ir.VectorType(pointer.type.pointee, lanes), None)
             for k, place in enumerate(places):
-                vector = builder.insert_element(vector, builder.load(builder.gep(pointer, [place])), LANE(k))
+                vector = builder.insert_element(vector, builder.load(place.of(pointer)), LANE(k))
             return builder.select(whole, vector, empty)
 
-        def codes(code: Any, kind: Any) -> Any:
-            return builder.trunc(builder.add(listed, self.spread(code)), self._codes(kind))
+        def codes(code: Integer, kind: Any) -> Any:
+            return builder.trunc(builder.add(listed, self.spread(code.value)), self._codes(kind))
 
         return read, lambda mask: builder.and_(mask, whole), codes
