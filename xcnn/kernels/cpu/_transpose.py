@@ -1,7 +1,5 @@
 """Transpose matrices whose rows and columns lie at given places, so that vectors run along another axis."""
 
-from typing import Any
-
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES
@@ -12,12 +10,9 @@ __all__ = ["transpose"]
 @native("xninxnin")
 def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
     """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
-    builder, lanes, half = emit.builder, emit.lanes, emit.lanes // 2
+    builder, lanes = emit.builder, emit.lanes
     x0, y0, zero = Integer(builder, x0), Integer(builder, y0), Integer(builder, 0)
     rows, columns = Integers(builder, rows, many_rows), Integers(builder, columns, many_columns)
-
-    def interleave(a: Any, b: Any, first: int) -> Any:
-        return emit.shuffle(a, b, [first + k // 2 + lanes * (k % 2) for k in range(lanes)])
 
     def squares() -> None:
         """Transpose as many rows and columns as a vector has numbers; with AVX-512, there may be fewer.
@@ -31,10 +26,7 @@ def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
             with zero.up_to(columns.size, lanes) as b:
                 j = b.least(columns.size - lanes).most(0)
                 ends = [columns[(j + k).least(columns.size - 1)] for k in range(lanes)]
-                vectors = [emit.read((x0 + j).of(x), place.value, read) for place in begins]
-                for _ in range(lanes.bit_length() - 1):  # the number of a vector moves into those of its lanes
-                    pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
-                    vectors = [interleave(a, b, first) for a, b in pairs for first in (0, half)]
+                vectors = emit.transpose([emit.read((x0 + j).of(x), place.value, read) for place in begins])
                 # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
                 for place, vector in reversed([*zip(ends, vectors, strict=True)]):
                     emit.write(vector, (y0 + i).of(y), place.value, written)
