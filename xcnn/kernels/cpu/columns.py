@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import BODIES, kernel
-from xcnn.kernels.cpu._blas import one_blas_thread
-from xcnn.threads import parallel, parts
+from xcnn.kernels.cpu.each import each
+from xcnn.threads import parts
 
 __all__ = ["conv", "conv_transpose"]
 
@@ -41,13 +41,7 @@ def _cuts(n: int, weights: tuple[int, ...], axes: tuple[Any, ...], groups: int, 
 
 def _each(cuts: list[list[slice]], function: Callable[[int, slice], object]) -> None:
     """Call `function(part, images)` for every piece, the parts in threads."""
-
-    def some(part: int) -> None:
-        for images in cuts[part]:
-            function(part, images)
-
-    with one_blas_thread:
-        parallel(some, len(cuts))
+    each(lambda part: [function(part, images) for images in cuts[part]], len(cuts))
 
 
 def _mirrored(weights: tuple[int, ...], axes: tuple[Any, ...], groups: int) -> tuple[Any, ...] | None:

@@ -1,5 +1,6 @@
 """Dropout with a mask of bytes. The numbers of a large mask are drawn in several threads, each from its own place."""
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -26,38 +27,31 @@ _VECTORS = 4
 _local = threading.local()
 
 
-@native("ufxfuxnn")
+@native("Ufxfuxnn")
 def _drop(emit, numbers, p, x, scale, mask, y, first, last):
-    """Set y to x times `scale`, or times 0 where one of the numbers is below p; these are float32, from `first` on."""
-    builder, single = emit.builder, ir.FloatType()
-    numbers = builder.bitcast(numbers, single.as_pointer())
+    """Set y to x times `scale`, or times 0 where the mask is 0.
+
+    If there are numbers, float32 from `first` on, the mask is first set to whether they are at least p.
+    """
+    builder, single, bytes_ = emit.builder, ir.FloatType(), ir.VectorType(ir.IntType(8), emit.lanes)
+    drawn, given = builder.bitcast(numbers, single.as_pointer()), emit.exists(numbers)
     least, factor, zero = emit.spread(builder.fptrunc(p, single)), emit.spread(emit.number(scale)), emit.constant(0.0)
 
-    def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
+    def every(draws: bool, places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
         for place in places:
-            drawn = emit.read(numbers, builder.sub(place, first), exist)
-            stays = builder.fcmp_ordered(">=", drawn, least)
-            emit.write(builder.zext(stays, ir.VectorType(ir.IntType(8), emit.lanes)), mask, place, exist)
+            if draws:
+                stays = builder.fcmp_ordered(">=", emit.read(drawn, builder.sub(place, first), exist), least)
+                emit.write(builder.zext(stays, bytes_), mask, place, exist)
+            else:
+                stays = builder.icmp_unsigned("!=", emit.read(mask, place, exist), ir.Constant(bytes_, None))
             by = builder.select(stays, factor, zero)
             emit.write(builder.fmul(emit.read(x, place, exist), by), y, place, exist)
         return []
 
-    emit.span(first, last, [], some, _VECTORS)
-
-
-@native("xufxnn")
-def _drop_gradient(emit, dy, mask, scale, dx, begin, end):
-    """Set dx to dy times `scale`, or times 0 where the mask is 0."""
-    builder, factor, zero = emit.builder, emit.spread(emit.number(scale)), emit.constant(0.0)
-
-    def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
-        for place in places:
-            stays = emit.read(mask, place, exist)
-            by = builder.select(builder.icmp_unsigned("!=", stays, ir.Constant(stays.type, None)), factor, zero)
-            emit.write(builder.fmul(emit.read(dy, place, exist), by), dx, place, exist)
-        return []
-
-    emit.span(begin, end, [], some, _VECTORS)
+    with builder.if_else(given) as (forward, backward):
+        for draws, way in ((True, forward), (False, backward)):
+            with way:
+                emit.span(first, last, [], functools.partial(every, draws), _VECTORS)
 
 
 def _draw(generator: np.random.Generator, begin: int, end: int, p: float, *arguments: Any) -> None:
@@ -108,8 +102,7 @@ def dropout(x: np.ndarray, p: float, generator: np.random.Generator) -> Any:
         if not needs[0]:
             return (None,)
         dx = np.empty(dy.shape, dy.dtype)
-        arrays = np.ascontiguousarray(dy), mask, scale, dx
-        share(_drop_gradient(dx.itemsize), 2 * dx.size, *arrays, n=dx.size)
+        share(_drop(dx.itemsize), 2 * dx.size, None, p, np.ascontiguousarray(dy), scale, mask, dx, n=dx.size)
         return (dx,)
 
     return y, backward
