@@ -258,7 +258,7 @@ def test_a_llvmlite_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_a_room_that_cannot_be_loaded(tmp_path: Path) -> None:
-    code = f"import sys\nsys.modules['xcnn.kernels.cpu.products'] = None\n{TURNED}"
+    code = f"import sys\nsys.modules['xcnn.kernels.cpu.columns'] = None\n{TURNED}"
     assert run(code, tmp_path, says="kernels for numpy cannot be used") == ["0.0", "2.0"]
 
 

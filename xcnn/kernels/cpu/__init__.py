@@ -2,7 +2,6 @@
 
 import logging
 
-from xcnn.kernels.cpu import products  # noqa: F401  isort: skip
 from xcnn.kernels.cpu import columns  # noqa: F401  isort: skip
 from xcnn.kernels.cpu import each  # noqa: F401  isort: skip
 from xcnn.kernels.cpu._memory import keep_freed_memory

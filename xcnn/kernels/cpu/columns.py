@@ -1,7 +1,7 @@
-"""Convolution in plain NumPy, for use without llvmlite: the portable code for a few images at a time.
+"""Convolutions and matrix products in plain NumPy, for use without llvmlite and for what no other kernel handles.
 
-These are so few that their columns stay in the second-level cache, where bias and ReLU are applied, too. Images are
-distributed over threads, and BLAS uses one.
+Both are the portable code, with BLAS on one thread. Convolutions are done for a few images at a time: so few that their
+columns stay in the second-level cache, where bias and ReLU are applied, too. Images are distributed over threads.
 
 A part is a slice of images that depends on shapes alone; the weight gradients of the parts are summed in order.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import BODIES, kernel
+from xcnn.kernels.cpu._blas import one_blas_thread
 from xcnn.kernels.cpu.each import each
 from xcnn.threads import parts
 
@@ -25,6 +26,30 @@ _PIECE_BYTES = 1 << 20
 
 _COPIED, _MULTIPLIED = 2_000, 40_000
 """Numbers that a core copies into columns, and that it multiplies and adds, in a microsecond."""
+
+
+def _held(name: str) -> Callable[..., Any]:
+    """Return a kernel that runs a body, and its backward if it has one."""
+
+    def call(*arguments: Any) -> Any:
+        with one_blas_thread:
+            found = BODIES[name](np, *arguments)
+        if not isinstance(found, tuple):
+            return found
+        result, backward = found
+
+        def held_backward(dy: np.ndarray, needs: Sequence[bool]) -> Any:
+            with one_blas_thread:
+                return backward(dy, needs)
+
+        return result, held_backward
+
+    call.__name__ = name
+    return call
+
+
+for _name in ("conv", "conv_inference", "conv_transpose", "linear", "matmul"):
+    kernel(np)(_held(_name))
 
 
 def _cuts(n: int, weights: tuple[int, ...], axes: tuple[Any, ...], groups: int, itemsize: int) -> list[list[slice]]:
