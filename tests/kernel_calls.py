@@ -169,7 +169,8 @@ def matrices(rng: Rng) -> tuple[int, int, int]:
 
 def linear(rng: Rng, exact: bool) -> BodyCall:
     n, i, o = matrices(rng)
-    arrays = numbers(rng, (n, i), exact), numbers(rng, (o, i), exact), one(rng, None, numbers(rng, (o,), exact))
+    lead = one(rng, (n,), (n,), (1, n), (2, -(-n // 2)), ())
+    arrays = numbers(rng, (*lead, i), exact), numbers(rng, (o, i), exact), one(rng, None, numbers(rng, (o,), exact))
     activation = one(rng, *activations(exact))
     return BodyCall((*arrays, activation), 3, exact, jumps(3, activation))
 

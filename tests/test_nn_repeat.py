@@ -26,7 +26,8 @@ def same(model, x):
 
 def test_every_layer_of_a_network_is_checked_once():
     ways = [("pool", nn.AdaptiveAvgPool2d(1), "x"), ("gate", nn.Sigmoid(), "pool"), ("y", nn.Multiply(), ("x", "gate"))]
-    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.Graph(ways))
+    norms = nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True)
+    body = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, bias=False), *norms, nn.Linear(4, 4), nn.Graph(ways))
     model = nn.Sequential(body, nn.ReLU(), nn.Residual(body), nn.Tanh(), nn.MaxPool2d(2), nn.Dropout(0.2), nn.Flatten())
     for train in (True, False):
         y, backward = model.forward(images(3, 2, 4, 4), train)
@@ -47,6 +48,12 @@ def test_arrays_that_are_one_at_first_need_not_be_so_later():
     same(model, images(3, 4, 5))
     model[0].bias.data = np.zeros(4, np.float32)
     same(model, images(3, 4, 5))
+
+
+def test_instance_norm_takes_images_with_and_without_a_batch_axis_in_turns():
+    model, x = nn.Sequential(nn.InstanceNorm2d(2)), images(1, 2, 4, 4)
+    for _ in range(3):
+        np.testing.assert_array_equal(model.forward(x[0])[0], model.forward(x)[0][0])
 
 
 @pytest.mark.parametrize("train", [True, False])

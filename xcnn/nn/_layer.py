@@ -56,22 +56,24 @@ class LayerBackward:
 
     def __init__(self, wanted: Wanted, function: Callable[..., Any]) -> None:
         self.wanted, self.function = wanted, function
-        self.updates = [parameter.updates for _, parameter in wanted.parameters]
+        self.updates: Any = wanted.parameters and [parameter.updates for _, parameter in wanted.parameters]
 
     def __call__(self, dy: Any, need_dx: bool) -> Any:
         wanted = self.wanted
-        needs = (wanted.needs if need_dx else wanted.others).copy()
-        for (i, parameter), updates in zip(wanted.parameters, self.updates, strict=True):
-            if parameter.updates != updates:
-                changed = "an optimizer has changed the parameters since forward; call backward first"
-                raise UsageError(f"{type(wanted.module).__name__}: {changed}")
-            needs[i] = parameter.trainable
+        needs, parameters = wanted.needs if need_dx else wanted.others, wanted.parameters
+        if parameters:
+            needs = needs.copy()
+            for (i, parameter), updates in zip(parameters, self.updates, strict=True):
+                if parameter.updates != updates:
+                    changed = "an optimizer has changed the parameters since forward; call backward first"
+                    raise UsageError(f"{type(wanted.module).__name__}: {changed}")
+                needs[i] = parameter.trainable
         if True not in needs:
             return None
         if wanted.outer is not None:
             dy = wanted.outer.checked(dy)
         grads = self.function(dy, tuple(needs))
-        for i, parameter in wanted.parameters:
+        for i, parameter in parameters:
             if (grad := grads[i]) is not None:
                 parameter.accumulate(grad)
         returned = wanted.returned
@@ -144,7 +146,7 @@ class Layer(Module):
     def _store(self, results: Sequence[Any], train: bool) -> None:
         """Keep what the op returns besides y."""
 
-    def _steady(self) -> bool:
+    def _steady(self, x: Any) -> bool:
         """Return whether `_given` and `_store` are all that `forward` does, and the former depends on shapes alone."""
         kind: Any = type(self)
         return _follows(kind)

@@ -114,7 +114,7 @@ def first(
     op, own = OPS[found[0]], isinstance(layer, Layer)
     options: dict[str, Any] = {"activation": module.applied} if fused and module.applied is not None else {}
     if own:
-        plain = layer._steady() and all(is_array(one) and one.shape == given[0].shape for one in given)
+        plain = layer._steady(given[0]) and all(is_array(one) and one.shape == given[0].shape for one in given)
     else:
         fits = several if op.variadic else len(given) == len(op.arrays)
         plain = fits and "training" not in found[1] and all(map(is_array, given))

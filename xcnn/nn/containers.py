@@ -221,10 +221,15 @@ class Graph(Module):
                 back, dy = todo.pop(), grads.pop(name, None)
                 if dy is None:
                     continue
-                for place, grad in _pairs(inputs, back(dy, len(places) > 0)):
-                    if place in places:
-                        _accumulate(grads, place, grad)
-                    grad = None  # it may be a part of a sum, and not be needed any more
+                grad = back(dy, len(places) > 0)
+                if type(inputs) is not str:
+                    for place, one in _pairs(inputs, grad):
+                        if place in places:
+                            _accumulate(grads, place, one)
+                    one = None  # it may be a part of a sum, and not be needed any more
+                elif places:
+                    _accumulate(grads, inputs, grad)
+                grad = None
             if not need_dx:
                 return None
             taken = joined.inputs

@@ -150,14 +150,18 @@ class _ChannelNorm(_Norm):
             takes = " or ".join(self._axes.values())
             raise ShapeError(f"{type(self).__name__}: x must have axes {takes}, got shape {tuple(x.shape)}")
 
-    def _normalise(self, x: Any, train: bool, own: str, momentum: float, **more: Any) -> tuple[Any, Callable[..., Any]]:
-        """Call the op and store the running statistics; `own` names its option that selects the channels' own."""
-        self._check_axes(x)
-        mean, var = self.running_mean, self.running_var
-        (y, new_mean, new_var), backward = self.call_op(x, **{own: train or mean is None, "momentum": momentum}, **more)
-        if train and mean is not None and var is not None:
-            mean.data, var.data = new_mean, new_var
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return self._forward(x, train)
+
+    def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
+        (y, *results), backward = self.call_op(x, **self._given(x, train), **more)
+        self._store(results, train)
         return y, backward
+
+    def _store(self, results: Sequence[Any], train: bool) -> None:
+        mean, var = self.running_mean, self.running_var
+        if train and mean is not None and var is not None and self._updates():
+            mean.data, var.data = results
 
 
 @options
@@ -165,17 +169,11 @@ class _InstanceNorm(_ChannelNorm):
     affine: bool = False
     track_running_stats: bool = False
 
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        return self._forward(x, train)
-
     def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
-        alone = getattr(x, "ndim", 0) == min(self._axes)  # one sample, without a batch axis
-        momentum = 0.0 if self.momentum is None else self.momentum
-        train = train and self._updates()
-        if not alone:
-            return self._normalise(x, train, "use_input_stats", momentum, **more)
+        if self._batched(x):
+            return super()._forward(x, train, **more)
         more = {name: value[None, ...] if name == "residual" else value for name, value in more.items()}
-        y, backward = self._normalise(x[None, ...], train, "use_input_stats", momentum, **more)
+        y, backward = super()._forward(x[None, ...], train, **more)
 
         def backward_alone(dy: Any, need_dx: bool) -> Any:
             dx = backward(dy[None, ...], need_dx)
@@ -184,6 +182,18 @@ class _InstanceNorm(_ChannelNorm):
             return None if dx is None else dx[0, ...]
 
         return y[0, ...], backward_alone
+
+    def _batched(self, x: Any) -> bool:
+        """Return whether x is no sample without a batch axis."""
+        return getattr(x, "ndim", 0) != min(self._axes)
+
+    def _given(self, x: Any, train: bool) -> dict[str, Any]:
+        self._check_axes(x)
+        own = (train and self._updates()) or self.running_mean is None
+        return {"use_input_stats": own, "momentum": 0.0 if self.momentum is None else self.momentum}
+
+    def _steady(self, x: Any) -> bool:
+        return super()._steady(x) and self._batched(x)
 
     def _calls(self) -> tuple[str, dict[str, Any]] | None:
         name, _, options = self.bound()
@@ -225,17 +235,9 @@ class InstanceNorm3d(_InstanceNorm, op=ops.instance_norm):
 
 
 class _BatchNorm(_ChannelNorm):
-    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        return self._forward(x, train)
-
     def _calls(self) -> tuple[str, dict[str, Any]] | None:
         name, _, options = self.bound()
         return name, options | {"training": self.running_mean is None}
-
-    def _forward(self, x: Any, train: bool, **more: Any) -> tuple[Any, Callable[..., Any]]:
-        (y, *results), backward = self.call_op(x, **self._given(x, train), **more)
-        self._store(results, train)
-        return y, backward
 
     def _given(self, x: Any, train: bool) -> dict[str, Any]:
         self._check_axes(x)
@@ -246,14 +248,13 @@ class _BatchNorm(_ChannelNorm):
         return options
 
     def _store(self, results: Sequence[Any], train: bool) -> None:
+        super()._store(results, train)
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        if train and mean is not None and var is not None and self._updates():
-            mean.data, var.data = results
-            if count is not None:
-                count.data = namespace_of(mean.data).asarray(count.data + 1)
+        if train and mean is not None and var is not None and count is not None and self._updates():
+            count.data = namespace_of(count.data).asarray(count.data + 1)
 
-    def _steady(self) -> bool:
-        return super()._steady() and self.momentum is not None
+    def _steady(self, x: Any) -> bool:
+        return super()._steady(x) and self.momentum is not None
 
 
 class BatchNorm2d(_BatchNorm, op=ops.batch_norm):

@@ -31,22 +31,23 @@ def _holds_labels(
     """Check the arguments, except for the range of labels; return whether the target holds labels."""
     choice(name, "reduction", reduction, REDUCTIONS)
     integer(name, "ignore_index", ignore_index, -(2**31), 2**31 - 1)
-    axis = min(1, x.ndim - 1)
-    if axis < 0 or x.shape[axis] == 0:
-        raise ShapeError(f"{name}: x must be (n, classes, ...) or (classes,), got {tuple(x.shape)}")
-    c, rows = x.shape[axis], x.shape[:axis] + x.shape[axis + 1 :]
-    check_shape(name, (c,), "one per class", weight=weight)
-    if not is_array(target) or namespace_of(target) is not xp:
+    shape = x.shape
+    axis = min(1, len(shape) - 1)
+    if axis < 0 or shape[axis] == 0:
+        raise ShapeError(f"{name}: x must be (n, classes, ...) or (classes,), got {tuple(shape)}")
+    rows = shape[:axis] + shape[axis + 1 :]
+    check_shape(name, (shape[axis],), "one per class", weight=weight)
+    if type(target) is not type(x) and (not is_array(target) or namespace_of(target) is not xp):
         raise DtypeError(f"{name}: target must be a {xp.__name__} array like x, got {type(target).__name__}")
     soft = name == "cross_entropy"
-    if soft and target.shape == x.shape and target.dtype == x.dtype:
+    if soft and target.shape == shape and target.dtype == x.dtype:
         if ignore_index >= 0:
             raise UsageError(f"{name}: ignore_index {ignore_index} needs class indices, target holds probabilities")
         return False
     integral = is_kind(xp, target.dtype, "integral")
     if not integral or target.shape != rows:
         expected = f"integer class indices of shape {tuple(rows)}"
-        expected += f", or {x.dtype} probabilities of shape {tuple(x.shape)}" if soft else ""
+        expected += f", or {x.dtype} probabilities of shape {tuple(shape)}" if soft else ""
         came = f"{target.dtype} of shape {tuple(target.shape)}"
         raise (ShapeError if integral else DtypeError)(f"{name}: target must hold {expected}, got {came}")
     return True

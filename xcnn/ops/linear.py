@@ -19,8 +19,9 @@ __all__ = ["linear", "linear_inference", "matmul"]
 
 @body
 def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, activation: Activation) -> Result:
-    """Multiply rows x (n, i) by a matrix, and apply an activation whose slope is a function of y."""
-    has_bias = bias is not None
+    """Multiply vectors x (..., i) by a matrix, and apply an activation whose slope is a function of y."""
+    shape, n, (o, i), has_bias = x.shape, math.prod(x.shape[:-1]), weight.shape, bias is not None
+    x = xp.reshape(x, (n, i))  # one product of all leading axes
     result = x @ weight.T  # (n, o)
     if has_bias:
         result += bias
@@ -28,12 +29,12 @@ def _linear(xp: ModuleType, x: Array, weight: Array, bias: Array | None, activat
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dy = times_slope(xp, dy, y, activation)
-        dx = dy @ weight if needs[0] else None
+        dy = times_slope(xp, xp.reshape(dy, (n, o)), y, activation)
+        dx = xp.reshape(dy @ weight, shape) if needs[0] else None
         dweight = dy.T @ x if needs[1] else None
         return dx, dweight, sum_over(xp, dy, (0,)) if needs[2] and has_bias else None
 
-    return result, backward
+    return xp.reshape(result, (*shape[:-1], o)), backward
 
 
 @body
@@ -108,17 +109,7 @@ def linear(
             f"(x: {tuple(x.shape)}, weight: {tuple(weight.shape)})"
         )
     check_shape("linear", (o,), "one per output feature", bias=bias)
-    applied = activation_option("linear", activation)
-    if x.ndim == 2:
-        return _linear(xp, x, weight, bias, applied)
-    shape, n = x.shape, math.prod(x.shape[:-1])
-    y, rows_backward = _linear(xp, xp.reshape(x, (n, i)), weight, bias, applied)  # one product of all leading axes
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx, dweight, dbias = rows_backward(xp.reshape(dy, (n, o)), needs)
-        return None if dx is None else xp.reshape(dx, shape), dweight, dbias
-
-    return xp.reshape(y, (*shape[:-1], o)), backward
+    return _linear(xp, x, weight, bias, activation_option("linear", activation))
 
 
 @body

@@ -12,6 +12,7 @@ from xcnn._array import Array, is_kind, namespace_of
 from xcnn.devices import Device, on_host, to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError
 from xcnn.nn import Module
+from xcnn.nn._members import members
 from xcnn.parameter import Parameter
 from xcnn.training.divergence import divergence, look
 from xcnn.training.feed import place
@@ -42,7 +43,7 @@ class Step:
         trained = {id(parameter) for parameter in self._parameters()}
         self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
-        self._random = any(True for _ in model.named_generators())
+        self._random = [one for _, one in model.modules() if members(one._entries(), np.random.Generator)]
 
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
@@ -178,7 +179,8 @@ class Step:
     def _remember(self) -> Callable[[], None]:
         """Return a function that restores the current running statistics and random streams."""
         arrays = [buffer.data for buffer in self._buffers]
-        streams = [stream.bit_generator for _, stream in self.model.named_generators()] if self._random else []
+        drawn = [stream for one in self._random for _, stream in members(one._entries(), np.random.Generator)]
+        streams = [stream.bit_generator for stream in drawn]
         states = [stream.state for stream in streams]
 
         def put_back() -> None:

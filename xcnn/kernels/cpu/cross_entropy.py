@@ -20,7 +20,7 @@ from xcnn.threads import parallel, parts
 
 __all__ = ["cross_entropy"]
 
-_NUMBERS_PER_MICROSECOND = 1500
+_NUMBERS_PER_MICROSECOND, _UINT64 = 1500, np.dtype(np.uint64)
 
 _ROWS = 128
 """Losses per block of their sum."""
@@ -90,7 +90,7 @@ def cross_entropy(
     """Compute the cross entropy of rows of logits with class indices."""
     if not by_labels or weight is not None or smoothing or reduction == "none" or x.ndim != 2:
         return NotImplemented
-    if not supports(x) or target.dtype == np.uint64:
+    if not supports(x) or target.dtype == _UINT64:
         return NotImplemented
     (n, classes), dtype = x.shape, x.dtype
     p, x = np.empty((n, classes), dtype), np.ascontiguousarray(x)

@@ -45,8 +45,8 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
     """Multiply, and apply bias and activation in the same pass; all gradients are another pass."""
     if not supports(x) or not weight.size:
         return NotImplemented
-    interval, (n, i), o, size, has_bias = clamp(activation), x.shape, weight.shape[0], x.itemsize, bias is not None
-    result = np.empty((n, o), x.dtype)
+    shape, (o, i), size, has_bias = x.shape, weight.shape, x.itemsize, bias is not None
+    interval, n, result = clamp(activation), x.size // i, np.empty((*shape[:-1], o), x.dtype)
     x, weight, bias = plain(x), plain(weight), plain(bias)
     arrays = x, weight, result, None, None, None
     multiplied(_forward(n, i, o, size), size, arrays, (None, bias, None), interval)
@@ -55,12 +55,12 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dx = np.empty((n, i), x.dtype) if needs[0] else None
+        dx = np.empty(shape, x.dtype) if needs[0] else None
         dweight = np.empty((o, i), x.dtype) if needs[1] else None
         dbias = np.empty(o, x.dtype) if needs[2] and has_bias else None
         dy = plain(dy)
         if y is not None:
-            source, dy = dy, np.empty((n, o), x.dtype)
+            source, dy = dy, np.empty(dy.shape, x.dtype)
             gradient(activation, y, source, dy, serial=False)
         found = dx, dweight, dbias
         needed = [a is not None for a in found]

@@ -16,13 +16,15 @@ def linear(x: Any, weight: Any, bias: Any | None, activation: tuple[Any, ...] | 
     """Multiply, and apply bias and ReLU in place."""
     if not supports(x, weight) or activation not in (None, ("relu",)):
         return NotImplemented
-    has_bias, relu = bias is not None, activation is not None
+    shape, has_bias, relu = x.shape, bias is not None, activation is not None
+    x = x.reshape(-1, shape[-1])
     result = matmul(x, weight.T)  # (n, o)
     if has_bias or relu:
         launch("finish_rows", result.size, result, bias, result.size, result.shape[1], relu)
     y = result if relu else None  # backward keeps it
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dy = dy.reshape(len(x), -1)
         masked = None if y is None else empty(dy.shape, dy.dtype)
         dbias = None
         if needs[2] and has_bias:
@@ -30,8 +32,8 @@ def linear(x: Any, weight: Any, bias: Any | None, activation: tuple[Any, ...] | 
         elif masked is not None:
             launch("mask", masked.size, dy, y, masked, masked.size)
         dy = dy if masked is None else masked
-        dx = matmul(dy, weight) if needs[0] else None
+        dx = matmul(dy, weight).reshape(shape) if needs[0] else None
         dweight = matmul(dy.T, x) if needs[1] else None
         return dx, dweight, dbias
 
-    return result, backward
+    return result.reshape(*shape[:-1], -1), backward
