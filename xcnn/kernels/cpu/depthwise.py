@@ -1,10 +1,12 @@
-"""Depthwise convolutions on the CPU, with vectors of channels (`_depthwise.py`): forward and both gradients.
+"""Depthwise convolutions on the CPU, forward and both gradients, with vectors of channels or of the pixels of rows.
 
+`_depthwise.py` brings channels side by side, and `_depthwise_rows.py` reads rows in place, where that is faster.
 A large map is cut into bands of lines that fit in the cache; a line is what has one index of the first axis. Work is
 distributed over threads by images, by blocks of channels, and by bands.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
+from xcnn.kernels.cpu._depthwise_rows import ROWS, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import TERMS
@@ -31,6 +34,15 @@ _TERMS = 64
 
 _NUMBERS_PER_MICROSECOND = 80_000
 """Products that a thread computes; moving a number there or back takes as long as four."""
+
+_CYCLES_PER_MICROSECOND = 4000
+"""Cycles of a thread whose work is counted in them."""
+
+_MOST_TAPS = 8
+"""Taps along the columns of a map, all of whose weights are in registers."""
+
+_MOVE = 6
+"""Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
 
 Axes = tuple[Any, ...]
 
@@ -183,6 +195,67 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     return _Plan(tables, memory, jobs, min(count, jobs), by_images)
 
 
+class _Run(NamedTuple):
+    """Every `step`-th output of an axis, from `begin` on, as a convolution with every `w_step`-th tap from `w` on."""
+
+    begin: int
+    step: int
+    out: int
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    w: int
+    w_step: int
+
+
+def _runs(a: Any, transposed: bool) -> list[_Run]:
+    if not transposed:
+        return [_Run(0, 1, a.out, a.kernel, a.stride, a.dilation, a.before, 0, 1)]
+    runs = []
+    for u in range(min(a.stride, a.size)):  # those that are a multiple of the stride apart read the same taps
+        first, out = (u + a.before) % a.stride, -(-(a.size - u) // a.stride)
+        kernel = -(-(a.kernel - first) // a.stride)
+        before = (kernel - 1) * a.dilation - (u + a.before) // a.stride
+        last = first + a.stride * (kernel - 1)
+        runs.append(_Run(u, a.stride, out, kernel, 1, a.dilation, before, last, -a.stride))
+    return runs
+
+
+@functools.lru_cache(maxsize=256)
+def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, transposed: bool) -> Any:
+    """Lay out a convolution by rows of pixels; return None if vectors of channels take fewer cycles, or only they can.
+
+    The result has the compiled passes and the numbers that they take, pixels of a row, maps, their parts and pieces.
+    """
+    lanes, multiple = BYTES // itemsize, o // groups
+    if BYTES == 16 or len(axes) != 2 or (transposed and multiple > 1):
+        return None  # with 16 bytes, vectors are not masked by one instruction
+    if axes[1].stride > 2 or axes[0].kernel > _MOST_TAPS:
+        return None
+    if transposed and any(a.stride > 1 and (a.dilation > 1 or a.kernel < a.stride) for a in axes):
+        return None
+    sizes = [(a.size, a.out) for a in axes]
+    (rows_, x_rows), (width, x_width) = sizes if transposed else [pair[::-1] for pair in sizes]
+    taps, passes, cycles = axes[0].kernel * axes[1].kernel, [], 0.0
+    for high, wide in itertools.product(*(_runs(a, transposed) for a in axes)):
+        vectors = n * o * -(-high.out // ROWS) * ROWS * -(-wide.out // lanes)
+        loads = len(rows_read(*high[3:6])) * wide.kernel * wide.stride / ROWS  # two cycles each, as they cross lines
+        cycles += vectors * (2 * wide.step + max(2 * loads, high.kernel * wide.kernel / 2))
+        numbers = [
+            o, multiple, x_rows, x_width, high.out, high.step * width, wide.out, rows_ * width,
+            high.begin * width + wide.begin, high.before, wide.before, wide.kernel, wide.dilation, taps,
+            high.w * axes[1].kernel + wide.w, wide.w_step, high.w_step * axes[1].kernel,
+        ]  # fmt: skip
+        passes.append((rows(*high[3:6], wide.stride, wide.step), np.array(numbers, np.int64)))
+    if cycles > n * -(-o // lanes) * (_MOVE * (x_rows * x_width + rows_ * width) + rows_ * width * taps * 0.6):
+        return None
+    maps = n * o
+    pieces = 1 if len(passes) == 1 else maps * (x_rows * x_width + rows_ * width) * itemsize // _BAND_BYTES
+    count = parts(maps, cycles / _CYCLES_PER_MICROSECOND)
+    return passes, x_width, maps, count, -(-min(pieces, maps) // count) or 1
+
+
 @functools.cache
 def _addresses(itemsize: int) -> tuple[int, ...]:
     return tuple(call.address(itemsize) for call in (every, transpose, lanes_product))
@@ -193,6 +266,19 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
+    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, transposed) if arrays[1] is None else None
+    if by_rows is not None:
+        passes, width, maps, count, pieces = by_rows
+
+        def several(part: int) -> None:
+            nothing = scratch(0, "nothing", width, y.dtype)  # zeros: nobody writes there
+            for piece in range(part * pieces, (part + 1) * pieces):
+                some = maps * piece // (count * pieces), maps * (piece + 1) // (count * pieces)
+                for run, numbers in passes:
+                    run(y.itemsize)(arrays[0], *arrays[2:], *limits, y, nothing, numbers, *some)
+
+        parallel(several, count)
+        return
     plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
     run = depthwise(y.itemsize)
 
