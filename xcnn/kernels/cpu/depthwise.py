@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
-from xcnn.kernels.cpu._depthwise_rows import ROWS, rows, rows_read
+from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import TERMS
@@ -41,8 +41,14 @@ _CYCLES_PER_MICROSECOND = 4000
 _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
 
+_MOST_SUMS = 25 if BYTES == 64 else 9
+"""Taps whose sums are in registers."""
+
 _MOVE = 6
 """Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
+
+_NOBODY = -2
+"""The owner of a row that stays 0."""
 
 Axes = tuple[Any, ...]
 
@@ -223,12 +229,13 @@ def _runs(a: Any, transposed: bool) -> list[_Run]:
 
 
 @functools.lru_cache(maxsize=256)
-def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, transposed: bool) -> Any:
-    """Lay out a convolution by rows of pixels; return None if vectors of channels take fewer cycles, or only they can.
+def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> Any:
+    """Lay out what `_plan` does by rows of pixels; return None if vectors of channels take fewer cycles or must do it.
 
-    The result has the compiled passes and the numbers that they take, pixels of a row, maps, their parts and pieces.
+    The result has the compiled passes and the numbers that they take, pixels of a row, parts of the work, and pieces of
+    each.
     """
-    lanes, multiple = BYTES // itemsize, o // groups
+    lanes, multiple, transposed = BYTES // itemsize, o // groups, way == "input"
     if BYTES == 16 or len(axes) != 2 or (transposed and multiple > 1):
         return None  # with 16 bytes, vectors are not masked by one instruction
     if axes[1].stride > 2 or axes[0].kernel > _MOST_TAPS:
@@ -237,23 +244,28 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, transposed: bo
         return None
     sizes = [(a.size, a.out) for a in axes]
     (rows_, x_rows), (width, x_width) = sizes if transposed else [pair[::-1] for pair in sizes]
-    taps, passes, cycles = axes[0].kernel * axes[1].kernel, [], 0.0
+    taps, maps, passes, cycles = axes[0].kernel * axes[1].kernel, n * o, [], 0.0
     for high, wide in itertools.product(*(_runs(a, transposed) for a in axes)):
-        vectors = n * o * -(-high.out // ROWS) * ROWS * -(-wide.out // lanes)
-        loads = len(rows_read(*high[3:6])) * wide.kernel * wide.stride / ROWS  # two cycles each, as they cross lines
-        cycles += vectors * (2 * wide.step + max(2 * loads, high.kernel * wide.kernel / 2))
+        many, others, writes = (SOME, 1, 1) if way == "weight" else (ROWS, 0, wide.step)
+        loads = others + len(rows_read(*high[3:6], many)) * wide.kernel * wide.stride / many  # crossing lines: 2 cycles
+        vectors = maps * -(-high.out // ROWS) * ROWS * -(-wide.out // lanes)
+        cycles += vectors * (2 * writes + max(2 * loads, high.kernel * wide.kernel / 2))
         numbers = [
             o, multiple, x_rows, x_width, high.out, high.step * width, wide.out, rows_ * width,
             high.begin * width + wide.begin, high.before, wide.before, wide.kernel, wide.dilation, taps,
             high.w * axes[1].kernel + wide.w, wide.w_step, high.w_step * axes[1].kernel,
         ]  # fmt: skip
-        passes.append((rows(*high[3:6], wide.stride, wide.step), np.array(numbers, np.int64)))
-    if cycles > n * -(-o // lanes) * (_MOVE * (x_rows * x_width + rows_ * width) + rows_ * width * taps * 0.6):
+        if way == "weight":
+            run = row_gradient(*high[3:6], wide.kernel, wide.stride, wide.dilation)
+        else:
+            run = rows(*high[3:6], wide.stride, wide.step)
+        passes.append((run, np.array(numbers, np.int64)))
+    other = _MOVE * (x_rows * x_width + rows_ * width) + rows_ * width * taps * 0.6
+    if cycles > n * -(-o // lanes) * other or (way == "weight" and taps > _MOST_SUMS):
         return None
-    maps = n * o
     pieces = 1 if len(passes) == 1 else maps * (x_rows * x_width + rows_ * width) * itemsize // _BAND_BYTES
-    count = parts(maps, cycles / _CYCLES_PER_MICROSECOND)
-    return passes, x_width, maps, count, -(-min(pieces, maps) // count) or 1
+    count = parts(o if way == "weight" else maps, cycles / _CYCLES_PER_MICROSECOND)
+    return passes, x_width, count, -(-min(pieces, maps) // count) or 1
 
 
 @functools.cache
@@ -266,12 +278,13 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
-    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, transposed) if arrays[1] is None else None
+    maps, way = y.shape[0] * y.shape[1], "input" if transposed else "forward"
+    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way) if arrays[1] is None else None
     if by_rows is not None:
-        passes, width, maps, count, pieces = by_rows
+        passes, width, count, pieces = by_rows
 
         def several(part: int) -> None:
-            nothing = scratch(0, "nothing", width, y.dtype)  # zeros: nobody writes there
+            nothing = scratch(_NOBODY, "nothing", width, y.dtype)
             for piece in range(part * pieces, (part + 1) * pieces):
                 some = maps * piece // (count * pieces), maps * (piece + 1) // (count * pieces)
                 for run, numbers in passes:
@@ -279,7 +292,7 @@ def convolve(
 
         parallel(several, count)
         return
-    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
+    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
     run = depthwise(y.itemsize)
 
     def some(part: int) -> None:
@@ -294,8 +307,19 @@ def weight_gradients(
     x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    n, dtype, size = x.shape[0], x.dtype, x.itemsize
-    plan = _plan(axes, n, weight.shape[0], groups, size, "weight")
+    n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
+    by_rows = _rows(axes, n, o, groups, size, "weight") if y is None else None
+    if by_rows is not None:
+        ((run, numbers),), width, count, _ = by_rows
+        fixed, result = (plain(x), plain(dy)), np.empty(weight.shape, dtype)
+
+        def channels(part: int) -> None:
+            nothing = scratch(_NOBODY, "nothing", width, dtype)
+            run(size)(*fixed, result, nothing, numbers, n, o * part // count, o * (part + 1) // count)
+
+        parallel(channels, count)
+        return result
+    plan = _plan(axes, n, o, groups, size, "weight")
     arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
     sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
     memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
