@@ -31,118 +31,97 @@ def rows_read(kernel: int, stride: int, dilation: int, many: int = ROWS) -> list
     return sorted(found.items())
 
 
-def _reader(emit: Any, begin: Integer, end: Integer, across: int) -> Any:
-    """Return a function that reads every pixel or every second one of a row from one on; those outside are 0."""
-    begins, stop = [begin + k * emit.lanes for k in range(across)], emit.spread(emit.builder.trunc(end.value, LANE))
-    order, exist = emit.lane_list(range(emit.lanes)), []
-    for one in begins:
-        pixels = emit.builder.add(order, emit.spread(emit.builder.trunc(one.value, LANE)))
-        exist.append(emit.builder.icmp_unsigned("<", pixels, stop))
+class _Lines:
+    """Rows of a map in the code that is written; there are too many for registers. What is outside the map is 0."""
 
-    def read(row: Any) -> Any:
-        parts = [emit.read(row, one.value, some) for one, some in zip(begins, exist, strict=True)]
-        return parts[0] if across == 1 else emit.shuffle(*parts, [2 * k for k in range(emit.lanes)])
+    def __init__(self, emit: Any, places: Any, numbers: Any) -> None:
+        self.emit, self.builder, self.places = emit, emit.builder, places
+        with emit.builder.goto_entry_block():
+            self.pointers = emit.builder.alloca(numbers.type, size=len(places))
 
-    return read
+    def __getitem__(self, k: int) -> Any:
+        return self.builder.load(Integer(self.builder, k).of(self.pointers))
 
+    def find(self, start: Any, top: Integer, many: Integer, width: Integer, nothing: Any) -> None:
+        """Begin at a row of a map that has so many of a width; zeros are at `nothing`."""
+        for k, (i, _) in enumerate(self.places):
+            exists = self.builder.icmp_unsigned("<", (top + i).value, many.value)
+            pointer = self.builder.select(exists, ((top + i) * width).of(start), nothing)
+            self.builder.store(pointer, Integer(self.builder, k).of(self.pointers))
 
-def _find(emit: Any, lines: Any, places: Any, start: Any, top: Integer, size: tuple[Integer, Integer], no: Any) -> None:
-    """Set pointers to the rows of a map of so many rows and columns, or to zeros where there are none."""
-    builder, (many, width) = emit.builder, size
-    for k, (i, _) in enumerate(places):
-        row = top + i
-        exists = builder.icmp_unsigned("<", row.value, many.value)
-        builder.store(builder.select(exists, (row * width).of(start), no), Integer(builder, k).of(lines))
+    def vectors(self, begin: Integer, end: Integer, across: int) -> Any:
+        """Yield from each row a vector of every pixel or every second one from `begin` on, and its pairs."""
+        emit, builder, exist = self.emit, self.builder, []
+        begins, stop = [begin + k * emit.lanes for k in range(across)], emit.spread(builder.trunc(end.value, LANE))
+        for one in begins:
+            pixels = builder.add(emit.lane_list(range(emit.lanes)), emit.spread(builder.trunc(one.value, LANE)))
+            exist.append(builder.icmp_unsigned("<", pixels, stop))
+        for k, (_, pairs) in enumerate(self.places):
+            row = self[k]
+            parts = [emit.read(row, one.value, some) for one, some in zip(begins, exist, strict=True)]
+            yield parts[0] if across == 1 else emit.shuffle(*parts, [2 * k for k in range(emit.lanes)]), pairs
+            emit.barrier()  # otherwise all rows are read first, and sums lose their registers
 
 
 @functools.cache
-def rows(kernel: int, stride: int, dilation: int, across: int, apart: int) -> Any:
-    """Return the pass for taps, stride and dilation along columns, and a stride and distance of pixels of y along rows.
-
-    These are 1 or 2, but not both 2.
-    """
-    places = rows_read(kernel, stride, dilation)
+def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
+    """Return the pass for taps, stride and dilation along columns, and a stride along rows of 1 or 2."""
 
     @native("xxXXXffxxinn")
     def convolve(emit, x, weight, scale, shift, residual, low, high, y, nothing, numbers, first, last):
-        """Set pixels of maps first .. last - 1 of y to clip(convolution * scale + shift + residual, low, high).
+        """Set maps first .. last - 1 of y to clip(convolution * scale + shift + residual, low, high).
 
         Parameters
         ----------
-        scale, shift, residual : of the channels of y; of its shape, if pixels are not apart; or None.
+        scale, shift, residual : of the channels of y; of its shape; or None.
         nothing : as many zeros as a row of x has pixels.
-        numbers : channels of y, and maps of y per map of x; rows and columns of x; rows of y, how far apart these are,
-            and columns; pixels of a map of y, and the first of them; rows and columns of padding before x; taps and
-            dilation along rows; weights of a channel, the first, and how far apart those of columns and of rows are.
+        numbers : channels of y, and maps of y per map of x; rows and columns of x and of y; rows and columns of padding
+            before x; taps and dilation along rows; the place of a channel's first weight, and the step to the next one.
         """
         builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
-        channels, multiple, *sizes = Integers(builder, numbers).some(0, 17)
-        x_rows, x_width, y_rows, y_row, y_width, y_size, y0, above, left, taps, step, size, w0, w_row, w_column = sizes
-        options = [emit.or_else(emit.exists(a), a, number) for a, number in ((scale, 1.0), (shift, 0.0))]
-        least, most = (emit.spread(emit.number(limit)) for limit in (low, high))
-        added, empty = emit.exists(residual), ir.Constant(emit.vector, None)
-        with builder.goto_entry_block():
-            lines = builder.alloca(x.type, size=len(places))  # registers would not be enough
+        channels, multiple, x_rows, x_width, y_rows, y_width, above, left, taps, step, w0, w_step = (
+            Integers(builder, numbers).some(0, 12)
+        )  # fmt: skip
+        *options, (residual, each) = (
+            emit.or_else(emit.exists(a), a, number) for a, number in ((scale, 1.0), (shift, 0.0), (residual, 0.0))
+        )
+        limits = [("<", emit.spread(emit.number(low))), (">", emit.spread(emit.number(high)))]
+        lines = _Lines(emit, rows_read(kernel, stride, dilation), x)
 
         def column(tap: Any, sums: list[Any], weights: Any, j: Integer) -> list[Any]:
             """Add the products of the taps of a column."""
             emit.rolled()
             sums, at = [*sums], Integer(builder, tap)
-            read = _reader(emit, j * across + at * step - left, x_width, across)
-            factors = [emit.broadcast((at * w_row + w_column * k).of(weights)) for k in range(kernel)]
-            for i, (_, pairs) in enumerate(places):
-                vector = read(builder.load(Integer(builder, i).of(lines)))
+            factors = [emit.broadcast(((taps * k + at) * w_step).of(weights)) for k in range(kernel)]
+            for vector, pairs in lines.vectors(j * across + at * step - left, x_width, across):
                 for r, k in pairs:
                     sums[r] = emit.fused(factors[k], vector, sums[r])
-                emit.barrier()  # otherwise all rows are read first, and sums lose their registers
             return sums
 
-        def write(values: list[Any], ends: list[Integer], j: Integer) -> None:
-            exist = emit.first((y_width - j).value)
-            if apart == 1:
-                before = builder.block
-                with builder.if_then(added):
-                    others = [
-                        builder.fadd(value, emit.read(residual, (end + j).value, exist))
-                        for value, end in zip(values, ends, strict=True)
-                    ]
-                    inside = builder.block
-                phis = [builder.phi(emit.vector) for _ in values]
-                for phi, *pair in zip(phis, values, others, strict=True):
-                    for value, block in zip(pair, (before, inside), strict=True):
-                        phi.add_incoming(value, block)
-                values = phis
-            # Backwards, so that rows that do not exist are replaced by the last one.
-            for value, end in reversed([*zip(values, ends, strict=True)]):
-                for sign, limit in (("<", least), (">", most)):
-                    value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
-                if apart == 1:
-                    emit.write(value, y, (end + j).value, exist)
-                    continue
-                for k in (0, lanes):
-                    some = emit.first(((y_width - j) * 2 - k).value)
-                    some = builder.and_(some, ir.Constant(some.type, [1 - lane % 2 for lane in range(lanes)]))
-                    spread = emit.shuffle(value, value, [(k + lane) // 2 for lane in range(lanes)])
-                    emit.write(spread, y, (end + j * 2 + k).value, some)
-
         with Integer(builder, first).up_to(last) as one:
-            channel, out = one - one // channels * channels, one * y_size + y0
-            factor, plus = (emit.broadcast((channel * each).of(a)) for a, each in options)
-            weights, start = (channel * size + w0).of(weight), (one // multiple * x_rows * x_width).of(x)
+            channel, out = one - one // channels * channels, one * y_rows * y_width
+            factor, plus = (emit.broadcast((channel * step).of(pointer)) for pointer, step in options)
+            weights, start = (channel * taps * kernel + w0).of(weight), (one // multiple * x_rows * x_width).of(x)
             with zero.up_to(y_rows, ROWS) as block:
                 top = block.least((y_rows - ROWS).most(0))
-                _find(emit, lines, places, start, top * stride - above, (x_rows, x_width), nothing)
-                ends = [out + (top + r).least(y_rows - 1) * y_row for r in range(ROWS)]
+                lines.find(start, top * stride - above, x_rows, x_width, nothing)
+                ends = [out + (top + r).least(y_rows - 1) * y_width for r in range(ROWS)]
                 with zero.up_to(y_width, lanes) as j:
-                    for i in range(max(0, len(places) - ROWS * stride), len(places)):
-                        row = builder.load(Integer(builder, i).of(lines))
-                        for k in range(across):
-                            emit.prefetch((x_width * (ROWS * stride) + j * across + k * lanes).of(row))
+                    for i, k in itertools.product(range(len(lines.places))[-ROWS * stride :], range(across)):
+                        later = x_width * (ROWS * stride) + j * across + k * lanes
+                        emit.prefetch(later.of(lines[i]))  # for the next block
                     sums = counted(
-                        builder, INT(0), taps.value, INT(1), [empty] * ROWS,
+                        builder, INT(0), taps.value, INT(1), [ir.Constant(emit.vector, None)] * ROWS,
                         lambda tap, sums, j=j: column(tap, sums, weights, j),
                     )  # fmt: skip
-                    write([emit.fused(total, factor, plus) for total in sums], ends, j)
+                    exist = emit.first((y_width - j).value)
+                    # Backwards, so that rows that do not exist are replaced by the last one.
+                    for total, end in reversed([*zip(sums, ends, strict=True)]):
+                        value = emit.fused(total, factor, plus)
+                        value = builder.fadd(value, emit.read(residual, ((end + j) * each).value, exist))
+                        for sign, limit in limits:
+                            value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
+                        emit.write(value, y, (end + j).value, exist)
 
     return convolve
 
@@ -154,25 +133,21 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
     @native("xxxxinnn")
     def gradient(emit, x, dy, out, nothing, numbers, images, first, last):
         """Set the weight gradient of channels first .. last - 1 of dy; the arguments are as above."""
-        builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
-        channels, multiple, x_rows, x_width, y_rows, y_row, y_width, y_size, _, above, left = (
-            Integers(builder, numbers).some(0, 11)
-        )  # fmt: skip
+        builder, zero = emit.builder, Integer(emit.builder, 0)
+        channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(0, 8)
         nothings = [ir.Constant(emit.vector, None)] * (kernel * columns)
         shifts = [Integer(builder, k * step) - left for k in range(columns)]
         # No pixel beyond those of the last window: it may be infinite, and the products with what is not in dy are NaN.
         ends = [((y_width - 1) * across + shift + 1).least(x_width).most(0) for shift in shifts]
-        with builder.goto_entry_block():
-            lines = builder.alloca(x.type, size=len(rows_read(kernel, stride, dilation, SOME)))
 
         def added(some: list[Any], others: list[Any]) -> list[Any]:
             return [builder.fadd(a, b) for a, b in zip(some, others, strict=True)]
 
-        def block(top: Integer, many: int, source: Any, target: Any) -> list[Any]:
-            """Return the sums over some rows of dy."""
-            places = rows_read(kernel, stride, dilation, many)
-            _find(emit, lines, places, source, top * stride - above, (x_rows, x_width), nothing)
-            others = [((top + r) * y_row).of(target) for r in range(many)]
+        def block(way: Any, source: Any, target: Any, index: Any, totals: list[Any]) -> list[Any]:
+            """Return sums, and those over some rows of dy."""
+            (many, lines), top = way, Integer(builder, index)
+            lines.find(source, top * stride - above, x_rows, x_width, nothing)
+            others = [((top + r) * y_width).of(target) for r in range(many)]
 
             def vector(j: Any, sums: list[Any]) -> list[Any]:
                 emit.rolled()
@@ -180,29 +155,24 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
                 exist = emit.first((y_width - at).value)
                 gradients = [emit.read(row, j, exist) for row in others]
                 for column, (shift, end) in enumerate(zip(shifts, ends, strict=True)):
-                    read = _reader(emit, at * across + shift, end, across)
-                    for i, (_, pairs) in enumerate(places):
-                        pixels = read(builder.load(Integer(builder, i).of(lines)))
+                    for pixels, pairs in lines.vectors(at * across + shift, end, across):
                         for r, k in pairs:
                             place = k * columns + column
                             sums[place] = emit.fused(gradients[r], pixels, sums[place])
-                        emit.barrier()
                 return sums
 
-            return counted(builder, INT(0), y_width.value, INT(lanes), nothings, vector)
+            return added(totals, counted(builder, INT(0), y_width.value, INT(emit.lanes), nothings, vector))
 
+        ways = [(many, _Lines(emit, rows_read(kernel, stride, dilation, many), x)) for many in (SOME, 1)]
         with Integer(builder, first).up_to(last) as channel:
 
             def image(i: Any, sums: list[Any], channel: Integer = channel) -> list[Any]:
                 one = Integer(builder, i) * channels + channel
-                source, target = (one // multiple * x_rows * x_width).of(x), (one * y_size).of(dy)
-                whole, begin, totals = y_rows // SOME * SOME, zero, nothings
-                for many, end in ((SOME, whole), (1, y_rows)):
-                    totals = counted(
-                        builder, begin.value, end.value, INT(many), totals,
-                        lambda top, sums, many=many: added(sums, block(Integer(builder, top), many, source, target)),
-                    )  # fmt: skip
-                    begin = whole
+                source, target = (one // multiple * x_rows * x_width).of(x), (one * y_rows * y_width).of(dy)
+                whole, totals = y_rows // SOME * SOME, nothings
+                for way, begin, end in zip(ways, (zero, whole), (whole, y_rows), strict=True):
+                    some = functools.partial(block, way, source, target)
+                    totals = counted(builder, begin.value, end.value, INT(way[0]), totals, some)
                 return added(sums, totals)
 
             for k, total in enumerate(counted(builder, INT(0), images, INT(1), nothings, image)):

@@ -6,7 +6,6 @@ distributed over threads by images, by blocks of channels, and by bands.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -201,71 +200,33 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     return _Plan(tables, memory, jobs, min(count, jobs), by_images)
 
 
-class _Run(NamedTuple):
-    """Every `step`-th output of an axis, from `begin` on, as a convolution with every `w_step`-th tap from `w` on."""
-
-    begin: int
-    step: int
-    out: int
-    kernel: int
-    stride: int
-    dilation: int
-    before: int
-    w: int
-    w_step: int
-
-
-def _runs(a: Any, transposed: bool) -> list[_Run]:
-    if not transposed:
-        return [_Run(0, 1, a.out, a.kernel, a.stride, a.dilation, a.before, 0, 1)]
-    runs = []
-    for u in range(min(a.stride, a.size)):  # those that are a multiple of the stride apart read the same taps
-        first, out = (u + a.before) % a.stride, -(-(a.size - u) // a.stride)
-        kernel = -(-(a.kernel - first) // a.stride)
-        before = (kernel - 1) * a.dilation - (u + a.before) // a.stride
-        last = first + a.stride * (kernel - 1)
-        runs.append(_Run(u, a.stride, out, kernel, 1, a.dilation, before, last, -a.stride))
-    return runs
-
-
 @functools.lru_cache(maxsize=256)
 def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> Any:
     """Lay out what `_plan` does by rows of pixels; return None if vectors of channels take fewer cycles or must do it.
 
-    The result has the compiled passes and the numbers that they take, pixels of a row, parts of the work, and pieces of
-    each.
+    The result has the compiled pass, the numbers that it takes, pixels of a row, maps or channels, and parts of them.
     """
-    lanes, multiple, transposed = BYTES // itemsize, o // groups, way == "input"
-    if BYTES == 16 or len(axes) != 2 or (transposed and multiple > 1):
+    lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
+    if BYTES == 16 or len(axes) != 2:
         return None  # with 16 bytes, vectors are not masked by one instruction
-    if axes[1].stride > 2 or axes[0].kernel > _MOST_TAPS:
-        return None
-    if transposed and any(a.stride > 1 and (a.dilation > 1 or a.kernel < a.stride) for a in axes):
+    (high, wide), taps, maps = axes, math.prod(a.kernel for a in axes), n * o
+    if wide.stride > 2 or high.kernel > _MOST_TAPS or (backward and max(multiple, high.stride, wide.stride) > 1):
         return None
     sizes = [(a.size, a.out) for a in axes]
-    (rows_, x_rows), (width, x_width) = sizes if transposed else [pair[::-1] for pair in sizes]
-    taps, maps, passes, cycles = axes[0].kernel * axes[1].kernel, n * o, [], 0.0
-    for high, wide in itertools.product(*(_runs(a, transposed) for a in axes)):
-        many, others, writes = (SOME, 1, 1) if way == "weight" else (ROWS, 0, wide.step)
-        loads = others + len(rows_read(*high[3:6], many)) * wide.kernel * wide.stride / many  # crossing lines: 2 cycles
-        vectors = maps * -(-high.out // ROWS) * ROWS * -(-wide.out // lanes)
-        cycles += vectors * (2 * writes + max(2 * loads, high.kernel * wide.kernel / 2))
-        numbers = [
-            o, multiple, x_rows, x_width, high.out, high.step * width, wide.out, rows_ * width,
-            high.begin * width + wide.begin, high.before, wide.before, wide.kernel, wide.dilation, taps,
-            high.w * axes[1].kernel + wide.w, wide.w_step, high.w_step * axes[1].kernel,
-        ]  # fmt: skip
-        if way == "weight":
-            run = row_gradient(*high[3:6], wide.kernel, wide.stride, wide.dilation)
-        else:
-            run = rows(*high[3:6], wide.stride, wide.step)
-        passes.append((run, np.array(numbers, np.int64)))
-    other = _MOVE * (x_rows * x_width + rows_ * width) + rows_ * width * taps * 0.6
-    if cycles > n * -(-o // lanes) * other or (way == "weight" and taps > _MOST_SUMS):
+    (x_rows, y_rows), (x_width, y_width) = [pair[::-1] for pair in sizes] if backward else sizes
+    many, dys = (SOME, 1) if way == "weight" else (ROWS, 0)
+    along = high.kernel, high.stride, high.dilation
+    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many  # two cycles: they cross lines
+    cycles = maps * -(-y_rows // ROWS) * ROWS * -(-y_width // lanes) * (2 + max(2 * loads, taps / 2))
+    moved = _MOVE * (x_rows * x_width + y_rows * y_width) + y_rows * y_width * taps * 0.6
+    if cycles > n * -(-o // lanes) * moved or (way == "weight" and taps > _MOST_SUMS):
         return None
-    pieces = 1 if len(passes) == 1 else maps * (x_rows * x_width + rows_ * width) * itemsize // _BAND_BYTES
-    count = parts(o if way == "weight" else maps, cycles / _CYCLES_PER_MICROSECOND)
-    return passes, x_width, count, -(-min(pieces, maps) // count) or 1
+    before = [a.extent - 1 - a.before if backward else a.before for a in axes]
+    weights = (taps - 1, -1) if backward else (0, 1)
+    numbers = [o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
+    run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
+    count = o if way == "weight" else maps
+    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / _CYCLES_PER_MICROSECOND)
 
 
 @functools.cache
@@ -278,19 +239,17 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
-    maps, way = y.shape[0] * y.shape[1], "input" if transposed else "forward"
+    way = "input" if transposed else "forward"
     by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way) if arrays[1] is None else None
     if by_rows is not None:
-        passes, width, count, pieces = by_rows
+        call, numbers, width, maps, count = by_rows
+        fixed = arrays[0], *arrays[2:], *limits, y
 
-        def several(part: int) -> None:
+        def maps_of(part: int) -> None:
             nothing = scratch(_NOBODY, "nothing", width, y.dtype)
-            for piece in range(part * pieces, (part + 1) * pieces):
-                some = maps * piece // (count * pieces), maps * (piece + 1) // (count * pieces)
-                for run, numbers in passes:
-                    run(y.itemsize)(arrays[0], *arrays[2:], *limits, y, nothing, numbers, *some)
+            call(*fixed, nothing, numbers, maps * part // count, maps * (part + 1) // count)
 
-        parallel(several, count)
+        parallel(maps_of, count)
         return
     plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
     run = depthwise(y.itemsize)
@@ -310,14 +269,14 @@ def weight_gradients(
     n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
     by_rows = _rows(axes, n, o, groups, size, "weight") if y is None else None
     if by_rows is not None:
-        ((run, numbers),), width, count, _ = by_rows
+        call, numbers, width, channels, count = by_rows
         fixed, result = (plain(x), plain(dy)), np.empty(weight.shape, dtype)
 
-        def channels(part: int) -> None:
+        def channels_of(part: int) -> None:
             nothing = scratch(_NOBODY, "nothing", width, dtype)
-            run(size)(*fixed, result, nothing, numbers, n, o * part // count, o * (part + 1) // count)
+            call(*fixed, result, nothing, numbers, n, channels * part // count, channels * (part + 1) // count)
 
-        parallel(channels, count)
+        parallel(channels_of, count)
         return result
     plan = _plan(axes, n, o, groups, size, "weight")
     arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
