@@ -75,12 +75,12 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
         ----------
         scale, shift, residual : of the channels of y; of its shape; or None.
         nothing : as many zeros as a row of x has pixels.
-        numbers : channels of y, and maps of y per map of x; rows and columns of x and of y; rows and columns of padding
+        numbers : images; channels of y, and maps of y per map of x; rows and columns of x and of y, and of padding
             before x; taps and dilation along rows; the place of a channel's first weight, and the step to the next one.
         """
         builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
         channels, multiple, x_rows, x_width, y_rows, y_width, above, left, taps, step, w0, w_step = (
-            Integers(builder, numbers).some(0, 12)
+            Integers(builder, numbers).some(1, 12)
         )  # fmt: skip
         *options, (residual, each) = (
             emit.or_else(emit.exists(a), a, number) for a, number in ((scale, 1.0), (shift, 0.0), (residual, 0.0))
@@ -130,11 +130,13 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
 def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: int, step: int) -> Any:
     """Return the pass of weight gradients for taps, stride and dilation along columns and along rows."""
 
-    @native("xxxxinnn")
-    def gradient(emit, x, dy, out, nothing, numbers, images, first, last):
+    @native("xxxxinn")
+    def gradient(emit, x, dy, out, nothing, numbers, first, last):
         """Set the weight gradient of channels first .. last - 1 of dy; the arguments are as above."""
         builder, zero = emit.builder, Integer(emit.builder, 0)
-        channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(0, 8)
+        images, channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(
+            0, 9
+        )
         nothings = [ir.Constant(emit.vector, None)] * (kernel * columns)
         shifts = [Integer(builder, k * step) - left for k in range(columns)]
         # No pixel beyond those of the last window: it may be infinite, and the products with what is not in dy are NaN.
@@ -175,7 +177,7 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
                     totals = counted(builder, begin.value, end.value, INT(way[0]), totals, some)
                 return added(sums, totals)
 
-            for k, total in enumerate(counted(builder, INT(0), images, INT(1), nothings, image)):
+            for k, total in enumerate(counted(builder, INT(0), images.value, INT(1), nothings, image)):
                 builder.store(emit.total(total), (channel * len(nothings) + k).of(out))
 
     return gradient

@@ -223,10 +223,20 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> A
         return None
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
-    numbers = [o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
+    numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
     run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
     count = o if way == "weight" else maps
     return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / _CYCLES_PER_MICROSECOND)
+
+
+def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:
+    call, numbers, width, many, count = plan
+
+    def some(part: int) -> None:
+        nothing = scratch(_NOBODY, "nothing", width, dtype)
+        call(*arguments, nothing, numbers, many * part // count, many * (part + 1) // count)
+
+    parallel(some, count)
 
 
 @functools.cache
@@ -242,14 +252,7 @@ def convolve(
     way = "input" if transposed else "forward"
     by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way) if arrays[1] is None else None
     if by_rows is not None:
-        call, numbers, width, maps, count = by_rows
-        fixed = arrays[0], *arrays[2:], *limits, y
-
-        def maps_of(part: int) -> None:
-            nothing = scratch(_NOBODY, "nothing", width, y.dtype)
-            call(*fixed, nothing, numbers, maps * part // count, maps * (part + 1) // count)
-
-        parallel(maps_of, count)
+        _share_rows(by_rows, y.dtype, arrays[0], *arrays[2:], *limits, y)
         return
     plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
     run = depthwise(y.itemsize)
@@ -269,14 +272,8 @@ def weight_gradients(
     n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
     by_rows = _rows(axes, n, o, groups, size, "weight") if y is None else None
     if by_rows is not None:
-        call, numbers, width, channels, count = by_rows
-        fixed, result = (plain(x), plain(dy)), np.empty(weight.shape, dtype)
-
-        def channels_of(part: int) -> None:
-            nothing = scratch(_NOBODY, "nothing", width, dtype)
-            call(*fixed, result, nothing, numbers, n, channels * part // count, channels * (part + 1) // count)
-
-        parallel(channels_of, count)
+        result = np.empty(weight.shape, dtype)
+        _share_rows(by_rows, dtype, plain(x), plain(dy), result)
         return result
     plan = _plan(axes, n, o, groups, size, "weight")
     arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
