@@ -328,7 +328,7 @@ _CHUNK = 100
 
 TILES = {
     "_stacks": {"_PLANE_BYTES": 6_000, "_NEAR_BYTES": 0, "_SUM_BYTES": 6_000, "_MICROSECONDS": 1, "_CALL": -(10**9)},
-    "depthwise": {"_BAND_BYTES": 6_000},
+    "depthwise": {"_BAND_BYTES": 6_000, "_MOVE": 10**9},
     "weight_gradients": {"_CHUNK_BYTES": 6_000},
     "each": {"_FEW": 0},
     "columns": {"_TILE_BYTES": 2_000, "_LEAST_MICROSECONDS": 0},

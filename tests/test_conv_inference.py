@@ -23,6 +23,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, dict[str, Any]]] =
     "depthwise": ((2, 20, 9, 11), (20, 1, 3, 5), 20, {"padding": (1, 2)}),
     "depthwise, strided": ((2, 18, 15, 16), (18, 1, 5, 3), 18, {"stride": 2, "padding": (2, 1), "dilation": (2, 1)}),
     "depthwise, several filters": ((2, 5, 8, 8), (15, 1, 3, 3), 5, {"padding": 1}),
+    "depthwise, large maps": ((1, 6, 20, 33), (12, 1, 3, 2), 6, {"padding": 1}),
     "small maps of many images": ((33, 8, 4, 4), (6, 8, 3, 3), 1, {"padding": 1}),
     "large map": ((1, 3, 120, 130), (5, 3, 5, 5), 1, {"padding": 2, "stride": (1, 2)}),
 }

@@ -12,7 +12,7 @@ from xcnn._dispatch import portable
 
 pytest.importorskip("llvmlite")
 
-from xcnn.kernels.cpu import weight_gradients
+from xcnn.kernels.cpu import depthwise, weight_gradients
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
 
@@ -99,12 +99,17 @@ def test_every_way_to_the_gradients(
     [
         ((3, 25, 9, 8), (3, 3), {"padding": 1, "activation": "relu"}),
         ((2, 5, 8, 31), (5, 2), {"stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)}),
+        ((2, 20, 13, 37), (3, 5), {"stride": (1, 2), "padding": (1, 3)}),
         ((2, 40, 300), (7,), {"stride": 2}),
         ((2, 25, 5, 1, 6), (3, 2, 1), {"stride": (3, 2, 3), "padding": ((1, 1), (1, 0), (0, 1))}),  # phases of no pixel
     ],
 )
-def test_depthwise_convolutions(dtype: str, x: Any, kernel: Any, options: Any) -> None:
-    check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
+def test_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, kernel: Any, options: Any) -> None:
+    """Vectors of channels or, where they can do it, of the pixels of rows, whatever is cheapest; both must be right."""
+    monkeypatch.setattr(depthwise, "_rows", depthwise._rows.__wrapped__)
+    for moving in (0, 10**9):
+        monkeypatch.setattr(depthwise, "_MOVE", moving)
+        check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
 
 
 def test_a_gradient_of_large_maps_hardly_rounds_more_than_one_of_small_maps() -> None:

@@ -47,8 +47,11 @@ _ROOM = 524288
 _AHEAD = 16
 """Rows of b that are read ahead while one is copied: they are far apart, so that processors do not foresee them."""
 
-_FEW, _SOME = 4, 32
+_FEW, _SOME = 8, 32
 """With at most this many rows of a, transposing b, or copying it, would take longer than multiplying it."""
+
+_JOINT = 4 if BYTES == 64 else 2
+"""Rows of a whose sums over columns of b are computed at once, with as many columns."""
 
 _LEAST_ROWS = 256
 """Rows of a part: each part packs b."""
@@ -139,27 +142,42 @@ class _Writer:
 
     def sum_columns(self, a0: Integer, rows: Integer, b0: Integer, start: Integer, count: Integer) -> None:
         """Set the tile to products of rows of a and columns of b, each of `count` adjacent numbers."""
-        builder, emit, half = self.builder, self.emit, self.emit.lanes
-        with self.zero.up_to(self.width.least(self.n - start), half) as q, self.zero.up_to(rows) as p:
-            row, last = (a0 + p * self.a_row).of(self.a), self.n - start - q - 1
-            columns = [(start + q + Integer(builder, i).least(last)) * self.b_column + b0 for i in range(half)]
-            lines, sums = [place.of(self.b) for place in columns], list[Any]()
+        emit, lanes, alone = self.emit, self.emit.lanes, rows.holds("==", 1)
+        with self.zero.up_to(self.width.least(self.n - start), lanes) as q:
+            last = self.n - start - q - 1
+            columns = [(start + q + Integer(self.builder, i).least(last)) * self.b_column + b0 for i in range(lanes)]
+            lines = [place.of(self.b) for place in columns]
+            for size, end in ((1, rows.if_(alone, 0)), (_JOINT, self.zero.if_(alone, rows))):
+                with self.zero.up_to(end, size) as p:
+                    numbers = [(p + i).least(rows - 1) for i in range(size)]
+                    begins = [(a0 + number * self.a_row).of(self.a) for number in numbers]
+                    for number, total in zip(numbers, self.dot(begins, lines, count), strict=True):
+                        emit.store(total, (number * self.width + q).of(self.tile))
 
-            def some(lines: Any, places: Any, mask: Any, sums: Any) -> list[Any]:
-                factor = emit.read(row, places[0], mask)
-                return [emit.fused(factor, emit.read(b, places[0], mask), s) for b, s in zip(lines, sums, strict=True)]
+    def dot(self, rows: list[Any], columns: list[Any], count: Integer) -> list[Any]:
+        """Return a vector for each row: its products with as many columns as a vector has numbers."""
+        emit, builder, found, few = self.emit, self.builder, list[list[Any]](), 8 if len(rows) == 1 else _JOINT
 
-            while len(sums) < half:  # few at once: those a power of two apart have few places in a cache
-                few = lines[len(sums) : len(sums) + 8]
-                zeros = [ir.Constant(emit.vector, None)] * len(few)
-                sums += emit.span(INT(0), count.value, zeros, functools.partial(some, few))
+        def some(lines: Any, places: Any, mask: Any, sums: Any) -> list[Any]:
+            factors, totals = [emit.read(row, places[0], mask) for row in rows], iter(sums)
+            vectors = (emit.read(line, places[0], mask) for line in lines)
+            return [emit.fused(factor, vector, next(totals)) for vector in vectors for factor in factors]
+
+        for k in range(0, emit.lanes, few):  # those a power of two apart have few places in a cache
+            lines = columns[k : k + few]
+            zeros = [ir.Constant(emit.vector, None)] * (len(lines) * len(rows))
+            found.append(emit.span(INT(0), count.value, zeros, functools.partial(some, lines)))
+        vectors = []
+        for i in range(len(rows)):
+            sums, half = [total for some in found for total in some[i :: len(rows)]], emit.lanes
             while half > 1:  # each time, half of the sums of a vector go to another one
                 half //= 2
                 lanes = [lane if not lane & half else emit.lanes + lane - half for lane in range(emit.lanes)]
                 pairs = [(emit.shuffle(a, b, lanes), emit.shuffle(a, b, [lane + half for lane in lanes]))
                          for a, b in zip(sums[:half], sums[half:], strict=True)]  # fmt: skip
                 sums = [builder.fadd(*pair) for pair in pairs]
-            emit.store(sums[0], (p * self.width + q).of(self.tile))
+            vectors += sums
+        return vectors
 
     def finish(
         self,
@@ -243,7 +261,7 @@ def table(itemsize: int, *products: Product, starts: Sequence[tuple[int, int, in
     for (a, a_row, a_column), (b, b_row, b_column), c, m, n, k, bare in products:
         way, most, width = _PACKED, _TERMS, -(-n // lanes) * lanes
         if m <= _FEW and b_row == a_column == 1:
-            way, most = _DOTS, BLOCK if m == 1 else 2 * _TERMS if m == 2 else _TERMS
+            way, most = _DOTS, BLOCK if m == 1 else 4 * _TERMS
         elif m <= _SOME and b_column == 1 and n >= lanes:
             way, width = _DIRECT, n
         together = _MANY_ROWS if bare and k <= most and n >= lanes and way != _DOTS else _ROWS

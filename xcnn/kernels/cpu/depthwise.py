@@ -1,5 +1,6 @@
-"""Depthwise convolutions on the CPU, with vectors of channels (`_depthwise.py`): forward and both gradients.
+"""Depthwise convolutions on the CPU, forward and both gradients, with vectors of channels or of the pixels of rows.
 
+`_depthwise.py` brings channels side by side, and `_depthwise_rows.py` reads rows in place, where that is faster.
 A large map is cut into bands of lines that fit in the cache; a line is what has one index of the first axis. Work is
 distributed over threads by images, by blocks of channels, and by bands.
 """
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
+from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import TERMS
@@ -31,6 +33,21 @@ _TERMS = 64
 
 _NUMBERS_PER_MICROSECOND = 80_000
 """Products that a thread computes; moving a number there or back takes as long as four."""
+
+_CYCLES_PER_MICROSECOND = 4000
+"""Cycles of a thread whose work is counted in them."""
+
+_MOST_TAPS = 8
+"""Taps along the columns of a map, all of whose weights are in registers."""
+
+_MOST_SUMS = 25 if BYTES == 64 else 9
+"""Taps whose sums are in registers."""
+
+_MOVE = 6
+"""Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
+
+_NOBODY = -2
+"""The owner of a row that stays 0."""
 
 Axes = tuple[Any, ...]
 
@@ -183,6 +200,45 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     return _Plan(tables, memory, jobs, min(count, jobs), by_images)
 
 
+@functools.lru_cache(maxsize=256)
+def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> Any:
+    """Lay out what `_plan` does by rows of pixels; return None if vectors of channels take fewer cycles or must do it.
+
+    The result has the compiled pass, the numbers that it takes, pixels of a row, maps or channels, and parts of them.
+    """
+    lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
+    if BYTES == 16 or len(axes) != 2:
+        return None  # with 16 bytes, vectors are not masked by one instruction
+    (high, wide), taps, maps = axes, math.prod(a.kernel for a in axes), n * o
+    if wide.stride > 2 or high.kernel > _MOST_TAPS or (backward and max(multiple, high.stride, wide.stride) > 1):
+        return None
+    sizes = [(a.size, a.out) for a in axes]
+    (x_rows, y_rows), (x_width, y_width) = [pair[::-1] for pair in sizes] if backward else sizes
+    many, dys = (SOME, 1) if way == "weight" else (ROWS, 0)
+    along = high.kernel, high.stride, high.dilation
+    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many  # two cycles: they cross lines
+    cycles = maps * -(-y_rows // ROWS) * ROWS * -(-y_width // lanes) * (2 + max(2 * loads, taps / 2))
+    moved = _MOVE * (x_rows * x_width + y_rows * y_width) + y_rows * y_width * taps * 0.6
+    if cycles > n * -(-o // lanes) * moved or (way == "weight" and taps > _MOST_SUMS):
+        return None
+    before = [a.extent - 1 - a.before if backward else a.before for a in axes]
+    weights = (taps - 1, -1) if backward else (0, 1)
+    numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
+    run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
+    count = o if way == "weight" else maps
+    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / _CYCLES_PER_MICROSECOND)
+
+
+def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:
+    call, numbers, width, many, count = plan
+
+    def some(part: int) -> None:
+        nothing = scratch(_NOBODY, "nothing", width, dtype)
+        call(*arguments, nothing, numbers, many * part // count, many * (part + 1) // count)
+
+    parallel(some, count)
+
+
 @functools.cache
 def _addresses(itemsize: int) -> tuple[int, ...]:
     return tuple(call.address(itemsize) for call in (every, transpose, lanes_product))
@@ -193,7 +249,12 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
-    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward")
+    way = "input" if transposed else "forward"
+    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way) if arrays[1] is None else None
+    if by_rows is not None:
+        _share_rows(by_rows, y.dtype, arrays[0], *arrays[2:], *limits, y)
+        return
+    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
     run = depthwise(y.itemsize)
 
     def some(part: int) -> None:
@@ -208,8 +269,13 @@ def weight_gradients(
     x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    n, dtype, size = x.shape[0], x.dtype, x.itemsize
-    plan = _plan(axes, n, weight.shape[0], groups, size, "weight")
+    n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
+    by_rows = _rows(axes, n, o, groups, size, "weight") if y is None else None
+    if by_rows is not None:
+        result = np.empty(weight.shape, dtype)
+        _share_rows(by_rows, dtype, plain(x), plain(dy), result)
+        return result
+    plan = _plan(axes, n, o, groups, size, "weight")
     arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
     sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
     memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}

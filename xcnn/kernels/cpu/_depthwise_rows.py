@@ -1,0 +1,183 @@
+"""The compiled passes of depthwise convolutions with vectors of the pixels of rows, which are read in place.
+
+What a tap reads is a row from another pixel on; lanes beyond its ends are masked. Several rows of a map are computed at
+once, so that a row is read once for all that need it.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+from llvmlite import ir
+
+from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._native import native
+from xcnn.kernels.cpu._vectors import BYTES, INT, LANE, counted
+
+__all__ = ["ROWS", "SOME", "row_gradient", "rows", "rows_read"]
+
+ROWS = 8 if BYTES == 64 else 4
+"""Rows of y that are computed at once: their sums are held in registers."""
+
+SOME = 4
+"""Rows of dy whose products are summed at once for a weight gradient."""
+
+
+def rows_read(kernel: int, stride: int, dilation: int, many: int = ROWS) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return the rows of x that some rows of y read, from the first one on, and the pairs of y and tap of each."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for r, k in itertools.product(range(many), range(kernel)):
+        found.setdefault(r * stride + k * dilation, []).append((r, k))
+    return sorted(found.items())
+
+
+class _Lines:
+    """Rows of a map in the code that is written; there are too many for registers. What is outside the map is 0."""
+
+    def __init__(self, emit: Any, places: Any, numbers: Any) -> None:
+        self.emit, self.builder, self.places = emit, emit.builder, places
+        with emit.builder.goto_entry_block():
+            self.pointers = emit.builder.alloca(numbers.type, size=len(places))
+
+    def __getitem__(self, k: int) -> Any:
+        return self.builder.load(Integer(self.builder, k).of(self.pointers))
+
+    def find(self, start: Any, top: Integer, many: Integer, width: Integer, nothing: Any) -> None:
+        """Begin at a row of a map that has so many of a width; zeros are at `nothing`."""
+        for k, (i, _) in enumerate(self.places):
+            exists = self.builder.icmp_unsigned("<", (top + i).value, many.value)
+            pointer = self.builder.select(exists, ((top + i) * width).of(start), nothing)
+            self.builder.store(pointer, Integer(self.builder, k).of(self.pointers))
+
+    def vectors(self, begin: Integer, end: Integer, across: int) -> Any:
+        """Yield from each row a vector of every pixel or every second one from `begin` on, and its pairs."""
+        emit, builder, exist = self.emit, self.builder, []
+        begins, stop = [begin + k * emit.lanes for k in range(across)], emit.spread(builder.trunc(end.value, LANE))
+        for one in begins:
+            pixels = builder.add(emit.lane_list(range(emit.lanes)), emit.spread(builder.trunc(one.value, LANE)))
+            exist.append(builder.icmp_unsigned("<", pixels, stop))
+        for k, (_, pairs) in enumerate(self.places):
+            row = self[k]
+            parts = [emit.read(row, one.value, some) for one, some in zip(begins, exist, strict=True)]
+            yield parts[0] if across == 1 else emit.shuffle(*parts, [2 * k for k in range(emit.lanes)]), pairs
+            emit.barrier()  # otherwise all rows are read first, and sums lose their registers
+
+
+@functools.cache
+def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
+    """Return the pass for taps, stride and dilation along columns, and a stride along rows of 1 or 2."""
+
+    @native("xxXXXffxxinn")
+    def convolve(emit, x, weight, scale, shift, residual, low, high, y, nothing, numbers, first, last):
+        """Set maps first .. last - 1 of y to clip(convolution * scale + shift + residual, low, high).
+
+        Parameters
+        ----------
+        scale, shift, residual : of the channels of y; of its shape; or None.
+        nothing : as many zeros as a row of x has pixels.
+        numbers : images; channels of y, and maps of y per map of x; rows and columns of x and of y, and of padding
+            before x; taps and dilation along rows; the place of a channel's first weight, and the step to the next one.
+        """
+        builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
+        channels, multiple, x_rows, x_width, y_rows, y_width, above, left, taps, step, w0, w_step = (
+            Integers(builder, numbers).some(1, 12)
+        )  # fmt: skip
+        *options, (residual, each) = (
+            emit.or_else(emit.exists(a), a, number) for a, number in ((scale, 1.0), (shift, 0.0), (residual, 0.0))
+        )
+        limits = [("<", emit.spread(emit.number(low))), (">", emit.spread(emit.number(high)))]
+        lines = _Lines(emit, rows_read(kernel, stride, dilation), x)
+
+        def column(tap: Any, sums: list[Any], weights: Any, j: Integer) -> list[Any]:
+            """Add the products of the taps of a column."""
+            emit.rolled()
+            sums, at = [*sums], Integer(builder, tap)
+            factors = [emit.broadcast(((taps * k + at) * w_step).of(weights)) for k in range(kernel)]
+            for vector, pairs in lines.vectors(j * across + at * step - left, x_width, across):
+                for r, k in pairs:
+                    sums[r] = emit.fused(factors[k], vector, sums[r])
+            return sums
+
+        with Integer(builder, first).up_to(last) as one:
+            channel, out = one - one // channels * channels, one * y_rows * y_width
+            factor, plus = (emit.broadcast((channel * step).of(pointer)) for pointer, step in options)
+            weights, start = (channel * taps * kernel + w0).of(weight), (one // multiple * x_rows * x_width).of(x)
+            with zero.up_to(y_rows, ROWS) as block:
+                top = block.least((y_rows - ROWS).most(0))
+                lines.find(start, top * stride - above, x_rows, x_width, nothing)
+                ends = [out + (top + r).least(y_rows - 1) * y_width for r in range(ROWS)]
+                with zero.up_to(y_width, lanes) as j:
+                    for i, k in itertools.product(range(len(lines.places))[-ROWS * stride :], range(across)):
+                        later = x_width * (ROWS * stride) + j * across + k * lanes
+                        emit.prefetch(later.of(lines[i]))  # for the next block
+                    sums = counted(
+                        builder, INT(0), taps.value, INT(1), [ir.Constant(emit.vector, None)] * ROWS,
+                        lambda tap, sums, j=j: column(tap, sums, weights, j),
+                    )  # fmt: skip
+                    exist = emit.first((y_width - j).value)
+                    # Backwards, so that rows that do not exist are replaced by the last one.
+                    for total, end in reversed([*zip(sums, ends, strict=True)]):
+                        value = emit.fused(total, factor, plus)
+                        value = builder.fadd(value, emit.read(residual, ((end + j) * each).value, exist))
+                        for sign, limit in limits:
+                            value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
+                        emit.write(value, y, (end + j).value, exist)
+
+    return convolve
+
+
+@functools.cache
+def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: int, step: int) -> Any:
+    """Return the pass of weight gradients for taps, stride and dilation along columns and along rows."""
+
+    @native("xxxxinn")
+    def gradient(emit, x, dy, out, nothing, numbers, first, last):
+        """Set the weight gradient of channels first .. last - 1 of dy; the arguments are as above."""
+        builder, zero = emit.builder, Integer(emit.builder, 0)
+        images, channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(
+            0, 9
+        )
+        nothings = [ir.Constant(emit.vector, None)] * (kernel * columns)
+        shifts = [Integer(builder, k * step) - left for k in range(columns)]
+        # No pixel beyond those of the last window: it may be infinite, and the products with what is not in dy are NaN.
+        ends = [((y_width - 1) * across + shift + 1).least(x_width).most(0) for shift in shifts]
+
+        def added(some: list[Any], others: list[Any]) -> list[Any]:
+            return [builder.fadd(a, b) for a, b in zip(some, others, strict=True)]
+
+        def block(way: Any, source: Any, target: Any, index: Any, totals: list[Any]) -> list[Any]:
+            """Return sums, and those over some rows of dy."""
+            (many, lines), top = way, Integer(builder, index)
+            lines.find(source, top * stride - above, x_rows, x_width, nothing)
+            others = [((top + r) * y_width).of(target) for r in range(many)]
+
+            def vector(j: Any, sums: list[Any]) -> list[Any]:
+                emit.rolled()
+                at, sums = Integer(builder, j), [*sums]
+                exist = emit.first((y_width - at).value)
+                gradients = [emit.read(row, j, exist) for row in others]
+                for column, (shift, end) in enumerate(zip(shifts, ends, strict=True)):
+                    for pixels, pairs in lines.vectors(at * across + shift, end, across):
+                        for r, k in pairs:
+                            place = k * columns + column
+                            sums[place] = emit.fused(gradients[r], pixels, sums[place])
+                return sums
+
+            return added(totals, counted(builder, INT(0), y_width.value, INT(emit.lanes), nothings, vector))
+
+        ways = [(many, _Lines(emit, rows_read(kernel, stride, dilation, many), x)) for many in (SOME, 1)]
+        with Integer(builder, first).up_to(last) as channel:
+
+            def image(i: Any, sums: list[Any], channel: Integer = channel) -> list[Any]:
+                one = Integer(builder, i) * channels + channel
+                source, target = (one // multiple * x_rows * x_width).of(x), (one * y_rows * y_width).of(dy)
+                whole, totals = y_rows // SOME * SOME, nothings
+                for way, begin, end in zip(ways, (zero, whole), (whole, y_rows), strict=True):
+                    some = functools.partial(block, way, source, target)
+                    totals = counted(builder, begin.value, end.value, INT(way[0]), totals, some)
+                return added(sums, totals)
+
+            for k, total in enumerate(counted(builder, INT(0), images.value, INT(1), nothings, image)):
+                builder.store(emit.total(total), (channel * len(nothings) + k).of(out))
+
+    return gradient
