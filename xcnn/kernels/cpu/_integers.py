@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from xcnn.kernels.cpu._vectors import INT
+from xcnn.kernels.cpu._vectors import INT, loop
 
 __all__ = ["Integer", "Integers"]
 
@@ -48,19 +48,9 @@ class Integer:
     @contextlib.contextmanager
     def up_to(self, end: Any, step: Any = 1) -> Iterator["Integer"]:
         """Write a loop from this integer on."""
-        builder, (stop, each) = self.builder, (Integer(self.builder, one) for one in (end, step))
-        before = builder.block
-        head, inside, after = (builder.append_basic_block() for _ in range(3))
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(INT)
-        index.add_incoming(self.value, before)
-        builder.cbranch(builder.icmp_signed("<", index, stop.value), inside, after)
-        builder.position_at_end(inside)
-        yield Integer(builder, index)
-        index.add_incoming(builder.add(index, each.value), builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
+        stop, each = (Integer(self.builder, one).value for one in (end, step))
+        with loop(self.builder, self.value, stop, each) as (index, _, _):
+            yield Integer(self.builder, index)
 
 
 class Integers:

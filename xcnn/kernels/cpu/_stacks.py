@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
+from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._product import STRIP
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
@@ -53,8 +54,6 @@ are accessed."""
 
 _CONFLICT = 1024
 """Rows that are a multiple of this many bytes apart share few lines of a cache."""
-
-_FLOPS_PER_MICROSECOND = 80_000
 
 _MICROSECONDS = 100
 """The least work that one more job is worth, if there are few."""
@@ -373,7 +372,7 @@ def _plan(
     channels, targets = (og, cg) if transposed else (cg, og)
     joined = _joined(axes, itemsize)
     along = int(joined[0][:7] == (1, 1, 1, 1, 0, 0, 1))
-    microseconds = 2 * n * math.prod(axis.out for axis in axes) * math.prod(weights) / _FLOPS_PER_MICROSECOND
+    microseconds = 2 * n * math.prod(axis.out for axis in axes) * math.prod(weights) / FLOPS_PER_MICROSECOND
     jobs, most_blocks = min(8 if n == 1 else 4, int(microseconds / _MICROSECONDS)), max(1, targets * taps // _PRODUCTS)
     layouts, least = [], -(-jobs // (most_blocks * groups)) or 1
     for apart in (False, True):

@@ -4,15 +4,16 @@ Rows are processed by whole vectors and, at their end, by one with a mask, so th
 written. Processors without masked loads and stores do these lane by lane.
 """
 
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
 
-__all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "blocks", "counted"]
+__all__ = ["BYTES", "CPU_NAME", "DOUBLE", "FEATURES", "FUSED", "INT", "LANE", "Vectors", "blocks", "counted", "loop"]
 
 _LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 _NAMED = os.environ.get("XCNN_CPU_NAME", "")
@@ -32,6 +33,25 @@ BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16
 INT, LANE, DOUBLE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
 
 
+@contextlib.contextmanager
+def loop(builder: Any, start: Any, stop: Any, step: Any, values: Sequence[Any] = ()) -> Iterator[Any]:
+    """Write a loop: yield its index, the values that it carries, and a list for those of the next iteration."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index, carried, following = builder.phi(INT), [builder.phi(value.type) for value in values], list[Any]()
+    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
+    builder.position_at_end(inside)
+    yield index, carried, following
+    last, end = builder.add(index, step), builder.block
+    builder.branch(head)
+    for phi, first, later in zip([index, *carried], [start, *values], [last, *following], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    builder.position_at_end(after)
+
+
 def counted(
     builder: Any, start: Any, stop: Any, step: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]]
 ) -> list[Any]:
@@ -39,21 +59,10 @@ def counted(
 
     `body(index, values)` writes an iteration and returns the values for the next one.
     """
-    before = builder.block
-    head, inside, after = (builder.append_basic_block() for _ in range(3))
-    builder.branch(head)
-    builder.position_at_end(head)
-    index, carried = builder.phi(INT), [builder.phi(value.type) for value in values]
-    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
-    builder.position_at_end(inside)
-    following = body(index, carried)
-    last, end = builder.add(index, step), builder.block
-    builder.branch(head)
-    for phi, first, later in zip([index, *carried], [start, *values], [last, *following], strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, end)
-    builder.position_at_end(after)
-    return carried
+    with loop(builder, start, stop, step, values) as (index, carried, following):
+        following += body(index, carried)
+    last: list[Any] = carried
+    return last
 
 
 def blocks(
