@@ -15,6 +15,7 @@ pytest.importorskip("llvmlite")
 from xcnn.kernels.cpu import depthwise, weight_gradients
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
+from xcnn.ops._window import window_axes
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -70,6 +71,8 @@ def check(dtype: str, x: Any, weight: Any, rank: int, **options: Any) -> None:
             (34, 20, 3, 2),
             {"stride": (1, 2), "padding": ((2, 0), (0, 1)), "groups": 2, "activation": "relu"},
         ),
+        ((3, 2 * 70, 9, 8), (2 * 35, 70, 3, 3), {"padding": ((1, 3), (0, 2)), "groups": 2, "activation": "relu"}),
+        ((30, 17, 9, 10), (100, 17, 3, 3), {"padding": 1}),
         ((2, 33, 11, 12), (34, 33, 2, 3), {"dilation": (1, 2), "stride": 2}),
         ((1, 70, 1500), (34, 70, 3), {"stride": 3, "padding": 4}),
         ((3, 18, 5, 6, 4), (34, 18, 2, 1, 3), {"stride": (2, 1, 1), "padding": (1, 0, 1)}),
@@ -87,10 +90,31 @@ def check(dtype: str, x: Any, weight: Any, rank: int, **options: Any) -> None:
 def test_every_way_to_the_gradients(
     monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, weight: Any, options: Any
 ) -> None:
-    """Choose vectors of channels of x or of dy, whatever is cheapest; both must be right."""
-    for swapped in (False, True):
-        monkeypatch.setattr(weight_gradients, "_cheapest", partial(weight_gradients._plan, swapped=swapped))
+    """Choose vectors of channels of x or of dy, or Winograd's tiles, whatever is cheapest; all must be right."""
+    plans = [partial(weight_gradients._plan, swapped=swapped) for swapped in (False, True)]
+    for plan in (*plans, weight_gradients.winograd):
+        # Where there are no tiles, the first plan again.
+        monkeypatch.setattr(weight_gradients, "_cheapest", lambda *s, plan=plan: (plan(*s) or plans[0](*s),))
         check(dtype, x, weight, len(x) - 2, **options)
+
+
+@every_dtype
+def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(dtype: str) -> None:
+    """The tiles of Winograd's way would add infinite numbers of both signs."""
+    rng = np.random.default_rng(0)
+    for place, value in ((0, np.inf), (1, np.nan), (1, -np.inf), (0, np.finfo(dtype).max)):
+        arrays = [rng.standard_normal((8, 64, 8, 8)).astype(dtype) for _ in range(2)]
+        weight = np.zeros((64, 64, 3, 3), dtype)
+        assert (
+            len(weight_gradients._cheapest(weight.itemsize, 8, window_axes("", (8, 8), (3, 3), 1, 1), 1, 64, 64, False))
+            == 2
+        )
+        arrays[place][3, 5, 0, 4] = value
+        x, dy = arrays
+        dweight = ops.conv2d(x, weight, padding=1)[1](dy, (False, True, False))[1]
+        with portable(np), np.errstate(all="ignore"):
+            expected = ops.conv2d(x, weight, padding=1)[1](dy, (False, True, False))[1]
+        np.testing.assert_allclose(dweight, expected, rtol=1e-4, atol=1e-3)
 
 
 @every_dtype

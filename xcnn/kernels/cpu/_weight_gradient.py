@@ -9,8 +9,9 @@ windows, in both cases. Blocks are some channels of b in a group.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 
 from xcnn.kernels.cpu._integers import Integer, Integers
@@ -20,7 +21,7 @@ from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import DOUBLE
 
-__all__ = ["ROWS", "TERMS", "collect", "weight_gradient"]
+__all__ = ["ROWS", "TERMS", "Plan", "collect", "weight_gradient"]
 
 ROWS, TERMS = 64, 1024
 """The rows and windows of a that are multiplied together: a quarter of a second-level cache."""
@@ -54,6 +55,34 @@ ROWS, TERMS = 64, 1024
 """
 
 
+class Plan(NamedTuple):
+    """What is counted from shapes.
+
+    Attributes
+    ----------
+    function : computes the sums of a part, as `weight_gradient` does.
+    tables : for `function` and `collect`.
+    swapped : whether b is dy, not x.
+    units : what `collect` does.
+    numbers : size of the sums of a part.
+    memory : name and size of what `function` needs, and whether what it never writes is 0.
+    blocks, parts : blocks of channels, and the most parts into which images are divided.
+    cycles : cost for one image.
+    number : unique number of the layout.
+    """
+
+    function: Any
+    tables: np.ndarray
+    swapped: bool
+    units: int
+    numbers: int
+    memory: tuple[tuple[str, int, bool], ...]
+    blocks: int
+    parts: int
+    cycles: float
+    number: int
+
+
 class _Tables:
     """The numbers and arrays of the tables, and the addresses of other functions."""
 
@@ -72,7 +101,7 @@ class _Tables:
         )  # fmt: skip
 
 
-@native("ixxXXxinnnnXxxx")
+@native("ixxXXxinnnnXxXx")
 def weight_gradient(emit, calls, a, b, a_y, b_y, sums, tables, first, last, block, end, planes, bs, masked, ys):
     """Set the sums of blocks `block` .. `end` - 1 to the products of images first .. last - 1.
 

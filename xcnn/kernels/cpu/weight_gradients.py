@@ -1,15 +1,16 @@
 """The weight gradient of a convolution on the CPU: products of dy and x, one of them with vectors of its channels.
 
 Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding and no mask
-(`_weight_gradient.py`). The cheaper way is chosen from counted cycles. Work is distributed over threads by images, and
-by channels if there are few images.
+(`_weight_gradient.py`). With 3 x 3 kernels, fewer products of transformed tiles may do (`_winograd_gradient.py`). The
+cheapest way is chosen from counted cycles. Work is distributed over threads by images, and by channels if there are
+few images.
 
 If dy has few channels, vectors have those of several windows, and lines of dy have zeros between them. An infinite x
 times 0 is NaN, so more of dweight may become NaN than with im2col.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import plain, share
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, collect, weight_gradient
+from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, Plan, collect, weight_gradient
+from xcnn.kernels.cpu._winograd_gradient import winograd
 from xcnn.threads import parallel, parts
 
 __all__ = ["weight_gradients"]
@@ -37,39 +39,6 @@ _CYCLES_PER_MICROSECOND = 4000
 Axes = tuple[Any, ...]
 
 
-class _Plan(NamedTuple):
-    """What is counted from shapes.
-
-    Attributes
-    ----------
-    tables : for `weight_gradient`.
-    swapped : whether vectors run along the channels of dy, not of x.
-    gaps : whether there are zeros between the vectors of dy.
-    units : what `collect` does.
-    numbers : size of the sums of a part.
-    planes, room, masked, columns : sizes of the memory for what is multiplied with vectors, for the vectors, for dy
-        before it becomes vectors, and of a row of products.
-    by_images, by_blocks, blocks : parts, and blocks of channels.
-    cycles : cost for one image.
-    number : unique number of the layout.
-    """
-
-    tables: np.ndarray
-    swapped: bool
-    gaps: bool
-    units: int
-    numbers: int
-    planes: int
-    room: int
-    masked: int
-    columns: int
-    by_images: int
-    by_blocks: int
-    blocks: int
-    cycles: float
-    number: int
-
-
 def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
     """Return the channels of a block, at most `most` if possible, and the cycles of all blocks for 4 rows and a term.
 
@@ -83,7 +52,7 @@ def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, masked: bool, swapped: bool) -> _Plan:
+def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, masked: bool, swapped: bool) -> Plan:
     p, lanes = padded_grid(axes), BYTES // itemsize
     outs, pixels, taps = p.windows.size, p.pixels.size, p.taps.size
     images = max(1, min(n, TERMS // outs))
@@ -146,13 +115,17 @@ def _plan(axes: Axes, groups: int, og: int, cg: int, n: int, itemsize: int, mask
     cost = groups * (windows.size * cycles * runs.size * -(-lines.size // 4) + moves)
     blocks = groups * starts.size
     numbers = blocks * runs.size * lines.size * columns
-    most_parts = parts(n * blocks, n * cost / _CYCLES_PER_MICROSECOND)
-    by_images = max(1, min(most_parts, -(-n // images), _PARTIAL_BYTES // (numbers * itemsize)))
-    by_blocks = max(1, min(most_parts // by_images, blocks))
-    return _Plan(
-        tables, swapped, swapped and run > 1, groups * units, numbers, (images * ca * plane + lanes) * copied,
-        images * room * width + columns, apart * maps * (swapped and masked), columns, by_images, by_blocks, blocks,
-        cost, new_owner(),
+    planes, vectors = (images * ca * plane + lanes) * copied, images * room * width + columns
+    gaps = swapped and run > 1
+    memory = (
+        ("padded" if swapped else "pixels", planes, swapped),
+        ("gaps" if gaps else "pixels" if swapped else "padded", vectors, gaps or not swapped),
+        ("masked", apart * maps * (swapped and masked), False),
+        ("sums", ROWS * columns, False),
+    )
+    return Plan(
+        weight_gradient, tables, swapped, groups * units, numbers, memory, blocks,
+        -(-n // images), cost, new_owner(),
     )  # fmt: skip
 
 
@@ -162,35 +135,47 @@ def _calls(itemsize: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def _cheapest(*shapes: Any) -> _Plan:
-    return min((_plan(*shapes, swapped) for swapped in (False, True)), key=lambda plan: plan.cycles)
+def _cheapest(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
+    """Return the cheapest way; if this is Winograd's, also another one, which is right for infinite numbers."""
+    direct = min((_plan(itemsize, n, *shapes, swapped) for swapped in (False, True)), key=lambda plan: plan.cycles)
+    faster = winograd(itemsize, n, *shapes)
+    return (faster, direct) if faster is not None and faster.cycles < direct.cycles else (direct,)
 
 
 def weight_gradients(
     x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
-    (o, cg), n, dtype, size = weight.shape[:2], x.shape[0], x.dtype, x.itemsize
+    (o, cg), n, size = weight.shape[:2], x.shape[0], x.itemsize
     if depthwise.pays(weight.shape, groups, size):
         return depthwise.weight_gradients(x, dy, y, weight, axes, groups)
-    f = _cheapest(axes, groups, o // groups, cg, n, size, y is not None)
-    sums, out = np.empty(f.by_images * f.numbers, dtype), np.empty(weight.shape, dtype)
-    arrays = [plain(a) for a in ((x, dy, None, y) if f.swapped else (dy, x, y, None))]
+    x, dy, y = map(plain, (x, dy, y))
+    out = np.empty(weight.shape, x.dtype)
+    for f in _cheapest(size, n, axes, groups, o // groups, cg, y is not None):
+        _compute(f, x, dy, y, out)
+        if f.function is weight_gradient or np.isfinite(out).all():
+            break
+    return out
+
+
+def _compute(f: Plan, x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, out: np.ndarray) -> None:
+    n, dtype, size = x.shape[0], x.dtype, x.itemsize
+    most = parts(n * f.blocks, n * f.cycles / _CYCLES_PER_MICROSECOND)
+    by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * size)))
+    by_blocks = max(1, min(most // by_images, f.blocks))
+    calls, sums = _calls(size), np.empty(by_images * f.numbers, dtype)
+    arrays = (x, dy, None, y) if f.swapped else (dy, x, y, None)
 
     def some(part: int) -> None:
-        i, block = divmod(part, f.by_blocks)
-        padded = cleared(f.number, "padded", f.planes if f.swapped else f.room, dtype)
-        many = f.room if f.swapped else f.planes
-        others = cleared(f.number, "gaps", many, dtype) if f.gaps else scratch(0, "pixels", many, dtype)
-        planes, bs = (padded, others) if f.swapped else (others, padded)
-        some_sums = sums[f.numbers * i : f.numbers * (i + 1)]
-        weight_gradient(size)(
-            _calls(size), *arrays, some_sums, f.tables, n * i // f.by_images, n * (i + 1) // f.by_images,
-            f.blocks * block // f.by_blocks, f.blocks * (block + 1) // f.by_blocks, planes if f.planes else None, bs,
-            scratch(0, "masked", f.masked, dtype), scratch(0, "sums", ROWS * f.columns, dtype),
+        i, block = divmod(part, by_blocks)
+        memory = [
+            (cleared(f.number, name, many, dtype) if is_0 else scratch(0, name, many, dtype)) if many else None
+            for name, many, is_0 in f.memory
+        ]
+        f.function(size)(
+            calls, *arrays, sums[f.numbers * i : f.numbers * (i + 1)], f.tables, n * i // by_images,
+            n * (i + 1) // by_images, f.blocks * block // by_blocks, f.blocks * (block + 1) // by_blocks, *memory,
         )  # fmt: skip
 
-    parallel(some, f.by_images * f.by_blocks)
-    given = _calls(size), sums, f.numbers, f.by_images, f.tables, out
-    share(collect(size), 4 * sums.size, *given, n=f.units)
-    return out
+    parallel(some, by_images * by_blocks)
+    share(collect(size), 4 * sums.size, calls, sums, f.numbers, by_images, f.tables, out, n=f.units)
