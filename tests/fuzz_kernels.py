@@ -329,12 +329,13 @@ _CHUNK = 100
 TILES = {
     "_stacks": {"_PLANE_BYTES": 6_000, "_NEAR_BYTES": 0, "_SUM_BYTES": 6_000, "_MICROSECONDS": 1, "_CALL": -(10**9)},
     "depthwise": {"_BAND_BYTES": 6_000, "_MOVE": 10**9},
-    "weight_gradients": {"_CHUNK_BYTES": 6_000},
+    "weight_gradients": {"_CHUNK_BYTES": 6_000, "_GAIN": 10**9},
+    "_winograd_gradient": {"_TILE_BYTES": 12_000, "_WIDTH": 16, "_TILES": 1},
     "each": {"_FEW": 0},
     "columns": {"_TILE_BYTES": 2_000, "_LEAST_MICROSECONDS": 0},
     "_matrices": {"_ROOM": 98_304, "_LEAST_ROWS": 16},
 }
-"""Sizes so small that small arrays are cut as large ones are, and copies so cheap that each tap has a plane."""
+"""Sizes so small that small arrays are cut as large ones are, and copies and tiles so cheap that they are used."""
 
 
 def cut() -> None:
