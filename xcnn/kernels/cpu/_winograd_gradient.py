@@ -78,16 +78,20 @@ def _of_sums(emit: Any, m: Sequence[Any]) -> list[Any]:
 
 def _transform(
     emit: Any, one: Any, size: int, x: Any, places: Integers, line: Integer, column: Integer, y: Any, apart: Integer,
-    count: Integer, width: Integer,
+    count: Integer, width: Integer, ahead: Any = None,
 ) -> None:  # fmt: skip
     """Write one of these transforms of the columns, then of the rows of squares of vectors.
 
     Number (i, j) of square t, itself a row of `width`, begins at `x[places[t] + i * line + j * column]`; number k of
-    the result, in row-major order, goes to `y[k * apart + t * width]`.
+    the result, in row-major order, goes to `y[k * apart + t * width]`. Meanwhile, the four pixels per square of what
+    lies ahead are read into the cache.
     """
     zero, lines, columns = Integer(emit.builder, 0), *([step * k for k in range(size)] for step in (line, column))
     with zero.up_to(count) as t, zero.up_to(width, emit.lanes) as v:
         source, target = (places[t] + v).of(x), (t * width + v).of(y)
+        if ahead is not None:
+            for k in range(4):
+                emit.prefetch(((t * width + v) * 4 + k * emit.lanes).of(ahead))
         square = [one(emit, [emit.read(row.of(source), step.value) for row in lines]) for step in columns]
         results = [number for row in zip(*square, strict=True) for number in one(emit, row)]
         for k, number in enumerate(results):
@@ -147,8 +151,10 @@ def _products(emit, calls, a, b, a_y, _, sums, tables, first, last, block, end, 
         with zero.up_to(stop, number[MOST]) as k:
             terms = number[MOST].least(stop - k)
             a_at, b_at = (Integers(builder, k.of(arrays[j].pointer)) for j in (table.OFFSETS, table.WINDOWS))
-            _transform(emit, _of_dy, 2, a_in, a_at, number[A_LINE], rows, tiles, apart, terms, rows)
-            _transform(emit, _of_x, 4, b_in, b_at, number[B_LINE], width, b_tiles, b_apart, terms, width)
+            a_next = (arrays[table.A_AT][at] + (n + many) * number[table.A_IMAGE] + k * rows * 4).of(a)
+            b_next = (arrays[table.B_AT][at] + (n + many) * number[table.B_IMAGE] + k * width * 4).of(b)
+            _transform(emit, _of_dy, 2, a_in, a_at, number[A_LINE], rows, tiles, apart, terms, rows, a_next)
+            _transform(emit, _of_x, 4, b_in, b_at, number[B_LINE], width, b_tiles, b_apart, terms, width, b_next)
             kept = builder.or_(n.holds("!=", first), k.holds("!=", 0))
             with zero.up_to(16) as j:
                 for begin, stop_, shape in ((zero, pairs, (_ROWS // 2, 2)), (pairs, width, (_ROWS, 1))):
