@@ -370,7 +370,7 @@ def reduction(rng: Rng, exact: bool) -> BodyCall:
 
 def permuted(rng: Rng, exact: bool) -> BodyCall:
     shape = shape_of(rng, 6)
-    return BodyCall((rng.standard_normal(shape), tuple(int(v) for v in rng.permutation(len(shape)))), -1, True)
+    return BodyCall((rng.standard_normal(shape), tuple(int(v) for v in rng.permutation(len(shape)))), 1, True)
 
 
 def joined(rng: Rng, exact: bool) -> BodyCall:

@@ -88,6 +88,7 @@ POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("avg_pool2d", (2, 3, 9, 34), {"kernel_size": 2, "dilation": 2, "stride": 1, "padding": ((0, 1), (1, 0))}),
     ("avg_pool2d", (3, 2, 6, 34), {"kernel_size": 2}),
     ("avg_pool2d", (3, 2, 5, 7), {"kernel_size": (5, 7)}),
+    ("avg_pool2d", (3, 2, 5, 6), {"kernel_size": (4, 6)}),
     ("avg_pool2d", (3, 2, 40, 40), {"kernel_size": 36, "stride": 2, "divisor_override": 3}),
     ("avg_pool3d", (1, 3, 4, 7, 19), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
     ("adaptive_avg_pool2d", (2, 3, 9, 35), {"output_size": (4, 11)}),

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from xcnn import nn, ops, threads
 from xcnn._dispatch import portable
 from xcnn.devices import device, to_numpy
-from xcnn.errors import ShapeError, UsageError
+from xcnn.errors import ShapeError, UsageError, XcnnError
 from xcnn.nn import _inference
 from xcnn.nn._observe import observing
 from xcnn.nn._plan import Fused
@@ -317,3 +318,53 @@ def test_another_thread_may_forget_programs_at_any_time():
     y = model(x)
     model._plan.joined().programs = Forgetful()
     np.testing.assert_array_equal(model(x), y)
+
+
+LAYOUTS = {
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "unaligned": lambda a: np.frombuffer(b"x" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape),
+    "reversed": lambda a: a[::-1].copy()[::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["residual", "mobile", "dense", "next"])
+def test_prepared_calls_take_arrays_of_any_layout(name, layout):
+    model, x, change = made(name), images(1), LAYOUTS[layout]
+    y, slots = model(x), [*model.named_parameters(), *model.named_buffers()]
+    model(x)
+    np.testing.assert_array_equal(model(change(x)), y)
+    for _, slot in slots:
+        slot.data = change(slot.data) if slot.data.ndim else slot.data
+    np.testing.assert_array_equal(model(x), y)
+    np.testing.assert_array_equal(model(change(x)), y)
+
+
+def test_prepared_calls_are_not_made_for_other_weights_or_kernels():
+    model, x = made("residual"), images(1)
+    weight = model[0].weight.data
+    y = [model(x), model(x)][1]
+    with portable(np):
+        portably = model(x)
+        np.testing.assert_allclose(portably, y, rtol=2e-5, atol=2e-5)
+        np.testing.assert_array_equal(model(x), portably)
+    np.testing.assert_array_equal(model(x), y)
+    model[0].weight.data = weight[..., :2]
+    same(model, x)
+    for other in (weight[:3], weight.astype(np.float64)):
+        model[0].weight.data = other
+        with pytest.raises(XcnnError) as wanted:
+            singly(model, x)
+        with pytest.raises(XcnnError, match=re.escape(str(wanted.value))):
+            model(x)
+    model[0].weight.data = weight
+    np.testing.assert_array_equal(model(x), y)
+
+
+def test_threads_share_prepared_calls():
+    model, xs = made("mobile"), [images(1, seed) for seed in range(16)]
+    wanted = [model(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for y, expected in zip(pool.map(model, xs), wanted, strict=True):
+                np.testing.assert_array_equal(y, expected)

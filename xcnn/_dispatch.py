@@ -8,6 +8,8 @@ it does not handle. A body may have several kernels: the last one registered is 
 A formula is the portable code of an elementwise function of one array: y, and the slope of y, each as a function of a
 namespace and an array. Kernels find it by its name and may make instructions of it.
 
+A kernel may be *bound*: made for arrays of some shapes and dtypes and for some options once, and called many times.
+
 To add a kernel, write it under `@kernel(numpy)` in the subpackage of its library, with the name of the body. To add a
 subpackage, add a line to `_ROOMS`. No other file knows about kernels.
 """
@@ -19,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -34,11 +36,13 @@ __all__ = [
     "Compilation",
     "Formula",
     "body",
+    "bound",
     "kernel",
     "kernels",
     "portable",
     "switched_off",
     "tracing",
+    "version",
 ]
 
 _log = logging.getLogger("xcnn")
@@ -132,7 +136,9 @@ FORMULAS: dict[str, Formula] = {}
 
 _REGISTERED: dict[ModuleType, Kernels] = {}
 _KERNELS: dict[ModuleType, Kernels] = {}
+_BINDS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _LOCK, _PORTABLE = threading.RLock(), threading.RLock()
+_version = 0
 
 
 @dataclass(slots=True)
@@ -206,14 +212,25 @@ def body(function: F) -> F:
     return dispatched  # type: ignore[return-value]
 
 
-def kernel(xp: ModuleType) -> Callable[[F], F]:
+def kernel(xp: ModuleType, bind: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Return a decorator that registers a kernel for the body of the same name and the arrays of one library.
 
     The kernel is tried before those already registered, which get the calls for which it returns NotImplemented.
+
+    Parameters
+    ----------
+    xp : the namespace of the library.
+    bind : a function of the kernel's arguments. It returns NotImplemented, or a function of the same arguments that may
+        rely on the shapes and dtypes of arrays, and on options, but on nothing else. That returns only the first result
+        of the body, or NotImplemented, for example for other strides.
     """
 
     def register(function: F) -> F:
+        global _version
         _REGISTERED.setdefault(xp, {}).setdefault(function.__name__, []).insert(0, function)
+        if bind is not None:
+            _BINDS[function] = bind
+        _version += 1
         return function
 
     return register
@@ -249,16 +266,34 @@ def switched_off() -> bool:
     return setting == "off"
 
 
+def version() -> int:
+    """Return a number that changes with the kernels that are used: what is bound holds as long as it is the same."""
+    return _version
+
+
+def bound(called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any]) -> Callable[..., Any] | None:
+    """Return the bound function of the kernel that handles a call of a body, see `kernel`; None if there is none."""
+    for faster in kernels(xp).get(called.__name__.lstrip("_"), ()):
+        bind = _BINDS.get(faster)
+        function = None if bind is None else bind(*arguments)
+        if function is not NotImplemented:
+            return function
+    return None
+
+
 @contextlib.contextmanager
 def portable(xp: ModuleType) -> Iterator[None]:
     """Run only portable code for the arrays of one library inside a `with`, in all threads.
 
     It can be nested; another thread that enters it waits until this one has left.
     """
+    global _version
     with _PORTABLE:
         found = kernels(xp)
         _KERNELS[xp] = {}
+        _version += 1
         try:
             yield
         finally:
             _KERNELS[xp] = found
+            _version += 1

@@ -19,6 +19,7 @@ from xcnn.devices import on_host
 from xcnn.errors import XcnnError
 from xcnn.nn._plan import Joined, Plan, like
 from xcnn.nn._program import Changed, Cost, Program, prepared
+from xcnn.threads import get_num_threads
 
 __all__ = ["each", "infer"]
 
@@ -37,28 +38,28 @@ def infer(plan: Plan, x: Any) -> Any:
         return NotImplemented
     if not all(is_array(one) and 0 not in one.shape for one in arrays):
         return NotImplemented
-    joined = plan.joined()
-    key = like(x)
+    joined, held = plan.current()
+    key = like(x), get_num_threads()
     found = joined.programs.get(key)
     if found is not None:
         try:
-            return found(x)
+            return found(x, held)
         except Changed:
-            joined.programs[key] = lambda x: NotImplemented
+            joined.programs[key] = lambda x, held: NotImplemented
             return NotImplemented
         except XcnnError:  # of a module that refuses some numbers
             return NotImplemented
     if len(joined.programs) >= _MOST_PROGRAMS:
         joined.programs.clear()
     try:
-        program, y = (None if several else _pieces(joined, x)) or prepared(joined, x)
+        program, y = (None if several else _pieces(joined, x, held)) or prepared(joined, x, held)
     except XcnnError:
         return NotImplemented
     joined.programs[key] = program
     return y
 
 
-def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
+def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:
     """Return what runs a batch in pieces, and the output; None if it cannot be cut or need not be."""
     n = x.shape[0] if x.shape else 0
     if n < 2 or not joined.apart or not on_host(x):
@@ -67,14 +68,14 @@ def _pieces(joined: Joined, x: Any) -> tuple[Any, Any] | None:
     image = joined.programs.get(key)
     if image is None:
         try:
-            image = joined.programs[key] = prepared(joined, x[:1, ...])[0]
+            image = joined.programs[key] = prepared(joined, x[:1, ...], held)[0]
         except XcnnError:  # such as a norm over the pixels of one image
             return None
     count = _count(n, image.costs) if image.apart else 1
     if count == 1:
         return None
     program = _Cut(joined, n, count)
-    return program, program(x)
+    return program, program(x, held)
 
 
 @body
@@ -92,7 +93,7 @@ class _Cut:
         self.programs: dict[int, Program] = {}
         self.results: list[tuple[Any, Any]] = []  # shapes and dtypes, once they are known
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, held: list[Any]) -> Any:
         bounds, programs, todo = self.bounds, self.programs, list(range(len(self.bounds) - 1))
         several = not isinstance(self.joined.result, str)
         results = [np.empty(shape, dtype) for shape, dtype in self.results]
@@ -102,14 +103,14 @@ class _Cut:
                 whole[bounds[i] : bounds[i + 1]] = part
 
         def run(i: int) -> None:
-            keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...]))
+            keep(i, programs[bounds[i + 1] - bounds[i]](x[bounds[i] : bounds[i + 1], ...], held))
 
         def prepare(_: int) -> None:
             """Run one piece of each size, which makes their programs."""
             for i in todo[:]:
                 size = bounds[i + 1] - bounds[i]
                 if size not in programs:
-                    programs[size], y = prepared(self.joined, x[bounds[i] : bounds[i + 1], ...])
+                    programs[size], y = prepared(self.joined, x[bounds[i] : bounds[i + 1], ...], held)
                     if not self.results:
                         made = y if several else (y,)
                         self.results = [((bounds[-1], *a.shape[1:]), a.dtype) for a in made]

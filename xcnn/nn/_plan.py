@@ -6,12 +6,14 @@ where no op needs to keep anything, convolutions and linear layers also take the
 after that, and any activation: see `_inference.py`.
 """
 
+import operator
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from xcnn._dispatch import version
 from xcnn.nn._calls import activation, calls, options_after, repeats
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
@@ -149,10 +151,16 @@ class Plan:
 
     def joined(self) -> "Joined":
         """Return the nodes of this graph and of those inside it, joined as the layers are now."""
+        return self.current()[0]
+
+    def current(self) -> tuple["Joined", list[Any]]:
+        """Return the joined nodes and the arrays of their slots."""
         found = self._joined
-        if found is None or not found.same():
+        arrays = None if found is None else found.arrays()
+        if found is None or arrays is None:
             found = self._joined = Joined(self)
-        return found
+            arrays = [slot.data for slot in found.slots]
+        return found, arrays
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_joined": None}
@@ -169,6 +177,7 @@ class Joined:
     training, inference : the steps.
     result : the output of inference, which leaves out dropout.
     apart : whether the ops of all nodes may compute the examples of a batch apart.
+    slots : the parameters and buffers of layers that are known.
     outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code or op.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
     """
@@ -187,11 +196,16 @@ class Joined:
         self.programs: dict[Any, Any] = {}
         layers = [node.module for node in nodes if calls(node.module, watched=True) is not None]
         known = [*modules, *layers]
-        self._kept = [one for module in known for one in _copies(vars(module))]
+        copies = [one for module in known for one in _copies(vars(module))]
+        self._now, self._then = [now for now, _ in copies], [then for _, then in copies]
+        self._version = version()
         values = [value for module in known for value in vars(module).values()]
         held = [value for value in values if isinstance(value, Parameter | Buffer)]
         held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
-        self._slots = [(slot, _reference(slot.data), like(slot.data)) for slot in held]
+        self.slots = [*dict.fromkeys(held)]
+        arrays = [slot.data for slot in self.slots]
+        self._references, self._kinds = [*map(_reference, arrays)], [*map(like, arrays)]
+        self._shapes = [shape for _, shape, _ in self._kinds]
         self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
         self._parameters = [slot for slot in held if isinstance(slot, Parameter)]
         below = {id(slot) for slot in self._parameters}
@@ -199,20 +213,21 @@ class Joined:
         self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
         self._routes: dict[Any, list[Any]] = {}
 
-    def same(self) -> bool:
-        """Return whether all layers have the attributes that they had, and arrays of the same shapes and dtypes."""
+    def arrays(self) -> list[Any] | None:
+        """Return the arrays of the slots, or None if one has another shape or dtype, or a layer other attributes."""
+        found = [slot.data for slot in self.slots]
         try:
-            for now, then in self._kept:
-                if now != then:
-                    return False
+            if self._now != self._then or version() != self._version:
+                return None
+            if [array.shape for array in found] != self._shapes:  # NumPy's can be set in place
+                return None
         except Exception:  # such as a comparison of arrays
-            return False
-        for i, (slot, reference, kind) in enumerate(self._slots):
-            if (data := slot.data) is not reference() or data.shape != kind[1]:  # NumPy's can be set in place
-                if like(data) != kind:
-                    return False
-                self._slots[i] = slot, _reference(data), kind
-        return all(slot.trainable is trained for slot, trained in self._trained)
+            return None
+        if not all(map(operator.is_, found, [reference() for reference in self._references])):
+            if [*map(like, found)] != self._kinds:
+                return None
+            self._references = [*map(_reference, found)]
+        return found if all(slot.trainable is trained for slot, trained in self._trained) else None
 
     def route(self, need_dx: bool) -> list[tuple[int, str, Any, Sequence[str]]]:
         """Return what a backward pass calls: number, name and inputs of steps, and the inputs that need gradients.

@@ -10,13 +10,14 @@ all others are called as they are.
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
-from xcnn._dispatch import tracing
+from xcnn._dispatch import bound, tracing
 from xcnn.nn._calls import calls
 from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
 from xcnn.nn._repeat import repetition
@@ -28,7 +29,8 @@ from xcnn.ops.norm import norm_inference
 __all__ = ["Changed", "Cost", "Program", "prepared"]
 
 Values = list[Any]
-Run = Callable[[Values], Any]
+Run = Callable[..., Any]
+Step = tuple[Run, Run, Callable[[Values], Any], int, tuple[int, ...]]
 
 
 class _Unknown(Exception):
@@ -53,36 +55,40 @@ class Program:
 
     Attributes
     ----------
+    steps : calls, each with one that makes it if the first returns NotImplemented; the places of arguments among the
+        values, and that of the result; and the places of values that are not needed any more.
+    values : the inputs, the results, and constants; the arrays of the slots of `Joined` follow.
     inputs : the number of inputs, None for one that is no tuple.
     apart : whether each image is computed by itself, as far as is known.
     costs : those of the steps.
     """
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Run, int, tuple[int, ...]]] = []
-        self.size = 0
+        self.steps: list[Step] = []
+        self.values: Values = []
         self.inputs: int | None = None
         self.outputs: tuple[int, ...] = ()
         self.several = False
         self.apart = True
         self.costs: list[Cost] = []
 
-    def __call__(self, x: Any) -> Any:
-        values: Values = [None] * self.size
+    def __call__(self, x: Any, held: Sequence[Any]) -> Any:
+        values = [*self.values, *held]
         if self.inputs is None:
             values[0] = x
         else:
             values[: self.inputs] = x
-        for run, place, done in self.steps:
-            values[place] = run(values)
+        for fast, whole, arguments, place, done in self.steps:
+            y = fast(*arguments(values))
+            values[place] = whole(*arguments(values)) if y is NotImplemented else y
             for one in done:
                 values[one] = None
         return tuple(values[one] for one in self.outputs) if self.several else values[self.outputs[0]]
 
 
-def prepared(joined: Joined, x: Any) -> tuple[Program, Any]:
-    """Make the program for the shape of x while running it; return it and the output."""
-    maker = _Maker(joined, x)
+def prepared(joined: Joined, x: Any, held: Sequence[Any]) -> tuple[Program, Any]:
+    """Make the program for the shape of x while running it with the arrays of slots; return it and the output."""
+    maker = _Maker(joined, x, held)
     for name, module, inputs, done, _ in joined.inference:
         maker.step(name, module, inputs)
         maker.release(done)
@@ -90,65 +96,93 @@ def prepared(joined: Joined, x: Any) -> tuple[Program, Any]:
 
 
 class _Maker:
-    """Makes a program by running its steps one after the other."""
+    """Makes a program by running its steps one after the other; the places of slots are negative."""
 
-    def __init__(self, joined: Joined, x: Any) -> None:
-        self.joined, self.program = joined, Program()
+    def __init__(self, joined: Joined, x: Any, held: Sequence[Any]) -> None:
+        self.joined, self.program, self.held = joined, Program(), held
         several = not isinstance(joined.inputs, str)
         self.values: Values = [*x] if several else [x]
         x = self.values[0]
         self.xp, self.n = namespace_of(x), x.shape[0] if x.shape else 0
         self.place = {name: i for i, name in enumerate(names(joined.inputs))}
         self.batched = {*self.place.values()}
+        self.slots = {slot: i - len(held) for i, slot in enumerate(joined.slots)}
+        self.program.values = [None] * len(self.values)
         self.program.inputs = len(self.batched) if several else None
         self.program.apart = joined.apart and len(x.shape) > 1
 
-    def get(self, name: str) -> Any:
-        return self.values[self.place[name]]
+    def at(self, place: int) -> Any:
+        return self.held[place] if place < 0 else self.values[place]
 
-    def put(self, name: str, run: Run, result: Any, inputs: Sequence[str]) -> None:
-        """Append a step that has been run."""
-        self.place[name] = len(self.values)
-        self.values.append(result)
+    def get(self, name: str) -> Any:
+        return self.at(self.place[name])
+
+    def constant(self, value: Any) -> int:
+        """Return the place of a value that is always the same."""
+        self.values.append(value)
+        self.program.values.append(value)
+        return len(self.values) - 1
+
+    def call(self, places: Sequence[int], whole: Run, fast: Run | None = None, result: Any = NotImplemented) -> int:
+        """Append a call, and make it unless the result is known; return the place of the result."""
+        given, place = [*map(self.at, places)], self.constant(None)
+        if result is NotImplemented and fast is not None:
+            result = fast(*given)
+        self.values[place] = whole(*given) if result is NotImplemented else result
+        self.program.steps.append((fast or whole, whole, _at(places), place, ()))
+        return place
+
+    def body(self, called: Run, places: Sequence[int], result: Any = NotImplemented, several: bool = False) -> int:
+        """Append a call of a body, of whose results the first is meant if there are several."""
+        xp = self.xp
+
+        def whole(*arguments: Any) -> Any:
+            found = called(xp, *arguments)
+            return found[0] if several else found
+
+        return self.call(places, whole, bound(called, xp, [*map(self.at, places)]), result)
+
+    def put(self, name: str, place: int, inputs: Sequence[str]) -> None:
+        """Name the result of a step."""
+        self.place[name], result = place, self.at(place)
         sources = [self.place[one] for one in inputs]
         if not self.batched.isdisjoint(sources):
-            self.batched.add(self.place[name])
+            self.batched.add(place)
             self.program.apart &= is_array(result) and len(result.shape) > 0 and result.shape[0] == self.n
-        self.program.steps.append((run, self.place[name], ()))
 
     def release(self, done: set[str]) -> None:
         """Let go of results that are not needed after the last step."""
-        places = tuple(self.place[one] for one in done)
-        run, place, before = self.program.steps[-1]
-        self.program.steps[-1] = run, place, (*before, *places)
+        places = tuple(place for one in done if (place := self.place[one]) >= 0)
+        if places:
+            *step, before = self.program.steps[-1]
+            self.program.steps[-1] = cast(Step, (*step, (*before, *places)))
         for one in places:
             self.values[one] = None
 
     def finished(self) -> tuple[Program, Any]:
         program, output = self.program, self.joined.result
-        program.size, program.several = len(self.values), not isinstance(output, str)
+        program.several = not isinstance(output, str)
         program.outputs = tuple(self.place[name] for name in names(output))
         program.apart &= self.batched.issuperset(program.outputs)
-        results = tuple(self.values[one] for one in program.outputs)
+        results = tuple(map(self.at, program.outputs))
         return program, results if program.several else results[0]
 
     def step(self, name: str, module: Any, inputs: str | Sequence[str]) -> None:
         if isinstance(module, Held):
-            self.put(name, lambda values: module.slot.data, module.slot.data, ())
+            self.place[name] = self.slots[module.slot]
             return
         try:
             if isinstance(module, Fused) and alone(module.head.module):
-                run, cost = self.joint(module)
-                result = run(self.values)
+                place, cost = self.joint(module)
             else:
-                run, result = self.single(module, inputs)
-                arrays = [self.get(one) for one in names(inputs)] + [result]
+                place = self.single(module, inputs)
+                arrays = [self.get(one) for one in names(inputs)] + [self.at(place)]
                 nbytes = sum(a.nbytes for a in arrays if isinstance(a, np.ndarray)) // max(1, self.n)
                 cost = Cost(nbytes, 0, 1, 0)
         except _Unknown:
             self.parts(module)
             return
-        self.put(name, run, result, names(inputs))
+        self.put(name, place, names(inputs))
         self.program.costs.append(cost)
 
     def parts(self, fused: Fused) -> None:
@@ -163,13 +197,13 @@ class _Maker:
             if one is not fused.head:
                 self.release({*names(one.inputs)} - {*names(fused.head.inputs), fused.residual})
 
-    def joint(self, fused: Fused) -> tuple[Run, Cost]:
-        """Return a call of the body for inference of a convolution, linear layer or batch norm and what follows."""
+    def joint(self, fused: Fused) -> tuple[int, Cost]:
+        """Append a call of the body for inference of a convolution, linear layer or batch norm and what follows."""
         head, x = fused.head.module, self.get(str(fused.head.inputs))
         found = calls(head)
         if found is None or not is_array(x) or namespace_of(x) is not self.xp:
             raise _Unknown
-        xp, (op, options) = self.xp, found
+        op, options = found
         made = self.checked(head, x)
         weight: Any = getattr(head, "weight", None)
         bias, pixels = getattr(head, "bias", None), 1
@@ -200,27 +234,22 @@ class _Maker:
         flops = 2 * pixels * size
         each = math.prod(x.shape[1:]) + math.prod(shape[1:]) * (1 if other is None else 2)
         cost = Cost(each * _itemsize(x), flops, pixels, size * _itemsize(x))
+        after = (self.constant(None) if other is None else other), self.constant(applied)
         if op == "batch_norm":
-            given = _statistics(head)
-            return lambda values: norm_inference(
-                xp, values[place], given(), None if other is None else values[other], applied
-            ), cost
-        norm = None if fused.norm is None else _statistics(fused.norm.module)
+            return self.body(norm_inference, (place, self.statistics(head), *after)), cost
+        norm = self.constant(None) if fused.norm is None else self.statistics(fused.norm.module)
         body: Any = linear_inference if op == "linear" else conv_inference
+        places = place, self.slot(weight), self.slot(bias), norm, *after, *map(self.constant, rest)
+        return self.body(body, places), cost
 
-        def run(values: Values) -> Any:
-            return body(
-                xp,
-                values[place],
-                weight.data,
-                None if bias is None else bias.data,
-                None if norm is None else norm(),
-                None if other is None else values[other],
-                applied,
-                *rest,
-            )
+    def slot(self, slot: Any) -> int:
+        """Return the place of the array of a parameter or buffer, or of None."""
+        return self.constant(None) if slot is None else self.slots[slot]
 
-        return run, cost
+    def statistics(self, norm: Any) -> int:
+        """Append a step that makes a tuple of the arrays of a batch norm, as the bodies for inference take them."""
+        arrays = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        return self.call([*map(self.slot, arrays), self.constant(float(norm.eps))], lambda *values: values)
 
     def checked(self, module: Any, x: Array) -> tuple[Any, ...]:
         """Make the checks of a layer for x without running it; return the arguments of the body that it would call."""
@@ -230,32 +259,33 @@ class _Maker:
             raise _Unknown
         return made[0].arguments
 
-    def single(self, module: Any, inputs: str | Sequence[str]) -> tuple[Run, Any]:
-        """Run a module, with what its op takes of those after it; return a call that repeats it, and the result."""
+    def single(self, module: Any, inputs: str | Sequence[str]) -> int:
+        """Append a module, with what its op takes of those after it: a call that repeats it."""
         fused = module if isinstance(module, Fused) else None
         head, several = module if fused is None else fused.head.module, not isinstance(inputs, str)
         places = [self.place[one] for one in names(inputs)]
-        given = [self.values[place] for place in places]
-        value, place = tuple(given) if several else given[0], places[0] if places else 0
+        given = [*map(self.at, places)]
+        value = tuple(given) if several else given[0]
 
-        def run(values: Values) -> Any:
-            return module(tuple([values[one] for one in places]) if several else values[place])
+        def run(*values: Any) -> Any:
+            return module(values if several else values[0])
 
         found = calls(head)
         if found is None or OPS[found[0]].apart is False or not all(map(is_array, given)):
             if fused is not None:
                 raise _Unknown
             self.program.apart = False
-            result = module(value)
-            expected = like(result)
+            expected: Any = None
 
-            def checked(values: Values) -> Any:
-                y = run(values)
-                if like(y) != expected:
+            def checked(*values: Any) -> Any:
+                y = run(*values)
+                if expected is not None and like(y) != expected:
                     raise Changed
                 return y
 
-            return checked, result
+            place = self.call(places, checked)
+            expected = like(self.at(place))
+            return place
         more: dict[str, Any] = {}
         if fused is not None and fused.residual is not None:
             value, more = given[0], {"residual": given[1]}
@@ -269,33 +299,29 @@ class _Maker:
         if not self.batched.isdisjoint(places):
             self.program.apart &= self.aligned(*found, places)
         if repeated is None:
-            return run, result
-        call: Run = (lambda values: repeated(values)[0]) if isinstance(made[0].result, tuple) else repeated
+            return self.call(places, run, None, result)
         if fused is not None and fused.activation is not None:  # the body takes any, as nothing is kept
             arguments = [*inspect.signature(repeated.body).parameters][1:]
             repeated.template[arguments.index("activation")] = fused.applied
-            result = call(self.values)
-        return call, result
+            result = NotImplemented
+        sources = dict(repeated.arrays) | {i: self.slots[slot] for i, slot in repeated.slots}
+        arguments_at = [sources[i] if i in sources else self.constant(one) for i, one in enumerate(repeated.template)]
+        return self.body(repeated.body, arguments_at, result, isinstance(made[0].result, tuple))
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
         """Return whether the arrays at places are cut at the same images, or are the same for all images."""
-        shapes = [self.values[place].shape for place in places if place in self.batched]
-        fixed = [self.values[place].shape for place in places if place not in self.batched]
+        shapes = [self.at(place).shape for place in places if place in self.batched]
+        fixed = [self.at(place).shape for place in places if place not in self.batched]
         same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
         fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
 
 
-def _statistics(norm: Any) -> Callable[[], tuple[Any, ...]]:
-    """Return a function that returns the current arrays of a batch norm, as the bodies for inference take them."""
-    mean, var, weight, bias, eps = norm.running_mean, norm.running_var, norm.weight, norm.bias, float(norm.eps)
-    return lambda: (
-        mean.data,
-        var.data,
-        None if weight is None else weight.data,
-        None if bias is None else bias.data,
-        eps,
-    )
+def _at(places: Sequence[int]) -> Callable[[Values], Any]:
+    """Return a function that returns the values at some places."""
+    if len(places) == 1:
+        return operator.itemgetter(slice(places[0], places[0] + 1 or None))
+    return operator.itemgetter(*places) if places else lambda values: ()
 
 
 def _itemsize(x: Array) -> int:

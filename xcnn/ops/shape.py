@@ -129,16 +129,10 @@ def reshape(x: Array, shape: Sequence[int]) -> Result:
 
 
 @body
-def permuted(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Array:
-    """Return x with its axes in another order."""
-    return xp.permute_dims(x, order)
-
-
-@body
-def _permute(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Result:
+def permuted(xp: ModuleType, x: Array, order: tuple[int, ...]) -> Result:
     """Return x with its axes in another order."""
     back = tuple(order.index(dim) for dim in range(len(order)))
-    return permuted(xp, x, order), lambda dy, needs: (permuted(xp, dy, back) if needs[0] else None,)
+    return xp.permute_dims(x, order), lambda dy, needs: (permuted(xp, dy, back)[0] if needs[0] else None,)
 
 
 def _leaves_first(shape: tuple[int, ...], options: dict[str, Any]) -> bool:
@@ -171,7 +165,7 @@ def permute(x: Array, dims: Sequence[int]) -> Result:
     order = tuple(int(dim) % rank for dim in entries if is_integer(dim) and -rank <= dim < rank)
     if len(order) != len(entries) or sorted(order) != list(range(rank)):
         raise UsageError(f"permute: dims must name each axis of x {tuple(x.shape)} once, got {shown(dims)}")
-    return _permute(xp, x, order)
+    return permuted(xp, x, order)
 
 
 @body

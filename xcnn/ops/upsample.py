@@ -3,7 +3,6 @@
 Interpolation works along one axis at a time, and adds the taps of `_taps.py`.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -173,7 +172,9 @@ def _rearranged(
     """Return x with some axes split, all in another order, and some joined."""
     shape, moved = x.shape, tuple(split[i] for i in order)
     back = tuple(order.index(i) for i in range(len(order)))
-    permute = xp.permute_dims if order[-1] == len(order) - 1 else functools.partial(permuted, xp)
+
+    def permute(a: Array, order: tuple[int, ...]) -> Array:
+        return xp.permute_dims(a, order) if order[-1] == len(order) - 1 else permuted(xp, a, order)[0]
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         return (xp.reshape(permute(xp.reshape(dy, moved), back), shape) if needs[0] else None,)

@@ -2,19 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._product import multiply
+from xcnn.kernels.cpu._share import plain
 from xcnn.kernels.cpu._vectors import DOUBLE
 
-__all__ = ["convolve", "fold"]
+__all__ = ["convolve", "folded"]
 
 
 @native("XxxXXfxxn")
-def fold(emit, bias, mean, var, weight, add, eps, scale, shift, channels):
+def _fold(emit, bias, mean, var, weight, add, eps, scale, shift, channels):
     """Set scale and shift of each channel so that they add a bias and apply a batch norm; either may be None."""
     builder = emit.builder
     options = [
@@ -33,6 +35,14 @@ def fold(emit, bias, mean, var, weight, add, eps, scale, shift, channels):
         centre = builder.fsub(plus, wide(mean))
         builder.store(emit.number(factor), o.of(scale))
         builder.store(emit.number(builder.fadd(builder.fmul(centre, factor), beta)), o.of(shift))
+
+
+def folded(bias: np.ndarray | None, norm: tuple[Any, ...], dtype: Any) -> Any:
+    """Return scale and shift of each channel that add a bias and apply a batch norm, (mean, var, weight, bias, eps)."""
+    scale, shift = np.empty((2, norm[0].size), dtype)
+    if _fold(dtype.itemsize)(bias, *norm, scale, shift, scale.size) is NotImplemented:
+        _fold(dtype.itemsize)(*map(plain, (bias, *norm[:4])), norm[4], scale, shift, scale.size)
+    return scale, shift
 
 
 @native("nnnxXxXXXffnxinnxx")

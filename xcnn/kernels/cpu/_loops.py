@@ -1,6 +1,5 @@
 """Loops over arrays that do a list of steps to each number, compiled when they are first used."""
 
-import ctypes
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -29,14 +28,15 @@ class Loop:
 
     Attributes
     ----------
-    call : a function `(*results, *arrays, n, *parameters)` of addresses, the number of elements of a row, and numbers.
+    call : a function `(*results, *arrays, n, *parameters)`; n is the number of elements of a row. Arrays may be
+        addresses.
         If there are rows, `middle, begin, end, *steps` precede n: row r, from begin to end, is row `r % middle` of
         group `r // middle`, and two steps per address say how many elements it moves with a group and with a row. If
         there are sums of columns, all rows must be in the first group.
     cost : about the time of its arithmetic for a number, in that of one which is only read.
     """
 
-    call: Callable[..., None]
+    call: Callable[..., Any]
     cost: int
 
 
@@ -72,16 +72,15 @@ def traced(
         needed = _needed(xp.steps, [number for number, _ in results])
         cost = sum(COSTS.get(xp.steps[i][0], 1) for i in needed if xp.kinds[i] != "scalar")
         at_once = min(many, 4) if cost < 10 else 1
-        start = machine_code(
-            lambda module: _Writer(module, xp, results, arrays, numbers, itemsize, rows).write(needed, at_once)
+        count = len(results) + len(arrays)
+        call = machine_code(
+            lambda module: _Writer(module, xp, results, arrays, numbers, itemsize, rows).write(needed, at_once),
+            "p" * count + "n" * (1 + rows * (3 + 2 * count)) + "f" * numbers,
         )
     except Exception as error:
         _log.debug("%s is not compiled: %r", key, error)
         return None
-    count = len(results) + len(arrays)
-    integers = 1 + rows * (3 + 2 * count)
-    kinds = [ctypes.c_void_p] * count + [ctypes.c_int64] * integers + [ctypes.c_double] * numbers
-    return Loop(ctypes.CFUNCTYPE(None, *kinds)(start), cost * itemsize // (2 * BYTES))
+    return Loop(call, cost * itemsize // (2 * BYTES))
 
 
 def _needed(steps: Sequence[tuple[Any, ...]], results: Sequence[int]) -> list[int]:

@@ -318,8 +318,8 @@ def multiplied(
     arrays: Sequence[np.ndarray | None],
     after: Sequence[np.ndarray | None] = (None, None, None),
     interval: tuple[float, float] | None = None,
-) -> None:
-    """Compute products of arrays in C order, and apply what follows.
+) -> Any:
+    """Compute products of arrays in C order, and apply what follows; return NotImplemented for arrays in another order.
 
     Parameters
     ----------
@@ -331,6 +331,7 @@ def multiplied(
     arguments = *arrays, *after, *(interval or _UNLIMITED)
     run = _products(itemsize)
     if len(bounds) == 1:
-        run(_ROOMS.get(itemsize), numbers, *bounds[0], *arguments)
-    else:
-        parallel(lambda i: run(_ROOMS.get(itemsize), numbers, *bounds[i], *arguments), len(bounds))
+        return run(_ROOMS.get(itemsize), numbers, *bounds[0], *arguments)
+    results: list[Any] = []
+    parallel(lambda i: results.append(run(_ROOMS.get(itemsize), numbers, *bounds[i], *arguments)), len(bounds))
+    return results[0]

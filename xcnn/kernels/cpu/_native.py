@@ -53,32 +53,44 @@ def _address(array: np.ndarray) -> int:
     return _number_at(id(array) + _place).value or 0
 
 
+_FLAGS, _PLAIN, _ALIGNED = 48, 0x101, 0x100
+"""Bytes from an array's pointer to its flags; those of an aligned array in C order, and of an aligned one."""
+
 _ONE = np.empty(1)
-_KNOWN = sys.implementation.name == "cpython" and _address(_ONE) == _ONE.ctypes.data
+_KNOWN = (
+    sys.implementation.name == "cpython"
+    and _address(_ONE) == _ONE.ctypes.data
+    and ctypes.c_int.from_address(id(_ONE) + _place + _FLAGS).value == _ONE.flags.num
+)
 address: Callable[[np.ndarray], int] = _address if _KNOWN else lambda array: array.ctypes.data
 """Return where an array begins. `array.ctypes` takes seven times as long as reading NumPy's own pointer, its first."""
 
 
-def machine_code(write: Callable[[Any], None]) -> int:
-    """Compile a function `loop`, which `write(module)` writes; return its address."""
+def machine_code(write: Callable[[Any], None], kinds: str) -> Callable[..., Any]:
+    """Compile a function `loop`, which `write(module)` writes; return a function as `native` does."""
     module = ir.Module()
     write(module)
+    if _KNOWN:
+        _write_call(module, module.get_global("loop"), kinds)
     with _LOCK:
-        return int(_engine(str(module)).get_function_address("loop"))
+        call: Callable[..., Any] = _function_of_python(_engine(str(module)), "", kinds)
+        return call
 
 
 def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
     """Compile a function when it is first used; the decorated one, `write(emit, *arguments)`, writes its instructions.
 
     The result is a function of the bytes of a number, 4 or 8. It returns the compiled one, which takes C-contiguous
-    arrays as they are: its code finds their addresses faster than Python could. It needs no lock of the interpreter.
+    arrays as they are: its code finds their addresses faster than Python could. It needs no lock of the interpreter. If
+    an array is not contiguous, or not aligned unless its letter is p, it does nothing and returns NotImplemented.
     The result has the attributes `address(itemsize)`, and `write(emit, address, *arguments)`, which writes a call: code
     that several functions need is compiled once, and they are given its address.
 
     Parameters
     ----------
     kinds : a letter per argument. x is an array of numbers, i, d and u of int64, float64 and uint8; an upper-case
-        letter is one that may be None. n is an integer, f a float64. Before a colon, n if the result is an integer.
+        letter is one that may be None. p is an array or its address, n an integer, f a float64. Before a colon, n if
+        the result is an integer.
         What is written gets pointers in place of arrays, null for None.
     """
     result, _, given = kinds.rpartition(":")
@@ -111,13 +123,8 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
         @functools.cache
         def of_python(itemsize: int) -> Any:
-            if _KNOWN:
-                with _LOCK:
-                    return _function_of_python(engine(itemsize))
-            of: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
-            kind = ctypes.CFUNCTYPE(of.get(result), *[of.get(kind, ctypes.c_void_p) for kind in given])
-            call = kind(of_address(itemsize))
-            return lambda *a: call(*(address(one) if isinstance(one, np.ndarray) else one for one in a))
+            with _LOCK:
+                return _function_of_python(engine(itemsize), result, given)
 
         def write_call(emit: Any, place: Any, *values: Any) -> Any:
             builder, wanted = emit.builder, types(emit.itemsize)
@@ -138,7 +145,9 @@ _PYTHON = (
     "PyErr_BadArgument", "PyErr_Occurred", "PyEval_RestoreThread", "PyEval_SaveThread", "PyFloat_AsDouble",
     "PyLong_AsLongLong", "PyLong_FromLongLong", "Py_IncRef",
 )  # fmt: skip
-"""The functions of CPython that `call` uses. Their addresses, and that of None, differ from process to process."""
+"""The functions of CPython that `call` uses. Their addresses, and those of objects, differ from process to process."""
+
+_OBJECTS = None, NotImplemented, int
 
 
 class _Method(ctypes.Structure):
@@ -156,9 +165,22 @@ _ARRAY = 0x80
 """METH_FASTCALL: the arguments are an array."""
 
 
-def _function_of_python(engine: Any) -> Any:
+def _function_of_python(engine: Any, result: str, given: str) -> Any:
     """Return the function `call` of an engine. CPython calls it in a tenth of the time that ctypes takes."""
-    places: list[Any] = [id(None)]
+    if not _KNOWN:
+        of: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
+        whole = ctypes.CFUNCTYPE(of.get(result), *[of.get(kind, ctypes.c_void_p) for kind in given])
+        function = whole(engine.get_function_address("loop"))
+
+        def call(*arguments: Any) -> Any:
+            for kind, one in zip(given, arguments, strict=True):
+                flags = one.flags if isinstance(one, np.ndarray) else _ONE.flags
+                if not (flags.c_contiguous and (kind == "p" or flags.aligned)):
+                    return NotImplemented
+            return function(*(address(one) if isinstance(one, np.ndarray) else one for one in arguments))
+
+        return call
+    places: list[Any] = [*map(id, _OBJECTS)]
     places += [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in _PYTHON]
     (ctypes.c_int64 * len(places)).from_address(engine.get_global_value_address("python"))[:] = places
     method = _Method(b"native", engine.get_function_address("call"), _ARRAY, None)
@@ -173,32 +195,56 @@ def _write_call(module: Any, function: Any, given: str) -> None:
     thing, wanted = INT.as_pointer(), function.function_type
     whole = ir.Function(module, ir.FunctionType(thing, [thing, thing.as_pointer(), INT]), "call")
     (_, objects, count), builder = whole.args, ir.IRBuilder(whole.append_basic_block())
-    known = ir.GlobalVariable(module, ir.ArrayType(INT, 1 + len(_PYTHON)), "python")
+    known = ir.GlobalVariable(module, ir.ArrayType(INT, len(_OBJECTS) + len(_PYTHON)), "python")
     known.initializer = ir.Constant(known.value_type, None)
 
     def python(name: str, result: Any, *arguments: Any) -> Any:
-        place = builder.load(builder.gep(known, [INT(0), INT(1 + _PYTHON.index(name))]))
+        place = builder.load(builder.gep(known, [INT(0), INT(len(_OBJECTS) + _PYTHON.index(name))]))
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         return builder.call(builder.inttoptr(place, kind.as_pointer()), arguments)
 
     with builder.if_then(builder.icmp_signed("!=", count, INT(len(given)))):
         python("PyErr_BadArgument", ir.IntType(32))
         builder.ret(thing(None))
-    nothing, values = builder.load(builder.gep(known, [INT(0), INT(0)])), []
+    nothing, refused, whole_number = (builder.load(builder.gep(known, [INT(0), INT(i)])) for i in range(3))
+    flags, values = INT(_PLAIN), []
+
+    def read(place: Any) -> tuple[Any, Any]:
+        """Return the address and the flags of an array."""
+        return builder.load(place), builder.load(builder.gep(place, [INT(_FLAGS // 8)]))
+
     for i, (letter, kind) in enumerate(zip(given, wanted.args, strict=True)):
         value = builder.load(builder.gep(objects, [INT(i)]))
         if letter in "nf":
             values.append(python("PyLong_AsLongLong" if letter == "n" else "PyFloat_AsDouble", kind, value))
             continue
         place = builder.gep(value, [INT(_place // 8)])
-        if letter.isupper():
+        if letter == "p":
+            number = builder.icmp_unsigned("==", builder.load(builder.gep(place, [INT(-1)])), whole_number)
+            with builder.if_else(number) as (is_number, is_array):
+                with is_number:
+                    both = [((python("PyLong_AsLongLong", INT, value), INT(_PLAIN)), builder.block)]
+                with is_array:
+                    found = read(place)
+                    both.append(((found[0], builder.or_(found[1], INT(_ALIGNED))), builder.block))
+            start, plain = builder.phi(INT), builder.phi(INT)
+            for found, block in both:
+                start.add_incoming(found[0], block)
+                plain.add_incoming(found[1], block)
+        elif letter.isupper():
             none = builder.icmp_unsigned("==", builder.ptrtoint(value, INT), nothing)
-            place = builder.select(none, builder.bitcast(known, place.type), place)
-        start = builder.inttoptr(builder.load(place), kind)
-        values.append(builder.select(none, kind(None), start) if letter.isupper() else start)
+            found = read(builder.select(none, builder.bitcast(known, place.type), place))
+            start, plain = (builder.select(none, INT(k), one) for k, one in zip((0, _PLAIN), found, strict=True))
+        else:
+            start, plain = read(place)
+        flags = builder.and_(flags, plain)
+        values.append(builder.inttoptr(start, kind))
     failed = python("PyErr_Occurred", thing)
     with builder.if_then(builder.icmp_unsigned("!=", failed, thing(None))):
         builder.ret(thing(None))
+    with builder.if_then(builder.icmp_unsigned("!=", flags, INT(_PLAIN)), likely=False):
+        python("Py_IncRef", ir.VoidType(), builder.inttoptr(refused, thing))
+        builder.ret(builder.inttoptr(refused, thing))
     state = python("PyEval_SaveThread", thing)
     returned = builder.call(function, values)
     python("PyEval_RestoreThread", ir.VoidType(), state)

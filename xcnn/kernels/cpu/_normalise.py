@@ -6,7 +6,6 @@ they are complete.
 """
 
 import contextlib
-import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ _BACKWARD = ("x", "dy", "y", "dresidual", "dx", "weight", "mean", "rstd", "share
 def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
     """Compile a function `(table, *arrays, eps, low, high, begin, end)` that sets y of the units of some slots.
 
-    Arrays are addresses: x, residual, y, weight, bias, mean, var, rstd, and room for two vectors of float64 per unit.
+    Arrays: x, residual, y, weight, bias, mean, var, rstd, and room for two vectors of float64 per unit.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
 def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
     """Compile a function `(table, *arrays, low, high, begin, end)` that sets the gradients of the units of some slots.
 
-    Arrays are addresses: x, dy, y, dresidual, dx, weight, mean, rstd, sums (slots, 2, parameters) for dbias and
+    Arrays: x, dy, y, dresidual, dx, weight, mean, rstd, sums (slots, 2, parameters) for dbias and
     dweight, zeros at first, and room for two vectors of float64 per unit, or per row if it has its own parameter.
 
     Parameters
@@ -66,10 +65,8 @@ def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
 def _function(
     writer: Any, names: Sequence[str], numbers: int, itemsize: int, options: Sequence[str]
 ) -> Callable[..., None]:
-    start = machine_code(lambda module: writer(module, names, numbers, itemsize, options).write_all())
-    kinds = [ctypes.c_void_p] * (1 + len(names)) + [ctypes.c_double] * numbers + [ctypes.c_int64] * 2
-    call: Callable[..., None] = ctypes.CFUNCTYPE(None, *kinds)(start)
-    return call
+    kinds = "p" * (1 + len(names)) + "f" * numbers + "nn"
+    return machine_code(lambda module: writer(module, names, numbers, itemsize, options).write_all(), kinds)
 
 
 class _Norm(Vectors):

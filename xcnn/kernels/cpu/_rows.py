@@ -103,11 +103,10 @@ class Pass:
         self.run = self._piece if rows == 1 else self._columns if column else self._rows
 
     def __call__(self, results: Sequence[np.ndarray], arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
-        starts = [address(array) for array in results]
-        starts += [address(array) for array in arrays]
         if self.plain:  # the most frequent case
-            self.loop.call(*starts, *self.whole, *numbers)
+            self.loop.call(*results, *arrays, *self.whole, *numbers)
             return
+        starts = [address(array) for array in (*results, *arrays)]
         sums = [None if shape is None else np.zeros(shape) for shape in self.sums]
         parallel(functools.partial(self.run, starts, sums, numbers), self.count)
         (outer, middle, _), steps = self.axes

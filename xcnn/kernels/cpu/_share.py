@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from xcnn._dispatch import kernel
 from xcnn.threads import parallel, parts
 
-__all__ = ["plain", "share", "supports"]
+__all__ = ["binding", "plain", "share", "supports"]
 
 _NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -24,6 +25,18 @@ _DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
 def plain(a: Any) -> Any:
     """Return an array, or a copy if its numbers do not lie side by side in C order at places for them; or None."""
     return a if a is None or (a.flags.c_contiguous and a.flags.aligned) else a.copy("C")
+
+
+def binding(bind: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that binds calls of the body of its name (see `kernel`); single calls are bound as well."""
+
+    def call(*arguments: Any) -> Any:
+        run = bind(*arguments)
+        return run if run is NotImplemented else run(*[plain(a) if isinstance(a, np.ndarray) else a for a in arguments])
+
+    call.__name__, call.__module__ = bind.__name__, bind.__module__
+    kernel(np, bind)(call)
+    return bind
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

@@ -12,7 +12,6 @@ There are three kinds of passes:
 - `gradient`: targets are the sums of those sources whose code is the one that they are seen with.
 """
 
-import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +39,7 @@ code of a window's position; a row is a pair of its first source and the end of 
 
 @functools.cache
 def window_pass(kind: str, step: int, counts: tuple[int, ...], itemsize: int, code: int) -> Callable[..., None]:
-    """Compile a function `(table, sources, other, targets, begin, end)` of addresses that does some maps.
+    """Compile a function `(table, sources, other, targets, begin, end)` that does some maps.
 
     Parameters
     ----------
@@ -51,8 +50,7 @@ def window_pass(kind: str, step: int, counts: tuple[int, ...], itemsize: int, co
     counts : for each phase, how many columns it has if these are written out, or 0.
     itemsize, code : bytes of a number, and of a code. The code of a maximum without sources is -1.
     """
-    start = machine_code(lambda module: _Writer(module, kind, step, counts, itemsize, code).write_all())
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)(start)
+    return machine_code(lambda module: _Writer(module, kind, step, counts, itemsize, code).write_all(), "ppppnn")
 
 
 class _Writer(Vectors):

@@ -15,15 +15,15 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
-from xcnn.kernels.cpu._convolve import convolve, fold
+from xcnn.kernels.cpu._convolve import convolve, folded
 from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
-from xcnn.kernels.cpu._share import plain, supports
+from xcnn.kernels.cpu._share import binding, plain, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
-from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
+from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel
 
@@ -37,52 +37,73 @@ def _calls(itemsize: int) -> tuple[int, ...]:
     return tuple(function.address(itemsize) for function in (multiply, every, affine))
 
 
-def _convolution(
-    x: np.ndarray,
-    weight: np.ndarray,
-    axes: tuple[Any, ...],
-    groups: int,
-    scale: np.ndarray | None = None,
-    shift: np.ndarray | None = None,
-    residual: np.ndarray | None = None,
-    activation: tuple[Any, ...] | None = None,
-    transposed: bool = False,
-    mask: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return `activation(convolution * scale + shift + residual)`; scale and shift are of output channels.
+def _bound(
+    x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None,
+    bare: bool, transposed: bool = False, masked: bool = False,
+) -> Any:  # fmt: skip
+    """Return a function `(x, mask, weight, scale, shift, residual)` for arrays of these shapes.
 
-    If it is transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the
-    mask is 0, x counts as 0.
+    It returns `activation(convolution * scale + shift + residual)`; scale and shift are of output channels. If it is
+    transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the mask is 0,
+    x counts as 0. It is bare if there is nothing but x, mask and weight. The result is NotImplemented if an array is
+    not plain.
     """
-    n, dtype, size = x.shape[0], x.dtype, x.itemsize
-    limits = clamp(activation)
-    arrays = [plain(a) for a in (x, mask, weight, scale, shift, residual)]
-    ends = limits or _UNLIMITED
+    n, dtype, size, limits = x.shape[0], x.dtype, x.itemsize, clamp(activation)
+    ends, apply = limits or _UNLIMITED, None if activation is None or limits else applying(activation, size)
     if depthwise.pays(weight.shape, groups, size):
-        sizes = [axis.size if transposed else axis.out for axis in axes]
-        y = np.empty((n, groups if transposed else weight.shape[0], *sizes), dtype)
-        depthwise.convolve(y, arrays, ends, axes, weight.shape[0], groups, transposed)
-        if limits is None:
-            in_place(activation, y, serial=False)
-        return y
-    f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
-    y = np.empty((n, *f.shape), dtype)
-    bare = scale is None and shift is None and residual is None and (activation is None or limits is None)
-    fixed = (*_calls(size), *arrays, *ends, bare, y, f.tables)
-    near = limits is None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
-    pieces, run = f.pieces if near else f.parts, convolve(size)
+        o, sizes = weight.shape[0], [axis.size if transposed else axis.out for axis in axes]
+        shape: tuple[int, ...] = (n, groups if transposed else o, *sizes)
 
-    def some(part: int) -> None:
+        def by_channels(*arrays: Any) -> np.ndarray:
+            y = np.empty(shape, dtype)
+            depthwise.convolve(y, [*map(plain, arrays)], ends, axes, o, groups, transposed)
+            if apply is not None:
+                apply(y, y, serial=False)
+            return y
+
+        return by_channels
+    f = plan(axes, n, weight.shape, groups, size, transposed, masked)
+    call, head, middle = convolve(size), _calls(size), (*ends, bare and (activation is None or limits is None))
+    near = apply is not None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
+    shape, pieces, tables, whole = (n, *f.shape), f.pieces if near else f.parts, f.tables, (f.tables, 0, f.jobs)
+
+    def room() -> tuple[np.ndarray, np.ndarray]:
         planes = cleared(f.number, "planes", f.planes, dtype) if f.keeps else scratch(-1, "band", f.planes, dtype)
-        sums = scratch(-1, "sums", f.sums, dtype)
-        for piece in range(pieces * part // f.parts, pieces * (part + 1) // f.parts):
-            run(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, planes, sums)
-            if near:
-                in_place(activation, y[n * piece // pieces : n * (piece + 1) // pieces])
+        return planes, scratch(-1, "sums", f.sums, dtype)
 
-    parallel(some, f.parts)
-    if not near and limits is None:
-        in_place(activation, y, serial=False)
+    def run(*arrays: Any) -> Any:
+        y = np.empty(shape, dtype)
+        if pieces == 1:
+            if call(*head, *arrays, *middle, y, *whole, *room()) is NotImplemented:
+                return NotImplemented
+            if apply is not None:
+                apply(y, y)
+            return y
+        fixed = (*head, *map(plain, arrays), *middle, y, tables)
+
+        def some(part: int) -> None:
+            memory = room()
+            for piece in range(pieces * part // f.parts, pieces * (part + 1) // f.parts):
+                call(*fixed, f.jobs * piece // pieces, f.jobs * (piece + 1) // pieces, *memory)
+                if near and apply is not None:
+                    images = y[n * piece // pieces : n * (piece + 1) // pieces]
+                    apply(images, images)
+
+        parallel(some, f.parts)
+        if not near and apply is not None:
+            apply(y, y, serial=False)
+        return y
+
+    return run
+
+
+def _convolution(
+    x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, shift: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None, transposed: bool = False, mask: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Return what the function that `_bound` returns does of these arrays."""
+    run = _bound(x, weight, axes, groups, activation, shift is None, transposed, mask is not None)
+    y: np.ndarray = run(plain(x), plain(mask), plain(weight), None, plain(shift), None)
     return y
 
 
@@ -116,25 +137,21 @@ def conv(
     return result, backward
 
 
-@kernel(np)
+@binding
 def conv_inference(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    norm: tuple[Any, ...] | None,
-    residual: np.ndarray | None,
-    activation: tuple[Any, ...] | None,
-    axes: tuple[Any, ...],
-    groups: int,
+    x: np.ndarray, weight: np.ndarray, bias: Any, norm: Any, residual: Any, activation: Any, axes: Any, groups: int
 ) -> Any:
     """Convolve, and apply what follows in the same pass."""
     if not supports(x):
         return NotImplemented
-    scale, shift = None, bias
-    if norm is not None:
-        scale, shift = np.empty((2, weight.shape[0]), x.dtype)
-        fold(x.itemsize)(*map(plain, (bias, *norm[:4])), norm[4], scale, shift, scale.size)
-    return _convolution(x, weight, axes, groups, scale, shift, residual, activation)
+    dtype, bare = x.dtype, bias is None and norm is None and residual is None
+    call = _bound(x, weight, axes, groups, activation, bare)
+
+    def run(x: Any, weight: Any, bias: Any, norm: Any, residual: Any, *_: Any) -> Any:
+        scale, shift = (None, bias) if norm is None else folded(bias, norm, dtype)
+        return call(x, None, weight, scale, shift, residual)
+
+    return run
 
 
 @kernel(np)

@@ -17,7 +17,7 @@ from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._trace import Namespace
 
-__all__ = ["clamp", "elementwise", "gradient", "in_place", "split"]
+__all__ = ["applying", "clamp", "elementwise", "gradient", "in_place", "split"]
 
 
 _FEW = 10_000
@@ -47,41 +47,40 @@ def _loop(function: Any, formula: Formula, count: int, itemsize: int, *activatio
     return traced(function, formula, (EACH,), (True,) * count, choices, itemsize), numbers
 
 
-def _run(
-    function: Callable[..., Any],
-    activation: tuple[Any, ...],
-    out: np.ndarray,
-    *arrays: np.ndarray,
-    serial: bool = False,
-    compiled: bool = False,
-) -> bool:
-    """Set `out` to a function of a formula and C-contiguous arrays of its shape, which may be `out` itself.
+def applying(
+    activation: tuple[Any, ...], itemsize: int, function: Callable[..., Any] = _forward, count: int = 1
+) -> Callable[..., None]:
+    """Return a function `(out, *arrays, serial=True)` for C-contiguous arrays of one shape, which may be the same.
 
-    If the function must be `compiled` and cannot, return False instead.
+    It sets `out` to an activation of an array of numbers of some bytes, or to another function of its formula and of
+    some arrays, on this thread or, if not serial, several.
     """
-    size, n, formula = out.itemsize, out.size, FORMULAS[activation[0]]
-    loop, numbers = _loop(function, formula, len(arrays), size, *activation)
-    if loop is None:
-        if not compiled:
-            (out[...],) = function(np, formula, *arrays, *activation[1:])
-        return not compiled
-    starts = [address(out), *map(address, arrays)]
-    cost = n * (len(starts) + loop.cost)
-    if serial or cost < _FEW:
-        loop.call(*starts, n, *numbers)
-        return True
+    formula = FORMULAS[activation[0]]
+    loop, numbers = _loop(function, formula, count, itemsize, *activation)
 
-    def part(begin: int, end: int) -> None:
-        loop.call(*[start + begin * size for start in starts], end - begin, *numbers)
+    def run(*arrays: np.ndarray, serial: bool = True) -> None:
+        out, n = arrays[0], arrays[0].size
+        if loop is None:
+            (out[...],) = function(np, formula, *arrays[1:], *activation[1:])
+            return
+        cost = n * (1 + count + loop.cost)
+        if serial or cost < _FEW:
+            loop.call(*arrays, n, *numbers)
+            return
+        starts = [*map(address, arrays)]
 
-    share(part, cost, n=n)
-    return True
+        def part(begin: int, end: int) -> None:
+            loop.call(*[start + begin * itemsize for start in starts], end - begin, *numbers)
+
+        share(part, cost, n=n)
+
+    return run
 
 
 def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:
     """Apply an activation to a C-contiguous array of float32 or float64, on this thread or, if not serial, several."""
     if activation is not None and array.size:
-        _run(_forward, activation, array, array, serial=serial)
+        applying(activation, array.itemsize)(array, array, serial=serial)
 
 
 def gradient(
@@ -92,7 +91,7 @@ def gradient(
         if dx is not dy:
             dx[...] = dy
     elif dy.size:
-        _run(_gradient, activation, dx, kept, dy, serial=serial)
+        applying(activation, dy.itemsize, _gradient, 2)(dx, kept, dy, serial=serial)
 
 
 def clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:
@@ -124,14 +123,27 @@ def _interval(formula: Formula, parameters: tuple[Any, ...]) -> tuple[float, flo
     return (low, high) if low <= high else None
 
 
-@kernel(np)
+def _bind(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
+    """Bind `elementwise`."""
+    if not supports(x) or _loop(_forward, FORMULAS[activation[0]], 1, x.itemsize, *activation)[0] is None:
+        return NotImplemented
+    shape, dtype, apply = x.shape, x.dtype, applying(activation, x.itemsize)
+
+    def run(x: np.ndarray, *_: Any) -> np.ndarray:
+        y = np.empty(shape, dtype)
+        apply(y, np.ascontiguousarray(x), serial=False)
+        return y
+
+    return run
+
+
+@kernel(np, _bind)
 def elementwise(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
     """Apply a formula to an array."""
-    if not supports(x):
+    run = _bind(x, activation)
+    if run is NotImplemented:
         return NotImplemented
-    result = np.empty(x.shape, x.dtype)
-    if not _run(_forward, activation, result, np.ascontiguousarray(x), compiled=True):
-        return NotImplemented
+    result = run(x)
     keeps_x = FORMULAS[activation[0]].keeps == "x"
     x, y = (x, None) if keeps_x else (None, result)  # type: ignore[assignment]  # backward keeps one of them
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._convolve import folded
 from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
-from xcnn.kernels.cpu._share import plain, supports
-from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
+from xcnn.kernels.cpu._share import binding, plain, supports
+from xcnn.kernels.cpu.elementwise import applying, clamp, gradient, in_place
 
 __all__ = ["linear", "linear_inference", "matmul"]
 
@@ -71,32 +72,24 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activatio
     return result, backward
 
 
-@kernel(np)
-def linear_inference(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    norm: tuple[Any, ...] | None,
-    residual: np.ndarray | None,
-    activation: tuple[Any, ...] | None,
-) -> Any:
+@binding
+def linear_inference(x: np.ndarray, weight: np.ndarray, bias: Any, norm: Any, residual: Any, activation: Any) -> Any:
     """Multiply, and apply what follows where it is written."""
     if not supports(x) or not weight.size:
         return NotImplemented
-    scale, shift, interval, size = None, bias, clamp(activation), x.itemsize
-    if norm is not None:
-        mean, var, gamma, beta, eps = norm
-        scale = 1 / np.sqrt(var + np.asarray(eps, x.dtype))
-        scale = scale if gamma is None else scale * gamma
-        shift = (-mean if bias is None else bias - mean) * scale
-        shift = shift if beta is None else shift + beta
-    y = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    x, weight, *after = map(plain, (x, weight, scale, shift, residual))
-    products = _forward(math.prod(x.shape[:-1]), x.shape[-1], weight.shape[0], size)
-    multiplied(products, size, (x, weight, y, None, None, None), after, interval)
-    if interval is None:
-        in_place(activation, y, serial=False)
-    return y
+    interval, shape, dtype, size = clamp(activation), (*x.shape[:-1], weight.shape[0]), x.dtype, x.itemsize
+    products = _forward(math.prod(shape[:-1]), x.shape[-1], shape[-1], size)
+    apply = None if activation is None or interval else applying(activation, size)
+
+    def run(x: Any, weight: Any, bias: Any, norm: Any, residual: Any, _: Any) -> Any:
+        y, after = np.empty(shape, dtype), (*((None, bias) if norm is None else folded(bias, norm, dtype)), residual)
+        if multiplied(products, size, (x, weight, y, None, None, None), after, interval) is NotImplemented:
+            return NotImplemented
+        if apply is not None:
+            apply(y, y, serial=False)
+        return y
+
+    return run
 
 
 @functools.lru_cache(256)

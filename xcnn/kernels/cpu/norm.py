@@ -8,7 +8,7 @@ a channel is one row, the others take all pixels of a group as one row.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +18,15 @@ from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import binding, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
+from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
 
 __all__ = ["norm", "norm_inference", "running_statistics"]
 
 _DOUBLE, _UNLIMITED = np.dtype(np.float64), (-math.inf, math.inf)
+
+_AXES = (0, 2), (2, 3), (1,)
 
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
@@ -47,7 +49,7 @@ class _Layout(NamedTuple):
 
     Attributes
     ----------
-    place : the address of `table`, which is described in `_normalise.py` and must live as long.
+    table : described in `_normalise.py`.
     kept : shape of the means.
     parameters, repeats : of a unit's row, and how often each is repeated there.
     slots : how many sums there are for dbias and dweight, if rows of several slots share parameters.
@@ -57,7 +59,6 @@ class _Layout(NamedTuple):
     turned : the shape of maps of which the first two axes are exchanged, or none.
     """
 
-    place: int
     table: np.ndarray
     kept: tuple[int, ...]
     parameters: int
@@ -101,7 +102,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     most = -(-table["units"] // table["slots"])
     room = 2 * (BYTES // itemsize) * max(of_unit, min(table["together"], most))
     return _Layout(
-        address(numbers), numbers, kept, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
+        numbers, kept, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
         table["slots"], room, ("wide",) * wide, turned,
     )  # fmt: skip
 
@@ -139,33 +140,62 @@ def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: n
     return array if layout.repeats == 1 else np.repeat(array, layout.repeats)
 
 
-def _run(
-    x: np.ndarray, weight: Any, bias: Any, eps: float, layout: _Layout, mean: np.ndarray, var: np.ndarray, given: bool,
-    residual: np.ndarray | None, activation: tuple[Any, ...] | None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Return y and rstd; set mean and variance unless they are given."""
-    dtype, limits = x.dtype, clamp(activation)
+def _forward(
+    x: np.ndarray, eps: float, layout: _Layout, given: bool, has_residual: bool, activation: tuple[Any, ...] | None
+) -> Callable[..., np.ndarray]:
+    """Return a function `(x, weight, bias, mean, var, rstd, residual)` for arrays of these shapes.
+
+    It returns y, and sets rstd, and mean and variance unless they are given; these may be addresses.
+    """
+    shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size
     low, high = limits or _UNLIMITED
-    source, addend, rstd = _turned(x, layout), _turned(residual, layout), np.empty(mean.shape, dtype)
-    y, scale = np.empty(source.shape, dtype), _parameter(weight, layout, 1, dtype)
-    shift = _parameter(bias, layout, 0, dtype)
-    options = _options(layout, given=given, residual=addend is not None, limited=(low, high) != _UNLIMITED)
-    call = norm_forward(dtype.itemsize, *options)
-    arrays = source, source if addend is None else addend, y, scale, shift, mean, var, rstd
-    places = [address(array) for array in arrays]
+    options = _options(layout, given=given, residual=has_residual, limited=(low, high) != _UNLIMITED)
+    call, table, room, parts = norm_forward(dtype.itemsize, *options), layout.table, layout.room, layout.parts
+    ones, zeros = (_parameter(None, layout, k, dtype) for k in (1, 0))
+    turn: Any = functools.partial(_turned, layout=layout) if layout.turned else np.ascontiguousarray
+    wide: Any = np.ascontiguousarray if layout.repeats == 1 else lambda array: np.repeat(array, layout.repeats)
+    apply = None if activation is None or limits else applying(activation, dtype.itemsize)
 
-    def units(first: int, last: int) -> None:
-        room = scratch(0, "sums of norms", layout.room, _DOUBLE)
-        call(layout.place, *places, address(room), eps, low, high, first, last)
+    def run(x: Any, weight: Any, bias: Any, mean: Any, var: Any, rstd: Any, residual: Any) -> Any:
+        source = turn(x)
+        addend, y = turn(residual) if has_residual else source, np.empty(source.shape, dtype)
+        scale, shift = ones if weight is None else wide(weight), zeros if bias is None else wide(bias)
 
-    share(units, 3 * x.size, n=layout.parts)
-    y = _back(y, layout, x.shape)
-    if limits is None:
-        in_place(activation, y, serial=False)
-    return y, rstd
+        def units(first: int, last: int) -> None:
+            sums = scratch(0, "sums of norms", room, _DOUBLE)
+            call(table, source, addend, y, scale, shift, mean, var, rstd, sums, eps, low, high, first, last)
+
+        share(units, work, n=parts)
+        if layout.turned:
+            y = _back(y, layout, shape)
+        if apply is not None:
+            apply(y, y, serial=False)
+        return y
+
+    return run
 
 
-@kernel(np)
+def _bind(
+    x: np.ndarray, weight: Any, bias: Any, eps: float, view: Any, given: Any = None, residual: Any = None,
+    activation: Any = None,
+) -> Any:  # fmt: skip
+    """Bind `norm`."""
+    if view.axes not in _AXES or not supports(x) or given is not None:
+        return NotImplemented
+    layout, dtype = _layout(view.shape, view.axes, x.itemsize), x.dtype
+    call, size = _forward(x, eps, layout, False, residual is not None, activation), math.prod(layout.kept)
+    apart = size * dtype.itemsize
+
+    def run(x: Any, weight: Any, bias: Any, eps: Any, view: Any, given: Any, residual: Any, _: Any) -> Any:
+        place = address(statistics := np.empty(3 * size, dtype))
+        y = call(x, weight, bias, place, place + apart, place + 2 * apart, residual)
+        del statistics  # which must live until now
+        return y
+
+    return run
+
+
+@kernel(np, _bind)
 def norm(
     x: np.ndarray,
     weight: np.ndarray | None,
@@ -178,7 +208,7 @@ def norm(
 ) -> Any:
     """Normalise, and return the gradients."""
     axes, shape, dtype, constant = view.axes, x.shape, x.dtype, given is not None
-    if axes not in ((0, 2), (2, 3), (1,)) or not supports(x):
+    if axes not in _AXES or not supports(x):
         return NotImplemented
     layout = _layout(view.shape, axes, dtype.itemsize)
     bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
@@ -186,7 +216,8 @@ def norm(
         mean, var = np.empty(layout.kept, dtype), np.empty(layout.kept, dtype)
     else:
         mean, var = (np.array(one).reshape(layout.kept) for one in given)
-    result, rstd = _run(x, weight, bias, eps, layout, mean, var, constant, residual, activation)
+    rstd, run = np.empty(mean.shape, dtype), _forward(x, eps, layout, constant, has_residual, activation)
+    result = run(x, weight, bias, mean, var, rstd, residual)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
@@ -213,12 +244,12 @@ def norm(
         )
         call = norm_backward(dtype.itemsize, *options)
         scale = _parameter(weight, layout, 1, dtype)
-        arrays = source, above, limited, dresidual, dx, scale, mean, rstd, shared
-        places = [address(source if array is None else array) for array in arrays]
+        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shared
+        arrays = [source if array is None else array for array in wanted]
 
         def slots(first: int, last: int) -> None:
             room = scratch(0, "sums of norms", layout.room, _DOUBLE)
-            call(layout.place, *places, address(room), low, high, first, last)
+            call(layout.table, *arrays, room, low, high, first, last)
 
         share(slots, 5 * x.size, n=layout.parts)
         dresidual = _back(dresidual, layout, shape) if writes else dy if needs[3] and has_residual else None
@@ -234,20 +265,19 @@ def norm(
     return result, backward, mean, var
 
 
-@kernel(np)
-def norm_inference(
-    x: np.ndarray,
-    norm: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, float],
-    residual: np.ndarray | None = None,
-    activation: tuple[Any, ...] | None = None,
-) -> Any:
+@binding
+def norm_inference(x: np.ndarray, norm: Any, residual: Any = None, activation: Any = None) -> Any:
     """Normalise by running statistics."""
     if not supports(x):
         return NotImplemented
-    mean, var, weight, bias, eps = norm
     layout = _layout((*x.shape[:2], math.prod(x.shape[2:])), (0, 2), x.dtype.itemsize)
-    mean, var = _parameter(mean, layout, 0, x.dtype), _parameter(var, layout, 0, x.dtype)
-    return _run(x, weight, bias, eps, layout, mean, var, True, residual, activation)[0]
+    call, dtype = _forward(x, norm[4], layout, True, residual is not None, activation), x.dtype
+
+    def run(x: np.ndarray, norm: Any, residual: Any = None, *_: Any) -> np.ndarray:
+        mean, var = np.ascontiguousarray(norm[0]), np.ascontiguousarray(norm[1])
+        return call(x, norm[2], norm[3], mean, var, np.empty(mean.shape, dtype), residual)
+
+    return run
 
 
 def _moved(
@@ -269,5 +299,5 @@ def running_statistics(
     if loop is None:
         return NotImplemented
     results = np.empty(mean.shape, mean.dtype), np.empty(mean.shape, mean.dtype)
-    loop.call(*map(address, (*results, *arrays)), mean.size, 1.0 - momentum, momentum, momentum * unbias)
+    loop.call(*results, *arrays, mean.size, 1.0 - momentum, momentum, momentum * unbias)
     return results

@@ -1,19 +1,16 @@
 """Optimizer steps in one pass over memory, in place: loops made from the rules' portable code, whose bits they have."""
 
-import ctypes
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from xcnn._dispatch import BODIES, kernel
 from xcnn.kernels.cpu._loops import EACH, Loop, traced
-from xcnn.kernels.cpu._native import address, native
+from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._trace import Symbol
-from xcnn.kernels.cpu._vectors import DOUBLE, INT
 
 __all__ = ["adam", "rmsprop", "sgd"]
 
@@ -41,25 +38,10 @@ def _step(xp: Any, key: tuple[str, tuple[bool, ...]], *symbols: Any) -> list[Any
 
 
 @functools.lru_cache(256)
-def _loop(key: tuple[str, tuple[bool, ...]], itemsize: int, choices: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Return the loop of a rule, and a function `(size, data, grad, *states, *numbers)` that runs it for whole arrays.
-
-    Most parameters are so small that finding their addresses in Python would take longer than the update.
-    """
-    count, numbers = 2 + sum(key[1]), choices.count(None)
-    loop = traced(_step, key, (EACH,) * (count - 1), (True,) * count, choices, itemsize)
-    if loop is None:
-        return None, None
-    start = ctypes.cast(cast(Any, loop.call), ctypes.c_void_p).value
-
-    def write(emit: Any, start: Any, size: Any, w: Any, grad: Any, *rest: Any) -> None:
-        builder = emit.builder
-        others, rest = rest[: count - 2], rest[count - 2 :]
-        places = [builder.ptrtoint(place, INT) for place in (w, *others, w, grad, *others)]
-        kind = ir.FunctionType(ir.VoidType(), [INT] * (len(places) + 1) + [DOUBLE] * numbers)
-        builder.call(builder.inttoptr(start, kind.as_pointer()), [*places, size, *rest])
-
-    return loop, functools.partial(native("nn" + "x" * count + "f" * numbers)(write)(itemsize), start)
+def _loop(key: tuple[str, tuple[bool, ...]], itemsize: int, choices: tuple[Any, ...]) -> Loop | None:
+    """Return the loop of a rule."""
+    count = 2 + sum(key[1])
+    return traced(_step, key, (EACH,) * (count - 1), (True,) * count, choices, itemsize)
 
 
 def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list[Any] | None], *options: Any) -> Any:
@@ -69,12 +51,12 @@ def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list
         return NotImplemented
     numbers = [float(option) for option in options if option and type(option) is not bool]
     choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
-    loop, whole = _loop((name, tuple([state is not None for state in states])), dtype.itemsize, choices)
-    return NotImplemented if loop is None else _updates(loop, whole, data, grads, states, numbers)
+    loop = _loop((name, tuple([state is not None for state in states])), dtype.itemsize, choices)
+    return NotImplemented if loop is None else _updates(loop, data, grads, states, numbers)
 
 
 def _updates(
-    loop: Loop, whole: Any, data: list[Any], grads: list[Any], states: Sequence[Any], numbers: list[float]
+    loop: Loop, data: list[Any], grads: list[Any], states: Sequence[Any], numbers: list[float]
 ) -> Iterator[Any]:
     kept = [state for state in states if state is not None]
     for arrays in zip(data, grads, *kept, strict=True):
@@ -84,7 +66,7 @@ def _updates(
                 break
         w, grad, *others = arrays
         if w.size < _FEW:
-            whole(w.size, *arrays, *numbers)
+            loop.call(w, *others, *arrays, w.size, *numbers)
         else:
             first, *rest = map(address, (w, *others))
             places, step = (first, *rest, first, address(grad), *rest), w.itemsize

@@ -41,9 +41,8 @@ def _passes_on(of: Callable[..., Any]) -> bool:
     return bool(of(xp, dy, *others).number == dy.number)
 
 
-@kernel(np)
-def pair(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> Any:
-    """Apply a rule to two arrays, or to an array and a float, then an activation."""
+def _bind(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> Any:
+    """Bind `pair`."""
     number = type(other) is float
     if not supports(x) or not (number or supports(other)):
         return NotImplemented
@@ -54,8 +53,25 @@ def pair(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> A
     ready = prepared(_forward, (rule, after), (None,) * number + choices, x.itemsize, shape, (shape,), shapes)
     if ready is None:
         return NotImplemented
-    result = np.empty(shape, x.dtype)
-    ready([result], [np.ascontiguousarray(a) for a in arrays], numbers)
+    dtype = x.dtype
+
+    def run(x: np.ndarray, other: Any, *_: Any) -> np.ndarray:
+        y = np.empty(shape, dtype)
+        x = np.ascontiguousarray(x)
+        ready((y,), (x,) if number else (x, np.ascontiguousarray(other)), numbers)
+        return y
+
+    return run
+
+
+@kernel(np, _bind)
+def pair(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> Any:
+    """Apply a rule to two arrays, or to an array and a float, then an activation."""
+    run = _bind(x, other, rule, activation)
+    if run is NotImplemented:
+        return NotImplemented
+    result, number = run(x, other), type(other) is float
+    shape, shapes = result.shape, (x.shape,) if number else (x.shape, other.shape)
     keeps = rule.keeps_with_number if number else rule.keeps
     y: Any = result if activation is not None or "y" in keeps else None
     x, other = (x if "x" in keeps else None), (other if "other" in keeps or number else None)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import plain, share, supports
 
 __all__ = ["permuted"]
 
@@ -77,14 +78,35 @@ def _table(shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray | None:
     return np.array([[1, 0, 0]] * (3 - len(outer)) + [*outer, row, full[-1]], np.int64)
 
 
-@kernel(np)
-def permuted(x: np.ndarray, order: tuple[int, ...]) -> Any:
-    """Return a contiguous copy if the last axis changes."""
-    if not supports(x) or not x.flags.c_contiguous:
-        return NotImplemented
-    table = _table(x.shape, order)
+def _bind(x: np.ndarray, order: tuple[int, ...]) -> Any:
+    """Bind `permuted` if the last axis changes."""
+    table = _table(x.shape, order) if supports(x) else None
     if table is None:
         return NotImplemented
-    y = np.empty([x.shape[axis] for axis in order], x.dtype)
-    share(_copy(x.itemsize), 4 * x.size, x, y, table, n=math.prod(table[:3, 0].tolist()))
-    return y
+    shape, dtype, work = tuple([x.shape[axis] for axis in order]), x.dtype, 4 * x.size
+    copy, many = _copy(x.itemsize), math.prod(table[:3, 0].tolist())
+
+    def run(x: np.ndarray, *_: Any) -> Any:
+        if not x.flags.c_contiguous:
+            return NotImplemented
+        y = np.empty(shape, dtype)
+        share(copy, work, plain(x), y, table, n=many)
+        return y
+
+    return run
+
+
+@kernel(np, _bind)
+def permuted(x: np.ndarray, order: tuple[int, ...]) -> Any:
+    """Return a contiguous copy; the gradient is another one, or a view."""
+    run = _bind(x, order)
+    y = run if run is NotImplemented else run(x)
+    if y is NotImplemented:
+        return NotImplemented
+    back = tuple([order.index(dim) for dim in range(len(order))])
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        found = permuted(dy, back) if needs[0] else (None,)
+        return (dy.transpose(back),) if found is NotImplemented else found[:1]
+
+    return y, backward

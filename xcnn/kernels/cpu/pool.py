@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import ROW, traced
-from xcnn.kernels.cpu._native import address
+from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._windows import HEADER, PHASES, window_pass
@@ -29,8 +29,6 @@ _LISTED, _SHARE = 1 << 18, 16
 _WRITTEN = 3
 """The most columns of a window that have code of their own."""
 
-_DOUBLE = np.dtype(np.float64)
-
 
 class _Plan(NamedTuple):
     """How one direction of a pool is computed.
@@ -38,14 +36,13 @@ class _Plan(NamedTuple):
     Attributes
     ----------
     call : the compiled pass.
-    table : its table, which must live as long as its `place`, the address.
+    table : its table.
     sizes : the spatial axes of the targets.
     positions : of a window.
     codes : the dtype of their numbers.
     """
 
     call: Callable[..., None]
-    place: int
     table: np.ndarray
     sizes: tuple[int, ...]
     positions: int
@@ -168,7 +165,7 @@ def _plan(kind: str, axes: tuple[Any, ...], back: bool, itemsize: int) -> _Plan:
     kept = np.dtype(np.uint8 if positions <= 255 else np.int32)
     counts = tuple(len(phase) if max(map(len, phases)) <= _WRITTEN else 0 for phase in phases) or (0,)
     call = window_pass(kind, step, counts, itemsize, kept.itemsize)
-    return _Plan(call, address(table), table, sizes, positions, kept)
+    return _Plan(call, table, sizes, positions, kept)
 
 
 def _run(plan: _Plan, sources: np.ndarray, other: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -176,19 +173,33 @@ def _run(plan: _Plan, sources: np.ndarray, other: np.ndarray, targets: np.ndarra
     maps = targets.size // math.prod(plan.sizes)
     sources = np.ascontiguousarray(sources)
     work = sources.size + targets.size + plan.positions * min(sources.size, targets.size) // 8
-    share(plan.call, work, plan.place, address(sources), address(other), address(targets), n=maps)
+    share(plan.call, work, plan.table, sources, other, targets, n=maps)
     return targets
+
+
+def _bind(kind: str, x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray | None = None) -> Any:
+    """Bind a forward pass: a function of x and what has the codes of maxima, which may be forgotten."""
+    if not _takes(x, axes):
+        return NotImplemented
+    plan = _plan(kind, axes, False, x.itemsize)
+    shape, dtype = (*x.shape[: x.ndim - len(axes)], *plan.sizes), x.dtype
+    size = math.prod(shape)
+
+    def run(x: np.ndarray, *given: Any, codes: np.ndarray | None = divisors) -> np.ndarray:
+        other = scratch(0, "codes", size, plan.codes) if codes is None else codes
+        return _run(plan, x, other, np.empty(shape, dtype))
+
+    return run
 
 
 def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return maxima; keep their positions."""
-    rank, shape = len(axes), x.shape
-    if not _takes(x, axes):
+    shape, run = x.shape, _bind("max", x, axes)
+    if run is NotImplemented:
         return NotImplemented
     plan = _plan("max", axes, False, x.itemsize)
-    y = np.empty((*shape[: x.ndim - rank], *plan.sizes), x.dtype)
-    winners = np.empty(y.shape, plan.codes)
-    _run(plan, x, winners, y)
+    winners = np.empty((*shape[: x.ndim - len(axes)], *plan.sizes), plan.codes)
+    y = run(x, codes=winners)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
@@ -198,13 +209,13 @@ def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     return y, backward
 
 
-@kernel(np)
+@kernel(np, functools.partial(_bind, "max"))
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return the maxima; keep their positions."""
     return _max(x, axes)
 
 
-@kernel(np)
+@kernel(np, lambda x, plan: _bind("max", x, tuple(_adaptive(*sizes) for sizes in plan)))
 def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Return the maxima of windows of any lengths; keep their positions."""
     return _max(x, tuple(_adaptive(*sizes) for sizes in plan))
@@ -227,17 +238,27 @@ def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, sizes: t
     return windows, pixels, None if alike else each
 
 
+def _turns(axes: tuple[Any, ...]) -> bool:
+    """Return whether windows are summed along the last axis at the end."""
+    return not 0 < axes[-1].stride <= PHASES and any(axis.out < axis.size for axis in axes[:-1])
+
+
+def _bind_average(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
+    """Bind `_average` if it is one pass."""
+    if _turns(axes) or not supports(x):
+        return NotImplemented
+    return _bind("sum", x, axes, _divisors(counts, divisor, x.shape[x.ndim - len(axes) :], x.dtype)[0])
+
+
 def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
     rank, shape = len(axes), x.shape
-    *rows, last = axes
-    if not 0 < last.stride <= PHASES and any(axis.out < axis.size for axis in rows):
-        return _in_turn(x, rows, last, counts, divisor)
-    if not _takes(x, axes):
+    if _turns(axes):
+        return _in_turn(x, axes[:-1], axes[-1], counts, divisor)
+    run, sizes = _bind_average(x, axes, counts, divisor), shape[x.ndim - rank :]
+    if run is NotImplemented:
         return NotImplemented
-    plan, sizes = _plan("sum", axes, False, x.itemsize), shape[x.ndim - rank :]
-    y = np.empty((*shape[: x.ndim - rank], *plan.sizes), x.dtype)
-    _run(plan, x, _divisors(counts, divisor, sizes, x.dtype)[0], y)
+    y = run(x)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
@@ -249,7 +270,7 @@ def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...]
     return y, backward
 
 
-def _in_turn(x: np.ndarray, rows: list[Any], last: Any, counts: tuple[tuple[int, ...], ...], divisor: Any) -> Any:
+def _in_turn(x: np.ndarray, rows: tuple[Any, ...], last: Any, counts: tuple[tuple[int, ...], ...], divisor: Any) -> Any:
     """Sum windows along all axes but the last one first, in whole vectors: columns that are listed are read singly."""
     first = _average(x, (*rows, _Regular(last.size, last.size)), (*counts[:-1], (1,) * last.size), 1)
     if first is NotImplemented:
@@ -262,35 +283,63 @@ def _in_turn(x: np.ndarray, rows: list[Any], last: Any, counts: tuple[tuple[int,
     return y, lambda dy, needs: back(back_last(dy, (True,))[0], (True,)) if needs[0] else (None,)
 
 
-@kernel(np)
+def _whole(axes: tuple[Any, ...], divisor: int | None) -> bool:
+    """Return whether the only windows are whole maps."""
+    return divisor is None and all(a.out == 1 == a.dilation and a.kernel == a.size and a.before == 0 for a in axes)
+
+
+def _bind_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
+    """Bind `avg_pool`."""
+    whole = _whole(axes, divisor)
+    return _bind_last(x, len(axes), True) if whole else _bind_average(x, axes, counts, divisor)
+
+
+@kernel(np, _bind_pool)
 def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
-    if divisor is None and all(a.kernel == a.padded == a.size and a.dilation == 1 for a in axes):
-        return _last(x, len(axes), True)
-    return _average(x, axes, counts, divisor)
+    return _last(x, len(axes), True) if _whole(axes, divisor) else _average(x, axes, counts, divisor)
 
 
-@kernel(np)
+def _adapted(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
+    """Return the arguments of `avg_pool`."""
+    axes = tuple(_adaptive(*sizes) for sizes in plan)
+    return x, axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None
+
+
+@kernel(np, lambda *arguments: _bind_pool(*_adapted(*arguments)))
 def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Take the means of windows of any lengths, and spread gradients evenly."""
-    axes = tuple(_adaptive(*sizes) for sizes in plan)
-    return _average(x, axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None)
+    return avg_pool(*_adapted(x, plan))
 
 
 def _itself(xp: Any, key: Any, x: Any) -> list[Any]:
     return [x]
 
 
-def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
-    """Take the means over the last axes."""
-    shape, dtype, lead = x.shape, x.dtype, x.shape[: x.ndim - rank]
+def _bind_last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
+    """Bind the means over the last axes."""
+    dtype, lead, work = x.dtype, x.shape[: x.ndim - rank], x.size
     sums = traced(_itself, None, (ROW,), (True,), (), x.itemsize, True) if supports(x) else None
     if sums is None:
         return NotImplemented
-    source, totals = np.ascontiguousarray(x), np.empty(lead, _DOUBLE)
-    pixels, maps, places = x.size // totals.size, totals.size, (address(totals), address(source))
-    share(lambda begin, end: sums.call(*places, maps, begin, end, 0, 1, 0, pixels, pixels), x.size, n=maps)
-    totals /= pixels
+    call, maps, shape = sums.call, math.prod(lead), lead + (1,) * rank * keepdims
+    pixels = work // maps
+
+    def run(x: np.ndarray, *_: Any) -> np.ndarray:
+        source, totals = np.ascontiguousarray(x), np.empty(shape)
+        share(lambda begin, end: call(totals, source, maps, begin, end, 0, 1, 0, pixels, pixels), work, n=maps)
+        totals /= pixels
+        return totals.astype(dtype)
+
+    return run
+
+
+def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
+    """Take the means over the last axes."""
+    shape, run, maps = x.shape, _bind_last(x, rank, keepdims), math.prod(x.shape[: x.ndim - rank])
+    if run is NotImplemented:
+        return NotImplemented
+    pixels = x.size // maps
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
@@ -299,12 +348,16 @@ def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
         share(lambda begin, end: np.copyto(dx[begin:end], each[begin:end]), dx.size, n=maps)
         return (dx.reshape(shape),)
 
-    return totals.astype(dtype).reshape(lead + (1,) * rank * keepdims), backward
+    return run(x), backward
 
 
-@kernel(np)
-def reduction(x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
-    """Take the means over the last axes, as of maps."""
+def _of_maps(means: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
     if not average or not axes or axes[0] != x.ndim - len(axes):
         return NotImplemented
-    return _last(x, len(axes), keepdims)
+    return means(x, len(axes), keepdims)
+
+
+@kernel(np, functools.partial(_of_maps, _bind_last))
+def reduction(x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
+    """Take the means over the last axes, as of maps."""
+    return _of_maps(_last, x, axes, keepdims, average)
