@@ -300,16 +300,17 @@ def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | N
     return _last(x, len(axes), True) if _whole(axes, divisor) else _average(x, axes, counts, divisor)
 
 
-def _adapted(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
-    """Return the arguments of `avg_pool`."""
+@functools.lru_cache(maxsize=256)
+def _adapted(plan: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
+    """Return the arguments of `avg_pool` after x."""
     axes = tuple(_adaptive(*sizes) for sizes in plan)
-    return x, axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None
+    return axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None
 
 
-@kernel(np, lambda *arguments: _bind_pool(*_adapted(*arguments)))
+@kernel(np, lambda x, plan: _bind_pool(x, *_adapted(plan)))
 def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Take the means of windows of any lengths, and spread gradients evenly."""
-    return avg_pool(*_adapted(x, plan))
+    return avg_pool(x, *_adapted(plan))
 
 
 def _itself(xp: Any, key: Any, x: Any) -> list[Any]:
