@@ -23,6 +23,7 @@ from xcnn.kernels.cpu._scratch import cleared, scratch
 from xcnn.kernels.cpu._share import plain, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
+from xcnn.kernels.cpu._winograd import in_tiles, tiles
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel
@@ -48,11 +49,12 @@ def _convolution(
     activation: tuple[Any, ...] | None = None,
     transposed: bool = False,
     mask: np.ndarray | None = None,
+    steady: bool = False,
 ) -> np.ndarray:
     """Return `activation(convolution * scale + shift + residual)`; scale and shift are of output channels.
 
     If it is transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the
-    mask is 0, x counts as 0.
+    mask is 0, x counts as 0. If it is steady, an image has the same result, bit for bit, in every batch.
     """
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     limits = clamp(activation)
@@ -65,9 +67,14 @@ def _convolution(
         if limits is None:
             in_place(activation, y, serial=False)
         return y
+    bare = scale is None and shift is None and residual is None and (activation is None or limits is None)
+    fast = tiles(axes, n, weight.shape, groups, size, transposed, mask is not None, steady)
+    if fast is not None and (finite := in_tiles(fast, n, arrays, ends, bare)) is not None:
+        if limits is None:
+            in_place(activation, finite, serial=False)
+        return finite
     f = plan(axes, n, weight.shape, groups, size, transposed, mask is not None)
     y = np.empty((n, *f.shape), dtype)
-    bare = scale is None and shift is None and residual is None and (activation is None or limits is None)
     fixed = (*_calls(size), *arrays, *ends, bare, y, f.tables)
     near = limits is None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
     pieces, run = f.pieces if near else f.parts, convolve(size)
@@ -134,7 +141,7 @@ def conv_inference(
     if norm is not None:
         scale, shift = np.empty((2, weight.shape[0]), x.dtype)
         fold(x.itemsize)(*map(plain, (bias, *norm[:4])), norm[4], scale, shift, scale.size)
-    return _convolution(x, weight, axes, groups, scale, shift, residual, activation)
+    return _convolution(x, weight, axes, groups, scale, shift, residual, activation, steady=True)
 
 
 @kernel(np)
