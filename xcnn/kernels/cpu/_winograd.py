@@ -289,10 +289,7 @@ def winograd(
 
 
 class Tiles(NamedTuple):
-    """A plan: `tables` for `winograd`, how many jobs there are and parts of them, and sizes of memory.
-
-    `rows`, `channels`, `row` and `plane` are those of `to_weights`.
-    """
+    """A plan: `tables` for `winograd`, jobs and parts of them, sizes of memory, and what the transforms take."""
 
     tables: np.ndarray
     jobs: int
@@ -396,8 +393,8 @@ def in_tiles(f: Tiles, n: int, arrays: list[Any], ends: tuple[float, float], bar
     dtype, size = x.dtype, x.itemsize
     y, u = np.empty((n, *f.shape), dtype), scratch(-1, "transformed", 16 * f.plane, dtype)
     share(to_weights(size), 25 * f.rows * f.channels, weight, u, f.channels, f.row, f.plane, n=f.rows)
-    before = to_products(mask is not None, f.quarters).address(size)
-    fixed = (before, *_calls(size), x, mask, u, *rest, *ends, bare, y, f.tables)
+    calls = [one.address(size) for one in (to_products(mask is not None, f.quarters), multiply, to_sums, affine)]
+    fixed = (*calls, x, mask, u, *rest, *ends, bare, y, f.tables)
     run, failures = winograd(size), [0] * f.parts
 
     def some(part: int) -> None:
@@ -406,8 +403,3 @@ def in_tiles(f: Tiles, n: int, arrays: list[Any], ends: tuple[float, float], bar
 
     parallel(some, f.parts)
     return None if any(failures) else y
-
-
-@functools.cache
-def _calls(itemsize: int) -> tuple[int, ...]:
-    return tuple(function.address(itemsize) for function in (multiply, to_sums, affine))
