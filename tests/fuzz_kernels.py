@@ -332,6 +332,7 @@ _CHUNK = 100
 
 TILES = {
     "_stacks": {"_PLANE_BYTES": 6_000, "_NEAR_BYTES": 0, "_SUM_BYTES": 6_000, "_MICROSECONDS": 1, "_CALL": -(10**9)},
+    "_winograd": {"_GAIN": 1e9, "_MOST": 6_000, "_SUM_BYTES": 6_000, "_MICROSECONDS": 1, "_FEWEST": 1, "_LEAST": 8},
     "depthwise": {"_BAND_BYTES": 6_000, "_MOVE": 10**9},
     "weight_gradients": {"_CHUNK_BYTES": 6_000, "_GAIN": 10**9},
     "_winograd_gradient": {"_TILE_BYTES": 12_000, "_WIDTH": 16, "_TILES": 1},

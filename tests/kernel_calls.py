@@ -81,11 +81,11 @@ def jumps(place: int, activation: Any) -> tuple[int, tuple[float, ...]] | None:
 def windows(rng: Rng, numbers: float) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], int]:
     """Draw the maps and the kernel of a convolution, and the options of its windows, and about how many products."""
     rank = one(rng, 1, 2, 2, 2, 3)
-    kind = one(rng, "single", "any", "any", "any", "square")
+    kind = one(rng, "single", "any", "any", "any", "square", "three")
     most = {1: 9, 2: 5, 3: 3}[rank]
     kernel = (1,) * rank if kind == "single" else tuple(integer(rng, 1, most) for _ in range(rank))
-    kernel = (kernel[0],) * rank if kind == "square" else kernel
-    plain = rng.random() < 0.5
+    kernel = (3 if kind == "three" else kernel[0],) * rank if kind in ("square", "three") else kernel
+    plain = kind == "three" or rng.random() < 0.5
     stride = (1,) * rank if plain else tuple(one(rng, 1, 1, 2, 2, 3, 4) for _ in range(rank))
     dilation = (1,) * rank if plain else tuple(one(rng, 1, 1, 2, 3) for _ in range(rank))
     pads = tuple((int(rng.integers(0, 4)), int(rng.integers(0, 4))) for _ in range(rank))

@@ -100,21 +100,29 @@ def test_gradients_pass_through_an_activation(activation: Any, dtype: str) -> No
 def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands of one line or several, stacks of images, and blocks of channels, against portable code and each other."""
     pytest.importorskip("llvmlite")
-    from xcnn.kernels.cpu import _stacks, conv, depthwise
+    from xcnn.kernels.cpu import _stacks, _winograd, conv, depthwise
 
     def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
         """Return memory that another convolution has used, or zeros for a layout's own memory."""
         return np.full(size, np.nan if owner == -1 else 0.0, dtype)
 
-    for module in (conv, depthwise):
+    def in_tiles(*arguments: Any) -> np.ndarray:
+        y = _winograd.in_tiles(*arguments)
+        assert y is not None  # nothing that is not finite was read
+        return y
+
+    for module in (conv, depthwise, _winograd):
         monkeypatch.setattr(module, "scratch", scratch)
+    monkeypatch.setattr(conv, "in_tiles", in_tiles)
+    for name, value in {"_GAIN": 1e9, "_FEWEST": 1, "_MOST": nbytes, "_SUM_BYTES": nbytes, "_MICROSECONDS": 1}.items():
+        monkeypatch.setattr(_winograd, name, value)
     monkeypatch.setattr(conv, "cleared", scratch)
     sizes = {"_PLANE_BYTES": nbytes, "_NEAR_BYTES": near, "_SUM_BYTES": nbytes, "_MICROSECONDS": 1}
     sizes["_CALL"] = {0: 40, 6000: 10**9, 40_000: -(10**9)}[nbytes]  # few copies, or a plane for each tap
     for name, value in sizes.items():
         monkeypatch.setattr(_stacks, name, value)
     monkeypatch.setattr(depthwise, "_BAND_BYTES", nbytes)
-    cached = _stacks._plan, depthwise._plan
+    cached = _stacks._plan, depthwise._plan, _winograd.tiles
     for function in cached:
         function.cache_clear()
     rng = np.random.default_rng(nbytes + near)
@@ -123,6 +131,8 @@ def test_layouts_give_the_same_bits_for_any_batch(nbytes: int, near: int, monkey
         kernel, stride, dilation, padding = (
             tuple(map(int, rng.integers(low, high, rank))) for low, high in [(1, 5), (1, 4), (1, 3), (0, 4)]
         )
+        if rng.random() < 0.2:
+            kernel, stride, dilation = (3,) * rank, (1,) * rank, (1,) * rank
         extent = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
         maps = tuple(e + int(rng.integers(0, 18 // rank)) for e in extent)
         groups = int(rng.integers(8, 30)) if lanes else int(rng.integers(1, 3))

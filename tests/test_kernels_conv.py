@@ -51,6 +51,37 @@ def test_an_axis_without_windows_is_one_of_which_each_pixel_has_its_own(
         np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+def test_tiles_that_are_not_finite_are_computed_directly(value: float) -> None:
+    """As the differences of large pixels may be infinite, and those of infinite ones are NaN."""
+    rng = np.random.default_rng(0)
+    x, weight, dy = (
+        rng.uniform(-0.1, 0.1, shape).astype("f4") for shape in [(3, 32, 16, 16), (32, 32, 3, 3), (3, 32, 16, 16)]
+    )
+    for changed in (x, dy):
+        changed[1, 2, 5, 6:9], changed[2, 4, 15, 15] = (value, 0, -value), value
+    y, backward = ops.conv2d(x, weight, None, padding=1)
+    actuals = y, backward(dy)[0]
+    with portable(np), np.errstate(invalid="ignore", over="ignore"):
+        wanted, wanted_backward = ops.conv2d(x, weight, None, padding=1)
+        expecteds = wanted, wanted_backward(dy)[0]
+    for actual, expected in zip(actuals, expecteds, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_are_used_for_full_maps_and_never_depend_on_the_batch_in_inference() -> None:
+    from xcnn.kernels.cpu._winograd import tiles
+    from xcnn.ops._window import window_axes
+
+    def used(n: int, c: int, size: int, steady: bool = False) -> bool:
+        axes = window_axes("conv", (size, size), (3, 3), (1, 1), 1, (1, 1))
+        return tiles(axes, n, (c, c, 3, 3), 1, 4, False, False, steady) is not None
+
+    assert not used(64, 3, 32)
+    for c, size in [(16, 32), (32, 16), (64, 8), (128, 14), (64, 4), (32, 5)]:
+        assert len({used(n, c, size, True) for n in (1, 2, 7, 64, 500)}) == 1
+
+
 def at_the_edge(side: str) -> Callable[..., np.ndarray]:
     """Return a `scratch` whose arrays end, or begin, at a page that may not be accessed."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -71,9 +102,10 @@ def at_the_edge(side: str) -> Callable[..., np.ndarray]:
 
 def convolve_at_the_edge(side: str) -> None:
     """Run random convolutions, forward and backward, on such memory; a read outside it ends the process."""
-    from xcnn.kernels.cpu import conv, depthwise, weight_gradients
+    from xcnn.kernels.cpu import _winograd, conv, depthwise, weight_gradients
 
-    memory = depthwise.scratch = at_the_edge(side)
+    memory = depthwise.scratch = _winograd.scratch = at_the_edge(side)
+    _winograd._GAIN, _winograd._FEWEST = 1e9, 1
     for module in (conv, weight_gradients):
         module.scratch = module.cleared = memory
     depthwise._rows = depthwise._rows.__wrapped__  # type: ignore[assignment]
@@ -88,6 +120,8 @@ def convolve_at_the_edge(side: str) -> None:
         sizes, stride, dilation = rng.integers(1, 5, 2), rng.integers(1, 4, 2), rng.integers(1, 3, 2)
         if i % 3 == 0:
             sizes, stride = (1, 1), (1, 1)
+        if i % 5 == 0:
+            sizes, stride, dilation = (3, 3), (1, 1), np.array((1, 1))
         maps = dilation * (np.array(sizes) - 1) + rng.integers(1, 12, 2)
         groups, cg, og = rng.integers(1, [3, 40 if i % 2 else 5, 40 if i % 2 else 12])
         if i % 4 == 0:

@@ -19,7 +19,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, counted
 
-__all__ = ["STRIP", "TERMS", "multiply"]
+__all__ = ["STRIP", "TERMS", "multiply", "product_cycles"]
 
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 STRIP = 6 if BYTES == 64 else 4
@@ -30,6 +30,12 @@ _BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (
 
 TERMS = 512
 """Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
+
+
+def product_cycles(vectors: int) -> float:
+    """Return about how long two rows of one term take with so many vectors; one alone takes longer."""
+    strips, rest = divmod(vectors, STRIP)
+    return strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)
 
 
 @native("xnixnninxnnnn")

@@ -29,7 +29,7 @@ import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
-from xcnn.kernels.cpu._product import STRIP
+from xcnn.kernels.cpu._product import STRIP, product_cycles
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import get_num_threads, parts
@@ -283,8 +283,7 @@ def _cycles(ways: list[_Way], p: _Stack, n: int, channels: int, targets: int, ta
     lanes, bands = BYTES // itemsize, -(-ways[p.along].residues[0].outs // p.band)
     planes, outs = math.prod(len(q.phases) for q in p.lines) * p.plane, math.prod(way.targets for way in ways)
     length = STRIP * lanes if _direct(ways, p, targets, itemsize) else ways[2].targets
-    strips, rest = divmod(-(-p.length // lanes), STRIP)
-    vectors = strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)  # one alone takes longer
+    vectors = product_cycles(-(-p.length // lanes))
 
     def moved(lines: int, length: int, vector: float) -> float:
         return _CALL + lines * (_ROW + -(-length // lanes) * vector)

@@ -23,6 +23,7 @@ from xcnn.kernels.cpu._scratch import cleared, scratch
 from xcnn.kernels.cpu._share import binding, plain, supports
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
+from xcnn.kernels.cpu._winograd import in_tiles, tiles
 from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel
@@ -39,14 +40,14 @@ def _calls(itemsize: int) -> tuple[int, ...]:
 
 def _bound(
     x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None,
-    bare: bool, transposed: bool = False, masked: bool = False,
+    bare: bool, transposed: bool = False, masked: bool = False, steady: bool = False,
 ) -> Any:  # fmt: skip
     """Return a function `(x, mask, weight, scale, shift, residual)` for arrays of these shapes.
 
     It returns `activation(convolution * scale + shift + residual)`; scale and shift are of output channels. If it is
     transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the mask is 0,
-    x counts as 0. It is bare if there is nothing but x, mask and weight. The result is NotImplemented if an array is
-    not plain.
+    x counts as 0. It is bare if there is nothing but x, mask and weight. If it is steady, an image has the same result,
+    bit for bit, in every batch. The result is NotImplemented if an array is not plain.
     """
     n, dtype, size, limits = x.shape[0], x.dtype, x.itemsize, clamp(activation)
     ends, apply = limits or _UNLIMITED, None if activation is None or limits else applying(activation, size)
@@ -62,8 +63,8 @@ def _bound(
             return y
 
         return by_channels
-    f = plan(axes, n, weight.shape, groups, size, transposed, masked)
-    call, head, middle = convolve(size), _calls(size), (*ends, bare and (activation is None or limits is None))
+    f, bare = plan(axes, n, weight.shape, groups, size, transposed, masked), bare and (activation is None or not limits)
+    call, head, middle = convolve(size), _calls(size), (*ends, bare)
     near = apply is not None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
     shape, pieces, tables, whole = (n, *f.shape), f.pieces if near else f.parts, f.tables, (f.tables, 0, f.jobs)
 
@@ -94,7 +95,17 @@ def _bound(
             apply(y, y, serial=False)
         return y
 
-    return run
+    fast = tiles(axes, n, weight.shape, groups, size, transposed, masked, steady)
+    if fast is None:
+        return run
+
+    def by_tiles(*arrays: Any) -> Any:
+        y = in_tiles(fast, n, [*map(plain, arrays)], ends, bare)
+        if y is not None and apply is not None:
+            apply(y, y, serial=False)
+        return run(*arrays) if y is None else y
+
+    return by_tiles
 
 
 def _convolution(
@@ -145,7 +156,7 @@ def conv_inference(
     if not supports(x):
         return NotImplemented
     dtype, bare = x.dtype, bias is None and norm is None and residual is None
-    call = _bound(x, weight, axes, groups, activation, bare)
+    call = _bound(x, weight, axes, groups, activation, bare, steady=True)
 
     def run(x: Any, weight: Any, bias: Any, norm: Any, residual: Any, *_: Any) -> Any:
         scale, shift = (None, bias) if norm is None else folded(bias, norm, dtype)
