@@ -261,8 +261,9 @@ def softmax(rng: Rng, exact: bool) -> BodyCall:
 
 def cross_entropy(rng: Rng, exact: bool) -> BodyCall:
     n, classes = integer(rng, 1, 300), integer(rng, 1, one(rng, 12, 150, 3000))
-    n = max(1, min(n, 60_000 // classes))
-    shape = (n, classes) if rng.random() < 0.85 else (n, classes, integer(rng, 1, 3))
+    maps = one(rng, (), (), (integer(rng, 1, 3),), (integer(rng, 1, 12), integer(rng, 1, 120)))
+    n = max(1, min(n, 60_000 // (classes * math.prod(maps))))
+    shape = (n, classes, *maps)
     target = rng.integers(0, classes, (n, *shape[2:])).astype(one(rng, np.int64, np.int32, np.uint8, np.int16))
     target = target % classes if classes < 128 else np.asarray(target % 128)
     ignored = one(rng, -100, int(target.flat[0]))

@@ -17,7 +17,7 @@ from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import INT, blocks, counted
 
-__all__ = ["Axis", "log_softmax", "soften", "softmax"]
+__all__ = ["AT_ONCE", "Axis", "log_softmax", "shared", "soften", "softmax"]
 
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
@@ -25,7 +25,7 @@ _LEAST = 512
 _TERMS = 256
 """Numbers of a lane that are added one after another; longer sums are sums of such sums (see `_sums.py`)."""
 
-_AT_ONCE = 4
+AT_ONCE = 4
 """Functions of pixels that are followed together: lines of the cache that lie side by side come faster."""
 
 _COST = 12
@@ -172,7 +172,7 @@ def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable
             if rows:
                 passes(Axis(emit, n, pixels), *moved)
             else:
-                emit.span(begin, end, [], some, _AT_ONCE)
+                emit.span(begin, end, [], some, AT_ONCE)
             return []
 
         counted(builder, first, last, INT(1), [], example)
@@ -181,14 +181,19 @@ def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable
     return function
 
 
+def shared(examples: int, pixels: int, itemsize: int) -> tuple[int, Callable[[int, int], tuple[int, ...]]]:
+    """Return how many pixels or examples are to be shared out, and the ranges of examples and pixels for some."""
+    if pixels * itemsize >= 1 << 12:  # pieces of long lines of pixels
+        return pixels, lambda begin, end: (0, examples, begin, end)
+    return examples, lambda begin, end: (begin, end, 0, pixels)
+
+
 def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
     """Set `out` from one or two C-contiguous arrays; examples, or their pixels, are shared out."""
     examples, n, pixels = shape
     call, places = _function(passes, out.itemsize, pixels == 1), (out, arrays[0], arrays[-1])
-    if pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
-        share(lambda begin, end: call(*places, n, pixels, 0, examples, begin, end), _COST * out.size, n=pixels)
-    else:
-        share(lambda begin, end: call(*places, n, pixels, begin, end, 0, pixels), _COST * out.size, n=examples)
+    count, ends = shared(examples, pixels, out.itemsize)
+    share(lambda *some: call(*places, n, pixels, *ends(*some)), _COST * out.size, n=count)
 
 
 def _made(x: np.ndarray, dim: int, forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
