@@ -380,6 +380,11 @@ def joined(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((len(before), *(rng.standard_normal((*before, size, *after)) for size in sizes)), -1, True)
 
 
+def added(rng: Rng, exact: bool) -> BodyCall:
+    shape = shape_of(rng, 4)
+    return BodyCall((rng.standard_normal(shape), rng.standard_normal(shape[rng.random() < 0.1 :])), -1, True)
+
+
 def interpolate(rng: Rng, exact: bool) -> BodyCall:
     rank = one(rng, 1, 2, 2, 3)
     maps = tuple(integer(rng, 1, (200, 40, 9)[rank - 1]) for _ in range(rank))
@@ -422,6 +427,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "reduction": reduction,
     "permuted": permuted,
     "joined": joined,
+    "added": added,
     "interpolate": interpolate,
     "dropout": dropout,
 }

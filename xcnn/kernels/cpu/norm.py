@@ -18,7 +18,7 @@ from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import plain, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu.elementwise import clamp, gradient, in_place
 
@@ -114,8 +114,8 @@ def _options(layout: _Layout, **flags: bool) -> tuple[str, ...]:
 def _turned(a: np.ndarray | None, layout: _Layout) -> Any:
     """Return an array as compiled code takes it: in C order, and with the channels first if they are turned."""
     if a is None or not layout.turned:
-        return None if a is None else np.ascontiguousarray(a)
-    return np.ascontiguousarray(a.reshape(layout.turned).transpose(1, 0, 2))
+        return plain(a)
+    return plain(a.reshape(layout.turned).transpose(1, 0, 2))
 
 
 def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
@@ -123,7 +123,7 @@ def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
     if a is None or not layout.turned:
         return a
     n, c, p = layout.turned
-    return np.ascontiguousarray(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
+    return plain(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
 
 
 @functools.lru_cache(maxsize=256)
@@ -135,7 +135,7 @@ def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: n
     """Return the weight or bias as compiled code takes it."""
     if array is None:
         return _same(layout.parameters, default, dtype)
-    array = np.ascontiguousarray(array)
+    array = plain(array)
     return array if layout.repeats == 1 else np.repeat(array, layout.repeats)
 
 
@@ -192,7 +192,7 @@ def norm(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dweight = dbias = None
         layout = _layout(view.shape, axes, dtype.itemsize)
-        above, limited, low, high = np.ascontiguousarray(dy), None, math.nan, math.nan
+        above, limited, low, high = plain(dy), None, math.nan, math.nan
         if y is not None and activation is not None:
             if activation[0] in _LIMITED:
                 limited, (low, high) = y, clamp(activation) or (low, high)
