@@ -99,10 +99,11 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     numbers = np.array([table[name] for name in TABLE], np.int64)
     of_unit = table["rows"] if table["of_row"] else 1
     most = -(-table["units"] // table["slots"])
+    options = ("wide", "short")[: 1 + (table["row"] * itemsize <= _GROUP_BYTES)] if wide else ()
     room = 2 * (BYTES // itemsize) * max(of_unit, min(table["together"], most))
     return _Layout(
         address(numbers), numbers, kept, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
-        table["slots"], room, ("wide",) * wide, turned,
+        table["slots"], room, options, turned,
     )  # fmt: skip
 
 
