@@ -16,7 +16,7 @@ from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
-from xcnn.kernels.cpu.softmax import AT_ONCE, Axis, shared, soften
+from xcnn.kernels.cpu.softmax import Axis, examples, shared, soften
 from xcnn.threads import parallel, parts
 
 __all__ = ["cross_entropy"]
@@ -25,28 +25,6 @@ _NUMBERS_PER_MICROSECOND, _UINT64 = 1500, np.dtype(np.uint64)
 
 _ROWS = 128
 """Losses per block of their sum."""
-
-
-def _groups(
-    emit: Any, rows: bool, sizes: Sequence[Any], values: Sequence[Any], body: Callable[..., Sequence[Any]]
-) -> Sequence[Any]:
-    """Write the loops over examples, and over vectors of their pixels unless these are single.
-
-    `body(axis, first, begin, values)` is given the index of the first pixel of the example, and of its first number.
-    """
-    classes, pixels, first, last, begin, end = sizes
-    builder = emit.builder
-
-    def example(i: Any, values: Sequence[Any]) -> Sequence[Any]:
-        start = builder.mul(i, pixels)
-        place = builder.mul(start, classes)
-
-        def some(places: Sequence[Any], mask: Any, values: Sequence[Any]) -> Sequence[Any]:
-            return body(Axis(emit, classes, pixels, places, mask), start, place, values)
-
-        return some((), None, values) if rows else emit.span(begin, end, values, some, AT_ONCE)
-
-    return counted(builder, first, last, INT(1), values, example)
 
 
 def _lanes(axis: Axis, end: Any, values: Sequence[Any], body: Callable[..., Sequence[Any]]) -> Sequence[Any]:
@@ -97,7 +75,7 @@ def _forward(itemsize: int, rows: bool) -> Any:
             return _lanes(axis, end, values, pixel)
 
         values = [DOUBLE(0.0), DOUBLE(0.0), INT(0), ir.IntType(1)(0)]
-        total, block, count, wrong = _groups(emit, rows, sizes, values, group)
+        total, block, count, wrong = examples(emit, rows, sizes, values, group)
         builder.store(builder.fadd(total, block), builder.gep(losses, [part]))
         builder.ret(builder.select(wrong, INT(-1), count))
 
@@ -129,7 +107,7 @@ def _backward(itemsize: int, rows: bool) -> Any:
 
             return _lanes(axis, end, [], pixel)
 
-        _groups(emit, rows, sizes, [], group)
+        examples(emit, rows, sizes, [], group)
 
     return native("xxifnnnnnnn")(write)(itemsize)
 
@@ -155,23 +133,17 @@ def cross_entropy(
     p, x = np.empty(x.shape, dtype), np.ascontiguousarray(x)
     target = np.array(target, np.int64, order="C")  # a copy: the caller may change the labels before backward
     pieces = parts(n, x.size / _NUMBERS_PER_MICROSECOND)
-    losses, call, arrays = np.empty(pieces), _forward(x.itemsize, pixels == 1), (p, x, target)
-    if pieces == 1:
-        rows = call(*arrays, losses, ignore_index, 0, classes, pixels, *ends(0, n))
-        total, wrong = float(losses[0]), rows < 0
-    else:
-        counts = [0] * pieces
+    losses, counts, call = np.empty(pieces), [0] * pieces, _forward(x.itemsize, pixels == 1)
 
-        def some(part: int) -> None:
-            begin, end = n * part // pieces, n * (part + 1) // pieces
-            counts[part] = call(*arrays, losses, ignore_index, part, classes, pixels, *ends(begin, end))
+    def some(part: int) -> None:
+        begin, end = n * part // pieces, n * (part + 1) // pieces
+        counts[part] = call(p, x, target, losses, ignore_index, part, classes, pixels, *ends(begin, end))
 
-        parallel(some, pieces)
-        total, rows, wrong = sum(losses.tolist()), sum(counts), min(counts) < 0
-    if wrong:
+    parallel(some, pieces)
+    if min(counts) < 0:
         return NotImplemented
-    count = rows if reduction == "mean" else 1
-    loss = total / count if count else math.nan
+    count = sum(counts) if reduction == "mean" else 1
+    loss = sum(losses.tolist()) / count if count else math.nan
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
