@@ -285,7 +285,9 @@ class _Backward(_Norm):
                     self.write(g, copy, index, mask)
                 if "wide" in options:
                     for target, term in zip(targets, (g, builder.fmul(g, builder.fmul(centred, factor))), strict=True):
-                        self.write(builder.fadd(self.read(target, index, mask), term), target, index, mask)
+                        # Whole vectors: what is written with a mask cannot be read again until it is in the cache.
+                        term = term if mask is None else builder.select(mask, term, self.none)
+                        self.write(builder.fadd(self.read(target, index), term), target, index)
                     g = builder.fmul(g, weight(index, mask))
                 if mask is not None:  # x may be infinite
                     centred = builder.select(mask, centred, self.none)
