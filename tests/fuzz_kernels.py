@@ -20,6 +20,7 @@ import numpy as np
 from guard_pages import guarded, guards
 from kernel_calls import CALLS, BodyCall, Seed
 
+import xcnn.nn  # noqa: F401  some bodies are there
 from xcnn import threads
 from xcnn._dispatch import BODIES, COMPILATION, bound, kernels, portable
 

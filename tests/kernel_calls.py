@@ -261,8 +261,9 @@ def softmax(rng: Rng, exact: bool) -> BodyCall:
 
 def cross_entropy(rng: Rng, exact: bool) -> BodyCall:
     n, classes = integer(rng, 1, 300), integer(rng, 1, one(rng, 12, 150, 3000))
-    n = max(1, min(n, 60_000 // classes))
-    shape = (n, classes) if rng.random() < 0.85 else (n, classes, integer(rng, 1, 3))
+    maps = one(rng, (), (), (integer(rng, 1, 3),), (integer(rng, 1, 12), integer(rng, 1, 120)))
+    n = max(1, min(n, 60_000 // (classes * math.prod(maps))))
+    shape = (n, classes, *maps)
     target = rng.integers(0, classes, (n, *shape[2:])).astype(one(rng, np.int64, np.int32, np.uint8, np.int16))
     target = target % classes if classes < 128 else np.asarray(target % 128)
     ignored = one(rng, -100, int(target.flat[0]))
@@ -379,6 +380,11 @@ def joined(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((len(before), *(rng.standard_normal((*before, size, *after)) for size in sizes)), -1, True)
 
 
+def added(rng: Rng, exact: bool) -> BodyCall:
+    shape = shape_of(rng, 4)
+    return BodyCall((rng.standard_normal(shape), rng.standard_normal(shape[rng.random() < 0.1 :])), -1, True)
+
+
 def interpolate(rng: Rng, exact: bool) -> BodyCall:
     rank = one(rng, 1, 2, 2, 3)
     maps = tuple(integer(rng, 1, (200, 40, 9)[rank - 1]) for _ in range(rank))
@@ -421,6 +427,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "reduction": reduction,
     "permuted": permuted,
     "joined": joined,
+    "added": added,
     "interpolate": interpolate,
     "dropout": dropout,
 }

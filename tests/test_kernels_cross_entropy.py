@@ -16,16 +16,18 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(1, 10), (7, 1), (64, 10), (2, 9001), (450, 1000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 10), (7, 1), (64, 10), (2, 9001), (450, 1000), (30, 7, 5, 23), (2, 3, 2000), (9, 4, 1)]
+)
 @pytest.mark.parametrize(
     "options", [{}, {"reduction": "sum"}, {"ignore_index": 0}, {"ignore_index": 0, "weight": None}]
 )
 @pytest.mark.parametrize("scale", [1, 100])
 def test_results_equal_those_of_the_portable_code(
-    shape: tuple[int, int], options: dict[str, Any], scale: float, dtype: str
+    shape: tuple[int, ...], options: dict[str, Any], scale: float, dtype: str
 ) -> None:
     rng = np.random.default_rng(0)
-    x, target = (scale * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], shape[0])
+    x, target = (scale * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], (shape[0], *shape[2:]))
     y, backward = ops.cross_entropy(x, target, **options)
     with portable(np):
         wanted, wanted_backward = ops.cross_entropy(x, target, **options)

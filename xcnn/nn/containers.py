@@ -13,9 +13,12 @@ HIPS/autograd's `backward_pass`: it visits the nodes in reverse and adds up the 
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+from xcnn._array import namespace_of
 from xcnn._check import choice, integer, shown
+from xcnn._dispatch import body
 from xcnn.errors import UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._inference import infer
@@ -25,7 +28,7 @@ from xcnn.nn._repeat import Repeated, first, known_steps
 from xcnn.nn.combine import Add, Concat
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
+__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential", "added"]
 
 _NEW = object()
 """In place of a step of which nothing is known yet."""
@@ -273,6 +276,12 @@ def _pairs(places: str | Sequence[str], parts: Any) -> Iterable[tuple[str, Any]]
     return ((places, parts),) if isinstance(places, str) else zip(places, parts or (), strict=False)
 
 
+@body
+def added(xp: ModuleType, x: Any, other: Any) -> Any:
+    """Return the sum of two gradients."""
+    return x + other
+
+
 def _accumulate(grads: dict[str, Any], name: str, grad: Any) -> None:
     """Add a gradient to that of a name; those of a node with several results are tuples."""
     before = grads.get(name)
@@ -281,7 +290,7 @@ def _accumulate(grads: dict[str, Any], name: str, grad: Any) -> None:
     elif isinstance(grad, tuple):
         grads[name] = tuple(p if q is None else q if p is None else p + q for p, q in zip(before, grad, strict=True))
     elif grad is not None:
-        grads[name] = before + grad
+        grads[name] = added(namespace_of(grad), before, grad)
 
 
 class Sequential(Graph):

@@ -41,7 +41,8 @@ def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
     Parameters
     ----------
     itemsize : bytes of a number.
-    options : `wide`; `given`, mean and var are not computed; `residual`, which is added; `limited` to an interval.
+    options : `wide`; `short`, a wide row of few vectors, whose sums are complete at once; `given`, mean and var are not
+        computed; `residual`, which is added; `limited` to an interval.
     """
     return _function(_Forward, _FORWARD, 3, itemsize, options)
 
@@ -56,7 +57,7 @@ def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
     Parameters
     ----------
     itemsize : bytes of a number.
-    options : `wide`; `limited`, the gradient is 0 where y is at or beyond the limits; `sums`, `residual`,
+    options : `wide`; `short`; `limited`, the gradient is 0 where y is at or beyond the limits; `sums`, `residual`,
         `gradient`: what is wanted besides; `given`, mean and variance do not depend on x.
     """
     return _function(_Backward, _BACKWARD, 2, itemsize, options)
@@ -135,6 +136,8 @@ class _Norm(Vectors):
 
     def clear(self, block: Integer, until: Integer) -> None:
         """Set the sums of some units, or of the rows of one, to 0."""
+        if "short" in self.options:
+            return
         with self.zero.up_to(self.room(until, block, self.size["rows"] - 1), self.lanes) as k:
             self.write(self.zeros(), self.of["sums"], k.value)
 
@@ -142,7 +145,7 @@ class _Norm(Vectors):
         self, body: Callable[..., Any], values: Sequence[Any] = (), begin: Any = None, end: Any = None
     ) -> list[Any]:
         """Write `body(index, mask, *values)` for the vectors of a row; it returns the next values of one of _MANY."""
-        own = len(values)
+        own, many = len(values), 1 if "short" in self.options else _MANY
 
         def some(places: Sequence[Any], mask: Any, carried: Sequence[Any]) -> list[Any]:
             new = [*carried]
@@ -150,7 +153,7 @@ class _Norm(Vectors):
                 new[k * own : (k + 1) * own] = body(index, mask, *carried[k * own : (k + 1) * own]) or []
             return new
 
-        return self.span(begin or INT(0), end or self.size["row"].value, [*values] * _MANY, some, _MANY)
+        return self.span(begin or INT(0), end or self.size["row"].value, [*values] * many, some, many)
 
     def sum(self, body: Callable[..., Any], zero: Any, place: Integer) -> None:
         """Add two vectors of a row, each the sum of what `body` makes of `zero`, to the sums at a place, in blocks."""
@@ -164,9 +167,16 @@ class _Norm(Vectors):
                 self.write(builder.fadd(self.read(self.of["sums"], at), term), self.of["sums"], at)
             return []
 
-        blocks(builder, INT(0), self.size["row"].value, INT(BLOCK), [], block)
+        if "short" in self.options:
+            found = self.each(body, [zero] * 2)
+            self.found = [self.total(self.widened(one) if one.type == self.vector else one) for one in found]
+        else:
+            blocks(builder, INT(0), self.size["row"].value, INT(BLOCK), [], block)
 
     def totals(self, place: Integer) -> list[Any]:
+        """Return the two sums at a place, or those of the short row that has just been read."""
+        if "short" in self.options:
+            return self.found
         return [self.total(self.read(self.of["sums"], (place + k * self.lanes).value)) for k in range(2)]
 
     def affine(self, name: str, of: Integer) -> Callable[[Any, Any], Any]:
@@ -198,18 +208,26 @@ class _Forward(_Norm):
                     return [builder.fadd(total, value), self.fused(value, value, square)]
 
                 self.sum(moments, self.zeros(), self.room(u, block))
-        with block.up_to(until) as u:
-            if not given:
-                total, squares = self.totals(self.room(u, block))
-                count, start = builder.sitofp(self.size["count"].value, DOUBLE), self.double(self.origin(u))
-                average = builder.fdiv(total, count)
-                variance = builder.fdiv(builder.fsub(squares, builder.fmul(total, average)), count)
-                below = builder.fcmp_ordered("<", variance, DOUBLE(0.0))
-                self.put(builder.fadd(start, average), "mean", u)
-                self.put(builder.select(below, DOUBLE(0.0), variance), "var", u)
-            around = self.spread(builder.fadd(self.get("var", u), self.eps))
-            root = builder.extract_element(self.call("sqrt", around.type, around.type, around), LANE(0))
-            self.put(builder.fdiv(DOUBLE(1.0), root), "rstd", u)
+                if "short" in self.options:
+                    self.unit(u, block)
+        if given or "short" not in self.options:
+            with block.up_to(until) as u:
+                self.unit(u, block)
+
+    def unit(self, u: Integer, block: Integer) -> None:
+        """Set what follows from the sums of a unit."""
+        builder = self.builder
+        if "given" not in self.options:
+            total, squares = self.totals(self.room(u, block))
+            count, start = builder.sitofp(self.size["count"].value, DOUBLE), self.double(self.origin(u))
+            average = builder.fdiv(total, count)
+            variance = builder.fdiv(builder.fsub(squares, builder.fmul(total, average)), count)
+            below = builder.fcmp_ordered("<", variance, DOUBLE(0.0))
+            self.put(builder.fadd(start, average), "mean", u)
+            self.put(builder.select(below, DOUBLE(0.0), variance), "var", u)
+        around = self.spread(builder.fadd(self.get("var", u), self.eps))
+        root = builder.extract_element(self.call("sqrt", around.type, around.type, around), LANE(0))
+        self.put(builder.fdiv(DOUBLE(1.0), root), "rstd", u)
 
     def results(self, block: Integer, until: Integer) -> None:
         builder = self.builder
@@ -264,32 +282,42 @@ class _Backward(_Norm):
                     self.write(g, copy, index, mask)
                 if "wide" in options:
                     for target, term in zip(targets, (g, builder.fmul(g, builder.fmul(centred, factor))), strict=True):
-                        self.write(builder.fadd(self.read(target, index, mask), term), target, index, mask)
+                        # Whole vectors: what is written with a mask cannot be read again until it is in the cache.
+                        term = term if mask is None else builder.select(mask, term, self.none)
+                        self.write(builder.fadd(self.read(target, index), term), target, index)
                     g = builder.fmul(g, weight(index, mask))
                 if mask is not None:  # x may be infinite
                     centred = builder.select(mask, centred, self.none)
                 return [builder.fadd(total, g), self.fused(g, centred, product)]
 
             self.sum(body, self.none, place)
-        with block.up_to(until) as u:
-            place, inverse = self.room(u, block), self.get("rstd", u)
+            if "short" in options:
+                self.unit(u, block, start)
+        if "short" not in options:
+            with block.up_to(until) as u:
+                self.unit(u, block, start)
 
-            def one(k: Any, carried: Sequence[Any]) -> list[Any]:
-                row = Integer(builder, k)
-                found = self.totals(place + row * (2 * self.lanes))
-                if "wide" in options:
-                    return found
-                of = self.parameter(u, row)
-                weight, terms = self.get("weight", of), (found[0], builder.fmul(found[1], inverse))
-                for term, column in zip(terms, (start + of, start + of + size["parameters"]), strict=True):
-                    self.put(builder.fadd(self.get("shared", column), term), "shared", column)
-                return [builder.fadd(a, builder.fmul(b, weight)) for a, b in zip(carried, found, strict=True)]
+    def unit(self, u: Integer, block: Integer, start: Integer) -> None:
+        """Set what follows from the sums of a unit; those for parameters begin at `start`."""
+        builder, size = self.builder, self.size
+        place, inverse = self.room(u, block), self.get("rstd", u)
 
-            last = (size["rows"] - 1) * size["of_row"] + 1
-            total, product = counted(builder, INT(0), last.value, INT(1), [DOUBLE(0.0)] * 2, one)
-            count, square = builder.sitofp(size["count"].value, DOUBLE), builder.fmul(inverse, inverse)
-            self.put(builder.fdiv(total, count), "sums", place)
-            self.put(builder.fmul(builder.fdiv(product, count), square), "sums", place + 1)
+        def one(k: Any, carried: Sequence[Any]) -> list[Any]:
+            row = Integer(builder, k)
+            found = self.totals(place + row * (2 * self.lanes))
+            if "wide" in self.options:
+                return found
+            of = self.parameter(u, row)
+            weight, terms = self.get("weight", of), (found[0], builder.fmul(found[1], inverse))
+            for term, column in zip(terms, (start + of, start + of + size["parameters"]), strict=True):
+                self.put(builder.fadd(self.get("shared", column), term), "shared", column)
+            return [builder.fadd(a, builder.fmul(b, weight)) for a, b in zip(carried, found, strict=True)]
+
+        last = (size["rows"] - 1) * size["of_row"] + 1
+        total, product = counted(builder, INT(0), last.value, INT(1), [DOUBLE(0.0)] * 2, one)
+        count, square = builder.sitofp(size["count"].value, DOUBLE), builder.fmul(inverse, inverse)
+        self.put(builder.fdiv(total, count), "sums", place)
+        self.put(builder.fmul(builder.fdiv(product, count), square), "sums", place + 1)
 
     def results(self, block: Integer, until: Integer) -> None:
         builder, given = self.builder, "given" in self.options

@@ -135,9 +135,9 @@ def conv(
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        mask = y
+        mask, dy = y, plain(dy)  # once for all gradients
         if y is not None and activation != ("relu",):
-            above, dy, mask = plain(dy), np.empty(y.shape, y.dtype), None
+            above, dy, mask = dy, np.empty(y.shape, y.dtype), None
             gradient(activation, y, above, dy, serial=False)
         return (
             _convolution(dy, weight, axes, groups, transposed=True, mask=mask) if needs[0] else None,
@@ -175,6 +175,7 @@ def conv_transpose(
     has_bias = bias is not None
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        dy = plain(dy)
         dx = _convolution(dy, weight, axes, groups) if needs[0] else None
         dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
         dbias = channel_sums(dy) if needs[2] and has_bias else None

@@ -18,7 +18,7 @@ from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import binding, share, supports
+from xcnn.kernels.cpu._share import binding, plain, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
 
@@ -51,7 +51,8 @@ class _Layout(NamedTuple):
     ----------
     table : described in `_normalise.py`.
     kept : shape of the means.
-    parameters, repeats : of a unit's row, and how often each is repeated there.
+    parameters, columns, repeats : how many there are for rows, as many or more with sums, and how often each is
+        repeated.
     slots : how many sums there are for dbias and dweight, if rows of several slots share parameters.
     parts : into how many parts the work may be divided.
     room : numbers for the sums of units that are done together.
@@ -62,6 +63,7 @@ class _Layout(NamedTuple):
     table: np.ndarray
     kept: tuple[int, ...]
     parameters: int
+    columns: int
     repeats: int
     slots: int
     parts: int
@@ -75,7 +77,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     table = dict.fromkeys(TABLE, 0) | {"rows": 1, "together": 1, "period": 1}
     turned: tuple[int, ...] = ()
-    repeats, wide = 1, False
+    repeats, wide, lanes = 1, False, BYTES // itemsize
     if axes == (0, 2):
         n, c, p = shape
         table |= {"period": c, "of_unit": 1, "count": n * p, "units": c, "slots": c, "parameters": c}
@@ -96,14 +98,16 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
             wide, repeats = True, p
             slots = min(slots, max(2, n // 8))  # more would take as much memory as x
             table |= {"row": s * p, "of_unit": s * p, "together": 1 + _TOGETHER // (s * p), "slots": slots}
-            table |= {"slot": 2 * c * p, "parameters": c * p}
+            columns = (c * p // lanes + 2) * lanes  # room for whole vectors at the end of a row
+            table |= {"slot": 2 * columns, "parameters": columns}
     numbers = np.array([table[name] for name in TABLE], np.int64)
     of_unit = table["rows"] if table["of_row"] else 1
     most = -(-table["units"] // table["slots"])
-    room = 2 * (BYTES // itemsize) * max(of_unit, min(table["together"], most))
+    options = ("wide", "short")[: 1 + (table["row"] * itemsize <= _GROUP_BYTES)] if wide else ()
+    room = 2 * lanes * max(of_unit, min(table["together"], most))
     return _Layout(
-        numbers, kept, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
-        table["slots"], room, ("wide",) * wide, turned,
+        numbers, kept, c * repeats, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
+        table["slots"], room, options, turned,
     )  # fmt: skip
 
 
@@ -115,8 +119,8 @@ def _options(layout: _Layout, **flags: bool) -> tuple[str, ...]:
 def _turned(a: np.ndarray | None, layout: _Layout) -> Any:
     """Return an array as compiled code takes it: in C order, and with the channels first if they are turned."""
     if a is None or not layout.turned:
-        return None if a is None else np.ascontiguousarray(a)
-    return np.ascontiguousarray(a.reshape(layout.turned).transpose(1, 0, 2))
+        return plain(a)
+    return plain(a.reshape(layout.turned).transpose(1, 0, 2))
 
 
 def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
@@ -124,7 +128,7 @@ def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
     if a is None or not layout.turned:
         return a
     n, c, p = layout.turned
-    return np.ascontiguousarray(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
+    return plain(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
 
 
 @functools.lru_cache(maxsize=256)
@@ -136,7 +140,7 @@ def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: n
     """Return the weight or bias as compiled code takes it."""
     if array is None:
         return _same(layout.parameters, default, dtype)
-    array = np.ascontiguousarray(array)
+    array = plain(array)
     return array if layout.repeats == 1 else np.repeat(array, layout.repeats)
 
 
@@ -223,7 +227,7 @@ def norm(
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dweight = dbias = None
         layout = _layout(view.shape, axes, dtype.itemsize)
-        above, limited, low, high = np.ascontiguousarray(dy), None, math.nan, math.nan
+        above, limited, low, high = plain(dy), None, math.nan, math.nan
         if y is not None and activation is not None:
             if activation[0] in _LIMITED:
                 limited, (low, high) = y, clamp(activation) or (low, high)
@@ -237,7 +241,7 @@ def norm(
         source, above, limited = _turned(x, layout), _turned(above, layout), _turned(limited, layout)
         dresidual = np.empty(source.shape, dtype) if writes else None
         dx = np.empty(source.shape, dtype) if needs[0] else None
-        shared = np.zeros((layout.slots, 2, layout.parameters), dtype)
+        shared = np.zeros((layout.slots, 2, layout.columns), dtype)
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         options = _options(
             layout, limited=limited is not None, residual=writes, given=constant, gradient=needs[0], sums=sums
@@ -253,7 +257,7 @@ def norm(
 
         share(slots, 5 * x.size, n=layout.parts)
         dresidual = _back(dresidual, layout, shape) if writes else dy if needs[3] and has_residual else None
-        total = shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64)
+        total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
         if weight is not None and wants_weight:

@@ -17,7 +17,7 @@ from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share, supports
 from xcnn.kernels.cpu._vectors import INT, blocks, counted
 
-__all__ = ["Axis", "log_softmax", "soften", "softmax"]
+__all__ = ["Axis", "examples", "log_softmax", "shared", "soften", "softmax"]
 
 _LEAST = 512
 """Numbers that are worth more than NumPy's functions, which are called at once."""
@@ -153,42 +153,54 @@ def _log_softmax_gradient(axis: Axis, dx: Any, y: Any, dy: Any) -> None:
     axis.set(dx, value)
 
 
+def examples(
+    emit: Functions, rows: bool, sizes: Sequence[Any], values: Sequence[Any], body: Callable[..., Sequence[Any]]
+) -> Sequence[Any]:
+    """Write the loops over some examples and their pixels; `sizes` are n, pixels, and the ends of both ranges.
+
+    `body(axis, first, begin, values)` is given the index of the first pixel of the example, and of its first number.
+    """
+    (n, pixels, first, last, begin, end), builder = sizes, emit.builder
+
+    def example(i: Any, values: Sequence[Any]) -> Sequence[Any]:
+        start = builder.mul(i, pixels)
+
+        def some(places: Sequence[Any], mask: Any, values: Sequence[Any]) -> Sequence[Any]:
+            return body(Axis(emit, n, pixels, places, mask), start, builder.mul(start, n), values)
+
+        return some((), None, values) if rows else emit.span(begin, end, values, some, _AT_ONCE)
+
+    return counted(builder, first, last, INT(1), values, example)
+
+
 @functools.cache
 def _function(passes: Callable[..., Any], itemsize: int, rows: bool) -> Callable[..., None]:
     """Compile `(y, a, b, n, pixels, first, last, begin, end)`, for some examples and some of their pixels."""
 
     def write(emit: Functions, *arguments: Any) -> None:
-        *pointers, n, pixels, first, last, begin, end = arguments
-        builder = emit.builder
-        size = builder.mul(n, pixels)
-
-        def example(i: Any, _: Any) -> list[Any]:
-            moved = [builder.gep(pointer, [builder.mul(i, size)]) for pointer in pointers]
-
-            def some(places: Sequence[Any], mask: Any, _: Any) -> list[Any]:
-                passes(Axis(emit, n, pixels, places, mask), *moved)
-                return []
-
-            if rows:
-                passes(Axis(emit, n, pixels), *moved)
-            else:
-                emit.span(begin, end, [], some, _AT_ONCE)
+        def group(axis: Axis, _start: Any, place: Any, _values: Any) -> Sequence[Any]:
+            passes(axis, *(emit.builder.gep(pointer, [place]) for pointer in arguments[:3]))
             return []
 
-        counted(builder, first, last, INT(1), [], example)
+        examples(emit, rows, arguments[3:], [], group)
 
     function: Callable[..., None] = native("xxxnnnnnn")(write)(itemsize)
     return function
+
+
+def shared(examples: int, pixels: int, itemsize: int) -> tuple[int, Callable[[int, int], tuple[int, ...]]]:
+    """Return how many pixels or examples are to be shared out, and the ranges of examples and pixels for some."""
+    if pixels * itemsize >= 1 << 12:  # pieces of long lines of pixels
+        return pixels, lambda begin, end: (0, examples, begin, end)
+    return examples, lambda begin, end: (begin, end, 0, pixels)
 
 
 def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarray, *arrays: np.ndarray) -> None:
     """Set `out` from one or two C-contiguous arrays; examples, or their pixels, are shared out."""
     examples, n, pixels = shape
     call, places = _function(passes, out.itemsize, pixels == 1), (out, arrays[0], arrays[-1])
-    if pixels * out.itemsize >= 1 << 12:  # pieces of long lines of pixels
-        share(lambda begin, end: call(*places, n, pixels, 0, examples, begin, end), _COST * out.size, n=pixels)
-    else:
-        share(lambda begin, end: call(*places, n, pixels, begin, end, 0, pixels), _COST * out.size, n=examples)
+    count, ends = shared(examples, pixels, out.itemsize)
+    share(lambda *some: call(*places, n, pixels, *ends(*some)), _COST * out.size, n=count)
 
 
 def _made(x: np.ndarray, dim: int, forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
