@@ -297,24 +297,39 @@ def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -
     assert taken == set(of_ops)
 
 
-def test_read_only_arrays_are_taken_as_they_are() -> None:
+def read_only(array: Any) -> Any:
+    """Return a read-only copy of an array, or what is no array."""
+    if isinstance(array, np.ndarray):
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+def unaligned(array: Any) -> Any:
+    """Return a copy of an array, read-only and at an odd address, or what is no array."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+
+
+def test_read_only_and_unaligned_arrays_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled anew for them, and the results have the same bits."""
+    monkeypatch.setattr("xcnn.kernels.cpu.softmax._LEAST", 0)  # samples are small
     for op in OPS.values():
         for sample in op.samples:
-            arrays = sample.draw(np.random.default_rng(0))
-            several = [one for a in arrays.values() for one in (a if isinstance(a, list) else [a])]
             results, compiled = [], []
-            for writable in (True, False):
-                for array in several:
-                    if isinstance(array, np.ndarray):
-                        array.flags.writeable = writable
+            for change in (copy.copy, read_only, unaligned):
+                arrays = {
+                    name: [change(one) for one in a] if isinstance(a, list) else a if a is None else change(a)
+                    for name, a in sample.draw(np.random.default_rng(0)).items()
+                }
                 y, backward = op.function(**arrays, **copy.deepcopy(sample.options))
                 y = y[0] if isinstance(y, tuple) else y
-                gradients = backward(np.broadcast_to(np.ones((), y.dtype), y.shape))
+                gradients = backward(change(np.ones(y.shape, y.dtype)))
                 results.append([a.tobytes() for a in (y, *gradients) if isinstance(a, np.ndarray)])
                 compiled.append(COMPILATION.seconds)
-            assert results[0] == results[1], op
-            assert compiled[0] == compiled[1], op
+            assert results[0] == results[1] == results[2], op
+            assert compiled[0] == compiled[1] == compiled[2], op
 
 
 @pytest.fixture

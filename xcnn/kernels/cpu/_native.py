@@ -53,8 +53,8 @@ def _address(array: np.ndarray) -> int:
     return _number_at(id(array) + _place).value or 0
 
 
-_FLAGS, _PLAIN, _ALIGNED = 48, 0x101, 0x100
-"""Bytes from an array's pointer to its flags; those of an aligned array in C order, and of an aligned one."""
+_FLAGS, _PLAIN = 48, 1
+"""Bytes from an array's pointer to its flags, and the flag of an array in C order."""
 
 _ONE = np.empty(1)
 _KNOWN = (
@@ -82,7 +82,7 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
     The result is a function of the bytes of a number, 4 or 8. It returns the compiled one, which takes C-contiguous
     arrays as they are: its code finds their addresses faster than Python could. It needs no lock of the interpreter. If
-    an array is not contiguous, or not aligned unless its letter is p, it does nothing and returns NotImplemented.
+    an array is not contiguous, it does nothing and returns NotImplemented. Arrays need not be aligned.
     The result has the attributes `address(itemsize)`, and `write(emit, address, *arguments)`, which writes a call: code
     that several functions need is compiled once, and they are given its address.
 
@@ -173,10 +173,8 @@ def _function_of_python(engine: Any, result: str, given: str) -> Any:
         function = whole(engine.get_function_address("loop"))
 
         def call(*arguments: Any) -> Any:
-            for kind, one in zip(given, arguments, strict=True):
-                flags = one.flags if isinstance(one, np.ndarray) else _ONE.flags
-                if not (flags.c_contiguous and (kind == "p" or flags.aligned)):
-                    return NotImplemented
+            if not all(one.flags.c_contiguous for one in arguments if isinstance(one, np.ndarray)):
+                return NotImplemented
             return function(*(address(one) if isinstance(one, np.ndarray) else one for one in arguments))
 
         return call
@@ -225,8 +223,7 @@ def _write_call(module: Any, function: Any, given: str) -> None:
                 with is_number:
                     both = [((python("PyLong_AsLongLong", INT, value), INT(_PLAIN)), builder.block)]
                 with is_array:
-                    found = read(place)
-                    both.append(((found[0], builder.or_(found[1], INT(_ALIGNED))), builder.block))
+                    both.append((read(place), builder.block))
             start, plain = builder.phi(INT), builder.phi(INT)
             for found, block in both:
                 start.add_incoming(found[0], block)

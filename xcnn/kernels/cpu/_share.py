@@ -23,8 +23,8 @@ _DTYPES: tuple[Any, ...] = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def plain(a: Any) -> Any:
-    """Return an array, or a copy if its numbers do not lie side by side in C order at places for them; or None."""
-    if a is None or (a.flags.c_contiguous and a.flags.aligned):
+    """Return an array, or a copy if its numbers do not lie side by side in C order; or None."""
+    if a is None or a.flags.c_contiguous:
         return a
     b = np.empty(a.shape, a.dtype)
     share(lambda begin, end: np.copyto(b[begin:end], a[begin:end]), 4 * a.size, n=len(a))
