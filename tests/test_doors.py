@@ -429,7 +429,7 @@ def test_a_kernel_from_outside_is_asked_first():
     """Even if it is registered before the first op loads the package's kernels; so in a separate process."""
     code = """
 import numpy as np
-from xcnn import ops
+from xcnn import nn, ops
 from xcnn.kernels import kernel
 asked = []
 @kernel(np)
@@ -440,6 +440,9 @@ def elementwise(x, activation):
 assert ops.relu(np.zeros(2, np.float32))[0].tolist() == [7, 7]
 assert ops.relu(np.full(2, -1.0))[0].tolist() == [0, 0]
 assert asked == ["float32", "float64"]
+model = nn.Sequential(nn.Flatten(), nn.ReLU())  # whose calls are prepared
+assert [model(np.zeros((1, 2), np.float32)).tolist() for _ in range(3)] == [[[7, 7]]] * 3
+assert asked[2:] == ["float32"] * 3
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -454,6 +457,11 @@ def test_a_name_inside_something_without_names():
 def test_a_kernel_for_what_is_no_namespace(xp):
     with pytest.raises(UsageError, match=r"^kernel: xp must be the namespace of an array library"):
         kernels.kernel(xp)
+
+
+def test_a_kernel_whose_bind_is_no_function():
+    with pytest.raises(UsageError, match=r"^kernel: bind must be a function of the kernel's arguments or None, got 3"):
+        kernels.kernel(np, 3)
 
 
 def test_a_kernel_without_a_name():

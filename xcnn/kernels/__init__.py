@@ -18,7 +18,7 @@ __all__ = ["BODIES", "kernel"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def kernel(xp: ModuleType) -> Callable[[F], F]:
+def kernel(xp: ModuleType, bind: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Return a decorator that registers a function as a kernel of the body of the same name.
 
     The kernel is tried before those already registered, and these before the body. First import the module that defines
@@ -27,20 +27,26 @@ def kernel(xp: ModuleType) -> Callable[[F], F]:
     Parameters
     ----------
     xp : namespace of the arrays that the kernel takes, such as `numpy` or `xcnn.device("torch").xp`.
+    bind : None, or a function of the kernel's arguments, which inference calls once for arrays of given shapes. It
+        returns NotImplemented if the kernel would, else a function that is called instead of the kernel from then on:
+        with the same arguments, of which other arrays have the shapes and dtypes of the first ones. That returns only
+        the first result of the body, or NotImplemented to have the kernel called.
 
     Raises
     ------
     UsageError
-        If `xp` is not a namespace, or there is no body of that name.
+        If `xp` is not a namespace, `bind` is no function, or there is no body of that name.
     """
     if not isinstance(xp, ModuleType):
         raise UsageError(f"kernel: xp must be the namespace of an array library, such as numpy, got {xp!r}")
+    if bind is not None and not callable(bind):
+        raise UsageError(f"kernel: bind must be a function of the kernel's arguments or None, got {bind!r}")
 
     def register(function: F) -> F:
         name = getattr(function, "__name__", function)
         if name not in BODIES:
             raise unknown("body", name, BODIES)
         kernels(xp)  # loads the package's own kernels first
-        return _register(xp)(function)
+        return _register(xp, bind)(function)
 
     return register
