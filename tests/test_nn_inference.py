@@ -368,3 +368,22 @@ def test_threads_share_prepared_calls():
         for _ in range(5):
             for y, expected in zip(pool.map(model, xs), wanted, strict=True):
                 np.testing.assert_array_equal(y, expected)
+
+
+class Scale(nn.Module):
+    """Returns x, and sets the weight of a layer to a multiple of an array."""
+
+    def __init__(self, layer):
+        self.given, self.layers = layer.weight.data, {"other": [layer.weight]}
+
+    def forward(self, x, train=True):
+        self.layers["other"][0].data = self.given * x[0, 0]
+        return x, lambda dy, need_dx: dy
+
+
+def test_a_module_may_replace_the_weights_of_the_next_one():
+    linear, x = nn.Linear(3, 2, bias=False), images(1)[0, 0, :3, :3].copy()
+    linear.reset_parameters(0)
+    weight, model = linear.weight.data, nn.Sequential(Scale(linear), linear)
+    for k in range(1, 4):
+        np.testing.assert_allclose(model(k * x), k * x @ (k * x[0, 0] * weight).T, rtol=1e-5)

@@ -41,21 +41,17 @@ def infer(plan: Plan, x: Any) -> Any:
     joined, held = plan.current()
     key = like(x), get_num_threads()
     found = joined.programs.get(key)
-    if found is not None:
-        try:
-            return found(x, held)
-        except Changed:
-            joined.programs[key] = lambda x, held: NotImplemented
-            return NotImplemented
-        except XcnnError:  # of a module that refuses some numbers
-            return NotImplemented
-    if len(joined.programs) >= _MOST_PROGRAMS:
-        joined.programs.clear()
     try:
-        program, y = (None if several else _pieces(joined, x, held)) or prepared(joined, x, held)
-    except XcnnError:
+        if found is not None:
+            return found(x, held)
+        if len(joined.programs) >= _MOST_PROGRAMS:
+            joined.programs.clear()
+        joined.programs[key], y = (None if several else _pieces(joined, x, held)) or prepared(joined, x, held)
+    except Changed:
+        joined.programs[key] = lambda x, held: NotImplemented
         return NotImplemented
-    joined.programs[key] = program
+    except XcnnError:  # also of a module that refuses some numbers
+        return NotImplemented
     return y
 
 

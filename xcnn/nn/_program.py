@@ -38,7 +38,7 @@ class _Unknown(Exception):
 
 
 class Changed(Exception):
-    """A module returned an array of another shape than before, for the same shapes."""
+    """A module returned an array of another shape than before, for the same shapes, or replaced a known parameter."""
 
 
 class Cost(NamedTuple):
@@ -276,10 +276,13 @@ class _Maker:
                 raise _Unknown
             self.program.apart = False
             expected: Any = None
+            slots = self.joined.slots
 
             def checked(*values: Any) -> Any:
+                before = [slot.data for slot in slots]
                 y = run(*values)
-                if expected is not None and like(y) != expected:
+                replaced = not all(slot.data is data for slot, data in zip(slots, before, strict=True))
+                if replaced or (expected is not None and like(y) != expected):
                     raise Changed
                 return y
 

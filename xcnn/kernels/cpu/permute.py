@@ -10,7 +10,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import plain, share, supports
+from xcnn.kernels.cpu._share import share, supports
 
 __all__ = ["permuted"]
 
@@ -90,7 +90,7 @@ def _bind(x: np.ndarray, order: tuple[int, ...]) -> Any:
         if not x.flags.c_contiguous:
             return NotImplemented
         y = np.empty(shape, dtype)
-        share(copy, work, plain(x), y, table, n=many)
+        share(copy, work, x, y, table, n=many)
         return y
 
     return run
