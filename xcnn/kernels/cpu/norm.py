@@ -296,12 +296,11 @@ def running_statistics(
 ) -> Any:
     """Move both statistics in one pass."""
     arrays = running_mean, running_var, mean, var
-    for array in arrays:
-        if not supports(array) or array.dtype != mean.dtype or not array.flags.c_contiguous:
-            return NotImplemented
+    if not all(supports(array) and array.dtype == mean.dtype for array in arrays):
+        return NotImplemented
     loop = traced(_moved, None, (EACH, EACH), (True,) * 4, (None,) * 3, mean.itemsize)
     if loop is None:
         return NotImplemented
     results = np.empty(mean.shape, mean.dtype), np.empty(mean.shape, mean.dtype)
-    loop.call(*results, *arrays, mean.size, 1.0 - momentum, momentum, momentum * unbias)
+    loop.call(*results, *map(np.ascontiguousarray, arrays), mean.size, 1.0 - momentum, momentum, momentum * unbias)
     return results
