@@ -87,6 +87,19 @@ def test_the_seed_alone_decides_the_weights():
     assert not any(np.array_equal(a[key], c[key]) for key in a)
 
 
+def test_an_entry_of_a_module_tells_its_shape(tmp_path, monkeypatch):
+    (tmp_path / "own_signals.py").write_text(
+        "from xcnn import models, nn\n"
+        "def signal(shape, classes):\n"
+        "    return nn.Sequential(nn.Conv1d(shape[0], 8, 5), nn.GlobalAvgPool(), nn.Linear(8, classes))\n"
+        "small = models.Entry('mean over time', signal, smallest=5, shape=(2, 200), classes=3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert models.build("own_signals:small")(np.zeros((4, 2, 200), np.float32)).shape == (4, 3)
+    with pytest.raises(ShapeError, match=r"own_signals:small: shape must be \(channels, width\), got \(1, 28, 28\)"):
+        models.build("own_signals:small", (1, 28, 28))
+
+
 def test_bad_requests_are_one_sentence():
     with pytest.raises(UsageError, match="unknown model 'resnet'; did you mean 'resnet50'"):
         models.build("resnet")

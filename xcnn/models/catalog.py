@@ -35,9 +35,9 @@ class Entry:
     summary : a description of one line.
     builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
     smallest : the smallest height and width that it takes.
-    shape : channels, height and width of the images that it is usually trained on; those of drawn networks may be
-        signals (channels, width) or volumes (channels, depth, height, width). `build` builds it for these unless told
-        otherwise; benchmarks and `xcnn models` use them.
+    shape : channels, height and width of the images that it is usually trained on, or channels and width of signals,
+        or channels, depth, height and width of volumes. `build` builds it for these unless told otherwise; benchmarks
+        and `xcnn models` use them.
     classes : the number of classes that it is usually trained for.
     parameters : number of elements of its parameters for these images and classes, or None.
     multiply_adds : multiply-adds of a forward pass of one such image, in 1e9, or None. For torchvision's networks, both
@@ -51,6 +51,10 @@ class Entry:
     classes: int = 10
     parameters: int | None = None
     multiply_adds: float | None = None
+
+    def __call__(self, shape: Any, classes: int) -> nn.Module:
+        """Return the network, as its function does."""
+        return self.builder(shape, classes)
 
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
@@ -97,7 +101,9 @@ MODELS: dict[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """Return the entry of a network by its name in `MODELS`, or make one for `package.module:function` or `random-S-I`.
+    """Return the entry of a network by its name in `MODELS`, or make one for `random-S-I`.
+
+    `package.module:name` names an entry, or a function, for which one is made.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def entry(name: str) -> Entry:
         drawn = draw(*numbers)
         work = drawn.multiply_adds / 1e9
         return Entry(drawn.summary, drawn.builder, 8, drawn.shape, drawn.classes, multiply_adds=work)
-    found: Entry = find("model", name, MODELS, Entry)
+    found: Entry = find("model", name, MODELS, lambda name, one: one if isinstance(one, Entry) else Entry(name, one))
     return found
 
 
@@ -117,9 +123,9 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
 
     Parameters
     ----------
-    name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module. Weights
-        that the function assigns are drawn anew; choose them by `init` or `Module.initialize`. `random-S-I` is the
-        network number I of the seed S that `draw` draws.
+    name : one of `MODELS`, or `package.module:function`, a function `(shape, classes)` that returns a module, or an
+        `Entry`. Weights that the function assigns are drawn anew; choose them by `init` or `Module.initialize`.
+        `random-S-I` is the network number I of the seed S that `draw` draws.
     shape : channels, height and width of the images; by default those of the network's entry. Above 32 x 32 pixels, the
         number of parameters of the networks of `MODELS` stays that of 32 x 32, and weights fit all these sizes.
     classes : number of scores per image, or per pixel; by default that of the entry.
@@ -143,9 +149,9 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     found = entry(name)
     shape = found.shape if shape is None else shape
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    ranks = (2, 3, 4) if number_of(name) else (3,)
-    if len(sizes) not in ranks or not all(is_integer(size) and size >= 1 for size in sizes):
-        raise ShapeError(f"{name}: shape must be (channels, height, width), got {shown(shape)}")
+    if len(sizes) != len(found.shape) or not all(is_integer(size) and size >= 1 for size in sizes):
+        wanted = ", ".join(("channels", "depth", "height", "width")[i] for i in (0, *range(5 - len(found.shape), 4)))
+        raise ShapeError(f"{name}: shape must be ({wanted}), got {shown(shape)}")
     if min(sizes[1:]) < found.smallest:
         least, came = (" x ".join(map(str, each)) for each in ((found.smallest,) * len(sizes[1:]), sizes[1:]))
         raise ShapeError(f"{name}: images must have at least {least} pixels, got {came}")
