@@ -46,7 +46,8 @@ __all__ = ["Tiles", "in_tiles", "tiles", "to_products", "to_sums", "to_weights",
 
 _SUM_BYTES, _NEAR, _MOST, _MOST_WEIGHTS = 200_000, 300_000, 1_600_000, 6_000_000
 """Size of the products of a block of targets, which should stay in the second-level cache; of the pixels of a block of
-tiles that do, and the largest one; and of transformed weights, which would else go through memory."""
+tiles that do, and the largest one of several images, half of that of one; and of transformed weights and of those of a
+line of tiles, which would else go through memory."""
 
 _WEIGHTS, _BLOCK, _CALL = 24, 1000, 4000
 """Bytes of weights that are read in a cycle, and cycles that a block of tiles and a call take besides."""
@@ -316,16 +317,19 @@ def _cut(channels: int, targets: int, lines: int, columns: int, n: int, least: i
     A block is the tiles of a stack or of a band of an image; there should be at least some.
     """
 
+    def size(stacks: int, bands: int) -> int:
+        return -(-n // stacks) * -(-lines // bands) * columns
+
     def cycles(stacks: int, bands: int) -> float:
-        size = -(-n // stacks) * -(-lines // bands) * columns
-        nbytes, pairs = 16 * channels * size * itemsize, channels * targets
-        block = 8 * pairs * product_cycles(-(-size * itemsize // BYTES)) + 16 * pairs * itemsize / _WEIGHTS + _BLOCK
-        return stacks * bands * (block + max(0, nbytes - _NEAR) / 8)
+        nbytes, pairs = 16 * channels * size(stacks, bands) * itemsize, channels * targets
+        block = 8 * pairs * product_cycles(-(-size(stacks, bands) * itemsize // BYTES)) + _BLOCK
+        return stacks * bands * (block + 16 * pairs * itemsize / _WEIGHTS + max(0, nbytes - _NEAR) / 8)
 
     most = _MOST // (16 * channels * itemsize)
     images = range(1, max(1, min(n // least, most // (lines * columns))) + 1)
     ways = [(-(-n // some), 1) for some in images] + [(n, bands) for bands in range(2, lines + 1)]
-    return min((cycles(*way), *way) for way in ways)
+    small = [way for way in ways if size(*way) <= 2 * most] or ways[-1:]
+    return min((cycles(*way), *way) for way in small)
 
 
 @functools.lru_cache(maxsize=512)
@@ -356,7 +360,8 @@ def tiles(
     here += pairs / lanes * 80 + vectors * (channels * (75 if masked else 45) + targets * 80)
     there = 4.5 * pairs * product_cycles(-(-images * height * (width + 1) // lanes))
     there += images * (channels + targets) * height * (8 + 4 * -(-width // lanes))
-    if here > _GAIN * there or channels < _FEWEST or 16 * pairs * itemsize > _MOST_WEIGHTS:
+    large = 16 * max(pairs, channels * columns) * itemsize > _MOST_WEIGHTS
+    if here > _GAIN * there or channels < _FEWEST or large:
         return None
 
     microseconds = 2 * n * groups * lines * columns * 16 * pairs / FLOPS_PER_MICROSECOND
