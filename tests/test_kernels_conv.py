@@ -82,6 +82,15 @@ def test_tiles_are_used_for_full_maps_and_never_depend_on_the_batch_in_inference
         assert len({used(n, c, size, True) for n in (1, 2, 7, 64, 500)}) == 1
 
 
+def test_tiles_of_large_maps_take_little_memory() -> None:
+    from xcnn.kernels.cpu._winograd import tiles
+    from xcnn.ops._window import window_axes
+
+    for c, o, sizes in [(8, 64, (300, 3000)), (500, 50, (200, 150)), (2000, 40, (300, 300)), (2000, 40, (9, 20))]:
+        plan = tiles(window_axes("conv", sizes, (3, 3), (1, 1), 1, (1, 1)), 9, (o, c, 3, 3), 1, 4, False, False, False)
+        assert plan is None or 4 * max(plan.pixels, plan.sums) < 8e6
+
+
 def at_the_edge(side: str) -> Callable[..., np.ndarray]:
     """Return a `scratch` whose arrays end, or begin, at a page that may not be accessed."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -73,6 +73,7 @@ def check(dtype: str, x: Any, weight: Any, rank: int, **options: Any) -> None:
         ),
         ((3, 2 * 70, 9, 8), (2 * 35, 70, 3, 3), {"padding": ((1, 3), (0, 2)), "groups": 2, "activation": "relu"}),
         ((30, 17, 9, 10), (100, 17, 3, 3), {"padding": 1}),
+        ((1, 65, 48, 48), (17, 65, 3, 3), {"padding": 1}),  # more tiles than images fill parts
         ((2, 33, 11, 12), (34, 33, 2, 3), {"dilation": (1, 2), "stride": 2}),
         ((1, 70, 1500), (34, 70, 3), {"stride": 3, "padding": 4}),
         ((3, 18, 5, 6, 4), (34, 18, 2, 1, 3), {"stride": (2, 1, 1), "padding": (1, 0, 1)}),

@@ -24,7 +24,7 @@ sums were finite; else the convolution is computed directly.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +42,12 @@ from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT
 from xcnn.threads import parallel, parts
 
-__all__ = ["Tiles", "in_tiles", "tiles", "to_products", "to_sums", "to_weights", "winograd"]
+__all__ = ["Tiles", "both", "in_tiles", "of_pixels", "tiles", "to_products", "to_sums", "to_weights", "winograd"]
 
 _SUM_BYTES, _NEAR, _MOST, _MOST_WEIGHTS = 200_000, 300_000, 1_600_000, 6_000_000
 """Size of the products of a block of targets, which should stay in the second-level cache; of the pixels of a block of
-tiles that do, and the largest one; and of transformed weights, which would else go through memory."""
+tiles that do, and the largest one of several images, half of that of one; and of transformed weights and of those of a
+line of tiles, which would else go through memory."""
 
 _WEIGHTS, _BLOCK, _CALL = 24, 1000, 4000
 """Bytes of weights that are read in a cycle, and cycles that a block of tiles and a call take besides."""
@@ -63,7 +64,7 @@ _MICROSECONDS, _LEAST = 300, 32
 """
 
 
-def _before(emit: Any, d: Sequence[Any]) -> list[Any]:
+def of_pixels(emit: Any, d: Sequence[Any]) -> list[Any]:
     """Return Bt d."""
     return [emit.subtract(d[0], d[2]), emit.add(d[1], d[2]), emit.subtract(d[2], d[1]), emit.subtract(d[1], d[3])]
 
@@ -79,10 +80,10 @@ def _kernel(emit: Any, g: Sequence[Any]) -> list[Any]:
     return [g[0], *(emit.multiply(step(outer, g[1]), half) for step in (emit.add, emit.subtract)), g[2]]
 
 
-def _both(transform: Any, emit: Any, numbers: list[Any], size: int) -> list[Any]:
-    """Return the numbers of T S Tt, of a transform T and a square S, row by row."""
-    columns = [transform(emit, numbers[i::size]) for i in range(size)]
-    return [number for row in zip(*columns, strict=True) for number in transform(emit, row)]
+def both(transform: Any, emit: Any, columns: Iterable[Sequence[Any]]) -> list[Any]:
+    """Return the numbers of T S Tt, row by row, of a transform T and the columns of a square S."""
+    rows = zip(*[transform(emit, column) for column in columns], strict=True)
+    return [number for row in rows for number in transform(emit, row)]
 
 
 def _among(emit: Any, first: Integer, count: Any) -> Any:
@@ -123,7 +124,7 @@ def to_weights(emit, w, u, channels, row, plane, begin, end):
             for i in taps[1:]:
                 mixed = emit.shuffle(mixed, read[i], [lane + lanes * (which[lane] == i) for lane in range(lanes)])
             found.append(emit.shuffle(mixed, mixed, [lane for _, lane in places]))
-        for i, number in enumerate(_both(_kernel, emit, found, 3)):
+        for i, number in enumerate(both(_kernel, emit, [found[a::3] for a in range(3)])):
             emit.write(number, (Integer(builder, plane) * i).of(target), INT(0), emit.first(left.value))
 
 
@@ -174,11 +175,11 @@ def to_products(masked: bool, quarters: bool) -> Any:
                 following = (c * height + top + i * 2) * width + column + x0 + ahead
                 _fetch(emit, following.of(x), several, width)
                 lines = [pixels(top + i * 2 + a, c, move) for a in range(4) for move in (0, 1)]
-                vectors = [_before(emit, [pair[h] for pair in lines[move::2]]) for move in (0, 1) for h in (0, 1)]
+                vectors = [of_pixels(emit, [pair[h] for pair in lines[move::2]]) for move in (0, 1) for h in (0, 1)]
                 for a in range(4):
                     pairs = [[vector[a] for vector in vectors[k : k + 2]] for k in (0, 2)]
                     four = [emit.shuffle(*pair, which) for pair in pairs for which in (even, odd)]
-                    for b, number in enumerate(_before(emit, four)):
+                    for b, number in enumerate(of_pixels(emit, four)):
                         emit.write(number, (plane * (4 * a + b)).of(target), INT(0))
 
     return transform
@@ -211,7 +212,7 @@ def to_sums(emit, m, at, row, plane, y, y0, ahead, targets, height, width, until
                 _fetch(emit, following.of(y), several, width)
                 some = emit.first(((Integer(builder, rows) - i) * columns).if_(several, columns - j).value)
                 read = [emit.read((plane * number).of(source), INT(0), some) for number in range(16)]
-                sums = _both(_after, emit, read, 4)
+                sums = both(_after, emit, [read[a::4] for a in range(4)])
                 whole = functools.reduce(builder.fadd, sums)
                 builder.store(emit.fused(whole, emit.constant(0.0), builder.load(total)), total)
                 for p, (lanes_of, e) in enumerate(zip(spread, exist, strict=True)):
@@ -316,16 +317,19 @@ def _cut(channels: int, targets: int, lines: int, columns: int, n: int, least: i
     A block is the tiles of a stack or of a band of an image; there should be at least some.
     """
 
+    def size(stacks: int, bands: int) -> int:
+        return -(-n // stacks) * -(-lines // bands) * columns
+
     def cycles(stacks: int, bands: int) -> float:
-        size = -(-n // stacks) * -(-lines // bands) * columns
-        nbytes, pairs = 16 * channels * size * itemsize, channels * targets
-        block = 8 * pairs * product_cycles(-(-size * itemsize // BYTES)) + 16 * pairs * itemsize / _WEIGHTS + _BLOCK
-        return stacks * bands * (block + max(0, nbytes - _NEAR) / 8)
+        nbytes, pairs = 16 * channels * size(stacks, bands) * itemsize, channels * targets
+        block = 8 * pairs * product_cycles(-(-size(stacks, bands) * itemsize // BYTES)) + _BLOCK
+        return stacks * bands * (block + 16 * pairs * itemsize / _WEIGHTS + max(0, nbytes - _NEAR) / 8)
 
     most = _MOST // (16 * channels * itemsize)
     images = range(1, max(1, min(n // least, most // (lines * columns))) + 1)
     ways = [(-(-n // some), 1) for some in images] + [(n, bands) for bands in range(2, lines + 1)]
-    return min((cycles(*way), *way) for way in ways)
+    small = [way for way in ways if size(*way) <= 2 * most] or ways[-1:]
+    return min((cycles(*way), *way) for way in small)
 
 
 @functools.lru_cache(maxsize=512)
@@ -356,7 +360,8 @@ def tiles(
     here += pairs / lanes * 80 + vectors * (channels * (75 if masked else 45) + targets * 80)
     there = 4.5 * pairs * product_cycles(-(-images * height * (width + 1) // lanes))
     there += images * (channels + targets) * height * (8 + 4 * -(-width // lanes))
-    if here > _GAIN * there or channels < _FEWEST or 16 * pairs * itemsize > _MOST_WEIGHTS:
+    large = 16 * max(pairs, channels * columns) * itemsize > _MOST_WEIGHTS
+    if here > _GAIN * there or channels < _FEWEST or large:
         return None
 
     microseconds = 2 * n * groups * lines * columns * 16 * pairs / FLOPS_PER_MICROSECOND

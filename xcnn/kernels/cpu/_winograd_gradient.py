@@ -24,6 +24,7 @@ from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES, INT, counted
 from xcnn.kernels.cpu._weight_gradient import Plan
+from xcnn.kernels.cpu._winograd import both, of_pixels
 
 __all__ = ["winograd"]
 
@@ -60,11 +61,6 @@ _PLANE_BYTES = 1 << 22
 """
 
 
-def _of_x(emit: Any, d: Sequence[Any]) -> list[Any]:
-    """Return B d."""
-    return [emit.subtract(d[0], d[2]), emit.add(d[1], d[2]), emit.subtract(d[2], d[1]), emit.subtract(d[1], d[3])]
-
-
 def _of_dy(emit: Any, d: Sequence[Any]) -> list[Any]:
     """Return G d; its second and third row are twice as large as usual, and A halves them."""
     return [d[0], emit.add(*d), emit.subtract(*d), d[1]]
@@ -92,9 +88,8 @@ def _transform(
         if ahead is not None:
             for k in range(4):
                 emit.prefetch(((t * width + v) * 4 + k * emit.lanes).of(ahead))
-        square = [one(emit, [emit.read(row.of(source), step.value) for row in lines]) for step in columns]
-        results = [number for row in zip(*square, strict=True) for number in one(emit, row)]
-        for k, number in enumerate(results):
+        square = ([emit.read(row.of(source), step.value) for row in lines] for step in columns)
+        for k, number in enumerate(both(one, emit, square)):
             emit.write(number, target, (apart * k).value)
 
 
@@ -154,7 +149,7 @@ def _products(emit, calls, a, b, a_y, _, sums, tables, first, last, block, end, 
             a_next = (arrays[table.A_AT][at] + (n + many) * number[table.A_IMAGE] + k * rows * 4).of(a)
             b_next = (arrays[table.B_AT][at] + (n + many) * number[table.B_IMAGE] + k * width * 4).of(b)
             _transform(emit, _of_dy, 2, a_in, a_at, number[A_LINE], rows, tiles, apart, terms, rows, a_next)
-            _transform(emit, _of_x, 4, b_in, b_at, number[B_LINE], width, b_tiles, b_apart, terms, width, b_next)
+            _transform(emit, of_pixels, 4, b_in, b_at, number[B_LINE], width, b_tiles, b_apart, terms, width, b_next)
             kept = builder.or_(n.holds("!=", first), k.holds("!=", 0))
             with zero.up_to(16) as j:
                 for begin, stop_, shape in ((zero, pairs, (_ROWS // 2, 2)), (pairs, width, (_ROWS, 1))):
@@ -223,5 +218,5 @@ def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int,
     cycles += (0.35 + 2.5 / lanes) * (pixels * width + outs * rows) + 0.3 * outs * rows * masked
     return Plan(
         _products, tables, False, groups * og, groups * starts.size * 9 * part, memory, g.size,
-        max(1, n * tiles // _TILES), g.size * cycles, new_owner(),
+        max(1, min(n, n * tiles // _TILES)), g.size * cycles, new_owner(),
     )  # fmt: skip
