@@ -1,5 +1,6 @@
 """The gradients of convolutions: each way to them, against portable code in float64."""
 
+import contextlib
 import math
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from xcnn._dispatch import portable
 
 pytest.importorskip("llvmlite")
 
-from xcnn.kernels.cpu import depthwise, weight_gradients
+from xcnn.kernels.cpu import _winograd_gradient, depthwise, weight_gradients
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.ops._window import window_axes
@@ -95,27 +96,41 @@ def test_every_way_to_the_gradients(
     plans = [partial(weight_gradients._plan, swapped=swapped) for swapped in (False, True)]
     for plan in (*plans, weight_gradients.winograd):
         # Where there are no tiles, the first plan again.
-        monkeypatch.setattr(weight_gradients, "_cheapest", lambda *s, plan=plan: (plan(*s) or plans[0](*s),))
+        monkeypatch.setattr(weight_gradients, "_ways", lambda *s, plan=plan: (plan(*s) or plans[0](*s),))
         check(dtype, x, weight, len(x) - 2, **options)
 
 
 @every_dtype
-def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(dtype: str) -> None:
-    """The tiles of Winograd's way would add infinite numbers of both signs."""
-    rng = np.random.default_rng(0)
-    for place, value in ((0, np.inf), (1, np.nan), (1, -np.inf), (0, np.finfo(dtype).max)):
-        arrays = [rng.standard_normal((8, 64, 8, 8)).astype(dtype) for _ in range(2)]
-        weight = np.zeros((64, 64, 3, 3), dtype)
-        assert (
-            len(weight_gradients._cheapest(weight.itemsize, 8, window_axes("", (8, 8), (3, 3), 1, 1), 1, 64, 64, False))
-            == 2
+@pytest.mark.parametrize(
+    ("x", "weight", "function"),
+    [
+        ((8, 64, 8, 8), (64, 64, 3, 3), _winograd_gradient._products),  # its tiles add infinite numbers of both signs
+        ((2, 1, 20, 20), (8, 1, 3, 3), weight_gradients.weight_gradient),  # zeros between lines of dy
+        ((2, 1, 9, 9), (8, 1, 5, 5), weight_gradients.weight_gradient),
+        ((2, 4, 20, 20), (4, 1, 5, 5), None),  # depthwise
+        ((2, 4, 40, 40), (4, 1, 3, 3), None),
+    ],
+)
+def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
+    dtype: str, x: tuple[int, ...], weight: tuple[int, ...], function: Any
+) -> None:
+    rng, (n, c, h, w), (o, cg, k, _) = np.random.default_rng(0), x, weight
+    if function is not None:
+        ways = weight_gradients._ways(
+            np.dtype(dtype).itemsize, n, window_axes("", (h, w), (k, k), 1, 1), c // cg, o, cg, False
         )
-        arrays[place][3, 5, 0, 4] = value
-        x, dy = arrays
-        dweight = ops.conv2d(x, weight, padding=1)[1](dy, (False, True, False))[1]
-        with portable(np), np.errstate(all="ignore"):
-            expected = ops.conv2d(x, weight, padding=1)[1](dy, (False, True, False))[1]
-        np.testing.assert_allclose(dweight, expected, rtol=1e-4, atol=1e-3)
+        assert len(ways) > 1
+        assert ways[0].function is function
+    for place, value in ((0, np.inf), (1, np.nan), (1, -np.inf), (0, np.finfo(dtype).max)):
+        zeros = np.zeros(weight, dtype)
+        arrays = [rng.standard_normal(shape).astype(dtype) for shape in (x, (n, o, h + 3 - k, w + 3 - k))]
+        arrays[place][1, c - 1, 0, 4] = value
+        results = []
+        for code in (contextlib.nullcontext(), portable(np)):
+            with code, np.errstate(all="ignore"):
+                backward = ops.conv2d(arrays[0], zeros, padding=1, groups=c // cg)[1]
+                results.append(backward(arrays[1], (False, True, False))[1])
+        np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-3)
 
 
 @every_dtype

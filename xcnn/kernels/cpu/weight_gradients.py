@@ -6,7 +6,7 @@ cheapest way is chosen from counted cycles. Work is distributed over threads by 
 few images.
 
 If dy has few channels, vectors have those of several windows, and lines of dy have zeros between them. An infinite x
-times 0 is NaN, so more of dweight may become NaN than with im2col.
+times 0 is NaN, so where the result is not finite, it is computed again with vectors of x, which have no such zeros.
 """
 
 import functools
@@ -138,11 +138,12 @@ def _calls(itemsize: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def _cheapest(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
-    """Return the cheapest way; if this is Winograd's, also another one, which is right for infinite numbers."""
-    direct = min((_plan(itemsize, n, *shapes, swapped) for swapped in (False, True)), key=lambda plan: plan.cycles)
+def _ways(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
+    """Return the cheapest way, and those for numbers that are infinite or NaN; the last one is right for these."""
+    by_dy, by_x = (_plan(itemsize, n, *shapes, swapped) for swapped in (True, False))
+    direct = (by_dy, by_x) if by_dy.cycles < by_x.cycles else (by_x,)
     faster = winograd(itemsize, n, *shapes)
-    return (faster, direct) if faster is not None and faster.cycles < _GAIN * direct.cycles else (direct,)
+    return (faster, *direct) if faster is not None and faster.cycles < _GAIN * direct[0].cycles else direct
 
 
 def weight_gradients(
@@ -150,13 +151,15 @@ def weight_gradients(
 ) -> np.ndarray:
     """Return dweight; dy is masked to where y is not 0, unless y is None."""
     (o, cg), n, size = weight.shape[:2], x.shape[0], x.itemsize
-    if depthwise.pays(weight.shape, groups, size):
-        return depthwise.weight_gradients(x, dy, y, weight, axes, groups)
     x, dy, y = map(plain, (x, dy, y))
+    if depthwise.pays(weight.shape, groups, size):
+        out = depthwise.weight_gradients(x, dy, y, weight, axes, groups)
+        if np.isfinite(out).all():
+            return out
     out = np.empty(weight.shape, x.dtype)
-    for f in _cheapest(size, n, axes, groups, o // groups, cg, y is not None):
+    for f in (ways := _ways(size, n, axes, groups, o // groups, cg, y is not None)):
         _compute(f, x, dy, y, out)
-        if f.function is weight_gradient or np.isfinite(out).all():
+        if f is ways[-1] or np.isfinite(out).all():
             break
     return out
 
