@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn._dispatch import kernel
-from xcnn.kernels.cpu._largest import largest, largest_gradient
 from xcnn.kernels.cpu._loops import ROW, traced
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import plain, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu._windows import HEADER, PHASES, window_pass
+from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, largest_gradient, window_pass
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_max", "max_pool", "reduction"]
 
@@ -224,12 +223,13 @@ def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
     y, winners = np.empty(shape, x.dtype), np.empty(shape, np.int64)
     pixels, maps = x.size // y.size, y.size
     share(largest(x.itemsize), work, plain(x), y, winners, pixels, n=maps)
+    kept = winners.astype(np.uint8 if pixels <= 255 else np.int32)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
         dx = np.empty(sizes, dy.dtype)
-        share(largest_gradient(dy.itemsize), work, plain(dy), winners, dx, pixels, n=maps)
+        share(largest_gradient(dy.itemsize), work, plain(dy), kept.astype(np.int64), dx, pixels, n=maps)
         return (dx,)
 
     return y, backward
