@@ -11,7 +11,7 @@ There are three kinds of passes:
 - `sum`: targets are sums, divided by the product of a number of the target's column and one of its row.
 - `gradient`: targets are the sums of those sources whose code is the one that they are seen with.
 
-Maxima of whole maps are those of rows, which have a function of their own, and so have their gradients.
+Maxima of whole maps are those of rows, which have a function of their own.
 """
 
 import functools
@@ -24,7 +24,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import machine_code, native
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 
-__all__ = ["HEADER", "PHASES", "largest", "largest_gradient", "window_pass"]
+__all__ = ["HEADER", "PHASES", "largest", "window_pass"]
 
 PHASES = 4
 """The largest stride whose columns are read and written as whole vectors."""
@@ -257,11 +257,6 @@ class _Writer(Vectors):
         return read, lambda mask: builder.and_(mask, whole), codes
 
 
-def _indices(emit: Any, place: Any) -> Any:
-    """Return the indices of a vector that begins at one."""
-    return emit.builder.add(emit.spread(emit.builder.trunc(place, LANE)), emit.lane_list(range(emit.lanes)))
-
-
 @native("xxinnn")
 def largest(emit, x, y, winners, count, begin, end):
     """Set y to the maxima of rows of x, or NaN, and `winners` to the index of the first one, or of the first NaN."""
@@ -272,9 +267,10 @@ def largest(emit, x, y, winners, count, begin, end):
 
         def some(places: Sequence[Any], exist: Any, found: Sequence[Any]) -> Sequence[Any]:
             new, own = emit.read(row, places[0], exist), builder.fcmp_ordered("ord", found[0], found[0])
+            indices = builder.add(emit.spread(builder.trunc(places[0], LANE)), emit.lane_list(range(emit.lanes)))
             new = new if exist is None else builder.select(exist, new, lowest)
             taken = builder.and_(builder.fcmp_unordered(">", new, found[0]), own)  # NaN stays
-            return [builder.select(taken, *pair) for pair in zip((new, _indices(emit, places[0])), found, strict=True)]
+            return [builder.select(taken, *pair) for pair in zip((new, indices), found, strict=True)]
 
         value, place = emit.span(INT(0), count, [lowest, nowhere], some)
         best = emit.folded(value, emit.maximum)
@@ -283,19 +279,3 @@ def largest(emit, x, y, winners, count, begin, end):
         place = emit.folded(place, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b))
         builder.store(builder.extract_element(best, LANE(0)), r.of(y))
         builder.store(builder.zext(builder.extract_element(place, LANE(0)), INT), r.of(winners))
-
-
-@native("xixnnn")
-def largest_gradient(emit, dy, winners, dx, count, begin, end):
-    """Set rows of dx to the number of dy at the index of `winners`, and 0 elsewhere."""
-    builder, nothing = emit.builder, ir.Constant(emit.vector, None)
-    with Integer(builder, begin).up_to(end) as r:
-        value, row = emit.broadcast(r.of(dy)), (r * count).of(dx)
-        winner = emit.spread(builder.trunc(builder.load(r.of(winners)), LANE))
-
-        def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
-            here = builder.icmp_signed("==", _indices(emit, places[0]), winner)
-            emit.write(builder.select(here, value, nothing), row, places[0], exist)
-            return ()
-
-        emit.span(INT(0), count, (), some)

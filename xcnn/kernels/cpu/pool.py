@@ -16,7 +16,7 @@ from xcnn.kernels.cpu._loops import ROW, traced
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import plain, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, largest_gradient, window_pass
+from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, window_pass
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_max", "max_pool", "reduction"]
 
@@ -217,20 +217,19 @@ def global_max(x: np.ndarray) -> Any:
 
 def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
     """Return the maxima of whole maps in an array of a shape; keep their places."""
-    sizes, work = x.shape, 2 * x.size
-    if not supports(x) or x.size >= _MOST * math.prod(shape):
+    sizes, maps = x.shape, math.prod(shape)
+    if not supports(x) or x.size >= _MOST * maps:
         return NotImplemented
-    y, winners = np.empty(shape, x.dtype), np.empty(shape, np.int64)
-    pixels, maps = x.size // y.size, y.size
-    share(largest(x.itemsize), work, plain(x), y, winners, pixels, n=maps)
-    kept = winners.astype(np.uint8 if pixels <= 255 else np.int32)
+    y, winners, pixels = np.empty(shape, x.dtype), np.empty(maps, np.int64), x.size // maps
+    share(largest(x.itemsize), 2 * x.size, plain(x), y, winners, pixels, n=maps)
+    winners = winners.astype(np.uint8 if pixels <= 256 else np.int32)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        dx = np.empty(sizes, dy.dtype)
-        share(largest_gradient(dy.itemsize), work, plain(dy), kept.astype(np.int64), dx, pixels, n=maps)
-        return (dx,)
+        dx = np.zeros(maps * pixels, dy.dtype)
+        dx[np.arange(0, dx.size, pixels) + winners] = dy.reshape(maps)
+        return (dx.reshape(sizes),)
 
     return y, backward
 
