@@ -143,7 +143,7 @@ MORE_NAN = {"conv": 2, "conv_transpose": 2}
 """Results that may have more NaN than the portable ones, as documented: infinite numbers times zeros between rows."""
 
 
-FINITE = ("max_pool", "adaptive_max", "cross_entropy")
+FINITE = ("max_pool", "adaptive_max", "global_max", "cross_entropy")
 """Bodies whose results may differ if dy is not finite."""
 
 

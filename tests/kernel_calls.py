@@ -346,6 +346,12 @@ def max_pool(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((x if exact else numbers(rng, shape, bool(rng.integers(2))), axes), exact=exact)
 
 
+def global_max(rng: Rng, exact: bool) -> BodyCall:
+    shape = integer(rng, 1, 5), integer(rng, 1, 9), integer(rng, 1, 200)
+    x = rng.choice([-np.inf, -1.0, 0.0, 2.0], size=shape, p=[0.7, 0.1, 0.1, 0.1])
+    return BodyCall((x if exact else numbers(rng, shape, bool(rng.integers(2))),), exact=exact)
+
+
 def avg_pool(rng: Rng, exact: bool) -> BodyCall:
     shape, axes, include = pooled(rng)
     counts = tuple(_counts(axis, include) for axis in axes)
@@ -424,6 +430,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "norm": norm,
     "norm_inference": norm_inference,
     "running_statistics": running_statistics,
+    "global_max": global_max,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "adaptive_avg": adaptive_avg,

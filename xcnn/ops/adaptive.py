@@ -246,22 +246,30 @@ def global_avg_pool(x: Array) -> Result:
     return reduction(xp, x, tuple(range(2, x.ndim)), False, True)
 
 
-@op("x", saves="x", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
+@body
+def _global_max(xp: ModuleType, x: Array) -> Result:
+    """Take the largest pixels of maps (n, c, pixels)."""
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        return (_first(xp, x, -1, slice(None)) * dy[..., None] if needs[0] else None,)
+
+    return xp.max(x, axis=-1), backward
+
+
+@op("x", saves="x? winners?", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
 def global_max_pool(x: Array) -> Result:
     """Take the largest pixel of each map; NaN for a map that holds NaN.
 
     Arguments, shapes and errors are those of `global_avg_pool`. The gradient goes to the first maximum of each map; an
-    infinite dy makes the rest of its map NaN. Backward keeps x.
+    infinite dy may make the rest of its map NaN. Backward keeps x, in compiled code an integer per map instead.
     """
     xp = namespace("global_max_pool", x=x)
     _check_maps("global_max_pool", x)
-    rows = (*x.shape[:2], math.prod(x.shape[2:]))
-    y = xp.max(xp.reshape(x, rows), axis=-1)
+    y, back = _global_max(xp, xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:]))))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        if not needs[0]:
-            return (None,)
-        hit = _first(xp, xp.reshape(x, rows), -1, slice(None))
-        return (xp.reshape(hit * dy[..., None], x.shape),)
+        (dx,) = back(dy, needs)
+        return (None if dx is None else xp.reshape(dx, shape),)
 
+    shape = x.shape
     return y, backward

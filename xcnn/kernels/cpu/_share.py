@@ -8,9 +8,9 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.threads import parallel, parts
 
-__all__ = ["binding", "plain", "share", "supports"]
+__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "plain", "share", "supports"]
 
-_NUMBERS_PER_MICROSECOND = 4000
+NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
 
 
@@ -27,7 +27,10 @@ def plain(a: Any) -> Any:
     if a is None or a.flags.c_contiguous:
         return a
     b = np.empty(a.shape, a.dtype)
-    share(lambda begin, end: np.copyto(b[begin:end], a[begin:end]), 4 * a.size, n=len(a))
+    source, target = a, b
+    if a.size and a.strides[-1] == a.itemsize:  # NumPy copies rows up to six times faster than their numbers
+        source, target = (one.view(f"V{a.shape[-1] * a.itemsize}") for one in (a, b))
+    share(lambda begin, end: np.copyto(target[begin:end], source[begin:end]), 4 * a.size, n=len(a))
     return b
 
 
@@ -53,7 +56,7 @@ def share(function: Callable[..., object], work: int, *arguments: Any, n: int | 
     n : number of indices; by default, the length of the first argument.
     """
     n = len(arguments[0]) if n is None else n
-    count = parts(n, work / _NUMBERS_PER_MICROSECOND)
+    count = parts(n, work / NUMBERS_PER_MICROSECOND)
     if count == 1:
         function(*arguments, 0, n)
     else:

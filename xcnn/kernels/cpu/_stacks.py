@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
+from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND, FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._product import STRIP, product_cycles
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
@@ -378,7 +378,8 @@ def _plan(
         ways = [(_backward if transposed else _forward)(axis, apart and i == 2) for i, axis in enumerate(joined)]
         for p in _stacks([_line(way) for way in ways], along, channels, n, least, itemsize):
             layouts.append((_cycles(ways, p, n, channels, targets, taps, itemsize), ways, p))
-    _, ways, p = min(layouts, key=lambda layout: layout[0])
+    cycles, ways, p = min(layouts, key=lambda layout: layout[0])
+    microseconds = max(microseconds, groups * cycles / CYCLES_PER_MICROSECOND)  # small maps are mostly moved
     lanes, phases = BYTES // itemsize, math.prod(len(q.phases) for q in p.lines)
     bands, count = range(0, ways[along].residues[0].outs, p.band), -(-n // p.images)
     pixels, outputs = math.prod(way.size for way in ways), math.prod(way.targets for way in ways)

@@ -10,6 +10,8 @@ There are three kinds of passes:
 - `max`: targets are maxima, or NaN, and the codes of the sources that hold them: the last listed of several.
 - `sum`: targets are sums, divided by the product of a number of the target's column and one of its row.
 - `gradient`: targets are the sums of those sources whose code is the one that they are seen with.
+
+Maxima of whole maps are those of rows, which have a function of their own.
 """
 
 import functools
@@ -19,10 +21,10 @@ from typing import Any
 from llvmlite import ir
 
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._native import machine_code
+from xcnn.kernels.cpu._native import machine_code, native
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, LANE, Vectors, counted
 
-__all__ = ["HEADER", "PHASES", "window_pass"]
+__all__ = ["HEADER", "PHASES", "largest", "window_pass"]
 
 PHASES = 4
 """The largest stride whose columns are read and written as whole vectors."""
@@ -253,3 +255,27 @@ class _Writer(Vectors):
             return builder.trunc(builder.add(listed, self.spread(code.value)), self._codes(kind))
 
         return read, lambda mask: builder.and_(mask, whole), codes
+
+
+@native("xxinnn")
+def largest(emit, x, y, winners, count, begin, end):
+    """Set y to the maxima of rows of x, or NaN, and `winners` to the index of the first one, or of the first NaN."""
+    builder, lowest = emit.builder, ir.Constant(emit.vector, [float("-inf")] * emit.lanes)
+    nowhere = emit.lane_list([0] * emit.lanes)
+    with Integer(builder, begin).up_to(end) as r:
+        row = (r * count).of(x)
+
+        def some(places: Sequence[Any], exist: Any, found: Sequence[Any]) -> Sequence[Any]:
+            new, own = emit.read(row, places[0], exist), builder.fcmp_ordered("ord", found[0], found[0])
+            indices = builder.add(emit.spread(builder.trunc(places[0], LANE)), emit.lane_list(range(emit.lanes)))
+            new = new if exist is None else builder.select(exist, new, lowest)
+            taken = builder.and_(builder.fcmp_unordered(">", new, found[0]), own)  # NaN stays
+            return [builder.select(taken, *pair) for pair in zip((new, indices), found, strict=True)]
+
+        value, place = emit.span(INT(0), count, [lowest, nowhere], some)
+        best = emit.folded(value, emit.maximum)
+        here = builder.or_(builder.fcmp_ordered("==", value, best), builder.fcmp_unordered("uno", value, value))
+        place = builder.select(here, place, emit.lane_list([2**31 - 1] * emit.lanes))
+        place = emit.folded(place, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b))
+        builder.store(builder.extract_element(best, LANE(0)), r.of(y))
+        builder.store(builder.zext(builder.extract_element(place, LANE(0)), INT), r.of(winners))

@@ -15,6 +15,7 @@ import numpy as np
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
 from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
+from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND
 from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._product import TERMS
 from xcnn.kernels.cpu._scratch import scratch
@@ -31,11 +32,11 @@ _BAND_BYTES = 400_000
 _TERMS = 64
 """Windows whose products are added one after another in a weight gradient."""
 
-_NUMBERS_PER_MICROSECOND = 80_000
-"""Products that a thread computes; moving a number there or back takes as long as four."""
+_NUMBERS_PER_MICROSECOND = 70_000
+"""Products that a thread computes; moving a number there or back takes as long as six."""
 
-_CYCLES_PER_MICROSECOND = 4000
-"""Cycles of a thread whose work is counted in them."""
+_BLOCK = 4000
+"""Products in the time that it takes to begin a block of channels of an image."""
 
 _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
@@ -145,6 +146,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     whole, line, first = _line(all_axes), _line(all_axes[1:]), all_axes[0]
     pixels, blocks = whole.places.size, -(-outputs // lanes)
     products = o * math.prod(a.out * a.kernel for a in axes) + (channels * pixels + outputs * whole.out) * 6
+    products += blocks * _BLOCK
     count = parts(n * blocks * first.out, n * products / _NUMBERS_PER_MICROSECOND)
     most = _BAND_BYTES // (BYTES * (planes * line.length * first.length // first.out + line.out))
     bands = -(-first.out // max(1, most))
@@ -226,7 +228,7 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> A
     numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
     run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
     count = o if way == "weight" else maps
-    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / _CYCLES_PER_MICROSECOND)
+    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / CYCLES_PER_MICROSECOND)
 
 
 def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:

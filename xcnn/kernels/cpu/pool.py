@@ -1,7 +1,7 @@
 """Max and average pooling of any windows, and the windows of adaptive pools: one pass of `_windows.py` each way.
 
 Max pooling keeps the kernel position of each maximum, in one byte unless there are more than 255 positions, and neither
-x nor y, as backward needs no other data. Means over whole maps are sums of rows.
+x nor y, as backward needs no other data. Means over whole maps are sums of rows, and their maxima those of rows.
 """
 
 import functools
@@ -14,11 +14,11 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import ROW, traced
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import plain, share, supports
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu._windows import HEADER, PHASES, window_pass
+from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, window_pass
 
-__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "max_pool", "reduction"]
+__all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_max", "max_pool", "reduction"]
 
 _MOST = 1 << 31
 """Maps have fewer numbers, as compiled code counts a row in 32 bits."""
@@ -209,9 +209,36 @@ def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     return y, backward
 
 
-@kernel(np, functools.partial(_bind, "max"))
+@kernel(np)
+def global_max(x: np.ndarray) -> Any:
+    """Return the largest of the last axis; keep their places."""
+    return _largest(x, x.shape[:-1])
+
+
+def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """Return the maxima of whole maps in an array of a shape; keep their places."""
+    sizes, maps = x.shape, math.prod(shape)
+    if not supports(x) or x.size >= _MOST * maps:
+        return NotImplemented
+    y, winners, pixels = np.empty(shape, x.dtype), np.empty(maps, np.int64), x.size // maps
+    share(largest(x.itemsize), 2 * x.size, plain(x), y, winners, pixels, n=maps)
+    winners = winners.astype(np.uint8 if pixels <= 256 else np.int32)
+
+    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+        if not needs[0]:
+            return (None,)
+        dx = np.zeros(maps * pixels, dy.dtype)
+        dx[np.arange(0, dx.size, pixels) + winners] = dy.reshape(maps)
+        return (dx.reshape(sizes),)
+
+    return y, backward
+
+
+@kernel(np, lambda x, axes: NotImplemented if _whole(axes, None) else _bind("max", x, axes))
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return the maxima; keep their positions."""
+    if _whole(axes, None):
+        return _largest(x, x.shape[: x.ndim - len(axes)] + (1,) * len(axes))
     return _max(x, axes)
 
 

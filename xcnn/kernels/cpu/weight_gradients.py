@@ -16,6 +16,7 @@ import numpy as np
 
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
+from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import STRIP, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
@@ -36,8 +37,6 @@ _PARTIAL_BYTES = 1 << 24
 
 _GAIN = 0.97
 """The part of the time of the direct ways that Winograd's may take at most, as counted."""
-
-_CYCLES_PER_MICROSECOND = 4000
 
 Axes = tuple[Any, ...]
 
@@ -166,7 +165,7 @@ def weight_gradients(
 
 def _compute(f: Plan, x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, out: np.ndarray) -> None:
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
-    most = parts(n * f.blocks, n * f.cycles / _CYCLES_PER_MICROSECOND)
+    most = parts(n * f.blocks, n * f.cycles / CYCLES_PER_MICROSECOND)
     by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * size)))
     by_blocks = max(1, min(most // by_images, f.blocks))
     calls, sums = _calls(size), np.empty(by_images * f.numbers, dtype)
