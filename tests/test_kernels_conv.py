@@ -75,7 +75,7 @@ def test_tiles_are_used_for_full_maps_and_never_depend_on_the_batch_in_inference
 
     def used(n: int, c: int, size: int, steady: bool = False) -> bool:
         axes = window_axes("conv", (size, size), (3, 3), (1, 1), 1, (1, 1))
-        return tiles(axes, n, (c, c, 3, 3), 1, 4, False, False, steady) is not None
+        return tiles(axes, n, (c, c, 3, 3), 1, 4, False, steady) is not None
 
     assert not used(64, 3, 32)
     for c, size in [(16, 32), (32, 16), (64, 8), (128, 14), (64, 4), (32, 5)]:
