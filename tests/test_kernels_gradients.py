@@ -106,8 +106,7 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(dtype: st
         arrays = [rng.standard_normal((8, 64, 8, 8)).astype(dtype) for _ in range(2)]
         weight = np.zeros((64, 64, 3, 3), dtype)
         assert (
-            len(weight_gradients._cheapest(weight.itemsize, 8, window_axes("", (8, 8), (3, 3), 1, 1), 1, 64, 64))
-            == 2
+            len(weight_gradients._cheapest(weight.itemsize, 8, window_axes("", (8, 8), (3, 3), 1, 1), 1, 64, 64)) == 2
         )
         arrays[place][3, 5, 0, 4] = value
         x, dy = arrays
