@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
-from xcnn.kernels.cpu._product import STRIP, product_cycles
+from xcnn.kernels.cpu._product import FLOPS_PER_MICROSECOND, STRIP, product_cycles
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import get_num_threads, parts

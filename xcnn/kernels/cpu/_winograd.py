@@ -33,10 +33,9 @@ from llvmlite import ir
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._moves import affine
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._product import multiply, product_cycles
+from xcnn.kernels.cpu._product import FLOPS_PER_MICROSECOND, multiply, product_cycles
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT

@@ -8,6 +8,7 @@ Lines that are laid out have zeros between them, and an infinite weight times 0 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._convolve import convolve, folded
-from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
@@ -31,6 +31,14 @@ from xcnn.threads import parallel
 __all__ = ["conv", "conv_inference", "conv_transpose"]
 
 _UNLIMITED = -np.inf, np.inf
+
+_MOST_SKIPPED = 4
+"""The largest number of pixels of x between windows, per kernel position, that are laid out."""
+
+
+def _skips(axes: tuple[Any, ...]) -> bool:
+    """Return whether strides pass over most pixels: laying out pixels outside all windows would be wasted work."""
+    return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
 
 
 @functools.cache
@@ -128,7 +136,7 @@ def conv(
     activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve, with bias and activation in the same pass."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
     result = _convolution(x, weight, axes, groups, shift=bias, activation=activation)
@@ -170,7 +178,7 @@ def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
 
