@@ -16,13 +16,11 @@ import numpy as np
 
 from xcnn.kernels.cpu._loops import COLUMN, EACH, ROW, Loop, traced
 from xcnn.kernels.cpu._native import address
+from xcnn.kernels.cpu._share import NUMBERS_PER_MICROSECOND
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
 
 __all__ = ["Pass", "Space", "kinds", "prepared", "space"]
-
-_NUMBERS_PER_MICROSECOND = 4000
-"""Speed of a thread that mostly reads and writes."""
 
 Space = tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...]]
 """The sizes of the three axes, and for each array, how many elements it moves along each."""
@@ -83,7 +81,7 @@ class Pass:
         rows, column = outer * middle, COLUMN in whats
         # The parts of a sum must not depend on what else is computed in the same pass.
         moved = rows * n * (8 if column or ROW in whats else len(steps) + loop.cost)
-        count = parts(n if rows == 1 else middle if column else rows, moved / _NUMBERS_PER_MICROSECOND)
+        count = parts(n if rows == 1 else middle if column else rows, moved / NUMBERS_PER_MICROSECOND)
         sizes = [math.prod(out) for out in outs]
         if column:  # each part has sums of its own
             most = max(size for size, what in zip(sizes, whats, strict=True) if what == COLUMN)

@@ -8,9 +8,9 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.threads import parallel, parts
 
-__all__ = ["binding", "plain", "share", "supports"]
+__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "plain", "share", "supports"]
 
-_NUMBERS_PER_MICROSECOND = 4000
+NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
 
 
@@ -53,7 +53,7 @@ def share(function: Callable[..., object], work: int, *arguments: Any, n: int | 
     n : number of indices; by default, the length of the first argument.
     """
     n = len(arguments[0]) if n is None else n
-    count = parts(n, work / _NUMBERS_PER_MICROSECOND)
+    count = parts(n, work / NUMBERS_PER_MICROSECOND)
     if count == 1:
         function(*arguments, 0, n)
     else:
