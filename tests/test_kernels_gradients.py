@@ -174,3 +174,12 @@ def test_a_transposed_convolution_sets_pixels_beyond_its_windows(dtype: str, ran
     with portable(np):
         expected, _ = transposed(x, weight, output_padding=1, dilation=2)
     np.testing.assert_array_equal(y, expected)
+
+
+def test_no_part_of_a_weight_gradient_is_without_images() -> None:
+    pytest.importorskip("llvmlite")
+    from xcnn.kernels.cpu import _winograd_gradient
+
+    axes = window_axes("", (64, 64), (3, 3), 1, 1)
+    plans = [_winograd_gradient.winograd(4, n, axes, 1, 64, 64) for n in (1, 2, 3, 64)]
+    assert all(plan is None or 1 <= plan.parts <= n for plan, n in zip(plans, (1, 2, 3, 64), strict=True))

@@ -219,5 +219,5 @@ def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int,
     cycles += (0.35 + 2.5 / lanes) * (pixels * width + outs * rows)
     return Plan(
         _products, tables, False, groups * og, groups * starts.size * 9 * part, memory, g.size,
-        max(1, n * tiles // _TILES), g.size * cycles, new_owner(),
+        max(1, min(n, n * tiles // _TILES)), g.size * cycles, new_owner(),
     )  # fmt: skip
