@@ -75,7 +75,7 @@ def test_tiles_are_used_for_full_maps_and_never_depend_on_the_batch_in_inference
 
     def used(n: int, c: int, size: int, steady: bool = False) -> bool:
         axes = window_axes("conv", (size, size), (3, 3), (1, 1), 1, (1, 1))
-        return tiles(axes, n, (c, c, 3, 3), 1, 4, False, False, steady) is not None
+        return tiles(axes, n, (c, c, 3, 3), 1, 4, False, steady) is not None
 
     assert not used(64, 3, 32)
     for c, size in [(16, 32), (32, 16), (64, 8), (128, 14), (64, 4), (32, 5)]:
@@ -87,7 +87,7 @@ def test_tiles_of_large_maps_take_little_memory() -> None:
     from xcnn.ops._window import window_axes
 
     for c, o, sizes in [(8, 64, (300, 3000)), (500, 50, (200, 150)), (2000, 40, (300, 300)), (2000, 40, (9, 20))]:
-        plan = tiles(window_axes("conv", sizes, (3, 3), (1, 1), 1, (1, 1)), 9, (o, c, 3, 3), 1, 4, False, False, False)
+        plan = tiles(window_axes("conv", sizes, (3, 3), (1, 1), 1, (1, 1)), 9, (o, c, 3, 3), 1, 4, False, False)
         assert plan is None or 4 * max(plan.pixels, plan.sums) < 8e6
 
 

@@ -117,7 +117,7 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
     rng, (n, c, h, w), (o, cg, k, _) = np.random.default_rng(0), x, weight
     if function is not None:
         ways = weight_gradients._ways(
-            np.dtype(dtype).itemsize, n, window_axes("", (h, w), (k, k), 1, 1), c // cg, o, cg, False
+            np.dtype(dtype).itemsize, n, window_axes("", (h, w), (k, k), 1, 1), c // cg, o, cg
         )
         assert len(ways) > 1
         assert ways[0].function is function
@@ -191,3 +191,12 @@ def test_a_transposed_convolution_sets_pixels_beyond_its_windows(dtype: str, ran
     with portable(np):
         expected, _ = transposed(x, weight, output_padding=1, dilation=2)
     np.testing.assert_array_equal(y, expected)
+
+
+def test_no_part_of_a_weight_gradient_is_without_images() -> None:
+    pytest.importorskip("llvmlite")
+    from xcnn.kernels.cpu import _winograd_gradient
+
+    axes = window_axes("", (64, 64), (3, 3), 1, 1)
+    plans = [_winograd_gradient.winograd(4, n, axes, 1, 64, 64) for n in (1, 2, 3, 64)]
+    assert all(plan is None or 1 <= plan.parts <= n for plan, n in zip(plans, (1, 2, 3, 64), strict=True))

@@ -1,5 +1,7 @@
 """Functions that are written as instructions: their arguments, their results, and calls of one by another."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,6 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
-from xcnn.kernels.cpu import _native
 from xcnn.kernels.cpu._integers import Integer
 from xcnn.kernels.cpu._native import address, native
 from xcnn.kernels.cpu._vectors import DOUBLE, INT
@@ -30,11 +31,8 @@ def weigh(emit: Any, x: Any, i: Any, d: Any, u: Any, maybe: Any, n: Any, f: Any)
 KINDS = "n:xiduXnf"
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known layout", "unknown layout"])
 @pytest.mark.parametrize("itemsize", [4, 8])
-def test_arguments_and_result(monkeypatch: pytest.MonkeyPatch, itemsize: int, known: bool) -> None:
-    monkeypatch.setattr(_native, "_KNOWN", known)
-    monkeypatch.setattr(_native, "address", lambda array: array.ctypes.data)
+def test_arguments_and_result(itemsize: int) -> None:
     call = native(KINDS)(weigh)(itemsize)
     x, maybe = np.zeros(3, f"f{itemsize}"), np.full(3, 1000, f"f{itemsize}")
     others = np.array([-1, -2, 3]), np.array([0.5, 0.25, 1.0]), np.array([0, 1, 200], np.uint8)
@@ -68,3 +66,17 @@ def test_arguments_that_are_no_numbers_are_refused() -> None:
         with pytest.raises(TypeError):
             call(x, np.arange(3), d, u, None, *arguments)
     assert not x.any()
+
+
+def test_without_compiled_kernels_where_arrays_have_another_layout() -> None:
+    program = """
+import sys
+sys.implementation.name = "another"
+import numpy as np
+from xcnn import ops
+y, backward = ops.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2)))
+print(y.sum(), "xcnn.kernels.cpu.pool" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["16.0", "False"]
+    assert "compiled kernels cannot be used" in found.stderr

@@ -45,16 +45,15 @@ def folded(bias: np.ndarray | None, norm: tuple[Any, ...], dtype: Any) -> Any:
     return scale, shift
 
 
-@native("nnnxXxXXXffnxinnxx")
+@native("nnnxxXXXffnxinnxx")
 def convolve(
-    emit, product, copy, write, x, mask, w, scale, shift, residual, low, high, plain, y, tables, first, last, xs, ys
+    emit, product, copy, write, x, w, scale, shift, residual, low, high, plain, y, tables, first, last, xs, ys
 ):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     Parameters
     ----------
     product, copy, write : addresses of `multiply`, `every` and `affine`.
-    mask : of the shape of x, which counts as 0 where it is 0; or None.
     scale, shift : of each channel of y, or None for 1 and 0.
     residual : of the shape of y, or None.
     plain : whether y is only the convolution.
@@ -93,7 +92,7 @@ def convolve(
             with zero.up_to(channels) as c, zero.up_to(images) as i, copy0.up_to(copy1, 6) as k:
                 from_, x_step, at, y_step, lines, length = tables.some(copies + k, 6)
                 every.write(
-                    emit, copy, x, x0 + i * x_image + c * x_map + from_, x_step, stride, mask, xs,
+                    emit, copy, x, x0 + i * x_image + c * x_map + from_, x_step, stride, xs,
                     at + i * pitch + c * channel, y_step, 1, lines, length,
                 )  # fmt: skip
         with zero.up_to(images) as i, zero.up_to(many) as c:
@@ -130,5 +129,5 @@ def convolve(
                         )  # fmt: skip
                     with builder.if_then(builder.not_(wide)):
                         every.write(
-                            emit, copy, ys, here, inner_from, 1, residual, y, there, inner_to, apart, inner, length,
+                            emit, copy, ys, here, inner_from, 1, y, there, inner_to, apart, inner, length,
                         )  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 from llvmlite import ir
 
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
@@ -74,27 +73,8 @@ def _clear(emit: Any, numbers: Any, count: Any) -> None:
     emit.span(INT(0), Integer(emit.builder, count).value, (), some)
 
 
-def _take(
-    emit: Any, copy: Any, turn: Any, x: Any, mask: Any, x0: Any, rows: Any, even: Any, count: Any, apart: Any,
-    memory: Any, masked: Any, target: Any, places: Any,
-) -> None:  # fmt: skip
-    """Transpose channels of x, which begin at `x0 + rows`, to `target + places` in memory.
-
-    They become 0 where `mask` is 0, unless it is None: `count` channels, `apart`, are copied to `even` rows first.
-    """
-    if mask is not None:
-        exists = emit.exists(mask)
-        with emit.builder.if_then(exists):
-            every.write(emit, copy, x, x0 + rows[0], apart, 1, mask, memory, masked, even[1], 1, count, places.size)
-        x, x0 = emit.builder.select(exists, memory, x), masked.if_(exists, x0)
-        rows = Integers(emit.builder, emit.builder.select(exists, even.pointer, rows.pointer), rows.size)
-    transpose.write(emit, turn, x, x0, rows.pointer, rows.size, memory, target, places.pointer, places.size)
-
-
-@native("nnnxXxXXXffxinnx")
-def depthwise(
-    emit, copy, turn, sum_up, x, mask, weight, scale, shift, residual, low, high, y, tables, first, last, memory
-):
+@native("nnxxXXXffxinnx")
+def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, y, tables, first, last, memory):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     A job is a band of an image, for a block of a vector's worth of channels of y; the blocks run slowest. The input
@@ -102,15 +82,14 @@ def depthwise(
 
     Parameters
     ----------
-    copy, turn, sum_up : addresses of `every`, `transpose` and `lanes_product`.
-    x, mask, weight : x is set to 0 where `mask` is 0, unless that is None.
+    turn, sum_up : addresses of `transpose` and `lanes_product`.
     scale, shift, residual : of the channels of y; of its shape; or None.
     tables : as `_plan` of `depthwise.py` makes them.
     memory : of the size that it states.
     """
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    n, outputs, channels, planes, pixels, out_pixels, bands, blocks, room, *memories, kernel = tables.some(1, 14)
-    (weights, masked, added, sums), (steps, taps) = memories, (tables.array(0), tables.array(1))
+    n, outputs, channels, planes, pixels, out_pixels, bands, blocks, room, *memories, kernel = tables.some(1, 13)
+    (weights, added, sums), (steps, taps) = memories, (tables.array(0), tables.array(1))
     plain, width, first = weights - lanes, steps.size // bands, Integer(builder, first)
     factors = plain - 2 * lanes
     options = [emit.or_else(emit.exists(place), place, number) for place, number in ((scale, 1.0), (shift, 0.0))]
@@ -129,12 +108,12 @@ def depthwise(
             with zero.up_to(taps.size) as t:
                 number = builder.load((o * kernel + taps[t]).of(weight))
                 builder.store(number, (weights + i + t * lanes).of(memory))
-        count, k = (outputs - b * lanes).least(lanes), blocks + b * 3
-        rows, targets, even = (tables.array(k + i) for i in range(3))
+        rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         with zero.up_to(planes) as j:
-            _take(
-                emit, copy, turn, x, mask, (image * channels + j) * pixels + steps[at], rows, even, count,
-                planes * pixels, memory, masked, j * room, tables.array(steps[at + 1]),
+            read = tables.array(steps[at + 1])
+            transpose.write(
+                emit, turn, x, (image * channels + j) * pixels + steps[at], rows.pointer, rows.size, memory, j * room,
+                read.pointer, read.size,
             )  # fmt: skip
         out, places = image * outputs * out_pixels + steps[at + 2], tables.array(steps[at + 3])
         exists = emit.exists(residual)
@@ -158,16 +137,16 @@ def depthwise(
         transpose.write(emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size)
 
 
-@native("nnnxxXxinnnnxxxx")
+@native("nnxxxinnnnxxxx")
 def depthwise_weight_gradient(
-    emit, copy, turn, sum_up, x, dy, mask, out, tables, first, last, block, end, memory, sums, image, part
+    emit, turn, sum_up, x, dy, out, tables, first, last, block, end, memory, sums, image, part
 ):
     """Set the part of blocks `block` .. `end` - 1 of the weight gradient (o, taps) of images first .. last - 1.
 
-    The arguments are as above, but for dy, which is set to 0 where `mask` is 0; the last three are memory for sums.
+    The arguments are as above; the last three are memory for sums.
     """
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    _, outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, masked, _, dys, _ = tables.some(1, 14)
+    _, outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _ = tables.some(1, 13)
     steps, shifts = tables.array(0), tables.array(2)
     plain, width, size = plain - lanes, steps.size // bands, shifts.size * lanes
     _clear(emit, memory, plain + lanes)
@@ -178,22 +157,21 @@ def depthwise_weight_gradient(
             emit.store(builder.fadd(emit.load(k.of(sums)), emit.load(k.of(others))), k.of(sums))
 
     with Integer(builder, block).up_to(end) as b:
-        count, k = (outputs - b * lanes).least(lanes), blocks + b * 3
-        rows, targets, even = (tables.array(k + i) for i in range(3))
+        rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         _clear(emit, sums, size)
         with Integer(builder, first).up_to(last) as n:
             _clear(emit, image, size)
             with zero.up_to(steps.size, width) as at:
                 with builder.if_then(bands.holds(">", 1)):
                     _clear(emit, memory, plain - 2 * lanes)
-                _take(
-                    emit, copy, turn, x, None, n * channels * pixels + steps[at], rows, even, count, pixels, memory,
-                    masked, 0, tables.array(steps[at + 1]),
-                )  # fmt: skip
-                _take(
-                    emit, copy, turn, dy, mask, n * outputs * out_pixels + steps[at + 2], targets, even, count,
-                    out_pixels, memory, masked, dys, tables.array(steps[at + 3]),
-                )  # fmt: skip
+                for source, maps, all_pixels, each, target, i in (
+                    (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
+                ):  # fmt: skip
+                    places = tables.array(steps[at + i + 1])
+                    transpose.write(
+                        emit, turn, source, n * maps * all_pixels + steps[at + i], each.pointer, each.size, memory,
+                        target, places.pointer, places.size,
+                    )  # fmt: skip
 
                 def some(f: Any, begins: Any, at: Integer = at) -> list[Any]:
                     windows = tables.array(steps[at + f])
@@ -207,6 +185,6 @@ def depthwise_weight_gradient(
 
                 counted(builder, INT(4), width.value, INT(1), [dys.value], some)
             add(sums, image)
-        with zero.up_to(count) as i, zero.up_to(shifts.size) as t:
+        with zero.up_to((outputs - b * lanes).least(lanes)) as i, zero.up_to(shifts.size) as t:
             number = builder.load((t * lanes + i).of(sums))
             builder.store(number, ((b * lanes + i) * shifts.size + t).of(out))

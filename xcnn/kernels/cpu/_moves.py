@@ -56,38 +56,26 @@ def affine(emit, x, x0, x_step, scale, shift, row0, each, residual, low, high, y
             row(i, False)
 
 
-@native("xnnnXxnnnnn")
-def every(emit, x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
-    """Copy numbers that are `stride` apart to places that are `apart`; those where the mask of x is 0 become 0.
+@native("xnnnxnnnnn")
+def every(emit, x, x0, x_step, stride, y, y0, y_step, apart, rows, count):
+    """Copy numbers that are `stride` apart to places that are `apart`.
 
-    For i < `rows` and j < `count`, unless there is no mask and all is copied:
-
-        y[y0 + i * y_step + j * apart] = x[at] if mask[at] != 0 else 0    at = x0 + i * x_step + j * stride
+    For i < `rows` and j < `count`: `y[y0 + i * y_step + j * apart] = x[x0 + i * x_step + j * stride]`
     """
     builder, lanes, two, zero = emit.builder, emit.lanes, INT(2), Integer(emit.builder, 0)
     x0, x_step, y0, y_step = (Integer(builder, value) for value in (x0, x_step, y0, y_step))
-    masked = emit.exists(mask)
-    every_lane = emit.spread(builder.not_(masked))
-    alternate = ir.Constant(every_lane.type, [1 - k % 2 for k in range(lanes)])
+    alternate = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1 - k % 2 for k in range(lanes)])
     even = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
 
     def steps(a: int, b: int) -> Any:
         return builder.and_(builder.icmp_signed("==", stride, INT(a)), builder.icmp_signed("==", apart, INT(b)))
 
-    single, wide = steps(1, 1), steps(1, 2)
-    narrow = builder.and_(steps(2, 1), builder.not_(masked))
+    single, narrow, wide = steps(1, 1), steps(2, 1), steps(1, 2)
     with zero.up_to(rows) as i:
-        source, kept, target = (x0 + i * x_step).of(x), (x0 + i * x_step).of(mask), (y0 + i * y_step).of(y)
-        kept = builder.select(masked, kept, source)
+        source, target = (x0 + i * x_step).of(x), (y0 + i * y_step).of(y)
 
-        def value(j: Any, some: Any, source: Any = source, kept: Any = kept) -> Any:
-            number = emit.read(source, j, some)
-            nothing = ir.Constant(number.type, None)
-            chosen = builder.fcmp_unordered("!=", emit.read(kept, j, some), nothing)
-            return builder.select(builder.or_(chosen, every_lane), number, nothing)
-
-        def copy(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-            emit.write(value(places[0], some), target, places[0], some)
+        def copy(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
+            emit.write(emit.read(source, places[0], some), target, places[0], some)
             return ()
 
         def halves(places: Any, some: Any) -> Any:
@@ -104,8 +92,8 @@ def every(emit, x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
             emit.write(emit.shuffle(parts[0], parts[1], even), target, places[0], some)
             return ()
 
-        def scatter(places: Any, some: Any, _: Any, target: Any = target) -> Any:
-            number, (first, masks) = value(places[0], some), halves(places, some)
+        def scatter(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
+            number, (first, masks) = emit.read(source, places[0], some), halves(places, some)
             for k, exist in zip((0, lanes), masks, strict=True):
                 spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
                 exist = builder.and_(exist, alternate) if exist else alternate
@@ -119,8 +107,4 @@ def every(emit, x, x0, x_step, stride, mask, y, y0, y_step, apart, rows, count):
             done = builder.or_(done, chosen)
         with builder.if_then(builder.not_(done)), zero.up_to(count) as each:
             from_, to = (each * step for step in (stride, apart))
-            number = builder.load(from_.of(source))
-            nothing = ir.Constant(number.type, 0.0)
-            chosen = builder.fcmp_unordered("!=", builder.load(from_.of(kept)), nothing)
-            number = builder.select(builder.or_(chosen, builder.not_(masked)), number, nothing)
-            builder.store(number, to.of(target))
+            builder.store(builder.load(from_.of(source)), to.of(target))

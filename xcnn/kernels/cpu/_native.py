@@ -49,7 +49,8 @@ if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock
 _number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
 
 
-def _address(array: np.ndarray) -> int:
+def address(array: np.ndarray) -> int:
+    """Return where an array begins. `array.ctypes` takes seven times as long as reading NumPy's own pointer."""
     return _number_at(id(array) + _place).value or 0
 
 
@@ -57,23 +58,21 @@ _FLAGS, _PLAIN = 48, 1
 """Bytes from an array's pointer to its flags, and the flag of an array in C order."""
 
 _ONE = np.empty(1)
-_KNOWN = (
-    sys.implementation.name == "cpython"
-    and _address(_ONE) == _ONE.ctypes.data
-    and ctypes.c_int.from_address(id(_ONE) + _place + _FLAGS).value == _ONE.flags.num
-)
-address: Callable[[np.ndarray], int] = _address if _KNOWN else lambda array: array.ctypes.data
-"""Return where an array begins. `array.ctypes` takes seven times as long as reading NumPy's own pointer, its first."""
+if (
+    sys.implementation.name != "cpython"
+    or address(_ONE) != _ONE.ctypes.data
+    or ctypes.c_int.from_address(id(_ONE) + _place + _FLAGS).value != _ONE.flags.num
+):
+    raise ImportError("this interpreter, or this NumPy, lays out arrays in another way")
 
 
 def machine_code(write: Callable[[Any], None], kinds: str) -> Callable[..., Any]:
     """Compile a function `loop`, which `write(module)` writes; return a function as `native` does."""
     module = ir.Module()
     write(module)
-    if _KNOWN:
-        _write_call(module, module.get_global("loop"), kinds)
+    _write_call(module, module.get_global("loop"), kinds)
     with _LOCK:
-        call: Callable[..., Any] = _function_of_python(_engine(str(module)), "", kinds)
+        call: Callable[..., Any] = _function_of_python(_engine(str(module)))
         return call
 
 
@@ -112,8 +111,7 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
             write(Functions(builder, itemsize), *function.args)
             if not builder.block.is_terminated:
                 builder.ret_void()
-            if _KNOWN:
-                _write_call(module, function, given)
+            _write_call(module, function, given)
             return _engine(str(module))
 
         @functools.cache
@@ -124,7 +122,7 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
         @functools.cache
         def of_python(itemsize: int) -> Any:
             with _LOCK:
-                return _function_of_python(engine(itemsize), result, given)
+                return _function_of_python(engine(itemsize))
 
         def write_call(emit: Any, place: Any, *values: Any) -> Any:
             builder, wanted = emit.builder, types(emit.itemsize)
@@ -165,19 +163,8 @@ _ARRAY = 0x80
 """METH_FASTCALL: the arguments are an array."""
 
 
-def _function_of_python(engine: Any, result: str, given: str) -> Any:
+def _function_of_python(engine: Any) -> Any:
     """Return the function `call` of an engine. CPython calls it in a tenth of the time that ctypes takes."""
-    if not _KNOWN:
-        of: dict[str, Any] = {"n": ctypes.c_int64, "f": ctypes.c_double}
-        whole = ctypes.CFUNCTYPE(of.get(result), *[of.get(kind, ctypes.c_void_p) for kind in given])
-        function = whole(engine.get_function_address("loop"))
-
-        def call(*arguments: Any) -> Any:
-            if not all(one.flags.c_contiguous for one in arguments if isinstance(one, np.ndarray)):
-                return NotImplemented
-            return function(*(address(one) if isinstance(one, np.ndarray) else one for one in arguments))
-
-        return call
     places: list[Any] = [*map(id, _OBJECTS)]
     places += [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in _PYTHON]
     (ctypes.c_int64 * len(places)).from_address(engine.get_global_value_address("python"))[:] = places

@@ -19,7 +19,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, counted
 
-__all__ = ["STRIP", "TERMS", "multiply", "product_cycles"]
+__all__ = ["CYCLES_PER_MICROSECOND", "FLOPS_PER_MICROSECOND", "STRIP", "TERMS", "multiply", "product_cycles"]
 
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 STRIP = 6 if BYTES == 64 else 4
@@ -30,6 +30,10 @@ _BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (
 
 TERMS = 512
 """Products that are added one after another, lane by lane; longer sums are sums of such sums (see `_sums.py`)."""
+
+
+CYCLES_PER_MICROSECOND, FLOPS_PER_MICROSECOND = 4000, 80_000
+"""Those of a thread, as `parts` counts work; so few flops that any processor does them."""
 
 
 def product_cycles(vectors: int) -> float:

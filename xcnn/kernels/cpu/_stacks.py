@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._grids import pack
-from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND, FLOPS_PER_MICROSECOND
-from xcnn.kernels.cpu._product import STRIP, product_cycles
+from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, FLOPS_PER_MICROSECOND, STRIP, product_cycles
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import get_num_threads, parts
@@ -348,25 +347,21 @@ def _pieces(
         yield at, last + nx, [(k * p.steps[0], p.steps[1], to + k * every[0], every[1], rows, nx) for k in range(many)]
 
 
-def plan(
-    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool
-) -> Plan:
+def plan(axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool) -> Plan:
     """Plan a convolution of n images with weights of a shape.
 
     Parameters
     ----------
     axes : the windows, `xcnn.ops._window.Axis`, at most three.
     transposed : whether it is the input gradient instead.
-    masked : whether pixels are masked, so that they are not read where they are.
     """
-    return _plan(axes, n, weights, groups, itemsize, transposed, masked, get_num_threads())
+    return _plan(axes, n, weights, groups, itemsize, transposed, get_num_threads())
 
 
 @functools.lru_cache(maxsize=512)
 def _plan(
-    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool,
-    threads: int,
-) -> Plan:  # fmt: skip
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, threads: int
+) -> Plan:
     cg, og, taps = weights[1], weights[0] // groups, math.prod(weights[2:])
     channels, targets = (og, cg) if transposed else (cg, og)
     joined = _joined(axes, itemsize)
@@ -386,7 +381,7 @@ def _plan(
     bare = all(axis.kernel == axis.stride == 1 and axis.size == axis.out for axis in joined)
     near = channels <= 8 or pixels * itemsize % _CONFLICT
     in_place = bool(
-        bare and near and not masked and channels * pixels * itemsize <= _NEAR_BYTES
+        bare and near and channels * pixels * itemsize <= _NEAR_BYTES
         and p.images == len(bands) == 1 and p.length >= lanes
     )  # fmt: skip
     line = math.prod(way.targets for way in ways[along + 1 :])

@@ -26,14 +26,14 @@ _VECTORS = 4
 
 
 @functools.cache
-def _function(itemsize: int, masked: bool) -> Callable[..., None]:
-    """Compile `(out, dy, y, n, o, pixels, images, begin, end)` for channels from `begin` to `end`.
+def _function(itemsize: int) -> Callable[..., None]:
+    """Compile `(out, dy, n, o, pixels, images, begin, end)` for channels from `begin` to `end`.
 
     So many `images`, or BLOCK pixels, make a block; sums of blocks are float64.
     """
 
     def write(emit: Functions, *arguments: Any) -> None:
-        (out, dy, y, n, o, pixels, images, begin, end), zero, one = arguments, INT(0), INT(1)
+        (out, dy, n, o, pixels, images, begin, end), zero, one = arguments, INT(0), INT(1)
         builder = emit.builder
         zeros = [emit.constant(0.0)] * _VECTORS
 
@@ -41,13 +41,10 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
             def block(i: Any, last: Any, p: Any, end: Any, totals: Any) -> Sequence[Any]:
                 def row(image: Any, sums: Any) -> Sequence[Any]:
                     at = builder.mul(builder.add(builder.mul(image, o), c), pixels)
-                    rows = [builder.gep(pointer, [at]) for pointer in (dy, y)]
+                    start = builder.gep(dy, [at])
 
                     def some(places: Any, mask: Any, sums: Any) -> Sequence[Any]:
-                        terms = [emit.read(rows[0], place, mask) for place in places]
-                        kept = [emit.read(rows[1], place, mask) for place in places] if masked else []
-                        kept = [emit.not_equal(y, zeros[0]) for y in kept]
-                        terms = [*map(emit.where, kept, terms, zeros)] if masked else terms
+                        terms = [emit.read(start, place, mask) for place in places]
                         return [*map(builder.fadd, sums, terms), *sums[len(terms) :]]
 
                     return emit.span(p, end, sums, some, _VECTORS)
@@ -65,15 +62,14 @@ def _function(itemsize: int, masked: bool) -> Callable[..., None]:
 
         counted(builder, begin, end, one, [], channel)
 
-    function: Callable[..., None] = native("xxxnnnnnn")(write)(itemsize)
+    function: Callable[..., None] = native("xxnnnnnn")(write)(itemsize)
     return function
 
 
-def channel_sums(dy: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    """Return the sums of maps (n, o, ...) over all axes but axis 1, where y, in C order, is not 0 if it is given."""
+def channel_sums(dy: np.ndarray) -> np.ndarray:
+    """Return the sums of maps (n, o, ...) over all axes but axis 1."""
     dy = np.ascontiguousarray(dy)
     n, o, pixels, itemsize = *dy.shape[:2], math.prod(dy.shape[2:]), dy.itemsize
     out, images = np.empty(o, dy.dtype), max(1, min(math.isqrt(n), 64 * BYTES // (pixels * itemsize)))
-    function = _function(itemsize, y is not None)
-    share(function, dy.size, out, dy, dy if y is None else y, n, o, pixels, images, n=o)
+    share(_function(itemsize), dy.size, out, dy, n, o, pixels, images, n=o)
     return out

@@ -1,7 +1,7 @@
 """The compiled passes of a weight gradient whose vectors run along channels, either of x or of dy.
 
 The pixels of the one of the two that is called b are copied with their channels side by side. The other one, a, is read
-number by number, so its channels may be anywhere: it is read where it is, unless it needs padding or a mask.
+number by number, so its channels may be anywhere: it is read where it is, unless it needs padding.
 
 If b is x, the channels of the kernel positions of a row are adjacent, and a window has one vector of them per row. If b
 is dy, there is one vector per window, and a row of the product is a channel and kernel position of x. The terms are the
@@ -27,16 +27,15 @@ ROWS, TERMS = 64, 1024
 """The rows and windows of a that are multiplied together: a quarter of a second-level cache."""
 
 (
-    IMAGES, A_IMAGE, B_IMAGE, PIXELS, B_MAP, COPIES, COPIED, LINES, PITCH, TO_PITCH, MAPS, APART, ROOM, PIECE, COLUMNS,
-    UNITS, STEP, BLOCK, PARTS, PART,
-) = range(1, 21)  # fmt: skip
+    IMAGES, A_IMAGE, B_IMAGE, PIXELS, B_MAP, COPIES, COPIED, LINES, PITCH, TO_PITCH, ROOM, PIECE, COLUMNS, UNITS, STEP,
+    BLOCK, PARTS, PART,
+) = range(1, 19)  # fmt: skip
 """The numbers of the tables:
 
 - images that are multiplied together, how many numbers one has in a and b, how many windows, how many pixels a map of b
 - pieces of an image of a that are copied to planes, if any; how many numbers a line of them has, how many lines there
   are, and how far they are apart, before and after
-- channels of b in a block, and how far they are apart where they are read; how many numbers an image takes in bs, and
-  how many pixels are laid out at once
+- how many numbers an image takes in bs, and how many pixels are laid out at once
 - numbers of a row of the product, a multiple of those of a vector
 - units of a group (see `collect`) and how far they are apart in the weights; how many numbers the sums of a block have;
   how many parts these have for a unit, and how far they are apart
@@ -101,26 +100,25 @@ class _Tables:
         )  # fmt: skip
 
 
-@native("ixxXXxinnnnXxXx")
-def weight_gradient(emit, calls, a, b, a_y, b_y, sums, tables, first, last, block, end, planes, bs, masked, ys):
+@native("ixxxinnnnXxx")
+def weight_gradient(emit, calls, a, b, sums, tables, first, last, block, end, planes, bs, ys):
     """Set the sums of blocks `block` .. `end` - 1 to the products of images first .. last - 1.
 
     Parameters
     ----------
     calls : addresses of `multiply`, `every`, `transpose` and `affine`.
     a, b : (n, channels, pixels), flat.
-    a_y, b_y : y, if that of the two is dy and masked to where y is not 0; else None.
     sums : for each block, row of kernel positions of b and row of a, COLUMNS numbers, flat.
     tables : numbers and arrays, as above.
-    planes, bs, masked, ys : memory, in which the padding is 0; if planes is None, a is read where it is.
+    planes, bs, ys : memory, in which the padding is 0; if planes is None, a is read where it is.
     """
     builder, zero, code = emit.builder, Integer(emit.builder, 0), _Tables(emit, calls, tables)
     first, last, block, end = (Integer(builder, value) for value in (first, last, block, end))
     number = code.numbers
     a_at, b_at, places, stored, windows, offsets, runs, from_, to, *_ = code.arrays
     rows, width = offsets.size - windows.size, number[COLUMNS]
-    laid_out, is_masked = emit.exists(planes), emit.exists(b_y)
-    a_in, b_in = builder.select(laid_out, planes, a), builder.select(is_masked, masked, b)
+    laid_out = emit.exists(planes)
+    a_in = builder.select(laid_out, planes, a)
     with first.up_to(last, number[IMAGES]) as n, block.up_to(end) as at:
         many, begin = number[IMAGES].least(last - n), a_at[at]
         a0, b0 = n * number[A_IMAGE] + begin, n * number[B_IMAGE] + b_at[at]
@@ -128,20 +126,14 @@ def weight_gradient(emit, calls, a, b, a_y, b_y, sums, tables, first, last, bloc
         copies = (many * number[COPIES]).if_(builder.and_(laid_out, other), 0)
         with zero.up_to(copies) as k:
             every.write(
-                emit, code.every, a, a0 + from_[k], number[PITCH], 1, a_y, planes, to[k], number[TO_PITCH], 1,
+                emit, code.every, a, a0 + from_[k], number[PITCH], 1, planes, to[k], number[TO_PITCH], 1,
                 number[LINES], number[COPIED],
             )  # fmt: skip
         with zero.up_to(number[B_MAP], number[PIECE]) as low:
             laid = number[PIECE].least(number[B_MAP] - low)
             with zero.up_to(many) as i:
-                begin = b0 + i * number[B_IMAGE] + low
-                with builder.if_then(is_masked):
-                    every.write(
-                        emit, code.every, b, begin, number[B_MAP], 1, b_y, masked, 0, number[APART], 1, number[MAPS],
-                        laid,
-                    )  # fmt: skip
                 transpose.write(
-                    emit, code.transpose, b_in, zero.if_(is_masked, begin), places.pointer, places.size, bs,
+                    emit, code.transpose, b, b0 + i * number[B_IMAGE] + low, places.pointer, places.size, bs,
                     i * number[ROOM], stored.pointer, laid,
                 )  # fmt: skip
             stop = number[PIECE].least(many * number[PIXELS] - low)

@@ -33,10 +33,9 @@ from llvmlite import ir
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._layout import FLOPS_PER_MICROSECOND
 from xcnn.kernels.cpu._moves import affine
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._product import multiply, product_cycles
+from xcnn.kernels.cpu._product import FLOPS_PER_MICROSECOND, multiply, product_cycles
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, FUSED, INT
@@ -129,17 +128,17 @@ def to_weights(emit, w, u, channels, row, plane, begin, end):
 
 
 @functools.cache
-def to_products(masked: bool, quarters: bool) -> Any:
-    """Return what transforms pixels, of which some are masked or not, and whose vectors are in four lines or not."""
+def to_products(quarters: bool) -> Any:
+    """Return what transforms pixels, whose vectors are in four lines or not."""
     some = 4 if quarters else 2
 
-    @native("xXnnnnnnnnnnxnnn")
-    def transform(emit, x, mask, x0, ahead, channels, height, width, top, left, rows, columns, each, v, at, row, plane):
+    @native("xnnnnnnnnnnxnnn")
+    def transform(emit, x, x0, ahead, channels, height, width, top, left, rows, columns, each, v, at, row, plane):
         """Set `v[i * plane + c * row + at + tile]` to number i of `Bt D B` of the 4x4 pixels of tiles of an image.
 
-        Tile (r, s) begins at pixel (top + 2 r, left + 2 s); pixels outside the image, and those where the mask of the
-        shape of x is 0, are 0. A vector has tiles of `each` rows, 1 or as many as fill it, 2 or 4. Up to a vector
-        beyond the tiles is overwritten. Pixels that are `ahead` of these begin to be read: memory takes its time.
+        Tile (r, s) begins at pixel (top + 2 r, left + 2 s); pixels outside the image are 0. A vector has tiles of
+        `each` rows, 1 or as many as fill it, 2 or 4. Up to a vector beyond the tiles is overwritten. Pixels that are
+        `ahead` of these begin to be read: memory takes its time.
         """
         builder, zero, lanes, part = emit.builder, Integer(emit.builder, 0), emit.lanes, _narrow(emit, some // 2)
         x0, top, at, plane, columns, each = (Integer(builder, value) for value in (x0, top, at, plane, columns, each))
@@ -161,13 +160,11 @@ def to_products(masked: bool, quarters: bool) -> Any:
                 """Return two vectors of the pixels of a line from the first, or the third one of a tile on."""
                 found = []
                 for p in range(some):
-                    y, exists = line + below * p, exist[p][move]
+                    y = line + below * p
                     inside = builder.icmp_unsigned("<", y.value, height)
                     place = x0 + (c * height + y) * width + column + apart * p
-                    source, kept = (builder.select(inside, place.of(a), nothing) for a in (x, mask))
-                    if masked:
-                        exists = part.not_equal(part.read(kept, INT(2 * move), exists), part.constant(0.0))
-                    found.append(part.read(source, INT(2 * move), exists))
+                    source = builder.select(inside, place.of(x), nothing)
+                    found.append(part.read(source, INT(2 * move), exist[p][move]))
                 return [emit.shuffle(*found[i : i + 2], range(lanes)) for i in (0, 2)] if quarters else found
 
             with zero.up_to(channels) as c, zero.up_to(rows, each) as i:
@@ -229,11 +226,10 @@ def to_sums(emit, m, at, row, plane, y, y0, ahead, targets, height, width, until
     builder.ret(builder.zext(failed, INT))
 
 
-@native("n:nnnnxXxXXXffnxinnxx")
+@native("n:nnnnxxXXXffnxinnxx")
 def winograd(
-    emit, before, product, after, write, x, mask, u, scale, shift, residual, low, high, plain, y, tables, first,
-    last, v, m,
-):  # fmt: skip
+    emit, before, product, after, write, x, u, scale, shift, residual, low, high, plain, y, tables, first, last, v, m
+):
     """Do jobs first .. last - 1 of `clip(convolution * scale + shift + residual, low, high)`, as `convolve` does.
 
     Return how often a sum was not finite. `u` is what `to_weights` makes, and v and m are memory.
@@ -258,8 +254,8 @@ def winograd(
         only, more = bands.holds("==", 1), (job + 1).holds("<", stacks * bands * groups * splits)
         ahead = (many * groups * channels * height * width).if_(only, band * 2 * width).if_(more, 0)
         with builder.if_then(builder.or_(split.holds("==", 0), job.holds("==", first))), zero.up_to(many) as i:
-            to_products(False, False).write(
-                emit, before, x, mask, ((image + i) * groups + group) * channels * height * width, ahead, channels,
+            to_products(False).write(
+                emit, before, x, ((image + i) * groups + group) * channels * height * width, ahead, channels,
                 height, width, line * 2 - top, zero - left, rows, columns, each, v, i * tiles, row, plane,
             )  # fmt: skip
         start = split * most
@@ -334,9 +330,8 @@ def _cut(channels: int, targets: int, lines: int, columns: int, n: int, least: i
 
 @functools.lru_cache(maxsize=512)
 def tiles(
-    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, masked: bool,
-    steady: bool,
-) -> Tiles | None:  # fmt: skip
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, steady: bool
+) -> Tiles | None:
     """Plan a convolution of n images, or the input gradient, in tiles; return None where it does not pay.
 
     Parameters
@@ -357,7 +352,7 @@ def tiles(
     images, pairs = 1 if steady else n, channels * targets
     vectors, (height, width) = images * -(-lines // each) * -(-columns // lanes), outs
     here = _cut(channels, targets, lines, columns, images, 1, itemsize)[0] + _CALL
-    here += pairs / lanes * 80 + vectors * (channels * (75 if masked else 45) + targets * 80)
+    here += pairs / lanes * 80 + vectors * (channels * 45 + targets * 80)
     there = 4.5 * pairs * product_cycles(-(-images * height * (width + 1) // lanes))
     there += images * (channels + targets) * height * (8 + 4 * -(-width // lanes))
     large = 16 * max(pairs, channels * columns) * itemsize > _MOST_WEIGHTS
@@ -392,14 +387,14 @@ def in_tiles(f: Tiles, n: int, arrays: list[Any], ends: tuple[float, float], bar
 
     Parameters
     ----------
-    arrays : as `convolve` takes them: x, mask, weights, scale, shift and residual.
+    arrays : as `convolve` takes them: x, weights, scale, shift and residual.
     """
-    x, mask, weight, *rest = arrays
+    x, weight, *rest = arrays
     dtype, size = x.dtype, x.itemsize
     y, u = np.empty((n, *f.shape), dtype), scratch(-1, "transformed", 16 * f.plane, dtype)
     share(to_weights(size), 25 * f.rows * f.channels, weight, u, f.channels, f.row, f.plane, n=f.rows)
-    calls = [one.address(size) for one in (to_products(mask is not None, f.quarters), multiply, to_sums, affine)]
-    fixed = (*calls, x, mask, u, *rest, *ends, bare, y, f.tables)
+    calls = [one.address(size) for one in (to_products(f.quarters), multiply, to_sums, affine)]
+    fixed = (*calls, x, u, *rest, *ends, bare, y, f.tables)
     run, failures = winograd(size), [0] * f.parts
 
     def some(part: int) -> None:

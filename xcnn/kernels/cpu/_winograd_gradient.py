@@ -18,7 +18,6 @@ import numpy as np
 from xcnn.kernels.cpu import _weight_gradient as table
 from xcnn.kernels.cpu._grids import grid, pack, padded_grid, repeat
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._moves import every
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._scratch import new_owner
 from xcnn.kernels.cpu._transpose import transpose
@@ -118,13 +117,13 @@ def _block(
         emit.write(builder.fadd(before, total), (width * k).of(y), place)
 
 
-@native("ixxXXxinnnnxxXxx")
-def _products(emit, calls, a, b, a_y, _, sums, tables, first, last, block, end, a_in, b_in, masked, tiles, products):
+@native("ixxxinnnnxxxx")
+def _products(emit, calls, a, b, sums, tables, first, last, block, end, a_in, b_in, tiles, products):
     """Set the sums of blocks `block` .. `end` - 1 to those of images first .. last - 1, as `weight_gradient` does."""
     builder, lanes, zero, whole = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
     first, last, block, end = (Integer(builder, value) for value in (first, last, block, end))
     number, arrays = whole.some(0, A_APART + 1), [whole.array(i) for i in range(LINES + 1)]
-    (copy, lay), is_masked = Integers(builder, calls).some(1, 2), emit.exists(a_y)
+    lay = Integers(builder, calls)[2]
     width, rows, apart, b_apart = (number[k] for k in (table.COLUMNS, WIDTH, A_APART, B_APART))
     b_tiles, matrix, pairs = (apart * 16).of(tiles), width * rows, width // (2 * lanes) * (2 * lanes)
     with block.up_to(end) as at, first.up_to(last, number[table.IMAGES]) as n:
@@ -132,11 +131,9 @@ def _products(emit, calls, a, b, a_y, _, sums, tables, first, last, block, end, 
         with zero.up_to(many) as i:
             a0 = (n + i) * number[table.A_IMAGE] + arrays[table.A_AT][at]
             b0 = (n + i) * number[table.B_IMAGE] + arrays[table.B_AT][at]
-            with builder.if_then(is_masked):
-                every.write(emit, copy, a, a0, 0, 1, a_y, masked, 0, 0, 1, 1, count * number[table.PIXELS])
             transpose.write(
-                emit, lay, builder.select(is_masked, masked, a), zero.if_(is_masked, a0), arrays[A_PLACES].pointer,
-                count, a_in, i * number[A_ROOM], arrays[A_STORED].pointer, number[table.PIXELS],
+                emit, lay, a, a0, arrays[A_PLACES].pointer, count, a_in, i * number[A_ROOM], arrays[A_STORED].pointer,
+                number[table.PIXELS],
             )  # fmt: skip
             transpose.write(
                 emit, lay, b, b0, arrays[table.PLACES].pointer, arrays[table.PLACES].size, b_in, i * number[table.ROOM],
@@ -164,7 +161,7 @@ def _products(emit, calls, a, b, a_y, _, sums, tables, first, last, block, end, 
             )
 
 
-def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int, cg: int, masked: bool) -> Plan | None:
+def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int, cg: int) -> Plan | None:
     """Return how to compute a weight gradient in this way, or None if it cannot be."""
     lanes = BYTES // itemsize
     if len(axes) != 2 or {(a.kernel, a.stride, a.dilation) for a in axes} != {(3, 1, 1)} or min(og, cg) < lanes:
@@ -185,7 +182,7 @@ def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int,
     g, block, a = (each.ravel() for each in np.indices((groups, starts.size, -(-og // rows))))
     tables = pack(
         [
-            images, groups * og * outs, groups * cg * pixels, outs, pixels, *[0] * 7, room, 0, width, og, cg * 9,
+            images, groups * og * outs, groups * cg * pixels, outs, pixels, *[0] * 5, room, 0, width, og, cg * 9,
             9 * part, 9, part, tiles, most, rows, a_room, line * width, a_line * rows, apart, a_apart,
         ],
         (g * og + a * rows) * outs,
@@ -208,14 +205,13 @@ def winograd(itemsize: int, n: int, axes: tuple[Any, ...], groups: int, og: int,
     memory = (
         ("gaps" if even != axes else "windows", images * a_room, even != axes),
         ("padded", images * room, True),
-        ("masked", rows * outs * masked, False),
         ("pixels", 16 * (apart + a_apart), False),
         ("sums", 16 * rows * width, False),
     )
     # For each tile, products, adding them to those before, and transforms; the last one is done once.
     cycles = tiles * (rows * b_vectors * (8 + 24 / min(most, images * tiles)) + 45 * (b_vectors + a_vectors))
     cycles += 50 * rows * b_vectors / n
-    cycles += (0.35 + 2.5 / lanes) * (pixels * width + outs * rows) + 0.3 * outs * rows * masked
+    cycles += (0.35 + 2.5 / lanes) * (pixels * width + outs * rows)
     return Plan(
         _products, tables, False, groups * og, groups * starts.size * 9 * part, memory, g.size,
         max(1, min(n, n * tiles // _TILES)), g.size * cycles, new_owner(),

@@ -8,6 +8,7 @@ Lines that are laid out have zeros between them, and an infinite weight times 0 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._convolve import convolve, folded
-from xcnn.kernels.cpu._layout import skips
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
@@ -32,6 +32,14 @@ __all__ = ["conv", "conv_inference", "conv_transpose"]
 
 _UNLIMITED = -np.inf, np.inf
 
+_MOST_SKIPPED = 4
+"""The largest number of pixels of x between windows, per kernel position, that are laid out."""
+
+
+def _skips(axes: tuple[Any, ...]) -> bool:
+    """Return whether strides pass over most pixels: laying out pixels outside all windows would be wasted work."""
+    return bool(math.prod(axis.stride for axis in axes) > _MOST_SKIPPED * math.prod(axis.kernel for axis in axes))
+
 
 @functools.cache
 def _calls(itemsize: int) -> tuple[int, ...]:
@@ -40,14 +48,14 @@ def _calls(itemsize: int) -> tuple[int, ...]:
 
 def _bound(
     x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None,
-    bare: bool, transposed: bool = False, masked: bool = False, steady: bool = False,
+    bare: bool, transposed: bool = False, steady: bool = False,
 ) -> Any:  # fmt: skip
-    """Return a function `(x, mask, weight, scale, shift, residual)` for arrays of these shapes.
+    """Return a function `(x, weight, scale, shift, residual)` for arrays of these shapes.
 
     It returns `activation(convolution * scale + shift + residual)`; scale and shift are of output channels. If it is
-    transposed, it is the input gradient of the convolution with these axes, and has no activation. Where the mask is 0,
-    x counts as 0. It is bare if there is nothing but x, mask and weight. If it is steady, an image has the same result,
-    bit for bit, in every batch. The result is NotImplemented if an array is not plain.
+    transposed, it is the input gradient of the convolution with these axes, and has no activation. It is bare if
+    there is nothing but x and weight. If it is steady, an image has the same result, bit for bit, in every batch. The
+    result is NotImplemented if an array is not plain.
     """
     n, dtype, size, limits = x.shape[0], x.dtype, x.itemsize, clamp(activation)
     ends, apply = limits or _UNLIMITED, None if activation is None or limits else applying(activation, size)
@@ -63,7 +71,7 @@ def _bound(
             return y
 
         return by_channels
-    f, bare = plan(axes, n, weight.shape, groups, size, transposed, masked), bare and (activation is None or not limits)
+    f, bare = plan(axes, n, weight.shape, groups, size, transposed), bare and (activation is None or not limits)
     call, head, middle = convolve(size), _calls(size), (*ends, bare)
     near = apply is not None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
     shape, pieces, tables, whole = (n, *f.shape), f.pieces if near else f.parts, f.tables, (f.tables, 0, f.jobs)
@@ -95,7 +103,7 @@ def _bound(
             apply(y, y, serial=False)
         return y
 
-    fast = tiles(axes, n, weight.shape, groups, size, transposed, masked, steady)
+    fast = tiles(axes, n, weight.shape, groups, size, transposed, steady)
     if fast is None:
         return run
 
@@ -110,11 +118,11 @@ def _bound(
 
 def _convolution(
     x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, shift: np.ndarray | None = None,
-    activation: tuple[Any, ...] | None = None, transposed: bool = False, mask: np.ndarray | None = None,
+    activation: tuple[Any, ...] | None = None, transposed: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Return what the function that `_bound` returns does of these arrays."""
-    run = _bound(x, weight, axes, groups, activation, shift is None, transposed, mask is not None)
-    y: np.ndarray = run(plain(x), plain(mask), plain(weight), None, plain(shift), None)
+    run = _bound(x, weight, axes, groups, activation, shift is None, transposed)
+    y: np.ndarray = run(plain(x), plain(weight), None, plain(shift), None)
     return y
 
 
@@ -128,21 +136,21 @@ def conv(
     activation: tuple[Any, ...] | None,
 ) -> Any:
     """Convolve, with bias and activation in the same pass."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
     result = _convolution(x, weight, axes, groups, shift=bias, activation=activation)
     y = None if activation is None else result  # backward keeps it
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        mask, dy = y, plain(dy)  # once for all gradients
-        if y is not None and activation != ("relu",):
-            above, dy, mask = dy, np.empty(y.shape, y.dtype), None
+        dy = plain(dy)  # once for all gradients
+        if y is not None:
+            above, dy = dy, np.empty(y.shape, y.dtype)
             gradient(activation, y, above, dy, serial=False)
         return (
-            _convolution(dy, weight, axes, groups, transposed=True, mask=mask) if needs[0] else None,
-            weight_gradients(x, dy, mask, weight, axes, groups) if needs[1] else None,
-            channel_sums(dy, mask) if needs[2] and has_bias else None,
+            _convolution(dy, weight, axes, groups, transposed=True) if needs[0] else None,
+            weight_gradients(x, dy, weight, axes, groups) if needs[1] else None,
+            channel_sums(dy) if needs[2] and has_bias else None,
         )
 
     return result, backward
@@ -160,7 +168,7 @@ def conv_inference(
 
     def run(x: Any, weight: Any, bias: Any, norm: Any, residual: Any, *_: Any) -> Any:
         scale, shift = (None, bias) if norm is None else folded(bias, norm, dtype)
-        return call(x, None, weight, scale, shift, residual)
+        return call(x, weight, scale, shift, residual)
 
     return run
 
@@ -170,14 +178,14 @@ def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
-    if not supports(x) or skips(axes):
+    if not supports(x) or _skips(axes):
         return NotImplemented
     has_bias = bias is not None
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         dy = plain(dy)
         dx = _convolution(dy, weight, axes, groups) if needs[0] else None
-        dweight = weight_gradients(dy, x, None, weight, axes, groups) if needs[1] else None
+        dweight = weight_gradients(dy, x, weight, axes, groups) if needs[1] else None
         dbias = channel_sums(dy) if needs[2] and has_bias else None
         return dx, dweight, dbias
 

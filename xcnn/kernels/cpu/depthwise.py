@@ -15,9 +15,7 @@ import numpy as np
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
 from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
-from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND
-from xcnn.kernels.cpu._moves import every
-from xcnn.kernels.cpu._product import TERMS
+from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, TERMS
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import plain
 from xcnn.kernels.cpu._transpose import transpose
@@ -136,7 +134,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     - for each band: its first pixel of x, the array of places of its pixels, its first output, the array of places of
       its outputs, and the arrays of where the windows of each phase begin, or some windows of a weight gradient
     - the kernel positions, phase by phase; for each phase how far they are from the beginning of a window
-    - arrays of places, and for each block of channels where they begin in x, in y, and among masked pixels
+    - arrays of places, and for each block of channels where they begin in x and in y
     """
     while len(axes) > 1 and axes[0].size == axes[0].kernel == axes[0].out == 1 and not axes[0].before:
         axes = axes[1:]
@@ -160,7 +158,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         return found.setdefault(places.tobytes(), (2 + len(whole.phases) + len(found), places * lanes))[0]
 
     steps: list[list[int]] = []
-    room = width = 0
+    room = 0
     for cut in range(0, first.out, each):
         some = [slice(*np.searchsorted(p.outs, (cut * line.out, (cut + each) * line.out))) for p in whole.phases]
         begins = [p.begins[s] for p, s in zip(whole.phases, some, strict=True)]
@@ -174,11 +172,11 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
             windows = [*np.split(windows[0], range(_TERMS, order.size, _TERMS))]
         pixel = int(inside[0]) if inside.size else 0
         steps.append([pixel, number(read), cut * line.out, number(order), *map(number, windows)])
-        room, width = max(room, end - begin), max(width, read.size, order.size)
+        room = max(room, end - begin)
     longest = max(map(len, steps))
     steps = [step + [number(np.zeros(0, np.int64))] * (longest - len(step)) for step in steps]
     taps, outs = whole.kernel * planes, each * line.out
-    *parts_of_memory, memory = (int(size) * lanes for size in np.cumsum([planes * room + 3, taps, width, outs, outs]))
+    *parts_of_memory, memory = (int(size) * lanes for size in np.cumsum([planes * room + 3, taps, outs, outs]))
     rows = [np.minimum(np.arange(b * lanes, (b + 1) * lanes), outputs - 1) for b in range(blocks)]
     tables = pack(
         [
@@ -192,7 +190,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         *(
             places
             for k in rows
-            for places in (k * planes // (1 if backward else multiple) * pixels, k * whole.out, (k - k[0]) * width)
+            for places in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
     by_images = min(n, count)
@@ -243,7 +241,7 @@ def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:
 
 @functools.cache
 def _addresses(itemsize: int) -> tuple[int, ...]:
-    return tuple(call.address(itemsize) for call in (every, transpose, lanes_product))
+    return tuple(call.address(itemsize) for call in (transpose, lanes_product))
 
 
 def convolve(
@@ -252,9 +250,9 @@ def convolve(
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
     way = "input" if transposed else "forward"
-    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way) if arrays[1] is None else None
+    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way)
     if by_rows is not None:
-        _share_rows(by_rows, y.dtype, arrays[0], *arrays[2:], *limits, y)
+        _share_rows(by_rows, y.dtype, *arrays, *limits, y)
         return
     plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
     run = depthwise(y.itemsize)
@@ -267,18 +265,16 @@ def convolve(
     parallel(some, plan.parts)
 
 
-def weight_gradients(
-    x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
-) -> np.ndarray:
-    """Return dweight; dy is masked to where y is not 0, unless y is None."""
+def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Axes, groups: int) -> np.ndarray:
+    """Return dweight."""
     n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
-    by_rows = _rows(axes, n, o, groups, size, "weight") if y is None else None
+    by_rows = _rows(axes, n, o, groups, size, "weight")
     if by_rows is not None:
         result = np.empty(weight.shape, dtype)
         _share_rows(by_rows, dtype, plain(x), plain(dy), result)
         return result
     plan = _plan(axes, n, o, groups, size, "weight")
-    arrays, by_blocks = [plain(a) for a in (x, dy, y)], plan.parts // plan.by_images
+    arrays, by_blocks = [plain(a) for a in (x, dy)], plan.parts // plan.by_images
     sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
     memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
 

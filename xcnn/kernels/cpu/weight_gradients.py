@@ -1,6 +1,6 @@
 """The weight gradient of a convolution on the CPU: products of dy and x, one of them with vectors of its channels.
 
-Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding and no mask
+Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding
 (`_weight_gradient.py`). With 3 x 3 kernels, fewer products of transformed tiles may do (`_winograd_gradient.py`). The
 cheapest way is chosen from counted cycles. Work is distributed over threads by images, and by channels if there are
 few images.
@@ -16,9 +16,8 @@ import numpy as np
 
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
-from xcnn.kernels.cpu._layout import CYCLES_PER_MICROSECOND
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import STRIP, multiply
+from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, STRIP, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import plain, share
 from xcnn.kernels.cpu._transpose import transpose
@@ -54,7 +53,7 @@ def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, masked: bool, swapped: bool) -> Plan:
+def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, swapped: bool) -> Plan:
     p, lanes = padded_grid(axes), BYTES // itemsize
     outs, pixels, taps = p.windows.size, p.pixels.size, p.taps.size
     images = max(1, min(n, TERMS // outs))
@@ -84,23 +83,23 @@ def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, mask
         each = [np.add.outer(np.arange(ca) * apart, places).ravel() for apart, places in pieces]
         units, step, unit_step, part, count = 1, cg * taps, og * cg * taps, columns, lines.size
     else:
-        ca, cb, a_pixels, b_pixels, copied, laid = og, cg, outs, pixels, masked, pixels
+        ca, cb, a_pixels, b_pixels, copied, laid = og, cg, outs, pixels, False, pixels
         plane, offsets, lines = outs, np.arange(outs), np.arange(og) * outs
         stored, windows, room, runs, piece = p.pixels, p.windows, p.size, p.taps[::run] * width, pixels + images * outs
-        copies, each = [og * outs, 1, 0, 0], [zero, zero]
+        copies, each = [0] * 4, [zero[:0]] * 2
         units, step, unit_step, part, count = og, taps, cg * taps, og * columns, runs.size
         sources = np.add.outer(np.arange(runs.size) * part, np.arange(run) * width)
-    maps, apart = min(width, cb), laid if swapped and masked else b_pixels
+    maps = min(width, cb)
     starts = np.maximum(0, np.minimum(np.arange(0, cb, width), cb - width))
     image = groups * ca * a_pixels
     tables = pack(
         [
-            images, image, groups * cb * b_pixels, windows.size, b_pixels, each[0].size, *copies, maps, apart,
+            images, image, groups * cb * b_pixels, windows.size, b_pixels, each[0].size, *copies,
             room * width, piece, columns, units, unit_step, runs.size * lines.size * columns, count, part,
         ],
         np.repeat(np.arange(groups) * ca * a_pixels, starts.size),
         np.add.outer(np.arange(groups) * cb, starts) * b_pixels,
-        np.minimum(np.arange(width), cb - 1) * apart,
+        np.minimum(np.arange(width), cb - 1) * b_pixels,
         stored * width,
         repeat(room * width, images, windows * width),
         np.concatenate([repeat(ca * plane if copied else image, images, offsets), lines.ravel()]),
@@ -113,7 +112,7 @@ def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, mask
     )  # fmt: skip
     # Copies are counted with what it takes to read from memory.
     moves = cb * b_pixels * (0.35 + 2.5 / min(width, b_pixels, lanes))
-    moves += 0.3 * (ca * plane * copied + cb * outs * (swapped and masked))
+    moves += 0.3 * ca * plane * copied
     cost = groups * (windows.size * cycles * runs.size * -(-lines.size // 4) + moves)
     blocks = groups * starts.size
     numbers = blocks * runs.size * lines.size * columns
@@ -122,7 +121,6 @@ def _plan(itemsize: int, n: int, axes: Axes, groups: int, og: int, cg: int, mask
     memory = (
         ("padded" if swapped else "pixels", planes, swapped),
         ("gaps" if gaps else "pixels" if swapped else "padded", vectors, gaps or not swapped),
-        ("masked", apart * maps * (swapped and masked), False),
         ("sums", ROWS * columns, False),
     )
     return Plan(
@@ -145,31 +143,29 @@ def _ways(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
     return (faster, *direct) if faster is not None and faster.cycles < _GAIN * direct[0].cycles else direct
 
 
-def weight_gradients(
-    x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, weight: np.ndarray, axes: Axes, groups: int
-) -> np.ndarray:
-    """Return dweight; dy is masked to where y is not 0, unless y is None."""
+def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Axes, groups: int) -> np.ndarray:
+    """Return dweight."""
     (o, cg), n, size = weight.shape[:2], x.shape[0], x.itemsize
-    x, dy, y = map(plain, (x, dy, y))
+    x, dy = map(plain, (x, dy))
     if depthwise.pays(weight.shape, groups, size):
-        out = depthwise.weight_gradients(x, dy, y, weight, axes, groups)
+        out = depthwise.weight_gradients(x, dy, weight, axes, groups)
         if np.isfinite(out).all():
             return out
     out = np.empty(weight.shape, x.dtype)
-    for f in (ways := _ways(size, n, axes, groups, o // groups, cg, y is not None)):
-        _compute(f, x, dy, y, out)
+    for f in (ways := _ways(size, n, axes, groups, o // groups, cg)):
+        _compute(f, x, dy, out)
         if f is ways[-1] or np.isfinite(out).all():
             break
     return out
 
 
-def _compute(f: Plan, x: np.ndarray, dy: np.ndarray, y: np.ndarray | None, out: np.ndarray) -> None:
+def _compute(f: Plan, x: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
     n, dtype, size = x.shape[0], x.dtype, x.itemsize
     most = parts(n * f.blocks, n * f.cycles / CYCLES_PER_MICROSECOND)
     by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * size)))
     by_blocks = max(1, min(most // by_images, f.blocks))
     calls, sums = _calls(size), np.empty(by_images * f.numbers, dtype)
-    arrays = (x, dy, None, y) if f.swapped else (dy, x, y, None)
+    arrays = (x, dy) if f.swapped else (dy, x)
 
     def some(part: int) -> None:
         i, block = divmod(part, by_blocks)
