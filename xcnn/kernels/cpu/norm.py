@@ -2,8 +2,8 @@
 
 The work is divided into units, each of which needs nothing of the others: the images' rows of a channel for batch norm,
 a group of channels of an image or a vector of features for the others. Both passes of a unit follow each other, while
-it is in the cache (`_normalise.py`). Maps of one pixel would make rows of one number: batch norm then works on a copy
-of which a channel is one row. The others take all pixels of a group as one row if maps have few.
+it is in the cache (`_normalise.py`). Maps of few pixels would make short rows: batch norm then works on a copy of which
+a channel is one row, the others take all pixels of a group as one row.
 """
 
 import functools
@@ -31,8 +31,8 @@ _AXES = (0, 2), (2, 3), (1,)
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
-_GROUP_BYTES = 8 * BYTES
-"""The least bytes of a row of a group norm."""
+_BATCH_BYTES, _GROUP_BYTES = 32, 8 * BYTES
+"""The least bytes of a row of batch norm, and of a group norm."""
 
 _ADJACENT = 1 << 16
 """About how many bytes of an image's maps batch norm reads before it goes on to the next image."""
@@ -57,7 +57,7 @@ class _Layout(NamedTuple):
     parts : into how many parts the work may be divided.
     room : numbers for the sums of units that are done together.
     options : of compiled code.
-    turned : the shape of the matrix that is transposed, or none.
+    turned : the shape of maps of which the first two axes are exchanged, or none.
     """
 
     table: np.ndarray
@@ -81,12 +81,12 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     if axes == (0, 2):
         n, c, p = shape
         table |= {"period": c, "of_unit": 1, "count": n * p, "units": c, "slots": c, "parameters": c}
-        if p > 1 or n == 1:
+        if p * itemsize >= _BATCH_BYTES or n == 1:
             together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // _SLOTS))
             table |= {"unit": p, "rows": n, "step": c * p, "row": p, "together": together, "slots": -(-c // together)}
         else:
-            table |= {"unit": n, "row": n}
-            turned = n, c
+            table |= {"unit": n * p, "row": n * p}
+            turned = shape
     else:
         n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
         c, units = g * s, n * g
@@ -120,14 +120,15 @@ def _turned(a: np.ndarray | None, layout: _Layout) -> Any:
     """Return an array as compiled code takes it: in C order, and with the channels first if they are turned."""
     if a is None or not layout.turned:
         return plain(a)
-    return plain(a.reshape(layout.turned).T)
+    return plain(a.reshape(layout.turned).transpose(1, 0, 2))
 
 
 def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
     """Undo `_turned`."""
     if a is None or not layout.turned:
         return a
-    return plain(a.reshape(layout.turned[::-1]).T).reshape(shape)
+    n, c, p = layout.turned
+    return plain(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
 
 
 @functools.lru_cache(maxsize=256)
