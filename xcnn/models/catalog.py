@@ -149,7 +149,8 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     found = entry(name)
     shape = found.shape if shape is None else shape
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if len(sizes) != len(found.shape) or not all(is_integer(size) and size >= 1 for size in sizes):
+    ranks = (2, 3, 4) if number_of(name) else (len(found.shape),)  # drawn networks are built for any
+    if len(sizes) not in ranks or not all(is_integer(size) and size >= 1 for size in sizes):
         wanted = ", ".join(("channels", "depth", "height", "width")[i] for i in (0, *range(5 - len(found.shape), 4)))
         raise ShapeError(f"{name}: shape must be ({wanted}), got {shown(shape)}")
     if min(sizes[1:]) < found.smallest:
