@@ -120,7 +120,7 @@ class _Cut:
         return tuple(results) if several else results[0]
 
 
-_CALL, _FORK = 8e-6, 3e-5
+_CALL, _FORK = 3e-6, 3e-5
 """Seconds of Python per call of a kernel, and those that it takes to share work out to threads."""
 
 _CACHES = ((600_000, 1e-11, 1e-11), (8_000_000, 1.5e-11, 4e-11), (math.inf, 4e-11, 8e-11))
@@ -160,7 +160,9 @@ def _count(n: int, costs: Sequence[Cost]) -> int:
     whole = sum(map(shared, seconds(n))) + _CALL * len(costs)
     large = n * max((cost.nbytes for cost in costs), default=0) > _LARGE
     best, count = whole * (1.05 if large else 0.95), 1
-    for pieces in sorted({-(-n // b) for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2)} - {1}):
+    # Two threads need as long for three pieces as for four.
+    sizes = (b for k in range(n.bit_length()) for b in (2**k, 3 * 2**k // 2))
+    for pieces in sorted({min(n, -(-n // b // 2) * 2) for b in sizes}):
         # Threads share the interpreter lock, so that the Python of all pieces takes its time one after the other.
         cut = sum(seconds(n / pieces)) * -(-pieces // _THREADS) + _CALL * len(costs) * pieces + _FORK
         if cut < best:
