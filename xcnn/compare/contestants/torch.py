@@ -49,14 +49,14 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
     if mode is not None:
         if where.type == "cpu" and case.mode == "infer":  # constant weights: batch norm is folded, weights are packed
             torch._inductor.config.freezing = True
-        model = torch.compile(model, mode=mode)
+        model = torch.compile(model, mode=mode, dynamic=False)
 
     def infer() -> Any:
         with torch.inference_mode():
             return model(x).cpu().numpy()
 
     if case.mode == "infer":
-        return infer
+        return infer if mode is None else _settled(infer)
     optimizer = _sgd(case, model.parameters())
 
     def train() -> float:
@@ -66,7 +66,32 @@ def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
         optimizer.step()
         return float(loss.item())
 
-    return train
+    return train if mode is None else _settled(train)
+
+
+_MOST = 10
+"""The most steps that are tried for one that compiles nothing."""
+
+
+def _settled(step: Step) -> Step:
+    """Return a step whose first call repeats it until nothing is compiled, so that no measured one compiles."""
+    from torch._dynamo.utils import compilation_time_metrics as compiled  # an entry per pass of each compilation
+
+    left = _MOST
+
+    def settled() -> Any:
+        nonlocal left
+        while left:
+            before = sum(map(len, compiled.values()))
+            value = step()
+            if sum(map(len, compiled.values())) > before:
+                left -= 1
+                continue
+            left = 0
+            return value
+        return step()
+
+    return settled
 
 
 def _sgd(case: Case, parameters: Any) -> Any:
