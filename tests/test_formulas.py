@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from xcnn import ops
+from xcnn import nn, ops
 from xcnn.errors import UsageError
-from xcnn.ops._formula import FORMULAS, activation_of, apply, times_slope
+from xcnn.ops._formula import FORMULAS, activation_of, apply, formula, times_slope
 from xcnn.ops._op import OPS
 from xcnn.ops._options import activation
 
@@ -77,3 +77,19 @@ def test_a_gradient_that_is_stopped_is_zero_even_if_it_is_infinite(name: str) ->
     _, backward = getattr(ops, name)(np.array([-9.0, 0.5, 9.0]))
     stopped = [0.0, np.inf, np.inf if name == "relu" else 0.0]
     assert backward(np.full(3, np.inf))[0].tolist() == stopped
+
+
+def test_a_formula_that_is_registered_again_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMULAS, "softsign", FORMULAS["softsign"])  # put back at the end
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.Softsign()), np.ones((3, 2), np.float32)
+    model(x)
+    before, home = FORMULAS["softsign"], FORMULAS["softsign"].forward.__module__
+
+    def forward(xp: object, x: np.ndarray) -> np.ndarray:
+        return 3.0 * x
+
+    forward.__module__ = home
+    formula("softsign", forward, before.slope, before.keeps)
+    np.testing.assert_allclose(model(x), 3.0 * model[0](x), rtol=1e-6)
+    formula("softsign", before.forward, before.slope, before.keeps, before.check)
+    np.testing.assert_allclose(model(x), ops.softsign(model[0](x))[0], rtol=1e-6)

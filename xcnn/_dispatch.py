@@ -35,6 +35,7 @@ __all__ = [
     "Call",
     "Compilation",
     "Formula",
+    "add_formula",
     "body",
     "bound",
     "kernel",
@@ -267,8 +268,15 @@ def switched_off() -> bool:
 
 
 def version() -> int:
-    """Return a number that changes with the kernels that are used: what is bound holds as long as it is the same."""
+    """Return a number that changes with kernels and formulas: what is bound holds as long as it is the same."""
     return _version
+
+
+def add_formula(formula: Formula) -> None:
+    """Add a formula to `FORMULAS`, or replace that of the same name; what is bound is then made again."""
+    global _version
+    FORMULAS[formula.name] = formula
+    _version += 1
 
 
 def bound(called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any]) -> Callable[..., Any] | None:

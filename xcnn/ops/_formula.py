@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, namespace
-from xcnn._dispatch import FORMULAS, Formula, body
+from xcnn._dispatch import FORMULAS, Formula, add_formula, body
 from xcnn.errors import UsageError
 from xcnn.ops._op import Gradients, Result
 
@@ -67,7 +67,7 @@ def formula(
     if name in FORMULAS and FORMULAS[name].forward.__module__ != forward.__module__:
         home = FORMULAS[name].forward.__module__
         raise UsageError(f"{name}: there is a formula of this name already, in {home}; choose another name")
-    FORMULAS[name] = Formula(name, forward, slope, keeps, check)
+    add_formula(Formula(name, forward, slope, keeps, check))
 
     def elementwise(x: Array, *options: Any) -> Result:
         xp = namespace(name, x=x)
