@@ -98,7 +98,9 @@ def test_names_and_shapes_that_do_not_fit_are_refused():
         models.build("random-0-1", (1, 7, 9))
     with pytest.raises(ShapeError, match="random-0-1: shape must be"):
         models.build("random-0-1", (1, 9, 9, 9, 9))
-    with pytest.raises(UsageError, match="unknown model 'random-0'"):
+    with pytest.raises(
+        UsageError, match="unknown model 'random-0'; a random network is random-S-I, number I of the seed S"
+    ):
         models.build("random-0")
     with pytest.raises(UsageError, match="draw: index must be an integer of at least 0, got -1"):
         models.drawn_name(0, -1)

@@ -120,12 +120,24 @@ def bench(
     if report is not None:
         if not (files := split_names(report)):
             raise UsageError(f"report takes files separated by commas, got {report!r}", setting="report")
-        for line in room.report(room.read(files)).splitlines():
+        text = room.report(room.read(files))
+        if not text:
+            raise UsageError(f"report: there is no line of bench --json in {report}", setting="report")
+        for line in text.splitlines():
             print_line(line)
         return 0
     threads = get_num_threads() if threads is None else threads
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if mode == "both" else (mode,)
+    counts = _numbers("batch_sizes", batch_sizes)
+    named: dict[str, tuple[str, Sequence[object]]] = {
+        "batch_sizes": (batch_sizes, counts),
+        "models": (models, split_names(models)),
+        "devices": (devices, ours),
+    }
+    for setting, (given, found) in named.items():
+        if not found:
+            raise UsageError(f"{setting} takes values separated by commas, got {given!r}", setting=setting)
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
     drawn = _drawn(random, seed, only)
     if show:
@@ -134,11 +146,9 @@ def bench(
         room.Case(model, batch, one, threads, size=edge)
         for one in modes
         for model in ([drawn_name(seed, index) for index in drawn] if random else split_names(models))
-        for batch in _numbers("batch_sizes", batch_sizes)
+        for batch in counts
         for edge in edges
     ]
-    if not cases or not ours:
-        raise UsageError("bench: name at least one model, one batch size and one device")
     if random:
         cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
     contestants = room.contestants(ours, peers, split_names(ways))
