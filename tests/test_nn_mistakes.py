@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcnn import nn
+from xcnn import models, nn
 from xcnn.errors import DtypeError, ShapeError, UsageError, XcnnError
 
 
@@ -192,3 +192,15 @@ def test_a_layer_without_an_op_says_so():
 
     with pytest.raises(UsageError, match=r"^Bare: a layer needs an op: class Bare\(nn\.Layer, op=\.\.\.\)$"):
         Bare()(np.ones(2))
+
+
+def test_one_image_instead_of_a_batch_is_refused_in_one_sentence():
+    message = r"^Sequential: x must be a batch \(n, c, h, w\), got one image of shape \(1, 28, 28\); pass x\[None\]$"
+    with pytest.raises(ShapeError, match=message):
+        models.build("lenet5")(np.zeros((1, 28, 28), np.float32))
+    with pytest.raises(ShapeError, match=r"must be a batch \(n, c, h, w\), got one image of shape \(3, 32, 32\)"):
+        models.build("resnet20")(np.zeros((3, 32, 32), np.float32))
+    with pytest.raises(
+        ShapeError, match=r"Linear\): linear: weight takes 400 features, x has 16 "
+    ):  # the layer's own words for a batch of another size
+        models.build("lenet5")(np.zeros((2, 1, 12, 12), np.float32))

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from xcnn._array import namespace_of
+from xcnn._array import is_array, namespace_of
 from xcnn._check import choice, integer, shown
 from xcnn._dispatch import body
-from xcnn.errors import UsageError, XcnnError, unknown
+from xcnn.errors import ShapeError, UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
@@ -185,7 +185,21 @@ class Graph(Module):
         y = infer(self._plan, x)
         if y is not NotImplemented:
             return y
-        return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value, inputs: module(value))
+        try:
+            return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value, inputs: module(value))
+        except ShapeError as error:
+            self._refuse_one_image(x, error)
+            raise
+
+    def _refuse_one_image(self, x: Any, error: ShapeError) -> None:
+        """Raise an error that says so if x, which a layer refuses, is one image where there are convolutions."""
+        kernel = next((one.data.ndim for one in self.parameters() if one.data.ndim > 2), 0)
+        if is_array(x) and x.ndim == kernel - 1:
+            axes, came = ", ".join(("n", "c", "d", "h", "w")[i] for i in (0, 1, *range(7 - kernel, 5))), tuple(x.shape)
+            name = type(self).__name__
+            raise ShapeError(
+                f"{name}: x must be a batch ({axes}), got one image of shape {came}; pass x[None]"
+            ) from error
 
     def _inner(self) -> Any:
         cls = type(self)
