@@ -346,6 +346,7 @@ def test_prepared_calls_take_arrays_of_any_layout(name, layout):
 
 @pytest.mark.parametrize("name", ["plain", "moved"])
 def test_every_step_of_a_program_is_bound(name):
+    pytest.importorskip("llvmlite")
     model, x = made(name), images(1)
     model(x), model(x)
     program = next(one for one in model._plan.joined().programs.values() if isinstance(one, _program.Program))
