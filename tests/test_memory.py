@@ -35,8 +35,8 @@ print((after - before) / 200)
 
 def test_hundreds_of_steps_leave_nothing_alive() -> None:
     per_step = run(STEPS.format(""))
-    # Bytes per step: 6 to 33 of them after the first epochs, in which the histories and NumPy's own lists of freed memory
-    # fill up (60 to 100). An array, even an empty one, takes 112.
+    # Bytes per step: 6 to 33 of them after the first epochs, in which the histories and NumPy's own lists of freed
+    # memory fill up (60 to 100). An array, even an empty one, takes 112.
     assert float(per_step) < 100
 
 

@@ -12,7 +12,7 @@ from xcnn import nn, ops, threads
 from xcnn._dispatch import portable
 from xcnn.devices import device, to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError
-from xcnn.nn import _inference
+from xcnn.nn import _inference, _program
 from xcnn.nn._observe import observing
 from xcnn.nn._plan import Fused
 
@@ -59,6 +59,10 @@ NETWORKS = {
     "whole": lambda: nn.Sequential(  # images are not computed apart
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Softmax(0), nn.Apply("subtract", other=0.5),
         nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(),
+    ),
+    "moved": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True), nn.SiLU(), nn.ChannelShuffle(2),
+        nn.Branches(nn.InstanceNorm2d(4), nn.ReLU6()), nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten(),
     ),
     "outputs": lambda: nn.Graph(
         [("a", nn.Conv2d(2, 3, 3), "x"), ("relu", nn.ReLU(), "a"), ("b", nn.Conv2d(3, 2, 3), "relu")], ("b", "relu")
@@ -328,7 +332,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["residual", "mobile", "dense", "next"])
+@pytest.mark.parametrize("name", ["residual", "mobile", "dense", "next", "moved"])
 def test_prepared_calls_take_arrays_of_any_layout(name, layout):
     model, x, change = made(name), images(1), LAYOUTS[layout]
     y, slots = model(x), [*model.named_parameters(), *model.named_buffers()]
@@ -338,6 +342,15 @@ def test_prepared_calls_take_arrays_of_any_layout(name, layout):
         slot.data = change(slot.data) if slot.data.ndim else slot.data
     np.testing.assert_array_equal(model(x), y)
     np.testing.assert_array_equal(model(change(x)), y)
+
+
+@pytest.mark.parametrize("name", ["plain", "moved"])
+def test_every_step_of_a_program_is_bound(name):
+    pytest.importorskip("llvmlite")
+    model, x = made(name), images(1)
+    model(x), model(x)
+    program = next(one for one in model._plan.joined().programs.values() if isinstance(one, _program.Program))
+    assert all(step[0] is not step[1] for step in program.steps)
 
 
 def test_prepared_calls_are_not_made_for_other_weights_or_kernels():

@@ -36,6 +36,7 @@ __all__ = [
     "Compilation",
     "Formula",
     "add_formula",
+    "binds",
     "body",
     "bound",
     "kernel",
@@ -213,6 +214,19 @@ def body(function: F) -> F:
     return dispatched  # type: ignore[return-value]
 
 
+def binds(called: Callable[..., Any]) -> Callable[[F], F]:
+    """Return a decorator of a function `(xp, *arguments)` that binds calls of a body where no kernel does.
+
+    It is written in portable code and returns what the `bind` of `kernel` returns.
+    """
+
+    def register(function: F) -> F:
+        _BINDS[BODIES[called.__name__.lstrip("_")]] = function
+        return function
+
+    return register
+
+
 def kernel(xp: ModuleType, bind: Callable[..., Any] | None = None) -> Callable[[F], F]:
     """Return a decorator that registers a kernel for the body of the same name and the arrays of one library.
 
@@ -280,13 +294,16 @@ def add_formula(formula: Formula) -> None:
 
 
 def bound(called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any]) -> Callable[..., Any] | None:
-    """Return the bound function of the kernel that handles a call of a body, see `kernel`; None if there is none."""
-    for faster in kernels(xp).get(called.__name__.lstrip("_"), ()):
+    """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none."""
+    name = called.__name__.lstrip("_")
+    for faster in kernels(xp).get(name, ()):
         bind = _BINDS.get(faster)
         function = None if bind is None else bind(*arguments)
         if function is not NotImplemented:
             return function
-    return None
+    bind = _BINDS.get(BODIES[name])
+    function = NotImplemented if bind is None else bind(xp, *arguments)
+    return None if function is NotImplemented else function
 
 
 @contextlib.contextmanager

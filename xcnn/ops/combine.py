@@ -1,12 +1,13 @@
 """Ops that combine several arrays into one: the arithmetic of two, and the concatenation of branches."""
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
-from xcnn._dispatch import body
+from xcnn._dispatch import binds, body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._formula import Activation
@@ -181,6 +182,11 @@ def _concat(xp: ModuleType, dim: int, *xs: Array) -> Result:
         return tuple(gradients)
 
     return joined(xp, dim, *xs), backward
+
+
+@binds(_concat)
+def _bind(xp: ModuleType, *arguments: Any) -> Any:
+    return functools.partial(joined, xp)  # of the same arguments
 
 
 @op(

@@ -15,7 +15,7 @@ from typing import Any
 
 from xcnn._array import Array, namespace
 from xcnn._check import check_shape, flag, integer, integers, number
-from xcnn._dispatch import body
+from xcnn._dispatch import binds, body, bound
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._formula import Activation, apply
 from xcnn.ops._normalise import View, norm
@@ -90,6 +90,22 @@ def _tracked(
         return dx, None, None, dweight, dbias, dresidual
 
     return y, backward, running_mean, running_var
+
+
+@binds(_tracked)
+def _bind(
+    xp: ModuleType, x: Array, _mean: Any, _var: Any, weight: Any, bias: Any, eps: float, view: View, *after: Any
+) -> Any:
+    """Bind normalisation by own statistics, which do not move: only y is returned."""
+    momentum, residual, activation = after
+    run = None if momentum is None else bound(norm, xp, (x, weight, bias, eps, view, None, residual, activation))
+    if run is None:
+        return NotImplemented
+
+    def call(x: Array, _mean: Any, _var: Any, weight: Any, bias: Any, *after: Any) -> Any:
+        return run(x, weight, bias, eps, view, None, after[3], activation)
+
+    return call
 
 
 Normalised = tuple[tuple[Array, Array | None, Array | None], Callable[..., Gradients]]

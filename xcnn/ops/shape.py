@@ -7,7 +7,7 @@ from typing import Any
 
 from xcnn._array import Array, namespace, set_slice, zeros
 from xcnn._check import axis, integers, is_integer, shown
-from xcnn._dispatch import body
+from xcnn._dispatch import binds, body
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._op import Gradients, Result, along, op, sample
 
@@ -21,6 +21,11 @@ def _reshape(xp: ModuleType, x: Array, sizes: tuple[int, ...]) -> Result:
     """Return x in another shape, a view if the library can make one."""
     shape = x.shape
     return xp.reshape(x, sizes), lambda dy, needs: (xp.reshape(dy, shape) if needs[0] else None,)
+
+
+@binds(_reshape)
+def _bind_reshape(xp: ModuleType, x: Array, sizes: tuple[int, ...]) -> Any:
+    return xp.reshape  # of the same arguments
 
 
 @op(

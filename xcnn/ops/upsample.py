@@ -6,12 +6,13 @@ Interpolation works along one axis at a time, and adds the taps of `_taps.py`.
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import array_api_compat
 
 from xcnn._array import Array, namespace, on_device
 from xcnn._check import choice, flag, integer, integers, number
-from xcnn._dispatch import body
+from xcnn._dispatch import binds, body
 from xcnn._taps import MODES, Taps, tables
 from xcnn.devices import like
 from xcnn.errors import ShapeError, UsageError
@@ -180,6 +181,15 @@ def _rearranged(
         return (xp.reshape(permute(xp.reshape(dy, moved), back), shape) if needs[0] else None,)
 
     return xp.reshape(permute(xp.reshape(x, split), order), joined), backward
+
+
+@binds(_rearranged)
+def _bind(xp: ModuleType, x: Array, split: tuple[int, ...], order: tuple[int, ...], joined: tuple[int, ...]) -> Any:
+    """Bind a copy of whole rows."""
+    if order[-1] != len(order) - 1:
+        return NotImplemented
+    reshape, permute = xp.reshape, xp.permute_dims
+    return lambda x, *_: reshape(permute(reshape(x, split), order), joined)
 
 
 @op("x", samples=[sample({"x": (2, 8, 2, 3)}, upscale_factor=2)], apart=lambda shape, options: len(shape) > 3)

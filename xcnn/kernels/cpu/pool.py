@@ -265,49 +265,46 @@ def _divisors(counts: tuple[tuple[int, ...], ...], divisor: int | None, sizes: t
     return windows, pixels, None if alike else each
 
 
-def _turns(axes: tuple[Any, ...]) -> bool:
-    """Return whether windows are summed along the last axis at the end."""
-    return not 0 < axes[-1].stride <= PHASES and any(axis.out < axis.size for axis in axes[:-1])
+def _passes(axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> tuple[Any, ...]:
+    """Return axes, counts and divisor of the passes of an average: two if windows are summed along the last axis last.
+
+    The first sums are then of whole vectors: columns that are listed are read singly.
+    """
+    *rows, last = axes
+    if 0 < last.stride <= PHASES or all(axis.out >= axis.size for axis in rows):
+        return ((axes, counts, divisor),)
+    first = (*rows, _Regular(last.size, last.size)), (*counts[:-1], (1,) * last.size), 1
+    return first, ((*(_Regular(axis.out, axis.out) for axis in rows), last), counts, divisor)
 
 
 def _bind_average(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
-    """Bind `_average` if it is one pass."""
-    if _turns(axes) or not supports(x):
+    """Bind the means of windows."""
+    runs, lead, dtype = [], x.shape[: x.ndim - len(axes)], x.dtype
+    for windows, *each in _passes(axes, counts, divisor) if supports(x) else ():
+        sizes = tuple([axis.size for axis in windows])
+        runs.append(_bind("sum", np.empty((*lead, *sizes), dtype), windows, _divisors(*each, sizes, dtype)[0]))
+    if not runs or NotImplemented in runs:
         return NotImplemented
-    return _bind("sum", x, axes, _divisors(counts, divisor, x.shape[x.ndim - len(axes) :], x.dtype)[0])
+    return runs[0] if len(runs) == 1 else lambda x, *_: runs[1](runs[0](x))
 
 
 def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
-    rank, shape = len(axes), x.shape
-    if _turns(axes):
-        return _in_turn(x, axes[:-1], axes[-1], counts, divisor)
-    run, sizes = _bind_average(x, axes, counts, divisor), shape[x.ndim - rank :]
+    run, lead = _bind_average(x, axes, counts, divisor), x.shape[: x.ndim - len(axes)]
     if run is NotImplemented:
         return NotImplemented
-    y = run(x)
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        _, pixels, before = _divisors(counts, divisor, sizes, dy.dtype)
-        dy = dy if before is None else dy / before
-        return (_run(_plan("sum", axes, True, dy.itemsize), dy, pixels, np.empty(shape, dy.dtype)),)
+        for windows, *each in reversed(_passes(axes, counts, divisor)):
+            sizes = tuple([axis.size for axis in windows])
+            _, pixels, before = _divisors(*each, sizes, dy.dtype)
+            dx = np.empty((*lead, *sizes), dy.dtype)
+            dy = _run(_plan("sum", windows, True, dy.itemsize), dy if before is None else dy / before, pixels, dx)
+        return (dy,)
 
-    return y, backward
-
-
-def _in_turn(x: np.ndarray, rows: tuple[Any, ...], last: Any, counts: tuple[tuple[int, ...], ...], divisor: Any) -> Any:
-    """Sum windows along all axes but the last one first, in whole vectors: columns that are listed are read singly."""
-    first = _average(x, (*rows, _Regular(last.size, last.size)), (*counts[:-1], (1,) * last.size), 1)
-    if first is NotImplemented:
-        return NotImplemented
-    sums, back = first
-    second = _average(sums, (*(_Regular(axis.out, axis.out) for axis in rows), last), counts, divisor)
-    if second is NotImplemented:
-        return NotImplemented
-    y, back_last = second
-    return y, lambda dy, needs: back(back_last(dy, (True,))[0], (True,)) if needs[0] else (None,)
+    return run(x), backward
 
 
 def _whole(axes: tuple[Any, ...], divisor: int | None) -> bool:
