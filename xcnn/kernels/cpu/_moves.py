@@ -70,41 +70,43 @@ def every(emit, x, x0, x_step, stride, y, y0, y_step, apart, rows, count):
     def steps(a: int, b: int) -> Any:
         return builder.and_(builder.icmp_signed("==", stride, INT(a)), builder.icmp_signed("==", apart, INT(b)))
 
-    single, narrow, wide = steps(1, 1), steps(2, 1), steps(1, 2)
-    with zero.up_to(rows) as i:
-        source, target = (x0 + i * x_step).of(x), (y0 + i * y_step).of(y)
+    def copy(source: Any, target: Any, place: Any, some: Any) -> None:
+        emit.write(emit.read(source, place, some), target, place, some)
 
-        def copy(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
-            emit.write(emit.read(source, places[0], some), target, places[0], some)
-            return ()
+    def halves(place: Any, some: Any) -> Any:
+        """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
+        first = builder.mul(place, two)
+        left = builder.sub(builder.mul(count, two), first)
+        return first, [some and emit.first(builder.sub(left, INT(k))) for k in (1, lanes)]
 
-        def halves(places: Any, some: Any) -> Any:
-            """Return where two vectors of every second number begin, and which of their lanes exist, or None."""
-            first = builder.mul(places[0], two)
-            left = builder.sub(builder.mul(count, two), first)
-            masks = [some and emit.first(builder.sub(left, INT(k))) for k in (1, lanes)]
-            return first, masks
+    def gather(source: Any, target: Any, place: Any, some: Any) -> None:
+        first, masks = halves(place, some)
+        pairs = zip((0, lanes - 1), masks, strict=True)
+        parts = [emit.read(source, builder.add(first, INT(k)), exist) for k, exist in pairs]
+        emit.write(emit.shuffle(parts[0], parts[1], even), target, place, some)
 
-        def gather(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
-            first, masks = halves(places, some)
-            pairs = zip((0, lanes - 1), masks, strict=True)
-            parts = [emit.read(source, builder.add(first, INT(k)), exist) for k, exist in pairs]
-            emit.write(emit.shuffle(parts[0], parts[1], even), target, places[0], some)
-            return ()
+    def scatter(source: Any, target: Any, place: Any, some: Any) -> None:
+        number, (first, masks) = emit.read(source, place, some), halves(place, some)
+        for k, exist in zip((0, lanes), masks, strict=True):
+            spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
+            exist = builder.and_(exist, alternate) if exist else alternate
+            emit.write(spread, target, builder.add(first, INT(k)), exist)
 
-        def scatter(places: Any, some: Any, _: Any, source: Any = source, target: Any = target) -> Any:
-            number, (first, masks) = emit.read(source, places[0], some), halves(places, some)
-            for k, exist in zip((0, lanes), masks, strict=True):
-                spread = emit.shuffle(number, number, [(k + lane) // 2 for lane in range(lanes)])
-                exist = builder.and_(exist, alternate) if exist else alternate
-                emit.write(spread, target, builder.add(first, INT(k)), exist)
-            return ()
+    done: Any = ir.IntType(1)(0)
+    is_short = builder.icmp_signed("<=", count, INT(lanes))
+    for chosen, move in ((steps(1, 1), copy), (steps(2, 1), gather), (steps(1, 2), scatter)):
+        with builder.if_then(chosen), builder.if_else(is_short) as (short, long):
+            with short, zero.up_to(rows) as i:  # one vector each
+                move((x0 + i * x_step).of(x), (y0 + i * y_step).of(y), INT(0), emit.first(count))
+            with long, zero.up_to(rows) as i:
+                ends = (x0 + i * x_step).of(x), (y0 + i * y_step).of(y)
 
-        done: Any = ir.IntType(1)(0)
-        for chosen, body in ((single, copy), (narrow, gather), (wide, scatter)):
-            with builder.if_then(chosen):
-                emit.span(INT(0), count, (), body)
-            done = builder.or_(done, chosen)
-        with builder.if_then(builder.not_(done)), zero.up_to(count) as each:
-            from_, to = (each * step for step in (stride, apart))
-            builder.store(builder.load(from_.of(source)), to.of(target))
+                def some(places: Any, mask: Any, _: Any, move: Any = move, ends: Any = ends) -> Any:
+                    move(*ends, places[0], mask)
+                    return ()
+
+                emit.span(INT(0), count, (), some)
+        done = builder.or_(done, chosen)
+    with builder.if_then(builder.not_(done)), zero.up_to(rows) as i, zero.up_to(count) as each:
+        from_, to = x0 + i * x_step + each * stride, y0 + i * y_step + each * apart
+        builder.store(builder.load(from_.of(x)), to.of(y))
