@@ -19,9 +19,7 @@ __all__ = ["convolve", "folded"]
 def _fold(emit, bias, mean, var, weight, add, eps, scale, shift, channels):
     """Set scale and shift of each channel so that they add a bias and apply a batch norm; either may be None."""
     builder = emit.builder
-    options = [
-        emit.or_else(emit.exists(place), place, number) for place, number in ((bias, 0.0), (weight, 1.0), (add, 0.0))
-    ]
+    options = emit.optional(bias, 0.0), emit.optional(weight, 1.0), emit.optional(add, 0.0)
     root = emit.declared("llvm.sqrt.f64", ir.FunctionType(DOUBLE, [DOUBLE]))
     with Integer(builder, 0).up_to(channels) as o:
 
@@ -70,7 +68,7 @@ def convolve(
     xs, ys : memory for planes and products.
     """
     builder, zero, tables = emit.builder, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    shifts, several = emit.or_else(emit.exists(shift), shift, 0.0)
+    shifts, several = emit.optional(shift, 0.0)
     plain = builder.trunc(plain, ir.IntType(1))
     channels, x_map, x_image, y_map, y_image, channel, cleared, pitch, w_row, width = tables.some(1, 10)
     *flags, stride, apart, units, stacks, copies, pieces, rows = tables.some(11, 10)

@@ -33,8 +33,7 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
     builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
     bases, shifts, many = Integers(builder, bases), Integers(builder, shifts), Integer(builder, many)
     x, w, f, r, y = (builder.gep(pointer, [place]) for pointer, place in ((x, x0), (w, w0), (f, f0), (r, r0), (y, y0)))
-    least, most = (emit.spread(emit.number(limit)) for limit in (low, high))
-    scale, plus = emit.load(f), emit.read(f, INT(lanes))
+    limits, scale, plus = emit.limits(low, high), emit.load(f), emit.read(f, INT(lanes))
 
     def block(i: Integer, count: int) -> None:
         starts = [bases[i + j].of(x) for j in range(count)]
@@ -51,9 +50,7 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
         for j, total in enumerate(sums):
             value = emit.fused(total, scale, plus)
             value = builder.fadd(value, emit.load(((i + j) * r_step).of(r)))
-            value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-            value = builder.select(builder.fcmp_ordered(">", value, most), most, value)
-            emit.store(value, ((i + j) * lanes).of(y))
+            emit.store(emit.clipped(value, limits), ((i + j) * lanes).of(y))
 
     done = zero
     for count in (_SUMS, 3, 1):
@@ -92,7 +89,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     (weights, added, sums), (steps, taps) = memories, (tables.array(0), tables.array(1))
     plain, width, first = weights - lanes, steps.size // bands, Integer(builder, first)
     factors = plain - 2 * lanes
-    options = [emit.or_else(emit.exists(place), place, number) for place, number in ((scale, 1.0), (shift, 0.0))]
+    options = emit.optional(scale, 1.0), emit.optional(shift, 0.0)
     _clear(emit, memory, weights)
     with first.up_to(last) as job:
         rest = job // bands

@@ -82,10 +82,8 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
         channels, multiple, x_rows, x_width, y_rows, y_width, above, left, taps, step, w0, w_step = (
             Integers(builder, numbers).some(1, 12)
         )  # fmt: skip
-        *options, (residual, each) = (
-            emit.or_else(emit.exists(a), a, number) for a, number in ((scale, 1.0), (shift, 0.0), (residual, 0.0))
-        )
-        limits = [("<", emit.spread(emit.number(low))), (">", emit.spread(emit.number(high)))]
+        options, (residual, each) = (emit.optional(scale, 1.0), emit.optional(shift, 0.0)), emit.optional(residual, 0.0)
+        limits = emit.limits(low, high)
         lines = _Lines(emit, rows_read(kernel, stride, dilation), x)
 
         def column(tap: Any, sums: list[Any], weights: Any, j: Integer) -> list[Any]:
@@ -119,9 +117,7 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
                     for total, end in reversed([*zip(sums, ends, strict=True)]):
                         value = emit.fused(total, factor, plus)
                         value = builder.fadd(value, emit.read(residual, ((end + j) * each).value, exist))
-                        for sign, limit in limits:
-                            value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
-                        emit.write(value, y, (end + j).value, exist)
+                        emit.write(emit.clipped(value, limits), y, (end + j).value, exist)
 
     return convolve
 

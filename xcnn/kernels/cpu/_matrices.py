@@ -198,17 +198,15 @@ class _Writer:
         ):  # fmt: skip
             operand, step = emit.or_else(builder.and_(exists, emit.exists(place)), number.of(place), neutral)
             operands.append((operation, operand, step))
-        limits = [builder.select(last, bound, DOUBLE(end)) for bound, end in zip(bounds, _UNLIMITED, strict=True)]
-        vectors = [emit.spread(emit.number(limit)) for limit in limits]
+        ends = [builder.select(last, bound, DOUBLE(end)) for bound, end in zip(bounds, _UNLIMITED, strict=True)]
+        limits = emit.limits(*ends)
         source, target = begin.of(self.tile), at.of(self.c)
 
         def some(places: Any, mask: Any, _: Any) -> list[Any]:
             value = emit.read(source, places[0], mask)
             for operation, operand, step in operands:
                 value = operation(value, emit.read(operand, builder.mul(places[0], step), mask))
-            for sign, limit in zip("<>", vectors, strict=True):
-                value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
-            emit.write(value, target, places[0], mask)
+            emit.write(emit.clipped(value, limits), target, places[0], mask)
             return []
 
         emit.span(INT(0), length.value, [], some)

@@ -27,7 +27,7 @@ def affine(emit, x, x0, x_step, scale, shift, row0, each, residual, low, high, y
     """
     builder, added, limits = emit.builder, emit.exists(residual), [emit.number(low), emit.number(high)]
     x0, x_step, row0, each, y0, y_step = (Integer(builder, value) for value in (x0, x_step, row0, each, y0, y_step))
-    factors = [emit.or_else(emit.exists(place), place, number) for place, number in ((scale, 1.0), (shift, 0.0))]
+    factors = emit.optional(scale, 1.0), emit.optional(shift, 0.0)
 
     def row(i: Integer, plus: bool) -> None:
         at = row0 + i * each
@@ -42,9 +42,7 @@ def affine(emit, x, x0, x_step, scale, shift, row0, each, residual, low, high, y
             value = emit.fused(value, *(emit.spread(number) for number in numbers[:2]))
             if plus:
                 value = builder.fadd(value, emit.read(other, places[0], mask))
-            for compared, limit in zip("<>", map(emit.spread, numbers[2:]), strict=True):
-                value = builder.select(builder.fcmp_ordered(compared, value, limit), limit, value)
-            emit.write(value, target, places[0], mask)
+            emit.write(emit.clipped(value, map(emit.spread, numbers[2:])), target, places[0], mask)
             return ()
 
         emit.span(INT(0), count, (), vector)

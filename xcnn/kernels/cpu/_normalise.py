@@ -81,7 +81,7 @@ class _Norm(Vectors):
         super().__init__(ir.IRBuilder(function.append_basic_block()), itemsize)
         table, *given, begin, self.end = function.args
         self.of = dict(zip(names, given, strict=False))
-        self.eps, self.limits = given[len(names)], [self.spread(self.number(one)) for one in given[-2:]]
+        self.eps, self.ends = given[len(names)], self.limits(*given[-2:])
         self.size = dict(zip(TABLE, Integers(self.builder, table).some(0, len(TABLE)), strict=True))
         self.options, self.none = options, ir.Constant(self.vector, None)
         self.begin, self.zero = Integer(self.builder, begin), Integer(self.builder, 0)
@@ -242,8 +242,7 @@ class _Forward(_Norm):
                 if "residual" in self.options:
                     value = builder.fadd(value, self.read(residual, index, mask))
                 if "limited" in self.options:
-                    for sign, limit in zip("<>", self.limits, strict=True):
-                        value = builder.select(builder.fcmp_ordered(sign, value, limit), limit, value)
+                    value = self.clipped(value, self.ends)
                 self.write(value, target, index, mask)
 
             self.each(body)
@@ -259,7 +258,7 @@ class _Backward(_Norm):
             g = self.read(dy, index, mask)
             if "limited" not in self.options:
                 return g
-            kept, (low, high) = self.read(y, index, mask), self.limits
+            kept, (low, high) = self.read(y, index, mask), self.ends
             beyond = builder.or_(builder.fcmp_ordered("<=", kept, low), builder.fcmp_ordered(">=", kept, high))
             return builder.select(beyond, self.none, g)
 

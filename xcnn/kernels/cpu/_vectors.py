@@ -7,7 +7,7 @@ written. Processors without masked loads and stores do these lane by lane.
 import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import llvmlite.binding
@@ -153,6 +153,20 @@ class Vectors:
         if not FUSED:
             return self.builder.fadd(self.builder.fmul(a, b), c)
         return self.call("fma", a.type, a.type, a, b, c)
+
+    def limits(self, low: Any, high: Any) -> list[Any]:
+        """Return two numbers of float64 as `clipped` takes them."""
+        return [self.spread(self.number(limit)) for limit in (low, high)]
+
+    def clipped(self, value: Any, limits: Iterable[Any]) -> Any:
+        """Return a vector limited to the interval between two others; NaN propagates."""
+        for sign, limit in zip("<>", limits, strict=True):
+            value = self.builder.select(self.builder.fcmp_ordered(sign, value, limit), limit, value)
+        return value
+
+    def optional(self, pointer: Any, number: float) -> tuple[Any, Any]:
+        """Return a pointer, or one to a vector of a number if it is null; and the step to the next one, 1 or 0."""
+        return self.or_else(self.exists(pointer), pointer, number)
 
     def zeros(self) -> Any:
         """Return zeros of float64."""
