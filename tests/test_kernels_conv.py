@@ -13,6 +13,7 @@ from test_kernels_processes import run
 
 from xcnn import ops
 from xcnn._dispatch import portable
+from xcnn.ops._window import window_axes
 
 pytest.importorskip("llvmlite")
 
@@ -152,3 +153,22 @@ def convolve_at_the_edge(side: str) -> None:
 @pytest.mark.parametrize("side", ["behind", "before"])
 def test_nothing_outside_of_scratch_memory_is_touched(side: str) -> None:
     run("import sys; from test_kernels_conv import convolve_at_the_edge; convolve_at_the_edge(sys.argv[1])", side)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_small_volumes_are_multiplied_plane_by_plane(transposed: bool) -> None:
+    """The lines between planes are left out of the products, and results are those of portable code."""
+    from xcnn.kernels.cpu import _stacks
+
+    maps, three = (4, 4, 6), (3, 3, 3)
+    axes = window_axes("conv", maps, three, (1, 1, 1), (1, 1, 1), (1, 1, 1))
+    p = _stacks._stack([_stacks._line(_stacks._forward(axis, False)) for axis in axes], 1, 0, 4)
+    assert _stacks._product(p, 16) == (4 * _stacks.product_cycles(2), p.steps[0])  # 27 places are two vectors
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((3, 8, *maps)), rng.standard_normal((8, 8, *three))
+    convolve = ops.conv_transpose3d if transposed else ops.conv3d
+    y, backward = convolve(x, weight, None, padding=1)
+    with portable(np):
+        wanted, expected = convolve(x, weight, None, padding=1)
+    for one, other in zip((y, *backward(y)[:2]), (wanted, *expected(y)[:2]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)

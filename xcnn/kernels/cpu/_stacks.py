@@ -7,7 +7,8 @@ an input gradient, the pixels of x that are `stride` apart make a residue, and i
 The pixels of a phase are stored as a plane, line by line, so a tap is a shift of the plane. Padding is stored between
 lines only: reads beyond the end of a line get the padding before the next one. Or, along the last axis, each tap has a
 plane of its own, shifted already and with the padding that it reads. So lines have no gaps: products of small maps take
-fewer vectors, and results may be written where they go, but more is copied. `_cycles` counts what takes less time.
+fewer vectors, and results may be written where they go, but more is copied. `_cycles` counts what takes less time. The
+lines between the planes of an image of three axes are not multiplied if that takes less time, plane by plane.
 
 A plane holds a *stack*, the images of a few: line 0 of all images, then line 1, and so on, so that padding above and
 below costs nothing, vectors are full, and the weights are read once for all. A large image is cut into *bands* of lines
@@ -277,12 +278,22 @@ def _direct(ways: list[_Way], p: _Stack, targets: int, itemsize: int) -> bool:
     )  # fmt: skip
 
 
+def _product(p: _Stack, lanes: int) -> tuple[float, int]:
+    """Return about how many cycles two rows of one term take, and how many places are multiplied together.
+
+    They are those along the last two axes, if it takes less time not to multiply the lines between them.
+    """
+    whole, count = product_cycles(-(-p.length // lanes)), p.lines[0].outs
+    each = count * product_cycles(-(-(p.length - (count - 1) * p.steps[0]) // lanes))
+    return (each, p.steps[0]) if each < whole else (whole, p.length)
+
+
 def _cycles(ways: list[_Way], p: _Stack, n: int, channels: int, targets: int, taps: int, itemsize: int) -> float:
     """Return about how many cycles a group takes: those of products, and of copies into planes and out of buffers."""
     lanes, bands = BYTES // itemsize, -(-ways[p.along].residues[0].outs // p.band)
     planes, outs = math.prod(len(q.phases) for q in p.lines) * p.plane, math.prod(way.targets for way in ways)
     length = STRIP * lanes if _direct(ways, p, targets, itemsize) else ways[2].targets
-    vectors = product_cycles(-(-p.length // lanes))
+    vectors, _ = _product(p, lanes)
 
     def moved(lines: int, length: int, vector: float) -> float:
         return _CALL + lines * (_ROW + -(-length // lanes) * vector)
@@ -389,7 +400,8 @@ def _plan(
     blocks = -(-jobs // (count * len(bands) * groups))
     blocks = max(1, blocks if in_place else min(blocks, most_blocks))
     block = _round_up(-(-targets // blocks), 32)
-    at_once = p.length if in_place else min(p.length, max(p.steps[1], _SUM_BYTES // (min(block, _ROWS) * itemsize)))
+    at_once = p.length if in_place else max(p.steps[1], _SUM_BYTES // (min(block, _ROWS) * itemsize))
+    at_once = min(at_once, _product(p, lanes)[1])
     width = _round_up(at_once, 16)
     most = _ROWS if direct else max(8, _SUM_BYTES // (width * itemsize) // 8 * 8)
     if transposed and taps == 1:
