@@ -234,8 +234,8 @@ def kernels(session: nox.Session) -> None:
     """Compare the kernels for the CPU with the portable code in 1,000 random calls of every body, between guard pages.
 
     Takes about half an hour. `-- --bodies conv --first 381 --count 1` repeats a call. The vectors of other processors
-    are used with `XCNN_CPU_NAME=x86-64-v2` in the environment. First the calls that no kernel takes in 60 random networks
-    are listed.
+    are used with `XCNN_CPU_NAME=x86-64-v2` in the environment. First the calls that no kernel takes in 60 random
+    networks are listed.
     """
     session.install(".[test]")
     session.run("python", "tests/portable_calls.py", "--seed", "1")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xcnn import nn, ops, threads
-from xcnn._dispatch import portable
+from xcnn._dispatch import kernel, kernels, portable
 from xcnn.devices import device, to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError
 from xcnn.nn import _inference, _program
@@ -351,6 +351,28 @@ def test_every_step_of_a_program_is_bound(name):
     model(x), model(x)
     program = next(one for one in model._plan.joined().programs.values() if isinstance(one, _program.Program))
     assert all(step[0] is not step[1] for step in program.steps)
+
+
+@pytest.mark.parametrize("name", ["conv_inference", "reshape"])
+def test_a_kernel_that_binds_nothing_is_asked_at_each_call(name):
+    model, x, asked = made("plain"), images(1), []
+
+    def late(*arguments):
+        asked.append(len(arguments))
+        return NotImplemented
+
+    late.__name__ = name
+    wanted, count = model(x), len(kernels(np).get(name, ()))
+    kernel(np)(late)
+    try:
+        for _ in range(3):
+            before = len(asked)
+            np.testing.assert_array_equal(model(x), wanted)
+            assert len(asked) > before
+    finally:
+        del kernels(np)[name][: len(kernels(np)[name]) - count]
+        if not count:
+            del kernels(np)[name]
 
 
 def test_prepared_calls_are_not_made_for_other_weights_or_kernels():

@@ -296,9 +296,10 @@ def add_formula(formula: Formula) -> None:
 def bound(called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any]) -> Callable[..., Any] | None:
     """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none."""
     name = called.__name__.lstrip("_")
-    for faster in kernels(xp).get(name, ()):
-        bind = _BINDS.get(faster)
-        function = None if bind is None else bind(*arguments)
+    for bind in map(_BINDS.get, kernels(xp).get(name, ())):
+        if bind is None:  # this kernel has to be asked at each call
+            return None
+        function: Callable[..., Any] = bind(*arguments)
         if function is not NotImplemented:
             return function
     bind = _BINDS.get(BODIES[name])
