@@ -204,3 +204,20 @@ def test_one_image_instead_of_a_batch_is_refused_in_one_sentence():
         ShapeError, match=r"Linear\): linear: weight takes 400 features, x has 16 "
     ):  # the layer's own words for a batch of another size
         models.build("lenet5")(np.zeros((2, 1, 12, 12), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        (
+            [nn.Linear(10, 32), nn.ReLU(), nn.Unflatten(1, (4, 8)), nn.Conv1d(4, 4, 3)],
+            (5, 9),
+            "weight takes 10 features, x has 9",
+        ),
+        ([nn.Conv2d(1, 4, 3)], (32, 28, 28), "weight takes 1 input channel, x has 32"),
+        ([nn.Conv2d(3, 4, 3)], (8, 8, 3), "weight takes 3 input channels, x has 8"),
+    ],
+)
+def test_an_array_that_is_not_one_image_is_refused_in_the_words_of_the_layer(layers, shape, message):
+    with pytest.raises(ShapeError, match=f"^0 .*{message}"):
+        nn.Sequential(*layers)(np.zeros(shape, np.float32))

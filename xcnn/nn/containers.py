@@ -192,9 +192,15 @@ class Graph(Module):
             raise
 
     def _refuse_one_image(self, x: Any, error: ShapeError) -> None:
-        """Raise an error that says so if x, which a layer refuses, is one image where there are convolutions."""
-        kernel = next((one.data.ndim for one in self.parameters() if one.data.ndim > 2), 0)
-        if is_array(x) and x.ndim == kernel - 1:
+        """Raise an error that says so if x, which a layer refuses, is one image that the first layer would take.
+
+        Otherwise the words of the layer are right: a convolution refuses other channels, and x may be no image at all.
+        """
+        weights = ((one, getattr(one, "weight", None)) for _, one in self.modules())
+        layer, kernel = next(
+            ((one, w.data.ndim) for one, w in weights if isinstance(w, Parameter) and w.data.ndim > 1), (None, 0)
+        )
+        if is_array(x) and x.ndim == kernel - 1 and getattr(layer, "in_channels", None) == x.shape[0]:
             axes, came = ", ".join(("n", "c", "d", "h", "w")[i] for i in (0, 1, *range(7 - kernel, 5))), tuple(x.shape)
             name = type(self).__name__
             raise ShapeError(
