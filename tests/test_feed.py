@@ -228,10 +228,12 @@ def test_targets_outside_of_a_tuple_are_told_the_fix():
 def test_one_example_alone_is_told_the_fix():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
     trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(
-        ShapeError, match=r"BatchNorm2d: x must .* got shape .*; one example alone is passed as x\[None\]$"
-    ):
+    with pytest.raises(ShapeError) as caught:
         trainer.predict(IMAGES[0])
+    assert str(caught.value).endswith("got one image of shape (3, 6, 6); pass x[None]")
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
+    with pytest.raises(ShapeError, match=r"linear: .*; one example alone is passed as x\[None\]$"):
+        Trainer(dense, optim.SGD(dense.parameters(), lr=0.1)).predict(IMAGES[0])
     assert trainer.predict(IMAGES[0][None]).shape == (1, 3)
     for one in (IMAGES[:, :1], IMAGES[0, 0]):
         with pytest.raises(ShapeError) as caught:

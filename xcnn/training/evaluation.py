@@ -255,4 +255,6 @@ def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 
             answer(next(inputs("predict: x", x[None], batch_size, where)))
         except Exception:
             raise ShapeError(refused) from None
+        if "x[None]" in refused:  # the network has said so
+            raise ShapeError(refused)
         raise ShapeError(f"{refused}; one example alone is passed as x[None]")
