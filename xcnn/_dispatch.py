@@ -139,6 +139,7 @@ FORMULAS: dict[str, Formula] = {}
 _REGISTERED: dict[ModuleType, Kernels] = {}
 _KERNELS: dict[ModuleType, Kernels] = {}
 _BINDS: dict[Callable[..., Any], Callable[..., Any]] = {}
+_WHOLE: dict[Callable[..., Any], Callable[..., Any]] = {}
 _LOCK, _PORTABLE = threading.RLock(), threading.RLock()
 _version = 0
 
@@ -227,7 +228,9 @@ def binds(called: Callable[..., Any]) -> Callable[[F], F]:
     return register
 
 
-def kernel(xp: ModuleType, bind: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def kernel(
+    xp: ModuleType, bind: Callable[..., Any] | None = None, whole: Callable[..., Any] | None = None
+) -> Callable[[F], F]:
     """Return a decorator that registers a kernel for the body of the same name and the arrays of one library.
 
     The kernel is tried before those already registered, which get the calls for which it returns NotImplemented.
@@ -238,13 +241,15 @@ def kernel(xp: ModuleType, bind: Callable[..., Any] | None = None) -> Callable[[
     bind : a function of the kernel's arguments. It returns NotImplemented, or a function of the same arguments that may
         rely on the shapes and dtypes of arrays, and on options, but on nothing else. That returns only the first result
         of the body, or NotImplemented, for example for other strides.
+    whole : the same, but its function returns all that the body returns, such as its backward pass.
     """
 
     def register(function: F) -> F:
         global _version
         _REGISTERED.setdefault(xp, {}).setdefault(function.__name__, []).insert(0, function)
-        if bind is not None:
-            _BINDS[function] = bind
+        for binds, one in ((_BINDS, bind), (_WHOLE, whole)):
+            if one is not None:
+                binds[function] = one
         _version += 1
         return function
 
@@ -293,15 +298,19 @@ def add_formula(formula: Formula) -> None:
     _version += 1
 
 
-def bound(called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any]) -> Callable[..., Any] | None:
+def bound(
+    called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any], whole: bool = False
+) -> Callable[..., Any] | None:
     """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none."""
-    name = called.__name__.lstrip("_")
-    for bind in map(_BINDS.get, kernels(xp).get(name, ())):
+    name, binds = called.__name__.lstrip("_"), _WHOLE if whole else _BINDS
+    for bind in map(binds.get, kernels(xp).get(name, ())):
         if bind is None:  # this kernel has to be asked at each call
             return None
         function: Callable[..., Any] = bind(*arguments)
         if function is not NotImplemented:
             return function
+    if whole:
+        return functools.partial(BODIES[name], xp)
     bind = _BINDS.get(BODIES[name])
     function = NotImplemented if bind is None else bind(xp, *arguments)
     return None if function is NotImplemented else function

@@ -8,7 +8,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.threads import parallel, parts
 
-__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "plain", "share", "supports"]
+__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "plain", "share", "supports", "whole"]
 
 NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -35,15 +35,33 @@ def plain(a: Any) -> Any:
 
 
 def binding(bind: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function that binds calls of the body of its name (see `kernel`); single calls are bound as well."""
+    """Decorate a function that binds calls of the body of its name (see `kernel`), which has one result."""
+    kernel(np, bind)(_calling(bind))
+    return bind
+
+
+def whole(first: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a function that binds calls of the body of its name with all results, such as its backward pass.
+
+    `first` is what binds calls of which only the first result is needed.
+    """
+
+    def decorate(bind: Callable[..., Any]) -> Callable[..., Any]:
+        kernel(np, first, bind)(_calling(bind))
+        return bind
+
+    return decorate
+
+
+def _calling(bind: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel that binds each call."""
 
     def call(*arguments: Any) -> Any:
         run = bind(*arguments)
         return run if run is NotImplemented else run(*[plain(a) if isinstance(a, np.ndarray) else a for a in arguments])
 
     call.__name__, call.__module__ = bind.__name__, bind.__module__
-    kernel(np, bind)(call)
-    return bind
+    return call
 
 
 def share(function: Callable[..., object], work: int, *arguments: Any, n: int | None = None) -> None:

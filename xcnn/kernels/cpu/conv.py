@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._convolve import convolve, folded
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._scratch import cleared, scratch
-from xcnn.kernels.cpu._share import binding, plain, supports
+from xcnn.kernels.cpu._share import binding, plain, supports, whole
 from xcnn.kernels.cpu._stacks import plan
 from xcnn.kernels.cpu._sums import channel_sums
 from xcnn.kernels.cpu._winograd import in_tiles, tiles
-from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
+from xcnn.kernels.cpu.elementwise import applying, clamp, sloping
 from xcnn.kernels.cpu.weight_gradients import weight_gradients
 from xcnn.threads import parallel
 
@@ -47,20 +46,20 @@ def _calls(itemsize: int) -> tuple[int, ...]:
 
 
 def _bound(
-    x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None,
-    bare: bool, transposed: bool = False, steady: bool = False,
+    n: int, dtype: Any, weights: tuple[int, ...], axes: tuple[Any, ...], groups: int,
+    activation: tuple[Any, ...] | None, bare: bool, transposed: bool = False, steady: bool = False,
 ) -> Any:  # fmt: skip
-    """Return a function `(x, weight, scale, shift, residual)` for arrays of these shapes.
+    """Return a function `(x, weight, scale, shift, residual)` for n images, and weights of a shape.
 
     It returns `activation(convolution * scale + shift + residual)`; scale and shift are of output channels. If it is
     transposed, it is the input gradient of the convolution with these axes, and has no activation. It is bare if
     there is nothing but x and weight. If it is steady, an image has the same result, bit for bit, in every batch. The
     result is NotImplemented if an array is not plain.
     """
-    n, dtype, size, limits = x.shape[0], x.dtype, x.itemsize, clamp(activation)
+    size, limits = dtype.itemsize, clamp(activation)
     ends, apply = limits or _UNLIMITED, None if activation is None or limits else applying(activation, size)
-    if depthwise.pays(weight.shape, groups, size):
-        o, sizes = weight.shape[0], [axis.size if transposed else axis.out for axis in axes]
+    if depthwise.pays(weights, groups, size):
+        o, sizes = weights[0], [axis.size if transposed else axis.out for axis in axes]
         shape: tuple[int, ...] = (n, groups if transposed else o, *sizes)
 
         def by_channels(*arrays: Any) -> np.ndarray:
@@ -71,7 +70,7 @@ def _bound(
             return y
 
         return by_channels
-    f, bare = plan(axes, n, weight.shape, groups, size, transposed), bare and (activation is None or not limits)
+    f, bare = plan(axes, n, weights, groups, size, transposed), bare and (activation is None or not limits)
     call, head, middle = convolve(size), _calls(size), (*ends, bare)
     near = apply is not None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
     shape, pieces, tables, whole = (n, *f.shape), f.pieces if near else f.parts, f.tables, (f.tables, 0, f.jobs)
@@ -103,7 +102,7 @@ def _bound(
             apply(y, y, serial=False)
         return y
 
-    fast = tiles(axes, n, weight.shape, groups, size, transposed, steady)
+    fast = tiles(axes, n, weights, groups, size, transposed, steady)
     if fast is None:
         return run
 
@@ -116,44 +115,40 @@ def _bound(
     return by_tiles
 
 
-def _convolution(
-    x: np.ndarray, weight: np.ndarray, axes: tuple[Any, ...], groups: int, shift: np.ndarray | None = None,
-    activation: tuple[Any, ...] | None = None, transposed: bool = False,
-) -> np.ndarray:  # fmt: skip
-    """Return what the function that `_bound` returns does of these arrays."""
-    run = _bound(x, weight, axes, groups, activation, shift is None, transposed)
-    y: np.ndarray = run(plain(x), plain(weight), None, plain(shift), None)
-    return y
-
-
-@kernel(np)
+@whole()
 def conv(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    axes: tuple[Any, ...],
-    groups: int,
-    activation: tuple[Any, ...] | None,
+    x: np.ndarray, weight: np.ndarray, bias: Any, axes: tuple[Any, ...], groups: int, activation: tuple[Any, ...] | None
 ) -> Any:
     """Convolve, with bias and activation in the same pass."""
     if not supports(x) or _skips(axes):
         return NotImplemented
-    has_bias = bias is not None
-    result = _convolution(x, weight, axes, groups, shift=bias, activation=activation)
-    y = None if activation is None else result  # backward keeps it
+    n, dtype, weights = x.shape[0], x.dtype, weight.shape
+    call = _bound(n, dtype, weights, axes, groups, activation, bare=bias is None)
+    back = functools.cache(lambda: _bound(n, dtype, weights, axes, groups, None, bare=True, transposed=True))
+    gradients = functools.cache(lambda: weight_gradients(n, dtype, weights, axes, groups))
+    slope = sloping(activation, dtype.itemsize)
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dy = plain(dy)  # once for all gradients
-        if y is not None:
-            above, dy = dy, np.empty(y.shape, y.dtype)
-            gradient(activation, y, above, dy, serial=False)
-        return (
-            _convolution(dy, weight, axes, groups, transposed=True) if needs[0] else None,
-            weight_gradients(x, dy, weight, axes, groups) if needs[1] else None,
-            channel_sums(dy) if needs[2] and has_bias else None,
-        )
+    def run(x: np.ndarray, weight: np.ndarray, bias: Any, *_: Any) -> Any:
+        x, weight = plain(x), plain(weight)  # as backward takes them
+        result = call(x, weight, None, bias, None)
+        if result is NotImplemented:
+            return NotImplemented
+        y, has_bias = None if slope is None else result, bias is not None  # backward keeps y
 
-    return result, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            dy = plain(dy)  # once for all gradients
+            if slope is not None:
+                above, dy = dy, np.empty(dy.shape, dtype)
+                slope(dy, y, above, serial=False)
+            return (
+                back()(dy, weight, None, None, None) if needs[0] else None,
+                gradients()(x, dy) if needs[1] else None,
+                channel_sums(dy) if needs[2] and has_bias else None,
+            )
+
+        return result, backward
+
+    return run
 
 
 @binding
@@ -164,7 +159,7 @@ def conv_inference(
     if not supports(x):
         return NotImplemented
     dtype, bare = x.dtype, bias is None and norm is None and residual is None
-    call = _bound(x, weight, axes, groups, activation, bare, steady=True)
+    call = _bound(x.shape[0], dtype, weight.shape, axes, groups, activation, bare, steady=True)
 
     def run(x: Any, weight: Any, bias: Any, norm: Any, residual: Any, *_: Any) -> Any:
         scale, shift = (None, bias) if norm is None else folded(bias, norm, dtype)
@@ -173,20 +168,30 @@ def conv_inference(
     return run
 
 
-@kernel(np)
+@whole()
 def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:
     """Spread x over the kernels: this is the input gradient of the convolution with these axes."""
     if not supports(x) or _skips(axes):
         return NotImplemented
-    has_bias = bias is not None
+    n, dtype, weights = x.shape[0], x.dtype, weight.shape
+    call = _bound(n, dtype, weights, axes, groups, None, bare=bias is None, transposed=True)
+    back = functools.cache(lambda: _bound(n, dtype, weights, axes, groups, None, bare=True))
+    gradients = functools.cache(lambda: weight_gradients(n, dtype, weights, axes, groups))
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dy = plain(dy)
-        dx = _convolution(dy, weight, axes, groups) if needs[0] else None
-        dweight = weight_gradients(dy, x, weight, axes, groups) if needs[1] else None
-        dbias = channel_sums(dy) if needs[2] and has_bias else None
-        return dx, dweight, dbias
+    def run(x: np.ndarray, weight: np.ndarray, bias: Any, *_: Any) -> Any:
+        x, weight = plain(x), plain(weight)  # as backward takes them
+        result, has_bias = call(x, weight, None, bias, None), bias is not None
+        if result is NotImplemented:
+            return NotImplemented
 
-    return _convolution(x, weight, axes, groups, shift=bias, transposed=True), backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            dy = plain(dy)
+            dx = back()(dy, weight, None, None, None) if needs[0] else None
+            dweight = gradients()(dy, x) if needs[1] else None
+            return dx, dweight, channel_sums(dy) if needs[2] and has_bias else None
+
+        return result, backward
+
+    return run

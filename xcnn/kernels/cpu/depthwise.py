@@ -7,7 +7,7 @@ distributed over threads by images, by blocks of channels, and by bands.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, row
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, TERMS
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import plain
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.threads import parallel, parts
@@ -265,27 +264,35 @@ def convolve(
     parallel(some, plan.parts)
 
 
-def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Axes, groups: int) -> np.ndarray:
-    """Return dweight."""
-    n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
-    by_rows = _rows(axes, n, o, groups, size, "weight")
+def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
+    """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
+    o, size = shape[0], dtype.itemsize
+    by_rows, room = _rows(axes, n, o, groups, size, "weight"), math.prod(shape[1:]) * BYTES // size
     if by_rows is not None:
-        result = np.empty(weight.shape, dtype)
-        _share_rows(by_rows, dtype, plain(x), plain(dy), result)
-        return result
-    plan = _plan(axes, n, o, groups, size, "weight")
-    arrays, by_blocks = [plain(a) for a in (x, dy)], plan.parts // plan.by_images
-    sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
+
+        def of_rows(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+            result = np.empty(shape, dtype)
+            _share_rows(by_rows, dtype, x, dy, result)
+            return result
+
+        return of_rows
+    plan, run, addresses = _plan(axes, n, o, groups, size, "weight"), depthwise_weight_gradient(size), _addresses(size)
     memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
+    by_images, by_blocks = plan.by_images, plan.parts // plan.by_images
 
-    def some(part: int) -> None:
-        i, b = divmod(part, by_blocks)
-        depthwise_weight_gradient(size)(
-            *_addresses(size), *arrays, sums[i], plan.tables, n * i // plan.by_images, n * (i + 1) // plan.by_images,
-            plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
-            *(scratch(0, name, room, dtype) for name, room in memory.items()),
-        )  # fmt: skip
+    def of_channels(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+        sums = np.empty((by_images, math.prod(shape)), dtype)
 
-    parallel(some, plan.parts)
-    total: np.ndarray = sums[0] if plan.by_images == 1 else sums.sum(axis=0)
-    return total.reshape(weight.shape)
+        def some(part: int) -> None:
+            i, b = divmod(part, by_blocks)
+            run(
+                *addresses, x, dy, sums[i], plan.tables, n * i // by_images, n * (i + 1) // by_images,
+                plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
+                *(scratch(0, name, room, dtype) for name, room in memory.items()),
+            )  # fmt: skip
+
+        parallel(some, plan.parts)
+        total: np.ndarray = sums[0] if by_images == 1 else sums.sum(axis=0)
+        return total.reshape(shape)
+
+    return of_channels

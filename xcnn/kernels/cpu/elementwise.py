@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import FORMULAS, Formula, kernel
+from xcnn._dispatch import FORMULAS, Formula
 from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._native import address
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._trace import Namespace
 
-__all__ = ["applying", "clamp", "elementwise", "gradient", "in_place", "split"]
+__all__ = ["applying", "clamp", "elementwise", "gradient", "in_place", "sloping", "split"]
 
 
 _FEW = 10_000
@@ -75,6 +75,11 @@ def applying(
         share(part, cost, n=n)
 
     return run
+
+
+def sloping(activation: tuple[Any, ...] | None, itemsize: int) -> Callable[..., None] | None:
+    """Return a function `(dx, kept, dy, serial=True)` that sets dx to `dy * slope(kept)`; None if there is none."""
+    return None if activation is None else applying(activation, itemsize, _gradient, 2)
 
 
 def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:
@@ -137,21 +142,25 @@ def _bind(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
     return run
 
 
-@kernel(np, _bind)
+@whole(_bind)
 def elementwise(x: np.ndarray, activation: tuple[Any, ...]) -> Any:
     """Apply a formula to an array."""
     run = _bind(x, activation)
     if run is NotImplemented:
         return NotImplemented
-    result = run(x)
-    keeps_x = FORMULAS[activation[0]].keeps == "x"
-    x, y = (x, None) if keeps_x else (None, result)  # type: ignore[assignment]  # backward keeps one of them
+    keeps_x, slope = FORMULAS[activation[0]].keeps == "x", applying(activation, x.itemsize, _gradient, 2)
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if not needs[0]:
-            return (None,)
-        dx, kept = np.empty(dy.shape, dy.dtype), x if y is None else y
-        gradient(activation, np.ascontiguousarray(kept), np.ascontiguousarray(dy), dx, serial=False)
-        return (dx,)
+    def both(x: np.ndarray, _: Any) -> Any:
+        result = run(x)
+        x, y = (x, None) if keeps_x else (None, result)  # type: ignore[assignment]  # backward keeps one of them
 
-    return result, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            if not needs[0]:
+                return (None,)
+            dx, kept = np.empty(dy.shape, dy.dtype), x if y is None else y
+            slope(dx, np.ascontiguousarray(kept), np.ascontiguousarray(dy), serial=False)
+            return (dx,)
+
+        return result, backward
+
+    return both

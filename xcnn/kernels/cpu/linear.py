@@ -13,8 +13,8 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._convolve import folded
 from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
-from xcnn.kernels.cpu._share import binding, plain, supports
-from xcnn.kernels.cpu.elementwise import applying, clamp, gradient, in_place
+from xcnn.kernels.cpu._share import binding, plain, supports, whole
+from xcnn.kernels.cpu.elementwise import applying, clamp, sloping
 
 __all__ = ["linear", "linear_inference", "matmul"]
 
@@ -41,35 +41,41 @@ def _backward(n: int, i: int, o: int, itemsize: int, dx: bool, dweight: bool, db
     return table(itemsize, *(product for needed, product in wanted if needed))
 
 
-@kernel(np)
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, activation: tuple[Any, ...] | None) -> Any:
+@whole()
+def linear(x: np.ndarray, weight: np.ndarray, bias: Any, activation: tuple[Any, ...] | None) -> Any:
     """Multiply, and apply bias and activation in the same pass; all gradients are another pass."""
     if not supports(x) or not weight.size:
         return NotImplemented
-    shape, (o, i), size, has_bias = x.shape, weight.shape, x.itemsize, bias is not None
-    interval, n, result = clamp(activation), x.size // i, np.empty((*shape[:-1], o), x.dtype)
-    x, weight, bias = plain(x), plain(weight), plain(bias)
-    arrays = x, weight, result, None, None, None
-    multiplied(_forward(n, i, o, size), size, arrays, (None, bias, None), interval)
-    if interval is None:
-        in_place(activation, result, serial=False)
-    y = None if activation is None else result  # backward keeps it
+    shape, (o, i), dtype, size, interval = x.shape, weight.shape, x.dtype, x.itemsize, clamp(activation)
+    n, y_shape = x.size // i, (*shape[:-1], o)
+    products, slope = _forward(n, i, o, size), sloping(activation, size)
+    apply = None if activation is None or interval else applying(activation, size)
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dx = np.empty(shape, x.dtype) if needs[0] else None
-        dweight = np.empty((o, i), x.dtype) if needs[1] else None
-        dbias = np.empty(o, x.dtype) if needs[2] and has_bias else None
-        dy = plain(dy)
-        if y is not None:
-            source, dy = dy, np.empty(dy.shape, x.dtype)
-            gradient(activation, y, source, dy, serial=False)
-        found = dx, dweight, dbias
-        needed = [a is not None for a in found]
-        if any(needed):
-            multiplied(_backward(n, i, o, size, *needed), size, (x, weight, dy, *found))
-        return found
+    def run(x: np.ndarray, weight: np.ndarray, bias: Any, _: Any) -> Any:
+        result, has_bias = np.empty(y_shape, dtype), bias is not None
+        arrays, after = (x, weight, result, None, None, None), (None, bias, None)
+        if multiplied(products, size, arrays, after, interval) is NotImplemented:
+            return NotImplemented
+        if apply is not None:
+            apply(result, result, serial=False)
+        y = None if slope is None else result  # backward keeps it
 
-    return result, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            dx = np.empty(shape, dtype) if needs[0] else None
+            dweight = np.empty((o, i), dtype) if needs[1] else None
+            dbias = np.empty(o, dtype) if needs[2] and has_bias else None
+            dy = plain(dy)
+            if slope is not None:
+                source, dy = dy, np.empty(dy.shape, dtype)
+                slope(dy, y, source, serial=False)
+            needed = dx is not None, dweight is not None, dbias is not None
+            if True in needed:
+                multiplied(_backward(n, i, o, size, *needed), size, (x, weight, dy, dx, dweight, dbias))
+            return dx, dweight, dbias
+
+        return result, backward
+
+    return run
 
 
 @binding

@@ -14,7 +14,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import ROW, traced
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import plain, share, supports
+from xcnn.kernels.cpu._share import plain, share, supports, whole
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, window_pass
 
@@ -193,48 +193,60 @@ def _bind(kind: str, x: np.ndarray, axes: tuple[Any, ...], divisors: np.ndarray 
 
 
 def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
-    """Return maxima; keep their positions."""
-    shape, run = x.shape, _bind("max", x, axes)
+    """Bind maxima whose positions are kept."""
+    shape, dtype, run = x.shape, x.dtype, _bind("max", x, axes)
     if run is NotImplemented:
         return NotImplemented
-    plan = _plan("max", axes, False, x.itemsize)
-    winners = np.empty((*shape[: x.ndim - len(axes)], *plan.sizes), plan.codes)
-    y = run(x, codes=winners)
+    plan, back = (_plan(kind, axes, kind != "max", x.itemsize) for kind in ("max", "gradient"))
+    y_shape, codes = (*shape[: x.ndim - len(axes)], *plan.sizes), plan.codes
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if not needs[0]:
-            return (None,)
-        return (_run(_plan("gradient", axes, True, dy.itemsize), dy, winners, np.empty(shape, dy.dtype)),)
+    def both(x: np.ndarray, _: Any) -> Any:
+        y = run(x, codes=(winners := np.empty(y_shape, codes)))
 
-    return y, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            return (_run(back, dy, winners, np.empty(shape, dtype)) if needs[0] else None,)
+
+        return y, backward
+
+    return both
 
 
-@kernel(np)
+@whole()
 def global_max(x: np.ndarray) -> Any:
     """Return the largest of the last axis; keep their places."""
     return _largest(x, x.shape[:-1])
 
 
 def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
-    """Return the maxima of whole maps in an array of a shape; keep their places."""
-    sizes, maps = x.shape, math.prod(shape)
+    """Bind the maxima of whole maps, in an array of a shape; their places are kept."""
+    sizes, maps, work, dtype = x.shape, math.prod(shape), 2 * x.size, x.dtype
     if not supports(x) or x.size >= _MOST * maps:
         return NotImplemented
-    y, winners, pixels = np.empty(shape, x.dtype), np.empty(maps, np.int64), x.size // maps
-    share(largest(x.itemsize), 2 * x.size, plain(x), y, winners, pixels, n=maps)
-    winners = winners.astype(np.uint8 if pixels <= 256 else np.int32)
+    call, pixels = largest(x.itemsize), x.size // maps
+    codes: Any = np.uint8 if pixels <= 256 else np.int32
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if not needs[0]:
-            return (None,)
-        dx = np.zeros(maps * pixels, dy.dtype)
-        dx[np.arange(0, dx.size, pixels) + winners] = dy.reshape(maps)
-        return (dx.reshape(sizes),)
+    def run(x: np.ndarray, *_: Any) -> Any:
+        y, places = np.empty(shape, dtype), np.empty(maps, np.int64)
+        share(call, work, plain(x), y, places, pixels, n=maps)
+        winners = places.astype(codes)
 
-    return y, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            if not needs[0]:
+                return (None,)
+            dx = np.zeros(maps * pixels, dy.dtype)
+            dx[np.arange(0, dx.size, pixels) + winners] = dy.reshape(maps)
+            return (dx.reshape(sizes),)
+
+        return y, backward
+
+    return run
 
 
-@kernel(np, lambda x, axes: NotImplemented if _whole(axes, None) else _bind("max", x, axes))
+def _bind_max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
+    return NotImplemented if _whole(axes, None) else _bind("max", x, axes)
+
+
+@whole(_bind_max)
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return the maxima; keep their positions."""
     if _whole(axes, None):
@@ -242,7 +254,7 @@ def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     return _max(x, axes)
 
 
-@kernel(np, lambda x, plan: _bind("max", x, tuple(_adaptive(*sizes) for sizes in plan)))
+@whole(lambda x, plan: _bind("max", x, tuple(_adaptive(*sizes) for sizes in plan)))
 def adaptive_max(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Return the maxima of windows of any lengths; keep their positions."""
     return _max(x, tuple(_adaptive(*sizes) for sizes in plan))

@@ -10,6 +10,8 @@ times 0 is NaN, so where the result is not finite, it is computed again with vec
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
 from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, STRIP, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
-from xcnn.kernels.cpu._share import plain, share
+from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, Plan, collect, weight_gradient
@@ -143,40 +145,48 @@ def _ways(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
     return (faster, *direct) if faster is not None and faster.cycles < _GAIN * direct[0].cycles else direct
 
 
-def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Axes, groups: int) -> np.ndarray:
-    """Return dweight."""
-    (o, cg), n, size = weight.shape[:2], x.shape[0], x.itemsize
-    x, dy = map(plain, (x, dy))
-    if depthwise.pays(weight.shape, groups, size):
-        out = depthwise.weight_gradients(x, dy, weight, axes, groups)
-        if np.isfinite(out).all():
-            return out
-    out = np.empty(weight.shape, x.dtype)
-    for f in (ways := _ways(size, n, axes, groups, o // groups, cg)):
-        _compute(f, x, dy, out)
-        if f is ways[-1] or np.isfinite(out).all():
-            break
-    return out
+def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
+    """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
+    (o, cg), size = shape[:2], dtype.itemsize
+    ways = [_bound(f, n, dtype, shape) for f in _ways(size, n, axes, groups, o // groups, cg)]
+    if depthwise.pays(shape, groups, size):
+        ways.insert(0, depthwise.weight_gradients(n, dtype, shape, axes, groups))
+    *others, last = ways
+
+    def run(x: np.ndarray, dy: np.ndarray) -> Any:
+        for way in others:
+            out = way(x, dy)
+            if math.isfinite(np.vdot(out, out)) or np.isfinite(out).all():  # the former is faster, and may overflow
+                return out
+        return last(x, dy)
+
+    return run
 
 
-def _compute(f: Plan, x: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
-    n, dtype, size = x.shape[0], x.dtype, x.itemsize
+def _bound(f: Plan, n: int, dtype: Any, shape: tuple[int, ...]) -> Callable[..., Any]:
+    """Return the function of x and dy that does what a plan says."""
     most = parts(n * f.blocks, n * f.cycles / CYCLES_PER_MICROSECOND)
-    by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * size)))
+    by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * dtype.itemsize)))
     by_blocks = max(1, min(most // by_images, f.blocks))
-    calls, sums = _calls(size), np.empty(by_images * f.numbers, dtype)
-    arrays = (x, dy) if f.swapped else (dy, x)
+    calls, call, gather = _calls(dtype.itemsize), f.function(dtype.itemsize), collect(dtype.itemsize)
 
-    def some(part: int) -> None:
-        i, block = divmod(part, by_blocks)
-        memory = [
-            (cleared(f.number, name, many, dtype) if is_0 else scratch(0, name, many, dtype)) if many else None
-            for name, many, is_0 in f.memory
-        ]
-        f.function(size)(
-            calls, *arrays, sums[f.numbers * i : f.numbers * (i + 1)], f.tables, n * i // by_images,
-            n * (i + 1) // by_images, f.blocks * block // by_blocks, f.blocks * (block + 1) // by_blocks, *memory,
-        )  # fmt: skip
+    def run(x: np.ndarray, dy: np.ndarray) -> Any:
+        out, sums = np.empty(shape, dtype), np.empty(by_images * f.numbers, dtype)
+        arrays = (x, dy) if f.swapped else (dy, x)
 
-    parallel(some, by_images * by_blocks)
-    share(collect(size), 4 * sums.size, calls, sums, f.numbers, by_images, f.tables, out, n=f.units)
+        def some(part: int) -> None:
+            i, block = divmod(part, by_blocks)
+            memory = [
+                (cleared(f.number, name, many, dtype) if is_0 else scratch(0, name, many, dtype)) if many else None
+                for name, many, is_0 in f.memory
+            ]
+            call(
+                calls, *arrays, sums[f.numbers * i : f.numbers * (i + 1)], f.tables, n * i // by_images,
+                n * (i + 1) // by_images, f.blocks * block // by_blocks, f.blocks * (block + 1) // by_blocks, *memory,
+            )  # fmt: skip
+
+        parallel(some, by_images * by_blocks)
+        share(gather, 4 * sums.size, calls, sums, f.numbers, by_images, f.tables, out, n=f.units)
+        return out
+
+    return run
