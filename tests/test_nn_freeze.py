@@ -10,7 +10,7 @@ from xcnn import nn, optim
 from xcnn._dispatch import portable
 from xcnn.errors import UsageError
 from xcnn.nn._observe import observing
-from xcnn.nn._repeat import Repeated
+from xcnn.nn._repeat import _Training
 from xcnn.ops._op import Backward
 from xcnn.training import Trainer
 
@@ -61,18 +61,18 @@ def ran(monkeypatch):
         return plain(self, dy, needs)
 
     monkeypatch.setattr(Backward, "__call__", called)
-    whole = Repeated.forward
+    repeated = _Training.repeated
 
-    def forward(self, x):
-        y, backward = whole(self, x)
+    def watched(self, step, call, made, layer, wanted):
+        step = repeated(self, step, call, made, layer, wanted)
 
-        def recorded(dy, need_dx):
-            names.append(self.module._op.__name__)
-            return backward(dy, need_dx)
+        def run(*arguments):
+            y, backward = step.call(*arguments)
+            return y, lambda dy, needs: names.append(wanted.module._op.__name__) or backward(dy, needs)
 
-        return y, recorded
+        return step._replace(call=run)
 
-    monkeypatch.setattr(Repeated, "forward", forward)
+    monkeypatch.setattr(_Training, "repeated", watched)
     return names
 
 

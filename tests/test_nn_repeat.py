@@ -5,7 +5,7 @@ import pytest
 
 from xcnn import nn, ops
 from xcnn.errors import ShapeError, UsageError
-from xcnn.nn import _repeat, containers
+from xcnn.nn import _repeat
 
 
 def images(*shape, seed=0):
@@ -32,10 +32,11 @@ def test_every_layer_of_a_network_is_checked_once():
     for train in (True, False):
         y, backward = model.forward(images(3, 2, 4, 4), train)
         backward(y)
-    for key, known in model._plan._joined.programs.items():
+    for key, program in model._plan._joined.programs.items():
         assert key[0] == "training"
-        plain = {name for name, step in known.items() if type(step) is not _repeat.Repeated}
-        assert plain == (set() if key[-1] else {"5"})  # dropout, which then returns x itself
+        steps = zip(program.joined.training, program.steps, strict=True)
+        plain = {name for (name, *_), step in steps if step.wanted is None}
+        assert plain == (set() if key[1] else {"5"})  # dropout, which then returns x itself
 
 
 def test_arrays_that_are_one_at_first_need_not_be_so_later():
@@ -263,8 +264,8 @@ def test_a_batch_norm_in_a_graph_does_what_it_does_alone():
 
 
 def test_a_graph_of_several_inputs_is_prepared_once_for_their_shapes(monkeypatch):
-    prepared = []
-    monkeypatch.setattr(containers, "first", lambda *given: prepared.append(given[1]) or _repeat.first(*given))
+    prepared, begin = [], _repeat._Training.begin
+    monkeypatch.setattr(_repeat._Training, "begin", lambda self, k, *x: prepared.append(k) or begin(self, k, *x))
     ways = [("a", nn.Linear(2, 3), "u"), ("b", nn.Linear(2, 3), "v"), ("sum", nn.Add(), ("a", "b"))]
     model, w = nn.Graph([*ways, ("relu", nn.ReLU(), "sum")], inputs=("u", "v")), images(3)
     counts = []

@@ -179,6 +179,7 @@ class Joined:
     apart : whether the ops of all nodes may compute the examples of a batch apart.
     slots : the parameters and buffers of layers that are known.
     outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code or op.
+    parameters : the parameters among these.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
     """
 
@@ -207,8 +208,8 @@ class Joined:
         self._references, self._kinds = [*map(_reference, arrays)], [*map(like, arrays)]
         self._shapes = [shape for _, shape, _ in self._kinds]
         self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
-        self._parameters = [slot for slot in held if isinstance(slot, Parameter)]
-        below = {id(slot) for slot in self._parameters}
+        self.parameters = [slot for slot in held if isinstance(slot, Parameter)]
+        below = {id(slot) for slot in self.parameters}
         plain = {id(one) for one in layers if below.issuperset(map(id, one.parameters()))}
         self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
         self._routes: dict[Any, list[Any]] = {}
@@ -235,7 +236,7 @@ class Joined:
         These lead to a parameter that is trained now, or to x if `need_dx`. Each backward pass asks anew, as parameters
         may be frozen at any time.
         """
-        key = need_dx, *[one.trainable for one in self._parameters], *[one._trains() for one in self._others]
+        key = need_dx, *[one.trainable for one in self.parameters], *[one._trains() for one in self._others]
         found = self._routes.get(key)
         if found is None:
             wanted, found = set(names(self.inputs)) if need_dx else set(), []

@@ -10,7 +10,6 @@ all others are called as they are.
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,7 @@ from xcnn._array import Array, is_array, namespace_of, zeros
 from xcnn._dispatch import bound, tracing
 from xcnn.nn._calls import calls
 from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
-from xcnn.nn._repeat import repetition
+from xcnn.nn._repeat import at, repetition
 from xcnn.ops._op import OPS
 from xcnn.ops.conv import conv_inference
 from xcnn.ops.linear import linear_inference
@@ -129,7 +128,7 @@ class _Maker:
         if result is NotImplemented and fast is not None:
             result = fast(*given)
         self.values[place] = whole(*given) if result is NotImplemented else result
-        self.program.steps.append((fast or whole, whole, _at(places), place, ()))
+        self.program.steps.append((fast or whole, whole, at(places), place, ()))
         return place
 
     def body(self, called: Run, places: Sequence[int], result: Any = NotImplemented, several: bool = False) -> int:
@@ -305,10 +304,10 @@ class _Maker:
             return self.call(places, run, None, result)
         if fused is not None and fused.activation is not None:  # the body takes any, as nothing is kept
             arguments = [*inspect.signature(repeated.body).parameters][1:]
-            repeated.template[arguments.index("activation")] = fused.applied
+            repeated.arguments[arguments.index("activation")] = fused.applied
             result = NotImplemented
-        sources = dict(repeated.arrays) | {i: self.slots[slot] for i, slot in repeated.slots}
-        arguments_at = [sources[i] if i in sources else self.constant(one) for i, one in enumerate(repeated.template)]
+        sources = repeated.arrays | {i: self.slots[slot] for i, slot in repeated.slots.items()}
+        arguments_at = [sources[i] if i in sources else self.constant(one) for i, one in enumerate(repeated.arguments)]
         return self.body(repeated.body, arguments_at, result, isinstance(made[0].result, tuple))
 
     def aligned(self, op: str, options: dict[str, Any], places: Sequence[int]) -> bool:
@@ -318,13 +317,6 @@ class _Maker:
         same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
         fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
-
-
-def _at(places: Sequence[int]) -> Callable[[Values], Any]:
-    """Return a function that returns the values at some places."""
-    if len(places) == 1:
-        return operator.itemgetter(slice(places[0], places[0] + 1 or None))
-    return operator.itemgetter(*places) if places else lambda values: ()
 
 
 def _itemsize(x: Array) -> int:

@@ -13,25 +13,20 @@ HIPS/autograd's `backward_pass`: it visits the nodes in reverse and adds up the 
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
-from xcnn._array import is_array, namespace_of
+from xcnn._array import is_array
 from xcnn._check import choice, integer, shown
-from xcnn._dispatch import body
 from xcnn.errors import ShapeError, UsageError, XcnnError, unknown
 from xcnn.nn._forward import locate
 from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
-from xcnn.nn._plan import Node, Plan, Step, like, names
-from xcnn.nn._repeat import Repeated, first, known_steps
+from xcnn.nn._plan import Node, Plan, Step, names
+from xcnn.nn._repeat import trained
 from xcnn.nn.combine import Add, Concat
 from xcnn.parameter import Buffer, Parameter
 
-__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential", "added"]
-
-_NEW = object()
-"""In place of a step of which nothing is known yet."""
+__all__ = ["Branches", "Graph", "Node", "Residual", "Sequential"]
 
 
 class Graph(Module):
@@ -213,52 +208,23 @@ class Graph(Module):
         return self._plan if known else None
 
     def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
-        joined = self._plan.joined()
-        steps, known = joined.training, known_steps(joined, x, train)
-        backs: list[Any] = []
+        try:
+            return trained(self._plan, self._inputs(x), train)
+        except XcnnError as error:
+            error.module = self
+            raise
 
-        def call(name: str, module: Any, value: Any, inputs: Any) -> Any:
-            nonlocal known
-            back: Any
-            step = known.get(name, _NEW)
-            if type(step) is Repeated:
-                y, back = step.forward(value)
-            elif step is _NEW:
-                y, back, known[name] = first(joined, name, module, value, type(inputs) is not str, train)
-            else:
-                y, back = module.forward(value, train)
-                if step is not None and step != like(y):  # nothing is known of what follows
-                    known = dict.fromkeys([step[0] for step in steps])
-            backs.append(back)
-            return y
-
-        def backward(dy: Any, need_dx: bool) -> Any:
-            route = joined.route(need_dx)
-            todo = [backs[k] for k, *_ in route]
-            backs.clear()
-            grads: dict[str, Any] = {}
-            for place, grad in _pairs(joined.output, dy):
-                _accumulate(grads, place, grad)
-            del dy
-            for _, name, inputs, places in reversed(route):
-                back, dy = todo.pop(), grads.pop(name, None)
-                if dy is None:
-                    continue
-                grad = back(dy, len(places) > 0)
-                if type(inputs) is not str:
-                    for place, one in _pairs(inputs, grad):
-                        if place in places:
-                            _accumulate(grads, place, one)
-                    one = None  # it may be a part of a sum, and not be needed any more
-                elif places:
-                    _accumulate(grads, inputs, grad)
-                grad = None
-            if not need_dx:
-                return None
-            taken = joined.inputs
-            return grads.get(taken) if isinstance(taken, str) else tuple(map(grads.get, taken))
-
-        return self._run(x, steps, joined.output, call), backward
+    def _inputs(self, x: Any) -> Sequence[Any]:
+        """Return the arrays of the inputs."""
+        taken = self._plan.inputs
+        if isinstance(taken, str):
+            return (x,)
+        if isinstance(x, tuple | list) and len(x) == len(taken):
+            return x
+        came = f"{len(x)} of them" if isinstance(x, tuple | list) else type(x).__name__
+        raise UsageError(
+            f"{type(self).__name__}: x must be a tuple of {len(taken)} arrays, {', '.join(taken)}, got {came}"
+        )
 
     def _run(
         self,
@@ -267,16 +233,7 @@ class Graph(Module):
         output: str | Sequence[str],
         call: Callable[[str, Any, Any, Any], Any],
     ) -> Any:
-        taken = self._plan.inputs
-        if isinstance(taken, str):
-            values = {taken: x}
-        elif isinstance(x, tuple | list) and len(x) == len(taken):
-            values = dict(zip(taken, x, strict=True))
-        else:
-            came = f"{len(x)} of them" if isinstance(x, tuple | list) else type(x).__name__
-            raise UsageError(
-                f"{type(self).__name__}: x must be a tuple of {len(taken)} arrays, {', '.join(taken)}, got {came}"
-            )
+        values = dict(zip(names(self._plan.inputs), self._inputs(x), strict=True))
         for name, module, inputs, done, path in steps:
             value = values[inputs] if type(inputs) is str else tuple([values[source] for source in inputs])
             try:
@@ -289,28 +246,6 @@ class Graph(Module):
             for source in done:
                 del values[source]
         return values[output] if isinstance(output, str) else tuple(values[name] for name in output)
-
-
-def _pairs(places: str | Sequence[str], parts: Any) -> Iterable[tuple[str, Any]]:
-    """Return names with their gradients: one, or those of a tuple."""
-    return ((places, parts),) if isinstance(places, str) else zip(places, parts or (), strict=False)
-
-
-@body
-def added(xp: ModuleType, x: Any, other: Any) -> Any:
-    """Return the sum of two gradients."""
-    return x + other
-
-
-def _accumulate(grads: dict[str, Any], name: str, grad: Any) -> None:
-    """Add a gradient to that of a name; those of a node with several results are tuples."""
-    before = grads.get(name)
-    if before is None:
-        grads[name] = grad
-    elif isinstance(grad, tuple):
-        grads[name] = tuple(p if q is None else q if p is None else p + q for p, q in zip(before, grad, strict=True))
-    elif grad is not None:
-        grads[name] = added(namespace_of(grad), before, grad)
 
 
 class Sequential(Graph):
