@@ -1,5 +1,6 @@
 """The trainer and its callbacks: against a plain loop, against PyTorch, and after interrupted or failed runs."""
 
+import copy
 import csv
 import json
 import os
@@ -13,8 +14,9 @@ from conftest import LIBRARIES
 from xcnn import data, models, nn, ops, optim
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
-from xcnn.errors import DataError, DivergedError, DtypeError, UsageError
+from xcnn.errors import DataError, DivergedError, DtypeError, ShapeError, UsageError
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, confusion_matrix, feed, loss_named
+from xcnn.training.losses import Loss
 
 
 def small_network(seed=0):
@@ -291,6 +293,29 @@ def test_loss_options_reach_the_op():
     assert float(loss(x, y)[0]) == float(ops.cross_entropy(x, y, label_smoothing=0.2)[0])
     with pytest.raises(UsageError, match="unknown loss 'crossentropy'; did you mean 'cross_entropy'"):
         loss_named("crossentropy")
+
+
+def test_a_loss_that_is_prepared_notices_labels_options_and_dtypes():
+    loss, x = Loss(ops.cross_entropy, target="classes", options={}), np.eye(3, 4, dtype=np.float32)
+    labels = np.array([0, 3, -100])
+
+    def same(x, labels, **options):
+        (value, backward), (wanted, plain) = loss(x, labels), ops.cross_entropy(x, labels, **options)
+        assert value == wanted
+        assert value.dtype == x.dtype
+        np.testing.assert_array_equal(loss.gradient(backward, (x.shape, x.dtype)), plain()[0])
+
+    for _ in range(3):
+        same(x, labels)
+        same(2 * x, labels[::-1])
+        same(x.astype(np.float64), labels.astype(np.int8))
+        with pytest.raises(UsageError, match="target holds 4"):
+            loss(x, labels + 1)
+        with pytest.raises(ShapeError):
+            loss(x, labels[:2])
+    loss.options["label_smoothing"] = 0.1
+    same(x, labels, label_smoothing=0.1)
+    assert copy.deepcopy(loss) == loss
 
 
 def test_nan_loss_stops_before_the_weights_are_hurt(digits):

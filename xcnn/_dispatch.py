@@ -301,9 +301,12 @@ def add_formula(formula: Formula) -> None:
 def bound(
     called: Callable[..., Any], xp: ModuleType, arguments: Sequence[Any], whole: bool = False
 ) -> Callable[..., Any] | None:
-    """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none."""
-    name, binds = called.__name__.lstrip("_"), _WHOLE if whole else _BINDS
-    for bind in map(binds.get, kernels(xp).get(name, ())):
+    """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none.
+
+    With all its results (`whole`), a body that no kernel handles is bound as its portable code.
+    """
+    name, registered = called.__name__.lstrip("_"), _WHOLE if whole else _BINDS
+    for bind in map(registered.get, kernels(xp).get(name, ())):
         if bind is None:  # this kernel has to be asked at each call
             return None
         function: Callable[..., Any] = bind(*arguments)

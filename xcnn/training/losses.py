@@ -1,5 +1,7 @@
 """The losses that a network can be trained with: one table, by PyTorch's functional names."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +13,12 @@ import numpy as np
 from xcnn import ops
 from xcnn._array import Array, is_array, is_kind, namespace_of
 from xcnn._check import choice, integer
+from xcnn._dispatch import Call, bound, tracing, version
 from xcnn._plugins import find
 from xcnn.devices import like, on_host, to_numpy
 from xcnn.errors import DtypeError, ShapeError, UsageError, XcnnError, explained, wrong_call
+from xcnn.nn._plan import like as alike
+from xcnn.nn._repeat import Repetition, repetition
 
 __all__ = [
     "LOSSES",
@@ -31,6 +36,9 @@ __all__ = [
 
 _ROUNDING = 0.01
 """How far the sum of probabilities may be from 1: float16 rounds each by up to 0.0005."""
+
+_MOST = 16
+"""The number of shapes for which a loss keeps what it has prepared."""
 
 
 def identity(output: Array) -> Array:
@@ -120,6 +128,7 @@ class Loss:
     correct: Callable[[Array, Array], Any] | None = None
     target: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    _runs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -129,16 +138,45 @@ class Loss:
 
     def __call__(self, output: Array, target: Array) -> tuple[Array, Callable[..., Any]]:
         """Return the loss, a 0-d array, and its backward pass."""
+        key = alike(output), alike(target), version()
+        then, run = self._runs.get(key, (None, None))
+        made = NotImplemented if run is None or then != self.options else run(output, target)
+        if made is not NotImplemented:
+            return made  # type: ignore[no-any-return]
         options = {
             name: like(np.asarray(value), output) if isinstance(value, list) else value
             for name, value in self.options.items()
         }
-        made = self.function(output, self._checked(output, target), **options)
+        repeats = self.function is ops.cross_entropy and self._has_indices(target)
+        watch: Any = tracing() if repeats else contextlib.nullcontext([])
+        with watch as calls:
+            made = self.function(output, self._checked(output, target), **options)
         if not isinstance(made, tuple) or len(made) != 2 or not callable(made[1]):
             raise UsageError(f"{self._name}: a loss must return (loss, backward), got {type(made).__name__}")
         if (shape := getattr(made[0], "shape", ())) and math.prod(shape) != 1:
             raise ShapeError(f"{self._name}: a loss must be one number, the mean of the batch, got shape {shape}")
+        if repeats:  # shapes and options decide what it does
+            self._repeat(key, repetition(calls, made[0], (output, target), self, (0, 1)), calls, made[0])
         return made
+
+    def _repeat(self, key: Any, call: Repetition | None, calls: Sequence[Call], loss: Array) -> None:
+        """Bind the body that was called to its shapes, for later calls with the same options."""
+        repeats = call is not None and on_host(loss)
+        run = bound(calls[0].body, namespace_of(loss), calls[0].arguments, whole=True) if repeats else None
+        if run is None:
+            return
+        rest, one = calls[0].arguments[2:], loss**0
+
+        def again(output: Array, target: Array) -> Any:
+            made = run(output, target, *rest)
+            return made if made is NotImplemented else (made[0], functools.partial(made[1], one, (True, False, False)))
+
+        if len(self._runs) >= _MOST:
+            self._runs.clear()
+        self._runs[key] = dict(self.options), again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_runs": {}}
 
     @property
     def classifies(self) -> bool:
@@ -231,6 +269,8 @@ class Loss:
                 raise wrong from None
             raise
         first = made[0] if isinstance(made, tuple | list) and made else made
+        if alike(first)[1:] == output and first is not made:
+            return first
         if first is made or not is_array(first) or first.shape != output[0] or not _is_floating(first):
             got = type(first).__name__ if first is made or not is_array(first) else f"{first.dtype} {first.shape}"
             raise ShapeError(

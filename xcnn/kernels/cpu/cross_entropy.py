@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
 from xcnn.kernels.cpu.softmax import Axis, examples, shared, soften
 from xcnn.threads import parallel, parts
@@ -112,7 +111,7 @@ def _backward(itemsize: int, rows: bool) -> Any:
     return native("xxifnnnnnnn")(write)(itemsize)
 
 
-@kernel(np)
+@whole()
 def cross_entropy(
     x: np.ndarray,
     target: np.ndarray,
@@ -127,30 +126,34 @@ def cross_entropy(
         return NotImplemented
     if not supports(x) or target.dtype == _UINT64:
         return NotImplemented
-    axis, dtype = min(1, x.ndim - 1), x.dtype
-    classes, pixels = x.shape[axis], math.prod(x.shape[axis + 1 :])
-    n, ends = shared(x.size // (classes * pixels), pixels, x.itemsize)
-    p, x = np.empty(x.shape, dtype), np.ascontiguousarray(x)
-    target = np.array(target, np.int64, order="C")  # a copy: the caller may change the labels before backward
-    pieces = parts(n, x.size / _NUMBERS_PER_MICROSECOND)
-    losses, counts, call = np.empty(pieces), [0] * pieces, _forward(x.itemsize, pixels == 1)
+    axis, dtype, shape, size = min(1, x.ndim - 1), x.dtype, x.shape, x.size
+    sizes = classes, pixels = shape[axis], math.prod(shape[axis + 1 :])
+    n, ends = shared(size // (classes * pixels), pixels, x.itemsize)
+    pieces, mean = parts(n, size / _NUMBERS_PER_MICROSECOND), reduction == "mean"
+    call, back = (way(x.itemsize, pixels == 1) for way in (_forward, _backward))
 
-    def some(part: int) -> None:
-        begin, end = n * part // pieces, n * (part + 1) // pieces
-        counts[part] = call(p, x, target, losses, ignore_index, part, classes, pixels, *ends(begin, end))
+    def run(x: np.ndarray, target: np.ndarray, *_: Any) -> Any:
+        p, x = np.empty(shape, dtype), np.ascontiguousarray(x)
+        target = np.array(target, np.int64, order="C")  # a copy: the caller may change the labels before backward
+        losses, counts = np.empty(pieces), [0] * pieces
 
-    parallel(some, pieces)
-    if min(counts) < 0:
-        return NotImplemented
-    count = sum(counts) if reduction == "mean" else 1
-    loss = sum(losses.tolist()) / count if count else math.nan
+        def some(part: int) -> None:
+            begin, end = n * part // pieces, n * (part + 1) // pieces
+            counts[part] = call(p, x, target, losses, ignore_index, part, *sizes, *ends(begin, end))
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if not needs[0]:
-            return None, None, None
-        dx, factor = np.empty(p.shape, dtype), float(dy) / (count or 1)
-        call, sizes = _backward(p.itemsize, pixels == 1), (ignore_index, classes, pixels)
-        share(lambda *some: call(dx, p, target, factor, *sizes, *ends(*some)), 2 * p.size, n=n)
-        return dx, None, None
+        parallel(some, pieces)
+        if min(counts) < 0:
+            return NotImplemented
+        count = sum(counts) if mean else 1
+        loss = sum(losses.tolist()) / count if count else math.nan
 
-    return dtype.type(loss), backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            if not needs[0]:
+                return None, None, None
+            dx, factor = np.empty(shape, dtype), float(dy) / (count or 1)
+            share(lambda *some: back(dx, p, target, factor, ignore_index, *sizes, *ends(*some)), 2 * size, n=n)
+            return dx, None, None
+
+        return dtype.type(loss), backward
+
+    return run
