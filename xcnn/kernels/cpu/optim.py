@@ -37,11 +37,13 @@ def _step(xp: Any, key: tuple[str, tuple[bool, ...]], *symbols: Any) -> list[Any
     return [new for new in updated if new is not None]
 
 
-@functools.lru_cache(256)
-def _loop(key: tuple[str, tuple[bool, ...]], itemsize: int, choices: tuple[Any, ...]) -> Loop | None:
-    """Return the loop of a rule."""
-    count = 2 + sum(key[1])
-    return traced(_step, key, (EACH,) * (count - 1), (True,) * count, choices, itemsize)
+@functools.lru_cache(256, typed=True)
+def _loop(name: str, kept: tuple[bool, ...], itemsize: int, *options: Any) -> tuple[Loop | None, list[float]]:
+    """Return the loop of a rule with states of which some exist, and the numbers that it takes."""
+    numbers = [float(option) for option in options if option and type(option) is not bool]
+    choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
+    count = 2 + sum(kept)
+    return traced(_step, (name, kept), (EACH,) * (count - 1), (True,) * count, choices, itemsize), numbers
 
 
 def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list[Any] | None], *options: Any) -> Any:
@@ -49,9 +51,7 @@ def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list
     dtype = data[0].dtype
     if dtype not in _DTYPES:
         return NotImplemented
-    numbers = [float(option) for option in options if option and type(option) is not bool]
-    choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
-    loop = _loop((name, tuple([state is not None for state in states])), dtype.itemsize, choices)
+    loop, numbers = _loop(name, tuple([state is not None for state in states]), dtype.itemsize, *options)
     return NotImplemented if loop is None else _updates(loop, data, grads, states, numbers)
 
 

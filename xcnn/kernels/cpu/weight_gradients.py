@@ -169,24 +169,27 @@ def _bound(f: Plan, n: int, dtype: Any, shape: tuple[int, ...]) -> Callable[...,
     by_images = max(1, min(most, f.parts, _PARTIAL_BYTES // (f.numbers * dtype.itemsize)))
     by_blocks = max(1, min(most // by_images, f.blocks))
     calls, call, gather = _calls(dtype.itemsize), f.function(dtype.itemsize), collect(dtype.itemsize)
+    pieces = [
+        (i, n * i // by_images, n * (i + 1) // by_images, f.blocks * j // by_blocks, f.blocks * (j + 1) // by_blocks)
+        for i in range(by_images)
+        for j in range(by_blocks)
+    ]
+    size = f.numbers
 
     def run(x: np.ndarray, dy: np.ndarray) -> Any:
-        out, sums = np.empty(shape, dtype), np.empty(by_images * f.numbers, dtype)
+        out, sums = np.empty(shape, dtype), np.empty((by_images, size), dtype)
         arrays = (x, dy) if f.swapped else (dy, x)
 
         def some(part: int) -> None:
-            i, block = divmod(part, by_blocks)
+            i, *ends = pieces[part]
             memory = [
                 (cleared(f.number, name, many, dtype) if is_0 else scratch(0, name, many, dtype)) if many else None
                 for name, many, is_0 in f.memory
             ]
-            call(
-                calls, *arrays, sums[f.numbers * i : f.numbers * (i + 1)], f.tables, n * i // by_images,
-                n * (i + 1) // by_images, f.blocks * block // by_blocks, f.blocks * (block + 1) // by_blocks, *memory,
-            )  # fmt: skip
+            call(calls, *arrays, sums[i], f.tables, *ends, *memory)
 
-        parallel(some, by_images * by_blocks)
-        share(gather, 4 * sums.size, calls, sums, f.numbers, by_images, f.tables, out, n=f.units)
+        parallel(some, len(pieces))
+        share(gather, 4 * sums.size, calls, sums, size, by_images, f.tables, out, n=f.units)
         return out
 
     return run
