@@ -197,14 +197,15 @@ def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     shape, dtype, run = x.shape, x.dtype, _bind("max", x, axes)
     if run is NotImplemented:
         return NotImplemented
-    plan, back = (_plan(kind, axes, kind != "max", x.itemsize) for kind in ("max", "gradient"))
+    size = x.itemsize
+    plan, back = _plan("max", axes, False, size), functools.cache(lambda: _plan("gradient", axes, True, size))
     y_shape, codes = (*shape[: x.ndim - len(axes)], *plan.sizes), plan.codes
 
     def both(x: np.ndarray, _: Any) -> Any:
         y = run(x, codes=(winners := np.empty(y_shape, codes)))
 
         def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-            return (_run(back, dy, winners, np.empty(shape, dtype)) if needs[0] else None,)
+            return (_run(back(), dy, winners, np.empty(shape, dtype)) if needs[0] else None,)
 
         return y, backward
 
