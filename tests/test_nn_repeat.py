@@ -277,3 +277,30 @@ def test_a_graph_of_several_inputs_is_prepared_once_for_their_shapes(monkeypatch
         dx = backward(np.broadcast_to(w, y.shape).copy())
         np.testing.assert_allclose(dx[0], ((y > 0) * w) @ model.a.weight.data, rtol=1e-5, atol=1e-6)
     assert counts == [3, 3, 6, 6, 6]
+
+
+@pytest.mark.parametrize("layout", ["strided", "read-only", "unaligned"])
+def test_a_prepared_step_takes_arrays_of_any_layout(layout):
+    layers = nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(27, 4)
+    model, x = nn.Sequential(*layers), images(5, 2, 8, 8)
+    model.reset_parameters(0)
+
+    def step(x, dy):
+        model.zero_grad()
+        y, backward = model.forward(x)
+        return y, backward(dy), *[parameter.grad for parameter in model.parameters()]
+
+    def changed(a):
+        if layout == "strided":
+            return np.pad(a, [(0, 1)] * a.ndim)[(slice(-1),) * a.ndim]
+        if layout == "unaligned":
+            return np.frombuffer(b"0" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+        a = a.copy()
+        a.flags.writeable = False
+        return a
+
+    dy = images(5, 4, seed=1)
+    wanted = step(x, dy)
+    for _ in range(2):
+        for actual, one in zip(step(changed(x), changed(dy)), wanted, strict=True):
+            np.testing.assert_array_equal(actual, one)
