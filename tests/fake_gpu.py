@@ -63,7 +63,7 @@ def open_torch(rest):
     """PyTorch without Triton."""
     torch = importlib.import_module("torch")
 
-    def compile(model, mode):
+    def compile(model, mode, dynamic):
         raise RuntimeError("backend='inductor' raised:\nTritonMissing: Cannot find Triton.\n\nSet FLAG for more")
 
     if rest.startswith("cuda"):

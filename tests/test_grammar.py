@@ -102,6 +102,9 @@ def test_names_and_shapes_that_do_not_fit_are_refused():
         UsageError, match="unknown model 'random-0'; a random network is random-S-I, number I of the seed S"
     ):
         models.build("random-0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "random-forest", models.MODELS["report"])
+        assert models.entry("random-forest") is models.MODELS["report"]
     with pytest.raises(UsageError, match="draw: index must be an integer of at least 0, got -1"):
         models.drawn_name(0, -1)
 

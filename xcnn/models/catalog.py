@@ -114,7 +114,7 @@ def entry(name: str) -> Entry:
         drawn = draw(*numbers)
         work = drawn.multiply_adds / 1e9
         return Entry(drawn.summary, drawn.builder, 8, drawn.shape, drawn.classes, multiply_adds=work)
-    if isinstance(name, str) and name.startswith("random-") and ":" not in name:
+    if isinstance(name, str) and name.startswith("random-") and ":" not in name and name not in MODELS:
         raise UsageError(f"unknown model {name!r}; a random network is random-S-I, number I of the seed S: random-0-7")
     found: Entry = find("model", name, MODELS, lambda name, one: one if isinstance(one, Entry) else Entry(name, one))
     return found

@@ -196,11 +196,8 @@ class Graph(Module):
             ((one, w.data.ndim) for one, w in weights if isinstance(w, Parameter) and w.data.ndim > 1), (None, 0)
         )
         if is_array(x) and x.ndim == kernel - 1 and getattr(layer, "in_channels", None) == x.shape[0]:
-            axes, came = ", ".join(("n", "c", "d", "h", "w")[i] for i in (0, 1, *range(7 - kernel, 5))), tuple(x.shape)
-            name = type(self).__name__
-            raise ShapeError(
-                f"{name}: x must be a batch ({axes}), got one image of shape {came}; pass x[None]"
-            ) from error
+            axes, came = ", ".join(("n", "c", *"dhw"[5 - kernel :])), f"got one image of shape {tuple(x.shape)}"
+            raise ShapeError(f"{type(self).__name__}: x must be a batch ({axes}), {came}; pass x[None]") from error
 
     def _inner(self) -> Any:
         cls = type(self)
