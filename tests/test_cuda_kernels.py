@@ -128,6 +128,23 @@ def test_infinite_inputs_leave_a_constant_norm_its_gradient() -> None:
         np.testing.assert_allclose(dx, 3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
+def test_what_follows_a_norm_does_not_make_it_portable(activation: str | None) -> None:
+    rng = np.random.default_rng(0)
+    x, residual, dy = (rng.standard_normal((3, 4, 5, 6)).astype(np.float32) for _ in range(3))
+    made = []
+    for context in (portable(np), emulated()):
+        emulator.LAUNCHES.clear()
+        with context:
+            (y, *_), backward = ops.batch_norm(x, training=True, residual=residual, activation=activation)
+            made.append([y, *backward(dy)])
+    assert {"normalise", "input_gradient"} <= set(emulator.LAUNCHES)
+    for one, other in zip(*made, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_arrays_without_axes_stay_so() -> None:
     with emulated():
         y, backward = ops.dropout(np.asarray(2.0, np.float32), 0.5, rng=1)

@@ -1,14 +1,19 @@
-"""Batch normalisation: a pass for mean and variance, one that normalises; backward has two."""
+"""Batch normalisation: a pass for mean and variance, one that normalises; backward has two.
+
+An addition and an activation after it are passes of their own.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import kernel
+from xcnn._array import namespace_of
+from xcnn._dispatch import BODIES, kernel
 from xcnn.kernels.cuda._launch import launch, launch_blocks, supports
 from xcnn.kernels.cuda._library import empty, namespace
 from xcnn.kernels.cuda._maps import Maps, maps, slices
+from xcnn.kernels.cuda.activation import elementwise
 
 __all__ = ["norm", "running_statistics"]
 
@@ -34,9 +39,28 @@ def norm(
     residual: Any | None = None,
     activation: tuple[Any, ...] | None = None,
 ) -> Any:
-    """Normalise channels over a batch; other groups, residuals and activations are left to the portable code."""
-    if view.axes != (0, 2) or not supports(x) or residual is not None or activation is not None:
+    """Normalise channels over a batch, then add and activate; other groups are left to the portable code."""
+    if view.axes != (0, 2) or not supports(x):
         return NotImplemented
+    y, backward, mean, var = _norm(x, weight, bias, eps, view, given)
+    if residual is not None:
+        y += residual
+    activated = None if activation is None else elementwise(y, activation)
+    if activated is NotImplemented:
+        activated = BODIES["elementwise"](namespace_of(y), y, activation)
+    if activated is None:
+        return y, lambda dy, needs: (*backward(dy, needs), dy if needs[3] else None), mean, var
+    y, slope = activated
+
+    def all_backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
+        (dy,) = slope(dy, (True,))
+        return *backward(dy, needs), dy if needs[3] else None
+
+    return y, all_backward, mean, var
+
+
+def _norm(x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, given: tuple[Any, Any] | None) -> Any:
+    """Normalise channels over a batch."""
     n, c, pixels = view.shape
     has_bias, constant, dtype, rank = bias is not None, given is not None, x.dtype, max(1, x.ndim - 2)
     cut = slices(c, n * pixels)
@@ -70,7 +94,7 @@ def norm(
             factors = mean, rstd, weight, *((None, None) if constant else (slope, shift))
             launch("input_gradient", x.size, *laid, *gradients, *factors, *target, n, c, pixels)
             dx = target.array.reshape(x.shape) if x.ndim == 2 else target.array
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
 
