@@ -85,9 +85,13 @@ def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows,
             begin, later = run * TERMS, run.holds(">", 0)
             end = (begin + TERMS).least(count)
             totals = counted(builder, begin.value, end.value, INT(1), [nothing] * len(places), term)
-            before = [builder.select(later, emit.load(place), nothing) for place in places]
-            for place, old, total in zip(places, before, totals, strict=True):
-                emit.store(builder.fadd(old, total), place)
+            with builder.if_else(later) as (added, alone):  # memory that is only written need not be waited for
+                with added:
+                    for place, total in zip(places, totals, strict=True):
+                        emit.store(builder.fadd(emit.load(place), total), place)
+                with alone:
+                    for place, total in zip(places, totals, strict=True):
+                        emit.store(total, place)
 
     def blocks(source: Any, target: Any, r: Integer, size: int, vectors: Integer, widths: tuple[int, ...]) -> None:
         v = zero
