@@ -86,9 +86,10 @@ def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows,
             end = (begin + TERMS).least(count)
             totals = counted(builder, begin.value, end.value, INT(1), [nothing] * len(places), term)
             with builder.if_else(later) as (added, alone):  # memory that is only written need not be waited for
-                with added:
-                    for place, total in zip(places, totals, strict=True):
-                        emit.store(builder.fadd(emit.load(place), total), place)
+                with added:  # all are read first, as rows may occur twice
+                    before = [emit.load(place) for place in places]
+                    for place, old, total in zip(places, before, totals, strict=True):
+                        emit.store(builder.fadd(old, total), place)
                 with alone:
                     for place, total in zip(places, totals, strict=True):
                         emit.store(total, place)
