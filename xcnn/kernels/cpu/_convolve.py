@@ -102,7 +102,8 @@ def convolve(
                     emit, copy, x, x0 + i * x_image + c * x_map + from_, x_step, stride, xs,
                     at + i * pitch + c * channel, y_step, 1, lines, length,
                 )  # fmt: skip
-        with zero.up_to(images) as i, zero.up_to(many) as c:
+        some = many.if_(fill1.holds(">", fill0), 0)
+        with zero.up_to(images) as i, zero.up_to(some) as c:
             value = builder.load(((row + c) * several).of(shifts))
             fill((to + i * y_image + c * y_map + fill0).of(y), fill1 - fill0, value)
         with piece0.up_to(piece1, 5) as p:

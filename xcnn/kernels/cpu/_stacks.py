@@ -64,6 +64,9 @@ _PRODUCTS = 256
 
 _MOST_IMAGES = 512
 
+_TILE = 12
+"""Cycles of two rows of a block of sums, whatever its terms."""
+
 _CALL, _ROW, _VECTOR, _FAR = 40, 6, 4, 170_000
 """Cycles of a copy of rows, of each row, and of each vector of it, one more for each `_FAR` bytes of planes."""
 
@@ -278,31 +281,64 @@ def _direct(ways: list[_Way], p: _Stack, targets: int, itemsize: int) -> bool:
     )  # fmt: skip
 
 
-def _product(p: _Stack, lanes: int) -> tuple[float, int]:
-    """Return about how many cycles two rows of one term take, and how many places are multiplied together.
+def _in_place(ways: list[_Way], p: _Stack, channels: int, itemsize: int) -> bool:
+    """Return whether pixels of so many channels are read where they are."""
+    pixels = math.prod(way.size for way in ways)
+    pointwise = all(q.phases == [0] and q.low == q.high == 0 for q in p.lines)
+    bare = pointwise and all(way.stride == way.apart == 1 and way.targets == way.size for way in ways)
+    near = channels <= 8 or pixels * itemsize % _CONFLICT
+    return bool(
+        bare and near and channels * pixels * itemsize <= _NEAR_BYTES
+        and p.images == 1 and p.band >= ways[p.along].targets and p.length >= BYTES // itemsize
+    )  # fmt: skip
+
+
+def _strips(length: int, lanes: int, terms: int) -> float:
+    """Return about how many cycles two rows take with so many terms."""
+    most = max(1, min(length // lanes, STRIP))
+    strips, rest = divmod(length, most * lanes)
+    last = -(-rest // lanes)
+
+    def strip(vectors: int) -> float:
+        return terms * product_cycles(vectors) + _TILE * -(-vectors // (STRIP // 2))
+
+    return strips * strip(most) + (strip(last) if last else 0)
+
+
+def _product(p: _Stack, lanes: int, terms: int) -> tuple[float, int]:
+    """Return about how many cycles two rows of so many terms take, and how many places are multiplied together.
 
     They are those along the last two axes, if it takes less time not to multiply the lines between them.
     """
-    whole, count = product_cycles(-(-p.length // lanes)), p.lines[0].outs
-    each = count * product_cycles(-(-(p.length - (count - 1) * p.steps[0]) // lanes))
+    whole, count = _strips(p.length, lanes, terms), p.lines[0].outs
+    each = count * _strips(p.length - (count - 1) * p.steps[0], lanes, terms)
     return (each, p.steps[0]) if each < whole else (whole, p.length)
 
 
-def _cycles(ways: list[_Way], p: _Stack, n: int, channels: int, targets: int, taps: int, itemsize: int) -> float:
+def _cycles(
+    ways: list[_Way], p: _Stack, n: int, channels: int, targets: int, taps: int, itemsize: int, bare: bool
+) -> float:
     """Return about how many cycles a group takes: those of products, and of copies into planes and out of buffers."""
     lanes, bands = BYTES // itemsize, -(-ways[p.along].residues[0].outs // p.band)
     planes, outs = math.prod(len(q.phases) for q in p.lines) * p.plane, math.prod(way.targets for way in ways)
-    length = STRIP * lanes if _direct(ways, p, targets, itemsize) else ways[2].targets
-    vectors, _ = _product(p, lanes)
+    direct = _direct(ways, p, targets, itemsize)
+    length = STRIP * lanes if direct else ways[2].targets
+    rows, _ = _product(p, lanes, channels * taps)
 
     def moved(lines: int, length: int, vector: float) -> float:
-        return _CALL + lines * (_ROW + -(-length // lanes) * vector)
+        return lines * (_ROW + -(-length // lanes) * vector)
 
     place = _VECTOR + channels * planes * itemsize / _FAR
     place *= ways[2].stride if ways[2].stride <= 2 else lanes / 2  # else they are copied one by one
-    copies = bands * sum(moved(lines, length, place) for *_, lines, length in _copies(ways, p, 0))
-    products = -(-n // p.images) * bands * vectors * channels * taps * targets / 2
-    return n * (channels * copies + targets * moved(-(-outs // length), min(length, outs), _VECTOR)) + products
+    rows_of = () if _in_place(ways, p, channels, itemsize) else _copies(ways, p, 0)
+    copies = bands * sum(_CALL + moved(lines, length, place) for *_, lines, length in rows_of)
+    products = -(-n // p.images) * bands * rows * targets / 2
+    written = moved(-(-outs // length), min(length, outs), _VECTOR / 2 if direct else _VECTOR)  # strips are near
+    if direct and bare:
+        written = 0.0
+    elif not direct and p.band > 1:  # else a call writes lines of all targets
+        written += _CALL
+    return n * (channels * copies + targets * written) + products
 
 
 def _terms(
@@ -358,21 +394,25 @@ def _pieces(
         yield at, last + nx, [(k * p.steps[0], p.steps[1], to + k * every[0], every[1], rows, nx) for k in range(many)]
 
 
-def plan(axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool) -> Plan:
+def plan(
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, bare: bool
+) -> Plan:
     """Plan a convolution of n images with weights of a shape.
 
     Parameters
     ----------
     axes : the windows, `xcnn.ops._window.Axis`, at most three.
     transposed : whether it is the input gradient instead.
+    bare : whether targets are sums of products and nothing else.
     """
-    return _plan(axes, n, weights, groups, itemsize, transposed, get_num_threads())
+    return _plan(axes, n, weights, groups, itemsize, transposed, bare, get_num_threads())
 
 
 @functools.lru_cache(maxsize=512)
 def _plan(
-    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, threads: int
-) -> Plan:
+    axes: tuple[Any, ...], n: int, weights: tuple[int, ...], groups: int, itemsize: int, transposed: bool, bare: bool,
+    threads: int,
+) -> Plan:  # fmt: skip
     cg, og, taps = weights[1], weights[0] // groups, math.prod(weights[2:])
     channels, targets = (og, cg) if transposed else (cg, og)
     joined = _joined(axes, itemsize)
@@ -383,25 +423,20 @@ def _plan(
     for apart in (False, True):
         ways = [(_backward if transposed else _forward)(axis, apart and i == 2) for i, axis in enumerate(joined)]
         for p in _stacks([_line(way) for way in ways], along, channels, n, least, itemsize):
-            layouts.append((_cycles(ways, p, n, channels, targets, taps, itemsize), ways, p))
+            layouts.append((_cycles(ways, p, n, channels, targets, taps, itemsize, bare), ways, p))
     cycles, ways, p = min(layouts, key=lambda layout: layout[0])
     microseconds = max(microseconds, groups * cycles / CYCLES_PER_MICROSECOND)  # small maps are mostly moved
     lanes, phases = BYTES // itemsize, math.prod(len(q.phases) for q in p.lines)
     bands, count = range(0, ways[along].residues[0].outs, p.band), -(-n // p.images)
     pixels, outputs = math.prod(way.size for way in ways), math.prod(way.targets for way in ways)
-    bare = all(axis.kernel == axis.stride == 1 and axis.size == axis.out for axis in joined)
-    near = channels <= 8 or pixels * itemsize % _CONFLICT
-    in_place = bool(
-        bare and near and channels * pixels * itemsize <= _NEAR_BYTES
-        and p.images == len(bands) == 1 and p.length >= lanes
-    )  # fmt: skip
+    in_place = _in_place(ways, p, channels, itemsize)
     line = math.prod(way.targets for way in ways[along + 1 :])
     direct = _direct(ways, p, targets, itemsize)
     blocks = -(-jobs // (count * len(bands) * groups))
     blocks = max(1, blocks if in_place else min(blocks, most_blocks))
     block = _round_up(-(-targets // blocks), 32)
     at_once = p.length if in_place else max(p.steps[1], _SUM_BYTES // (min(block, _ROWS) * itemsize))
-    at_once = min(at_once, _product(p, lanes)[1])
+    at_once = min(at_once, _product(p, lanes, channels * taps)[1])
     width = _round_up(at_once, 16)
     most = _ROWS if direct else max(8, _SUM_BYTES // (width * itemsize) // 8 * 8)
     if transposed and taps == 1:

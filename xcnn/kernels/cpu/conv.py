@@ -70,7 +70,8 @@ def _bound(
             return y
 
         return by_channels
-    f, bare = plan(axes, n, weights, groups, size, transposed), bare and (activation is None or not limits)
+    bare = bare and (activation is None or not limits)
+    f = plan(axes, n, weights, groups, size, transposed, bare)
     call, head, middle = convolve(size), _calls(size), (*ends, bare)
     near = apply is not None and f.pieces >= f.parts  # a piece is some images, and still in the cache after that
     shape, pieces, tables, whole = (n, *f.shape), f.pieces if near else f.parts, f.tables, (f.tables, 0, f.jobs)
