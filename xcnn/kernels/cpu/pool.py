@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import ROW, traced
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import plain, share, supports, whole
@@ -302,22 +301,28 @@ def _bind_average(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: in
 
 
 def _average(x: np.ndarray, axes: tuple[Any, ...], counts: tuple[tuple[int, ...], ...], divisor: int | None) -> Any:
-    """Take the means of windows, and spread gradients evenly."""
-    run, lead = _bind_average(x, axes, counts, divisor), x.shape[: x.ndim - len(axes)]
+    """Bind the means of windows, and a backward pass that spreads gradients evenly."""
+    run, lead, dtype = _bind_average(x, axes, counts, divisor), x.shape[: x.ndim - len(axes)], x.dtype
     if run is NotImplemented:
         return NotImplemented
+
+    @functools.cache
+    def passes() -> list[tuple[Any, ...]]:
+        found = []
+        for windows, *each in reversed(_passes(axes, counts, divisor)):
+            sizes = tuple([axis.size for axis in windows])
+            plan, divisors = _plan("sum", windows, True, dtype.itemsize), _divisors(*each, sizes, dtype)[1:]
+            found.append((plan, *divisors, (*lead, *sizes)))
+        return found
 
     def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
         if not needs[0]:
             return (None,)
-        for windows, *each in reversed(_passes(axes, counts, divisor)):
-            sizes = tuple([axis.size for axis in windows])
-            _, pixels, before = _divisors(*each, sizes, dy.dtype)
-            dx = np.empty((*lead, *sizes), dy.dtype)
-            dy = _run(_plan("sum", windows, True, dy.itemsize), dy if before is None else dy / before, pixels, dx)
+        for plan, pixels, before, shape in passes():
+            dy = _run(plan, dy if before is None else dy / before, pixels, np.empty(shape, dtype))
         return (dy,)
 
-    return run(x), backward
+    return lambda x, *_: (run(x), backward)
 
 
 def _whole(axes: tuple[Any, ...], divisor: int | None) -> bool:
@@ -331,7 +336,7 @@ def _bind_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int |
     return _bind_last(x, len(axes), True) if whole else _bind_average(x, axes, counts, divisor)
 
 
-@kernel(np, _bind_pool)
+@whole(_bind_pool)
 def avg_pool(x: np.ndarray, axes: tuple[Any, ...], counts: Any, divisor: int | None) -> Any:
     """Take the means of windows, and spread gradients evenly."""
     return _last(x, len(axes), True) if _whole(axes, divisor) else _average(x, axes, counts, divisor)
@@ -344,7 +349,7 @@ def _adapted(plan: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
     return axes, tuple(tuple((_windows(axis) >= 0).sum(axis=1).tolist()) for axis in axes), None
 
 
-@kernel(np, lambda x, plan: _bind_pool(x, *_adapted(plan)))
+@whole(lambda x, plan: _bind_pool(x, *_adapted(plan)))
 def adaptive_avg(x: np.ndarray, plan: tuple[tuple[int, int], ...]) -> Any:
     """Take the means of windows of any lengths, and spread gradients evenly."""
     return avg_pool(x, *_adapted(plan))
@@ -373,7 +378,7 @@ def _bind_last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
 
 
 def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
-    """Take the means over the last axes."""
+    """Bind the means over the last axes, and their backward pass."""
     shape, run, maps = x.shape, _bind_last(x, rank, keepdims), math.prod(x.shape[: x.ndim - rank])
     if run is NotImplemented:
         return NotImplemented
@@ -386,7 +391,7 @@ def _last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
         share(lambda begin, end: np.copyto(dx[begin:end], each[begin:end]), dx.size, n=maps)
         return (dx.reshape(shape),)
 
-    return run(x), backward
+    return lambda x, *_: (run(x), backward)
 
 
 def _of_maps(means: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
@@ -395,7 +400,7 @@ def _of_maps(means: Callable[..., Any], x: np.ndarray, axes: tuple[int, ...], ke
     return means(x, len(axes), keepdims)
 
 
-@kernel(np, functools.partial(_of_maps, _bind_last))
+@whole(functools.partial(_of_maps, _bind_last))
 def reduction(x: np.ndarray, axes: tuple[int, ...], keepdims: bool, average: bool) -> Any:
     """Take the means over the last axes, as of maps."""
     return _of_maps(_last, x, axes, keepdims, average)
