@@ -31,15 +31,17 @@ _MANY = 2
 """Vectors per iteration."""
 
 _FORWARD = ("x", "residual", "y", "weight", "bias", "mean", "var", "rstd", "sums")
-_BACKWARD = ("x", "dy", "y", "dresidual", "dx", "weight", "mean", "rstd", "shared", "sums")
-_PARAMETERS, _FROM_SUMS = ("weight", "bias"), ("shift", "slope")
+_BACKWARD = ("x", "dy", "y", "dresidual", "dx", "weight", "mean", "rstd", "shift", "slope", "shared", "sums")
+_PARAMETERS = ("weight", "bias")
+_OPERANDS = ("mean", "rstd", *_PARAMETERS, "shift", "slope")
+"""What the numbers of a row are computed with."""
 
 
 @functools.cache
 def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
     """Compile a function `(table, *arrays, eps, low, high, begin, end)` that sets y of the units of some slots.
 
-    Arrays: x, residual, y, weight, bias, mean, var, rstd, and room for two vectors of float64 per unit, or for seven
+    Arrays: x, residual, y, weight, bias, mean, var, rstd, and room for two vectors of float64 per unit, or for eight
     numbers per column.
 
     Parameters
@@ -55,8 +57,8 @@ def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
 def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
     """Compile a function `(table, *arrays, low, high, begin, end)` that sets the gradients of the units of some slots.
 
-    Arrays: x, dy, y, dresidual, dx, weight, mean, rstd, sums (slots, 2, parameters) for dbias and
-    dweight, zeros at first, and room as above, or for two vectors per row if it has its own parameter.
+    Arrays: x, dy, y, dresidual, dx, weight, mean, rstd, room for two more numbers per unit, sums (slots, 2, parameters)
+    for dbias and dweight, zeros at first, and room as above, or for two vectors per row if it has its own parameter.
 
     Parameters
     ----------
@@ -77,22 +79,19 @@ def _function(
 class _Norm(Vectors):
     """Writes the function `loop` into a module."""
 
-    OPERANDS: Sequence[str] = ()
-    """What a number is computed with in the second pass: of its unit, of its parameters, or from sums."""
-
     def __init__(self, module: Any, names: Sequence[str], numbers: int, itemsize: int, options: Sequence[str]) -> None:
         number = ir.FloatType() if itemsize == 4 else DOUBLE
         arrays = [(DOUBLE if name == "sums" else number).as_pointer() for name in names]
         kinds = [INT.as_pointer(), *arrays, *[DOUBLE] * numbers, INT, INT]
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "loop")
         super().__init__(ir.IRBuilder(function.append_basic_block()), itemsize)
-        table, *given, begin, self.end = function.args
+        table, *given, begin, end = function.args
         self.of = dict(zip(names, given, strict=False))
         self.eps, self.ends = given[len(names)], self.limits(*given[-2:])
         self.size = dict(zip(TABLE, Integers(self.builder, table).some(0, len(TABLE)), strict=True))
         self.options, self.none = options, ir.Constant(self.vector, None)
-        self.joined, self.length, self.lines = "joined" in options, self.size["row"], Integer(self.builder, 1)
-        self.begin, self.zero = Integer(self.builder, begin), Integer(self.builder, 0)
+        self.joined = "joined" in options
+        self.begin, self.end, self.zero = (Integer(self.builder, one) for one in (begin, end, 0))
         self.apart = self.size["width"] if self.joined else Integer(self.builder, self.lanes)
 
     def sums(self, block: Integer, until: Integer) -> None:
@@ -105,10 +104,9 @@ class _Norm(Vectors):
 
     def write_all(self) -> None:
         size, together = self.size, self.size["together"]
-        step = size["slots"] if self.joined else Integer(self.builder, 1)
-        with self.begin.up_to(self.end, step) as self.slot:
-            ends = self.slot, (self.slot + step).least(self.end)
-            first, last = (k * size["units"] // size["slots"] for k in ends)
+        with self.begin.up_to(self.end, size["slots"] if self.joined else 1) as self.slot:
+            after = self.end if self.joined else self.slot + 1
+            first, last = (k * size["units"] // size["slots"] for k in (self.slot, after))
             with first.up_to(last, together) as block:
                 until = (block + together).least(last)
                 self.sums(block, until)
@@ -117,9 +115,7 @@ class _Norm(Vectors):
 
     def get(self, name: str, place: Integer) -> Any:
         """Load a number as float64."""
-        return self.double(self.builder.load(place.of(self.of[name])))
-
-    def double(self, value: Any) -> Any:
+        value = self.builder.load(place.of(self.of[name]))
         return value if value.type == DOUBLE else self.builder.fpext(value, DOUBLE)
 
     def put(self, value: Any, name: str, place: Integer) -> None:
@@ -132,20 +128,19 @@ class _Norm(Vectors):
 
     def room(self, u: Integer, block: Integer, j: Integer | int = 0) -> Integer:
         """Return the place of the sums of a unit, or of its row j if rows have their own."""
-        return (u - block + self.size["of_row"] * j) * (1 if self.joined else 2 * self.lanes)
+        return (u - block) * self.size["row"] if self.joined else (u - block + self.size["of_row"] * j) * 2 * self.lanes
 
     @contextlib.contextmanager
     def rows(self, block: Integer, until: Integer) -> Iterator[tuple[Integer, Integer, Integer, Integer]]:
-        """Write a loop over the rows of some units: the unit, and the places of numbers, parameters and sums."""
-        size = self.size
-        if self.joined:
-            self.length = (until - block) * size["row"]
-            with self.zero.up_to(size["rows"], size["tile"]) as j:
-                self.lines = (size["rows"] - j).least(size["tile"])
-                yield block, block * size["unit"] + j * size["step"], block, self.zero
-        else:
-            with self.zero.up_to(size["rows"]) as j, block.up_to(until) as u:
-                yield u, u * size["unit"] + j * size["step"], self.parameter(u, j), self.room(u, block, j)
+        """Write a loop over the rows of some units: the unit, and the places of numbers, parameters and sums.
+
+        Joined rows are those of all units, of which it gives the first one, and a tile of them at a time.
+        """
+        size, units = self.size, self.size["together"] if self.joined else 1
+        self.length = (until - block) * size["row"] if self.joined else size["row"]
+        with self.zero.up_to(size["rows"], size["tile"]) as j, block.up_to(until, units) as u:
+            self.lines = (size["rows"] - j).least(size["tile"])
+            yield u, u * size["unit"] + j * size["step"], self.parameter(u, j), self.room(u, block, j)
 
     def clear(self, block: Integer, until: Integer) -> None:
         """Set the sums of some units, of the rows of one, or of columns, to 0."""
@@ -192,80 +187,62 @@ class _Norm(Vectors):
         term = term if term.type == self.zeros().type else self.widened(term)
         self.write(self.builder.fadd(self.read(self.of["sums"], place.value), term), self.of["sums"], place.value)
 
-    def sum(self, vectors: Sequence[Any], body: Callable[..., Any], zero: Any, place: Integer) -> None:
+    def sum(self, operands: Sequence[Any], body: Callable[..., Any], zero: Any, place: Integer) -> None:
         """Add two vectors of a row, each the sum of what `body` makes of `zero`, to the sums at a place, in blocks."""
-        builder = self.builder
 
         def block(begin: Any, end: Any, _: Any) -> list[Any]:
-            found = self.each(vectors, body, [zero] * 2, begin, end)
+            found = self.each(operands, body, [zero] * 2, begin, end)
             for k in range(2):
-                self.add(builder.fadd(found[k], found[k + 2]), place + self.apart * k)
+                self.add(self.builder.fadd(found[k], found[k + 2]), place + self.apart * k)
             return []
 
-        if self.joined:
-            self.each(vectors, body, [zero] * 2)
-        elif "short" in self.options:
-            found = self.each(vectors, body, [zero] * 2)
+        if self.joined or "short" in self.options:
+            found = self.each(operands, body, [zero] * 2)
             self.found = [self.total(self.widened(one) if one.type == self.vector else one) for one in found]
         else:
-            blocks(builder, INT(0), self.size["row"].value, INT(BLOCK), [], block)
+            blocks(self.builder, INT(0), self.size["row"].value, INT(BLOCK), [], block)
 
     def totals(self, place: Integer) -> list[Any]:
-        """Return the two sums at a place, those of the columns of a unit, or of the short row that has been read."""
+        """Return the two sums at a place, or those of the short row that has just been read."""
         if "short" in self.options:
             return self.found
-        sums, builder = self.of["sums"], self.builder
-        if self.joined:
-            start, row = place * self.size["row"], self.size["row"].value
+        builder, sums, places = self.builder, self.of["sums"], (place, place + self.apart)
+        if not self.joined:
+            return [self.total(self.read(sums, at.value)) for at in places]
 
-            def column(k: Any, totals: Sequence[Any]) -> list[Any]:
-                places = (start + self.apart * i + k for i in range(2))
-                return [builder.fadd(old, builder.load(at.of(sums))) for old, at in zip(totals, places, strict=True)]
+        def column(k: Any, totals: Sequence[Any]) -> list[Any]:
+            return [builder.fadd(one, builder.load((at + k).of(sums))) for one, at in zip(totals, places, strict=True)]
 
-            return counted(builder, INT(0), row, INT(1), [DOUBLE(0.0)] * 2, column)
-        return [self.total(self.read(sums, (place + self.apart * k).value)) for k in range(2)]
+        return counted(builder, INT(0), self.size["row"].value, INT(1), [DOUBLE(0.0)] * 2, column)
 
-    def same(self, name: str, u: Integer, of: Integer, place: Integer) -> Any:
+    def same(self, name: str, u: Integer, of: Integer) -> Any:
         """Load an operand of a row into all lanes."""
-        if name in _FROM_SUMS:
-            pointer = (place + self.apart * _FROM_SUMS.index(name)).of(self.of["sums"])
-            return self.spread(self.number(self.builder.load(pointer)))
         return self.broadcast((of if name in _PARAMETERS else u).of(self.of[name]))
 
-    def operands(self, names: Sequence[str], u: Integer, of: Integer, place: Integer) -> list[Callable[..., Any]]:
-        """Return functions of an index in a row, and a mask, that give vectors of operands."""
-
-        def one(name: str) -> Callable[..., Any]:
-            if self.joined:
-                array = self.column(name)
-                return lambda index, mask: self.read(array, index)
-            if name in _PARAMETERS and "wide" in self.options:
-                array = of.of(self.of[name])
-                return lambda index, mask: self.read(array, index, mask)
-            same = self.same(name, u, of, place)
-            return lambda index, mask: same
-
-        return [one(name) for name in names]
+    def operand(self, name: str, u: Integer, of: Integer) -> Callable[..., Any]:
+        """Return a function of an index in a row, and a mask, that gives a vector of an operand."""
+        if self.joined or (name in _PARAMETERS and "wide" in self.options):
+            array = self.column(name) if self.joined else of.of(self.of[name])
+            return lambda index, mask: self.read(array, index, mask)
+        same = self.same(name, u, of)
+        return lambda index, mask: same
 
     def column(self, name: str) -> Any:
         """Return the array of an operand for each column, which follows the sums."""
         start = (self.apart * 2).of(self.of["sums"])
-        return (self.apart * self.OPERANDS.index(name)).of(self.builder.bitcast(start, self.of["mean"].type))
+        return (self.apart * _OPERANDS.index(name)).of(self.builder.bitcast(start, self.of["mean"].type))
 
     def expand(self, names: Sequence[str], block: Integer, until: Integer) -> None:
         """Write operands of joined units into the arrays for their columns, by whole vectors, which may overlap."""
         if self.joined:
             with block.up_to(until) as u:
-                place, row = self.room(u, block), self.size["row"]
                 for name in names:
-                    same, array = self.same(name, u, u, place), (place * row).of(self.column(name))
-                    with self.zero.up_to(row, self.lanes) as k:
+                    same, array = self.same(name, u, u), self.room(u, block).of(self.column(name))
+                    with self.zero.up_to(self.size["row"], self.lanes) as k:
                         self.write(same, array, k.value)
 
 
 class _Forward(_Norm):
-    OPERANDS = ("mean", "rstd", "weight", "bias")
-
     def origin(self, u: Integer) -> Any:
         """Return the first number of a unit, from which moments count, or 0 if it is infinite or NaN."""
         builder = self.builder
@@ -280,20 +257,20 @@ class _Forward(_Norm):
             with block.up_to(until) as u:
                 self.put(self.origin(u), "mean", u)
             self.expand(["mean"], block, until)
-            with self.rows(block, until) as (u, at, of, place):
+            with self.rows(block, until) as (u, at, of, _):
                 source = at.of(self.of["x"])
 
                 def moments(index: Any, mask: Any, centre: Any, total: Any, square: Any) -> list[Any]:
                     value = self.widened(builder.fsub(self.read(source, index, mask), centre), mask)
                     return [builder.fadd(total, value), self.fused(value, value, square)]
 
-                self.sum(self.operands(["mean"], u, of, place), moments, self.zeros(), self.room(u, block))
+                self.sum([self.operand("mean", u, of)], moments, self.zeros(), self.room(u, block))
                 if "short" in self.options:
                     self.unit(u, block)
         if given or "short" not in self.options:
             with block.up_to(until) as u:
                 self.unit(u, block)
-        self.expand(self.OPERANDS, block, until)
+        self.expand(_OPERANDS[:4], block, until)
 
     def unit(self, u: Integer, block: Integer) -> None:
         """Set what follows from the sums of a unit."""
@@ -312,7 +289,7 @@ class _Forward(_Norm):
 
     def results(self, block: Integer, until: Integer) -> None:
         builder = self.builder
-        with self.rows(block, until) as (u, at, of, place):
+        with self.rows(block, until) as (u, at, of, _):
             source, target, residual = (at.of(self.of[name]) for name in ("x", "y", "residual"))
 
             def body(index: Any, mask: Any, centre: Any, factor: Any, weight: Any, bias: Any) -> None:
@@ -324,12 +301,10 @@ class _Forward(_Norm):
                     value = self.clipped(value, self.ends)
                 self.write(value, target, index, mask)
 
-            self.each(self.operands(self.OPERANDS, u, of, place), body)
+            self.each([self.operand(name, u, of) for name in _OPERANDS[:4]], body)
 
 
 class _Backward(_Norm):
-    OPERANDS = ("mean", "rstd", "weight", "shift", "slope")
-
     def gradient(self, at: Integer) -> Callable[[Any, Any], Any]:
         """Return a function that gives a vector of dy where y is between the limits, and zeros elsewhere."""
         builder = self.builder
@@ -351,19 +326,16 @@ class _Backward(_Norm):
             return
         start = self.slot * size["slot"]
         self.clear(block, until)
-        self.expand(["mean"], block, until)
+        self.expand(_OPERANDS[:3], block, until)
         with self.rows(block, until) as (u, at, of, place):
             gradient, source, copy = self.gradient(at), at.of(self.of["x"]), at.of(self.of["dresidual"])
             targets = [(start + of + k).of(self.of["shared"]) for k in (0, size["parameters"])]
-            names = ("mean", "rstd", "weight")[: 3 if "wide" in options else 1]
 
-            def body(index: Any, mask: Any, centre: Any, *others: Any) -> list[Any]:
-                (*affine, total, product) = others
+            def body(index: Any, mask: Any, centre: Any, factor: Any, weight: Any, *sums: Any) -> list[Any]:
                 g, centred = gradient(index, mask), builder.fsub(self.read(source, index, mask), centre)
                 if "residual" in options:
                     self.write(g, copy, index, mask)
-                if affine:
-                    factor, weight = affine
+                if "wide" in options:
                     for target, term in zip(targets, (g, builder.fmul(g, builder.fmul(centred, factor))), strict=True):
                         # Whole vectors: what is written with a mask cannot be read again until it is in the cache.
                         term = term if mask is None else builder.select(mask, term, self.none)
@@ -371,9 +343,9 @@ class _Backward(_Norm):
                     g = builder.fmul(g, weight)
                 if mask is not None:  # x may be infinite
                     centred = builder.select(mask, centred, self.none)
-                return [builder.fadd(total, g), self.fused(g, centred, product)]
+                return [builder.fadd(sums[0], g), self.fused(g, centred, sums[1])]
 
-            self.sum(self.operands(names, u, of, place), body, self.none, place)
+            self.sum([self.operand(name, u, of) for name in _OPERANDS[:3]], body, self.none, place)
             if "short" in options:
                 self.unit(u, block, start)
         if "short" not in options:
@@ -399,15 +371,15 @@ class _Backward(_Norm):
         last = (size["rows"] - 1) * size["of_row"] + 1
         total, product = counted(builder, INT(0), last.value, INT(1), [DOUBLE(0.0)] * 2, one)
         count, square = builder.sitofp(size["count"].value, DOUBLE), builder.fmul(inverse, inverse)
-        self.put(builder.fdiv(total, count), "sums", place)
-        self.put(builder.fmul(builder.fdiv(product, count), square), "sums", place + self.apart)
+        self.put(builder.fdiv(total, count), "shift", u)
+        self.put(builder.fmul(builder.fdiv(product, count), square), "slope", u)
 
     def results(self, block: Integer, until: Integer) -> None:
         builder, given = self.builder, "given" in self.options
         if "gradient" not in self.options:
             return
-        names = self.OPERANDS[: 3 if given else 5]
-        self.expand(names, block, until)
+        names = (*_OPERANDS[:3], *(() if given else _OPERANDS[4:]))
+        self.expand(names[3 * ("sums" in self.options) :], block, until)
         with self.rows(block, until) as (u, at, of, _):
             gradient, source, target = self.gradient(at), at.of(self.of["x"]), at.of(self.of["dx"])
 
@@ -419,4 +391,4 @@ class _Backward(_Norm):
                     g = builder.fsub(g, self.fused(centred, slope, shift))
                 self.write(builder.fmul(g, factor), target, index, mask)
 
-            self.each(self.operands(names, u, of, self.room(u, block)), body)
+            self.each([self.operand(name, u, of) for name in names], body)

@@ -40,9 +40,6 @@ _ADJACENT, _JOINED = 1 << 16, 1 << 12
 _TOGETHER = 4096
 """About how many numbers of groups are read before they are normalised."""
 
-_SLOTS = 8
-"""The least slots of batch norm, if there are as many channels, so that threads can share the work."""
-
 
 class _Layout(NamedTuple):
     """The units of a view.
@@ -73,9 +70,8 @@ class _Layout(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    table = dict.fromkeys(TABLE, 0) | {"rows": 1, "together": 1, "period": 1}
-    repeats, lanes = 1, BYTES // itemsize
-    options: tuple[str, ...] = ()
+    table = dict.fromkeys(TABLE, 0) | {"rows": 1, "tile": 1, "together": 1, "period": 1}
+    repeats, lanes, options = 1, BYTES // itemsize, tuple[str, ...]()
     if axes == (0, 2):
         n, c, p = shape
         table |= {"unit": p, "rows": n, "step": c * p, "row": p, "period": c, "of_unit": 1, "count": n * p, "units": c}
@@ -84,8 +80,8 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
             slots, width = -(-c // -(-BYTES // (p * itemsize))), (together * p // lanes + 2) * lanes
             table |= {"tile": max(8, math.isqrt(n) * (itemsize // 8)), "width": width}  # see `_sums.py`
         else:
-            together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // _SLOTS))
-            slots = -(-c // together)
+            together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // 8))
+            slots = -(-c // together)  # eight at least, so that threads can share the work
         table |= {"together": together, "slots": slots, "parameters": c}
     else:
         n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
@@ -103,7 +99,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     numbers = np.array([table[name] for name in TABLE], np.int64)
     of_unit = table["rows"] if table["of_row"] else 1
     most = -(-table["units"] // table["slots"])
-    room = 7 * table["width"] or 2 * lanes * max(of_unit, min(table["together"], most))
+    room = 8 * table["width"] or 2 * lanes * max(of_unit, min(table["together"], most))
     return _Layout(
         numbers, kept, c * repeats, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
         table["slots"], room, options,
@@ -139,14 +135,12 @@ def _forward(
     low, high = limits or _UNLIMITED
     options = _options(layout, given=given, residual=has_residual, limited=(low, high) != _UNLIMITED)
     call, table, room, parts = norm_forward(dtype.itemsize, *options), layout.table, layout.room, layout.parts
-    ones, zeros = (_parameter(None, layout, k, dtype) for k in (1, 0))
-    wide: Any = np.ascontiguousarray if layout.repeats == 1 else lambda array: np.repeat(array, layout.repeats)
     apply = None if activation is None or limits else applying(activation, dtype.itemsize)
 
     def run(x: Any, weight: Any, bias: Any, mean: Any, var: Any, rstd: Any, residual: Any) -> Any:
         source, y = np.ascontiguousarray(x), np.empty(shape, dtype)
         addend = np.ascontiguousarray(residual) if has_residual else source
-        scale, shift = ones if weight is None else wide(weight), zeros if bias is None else wide(bias)
+        scale, shift = _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype)
 
         def units(first: int, last: int) -> None:
             sums = scratch(0, "sums of norms", room, _DOUBLE)
@@ -220,7 +214,7 @@ def norm(
         wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
         writes = needs[3] and has_residual and limited is not None
         source = plain(x)
-        dresidual = np.empty(shape, dtype) if writes else None
+        dresidual = np.empty(shape, dtype) if writes else above if needs[3] and has_residual else None
         dx = np.empty(shape, dtype) if needs[0] else None
         shared = np.zeros((layout.slots, 2, layout.columns), dtype)
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
@@ -229,7 +223,8 @@ def norm(
         )
         call = norm_backward(dtype.itemsize, *options)
         scale = _parameter(weight, layout, 1, dtype)
-        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shared
+        shift, slope = np.empty(mean.shape, dtype), np.empty(mean.shape, dtype)
+        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shift, slope, shared
         arrays = [source if array is None else array for array in wanted]
 
         def slots(first: int, last: int) -> None:
@@ -237,7 +232,6 @@ def norm(
             call(layout.table, *arrays, room, low, high, first, last)
 
         share(slots, 5 * x.size, n=layout.parts)
-        dresidual = dresidual if writes or not (needs[3] and has_residual) else dy
         total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
