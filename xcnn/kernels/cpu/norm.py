@@ -131,7 +131,7 @@ def _forward(
 
     It returns y, and sets rstd, and mean and variance unless they are given; these may be addresses.
     """
-    shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size
+    shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size // 2
     low, high = limits or _UNLIMITED
     options = _options(layout, given=given, residual=has_residual, limited=(low, high) != _UNLIMITED)
     call, table, room, parts = norm_forward(dtype.itemsize, *options), layout.table, layout.room, layout.parts
@@ -231,7 +231,7 @@ def norm(
             room = scratch(0, "sums of norms", layout.room, _DOUBLE)
             call(layout.table, *arrays, room, low, high, first, last)
 
-        share(slots, 5 * x.size, n=layout.parts)
+        share(slots, 2 * x.size, n=layout.parts)
         total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
