@@ -33,7 +33,7 @@ def run(arrays: dict[str, np.ndarray], dy: np.ndarray, training: bool) -> list[n
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(1, 3, 5), (4, 5, 2, 1), (3, 2, 7, 9), (2, 70, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (4, 5, 2, 1), (3, 2, 7, 9), (2, 70, 4, 4), (19, 150), (21, 70, 3, 5)])
 def test_results_equal_those_of_the_portable_code(shape: tuple[int, ...], training: bool) -> None:
     arrays, dy = draw(shape, np.float64)
     with portable(np):
@@ -74,7 +74,7 @@ def test_every_kind_of_norm_equals_the_portable_code(kind: str, shape: tuple[int
                 np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 40, 5)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 2, 40, 5), (9, 300)])
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_stay_in_their_channel(shape: tuple[int, ...], special: float) -> None:
     arrays, dy = draw(shape, np.float64)
@@ -115,9 +115,10 @@ def test_read_only_and_strided_arrays_give_the_same_bits() -> None:
             np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("shape", [(32, 3, 16, 16), (700, 3, 3, 3)])
 @pytest.mark.parametrize("centre", [0.0, 100.0, -3000.0])
-def test_float32_loses_no_digits_far_from_zero(centre: float) -> None:
-    arrays, dy = draw((32, 3, 16, 16), np.float32, centre)
+def test_float32_loses_no_digits_far_from_zero(centre: float, shape: tuple[int, ...]) -> None:
+    arrays, dy = draw(shape, np.float32, centre)
     with portable(np):
         wanted = run({name: array.astype(np.float64) for name, array in arrays.items()}, dy.astype(np.float64), True)
     for actual, expected in zip(run(arrays, dy, True), wanted, strict=True):
@@ -126,8 +127,9 @@ def test_float32_loses_no_digits_far_from_zero(centre: float) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_does_not_depend_on_the_number_of_threads(training: bool) -> None:
-    arrays, dy = draw((32, 32, 33, 31), np.float32)
+@pytest.mark.parametrize("shape", [(32, 32, 33, 31), (200, 300, 3, 3), (250, 2000)])
+def test_it_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...], training: bool) -> None:
+    arrays, dy = draw(shape, np.float32)
     before, results = threads.get_num_threads(), []
     for n in (1, 3):
         threads.set_num_threads(n)
@@ -172,13 +174,14 @@ def test_inference_is_the_norm_by_running_statistics(rank: int, adds: bool, acti
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_sums_of_many_numbers_have_few_rounding_errors() -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 1_000_000), (1_000_000, 1), (100_000, 1, 10)])
+def test_sums_of_many_numbers_have_few_rounding_errors(shape: tuple[int, ...]) -> None:
     """Equal numbers are rounded alike, so that errors would add up."""
     n = 1_000_000
-    x = np.full((1, 1, n), 0.1)
-    x[..., 0] = 0
+    x = np.full(shape, 0.1)
+    x.flat[0] = 0
     (_, mean, _), _ = ops.batch_norm(x, np.zeros(1), np.ones(1), training=True, momentum=1.0)
-    np.testing.assert_allclose(mean, math.fsum(x[0, 0]) / n, rtol=n**0.5 * 2.3e-16)
+    np.testing.assert_allclose(mean, math.fsum(x.flat) / n, rtol=n**0.5 * 2.3e-16)
 
 
 def test_a_number_that_is_its_own_mean_has_no_gradient() -> None:

@@ -2,8 +2,8 @@
 
 The work is divided into units, each of which needs nothing of the others: the images' rows of a channel for batch norm,
 a group of channels of an image or a vector of features for the others. Both passes of a unit follow each other, while
-it is in the cache (`_normalise.py`). Maps of few pixels would make short rows: batch norm then works on a copy of which
-a channel is one row, the others take all pixels of a group as one row.
+it is in the cache (`_normalise.py`). Maps of few pixels would make short rows: batch norm then joins those of several
+channels, the others take all pixels of a group as one row.
 """
 
 import functools
@@ -31,17 +31,14 @@ _AXES = (0, 2), (2, 3), (1,)
 _LIMITED = ("relu", "relu6", "hardtanh")
 """Activations whose slope is 1 between two limits of y, and 0 elsewhere."""
 
-_BATCH_BYTES, _GROUP_BYTES = 32, 8 * BYTES
-"""The least bytes of a row of batch norm, and of a group norm."""
+_GROUP_BYTES = 8 * BYTES
+"""The least bytes of a row of a group norm."""
 
-_ADJACENT = 1 << 16
-"""About how many bytes of an image's maps batch norm reads before it goes on to the next image."""
+_ADJACENT, _JOINED = 1 << 16, 1 << 12
+"""About how many bytes of an image's maps batch norm reads before it goes on to the next image; of joined rows."""
 
 _TOGETHER = 4096
 """About how many numbers of groups are read before they are normalised."""
-
-_SLOTS = 8
-"""The least slots of batch norm, if there are as many channels, so that threads can share the work."""
 
 
 class _Layout(NamedTuple):
@@ -57,7 +54,6 @@ class _Layout(NamedTuple):
     parts : into how many parts the work may be divided.
     room : numbers for the sums of units that are done together.
     options : of compiled code.
-    turned : the shape of maps of which the first two axes are exchanged, or none.
     """
 
     table: np.ndarray
@@ -69,24 +65,24 @@ class _Layout(NamedTuple):
     parts: int
     room: int
     options: tuple[str, ...]
-    turned: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _Layout:
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    table = dict.fromkeys(TABLE, 0) | {"rows": 1, "together": 1, "period": 1}
-    turned: tuple[int, ...] = ()
-    repeats, wide, lanes = 1, False, BYTES // itemsize
+    table = dict.fromkeys(TABLE, 0) | {"rows": 1, "tile": 1, "together": 1, "period": 1}
+    repeats, lanes, options = 1, BYTES // itemsize, tuple[str, ...]()
     if axes == (0, 2):
         n, c, p = shape
-        table |= {"period": c, "of_unit": 1, "count": n * p, "units": c, "slots": c, "parameters": c}
-        if p * itemsize >= _BATCH_BYTES or n == 1:
-            together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // _SLOTS))
-            table |= {"unit": p, "rows": n, "step": c * p, "row": p, "together": together, "slots": -(-c // together)}
+        table |= {"unit": p, "rows": n, "step": c * p, "row": p, "period": c, "of_unit": 1, "count": n * p, "units": c}
+        if p * itemsize < BYTES * min(n, 4):  # short rows would leave many lanes unused
+            options, together = ("joined",), min(-(-_JOINED // (p * itemsize)), c)
+            slots, width = -(-c // -(-BYTES // (p * itemsize))), (together * p // lanes + 2) * lanes
+            table |= {"tile": max(8, math.isqrt(n) * (itemsize // 8)), "width": width}  # see `_sums.py`
         else:
-            table |= {"unit": n * p, "row": n * p}
-            turned = shape
+            together = min(max(_ADJACENT // (p * itemsize), 1), -(-c // 8))
+            slots = -(-c // together)  # eight at least, so that threads can share the work
+        table |= {"together": together, "slots": slots, "parameters": c}
     else:
         n, g, s, p = shape if len(shape) == 4 else (shape[0], 1, shape[1], 1)
         c, units = g * s, n * g
@@ -95,7 +91,7 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
         if p * itemsize >= _GROUP_BYTES:
             table |= {"rows": s, "step": p, "row": p, "of_row": 1, "slots": slots, "slot": 2 * c, "parameters": c}
         else:
-            wide, repeats = True, p
+            repeats, options = p, ("wide", "short")[: 1 + (s * p * itemsize <= _GROUP_BYTES)]
             slots = min(slots, max(2, n // 8))  # more would take as much memory as x
             table |= {"row": s * p, "of_unit": s * p, "together": 1 + _TOGETHER // (s * p), "slots": slots}
             columns = (c * p // lanes + 2) * lanes  # room for whole vectors at the end of a row
@@ -103,32 +99,16 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...], itemsize: int) -> _La
     numbers = np.array([table[name] for name in TABLE], np.int64)
     of_unit = table["rows"] if table["of_row"] else 1
     most = -(-table["units"] // table["slots"])
-    options = ("wide", "short")[: 1 + (table["row"] * itemsize <= _GROUP_BYTES)] if wide else ()
-    room = 2 * lanes * max(of_unit, min(table["together"], most))
+    room = 8 * table["width"] or 2 * lanes * max(of_unit, min(table["together"], most))
     return _Layout(
         numbers, kept, c * repeats, table["parameters"], repeats, table["slots"] if table["slot"] else 1,
-        table["slots"], room, options, turned,
+        table["slots"], room, options,
     )  # fmt: skip
 
 
 def _options(layout: _Layout, **flags: bool) -> tuple[str, ...]:
     """Return the options of compiled code."""
     return *layout.options, *(name for name, flag in flags.items() if flag)
-
-
-def _turned(a: np.ndarray | None, layout: _Layout) -> Any:
-    """Return an array as compiled code takes it: in C order, and with the channels first if they are turned."""
-    if a is None or not layout.turned:
-        return plain(a)
-    return plain(a.reshape(layout.turned).transpose(1, 0, 2))
-
-
-def _back(a: Any, layout: _Layout, shape: tuple[int, ...]) -> Any:
-    """Undo `_turned`."""
-    if a is None or not layout.turned:
-        return a
-    n, c, p = layout.turned
-    return plain(a.reshape(c, n, p).transpose(1, 0, 2)).reshape(shape)
 
 
 @functools.lru_cache(maxsize=256)
@@ -151,27 +131,22 @@ def _forward(
 
     It returns y, and sets rstd, and mean and variance unless they are given; these may be addresses.
     """
-    shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size
+    shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size // 2
     low, high = limits or _UNLIMITED
     options = _options(layout, given=given, residual=has_residual, limited=(low, high) != _UNLIMITED)
     call, table, room, parts = norm_forward(dtype.itemsize, *options), layout.table, layout.room, layout.parts
-    ones, zeros = (_parameter(None, layout, k, dtype) for k in (1, 0))
-    turn: Any = functools.partial(_turned, layout=layout) if layout.turned else np.ascontiguousarray
-    wide: Any = np.ascontiguousarray if layout.repeats == 1 else lambda array: np.repeat(array, layout.repeats)
     apply = None if activation is None or limits else applying(activation, dtype.itemsize)
 
     def run(x: Any, weight: Any, bias: Any, mean: Any, var: Any, rstd: Any, residual: Any) -> Any:
-        source = turn(x)
-        addend, y = turn(residual) if has_residual else source, np.empty(source.shape, dtype)
-        scale, shift = ones if weight is None else wide(weight), zeros if bias is None else wide(bias)
+        source, y = np.ascontiguousarray(x), np.empty(shape, dtype)
+        addend = np.ascontiguousarray(residual) if has_residual else source
+        scale, shift = _parameter(weight, layout, 1, dtype), _parameter(bias, layout, 0, dtype)
 
         def units(first: int, last: int) -> None:
             sums = scratch(0, "sums of norms", room, _DOUBLE)
             call(table, source, addend, y, scale, shift, mean, var, rstd, sums, eps, low, high, first, last)
 
         share(units, work, n=parts)
-        if layout.turned:
-            y = _back(y, layout, shape)
         if apply is not None:
             apply(y, y, serial=False)
         return y
@@ -238,9 +213,9 @@ def norm(
                 above = dy
         wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
         writes = needs[3] and has_residual and limited is not None
-        source, above, limited = _turned(x, layout), _turned(above, layout), _turned(limited, layout)
-        dresidual = np.empty(source.shape, dtype) if writes else None
-        dx = np.empty(source.shape, dtype) if needs[0] else None
+        source = plain(x)
+        dresidual = np.empty(shape, dtype) if writes else above if needs[3] and has_residual else None
+        dx = np.empty(shape, dtype) if needs[0] else None
         shared = np.zeros((layout.slots, 2, layout.columns), dtype)
         sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
         options = _options(
@@ -248,15 +223,15 @@ def norm(
         )
         call = norm_backward(dtype.itemsize, *options)
         scale = _parameter(weight, layout, 1, dtype)
-        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shared
+        shift, slope = np.empty(mean.shape, dtype), np.empty(mean.shape, dtype)
+        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shift, slope, shared
         arrays = [source if array is None else array for array in wanted]
 
         def slots(first: int, last: int) -> None:
             room = scratch(0, "sums of norms", layout.room, _DOUBLE)
             call(layout.table, *arrays, room, low, high, first, last)
 
-        share(slots, 5 * x.size, n=layout.parts)
-        dresidual = _back(dresidual, layout, shape) if writes else dy if needs[3] and has_residual else None
+        share(slots, 2 * x.size, n=layout.parts)
         total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
         if layout.repeats > 1:
             total = total.reshape(2, -1, layout.repeats).sum(axis=2)
@@ -264,7 +239,7 @@ def norm(
             dweight = total[1].astype(dtype, copy=False).reshape(weight.shape)
         if wants_bias:
             dbias = total[0].astype(dtype, copy=False).reshape(bias_shape)
-        return _back(dx, layout, shape), dweight, dbias, dresidual
+        return dx, dweight, dbias, dresidual
 
     return result, backward, mean, var
 
