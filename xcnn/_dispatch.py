@@ -215,14 +215,14 @@ def body(function: F) -> F:
     return dispatched  # type: ignore[return-value]
 
 
-def binds(called: Callable[..., Any]) -> Callable[[F], F]:
+def binds(called: Callable[..., Any], whole: bool = False) -> Callable[[F], F]:
     """Return a decorator of a function `(xp, *arguments)` that binds calls of a body where no kernel does.
 
-    It is written in portable code and returns what the `bind` of `kernel` returns.
+    It is written in portable code and returns what the `bind` of `kernel` returns, or its `whole`.
     """
 
     def register(function: F) -> F:
-        _BINDS[BODIES[called.__name__.lstrip("_")]] = function
+        (_WHOLE if whole else _BINDS)[BODIES[called.__name__.lstrip("_")]] = function
         return function
 
     return register
@@ -303,20 +303,21 @@ def bound(
 ) -> Callable[..., Any] | None:
     """Return the bound function of the kernel or body that handles a call, see `kernel`; None if there is none.
 
-    With all its results (`whole`), a body that no kernel handles is bound as its portable code.
+    With all its results (`whole`), a body that no kernel handles and nothing binds is bound as its portable code.
     """
     name, registered = called.__name__.lstrip("_"), _WHOLE if whole else _BINDS
+    function: Callable[..., Any] = NotImplemented
     for bind in map(registered.get, kernels(xp).get(name, ())):
         if bind is None:  # this kernel has to be asked at each call
             return None
-        function: Callable[..., Any] = bind(*arguments)
+        function = bind(*arguments)
         if function is not NotImplemented:
             return function
-    if whole:
-        return functools.partial(BODIES[name], xp)
-    bind = _BINDS.get(BODIES[name])
-    function = NotImplemented if bind is None else bind(xp, *arguments)
-    return None if function is NotImplemented else function
+    if BODIES[name] in registered:
+        function = registered[BODIES[name]](xp, *arguments)
+    if function is NotImplemented:
+        return functools.partial(BODIES[name], xp) if whole else None
+    return function
 
 
 @contextlib.contextmanager

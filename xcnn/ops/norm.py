@@ -8,6 +8,7 @@ keeps y too, which the next layer keeps anyway.
 Sizes: n images, c channels, g groups.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -76,20 +77,57 @@ def _tracked(
     """Return y, backward, and the running statistics, which move unless x is normalised by them: `momentum` is None."""
     given = (running_mean, running_var) if momentum is None else None
     y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, given, residual, activation)
-    count, c = view.count, x.shape[1]
-    if momentum is not None and running_mean is not None and x.shape[0] and count:
-        if view.axes == (0, 2):
-            mean, var = xp.reshape(mean, (c,)), xp.reshape(var, (c,))
-        else:  # one per image
-            mean, var = (xp.mean(xp.reshape(one, (-1, c)), axis=0) for one in (mean, var))
-        moved = running_mean, running_var, mean, var, momentum, count / (count - 1)
+    if momentum is not None and running_mean is not None and x.shape[0] and view.count:
+        running = _batch(xp, mean, var, x.shape[1], view)
+        moved = running_mean, running_var, *running, momentum, view.count / (view.count - 1)
         running_mean, running_var = _running_statistics(xp, *moved)
+    return y, _of_all(gradients), running_mean, running_var
+
+
+def _batch(xp: ModuleType, mean: Array, var: Array, c: int, view: View) -> tuple[Array, Array]:
+    """Return the statistics (c,) of a batch."""
+    if view.axes == (0, 2):
+        return xp.reshape(mean, (c,)), xp.reshape(var, (c,))
+    mean, var = (xp.mean(xp.reshape(one, (-1, c)), axis=0) for one in (mean, var))  # one per image
+    return mean, var
+
+
+def _of_all(gradients: Callable[..., Gradients]) -> Callable[[Array, Sequence[bool]], Gradients]:
+    """Return the backward pass that has no gradients of the running statistics either."""
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
         dx, dweight, dbias, dresidual = gradients(dy, (needs[0], *needs[3:]))
         return dx, None, None, dweight, dbias, dresidual
 
-    return y, backward, running_mean, running_var
+    return backward
+
+
+@binds(_tracked, whole=True)
+def _bind_whole(
+    xp: ModuleType, x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float, view: View,
+    momentum: float | None, residual: Any, activation: Activation,
+) -> Any:  # fmt: skip
+    """Bind both bodies that are called."""
+    given = (running_mean, running_var) if momentum is None else None
+    run = bound(norm, xp, (x, weight, bias, eps, view, given, residual, activation), whole=True)
+    if run is None or not (x.shape[0] and view.count):
+        return NotImplemented
+    c, move, unbias = x.shape[1], None, 1.0
+    if momentum is not None and running_mean is not None:
+        unbias = view.count / (view.count - 1)
+        arrays = running_mean, running_var, running_mean, running_var  # of the shapes and dtypes of those of the batch
+        move = bound(_running_statistics, xp, (*arrays, momentum, unbias), whole=True)
+        move = move or functools.partial(_running_statistics, xp)
+
+    def call(x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, *after: Any) -> Any:
+        given = (running_mean, running_var) if momentum is None else None
+        y, gradients, mean, var = run(x, weight, bias, eps, view, given, after[3], activation)
+        if move is not None:
+            mean, var = _batch(xp, mean, var, c, view)
+            running_mean, running_var = move(running_mean, running_var, mean, var, momentum, unbias)
+        return y, _of_all(gradients), running_mean, running_var
+
+    return call
 
 
 @binds(_tracked)

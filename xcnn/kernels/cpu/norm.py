@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
-from xcnn.kernels.cpu._share import binding, plain, share, supports
+from xcnn.kernels.cpu._share import binding, plain, share, supports, whole
 from xcnn.kernels.cpu._vectors import BYTES
-from xcnn.kernels.cpu.elementwise import applying, clamp, gradient
+from xcnn.kernels.cpu.elementwise import applying, clamp, sloping
 
 __all__ = ["norm", "norm_inference", "running_statistics"]
 
@@ -174,7 +173,7 @@ def _bind(
     return run
 
 
-@kernel(np, _bind)
+@whole(_bind)
 def norm(
     x: np.ndarray,
     weight: np.ndarray | None,
@@ -186,62 +185,90 @@ def norm(
     activation: tuple[Any, ...] | None = None,
 ) -> Any:
     """Normalise, and return the gradients."""
-    axes, shape, dtype, constant = view.axes, x.shape, x.dtype, given is not None
-    if axes not in _AXES or not supports(x):
+    if view.axes not in _AXES or not supports(x):
         return NotImplemented
-    layout = _layout(view.shape, axes, dtype.itemsize)
-    bias_shape, has_residual = None if bias is None else bias.shape, residual is not None
-    if given is None:
-        mean, var = np.empty(layout.kept, dtype), np.empty(layout.kept, dtype)
-    else:
-        mean, var = (np.array(one).reshape(layout.kept) for one in given)
-    rstd, run = np.empty(mean.shape, dtype), _forward(x, eps, layout, constant, has_residual, activation)
-    result = run(x, weight, bias, mean, var, rstd, residual)
-    y = None if activation is None else result  # backward keeps it
+    shape, dtype, work, constant, has_residual = x.shape, x.dtype, 2 * x.size, given is not None, residual is not None
+    layout = _layout(view.shape, view.axes, dtype.itemsize)
+    kept = layout.kept
+    weight_shape, bias_shape = (None if array is None else array.shape for array in (weight, bias))
+    call = _forward(x, eps, layout, constant, has_residual, activation)
+    limited = activation is not None and activation[0] in _LIMITED
+    slope = None if limited else sloping(activation, dtype.itemsize)
+    low, high = (clamp(activation) if limited else None) or (math.nan, math.nan)
+    high = math.nan if activation is not None and activation[0] == "relu" else high  # an infinite y has a slope
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        dweight = dbias = None
-        layout = _layout(view.shape, axes, dtype.itemsize)
-        above, limited, low, high = plain(dy), None, math.nan, math.nan
-        if y is not None and activation is not None:
-            if activation[0] in _LIMITED:
-                limited, (low, high) = y, clamp(activation) or (low, high)
-                high = math.nan if activation[0] == "relu" else high  # an infinite y has a slope
-            else:
-                dy = np.empty(shape, dtype)
-                gradient(activation, y, above, dy, serial=False)
-                above = dy
-        wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and bias_shape is not None
-        writes = needs[3] and has_residual and limited is not None
-        source = plain(x)
-        dresidual = np.empty(shape, dtype) if writes else above if needs[3] and has_residual else None
-        dx = np.empty(shape, dtype) if needs[0] else None
-        shared = np.zeros((layout.slots, 2, layout.columns), dtype)
-        sums = writes or wants_weight or wants_bias or (needs[0] and not constant)
+    @functools.cache
+    def asked(needs: tuple[bool, ...]) -> tuple[Any, ...]:  # the table is not among what a backward pass keeps
+        layout = _layout(view.shape, view.axes, dtype.itemsize)
+        wants_weight, wants_bias = needs[1] and weight_shape is not None, needs[2] and bias_shape is not None
+        writes, sums = needs[3] and has_residual and limited, wants_weight or wants_bias or (needs[0] and not constant)
         options = _options(
-            layout, limited=limited is not None, residual=writes, given=constant, gradient=needs[0], sums=sums
+            layout, limited=limited, residual=writes, given=constant, gradient=needs[0], sums=writes or sums
         )
-        call = norm_backward(dtype.itemsize, *options)
-        scale = _parameter(weight, layout, 1, dtype)
-        shift, slope = np.empty(mean.shape, dtype), np.empty(mean.shape, dtype)
-        wanted = source, above, limited, dresidual, dx, scale, mean, rstd, shift, slope, shared
-        arrays = [source if array is None else array for array in wanted]
+        return (
+            norm_backward(dtype.itemsize, *options),
+            layout,
+            wants_weight,
+            wants_bias,
+            writes,
+            needs[3] and has_residual,
+        )
 
-        def slots(first: int, last: int) -> None:
-            room = scratch(0, "sums of norms", layout.room, _DOUBLE)
-            call(layout.table, *arrays, room, low, high, first, last)
+    def run(
+        x: Any, weight: Any, bias: Any, eps: Any, view: Any, given: Any = None, residual: Any = None, *_: Any
+    ) -> Any:
+        if given is None:
+            mean, var = np.empty(kept, dtype), np.empty(kept, dtype)
+        else:
+            mean, var = (np.array(one).reshape(kept) for one in given)
+        rstd = np.empty(kept, dtype)
+        result = call(x, weight, bias, mean, var, rstd, residual)
+        y = None if activation is None else result  # backward keeps it
 
-        share(slots, 2 * x.size, n=layout.parts)
-        total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
-        if layout.repeats > 1:
-            total = total.reshape(2, -1, layout.repeats).sum(axis=2)
-        if weight is not None and wants_weight:
-            dweight = total[1].astype(dtype, copy=False).reshape(weight.shape)
-        if wants_bias:
-            dbias = total[0].astype(dtype, copy=False).reshape(bias_shape)
-        return dx, dweight, dbias, dresidual
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            compiled, layout, wants_weight, wants_bias, writes, wants_residual = asked(tuple(needs))
+            source, above = plain(x), plain(dy)
+            if slope is not None:
+                above, given = np.empty(shape, dtype), above
+                slope(above, y, given, serial=False)
+            dresidual = np.empty(shape, dtype) if writes else above if wants_residual else None
+            dx = np.empty(shape, dtype) if needs[0] else None
+            shared = np.zeros((layout.slots, 2, layout.columns), dtype)
+            means = np.empty((2, *kept), dtype)
+            scale, seen = _parameter(weight, layout, 1, dtype), y if limited else source
+            outs = [source if array is None else array for array in (dresidual, dx)]
 
-    return result, backward, mean, var
+            def slots(first: int, last: int) -> None:
+                sums = scratch(0, "sums of norms", layout.room, _DOUBLE)
+                compiled(
+                    layout.table,
+                    source,
+                    above,
+                    seen,
+                    *outs,
+                    scale,
+                    mean,
+                    rstd,
+                    *means,
+                    shared,
+                    sums,
+                    low,
+                    high,
+                    first,
+                    last,
+                )
+
+            share(slots, work, n=layout.parts)
+            total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
+            if layout.repeats > 1:
+                total = total.reshape(2, -1, layout.repeats).sum(axis=2)
+            dweight = total[1].astype(dtype, copy=False).reshape(weight_shape) if wants_weight else None
+            dbias = total[0].astype(dtype, copy=False).reshape(bias_shape) if wants_bias else None
+            return dx, dweight, dbias, dresidual
+
+        return result, backward, mean, var
+
+    return run
 
 
 @binding
@@ -265,17 +292,22 @@ def _moved(
     return [keep * mean + momentum * new_mean, keep * var + of_var * new_var]
 
 
-@kernel(np)
+@whole()
 def running_statistics(
     running_mean: np.ndarray, running_var: np.ndarray, mean: np.ndarray, var: np.ndarray, momentum: float, unbias: float
 ) -> Any:
     """Move both statistics in one pass."""
-    arrays = running_mean, running_var, mean, var
-    if not all(supports(array) and array.dtype == mean.dtype for array in arrays):
+    shape, dtype = mean.shape, mean.dtype
+    if not all(supports(array) and array.dtype == dtype for array in (running_mean, running_var, mean, var)):
         return NotImplemented
     loop = traced(_moved, None, (EACH, EACH), (True,) * 4, (None,) * 3, mean.itemsize)
     if loop is None:
         return NotImplemented
-    results = np.empty(mean.shape, mean.dtype), np.empty(mean.shape, mean.dtype)
-    loop.call(*results, *map(np.ascontiguousarray, arrays), mean.size, 1.0 - momentum, momentum, momentum * unbias)
-    return results
+    call, size, numbers = loop.call, mean.size, (1.0 - momentum, momentum, momentum * unbias)
+
+    def run(*given: Any) -> Any:
+        results = np.empty(shape, dtype), np.empty(shape, dtype)
+        call(*results, *map(np.ascontiguousarray, given[:4]), size, *numbers)
+        return results
+
+    return run

@@ -43,18 +43,19 @@ def norm(
     if view.axes != (0, 2) or not supports(x):
         return NotImplemented
     y, backward, mean, var = _norm(x, weight, bias, eps, view, given)
-    if residual is not None:
+    has_residual = residual is not None
+    if has_residual:
         y += residual
     activated = None if activation is None else elementwise(y, activation)
     if activated is NotImplemented:
         activated = BODIES["elementwise"](namespace_of(y), y, activation)
     if activated is None:
-        return y, lambda dy, needs: (*backward(dy, needs), dy if needs[3] else None), mean, var
+        return y, lambda dy, needs: (*backward(dy, needs), dy if needs[3] and has_residual else None), mean, var
     y, slope = activated
 
     def all_backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
         (dy,) = slope(dy, (True,))
-        return *backward(dy, needs), dy if needs[3] else None
+        return *backward(dy, needs), dy if needs[3] and has_residual else None
 
     return y, all_backward, mean, var
 
