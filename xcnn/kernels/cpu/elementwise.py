@@ -1,6 +1,6 @@
 """Formulas as compiled loops: one pass for y and one for the gradient, whatever the formula.
 
-Other kernels apply an activation to a piece of memory that is still in the cache (`in_place`), or, if all it does is to
+Other kernels apply an activation to a piece of memory that is still in the cache (`applying`), or, if all it does is to
 limit numbers to an interval, where they write them (`clamp`).
 """
 
@@ -17,7 +17,7 @@ from xcnn.kernels.cpu._native import address
 from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._trace import Namespace
 
-__all__ = ["applying", "clamp", "elementwise", "gradient", "in_place", "sloping", "split"]
+__all__ = ["applying", "clamp", "elementwise", "sloping", "split"]
 
 
 _FEW = 10_000
@@ -80,23 +80,6 @@ def applying(
 def sloping(activation: tuple[Any, ...] | None, itemsize: int) -> Callable[..., None] | None:
     """Return a function `(dx, kept, dy, serial=True)` that sets dx to `dy * slope(kept)`; None if there is none."""
     return None if activation is None else applying(activation, itemsize, _gradient, 2)
-
-
-def in_place(activation: tuple[Any, ...] | None, array: np.ndarray, serial: bool = True) -> None:
-    """Apply an activation to a C-contiguous array of float32 or float64, on this thread or, if not serial, several."""
-    if activation is not None and array.size:
-        applying(activation, array.itemsize)(array, array, serial=serial)
-
-
-def gradient(
-    activation: tuple[Any, ...] | None, kept: np.ndarray, dy: np.ndarray, dx: np.ndarray, serial: bool = True
-) -> None:
-    """Set dx, which may be dy, to `dy * slope(kept)`; all are C-contiguous and alike. Threads as in `in_place`."""
-    if activation is None:
-        if dx is not dy:
-            dx[...] = dy
-    elif dy.size:
-        applying(activation, dy.itemsize, _gradient, 2)(dx, kept, dy, serial=serial)
 
 
 def clamp(activation: tuple[Any, ...] | None) -> tuple[float, float] | None:

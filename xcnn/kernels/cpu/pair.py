@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._rows import prepared
-from xcnn.kernels.cpu._share import supports
+from xcnn.kernels.cpu._share import supports, whole
 from xcnn.kernels.cpu._trace import Namespace
-from xcnn.kernels.cpu.elementwise import gradient, split
+from xcnn.kernels.cpu.elementwise import sloping, split
 
 __all__ = ["pair"]
 
@@ -64,38 +63,45 @@ def _bind(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> 
     return run
 
 
-@kernel(np, _bind)
+@whole(_bind)
 def pair(x: Any, other: Any, rule: Any, activation: tuple[Any, ...] | None) -> Any:
     """Apply a rule to two arrays, or to an array and a float, then an activation."""
-    run = _bind(x, other, rule, activation)
-    if run is NotImplemented:
+    call = _bind(x, other, rule, activation)
+    if call is NotImplemented:
         return NotImplemented
-    result, number = run(x, other), type(other) is float
-    shape, shapes = result.shape, (x.shape,) if number else (x.shape, other.shape)
+    number, dtype, slope = type(other) is float, x.dtype, sloping(activation, x.itemsize)
+    shapes = (x.shape,) if number else (x.shape, other.shape)
+    shape = x.shape if number else np.broadcast_shapes(*shapes)
     keeps = rule.keeps_with_number if number else rule.keeps
-    y: Any = result if activation is not None or "y" in keeps else None
-    x, other = (x if "x" in keeps else None), (other if "other" in keeps or number else None)
+    keeps_x, keeps_other = "x" in keeps, "other" in keeps or number
+    keeps_y, rules = slope is not None or "y" in keeps, [*zip(shapes, (rule.of_x, rule.of_other), strict=False)]
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if activation is not None and any(needs):
-            dz = np.empty(dy.shape, dy.dtype)
-            gradient(activation, y, np.ascontiguousarray(dy), dz, serial=False)
-            dy = dz
-        gradients: list[Any] = [None, None]
-        missing: list[tuple[Any, np.ndarray]] = []
-        for k, (one, of) in enumerate(zip(shapes, (rule.of_x, rule.of_other), strict=False)):
-            if needs[k] and one == shape and _passes_on(of):
-                gradients[k] = dy
-            elif needs[k]:
-                gradients[k] = np.empty(one, dy.dtype)
-                missing.append((of, gradients[k]))
-        if missing:
-            named = {"dy": dy, "x": x, "other": None if number else other, "y": y}
-            kept = {name: np.ascontiguousarray(a) for name, a in named.items() if a is not None}
-            _set(missing, kept, [other] if number else [])
-        return tuple(gradients)
+    def run(x: Any, other: Any, *_: Any) -> Any:
+        result = call(x, other)
+        y = result if keeps_y else None
+        x, other = x if keeps_x else None, other if keeps_other else None
 
-    return result, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            if slope is not None and any(needs):
+                above, dy = np.ascontiguousarray(dy), np.empty(shape, dtype)
+                slope(dy, y, above, serial=False)
+            gradients: list[Any] = [None, None]
+            missing: list[tuple[Any, np.ndarray]] = []
+            for k, (one, of) in enumerate(rules):
+                if needs[k] and one == shape and _passes_on(of):
+                    gradients[k] = dy
+                elif needs[k]:
+                    gradients[k] = np.empty(one, dtype)
+                    missing.append((of, gradients[k]))
+            if missing:
+                named = {"dy": dy, "x": x, "other": None if number else other, "y": y}
+                kept = {name: np.ascontiguousarray(a) for name, a in named.items() if a is not None}
+                _set(missing, kept, [other] if number else [])
+            return tuple(gradients)
+
+        return result, backward
+
+    return run
 
 
 def _set(missing: list[tuple[Any, np.ndarray]], kept: dict[str, np.ndarray], numbers: list[float]) -> None:

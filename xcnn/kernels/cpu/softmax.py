@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._vectors import INT, blocks, counted
 
 __all__ = ["Axis", "examples", "log_softmax", "shared", "soften", "softmax"]
@@ -204,30 +203,35 @@ def _run(passes: Callable[..., Any], shape: tuple[int, int, int], out: np.ndarra
 
 
 def _made(x: np.ndarray, dim: int, forward: Callable[..., Any], gradient: Callable[..., Any]) -> Any:
-    """Return y and its backward."""
+    """Bind y and its backward pass."""
     if not supports(x) or x.size < _LEAST:
         return NotImplemented
-    shape = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
-    y = np.empty(x.shape, x.dtype)
-    _run(forward, shape, y, np.ascontiguousarray(x))
+    sizes, dtype = x.shape, x.dtype
+    shape = math.prod(sizes[:dim]), sizes[dim], math.prod(sizes[dim + 1 :])
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        if not needs[0]:
-            return (None,)
-        dx = np.empty(dy.shape, dy.dtype)
-        _run(gradient, shape, dx, y, np.ascontiguousarray(dy))
-        return (dx,)
+    def run(x: np.ndarray, *_: Any) -> Any:
+        y = np.empty(sizes, dtype)
+        _run(forward, shape, y, np.ascontiguousarray(x))
 
-    return y, backward
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            if not needs[0]:
+                return (None,)
+            dx = np.empty(sizes, dtype)
+            _run(gradient, shape, dx, y, np.ascontiguousarray(dy))
+            return (dx,)
+
+        return y, backward
+
+    return run
 
 
-@kernel(np)
+@whole()
 def softmax(x: np.ndarray, dim: int) -> Any:
     """Return the softmax along an axis."""
     return _made(x, dim, soften, _softmax_gradient)
 
 
-@kernel(np)
+@whole()
 def log_softmax(x: np.ndarray, dim: int) -> Any:
     """Return the logarithm of the softmax along an axis."""
     return _made(x, dim, _log_softmax, _log_softmax_gradient)
