@@ -207,7 +207,8 @@ class Joined:
         arrays = [slot.data for slot in self.slots]
         self._references, self._kinds = [*map(_reference, arrays)], [*map(like, arrays)]
         self._shapes = [shape for _, shape, _ in self._kinds]
-        self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
+        self._buffers = [slot for slot in self.slots if isinstance(slot, Buffer)]
+        self._trained = [buffer._trainable for buffer in self._buffers]
         self.parameters = [slot for slot in held if isinstance(slot, Parameter)]
         below = {id(slot) for slot in self.parameters}
         plain = {id(one) for one in layers if below.issuperset(map(id, one.parameters()))}
@@ -220,15 +221,17 @@ class Joined:
         try:
             if self._now != self._then or version() != self._version:
                 return None
+            if [buffer._trainable for buffer in self._buffers] != self._trained:
+                return None
             if [array.shape for array in found] != self._shapes:  # NumPy's can be set in place
                 return None
         except Exception:  # such as a comparison of arrays
             return None
-        if not all(map(operator.is_, found, [reference() for reference in self._references])):
+        if not all(map(operator.is_, found, map(operator.call, self._references))):
             if [*map(like, found)] != self._kinds:
                 return None
             self._references = [*map(_reference, found)]
-        return found if all(slot.trainable is trained for slot, trained in self._trained) else None
+        return found
 
     def route(self, need_dx: bool) -> list[tuple[int, str, Any, Sequence[str]]]:
         """Return what a backward pass calls: number, name and inputs of steps, and the inputs that need gradients.
