@@ -20,7 +20,7 @@ from xcnn.kernels.cpu._trace import Namespace
 __all__ = ["applying", "clamp", "elementwise", "gradient", "in_place", "sloping", "split"]
 
 
-_FEW = 10_000
+_FEW = 400_000
 """The cost of what `share` would not split."""
 
 
