@@ -60,7 +60,7 @@ def infer(plan: Plan, x: Any) -> Any:
     return y
 
 
-_OFTEN = 5
+_OFTEN = 30
 """The runs of a program after which its calls are recorded."""
 
 

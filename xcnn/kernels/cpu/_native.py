@@ -28,7 +28,7 @@ from xcnn.errors import XcnnError
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._vectors import CPU_NAME, DOUBLE, FEATURES, INT
 
-__all__ = ["PLACES", "PLAIN", "RECORDER", "address", "machine_code", "native"]
+__all__ = ["LOCK", "PLACES", "PLAIN", "RECORDER", "address", "machine_code", "native"]
 
 _log = logging.getLogger("xcnn")
 
@@ -40,11 +40,11 @@ _SECONDS_TO_WRITE = 60
 
 _SUFFIX = ".kernel"
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
 """Held by whoever uses LLVM."""
 
 if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock, or for that of LLVM
-    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 _number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
 
@@ -78,7 +78,7 @@ def machine_code(write: Callable[[Any], None], kinds: str) -> Callable[..., Any]
     module = ir.Module()
     write(module)
     _write_call(module, module.get_global("loop"), kinds)
-    with _LOCK:
+    with LOCK:
         call: Callable[..., Any] = _function_of_python(_engine(str(module)))
         return call
 
@@ -123,12 +123,12 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
         @functools.cache
         def of_address(itemsize: int) -> int:
-            with _LOCK:
+            with LOCK:
                 return int(engine(itemsize).get_function_address("loop"))
 
         @functools.cache
         def of_python(itemsize: int) -> Any:
-            with _LOCK:
+            with LOCK:
                 return _function_of_python(engine(itemsize))
 
         def write_call(emit: Any, place: Any, *values: Any) -> Any:

@@ -21,7 +21,7 @@ from llvmlite import ir
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._matrices import _ROOMS
-from xcnn.kernels.cpu._native import PLACES, PLAIN, RECORDER, address, native
+from xcnn.kernels.cpu._native import LOCK, PLACES, PLAIN, RECORDER, address, native
 from xcnn.kernels.cpu._scratch import apart
 from xcnn.kernels.cpu._vectors import INT
 from xcnn.threads import shared
@@ -31,29 +31,13 @@ __all__ = ["recorded"]
 _log = logging.getLogger("xcnn")
 
 _MOST = 16 << 20
-"""The most bytes of parameters, and of results between the kernels."""
+"""The most bytes of parameters, and of the memory that a record keeps."""
 
 _AXES, _HEAD = 8, 10
 """The most axes of a parameter, and the columns of `heads`."""
 
 _NUMBERS = 1021
 """How many random numbers are repeated."""
-
-_LOCK = threading.Lock()
-"""Held while calls are recorded."""
-
-_RECORD = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-
-
-class _Call(NamedTuple):
-    """A call: the address of the function, or 0, its result, and its arguments as numbers; and the arguments."""
-
-    numbers: list[int]
-    arguments: list[Any]
-
-
-class _Refused(Exception):
-    """Why calls cannot be repeated."""
 
 
 @native("n:iinininixx")
@@ -101,46 +85,37 @@ def _repeat(emit, calls, starts, count, moves, moved, heads, held, first, x, y):
     builder.ret(INT(0))
 
 
-class _Bytes:
-    """Where the numbers of an array lie."""
+class _Call(NamedTuple):
+    """A call: the address of the function, or 0, its result, and its arguments as numbers; and the arguments."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.start = address(array)
-        self.end = self.start + array.nbytes
-
-    def meet(self, other: "_Bytes") -> bool:
-        return self.start < other.end and other.start < self.end
+    numbers: list[int]
+    arguments: list[Any]
 
 
-class _Run:
-    """A run of a network, and the calls by this thread.
+class _Here(threading.local):
+    calls: list[_Call] | None = None
 
-    Attributes
-    ----------
-    arrays : x, y and those of parameters.
-    calls : they keep the memory of all results.
-    """
 
-    def __init__(self, run: Callable[..., Any], x: np.ndarray, held: Sequence[np.ndarray]) -> None:
-        self.calls, own = list[_Call](), threading.get_ident()
+_here = _Here()
 
-        def record(numbers: int, arguments: int, count: int, raw: int) -> None:
-            if threading.get_ident() == own:
-                values = (ctypes.c_int64 * (count + 2)).from_address(numbers)[:]
-                values[0] *= not raw  # an address that was given as a number may be of memory which is gone
-                places = range(arguments, arguments + 8 * count, 8)
-                self.calls.append(_Call(values, [ctypes.py_object.from_address(place).value for place in places]))
 
-        function = _RECORD(record)
-        RECORDER[0] = ctypes.cast(function, ctypes.c_void_p).value or 0
-        try:
-            y = run(x, held)
-        finally:
-            RECORDER[0] = 0
-        self.arrays = x, y, *held
-        if not _fits(y) or y.dtype.kind != "f":
-            raise _Refused("the result is no array in C order")
-        self.bytes = [*map(_Bytes, self.arrays)]
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+def _note(numbers: int, arguments: int, count: int, raw: int) -> None:
+    """Note a call if it is one of this thread."""
+    if _here.calls is not None:
+        values = (ctypes.c_int64 * (count + 2)).from_address(numbers)[:]
+        values[0] *= not raw  # an address that was given as a number may be of memory which is gone
+        places = range(arguments, arguments + 8 * count, 8)
+        _here.calls.append(_Call(values, [ctypes.py_object.from_address(place).value for place in places]))
+
+
+def _ran(run: Callable[..., Any], x: np.ndarray, *held: np.ndarray) -> tuple[list[_Call], list[np.ndarray]]:
+    """Run a network; return the calls, which keep the memory of all results, and x, y and the parameters."""
+    _here.calls, RECORDER[0] = [], ctypes.cast(_note, ctypes.c_void_p).value or 0
+    try:
+        return _here.calls, [x, run(x, held), *held]
+    finally:
+        _here.calls, RECORDER[0] = None, 0
 
 
 def _fits(array: Any) -> bool:
@@ -149,95 +124,82 @@ def _fits(array: Any) -> bool:
 
 def _other(array: np.ndarray, seed: int) -> np.ndarray:
     """Return an array of other numbers of about the same size."""
-    if array.dtype.kind != "f":
-        return array.copy()
     noise = np.resize(np.random.default_rng(seed).random(_NUMBERS, np.float32), array.shape)
-    found: np.ndarray = (array * (noise + 0.5) + noise * 0.01).astype(array.dtype, copy=False)
-    return found
+    found: np.ndarray = array * (noise + 0.5) + noise * 0.01 if array.dtype.kind == "f" else array
+    return found.astype(array.dtype)
 
 
 @kernel(np)
 def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any:
     """Return a function `(x, held)` that does what `run` does with arrays of the same shapes and dtypes, or None.
 
-    It returns NotImplemented if it cannot do that. What `run` does, it does with kernels, and on shapes alone depends
-    how.
+    It returns NotImplemented if it cannot do that. What `run` does depends on shapes alone, and is done by kernels.
     """
     if not all(map(_fits, (x, *held))) or sum([array.nbytes for array in held]) > _MOST:
         return None
-    if not _LOCK.acquire(blocking=False):
-        return None
     rooms = _ROOMS.rooms
     try:
-        with apart() as memory, np.errstate(all="ignore"):
+        with LOCK, apart() as memory, np.errstate(all="ignore"):
             _ROOMS.rooms = {}
-            arrays = [[_other(array, seed) for array in (x, *held)] for seed in (1, 2)]
-            if shared(lambda: run(arrays[0][0], arrays[0][1:])):
-                raise _Refused("there is work for several threads")
-            first, second = (_Run(run, x, held) for x, *held in arrays)
-            return _Record(first, second, [memory, _ROOMS.rooms])
-    except _Refused as error:
+            first, second = ([_other(array, seed) for array in (x, *held)] for seed in (1, 2))
+            if shared(lambda: run(first[0], first[1:])):
+                return None
+            return _Record(_ran(run, *first), _ran(run, *second), [memory, _ROOMS.rooms])
+    except Exception as error:
         _log.debug("calls are not recorded: %s", error)
         return None
     finally:
         _ROOMS.rooms = rooms
-        _LOCK.release()
+
+
+def _only_if(holds: Any, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
 
 
 class _Record:
-    """The calls of the second run, of which the first one shows what changes."""
+    """The calls of a second run, of which a first one shows what changes."""
 
-    def __init__(self, first: _Run, second: _Run, memory: Any) -> None:
-        calls, starts = list[int](), list[int]()
-        places: list[tuple[int, int, int]] = []  # of addresses, in which array, and how many bytes from its first
-        y, result = first.arrays[1], second.arrays[1]
-        self.results = {id(result): (y, result)}
-        self.kept: list[Any] = [memory]
-        for call, twin in zip(first.calls, second.calls, strict=True):
-            if call.numbers[:2] != twin.numbers[:2] or not call.numbers[0] or call.numbers[1]:
-                raise _Refused("a function is another one, returns a number or takes addresses")
-            starts.append(len(calls))
+    def __init__(self, first: Any, second: Any, memory: Any) -> None:
+        (calls, (x, y, *held)), (again, arrays) = first, second
+        _only_if(_fits(y) and y.dtype.kind == "f", "the result is no array in C order")
+        before, begins = ([*map(address, several)] for several in ((x, y, *held), arrays))
+        ends = np.array([begin + array.nbytes for begin, array in zip(begins, arrays, strict=True)])
+        starts, numbers, moves, kept = [], list[int](), [], [memory]
+        results = {id(arrays[1]): (y, arrays[1])}
+        for call, twin in zip(calls, again, strict=True):
+            same = call.numbers[:2] == twin.numbers[:2] and call.numbers[0] and not call.numbers[1]
+            _only_if(same, "a function is another one, returns a number or takes addresses")
+            starts.append(len(numbers))
             each = zip(call.numbers[2:], twin.numbers[2:], call.arguments, twin.arguments, strict=True)
-            for place, (a, b, array, now) in enumerate(each, len(calls) + 2):
-                if type(now) is not np.ndarray:
-                    if a != b:
-                        raise _Refused("a number is another one")
+            for place, (a, b, array, now) in enumerate(each, len(numbers) + 2):
+                if not isinstance(now, np.ndarray):
+                    _only_if(a == b, "a number is another one")
                     continue
-                lie = _Bytes(now)
-                which = next((k for k, one in enumerate(second.bytes) if one.meet(lie)), None)
-                if which is not None:
-                    inside = second.bytes[which].start <= lie.start and lie.end <= second.bytes[which].end
-                    if not inside or a - first.bytes[which].start != b - second.bytes[which].start:
-                        raise _Refused("an array is at another place in x, y or a parameter")
-                    places.append((place, which, b - second.bytes[which].start))
+                inside = np.flatnonzero((np.array(begins) < b + now.nbytes) & (b < ends)).tolist()
+                if inside:
+                    (k,), offset = inside, b - begins[inside[0]]
+                    within = offset >= 0 and b + now.nbytes <= ends[k] and a - before[k] == offset
+                    _only_if(within, "an array is at another place in x, y or a parameter")
+                    moves.append((place, k, offset))
                 elif a == b:
-                    self.kept.append(now)
-                elif now.dtype.kind == "f" and now.flags.writeable:
-                    self.results[id(now)] = array, now
+                    kept.append(now)
                 else:
-                    raise _Refused("an array of integers is at another place")
-            calls += twin.numbers
-        if sum([now.nbytes for _, now in self.results.values()]) > _MOST:
-            raise _Refused("the results take too much memory")
-        self.lock, self.held, held = threading.Lock(), list[Any](), first.arrays[2:]
+                    _only_if(now.dtype.kind == "f", "an array of integers is at another place")
+                    results[id(now)] = array, now
+            numbers += twin.numbers
+        nbytes = sum([now.nbytes for now in (*memory[0].values(), *(now for _, now in results.values()))])
+        _only_if(nbytes <= _MOST, "the results take too much memory")
+        self.lock, self.held, self.kept = threading.Lock(), list[Any](), [*kept, *(now for _, now in results.values())]
         self.heads = np.array([[0, a.ndim, *a.shape, *(0,) * (_AXES - a.ndim)] for a in held], np.int64)
         self.shape, self.dtype, self.repeat = y.shape, y.dtype, _repeat(y.itemsize)
-        tables = [np.array(one, np.int64) for one in (calls, starts, places)]
-        bases = np.zeros(len(held) + 2, np.int64)
-        self.given = *tables[:2], len(starts), tables[2], len(places), self.heads, len(held), bases
-        self._check(first)
-
-    def _check(self, run: _Run) -> None:
-        """Refuse what does not write the same bits as a run."""
-        for _, now in self.results.values():
+        tables = [np.array(one, np.int64) for one in (numbers, starts, moves, begins)]
+        self.given = *tables[:2], len(starts), tables[2], len(moves), self.heads, len(held), tables[3]
+        for _, now in results.values():
             now.reshape(-1).view(np.uint8)[:] = 255
-        x, y, *held = run.arrays
-        found = self(x, held)
-        if found is NotImplemented or found.tobytes() != y.tobytes():
-            raise _Refused("the result is another one")
-        for one, now in [*self.results.values()][1:]:
-            if one.tobytes() != now.tobytes():
-                raise _Refused(f"results of shape {now.shape} are others")
+        arrays[1][...] = self(x, held)
+        wrong = [now.shape for one, now in results.values() if one.tobytes() != now.tobytes()]
+        _only_if(not wrong, f"results of shapes {wrong} are others")
 
     def __call__(self, x: np.ndarray, held: list[Any]) -> Any:
         if not self.lock.acquire(blocking=False):  # another thread uses this memory
