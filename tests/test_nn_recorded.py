@@ -9,12 +9,13 @@ import pytest
 
 from tests.test_nn_inference import LAYOUTS, NETWORKS, cut, images, made, singly, together
 from xcnn import nn, ops, optim, threads
-from xcnn._dispatch import body, kernel, kernels, portable
+from xcnn._dispatch import BODIES, bound, kernel, kernels, portable
 from xcnn.errors import ShapeError
 from xcnn.nn import _inference
 from xcnn.nn._program import Program
 
 pytest.importorskip("llvmlite")
+from xcnn.kernels.cpu.record import recorded
 
 RECORDED = {"plain", "residual", "mobile", "dense", "next", "moved"}
 
@@ -248,7 +249,6 @@ def by_numpy(x):
 
 
 def in_place(x):
-    x = ops.gelu(x)[0]
     x += 0.125
     return x
 
@@ -258,49 +258,64 @@ def of_numbers(x):
 
 
 def of_a_part(x):
-    return ops.gelu(np.ascontiguousarray(x[:, ::-1]))[0]
+    return np.ascontiguousarray(x[:, ::-1])
 
 
-MEMORY = np.zeros((1, 3, 6, 6), np.float32)
+MEMORY = np.zeros((1, 2, 8, 8), np.float32)
 
 
 def by_memory(x):
     MEMORY[...] = x
-    return ops.gelu(MEMORY)[0]
+    return MEMORY
 
 
-@pytest.mark.parametrize("function", [by_numpy, in_place, of_numbers, of_a_part, by_memory])
+def by_nothing(x):
+    return x
+
+
+@pytest.mark.parametrize("function", [by_numpy, in_place, of_numbers, of_a_part, by_memory, by_nothing])
 def test_what_is_not_compiled_is_noticed(function):
-    """Kernels that bind calls, and do more than to call compiled code."""
-    name = f"own_{function.__name__}"
+    gelu, x = bound(BODIES["elementwise"], np, (images(1), ("gelu", "none"))), images(1)
 
-    def portably(xp, x):
-        return function(x), lambda dy, needs: (dy,)
+    def run(x, held):
+        return gelu(function(gelu(x, None)), None)
 
-    portably.__name__ = name
-    called = body(portably)
+    record = recorded(run, x, [])
+    assert (record is None) == (function is not by_nothing)
+    if record is not None:
+        np.testing.assert_array_equal(record(x + 1, []), run(x + 1, []))
+    assert recorded(lambda x, held: function(gelu(x, None)), x, []) is None or function is by_nothing
 
-    def fast(x):
-        return portably(np, x)
 
-    def layer_op(x):
-        return called(np, x)
+def test_parameters_that_are_copied_by_numpy_are_noticed():
+    x, weight = images(1)[0, 0], np.random.default_rng(0).random((8, 8), np.float32)
+    run = bound(BODIES["linear_inference"], np, (x, weight, None, None, None, None))
+    after = (None, None, None, None)
+    record = recorded(lambda x, held: run(x, held[0], *after), x, [weight])
+    np.testing.assert_allclose(record(x, [weight]), x @ weight.T, rtol=1e-5, atol=1e-5)
+    assert recorded(lambda x, held: run(x, held[0] * 1, *after), x, [weight]) is None
+    assert recorded(lambda x, held: run(x, np.ascontiguousarray(held[0].T), *after), x, [weight]) is None
 
-    fast.__name__ = layer_op.__name__ = name
-    kernel(np, lambda x: lambda x: function(x))(fast)
-    op = ops.op("x", apart=True)(layer_op)
+
+def test_kernels_of_others_and_formulas_in_python_are_called_each_time():
+    seen = []
+
+    def fast(x, activation):
+        return NotImplemented
+
+    def bind(x, activation):
+        return lambda x, activation: (seen.append(1), np.maximum(x, -100, out=x))[1]  # of which a run may show nothing
+
+    fast.__name__ = "elementwise"
+    model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Softplus()), images(1)
+    kernel(np, bind)(fast)
     try:
-        layer = type("Own", (nn.Layer,), {}, op=op)
-        for after in ([], [nn.ReLU()]):
-            model = nn.Sequential(nn.Conv2d(2, 3, 3), layer(), *after)
-            for seed in range(5):
-                is_right(model, images(1, seed))
-            program = next(iter(model._plan.joined().programs.values()))
-            assert program.recordable
-            assert not records(model)
+        for count in range(5):
+            model(x)
+            assert len(seen) == count
+        assert not records(model)
     finally:
-        del ops.OPS[name]
-        del kernels(np)[name]
+        kernels(np)["elementwise"].remove(fast)
 
 
 def test_batches_that_are_cut_are_not_recorded(monkeypatch):

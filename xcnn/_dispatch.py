@@ -44,6 +44,7 @@ __all__ = [
     "portable",
     "switched_off",
     "tracing",
+    "trusted",
     "version",
 ]
 
@@ -317,6 +318,12 @@ def bound(
     bind = _BINDS.get(BODIES[name])
     function = NotImplemented if bind is None else bind(xp, *arguments)
     return None if function is NotImplemented else function
+
+
+def trusted(called: Callable[..., Any], xp: ModuleType) -> bool:
+    """Return whether a body and all its kernels are of this package."""
+    name = called.__name__.lstrip("_")
+    return all(one.__module__.startswith("xcnn.") for one in (BODIES[name], *kernels(xp).get(name, ())))
 
 
 @contextlib.contextmanager

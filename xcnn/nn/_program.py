@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
-from xcnn._dispatch import bound, tracing
+from xcnn._dispatch import bound, tracing, trusted
 from xcnn.nn._calls import calls
 from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
 from xcnn.nn._repeat import at, repetition
@@ -60,7 +60,7 @@ class Program:
     inputs : the number of inputs, None for one that is no tuple.
     apart : whether each image is computed by itself, as far as is known.
     costs : those of the steps.
-    recordable : whether all steps are calls of bodies that are bound, so that they do nothing else.
+    recordable : whether all steps are bound calls of this package's bodies, so that they do nothing else.
     runs, record : how often it has run, and what repeats its compiled calls; see `_inference.py`.
     """
 
@@ -145,6 +145,7 @@ class _Maker:
             found = called(xp, *arguments)
             return found[0] if several else found
 
+        self.program.recordable &= trusted(called, xp)
         return self.call(places, whole, bound(called, xp, [*map(self.at, places)]), result)
 
     def put(self, name: str, place: int, inputs: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from xcnn.errors import XcnnError
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._vectors import CPU_NAME, DOUBLE, FEATURES, INT
 
-__all__ = ["LOCK", "PLACES", "PLAIN", "RECORDER", "address", "machine_code", "native"]
+__all__ = ["HERE", "LOCK", "PLACES", "PLAIN", "RECORDER", "address", "machine_code", "native"]
 
 _log = logging.getLogger("xcnn")
 
@@ -62,6 +62,15 @@ PLAIN = 1
 
 RECORDER = (ctypes.c_int64 * 1)()
 """Where a function of C is that compiled code calls after each call from Python, or 0; see `record.py`."""
+
+
+class _Here(threading.local):
+    """Whether a kernel has computed something in Python, by which it changes an array in place: `record.py` asks."""
+
+    in_python = False
+
+
+HERE = _Here()
 
 _ONE = np.empty(1)
 if (

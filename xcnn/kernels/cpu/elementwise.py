@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._dispatch import FORMULAS, Formula
 from xcnn.kernels.cpu._loops import EACH, traced
-from xcnn.kernels.cpu._native import address
+from xcnn.kernels.cpu._native import HERE, address
 from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._trace import Namespace
 
@@ -61,6 +61,7 @@ def applying(
     def run(*arrays: np.ndarray, serial: bool = True) -> None:
         out, n = arrays[0], arrays[0].size
         if loop is None:
+            HERE.in_python = True
             (out[...],) = function(np, formula, *arrays[1:], *activation[1:])
             return
         cost = n * (1 + count + loop.cost)

@@ -21,7 +21,7 @@ from llvmlite import ir
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._matrices import _ROOMS
-from xcnn.kernels.cpu._native import LOCK, PLACES, PLAIN, RECORDER, address, native
+from xcnn.kernels.cpu._native import HERE, LOCK, PLACES, PLAIN, RECORDER, address, native
 from xcnn.kernels.cpu._scratch import apart
 from xcnn.kernels.cpu._vectors import INT
 from xcnn.threads import shared
@@ -133,7 +133,8 @@ def _other(array: np.ndarray, seed: int) -> np.ndarray:
 def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any:
     """Return a function `(x, held)` that does what `run` does with arrays of the same shapes and dtypes, or None.
 
-    It returns NotImplemented if it cannot do that. What `run` does depends on shapes alone, and is done by kernels.
+    It returns NotImplemented if it cannot do that. What `run` does depends on shapes alone, and is done by kernels of
+    this package: if they change arrays in place, they do it by compiled code, or set `HERE.in_python`.
     """
     if not all(map(_fits, (x, *held))) or sum([array.nbytes for array in held]) > _MOST:
         return None
@@ -142,7 +143,8 @@ def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any
         with LOCK, apart() as memory, np.errstate(all="ignore"):
             _ROOMS.rooms = {}
             first, second = ([_other(array, seed) for array in (x, *held)] for seed in (1, 2))
-            if shared(lambda: run(first[0], first[1:])):
+            HERE.in_python = False
+            if shared(lambda: run(first[0], first[1:])) or HERE.in_python:
                 return None
             return _Record(_ran(run, *first), _ran(run, *second), [memory, _ROOMS.rooms])
     except Exception as error:
@@ -191,7 +193,9 @@ class _Record:
         nbytes = sum([now.nbytes for now in (*memory[0].values(), *(now for _, now in results.values()))])
         _only_if(nbytes <= _MOST, "the results take too much memory")
         self.lock, self.held, self.kept = threading.Lock(), list[Any](), [*kept, *(now for _, now in results.values())]
-        self.heads = np.array([[0, a.ndim, *a.shape, *(0,) * (_AXES - a.ndim)] for a in held], np.int64)
+        self.heads = np.zeros((len(held), _HEAD), np.int64)
+        for head, array in zip(self.heads, held, strict=True):
+            head[1 : 2 + array.ndim] = array.ndim, *array.shape
         self.shape, self.dtype, self.repeat = y.shape, y.dtype, _repeat(y.itemsize)
         tables = [np.array(one, np.int64) for one in (numbers, starts, moves, begins)]
         self.given = *tables[:2], len(starts), tables[2], len(moves), self.heads, len(held), tables[3]
