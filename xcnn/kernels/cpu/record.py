@@ -164,7 +164,8 @@ class _Record:
 
     def __init__(self, first: Any, second: Any, memory: Any) -> None:
         (calls, (x, y, *held)), (again, arrays) = first, second
-        _only_if(_fits(y) and y.dtype.kind == "f", "the result is no array in C order")
+        usual = _fits(y) and y.dtype.kind == "f" and not np.shares_memory(y, arrays[1])
+        _only_if(usual, "the result is no new array in C order")
         before, begins = ([*map(address, several)] for several in ((x, y, *held), arrays))
         ends = np.array([begin + array.nbytes for begin, array in zip(begins, arrays, strict=True)])
         starts, numbers, moves, kept = [], list[int](), [], [memory]
@@ -201,7 +202,7 @@ class _Record:
         self.given = *tables[:2], len(starts), tables[2], len(moves), self.heads, len(held), tables[3]
         for _, now in results.values():
             now.reshape(-1).view(np.uint8)[:] = 255
-        arrays[1][...] = self(x, held)
+        _only_if(self._into(arrays[1], x, held) == 0, "a function returns a number")
         wrong = [now.shape for one, now in results.values() if one.tobytes() != now.tobytes()]
         _only_if(not wrong, f"results of shapes {wrong} are others")
 
@@ -209,10 +210,14 @@ class _Record:
         if not self.lock.acquire(blocking=False):  # another thread uses this memory
             return NotImplemented
         try:
-            if held is not self.held:
-                self.held = held  # which keeps the arrays alive, from whose heads compiled code reads
-                self.heads[:, 0] = [*map(id, held)]
             y = np.empty(self.shape, self.dtype)
-            return y if self.repeat(*self.given, x, y) == 0 else NotImplemented
+            return y if self._into(y, x, held) == 0 else NotImplemented
         finally:
             self.lock.release()
+
+    def _into(self, y: np.ndarray, x: np.ndarray, held: list[Any]) -> Any:
+        """Set y; return 0, or 1 or NotImplemented if that is not possible."""
+        if held is not self.held:
+            self.held = held  # which keeps the arrays alive, from whose heads compiled code reads
+            self.heads[:, 0] = [*map(id, held)]
+        return self.repeat(*self.given, x, y)
