@@ -173,7 +173,10 @@ class _Training:
                 backs.append(back)
                 for one in done:
                     values[one] = None
-                singly = singly or type(back) is _Changed
+                if isinstance(back, _Module):  # unknown code may have replaced what other steps read
+                    now = self.joined.arrays()
+                    values[: len(held)] = now or held
+                    singly = singly or now is None or type(back) is _Changed
         except XcnnError as error:
             for name, module in self.joined.training[place - self.first][4]:
                 locate(error, name, module)
@@ -249,6 +252,8 @@ class _Training:
         if several:
             run, whole = (functools.partial(_stored, one, layer, self.train) for one in (run, whole))
         taken = at([places[i] for i in range(len(arguments))])
+        if buffers := [(i, slot) for i, slot in call.slots.items() if isinstance(slot, Buffer)]:
+            taken = functools.partial(_moving, taken, buffers)
         return step._replace(call=run, whole=whole, arguments=taken, wanted=wanted)
 
     def backward(self, backs: list[Any], updates: list[int], dy: Any, need_dx: bool) -> Any:
@@ -305,6 +310,16 @@ class _Training:
                 found.append((k, self.first + k, wanted, needs, parameters, sources, several))
             self.route = route, found
         return self.route[1]
+
+
+def _moving(
+    taken: Callable[[Sequence[Any]], Any], buffers: Sequence[tuple[int, Buffer]], values: Sequence[Any]
+) -> list[Any]:
+    """Return arguments with the buffers of the moment, as a layer that is used twice has moved them before."""
+    arguments = [*taken(values)]
+    for i, buffer in buffers:
+        arguments[i] = buffer.data
+    return arguments
 
 
 def _stored(run: Callable[..., Any], layer: Any, train: bool, *arguments: Any) -> Any:
