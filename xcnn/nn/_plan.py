@@ -155,8 +155,8 @@ class Plan:
     def current(self, sure: bool = True) -> tuple["Joined", list[Any]]:
         """Return the joined nodes and the arrays of their slots; if not `sure`, one may have been reshaped in place."""
         found = self._joined
-        arrays = None if found is None else found.arrays()
-        if found is None or arrays is None or (sure and found.reshaped()):
+        arrays = None if found is None else found.arrays(sure)
+        if found is None or arrays is None:
             found = self._joined = Joined(self)
             arrays = found.held
         return found, arrays
@@ -214,10 +214,10 @@ class Joined:
         self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
         self._routes: dict[Any, list[Any]] = {}
 
-    def arrays(self) -> list[Any] | None:
+    def arrays(self, sure: bool = True) -> list[Any] | None:
         """Return the arrays of the slots, the same list if they are the same.
 
-        Return None if one has another shape or dtype, or a layer other attributes.
+        Return None if one has another shape or dtype, or a layer other attributes; see `current` for `sure`.
         """
         try:
             if self._now != self._then or version() != self._version:
@@ -234,7 +234,7 @@ class Joined:
                 self._change = latest
         except Exception:  # such as a comparison of arrays
             return None
-        return self.held
+        return None if sure and self.reshaped() else self.held
 
     def reshaped(self) -> bool:
         """Return whether an array has got another shape in place, as NumPy allows."""
