@@ -4,6 +4,8 @@ If a layer gets another option or parameter, or is watched, the programs are mad
 
 A batch is cut into pieces of a few images, if all ops compute images apart, so that what one layer writes is still in
 the cache when the next one reads it. Threads take piece after piece. The cuts depend on shapes alone.
+
+A program that has run often is recorded by kernels that can do that: one call repeats all that it computes.
 """
 
 import math
@@ -65,11 +67,9 @@ _OFTEN = 30
 
 
 def _repeated(program: Program, x: Any, held: list[Any]) -> Any:
-    """Return what a program would, if its calls have been recorded; otherwise NotImplemented."""
-    if program.record is None:
-        program.runs += 1
-        if program.runs != _OFTEN or not program.recordable:
-            return NotImplemented
+    """Return what a program would if it is recorded, now or before; otherwise NotImplemented."""
+    program.runs += 1
+    if program.runs == _OFTEN and program.recordable:
         program.record = recorded(namespace_of(x), program, x, held)
     return NotImplemented if program.record is None else program.record(x, held)
 
