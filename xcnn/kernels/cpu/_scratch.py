@@ -17,14 +17,7 @@ _MOST_BYTES = 256 << 20
 
 
 class _Memory(threading.local):
-    """The memory of a thread.
-
-    Attributes
-    ----------
-    arrays : by owner, name and dtype.
-    owners : who had the memory of `cleared` last.
-    shared : whether owners share memory.
-    """
+    """The arrays of a thread by owner, name and dtype, and who had those last that owners share, if they do."""
 
     shared = True
 
