@@ -23,7 +23,7 @@ from xcnn.nn._plan import Joined, Plan, like
 from xcnn.nn._program import Changed, Cost, Program, prepared
 from xcnn.threads import get_num_threads
 
-__all__ = ["each", "infer"]
+__all__ = ["each", "infer", "recorded"]
 
 _MOST_PROGRAMS = 16
 """The number of shapes for which a graph keeps programs."""
