@@ -15,6 +15,7 @@ from xcnn.ops import combine
 from xcnn.ops._normalise import View
 from xcnn.ops._window import transposed_axes, window_axes
 from xcnn.ops.activation import _PRELU
+from xcnn.ops.pad import MODES, _copies
 from xcnn.ops.pool import _counts, pool_axes
 
 __all__ = ["CALLS", "BodyCall", "Seed"]
@@ -390,6 +391,21 @@ def joined(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((len(before), *(rng.standard_normal((*before, size, *after)) for size in sizes)), -1, True)
 
 
+def pad(rng: Rng, exact: bool) -> BodyCall:
+    shape, mode, plan = shape_of(rng), one(rng, *MODES), []
+    for dim in range(-1, -1 - integer(rng, 1, len(shape)), -1):
+        size = shape[dim]
+        most = min(9, int(min(99, MODES[mode].largest(size))))
+        sides = [integer(rng, -min(2, (size - 1) // 2), most) for _ in range(2)]
+        if max(0, *sides) > MODES[mode].largest(size + sum(min(0, side) for side in sides)):
+            sides = [0, most]
+        if any(sides):
+            plan.append((dim, size, size + sum(sides), _copies(size, *sides, MODES[mode])))
+    if not plan:
+        return pad(rng, exact)
+    return BodyCall((numbers(rng, shape, exact), tuple(plan), one(rng, 0.0, 0.5, math.nan, -math.inf)), 1, True)
+
+
 def added(rng: Rng, exact: bool) -> BodyCall:
     shape = shape_of(rng, 4)
     return BodyCall((rng.standard_normal(shape), rng.standard_normal(shape[rng.random() < 0.1 :])), -1, True)
@@ -438,6 +454,7 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "reduction": reduction,
     "permuted": permuted,
     "joined": joined,
+    "pad": pad,
     "added": added,
     "interpolate": interpolate,
     "dropout": dropout,

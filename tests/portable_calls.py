@@ -27,6 +27,7 @@ KNOWN: dict[str, tuple[str, Callable[..., bool]]] = {
         lambda x, weight, bias, axes, *_: math.prod(a.stride for a in axes) > 4 * math.prod(a.kernel for a in axes),
     ),
     "pad": ("a copy; it is a part of convolutions and pools with uneven padding only", lambda *arguments: True),
+    "prelu": ("it calls the body `pair`, which has a kernel", lambda x, weight: True),
     "rearranged": ("a copy of whole rows, which NumPy makes", lambda x, shape, order, *_: order[-1] == len(order) - 1),
     "reshape": ("a view", lambda x, shape: True),
     "tracked": ("it calls the body `norm`, which has a kernel", lambda *arguments: True),

@@ -44,6 +44,7 @@ __all__ = [
     "portable",
     "switched_off",
     "tracing",
+    "trusted",
     "version",
 ]
 
@@ -318,6 +319,12 @@ def bound(
     if function is NotImplemented:
         return functools.partial(BODIES[name], xp) if whole else None
     return function
+
+
+def trusted(called: Callable[..., Any], xp: ModuleType) -> bool:
+    """Return whether a body and all its kernels are of this package."""
+    name = called.__name__.lstrip("_")
+    return all(one.__module__.startswith("xcnn.") for one in (BODIES[name], *kernels(xp).get(name, ())))
 
 
 @contextlib.contextmanager

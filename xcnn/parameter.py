@@ -4,13 +4,21 @@ from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import flag, shown
 from xcnn.errors import DtypeError, ShapeError
 
-__all__ = ["Buffer", "Parameter"]
+__all__ = ["Buffer", "Parameter", "change"]
+
+
+_change = object()
+
+
+def change() -> object:
+    """Return an object that is another one after any parameter or buffer has got another array, or been frozen."""
+    return _change
 
 
 class _Slot:
     """A place for an array."""
 
-    __slots__ = ("_trainable", "data")
+    __slots__ = ("_data", "_trainable")
 
     def __init__(self, data: Array) -> None:
         if not is_array(data):
@@ -19,13 +27,24 @@ class _Slot:
         self._trainable = True
 
     @property
+    def data(self) -> Array:
+        """The array; see the class."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        global _change
+        self._data, _change = array, object()
+
+    @property
     def trainable(self) -> bool:
         """Whether training changes the array; see the class."""
         return self._trainable
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = flag(type(self).__name__, "trainable", value)
+        global _change
+        self._trainable, _change = flag(type(self).__name__, "trainable", value), object()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(self.data.shape)}"

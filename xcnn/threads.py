@@ -15,7 +15,7 @@ from typing import Any
 
 from xcnn._check import integer
 
-__all__ = ["get_num_threads", "parallel", "parts", "serially", "set_num_threads"]
+__all__ = ["get_num_threads", "parallel", "parts", "serially", "set_num_threads", "shared"]
 
 _PART_MICROSECONDS = 50
 """The least work of a part; passing it to a thread takes about 25 microseconds."""
@@ -28,9 +28,9 @@ _lock = threading.Lock()
 
 
 class _Here(threading.local):
-    """Whether this thread runs a part already, and so the parts of nested calls in order."""
+    """Whether this thread runs a part already, and so the parts of nested calls in order; whether others had any."""
 
-    serial = False
+    serial = shared = False
 
 
 _here = _Here()
@@ -83,14 +83,24 @@ def serially() -> Iterator[None]:
         _here.serial = before
 
 
+def shared(call: Callable[[], object]) -> bool:
+    """Make a call on this thread alone; return whether other threads would have had a part of it."""
+    _here.shared = False
+    with serially():
+        call()
+    return _here.shared
+
+
 def parallel(task: Callable[[int], object], parts: int) -> None:
     """Call `task(part)` for every part, in several threads if there are several parts.
 
     An exception of a task is raised after the other threads have stopped. Inside a task, and inside `serially`, all
     parts run in order on the same thread.
     """
-    threads = 1 if parts == 1 or _here.serial else min(get_num_threads(), parts)
-    if threads == 1:
+    threads = 1 if parts == 1 else min(get_num_threads(), parts)
+    if threads > 1:
+        _here.shared = True
+    if threads == 1 or _here.serial:
         for part in range(parts):
             task(part)
         return

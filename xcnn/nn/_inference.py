@@ -4,6 +4,8 @@ If a layer gets another option or parameter, or is watched, the programs are mad
 
 A batch is cut into pieces of a few images, if all ops compute images apart, so that what one layer writes is still in
 the cache when the next one reads it. Threads take piece after piece. The cuts depend on shapes alone.
+
+A program that has run often is recorded by kernels that can do that: one call repeats all that it computes.
 """
 
 import math
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import is_array
+from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import XcnnError
@@ -21,7 +23,7 @@ from xcnn.nn._plan import Joined, Plan, like
 from xcnn.nn._program import Changed, Cost, Program, prepared
 from xcnn.threads import get_num_threads
 
-__all__ = ["each", "infer"]
+__all__ = ["each", "infer", "recorded"]
 
 _MOST_PROGRAMS = 16
 """The number of shapes for which a graph keeps programs."""
@@ -38,9 +40,14 @@ def infer(plan: Plan, x: Any) -> Any:
         return NotImplemented
     if not all(is_array(one) and 0 not in one.shape for one in arrays):
         return NotImplemented
-    joined, held = plan.current()
+    joined, held = plan.current(sure=False)
     key = like(x), get_num_threads()
     found = joined.programs.get(key)
+    if type(found) is Program and (y := _repeated(found, x, held)) is not NotImplemented:
+        return y
+    if joined.reshaped():
+        joined, held = plan.current()
+        found = joined.programs.get(key)
     try:
         if found is not None:
             return found(x, held)
@@ -53,6 +60,18 @@ def infer(plan: Plan, x: Any) -> Any:
     except XcnnError:  # also of a module that refuses some numbers
         return NotImplemented
     return y
+
+
+_OFTEN = 30
+"""The runs of a program after which its calls are recorded."""
+
+
+def _repeated(program: Program, x: Any, held: list[Any]) -> Any:
+    """Return what a program would if it is recorded, now or before; otherwise NotImplemented."""
+    program.runs += 1
+    if program.runs == _OFTEN and program.recordable:
+        program.record = recorded(namespace_of(x), program, x, held)
+    return NotImplemented if program.record is None else program.record(x, held)
 
 
 def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:
@@ -72,6 +91,15 @@ def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:
         return None
     program = _Cut(joined, n, count)
     return program, program(x, held)
+
+
+@body
+def recorded(xp: ModuleType, run: Callable[..., Any], x: Any, held: list[Any]) -> Any:
+    """Return a function of x and the arrays of slots that does what `run` does for arrays of the same shapes, or None.
+
+    It returns NotImplemented if it cannot do that. Kernels may record what `run` calls.
+    """
+    return None
 
 
 @body

@@ -7,7 +7,6 @@ after that, and any activation: see `_inference.py`.
 """
 
 import operator
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
 from xcnn.ops._formula import FORMULAS, Activation
 from xcnn.ops._op import OPS
-from xcnn.parameter import Buffer, Parameter
+from xcnn.parameter import Buffer, Parameter, change
 
 __all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "like", "names"]
 
@@ -153,13 +152,13 @@ class Plan:
         """Return the nodes of this graph and of those inside it, joined as the layers are now."""
         return self.current()[0]
 
-    def current(self) -> tuple["Joined", list[Any]]:
-        """Return the joined nodes and the arrays of their slots."""
+    def current(self, sure: bool = True) -> tuple["Joined", list[Any]]:
+        """Return the joined nodes and the arrays of their slots; if not `sure`, one may have been reshaped in place."""
         found = self._joined
-        arrays = None if found is None else found.arrays()
+        arrays = None if found is None else found.arrays(sure)
         if found is None or arrays is None:
             found = self._joined = Joined(self)
-            arrays = [slot.data for slot in found.slots]
+            arrays = found.held
         return found, arrays
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class Joined:
     training, inference : the steps.
     result : the output of inference, which leaves out dropout.
     apart : whether the ops of all nodes may compute the examples of a batch apart.
-    slots : the parameters and buffers of layers that are known.
+    slots, held : the parameters and buffers of layers that are known, and their arrays.
     outer : the names of results whose gradients come from outside: from the caller, or a module of unknown code or op.
     parameters : the parameters among these.
     programs : what `_inference.py` and `_repeat.py` keep for each shape.
@@ -204,31 +203,42 @@ class Joined:
         held = [value for value in values if isinstance(value, Parameter | Buffer)]
         held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
         self.slots = [*dict.fromkeys(held)]
-        arrays = [slot.data for slot in self.slots]
-        self._references, self._kinds = [*map(_reference, arrays)], [*map(like, arrays)]
+        self._change, self.held = change(), [slot.data for slot in self.slots]
+        self._kinds = [*map(like, self.held)]
         self._shapes = [shape for _, shape, _ in self._kinds]
-        self._trained = [(slot, slot.trainable) for slot in held if isinstance(slot, Buffer)]
+        self._buffers = [slot for slot in self.slots if isinstance(slot, Buffer)]
+        self._trained = [buffer.trainable for buffer in self._buffers]
         self.parameters = [slot for slot in held if isinstance(slot, Parameter)]
         below = {id(slot) for slot in self.parameters}
         plain = {id(one) for one in layers if below.issuperset(map(id, one.parameters()))}
         self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
         self._routes: dict[Any, list[Any]] = {}
 
-    def arrays(self) -> list[Any] | None:
-        """Return the arrays of the slots, or None if one has another shape or dtype, or a layer other attributes."""
-        found = [slot.data for slot in self.slots]
+    def arrays(self, sure: bool = True) -> list[Any] | None:
+        """Return the arrays of the slots, the same list if they are the same.
+
+        Return None if one has another shape or dtype, or a layer other attributes; see `current` for `sure`.
+        """
         try:
             if self._now != self._then or version() != self._version:
                 return None
-            if [array.shape for array in found] != self._shapes:  # NumPy's can be set in place
-                return None
+            latest = change()
+            if latest is not self._change:
+                found = [slot.data for slot in self.slots]
+                if not all(map(operator.is_, found, self.held)):
+                    if [*map(like, found)] != self._kinds:
+                        return None
+                    self.held = found
+                if [buffer.trainable for buffer in self._buffers] != self._trained:
+                    return None
+                self._change = latest
         except Exception:  # such as a comparison of arrays
             return None
-        if not all(map(operator.is_, found, [reference() for reference in self._references])):
-            if [*map(like, found)] != self._kinds:
-                return None
-            self._references = [*map(_reference, found)]
-        return found if all(slot.trainable is trained for slot, trained in self._trained) else None
+        return None if sure and self.reshaped() else self.held
+
+    def reshaped(self) -> bool:
+        """Return whether an array has got another shape in place, as NumPy allows."""
+        return [array.shape for array in self.held] != self._shapes
 
     def route(self, need_dx: bool) -> list[tuple[int, str, Any, Sequence[str]]]:
         """Return what a backward pass calls: number, name and inputs of steps, and the inputs that need gradients.
@@ -254,14 +264,6 @@ def like(y: Any) -> Any:
     if isinstance(y, tuple):
         return tuple(like(one) for one in y)
     return type(y), getattr(y, "shape", None), getattr(y, "dtype", None)
-
-
-def _reference(array: Any) -> Callable[[], Any]:
-    """Return a function that returns the array if it is still there, or None."""
-    try:
-        return weakref.ref(array)
-    except TypeError:
-        return lambda: None
 
 
 def _copies(values: Any) -> Iterator[tuple[Any, Any]]:

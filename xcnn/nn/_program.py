@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from xcnn._array import Array, is_array, namespace_of, zeros
-from xcnn._dispatch import bound, tracing
+from xcnn._dispatch import bound, tracing, trusted
 from xcnn.nn._calls import calls
 from xcnn.nn._plan import CONVS, Flat, Fused, Held, Joined, alone, like, names
 from xcnn.nn._repeat import at, repetition
@@ -60,6 +60,8 @@ class Program:
     inputs : the number of inputs, None for one that is no tuple.
     apart : whether each image is computed by itself, as far as is known.
     costs : those of the steps.
+    recordable : whether all steps are bound calls of this package's bodies, so that they do nothing else.
+    runs, record : how often it has run, and what repeats its compiled calls; see `_inference.py`.
     """
 
     def __init__(self) -> None:
@@ -70,6 +72,8 @@ class Program:
         self.several = False
         self.apart = True
         self.costs: list[Cost] = []
+        self.recordable, self.runs = True, 0
+        self.record: Run | None = None
 
     def __call__(self, x: Any, held: Sequence[Any]) -> Any:
         values = [*self.values, *held]
@@ -108,6 +112,7 @@ class _Maker:
         self.slots = {slot: i - len(held) for i, slot in enumerate(joined.slots)}
         self.program.values = [None] * len(self.values)
         self.program.inputs = len(self.batched) if several else None
+        self.program.recordable = not several
         self.program.apart = joined.apart and len(x.shape) > 1
 
     def at(self, place: int) -> Any:
@@ -128,6 +133,7 @@ class _Maker:
         if result is NotImplemented and fast is not None:
             result = fast(*given)
         self.values[place] = whole(*given) if result is NotImplemented else result
+        self.program.recordable &= fast is not None
         self.program.steps.append((fast or whole, whole, at(places), place, ()))
         return place
 
@@ -139,6 +145,7 @@ class _Maker:
             found = called(xp, *arguments)
             return found[0] if several else found
 
+        self.program.recordable &= trusted(called, xp)
         return self.call(places, whole, bound(called, xp, [*map(self.at, places)]), result)
 
     def put(self, name: str, place: int, inputs: Sequence[str]) -> None:
@@ -248,7 +255,7 @@ class _Maker:
     def statistics(self, norm: Any) -> int:
         """Append a step that makes a tuple of the arrays of a batch norm, as the bodies for inference take them."""
         arrays = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        return self.call([*map(self.slot, arrays), self.constant(float(norm.eps))], lambda *values: values)
+        return self.call([*map(self.slot, arrays), self.constant(float(norm.eps))], _together, _together)
 
     def checked(self, module: Any, x: Array) -> tuple[Any, ...]:
         """Make the checks of a layer for x without running it; return the arguments of the body that it would call."""
@@ -317,6 +324,10 @@ class _Maker:
         same = all(len(shape) == len(shapes[0]) and shape[:1] == (self.n,) for shape in shapes)
         fits = all(len(shape) < len(shapes[0]) or shape[:1] == (1,) for shape in fixed)
         return same and fits and (not fixed or not OPS[op].variadic) and OPS[op].is_apart(shapes[0], options)
+
+
+def _together(*values: Any) -> tuple[Any, ...]:
+    return values
 
 
 def _itemsize(x: Array) -> int:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from xcnn._array import Array, namespace
 from xcnn._check import number
+from xcnn._dispatch import binds, body, bound
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._formula import clip, formula, inside, logistic
 from xcnn.ops._op import Gradients, Result, op, sample
@@ -109,6 +111,31 @@ _PRELU = Pair(
 )
 
 
+def _spread(x: Array, weight: Array) -> tuple[int, ...]:
+    """Return the shape in which the weights of channels broadcast with x."""
+    return (*weight.shape, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (1,) * x.ndim
+
+
+@body
+def _prelu(xp: ModuleType, x: Array, weight: Array) -> Result:
+    """Apply a slope per channel, or one for all."""
+    y, of_pair = pair(xp, x, xp.reshape(weight, _spread(x, weight)), _PRELU, None)
+    shape = weight.shape
+
+    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
+        dx, dweight = of_pair(dy, needs)
+        return dx, None if dweight is None else xp.reshape(dweight, shape)
+
+    return y, backward
+
+
+@binds(_prelu)
+def _bind(xp: ModuleType, x: Array, weight: Array) -> Any:
+    spread = _spread(x, weight)
+    run = bound(pair, xp, (x, xp.reshape(weight, spread), _PRELU, None))
+    return NotImplemented if run is None else lambda x, weight: run(x, xp.reshape(weight, spread), _PRELU, None)
+
+
 @op("x weight", saves="x other", samples=[sample({"x": (2, 3, 4), "weight": (3,)})], apart=True)
 def prelu(x: Array, weight: Array) -> Result:
     """Apply the parametric rectified linear unit: `y = x` where x > 0, else `weight * x`.
@@ -138,15 +165,7 @@ def prelu(x: Array, weight: Array) -> Result:
         raise ShapeError(
             f"prelu: weight must have shape ({channels},), one per channel, or (1,), got {tuple(weight.shape)}"
         )
-    spread = (*weight.shape, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (1,) * x.ndim
-    y, of_pair = pair(xp, x, xp.reshape(weight, spread), _PRELU, None)
-    shape = weight.shape
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        dx, dweight = of_pair(dy, needs)
-        return dx, None if dweight is None else xp.reshape(dweight, shape)
-
-    return y, backward
+    return _prelu(xp, x, weight)
 
 
 def interval(caller: str, min_val: float = -1.0, max_val: float = 1.0) -> tuple[float, float]:

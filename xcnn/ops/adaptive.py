@@ -248,12 +248,13 @@ def global_avg_pool(x: Array) -> Result:
 
 @body
 def _global_max(xp: ModuleType, x: Array) -> Result:
-    """Take the largest pixels of maps (n, c, pixels)."""
+    """Take the largest pixels of maps (n, c, *sizes)."""
+    shape, maps = x.shape, xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        return (_first(xp, x, -1, slice(None)) * dy[..., None] if needs[0] else None,)
+        return (xp.reshape(_first(xp, maps, -1, slice(None)) * dy[..., None], shape) if needs[0] else None,)
 
-    return xp.max(x, axis=-1), backward
+    return xp.max(maps, axis=-1), backward
 
 
 @op("x", saves="x? winners?", samples=[sample({"x": (2, 3, 4, 5)}), sample({"x": (2, 3, 4)})], apart=True)
@@ -265,11 +266,4 @@ def global_max_pool(x: Array) -> Result:
     """
     xp = namespace("global_max_pool", x=x)
     _check_maps("global_max_pool", x)
-    y, back = _global_max(xp, xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:]))))
-
-    def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        (dx,) = back(dy, needs)
-        return (None if dx is None else xp.reshape(dx, shape),)
-
-    shape = x.shape
-    return y, backward
+    return _global_max(xp, x)

@@ -7,7 +7,7 @@ from typing import Any
 
 from xcnn._array import Array, is_array, namespace, namespace_of
 from xcnn._check import axis, number
-from xcnn._dispatch import binds, body
+from xcnn._dispatch import binds, body, bound
 from xcnn.errors import ShapeError, UsageError
 from xcnn.ops._broadcast import broadcast_shape
 from xcnn.ops._formula import Activation
@@ -186,7 +186,7 @@ def _concat(xp: ModuleType, dim: int, *xs: Array) -> Result:
 
 @binds(_concat)
 def _bind(xp: ModuleType, *arguments: Any) -> Any:
-    return functools.partial(joined, xp)  # of the same arguments
+    return bound(joined, xp, arguments) or functools.partial(joined, xp)  # of the same arguments
 
 
 @op(

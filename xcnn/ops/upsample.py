@@ -12,7 +12,7 @@ import array_api_compat
 
 from xcnn._array import Array, namespace, on_device
 from xcnn._check import choice, flag, integer, integers, number
-from xcnn._dispatch import binds, body
+from xcnn._dispatch import binds, body, bound
 from xcnn._taps import MODES, Taps, tables
 from xcnn.devices import like
 from xcnn.errors import ShapeError, UsageError
@@ -185,10 +185,13 @@ def _rearranged(
 
 @binds(_rearranged)
 def _bind(xp: ModuleType, x: Array, split: tuple[int, ...], order: tuple[int, ...], joined: tuple[int, ...]) -> Any:
-    """Bind a copy of whole rows."""
-    if order[-1] != len(order) - 1:
-        return NotImplemented
-    reshape, permute = xp.reshape, xp.permute_dims
+    """Bind the copy."""
+    reshape = xp.reshape
+    permute = bound(permuted, xp, (reshape(x, split), order))
+    if permute is None:
+        if order[-1] != len(order) - 1:
+            return NotImplemented
+        permute = xp.permute_dims
     return lambda x, *_: reshape(permute(reshape(x, split), order), joined)
 
 

@@ -31,6 +31,7 @@ if compiles:
             pair,
             permute,
             pool,
+            record,
             softmax,
         )
     except Exception as error:

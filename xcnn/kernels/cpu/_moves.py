@@ -1,17 +1,24 @@
-"""What a convolution does with rows besides products.
+"""What a convolution does with rows besides products, and copies from and to any strides.
 
 Indices count elements. Bounds are not checked.
 """
 
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
-from xcnn.kernels.cpu._integers import Integer
+from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import INT
 
-__all__ = ["affine", "every"]
+__all__ = ["FEW", "affine", "copying", "every", "steps_of"]
+
+FEW = 200_000
+"""The most numbers that one thread copies."""
 
 
 @native("xnnXXnnXffxnnnn")
@@ -108,3 +115,45 @@ def every(emit, x, x0, x_step, stride, y, y0, y_step, apart, rows, count):
     with builder.if_then(builder.not_(done)), zero.up_to(rows) as i, zero.up_to(count) as each:
         from_, to = x0 + i * x_step + each * stride, y0 + i * y_step + each * apart
         builder.store(builder.load(from_.of(x)), to.of(y))
+
+
+@native("nxxi")
+def _copy(emit, move, x, y, table):
+    """Copy rows along two more axes by `move`, the address of `every`; `table` has starts, sizes and steps."""
+    zero, (x0, y0, *axes) = Integer(emit.builder, 0), Integers(emit.builder, table).some(0, 14)
+    (a, b, rows, count), (xa, xb, x_row, x_step), (ya, yb, y_row, y_step) = (axes[i : i + 4] for i in (0, 4, 8))
+    with zero.up_to(a) as i, zero.up_to(b) as j:
+        source, target = x0 + i * xa + j * xb, y0 + i * ya + j * yb
+        every.write(emit, move, x, source, x_row, x_step, y, target, y_row, y_step, rows, count)
+
+
+def steps_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return how many elements the numbers along each axis of an array in C order are apart."""
+    return tuple([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
+
+
+@functools.lru_cache(256)
+def copying(
+    itemsize: int, shape: tuple[int, ...], x_steps: tuple[int, ...], y_steps: tuple[int, ...], x0: int = 0, y0: int = 0
+) -> Callable[[Any, Any], Any] | None:
+    """Return a function `(x, y)` that copies numbers of an array to another one; None if there are too many axes.
+
+    Parameters
+    ----------
+    shape, x_steps, y_steps : sizes of the axes, and how many elements of x and of y the numbers are apart.
+    x0, y0 : the first elements.
+    """
+    axes: list[tuple[int, int, int]] = []
+    for size, x_step, y_step in zip(shape, x_steps, y_steps, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1:] == (x_step * size, y_step * size):
+            axes[-1] = axes[-1][0] * size, x_step, y_step
+        else:
+            axes.append((size, x_step, y_step))
+    if len(axes) > 4:
+        return None
+    axes = [(1, 0, 0)] * (4 - len(axes)) + axes
+    table = np.array([x0, y0, *(number for kind in zip(*axes, strict=True) for number in kind)], np.int64)
+    call, address = _copy(itemsize), every.address(itemsize)
+    return lambda x, y: call(address, x, y, table)

@@ -28,7 +28,7 @@ from xcnn.errors import XcnnError
 from xcnn.kernels.cpu._functions import Functions
 from xcnn.kernels.cpu._vectors import CPU_NAME, DOUBLE, FEATURES, INT
 
-__all__ = ["address", "machine_code", "native"]
+__all__ = ["HERE", "LOCK", "PLACES", "PLAIN", "RECORDER", "address", "machine_code", "native"]
 
 _log = logging.getLogger("xcnn")
 
@@ -40,11 +40,11 @@ _SECONDS_TO_WRITE = 60
 
 _SUFFIX = ".kernel"
 
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
 """Held by whoever uses LLVM."""
 
 if hasattr(os, "register_at_fork"):  # a child would wait for ever for this lock, or for that of LLVM
-    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 _number_at, _place = ctypes.c_void_p.from_address, object.__basicsize__
 
@@ -54,14 +54,30 @@ def address(array: np.ndarray) -> int:
     return _number_at(id(array) + _place).value or 0
 
 
-_FLAGS, _PLAIN = 48, 1
-"""Bytes from an array's pointer to its flags, and the flag of an array in C order."""
+PLACES = _place, _place + 8, _place + 16, _place + 48
+"""Where in an array are the addresses of its numbers, how many axes it has, the address of their sizes, and flags."""
+
+PLAIN = 1
+"""The flag of an array in C order."""
+
+RECORDER = (ctypes.c_int64 * 1)()
+"""Where a function of C is that compiled code calls after each call from Python, or 0; see `record.py`."""
+
+
+class _Here(threading.local):
+    """Whether a kernel has computed something in Python, by which it changes an array in place: `record.py` asks."""
+
+    in_python = False
+
+
+HERE = _Here()
 
 _ONE = np.empty(1)
 if (
     sys.implementation.name != "cpython"
     or address(_ONE) != _ONE.ctypes.data
-    or ctypes.c_int.from_address(id(_ONE) + _place + _FLAGS).value != _ONE.flags.num
+    or [ctypes.c_int.from_address(id(_ONE) + at).value for at in PLACES[1::2]] != [1, _ONE.flags.num]
+    or ctypes.c_int64.from_address(_number_at(id(_ONE) + PLACES[2]).value or id(_ONE)).value != 1
 ):
     raise ImportError("this interpreter, or this NumPy, lays out arrays in another way")
 
@@ -71,7 +87,7 @@ def machine_code(write: Callable[[Any], None], kinds: str) -> Callable[..., Any]
     module = ir.Module()
     write(module)
     _write_call(module, module.get_global("loop"), kinds)
-    with _LOCK:
+    with LOCK:
         call: Callable[..., Any] = _function_of_python(_engine(str(module)))
         return call
 
@@ -116,12 +132,12 @@ def native(kinds: str) -> Callable[[Callable[..., None]], Any]:
 
         @functools.cache
         def of_address(itemsize: int) -> int:
-            with _LOCK:
+            with LOCK:
                 return int(engine(itemsize).get_function_address("loop"))
 
         @functools.cache
         def of_python(itemsize: int) -> Any:
-            with _LOCK:
+            with LOCK:
                 return _function_of_python(engine(itemsize))
 
         def write_call(emit: Any, place: Any, *values: Any) -> Any:
@@ -167,6 +183,7 @@ def _function_of_python(engine: Any) -> Any:
     """Return the function `call` of an engine. CPython calls it in a tenth of the time that ctypes takes."""
     places: list[Any] = [*map(id, _OBJECTS)]
     places += [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0 for name in _PYTHON]
+    places += [ctypes.addressof(RECORDER)]
     (ctypes.c_int64 * len(places)).from_address(engine.get_global_value_address("python"))[:] = places
     method = _Method(b"native", engine.get_function_address("call"), _ARRAY, None)
     _METHODS.append(method)
@@ -176,11 +193,22 @@ def _function_of_python(engine: Any) -> Any:
 
 
 def _write_call(module: Any, function: Any, given: str) -> None:
-    """Write the function `call(self, arguments, count)` of objects of Python, which releases its lock."""
+    """Write the function `call(self, arguments, count)` of objects of Python, which releases its lock.
+
+    A second one, `packed`, takes the arguments as they are in memory, 8 bytes each.
+    """
     thing, wanted = INT.as_pointer(), function.function_type
+    packed = ir.Function(module, ir.FunctionType(INT, [thing]), "packed")
+    builder, values = ir.IRBuilder(packed.append_basic_block()), []
+    for i, kind in enumerate(wanted.args):
+        place = builder.gep(packed.args[0], [INT(i)])
+        values.append(builder.load(builder.bitcast(place, kind.as_pointer())))
+    returned = builder.call(function, values)
+    builder.ret(returned if wanted.return_type == INT else INT(0))
+
     whole = ir.Function(module, ir.FunctionType(thing, [thing, thing.as_pointer(), INT]), "call")
     (_, objects, count), builder = whole.args, ir.IRBuilder(whole.append_basic_block())
-    known = ir.GlobalVariable(module, ir.ArrayType(INT, len(_OBJECTS) + len(_PYTHON)), "python")
+    known = ir.GlobalVariable(module, ir.ArrayType(INT, len(_OBJECTS) + len(_PYTHON) + 1), "python")
     known.initializer = ir.Constant(known.value_type, None)
 
     def python(name: str, result: Any, *arguments: Any) -> Any:
@@ -192,11 +220,11 @@ def _write_call(module: Any, function: Any, given: str) -> None:
         python("PyErr_BadArgument", ir.IntType(32))
         builder.ret(thing(None))
     nothing, refused, whole_number = (builder.load(builder.gep(known, [INT(0), INT(i)])) for i in range(3))
-    flags, values = INT(_PLAIN), []
+    flags, values, raw = INT(PLAIN), [], ir.IntType(1)(0)
 
     def read(place: Any) -> tuple[Any, Any]:
         """Return the address and the flags of an array."""
-        return builder.load(place), builder.load(builder.gep(place, [INT(_FLAGS // 8)]))
+        return builder.load(place), builder.load(builder.gep(place, [INT((PLACES[3] - _place) // 8)]))
 
     for i, (letter, kind) in enumerate(zip(given, wanted.args, strict=True)):
         value = builder.load(builder.gep(objects, [INT(i)]))
@@ -206,9 +234,10 @@ def _write_call(module: Any, function: Any, given: str) -> None:
         place = builder.gep(value, [INT(_place // 8)])
         if letter == "p":
             number = builder.icmp_unsigned("==", builder.load(builder.gep(place, [INT(-1)])), whole_number)
+            raw = builder.or_(raw, number)
             with builder.if_else(number) as (is_number, is_array):
                 with is_number:
-                    both = [((python("PyLong_AsLongLong", INT, value), INT(_PLAIN)), builder.block)]
+                    both = [((python("PyLong_AsLongLong", INT, value), INT(PLAIN)), builder.block)]
                 with is_array:
                     both.append((read(place), builder.block))
             start, plain = builder.phi(INT), builder.phi(INT)
@@ -218,7 +247,7 @@ def _write_call(module: Any, function: Any, given: str) -> None:
         elif letter.isupper():
             none = builder.icmp_unsigned("==", builder.ptrtoint(value, INT), nothing)
             found = read(builder.select(none, builder.bitcast(known, place.type), place))
-            start, plain = (builder.select(none, INT(k), one) for k, one in zip((0, _PLAIN), found, strict=True))
+            start, plain = (builder.select(none, INT(k), one) for k, one in zip((0, PLAIN), found, strict=True))
         else:
             start, plain = read(place)
         flags = builder.and_(flags, plain)
@@ -226,12 +255,21 @@ def _write_call(module: Any, function: Any, given: str) -> None:
     failed = python("PyErr_Occurred", thing)
     with builder.if_then(builder.icmp_unsigned("!=", failed, thing(None))):
         builder.ret(thing(None))
-    with builder.if_then(builder.icmp_unsigned("!=", flags, INT(_PLAIN)), likely=False):
+    with builder.if_then(builder.icmp_unsigned("!=", flags, INT(PLAIN)), likely=False):
         python("Py_IncRef", ir.VoidType(), builder.inttoptr(refused, thing))
         builder.ret(builder.inttoptr(refused, thing))
     state = python("PyEval_SaveThread", thing)
     returned = builder.call(function, values)
     python("PyEval_RestoreThread", ir.VoidType(), state)
+    place = builder.load(builder.gep(known, [INT(0), INT(len(_OBJECTS) + len(_PYTHON))]))
+    recorder = builder.load(builder.inttoptr(place, thing))
+    with builder.if_then(builder.icmp_unsigned("!=", recorder, INT(0)), likely=False):
+        numbers = [builder.ptrtoint(packed, INT), returned if wanted.return_type == INT else INT(0), *values]
+        room = builder.alloca(INT, len(numbers))
+        for i, number in enumerate(numbers):
+            builder.store(number, builder.bitcast(builder.gep(room, [INT(i)]), number.type.as_pointer()))
+        kind = ir.FunctionType(ir.VoidType(), [thing, thing.as_pointer(), INT, INT]).as_pointer()
+        builder.call(builder.inttoptr(recorder, kind), [room, objects, count, builder.zext(raw, INT)])
     if wanted.return_type == INT:
         builder.ret(python("PyLong_FromLongLong", thing, returned))
     else:

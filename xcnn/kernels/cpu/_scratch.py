@@ -1,21 +1,42 @@
 """Memory of each thread for temporary arrays, so that only the first call waits for fresh memory."""
 
+import contextlib
 import itertools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-__all__ = ["cleared", "new_owner", "scratch"]
+__all__ = ["apart", "cleared", "new_owner", "scratch"]
 
 _ALIGNED = 64
 _MOST = 256
 _MOST_BYTES = 256 << 20
 """Limits on the arrays that a thread keeps; only calls with ever-changing shapes exceed them."""
 
-_local = threading.local()
 
-_owners = itertools.count()
+class _Memory(threading.local):
+    """The arrays of a thread by owner, name and dtype, and who had those last that owners share, if they do."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        self.arrays: dict[Any, np.ndarray] = {}
+        self.owners: dict[Any, int] = {}
+
+
+_local, _owners = _Memory(), itertools.count()
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[dict[Any, np.ndarray]]:
+    """Give this thread other memory inside a `with`, which owners do not share; return it."""
+    before, _local.arrays, _local.shared = _local.arrays, {}, False
+    try:
+        yield _local.arrays
+    finally:
+        _local.arrays, _local.shared = before, True
 
 
 def new_owner() -> int:
@@ -28,10 +49,7 @@ def scratch(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
 
     So elements that an owner never writes are always 0.
     """
-    try:
-        arrays: dict[Any, np.ndarray] = _local.arrays
-    except AttributeError:
-        arrays = _local.arrays = {}
+    arrays = _local.arrays
     key = owner, name, dtype
     array = arrays.get(key)
     if array is None or array.size < size:
@@ -48,12 +66,10 @@ def cleared(owner: int, name: str, size: int, dtype: Any) -> np.ndarray:
 
     The owners share one array, so that padding which stays 0 takes little memory.
     """
-    try:
-        owners: dict[Any, int] = _local.owners
-    except AttributeError:
-        owners = _local.owners = {}
+    if not _local.shared:
+        return scratch(owner, name, size, dtype)
     array = scratch(-2, name, size, dtype)
-    if owners.get((name, dtype)) != owner:
+    if _local.owners.get((name, dtype)) != owner:
         array.fill(0)
-        owners[name, dtype] = owner
+        _local.owners[name, dtype] = owner
     return array

@@ -8,7 +8,7 @@ import numpy as np
 from xcnn._dispatch import kernel
 from xcnn.threads import parallel, parts
 
-__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "plain", "share", "supports", "whole"]
+__all__ = ["NUMBERS_PER_MICROSECOND", "binding", "bound_only", "plain", "share", "supports", "whole"]
 
 NUMBERS_PER_MICROSECOND = 4000
 """Speed of a thread that mostly reads and writes."""
@@ -37,6 +37,17 @@ def plain(a: Any) -> Any:
 def binding(bind: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function that binds calls of the body of its name (see `kernel`), which has one result."""
     kernel(np, bind)(_calling(bind))
+    return bind
+
+
+def bound_only(bind: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that binds calls of the body of its name; to other calls it would be of no use."""
+
+    def call(*_: Any) -> Any:
+        return NotImplemented
+
+    call.__name__, call.__module__ = bind.__name__, bind.__module__
+    kernel(np, bind)(call)
     return bind
 
 

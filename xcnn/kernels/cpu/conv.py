@@ -169,7 +169,15 @@ def conv_inference(
     return run
 
 
-@whole()
+def _bind_transposed(x: np.ndarray, weight: np.ndarray, bias: Any, axes: tuple[Any, ...], groups: int) -> Any:
+    """Bind `conv_transpose` where nothing is kept."""
+    if not supports(x) or _skips(axes):
+        return NotImplemented
+    call = _bound(x.shape[0], x.dtype, weight.shape, axes, groups, None, bare=bias is None, transposed=True)
+    return lambda x, weight, bias, *_: call(x, weight, None, bias, None)
+
+
+@whole(_bind_transposed)
 def conv_transpose(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, axes: tuple[Any, ...], groups: int
 ) -> Any:

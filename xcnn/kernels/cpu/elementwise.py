@@ -13,14 +13,14 @@ import numpy as np
 
 from xcnn._dispatch import FORMULAS, Formula
 from xcnn.kernels.cpu._loops import EACH, traced
-from xcnn.kernels.cpu._native import address
+from xcnn.kernels.cpu._native import HERE, address
 from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._trace import Namespace
 
 __all__ = ["applying", "clamp", "elementwise", "sloping", "split"]
 
 
-_FEW = 10_000
+_FEW = 400_000
 """The cost of what `share` would not split."""
 
 
@@ -61,6 +61,7 @@ def applying(
     def run(*arrays: np.ndarray, serial: bool = True) -> None:
         out, n = arrays[0], arrays[0].size
         if loop is None:
+            HERE.in_python = True
             (out[...],) = function(np, formula, *arrays[1:], *activation[1:])
             return
         cost = n * (1 + count + loop.cost)

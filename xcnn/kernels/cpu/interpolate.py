@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._dispatch import kernel
 from xcnn._taps import tables
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._scratch import scratch
+from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._vectors import INT, counted
 
 __all__ = ["interpolate"]
@@ -168,27 +168,38 @@ def _passes(plan: tuple[Any, ...], sizes: tuple[int, ...], back: bool, dtype: An
     return both, tuple(current)
 
 
-@kernel(np)
-def interpolate(x: np.ndarray, plan: tuple[Any, ...]) -> Any:
-    """Resize axes by the taps of `tables(*arguments)`."""
+def _bind(x: np.ndarray, plan: tuple[Any, ...], back: bool = False) -> Any:
+    """Bind what resizes x, or the gradient of what does."""
     if not supports(x):
         return NotImplemented
+    lead, dtype, work = x.shape[:2], x.dtype, x.size
+    (table, half, *rest), outs = _passes(plan, x.shape[2:], back, dtype)
+    call, shape, maps = _resize(x.itemsize), (*lead, *outs), math.prod(lead)
+    fixed, pixels, area = (table, len(table)), work // maps, math.prod(outs)
 
-    def resize(x: np.ndarray, back: bool) -> np.ndarray:
-        lead, sizes = x.shape[:2], x.shape[2:]
-        passes, outs = _passes(plan, sizes, back, x.dtype)
-        y = np.empty((*lead, *outs), x.dtype)
-        maps, x, call = math.prod(lead), np.ascontiguousarray(x), _resize(x.itemsize)
-        table, half, *rest = passes
+    def run(x: np.ndarray, *_: Any) -> np.ndarray:
+        x, y = np.ascontiguousarray(x), np.empty(shape, dtype)
 
         def some(begin: int, end: int) -> None:
-            room = np.empty(2 * half, x.dtype)
-            call(x, x.size // maps, y, y.size // maps, table, len(table), room, half, *rest, begin, end)
+            call(x, pixels, y, area, *fixed, scratch(0, "resized", 2 * half, dtype), half, *rest, begin, end)
 
-        share(some, 4 * (x.size + y.size), n=maps)
+        share(some, 4 * (work + y.size), n=maps)
         return y
 
-    def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
-        return (resize(dy, True) if needs[0] else None,)
+    return run
 
-    return resize(x, False), backward
+
+@whole(_bind)
+def interpolate(x: np.ndarray, plan: tuple[Any, ...]) -> Any:
+    """Resize axes by the taps of `tables(*arguments)`."""
+    resize = _bind(x, plan)
+    if resize is NotImplemented:
+        return NotImplemented
+
+    def run(x: np.ndarray, _: Any) -> Any:
+        def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
+            return (_bind(dy, plan, back=True)(dy) if needs[0] else None,)
+
+        return resize(x), backward
+
+    return run

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._loops import EACH, traced
-from xcnn.kernels.cpu._native import address
+from xcnn.kernels.cpu._moves import copying
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import binding, plain, share, supports, whole
@@ -119,8 +119,15 @@ def _parameter(array: np.ndarray | None, layout: _Layout, default: int, dtype: n
     """Return the weight or bias as compiled code takes it."""
     if array is None:
         return _same(layout.parameters, default, dtype)
-    array = plain(array)
-    return array if layout.repeats == 1 else np.repeat(array, layout.repeats)
+    return plain(array) if layout.repeats == 1 else _repeated(array, layout)
+
+
+def _repeated(array: np.ndarray, layout: _Layout) -> np.ndarray:
+    """Return each number as often as a row has it."""
+    array, repeats, out = np.ascontiguousarray(array), layout.repeats, np.empty(layout.parameters, array.dtype)
+    copy: Any = copying(array.itemsize, (array.size, repeats), (1, 0), (repeats, 1))
+    copy(array, out)
+    return out
 
 
 def _forward(
@@ -128,7 +135,7 @@ def _forward(
 ) -> Callable[..., np.ndarray]:
     """Return a function `(x, weight, bias, mean, var, rstd, residual)` for arrays of these shapes.
 
-    It returns y, and sets rstd, and mean and variance unless they are given; these may be addresses.
+    It returns y, and sets rstd, and mean and variance unless they are given.
     """
     shape, dtype, limits, work = x.shape, x.dtype, clamp(activation), 3 * x.size // 2
     low, high = limits or _UNLIMITED
@@ -162,13 +169,9 @@ def _bind(
         return NotImplemented
     layout, dtype = _layout(view.shape, view.axes, x.itemsize), x.dtype
     call, size = _forward(x, eps, layout, False, residual is not None, activation), math.prod(layout.kept)
-    apart = size * dtype.itemsize
 
     def run(x: Any, weight: Any, bias: Any, eps: Any, view: Any, given: Any, residual: Any, _: Any) -> Any:
-        place = address(statistics := np.empty(3 * size, dtype))
-        y = call(x, weight, bias, place, place + apart, place + 2 * apart, residual)
-        del statistics  # which must live until now
-        return y
+        return call(x, weight, bias, *np.empty((3, size), dtype), residual)
 
     return run
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._integers import Integer, Integers
+from xcnn.kernels.cpu._moves import FEW, copying, steps_of
 from xcnn.kernels.cpu._native import native
-from xcnn.kernels.cpu._share import share, supports
+from xcnn.kernels.cpu._share import bound_only, share, supports
 
-__all__ = ["permuted"]
+__all__ = ["joined", "pad", "permuted"]
 
 
 _AT_ONCE = 8
@@ -61,7 +62,7 @@ def _copy(emit, x, y, table, begin, end):
 @functools.lru_cache(maxsize=256)
 def _table(shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray | None:
     """Return the table of `_copy`, or None if whole rows are copied or there are too many axes."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    strides = steps_of(shape)
     axes: list[list[int]] = []  # of y: size, stride in x
     for axis in order:
         if shape[axis] == 1:
@@ -78,19 +79,78 @@ def _table(shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray | None:
     return np.array([[1, 0, 0]] * (3 - len(outer)) + [*outer, row, full[-1]], np.int64)
 
 
-def _bind(x: np.ndarray, order: tuple[int, ...]) -> Any:
-    """Bind `permuted` if the last axis changes."""
+def _bind(x: np.ndarray, order: tuple[int, ...], rows: bool = True) -> Any:
+    """Bind `permuted` if the last axis changes, or, for `rows`, if there is little to copy."""
     table = _table(x.shape, order) if supports(x) else None
-    if table is None:
-        return NotImplemented
     shape, dtype, work = tuple([x.shape[axis] for axis in order]), x.dtype, 4 * x.size
-    copy, many = _copy(x.itemsize), math.prod(table[:3, 0].tolist())
+    if table is not None:
+        call, many = _copy(x.itemsize), math.prod(table[:3, 0].tolist())
+        copy: Any = lambda x, y: share(call, work, x, y, table, n=many)  # noqa: E731
+    else:
+        steps, apart = steps_of(x.shape), steps_of(shape)
+        few = rows and supports(x) and x.size <= FEW
+        copy = copying(x.itemsize, shape, tuple([steps[axis] for axis in order]), apart) if few else None
+    if copy is None:
+        return NotImplemented
 
     def run(x: np.ndarray, *_: Any) -> Any:
         if not x.flags.c_contiguous:
             return NotImplemented
+        copy(x, y := np.empty(shape, dtype))
+        return y
+
+    return run
+
+
+@bound_only
+def joined(dim: int, *xs: np.ndarray) -> Any:
+    """Join arrays if there is little to copy."""
+    dtype, shapes = xs[0].dtype, [x.shape for x in xs]
+    shape = (*shapes[0][:dim], sum(one[dim] for one in shapes), *shapes[0][dim + 1 :])
+    if not all(supports(x) and x.dtype == dtype for x in xs) or math.prod(shape) > FEW:
+        return NotImplemented
+    copies, steps, first = list[Any](), steps_of(shape), 0
+    for one in shapes:
+        copies.append(copying(dtype.itemsize, one, steps_of(one), steps, 0, first * steps[dim]))
+        first += one[dim]
+    if None in copies:
+        return NotImplemented
+
+    def run(dim: int, *xs: np.ndarray) -> Any:
         y = np.empty(shape, dtype)
-        share(copy, work, x, y, table, n=many)
+        for copy, x in zip(copies, xs, strict=True):
+            copy(np.ascontiguousarray(x), y)
+        return y
+
+    return run
+
+
+@bound_only
+def pad(x: np.ndarray, plan: tuple[Any, ...], value: float) -> Any:
+    """Pad and crop axes; see `ops.pad`."""
+    shape, inner, dtype, size = [*x.shape], [*x.shape], x.dtype, x.itemsize
+    for dim, _, padded, ((kept, _), *_) in plan:
+        shape[dim], inner[dim] = padded, kept.stop - kept.start
+    count, width, steps, apart = math.prod(shape), shape[-1], steps_of(x.shape), steps_of(shape)
+    if not supports(x) or count > FEW or 0 in inner:
+        return NotImplemented
+    starts = [(kept.start * steps[dim], place.start * apart[dim]) for dim, _, _, ((kept, place), *_) in plan]
+    from_, to = map(sum, zip(*starts, strict=True))
+    fill = copying(size, (count // width, width), (0, 1), (width, 1))
+    move, borders, row = copying(size, tuple(inner), steps, apart, from_, to), list[Any](), np.full(width, value, dtype)
+    for dim, _, _, ((kept, place), *copies) in plan:
+        line = (*shape[: len(shape) + dim], 1, *shape[len(shape) + dim :][1:])
+        for a, b in copies:
+            start = a.start - kept.start + place.start
+            borders.append(copying(size, line, apart, apart, start * apart[dim], b.start * apart[dim]))
+    if fill is None or move is None or None in borders:
+        return NotImplemented
+
+    def run(x: np.ndarray, *_: Any) -> np.ndarray:
+        fill(row, y := np.empty(shape, dtype))
+        move(np.ascontiguousarray(x), y)
+        for copy in borders:
+            copy(y, y)
         return y
 
     return run
@@ -99,7 +159,7 @@ def _bind(x: np.ndarray, order: tuple[int, ...]) -> Any:
 @kernel(np, _bind)
 def permuted(x: np.ndarray, order: tuple[int, ...]) -> Any:
     """Return a contiguous copy; the gradient is another one, or a view."""
-    run = _bind(x, order)
+    run = _bind(x, order, rows=False)
     y = run if run is NotImplemented else run(x)
     if y is NotImplemented:
         return NotImplemented

@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xcnn.kernels.cpu._integers import Integer
 from xcnn.kernels.cpu._loops import ROW, traced
+from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._scratch import scratch
 from xcnn.kernels.cpu._share import plain, share, supports, whole
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._windows import HEADER, PHASES, largest, window_pass
 
 __all__ = ["adaptive_avg", "adaptive_max", "avg_pool", "global_max", "max_pool", "reduction"]
+
+_INDEX = np.dtype(np.int64)
 
 _MOST = 1 << 31
 """Maps have fewer numbers, as compiled code counts a row in 32 bits."""
@@ -211,14 +215,8 @@ def _max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     return both
 
 
-@whole()
-def global_max(x: np.ndarray) -> Any:
-    """Return the largest of the last axis; keep their places."""
-    return _largest(x, x.shape[:-1])
-
-
-def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
-    """Bind the maxima of whole maps, in an array of a shape; their places are kept."""
+def _largest(x: np.ndarray, shape: tuple[int, ...], keeps: bool = True) -> Any:
+    """Bind the maxima of whole maps, in an array of a shape; their places are kept for a backward pass, if any."""
     sizes, maps, work, dtype = x.shape, math.prod(shape), 2 * x.size, x.dtype
     if not supports(x) or x.size >= _MOST * maps:
         return NotImplemented
@@ -226,8 +224,10 @@ def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
     codes: Any = np.uint8 if pixels <= 256 else np.int32
 
     def run(x: np.ndarray, *_: Any) -> Any:
-        y, places = np.empty(shape, dtype), np.empty(maps, np.int64)
+        y, places = np.empty(shape, dtype), scratch(0, "places", maps, _INDEX)
         share(call, work, plain(x), y, places, pixels, n=maps)
+        if not keeps:
+            return y
         winners = places.astype(codes)
 
         def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
@@ -242,16 +242,23 @@ def _largest(x: np.ndarray, shape: tuple[int, ...]) -> Any:
     return run
 
 
-def _bind_max(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
-    return NotImplemented if _whole(axes, None) else _bind("max", x, axes)
+@whole(lambda x: _largest(x, x.shape[:2], keeps=False))
+def global_max(x: np.ndarray) -> Any:
+    """Return the largest pixels of maps; keep their places."""
+    return _largest(x, x.shape[:2])
+
+
+def _bind_max(x: np.ndarray, axes: tuple[Any, ...], keeps: bool = False) -> Any:
+    """Bind `max_pool`."""
+    if _whole(axes, None):
+        return _largest(x, x.shape[: x.ndim - len(axes)] + (1,) * len(axes), keeps)
+    return _max(x, axes) if keeps else _bind("max", x, axes)
 
 
 @whole(_bind_max)
 def max_pool(x: np.ndarray, axes: tuple[Any, ...]) -> Any:
     """Return the maxima; keep their positions."""
-    if _whole(axes, None):
-        return _largest(x, x.shape[: x.ndim - len(axes)] + (1,) * len(axes))
-    return _max(x, axes)
+    return _bind_max(x, axes, keeps=True)
 
 
 @whole(lambda x, plan: _bind("max", x, tuple(_adaptive(*sizes) for sizes in plan)))
@@ -359,20 +366,28 @@ def _itself(xp: Any, key: Any, x: Any) -> list[Any]:
     return [x]
 
 
+@native("dxfn")
+def _divide(emit, totals, y, divisor, count):
+    """Set y to float64 totals divided by a number."""
+    builder = emit.builder
+    with Integer(builder, 0).up_to(count) as i:
+        builder.store(emit.number(builder.fdiv(builder.load(i.of(totals)), divisor)), i.of(y))
+
+
 def _bind_last(x: np.ndarray, rank: int, keepdims: bool) -> Any:
     """Bind the means over the last axes."""
     dtype, lead, work = x.dtype, x.shape[: x.ndim - rank], x.size
     sums = traced(_itself, None, (ROW,), (True,), (), x.itemsize, True) if supports(x) else None
     if sums is None:
         return NotImplemented
-    call, maps, shape = sums.call, math.prod(lead), lead + (1,) * rank * keepdims
+    call, divide, maps, shape = sums.call, _divide(x.itemsize), math.prod(lead), lead + (1,) * rank * keepdims
     pixels = work // maps
 
     def run(x: np.ndarray, *_: Any) -> np.ndarray:
         source, totals = np.ascontiguousarray(x), np.empty(shape)
         share(lambda begin, end: call(totals, source, maps, begin, end, 0, 1, 0, pixels, pixels), work, n=maps)
-        totals /= pixels
-        return totals.astype(dtype)
+        divide(totals, y := np.empty(shape, dtype), pixels, maps)
+        return y
 
     return run
 
