@@ -12,8 +12,8 @@ pytest.importorskip("llvmlite")
 
 import numpy as np
 
-NOT_HERE = {"adam", "each", "rmsprop", "sgd"}
-"""Optimizers, which have the bits of the portable code (tests/test_kernels_optim.py), and what computes nothing."""
+NOT_HERE = {"adam", "each", "recorded", "rmsprop", "sgd"}
+"""Optimizers, which have the bits of the portable code (tests/test_kernels_optim.py), and what computes nothing itself."""
 
 
 def test_every_body_with_a_kernel_is_called() -> None:
