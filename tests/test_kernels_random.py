@@ -13,7 +13,7 @@ pytest.importorskip("llvmlite")
 import numpy as np
 
 NOT_HERE = {"adam", "each", "recorded", "rmsprop", "sgd"}
-"""Optimizers, which have the bits of the portable code (tests/test_kernels_optim.py), and what computes nothing itself."""
+"""Optimizers, which have the bits of the portable code (tests/test_kernels_optim.py), and what computes nothing."""
 
 
 def test_every_body_with_a_kernel_is_called() -> None:

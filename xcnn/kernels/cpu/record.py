@@ -10,7 +10,6 @@ filled with a NaN that no arithmetic makes, and the record must then write the s
 """
 
 import ctypes
-import itertools
 import logging
 import threading
 import time
@@ -26,7 +25,7 @@ from xcnn.kernels.cpu._matrices import _ROOMS
 from xcnn.kernels.cpu._native import HERE, LOCK, PLACES, PLAIN, RECORDER, address, native
 from xcnn.kernels.cpu._scratch import apart
 from xcnn.kernels.cpu._vectors import INT
-from xcnn.threads import serially, shared
+from xcnn.threads import longer, serially
 
 __all__ = ["recorded"]
 
@@ -145,14 +144,15 @@ def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any
         return None
     rooms = _ROOMS.rooms
     try:
-        with LOCK, apart() as memory, serially(), np.errstate(all="ignore"):
+        with LOCK, apart() as memory, np.errstate(all="ignore"):
             _ROOMS.rooms = {}
             first, second = ([_other(array, seed) for array in (x, *held)] for seed in (1, 2))
             HERE.in_python = False
-            several = shared(lambda: run(first[0], first[1:]))
+            alone = not longer(lambda: run(first[0], first[1:]))
             _only_if(not HERE.in_python, "arrays are changed in Python")
-            record = _Record(_ran(run, *first), _ran(run, *second), [memory, _ROOMS.rooms])
-        _only_if(not several or _seconds(record, x, held) < _seconds(run, x, held), "several threads are faster")
+            with serially():
+                record = _Record(_ran(run, *first), _ran(run, *second), [memory, _ROOMS.rooms])
+        _only_if(alone or _seconds(record, x, held) < _seconds(run, x, held), "several threads are faster")
         return record
     except Exception as error:
         _log.debug("calls are not recorded: %s", error)
@@ -162,12 +162,12 @@ def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any
 
 
 def _seconds(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> float:
-    """Return the time of the fastest of some runs."""
-    times = [time.perf_counter()]
+    """Return about how long the fastest of some runs takes on several threads, of which none needs to be free now."""
+    times = []
     for _ in range(_RUNS):
-        run(x, held)
-        times.append(time.perf_counter())
-    return min(b - a for a, b in itertools.pairwise(times))
+        start = time.perf_counter()
+        times.append(-longer(lambda: run(x, held)) - start + time.perf_counter())
+    return min(times)
 
 
 def _only_if(holds: Any, what: str) -> None:
