@@ -12,7 +12,7 @@ pytest.importorskip("llvmlite")
 
 import numpy as np
 
-NOT_HERE = {"adam", "each", "rmsprop", "sgd"}
+NOT_HERE = {"adam", "each", "recorded", "rmsprop", "sgd"}
 """Optimizers, which have the bits of the portable code (tests/test_kernels_optim.py), and what computes nothing."""
 
 

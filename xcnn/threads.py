@@ -9,16 +9,20 @@ import contextvars
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
 from xcnn._check import integer
 
-__all__ = ["get_num_threads", "parallel", "parts", "serially", "set_num_threads", "shared"]
+__all__ = ["get_num_threads", "longer", "parallel", "parts", "serially", "set_num_threads"]
 
 _PART_MICROSECONDS = 50
-"""The least work of a part; passing it to a thread takes about 25 microseconds."""
+"""The least work of a part."""
+
+_PASS_SECONDS = 25e-6
+"""About how long it takes to pass a part to a thread."""
 
 _MOST_PARTS = 16
 
@@ -28,9 +32,9 @@ _lock = threading.Lock()
 
 
 class _Here(threading.local):
-    """Whether this thread runs a part already, and so the parts of nested calls in order; whether others had any."""
+    """Whether this thread runs a part already, and so the parts of nested calls in order; what that took longer."""
 
-    serial = shared = False
+    serial, longer = False, 0.0
 
 
 _here = _Here()
@@ -83,12 +87,12 @@ def serially() -> Iterator[None]:
         _here.serial = before
 
 
-def shared(call: Callable[[], object]) -> bool:
-    """Make a call on this thread alone; return whether other threads would have had a part of it."""
-    _here.shared = False
+def longer(call: Callable[[], object]) -> float:
+    """Make a call on this thread alone; return about how many seconds it would have taken less on several."""
+    _here.longer = 0.0
     with serially():
         call()
-    return _here.shared
+    return _here.longer
 
 
 def parallel(task: Callable[[int], object], parts: int) -> None:
@@ -98,11 +102,12 @@ def parallel(task: Callable[[int], object], parts: int) -> None:
     parts run in order on the same thread.
     """
     threads = 1 if parts == 1 else min(get_num_threads(), parts)
-    if threads > 1:
-        _here.shared = True
     if threads == 1 or _here.serial:
+        start = time.perf_counter()
         for part in range(parts):
             task(part)
+        if threads > 1:
+            _here.longer += max(0.0, (time.perf_counter() - start) * (1 - 1 / threads) - _PASS_SECONDS)
         return
     queue = iter(range(parts))  # next() on it is atomic
 

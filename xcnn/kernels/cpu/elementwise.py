@@ -13,7 +13,7 @@ import numpy as np
 
 from xcnn._dispatch import FORMULAS, Formula
 from xcnn.kernels.cpu._loops import EACH, traced
-from xcnn.kernels.cpu._native import HERE, address
+from xcnn.kernels.cpu._native import HERE
 from xcnn.kernels.cpu._share import share, supports, whole
 from xcnn.kernels.cpu._trace import Namespace
 
@@ -68,10 +68,10 @@ def applying(
         if serial or cost < _FEW:
             loop.call(*arrays, n, *numbers)
             return
-        starts = [*map(address, arrays)]
+        rows = [array.reshape(-1) for array in arrays]
 
         def part(begin: int, end: int) -> None:
-            loop.call(*[start + begin * itemsize for start in starts], end - begin, *numbers)
+            loop.call(*[row[begin:end] for row in rows], end - begin, *numbers)
 
         share(part, cost, n=n)
 
