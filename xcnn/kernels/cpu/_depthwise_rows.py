@@ -19,6 +19,9 @@ __all__ = ["ROWS", "SOME", "row_gradient", "rows", "rows_read"]
 ROWS = 8 if BYTES == 64 else 4
 """Rows of y that are computed at once: their sums are held in registers."""
 
+_AHEAD = 12_288
+"""Bytes between what is computed and what is fetched from memory meanwhile."""
+
 SOME = 4
 """Rows of dy whose products are summed at once for a weight gradient."""
 
@@ -105,9 +108,11 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
                 lines.find(start, top * stride - above, x_rows, x_width, nothing)
                 ends = [out + (top + r).least(y_rows - 1) * y_width for r in range(ROWS)]
                 with zero.up_to(y_width, lanes) as j:
+                    later = j + _AHEAD // emit.itemsize
                     for i, k in itertools.product(range(len(lines.places))[-ROWS * stride :], range(across)):
-                        later = x_width * (ROWS * stride) + j * across + k * lanes
-                        emit.prefetch(later.of(lines[i]))  # for the next block
+                        emit.prefetch((later + j * (across - 1) + k * lanes).of(lines[i]))
+                    for end in ends:
+                        emit.prefetch((end + later).of(y))  # otherwise stores wait for what they replace
                     sums = counted(
                         builder, INT(0), taps.value, INT(1), [ir.Constant(emit.vector, None)] * ROWS,
                         lambda tap, sums, j=j: column(tap, sums, weights, j),
