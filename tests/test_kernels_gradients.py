@@ -30,7 +30,7 @@ def test_transposition_between_any_places(dtype: str) -> None:
         x = rng.standard_normal((r, 60)).astype(dtype)
         y = np.full(100 * 50, 9, dtype)
         places = rng.permutation(99)[:c] * 50
-        transpose(size)(x, 3, np.arange(r) * 60, r, y, 2, places, c)
+        transpose(size)(x, 3, np.arange(r) * 60, r, y, 2, places, c, 0, 10**9)  # nobody reads what is fetched ahead
         expected = np.full(100 * 50, 9, dtype)
         for j, place in enumerate(places):
             expected[2 + place : 2 + place + r] = x[:, 3 + j]

@@ -7,9 +7,12 @@ from xcnn.kernels.cpu._vectors import BYTES
 __all__ = ["transpose"]
 
 
-@native("xninxnin")
-def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
-    """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b."""
+@native("xninxninnn")
+def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns, x_ahead, y_ahead):
+    """Set `y[y0 + columns[b] + a]` to `x[x0 + rows[a] + b]` for all rows a and columns b.
+
+    Meanwhile fetch from memory what is so many numbers ahead in x and in y, unless 0: stores wait for it, too.
+    """
     builder, lanes = emit.builder, emit.lanes
     x0, y0, zero = Integer(builder, x0), Integer(builder, y0), Integer(builder, 0)
     rows, columns = Integers(builder, rows, many_rows), Integers(builder, columns, many_columns)
@@ -26,6 +29,10 @@ def transpose(emit, x, x0, rows, many_rows, y, y0, columns, many_columns):
             with zero.up_to(columns.size, lanes) as b:
                 j = b.least(columns.size - lanes).most(0)
                 ends = [columns[(j + k).least(columns.size - 1)] for k in range(lanes)]
+                for pointer, places, ahead in (((x0 + j).of(x), begins, x_ahead), ((y0 + i).of(y), ends, y_ahead)):
+                    with builder.if_then(Integer(builder, ahead).holds("!=", 0)):
+                        for place in places:
+                            emit.prefetch((place + ahead).of(pointer))
                 vectors = emit.transpose([emit.read((x0 + j).of(x), place.value, read) for place in begins])
                 # Backwards, so that the vectors of columns that do not exist are replaced by the last one.
                 for place, vector in reversed([*zip(ends, vectors, strict=True)]):

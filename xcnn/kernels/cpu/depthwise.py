@@ -176,21 +176,21 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     longest = max(map(len, steps))
     steps = [step + [number(np.zeros(0, np.int64))] * (longest - len(step)) for step in steps]
     taps, outs = whole.kernel * planes, each * line.out
-    *parts_of_memory, memory = (int(size) * lanes for size in np.cumsum([planes * room + 3, taps, outs, outs]))
+    *places, memory = (int(size) * lanes for size in np.cumsum([planes * room + 2, 1, outs, outs, blocks * (taps + 2)]))
     rows = [np.minimum(np.arange(b * lanes, (b + 1) * lanes), outputs - 1) for b in range(blocks)]
     tables = pack(
         [
             n, outputs, channels, planes, pixels, whole.out, len(steps), 2 + len(whole.phases) + len(found),
-            room * lanes, *parts_of_memory, taps,
+            room * lanes, *places, taps,
         ],
         np.array(steps),
         np.concatenate([np.add.outer(np.arange(planes) * whole.kernel, p.taps).ravel() for p in whole.phases]),
         *(np.add.outer(np.arange(planes) * room, p.shifts).ravel() * lanes for p in whole.phases),
-        *(places for _, places in found.values()),
+        *(lanes_of for _, lanes_of in found.values()),
         *(
-            places
+            begins
             for k in rows
-            for places in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
+            for begins in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
     by_images = min(n, count)
@@ -276,7 +276,7 @@ def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Ax
     plan = _plan(axes, n, o, groups, size, "weight")
     arrays, by_blocks = [plain(a) for a in (x, dy)], plan.parts // plan.by_images
     sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
-    memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
+    memory = {"depthwise": plan.memory, "sums": room * plan.jobs, "image": room}
 
     def some(part: int) -> None:
         i, b = divmod(part, by_blocks)
