@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from xcnn.kernels.cpu._depthwise_rows import clear
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._transpose import transpose
@@ -60,16 +61,6 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
         done = end
 
 
-def _clear(emit: Any, numbers: Any, count: Any) -> None:
-    """Write code that sets numbers to 0."""
-
-    def some(places: Any, mask: Any, _: Any) -> Any:
-        emit.write(ir.Constant(emit.vector, None), numbers, places[0], mask)
-        return ()
-
-    emit.span(INT(0), Integer(emit.builder, count).value, (), some)
-
-
 @native("nnxxXXXffxinnx")
 def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, y, tables, first, last, memory):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
@@ -91,7 +82,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     steps, taps, many = tables.array(0), tables.array(1), (outputs + lanes - 1) // lanes
     width, first, apart = steps.size // bands, Integer(builder, first), (taps.size + 2) * lanes
     options = emit.optional(scale, 1.0), emit.optional(shift, 0.0)
-    _clear(emit, memory, added)
+    clear(emit, memory, added)
     with (first // bands).up_to(((first + many * bands).least(last) - 1) // bands + 1) as rest:
         b = rest - rest // many * many
         start = (weights + b * apart).of(memory)
@@ -108,7 +99,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
         b = rest - image * many
         factors = weights + b * apart
         with builder.if_then(bands.holds(">", 1)):  # otherwise the padding is still 0
-            _clear(emit, memory, planes * room)
+            clear(emit, memory, planes * room)
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         with zero.up_to(planes) as j:
             read = tables.array(steps[at + 1])
@@ -152,15 +143,15 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
     outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _ = tables.some(2, 13)
     steps, shifts = tables.array(0), tables.array(2)
     width, size, one = steps.size // bands, shifts.size * lanes, plain - 2 * lanes
-    _clear(emit, memory, plain + lanes)
+    clear(emit, memory, plain + lanes)
     emit.store(ir.Constant(emit.vector, [1.0] * lanes), one.of(memory))
-    _clear(emit, sums, (Integer(builder, end) - block) * size)
+    clear(emit, sums, (Integer(builder, end) - block) * size)
     with Integer(builder, first).up_to(last) as n, Integer(builder, block).up_to(end) as b:
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
-        _clear(emit, image, size)
+        clear(emit, image, size)
         with zero.up_to(steps.size, width) as at:
             with builder.if_then(bands.holds(">", 1)):
-                _clear(emit, memory, one)
+                clear(emit, memory, one)
             for source, maps, all_pixels, each, target, i in (
                 (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
             ):  # fmt: skip

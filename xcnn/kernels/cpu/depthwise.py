@@ -7,7 +7,7 @@ distributed over threads by images, by blocks of channels, and by bands.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,8 +45,8 @@ _MOST_SUMS = 25 if BYTES == 64 else 9
 _MOVE = 6
 """Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
 
-_NOBODY = -2
-"""The owner of a row that stays 0."""
+_OWNER = -2
+"""The owner of memory, in which "nothing" stays 0."""
 
 Axes = tuple[Any, ...]
 
@@ -71,16 +71,23 @@ class _Axis(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is counted from shapes: tables for compiled code, the size of its memory, and the parts of the work.
+    """What is counted from shapes: compiled code, its tables, names and sizes of its memory, and parts of the work.
 
-    The parts are ranges of jobs, or for a weight gradient `by_images` times ranges of blocks of channels.
+    The parts are ranges of jobs, or for a weight gradient `by_images` times ranges of them.
     """
 
+    run: Callable[..., Any]
     tables: np.ndarray
-    memory: int
+    memory: dict[str, int]
     jobs: int
     parts: int
-    by_images: int
+    by_images: int = 1
+
+
+def _gradient_plan(run: Any, tables: np.ndarray, memory: dict[str, int], jobs: int, parts: int, n: int) -> _Plan:
+    """Return the plan of a weight gradient, whose parts have as few images as possible."""
+    by_images = min(n, parts)
+    return _Plan(run, tables, memory, jobs, by_images * max(1, min(jobs, parts // by_images)), by_images)
 
 
 def _forward(a: Any) -> _Axis:
@@ -193,18 +200,19 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
             for begins in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
-    by_images = min(n, count)
+    code, jobs = depthwise_weight_gradient if way == "weight" else depthwise, n * blocks * len(steps)
+    run = functools.partial(code(itemsize), *(call.address(itemsize) for call in (transpose, lanes_product)))
     if way == "weight":
-        return _Plan(tables, memory, blocks, by_images * max(1, min(blocks, count // by_images)), by_images)
-    jobs = n * blocks * len(steps)
-    return _Plan(tables, memory, jobs, min(count, jobs), by_images)
+        sizes = {"depthwise": memory, "sums": blocks * taps * lanes, "image": taps * lanes}
+        return _gradient_plan(run, tables, sizes, blocks, count, n)
+    return _Plan(run, tables, {"depthwise": memory}, jobs, min(count, jobs))
 
 
 @functools.lru_cache(maxsize=256)
-def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> Any:
+def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _Plan | None:
     """Lay out what `_plan` does by rows of pixels; return None if vectors of channels take fewer cycles or must do it.
 
-    The result has the compiled pass, the numbers that it takes, pixels of a row, maps or channels, and parts of them.
+    A job is a map, or for a weight gradient a channel.
     """
     lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
     if BYTES == 16 or len(axes) != 2:
@@ -224,24 +232,15 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> A
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
     numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
-    run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
-    count = o if way == "weight" else maps
-    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / CYCLES_PER_MICROSECOND)
+    tables, count = np.array(numbers, np.int64), parts(maps, cycles / CYCLES_PER_MICROSECOND)
+    if way == "weight":
+        run, sizes = row_gradient(*along, *wide[1:4])(itemsize), {"nothing": x_width, "sums": o * taps * lanes}
+        return _gradient_plan(run, tables, sizes, o, count, n)
+    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
 
 
-def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:
-    call, numbers, width, many, count = plan
-
-    def some(part: int) -> None:
-        nothing = scratch(_NOBODY, "nothing", width, dtype)
-        call(*arguments, nothing, numbers, many * part // count, many * (part + 1) // count)
-
-    parallel(some, count)
-
-
-@functools.cache
-def _addresses(itemsize: int) -> tuple[int, ...]:
-    return tuple(call.address(itemsize) for call in (transpose, lanes_product))
+def _memory(plan: _Plan, dtype: Any) -> list[np.ndarray]:
+    return [scratch(_OWNER, name, size, dtype) for name, size in plan.memory.items()]
 
 
 def convolve(
@@ -249,43 +248,30 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
-    way = "input" if transposed else "forward"
-    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way)
-    if by_rows is not None:
-        _share_rows(by_rows, y.dtype, *arrays, *limits, y)
-        return
-    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
-    run = depthwise(y.itemsize)
+    key = axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward"
+    plan = _rows(*key) or _plan(*key)
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
-        memory = scratch(0, "depthwise", plan.memory, y.dtype)
-        run(*_addresses(y.itemsize), *arrays, *limits, y, plan.tables, first, last, memory)
+        plan.run(*arrays, *limits, y, plan.tables, first, last, *_memory(plan, y.dtype))
 
     parallel(some, plan.parts)
 
 
 def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Axes, groups: int) -> np.ndarray:
     """Return dweight."""
-    n, o, dtype, size = x.shape[0], weight.shape[0], x.dtype, x.itemsize
-    by_rows = _rows(axes, n, o, groups, size, "weight")
-    if by_rows is not None:
-        result = np.empty(weight.shape, dtype)
-        _share_rows(by_rows, dtype, plain(x), plain(dy), result)
-        return result
-    plan = _plan(axes, n, o, groups, size, "weight")
-    arrays, by_blocks = [plain(a) for a in (x, dy)], plan.parts // plan.by_images
-    sums, room = np.empty((plan.by_images, weight.size), dtype), weight[0].size * BYTES // size
-    memory = {"depthwise": plan.memory, "sums": room * plan.jobs, "image": room}
+    key = axes, x.shape[0], weight.shape[0], groups, x.itemsize, "weight"
+    plan = _rows(*key) or _plan(*key)
+    arrays, by_images, by_jobs = [plain(a) for a in (x, dy)], plan.by_images, plan.parts // plan.by_images
+    sums = np.empty((by_images, weight.size), x.dtype)
 
     def some(part: int) -> None:
-        i, b = divmod(part, by_blocks)
-        depthwise_weight_gradient(size)(
-            *_addresses(size), *arrays, sums[i], plan.tables, n * i // plan.by_images, n * (i + 1) // plan.by_images,
-            plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
-            *(scratch(0, name, room, dtype) for name, room in memory.items()),
+        i, j = divmod(part, by_jobs)
+        plan.run(
+            *arrays, sums[i], plan.tables, len(x) * i // by_images, len(x) * (i + 1) // by_images,
+            plan.jobs * j // by_jobs, plan.jobs * (j + 1) // by_jobs, *_memory(plan, x.dtype),
         )  # fmt: skip
 
     parallel(some, plan.parts)
-    total: np.ndarray = sums[0] if plan.by_images == 1 else sums.sum(axis=0)
+    total: np.ndarray = sums[0] if by_images == 1 else sums.sum(axis=0)
     return total.reshape(weight.shape)
