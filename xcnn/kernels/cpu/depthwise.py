@@ -30,20 +30,15 @@ _BAND_BYTES = 400_000
 _TERMS = 64
 """Windows whose products are added one after another in a weight gradient."""
 
-_NUMBERS_PER_MICROSECOND = 70_000
-"""Products that a thread computes; moving a number there or back takes as long as six."""
-
-_BLOCK = 4000
-"""Products in the time that it takes to begin a block of channels of an image."""
-
 _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
 
-_MOST_SUMS = 25 if BYTES == 64 else 9
-"""Taps whose sums are in registers."""
+_MOST_SUMS = 9
+"""Taps whose sums are in registers, with the rows that they take."""
 
-_MOVE = 6
-"""Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
+_BLOCK, _MOVE, _PRODUCT = 300, 8, 0.85
+"""Cycles that it takes to begin a block of channels of an image, to bring a vector's worth of pixels to where channels
+lie side by side, or back, and to multiply one."""
 
 _OWNER = -2
 """The owner of memory, in which "nothing" stays 0."""
@@ -124,6 +119,12 @@ def _line(axes: list[_Axis]) -> _Axis:
     return _Axis(places, length, kernel, out, phases)
 
 
+def _cycles(axes: Axes, jobs: int) -> float:
+    """Return about how many cycles so many images of blocks of channels take."""
+    pixels, outs, taps = (math.prod(sizes) for sizes in zip(*((a.size, a.out, a.kernel) for a in axes), strict=True))
+    return float(jobs * (_BLOCK + _MOVE * (pixels + outs) + _PRODUCT * outs * taps))
+
+
 def pays(shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
     """Return whether a convolution with weights of a shape is depthwise, and its channels fill vectors."""
     enough = BYTES // itemsize // 2 <= shape[0] < 4 * groups
@@ -150,9 +151,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     all_axes = [_backward(a) if backward else _forward(a) for a in axes]
     whole, line, first = _line(all_axes), _line(all_axes[1:]), all_axes[0]
     pixels, blocks = whole.places.size, -(-outputs // lanes)
-    products = o * math.prod(a.out * a.kernel for a in axes) + (channels * pixels + outputs * whole.out) * 6
-    products += blocks * _BLOCK
-    count = parts(n * blocks * first.out, n * products / _NUMBERS_PER_MICROSECOND)
+    count = parts(n * blocks * first.out, _cycles(axes, n * blocks) / CYCLES_PER_MICROSECOND)
     most = _BAND_BYTES // (BYTES * (planes * line.length * first.length // first.out + line.out))
     bands = -(-first.out // max(1, most))
     if way != "weight":
@@ -203,8 +202,8 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     code, jobs = depthwise_weight_gradient if way == "weight" else depthwise, n * blocks * len(steps)
     run = functools.partial(code(itemsize), *(call.address(itemsize) for call in (transpose, lanes_product)))
     if way == "weight":
-        sizes = {"depthwise": memory, "sums": blocks * taps * lanes, "image": taps * lanes}
-        return _gradient_plan(run, tables, sizes, blocks, count, n)
+        needs = {"depthwise": memory, "sums": blocks * taps * lanes, "image": taps * lanes}
+        return _gradient_plan(run, tables, needs, blocks, count, n)
     return _Plan(run, tables, {"depthwise": memory}, jobs, min(count, jobs))
 
 
@@ -224,18 +223,19 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     (x_rows, y_rows), (x_width, y_width) = [pair[::-1] for pair in sizes] if backward else sizes
     many, dys = (SOME, 1) if way == "weight" else (ROWS, 0)
     along = high.kernel, high.stride, high.dilation
-    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many  # two cycles: they cross lines
-    cycles = maps * -(-y_rows // ROWS) * ROWS * -(-y_width // lanes) * (2 + max(2 * loads, taps / 2))
-    moved = _MOVE * (x_rows * x_width + y_rows * y_width) + y_rows * y_width * taps * 0.6
-    if cycles > n * -(-o // lanes) * moved or (way == "weight" and taps > _MOST_SUMS):
+    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many
+    whole = y_rows if dys else -(-y_rows // ROWS) * ROWS
+    start, each = (150, 2 + 1.8 * loads) if dys else (40, 5 + 1.5 * loads + taps / 4)  # as measured
+    cycles = maps * (start + whole * -(-y_width // lanes) * each)
+    if cycles > _cycles(axes, n * -(-o // lanes)) or (dys and taps > _MOST_SUMS):
         return None
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
     numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
     tables, count = np.array(numbers, np.int64), parts(maps, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
-        run, sizes = row_gradient(*along, *wide[1:4])(itemsize), {"nothing": x_width, "sums": o * taps * lanes}
-        return _gradient_plan(run, tables, sizes, o, count, n)
+        needs = {"nothing": x_width, "sums": o * taps * lanes}
+        return _gradient_plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count, n)
     return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
 
 
