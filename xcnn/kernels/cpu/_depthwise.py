@@ -5,18 +5,21 @@ kernel position of a window is one vector, for any stride and dilation, and no l
 This is done a few lines at a time, which are still in the nearest cache when they are multiplied and written.
 """
 
-import math
+import functools
 from typing import Any
 
 from llvmlite import ir
 
-from xcnn.kernels.cpu._depthwise_rows import clear
+from xcnn.kernels.cpu._depthwise_rows import clear, rows_read
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._transpose import transpose
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
+from xcnn.kernels.cpu._vectors import INT, counted
 
-__all__ = ["depthwise", "depthwise_weight_gradient", "lanes_product"]
+__all__ = ["depthwise", "depthwise_weight_gradient", "lanes_gradient", "lanes_product"]
+
+_COUNTS = 4, 2, 1
+"""Windows of a row that `lanes_gradient` takes at once: what several of them read is loaded once."""
 
 _SUMS = 9
 """Vectors of sums that `lanes_product` computes at once: more than a processor's latency takes, and 3 x 3 taps."""
@@ -59,6 +62,51 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
         with done.up_to(end, count) as i:
             block(i, count)
         done = end
+
+
+@functools.cache
+def lanes_gradient(taps: int, stride: int, dilation: int, rows: int) -> Any:
+    """Return the code for the gradient of the weights of as many rows of taps at once."""
+
+    @native("xninninxnxn")
+    def gradient(emit, x, x0, bases, many, run, shifts, terms, dy, dy0, y, y0):
+        """Add to `y[y0 + k * L]` the sum over i < `many` of `dy[dy0 + i * L] * x[x0 + bases[i] + shifts[k]]`.
+
+        The windows come in rows of `run`, `stride` vectors apart, and the taps in rows, `dilation` vectors apart.
+        """
+        builder, lanes, zero, many = emit.builder, emit.lanes, Integer(emit.builder, 0), Integer(emit.builder, many)
+        bases, shifts, run = Integers(builder, bases), Integers(builder, shifts), Integer(builder, run).least(many)
+        x, dy, y = (builder.gep(pointer, [place]) for pointer, place in ((x, x0), (dy, dy0), (y, y0)))
+
+        def block(count: int, offsets: list[Integer], i: Any, sums: list[Any]) -> list[Any]:
+            emit.rolled()
+            i, sums = Integer(builder, i), [*sums]
+            start, gradients = bases[i].of(x), [emit.load(((i + j) * lanes).of(dy)) for j in range(count)]
+            for a, offset in enumerate(offsets):
+                for place, pairs in rows_read(taps, stride, dilation, count):
+                    vector = emit.read(offset.of(start), INT(place * lanes))
+                    for j, c in pairs:
+                        sums[a * taps + c] = emit.fused(gradients[j], vector, sums[a * taps + c])
+                emit.barrier()  # otherwise all rows are read first, and sums lose their registers
+            return sums
+
+        with zero.up_to(terms, rows * taps) as k:
+            offsets = [shifts[k + a * taps] for a in range(rows)]
+
+            def row(begin: Any, sums: list[Any], offsets: list[Integer] = offsets) -> list[Any]:
+                done, stop = Integer(builder, begin), run + begin
+                for count in _COUNTS:
+                    end = done + (stop - done) // count * count
+                    some = functools.partial(block, count, offsets)
+                    sums, done = counted(builder, done.value, end.value, INT(count), sums, some), end
+                return sums
+
+            nothing = [ir.Constant(emit.vector, None)] * (rows * taps)
+            for c, total in enumerate(counted(builder, INT(0), many.value, run.value, nothing, row)):
+                place = ((k + c) * lanes).of(y)
+                emit.store(builder.fadd(emit.load(place), total), place)
+
+    return gradient
 
 
 @native("nnxxXXXffxinnx")
@@ -140,18 +188,17 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
     The arguments are as above; the last two are memory for the sums of all blocks, and of an image.
     """
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _ = tables.some(2, 13)
+    outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _, run = tables.some(2, 14)
     steps, shifts = tables.array(0), tables.array(2)
-    width, size, one = steps.size // bands, shifts.size * lanes, plain - 2 * lanes
-    clear(emit, memory, plain + lanes)
-    emit.store(ir.Constant(emit.vector, [1.0] * lanes), one.of(memory))
+    width, size = steps.size // bands, shifts.size * lanes
+    clear(emit, memory, plain)
     clear(emit, sums, (Integer(builder, end) - block) * size)
     with Integer(builder, first).up_to(last) as n, Integer(builder, block).up_to(end) as b:
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         clear(emit, image, size)
         with zero.up_to(steps.size, width) as at:
             with builder.if_then(bands.holds(">", 1)):
-                clear(emit, memory, one)
+                clear(emit, memory, plain)
             for source, maps, all_pixels, each, target, i in (
                 (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
             ):  # fmt: skip
@@ -163,9 +210,9 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
 
             def some(f: Any, begins: Any, at: Integer = at) -> list[Any]:
                 windows = tables.array(steps[at + f])
-                lanes_product.write(
-                    emit, sum_up, memory, 0, shifts.pointer, shifts.size, windows.pointer, windows.size, memory,
-                    *begins, memory, one, image, 0, lanes, DOUBLE(-math.inf), DOUBLE(math.inf), image, 0,
+                lanes_gradient(1, 1, 1, 1).write(
+                    emit, sum_up, memory, 0, windows.pointer, windows.size, run, shifts.pointer, shifts.size, memory,
+                    *begins, image, 0,
                 )  # fmt: skip
                 return [(windows.size * lanes + begins[0]).value]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
+from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_gradient, lanes_product
 from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, TERMS
@@ -33,8 +33,8 @@ _TERMS = 64
 _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
 
-_MOST_SUMS = 9
-"""Taps whose sums are in registers, with the rows that they take."""
+_MOST_SUMS = 25 if BYTES == 64 else 9
+"""Taps whose sums are in registers."""
 
 _BLOCK, _MOVE, _PRODUCT = 300, 8, 0.85
 """Cycles that it takes to begin a block of channels of an image, to bring a vector's worth of pixels to where channels
@@ -163,6 +163,8 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         """Return the number of an array in the tables; many bands have the same one."""
         return found.setdefault(places.tobytes(), (2 + len(whole.phases) + len(found), places * lanes))[0]
 
+    run = axes[-1].out  # windows of a row
+    several = max(1, _TERMS // run) * run if len(axes) > 1 else _TERMS
     steps: list[list[int]] = []
     room = 0
     for cut in range(0, first.out, each):
@@ -175,7 +177,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         inside = np.flatnonzero((whole.places >= begin) & (whole.places < end))
         read, windows = whole.places[inside] - begin, [b - begin for b in begins]
         if way == "weight":
-            windows = [*np.split(windows[0], range(_TERMS, order.size, _TERMS))]
+            windows = [*np.split(windows[0], range(several, order.size, several))]
         pixel = int(inside[0]) if inside.size else 0
         steps.append([pixel, number(read), cut * line.out, number(order), *map(number, windows)])
         room = max(room, end - begin)
@@ -187,7 +189,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     tables = pack(
         [
             n, outputs, channels, planes, pixels, whole.out, len(steps), 2 + len(whole.phases) + len(found),
-            room * lanes, *places, taps,
+            room * lanes, *places, taps, run,
         ],
         np.array(steps),
         np.concatenate([np.add.outer(np.arange(planes) * whole.kernel, p.taps).ravel() for p in whole.phases]),
@@ -199,12 +201,16 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
             for begins in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
-    code, jobs = depthwise_weight_gradient if way == "weight" else depthwise, n * blocks * len(steps)
-    run = functools.partial(code(itemsize), *(call.address(itemsize) for call in (transpose, lanes_product)))
+    code, sum_up, jobs = depthwise, lanes_product, n * blocks * len(steps)
+    if way == "weight":
+        across = axes[-1].kernel if axes[-1].kernel <= _MOST_SUMS else 1
+        rows_of_taps = taps // across if taps <= _MOST_SUMS else 1
+        code, sum_up = depthwise_weight_gradient, lanes_gradient(across, *axes[-1][2:4], rows_of_taps)
+    call = functools.partial(code(itemsize), transpose.address(itemsize), sum_up.address(itemsize))
     if way == "weight":
         needs = {"depthwise": memory, "sums": blocks * taps * lanes, "image": taps * lanes}
-        return _gradient_plan(run, tables, needs, blocks, count, n)
-    return _Plan(run, tables, {"depthwise": memory}, jobs, min(count, jobs))
+        return _gradient_plan(call, tables, needs, blocks, count, n)
+    return _Plan(call, tables, {"depthwise": memory}, jobs, min(count, jobs))
 
 
 @functools.lru_cache(maxsize=256)
@@ -227,7 +233,7 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     whole = y_rows if dys else -(-y_rows // ROWS) * ROWS
     start, each = (150, 2 + 1.8 * loads) if dys else (40, 5 + 1.5 * loads + taps / 4)  # as measured
     cycles = maps * (start + whole * -(-y_width // lanes) * each)
-    if cycles > _cycles(axes, n * -(-o // lanes)) or (dys and taps > _MOST_SUMS):
+    if cycles > _cycles(axes, n * -(-o // lanes)) or (dys and taps > 9):  # beside rows, more sums lose their registers
         return None
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
