@@ -14,7 +14,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, LANE, counted
 
-__all__ = ["ROWS", "SOME", "row_gradient", "rows", "rows_read"]
+__all__ = ["ROWS", "SOME", "clear", "row_gradient", "rows", "rows_read"]
 
 ROWS = 8 if BYTES == 64 else 4
 """Rows of y that are computed at once: their sums are held in registers."""
