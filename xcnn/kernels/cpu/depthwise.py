@@ -68,7 +68,7 @@ class _Axis(NamedTuple):
 class _Plan(NamedTuple):
     """What is counted from shapes: compiled code, its tables, names and sizes of its memory, and parts of the work.
 
-    The parts are ranges of jobs, or for a weight gradient `by_images` times ranges of them.
+    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels.
     """
 
     run: Callable[..., Any]
@@ -76,13 +76,6 @@ class _Plan(NamedTuple):
     memory: dict[str, int]
     jobs: int
     parts: int
-    by_images: int = 1
-
-
-def _gradient_plan(run: Any, tables: np.ndarray, memory: dict[str, int], jobs: int, parts: int, n: int) -> _Plan:
-    """Return the plan of a weight gradient, whose parts have as few images as possible."""
-    by_images = min(n, parts)
-    return _Plan(run, tables, memory, jobs, by_images * max(1, min(jobs, parts // by_images)), by_images)
 
 
 def _forward(a: Any) -> _Axis:
@@ -201,16 +194,15 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
             for begins in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
-    code, sum_up, jobs = depthwise, lanes_product, n * blocks * len(steps)
+    code, sum_up, needs, jobs = depthwise, lanes_product, {"depthwise": memory}, n * blocks * len(steps)
+    count = min(count, jobs)
     if way == "weight":
         across = axes[-1].kernel if axes[-1].kernel <= _MOST_SUMS else 1
         rows_of_taps = taps // across if taps <= _MOST_SUMS else 1
-        code, sum_up = depthwise_weight_gradient, lanes_gradient(across, *axes[-1][2:4], rows_of_taps)
+        code, sum_up, jobs = depthwise_weight_gradient, lanes_gradient(across, *axes[-1][2:4], rows_of_taps), blocks
+        needs |= {"sums": blocks * taps * lanes, "image": taps * lanes}
     call = functools.partial(code(itemsize), transpose.address(itemsize), sum_up.address(itemsize))
-    if way == "weight":
-        needs = {"depthwise": memory, "sums": blocks * taps * lanes, "image": taps * lanes}
-        return _gradient_plan(call, tables, needs, blocks, count, n)
-    return _Plan(call, tables, {"depthwise": memory}, jobs, min(count, jobs))
+    return _Plan(call, tables, needs, jobs, count)
 
 
 @functools.lru_cache(maxsize=256)
@@ -241,7 +233,7 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     tables, count = np.array(numbers, np.int64), parts(maps, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
         needs = {"nothing": x_width, "sums": o * taps * lanes}
-        return _gradient_plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count, n)
+        return _Plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count)
     return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
 
 
@@ -268,7 +260,8 @@ def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Ax
     """Return dweight."""
     key = axes, x.shape[0], weight.shape[0], groups, x.itemsize, "weight"
     plan = _rows(*key) or _plan(*key)
-    arrays, by_images, by_jobs = [plain(a) for a in (x, dy)], plan.by_images, plan.parts // plan.by_images
+    arrays, by_images = [plain(a) for a in (x, dy)], min(len(x), plan.parts)
+    by_jobs = max(1, min(plan.jobs, plan.parts // by_images))
     sums = np.empty((by_images, weight.size), x.dtype)
 
     def some(part: int) -> None:
@@ -278,6 +271,6 @@ def weight_gradients(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, axes: Ax
             plan.jobs * j // by_jobs, plan.jobs * (j + 1) // by_jobs, *_memory(plan, x.dtype),
         )  # fmt: skip
 
-    parallel(some, plan.parts)
+    parallel(some, by_images * by_jobs)
     total: np.ndarray = sums[0] if by_images == 1 else sums.sum(axis=0)
     return total.reshape(weight.shape)
