@@ -30,7 +30,7 @@ def test_transposition_between_any_places(dtype: str) -> None:
         x = rng.standard_normal((r, 60)).astype(dtype)
         y = np.full(100 * 50, 9, dtype)
         places = rng.permutation(99)[:c] * 50
-        transpose(size)(x, 3, np.arange(r) * 60, r, y, 2, places, c)
+        transpose(size)(x, 3, np.arange(r) * 60, r, y, 2, places, c, 0, 10**9)  # nobody reads what is fetched ahead
         expected = np.full(100 * 50, 9, dtype)
         for j, place in enumerate(places):
             expected[2 + place : 2 + place + r] = x[:, 3 + j]
@@ -142,13 +142,22 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
         ((2, 20, 13, 37), (3, 5), {"stride": (1, 2), "padding": (1, 3)}),
         ((2, 40, 300), (7,), {"stride": 2}),
         ((2, 25, 5, 1, 6), (3, 2, 1), {"stride": (3, 2, 3), "padding": ((1, 1), (1, 0), (0, 1))}),  # phases of no pixel
+        ((5, 19, 11, 13), (5, 5), {"padding": (2, 3), "dilation": (2, 1)}),
+        (
+            (2, 17, 12, 11),
+            (7, 7),
+            {"stride": (1, 2), "padding": 3},
+        ),  # more sums than registers
+        ((1, 16, 40), (29,), {}),
     ],
 )
 def test_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, kernel: Any, options: Any) -> None:
     """Vectors of channels or, where they can do it, of the pixels of rows, whatever is cheapest; both must be right."""
-    monkeypatch.setattr(depthwise, "_rows", depthwise._rows.__wrapped__)
-    for moving in (0, 10**9):
+    for plan in ("_rows", "_plan"):
+        monkeypatch.setattr(depthwise, plan, getattr(depthwise, plan).__wrapped__)
+    for moving, speed in ((0, 4000), (0, 0.1), (10**9, 4000), (10**9, 0.1)):  # as one part or as many
         monkeypatch.setattr(depthwise, "_MOVE", moving)
+        monkeypatch.setattr(depthwise, "CYCLES_PER_MICROSECOND", speed)
         check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
 
 

@@ -5,17 +5,21 @@ kernel position of a window is one vector, for any stride and dilation, and no l
 This is done a few lines at a time, which are still in the nearest cache when they are multiplied and written.
 """
 
-import math
+import functools
 from typing import Any
 
 from llvmlite import ir
 
+from xcnn.kernels.cpu._depthwise_rows import clear, rows_read
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._transpose import transpose
-from xcnn.kernels.cpu._vectors import DOUBLE, INT, counted
+from xcnn.kernels.cpu._vectors import INT, counted
 
-__all__ = ["depthwise", "depthwise_weight_gradient", "lanes_product"]
+__all__ = ["depthwise", "depthwise_weight_gradient", "lanes_gradient", "lanes_product"]
+
+_COUNTS = 4, 2, 1
+"""Windows of a row that `lanes_gradient` takes at once: what several of them read is loaded once."""
 
 _SUMS = 9
 """Vectors of sums that `lanes_product` computes at once: more than a processor's latency takes, and 3 x 3 taps."""
@@ -60,22 +64,57 @@ def lanes_product(emit, x, x0, bases, many, shifts, terms, w, w0, f, f0, r, r0, 
         done = end
 
 
-def _clear(emit: Any, numbers: Any, count: Any) -> None:
-    """Write code that sets numbers to 0."""
+@functools.cache
+def lanes_gradient(taps: int, stride: int, dilation: int, rows: int) -> Any:
+    """Return the code for the gradient of the weights of as many rows of taps at once."""
 
-    def some(places: Any, mask: Any, _: Any) -> Any:
-        emit.write(ir.Constant(emit.vector, None), numbers, places[0], mask)
-        return ()
+    @native("xninninxnxn")
+    def gradient(emit, x, x0, bases, many, run, shifts, terms, dy, dy0, y, y0):
+        """Add to `y[y0 + k * L]` the sum over i < `many` of `dy[dy0 + i * L] * x[x0 + bases[i] + shifts[k]]`.
 
-    emit.span(INT(0), Integer(emit.builder, count).value, (), some)
+        The windows come in rows of `run`, `stride` vectors apart, and the taps in rows, `dilation` vectors apart.
+        """
+        builder, lanes, zero, many = emit.builder, emit.lanes, Integer(emit.builder, 0), Integer(emit.builder, many)
+        bases, shifts, run = Integers(builder, bases), Integers(builder, shifts), Integer(builder, run).least(many)
+        x, dy, y = (builder.gep(pointer, [place]) for pointer, place in ((x, x0), (dy, dy0), (y, y0)))
+
+        def block(count: int, offsets: list[Integer], i: Any, sums: list[Any]) -> list[Any]:
+            emit.rolled()
+            i, sums = Integer(builder, i), [*sums]
+            start, gradients = bases[i].of(x), [emit.load(((i + j) * lanes).of(dy)) for j in range(count)]
+            for a, offset in enumerate(offsets):
+                for place, pairs in rows_read(taps, stride, dilation, count):
+                    vector = emit.read(offset.of(start), INT(place * lanes))
+                    for j, c in pairs:
+                        sums[a * taps + c] = emit.fused(gradients[j], vector, sums[a * taps + c])
+                emit.barrier()  # otherwise all rows are read first, and sums lose their registers
+            return sums
+
+        with zero.up_to(terms, rows * taps) as k:
+            offsets = [shifts[k + a * taps] for a in range(rows)]
+
+            def row(begin: Any, sums: list[Any], offsets: list[Integer] = offsets) -> list[Any]:
+                done, stop = Integer(builder, begin), run + begin
+                for count in _COUNTS:
+                    end = done + (stop - done) // count * count
+                    some = functools.partial(block, count, offsets)
+                    sums, done = counted(builder, done.value, end.value, INT(count), sums, some), end
+                return sums
+
+            nothing = [ir.Constant(emit.vector, None)] * (rows * taps)
+            for c, total in enumerate(counted(builder, INT(0), many.value, run.value, nothing, row)):
+                place = ((k + c) * lanes).of(y)
+                emit.store(builder.fadd(emit.load(place), total), place)
+
+    return gradient
 
 
 @native("nnxxXXXffxinnx")
 def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, y, tables, first, last, memory):
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
-    A job is a band of an image, for a block of a vector's worth of channels of y; the blocks run slowest. The input
-    gradient is such a convolution, of dy.
+    A job is a band of an image, for a block of a vector's worth of channels of y; the images run slowest, so that the
+    next block is what follows in memory, and is fetched. The input gradient is such a convolution, of dy.
 
     Parameters
     ----------
@@ -85,103 +124,104 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     memory : of the size that it states.
     """
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    n, outputs, channels, planes, pixels, out_pixels, bands, blocks, room, *memories, kernel = tables.some(1, 13)
-    (weights, added, sums), (steps, taps) = memories, (tables.array(0), tables.array(1))
-    plain, width, first = weights - lanes, steps.size // bands, Integer(builder, first)
-    factors = plain - 2 * lanes
+    outputs, channels, planes, pixels, out_pixels, bands, blocks, room, plain, added, sums, weights, kernel = (
+        tables.some(2, 13)
+    )
+    steps, taps, many = tables.array(0), tables.array(1), (outputs + lanes - 1) // lanes
+    width, first, apart = steps.size // bands, Integer(builder, first), (taps.size + 2) * lanes
     options = emit.optional(scale, 1.0), emit.optional(shift, 0.0)
-    _clear(emit, memory, weights)
-    with first.up_to(last) as job:
-        rest = job // bands
-        b, at = rest // n, (job - rest * bands) * width
-        image = rest - b * n
-        with builder.if_then(bands.holds(">", 1)):  # otherwise the padding is still 0
-            _clear(emit, memory, planes * room)
-        new = builder.or_(job.holds("==", first), ((job - 1) // bands // n).holds("!=", b))
-        with builder.if_then(new), zero.up_to(lanes) as i:
+    clear(emit, memory, added)
+    with (first // bands).up_to(((first + many * bands).least(last) - 1) // bands + 1) as rest:
+        b = rest - rest // many * many
+        start = (weights + b * apart).of(memory)
+        with zero.up_to(lanes) as i:
             o = (b * lanes + i).least(outputs - 1)
             for k, (pointer, step) in enumerate(options):
-                builder.store(builder.load((o * step).of(pointer)), (factors + k * lanes + i).of(memory))
+                builder.store(builder.load((o * step).of(pointer)), (i + k * lanes).of(start))
             with zero.up_to(taps.size) as t:
                 number = builder.load((o * kernel + taps[t]).of(weight))
-                builder.store(number, (weights + i + t * lanes).of(memory))
+                builder.store(number, (i + (t + 2) * lanes).of(start))
+    with first.up_to(last) as job:
+        rest = job // bands
+        image, at = rest // many, (job - rest * bands) * width
+        b = rest - image * many
+        factors = weights + b * apart
+        with builder.if_then(bands.holds(">", 1)):  # otherwise the padding is still 0
+            clear(emit, memory, planes * room)
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         with zero.up_to(planes) as j:
             read = tables.array(steps[at + 1])
             transpose.write(
                 emit, turn, x, (image * channels + j) * pixels + steps[at], rows.pointer, rows.size, memory, j * room,
-                read.pointer, read.size,
+                read.pointer, read.size, pixels * lanes, 0,
             )  # fmt: skip
         out, places = image * outputs * out_pixels + steps[at + 2], tables.array(steps[at + 3])
         exists = emit.exists(residual)
         with builder.if_then(exists):
             transpose.write(
-                emit, turn, residual, out, targets.pointer, targets.size, memory, added, places.pointer, places.size
-            )
-        plus, apart = added.if_(exists, plain), Integer(builder, lanes).if_(exists, 0)
+                emit, turn, residual, out, targets.pointer, targets.size, memory, added, places.pointer, places.size,
+                out_pixels * lanes, 0,
+            )  # fmt: skip
+        plus, step = added.if_(exists, plain), Integer(builder, lanes).if_(exists, 0)
 
-        def phase(f: Any, begins: Any, at: Integer = at, apart: Integer = apart) -> list[Any]:
+        def phase(f: Any, begins: Any, at: Integer = at, factors: Integer = factors, step: Integer = step) -> list[Any]:
             (w0, y0, plus), bases = begins, tables.array(steps[at + f])
             shifts = tables.array(Integer(builder, f) - 2)
             lanes_product.write(
                 emit, sum_up, memory, 0, bases.pointer, bases.size, shifts.pointer, shifts.size, memory, w0, memory,
-                factors, memory, plus, apart, low, high, memory, y0,
+                factors, memory, plus, step, low, high, memory, y0,
             )  # fmt: skip
-            moves = shifts.size * lanes, bases.size * lanes, bases.size * apart
+            moves = shifts.size * lanes, bases.size * lanes, bases.size * step
             return [(move + begin).value for move, begin in zip(moves, begins, strict=True)]
 
-        counted(builder, INT(4), width.value, INT(1), [weights.value, sums.value, plus.value], phase)
-        transpose.write(emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size)
+        counted(builder, INT(4), width.value, INT(1), [(factors + lanes * 2).value, sums.value, plus.value], phase)
+        transpose.write(
+            emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size,
+            0, out_pixels * lanes,
+        )  # fmt: skip
 
 
-@native("nnxxxinnnnxxxx")
-def depthwise_weight_gradient(
-    emit, turn, sum_up, x, dy, out, tables, first, last, block, end, memory, sums, image, part
-):
+@native("nnxxxinnnnxxx")
+def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, last, block, end, memory, sums, image):
     """Set the part of blocks `block` .. `end` - 1 of the weight gradient (o, taps) of images first .. last - 1.
 
-    The arguments are as above; the last three are memory for sums.
+    The arguments are as above; the last two are memory for the sums of all blocks, and of an image.
     """
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
-    _, outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _ = tables.some(1, 13)
+    outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _, run = tables.some(2, 14)
     steps, shifts = tables.array(0), tables.array(2)
-    plain, width, size = plain - lanes, steps.size // bands, shifts.size * lanes
-    _clear(emit, memory, plain + lanes)
-    emit.store(ir.Constant(emit.vector, [1.0] * lanes), (plain - 2 * lanes).of(memory))
-
-    def add(sums: Any, others: Any) -> None:
-        with zero.up_to(size, lanes) as k:
-            emit.store(builder.fadd(emit.load(k.of(sums)), emit.load(k.of(others))), k.of(sums))
-
-    with Integer(builder, block).up_to(end) as b:
+    width, size = steps.size // bands, shifts.size * lanes
+    clear(emit, memory, plain)
+    clear(emit, sums, (Integer(builder, end) - block) * size)
+    with Integer(builder, first).up_to(last) as n, Integer(builder, block).up_to(end) as b:
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
-        _clear(emit, sums, size)
-        with Integer(builder, first).up_to(last) as n:
-            _clear(emit, image, size)
-            with zero.up_to(steps.size, width) as at:
-                with builder.if_then(bands.holds(">", 1)):
-                    _clear(emit, memory, plain - 2 * lanes)
-                for source, maps, all_pixels, each, target, i in (
-                    (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
-                ):  # fmt: skip
-                    places = tables.array(steps[at + i + 1])
-                    transpose.write(
-                        emit, turn, source, n * maps * all_pixels + steps[at + i], each.pointer, each.size, memory,
-                        target, places.pointer, places.size,
-                    )  # fmt: skip
+        clear(emit, image, size)
+        with zero.up_to(steps.size, width) as at:
+            with builder.if_then(bands.holds(">", 1)):
+                clear(emit, memory, plain)
+            for source, maps, all_pixels, each, target, i in (
+                (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
+            ):  # fmt: skip
+                places = tables.array(steps[at + i + 1])
+                transpose.write(
+                    emit, turn, source, n * maps * all_pixels + steps[at + i], each.pointer, each.size, memory,
+                    target, places.pointer, places.size, all_pixels * lanes, 0,
+                )  # fmt: skip
 
-                def some(f: Any, begins: Any, at: Integer = at) -> list[Any]:
-                    windows = tables.array(steps[at + f])
-                    lanes_product.write(
-                        emit, sum_up, memory, 0, shifts.pointer, shifts.size, windows.pointer, windows.size, memory,
-                        *begins, memory, plain - 2 * lanes, memory, plain, 0, DOUBLE(-math.inf), DOUBLE(math.inf),
-                        part, 0,
-                    )  # fmt: skip
-                    add(image, part)
-                    return [(windows.size * lanes + begins[0]).value]
+            def some(f: Any, begins: Any, at: Integer = at) -> list[Any]:
+                windows = tables.array(steps[at + f])
+                lanes_gradient(1, 1, 1, 1).write(
+                    emit, sum_up, memory, 0, windows.pointer, windows.size, run, shifts.pointer, shifts.size, memory,
+                    *begins, image, 0,
+                )  # fmt: skip
+                return [(windows.size * lanes + begins[0]).value]
 
-                counted(builder, INT(4), width.value, INT(1), [dys.value], some)
-            add(sums, image)
+            counted(builder, INT(4), width.value, INT(1), [dys.value], some)
+        total = ((b - block) * size).of(sums)
+        with zero.up_to(size, lanes) as k:
+            emit.store(builder.fadd(emit.load(k.of(total)), emit.load(k.of(image))), k.of(total))
+    with Integer(builder, block).up_to(end) as b:
+        total = ((b - block) * size).of(sums)
         with zero.up_to((outputs - b * lanes).least(lanes)) as i, zero.up_to(shifts.size) as t:
-            number = builder.load((t * lanes + i).of(sums))
+            number = builder.load((t * lanes + i).of(total))
             builder.store(number, ((b * lanes + i) * shifts.size + t).of(out))

@@ -14,13 +14,26 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, LANE, counted
 
-__all__ = ["ROWS", "SOME", "row_gradient", "rows", "rows_read"]
+__all__ = ["ROWS", "SOME", "clear", "row_gradient", "rows", "rows_read"]
 
 ROWS = 8 if BYTES == 64 else 4
 """Rows of y that are computed at once: their sums are held in registers."""
 
+_AHEAD = 12_288
+"""Bytes between what is computed and what is fetched from memory meanwhile."""
+
 SOME = 4
 """Rows of dy whose products are summed at once for a weight gradient."""
+
+
+def clear(emit: Any, numbers: Any, count: Any) -> None:
+    """Write code that sets numbers to 0."""
+
+    def some(places: Any, mask: Any, _: Any) -> Any:
+        emit.write(ir.Constant(emit.vector, None), numbers, places[0], mask)
+        return ()
+
+    emit.span(INT(0), Integer(emit.builder, count).value, (), some)
 
 
 def rows_read(kernel: int, stride: int, dilation: int, many: int = ROWS) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -67,16 +80,16 @@ class _Lines:
 def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
     """Return the pass for taps, stride and dilation along columns, and a stride along rows of 1 or 2."""
 
-    @native("xxXXXffxxinn")
-    def convolve(emit, x, weight, scale, shift, residual, low, high, y, nothing, numbers, first, last):
+    @native("xxXXXffxinnx")
+    def convolve(emit, x, weight, scale, shift, residual, low, high, y, numbers, first, last, nothing):
         """Set maps first .. last - 1 of y to clip(convolution * scale + shift + residual, low, high).
 
         Parameters
         ----------
         scale, shift, residual : of the channels of y; of its shape; or None.
-        nothing : as many zeros as a row of x has pixels.
         numbers : images; channels of y, and maps of y per map of x; rows and columns of x and of y, and of padding
             before x; taps and dilation along rows; the place of a channel's first weight, and the step to the next one.
+        nothing : as many zeros as a row of x has pixels.
         """
         builder, lanes, zero = emit.builder, emit.lanes, Integer(emit.builder, 0)
         channels, multiple, x_rows, x_width, y_rows, y_width, above, left, taps, step, w0, w_step = (
@@ -105,9 +118,11 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
                 lines.find(start, top * stride - above, x_rows, x_width, nothing)
                 ends = [out + (top + r).least(y_rows - 1) * y_width for r in range(ROWS)]
                 with zero.up_to(y_width, lanes) as j:
+                    later = j + _AHEAD // emit.itemsize
                     for i, k in itertools.product(range(len(lines.places))[-ROWS * stride :], range(across)):
-                        later = x_width * (ROWS * stride) + j * across + k * lanes
-                        emit.prefetch(later.of(lines[i]))  # for the next block
+                        emit.prefetch((later + j * (across - 1) + k * lanes).of(lines[i]))
+                    for end in ends:
+                        emit.prefetch((end + later).of(y))  # otherwise stores wait for what they replace
                     sums = counted(
                         builder, INT(0), taps.value, INT(1), [ir.Constant(emit.vector, None)] * ROWS,
                         lambda tap, sums, j=j: column(tap, sums, weights, j),
@@ -126,13 +141,14 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
 def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: int, step: int) -> Any:
     """Return the pass of weight gradients for taps, stride and dilation along columns and along rows."""
 
-    @native("xxxxinn")
-    def gradient(emit, x, dy, out, nothing, numbers, first, last):
-        """Set the weight gradient of channels first .. last - 1 of dy; the arguments are as above."""
+    @native("xxxinnnnxx")
+    def gradient(emit, x, dy, out, numbers, begin, stop, first, last, nothing, sums):
+        """Set the weight gradient of channels first .. last - 1 of dy, of images begin .. stop - 1.
+
+        The arguments are as above, and memory for the sums of the channels, which follow each other in memory.
+        """
         builder, zero = emit.builder, Integer(emit.builder, 0)
-        images, channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(
-            0, 9
-        )
+        channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(1, 8)
         nothings = [ir.Constant(emit.vector, None)] * (kernel * columns)
         shifts = [Integer(builder, k * step) - left for k in range(columns)]
         # No pixel beyond those of the last window: it may be infinite, and the products with what is not in dy are NaN.
@@ -152,6 +168,12 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
                 at, sums = Integer(builder, j), [*sums]
                 exist = emit.first((y_width - at).value)
                 gradients = [emit.read(row, j, exist) for row in others]
+                for pointer, step in [
+                    *((row, 1) for row in others),
+                    *((lines[i], across) for i in range(many * stride)),
+                ]:
+                    for k in range(step):
+                        emit.prefetch((at * step + k * emit.lanes + _AHEAD // emit.itemsize).of(pointer))
                 for column, (shift, end) in enumerate(zip(shifts, ends, strict=True)):
                     for pixels, pairs in lines.vectors(at * across + shift, end, across):
                         for r, k in pairs:
@@ -162,18 +184,20 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
             return added(totals, counted(builder, INT(0), y_width.value, INT(emit.lanes), nothings, vector))
 
         ways = [(many, _Lines(emit, rows_read(kernel, stride, dilation, many), x)) for many in (SOME, 1)]
-        with Integer(builder, first).up_to(last) as channel:
-
-            def image(i: Any, sums: list[Any], channel: Integer = channel) -> list[Any]:
-                one = Integer(builder, i) * channels + channel
-                source, target = (one // multiple * x_rows * x_width).of(x), (one * y_rows * y_width).of(dy)
-                whole, totals = y_rows // SOME * SOME, nothings
-                for way, begin, end in zip(ways, (zero, whole), (whole, y_rows), strict=True):
-                    some = functools.partial(block, way, source, target)
-                    totals = counted(builder, begin.value, end.value, INT(way[0]), totals, some)
-                return added(sums, totals)
-
-            for k, total in enumerate(counted(builder, INT(0), images.value, INT(1), nothings, image)):
-                builder.store(emit.total(total), (channel * len(nothings) + k).of(out))
+        size = len(nothings) * emit.lanes
+        clear(emit, sums, (Integer(builder, last) - first) * size)
+        with Integer(builder, begin).up_to(stop) as i, Integer(builder, first).up_to(last) as channel:
+            one, there = i * channels + channel, ((channel - first) * size).of(sums)
+            source, target = (one // multiple * x_rows * x_width).of(x), (one * y_rows * y_width).of(dy)
+            whole, totals = y_rows // SOME * SOME, nothings
+            for way, top, end in zip(ways, (zero, whole), (whole, y_rows), strict=True):
+                some = functools.partial(block, way, source, target)
+                totals = counted(builder, top.value, end.value, INT(way[0]), totals, some)
+            for k, total in enumerate(totals):
+                place = INT(k * emit.lanes)
+                emit.write(builder.fadd(emit.read(there, place), total), there, place)
+        with Integer(builder, first).up_to(last) as channel, zero.up_to(len(nothings)) as k:
+            total = emit.load(((channel - first) * size + k * emit.lanes).of(sums))
+            builder.store(emit.total(total), (channel * len(nothings) + k).of(out))
 
     return gradient

@@ -137,8 +137,9 @@ class _Writer:
                     emit.span(INT(0), self.width.least(self.n).value, [], copy)
                 with otherwise:
                     transpose.write(
-                        emit, self.transpose, self.b, at, self.lines, self.width, self.panels, to, self.shifts, count
-                    )
+                        emit, self.transpose, self.b, at, self.lines, self.width, self.panels, to, self.shifts, count,
+                        0, 0,
+                    )  # fmt: skip
 
     def sum_columns(self, a0: Integer, rows: Integer, b0: Integer, start: Integer, count: Integer) -> None:
         """Set the tile to products of rows of a and columns of b, each of `count` adjacent numbers."""

@@ -134,7 +134,7 @@ def weight_gradient(emit, calls, a, b, sums, tables, first, last, block, end, pl
             with zero.up_to(many) as i:
                 transpose.write(
                     emit, code.transpose, b, b0 + i * number[B_IMAGE] + low, places.pointer, places.size, bs,
-                    i * number[ROOM], stored.pointer, laid,
+                    i * number[ROOM], stored.pointer, laid, 0, 0,
                 )  # fmt: skip
             stop = number[PIECE].least(many * number[PIXELS] - low)
             with zero.up_to(stop, TERMS) as k, zero.up_to(rows, ROWS) as r, zero.up_to(runs.size) as j:
@@ -170,5 +170,5 @@ def collect(emit, calls, sums, size, parts, tables, out, first, last):
             code.add(sums, sums, at, apart, number[PARTS], sums, p * size + at, apart)
         transpose.write(
             emit, code.transpose, sums, at, sources.pointer, sources.size, out, i * number[STEP] + starts[block],
-            targets.pointer, targets.size,
+            targets.pointer, targets.size, 0, 0,
         )  # fmt: skip

@@ -133,11 +133,11 @@ def _products(emit, calls, a, b, sums, tables, first, last, block, end, a_in, b_
             b0 = (n + i) * number[table.B_IMAGE] + arrays[table.B_AT][at]
             transpose.write(
                 emit, lay, a, a0, arrays[A_PLACES].pointer, count, a_in, i * number[A_ROOM], arrays[A_STORED].pointer,
-                number[table.PIXELS],
+                number[table.PIXELS], 0, 0,
             )  # fmt: skip
             transpose.write(
                 emit, lay, b, b0, arrays[table.PLACES].pointer, arrays[table.PLACES].size, b_in, i * number[table.ROOM],
-                arrays[table.STORED].pointer, number[table.B_MAP],
+                arrays[table.STORED].pointer, number[table.B_MAP], 0, 0,
             )  # fmt: skip
         stop = many * number[TILES]
         with zero.up_to(stop, number[MOST]) as k:

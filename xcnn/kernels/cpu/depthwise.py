@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_product
+from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_gradient, lanes_product
 from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, TERMS
@@ -29,23 +29,18 @@ _BAND_BYTES = 400_000
 _TERMS = 64
 """Windows whose products are added one after another in a weight gradient."""
 
-_NUMBERS_PER_MICROSECOND = 70_000
-"""Products that a thread computes; moving a number there or back takes as long as six."""
-
-_BLOCK = 4000
-"""Products in the time that it takes to begin a block of channels of an image."""
-
 _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
 
 _MOST_SUMS = 25 if BYTES == 64 else 9
 """Taps whose sums are in registers."""
 
-_MOVE = 6
-"""Cycles that it takes to bring a vector's worth of pixels to where channels lie side by side, or back."""
+_BLOCK, _MOVE, _PRODUCT = 300, 8, 0.85
+"""Cycles that it takes to begin a block of channels of an image, to bring a vector's worth of pixels to where channels
+lie side by side, or back, and to multiply one."""
 
-_NOBODY = -2
-"""The owner of a row that stays 0."""
+_OWNER = -2
+"""The owner of memory, in which "nothing" stays 0."""
 
 Axes = tuple[Any, ...]
 
@@ -70,16 +65,16 @@ class _Axis(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is counted from shapes: tables for compiled code, the size of its memory, and the parts of the work.
+    """What is counted from shapes: compiled code, its tables, names and sizes of its memory, and parts of the work.
 
-    The parts are ranges of jobs, or for a weight gradient `by_images` times ranges of blocks of channels.
+    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels.
     """
 
+    run: Callable[..., Any]
     tables: np.ndarray
-    memory: int
+    memory: dict[str, int]
     jobs: int
     parts: int
-    by_images: int
 
 
 def _forward(a: Any) -> _Axis:
@@ -116,6 +111,12 @@ def _line(axes: list[_Axis]) -> _Axis:
     return _Axis(places, length, kernel, out, phases)
 
 
+def _cycles(axes: Axes, jobs: int) -> float:
+    """Return about how many cycles so many images of blocks of channels take."""
+    pixels, outs, taps = (math.prod(sizes) for sizes in zip(*((a.size, a.out, a.kernel) for a in axes), strict=True))
+    return float(jobs * (_BLOCK + _MOVE * (pixels + outs) + _PRODUCT * outs * taps))
+
+
 def pays(shape: tuple[int, ...], groups: int, itemsize: int) -> bool:
     """Return whether a convolution with weights of a shape is depthwise, and its channels fill vectors."""
     enough = BYTES // itemsize // 2 <= shape[0] < 4 * groups
@@ -142,9 +143,7 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     all_axes = [_backward(a) if backward else _forward(a) for a in axes]
     whole, line, first = _line(all_axes), _line(all_axes[1:]), all_axes[0]
     pixels, blocks = whole.places.size, -(-outputs // lanes)
-    products = o * math.prod(a.out * a.kernel for a in axes) + (channels * pixels + outputs * whole.out) * 6
-    products += blocks * _BLOCK
-    count = parts(n * blocks * first.out, n * products / _NUMBERS_PER_MICROSECOND)
+    count = parts(n * blocks * first.out, _cycles(axes, n * blocks) / CYCLES_PER_MICROSECOND)
     most = _BAND_BYTES // (BYTES * (planes * line.length * first.length // first.out + line.out))
     bands = -(-first.out // max(1, most))
     if way != "weight":
@@ -156,6 +155,8 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         """Return the number of an array in the tables; many bands have the same one."""
         return found.setdefault(places.tobytes(), (2 + len(whole.phases) + len(found), places * lanes))[0]
 
+    run = axes[-1].out  # windows of a row
+    several = max(1, _TERMS // run) * run if len(axes) > 1 else _TERMS
     steps: list[list[int]] = []
     room = 0
     for cut in range(0, first.out, each):
@@ -168,42 +169,46 @@ def _plan(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         inside = np.flatnonzero((whole.places >= begin) & (whole.places < end))
         read, windows = whole.places[inside] - begin, [b - begin for b in begins]
         if way == "weight":
-            windows = [*np.split(windows[0], range(_TERMS, order.size, _TERMS))]
+            windows = [*np.split(windows[0], range(several, order.size, several))]
         pixel = int(inside[0]) if inside.size else 0
         steps.append([pixel, number(read), cut * line.out, number(order), *map(number, windows)])
         room = max(room, end - begin)
     longest = max(map(len, steps))
     steps = [step + [number(np.zeros(0, np.int64))] * (longest - len(step)) for step in steps]
     taps, outs = whole.kernel * planes, each * line.out
-    *parts_of_memory, memory = (int(size) * lanes for size in np.cumsum([planes * room + 3, taps, outs, outs]))
+    *places, memory = (int(size) * lanes for size in np.cumsum([planes * room + 2, 1, outs, outs, blocks * (taps + 2)]))
     rows = [np.minimum(np.arange(b * lanes, (b + 1) * lanes), outputs - 1) for b in range(blocks)]
     tables = pack(
         [
             n, outputs, channels, planes, pixels, whole.out, len(steps), 2 + len(whole.phases) + len(found),
-            room * lanes, *parts_of_memory, taps,
+            room * lanes, *places, taps, run,
         ],
         np.array(steps),
         np.concatenate([np.add.outer(np.arange(planes) * whole.kernel, p.taps).ravel() for p in whole.phases]),
         *(np.add.outer(np.arange(planes) * room, p.shifts).ravel() * lanes for p in whole.phases),
-        *(places for _, places in found.values()),
+        *(lanes_of for _, lanes_of in found.values()),
         *(
-            places
+            begins
             for k in rows
-            for places in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
+            for begins in (k * planes // (1 if backward else multiple) * pixels, k * whole.out)
         ),
     )  # fmt: skip
-    by_images = min(n, count)
+    code, sum_up, needs, jobs = depthwise, lanes_product, {"depthwise": memory}, n * blocks * len(steps)
+    count = min(count, jobs)
     if way == "weight":
-        return _Plan(tables, memory, blocks, by_images * max(1, min(blocks, count // by_images)), by_images)
-    jobs = n * blocks * len(steps)
-    return _Plan(tables, memory, jobs, min(count, jobs), by_images)
+        across = axes[-1].kernel if axes[-1].kernel <= _MOST_SUMS else 1
+        rows_of_taps = taps // across if taps <= _MOST_SUMS else 1
+        code, sum_up, jobs = depthwise_weight_gradient, lanes_gradient(across, *axes[-1][2:4], rows_of_taps), blocks
+        needs |= {"sums": blocks * taps * lanes, "image": taps * lanes}
+    call = functools.partial(code(itemsize), transpose.address(itemsize), sum_up.address(itemsize))
+    return _Plan(call, tables, needs, jobs, count)
 
 
 @functools.lru_cache(maxsize=256)
-def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> Any:
+def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _Plan | None:
     """Lay out what `_plan` does by rows of pixels; return None if vectors of channels take fewer cycles or must do it.
 
-    The result has the compiled pass, the numbers that it takes, pixels of a row, maps or channels, and parts of them.
+    A job is a map, or for a weight gradient a channel.
     """
     lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
     if BYTES == 16 or len(axes) != 2:
@@ -215,32 +220,24 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> A
     (x_rows, y_rows), (x_width, y_width) = [pair[::-1] for pair in sizes] if backward else sizes
     many, dys = (SOME, 1) if way == "weight" else (ROWS, 0)
     along = high.kernel, high.stride, high.dilation
-    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many  # two cycles: they cross lines
-    cycles = maps * -(-y_rows // ROWS) * ROWS * -(-y_width // lanes) * (2 + max(2 * loads, taps / 2))
-    moved = _MOVE * (x_rows * x_width + y_rows * y_width) + y_rows * y_width * taps * 0.6
-    if cycles > n * -(-o // lanes) * moved or (way == "weight" and taps > _MOST_SUMS):
+    loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many
+    whole = y_rows if dys else -(-y_rows // ROWS) * ROWS
+    start, each = (150, 2 + 1.8 * loads) if dys else (40, 5 + 1.5 * loads + taps / 4)  # as measured
+    cycles = maps * (start + whole * -(-y_width // lanes) * each)
+    if cycles > _cycles(axes, n * -(-o // lanes)) or (dys and taps > 9):  # beside rows, more sums lose their registers
         return None
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
     numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
-    run = row_gradient(*along, *wide[1:4]) if way == "weight" else rows(*along, wide.stride)
-    count = o if way == "weight" else maps
-    return run(itemsize), np.array(numbers, np.int64), x_width, count, parts(count, cycles / CYCLES_PER_MICROSECOND)
+    tables, count = np.array(numbers, np.int64), parts(maps, cycles / CYCLES_PER_MICROSECOND)
+    if way == "weight":
+        needs = {"nothing": x_width, "sums": o * taps * lanes}
+        return _Plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count)
+    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
 
 
-def _share_rows(plan: tuple[Any, ...], dtype: Any, *arguments: Any) -> None:
-    call, numbers, width, many, count = plan
-
-    def some(part: int) -> None:
-        nothing = scratch(_NOBODY, "nothing", width, dtype)
-        call(*arguments, nothing, numbers, many * part // count, many * (part + 1) // count)
-
-    parallel(some, count)
-
-
-@functools.cache
-def _addresses(itemsize: int) -> tuple[int, ...]:
-    return tuple(call.address(itemsize) for call in (transpose, lanes_product))
+def _memory(plan: _Plan, dtype: Any) -> list[np.ndarray]:
+    return [scratch(_OWNER, name, size, dtype) for name, size in plan.memory.items()]
 
 
 def convolve(
@@ -248,51 +245,35 @@ def convolve(
     transposed: bool,
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
-    way = "input" if transposed else "forward"
-    by_rows = _rows(axes, y.shape[0], o, groups, y.itemsize, way)
-    if by_rows is not None:
-        _share_rows(by_rows, y.dtype, *arrays, *limits, y)
-        return
-    plan = _plan(axes, y.shape[0], o, groups, y.itemsize, way)
-    run = depthwise(y.itemsize)
+    key = axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward"
+    plan = _rows(*key) or _plan(*key)
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
-        memory = scratch(0, "depthwise", plan.memory, y.dtype)
-        run(*_addresses(y.itemsize), *arrays, *limits, y, plan.tables, first, last, memory)
+        plan.run(*arrays, *limits, y, plan.tables, first, last, *_memory(plan, y.dtype))
 
     parallel(some, plan.parts)
 
 
 def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
     """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
-    o, size = shape[0], dtype.itemsize
-    by_rows, room = _rows(axes, n, o, groups, size, "weight"), math.prod(shape[1:]) * BYTES // size
-    if by_rows is not None:
+    key = axes, n, shape[0], groups, dtype.itemsize, "weight"
+    plan = _rows(*key) or _plan(*key)
+    by_images = min(n, plan.parts)
+    by_jobs = max(1, min(plan.jobs, plan.parts // by_images))
 
-        def of_rows(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-            result = np.empty(shape, dtype)
-            _share_rows(by_rows, dtype, x, dy, result)
-            return result
-
-        return of_rows
-    plan, run, addresses = _plan(axes, n, o, groups, size, "weight"), depthwise_weight_gradient(size), _addresses(size)
-    memory = {"depthwise": plan.memory, "sums": room, "image": room, "part": room}
-    by_images, by_blocks = plan.by_images, plan.parts // plan.by_images
-
-    def of_channels(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
         sums = np.empty((by_images, math.prod(shape)), dtype)
 
         def some(part: int) -> None:
-            i, b = divmod(part, by_blocks)
-            run(
-                *addresses, x, dy, sums[i], plan.tables, n * i // by_images, n * (i + 1) // by_images,
-                plan.jobs * b // by_blocks, plan.jobs * (b + 1) // by_blocks,
-                *(scratch(0, name, room, dtype) for name, room in memory.items()),
+            i, j = divmod(part, by_jobs)
+            plan.run(
+                x, dy, sums[i], plan.tables, n * i // by_images, n * (i + 1) // by_images,
+                plan.jobs * j // by_jobs, plan.jobs * (j + 1) // by_jobs, *_memory(plan, dtype),
             )  # fmt: skip
 
-        parallel(some, plan.parts)
+        parallel(some, by_images * by_jobs)
         total: np.ndarray = sums[0] if by_images == 1 else sums.sum(axis=0)
         return total.reshape(shape)
 
-    return of_channels
+    return run
