@@ -152,6 +152,9 @@ def _resize(emit, turn, x, y, tables, weights, room, begin, end):
     with Integer(builder, begin).up_to(end, at_once) as p:
         source, target, many = (p * size).of(x), (p * area).of(y), (end - p).least(lanes)
         with builder.if_then(turned):
+            for start, step in ((source, size), (target, area)):  # the next maps: nothing foresees them
+                with (step * lanes).up_to(step * lanes * 2, lanes) as k:
+                    emit.prefetch(k.of(start))
             transpose.write(emit, turn, source, 0, begins.pointer, many, room, 0, places.pointer, places.size)
 
         def one(at: Any, rooms: Sequence[Any]) -> Sequence[Any]:
