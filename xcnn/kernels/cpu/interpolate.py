@@ -4,6 +4,7 @@ Many small maps are turned: a vector holds one pixel of as many maps, and all pa
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,14 +27,13 @@ _COLUMNS = 8
 """Those of passes: x (outer, size, inner) becomes sums (outer, outs, inner) of up to so many terms; where its part of
 the tables begins, and that of the numbers of terms; and the kind, one of the following."""
 
-_ROWS, _NUMBERS, _TWO, _FROM_PAIRS, _TO_PAIRS = range(5)
-"""All but the first are for an inner size of 1: sums have any number of terms, or two; each pair becomes a pixel, or
-each pixel a pair."""
+_ROWS, _NUMBERS, _FROM_PAIRS, _TO_PAIRS = range(4)
+"""All but the first are for an inner size of 1: any sums; or each pair becomes a pixel, or each pixel a pair."""
 
 _VECTORS = 4
 """Vectors per iteration."""
 
-_TURNED_BYTES = 80_000, 1_200_000
+_TURNED_BYTES = 80_000, 1_400_000
 """Size of the largest maps that are turned at once, before and after; those that are copied, and those that are mixed,
 which takes longer number by number."""
 
@@ -49,7 +49,7 @@ class _Pass:
         self.weights = table.of(weights)
 
     def write(self, x: Any, y: Any) -> None:
-        ways = [functools.partial(way, fixed) for way in (self.numbers, self.pairs) for fixed in (False, True)]
+        ways: list[Any] = [self.numbers, *(functools.partial(self.pairs, split) for split in (False, True))]
         with self.builder.if_else(self.kind.holds("==", _ROWS)) as (rows, others):
             with rows:
                 self.rows(x, y)
@@ -63,39 +63,29 @@ class _Pass:
         return (i * size * self.inner).of(pointer)
 
     def rows(self, x: Any, y: Any) -> None:
-        """Write the pass for rows: some of them at once, if a vector holds one."""
+        """Write the pass for rows: a vector of several, or several vectors of one."""
         emit, builder, zero = self.emit, self.builder, Integer(self.builder, 0)
         whole = self.outer // _VECTORS * _VECTORS
         with zero.up_to(self.outs) as o:
             begin, count = o * self.terms, self.counts[o]
             end, start = begin + count, emit.spread(self.nothing(count))
 
-            def add(lines: Sequence[Sequence[Any]], exist: Any) -> None:
+            def add(sources: Sequence[Any], targets: Sequence[Any], places: Any, exist: Any, _: Any) -> Any:
                 def term(t: Any, totals: Sequence[Any]) -> Sequence[Any]:
-                    place, weight = (self.indices[t] * self.inner).value, emit.spread(self.weight(t))
-                    terms = [builder.fmul(emit.read(source, place, exist), weight) for source, _ in lines]
-                    return [*map(builder.fadd, totals, terms)]
+                    row, weight = self.indices[t] * self.inner, emit.spread(self.weight(t))
+                    pixels = [emit.read(row.of(line), place, exist) for line in sources for place in places]
+                    return [*map(builder.fadd, totals, [builder.fmul(pixel, weight) for pixel in pixels])]
 
-                sums = counted(builder, begin.value, end.value, INT(1), [start] * len(lines), term)
-                for (_, target), total in zip(lines, sums, strict=True):
-                    emit.write(total, target, INT(0), exist)
+                totals = counted(builder, begin.value, end.value, INT(1), [start] * (len(sources) * len(places)), term)
+                for total, (line, place) in zip(totals, itertools.product(targets, places), strict=True):
+                    emit.write(total, line, place, exist)
+                return ()
 
-            def ends(i: Integer) -> list[Any]:
-                return [self.line(i, self.size, x), self.line(i * self.outs + o, 1, y)]
-
-            with builder.if_else(self.inner.holds("<=", emit.lanes)) as (narrow, wide):
-                with narrow:
-                    for first, last, many in ((zero, whole, _VECTORS), (whole, self.outer, 1)):
-                        with first.up_to(last, many) as i:
-                            add([ends(i + k) for k in range(many)], emit.first(self.inner.value))
-                with wide, zero.up_to(self.outer) as i:
-                    both = ends(i)
-
-                    def some(places: Sequence[Any], exist: Any, _: Any) -> Sequence[Any]:
-                        add([[Integer(builder, place).of(one) for one in both] for place in places], exist)
-                        return []
-
-                    emit.span(INT(0), self.inner.value, [], some, _VECTORS)
+            for first, last, lines, many in ((zero, whole, _VECTORS, 1), (whole, self.outer, 1, _VECTORS)):
+                with first.up_to(last, lines) as i:
+                    sources = [self.line(i + k, self.size, x) for k in range(lines)]
+                    targets = [self.line((i + k) * self.outs + o, 1, y) for k in range(lines)]
+                    emit.span(INT(0), self.inner.value, (), functools.partial(add, sources, targets), many)
 
     def nothing(self, count: Integer) -> Any:
         """Return the sum of no terms, or what changes no sum."""
@@ -105,21 +95,16 @@ class _Pass:
     def weight(self, t: Any) -> Any:
         return self.builder.load(Integer(self.builder, t).of(self.weights))
 
-    def numbers(self, two: bool, source: Any, target: Any) -> None:
+    def numbers(self, source: Any, target: Any) -> None:
         builder = self.builder
 
         def term(t: Any, totals: Sequence[Any]) -> Sequence[Any]:
-            product = builder.fmul(builder.load(self.indices[t].of(source)), self.weight(t))
-            return [builder.fadd(total, product) for total in totals] or [product]
+            return [builder.fadd(totals[0], builder.fmul(builder.load(self.indices[t].of(source)), self.weight(t)))]
 
         with Integer(builder, 0).up_to(self.outs) as o:
-            if two:
-                totals = term(o * 2 + 1, term(o * 2, []))
-            else:
-                begin, count = o * self.terms, self.counts[o]
-                start = [self.nothing(count)]
-                totals = counted(builder, begin.value, (begin + count).value, INT(1), start, term)
-            builder.store(totals[0], o.of(target))
+            begin, count = o * self.terms, self.counts[o]
+            total, *_ = counted(builder, begin.value, (begin + count).value, INT(1), [self.nothing(count)], term)
+            builder.store(total, o.of(target))
 
     def pairs(self, split: bool, source: Any, target: Any) -> None:
         emit, count = self.emit, self.size if split else self.outs
@@ -184,8 +169,6 @@ def _tables(axes: Sequence[Any], sizes: Sequence[int], at_once: int, back: bool,
         kind = _ROWS if inner > 1 else _NUMBERS
         if inner == 1 and equal and ones and np.array_equal(indices.T.ravel(), pair) and terms * outs == pair.size:
             kind = _TO_PAIRS if terms == 1 else _FROM_PAIRS
-        elif inner == 1 and equal and terms == 2:
-            kind = _TWO
         passes.append((outer, current[dim], inner, outs, terms, at, row, kind))
         parts.append((indices.T.ravel(), weights.T.ravel(), counts))
         chosen, copied, current[dim] = chosen.take(indices[0], axis=dim), copied and terms == 1 and ones, outs
@@ -207,8 +190,8 @@ def _resizer(plan: tuple[Any, ...], shape: tuple[int, ...], back: bool, dtype: A
     axes = [(dim, tables(*arguments)[back]) for dim, arguments in (plan if back else reversed(plan))]
     lanes, maps, outs = BYTES // dtype.itemsize, math.prod(shape[:2]), [*shape[2:]]
     call, turn = _resize(dtype.itemsize), transpose.address(dtype.itemsize)
-    for dim, (indices, _) in axes:
-        outs[dim] = indices.shape[1]
+    for dim, arguments in plan:
+        outs[dim] = arguments[0 if back else 1]
     small = (math.prod(shape[2:]) + math.prod(outs)) * BYTES <= _TURNED_BYTES[MODES[plan[0][1][3]] > 0]
     at_once = lanes if small and 2 * maps >= lanes else 1
     whole, weights, room = _tables(axes, shape[2:], at_once, back, dtype)
