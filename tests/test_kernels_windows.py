@@ -103,6 +103,11 @@ POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("interpolate", (2, 3, 5, 40), {"size": (2, 40)}),
     ("interpolate", (2, 3, 5, 37), {"scale_factor": 2}),
     ("interpolate", (2, 3, 5, 20), {"size": (5, 10)}),
+    # Of too few maps, or too large ones, to be turned:
+    ("interpolate", (1, 1, 5, 40), {"size": (8, 21), "mode": "bilinear"}),
+    ("interpolate", (1, 1, 5, 37), {"scale_factor": 2}),
+    ("interpolate", (3, 3, 64, 65), {"size": (32, 90)}),
+    ("interpolate", (3, 3, 90, 101), {"size": (99, 230), "mode": "bilinear"}),
 ]
 
 

@@ -4,6 +4,7 @@ Each mode is a list of copies per axis: which pixels of x go where in y. Backwar
 new mode is a row of `MODES`, which defines where its pixels come from.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -47,20 +48,26 @@ def _copies(size: int, before: int, after: int, mode: Mode) -> list[tuple[slice,
     return copies
 
 
-def _check_sides(x: Array, pad: Sequence[int], mode: str) -> None:
-    """Check that every axis can be padded or cropped by `pad`."""
-    if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * x.ndim or not all(map(is_integer, pad)):
-        raise UsageError(f"pad: pad takes integers, two for each of at most {x.ndim} axes, got {pad!r}")
+@functools.lru_cache(maxsize=256)
+def _plan(shape: tuple[int, ...], pad: Sequence[int], name: str, mode: Mode) -> tuple[Any, ...]:
+    """Return, per axis that changes, its place from the end, its size in x, that in y, and the copies."""
+    if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * len(shape) or not all(map(is_integer, pad)):
+        raise UsageError(f"pad: pad takes integers, two for each of at most {len(shape)} axes, got {pad!r}")
     for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
-        place = f"{sides} for axis {-i - 1} of x {tuple(x.shape)}"
-        kept = x.shape[-i - 1] + sum(min(0, side) for side in sides)
+        place = f"{sides} for axis {-i - 1} of x {shape}"
+        kept = shape[-i - 1] + sum(min(0, side) for side in sides)
         if kept < 0:
             raise ShapeError(f"pad: pad crops more pixels than there are, {place}")
         if max(sides) > 2**31 - 1:
             raise UsageError(f"pad: pad takes integers of at most {2**31 - 1}, got {place}")
-        largest = MODES[mode].largest(kept)
+        largest = mode.largest(kept)
         if max(0, *sides) > largest:
-            raise ShapeError(f"pad: mode {mode!r} adds at most {largest} to {kept} pixels, got {place}")
+            raise ShapeError(f"pad: mode {name!r} adds at most {largest} to {kept} pixels, got {place}")
+    return tuple(
+        (-i - 1, shape[-i - 1], shape[-i - 1] + sum(sides), _copies(shape[-i - 1], *sides, mode))
+        for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))
+        if any(sides)
+    )
 
 
 def _inside(xp: ModuleType, x: Array, plan: Any, value: float) -> Array:
@@ -132,12 +139,8 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float = 0.0
     xp = namespace("pad", x=x)
     choice("pad", "mode", mode, MODES)
     value = number("pad", "value", value, "[-inf, inf]")
-    _check_sides(x, pad, mode)
-    plan = tuple(  # per axis: its place from the end, its size in x, its size in y, the copies
-        (-i - 1, x.shape[-i - 1], x.shape[-i - 1] + sum(sides), _copies(x.shape[-i - 1], *sides, MODES[mode]))
-        for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True))
-        if any(sides)
-    )
+    known = _plan if type(pad) is tuple and {*map(type, pad)} == {int} else _plan.__wrapped__
+    plan = known(tuple(x.shape), pad, mode, MODES[mode])
     if not plan:
         return x, lambda dy, needs: (dy if needs[0] else None,)
     return _pad(xp, x, plan, value)

@@ -3,6 +3,7 @@
 Interpolation works along one axis at a time, and adds the taps of `_taps.py`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -91,6 +92,32 @@ def check_target(
     return (), tuple(number(caller, "scale_factor", factor, "(0, inf)") for factor in factors)
 
 
+_PLAIN = {int, float, str, bool, type(None)}
+"""Types of options that may be compared with earlier ones."""
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _plan(
+    shape: tuple[int, ...], size: Integers | None, scale_factor: Factors | None, mode: str, align_corners: bool | None
+) -> Plan:
+    """Return the axes that change, after checking the options; this takes longer than to resize a small image."""
+    rank, sizes = len(shape) - 2, shape[2:]
+    outs, factors = check_target("interpolate", size, scale_factor, mode, align_corners, rank)
+    if MODES[mode] not in (0, rank):
+        raise ShapeError(f"interpolate: mode {mode!r} takes x with {MODES[mode] + 2} axes, got {shape}")
+    if factors:
+        outs = tuple(math.floor(min(n * factor, 2.0**31)) for n, factor in zip(sizes, factors, strict=True))
+        if not all(1 <= out <= _LARGEST for out in outs):
+            raise ShapeError(f"interpolate: maps of {tuple(sizes)} cannot be scaled by {scale_factor!r} to {outs}")
+    steps = [1 / factor for factor in factors] or [n / out for n, out in zip(sizes, outs, strict=True)]
+    axes = list(zip(sizes, outs, steps, strict=True))
+    return tuple(
+        (dim, (n, out, step, mode, bool(align_corners)))
+        for dim, (n, out, step) in enumerate(axes, -rank)
+        if n != out or (step != 1.0 and not MODES[mode])  # a factor that keeps the size still moves nearest pixels
+    )
+
+
 @op(
     "x",
     samples=[
@@ -147,20 +174,8 @@ def interpolate(
     if rank < 1 or 0 in sizes:
         came = tuple(x.shape)
         raise ShapeError(f"interpolate: x must be (n, c, *sizes) with at least one size, and none 0; got {came}")
-    outs, factors = check_target("interpolate", size, scale_factor, mode, align_corners, rank)
-    if MODES[mode] not in (0, rank):
-        raise ShapeError(f"interpolate: mode {mode!r} takes x with {MODES[mode] + 2} axes, got {tuple(x.shape)}")
-    if factors:
-        outs = tuple(math.floor(min(n * factor, 2.0**31)) for n, factor in zip(sizes, factors, strict=True))
-        if not all(1 <= out <= _LARGEST for out in outs):
-            raise ShapeError(f"interpolate: maps of {tuple(sizes)} cannot be scaled by {scale_factor!r} to {outs}")
-    steps = [1 / factor for factor in factors] or [n / out for n, out in zip(sizes, outs, strict=True)]
-    axes = list(zip(sizes, outs, steps, strict=True))
-    plan = tuple(
-        (dim, (n, out, step, mode, bool(align_corners)))
-        for dim, (n, out, step) in enumerate(axes, -rank)
-        if n != out or (step != 1.0 and not MODES[mode])  # a factor that keeps the size still moves nearest pixels
-    )
+    options = size, scale_factor, mode, align_corners
+    plan = (_plan if {*map(type, options)} <= _PLAIN else _plan.__wrapped__)(tuple(x.shape), *options)
     if not plan:
         return x, lambda dy, needs: (dy if needs[0] else None,)
     return _interpolate(xp, x, plan)
