@@ -114,7 +114,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     """Do jobs first .. last - 1: y = clip(convolution * scale + shift + residual, low, high).
 
     A job is a band of an image, for a block of a vector's worth of channels of y; the images run slowest, so that the
-    next block is what follows in memory, and is fetched. The input gradient is such a convolution, of dy.
+    next band or block is what follows in memory, and is fetched. The input gradient is such a convolution, of dy.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     )
     steps, taps, many = tables.array(0), tables.array(1), (outputs + lanes - 1) // lanes
     width, first, apart = steps.size // bands, Integer(builder, first), (taps.size + 2) * lanes
-    options = emit.optional(scale, 1.0), emit.optional(shift, 0.0)
+    options, whole = (emit.optional(scale, 1.0), emit.optional(shift, 0.0)), bands.holds("==", 1)
     clear(emit, memory, added)
     with (first // bands).up_to(((first + many * bands).least(last) - 1) // bands + 1) as rest:
         b = rest - rest // many * many
@@ -153,14 +153,14 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
             read = tables.array(steps[at + 1])
             transpose.write(
                 emit, turn, x, (image * channels + j) * pixels + steps[at], rows.pointer, rows.size, memory, j * room,
-                read.pointer, read.size, pixels * lanes, 0,
+                read.pointer, read.size, (pixels * lanes).if_(whole, read.size), 0,
             )  # fmt: skip
         out, places = image * outputs * out_pixels + steps[at + 2], tables.array(steps[at + 3])
         exists = emit.exists(residual)
         with builder.if_then(exists):
             transpose.write(
                 emit, turn, residual, out, targets.pointer, targets.size, memory, added, places.pointer, places.size,
-                out_pixels * lanes, 0,
+                (out_pixels * lanes).if_(whole, places.size), 0,
             )  # fmt: skip
         plus, step = added.if_(exists, plain), Integer(builder, lanes).if_(exists, 0)
 
@@ -177,7 +177,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
         counted(builder, INT(4), width.value, INT(1), [(factors + lanes * 2).value, sums.value, plus.value], phase)
         transpose.write(
             emit, turn, memory, sums, places.pointer, places.size, y, out, targets.pointer, targets.size,
-            0, out_pixels * lanes,
+            0, (out_pixels * lanes).if_(whole, places.size),
         )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
     builder, lanes, zero, tables = emit.builder, emit.lanes, Integer(emit.builder, 0), Integers(emit.builder, tables)
     outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _, run = tables.some(2, 14)
     steps, shifts = tables.array(0), tables.array(2)
-    width, size = steps.size // bands, shifts.size * lanes
+    width, size, whole = steps.size // bands, shifts.size * lanes, bands.holds("==", 1)
     clear(emit, memory, plain)
     clear(emit, sums, (Integer(builder, end) - block) * size)
     with Integer(builder, first).up_to(last) as n, Integer(builder, block).up_to(end) as b:
@@ -205,7 +205,7 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
                 places = tables.array(steps[at + i + 1])
                 transpose.write(
                     emit, turn, source, n * maps * all_pixels + steps[at + i], each.pointer, each.size, memory,
-                    target, places.pointer, places.size, all_pixels * lanes, 0,
+                    target, places.pointer, places.size, (all_pixels * lanes).if_(whole, places.size), 0,
                 )  # fmt: skip
 
             def some(f: Any, begins: Any, at: Integer = at) -> list[Any]:
