@@ -1,6 +1,5 @@
 """Optimizer steps in one pass over memory, in place: loops made from the rules' portable code, whose bits they have."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,21 +36,16 @@ def _step(xp: Any, key: tuple[str, tuple[bool, ...]], *symbols: Any) -> list[Any
     return [new for new in updated if new is not None]
 
 
-@functools.lru_cache(256, typed=True)
-def _loop(name: str, kept: tuple[bool, ...], itemsize: int, *options: Any) -> tuple[Loop | None, list[float]]:
-    """Return the loop of a rule with states of which some exist, and the numbers that it takes."""
-    numbers = [float(option) for option in options if option and type(option) is not bool]
-    choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
-    count = 2 + sum(kept)
-    return traced(_step, (name, kept), (EACH,) * (count - 1), (True,) * count, choices, itemsize), numbers
-
-
 def _updated(name: str, data: list[Any], grads: list[Any], states: Sequence[list[Any] | None], *options: Any) -> Any:
     """Return an iterator that updates each parameter in turn and yields its arrays; NotImplemented without a loop."""
     dtype = data[0].dtype
     if dtype not in _DTYPES:
         return NotImplemented
-    loop, numbers = _loop(name, tuple([state is not None for state in states]), dtype.itemsize, *options)
+    kept = tuple([state is not None for state in states])
+    numbers = [float(option) for option in options if option and type(option) is not bool]
+    choices = tuple([option if type(option) is bool else None if option else 0.0 for option in options])
+    count = 2 + sum(kept)
+    loop = traced(_step, (name, kept), (EACH,) * (count - 1), (True,) * count, choices, dtype.itemsize)
     return NotImplemented if loop is None else _updates(loop, data, grads, states, numbers)
 
 
