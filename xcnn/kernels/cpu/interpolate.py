@@ -26,8 +26,9 @@ _COLUMNS = 8
 """Those of passes: x (outer, size, inner) becomes sums (outer, outs, inner) of up to so many terms; where its part of
 the tables begins, and that of the numbers of terms; and the kind, one of the following."""
 
-_ROWS, _NUMBERS, _FROM_PAIRS, _TO_PAIRS = range(4)
-"""All but the first are for an inner size of 1: any sums; or each pair becomes a pixel, or each pixel a pair."""
+_ROWS, _NUMBERS, _TWO, _FROM_PAIRS, _TO_PAIRS = range(5)
+"""All but the first are for an inner size of 1: any sums, or those of two; each pair becomes a pixel, or each pixel a
+pair."""
 
 _VECTORS = 4
 """Vectors per iteration."""
@@ -48,7 +49,8 @@ class _Pass:
         self.weights = table.of(weights)
 
     def write(self, x: Any, y: Any) -> None:
-        ways: list[Any] = [self.numbers, *(functools.partial(self.pairs, split) for split in (False, True))]
+        ways: list[Any] = [functools.partial(self.numbers, terms) for terms in (0, 2)]
+        ways += [functools.partial(self.pairs, split) for split in (False, True)]
         with self.builder.if_else(self.kind.holds("==", _ROWS)) as (rows, others):
             with rows:
                 self.rows(x, y)
@@ -94,16 +96,21 @@ class _Pass:
     def weight(self, t: Any) -> Any:
         return self.builder.load(Integer(self.builder, t).of(self.weights))
 
-    def numbers(self, source: Any, target: Any) -> None:
+    def numbers(self, terms: int, source: Any, target: Any) -> None:
+        """Write sums of so many terms, or of any number of them for 0."""
         builder = self.builder
 
-        def term(t: Any, totals: Sequence[Any]) -> Sequence[Any]:
-            return [builder.fadd(totals[0], builder.fmul(builder.load(self.indices[t].of(source)), self.weight(t)))]
+        def term(t: Any, totals: Sequence[Any] = ()) -> Sequence[Any]:
+            product = builder.fmul(builder.load(self.indices[t].of(source)), self.weight(t))
+            return [builder.fadd(total, product) for total in totals] or [product]
 
         with Integer(builder, 0).up_to(self.outs) as o:
-            begin, count = o * self.terms, self.counts[o]
-            total, *_ = counted(builder, begin.value, (begin + count).value, INT(1), [self.nothing(count)], term)
-            builder.store(total, o.of(target))
+            if terms == 2:  # without a loop, or how many there are
+                totals = term(o * 2 + 1, term(o * 2))
+            else:
+                begin, count = o * self.terms, self.counts[o]
+                totals = counted(builder, begin.value, (begin + count).value, INT(1), [self.nothing(count)], term)
+            builder.store(totals[0], o.of(target))
 
     def pairs(self, split: bool, source: Any, target: Any) -> None:
         emit, count = self.emit, self.size if split else self.outs
@@ -166,7 +173,7 @@ def _tables(axes: Sequence[Any], sizes: Sequence[int], at_once: int, back: bool,
         at, row = (sum(part[kind].size for part in parts) for kind in (0, 2))
         equal, ones = (counts == terms).all(), (weights == 1.0).all()
         pair = np.arange(2 * min(current[dim], outs)) // (2 if outs > current[dim] else 1)
-        kind = _ROWS if inner > 1 else _NUMBERS
+        kind = _ROWS if inner > 1 else _TWO if equal and terms == 2 else _NUMBERS
         if inner == 1 and equal and ones and np.array_equal(indices.T.ravel(), pair) and terms * outs == pair.size:
             kind = _TO_PAIRS if terms == 1 else _FROM_PAIRS
         passes.append((outer, current[dim], inner, outs, terms, at, row, kind))
