@@ -234,6 +234,6 @@ class _Record:
     def _into(self, y: np.ndarray, x: np.ndarray, held: list[Any]) -> Any:
         """Set y; return 0, or 1 or NotImplemented if that is not possible."""
         if held is not self.held:
-            self.held = held  # which keeps the arrays alive, from whose heads compiled code reads
-            self.heads[:, 0] = [*map(id, held)]
+            # Compiled code reads from the heads of arrays that this keeps alive: both change, or, interrupted, none.
+            self.heads[:, 0], self.held = [*map(id, held)], held
         return self.repeat(*self.given, x, y)
