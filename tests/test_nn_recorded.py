@@ -302,6 +302,21 @@ def test_parameters_that_are_copied_by_numpy_are_noticed():
     assert recorded(lambda x, held: run(x, np.ascontiguousarray(held[0].T), *after), x, [weight]) is None
 
 
+def test_an_interruption_is_not_lost(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    model, x = made("residual"), images(1)
+    model(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "_Call", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+    is_right(model, x)
+    assert not records(model)
+    assert warm(made("residual"), x) is not None
+
+
 def test_kernels_of_others_and_formulas_in_python_are_called_each_time():
     seen = []
 

@@ -221,6 +221,49 @@ def test_a_module_may_replace_a_parameter_of_a_later_layer(cut):
         np.testing.assert_allclose(dx, y @ last.weight.data @ model[0].weight.data[:width], rtol=1e-4, atol=1e-3)
 
 
+def test_modules_may_change_a_layer_and_restore_it_in_the_first_run():
+    between, runs = nn.Linear(4, 4), []
+
+    class Sets(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.kept = [bias]  # in a list, so that it is not a parameter of this module
+
+        def forward(self, x, train):
+            runs.append(None)
+            if len(runs) < 3:
+                between.bias = self.kept[0]
+            return x, lambda dy, need_dx: dy
+
+    layers = nn.Linear(4, 4), Sets(None), between, nn.Tanh(), Sets(between.bias), nn.Linear(4, 4)
+    model, x = nn.Sequential(*layers), images(5, 4)
+    for _ in range(4):
+        model.zero_grad()
+        y, backward = model.forward(x)
+        assert backward(y, need_dx=True).shape == x.shape
+        assert all(parameter.grad is not None for parameter in (layers[0].weight, between.weight, layers[-1].bias))
+
+
+def test_a_parameter_may_compute_its_array_from_other_numbers():
+    class Scaled(nn.Parameter):
+        factor = np.float32(1)
+
+        @property
+        def data(self):
+            return nn.Parameter.data.fget(self) * Scaled.factor
+
+        @data.setter
+        def data(self, array):
+            nn.Parameter.data.fset(self, array)
+
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), images(2, 4)
+    model[2].weight = Scaled(model[2].weight.data)
+    for call in (model, lambda x: model.forward(x)[0]):
+        for k in range(1, 4):
+            Scaled.factor = np.float32(k)
+            np.testing.assert_allclose(call(x), model[2](model[1](model[0](x))), rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_norm_used_twice_sees_its_batches_in_order():
     norm, found = nn.BatchNorm1d(4), []
     ways = [("a", norm, "x"), ("l", nn.Linear(4, 4), "x"), ("b", norm, "l"), ("sum", nn.Add(), ("a", "b"))]

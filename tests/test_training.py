@@ -316,6 +316,21 @@ def test_a_loss_that_is_prepared_notices_labels_options_and_dtypes():
     loss.options["label_smoothing"] = 0.1
     same(x, labels, label_smoothing=0.1)
     assert copy.deepcopy(loss) == loss
+    for weight in (None, np.arange(1, 5, dtype=np.float32), None):
+        loss.options["weight"] = weight
+        for _ in range(2):
+            same(x, labels, label_smoothing=0.1, weight=weight)
+
+
+def test_the_backward_pass_of_a_prepared_loss_takes_what_that_of_the_op_takes():
+    loss, x, labels = loss_named("cross_entropy"), np.eye(3, 4, dtype=np.float32), np.array([0, 3, 1])
+    for _ in range(3):
+        backward = loss(x, labels)[1]
+        np.testing.assert_array_equal(backward(np.float32(2))[0], 2 * backward()[0])
+        assert backward(needs=(False, False, False))[0] is None
+        assert backward.saved()
+        with pytest.raises(DtypeError):
+            backward(2)
 
 
 def test_nan_loss_stops_before_the_weights_are_hurt(digits):

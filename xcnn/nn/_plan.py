@@ -203,7 +203,8 @@ class Joined:
         held = [value for value in values if isinstance(value, Parameter | Buffer)]
         held += [node.module.slot for node in nodes if isinstance(node.module, Held)]
         self.slots = [*dict.fromkeys(held)]
-        self._change, self.held = change(), [slot.data for slot in self.slots]
+        self._plain = all(type(slot).data is Parameter.data for slot in self.slots)  # others may compute their arrays
+        self._change, self.held = change() if self._plain else None, [slot.data for slot in self.slots]
         self._kinds = [*map(like, self.held)]
         self._shapes = [shape for _, shape, _ in self._kinds]
         self._buffers = [slot for slot in self.slots if isinstance(slot, Buffer)]
@@ -231,7 +232,7 @@ class Joined:
                     self.held = found
                 if [buffer.trainable for buffer in self._buffers] != self._trained:
                     return None
-                self._change = latest
+                self._change = latest if self._plain else None
         except Exception:  # such as a comparison of arrays
             return None
         return None if sure and self.reshaped() else self.held

@@ -124,9 +124,10 @@ def trained(plan: Plan, inputs: Sequence[Any], train: bool) -> tuple[Any, Callab
         if not all(map(is_array, inputs)):
             return found(inputs, held, singly=True)
         result = found(inputs, held)
-        if len(joined.programs) >= _MOST:
-            joined.programs.clear()
-        joined.programs[key] = found
+        if found.complete:
+            if len(joined.programs) >= _MOST:
+                joined.programs.clear()
+            joined.programs[key] = found
         return result
     return found(inputs, held)  # type: ignore[no-any-return]
 
@@ -135,10 +136,11 @@ class _Training:
     """The steps of a graph in training for arrays of one shape, which the first run makes.
 
     The values of a run are the arrays of the slots of `Joined`, the inputs, the results of the steps, and constants.
+    It is complete when a run has made all steps, which it does not if a module changes the layers after it.
     """
 
     def __init__(self, joined: Joined, train: bool) -> None:
-        self.joined, self.train = joined, train
+        self.joined, self.train, self.complete = joined, train, False
         self.first = len(joined.slots) + len(names(joined.inputs))
         known = [*names(joined.inputs), *[name for name, *_ in joined.training]]
         self.place = {name: place for place, name in enumerate(known, len(joined.slots))}
@@ -181,6 +183,7 @@ class _Training:
             for name, module in self.joined.training[place - self.first][4]:
                 locate(error, name, module)
             raise
+        self.complete |= not singly
         y = values[self.outputs[0]] if isinstance(self.joined.output, str) else tuple([values[k] for k in self.outputs])
         return y, functools.partial(self.backward, backs, updates)
 

@@ -97,7 +97,10 @@ class _Call(NamedTuple):
 
 
 class _Here(threading.local):
+    """The calls of this thread, unless none are noted, and what has interrupted a note."""
+
     calls: list[_Call] | None = None
+    error: BaseException | None = None
 
 
 _here = _Here()
@@ -106,20 +109,27 @@ _here = _Here()
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 def _note(numbers: int, arguments: int, count: int, raw: int) -> None:
     """Note a call if it is one of this thread."""
-    if _here.calls is not None:
+    if _here.calls is None:
+        return
+    try:
         values = (ctypes.c_int64 * (count + 2)).from_address(numbers)[:]
         values[0] *= not raw  # an address that was given as a number may be of memory which is gone
         places = range(arguments, arguments + 8 * count, 8)
         _here.calls.append(_Call(values, [ctypes.py_object.from_address(place).value for place in places]))
+    except BaseException as error:  # which ctypes would drop, such as KeyboardInterrupt
+        _here.error = error
 
 
 def _ran(run: Callable[..., Any], x: np.ndarray, *held: np.ndarray) -> tuple[list[_Call], list[np.ndarray]]:
     """Run a network; return the calls, which keep the memory of all results, and x, y and the parameters."""
     _here.calls, RECORDER[0] = [], ctypes.cast(_note, ctypes.c_void_p).value or 0
     try:
-        return _here.calls, [x, run(x, held), *held]
+        found = _here.calls, [x, run(x, held), *held]
+        if _here.error is not None:
+            raise _here.error
+        return found
     finally:
-        _here.calls, RECORDER[0] = None, 0
+        _here.calls, _here.error, RECORDER[0] = None, None, 0
 
 
 def _fits(array: Any) -> bool:
@@ -234,6 +244,6 @@ class _Record:
     def _into(self, y: np.ndarray, x: np.ndarray, held: list[Any]) -> Any:
         """Set y; return 0, or 1 or NotImplemented if that is not possible."""
         if held is not self.held:
-            self.held = held  # which keeps the arrays alive, from whose heads compiled code reads
-            self.heads[:, 0] = [*map(id, held)]
+            # Compiled code reads from the heads of arrays that this keeps alive: both change, or, interrupted, none.
+            self.heads[:, 0], self.held = [*map(id, held)], held
         return self.repeat(*self.given, x, y)
