@@ -1,5 +1,6 @@
 """Branches of the kernels for windows, interpolation and dropout that the samples of the ops do not reach."""
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,16 @@ from xcnn import ops, threads
 from xcnn._dispatch import portable
 
 pytest.importorskip("llvmlite")
+
+
+def test_no_table_of_all_pixels_is_kept_when_large_maps_are_resized() -> None:
+    x = np.zeros((1, 1, 500, 600), np.float32)
+    ops.interpolate(x[..., :300, :300], scale_factor=2)  # loads and compiles
+    tracemalloc.start()
+    y, _ = ops.interpolate(x, scale_factor=2)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2.5 * y.nbytes  # y, and half of that between two passes, twice
 
 
 @pytest.fixture
