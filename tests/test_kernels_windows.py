@@ -31,6 +31,16 @@ def three_threads() -> Iterator[None]:
     threads.set_num_threads(before)
 
 
+def test_small_maps_are_not_resized_together_if_many_pixels_are_between_two_passes(three_threads: None) -> None:
+    x = np.zeros((4, 4, 900, 1), np.float32)
+    ops.interpolate(x[..., :40, :], size=(1, 40), mode="bilinear")  # loads and compiles
+    tracemalloc.start()
+    ops.interpolate(x, size=(1, 900), mode="bilinear")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * 900 * 900 * x.itemsize
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [1, 7, 16_384, 65_536, 65_537, 200_001])
 @pytest.mark.parametrize("p", [0.3, 1.0])

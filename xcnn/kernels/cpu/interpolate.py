@@ -192,9 +192,12 @@ def _resizer(plan: tuple[Any, ...], shape: tuple[int, ...], back: bool, dtype: A
     axes = [(dim, tables(*arguments)[back]) for dim, arguments in (plan if back else reversed(plan))]
     lanes, maps, outs = BYTES // dtype.itemsize, math.prod(shape[:2]), [*shape[2:]]
     call, turn = _resize(dtype.itemsize), transpose.address(dtype.itemsize)
-    for dim, arguments in plan:
+    pixels = [math.prod(outs)]
+    for dim, arguments in plan if back else reversed(plan):
         outs[dim] = arguments[0 if back else 1]
-    small = (math.prod(shape[2:]) + math.prod(outs)) * BYTES <= _TURNED_BYTES[MODES[plan[0][1][3]] > 0]
+        pixels.append(math.prod(outs))
+    most = _TURNED_BYTES[MODES[plan[0][1][3]] > 0]
+    small = max(pixels[0] + pixels[-1], *pixels) * BYTES <= most  # there may be more between two passes
     at_once = lanes if small and 2 * maps >= lanes else 1
     whole, weights, room = _tables(axes, shape[2:], at_once, back, dtype)
 
