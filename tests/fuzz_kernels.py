@@ -348,6 +348,7 @@ TILES = {
     "weight_gradients": {"_CHUNK_BYTES": 6_000, "_GAIN": 10**9},
     "_winograd_gradient": {"_TILE_BYTES": 12_000, "_WIDTH": 16, "_TILES": 1},
     "each": {"_FEW": 0},
+    "elementwise": {"_FEW": 0},
     "columns": {"_TILE_BYTES": 2_000, "_LEAST_MICROSECONDS": 0},
     "_matrices": {"_ROOM": 98_304, "_LEAST_ROWS": 16},
 }

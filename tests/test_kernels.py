@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -506,3 +507,28 @@ def test_arrays_in_another_byte_order_are_left_to_numpy() -> None:
     wanted = ops.max_pool2d(ops.relu(ops.conv2d(x, weight)[0])[0], 2)[0]
     actual = ops.max_pool2d(ops.relu(ops.conv2d(x.astype(">f8"), weight.astype(">f8"))[0])[0], 2)[0]
     np.testing.assert_allclose(actual, wanted, rtol=1e-12)
+
+
+_CHANNELS = np.ones(64, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("silu", ()),
+        ("prelu", (_CHANNELS,)),
+        ("batch_norm", (None, None, _CHANNELS, _CHANNELS)),
+        ("conv2d", (np.ones((8, 64, 1, 1), np.float32),)),
+    ],
+)
+def test_backward_keeps_a_view_and_no_copy_of_it(name: str, arguments: tuple[Any, ...]) -> None:
+    threads.set_num_threads(1)
+    x = np.moveaxis(np.ones((8, 32, 32, 64), np.float32), 3, 1)
+    options = {"training": True} if name == "batch_norm" else {}
+    getattr(ops, name)(x, *arguments, **options)  # loads and compiles
+    tracemalloc.start()
+    result, _backward = getattr(ops, name)(x, *arguments, **options)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    y = result[0] if isinstance(result, tuple) else result
+    assert kept - y.nbytes < x.nbytes // 2

@@ -1,5 +1,6 @@
 """Branches of the kernels for windows, interpolation and dropout that the samples of the ops do not reach."""
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +13,32 @@ from xcnn._dispatch import portable
 pytest.importorskip("llvmlite")
 
 
+def test_no_table_of_all_pixels_is_kept_when_large_maps_are_resized() -> None:
+    x = np.zeros((1, 1, 500, 600), np.float32)
+    ops.interpolate(x[..., :300, :300], scale_factor=2)  # loads and compiles
+    tracemalloc.start()
+    y, _ = ops.interpolate(x, scale_factor=2)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2.5 * y.nbytes  # y, and half of that between two passes, twice
+
+
 @pytest.fixture
 def three_threads() -> Iterator[None]:
     before = threads.get_num_threads()
     threads.set_num_threads(3)
     yield
     threads.set_num_threads(before)
+
+
+def test_small_maps_are_not_resized_together_if_many_pixels_are_between_two_passes(three_threads: None) -> None:
+    x = np.zeros((4, 4, 900, 1), np.float32)
+    ops.interpolate(x[..., :40, :], size=(1, 40), mode="bilinear")  # loads and compiles
+    tracemalloc.start()
+    ops.interpolate(x, size=(1, 900), mode="bilinear")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * 900 * 900 * x.itemsize
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

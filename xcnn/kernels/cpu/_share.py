@@ -65,11 +65,14 @@ def whole(first: Callable[..., Any] | None = None) -> Callable[[Callable[..., An
 
 
 def _calling(bind: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the kernel that binds each call."""
+    """Return the kernel that binds each call; it copies arrays only where a bound function does not take them."""
 
     def call(*arguments: Any) -> Any:
         run = bind(*arguments)
-        return run if run is NotImplemented else run(*[plain(a) if isinstance(a, np.ndarray) else a for a in arguments])
+        result = run if run is NotImplemented else run(*arguments)
+        if result is not NotImplemented or run is NotImplemented:
+            return result
+        return run(*[plain(a) if isinstance(a, np.ndarray) else a for a in arguments])
 
     call.__name__, call.__module__ = bind.__name__, bind.__module__
     return call

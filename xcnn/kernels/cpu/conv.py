@@ -130,8 +130,7 @@ def conv(
     slope = sloping(activation, dtype.itemsize)
 
     def run(x: np.ndarray, weight: np.ndarray, bias: Any, *_: Any) -> Any:
-        x, weight = plain(x), plain(weight)  # as backward takes them
-        result = call(x, weight, None, bias, None)
+        result = call(plain(x), plain(weight), None, bias, None)
         if result is NotImplemented:
             return NotImplemented
         y, has_bias = None if slope is None else result, bias is not None  # backward keeps y
@@ -142,8 +141,8 @@ def conv(
                 above, dy = dy, np.empty(dy.shape, dtype)
                 slope(dy, y, above, serial=False)
             return (
-                back()(dy, weight, None, None, None) if needs[0] else None,
-                gradients()(x, dy) if needs[1] else None,
+                back()(dy, plain(weight), None, None, None) if needs[0] else None,
+                gradients()(plain(x), dy) if needs[1] else None,
                 channel_sums(dy) if needs[2] and has_bias else None,
             )
 
@@ -190,15 +189,14 @@ def conv_transpose(
     gradients = functools.cache(lambda: weight_gradients(n, dtype, weights, axes, groups))
 
     def run(x: np.ndarray, weight: np.ndarray, bias: Any, *_: Any) -> Any:
-        x, weight = plain(x), plain(weight)  # as backward takes them
-        result, has_bias = call(x, weight, None, bias, None), bias is not None
+        result, has_bias = call(plain(x), plain(weight), None, bias, None), bias is not None
         if result is NotImplemented:
             return NotImplemented
 
         def backward(dy: np.ndarray, needs: Sequence[bool]) -> tuple[Any, ...]:
             dy = plain(dy)
-            dx = back()(dy, weight, None, None, None) if needs[0] else None
-            dweight = gradients()(dy, x) if needs[1] else None
+            dx = back()(dy, plain(weight), None, None, None) if needs[0] else None
+            dweight = gradients()(dy, plain(x)) if needs[1] else None
             return dx, dweight, channel_sums(dy) if needs[2] and has_bias else None
 
         return result, backward

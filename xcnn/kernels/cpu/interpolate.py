@@ -164,8 +164,9 @@ def _resize(emit, turn, x, y, tables, weights, room, begin, end):
 
 def _tables(axes: Sequence[Any], sizes: Sequence[int], at_once: int, back: bool, dtype: Any) -> tuple[Any, ...]:
     """Return the tables and weights of all passes over maps of these sizes, and the size of the room."""
-    passes, parts, current, room = [], list[tuple[np.ndarray, ...]](), [*sizes], math.prod(sizes)
-    chosen, copied = np.arange(room).reshape(sizes), at_once > 1
+    passes, parts, current, pixels = [], list[tuple[np.ndarray, ...]](), [*sizes], [math.prod(sizes)]
+    turned = copied = at_once > 1  # only then are places of pixels needed, which take more memory than a map
+    chosen = np.arange(pixels[0]).reshape(sizes) if turned else np.zeros(0, np.int64)
     for dim, (indices, weights) in axes:
         terms, outs = indices.shape
         counts = (weights != 0).sum(axis=0) if back else np.full(outs, terms)
@@ -178,12 +179,13 @@ def _tables(axes: Sequence[Any], sizes: Sequence[int], at_once: int, back: bool,
             kind = _TO_PAIRS if terms == 1 else _FROM_PAIRS
         passes.append((outer, current[dim], inner, outs, terms, at, row, kind))
         parts.append((indices.T.ravel(), weights.T.ravel(), counts))
-        chosen, copied, current[dim] = chosen.take(indices[0], axis=dim), copied and terms == 1 and ones, outs
-        room = max(room, math.prod(current))
-    size, area = math.prod(sizes), math.prod(current)
+        copied, current[dim] = copied and terms == 1 and ones, outs
+        chosen = chosen.take(indices[0], axis=dim) if copied else chosen
+        pixels.append(math.prod(current))
+    size, area, room = pixels[0], pixels[-1], max(pixels if turned else [0, *pixels[1:-1]])
     if copied:  # each pixel is turned back from where it is
         passes = []
-    places = np.arange(size), chosen if copied else np.arange(area)
+    places = np.arange(size if turned else 0), chosen if copied else np.arange(area if turned else 0)
     steps = (np.arange(at_once) * step for step in (size, area))
     indices, weights, counts = (np.concatenate(kind) for kind in zip(*parts, strict=True))
     numbers, passed = [at_once, size, area, room * at_once], np.array(passes, np.int64)
@@ -197,9 +199,12 @@ def _resizer(plan: tuple[Any, ...], shape: tuple[int, ...], back: bool, dtype: A
     axes = [(dim, tables(*arguments)[back]) for dim, arguments in (plan if back else reversed(plan))]
     lanes, maps, outs = BYTES // dtype.itemsize, math.prod(shape[:2]), [*shape[2:]]
     call, turn = _resize(dtype.itemsize), transpose.address(dtype.itemsize)
-    for dim, arguments in plan:
+    pixels = [math.prod(outs)]
+    for dim, arguments in plan if back else reversed(plan):
         outs[dim] = arguments[0 if back else 1]
-    small = (math.prod(shape[2:]) + math.prod(outs)) * BYTES <= _TURNED_BYTES[MODES[plan[0][1][3]] > 0]
+        pixels.append(math.prod(outs))
+    most = _TURNED_BYTES[MODES[plan[0][1][3]] > 0]
+    small = max(pixels[0] + pixels[-1], *pixels) * BYTES <= most  # there may be more between two passes
     at_once = lanes if small and 2 * maps >= lanes else 1
     whole, weights, room = _tables(axes, shape[2:], at_once, back, dtype)
 

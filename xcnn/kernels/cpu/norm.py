@@ -208,14 +208,8 @@ def norm(
         options = _options(
             layout, limited=limited, residual=writes, given=constant, gradient=needs[0], sums=writes or sums
         )
-        return (
-            norm_backward(dtype.itemsize, *options),
-            layout,
-            wants_weight,
-            wants_bias,
-            writes,
-            needs[3] and has_residual,
-        )
+        compiled, gives = norm_backward(dtype.itemsize, *options), needs[3] and has_residual
+        return compiled, layout, wants_weight, wants_bias, writes, gives
 
     def run(
         x: Any, weight: Any, bias: Any, eps: Any, view: Any, given: Any = None, residual: Any = None, *_: Any
@@ -244,22 +238,9 @@ def norm(
             def slots(first: int, last: int) -> None:
                 sums = scratch(0, "sums of norms", layout.room, _DOUBLE)
                 compiled(
-                    layout.table,
-                    source,
-                    above,
-                    seen,
-                    *outs,
-                    scale,
-                    mean,
-                    rstd,
-                    *means,
-                    shared,
-                    sums,
-                    low,
-                    high,
-                    first,
-                    last,
-                )
+                    layout.table, source, above, seen, *outs, scale, mean, rstd, *means, shared, sums, low, high,
+                    first, last,
+                )  # fmt: skip
 
             share(slots, work, n=layout.parts)
             total = (shared[0] if len(shared) == 1 else shared.sum(axis=0, dtype=np.float64))[:, : layout.parameters]
