@@ -313,6 +313,25 @@ def test_the_number_of_pieces_follows_from_bytes_and_flops():
     assert _inference._count(100_000, small) > 1
 
 
+def test_dozens_of_shapes_in_turns_are_prepared_once_each(monkeypatch):
+    shapes, prepare = [], _inference.prepared
+    monkeypatch.setattr(
+        _inference, "prepared", lambda joined, x, held: shapes.append(x.shape) or prepare(joined, x, held)
+    )
+    model = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU())
+    signals = [np.ones((1, 2, length), np.float32) for length in range(3, 43)]
+    wanted = [copy.deepcopy(model).forward(x, train=False)[0] for x in signals]
+    for _ in range(40):
+        for x, y in zip(signals, wanted, strict=True):
+            np.testing.assert_array_equal(model(x), y)
+    assert shapes == [x.shape for x in signals]
+    programs = model._plan.joined().programs
+    assert not any(getattr(program, "record", None) for program in programs.values())
+    for length in range(43, 80):  # the oldest ones are forgotten
+        model(np.ones((1, 2, length), np.float32))
+    assert len(programs) <= 64
+
+
 def test_another_thread_may_forget_programs_at_any_time():
     class Forgetful(dict):
         def __setitem__(self, key, value):

@@ -305,6 +305,11 @@ def test_labels_that_are_all_ignored_are_named_also_in_parts(where):
         training.step(X, np.full(12, -100))
 
 
+def test_an_empty_batch_is_named():
+    with pytest.raises(UsageError, match="^the batch is empty"):
+        trainer_of(vectors(3), "cross_entropy").step(X[:0], np.zeros(0, int))
+
+
 def test_parameters_that_the_optimizer_lacks_are_told_once():
     model, said = vectors(3), []
     training = Trainer(model, optim.SGD(model[2].parameters(), lr=0.1), tell=said.append)

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from xcnn import compare as room
 from xcnn import plots
-from xcnn._check import integer
+from xcnn._check import choice, integer
 from xcnn.cli._console import check_writable, note, print_json, print_line, split_names
 from xcnn.cli._speed import (
     DISTURBED,
@@ -128,7 +128,7 @@ def bench(
         return 0
     threads = get_num_threads() if threads is None else threads
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
-    modes = room.MODES if mode == "both" else (mode,)
+    modes = room.MODES if choice("", "mode", mode, (*room.MODES, "both")) == "both" else (mode,)
     counts = _numbers("batch_sizes", batch_sizes)
     named: dict[str, tuple[str, Sequence[object]]] = {
         "batch_sizes": (batch_sizes, counts),

@@ -25,8 +25,8 @@ from xcnn.threads import get_num_threads
 
 __all__ = ["each", "infer", "recorded"]
 
-_MOST_PROGRAMS = 16
-"""The number of shapes for which a graph keeps programs."""
+_MOST_RECORDED = 16
+"""The most shapes of a graph if one more is to be recorded, as each record keeps memory."""
 
 
 def infer(plan: Plan, x: Any) -> Any:
@@ -43,7 +43,8 @@ def infer(plan: Plan, x: Any) -> Any:
     joined, held = plan.current(sure=False)
     key = like(x), get_num_threads()
     found = joined.programs.get(key)
-    if type(found) is Program and (y := _repeated(found, x, held)) is not NotImplemented:
+    few = len(joined.programs) <= _MOST_RECORDED
+    if type(found) is Program and (y := _repeated(found, x, held, few)) is not NotImplemented:
         return y
     if joined.reshaped():
         joined, held = plan.current()
@@ -51,11 +52,10 @@ def infer(plan: Plan, x: Any) -> Any:
     try:
         if found is not None:
             return found(x, held)
-        if len(joined.programs) >= _MOST_PROGRAMS:
-            joined.programs.clear()
-        joined.programs[key], y = (None if several else _pieces(joined, x, held)) or prepared(joined, x, held)
+        program, y = (None if several else _pieces(joined, x, held)) or prepared(joined, x, held)
+        joined.keep(key, program)
     except Changed:
-        joined.programs[key] = lambda x, held: NotImplemented
+        joined.keep(key, lambda x, held: NotImplemented)
         return NotImplemented
     except XcnnError:  # also of a module that refuses some numbers
         return NotImplemented
@@ -66,10 +66,10 @@ _OFTEN = 30
 """The runs of a program after which its calls are recorded."""
 
 
-def _repeated(program: Program, x: Any, held: list[Any]) -> Any:
-    """Return what a program would if it is recorded, now or before; otherwise NotImplemented."""
+def _repeated(program: Program, x: Any, held: list[Any], few: bool) -> Any:
+    """Return what a program would if it is recorded, now if there are few shapes, or before; else NotImplemented."""
     program.runs += 1
-    if program.runs == _OFTEN and program.recordable:
+    if program.runs == _OFTEN and program.recordable and few:
         program.record = recorded(namespace_of(x), program, x, held)
     return NotImplemented if program.record is None else program.record(x, held)
 
@@ -83,7 +83,8 @@ def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:
     image = joined.programs.get(key)
     if image is None:
         try:
-            image = joined.programs[key] = prepared(joined, x[:1, ...], held)[0]
+            image = prepared(joined, x[:1, ...], held)[0]
+            joined.keep(key, image)
         except XcnnError:  # such as a norm over the pixels of one image
             return None
     count = _count(n, image.costs) if image.apart else 1

@@ -25,6 +25,9 @@ __all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
+_MOST_PROGRAMS = 64
+"""The number of shapes for which a graph keeps what it has prepared."""
+
 CONVS = ("conv1d", "conv2d", "conv3d")
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth")
 
@@ -236,6 +239,13 @@ class Joined:
         except Exception:  # such as a comparison of arrays
             return None
         return None if sure and self.reshaped() else self.held
+
+    def keep(self, key: Any, program: Any) -> None:
+        """Keep a program for a shape, and forget the oldest one if there are many."""
+        if len(self.programs) >= _MOST_PROGRAMS:
+            oldest, *_ = self.programs
+            self.programs.pop(oldest, None)
+        self.programs[key] = program
 
     def reshaped(self) -> bool:
         """Return whether an array has got another shape in place, as NumPy allows."""

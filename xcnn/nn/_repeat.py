@@ -24,9 +24,6 @@ from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repetition", "added", "at", "repetition", "trained"]
 
-_MOST = 16
-"""The number of shapes for which a graph keeps what it has prepared."""
-
 
 class Repetition(NamedTuple):
     """A call of a body whose arrays are found anew each time.
@@ -125,9 +122,7 @@ def trained(plan: Plan, inputs: Sequence[Any], train: bool) -> tuple[Any, Callab
             return found(inputs, held, singly=True)
         result = found(inputs, held)
         if found.complete:
-            if len(joined.programs) >= _MOST:
-                joined.programs.clear()
-            joined.programs[key] = found
+            joined.keep(key, found)
         return result
     return found(inputs, held)  # type: ignore[no-any-return]
 

@@ -161,6 +161,8 @@ class Step:
                 wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
                 if wrong.size:
                     return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
+                if labels.size == 0:
+                    return UsageError("the batch is empty; a batch needs at least one example")
                 if (labels == ignored).all():
                     return UsageError(f"every label of the batch is {ignored}, which is ignored")
             for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
