@@ -306,7 +306,7 @@ def test_labels_that_are_all_ignored_are_named_also_in_parts(where):
 
 
 def test_an_empty_batch_is_named():
-    with pytest.raises(UsageError, match="^the batch is empty"):
+    with pytest.raises(UsageError, match=r"^the batch is empty"):
         trainer_of(vectors(3), "cross_entropy").step(X[:0], np.zeros(0, int))
 
 
