@@ -344,3 +344,14 @@ def test_batches_that_are_cut_are_not_recorded(monkeypatch):
     y = [model(x) for _ in range(4)]
     assert not records(model)
     np.testing.assert_array_equal(y[0], y[3])
+
+
+def test_large_results_are_not_recorded():
+    """Recording keeps all results of two runs, and would gain nothing."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.GlobalAvgPool())
+    for size, kept in ((16, True), (200, False)):
+        x = np.ones((1, 3, size, size), np.float32)
+        for _ in range(40):
+            model(x)
+        program = next(one for key, one in model._plan.joined().programs.items() if key[0][1] == x.shape)
+        assert (program.record is not None) == kept

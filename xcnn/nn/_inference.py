@@ -62,14 +62,15 @@ def infer(plan: Plan, x: Any) -> Any:
     return y
 
 
-_OFTEN = 30
-"""The runs of a program after which its calls are recorded."""
+_OFTEN, _LITTLE = 30, 4 << 20
+"""The runs of a program after which its calls are recorded, if all results have no more than so many bytes: beside more
+work, the Python between the calls takes little time, and recording would take much memory."""
 
 
 def _repeated(program: Program, x: Any, held: list[Any], few: bool) -> Any:
     """Return what a program would if it is recorded, now if there are few shapes, or before; else NotImplemented."""
     program.runs += 1
-    if program.runs == _OFTEN and program.recordable and few:
+    if program.runs == _OFTEN and program.recordable and few and program.nbytes <= _LITTLE:
         program.record = recorded(namespace_of(x), program, x, held)
     return NotImplemented if program.record is None else program.record(x, held)
 

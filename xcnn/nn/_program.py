@@ -61,6 +61,7 @@ class Program:
     apart : whether each image is computed by itself, as far as is known.
     costs : those of the steps.
     recordable : whether all steps are bound calls of this package's bodies, so that they do nothing else.
+    nbytes : the bytes of all results.
     runs, record : how often it has run, and what repeats its compiled calls; see `_inference.py`.
     """
 
@@ -72,7 +73,7 @@ class Program:
         self.several = False
         self.apart = True
         self.costs: list[Cost] = []
-        self.recordable, self.runs = True, 0
+        self.recordable, self.nbytes, self.runs = True, 0, 0
         self.record: Run | None = None
 
     def __call__(self, x: Any, held: Sequence[Any]) -> Any:
@@ -134,6 +135,7 @@ class _Maker:
             result = fast(*given)
         self.values[place] = whole(*given) if result is NotImplemented else result
         self.program.recordable &= fast is not None
+        self.program.nbytes += getattr(self.values[place], "nbytes", 0)
         self.program.steps.append((fast or whole, whole, at(places), place, ()))
         return place
 
