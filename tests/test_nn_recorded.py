@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from test_nn_inference import LAYOUTS, NETWORKS, cut, images, made, singly, together
 
-from tests.test_nn_inference import LAYOUTS, NETWORKS, cut, images, made, singly, together
 from xcnn import nn, ops, optim, threads
 from xcnn._dispatch import BODIES, bound, kernel, kernels, portable
 from xcnn.errors import ShapeError
