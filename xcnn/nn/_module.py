@@ -30,7 +30,7 @@ import numpy as np
 from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, Explained, UsageError, explained
-from xcnn.nn._forward import prepared
+from xcnn.nn._forward import ABSENT, call, prepared, refuse
 from xcnn.nn._members import members
 from xcnn.parameter import Buffer, Parameter
 
@@ -104,8 +104,10 @@ class Module(Explained):
             f"{type(self).__name__}: forward is not defined; define forward(x, train) that returns (y, backward)"
         )
 
-    def __call__(self, x: Any) -> Any:
-        """Return the output for x in inference mode."""
+    def __call__(self, x: Any = ABSENT, *more: Any, **others: Any) -> Any:
+        """Return the output for x, the only argument, in inference mode."""
+        if x is ABSENT or more or others:
+            refuse(type(self).__name__, call, (x, *more), others)
         return self.forward(x, train=False)[0]
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
@@ -213,6 +215,9 @@ class Module(Explained):
         """
         if dtype not in (None, "float32", "float64"):
             raise UsageError(f"to: dtype must be 'float32' or 'float64', got {dtype!r}")
+        if dtype is None and getattr(where, "__name__", str(where)) in ("float32", "float64"):
+            name = getattr(where, "__name__", where)
+            raise UsageError(f"to: where must be a device, got the dtype {name}; pass both: to('cpu', dtype='{name}')")
         target = device(where)
         for _, slot in self._attributes(Parameter, Buffer):
             array = to_numpy(slot.data)
