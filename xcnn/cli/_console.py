@@ -90,6 +90,9 @@ _FLAGS = {
     ", or name the model": "",
     "name the data set or the image_size": "name the data set (--dataset) or the --image-size",
     "opset must be": "--opset must be",
+    "set lr instead of": "pass --lr instead of",
+    "set momentum instead of": "pass --momentum instead of",
+    "set wd instead of": "pass --wd instead of",
 }
 """The words of the library for what the command line does with flags."""
 
