@@ -38,7 +38,10 @@ def test_only_arrays_take_the_place_of_an_array(slot):
     ("call", "message"),
     [
         (lambda model: model(), "{}: missing a required argument: 'x'"),
-        (lambda model: model(np.ones(2), np.ones(2)), "{}: too many positional arguments"),
+        (
+            lambda model: model(np.ones(2), np.ones(2)),
+            "{}: x is the only argument, got 2; pass several inputs as one tuple",
+        ),
         (lambda model: model(input=np.ones(2)), "{}: no argument 'input' (known: x)"),
         (lambda model: model.forward(), "{}.forward: missing a required argument: 'x'"),
         (lambda model: model.forward(train=False), "{}.forward: missing a required argument: 'x'"),
@@ -60,6 +63,7 @@ def test_a_module_takes_its_input_and_nothing_else(make, call, message):
     ("call", "message"),
     [
         (lambda: nn.summary(nn.ReLU()), "summary: missing a required argument: 'shape'"),
+        (lambda: nn.ReLU().load_state_dict(), "load_state_dict: missing a required argument: 'state'"),
         (lambda: models.build(), "build: missing a required argument: 'name'"),
         (lambda: devices.device(), "device: missing a required argument: 'spec'"),
         (lambda: nn.ReLU().forward(np.ones(2))[1](), "ReLU: dy must be the gradient with respect to y, got None"),

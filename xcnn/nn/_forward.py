@@ -71,8 +71,9 @@ def _forward(x: Any, train: bool = True) -> Any:
 
 def refuse(name: str, function: Callable[..., Any], given: tuple[Any, ...], others: dict[str, Any]) -> NoReturn:
     """Raise the error of a call, by its name, with other arguments than `function` takes."""
-    given = () if given[0] is ABSENT else given
-    raise wrong_call(name, function, given, others) or UsageError(f"{name}: wrong arguments")
+    if function is call and len(given) > 1:
+        raise UsageError(f"{name}: x is the only argument, got {len(given)}; pass several inputs as one tuple")
+    raise wrong_call(name, function, () if given[0] is ABSENT else given, others) or UsageError(name)
 
 
 def prepared(forward: Callable[..., Any]) -> Callable[..., Any]:

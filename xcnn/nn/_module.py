@@ -225,10 +225,12 @@ class Module(Explained):
         self.zero_grad()
         return self
 
+    @explained
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
         return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
+    @explained
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
@@ -292,6 +294,7 @@ class Module(Explained):
             slots[name].data = like(came, slots[name].data)
         return IncompatibleKeys(missing, unexpected)
 
+    @explained
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw new initial weights for this module and all below it, and a new seed for each dropout.
 
