@@ -276,6 +276,8 @@ def test_means_in_json(xcnn):
         (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
         (["--seconds", "0"], "seconds must be a number in (0, inf), got 0"),
         (["--models", ","], "--models takes values separated by commas, got ','"),
+        (["--against", ","], "--against takes values separated by commas, got ','"),
+        (["--against", "torch", "--ways", ","], "--ways takes values separated by commas, got ','"),
         (["-b", ""], "--batch-sizes takes values separated by commas, got ''"),
         (["--devices", ","], "--devices takes values separated by commas, got ','"),
         (["--report", os.devnull], "--report: there is no line of bench --json"),

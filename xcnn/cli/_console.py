@@ -84,6 +84,7 @@ def leave_terminal() -> None:
 _FLAGS = {
     "skip_broken=True": "--skip-broken",
     "class_weight='balanced'": "--class-weight balanced",
+    "omit data_dir": "omit --data-dir",
     "pass their folder as data_dir": "name their folder with --data-dir",
     "use the data_dir of the run": "use the --data-dir of the run",
     "name the model, or build the network and call load_state_dict": "name it with --model",

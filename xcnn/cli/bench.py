@@ -134,9 +134,11 @@ def bench(
         "batch_sizes": (batch_sizes, counts),
         "models": (models, split_names(models)),
         "devices": (devices, ours),
+        "against": (against, peers),
+        "ways": (ways, split_names(ways)),
     }
     for setting, (given, found) in named.items():
-        if not found:
+        if not found and (given or setting not in ("against", "ways")):  # which may be left out
             raise UsageError(f"{setting} takes values separated by commas, got {given!r}", setting=setting)
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
     drawn = _drawn(random, seed, only)
@@ -149,9 +151,9 @@ def bench(
         for batch in counts
         for edge in edges
     ]
+    contestants = room.contestants(ours, peers, split_names(ways))
     if random:
         cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
-    contestants = room.contestants(ours, peers, split_names(ways))
     if plot is not None:
         plots.check()
     check_writable(plot)
