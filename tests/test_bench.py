@@ -21,6 +21,7 @@ from xcnn.compare.busy import busy
 from xcnn.compare.contestants import ONLY, twin
 from xcnn.compare.meter import growth
 from xcnn.compare.parts import costs, parts
+from xcnn.compare.profile import _rows
 from xcnn.compare.scales import each
 from xcnn.errors import UsageError
 from xcnn.ops._op import OPS
@@ -407,6 +408,20 @@ def test_memory_is_the_growth_during_the_measurement():
     assert growth()() < 2**22  # a new peak begins
 
 
+def test_shares_of_a_profile_by_hand():
+    def turn(first, update, whole):
+        named = ("conv2d", first, first), ("update", None, update), ("whole step", whole, None)
+        fields = {"name": "", "shape": (), "flops": 0}
+        return [fields | {"what": what, "forward": one, "backward": other} for what, one, other in named]
+
+    *found, whole = _rows([turn(9.0, 3.0, 10.0), turn(2.0, 9.0, 12.0)], "train")
+    assert [row.seconds for row in found] == [4.0, 3.0, 3.0]
+    assert [row.share for row in (*found, whole)] == pytest.approx([0.4, 0.3, 0.3, 1.0])
+    *found, whole = _rows([turn(6.0, 4.0, 10.0)], "train")  # the parts take longer alone
+    assert [row.seconds for row in found] == [12.0, 4.0, 0.0]
+    assert [row.share for row in (*found, whole)] == pytest.approx([0.75, 0.25, 0.0, 0.625])
+
+
 def test_a_profile_has_the_parts_of_the_network_beside_each_other():
     entered, flops = [OURS], 2 * 2 * 32 * 32 * 16 * 16 * 9
     if importlib.util.find_spec("torch"):
@@ -416,7 +431,7 @@ def test_a_profile_has_the_parts_of_the_network_beside_each_other():
     for rows in found.values():
         assert [row.what for row in rows[:3]] == ["conv2d 3x3 16", "batchnorm2d + relu", "conv2d 3x3 16"]
         assert [row.what for row in rows[-3:]] == ["update", "loss and the rest", "whole step"]
-        assert sum(row.seconds for row in rows[:-1]) == pytest.approx(rows[-1].seconds)
+        assert sum(row.share for row in rows[:-1]) == pytest.approx(1)
         assert (rows[2].name, rows[2].shape, rows[2].flops) == ("3.body.0", (16, 32, 32), 3 * flops)
         assert sum(row.what == "batchnorm2d + add + relu" for row in rows) == 9
         assert all(row.forward > 0 and row.backward > 0 for row in rows[:-3])
@@ -498,8 +513,28 @@ def test_a_worker_that_dies_is_one_sentence_at_once():
     with worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one:
         assert one.ask("ready") is None
         one.process.kill()
-        with pytest.raises(compare.SpeedError, match=r"xcnn cpu fails at report, batch 1, train: .* exit code -9"):
+        with pytest.raises(
+            compare.SpeedError, match=r"xcnn cpu fails at report, batch 1, train: .* exit code -9, as when "
+        ):
             one.ask("burst", seconds=0.1)
+
+
+def test_a_batch_without_enough_memory_is_one_sentence():
+    with worker.Worker(OURS, compare.Case("report", 10**13, "infer", 1)) as one:
+        message = r"^xcnn cpu fails at .*, infer: out of memory; choose a smaller batch \(Unable to allocate .*\)$"
+        with pytest.raises(compare.SpeedError, match=message):
+            one.ask("ready")
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_the_faster_product_is_the_yardstick_of_the_cpu(fast, monkeypatch):
+    calls = []
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: (calls.append(0), time.sleep(0.05 * (fast != 0)), a)[2])
+    monkeypatch.setattr(ops, "linear", lambda a, b: (calls.append(1), time.sleep(0.05 * (fast != 1)), (a,))[2])
+    with compare.Contestant("sgemm", "cpu").opened(compare.Case("report", 1, "train", 1)) as step:
+        assert {*calls} == {0, 1}
+        step()
+    assert calls[-1] == fast
 
 
 def test_a_worker_that_fails_gives_its_reason():

@@ -239,7 +239,7 @@ def test_the_parts_of_a_long_measurement_are_one_report(xcnn, tmp_path):
     code, out, _ = xcnn("--report", "alone")
     assert "| `random-0-2` | 8 | 8 | 2.0 MiB |" in out.splitlines()
     (tmp_path / "c").write_text("[]")
-    for name, reason in {"a,c": "c:1 is not a line of bench --json", "d": "cannot read d: "}.items():
+    for name, reason in {"a,c": "c:1 is not a line of bench --json", "d": "cannot read d: No such file"}.items():
         code, out, err = xcnn("--report", name)
         assert (code, out) == (2, "")
         assert reason in err
@@ -276,6 +276,8 @@ def test_means_in_json(xcnn):
         (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
         (["--seconds", "0"], "seconds must be a number in (0, inf), got 0"),
         (["--models", ","], "--models takes values separated by commas, got ','"),
+        (["--against", ","], "--against takes values separated by commas, got ','"),
+        (["--against", "torch", "--ways", ","], "--ways takes values separated by commas, got ','"),
         (["-b", ""], "--batch-sizes takes values separated by commas, got ''"),
         (["--devices", ","], "--devices takes values separated by commas, got ','"),
         (["--report", os.devnull], "--report: there is no line of bench --json"),
@@ -305,6 +307,33 @@ def test_a_peer_that_is_not_installed(xcnn, monkeypatch):
     code, out, err = xcnn(*QUICK, "--against", "jax")
     assert (code, out) == (1, "")
     assert "error: bench: jax is not installed; pip install jax" in err
+
+
+def test_all_peers_that_are_not_installed(xcnn, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    argv = ("--models", "report", "--mode", "infer", "--against", "onnxruntime,torch,torch-compile,jax")
+    code, out, err = xcnn(*argv)
+    assert (code, out) == (1, "")
+    names = "onnxruntime and torch and jax are not installed"
+    assert f"error: bench: {names}; pip install onnx onnxruntime; pip install torch; pip install jax" in err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (compare.SpeedError("it fails"), 1)])
+def test_what_is_measured_is_printed_before_an_interrupted_bench_ends(xcnn, inside, monkeypatch, stop, code, as_json):
+    def fitted(case):
+        if case.batch == 4:
+            raise stop
+        return case
+
+    monkeypatch.setattr(compare.Case, "fitted", fitted)
+    ended, out, err = xcnn(*QUICK[:2], "-b", "2,3,4,5", *QUICK[4:], *["--json"] * as_json)
+    assert ended == code
+    assert err.splitlines()[-1] == f"error: {'interrupted' if code == 130 else 'it fails'}"
+    if as_json:
+        assert [json.loads(line)["kind"] for line in out.splitlines()] == ["machine", "speed", "speed", "growth"]
+    else:
+        assert [line.split()[1] for line in out.splitlines() if line.startswith("report  ")] == ["2", "3"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")

@@ -20,6 +20,8 @@ from PIL import Image
         (["train", "--lr", "nan"], 2, "--lr must be a number in (0, inf), got nan"),
         (["train", "--momentum", "0.5"], 2, "--momentum is not for the optimizer adam, which has no momentum"),
         (["train", "--opt-options", "nesterov"], 2, "--opt-options: expected NAME=VALUE, got 'nesterov'"),
+        (["bench", "--modes", "train"], 2, "xcnn bench has no flag --modes; did you mean --mode?"),
+        (["train", "--opt", "sgd", "--opt-options", "momentum=2"], 2, "pass --momentum instead of the option momentum"),
         (["train", "--opt-options", "beta=1"], 2, "--opt-options: adam: no argument 'beta'; did you mean 'betas'?"),
         (["train", "--seed", "-1"], 2, "--seed must be an integer from 0 to "),
         (["train", "--validation", "1"], 2, "--validation must be a number in [0, 1), got 1.0"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcnn import models, nn
+from xcnn import devices, models, nn
 from xcnn.errors import DtypeError, ShapeError, UsageError, XcnnError
 
 
@@ -15,6 +15,70 @@ def test_a_module_goes_to_no_other_dtype_than_the_two(dtype):
         model.to("cpu", dtype)
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float32])
+def test_a_dtype_is_no_place_to_go_to(dtype):
+    name = dtype if isinstance(dtype, str) else dtype.__name__
+    message = rf"^to: where must be a device, got the dtype {name}; pass both: to\('cpu', dtype='{name}'\)$"
+    with pytest.raises(UsageError, match=message):
+        nn.Linear(2, 2).to(dtype)
+
+
+@pytest.mark.parametrize("slot", [nn.Parameter, nn.Buffer])
+def test_only_arrays_take_the_place_of_an_array(slot):
+    one = slot(np.ones(2))
+    with pytest.raises(DtypeError, match=rf"^{slot.__name__}: data must be an array, got list$"):
+        one.data = [1, 2]
+    np.testing.assert_array_equal(one.data, np.ones(2))
+
+
+@pytest.mark.parametrize("make", [nn.ReLU, lambda: nn.Sequential(nn.ReLU())])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model(), "{}: missing a required argument: 'x'"),
+        (
+            lambda model: model(np.ones(2), np.ones(2)),
+            "{}: x is the only argument, got 2; pass several inputs as one tuple",
+        ),
+        (lambda model: model(input=np.ones(2)), "{}: no argument 'input' (known: x)"),
+        (lambda model: model.forward(), "{}.forward: missing a required argument: 'x'"),
+        (lambda model: model.forward(train=False), "{}.forward: missing a required argument: 'x'"),
+        (lambda model: model.forward(np.ones(2), True, 3), "{}.forward: too many positional arguments"),
+        (
+            lambda model: model.forward(np.ones(2), training=True),
+            "{}.forward: no argument 'training'; did you mean 'train'? (known: x, train)",
+        ),
+    ],
+)
+def test_a_module_takes_its_input_and_nothing_else(make, call, message):
+    model = make()
+    with pytest.raises(UsageError) as error:
+        call(model)
+    assert str(error.value) == message.format(type(model).__name__)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nn.summary(nn.ReLU()), "summary: missing a required argument: 'shape'"),
+        (lambda: nn.ReLU().load_state_dict(), "load_state_dict: missing a required argument: 'state'"),
+        (lambda: models.build(), "build: missing a required argument: 'name'"),
+        (lambda: devices.device(), "device: missing a required argument: 'spec'"),
+        (lambda: nn.ReLU().forward(np.ones(2))[1](), "ReLU: dy must be the gradient with respect to y, got None"),
+    ],
+)
+def test_what_a_call_lacks_is_named(call, message):
+    with pytest.raises(UsageError) as error:
+        call()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("index", [2, -3, "0", 0.5, True])
+def test_a_module_of_a_sequential_is_found_by_its_place_alone(index):
+    with pytest.raises(UsageError, match=r"^Sequential: index must be an integer from -2 to 1, got "):
+        nn.Sequential(nn.ReLU(), nn.ReLU())[index]
 
 
 @pytest.mark.parametrize(

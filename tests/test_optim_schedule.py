@@ -493,7 +493,10 @@ def test_the_state_of_another_schedule_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda o: optim.StepLR(o, 3).load_state_dict(5), "StepLR: the state is invalid: "),
+        (
+            lambda o: optim.StepLR(o, 3).load_state_dict(5),
+            "StepLR: the state is invalid: it must be a mapping",
+        ),
         (lambda o: optim.StepLR(o, 3).load_state_dict({1: 2}), "StepLR: the state must have last_epoch, got 1; "),
         (lambda o: optim.ReduceLROnPlateau(o).step("x"), "ReduceLROnPlateau: metrics must be a number, got 'x'"),
         (lambda o: optim.SequentialLR(o, 5, [1]), "SequentialLR: schedulers must be a list of schedules, got 5"),

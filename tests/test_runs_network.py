@@ -82,6 +82,9 @@ def test_the_command_needs_no_model(xcnn, tmp_path, file):
     code, out, err = xcnn("train", "--resume", "out", "--epochs", "3", "--model", "lenet5")
     assert code == 2
     assert "--model cannot change in a resumed run" in err
+    assert "it was not set, now lenet5; start a new run" in err
+    code, out, err = xcnn("evaluate", "out", "--data-dir", "x")
+    assert (code, err) == (2, "error: digits is part of the package; omit --data-dir (x)\n")
 
 
 def test_a_named_model_is_that_of_the_file(tmp_path):

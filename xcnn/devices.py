@@ -28,7 +28,7 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of, on_device
 from xcnn._cuda import Gpu, line, name_of, report, require
 from xcnn._dispatch import switched_off
-from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, unknown
+from xcnn.errors import DeviceError, DtypeError, UsageError, XcnnError, explained, unknown
 
 __all__ = [
     "LIBRARIES",
@@ -230,6 +230,7 @@ LIBRARIES: dict[str, Library] = {
 """Every array library, by the part of its device strings before the colon."""
 
 
+@explained
 def device(spec: str | Device) -> Device:
     """Open a device by its string. A `Device` is returned unchanged.
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -105,8 +106,13 @@ class OutOfMemoryError(XcnnError, MemoryError):
 
 
 @contextlib.contextmanager
-def making_sense(who: str) -> Iterator[None]:
-    """Turn any error that an invalid state causes inside a `with` into a CheckpointError that begins with `who`."""
+def making_sense(who: str, state: Any = MappingProxyType({})) -> Iterator[None]:
+    """Turn any error that an invalid state causes inside a `with` into a CheckpointError that begins with `who`.
+
+    A state that is not a mapping is one.
+    """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{who}: the state is invalid: it must be a mapping, got {type(state).__name__}")
     try:
         yield
     except XcnnError:

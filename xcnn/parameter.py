@@ -21,8 +21,6 @@ class _Slot:
     __slots__ = ("_data", "_trainable")
 
     def __init__(self, data: Array) -> None:
-        if not is_array(data):
-            raise DtypeError(f"{type(self).__name__}: data must be an array, got {type(data).__name__}")
         self.data = data
         self._trainable = True
 
@@ -34,6 +32,8 @@ class _Slot:
     @data.setter
     def data(self, array: Array) -> None:
         global _change
+        if not is_array(array):
+            raise DtypeError(f"{type(self).__name__}: data must be an array, got {type(array).__name__}")
         self._data, _change = array, object()
 
     @property
@@ -68,7 +68,7 @@ class Parameter(_Slot):
     Raises
     ------
     DtypeError
-        If `data` is not an array.
+        If `data` is not an array, now or when it is set.
     UsageError
         When `trainable` is set to anything but True or False.
     """
@@ -113,7 +113,7 @@ class Buffer(_Slot):
     Raises
     ------
     DtypeError
-        If `data` is not an array.
+        If `data` is not an array, now or when it is set.
     """
 
     __slots__ = ()

@@ -112,6 +112,7 @@ _ELSEWHERE = {
     "--path": "--data-dir",
     "--size": "--image-size",
     "--imgsz": "--image-size",
+    "--modes": "--mode",
     "--bs": "--batch-size",
     "--batch": "--batch-size",
     "--val-split": "--validation",

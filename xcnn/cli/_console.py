@@ -84,12 +84,16 @@ def leave_terminal() -> None:
 _FLAGS = {
     "skip_broken=True": "--skip-broken",
     "class_weight='balanced'": "--class-weight balanced",
+    "omit data_dir": "omit --data-dir",
     "pass their folder as data_dir": "name their folder with --data-dir",
     "use the data_dir of the run": "use the --data-dir of the run",
     "name the model, or build the network and call load_state_dict": "name it with --model",
     ", or name the model": "",
     "name the data set or the image_size": "name the data set (--dataset) or the --image-size",
     "opset must be": "--opset must be",
+    "set lr instead of": "pass --lr instead of",
+    "set momentum instead of": "pass --momentum instead of",
+    "set wd instead of": "pass --wd instead of",
 }
 """The words of the library for what the command line does with flags."""
 

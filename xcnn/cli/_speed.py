@@ -51,7 +51,7 @@ def print_machine(
     if as_json:
         print_json({"kind": "machine", **machine, "threads": threads} | ({"gpus": list(gpus)} if gpus else {}))
         return
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     print_line(f"{machine['cpu'] or 'unknown processor'}, {cores} of {machine['cores']} cores; {versions}")
     for gpu in gpus:
         tf32 = _TF32[gpu["tf32"]].format(ours=f"xcnn {gpu['device']}")
@@ -127,7 +127,10 @@ _COLUMNS = (
     _Column("spread", "{:.0%}", lambda result, one: one.spread, "half the distance between the quartiles", theirs=True),
     _Column("GFLOP/s", "{:.1f}", lambda result, one: result.flops / one.seconds / 1e9),
     _Column(
-        "of-peak", "{:.0%}", lambda result, one: result.share(one, "sgemm"), "share of a large matrix product's speed"
+        "of-peak",
+        "{:.0%}",
+        lambda result, one: result.share(one, "sgemm"),
+        "GFLOP/s as a share of a large matrix product's, above 100% where tiles save operations that are counted",
     ),
     _Column("of-copy", "{:.0%}", lambda result, one: result.share(one, "copy"), _COPY, "gpu"),
     _Column(
@@ -257,6 +260,8 @@ def print_profile(case: room.Case, profiles: Mapping[room.Contestant, Sequence[r
         figures += [first, *more, f"to {peer.name}", f"lost to {peer.name}"]
     title = f"{case}, {mine}: milliseconds of each part alone, fastest calls"
     title += "".join(f"; {peer}" for peer, _ in others)
+    if ours[-1].share < 1:
+        title += f"; the whole step takes {ours[-1].share:.0%} of the sum of its parts"
     meaning = "; to: their time over ours; lost: ours less theirs, as a share of our step" if others else ""
     columns = ("part", "what", "input", *figures)
     print_table(*columns, rows=table, right=figures, title=title + meaning, gap=True, fold=False)

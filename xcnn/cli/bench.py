@@ -134,9 +134,11 @@ def bench(
         "batch_sizes": (batch_sizes, counts),
         "models": (models, split_names(models)),
         "devices": (devices, ours),
+        "against": (against, peers),
+        "ways": (ways, split_names(ways)),
     }
     for setting, (given, found) in named.items():
-        if not found:
+        if not found and (given or setting not in ("against", "ways")):  # which may be left out
             raise UsageError(f"{setting} takes values separated by commas, got {given!r}", setting=setting)
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
     drawn = _drawn(random, seed, only)
@@ -149,9 +151,9 @@ def bench(
         for batch in counts
         for edge in edges
     ]
+    contestants = room.contestants(ours, peers, split_names(ways))
     if random:
         cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
-    contestants = room.contestants(ours, peers, split_names(ways))
     if plot is not None:
         plots.check()
     check_writable(plot)
@@ -166,44 +168,30 @@ def bench(
     )
     results: list[room.Result] = []
     failed: list[room.Failed] = []
-    told: set[tuple[room.Contestant, str]] = set()
-    for number, case in enumerate(cases, 1):
-        note(f"{case} ({number} of {len(cases)})")
-        result = next(running)
-        if isinstance(result, room.Failed):
-            failed.append(result)
-            note(f"{case} is left out: {result.reason}")
-            if json:
-                print_json(
-                    {
-                        "kind": "failed",
-                        "model": case.model,
-                        "batch": case.batch,
-                        "mode": case.mode,
-                        "reason": result.reason,
-                    }
-                )
-            continue
-        results.append(result)
-        for dropped in result.dropped:
-            if (dropped.contestant, dropped.reason) in told:
+    told: set[room.Dropped] = set()
+    try:
+        for number, case in enumerate(cases, 1):
+            note(f"{case} ({number} of {len(cases)})")
+            result = next(running)
+            if isinstance(result, room.Failed):
+                failed.append(result)
+                note(f"{case} is left out: {result.reason}")
+                if json:
+                    cell = {"model": case.model, "batch": case.batch, "mode": case.mode}
+                    print_json({"kind": "failed", **cell, "reason": result.reason})
                 continue
-            told.add((dropped.contestant, dropped.reason))
-            note(f"{dropped.contestant} is left out: {dropped.reason}")
-        waited = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
-        if waited:
-            note(f"other programs use the cores; time spent waiting for one: {', '.join(waited)}")
-        if json:
-            print_lines(result)
-    for one in modes:
-        chosen = [result for result in results if result.case.mode == one]
-        if not json and chosen:
-            print_results(one, chosen)
-        print_means(chosen, json)
-        if not random:
-            print_growths(chosen, json)
-    if random and not json:
-        print_worst(results, WORST)
+            results.append(result)
+            for dropped in result.dropped:
+                if dropped not in told:
+                    note(f"{dropped.contestant} is left out: {dropped.reason}")
+            told.update(result.dropped)
+            waited = [f"{one.contestant} {lost(one):.0%}" for one in timings(result) if lost(one) > DISTURBED]
+            if waited:
+                note(f"other programs use the cores; time spent waiting for one: {', '.join(waited)}")
+            if json:
+                print_lines(result)
+    finally:  # also of an interrupted measurement
+        _print_tables(results, modes, json, random is not None)
     if profile:
         shown = [(result, timing) for result in results for timing in result.ours]
         for result, timing in [one[:2] for one in room.worst(results, WORST)] if random and peers else shown:
@@ -218,6 +206,19 @@ def bench(
         }
         note(f"picture: {plots.speeds(rows, plot, cores)}")
     return int(bool(failed))
+
+
+def _print_tables(results: Sequence[room.Result], modes: Sequence[str], as_json: bool, random: bool) -> None:
+    """Print what is known of all finished cases, unless it is printed already: as JSON, only the means and growths."""
+    for mode in modes:
+        chosen = [result for result in results if result.case.mode == mode]
+        if not as_json and chosen:
+            print_results(mode, chosen)
+        print_means(chosen, as_json)
+        if not random:
+            print_growths(chosen, as_json)
+    if random and not as_json:
+        print_worst(results, WORST)
 
 
 def _drawn(random: int | None, seed: int, only: str | None) -> list[int]:

@@ -221,9 +221,10 @@ def bench(
     integer("bench", "rounds", rounds)
     number("bench", "seconds", seconds, "(0, inf)")
     integer("bench", "busy", cores, 0)
-    for module, hint in {one.package for one in entered if one.name in PEERS}:
-        if importlib.util.find_spec(module) is None:
-            raise SpeedError(f"bench: {module} is not installed; {hint}")
+    packages = dict(one.package for one in entered if one.name in PEERS)
+    if missing := [module for module in packages if importlib.util.find_spec(module) is None]:
+        verb, hints = "are" if len(missing) > 1 else "is", "; ".join(packages[module] for module in missing)
+        raise SpeedError(f"bench: {' and '.join(missing)} {verb} not installed; {hints}")
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}

@@ -1,15 +1,15 @@
 """The time of a step part by part, in xcnn and beside it in its peers: where the time is lost.
 
 Every part runs alone, on the input that it has in the network, again and again: so inputs of small layers lie in the
-caches, and the sum of all parts differs from the step, which has its loss and other work besides, and in inference
-runs a batch in pieces. The contestants take turns in processes of their own. The fastest call of all turns counts, on
-which other programs have the least influence.
+caches, and the sum of all parts differs from the step, which has its loss and other work besides, calls its layers with
+less overhead, and in inference runs a batch in pieces. The contestants take turns in processes of their own. The
+fastest call of all turns counts, on which other programs have the least influence.
 """
 
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xcnn.compare.case import Case
@@ -30,7 +30,8 @@ class Row:
     shape : shape of the part's first input, without the batch.
     flops : floating-point operations of the multiply-adds, forward and backward, per step.
     forward, backward : seconds; None where there is nothing to do, or the library cannot run the part alone.
-    share : share of the time of the whole step of the same contestant.
+    share : share of the time of all parts, the update and the rest of the same contestant, which add up to 1; that of
+        the whole step is less than 1 if its parts take longer alone.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Row:
     flops: int
     forward: float | None
     backward: float | None
-    share: float
+    share: float = 0.0
 
     @property
     def seconds(self) -> float | None:
@@ -79,12 +80,13 @@ def _rows(turns: Sequence[Sequence[Mapping[str, Any]]], mode: str) -> list[Row]:
     def least(values: Sequence[float | None]) -> float | None:
         return min((one for one in values if one is not None), default=None)
 
-    whole = min(costs[-1]["forward"] for costs in turns)
     rows: list[Row] = []
     for each in zip(*turns, strict=True):
         fields = {key: each[0][key] for key in ("name", "what", "flops")} | {"shape": tuple(each[0]["shape"])}
         times = [least([one[way] for one in each]) for way in ("forward", "backward")]
-        rows.append(Row(**fields, forward=times[0], backward=times[1], share=math.fsum(filter(None, times)) / whole))
-    rest = whole - math.fsum(row.seconds or 0.0 for row in rows[:-1])
-    name = "loss and the rest" if mode == "train" else "the rest"
-    return [*rows[:-1], Row("", name, (), 0, rest, None, rest / whole), rows[-1]]
+        rows.append(Row(**fields, forward=times[0], backward=times[1]))
+    *found, whole = rows
+    spent = math.fsum(row.seconds or 0.0 for row in found)
+    rest = max(0.0, (whole.seconds or 0.0) - spent)
+    found.append(Row("", "loss and the rest" if mode == "train" else "the rest", (), 0, rest, None))
+    return [replace(row, share=(row.seconds or 0.0) / (spent + rest)) for row in (*found, whole)]

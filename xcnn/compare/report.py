@@ -51,7 +51,8 @@ def read(files: Sequence[str]) -> Record:
         try:
             lines = Path(file).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"report: cannot read {file}: {error}", setting="report") from None
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UsageError(f"report: cannot read {file}: {reason}", setting="report") from None
         for number, text in enumerate(lines, 1):
             try:
                 found = json.loads(text)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,12 @@ class Worker:
         code = self.process.wait()
         self.errors.seek(0)
         why = _gist(self.errors.read()) or f"the process ended with exit code {code}"
-        why = f"no answer in {PATIENCE:g} seconds" if late else why
+        if late:
+            why = f"no answer in {PATIENCE:g} seconds"
+        elif "MemoryError: " in why and "OutOfMemoryError" not in why:  # whose message says what to do
+            why = f"out of memory; choose a smaller batch ({why.partition('MemoryError: ')[2]})"
+        elif code == -signal.SIGKILL:  # which the system sends
+            why += ", as when memory runs out; choose a smaller batch"
         raise SpeedError(f"{self.contestant} fails at {self.case}: {why}")
 
 

@@ -49,30 +49,27 @@ def conv_norm(
     stride: int = 1,
     *,
     groups: int = 1,
-    dilation: int = 1,
     padding: Padding | None = None,
     norm: Callable[[int], Module] | None = BatchNorm2d,
     activation: Callable[[], Module] | None = ReLU,
-    init: str | init.Init = FAN_OUT,
 ) -> Sequential:
     """Return a convolution (key 0), a norm (1) and an activation (2), as torchvision's `Conv2dNormActivation`.
 
     Parameters
     ----------
     c, o : numbers of channels of the input and the output.
-    kernel, stride, groups, dilation : as in `nn.Conv2d`.
+    kernel, stride, groups : as in `nn.Conv2d`.
     padding : as in `nn.Conv2d`; None pads so that stride 1 and an odd kernel keep the size of the map.
     norm : makes the norm of a number of channels. Without one (None), the convolution has a bias.
     activation : makes the activation, or None for none.
-    init : initialiser of the convolution's weight.
 
     Examples
     --------
     >>> list(conv_norm(3, 8, norm=None, activation=None).state_dict())
     ['0.weight', '0.bias']
     """
-    same = (kernel - 1) // 2 * dilation if padding is None else padding
-    layers: list[Module] = [Conv2d(c, o, kernel, stride, same, dilation, groups, bias=norm is None, init=init)]
+    same = (kernel - 1) // 2 if padding is None else padding
+    layers: list[Module] = [Conv2d(c, o, kernel, stride, same, groups=groups, bias=norm is None, init=FAN_OUT)]
     layers += [norm(o)] if norm is not None else []
     layers += [activation()] if activation is not None else []
     return Sequential(*layers)

@@ -11,7 +11,7 @@ from typing import Any
 from xcnn import nn
 from xcnn._check import generator, integer, is_integer, shown
 from xcnn._plugins import find, is_foreign
-from xcnn.errors import ShapeError, UsageError, XcnnError, wrong_call
+from xcnn.errors import ShapeError, UsageError, XcnnError, explained, wrong_call
 from xcnn.models import efficientnet, mobilenet, networks, resnet, vgg
 from xcnn.models.alexnet import alexnet
 from xcnn.models.convnext import convnext_tiny
@@ -120,6 +120,7 @@ def entry(name: str) -> Entry:
     return found
 
 
+@explained
 def build(name: str, shape: Sequence[int] | None = None, classes: int | None = None, seed: int | None = 0) -> nn.Module:
     """Build a network by name, with float32 weights on the host.
 

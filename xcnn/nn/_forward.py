@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from xcnn._array import Array
 from xcnn.errors import UsageError, XcnnError, wrong_call
 from xcnn.ops._op import captured
 
-__all__ = ["Once", "locate", "prepared"]
+__all__ = ["ABSENT", "Once", "call", "locate", "prepared", "refuse"]
+
+ABSENT: Any = object()
+"""The default of an input, by which a call without it is told; a `TypeError` of Python would not name the layer."""
 
 
 class Once:
@@ -26,7 +29,7 @@ class Once:
         self._input = len(x) if isinstance(x, tuple | list) else getattr(x, "dtype", None)
         self._function: Callable[[Any, bool], Any] | None = function
 
-    def __call__(self, dy: Any, need_dx: bool = True) -> Any:
+    def __call__(self, dy: Any = None, need_dx: bool = True) -> Any:
         function, self._function = self._function, None
         if function is None:
             raise UsageError(f"{self._name}: backward was called already; call forward again first")
@@ -58,12 +61,29 @@ class Once:
         return {} if self._function is None else captured(self._function)
 
 
+def call(x: Any) -> Any:
+    """Take what a module takes when it is called; see `refuse`."""
+
+
+def _forward(x: Any, train: bool = True) -> Any:
+    """Take what a module's `forward` takes; see `refuse`."""
+
+
+def refuse(name: str, function: Callable[..., Any], given: tuple[Any, ...], others: dict[str, Any]) -> NoReturn:
+    """Raise the error of a call, by its name, with other arguments than `function` takes."""
+    if function is call and len(given) > 1:
+        raise UsageError(f"{name}: x is the only argument, got {len(given)}; pass several inputs as one tuple")
+    raise wrong_call(name, function, () if given[0] is ABSENT else given, others) or UsageError(name)
+
+
 def prepared(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the `forward` of a class; see `Module`."""
 
     @functools.wraps(forward)
-    def called(self: Any, x: Any, train: bool = True) -> tuple[Any, Once]:
+    def called(self: Any, x: Any = ABSENT, train: bool = True, *more: Any, **others: Any) -> tuple[Any, Once]:
         name = type(self).__name__
+        if x is ABSENT or more or others:
+            refuse(f"{name}.forward", _forward, (x, train, *more), others)
         try:
             result = forward(self, x, train)
         except XcnnError as error:

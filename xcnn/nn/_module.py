@@ -30,7 +30,7 @@ import numpy as np
 from xcnn._check import flag, generator
 from xcnn.devices import Device, device, like, to_numpy
 from xcnn.errors import CheckpointError, Explained, UsageError, explained
-from xcnn.nn._forward import prepared
+from xcnn.nn._forward import ABSENT, call, prepared, refuse
 from xcnn.nn._members import members
 from xcnn.parameter import Buffer, Parameter
 
@@ -104,8 +104,10 @@ class Module(Explained):
             f"{type(self).__name__}: forward is not defined; define forward(x, train) that returns (y, backward)"
         )
 
-    def __call__(self, x: Any) -> Any:
-        """Return the output for x in inference mode."""
+    def __call__(self, x: Any = ABSENT, *more: Any, **others: Any) -> Any:
+        """Return the output for x, the only argument, in inference mode."""
+        if x is ABSENT or more or others:
+            refuse(type(self).__name__, call, (x, *more), others)
         return self.forward(x, train=False)[0]
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
@@ -213,6 +215,9 @@ class Module(Explained):
         """
         if dtype not in (None, "float32", "float64"):
             raise UsageError(f"to: dtype must be 'float32' or 'float64', got {dtype!r}")
+        if dtype is None and getattr(where, "__name__", str(where)) in ("float32", "float64"):
+            name = getattr(where, "__name__", where)
+            raise UsageError(f"to: where must be a device, got the dtype {name}; pass both: to('cpu', dtype='{name}')")
         target = device(where)
         for _, slot in self._attributes(Parameter, Buffer):
             array = to_numpy(slot.data)
@@ -220,10 +225,12 @@ class Module(Explained):
         self.zero_grad()
         return self
 
+    @explained
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return every parameter and buffer as a host array, by PyTorch's keys (`0.weight`, `2.running_mean`)."""
         return {name: to_numpy(slot.data) for name, slot in self._attributes(Parameter, Buffer)}
 
+    @explained
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Load parameters and buffers by name, converted to the dtype and device that the module has.
 
@@ -287,6 +294,7 @@ class Module(Explained):
             slots[name].data = like(came, slots[name].data)
         return IncompatibleKeys(missing, unexpected)
 
+    @explained
     def reset_parameters(self, rng: np.random.Generator | int | None = None) -> None:
         """Draw new initial weights for this module and all below it, and a new seed for each dropout.
 

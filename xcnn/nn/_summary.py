@@ -11,7 +11,7 @@ import numpy as np
 from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import integer, is_integer, shown
 from xcnn.devices import like
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, explained
 from xcnn.nn._module import Module
 from xcnn.nn._observe import observing
 from xcnn.parameter import Buffer, Parameter
@@ -85,6 +85,7 @@ def _bytes(count: int) -> str:
     return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
+@explained
 def summary(module: Module, shape: tuple[int, ...], batch: int = 1) -> Summary:
     """Run a network forward once, on zeros, and return the output shape, parameters, work and memory of each layer.
 

@@ -18,7 +18,7 @@ from typing import Any
 from xcnn._array import is_array
 from xcnn._check import choice, integer, shown
 from xcnn.errors import ShapeError, UsageError, XcnnError, unknown
-from xcnn.nn._forward import locate
+from xcnn.nn._forward import ABSENT, locate
 from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
 from xcnn.nn._plan import Node, Plan, Step, names
@@ -173,10 +173,10 @@ class Graph(Module):
             if all(module is not node for _, node, _ in self._plan.nodes):
                 yield name, module
 
-    def __call__(self, x: Any) -> Any:
-        """Return the output for x in inference mode; no result is kept longer than needed."""
-        if type(self).forward is not Graph.forward or "forward" in vars(self):
-            return super().__call__(x)
+    def __call__(self, x: Any = ABSENT, *more: Any, **others: Any) -> Any:
+        """Return the output for x, the only argument, in inference mode; no result is kept longer than needed."""
+        if more or others or x is ABSENT or type(self).forward is not Graph.forward or "forward" in vars(self):
+            return super().__call__(x, *more, **others)
         y = infer(self._plan, x)
         if y is not NotImplemented:
             return y
@@ -291,17 +291,19 @@ class Sequential(Graph):
     def __getitem__(self, index: int | slice) -> Module:
         """Return one module, or a Sequential of a slice of them that shares their parameters."""
         if not isinstance(index, slice):
-            return list(self)[index]
+            return list(self)[self._place(index)]
         named = dict(list(self._named().items())[index])
         return Sequential(*named.values()) if all(map(str.isdecimal, named)) else Sequential(named)
 
     def __setitem__(self, index: int, module: Module) -> None:
         """Put a module in the place of another, such as a new head; build the optimizer afterwards."""
-        kind, nodes = type(self).__name__, self._plan.nodes
-        place = integer(kind, "index", index, -len(nodes), len(nodes) - 1)
+        name = self._plan.nodes[self._place(index)][0]
         if not isinstance(module, Module):
-            raise UsageError(f"{kind}: [{index}] must be a module, got {shown(module)}")
-        self._replace(nodes[place][0], module)
+            raise UsageError(f"{type(self).__name__}: [{index}] must be a module, got {shown(module)}")
+        self._replace(name, module)
+
+    def _place(self, index: int) -> int:
+        return integer(type(self).__name__, "index", index, -len(self), len(self) - 1)
 
 
 class Residual(Graph):

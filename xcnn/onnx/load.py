@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xcnn import nn
+from xcnn.errors import explained
 from xcnn.onnx.runtime import package
 
 __all__ = ["File", "load", "read"]
@@ -42,6 +43,7 @@ class File:
     producer: str
 
 
+@explained
 def load(path: str | Path) -> nn.Graph:
     """Return the network in an ONNX file, as a graph of layers that infers and trains.
 

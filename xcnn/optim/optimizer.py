@@ -271,7 +271,7 @@ class Optimizer(Explained):
         UsageError
             If an option is outside its interval.
         """
-        with making_sense(self._name):
+        with making_sense(self._name, state):
             groups, entries = self._loaded_groups(state.get("param_groups", ())), self._loaded_state(state)
         self.state = entries
         for group, options in zip(self.param_groups, groups, strict=True):

@@ -121,7 +121,7 @@ class Schedule(Explained):
         CheckpointError
             If the state belongs to another kind of schedule.
         """
-        with making_sense(type(self).__name__):
+        with making_sense(type(self).__name__, state):
             state = dict(state)
         if set(state) != set(self.saved):
             names = f"{', '.join(self.saved)}, got {', '.join(map(str, state)) or 'nothing'}"

@@ -41,9 +41,9 @@ def changes(before: Mapping[str, Any], config: Config) -> list[str]:
     changed = [name for name in SETTINGS if before.get(name) != now[name]]
     for name in changed:
         if reason := SETTINGS[name].fixed:
+            was = "not set" if before.get(name) is None else before[name]
             raise UsageError(
-                f"{name} cannot change in a resumed run, as {reason}: it was {before.get(name)}, now {now[name]}; "
-                "start a new run",
+                f"{name} cannot change in a resumed run, as {reason}: it was {was}, now {now[name]}; start a new run",
                 setting=name,
             )
     return changed

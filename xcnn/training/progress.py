@@ -15,7 +15,7 @@ from xcnn.training.trainer import Callback, Trainer, clock
 
 __all__ = ["COMPILING", "Progress"]
 
-COMPILING = "compiling kernels, each once on this machine (not counted as training)"
+COMPILING = "compiling kernels, each once on this machine"
 
 _HIDDEN = {"epoch", "seconds", "samples_per_second", "data_seconds"}
 """Entries of a record that are shown in another way."""

@@ -569,7 +569,7 @@ class Trainer:
         """
         if self._fitting:
             raise UsageError("load_state_dict: this trainer is in fit; load a state before or after it")
-        with making_sense("Trainer"):
+        with making_sense("Trainer", state):
             streams = dict(self.model.named_generators())
             if (self.schedule is None) != (state["schedule"] is None) or state["streams"].keys() != streams.keys():
                 raise CheckpointError("Trainer: the state is that of a trainer with another schedule or other layers")
