@@ -197,7 +197,7 @@ def test_numbers_that_are_not_finite_end_where_they_do_without_records(name, bad
 
 
 def test_it_is_recorded_only_if_that_is_faster(monkeypatch):
-    monkeypatch.setattr(_repeat, "_SHARE", 0.6)
+    monkeypatch.setattr(_repeat, "_SHARE", 0.75)
     monkeypatch.setattr(record, "_seconds", lambda run, *_: 1.0)
     assert program(warm("plain")).recorded is None
 

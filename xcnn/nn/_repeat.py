@@ -18,15 +18,18 @@ from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._calls import calls
 from xcnn.nn._forward import locate
 from xcnn.nn._layer import Layer, LayerBackward, Wanted
-from xcnn.nn._plan import LITTLE, OFTEN, Fused, Held, Joined, Plan, like, names, recorded
+from xcnn.nn._plan import OFTEN, Fused, Held, Joined, Plan, like, names, recorded
 from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repetition", "added", "at", "repetition", "trained"]
 
 
-_SHARE = 0.6
-"""The most time that a record of a forward pass may take beside its steps, so that to compute it twice takes less."""
+_SMALL = 1 << 20
+"""The most bytes of all results and parameters if calls are recorded: beside more work, Python takes little time."""
+
+_SHARE = 0.75
+"""The most time that a record may take beside its steps, so that to compute the forward pass twice takes less."""
 
 
 class Repetition(NamedTuple):
@@ -164,7 +167,7 @@ class _Training:
         """Return the output and the backward pass; after many calls, compiled calls are recorded and repeated."""
         updates = [parameter.updates for parameter in self.joined.parameters]
         self.runs += 1
-        if self.runs == OFTEN and self.recordable and self.nbytes <= LITTLE and self.joined.few():
+        if self.runs == OFTEN and self.recordable and self.joined.few():
             self.record(inputs[0], held)
         found = self.recorded
         if found is not None and (y := found[0](inputs[0], held)) is not NotImplemented:
@@ -179,7 +182,8 @@ class _Training:
         """
         updates, (route, steps) = [parameter.updates for parameter in self.joined.parameters], self.route
         parameters: list[Parameter] = []
-        if route is None or any(place < self.first for *_, sources, _ in steps for _, _, place in sources):
+        small = self.nbytes + sum([array.nbytes for array in held]) <= _SMALL
+        if not small or route is None or any(at < self.first for *_, sources, _ in steps for _, _, at in sources):
             return
 
         def forward(x: Any, held: Sequence[Any]) -> Any:
@@ -193,9 +197,9 @@ class _Training:
             return tuple([grad for _, grad in made])
 
         xp, y = namespace_of(x), forward(x, held)
-        first, second = recorded(xp, forward, x, [*held], _SHARE), recorded(xp, both, y, [x, *held], _SHARE)
-        if first is not None and second is not None:
-            self.recorded = first, second, parameters, route, like(y)
+        if (first := recorded(xp, forward, x, [*held], _SHARE)) is not None:
+            second = recorded(xp, both, y, [x, *held], _SHARE)
+            self.recorded = None if second is None else (first, second, parameters, route, like(y))
 
     def again(
         self, found: Any, inputs: Sequence[Any], held: Sequence[Any], updates: list[int], dy: Any, need_dx: bool
