@@ -10,6 +10,7 @@ times 0 is NaN, so where the result is not finite, it is computed again with vec
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -151,12 +152,12 @@ def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, gro
     ways = [_bound(f, n, dtype, shape) for f in _ways(size, n, axes, groups, o // groups, cg)]
     if depthwise.pays(shape, groups, size):
         ways.insert(0, depthwise.weight_gradients(n, dtype, shape, axes, groups))
-    (*others, last), unfit = ways, not_finite(size)
+    (*others, last), unfit, count = ways, not_finite(size), math.prod(shape)
 
     def run(x: np.ndarray, dy: np.ndarray) -> Any:
         for way in others:
             out = way(x, dy)
-            if not unfit(out, out.size):
+            if not unfit(out, count):
                 return out
         return last(x, dy)
 
