@@ -152,7 +152,8 @@ def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, gro
     ways = [_bound(f, n, dtype, shape) for f in _ways(size, n, axes, groups, o // groups, cg)]
     if depthwise.pays(shape, groups, size):
         ways.insert(0, depthwise.weight_gradients(n, dtype, shape, axes, groups))
-    (*others, last), unfit, count = ways, not_finite(size), math.prod(shape)
+    (*others, last), count = ways, math.prod(shape)
+    unfit: Any = not_finite(size) if others else None
 
     def run(x: np.ndarray, dy: np.ndarray) -> Any:
         for way in others:
