@@ -209,3 +209,15 @@ def test_threads_take_turns():
         found = [*pool.map(lambda i: model.forward(xs[i % 8])[0], range(200))]
     for i, y in enumerate(found):
         np.testing.assert_array_equal(y, wanted[i % 8])
+
+
+def test_arrays_of_other_libraries_are_not_recorded():
+    strict = pytest.importorskip("array_api_strict")
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    for one in model.parameters():
+        one.data = strict.asarray(one.data)
+    x = strict.ones((2, 3), dtype=strict.float32)
+    for _ in range(5):
+        y, backward = model.forward(x)
+        backward(y, False)
+    assert program(model).recorded is None

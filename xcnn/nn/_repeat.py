@@ -182,7 +182,7 @@ class _Training:
         """
         updates, (route, steps) = [parameter.updates for parameter in self.joined.parameters], self.route
         parameters: list[Parameter] = []
-        small = self.nbytes + sum([array.nbytes for array in held]) <= _SMALL
+        small = self.nbytes + sum([getattr(array, "nbytes", _SMALL) for array in held]) <= _SMALL
         if not small or route is None or any(at < self.first for *_, sources, _ in steps for _, _, at in sources):
             return
 
