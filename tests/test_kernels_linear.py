@@ -130,3 +130,18 @@ def test_many_small_matrices_are_left_to_portable_code(count: int, size: int, ta
     (kernel,) = (one for one in kernels(np)["matmul"] if one.__module__ == "xcnn.kernels.cpu.linear")
     assert (kernel(x, x) is not NotImplemented) == taken
     np.testing.assert_array_equal(ops.matmul(x, x)[0], np.full(x.shape, size, np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 20, 64])
+def test_few_columns_are_computed_twice(rows: int) -> None:
+    """The last panel of columns is as wide as the others, and computes some of those of the panel before again."""
+    from xcnn.kernels.cpu._matrices import Product, table
+    from xcnn.kernels.cpu._vectors import BYTES
+
+    lanes = BYTES // 4
+    for vectors in range(1, 33):
+        n = vectors * lanes
+        steps = (1, 256) if rows == 1 else (n, 1)
+        for part in table(4, Product((0, 256, 1), (1, *steps), 2, rows, n, 256, bare=False)).table.tolist():
+            columns, width = part[-7], part[-3]
+            assert -(-columns // width) * width <= columns + lanes * (rows > 1)

@@ -19,14 +19,11 @@ from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import body
 from xcnn.devices import on_host
 from xcnn.errors import XcnnError
-from xcnn.nn._plan import Joined, Plan, like
+from xcnn.nn._plan import LITTLE, OFTEN, Joined, Plan, like, recorded
 from xcnn.nn._program import Changed, Cost, Program, prepared
 from xcnn.threads import get_num_threads
 
-__all__ = ["each", "infer", "recorded"]
-
-_MOST_RECORDED = 16
-"""The most shapes of a graph if one more is to be recorded, as each record keeps memory."""
+__all__ = ["each", "infer"]
 
 
 def infer(plan: Plan, x: Any) -> Any:
@@ -43,8 +40,7 @@ def infer(plan: Plan, x: Any) -> Any:
     joined, held = plan.current(sure=False)
     key = like(x), get_num_threads()
     found = joined.programs.get(key)
-    few = len(joined.programs) <= _MOST_RECORDED
-    if type(found) is Program and (y := _repeated(found, x, held, few)) is not NotImplemented:
+    if type(found) is Program and (y := _repeated(found, x, held, joined)) is not NotImplemented:
         return y
     if joined.reshaped():
         joined, held = plan.current()
@@ -62,16 +58,11 @@ def infer(plan: Plan, x: Any) -> Any:
     return y
 
 
-_OFTEN, _LITTLE = 30, 4 << 20
-"""The runs of a program after which its calls are recorded, if all results have no more than so many bytes: beside more
-work, the Python between the calls takes little time, and recording would take much memory."""
-
-
-def _repeated(program: Program, x: Any, held: list[Any], few: bool) -> Any:
+def _repeated(program: Program, x: Any, held: list[Any], joined: Joined) -> Any:
     """Return what a program would if it is recorded, now if there are few shapes, or before; else NotImplemented."""
     program.runs += 1
-    if program.runs == _OFTEN and program.recordable and few and program.nbytes <= _LITTLE:
-        program.record = recorded(namespace_of(x), program, x, held)
+    if program.runs == OFTEN and program.recordable and joined.few() and program.nbytes <= LITTLE:
+        program.record = recorded(namespace_of(x), program, x, held, 1.0)
     return NotImplemented if program.record is None else program.record(x, held)
 
 
@@ -93,15 +84,6 @@ def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:
         return None
     program = _Cut(joined, n, count)
     return program, program(x, held)
-
-
-@body
-def recorded(xp: ModuleType, run: Callable[..., Any], x: Any, held: list[Any]) -> Any:
-    """Return a function of x and the arrays of slots that does what `run` does for arrays of the same shapes, or None.
-
-    It returns NotImplemented if it cannot do that. Kernels may record what `run` calls.
-    """
-    return None
 
 
 @body

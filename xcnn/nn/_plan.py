@@ -10,9 +10,10 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from xcnn._dispatch import version
+from xcnn._dispatch import body, version
 from xcnn.nn._calls import activation, calls, options_after, repeats
 from xcnn.nn._layer import Layer
 from xcnn.nn._module import Module
@@ -20,13 +21,21 @@ from xcnn.ops._formula import FORMULAS, Activation
 from xcnn.ops._op import OPS
 from xcnn.parameter import Buffer, Parameter, change
 
-__all__ = ["CONVS", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step", "alone", "like", "names"]
+__all__ = ["CONVS", "LITTLE", "OFTEN", "Flat", "Fused", "Held", "Joined", "Node", "Plan", "Step"]
+__all__ += ["alone", "like", "names", "recorded"]
 
 Node = tuple[str, Module | Parameter | Buffer, str | Sequence[str]]
 """Name, module, and inputs: one name for one array, a sequence of names for a tuple of arrays."""
 
 _MOST_PROGRAMS = 64
 """The number of shapes for which a graph keeps what it has prepared."""
+
+_MOST_RECORDED = 16
+"""The most shapes of a graph if one more is to be recorded, as each record keeps memory."""
+
+OFTEN, LITTLE = 30, 4 << 20
+"""The runs of a program after which its calls are recorded, if all results have no more than so many bytes: beside more
+work, the Python between the calls takes little time, and recording would take much memory."""
 
 CONVS = ("conv1d", "conv2d", "conv3d")
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth")
@@ -247,6 +256,10 @@ class Joined:
             self.programs.pop(oldest, None)
         self.programs[key] = program
 
+    def few(self) -> bool:
+        """Return whether there are so few programs that one more may be recorded."""
+        return len(self.programs) <= _MOST_RECORDED
+
     def reshaped(self) -> bool:
         """Return whether an array has got another shape in place, as NumPy allows."""
         return [array.shape for array in self.held] != self._shapes
@@ -268,6 +281,16 @@ class Joined:
                     found.append((k, name, inputs, places))
             self._routes = {key: found}
         return found
+
+
+@body
+def recorded(xp: ModuleType, run: Callable[..., Any], x: Any, held: list[Any], share: float) -> Any:
+    """Return a function of x and a list of arrays that does what `run` does for arrays of the same shapes, or None.
+
+    It takes less than a share of the time. It returns NotImplemented if it cannot do that. Kernels may record what
+    `run` calls.
+    """
+    return None
 
 
 def like(y: Any) -> Any:

@@ -13,16 +13,23 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from xcnn._array import is_array, namespace_of
-from xcnn._dispatch import Call, body, bound, tracing
+from xcnn._dispatch import Call, body, bound, tracing, trusted
 from xcnn.errors import UsageError, XcnnError
 from xcnn.nn._calls import calls
 from xcnn.nn._forward import locate
 from xcnn.nn._layer import Layer, LayerBackward, Wanted
-from xcnn.nn._plan import Fused, Held, Joined, Plan, like, names
+from xcnn.nn._plan import OFTEN, Fused, Held, Joined, Plan, like, names, recorded
 from xcnn.ops._op import OPS, Backward
 from xcnn.parameter import Buffer, Parameter
 
 __all__ = ["Repetition", "added", "at", "repetition", "trained"]
+
+
+_SMALL = 1 << 20
+"""The most bytes of all results and parameters if calls are recorded: beside more work, Python takes little time."""
+
+_SHARE = 0.75
+"""The most time that a record may take beside its steps, so that to compute the forward pass twice takes less."""
 
 
 class Repetition(NamedTuple):
@@ -146,6 +153,9 @@ class _Training:
             for k, (_, _, inputs, done, _) in enumerate(joined.training)
         ]
         self.route: tuple[Any, list[Any]] = None, []
+        self.recordable = isinstance(joined.inputs, str) and isinstance(joined.output, str)
+        self.recorded: Any = None
+        self.runs, self.nbytes = 0, 0
 
     def places(self, inputs: str | Sequence[str]) -> tuple[int, ...]:
         """Return the places of values by their names."""
@@ -154,9 +164,61 @@ class _Training:
     def __call__(
         self, inputs: Sequence[Any], held: Sequence[Any], singly: bool = False
     ) -> tuple[Any, Callable[[Any, bool], Any]]:
-        """Run the steps, each module by itself if `singly`; return the output and the backward pass."""
-        place, values, backs = self.first, [*held, *inputs, *self.empty], list[Any]()
+        """Return the output and the backward pass; after many calls, compiled calls are recorded and repeated."""
         updates = [parameter.updates for parameter in self.joined.parameters]
+        self.runs += 1
+        if self.runs == OFTEN and self.recordable and self.joined.few():
+            self.record(inputs[0], held)
+        found = self.recorded
+        if found is not None and (y := found[0](inputs[0], held)) is not NotImplemented:
+            return y, functools.partial(self.again, found, inputs, held, updates)
+        y, backs = self.run(inputs, held, singly)
+        return y, functools.partial(self.backward, backs, updates)
+
+    def record(self, x: Any, held: Sequence[Any]) -> None:
+        """Record the calls of a forward pass, and those of a forward and a backward pass on the last route.
+
+        So a backward pass computes the forward pass once more, but keeps nothing of it in between.
+        """
+        updates, (route, steps) = [parameter.updates for parameter in self.joined.parameters], self.route
+        parameters: list[Parameter] = []
+        small = self.nbytes + sum([getattr(array, "nbytes", _SMALL) for array in held]) <= _SMALL
+        if not small or route is None or any(at < self.first for *_, sources, _ in steps for _, _, at in sources):
+            return
+
+        def forward(x: Any, held: Sequence[Any]) -> Any:
+            return self.run((x,), held)[0]
+
+        def both(dy: Any, given: Sequence[Any]) -> tuple[Any, ...]:
+            made: list[tuple[Parameter, Any]] = []
+            _, backs = self.run(given[:1], given[1:])
+            self.backward(backs, updates, dy, False, lambda *one: made.append(one))
+            parameters[:] = [parameter for parameter, _ in made]
+            return tuple([grad for _, grad in made])
+
+        xp, y = namespace_of(x), forward(x, held)
+        if (first := recorded(xp, forward, x, [*held], _SHARE)) is not None:
+            second = recorded(xp, both, y, [x, *held], _SHARE)
+            self.recorded = None if second is None else (first, second, parameters, route, like(y))
+
+    def again(
+        self, found: Any, inputs: Sequence[Any], held: Sequence[Any], updates: list[int], dy: Any, need_dx: bool
+    ) -> Any:
+        """Do what `backward` does, after a forward pass that a record has repeated."""
+        joined, (_, both, parameters, route, kind) = self.joined, found
+        if need_dx or joined.route(need_dx) != route:
+            self.recorded = None  # to repeat the forward pass only was of no use, and may be of none again
+        elif updates == [parameter.updates for parameter in joined.parameters] and like(dy) == kind:
+            grads = both(dy, [*inputs, *held])
+            if grads is not NotImplemented:
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    parameter.accumulate(grad)
+                return None
+        return self.backward(self.run(inputs, held)[1], updates, dy, need_dx)
+
+    def run(self, inputs: Sequence[Any], held: Sequence[Any], singly: bool = False) -> tuple[Any, list[Any]]:
+        """Run the steps, each module by itself if `singly`; return the output and the backward passes."""
+        place, values, backs = self.first, [*held, *inputs, *self.empty], list[Any]()
         try:
             for place, (call, whole, arguments, done, _) in enumerate(self.steps, self.first):
                 if singly:
@@ -180,7 +242,7 @@ class _Training:
             raise
         self.complete |= not singly
         y = values[self.outputs[0]] if isinstance(self.joined.output, str) else tuple([values[k] for k in self.outputs])
-        return y, functools.partial(self.backward, backs, updates)
+        return y, backs
 
     def module(self, k: int, result: Any, *given: Any) -> tuple[Any, _Module]:
         """Call the module of a step; `result` is what `like` should return of the result, or None."""
@@ -232,7 +294,7 @@ class _Training:
 
     def called(self, k: int, result: Any, y: Any, backward: _Module) -> tuple[Any, _Module]:
         """Let a step call its module from now on; return y and backward."""
-        call = functools.partial(self.module, k, result)
+        call, self.recordable = functools.partial(self.module, k, result), False
         self.steps[k] = self.steps[k]._replace(call=call, whole=call)
         return y, backward
 
@@ -245,17 +307,22 @@ class _Training:
                 places[i] = self.first + len(self.empty)
                 self.empty.append(constant)
         xp = namespace_of(made.result[0])
+        buffers = [(i, slot) for i, slot in call.slots.items() if isinstance(slot, Buffer)]
+        self.recordable &= not several and not buffers and trusted(call.body, xp)
+        self.nbytes += getattr(made.result[0], "nbytes", 0)
         whole: Callable[..., Any] = functools.partial(call.body, xp)
         run = bound(call.body, xp, arguments, whole=True) or whole
         if several:
             run, whole = (functools.partial(_stored, one, layer, self.train) for one in (run, whole))
         taken = at([places[i] for i in range(len(arguments))])
-        if buffers := [(i, slot) for i, slot in call.slots.items() if isinstance(slot, Buffer)]:
+        if buffers:
             taken = functools.partial(_moving, taken, buffers)
         return step._replace(call=run, whole=whole, arguments=taken, wanted=wanted)
 
-    def backward(self, backs: list[Any], updates: list[int], dy: Any, need_dx: bool) -> Any:
-        """Add to the gradients of parameters; return that of the inputs, or None."""
+    def backward(
+        self, backs: list[Any], updates: list[int], dy: Any, need_dx: bool, add: Callable[..., Any] | None = None
+    ) -> Any:
+        """Add to the gradients of parameters, or call `add(parameter, gradient)`; return that of inputs, or None."""
         joined = self.joined
         route = self.needed(joined.route(need_dx))
         if updates != [parameter.updates for parameter in joined.parameters]:
@@ -281,7 +348,7 @@ class _Training:
                 found = function(dy if wanted.outer is None else wanted.outer.checked(dy), needs)
                 for i, parameter in parameters:
                     if found[i] is not None:
-                        parameter.accumulate(found[i])
+                        parameter.accumulate(found[i]) if add is None else add(parameter, found[i])
                 for i, _, source in sources:
                     _accumulate(grads, source, found[i])
             found = None  # it may be a part of a sum, and not be needed any more

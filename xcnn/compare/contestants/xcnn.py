@@ -54,7 +54,10 @@ def alone(case: Case, device: str, way: str, module: nn.Module, x: Any, wanted: 
     where = open_device(device)
     model = copy.deepcopy(module).to(where)
     parameters = list(model.parameters())
-    x = tuple(place(one, where) for one in x) if isinstance(x, tuple) else place(x, where)
+    if isinstance(x, tuple):
+        x = tuple(place(one, where) for one in x)
+    else:
+        x, model = place(x, where), nn.Sequential(model)  # a layer by itself makes all checks at each call
     run, need_dx = (lambda: model.forward(x, True)) if case.mode == "train" else (lambda: model(x)), any(wanted)
     return Passes(run, lambda y, dy: y[1](dy, need_dx), lambda dy: place(dy, where), parameters, model.zero_grad)
 

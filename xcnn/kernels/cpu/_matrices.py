@@ -254,13 +254,22 @@ class Products(NamedTuple):
     bounds: tuple[tuple[int, int], ...]
 
 
+def _panel(n: int, lanes: int) -> int:
+    """Return how wide panels of n columns are computed fastest: four rows take 2 cycles per vector, a single one 3.
+
+    All panels are equally wide, so that the last one may compute columns of the one before again.
+    """
+    costs = [(-(-n // (v * lanes)) * (2 * v + (v == 1)), -v * lanes) for v in range(1, STRIP + 1)]
+    return -min(costs)[1]
+
+
 def table(itemsize: int, *products: Product, starts: Sequence[tuple[int, int, int]] = ()) -> Products:
     """Lay out products of contiguous arrays; with `starts`, the only one is repeated for matrices that begin there."""
     rows, lanes, time = [], BYTES // itemsize, 0.0
     for (a, a_row, a_column), (b, b_row, b_column), c, m, n, k, bare in products:
         way, most, width = _PACKED, _TERMS, -(-n // lanes) * lanes
         if m <= _FEW and b_row == a_column == 1:
-            way, most = _DOTS, BLOCK if m == 1 else 4 * _TERMS
+            way, most, width = _DOTS, BLOCK if m == 1 else 4 * _TERMS, lanes
         elif m <= _SOME and b_column == 1 and n >= lanes:
             way, width = _DIRECT, n
         together = _MANY_ROWS if bare and k <= most and n >= lanes and way != _DOTS else _ROWS
@@ -272,7 +281,7 @@ def table(itemsize: int, *products: Product, starts: Sequence[tuple[int, int, in
         for first, end in itertools.pairwise(ends):
             at = (first * a_row, 0, first * n) if by_rows else (0, first * b_column, first)
             some = (end - first, n, k, 0) if by_rows else (m, end - first, k, first)
-            last = way, min(width, STRIP * lanes, -(-some[1] // lanes) * lanes), most, together
+            last = way, min(width, _panel(some[1], lanes)), most, together
             rows.append((a, b, c, *at, a_row, a_column, b_row, b_column, n, *some, *last))
     count = parts(len(starts or rows), time)
     if starts:

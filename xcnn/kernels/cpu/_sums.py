@@ -16,13 +16,26 @@ from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._vectors import BYTES, DOUBLE, INT, blocks, counted
 
-__all__ = ["BLOCK", "channel_sums"]
+__all__ = ["BLOCK", "channel_sums", "not_finite"]
 
 BLOCK = 4096
 """Terms of a block if they are adjacent and added as vectors, whose lanes are separate sums."""
 
 _VECTORS = 4
 """Vectors that are added at once, each to a sum of its own."""
+
+
+@native("n:xn")
+def not_finite(emit, x, n):
+    """Return whether a number of x is infinite or NaN: 0 times it is not 0."""
+
+    def some(places: Any, mask: Any, sums: Any) -> Sequence[Any]:
+        terms = [emit.fused(emit.read(x, place, mask), zero, total) for place, total in zip(places, sums, strict=False)]
+        return [*terms, *sums[len(terms) :]]
+
+    builder, zero = emit.builder, emit.constant(0.0)
+    total = emit.total(functools.reduce(builder.fadd, emit.span(INT(0), n, [zero] * _VECTORS, some, _VECTORS)))
+    builder.ret(builder.zext(builder.fcmp_unordered("!=", total, emit.vector.element(0.0)), INT))
 
 
 @functools.cache

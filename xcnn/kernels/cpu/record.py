@@ -1,8 +1,8 @@
 """The compiled calls of a small network, recorded once and repeated by one call, as by the graphs of CUDA.
 
 What is computed for one small image may take less time than the Python between the kernels. The compiled code that a
-network calls gets the same numbers and addresses each time, but for those in x, in y and in the arrays of parameters,
-which are put in their places. All other addresses are in memory that belongs to the record.
+network calls gets the same numbers and addresses each time, but for those in x, in results and in the arrays of
+parameters, which are put in their places. All other addresses are in memory that belongs to the record.
 
 Kernels may do more than that, such as copies by NumPy. So the network runs twice, with other numbers in x and in all
 parameters: what is not at the same address in both runs must have been written by compiled code. To be sure, it is
@@ -53,8 +53,9 @@ def _repeat(emit, calls, starts, count, moves, moved, heads, held, first, x, y):
     calls : of each the function, 0, and the arguments.
     starts : where each of them begins, `count` in all.
     moves : where an address is among them, in which array, and by how many bytes; `moved` in all.
-    heads : of each of the arrays of parameters, `held` in all: itself, and how many axes of which sizes it has.
-    first : is set to the addresses of the arrays: x, y, and those of parameters.
+    heads : of each of the arrays of parameters and of further results, `held` in all: itself, and how many axes of
+        which sizes it has.
+    first : is set to the addresses of the arrays: x, y, and those of `heads`.
     """
     builder, zero, calls = emit.builder, Integer(emit.builder, 0), Integers(emit.builder, calls)
     starts, moves, heads, first = (Integers(builder, array) for array in (starts, moves, heads, first))
@@ -120,14 +121,19 @@ def _note(numbers: int, arguments: int, count: int, raw: int) -> None:
         _here.error = error
 
 
-def _ran(run: Callable[..., Any], x: np.ndarray, *held: np.ndarray) -> tuple[list[_Call], list[np.ndarray]]:
-    """Run a network; return the calls, which keep the memory of all results, and x, y and the parameters."""
+def _ran(run: Callable[..., Any], x: np.ndarray, *held: np.ndarray) -> tuple[list[_Call], list[np.ndarray], bool]:
+    """Run a network; return the calls, which keep all memory, its arrays, and whether it returned a tuple.
+
+    The arrays are x, the first result, the parameters, and the other results.
+    """
     _here.calls, RECORDER[0] = [], ctypes.cast(_note, ctypes.c_void_p).value or 0
     try:
-        found = _here.calls, [x, run(x, held), *held]
+        calls, result = _here.calls, run(x, held)
+        several = isinstance(result, tuple)
+        y, *more = result if several else (result,)
         if _here.error is not None:
             raise _here.error
-        return found
+        return calls, [x, y, *held, *more], several
     finally:
         _here.calls, _here.error, RECORDER[0] = None, None, 0
 
@@ -144,11 +150,12 @@ def _other(array: np.ndarray, seed: int) -> np.ndarray:
 
 
 @kernel(np)
-def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any:
+def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any], share: float = 1.0) -> Any:
     """Return a function `(x, held)` that does what `run` does with arrays of the same shapes and dtypes, or None.
 
-    It returns NotImplemented if it cannot do that. What `run` does depends on shapes alone, and is done by kernels of
-    this package: if they change arrays in place, they do it by compiled code, or set `HERE.in_python`.
+    It takes less than a share of the time, and returns NotImplemented if it cannot do that. What `run` does depends on
+    shapes alone, and is done by kernels of this package: if they change arrays in place, they do it by compiled code,
+    or set `HERE.in_python`. It returns new arrays, one or a tuple.
     """
     if not all(map(_fits, (x, *held))) or sum([array.nbytes for array in held]) > _MOST:
         return None
@@ -161,8 +168,9 @@ def recorded(run: Callable[..., Any], x: np.ndarray, held: Sequence[Any]) -> Any
             alone = not longer(lambda: run(first[0], first[1:]))
             _only_if(not HERE.in_python, "arrays are changed in Python")
             with serially():
-                record = _Record(_ran(run, *first), _ran(run, *second), [memory, _ROOMS.rooms])
-        _only_if(alone or _seconds(record, x, held) < _seconds(run, x, held), "several threads are faster")
+                record = _Record(_ran(run, *first), _ran(run, *second), len(held), [memory, _ROOMS.rooms])
+        faster = (alone and share == 1.0) or _seconds(record, x, held) < share * _seconds(run, x, held)
+        _only_if(faster, "it takes too much time, or several threads take less")
         return record
     except Exception as error:
         _log.debug("calls are not recorded: %s", error)
@@ -188,14 +196,15 @@ def _only_if(holds: Any, what: str) -> None:
 class _Record:
     """The calls of a second run, of which a first one shows what changes."""
 
-    def __init__(self, first: Any, second: Any, memory: Any) -> None:
-        (calls, (x, y, *held)), (again, arrays) = first, second
-        usual = _fits(y) and y.dtype.kind == "f" and not np.shares_memory(y, arrays[1])
-        _only_if(usual, "the result is no new array in C order")
-        before, begins = ([*map(address, several)] for several in ((x, y, *held), arrays))
+    def __init__(self, first: Any, second: Any, count: int, memory: Any) -> None:
+        (calls, before, self.several), (again, arrays, _) = first, second
+        made = [(before[i], arrays[i]) for i in (1, *range(2 + count, len(arrays)))]
+        usual = all(_fits(y) and y.dtype.kind == "f" and not np.shares_memory(y, now) for y, now in made)
+        _only_if(usual, "a result is no new array in C order")
+        starts_before, begins = ([*map(address, some)] for some in (before, arrays))
         ends = np.array([begin + array.nbytes for begin, array in zip(begins, arrays, strict=True)])
         starts, numbers, moves, kept = [], list[int](), [], [memory]
-        results = {id(arrays[1]): (y, arrays[1])}
+        results = {id(now): (y, now) for y, now in made}
         for call, twin in zip(calls, again, strict=True):
             same = call.numbers[:2] == twin.numbers[:2] and call.numbers[0] and not call.numbers[1]
             _only_if(same, "a function is another one, returns a number or takes addresses")
@@ -208,27 +217,29 @@ class _Record:
                 inside = np.flatnonzero((np.array(begins) < b + now.nbytes) & (b < ends)).tolist()
                 if inside:
                     (k,), offset = inside, b - begins[inside[0]]
-                    within = offset >= 0 and b + now.nbytes <= ends[k] and a - before[k] == offset
+                    within = offset >= 0 and b + now.nbytes <= ends[k] and a - starts_before[k] == offset
                     _only_if(within, "an array is at another place in x, y or a parameter")
                     moves.append((place, k, offset))
                 elif a == b:
                     kept.append(now)
                 else:
-                    _only_if(now.dtype.kind == "f", "an array of integers is at another place")
+                    # Bytes are masks, or places in windows; larger integers may be places in memory.
+                    _only_if(now.dtype.kind == "f" or now.itemsize == 1, "an array of integers is at another place")
                     results[id(now)] = array, now
             numbers += twin.numbers
         nbytes = sum([now.nbytes for now in (*memory[0].values(), *(now for _, now in results.values()))])
         _only_if(nbytes <= _MOST, "the results take too much memory")
         self.lock, self.held, self.kept = threading.Lock(), list[Any](), [*kept, *(now for _, now in results.values())]
-        self.heads = np.zeros((len(held), _HEAD), np.int64)
-        for head, array in zip(self.heads, held, strict=True):
+        self.heads = np.zeros((len(arrays) - 2, _HEAD), np.int64)
+        for head, array in zip(self.heads, arrays[2:], strict=True):
             head[1 : 2 + array.ndim] = array.ndim, *array.shape
-        self.shape, self.dtype, self.repeat = y.shape, y.dtype, _repeat(y.itemsize)
+        self.shapes, self.repeat = [(y.shape, y.dtype) for y, _ in made], _repeat(arrays[1].itemsize)
         tables = [np.array(one, np.int64) for one in (numbers, starts, moves, begins)]
-        self.given = *tables[:2], len(starts), tables[2], len(moves), self.heads, len(held), tables[3]
+        self.given = *tables[:2], len(starts), tables[2], len(moves), self.heads, len(self.heads), tables[3]
         for _, now in results.values():
             now.reshape(-1).view(np.uint8)[:] = 255
-        _only_if(self._into(arrays[1], x, held) == 0, "a function returns a number")
+        done = self._into([now for _, now in made], before[0], before[2 : 2 + count])
+        _only_if(done == 0, "a function returns a number")
         wrong = [now.shape for one, now in results.values() if one.tobytes() != now.tobytes()]
         _only_if(not wrong, f"results of shapes {wrong} are others")
 
@@ -236,14 +247,17 @@ class _Record:
         if not self.lock.acquire(blocking=False):  # another thread uses this memory
             return NotImplemented
         try:
-            y = np.empty(self.shape, self.dtype)
-            return y if self._into(y, x, held) == 0 else NotImplemented
+            results = [np.empty(*one) for one in self.shapes]
+            if self._into(results, x, held) != 0:
+                return NotImplemented
+            return tuple(results) if self.several else results[0]
         finally:
             self.lock.release()
 
-    def _into(self, y: np.ndarray, x: np.ndarray, held: list[Any]) -> Any:
-        """Set y; return 0, or 1 or NotImplemented if that is not possible."""
-        if held is not self.held:
+    def _into(self, results: list[Any], x: np.ndarray, held: list[Any]) -> Any:
+        """Set the results; return 0, or 1 or NotImplemented if that is not possible."""
+        y, *more = results
+        if more or held is not self.held:
             # Compiled code reads from the heads of arrays that this keeps alive: both change, or, interrupted, none.
-            self.heads[:, 0], self.held = [*map(id, held)], held
+            self.heads[:, 0], self.held = [*map(id, (*held, *more))], held
         return self.repeat(*self.given, x, y)

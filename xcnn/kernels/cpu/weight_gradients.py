@@ -22,6 +22,7 @@ from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, STRIP, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import share
+from xcnn.kernels.cpu._sums import not_finite
 from xcnn.kernels.cpu._transpose import transpose
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu._weight_gradient import ROWS, TERMS, Plan, collect, weight_gradient
@@ -151,12 +152,13 @@ def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, gro
     ways = [_bound(f, n, dtype, shape) for f in _ways(size, n, axes, groups, o // groups, cg)]
     if depthwise.pays(shape, groups, size):
         ways.insert(0, depthwise.weight_gradients(n, dtype, shape, axes, groups))
-    *others, last = ways
+    (*others, last), count = ways, math.prod(shape)
+    unfit: Any = not_finite(size) if others else None
 
     def run(x: np.ndarray, dy: np.ndarray) -> Any:
         for way in others:
             out = way(x, dy)
-            if math.isfinite(np.vdot(out, out)) or np.isfinite(out).all():  # the former is faster, and may overflow
+            if not unfit(out, count):
                 return out
         return last(x, dy)
 
