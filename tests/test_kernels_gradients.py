@@ -140,6 +140,11 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
         ((3, 25, 9, 8), (3, 3), {"padding": 1, "activation": "relu"}),
         ((3, 20, 2, 3), (3, 5), {"padding": ((2, 4), (6, 2)), "dilation": (3, 2)}),  # taps of no pixel
         ((2, 20, 40), (9,), {"padding": 4}),
+        (
+            (2, 10, 8, 11),
+            (3, 5),
+            {"padding": ((3, 3), (8, 4)), "dilation": 3},
+        ),  # a tap reads the next vector of float64
         ((2, 5, 8, 31), (5, 2), {"stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)}),
         ((2, 20, 13, 37), (3, 5), {"stride": (1, 2), "padding": (1, 3)}),
         ((2, 40, 300), (7,), {"stride": 2}),

@@ -250,7 +250,7 @@ def _maps(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     cycles = jobs * (start + -(-pixels // lanes) * each)
     if cycles > _cycles(axes, n * -(-o // lanes)) or taps > (9 if way == "weight" else _MOST_SUMS):
         return None  # the registers do not hold the sums, or the weights
-    if (backward and multiple > 1) or abs(begins[-1]).max() > lanes:
+    if (backward and multiple > 1) or abs(begins[-1]).max() >= lanes:
         return None
     width, columns, places = axes[-1].size, begins[-1], np.arange(-lanes, -(-pixels // lanes) * lanes + lanes)
     shifts = begins[0] * width if len(axes) > 1 else np.zeros(1, np.int64)
