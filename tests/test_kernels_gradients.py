@@ -138,6 +138,13 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
     ("x", "kernel", "options"),
     [
         ((3, 25, 9, 8), (3, 3), {"padding": 1, "activation": "relu"}),
+        ((3, 20, 2, 3), (3, 5), {"padding": ((2, 4), (6, 2)), "dilation": (3, 2)}),  # taps of no pixel
+        ((2, 20, 40), (9,), {"padding": 4}),
+        (
+            (2, 10, 8, 11),
+            (3, 5),
+            {"padding": ((3, 3), (8, 4)), "dilation": 3},
+        ),  # a tap reads the next vector of float64
         ((2, 5, 8, 31), (5, 2), {"stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)}),
         ((2, 20, 13, 37), (3, 5), {"stride": (1, 2), "padding": (1, 3)}),
         ((2, 40, 300), (7,), {"stride": 2}),
@@ -152,13 +159,17 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
     ],
 )
 def test_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, kernel: Any, options: Any) -> None:
-    """Vectors of channels or, where they can do it, of the pixels of rows, whatever is cheapest; both must be right."""
-    for plan in ("_rows", "_plan"):
+    """Vectors of channels or, where they can do it, of the pixels of maps or rows: all of these must be right."""
+    for plan in ("_maps", "_rows", "_plan"):
         monkeypatch.setattr(depthwise, plan, getattr(depthwise, plan).__wrapped__)
-    for moving, speed in ((0, 4000), (0, 0.1), (10**9, 4000), (10**9, 0.1)):  # as one part or as many
-        monkeypatch.setattr(depthwise, "_MOVE", moving)
-        monkeypatch.setattr(depthwise, "CYCLES_PER_MICROSECOND", speed)
-        check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
+    costs = [(moving, speed) for moving in (0, 10**9) for speed in (4000, 0.1)]  # as one part or as many
+    for whole in (True, False):
+        for moving, speed in costs:
+            monkeypatch.setattr(depthwise, "_MOVE", moving)
+            monkeypatch.setattr(depthwise, "CYCLES_PER_MICROSECOND", speed)
+            check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
+        if whole:
+            monkeypatch.setattr(depthwise, "_maps", lambda *_: None)
 
 
 def test_a_gradient_of_large_maps_hardly_rounds_more_than_one_of_small_maps() -> None:

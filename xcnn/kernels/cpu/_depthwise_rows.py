@@ -6,6 +6,7 @@ once, so that a row is read once for all that need it.
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,12 +15,12 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, LANE, counted
 
-__all__ = ["ROWS", "SOME", "clear", "row_gradient", "rows", "rows_read"]
+__all__ = ["AHEAD", "ROWS", "SOME", "clear", "row_gradient", "rows", "rows_read", "summed"]
 
 ROWS = 8 if BYTES == 64 else 4
 """Rows of y that are computed at once: their sums are held in registers."""
 
-_AHEAD = 12_288
+AHEAD = 12_288
 """Bytes between what is computed and what is fetched from memory meanwhile."""
 
 SOME = 4
@@ -34,6 +35,26 @@ def clear(emit: Any, numbers: Any, count: Any) -> None:
         return ()
 
     emit.span(INT(0), Integer(emit.builder, count).value, (), some)
+
+
+def summed(
+    emit: Any, taps: int, channels: Integer, images: Any, some: Any, sums: Any, out: Any, totals: Callable[..., Any]
+) -> None:
+    """Write code that sets the weight gradients of some channels: of each tap, the sum of its totals of some images.
+
+    `totals(map, nothings)` returns a vector for each tap; `nothings` are as many zeros.
+    """
+    builder, size = emit.builder, taps * emit.lanes
+    first, last = (Integer(builder, end) for end in some)
+    clear(emit, sums, (last - first) * size)
+    with Integer(builder, images[0]).up_to(images[1]) as i, first.up_to(last) as channel:
+        there = ((channel - first) * size).of(sums)
+        for k, total in enumerate(totals(i * channels + channel, [ir.Constant(emit.vector, None)] * taps)):
+            place = INT(k * emit.lanes)
+            emit.write(builder.fadd(emit.read(there, place), total), there, place)
+    with first.up_to(last) as channel, Integer(builder, 0).up_to(taps) as tap:
+        total = emit.load(((channel - first) * size + tap * emit.lanes).of(sums))
+        builder.store(emit.total(total), (channel * taps + tap).of(out))
 
 
 def rows_read(kernel: int, stride: int, dilation: int, many: int = ROWS) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -118,7 +139,7 @@ def rows(kernel: int, stride: int, dilation: int, across: int) -> Any:
                 lines.find(start, top * stride - above, x_rows, x_width, nothing)
                 ends = [out + (top + r).least(y_rows - 1) * y_width for r in range(ROWS)]
                 with zero.up_to(y_width, lanes) as j:
-                    later = j + _AHEAD // emit.itemsize
+                    later = j + AHEAD // emit.itemsize
                     for i, k in itertools.product(range(len(lines.places))[-ROWS * stride :], range(across)):
                         emit.prefetch((later + j * (across - 1) + k * lanes).of(lines[i]))
                     for end in ends:
@@ -149,7 +170,6 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
         """
         builder, zero = emit.builder, Integer(emit.builder, 0)
         channels, multiple, x_rows, x_width, y_rows, y_width, above, left = Integers(builder, numbers).some(1, 8)
-        nothings = [ir.Constant(emit.vector, None)] * (kernel * columns)
         shifts = [Integer(builder, k * step) - left for k in range(columns)]
         # No pixel beyond those of the last window: it may be infinite, and the products with what is not in dy are NaN.
         ends = [((y_width - 1) * across + shift + 1).least(x_width).most(0) for shift in shifts]
@@ -157,7 +177,7 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
         def added(some: list[Any], others: list[Any]) -> list[Any]:
             return [builder.fadd(a, b) for a, b in zip(some, others, strict=True)]
 
-        def block(way: Any, source: Any, target: Any, index: Any, totals: list[Any]) -> list[Any]:
+        def block(way: Any, source: Any, target: Any, nothings: Any, index: Any, totals: list[Any]) -> list[Any]:
             """Return sums, and those over some rows of dy."""
             (many, lines), top = way, Integer(builder, index)
             lines.find(source, top * stride - above, x_rows, x_width, nothing)
@@ -173,7 +193,7 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
                     *((lines[i], across) for i in range(many * stride)),
                 ]:
                     for k in range(step):
-                        emit.prefetch((at * step + k * emit.lanes + _AHEAD // emit.itemsize).of(pointer))
+                        emit.prefetch((at * step + k * emit.lanes + AHEAD // emit.itemsize).of(pointer))
                 for column, (shift, end) in enumerate(zip(shifts, ends, strict=True)):
                     for pixels, pairs in lines.vectors(at * across + shift, end, across):
                         for r, k in pairs:
@@ -184,20 +204,15 @@ def row_gradient(kernel: int, stride: int, dilation: int, columns: int, across: 
             return added(totals, counted(builder, INT(0), y_width.value, INT(emit.lanes), nothings, vector))
 
         ways = [(many, _Lines(emit, rows_read(kernel, stride, dilation, many), x)) for many in (SOME, 1)]
-        size = len(nothings) * emit.lanes
-        clear(emit, sums, (Integer(builder, last) - first) * size)
-        with Integer(builder, begin).up_to(stop) as i, Integer(builder, first).up_to(last) as channel:
-            one, there = i * channels + channel, ((channel - first) * size).of(sums)
+
+        def totals(one: Integer, nothings: list[Any]) -> list[Any]:
             source, target = (one // multiple * x_rows * x_width).of(x), (one * y_rows * y_width).of(dy)
-            whole, totals = y_rows // SOME * SOME, nothings
+            whole, found = y_rows // SOME * SOME, nothings
             for way, top, end in zip(ways, (zero, whole), (whole, y_rows), strict=True):
-                some = functools.partial(block, way, source, target)
-                totals = counted(builder, top.value, end.value, INT(way[0]), totals, some)
-            for k, total in enumerate(totals):
-                place = INT(k * emit.lanes)
-                emit.write(builder.fadd(emit.read(there, place), total), there, place)
-        with Integer(builder, first).up_to(last) as channel, zero.up_to(len(nothings)) as k:
-            total = emit.load(((channel - first) * size + k * emit.lanes).of(sums))
-            builder.store(emit.total(total), (channel * len(nothings) + k).of(out))
+                some = functools.partial(block, way, source, target, nothings)
+                found = counted(builder, top.value, end.value, INT(way[0]), found, some)
+            return found
+
+        summed(emit, kernel * columns, channels, (begin, stop), (first, last), sums, out, totals)
 
     return gradient

@@ -103,14 +103,9 @@ def every(emit, x, x0, x_step, stride, y, y0, y_step, apart, rows, count):
         with builder.if_then(chosen), builder.if_else(is_short) as (short, long):
             with short, zero.up_to(rows) as i:  # one vector each
                 move((x0 + i * x_step).of(x), (y0 + i * y_step).of(y), INT(0), emit.first(count))
-            with long, zero.up_to(rows) as i:
-                ends = (x0 + i * x_step).of(x), (y0 + i * y_step).of(y)
-
-                def some(places: Any, mask: Any, _: Any, move: Any = move, ends: Any = ends) -> Any:
-                    move(*ends, places[0], mask)
-                    return ()
-
-                emit.span(INT(0), count, (), some)
+            with long, zero.up_to(rows) as i, zero.up_to(count, lanes) as j:  # the last one may begin before others end
+                place = j.least(Integer(builder, count) - lanes)
+                move((x0 + i * x_step).of(x), (y0 + i * y_step).of(y), place.value, None)
         done = builder.or_(done, chosen)
     with builder.if_then(builder.not_(done)), zero.up_to(rows) as i, zero.up_to(count) as each:
         from_, to = x0 + i * x_step + each * stride, y0 + i * y_step + each * apart

@@ -1,6 +1,7 @@
-"""Depthwise convolutions on the CPU, forward and both gradients, with vectors of channels or of the pixels of rows.
+"""Depthwise convolutions on the CPU, forward and both gradients, with vectors of channels or of pixels.
 
-`_depthwise.py` brings channels side by side, and `_depthwise_rows.py` reads rows in place, where that is faster.
+`_depthwise.py` brings channels side by side. Where that is faster, `_depthwise_maps.py` and `_depthwise_rows.py` read
+maps, or their rows, in place.
 A large map is cut into bands of lines that fit in the cache; a line is what has one index of the first axis. Work is
 distributed over threads by images, by blocks of channels, and by bands.
 """
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xcnn.kernels.cpu._depthwise import depthwise, depthwise_weight_gradient, lanes_gradient, lanes_product
+from xcnn.kernels.cpu._depthwise_maps import map_gradient, maps
 from xcnn.kernels.cpu._depthwise_rows import ROWS, SOME, row_gradient, rows, rows_read
 from xcnn.kernels.cpu._grids import pack
 from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, TERMS
@@ -236,6 +238,39 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
 
 
+@functools.lru_cache(maxsize=256)
+def _maps(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _Plan | None:
+    """Lay out what `_plan` does by vectors of whole maps; return None if other ways are faster or must do it."""
+    lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
+    taps, pixels, jobs = math.prod(a.kernel for a in axes), math.prod(a.size for a in axes), n * o
+    if BYTES < 64 or len(axes) > 2 or any(a.stride > 1 or a.out != a.size for a in axes):
+        return None  # with less, making masks of bits takes longer than all else
+    begins = [np.arange(a.kernel) * a.dilation - (a.extent - 1 - a.before if backward else a.before) for a in axes]
+    start, each = (80, 1.05 * taps) if way == "weight" else (10 + 1.4 * taps, 4.5 + 0.8 * taps)  # as measured
+    cycles = jobs * (start + -(-pixels // lanes) * each)
+    if cycles > _cycles(axes, n * -(-o // lanes)) or taps > (9 if way == "weight" else _MOST_SUMS):
+        return None  # the registers do not hold the sums, or the weights
+    if (backward and multiple > 1) or abs(begins[-1]).max() >= lanes:
+        return None
+    width, columns, places = axes[-1].size, begins[-1], np.arange(-lanes, -(-pixels // lanes) * lanes + lanes)
+    shifts = begins[0] * width if len(axes) > 1 else np.zeros(1, np.int64)
+    reads = [(read, pixels) for read in np.add.outer(shifts, places)]
+    reads += [(read, width) for read in np.add.outer(columns, places % width)]
+    masks = np.array([(read >= 0) & (read < end) & (places >= 0) for read, end in reads])
+    masks = masks.reshape(len(reads), -1, lanes)
+    bits = np.packbits(masks.transpose(1, 0, 2), axis=-1, bitorder="little").ravel()
+    weights = (taps - 1, -1) if backward else (0, 1)
+    numbers = np.array([o, multiple, pixels, *weights, *shifts], np.int64)
+    tables = np.concatenate([numbers, np.pad(bits, (0, -bits.size % 8)).view(np.int64)])
+    options, count = (
+        (shifts.size, columns.size, axes[-1].dilation, -int(columns[0])),
+        parts(jobs, cycles / CYCLES_PER_MICROSECOND),
+    )
+    if way == "weight":
+        return _Plan(map_gradient(*options)(itemsize), tables, {"sums": o * taps * lanes}, o, count)
+    return _Plan(maps(*options)(itemsize), tables, {}, jobs, count)
+
+
 def _memory(plan: _Plan, dtype: Any) -> list[np.ndarray]:
     return [scratch(_OWNER, name, size, dtype) for name, size in plan.memory.items()]
 
@@ -246,7 +281,7 @@ def convolve(
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
     key = axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward"
-    plan = _rows(*key) or _plan(*key)
+    plan = _maps(*key) or _rows(*key) or _plan(*key)
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
@@ -258,7 +293,7 @@ def convolve(
 def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
     """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
     key = axes, n, shape[0], groups, dtype.itemsize, "weight"
-    plan = _rows(*key) or _plan(*key)
+    plan = _maps(*key) or _rows(*key) or _plan(*key)
     by_images = min(n, plan.parts)
     by_jobs = max(1, min(plan.jobs, plan.parts // by_images))
 
