@@ -21,7 +21,7 @@ from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
 from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, STRIP, multiply
+from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._transpose import transpose
@@ -59,7 +59,7 @@ def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
     least = lanes if run == 1 else 1
     widths = {*range(lanes, min(channels, most) + 1, lanes), max(least, min(channels, max(most, lanes)))}
     vectors = {w: -(-w * run // lanes) for w in widths}
-    cost, width = min((-(-channels // w) * (2 * v + (v % STRIP == 1)), -w) for w, v in vectors.items())
+    cost, width = min((-(-channels // w) * (2 * v + (v == 1)), -w) for w, v in vectors.items())
     return -width, cost
 
 
