@@ -51,7 +51,7 @@ line of tiles, which would else go through memory."""
 _WEIGHTS, _BLOCK, _CALL = 24, 1000, 4000
 """Bytes of weights that are read in a cycle, and cycles that a block of tiles and a call take besides."""
 
-_FAR, _FAR_BYTES = 1_000_000, 3.5
+_FAR, _FAR_BYTES = 1_000_000, 2
 """Size of transformed weights that stay in the second-level cache, and bytes of others that are written and read in a
 cycle."""
 
