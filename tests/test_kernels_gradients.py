@@ -102,6 +102,28 @@ def test_every_way_to_the_gradients(
 
 @every_dtype
 @pytest.mark.parametrize(
+    ("x", "weight", "options"),
+    [
+        ((1, 33, 5, 6), (70, 33, 1, 1), {}),  # x is its columns
+        ((1, 33, 1, 1), (40, 33, 1, 1), {}),
+        ((1, 33, 3, 3), (40, 33, 1, 1), {"stride": 2, "padding": 1}),  # as many windows as pixels, but other ones
+        ((1, 65, 4, 7), (90, 65, 3, 2), {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2)}),
+        ((1, 40, 3, 4, 2), (66, 40, 2, 3, 1), {"padding": (0, 1, 2), "activation": "relu"}),
+        ((1, 130, 9), (70, 130, 3), {"padding": 1}),
+    ],
+)
+def test_columns_of_one_image_give_the_weight_gradient(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, weight: Any, options: Any
+) -> None:
+    planned, plan = [], weight_gradients._product
+    monkeypatch.setattr(weight_gradients, "_product", lambda *s: planned.append(plan(*s[:-1], 1e12)) or planned[-1])
+    check(dtype, x, weight, len(x) - 2, **options)
+    assert planned
+    assert None not in planned
+
+
+@every_dtype
+@pytest.mark.parametrize(
     ("x", "weight", "function"),
     [
         ((8, 64, 8, 8), (64, 64, 3, 3), _winograd_gradient._products),  # its tiles add infinite numbers of both signs

@@ -16,7 +16,8 @@ def test_products_of_all_sizes(dtype: str, count: int) -> None:
     size = np.dtype(dtype).itemsize
     lanes, product = BYTES // size, multiply(size)
     for rows in (0, 1, 2, 3, 5, 8, 13, 23):
-        for length in (0, 1, lanes - 1, lanes, lanes + 1, 3 * lanes - 1, STRIP * lanes, STRIP * lanes + 1, 200):
+        edges = lanes - 1, lanes, lanes + 1, 3 * lanes - 1, STRIP * lanes - 5, STRIP * lanes, STRIP * lanes + 1
+        for length in (0, 1, *edges, (STRIP + 1) * lanes, (STRIP + 1) * lanes + 1, 200):
             shifts = rng.integers(0, 500, count)
             x = np.full(503 + max(length, lanes), np.nan, dtype)  # NaN where no product may read
             x[3 : 503 + length] = rng.standard_normal(500 + length)

@@ -38,8 +38,7 @@ CYCLES_PER_MICROSECOND, FLOPS_PER_MICROSECOND = 4000, 80_000
 
 def product_cycles(vectors: int) -> float:
     """Return about how long two rows of one term take with so many vectors; one alone takes longer."""
-    strips, rest = divmod(vectors, STRIP)
-    return strips * (STRIP + 0.3) + rest + 0.4 * (rest % 3 == 1) + 0.3 * (rest > 0)
+    return vectors + 0.3 * -(-vectors // STRIP) + 0.4 * (vectors == 1)
 
 
 @native("xnixnninxnnnn")
@@ -65,10 +64,11 @@ def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows,
         place = Integers(builder, builder.select(listed, (r - row).of(offsets.pointer), same))[0]
         return (place + r * apart).of(weights)
 
-    def block(source: Any, target: Any, r: Integer, size: int, v: Integer, width: int) -> None:
+    def block(r: Integer, size: int, at: Integer, width: int) -> None:
         numbers = [(r + i).least(rows - 1) for i in range(size)]
         lines = [line(number) for number in numbers]
-        begins, first = (v * lanes).of(source), (v * lanes).of(target)
+        at = at.least(length - width * lanes).most(0)  # to fill its vectors, the last block begins in the one before
+        begins, first = (x0 + at).of(x), (y0 + at).of(y)
         places = [(i * step + j * lanes).of(first) for i in numbers for j in range(width)]
 
         def term(k: Any, sums: list[Any]) -> list[Any]:
@@ -94,26 +94,28 @@ def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows,
                     for place, total in zip(places, totals, strict=True):
                         emit.store(total, place)
 
-    def blocks(source: Any, target: Any, r: Integer, size: int, vectors: Integer, widths: tuple[int, ...]) -> None:
+    most = (length // lanes).least(STRIP).most(1)
+
+    def blocks(r: Integer, size: int, at: Integer, vectors: Integer, widths: tuple[int, ...]) -> None:
         v = zero
         for width in widths:
             end = v + (vectors - v) // width * width
             if width == 3:  # two and two are faster than three and one
-                end = v.if_(vectors.holds("==", 4), end)
+                end = (end - 3).if_(builder.and_(end.holds(">", 0), (end + 1).holds("==", vectors)), end)
+            end = v.if_(most.holds("<", width), end)
             with v.up_to(end, width) as first:
-                block(source, target, r, size, first, width)
+                block(r, size, at + first * lanes, width)
             v = end
 
-    most = (length // lanes).least(STRIP).most(1)
-    with zero.up_to(length, most * lanes) as at:
-        vectors = ((length - at + (lanes - 1)) // lanes).least(most)
-        first = at.least(length - vectors * lanes).most(0)
-        source, target = (x0 + first).of(x), (y0 + first).of(y)
+    # A last strip of one vector joins the one before.
+    with zero.up_to(((length + (lanes - 1)) // lanes * lanes - lanes).most(1).least(length), most * lanes) as at:
+        vectors = (length - at + (lanes - 1)) // lanes
+        vectors = vectors.if_(vectors.holds("==", most + 1), vectors.least(most))
         # The last block of several rows may begin before the end of those before it.
         (many, _), (some, _), (few, (wide,)) = _BLOCKS
         whole = ((rows + (many - 1 - some)) // many * many).if_(rows.holds(">=", many), 0)
-        is_few = builder.and_(rows.holds("<=", few), vectors.holds("==", wide))
+        is_few = builder.and_(rows.holds("<=", few), builder.and_(vectors.holds("==", wide), most.holds(">=", wide)))
         ends = whole, zero.if_(is_few, rows), rows
         for start, end, (size, widths) in zip((zero, *ends[:2]), ends, _BLOCKS, strict=True):
             with start.up_to(end, size) as r:
-                blocks(source, target, r.least((rows - size).most(0)), size, vectors, widths)
+                blocks(r.least((rows - size).most(0)), size, at, vectors, widths)

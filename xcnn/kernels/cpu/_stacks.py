@@ -295,14 +295,8 @@ def _in_place(ways: list[_Way], p: _Stack, channels: int, itemsize: int) -> bool
 
 def _strips(length: int, lanes: int, terms: int) -> float:
     """Return about how many cycles two rows take with so many terms."""
-    most = max(1, min(length // lanes, STRIP))
-    strips, rest = divmod(length, most * lanes)
-    last = -(-rest // lanes)
-
-    def strip(vectors: int) -> float:
-        return terms * product_cycles(vectors) + _TILE * -(-vectors // (STRIP // 2))
-
-    return strips * strip(most) + (strip(last) if last else 0)
+    vectors = -(-length // lanes)
+    return terms * product_cycles(vectors) + _TILE * -(-vectors // (STRIP // 2))
 
 
 def _product(p: _Stack, lanes: int, terms: int) -> tuple[float, int]:
@@ -367,7 +361,7 @@ def _pieces(
     """Yield the pieces of the targets of a residue in a band: place, length, and rows of targets as in `_copies`.
 
     They have at most `most` places, if lines allow. With `lanes`, there are no gaps between lines, and pieces are
-    strips; the last one may begin in the one before, to fill a vector.
+    strips, the last one with what would be one vector more.
     """
     steps = [math.prod(way.targets for way in ways[i + 1 :]) for i in range(3)]
     skipped = [begin if i == p.along else 0 for i in range(3)]
@@ -380,9 +374,9 @@ def _pieces(
     )
     nz, ny, nx = counts
     if lanes:
-        for at in range(0, nz * ny * nx, STRIP * lanes):
-            at = min(at, nz * ny * nx - lanes)
-            many = min(STRIP * lanes, nz * ny * nx - at)
+        for at in range(0, max(1, nz * ny * nx - lanes), STRIP * lanes):
+            left = nz * ny * nx - at
+            many = left if left <= (STRIP + 1) * lanes else STRIP * lanes
             yield at, many, [(0, 0, first + at, 0, 1, many)]
         return
     lines, depth = (ny, nz) if most >= p.length else (max(1, most // step) for step in (p.steps[1], p.steps[0]))

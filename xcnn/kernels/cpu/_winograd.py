@@ -51,6 +51,10 @@ line of tiles, which would else go through memory."""
 _WEIGHTS, _BLOCK, _CALL = 24, 1000, 4000
 """Bytes of weights that are read in a cycle, and cycles that a block of tiles and a call take besides."""
 
+_FAR, _FAR_BYTES = 1_000_000, 2
+"""Size of transformed weights that stay in the second-level cache, and bytes of others that are written and read in a
+cycle."""
+
 _GAIN = 0.9
 """The part of the time of a direct convolution that tiles may take at most, as counted."""
 
@@ -353,6 +357,8 @@ def tiles(
     vectors, (height, width) = images * -(-lines // each) * -(-columns // lanes), outs
     here = _cut(channels, targets, lines, columns, images, 1, itemsize)[0] + _CALL
     here += pairs / lanes * 80 + vectors * (channels * 45 + targets * 80)
+    if not steady:  # else as for many images, which share the weights
+        here += max(0, 16 * pairs * itemsize - _FAR) / _FAR_BYTES
     there = 4.5 * pairs * product_cycles(-(-images * height * (width + 1) // lanes))
     there += images * (channels + targets) * height * (8 + 4 * -(-width // lanes))
     large = 16 * max(pairs, channels * columns) * itemsize > _MOST_WEIGHTS

@@ -1,9 +1,10 @@
 """The weight gradient of a convolution on the CPU: products of dy and x, one of them with vectors of its channels.
 
 Vectors run along the channels of x or of dy; the other one is read where it lies if it needs no padding
-(`_weight_gradient.py`). With 3 x 3 kernels, fewer products of transformed tiles may do (`_winograd_gradient.py`). The
-cheapest way is chosen from counted cycles. Work is distributed over threads by images, and by channels if there are
-few images.
+(`_weight_gradient.py`). With 3 x 3 kernels, fewer products of transformed tiles may do (`_winograd_gradient.py`). If
+one image has few windows and many weights, all three would mostly move sums: then the gradient is the product of dy and
+the columns of x, each number of which is written once, where it belongs. The cheapest way is chosen from counted
+cycles. Work is distributed over threads by images, and by channels if there are few images.
 
 If dy has few channels, vectors have those of several windows, and lines of dy have zeros between them. An infinite x
 times 0 is NaN, so where the result is not finite, it is computed again with vectors of x, which have no such zeros.
@@ -18,8 +19,9 @@ import numpy as np
 
 from xcnn.kernels.cpu import depthwise
 from xcnn.kernels.cpu._grids import pack, padded_grid, repeat
+from xcnn.kernels.cpu._matrices import Product, Products, multiplied, table
 from xcnn.kernels.cpu._moves import affine, every
-from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, STRIP, multiply
+from xcnn.kernels.cpu._product import CYCLES_PER_MICROSECOND, multiply
 from xcnn.kernels.cpu._scratch import cleared, new_owner, scratch
 from xcnn.kernels.cpu._share import share
 from xcnn.kernels.cpu._sums import not_finite
@@ -40,6 +42,13 @@ _PARTIAL_BYTES = 1 << 24
 _GAIN = 0.97
 """The part of the time of the direct ways that Winograd's may take at most, as counted."""
 
+_WINDOWS = 256
+"""The most windows of an image whose columns are multiplied, as longer sums would be read again."""
+
+_SUM, _NUMBER, _COLUMN, _COPY = 1.5, 0.5, 0.8, 3.0
+"""Cycles of each number of the gradient that is a sum, and of one that is written at once; and of each number of x that
+is multiplied as a column, and is copied before, because of windows."""
+
 Axes = tuple[Any, ...]
 
 
@@ -51,7 +60,7 @@ def _width(channels: int, run: int, most: int, lanes: int) -> tuple[int, float]:
     least = lanes if run == 1 else 1
     widths = {*range(lanes, min(channels, most) + 1, lanes), max(least, min(channels, max(most, lanes)))}
     vectors = {w: -(-w * run // lanes) for w in widths}
-    cost, width = min((-(-channels // w) * (2 * v + (v % STRIP == 1)), -w) for w, v in vectors.items())
+    cost, width = min((-(-channels // w) * (2 * v + (v == 1)), -w) for w, v in vectors.items())
     return -width, cost
 
 
@@ -146,10 +155,50 @@ def _ways(itemsize: int, n: int, *shapes: Any) -> tuple[Plan, ...]:
     return (faster, *direct) if faster is not None and faster.cycles < _GAIN * direct[0].cycles else direct
 
 
+@functools.lru_cache(maxsize=512)
+def _product(itemsize: int, axes: Axes, o: int, c: int, cycles: float) -> Products | None:
+    """Return the product of dy and the columns of one image, if it takes less than so many cycles; or None."""
+    windows, columns = math.prod(a.out for a in axes), c * math.prod(a.kernel for a in axes)
+    numbers, moved = o * columns, columns * windows * (_COLUMN + _COPY * (not _bare(axes)))
+    here = 2 * numbers * windows * itemsize / BYTES / 4 + numbers * _NUMBER + moved
+    if windows > _WINDOWS or here > cycles + numbers * _SUM:
+        return None
+    return table(itemsize, Product((0, windows, 1), (1, 1, windows), 2, o, columns, windows))
+
+
+def _bare(axes: Axes) -> bool:
+    """Return whether the columns of x are x itself."""
+    return all((a.kernel, a.stride, a.before, a.after) == (1, 1, 0, 0) for a in axes)
+
+
+def _columns(x: np.ndarray, axes: Axes) -> np.ndarray:
+    """Return the pixels of the windows of one image: (channels, *kernel, *outs)."""
+    sizes = [max(a.before + a.size, (a.out - 1) * a.stride + a.extent) for a in axes]
+    padded = np.zeros((x.shape[1], *sizes), x.dtype)
+    padded[(slice(None), *(slice(a.before, a.before + a.size) for a in axes))] = x[0]
+    shape = *(a.kernel for a in axes), *(a.out for a in axes)
+    apart = [a.dilation for a in axes] + [a.stride for a in axes]
+    step, *steps = padded.strides
+    strides = step, *(number * size for number, size in zip(apart, 2 * steps, strict=True))
+    return np.ascontiguousarray(np.ndarray((len(padded), *shape), x.dtype, padded, strides=strides))
+
+
 def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
     """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
     (o, cg), size = shape[:2], dtype.itemsize
-    ways = [_bound(f, n, dtype, shape) for f in _ways(size, n, axes, groups, o // groups, cg)]
+    plans = _ways(size, n, axes, groups, o // groups, cg)
+    product = _product(size, axes, o, cg, plans[0].cycles) if n == groups == 1 else None
+    if product is not None:
+
+        def multiply_columns(x: np.ndarray, dy: np.ndarray) -> Any:
+            out = np.empty(shape, dtype)
+            columns = x if _bare(axes) else _columns(x, axes)
+            multiplied(product, size, (dy, columns, out, None, None, None))
+            return out
+
+        return multiply_columns
+
+    ways = [_bound(f, n, dtype, shape) for f in plans]
     if depthwise.pays(shape, groups, size):
         ways.insert(0, depthwise.weight_gradients(n, dtype, shape, axes, groups))
     (*others, last), count = ways, math.prod(shape)
