@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import tracemalloc
 from functools import partial
 from typing import Any
 
@@ -192,6 +193,16 @@ def test_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch, dtype: str, x: 
             check(dtype, x, (x[1], 1, *kernel), len(kernel), groups=x[1], **options)
         if whole:
             monkeypatch.setattr(depthwise, "_maps", lambda *_: None)
+
+
+def test_masks_of_large_maps_take_little_memory() -> None:
+    axes = window_axes("", (1000, 1000), (5, 5), 1, 2)
+    tracemalloc.start()
+    try:
+        depthwise._maps.__wrapped__(axes, 1, 16, 16, 4, "forward")
+        assert tracemalloc.get_traced_memory()[1] < 32e6  # less than the map and the result of a few channels
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_gradient_of_large_maps_hardly_rounds_more_than_one_of_small_maps() -> None:

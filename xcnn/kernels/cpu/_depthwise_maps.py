@@ -28,18 +28,17 @@ _TERMS = 64
 class _Taps:
     """What the taps read, in the code that is written; `offsets` are those of a row from the pixel of a window."""
 
-    def __init__(self, emit: Any, numbers: Any, rows: int, offsets: list[int]) -> None:
+    def __init__(self, emit: Any, numbers: Any, rows: int, offsets: tuple[int, ...]) -> None:
         self.emit, self.builder, self.rows, self.offsets = emit, emit.builder, rows, offsets
         self.shifts = Integers(self.builder, numbers).some(_NUMBERS, rows)
-        self.word = ir.IntType(max(8, emit.lanes))
-        self.words = self.builder.bitcast(Integer(self.builder, _NUMBERS + rows).of(numbers), self.word.as_pointer())
+        masks = Integer(self.builder, _NUMBERS + rows).of(numbers)
+        self.masks = self.builder.bitcast(masks, ir.IntType(emit.lanes).as_pointer())
 
     def mask(self, j: Integer, k: int) -> Any:
         """Load a mask of the vector at a pixel: that of a row of taps, or after these of an offset."""
         lanes, many = self.emit.lanes, self.rows + len(self.offsets)
-        word = self.builder.load(((j + lanes) // lanes * many + k).of(self.words), align=1)
-        word = word if self.word.width == lanes else self.builder.trunc(word, ir.IntType(lanes))
-        return self.builder.bitcast(word, ir.VectorType(ir.IntType(1), lanes))
+        bits = self.builder.load(((j + lanes) // lanes * many + k).of(self.masks), align=1)
+        return self.builder.bitcast(bits, ir.VectorType(ir.IntType(1), lanes))
 
     def each(
         self, x: Any, begin: Any, stop: Any, values: list[Any], start: Callable[..., Any], use: Callable[..., Any],
@@ -81,13 +80,9 @@ class _Taps:
         return counted(builder, begin, stop, INT(lanes), carried, vector)[:many]
 
 
-def _offsets(columns: int, dilation: int, before: int) -> list[int]:
-    return [k * dilation - before for k in range(columns)]
-
-
 @functools.cache
-def maps(rows: int, columns: int, dilation: int, before: int) -> Any:
-    """Return the pass for rows of taps, and dilation and padding along them."""
+def maps(rows: int, *offsets: int) -> Any:
+    """Return the pass for rows of taps, and how far the taps of a row are from the pixel of a window."""
 
     @native("xxXXXffxinn")
     def convolve(emit, x, weight, scale, shift, residual, low, high, y, numbers, first, last):
@@ -101,11 +96,8 @@ def maps(rows: int, columns: int, dilation: int, before: int) -> Any:
             and after them, a bit per lane and mask: which pixels of each row of taps, and which columns of each tap,
             are in the map.
         """
-        builder, taps, reads = (
-            emit.builder,
-            rows * columns,
-            _Taps(emit, numbers, rows, _offsets(columns, dilation, before)),
-        )
+        builder, columns, reads = emit.builder, len(offsets), _Taps(emit, numbers, rows, offsets)
+        taps = rows * columns
         channels, multiple, pixels, w0, w_step = Integers(builder, numbers).some(0, _NUMBERS)
         options, (residual, each) = (emit.optional(scale, 1.0), emit.optional(shift, 0.0)), emit.optional(residual, 0.0)
         limits, nothings = emit.limits(low, high), [ir.Constant(emit.vector, None)] * columns
@@ -136,8 +128,8 @@ def maps(rows: int, columns: int, dilation: int, before: int) -> Any:
 
 
 @functools.cache
-def map_gradient(rows: int, columns: int, dilation: int, before: int) -> Any:
-    """Return the pass of weight gradients for rows of taps, and dilation and padding along them."""
+def map_gradient(rows: int, *offsets: int) -> Any:
+    """Return the pass of weight gradients; the arguments are as above."""
 
     @native("xxxinnnnx")
     def gradient(emit, x, dy, out, numbers, begin, stop, first, last, sums):
@@ -145,7 +137,7 @@ def map_gradient(rows: int, columns: int, dilation: int, before: int) -> Any:
 
         The arguments are as above, and memory for the sums of the channels, which follow each other in memory.
         """
-        reads = _Taps(emit, numbers, rows, _offsets(columns, dilation, before))
+        reads = _Taps(emit, numbers, rows, offsets)
         channels, multiple, pixels = Integers(emit.builder, numbers).some(0, 3)
 
         def totals(one: Integer, nothings: list[Any]) -> list[Any]:
@@ -166,6 +158,6 @@ def map_gradient(rows: int, columns: int, dilation: int, before: int) -> Any:
             found: list[Any] = blocks(emit.builder, INT(0), pixels.value, INT(_TERMS * emit.lanes), nothings, block)
             return found
 
-        summed(emit, rows * columns, channels, (begin, stop), (first, last), sums, out, totals)
+        summed(emit, rows * len(offsets), channels, (begin, stop), (first, last), sums, out, totals)
 
     return gradient

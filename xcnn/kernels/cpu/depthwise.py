@@ -35,7 +35,7 @@ _MOST_TAPS = 8
 """Taps along the columns of a map, all of whose weights are in registers."""
 
 _MOST_SUMS = 25 if BYTES == 64 else 9
-"""Taps whose sums are in registers."""
+"""Taps whose sums, or weights, are in registers."""
 
 _BLOCK, _MOVE, _PRODUCT = 300, 8, 0.85
 """Cycles that it takes to begin a block of channels of an image, to bring a vector's worth of pixels to where channels
@@ -215,7 +215,7 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
     if BYTES == 16 or len(axes) != 2:
         return None  # with 16 bytes, vectors are not masked by one instruction
-    (high, wide), taps, maps = axes, math.prod(a.kernel for a in axes), n * o
+    (high, wide), taps, jobs = axes, math.prod(a.kernel for a in axes), n * o
     if wide.stride > 2 or high.kernel > _MOST_TAPS or (backward and max(multiple, high.stride, wide.stride) > 1):
         return None
     sizes = [(a.size, a.out) for a in axes]
@@ -225,17 +225,17 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     loads = dys + len(rows_read(*along, many)) * wide.kernel * wide.stride / many
     whole = y_rows if dys else -(-y_rows // ROWS) * ROWS
     start, each = (150, 2 + 1.8 * loads) if dys else (40, 5 + 1.5 * loads + taps / 4)  # as measured
-    cycles = maps * (start + whole * -(-y_width // lanes) * each)
+    cycles = jobs * (start + whole * -(-y_width // lanes) * each)
     if cycles > _cycles(axes, n * -(-o // lanes)) or (dys and taps > 9):  # beside rows, more sums lose their registers
         return None
     before = [a.extent - 1 - a.before if backward else a.before for a in axes]
     weights = (taps - 1, -1) if backward else (0, 1)
     numbers = [n, o, multiple, x_rows, x_width, y_rows, y_width, *before, wide.kernel, wide.dilation, *weights]
-    tables, count = np.array(numbers, np.int64), parts(maps, cycles / CYCLES_PER_MICROSECOND)
+    tables, count = np.array(numbers, np.int64), parts(jobs, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
         needs = {"nothing": x_width, "sums": o * taps * lanes}
         return _Plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count)
-    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, maps, count)
+    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, jobs, count)
 
 
 @functools.lru_cache(maxsize=256)
@@ -254,18 +254,17 @@ def _maps(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
         return None
     width, columns, places = axes[-1].size, begins[-1], np.arange(-lanes, -(-pixels // lanes) * lanes + lanes)
     shifts = begins[0] * width if len(axes) > 1 else np.zeros(1, np.int64)
-    reads = [(read, pixels) for read in np.add.outer(shifts, places)]
-    reads += [(read, width) for read in np.add.outer(columns, places % width)]
-    masks = np.array([(read >= 0) & (read < end) & (places >= 0) for read, end in reads])
-    masks = masks.reshape(len(reads), -1, lanes)
-    bits = np.packbits(masks.transpose(1, 0, 2), axis=-1, bitorder="little").ravel()
+
+    def bits(at: np.ndarray, steps: np.ndarray, end: int) -> list[np.ndarray]:
+        """Return for each step which places are on the map, or on their row, after it."""
+        return [np.packbits((at >= -step) & (at < end - step), bitorder="little") for step in steps]
+
+    masks = np.array(bits(places, shifts, pixels) + bits(places % width, columns, width))
+    masks = masks.reshape(len(masks), -1, lanes // 8).transpose(1, 0, 2).ravel()
     weights = (taps - 1, -1) if backward else (0, 1)
     numbers = np.array([o, multiple, pixels, *weights, *shifts], np.int64)
-    tables = np.concatenate([numbers, np.pad(bits, (0, -bits.size % 8)).view(np.int64)])
-    options, count = (
-        (shifts.size, columns.size, axes[-1].dilation, -int(columns[0])),
-        parts(jobs, cycles / CYCLES_PER_MICROSECOND),
-    )
+    tables = np.concatenate([numbers, np.pad(masks, (0, -masks.size % 8)).view(np.int64)])
+    options, count = (shifts.size, *columns.tolist()), parts(jobs, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
         return _Plan(map_gradient(*options)(itemsize), tables, {"sums": o * taps * lanes}, o, count)
     return _Plan(maps(*options)(itemsize), tables, {}, jobs, count)
