@@ -173,8 +173,7 @@ def _bare(axes: Axes) -> bool:
 
 def _columns(x: np.ndarray, axes: Axes) -> np.ndarray:
     """Return the pixels of the windows of one image: (channels, *kernel, *outs)."""
-    sizes = [max(a.before + a.size, (a.out - 1) * a.stride + a.extent) for a in axes]
-    padded = np.zeros((x.shape[1], *sizes), x.dtype)
+    padded = np.zeros((x.shape[1], *(a.padded for a in axes)), x.dtype)
     padded[(slice(None), *(slice(a.before, a.before + a.size) for a in axes))] = x[0]
     shape = *(a.kernel for a in axes), *(a.out for a in axes)
     apart = [a.dilation for a in axes] + [a.stride for a in axes]
