@@ -149,8 +149,9 @@ def close(a: Any, b: Any) -> bool:
     return np.allclose(a, b, 1e-3, 1e-3 * size, equal_nan=True)
 
 
-MORE_NAN = {"conv": 2, "conv_transpose": 2}
-"""Results that may have more NaN than the portable ones, as documented: infinite numbers times zeros between rows."""
+MORE_NAN = {"conv": 1, "conv_transpose": 0}
+"""Input gradients, which may have more NaN than the portable ones, as documented: infinite weights times padding of dy.
+"""
 
 
 FINITE = ("max_pool", "adaptive_max", "global_max", "cross_entropy")
@@ -233,8 +234,7 @@ def check(name: str, seed: int, total: collections.Counter[str]) -> list[str]:
     arguments = cast(call.arguments, dtype)
     if kind == "special":
         arguments = cast(arguments, dtype)
-        # An infinite weight times padding is NaN, in more places or fewer.
-        places = {"conv": 1, "conv_inference": 1, "conv_transpose": 1, "linear_inference": 3}
+        places = {"conv": 2, "conv_inference": 2, "conv_transpose": 2, "linear_inference": 3}
         spoiled(rng, arguments[: places.get(name)])
     body, kernel = by_body(name), by_kernel(name, taken)
     exact = call.exact and kind != "special"

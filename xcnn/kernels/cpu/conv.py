@@ -4,7 +4,8 @@ A few images at a time are laid out, multiplied strip by strip and written while
 there, bias, batch norm, residual and activation are applied (`_convolve.py`). The input gradient is done in the same
 way, with the weights read where they lie, and is also the transposed convolution. The work is distributed over threads.
 
-Lines that are laid out have zeros between them, and an infinite weight times 0 is NaN, as with im2col.
+An infinite weight times padding is NaN, as with im2col. An input gradient pads dy with zeros, too, so there an infinite
+weight makes more NaN than portable code does.
 """
 
 import functools
