@@ -10,7 +10,7 @@ from xcnn.kernels.cpu._moves import affine, every
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._product import multiply
 from xcnn.kernels.cpu._share import plain
-from xcnn.kernels.cpu._vectors import DOUBLE, INT
+from xcnn.kernels.cpu._vectors import DOUBLE
 
 __all__ = ["convolve", "folded"]
 
@@ -77,15 +77,6 @@ def convolve(
     source, results = builder.select(in_place, x, xs), builder.select(direct, y, ys)
     target, per_stack = builder.select(wide, y, ys), (stacks - units) // 11
 
-    def fill(place: Any, count: Integer, number: Any) -> None:
-        vector = emit.spread(number)
-
-        def some(places: Any, mask: Any, _: Any) -> Any:
-            emit.write(vector, place, places[0], mask)
-            return ()
-
-        emit.span(INT(0), count.value, (), some)
-
     with begin.up_to(end) as job:
         part = job // per_stack
         x0, row, many, w0, fresh, copy0, copy1, piece0, piece1, fill0, fill1 = tables.some(
@@ -95,7 +86,7 @@ def convolve(
         images, x0, to = next_image - image, image * x_image + x0, image * y_image + row * y_map
         fresh_ = builder.or_(fresh.holds("!=", 0), job.holds("==", begin))
         with builder.if_then(builder.and_(builder.not_(in_place), fresh_)):
-            fill(xs, cleared, emit.vector.element(0.0))
+            emit.fill(xs, cleared.value)
             with zero.up_to(channels) as c, zero.up_to(images) as i, copy0.up_to(copy1, 6) as k:
                 from_, x_step, at, y_step, lines, length = tables.some(copies + k, 6)
                 every.write(
@@ -104,8 +95,8 @@ def convolve(
                 )  # fmt: skip
         some = many.if_(fill1.holds(">", fill0), 0)
         with zero.up_to(images) as i, zero.up_to(some) as c:
-            value = builder.load(((row + c) * several).of(shifts))
-            fill((to + i * y_image + c * y_map + fill0).of(y), fill1 - fill0, value)
+            value = emit.broadcast(((row + c) * several).of(shifts))
+            emit.fill((to + i * y_image + c * y_map + fill0).of(y), (fill1 - fill0).value, value)
         with piece0.up_to(piece1, 5) as p:
             which, place, length, row0, row1 = tables.some(pieces + p, 5)
             pixels, columns = (tables.array(which * 2 + i) for i in (5, 6))

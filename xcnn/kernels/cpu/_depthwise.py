@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from xcnn.kernels.cpu._depthwise_rows import clear, rows_read
+from xcnn.kernels.cpu._depthwise_rows import rows_read
 from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._transpose import transpose
@@ -130,7 +130,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
     steps, taps, many = tables.array(0), tables.array(1), (outputs + lanes - 1) // lanes
     width, first, apart = steps.size // bands, Integer(builder, first), (taps.size + 2) * lanes
     options, whole = (emit.optional(scale, 1.0), emit.optional(shift, 0.0)), bands.holds("==", 1)
-    clear(emit, memory, added)
+    emit.fill(memory, added.value)
     with (first // bands).up_to(((first + many * bands).least(last) - 1) // bands + 1) as rest:
         b = rest - rest // many * many
         start = (weights + b * apart).of(memory)
@@ -147,7 +147,7 @@ def depthwise(emit, turn, sum_up, x, weight, scale, shift, residual, low, high, 
         b = rest - image * many
         factors = weights + b * apart
         with builder.if_then(bands.holds(">", 1)):  # otherwise the padding is still 0
-            clear(emit, memory, planes * room)
+            emit.fill(memory, (planes * room).value)
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
         with zero.up_to(planes) as j:
             read = tables.array(steps[at + 1])
@@ -191,14 +191,14 @@ def depthwise_weight_gradient(emit, turn, sum_up, x, dy, out, tables, first, las
     outputs, channels, _, pixels, out_pixels, bands, blocks, _, plain, _, dys, _, _, run = tables.some(2, 14)
     steps, shifts = tables.array(0), tables.array(2)
     width, size, whole = steps.size // bands, shifts.size * lanes, bands.holds("==", 1)
-    clear(emit, memory, plain)
-    clear(emit, sums, (Integer(builder, end) - block) * size)
+    emit.fill(memory, plain.value)
+    emit.fill(sums, ((Integer(builder, end) - block) * size).value)
     with Integer(builder, first).up_to(last) as n, Integer(builder, block).up_to(end) as b:
         rows, targets = (tables.array(blocks + b * 2 + i) for i in range(2))
-        clear(emit, image, size)
+        emit.fill(image, size.value)
         with zero.up_to(steps.size, width) as at:
             with builder.if_then(bands.holds(">", 1)):
-                clear(emit, memory, plain)
+                emit.fill(memory, plain.value)
             for source, maps, all_pixels, each, target, i in (
                 (x, channels, pixels, rows, 0, 0), (dy, outputs, out_pixels, targets, dys, 2)
             ):  # fmt: skip

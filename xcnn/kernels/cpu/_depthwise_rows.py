@@ -15,7 +15,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import BYTES, INT, LANE, counted
 
-__all__ = ["AHEAD", "ROWS", "SOME", "clear", "row_gradient", "rows", "rows_read", "summed"]
+__all__ = ["AHEAD", "ROWS", "SOME", "row_gradient", "rows", "rows_read", "summed"]
 
 ROWS = 8 if BYTES == 64 else 4
 """Rows of y that are computed at once: their sums are held in registers."""
@@ -27,16 +27,6 @@ SOME = 4
 """Rows of dy whose products are summed at once for a weight gradient."""
 
 
-def clear(emit: Any, numbers: Any, count: Any) -> None:
-    """Write code that sets numbers to 0."""
-
-    def some(places: Any, mask: Any, _: Any) -> Any:
-        emit.write(ir.Constant(emit.vector, None), numbers, places[0], mask)
-        return ()
-
-    emit.span(INT(0), Integer(emit.builder, count).value, (), some)
-
-
 def summed(
     emit: Any, taps: int, channels: Integer, images: Any, some: Any, sums: Any, out: Any, totals: Callable[..., Any]
 ) -> None:
@@ -46,7 +36,7 @@ def summed(
     """
     builder, size = emit.builder, taps * emit.lanes
     first, last = (Integer(builder, end) for end in some)
-    clear(emit, sums, (last - first) * size)
+    emit.fill(sums, ((last - first) * size).value)
     with Integer(builder, images[0]).up_to(images[1]) as i, first.up_to(last) as channel:
         there = ((channel - first) * size).of(sums)
         for k, total in enumerate(totals(i * channels + channel, [ir.Constant(emit.vector, None)] * taps)):

@@ -263,6 +263,16 @@ class Vectors:
 
         return counted(builder, wide, end, one, counted(builder, begin, wide, step, values, several), rest)
 
+    def fill(self, pointer: Any, count: Any, vector: Any = None) -> None:
+        """Write the loops that set so many numbers at a pointer to those of a vector, or to 0."""
+        value = ir.Constant(self.vector, None) if vector is None else vector
+
+        def some(places: Any, mask: Any, _: Any) -> Any:
+            self.write(value, pointer, places[0], mask)
+            return ()
+
+        self.span(INT(0), count, (), some)
+
 
 def _bits(vector: Any) -> int:
     element = vector.element
