@@ -267,7 +267,7 @@ def table(itemsize: int, *products: Product, starts: Sequence[tuple[int, int, in
     """Lay out products of contiguous arrays; with `starts`, the only one is repeated for matrices that begin there."""
     rows, lanes, time = [], BYTES // itemsize, 0.0
     for (a, a_row, a_column), (b, b_row, b_column), c, m, n, k, bare in products:
-        way, most, width = _PACKED, _TERMS, -(-n // lanes) * lanes
+        way, most, width = _PACKED, _TERMS, STRIP * lanes
         if m <= _FEW and b_row == a_column == 1:
             way, most, width = _DOTS, BLOCK if m == 1 else 4 * _TERMS, lanes
         elif m <= _SOME and b_column == 1 and n >= lanes:

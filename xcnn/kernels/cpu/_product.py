@@ -23,7 +23,7 @@ __all__ = ["CYCLES_PER_MICROSECOND", "FLOPS_PER_MICROSECOND", "STRIP", "TERMS", 
 
 # AVX-512 has 32 registers, all others are assumed to have 16. Each sum takes one, the factors take the rest.
 STRIP = 6 if BYTES == 64 else 4
-"""The most vectors of a strip."""
+"""Vectors of a strip; the last one may have one more, as one alone takes longer."""
 
 _BLOCKS = ((8, (3, 2, 1)), (4, (3, 2, 1)), (2, (6,))) if BYTES == 64 else ((6, (2, 1)), (4, (2, 1)), (2, (4,)))
 """Rows of the blocks of a strip, and how many vectors they have, largest first."""
@@ -108,7 +108,7 @@ def multiply(emit, x, x0, shifts, w, w0, row, offsets, count, y, y0, step, rows,
             v = end
 
     # A last strip of one vector joins the one before.
-    with zero.up_to(((length + (lanes - 1)) // lanes * lanes - lanes).most(1).least(length), most * lanes) as at:
+    with zero.up_to((length - lanes).most(1).least(length), most * lanes) as at:
         vectors = (length - at + (lanes - 1)) // lanes
         vectors = vectors.if_(vectors.holds("==", most + 1), vectors.least(most))
         # The last block of several rows may begin before the end of those before it.

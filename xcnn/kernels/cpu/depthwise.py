@@ -240,7 +240,7 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
 
 @functools.lru_cache(maxsize=256)
 def _maps(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _Plan | None:
-    """Lay out what `_plan` does by vectors of whole maps; return None if other ways are faster or must do it."""
+    """Lay out what `_plan` does by vectors of whole maps; return None as `_rows` does."""
     lanes, multiple, backward = BYTES // itemsize, o // groups, way == "input"
     taps, pixels, jobs = math.prod(a.kernel for a in axes), math.prod(a.size for a in axes), n * o
     if BYTES < 64 or len(axes) > 2 or any(a.stride > 1 or a.out != a.size for a in axes):
