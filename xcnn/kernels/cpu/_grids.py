@@ -17,9 +17,9 @@ def grid(steps: Sequence[int], begins: Sequence[int], counts: Sequence[int], str
     return places
 
 
-def steps_of(sizes: Sequence[int]) -> list[int]:
-    """Return the distances of neighbours along each axis of a contiguous array."""
-    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+def steps_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return how many elements the numbers along each axis of an array in C order are apart."""
+    return tuple([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
 
 
 class Padded(NamedTuple):

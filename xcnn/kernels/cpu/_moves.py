@@ -4,8 +4,7 @@ Indices count elements. Bounds are not checked.
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from xcnn.kernels.cpu._integers import Integer, Integers
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._vectors import INT
 
-__all__ = ["FEW", "affine", "copying", "every", "steps_of"]
+__all__ = ["FEW", "affine", "copying", "every"]
 
 FEW = 200_000
 """The most numbers that one thread copies."""
@@ -120,11 +119,6 @@ def _copy(emit, move, x, y, table):
     with zero.up_to(a) as i, zero.up_to(b) as j:
         source, target = x0 + i * xa + j * xb, y0 + i * ya + j * yb
         every.write(emit, move, x, source, x_row, x_step, y, target, y_row, y_step, rows, count)
-
-
-def steps_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return how many elements the numbers along each axis of an array in C order are apart."""
-    return tuple([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
 
 
 @functools.lru_cache(256)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from xcnn._dispatch import kernel
+from xcnn.kernels.cpu._grids import steps_of
 from xcnn.kernels.cpu._integers import Integer, Integers
-from xcnn.kernels.cpu._moves import FEW, copying, steps_of
+from xcnn.kernels.cpu._moves import FEW, copying
 from xcnn.kernels.cpu._native import native
 from xcnn.kernels.cpu._share import bound_only, share, supports
 
