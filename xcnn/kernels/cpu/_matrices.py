@@ -181,15 +181,9 @@ class _Writer:
         return vectors
 
     def finish(
-        self,
-        begin: Integer,
-        at: Integer,
-        column: Integer,
-        length: Integer,
-        term: Integer,
-        count: Integer,
+        self, begin: Integer, at: Integer, column: Integer, length: Integer, term: Integer, count: Integer,
         after: Sequence[Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Move a row from the tile to c, or add it unless it has the first terms; what follows comes with the last."""
         builder, emit, (scale, shift, residual, *bounds) = self.builder, self.emit, after
         operands, last = [], (term + count).holds("==", self.k)
@@ -321,12 +315,9 @@ _ROOMS = _Rooms()
 
 
 def multiplied(
-    products: Products,
-    itemsize: int,
-    arrays: Sequence[np.ndarray | None],
-    after: Sequence[np.ndarray | None] = (None, None, None),
-    interval: tuple[float, float] | None = None,
-) -> Any:
+    products: Products, itemsize: int, arrays: Sequence[np.ndarray | None],
+    after: Sequence[np.ndarray | None] = (None, None, None), interval: tuple[float, float] | None = None,
+) -> Any:  # fmt: skip
     """Compute products of arrays in C order, and apply what follows; return NotImplemented for arrays in another order.
 
     Parameters
