@@ -292,6 +292,8 @@ def test_means_in_json(xcnn):
         (["--report", ""], "--report takes files separated by commas, got ''"),
         (["--random", "3", "--only", "1-x"], "--only takes numbers and ranges separated by commas, got '1-x'"),
         (["--only", "1"], "--only selects random networks; pass --random, the number of networks"),
+        (["--seed", "4"], "--seed draws random networks; pass --random, the number of networks"),
+        (["--random", "3", "--models", "report"], "--models and random networks cannot be measured together"),
         (["--show"], "--show prints random networks; pass --random, the number of networks"),
     ],
 )

@@ -1,6 +1,7 @@
 """Devices: their strings and errors, moving arrays, and adding a device."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -296,4 +297,13 @@ def test_only_arrays_are_copied_to_the_host():
 
 def test_the_cpu_says_whether_kernels_are_off(monkeypatch):
     monkeypatch.setenv("XCNN_KERNELS", "off")
-    assert "without kernels" in importlib.import_module("xcnn.devices")._cpu.__wrapped__("").summary
+    assert "without kernels, as XCNN" in importlib.import_module("xcnn.devices")._cpu.__wrapped__("").summary
+
+
+def test_the_cpu_says_what_kernels_need(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.delenv("XCNN_KERNELS", raising=False)
+    assert "pip install llvmlite" in importlib.import_module("xcnn.devices")._cpu.__wrapped__("").summary

@@ -125,10 +125,12 @@ class Library:
 def _cpu(rest: str) -> Device:
     if rest:
         raise UsageError(f"device 'cpu:{rest}': the CPU takes no number; write 'cpu'")
-    compiled = ", without kernels, as XCNN_KERNELS=off says" if switched_off() else ""
+    compiled = "without kernels, which need llvmlite: pip install llvmlite"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        compiled = compiled or f", kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
-    return Device("cpu", np, "cpu", f"NumPy {np.__version__}{compiled}")
+        compiled = f"kernels compiled by llvmlite {importlib.metadata.version('llvmlite')}"
+    if switched_off():
+        compiled = "without kernels, as XCNN_KERNELS=off says"
+    return Device("cpu", np, "cpu", f"NumPy {np.__version__}, {compiled}")
 
 
 def _cuda(rest: str) -> Device:

@@ -35,10 +35,12 @@ KEPT = 2**30
 WORST = 10
 """The number of cells with the lowest ratios that are printed after random networks."""
 
+_MODELS = "report,lenet5,mnist_cnn,vgg_small"
+
 
 def bench(
     *,
-    models: str = "report,lenet5,mnist_cnn,vgg_small",
+    models: str = _MODELS,
     random: int | None = None,
     seed: int = 0,
     only: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -107,7 +109,8 @@ def bench(
         show which share of its speed it keeps.
     profile
         show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
-        can run it alone, torch and onnxruntime, and where time is lost. With `--random`, only in the worst cells.
+        can run it alone, torch and onnxruntime, and where time is lost. With
+        `--random` and `--against`, only in the worst cells.
     report
         files with the JSON lines of earlier measurements, separated by commas, such as those of a long one in parts.
         Nothing is measured: the Markdown tables of all their cells and means are printed.
@@ -141,6 +144,8 @@ def bench(
         if not found and (given or setting not in ("against", "ways")):  # which may be left out
             raise UsageError(f"{setting} takes values separated by commas, got {given!r}", setting=setting)
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
+    if random is not None and models != _MODELS:
+        raise UsageError("models and random networks cannot be measured together; pass one of both", setting="models")
     drawn = _drawn(random, seed, only)
     if show:
         return _show(seed, drawn, json)
@@ -224,8 +229,10 @@ def _print_tables(results: Sequence[room.Result], modes: Sequence[str], as_json:
 def _drawn(random: int | None, seed: int, only: str | None) -> list[int]:
     """Return the numbers of the random networks to measure."""
     if random is None:
-        if only is not None:
-            raise UsageError("only selects random networks; pass --random, the number of networks", setting="only")
+        for setting, given, does in (("only", only, "selects"), ("seed", seed or None, "draws")):
+            if given is not None:
+                kind = f"{setting} {does} random networks"
+                raise UsageError(f"{kind}; pass --random, the number of networks", setting=setting)
         return []
     integer("bench", "random", random)
     integer("bench", "seed", seed, 0)
