@@ -169,6 +169,18 @@ def test_freezing_between_forward_and_backward_is_seen():
     assert [one.grad is None for one in model.parameters()] == [True, True, False, False, False, False]
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_bias_that_is_trained_again_gets_its_gradient(early):
+    model, x = made("plain"), images(7)
+    wanted = gradients(model, x)
+    model[3].bias.trainable = early
+    gradients(model, x)
+    model[3].bias.trainable = False
+    gradients(model, x)  # it is recorded here
+    model[3].bias.trainable = True
+    equal(gradients(model, x), wanted)
+
+
 def test_a_step_between_forward_and_backward_is_refused():
     model, x = warm("plain"), images(7)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
