@@ -112,6 +112,17 @@ def test_what_has_other_state_is_not_recorded(name):
     assert program(warm(name)).recorded is None
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout2d, nn.StochasticDepth])
+def test_as_many_random_numbers_are_drawn_as_without_records(layer, monkeypatch):
+    draws = []
+    for often in (3, 1000):
+        monkeypatch.setattr(_repeat, "OFTEN", often)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), layer(0.5), nn.ReLU())
+        model.reset_parameters(0)
+        draws.append([gradients(model, images(seed))[0] for seed in range(6)])
+    equal(*draws)
+
+
 def test_backward_passes_in_any_order_and_number_are_right():
     model, xs = warm("plain"), [images(seed) for seed in range(4)]
     wanted = [by_steps(model, x)[2:] for x in xs]

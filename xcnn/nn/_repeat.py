@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, body, bound, tracing, trusted
 from xcnn.errors import UsageError, XcnnError
@@ -308,7 +310,8 @@ class _Training:
                 self.empty.append(constant)
         xp = namespace_of(made.result[0])
         buffers = [(i, slot) for i, slot in call.slots.items() if isinstance(slot, Buffer)]
-        self.recordable &= not several and not buffers and trusted(call.body, xp)
+        draws = any(isinstance(argument, np.random.Generator) for argument in arguments)
+        self.recordable &= not several and not buffers and not draws and trusted(call.body, xp)
         self.nbytes += getattr(made.result[0], "nbytes", 0)
         whole: Callable[..., Any] = functools.partial(call.body, xp)
         run = bound(call.body, xp, arguments, whole=True) or whole
