@@ -1,5 +1,7 @@
 """Training whose compiled calls are recorded: the same bits as those of the steps, and no others after any change."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -201,6 +203,20 @@ def test_a_step_between_forward_and_backward_is_refused():
     optimizer.step()
     with pytest.raises(UsageError, match="call backward first"):
         backward(y, False)
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_a_record_keeps_no_input(layers):
+    model = nn.Sequential(*list(made("plain"))[:layers])
+    for seed in range(5):
+        gradients(model, images(seed))
+    assert program(model).recorded is not None
+    x = images(7)
+    gone = weakref.ref(x)
+    gradients(model, x)
+    del x
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_wrong_gradient_is_refused():
