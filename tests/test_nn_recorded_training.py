@@ -1,5 +1,7 @@
 """Training whose compiled calls are recorded: the same bits as those of the steps, and no others after any change."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -112,6 +114,17 @@ def test_what_has_other_state_is_not_recorded(name):
     assert program(warm(name)).recorded is None
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout2d, nn.StochasticDepth])
+def test_as_many_random_numbers_are_drawn_as_without_records(layer, monkeypatch):
+    draws = []
+    for often in (3, 1000):
+        monkeypatch.setattr(_repeat, "OFTEN", often)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), layer(0.5), nn.ReLU())
+        model.reset_parameters(0)
+        draws.append([gradients(model, images(seed))[0] for seed in range(6)])
+    equal(*draws)
+
+
 def test_backward_passes_in_any_order_and_number_are_right():
     model, xs = warm("plain"), [images(seed) for seed in range(4)]
     wanted = [by_steps(model, x)[2:] for x in xs]
@@ -169,6 +182,18 @@ def test_freezing_between_forward_and_backward_is_seen():
     assert [one.grad is None for one in model.parameters()] == [True, True, False, False, False, False]
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_bias_that_is_trained_again_gets_its_gradient(early):
+    model, x = made("plain"), images(7)
+    wanted = gradients(model, x)
+    model[3].bias.trainable = early
+    gradients(model, x)
+    model[3].bias.trainable = False
+    gradients(model, x)  # it is recorded here
+    model[3].bias.trainable = True
+    equal(gradients(model, x), wanted)
+
+
 def test_a_step_between_forward_and_backward_is_refused():
     model, x = warm("plain"), images(7)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
@@ -178,6 +203,20 @@ def test_a_step_between_forward_and_backward_is_refused():
     optimizer.step()
     with pytest.raises(UsageError, match="call backward first"):
         backward(y, False)
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_a_record_keeps_no_input(layers):
+    model = nn.Sequential(*list(made("plain"))[:layers])
+    for seed in range(5):
+        gradients(model, images(seed))
+    assert program(model).recorded is not None
+    x = images(7)
+    gone = weakref.ref(x)
+    gradients(model, x)
+    del x
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_wrong_gradient_is_refused():

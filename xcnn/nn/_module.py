@@ -99,6 +99,7 @@ class Module(Explained):
         y : the output.
         backward : a function to call once. `backward(dy)` takes the gradient with respect to y, adds into the gradient
             of every parameter and returns the gradient with respect to x; `backward(dy, need_dx=False)` returns None.
+            It may read x and the parameters once more: until then, change their numbers only by new arrays.
         """
         raise NotImplementedError(
             f"{type(self).__name__}: forward is not defined; define forward(x, train) that returns (y, backward)"

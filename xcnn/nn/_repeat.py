@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xcnn._array import is_array, namespace_of
 from xcnn._dispatch import Call, body, bound, tracing, trusted
 from xcnn.errors import UsageError, XcnnError
@@ -180,10 +182,10 @@ class _Training:
 
         So a backward pass computes the forward pass once more, but keeps nothing of it in between.
         """
-        updates, (route, steps) = [parameter.updates for parameter in self.joined.parameters], self.route
+        updates, last = [parameter.updates for parameter in self.joined.parameters], self.route[1]
         parameters: list[Parameter] = []
         small = self.nbytes + sum([getattr(array, "nbytes", _SMALL) for array in held]) <= _SMALL
-        if not small or route is None or any(at < self.first for *_, sources, _ in steps for _, _, at in sources):
+        if not small or not last or last != (route := self.needed(self.joined.route(False))):
             return
 
         def forward(x: Any, held: Sequence[Any]) -> Any:
@@ -206,7 +208,7 @@ class _Training:
     ) -> Any:
         """Do what `backward` does, after a forward pass that a record has repeated."""
         joined, (_, both, parameters, route, kind) = self.joined, found
-        if need_dx or joined.route(need_dx) != route:
+        if need_dx or self.needed(joined.route(need_dx)) != route:
             self.recorded = None  # to repeat the forward pass only was of no use, and may be of none again
         elif updates == [parameter.updates for parameter in joined.parameters] and like(dy) == kind:
             grads = both(dy, [*inputs, *held])
@@ -308,7 +310,8 @@ class _Training:
                 self.empty.append(constant)
         xp = namespace_of(made.result[0])
         buffers = [(i, slot) for i, slot in call.slots.items() if isinstance(slot, Buffer)]
-        self.recordable &= not several and not buffers and trusted(call.body, xp)
+        draws = any(isinstance(argument, np.random.Generator) for argument in arguments)
+        self.recordable &= not several and not buffers and not draws and trusted(call.body, xp)
         self.nbytes += getattr(made.result[0], "nbytes", 0)
         whole: Callable[..., Any] = functools.partial(call.body, xp)
         run = bound(call.body, xp, arguments, whole=True) or whole

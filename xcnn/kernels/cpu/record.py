@@ -229,7 +229,8 @@ class _Record:
             numbers += twin.numbers
         nbytes = sum([now.nbytes for now in (*memory[0].values(), *(now for _, now in results.values()))])
         _only_if(nbytes <= _MOST, "the results take too much memory")
-        self.lock, self.held, self.kept = threading.Lock(), list[Any](), [*kept, *(now for _, now in results.values())]
+        self.held: list[Any] | None = None
+        self.lock, self.kept = threading.Lock(), [*kept, *(now for _, now in results.values())]
         self.heads = np.zeros((len(arrays) - 2, _HEAD), np.int64)
         for head, array in zip(self.heads, arrays[2:], strict=True):
             head[1 : 2 + array.ndim] = array.ndim, *array.shape
@@ -257,7 +258,8 @@ class _Record:
     def _into(self, results: list[Any], x: np.ndarray, held: list[Any]) -> Any:
         """Set the results; return 0, or 1 or NotImplemented if that is not possible."""
         y, *more = results
-        if more or held is not self.held:
+        if self.several or held is not self.held:
             # Compiled code reads from the heads of arrays that this keeps alive: both change, or, interrupted, none.
-            self.heads[:, 0], self.held = [*map(id, (*held, *more))], held
+            # Those of several results are new each time, so that it need not read any again.
+            self.heads[:, 0], self.held = [*map(id, (*held, *more))], None if self.several else held
         return self.repeat(*self.given, x, y)
