@@ -326,7 +326,7 @@ def test_dozens_of_shapes_in_turns_are_prepared_once_each(monkeypatch):
             np.testing.assert_array_equal(model(x), y)
     assert shapes == [x.shape for x in signals]
     programs = model._plan.joined().programs
-    assert not any(getattr(program, "record", None) for program in programs.values())
+    assert sum(getattr(program, "record", None) is not None for program in programs.values()) <= 16
     for length in range(43, 80):  # the oldest ones are forgotten
         model(np.ones((1, 2, length), np.float32))
     assert len(programs) <= 64

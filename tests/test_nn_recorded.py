@@ -11,7 +11,7 @@ from test_nn_inference import LAYOUTS, NETWORKS, cut, images, made, singly, toge
 from xcnn import nn, ops, optim, threads
 from xcnn._dispatch import BODIES, bound, kernel, kernels, portable
 from xcnn.errors import ShapeError
-from xcnn.nn import _inference
+from xcnn.nn import _inference, _plan
 from xcnn.nn._program import Program
 
 pytest.importorskip("llvmlite")
@@ -355,3 +355,14 @@ def test_large_results_are_not_recorded():
             model(x)
         program = next(one for key, one in model._plan.joined().programs.items() if key[0][1] == x.shape)
         assert (program.record is not None) == kept
+
+
+def test_the_latest_records_are_kept(monkeypatch):
+    """However many shapes there are: the first ones are not the only ones that are fast."""
+    monkeypatch.setattr(_plan, "_MOST_RECORDED", 2)
+    monkeypatch.setattr(_plan, "_MOST_PROGRAMS", 5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool())
+    for size in (5, 6, 7, 8, 9, 10, 11, 5):
+        warm(model, np.ones((1, 3, size, size), np.float32))
+        assert len(records(model)) <= 2
+    assert len(records(model)) == 2

@@ -71,11 +71,11 @@ def gradients(model, x, need_dx=False):
 
 
 def by_steps(model, x, need_dx=False):
-    kept, program(model).recorded = program(model).recorded, None
+    kept, program(model).record = program(model).record, None
     try:
         return gradients(model, x, need_dx)
     finally:
-        program(model).recorded = kept
+        program(model).record = kept
 
 
 def warm(name, dtype="float32", n=1):
@@ -96,7 +96,7 @@ def equal(one, other):
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_record_gives_the_bits_of_the_steps(name, dtype, n):
     model = warm(name, dtype, n)
-    assert program(model).recorded is not None
+    assert program(model).record is not None
     kept = []
     for seed in range(10, 14):
         x = images(seed, dtype, n)
@@ -111,7 +111,7 @@ def test_a_record_gives_the_bits_of_the_steps(name, dtype, n):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_has_other_state_is_not_recorded(name):
-    assert program(warm(name)).recorded is None
+    assert program(warm(name)).record is None
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout2d, nn.StochasticDepth])
@@ -169,7 +169,7 @@ def test_a_record_of_another_backward_pass_is_given_up():
     model, x = warm("plain"), images(7)
     wanted = gradients(model, x)
     assert gradients(model, x, need_dx=True)[1].shape == x.shape
-    assert program(model).recorded is None
+    assert program(model).record is None
     equal(gradients(model, x), wanted)
 
 
@@ -210,7 +210,7 @@ def test_a_record_keeps_no_input(layers):
     model = nn.Sequential(*list(made("plain"))[:layers])
     for seed in range(5):
         gradients(model, images(seed))
-    assert program(model).recorded is not None
+    assert program(model).record is not None
     x = images(7)
     gone = weakref.ref(x)
     gradients(model, x)
@@ -238,7 +238,7 @@ def test_numbers_that_are_not_finite_end_where_they_do_without_records(name, bad
 def test_it_is_recorded_only_if_that_is_faster(monkeypatch):
     monkeypatch.setattr(_repeat, "_SHARE", 0.75)
     monkeypatch.setattr(record, "_seconds", lambda run, *_: 1.0)
-    assert program(warm("plain")).recorded is None
+    assert program(warm("plain")).record is None
 
 
 def test_threads_take_turns():
@@ -259,4 +259,4 @@ def test_arrays_of_other_libraries_are_not_recorded():
     for _ in range(5):
         y, backward = model.forward(x)
         backward(y, False)
-    assert program(model).recorded is None
+    assert program(model).record is None

@@ -59,11 +59,14 @@ def infer(plan: Plan, x: Any) -> Any:
 
 
 def _repeated(program: Program, x: Any, held: list[Any], joined: Joined) -> Any:
-    """Return what a program would if it is recorded, now if there are few shapes, or before; else NotImplemented."""
+    """Return what a program would if it is recorded, which it is after many runs; else NotImplemented."""
     program.runs += 1
-    if program.runs == OFTEN and program.recordable and joined.few() and program.nbytes <= LITTLE:
+    if program.runs == OFTEN and program.recordable and program.nbytes <= LITTLE:
         program.record = recorded(namespace_of(x), program, x, held, 1.0)
-    return NotImplemented if program.record is None else program.record(x, held)
+        if program.record is not None:
+            joined.keep_record(program)
+    record = program.record  # which another thread may drop
+    return NotImplemented if record is None else record(x, held)
 
 
 def _pieces(joined: Joined, x: Any, held: list[Any]) -> tuple[Any, Any] | None:

@@ -7,7 +7,7 @@ after that, and any activation: see `_inference.py`.
 """
 
 import operator
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -31,7 +31,7 @@ _MOST_PROGRAMS = 64
 """The number of shapes for which a graph keeps what it has prepared."""
 
 _MOST_RECORDED = 16
-"""The most shapes of a graph if one more is to be recorded, as each record keeps memory."""
+"""The number of records that a graph keeps, as each of them has memory of its own."""
 
 OFTEN, LITTLE = 30, 4 << 20
 """The runs of a program after which its calls are recorded, if all results have no more than so many bytes: beside more
@@ -226,6 +226,7 @@ class Joined:
         plain = {id(one) for one in layers if below.issuperset(map(id, one.parameters()))}
         self._others = [one.module for one in nodes if isinstance(one.module, Module) and id(one.module) not in plain]
         self._routes: dict[Any, list[Any]] = {}
+        self._recorded: deque[Any] = deque()
 
     def arrays(self, sure: bool = True) -> list[Any] | None:
         """Return the arrays of the slots, the same list if they are the same.
@@ -256,9 +257,11 @@ class Joined:
             self.programs.pop(oldest, None)
         self.programs[key] = program
 
-    def few(self) -> bool:
-        """Return whether there are so few programs that one more may be recorded."""
-        return len(self.programs) <= _MOST_RECORDED
+    def keep_record(self, program: Any) -> None:
+        """Note that a program has got a record, and drop the oldest one if there are many."""
+        self._recorded.append(program)
+        if len(self._recorded) > _MOST_RECORDED:
+            self._recorded.popleft().record = None
 
     def reshaped(self) -> bool:
         """Return whether an array has got another shape in place, as NumPy allows."""

@@ -156,7 +156,7 @@ class _Training:
         ]
         self.route: tuple[Any, list[Any]] = None, []
         self.recordable = isinstance(joined.inputs, str) and isinstance(joined.output, str)
-        self.recorded: Any = None
+        self.record: Any = None
         self.runs, self.nbytes = 0, 0
 
     def places(self, inputs: str | Sequence[str]) -> tuple[int, ...]:
@@ -169,15 +169,15 @@ class _Training:
         """Return the output and the backward pass; after many calls, compiled calls are recorded and repeated."""
         updates = [parameter.updates for parameter in self.joined.parameters]
         self.runs += 1
-        if self.runs == OFTEN and self.recordable and self.joined.few():
-            self.record(inputs[0], held)
-        found = self.recorded
+        if self.runs == OFTEN and self.recordable:
+            self.note_calls(inputs[0], held)
+        found = self.record
         if found is not None and (y := found[0](inputs[0], held)) is not NotImplemented:
             return y, functools.partial(self.again, found, inputs, held, updates)
         y, backs = self.run(inputs, held, singly)
         return y, functools.partial(self.backward, backs, updates)
 
-    def record(self, x: Any, held: Sequence[Any]) -> None:
+    def note_calls(self, x: Any, held: Sequence[Any]) -> None:
         """Record the calls of a forward pass, and those of a forward and a backward pass on the last route.
 
         So a backward pass computes the forward pass once more, but keeps nothing of it in between.
@@ -201,7 +201,9 @@ class _Training:
         xp, y = namespace_of(x), forward(x, held)
         if (first := recorded(xp, forward, x, [*held], _SHARE)) is not None:
             second = recorded(xp, both, y, [x, *held], _SHARE)
-            self.recorded = None if second is None else (first, second, parameters, route, like(y))
+            if second is not None:
+                self.record = first, second, parameters, route, like(y)
+                self.joined.keep_record(self)
 
     def again(
         self, found: Any, inputs: Sequence[Any], held: Sequence[Any], updates: list[int], dy: Any, need_dx: bool
@@ -209,7 +211,7 @@ class _Training:
         """Do what `backward` does, after a forward pass that a record has repeated."""
         joined, (_, both, parameters, route, kind) = self.joined, found
         if need_dx or self.needed(joined.route(need_dx)) != route:
-            self.recorded = None  # to repeat the forward pass only was of no use, and may be of none again
+            self.record = None  # to repeat the forward pass only was of no use, and may be of none again
         elif updates == [parameter.updates for parameter in joined.parameters] and like(dy) == kind:
             grads = both(dy, [*inputs, *held])
             if grads is not NotImplemented:
