@@ -194,6 +194,7 @@ def test_a_wrong_y_is_found_by_a_reference() -> None:
     [
         ("nonsense", "check_op: nonsense is not an op; decorate it with xcnn.ops.op"),
         (print, "check_op: print is not an op; decorate it with xcnn.ops.op"),
+        (np.tanh, "check_op: tanh is not an op; decorate it with xcnn.ops.op"),
     ],
 )
 def test_what_is_no_op_is_refused(op: Any, message: str) -> None:

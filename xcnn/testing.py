@@ -314,9 +314,9 @@ def check_op(
     >>> check_op(ops.tanh, devices=["cpu"])
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in OPS:
+    row = OPS.get(name)
+    if row is None or not (isinstance(op, str) or op is row.function):
         raise UsageError(f"check_op: {name} is not an op; decorate it with xcnn.ops.op")
-    row = OPS[name]
     if not row.samples:
         raise UsageError(f"check_op: {name} has no samples; give ops.op(...) some, samples=[ops.sample(...)]")
     dtypes = [choice("check_op", "dtypes", dtype, ("float16", "float32", "float64")) for dtype in _listed(dtypes)]
