@@ -183,7 +183,7 @@ def test_infinite_numbers_reach_the_sums_that_they_do_in_portable_code(
 )
 def test_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch, dtype: str, x: Any, kernel: Any, options: Any) -> None:
     """Vectors of channels or, where they can do it, of the pixels of maps or rows: all of these must be right."""
-    for plan in ("_maps", "_rows", "_plan"):
+    for plan in ("_maps", "_rows", "_plan", "_cheapest"):
         monkeypatch.setattr(depthwise, plan, getattr(depthwise, plan).__wrapped__)
     costs = [(moving, speed) for moving in (0, 10**9) for speed in (4000, 0.1)]  # as one part or as many
     for whole in (True, False):

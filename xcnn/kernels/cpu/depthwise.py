@@ -69,7 +69,8 @@ class _Axis(NamedTuple):
 class _Plan(NamedTuple):
     """What is counted from shapes: compiled code, its tables, names and sizes of its memory, and parts of the work.
 
-    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels.
+    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels. The cycles
+    are counted where there are other ways.
     """
 
     run: Callable[..., Any]
@@ -77,6 +78,7 @@ class _Plan(NamedTuple):
     memory: dict[str, int]
     jobs: int
     parts: int
+    cycles: float = 0.0
 
 
 def _forward(a: Any) -> _Axis:
@@ -234,8 +236,8 @@ def _rows(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     tables, count = np.array(numbers, np.int64), parts(jobs, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
         needs = {"nothing": x_width, "sums": o * taps * lanes}
-        return _Plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count)
-    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, jobs, count)
+        return _Plan(row_gradient(*along, *wide[1:4])(itemsize), tables, needs, o, count, cycles)
+    return _Plan(rows(*along, wide.stride)(itemsize), tables, {"nothing": x_width}, jobs, count, cycles)
 
 
 @functools.lru_cache(maxsize=256)
@@ -266,8 +268,15 @@ def _maps(axes: Axes, n: int, o: int, groups: int, itemsize: int, way: str) -> _
     tables = np.concatenate([numbers, np.pad(masks, (0, -masks.size % 8)).view(np.int64)])
     options, count = (shifts.size, *columns.tolist()), parts(jobs, cycles / CYCLES_PER_MICROSECOND)
     if way == "weight":
-        return _Plan(map_gradient(*options)(itemsize), tables, {"sums": o * taps * lanes}, o, count)
-    return _Plan(maps(*options)(itemsize), tables, {}, jobs, count)
+        return _Plan(map_gradient(*options)(itemsize), tables, {"sums": o * taps * lanes}, o, count, cycles)
+    return _Plan(maps(*options)(itemsize), tables, {}, jobs, count, cycles)
+
+
+@functools.lru_cache(maxsize=256)
+def _cheapest(*key: Any) -> _Plan:
+    """Return the way that takes the fewest cycles by count."""
+    ways = [way for way in (_maps(*key), _rows(*key)) if way is not None]
+    return min(ways, key=lambda way: way.cycles) if ways else _plan(*key)
 
 
 def _memory(plan: _Plan, dtype: Any) -> list[np.ndarray]:
@@ -280,7 +289,7 @@ def convolve(
 ) -> None:  # fmt: skip
     """Set y to a convolution, or the input gradient of one with o channels; the arrays are those of `depthwise`."""
     key = axes, y.shape[0], o, groups, y.itemsize, "input" if transposed else "forward"
-    plan = _maps(*key) or _rows(*key) or _plan(*key)
+    plan = _cheapest(*key)
 
     def some(part: int) -> None:
         first, last = plan.jobs * part // plan.parts, plan.jobs * (part + 1) // plan.parts
@@ -292,7 +301,7 @@ def convolve(
 def weight_gradients(n: int, dtype: Any, shape: tuple[int, ...], axes: Axes, groups: int) -> Callable[..., Any]:
     """Return a function that returns dweight, of a shape, for n images x and dy in C order."""
     key = axes, n, shape[0], groups, dtype.itemsize, "weight"
-    plan = _maps(*key) or _rows(*key) or _plan(*key)
+    plan = _cheapest(*key)
     by_images = min(n, plan.parts)
     by_jobs = max(1, min(plan.jobs, plan.parts // by_images))
 
