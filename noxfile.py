@@ -52,6 +52,7 @@ WHEEL = (
     "architecture",
     "bench",
     "bench_cli",
+    "bench_workers",
     "cli",
     "cli_lists",
     "cli_mistakes",
