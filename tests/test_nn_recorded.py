@@ -363,6 +363,8 @@ def test_the_latest_records_are_kept(monkeypatch):
     monkeypatch.setattr(_plan, "_MOST_PROGRAMS", 5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool())
     for size in (5, 6, 7, 8, 9, 10, 11, 5):
-        warm(model, np.ones((1, 3, size, size), np.float32))
+        x = np.ones((1, 3, size, size), np.float32)
+        warm(model, x)
+        assert next(one for key, one in model._plan.joined().programs.items() if key[0][1] == x.shape).record
         assert len(records(model)) <= 2
     assert len(records(model)) == 2

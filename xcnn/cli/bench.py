@@ -109,8 +109,8 @@ def bench(
         show which share of its speed it keeps.
     profile
         show the time of each layer, with those that run as one with it, in xcnn and the libraries in `--against` that
-        can run it alone, torch and onnxruntime, and where time is lost. With
-        `--random` and `--against`, only in the worst cells.
+        can run it alone, torch and onnxruntime, and where time is lost. With `--random` and `--against`, only in the
+        worst cells.
     report
         files with the JSON lines of earlier measurements, separated by commas, such as those of a long one in parts.
         Nothing is measured: the Markdown tables of all their cells and means are printed.
