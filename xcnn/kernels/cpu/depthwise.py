@@ -69,8 +69,8 @@ class _Axis(NamedTuple):
 class _Plan(NamedTuple):
     """What is counted from shapes: compiled code, its tables, names and sizes of its memory, and parts of the work.
 
-    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels. The cycles
-    are counted where there are other ways.
+    The parts are ranges of jobs, or for a weight gradient ranges of images times ranges of blocks or channels. The
+    cycles are counted where there are other ways.
     """
 
     run: Callable[..., Any]
