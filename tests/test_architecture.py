@@ -23,6 +23,7 @@ FLOORS = [
     {"__init__"},
     {"compare", "plots"},
     {"runs"},
+    {"parallel"},
     {"training", "models", "testing", "onnx"},
     {"nn", "optim"},
     {"ops"},
@@ -38,7 +39,7 @@ STRANGERS = {("ops", "data")}
 """Imports that the floors would allow, but that are forbidden."""
 
 HEAVY = [
-    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "onnx", "onnxruntime", "requests", "rich",
+    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime", "requests", "rich",
     "torch",
 ]  # fmt: skip
 """What `import xcnn` must not load."""

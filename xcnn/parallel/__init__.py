@@ -1,0 +1,3 @@
+"""Several processes: MPI, and NCCL for GPUs, as the `parallel` of a trainer."""
+
+__all__: list[str] = []

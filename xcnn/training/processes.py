@@ -1,0 +1,104 @@
+"""The processes that train together, as a trainer sees them: this one alone, unless it is given others."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from xcnn._array import Array
+
+__all__ = ["Done", "Message", "Processes"]
+
+Message = tuple[int, Array]
+"""The number of another process, and a contiguous array that is sent to it or filled by it."""
+
+Done = Callable[[], bool]
+"""Returns whether an exchange has ended. It must be called until then, as it may be what moves the data."""
+
+_SPIN, _NAP, _LONGEST = 200e-6, 50e-6, 1e-3
+"""Seconds for which a process asks again at once, and that it then sleeps, first and at most."""
+
+
+class Processes:
+    """The processes that train together. This class is one process alone; `xcnn.parallel` has others.
+
+    A subclass sets `rank` and `size`, and defines `exchange` and `abort`.
+
+    Attributes
+    ----------
+    rank : the number of this process, from 0.
+    size : how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
+        """Begin to send arrays to other processes and to receive arrays from them.
+
+        Each process that is sent an array must receive one of the same size and dtype, in an exchange with the same
+        tag. Those with one tag between two processes are matched in order. Until the exchange has ended, the arrays
+        that are sent must not be changed, nor those that are received be read.
+
+        Parameters
+        ----------
+        sends, receives : pairs of another process and an array: of the host, or of the device that this process uses.
+        tag : a number from 0 to 32,767.
+
+        Returns
+        -------
+        A function that returns whether the exchange has ended; it must be called until then. For arrays of a device, it
+        may have ended in the order of the device's work, before the host sees the numbers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define exchange(sends, receives, tag)")
+
+    def abort(self, code: int) -> NoReturn:
+        """End all processes at once; `code` is the exit code of each that can still choose one."""
+        os._exit(code)
+
+    def mine(self, count: int) -> range:
+        """Return which of `count` things, numbered from 0, are those of this process: a range as long as any other."""
+        return self.share(count, self.rank)
+
+    def share(self, count: int, rank: int) -> range:
+        """Return which of `count` things are those of a process."""
+        return range(rank * count // self.size, (rank + 1) * count // self.size)
+
+    def wait(self, done: Done) -> None:
+        """Wait until an exchange has ended. Signals are handled meanwhile, and other processes may use the core."""
+        start, nap = time.perf_counter(), _NAP
+        while not done():
+            if time.perf_counter() - start > _SPIN:
+                time.sleep(nap)
+                nap = min(1.5 * nap, _LONGEST)
+
+    def gather(self, array: np.ndarray, tag: int = 0) -> list[np.ndarray]:
+        """Return the arrays that the processes pass, of one shape and dtype, in their order."""
+        array = np.ascontiguousarray(array)
+        found = [array if rank == self.rank else np.empty_like(array) for rank in range(self.size)]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        if others:
+            self.wait(self.exchange([(k, array) for k in others], [(k, found[k]) for k in others], tag))
+        return found
+
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """Return what the processes pass, of any length, in their order."""
+        sizes = [int(size[0]) for size in self.gather(np.asarray([len(content)], np.int64))]
+        room = np.zeros(max(sizes), np.uint8)
+        room[: len(content)] = np.frombuffer(content, np.uint8)
+        return [found[:size].tobytes() for found, size in zip(self.gather(room), sizes, strict=True)]
+
+    def gather_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """Return the rows of all processes, one after the other, of which process k has `counts[k]`."""
+        found = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
+        ends = np.cumsum([0, *counts]).tolist()
+        parts = [found[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        parts[self.rank][...] = rows
+        others = [k for k in range(self.size) if k != self.rank]
+        sends = [(k, parts[self.rank]) for k in others if math.prod(parts[self.rank].shape)]
+        if others:
+            self.wait(self.exchange(sends, [(k, parts[k]) for k in others if parts[k].size]))
+        return found
