@@ -48,6 +48,7 @@ _PARAMETERS = {
     "normalize": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
+    "model_options": {"converter": _options, "n_tokens": 1, "negative": ()},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
 
@@ -57,8 +58,8 @@ _GROUPS = {
         *("validation", "workers"),
     ),
     "Network and training": (
-        *("model", "init", "freeze", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options"),
-        *("schedule", "warmup"),
+        *("model", "model_options", "init", "freeze", "epochs", "batch_size"),
+        *("opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
         *("label_smoothing", "class_weight", "ema", "accumulate", "clip_norm", "monitor", "patience"),
     ),
 }
@@ -72,7 +73,7 @@ def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     group = _HEADING.get(row.name, RUN)
     parameter = Parameter(help=SETTINGS[row.name].help, group=group, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
     # Cyclopts takes a flag whose hint is a dict only once.
-    hint = tuple[str, ...] | None if row.name == "opt_options" else row.type
+    hint = tuple[str, ...] | None if row.name.endswith("_options") else row.type
     return row.name, Annotated[hint, parameter], dataclasses.field(default=row.default)
 
 
@@ -175,8 +176,9 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         return
     names = {name: settings.get(name) for name in ("dataset", "model", "opt", "schedule")}
     refuse_foreign(source, **{name: value for name, value in names.items() if _value(arguments, f"--{name}") is None})
-    if isinstance(options := settings.get("opt_options"), dict):
-        settings["opt_options"] = [f"{name}={json.dumps(value, default=str)}" for name, value in options.items()]
+    for setting in ("model_options", "opt_options"):
+        if isinstance(options := settings.get(setting), dict):
+            settings[setting] = [f"{name}={json.dumps(value, default=str)}" for name, value in options.items()]
     given = {name: value for name, value in settings.items() if value != []}  # an empty list is the default
     cyclopts.config.Dict(given, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
 
