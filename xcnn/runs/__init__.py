@@ -8,6 +8,7 @@ from xcnn.runs.reporter import Reporter
 from xcnn.runs.restored import Prediction, Restored, restore
 from xcnn.runs.run import Result, train
 from xcnn.runs.saving import Checkpoints
+from xcnn.runs.search import Search, Trial, search
 from xcnn.runs.settings import SETTINGS, Config, read_settings
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Reporter",
     "Restored",
     "Result",
+    "Search",
+    "Trial",
     "export_onnx",
     "latest_run",
     "load",
@@ -29,5 +32,6 @@ __all__ = [
     "restore",
     "save",
     "save_checkpoint",
+    "search",
     "train",
 ]
