@@ -184,7 +184,7 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
 
 
 def _value(arguments: cyclopts.ArgumentCollection, flag: str) -> str | None:
-    tokens = arguments.match(flag)[0].tokens
+    tokens = [token for argument in arguments if flag in argument.names for token in argument.tokens]
     return tokens[0].value if tokens else None
 
 

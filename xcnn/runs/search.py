@@ -119,14 +119,14 @@ class Search:
     ----------
     folder : its folder.
     monitor : by which the trials are compared.
-    variables : what is varied, as text.
+    variables : what is varied.
     trials : in their order.
     interrupted : the exit code of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM; 0 if none did.
     """
 
     folder: Path
     monitor: str
-    variables: tuple[str, ...]
+    variables: tuple[Variable, ...]
     trials: tuple[Trial, ...] = field(repr=False)
     interrupted: int = 0
 
@@ -143,6 +143,10 @@ class Search:
     def best(self) -> Trial | None:
         """The best complete trial; None if there is none yet."""
         return next(iter(self.ranking), None)
+
+    def count(self, state: str) -> int:
+        """Return the number of trials in a state."""
+        return sum(one.state == state for one in self.trials)
 
 
 def check_optuna() -> None:
@@ -358,7 +362,7 @@ class _Study:
                     held.close()
                     one = dataclasses.replace(one, state="interrupted")
                 found.append(one)
-        return Search(self.folder, self.config.monitor, tuple(self.settings["vary"]), tuple(found), code)
+        return Search(self.folder, self.config.monitor, tuple(self.variables.values()), tuple(found), code)
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""

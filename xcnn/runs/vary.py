@@ -18,7 +18,8 @@ __all__ = ["Variable", "varied", "with_values"]
 _SHAPE = "expected NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C"
 
 _FIXED = {
-    **dict.fromkeys(("dataset", "data_dir", "skip_broken", "validation", "seed"), "they are compared on the same images"),
+    **dict.fromkeys(("dataset", "data_dir", "skip_broken", "validation"), "they are compared on the same images"),
+    "seed": "it determines the images on which they are compared",
     **dict.fromkeys(("monitor", "device"), "they are compared by it"),
     **dict.fromkeys(("workers", "checkpoint_every", "keep_checkpoints"), "no result depends on it"),
 }  # fmt: skip
