@@ -210,9 +210,13 @@ def search(
     config, variables = check(config), varied(vary, config)
     if not isinstance(folder, str | Path) or not str(folder):
         raise UsageError(f"folder must be the path of the search, got {folder!r}", setting="out")
-    integer("search", "trials", trials)
+    for name, count in (("trials", trials), ("processes", processes)):
+        try:
+            integer("", name, count)
+        except UsageError as error:
+            raise UsageError(str(error).removeprefix(": "), setting=name) from None
     flag("search", "prune", prune)
-    if integer("search", "processes", processes) > 1 and callbacks:
+    if processes > 1 and callbacks:
         raise UsageError("callbacks cannot be called in several processes; pass none, or set processes to 1")
     folder = Path(folder)
     with _Study(folder, config, variables, prune) as study:
@@ -312,6 +316,8 @@ class _Study:
                     self._compare(recorded)
         except OSError as error:
             raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        except AssertionError as error:  # of Optuna
+            raise CheckpointError(f"the search {path}: the state is invalid: {error}") from None
 
     def _create(self, **options: Any) -> Any:
         direction = "maximize" if self.config.monitor.endswith("accuracy") else "minimize"
@@ -448,10 +454,14 @@ class _Study:
 
     def settings_of(self, number: int) -> Config:
         """Return the settings of a trial, after checking that what the journal says is among what is varied."""
-        drawn = self.study.get_trials(deepcopy=False)[number].params
+        drawn, path = self.study.get_trials(deepcopy=False)[number].params, self.folder / _JOURNAL
         if drawn.keys() != self.variables.keys():
-            raise CheckpointError(f"{self.folder / _JOURNAL}: trial {number} has values for other settings")
-        return with_values(self.config, {name: one.value(drawn[name]) for name, one in self.variables.items()})
+            raise CheckpointError(f"the search {path}: trial {number} has values for other settings")
+        try:
+            values = {name: one.value(drawn[name]) for name, one in self.variables.items()}
+        except UsageError as error:
+            raise CheckpointError(f"the search {path}: trial {number}: {error}") from None
+        return with_values(self.config, values)
 
     def _record(self, result: Result) -> dict[str, Any]:
         """Return the fields of the `Trial`."""

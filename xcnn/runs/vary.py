@@ -119,7 +119,8 @@ def _parse(text: Any) -> Variable:
     kind = _kind(setting)
     if ".." in values and kind in (int, float, dict):
         return _range(name, kind, values.strip())
-    choices = {choice: _choice(name, kind, choice) for choice in map(str.strip, values.split(","))}
+    texts = map(str.strip, re.split(r",(?![^\[]*\])", values))  # the commas outside of lists
+    choices = {choice: _choice(name, kind, choice) for choice in texts}
     if len(choices) < 2:
         raise UsageError(f"{name} has one value only, {values!r}; {_SHAPE}")
     return Variable(name, choices)
