@@ -431,31 +431,21 @@ def test_the_command_prints_a_table_or_json_and_draws(xcnn, tmp_path):
 def test_an_interrupted_command_goes_on(xcnn, tmp_path, processes):
     """The signal comes in the first epochs, unless the machine is so busy that it comes after the last one."""
     for epochs in ("16", "160"):
-        command = [
-            *QUICK[:3],
-            "--epochs",
-            epochs,
-            *QUICK[5:],
-            "--trials",
-            "2",
-            "--processes",
-            str(processes),
-            "-o",
-            epochs,
-        ]
+        settings = [*QUICK[:3], "--epochs", epochs, *QUICK[5:], "--trials", "2", "--no-prune"]
+        command = [*settings, "--processes", str(processes), "-o", epochs]
         process = start(*command, cwd=tmp_path)
-        wait_for(lambda: len([*tmp_path.glob(f"{epochs}/*/history.jsonl")]) == processes, process)  # noqa: B023
+        wait_for(lambda: len([*tmp_path.glob(f"{epochs}/*/history.jsonl")]) >= processes, process)  # noqa: B023
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
         if process.returncode:
             break
     assert process.returncode == 130, err
     assert "the same command goes on with them" in err
-    assert f"{processes} interrupted" in out
+    assert " interrupted\n" in out
     code, _, err = xcnn(*command)
     assert code == 0, err
     assert [len(history(path)) for path in tmp_path.glob(f"{epochs}/trial-*")] == [int(epochs)] * 2
-    assert (f"resuming from {epochs}/trial-0000" in err) == (processes == 1)
+    assert (f"resuming from {epochs}/trial-000" in err) == (processes == 1)
 
 
 @needs_optuna
