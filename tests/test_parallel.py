@@ -6,13 +6,14 @@ import fake_processes
 import numpy as np
 import pytest
 from fake_processes import alike
+from PIL import Image
 
 from xcnn import data, nn, optim, runs
 from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer
-from xcnn.training.processes import Processes
+from xcnn.training.processes import ALONE, Processes
 from xcnn.training.sums import Sum, _levels
 
 RNG = np.random.default_rng(7)
@@ -405,3 +406,33 @@ def test_what_the_first_process_refuses_all_refuse(alone, tmp_path):
 
     fake_processes.run(3, again)
     assert seen == ["out"] * 3
+
+
+def test_files_and_test_images_are_dealt_out(alone, tmp_path):
+    files = []
+    for k in range(11):
+        files.append(tmp_path / f"{k}.png")
+        Image.fromarray(RNG.integers(0, 256, (20, 20), np.uint8)).save(files[-1])
+    files[4].write_bytes(b"no image")
+
+    def both(processes):
+        broken = []
+        restored = runs.restore(alone.folder, parallel=processes)
+        found = restored.predict(files, [3, 1], broken=lambda error: broken.append(str(error)))
+        return restored.evaluate(), found, broken
+
+    (metrics, wanted, broken), *others = [both(ALONE), *fake_processes.run(3, both)]
+    assert [one.name for one in wanted] == [*(str(file) for file in files if file != files[4]), "digits-3", "digits-1"]
+    for other, found, fault in others:
+        assert (other.loss, other.accuracy) == (metrics.loss, metrics.accuracy)
+        assert other.confusion.tolist() == metrics.confusion.tolist()
+        assert fault == broken
+        assert len(fault) == 1
+        for one, two in zip(found, wanted, strict=True):
+            assert one.name == two.name
+            assert one.image.tobytes() == two.image.tobytes()
+            assert one.probabilities.tobytes() == two.probabilities.tobytes()
+    nothing = fake_processes.run(
+        2, lambda one: runs.restore(alone.folder, parallel=one).predict(files[4:5], broken=str)
+    )
+    assert nothing == [[], []]
