@@ -1,74 +1,100 @@
-"""Processes that train together, played by threads of one process: arrays are copied through queues."""
+"""Several processes in one: threads that exchange arrays through queues, for tests without MPI."""
 
+import collections
+import queue
+import random
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
 
 import numpy as np
 
-from xcnn.training.processes import Done, Message, Processes
+from xcnn.training.processes import Processes
 
-__all__ = ["Played", "play"]
-
-
-class _Failed(Exception):
-    """Another process has failed."""
+SECONDS = 120
+"""After which a thread that waits for another one gives up."""
 
 
-class Played(Processes):
-    """One of several processes."""
+class _Net:
+    """The queues between threads, one for each pair and tag, and whether one of them has failed."""
 
-    def __init__(self, rank: int, size: int, queues: dict[Any, SimpleQueue], failed: threading.Event) -> None:
-        self.rank, self.size, self._queues, self._failed = rank, size, queues, failed
-        self.exchanges = 0
+    def __init__(self):
+        self.queues = collections.defaultdict(queue.Queue)
+        self.lock, self.failed = threading.Lock(), threading.Event()
 
-    def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
+    def between(self, source, target, tag):
+        with self.lock:
+            return self.queues[source, target, tag]
+
+
+class Fake(Processes):
+    """One of the threads. Messages arrive late, in an order that differs from run to run, as on a network."""
+
+    def __init__(self, rank, size, net, seed=0):
+        self.rank, self.size, self.net = rank, size, net
+        self.sent = self.exchanges = 0
+        self.random = random.Random(f"{rank} {seed}")
+
+    def exchange(self, sends, receives, tag=0):
+        assert 0 <= tag < 32768
         self.exchanges += 1
-        for other, array in sends:
-            self._queues[self.rank, other, tag].put(np.array(array))
+        for k, array in sends:
+            assert k != self.rank, "nobody sends to itself"
+            assert array.flags.c_contiguous
+            self.sent += array.nbytes
+            self.net.between(self.rank, k, tag).put(array.copy())
         left = list(receives)
 
-        def done() -> bool:
-            if self._failed.is_set():
-                raise _Failed
+        def done():
+            if self.net.failed.is_set():
+                raise RuntimeError("another process has failed")
+            if left and self.random.random() < 0.3:
+                return False
             while left:
-                other, array = left[0]
+                k, array = left[0]
                 try:
-                    came = self._queues[other, self.rank, tag].get_nowait()
-                except Empty:
+                    came = self.net.between(k, self.rank, tag).get_nowait()
+                except queue.Empty:
                     return False
-                assert (came.shape, came.dtype) == (array.shape, array.dtype)
+                assert came.shape == array.shape, (came.shape, array.shape)
+                assert came.dtype == array.dtype
                 array[...] = came
-                del left[0]
+                left.pop(0)
             return True
 
         return done
 
-    def abort(self, code: int) -> NoReturn:
-        self._failed.set()
+    def abort(self, code):
+        self.net.failed.set()
         raise SystemExit(code)
 
 
-def play(size: int, act: Callable[[Played], Any]) -> list[Any]:
-    """Call a function in each of several processes, and return their results; the first error ends all."""
-    queues: dict[Any, SimpleQueue] = defaultdict(SimpleQueue)
-    failed, results, errors = threading.Event(), [None] * size, []
+def run(size, function, seed=0):
+    """Return what `function(processes)` returns in each of `size` threads; if one raises, raise that."""
+    net, results, errors = _Net(), [None] * size, []
 
-    def run(rank: int) -> None:
+    def work(rank):
         try:
-            results[rank] = act(Played(rank, size, queues, failed))
+            results[rank] = function(Fake(rank, size, net, seed))
         except BaseException as error:
-            if not isinstance(error, _Failed):
-                errors.append(error)
-            failed.set()
+            errors.append(error)
+            net.failed.set()
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "a process waits for ever"
+    first = [error for error in errors if "another process has failed" not in str(error)]
     if errors:
-        raise errors[0]
+        raise (first or errors)[0]
     return results
+
+
+def alike(states):
+    """Return whether the arrays of all states have the same bits."""
+    first, *others = states
+    return all(
+        state.keys() == first.keys()
+        and all(np.asarray(state[name]).tobytes() == np.asarray(first[name]).tobytes() for name in first)
+        for state in others
+    )
