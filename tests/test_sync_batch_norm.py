@@ -9,11 +9,13 @@ from functools import partial
 import cuda_emulator
 import numpy as np
 import pytest
-from fake_processes import play
+import test_parallel as parallel
+from fake_processes import alike, run
 
-from xcnn import _dispatch, nn, ops
-from xcnn.errors import ShapeError, UsageError
+from xcnn import _dispatch, data, models, nn, ops, optim
+from xcnn.errors import DivergedError, ShapeError, UsageError
 from xcnn.ops._parts import gathering
+from xcnn.training import Trainer
 from xcnn.training.lockstep import gathered, lockstep
 from xcnn.training.processes import Processes
 
@@ -37,7 +39,7 @@ def by_parts(function, slices, size=1):
         tasks = [partial(function, slices[k]) for k in processes.mine(len(slices))]
         return lockstep(tasks, partial(gathered, processes, counts), lambda: lambda: None) if tasks else []
 
-    return [result for results in play(size, act) for result in results]
+    return [result for results in run(size, act) for result in results]
 
 
 SHAPES = [(7, 3), (7, 3, 5), (7, 3, 4, 5), (7, 3, 2, 3, 2)]
@@ -202,7 +204,7 @@ def remembering(model):
     return remember
 
 
-def trained(model, x, dy, slices):
+def passed(model, x, dy, slices):
     """Train on parts in lockstep and return outputs, the sum of gradients, and the buffers of each part."""
 
     def one(rows):
@@ -223,7 +225,7 @@ def test_networks_with_modules_of_unknown_code_and_joined_layers(norm, count):
     x, dy = rng.standard_normal((3, 6, 2, 5, 5)), rng.standard_normal((3, 6, 3))
     model, whole = network(**norm), network(**norm)
     for step in range(3):  # the first run of a shape prepares the others
-        y, grads, buffers = trained(model, x[step], dy[step], cut(6, count))
+        y, grads, buffers = passed(model, x[step], dy[step], cut(6, count))
         whole.zero_grad()
         expected, backward = whole.forward(x[step], train=True)
         backward(dy[step], need_dx=False)
@@ -244,7 +246,7 @@ def test_after_training_without_parts_they_meet_too():
     for one in (model, whole):
         for rows in (*cut(6, 2), *cut(6, 2)):  # the shape of parts, by itself: programs are kept
             one.forward(x[rows], train=True)
-    y, grads, _ = trained(model, x, dy, cut(6, 2))
+    y, grads, _ = passed(model, x, dy, cut(6, 2))
     expected, backward = whole.forward(x, train=True)
     backward(dy, need_dx=False)
     np.testing.assert_allclose(y, expected, **TOLERANCE)
@@ -259,7 +261,7 @@ def test_frozen_layers_stay_as_they_are():
     model, whole = network(), network()
     for one in (model, whole):
         one[:3].freeze()
-    y, grads, buffers = trained(model, x, dy, cut(6, 3))
+    y, grads, buffers = passed(model, x, dy, cut(6, 3))
     expected, backward = whole.forward(x, train=True)
     backward(dy, need_dx=False)
     np.testing.assert_allclose(y, expected, **TOLERANCE)
@@ -387,7 +389,7 @@ def test_processes_without_a_part_are_left_out():
         found = lockstep(tasks, partial(gathered, processes, counts), lambda: lambda: None) if tasks else [None]
         return found[0], processes.exchanges
 
-    found = play(5, act)
+    found = run(5, act)
     assert [None if array is None else array.tolist() for array, _ in found].count([[0], [1]]) == 2
     assert sorted(exchanges for _, exchanges in found) == [0, 0, 0, 1, 1]
 
@@ -403,3 +405,99 @@ def test_kernels_of_cuda_and_portable_code_compute_the_same(dtype):
     for one in (compiled, emulated):
         for array, expected in zip((one[0], *one[1], *one[2]), (portable[0], *portable[1], *portable[2]), strict=True):
             assert array is expected is None or np.abs(array - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+# Training
+
+
+def trained(parts, processes=None, dtype="float64", sync=True, model=None, batches=None, **options):
+    model = network() if model is None else model
+    model.to("cpu", dtype)
+    optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    training = Trainer(model, optimizer, accumulate=parts, parallel=processes, sync_batch_norm=sync, **options)
+    rng = np.random.default_rng(4)
+    x, y = rng.standard_normal((22, 2, 5, 5)).astype(dtype), rng.integers(0, 3, 22)
+    training.fit(data.Loader((x, y), batch_size=8, seed=1), 2, progress=False)
+    return training
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_training_in_parts_is_that_in_one(parts):
+    """The last batch has 6 examples."""
+    whole, found = trained(1), trained(parts)
+    for name, array in whole.model.state_dict().items():
+        np.testing.assert_allclose(found.model.state_dict()[name], array, rtol=1e-10, atol=1e-10)
+    assert [one["train_loss"] for one in found.history] == pytest.approx([one["train_loss"] for one in whole.history])
+    if parts < 8:  # one example each
+        apart = trained(parts, sync=False).model.state_dict()
+        assert np.abs(apart["1.running_var"] - whole.model.state_dict()["1.running_var"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("parts", [4, 7])
+def test_weights_depend_on_the_parts_and_not_on_the_processes(parts):
+    """With dropout, augmentation, a batch norm of momentum None, and several buckets of gradients."""
+    alone = parallel.trained(None, parts, sync_batch_norm=True)
+    for size in (2, 3, 4):
+        found = run(size, lambda one: parallel.trained(one, parts, bucket=2000, sync_batch_norm=True))
+        assert alike([one.model.state_dict() for one in (alone, *found)])
+        assert all(parallel.figures(one) == parallel.figures(alone) for one in found)
+        assert all(one.state_dict()["streams"] == alone.state_dict()["streams"] for one in found)
+
+
+def test_resnet20_on_one_three_and_four_processes():
+    x, y = np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32), np.arange(10) % 3
+
+    def act(processes):
+        model = models.build("resnet20", (3, 8, 8), 3)
+        model.reset_parameters(0)
+        optimizer = optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        training = Trainer(model, optimizer, accumulate=4, parallel=processes, sync_batch_norm=True)
+        training.step(x, y)
+        training.step(x[:3], y[:3])  # in three parts, so that a fourth process has none
+        return model.state_dict()
+
+    assert alike([state for size in (1, 3, 4) for state in run(size, act)])
+
+
+@pytest.mark.parametrize("where", ["strict", "strict:device1", "torch"])
+def test_other_libraries_train_alike(where):
+    pytest.importorskip("array_api_strict" if "strict" in where else "torch")
+    x, y = np.random.default_rng(0).standard_normal((6, 2, 5, 5)), np.arange(6) % 3
+
+    def stepped(device):
+        model = network()
+        training = Trainer(model, optim.SGD(model.parameters(), 0.1), device=device, accumulate=3, sync_batch_norm=True)
+        training.step(x, y)
+        return model.state_dict()
+
+    for (name, array), expected in zip(stepped(where).items(), stepped("cpu").values(), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-9, atol=1e-10, err_msg=name)
+
+
+def test_processes_that_differ_in_it_are_refused():
+    with pytest.raises(UsageError, match="differ in their sync_batch_norm: False and True"):
+        run(2, lambda one: trained(2, one, sync=one.rank == 0))
+    with pytest.raises(UsageError, match=r"^Trainer: sync_batch_norm must be True or False, got 'yes'"):
+        trained(2, sync="yes")
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_loss_that_is_not_finite_is_one_error_and_no_thread_is_left(size):
+    def act(processes):
+        model = network()
+        model[0].weight.data = model[0].weight.data * 1e200
+        with np.errstate(all="ignore"):
+            trained(8, processes, model=model)
+
+    with pytest.raises(DivergedError, match=r"^epoch 1, batch 1: the loss is nan: layer "):
+        run(size, act)
+    assert not others()
+
+
+def test_an_error_of_a_layer_is_the_error_of_the_step():
+    model = network()
+    model[-2] = nn.Linear(5, 3)
+    with pytest.raises(ShapeError, match=r"^9 \(Linear\)"):
+        trained(4, model=model)
+    assert not others()
+    assert gathering() is None

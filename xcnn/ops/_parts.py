@@ -14,7 +14,7 @@ from xcnn.ops._formula import Activation
 from xcnn.ops._normalise import View, norm
 from xcnn.ops._op import Gradients
 
-__all__ = ["Gather", "gathering", "norm_of_parts", "part"]
+__all__ = ["Gather", "alone", "gathering", "norm_of_parts", "part"]
 
 Gather = Callable[[Array], Array]
 """Takes an array of one part and returns those of all parts, of one shape, stacked in the order of the parts."""
@@ -38,6 +38,11 @@ def part(gather: Gather) -> Iterator[None]:
         yield
     finally:
         _here.gather = before
+
+
+def alone() -> contextlib.AbstractContextManager[None]:
+    """Return `part` of the only part, in which also one element has a mean."""
+    return part(lambda own: own[None, ...])
 
 
 def gathering() -> Gather | None:

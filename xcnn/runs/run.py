@@ -236,6 +236,7 @@ class _Run:
             schedule=self.schedule,
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
+            sync_batch_norm=config.sync_batch_norm,
             callbacks=[*ours, self.checkpoints],
             tell=self.tell,
         )

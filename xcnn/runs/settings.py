@@ -197,6 +197,9 @@ class Config:
     accumulate: int = _row(1,
         "number of parts in which a step computes its images, one after the other, to take less memory.",
         _whole(1), change=_ON)
+    sync_batch_norm: bool = _row(False,
+        "let batch norm use the statistics of all images of a step, instead of those of each of its parts.",
+        lambda name, value: flag("", name, value), change=_ON)
     clip_norm: float | None = _row(None,
         "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)
     augment: tuple[str, ...] = _row((),

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from xcnn._array import Array, namespace_of
+from xcnn._array import Array, namespace_of, zeros
 from xcnn.errors import UsageError
 from xcnn.ops._parts import part
 from xcnn.training.processes import Processes
@@ -52,7 +52,7 @@ def gathered(processes: Processes, counts: Sequence[int], values: list[Array]) -
     xp = namespace_of(values[0])
     own = xp.stack(values)
     shapes = [(count, *own.shape[1:]) for count in counts]
-    found = [own if k == processes.rank else xp.empty(s, dtype=own.dtype) for k, s in enumerate(shapes)]
+    found = [own if k == processes.rank else zeros(xp, shape, own) for k, shape in enumerate(shapes)]
     others = [k for k, count in enumerate(counts) if count and k != processes.rank]
     if others:
         sends, receives = [(k, own) for k in others], [(k, found[k]) for k in others]
