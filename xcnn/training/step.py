@@ -26,7 +26,7 @@ from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
 from xcnn.training.processes import Done
 from xcnn.training.sums import Gradients
 
-__all__ = ["Step"]
+__all__ = ["BUCKET", "Step"]
 
 BUCKET = 1 << 20
 """The size from which gradients are sent to other processes while the backward pass still runs, in bytes."""
@@ -151,7 +151,7 @@ class Step:
         processes, several = self.cut.processes, batch.count > 1
         together = self.sync_batch_norm and several
         streams = Streams(self._streams())
-        statistics = Statistics(self._buffers, processes, batch.count)
+        statistics = Statistics(self._buffers, processes, batch.count, bool(batch.mine))
         self._zero_grad()
         self._sums.begin(self._parameters(), batch.count)
         figures, classes = list[Any](), 0
@@ -181,7 +181,7 @@ class Step:
         if numbers is not None:
             figures = self._all_figures(numbers, batch.count)
         self._sums.finish(_total(figures[3::4]) if several else None)
-        statistics.finish(processes, bool(batch.mine))
+        statistics.finish(processes)
         streams.go_to(batch.count)
         return figures, classes
 
