@@ -18,6 +18,7 @@ from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, program, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
+from xcnn.parallel import processes
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
@@ -46,6 +47,7 @@ _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
     "skip_broken": {"negative": ()},
     "normalize": {"negative": ()},
+    "sync_batch_norm": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "model_options": {"converter": _options, "n_tokens": 1, "negative": ()},
@@ -60,7 +62,8 @@ _GROUPS = {
     "Network and training": (
         *("model", "model_options", "init", "freeze", "epochs", "batch_size"),
         *("opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
-        *("label_smoothing", "class_weight", "ema", "accumulate", "clip_norm", "monitor", "patience"),
+        *("label_smoothing", "class_weight", "ema", "accumulate", "sync_batch_norm"),
+        *("clip_norm", "monitor", "patience"),
     ),
 }
 """The settings by their headings in the help; all others are under that of the run."""
@@ -124,8 +127,11 @@ def train(
     if resume is not None and out is not None:
         raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
-    result = run_training(settings, folder, [EpochReport(json, settings.network)], resume=resume is not None)
-    _draw(result, settings)
+    together = processes()
+    callbacks = [EpochReport(json, settings.network)]
+    result = run_training(settings, folder, callbacks, resume=resume is not None, parallel=together)
+    if together.rank == 0:
+        _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")
         again = _again(result.folder, settings, "dataset", "model", "opt", "schedule")
