@@ -342,14 +342,14 @@ def test_two_processes_share_the_trials(tmp_path):
 
 
 @needs_optuna
-def test_a_second_process_joins_and_leaves_the_test_to_the_last(tmp_path):
+def test_a_second_process_joins_and_both_end_with_all_trials(tmp_path):
     folder = tmp_path / "x"
     process = working(folder)
     wait_for((folder / "trial-0001").exists, process)
-    search(CONFIG, VARY, 14, folder)
+    found = search(CONFIG, VARY, 14, folder)
     assert process.wait(120) == 0, process.stderr.read()
     process.stderr.close()
-    found = search(CONFIG, VARY, 14, folder)
+    assert search(CONFIG, VARY, 14, folder).trials == found.trials
     assert [one.ended for one in found.trials] == [True] * 14
     assert found.best.test_accuracy is not None
     assert sum(one.test_accuracy is not None for one in found.trials) == 1

@@ -73,8 +73,6 @@ def search(
     if found.interrupted:
         ended = sum(one.ended for one in found.trials)
         note(f"interrupted after {ended} of {trials} trials; the same command goes on with them")
-    elif left := [str(one.number) for one in found.trials if not one.ended]:
-        note(f"other processes work on trial {', '.join(left)}; the last one tests the best trial")
     if json:
         for one in found.trials:
             print_json(_record(one, found.monitor))
@@ -116,7 +114,7 @@ class _Report(Reporter):
         """Print a note, once."""
         if message not in self.told:
             self.told.add(message)
-            note(f"{self.name}: {in_flags(message)}" if self.name else in_flags(message))
+            note(in_flags(message))
 
     def on_download(self, file: str, done: int, total: int | None) -> None:
         """Show the bar of a download."""

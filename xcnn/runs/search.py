@@ -45,6 +45,7 @@ from xcnn.errors import (
 )
 from xcnn.runs.checkpoint import BEST, CHECKPOINTS
 from xcnn.runs.folder import holds_run
+from xcnn.runs.reporter import Reporter
 from xcnn.runs.run import Result, train
 from xcnn.runs.settings import SETTINGS, Config, check, plain
 from xcnn.runs.vary import Variable, varied, with_values
@@ -182,7 +183,8 @@ def search(
 
     The same call goes on with a search that was interrupted, at the epoch where its trials were, and so does a call
     with more trials. Processes that make the same call meanwhile, on this machine or another one that has the folder,
-    work on the same trials. Of one process, all results are reproducible, also after interruptions.
+    work on the same trials, and all return when the last one has ended. Of one process, all results are reproducible,
+    also after interruptions.
 
     Parameters
     ----------
@@ -410,8 +412,21 @@ class _Study:
     # Work
 
     def work(self, most: int, callbacks: Sequence[Callback], watch: Callable[[Trial], object]) -> int:
-        """Train trials until none is left; return the exit code of a signal that has ended this, or 0."""
-        while (claimed := self.claim(most)) is not None:
+        """Train trials until all have ended; return the exit code of a signal that has ended this, or 0."""
+        told = False
+        while True:
+            claimed = self.claim(most)
+            if claimed is None:
+                left = [str(one.number) for one in self.trials()[:most] if not one.ended]
+                if not left:
+                    return 0
+                if not told:
+                    told = True
+                    for one in callbacks:
+                        if isinstance(one, Reporter):
+                            one.on_note(f"waiting for other processes, which work on trial {', '.join(left)}")
+                time.sleep(_POLL)  # one that ends early leaves its trial to this process
+                continue
             number, held = claimed
             with held:
                 watch(self.trials()[number])
@@ -419,7 +434,6 @@ class _Study:
             if code:
                 return code
             watch(self.trials()[number])
-        return 0
 
     def _run(self, number: int, callbacks: Sequence[Callback]) -> int:
         """Train a trial and record its result; return the exit code of a signal, or 0."""
@@ -504,7 +518,7 @@ class _Study:
             temporary.write_text(text.getvalue(), "utf-8")
 
     def test_best(self, trials: int) -> None:
-        """Test the best trial, unless other processes work on trials or it has been tested."""
+        """Test the best trial, unless it has been tested or other processes go on with further trials."""
         with self.lock:
             found = self.result()
             best = found.best
