@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from xcnn import plots
 from xcnn.cli._console import Bar, in_flags, note, percent, print_json, print_table, program, use_threads
-from xcnn.cli.train import Flags
+from xcnn.cli.train import Flags, given
 from xcnn.errors import UsageError
 from xcnn.runs import Config, Reporter, Search, Trial
 from xcnn.runs import search as run_search
@@ -29,7 +29,7 @@ def search(
     vary: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     trials: int = 30,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
-    prune: Annotated[bool, Parameter(negative="--no-prune")] = True,
+    prune: Annotated[bool, Parameter(negative="--no-prune", show_default=False)] = True,
     processes: int = 1,
     config: Path | None = None,
     threads: int | None = None,
@@ -50,7 +50,7 @@ def search(
     out
         folder of the search: a folder per trial, a table (trials.csv) and a picture (search.png).
     prune
-        end a trial after an epoch in which it is worse than the median of the others.
+        end a trial after an epoch in which it is worse than the median of the others; the default.
     processes
         number of processes that train at the same time, each with its share of the threads.
     config
@@ -60,7 +60,7 @@ def search(
     json
         print JSON lines on stdout, one per trial and a last one with the best.
     """
-    settings: Config = flags or Flags()
+    settings = given(flags)
     if out is None:
         raise UsageError("out is missing: a search needs a folder, from which it can go on", setting="out")
     if not vary:

@@ -22,7 +22,7 @@ from xcnn.parallel import processes
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
-__all__ = ["RUN", "Flags", "fill_in", "train"]
+__all__ = ["RUN", "Flags", "fill_in", "given", "train"]
 
 
 def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -117,10 +117,7 @@ def train(
     json
         print JSON lines on stdout, one per epoch and a last one with the results of the test.
     """
-    settings: Config = flags or Flags()
-    if settings.dataset == Config.dataset and settings.data_dir is not None:
-        hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
-        raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
+    settings = given(flags)
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
         raise UsageError(f"--deterministic: {settings.device} may round differently in every run; use --device cpu")
@@ -156,6 +153,15 @@ def train(
         print_table(settings.title, "", rows=rows, fold=False)  # paths can be copied
         note(f"next: {program()} predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
     return 0
+
+
+def given(flags: Config | None) -> Config:
+    """Return the settings that the flags give; a folder of images without the data set `folder` is refused."""
+    settings: Config = flags or Flags()
+    if settings.dataset == Config.dataset and settings.data_dir is not None:
+        hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
+        raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
+    return settings
 
 
 def _again(path: Path, settings: Config, *names: str) -> str:
