@@ -286,7 +286,7 @@ def test_a_run_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
 
 @needs_optuna
 def test_a_run_that_needs_too_much_memory_is_recorded_and_the_search_goes_on(tmp_path, monkeypatch):
-    room, real = sys.modules["xcnn.runs.search"], train
+    room, real = sys.modules["xcnn.runs.study"], train
 
     def small(config, *arguments, **options):
         if config.batch_size > 64:

@@ -8,8 +8,9 @@ from xcnn.runs.reporter import Reporter
 from xcnn.runs.restored import Prediction, Restored, restore
 from xcnn.runs.run import Result, train
 from xcnn.runs.saving import Checkpoints
-from xcnn.runs.search import Search, Trial, search
+from xcnn.runs.search import search
 from xcnn.runs.settings import SETTINGS, Config, read_settings
+from xcnn.runs.study import Search, Trial
 
 __all__ = [
     "SETTINGS",
