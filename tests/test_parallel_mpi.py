@@ -1,5 +1,6 @@
 """Several processes over MPI: what they exchange, and that they end together, however one of them ends."""
 
+import json
 import os
 import re
 import signal
@@ -8,16 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import kill_ranks
 import numpy as np
 import pytest
 import ranks
 from commands import PORTABLE
+from kill_runs import result
+from ranks import needs_mpi
 
 from xcnn.cli.devices import _mpi
 from xcnn.errors import DtypeError
 from xcnn.parallel import Launch, launch, mpi, mpi_status, processes
-
-needs_mpi = pytest.mark.skipif(bool(ranks.missing()), reason=ranks.missing() or "-")
 
 OPEN = """
 import os, sys, time
@@ -327,3 +329,33 @@ def test_without_a_launcher_there_is_one_process_and_no_mpi(monkeypatch: pytest.
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "False"]
     assert processes().size == 1
+
+
+# Runs
+
+TRAIN = COMMAND.replace("import os, sys\n", f"import os, sys\nsys.path.append({str(Path(__file__).parent)!r})\n")
+SETTINGS = ["train", *kill_ranks.SETTINGS]
+ENVIRONMENT = PORTABLE | {"PATIENCE": str(BUSY)}
+
+
+@needs_mpi
+def test_a_run_that_a_signal_to_one_process_stops_goes_on_with_others_to_the_same_bits(tmp_path: Path) -> None:
+    """Batch norm, dropout, augmentation, momentum, averaged weights; without a launcher, on 3 processes, and on 2."""
+    alone, folder = tmp_path / "alone", tmp_path / "run"
+    running = subprocess.Popen([sys.executable, "-c", TRAIN, *SETTINGS, "--out", str(alone)], env=ENVIRONMENT)
+    begun = ranks.start(3, "-c", TRAIN, *SETTINGS, "--out", str(folder), env=ENVIRONMENT)
+    deadline = time.monotonic() + ranks.LONGEST
+    while not [*folder.glob("checkpoints/step-*[1-9]*")] and begun.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for rank, process in kill_ranks.ranks(folder).items():
+        if rank == 1:
+            os.kill(process, signal.SIGTERM)
+    found = ranks.wait(begun)
+    assert found.code in (0, 143), found  # 0 if the machine was so busy that the signal came too late
+    assert found.code == 0 or len(re.findall(r"interrupted after \d of 6 epochs; the weights are in", found.err)) == 1
+    again = ranks.run(2, "-c", TRAIN, "train", *kill_ranks.MODEL, "--resume", str(folder), env=ENVIRONMENT)
+    assert again.code == 0, again
+    assert again.err.count("resuming from ") == 1
+    assert running.wait(ranks.LONGEST) == 0
+    assert result(folder) == result(alone)
+    assert json.loads((folder / "config.json").read_text())["accumulate"] == 4
