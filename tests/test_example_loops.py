@@ -11,7 +11,6 @@ import kill_ranks
 import pytest
 import ranks
 from commands import PORTABLE
-from kill_runs import result
 from ranks import needs_mpi
 
 from xcnn.parallel import launch_command
@@ -77,31 +76,19 @@ def test_the_loop_starts_again_after_a_loss(codes: list[int], started: int, tmp_
 
 
 @needs_mpi
-@pytest.mark.parametrize("script", ["slurm_train.sh", "until_done.sh"])
-def test_a_loop_trains_until_the_run_is_complete(script: str, tmp_path: Path) -> None:
+def test_the_loop_trains_until_the_run_is_complete(tmp_path: Path) -> None:
     """The first process is killed at its 150th write, in the first start alone."""
     program(tmp_path, "xcnn", f'exec {sys.executable} -m xcnn "$@" {" ".join(kill_ranks.MODEL)}')
-    real = " ".join(launch_command(2, "x")[:-3])
-    # srun ends with 128 + 9 if a process was killed, the mpiexec of MPICH with 9.
-    program(tmp_path, "srun", f'{real} -n 2 "${{@:3}}" || {{ code=$?; exit $((code == 9 ? 137 : code)); }}')
-    program(tmp_path, "scontrol", 'echo "$@" > queued')
     settings = kill_ranks.SETTINGS[len(kill_ranks.MODEL) :]
     variables = {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
-        "XCNN_MPIEXEC": real,
-        "SLURM_JOB_ID": "17",
+        "XCNN_MPIEXEC": " ".join(launch_command(2, "xcnn")[:-3]),
         kill_ranks.AT_WRITE: "150",
         kill_ranks.MARK: str(tmp_path / "mark"),
     }
-    if script == "until_done.sh":
-        code, said = run(tmp_path, script, "2", "out", *settings, **variables)
-    else:
-        assert run(tmp_path, script, "out", *settings, **variables)[0] == 137
-        assert (tmp_path / "queued").read_text() == "requeue 17\n"
-        code, said = run(tmp_path, script, "out", *settings, **variables)
+    code, said = run(tmp_path, "until_done.sh", "2", "out", *settings, **variables)
     assert code == 0, said
     assert (tmp_path / "mark").exists()
     assert "resuming from " in said
     history = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
-    assert result(tmp_path / "out")["state"]
