@@ -27,6 +27,7 @@ import os, sys, time
 import numpy as np
 from xcnn.parallel import failure, mpi, processes
 failure.PATIENCE = float(os.environ.get("PATIENCE", failure.PATIENCE))
+mpi._GRACE = 0.5
 p = processes()
 others = [k for k in range(p.size) if k != p.rank]
 """
@@ -171,14 +172,27 @@ os.rename(file.name, file.name.removesuffix(".new"))
     return running, [int(file.read_text()) for file in files]
 
 
+def ended(ids: list[int]) -> bool:
+    """Return whether processes end; those of Open MPI live a little longer than its `mpiexec`."""
+    deadline = time.monotonic() + ranks.LONGEST
+    while time.monotonic() < deadline:
+        try:
+            os.kill(ids[0], 0)
+            time.sleep(0.01)
+        except ProcessLookupError:
+            ids = ids[1:]
+            if not ids:
+                return True
+    return False
+
+
 @needs_mpi
 @pytest.mark.parametrize(("number", "who"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0)])
 def test_a_killed_process_ends_all(number: signal.Signals, who: int, tmp_path: Path) -> None:
     running, ids = started("while True: p.gather(np.zeros(3)); time.sleep(0.01)", tmp_path)
     os.kill(ids[who], number)
     assert ranks.wait(running).code != 0
-    with pytest.raises(ProcessLookupError):
-        os.kill(ids[1 - who], 0)
+    assert ended(ids)
 
 
 @needs_mpi
@@ -186,9 +200,7 @@ def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     running, ids = started("while True: p.gather(np.zeros(3)); time.sleep(0.01)", tmp_path)
     running.send_signal(signal.SIGINT)
     assert ranks.wait(running).code != 0
-    for number in ids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(number, 0)
+    assert ended(ids)
 
 
 @needs_mpi

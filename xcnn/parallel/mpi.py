@@ -25,8 +25,8 @@ _MOST = 2**30
 
 _MOST_CORES = 4096
 
-_LOOK = 0.5
-"""Seconds after which a process that waits looks whether the one it waits for has ended, and then waits once more."""
+_LOOK, _GRACE = 0.5, 3.0
+"""Seconds after which a process that waits looks whether the one it waits for has ended, and that it then waits still."""
 
 
 class MPI(Processes):
@@ -84,9 +84,9 @@ class MPI(Processes):
                         f"process {self.rank} waits for process {min(left)}, which has ended: all processes must take "
                         "the same steps"
                     )
-                # Messages that they sent before may still be on their way.
                 left = {rank for rank in self._ending.left() & others if not self._ending.failed(rank)}
-                look = time.monotonic() + _LOOK
+                # What they sent before may still be on its way.
+                look = time.monotonic() + (_GRACE if left else _LOOK)
             return False
 
         return done
