@@ -26,7 +26,7 @@ _MOST = 2**30
 _MOST_CORES = 4096
 
 _LOOK, _GRACE = 0.5, 3.0
-"""Seconds after which a process that waits looks whether the one it waits for has ended, and that it then waits still."""
+"""Seconds after which a process that waits looks whether the other one has ended, and that it then still waits."""
 
 
 class MPI(Processes):
