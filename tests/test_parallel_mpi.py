@@ -196,6 +196,25 @@ def test_a_killed_process_ends_all(number: signal.Signals, who: int, tmp_path: P
 
 
 @needs_mpi
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory has no folder here")
+def test_a_killed_job_leaves_no_shared_memory() -> None:
+    found = program(
+        """
+import signal
+paths = sorted({line.split()[-1] for line in open("/proc/self/maps") if "/dev/shm/" in line})
+p.gather(np.zeros(100_000))
+if p.rank == 0:
+    print(*(path for path in paths if path.startswith("/dev/shm/")), flush=True)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        + FOREVER
+    )
+    assert found.code != 0
+    assert not [path for path in found.out.split() if os.path.exists(path)]
+
+
+@needs_mpi
 def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     running, ids = started("while True: p.gather(np.zeros(3)); time.sleep(0.01)", tmp_path)
     running.send_signal(signal.SIGINT)

@@ -88,7 +88,7 @@ app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
 
-_ALONE = {"bench", "compare", "export"}
+_ALONE = {"bench", "compare", "export", "search"}
 """The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {
