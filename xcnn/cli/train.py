@@ -134,8 +134,10 @@ def train(
     if resume is not None and out is not None:
         raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
-    result = run_training(settings, folder, [EpochReport(json, settings.network)], resume=resume is not None)
-    if processes().rank == 0:
+    together = processes()
+    callbacks = [EpochReport(json, settings.network)]
+    result = run_training(settings, folder, callbacks, resume=resume is not None, parallel=together)
+    if together.rank == 0:
         _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")

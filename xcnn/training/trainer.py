@@ -173,6 +173,7 @@ class Trainer:
     steps : the number of batches that the model has been trained on.
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
     parallel : the processes that train together.
+    accumulate : the number of parts of a batch.
     make_progress : of the class: function that makes the callback with which `fit` shows progress.
     """
 
@@ -235,7 +236,8 @@ class Trainer:
                 f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}",
                 setting="accumulate",
             )
-        cut, sync = Cut(parts, self.parallel), flag("Trainer", "sync_batch_norm", sync_batch_norm)
+        self.accumulate, cut = parts, Cut(parts, self.parallel)
+        sync = flag("Trainer", "sync_batch_norm", sync_batch_norm)
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut, sync)
         self._exchanged = False  # whether the model holds the weights of inference
         model.to(self.device)
@@ -397,7 +399,7 @@ class Trainer:
             "place in the epoch": self.unfinished,
             "training data": feed.settings,
             "number of batches": feed.length,
-            "accumulate": self._step.cut.most,
+            "accumulate": self.accumulate,
             "sync_batch_norm": self._step.sync_batch_norm,
         }
         said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
