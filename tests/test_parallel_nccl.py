@@ -8,7 +8,6 @@ group that is first on the other stream. Memory that is freed is used again by t
 import collections
 import ctypes
 import functools
-import importlib
 import random
 import sys
 import threading
@@ -22,7 +21,7 @@ from fake_processes import Fake, alike, run
 
 from xcnn import data, devices
 from xcnn.errors import DeviceError, DtypeError
-from xcnn.parallel.nccl import NCCL, with_gpus
+from xcnn.parallel.nccl import NCCL, device_of, with_gpus
 from xcnn.training.processes import Processes
 from xcnn.training.sums import Sum
 
@@ -67,7 +66,7 @@ class Event:
 
 class Communicator:
     def __init__(self, size, name, rank):
-        assert name == importlib.import_module("cupy").cuda.nccl.get_unique_id()
+        assert name == NAME
         self.size, self.rank = size, rank
 
     def send(self, address, nbytes, kind, other, stream):
@@ -84,8 +83,7 @@ class Communicator:
 
 
 NAME = bytes((3 * k) % 256 for k in range(128))
-SIGNED = tuple(np.frombuffer(NAME, np.int8).tolist())
-"""The id of a communicator in newer and in older versions of CuPy."""
+"""The id of a communicator."""
 
 
 def group_start():
@@ -212,18 +210,19 @@ GPU = devices.Device("cuda:0", namespace, "gpu", "a pretended GPU")
 
 
 @pytest.fixture(autouse=True)
-def cupy(monkeypatch):
+def nccl(monkeypatch):
     library: Any = ModuleType("cupy")
     library.ndarray = type("ndarray", (), {})  # array_api_compat looks for it
-    nccl = SimpleNamespace(
+    pretended = SimpleNamespace(
         available=True, get_unique_id=lambda: NAME, NcclCommunicator=Communicator, NCCL_UINT8="bytes",
         groupStart=group_start, groupEnd=group_end,
     )  # fmt: skip
-    library.cuda = SimpleNamespace(nccl=nccl, Stream=Stream, Event=Event, get_current_stream=lambda: here.streams[-1])
+    library.cuda = SimpleNamespace(Stream=Stream, Event=Event, get_current_stream=lambda: here.streams[-1])
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", pretended)
     monkeypatch.setitem(sys.modules, "cupy", library)
     monkeypatch.setattr(Stream, "made", [])
     here.streams[:] = [Stream()]
-    return library
+    return pretended
 
 
 def summed(size, count, length, sums, seed):
@@ -267,12 +266,6 @@ def test_sums_in_any_order_of_the_streams(size, count):
             for rank in range(size):
                 assert found[rank][step].tobytes() == alone.total.tobytes()
                 assert (own[rank][step] == step).all()
-
-
-def test_the_id_of_older_versions_of_cupy_is_a_tuple_of_signed_bytes(cupy):
-    cupy.cuda.nccl.get_unique_id = lambda: SIGNED
-    assert min(SIGNED) < 0
-    run(3, lambda host: NCCL(host, GPU))
 
 
 def test_arrays_of_the_host_go_the_other_way():
@@ -323,13 +316,13 @@ def test_what_is_computed_meanwhile_does_not_wait():
     assert sorted(log) == [("computed", 0), ("computed", 1), ("summed", 0), ("summed", 1)]
 
 
-def test_mistakes(cupy):
-    with pytest.raises(DeviceError, match=r"^NCCL: device must be a GPU such as cuda:0, got cpu$"):
+def test_mistakes(nccl):
+    with pytest.raises(DeviceError, match=r"^NCCL: where must be a GPU such as cuda:0, got cpu$"):
         NCCL(Processes(), devices.device("cpu"))
     one = NCCL(Fake(0, 1, None), GPU)
     with pytest.raises(DtypeError, match=r"^NCCL: exchange takes contiguous arrays, got one of the strides \(8,\)$"):
         one.exchange([(1, zeros((4,), np.float32)[::2])], [])
-    cupy.cuda.nccl.available = False
+    nccl.available = False
     with pytest.raises(DeviceError, match=r"^NCCL: CuPy finds no NCCL; pip install nvidia-nccl-cu12"):
         NCCL(Processes(), GPU)
 
@@ -338,6 +331,20 @@ def test_only_several_processes_with_gpus_need_nccl():
     alone, two = Processes(), Fake(0, 2, None)
     assert with_gpus(alone, GPU) is alone
     assert with_gpus(two, devices.device("cpu")) is two
+    assert isinstance(run(2, lambda host: with_gpus(host, GPU))[1], NCCL)
+
+
+@pytest.mark.parametrize(("spec", "opened"), [("cuda", "cuda:2"), ("auto", "cuda:2"), ("cuda:0", "cuda:0")])
+def test_each_process_of_a_host_has_a_gpu_of_its_own(spec, opened, monkeypatch):
+    monkeypatch.setattr("xcnn.parallel.nccl.device", lambda name: SimpleNamespace(name=FOUND.get(name, name)))
+    processes = Fake(5, 8, None)
+    processes.local_rank = 2
+    assert device_of(processes, spec).name == opened
+    assert device_of(Processes(), "cuda").name == "cuda:0"
+    assert device_of(processes, "cpu").name == "cpu"
+
+
+FOUND = {"cuda": "cuda:0", "auto": "cuda:0"}
 
 
 class InOrder(Fake):

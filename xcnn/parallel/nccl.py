@@ -1,21 +1,20 @@
 """NCCL through CuPy: one process for each GPU, whose arrays go from GPU to GPU.
 
-Not one line of this file has run on a GPU yet: tests run it with a pretended CuPy, whose streams take their work in any
-order that events allow. It follows CuPy 14 and NCCL 2.
+Not one line of this file has run on a GPU yet. Tests run it with a pretended CuPy, whose streams take their work in any
+order that events allow, and check that CuPy 14 has the functions that it calls.
 """
 
 import contextlib
 import importlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
-
-from xcnn.devices import Device, on_host
+from xcnn.devices import Device, device, on_host
 from xcnn.errors import DeviceError, DtypeError
 from xcnn.training.processes import Done, Message, Processes
 
-__all__ = ["NCCL", "with_gpus"]
+__all__ = ["NCCL", "device_of", "with_gpus"]
 
 
 class NCCL(Processes):
@@ -28,7 +27,7 @@ class NCCL(Processes):
     Parameters
     ----------
     host : the same processes, such as `MPI()`.
-    device : the GPU of this process, and of no other.
+    where : the GPU of this process, and of no other.
 
     Raises
     ------
@@ -36,21 +35,20 @@ class NCCL(Processes):
         If the device is no GPU of CuPy, or CuPy finds no NCCL.
     """
 
-    def __init__(self, host: Processes, device: Device) -> None:
-        self.rank, self.size, self._host, self._device = host.rank, host.size, host, device
-        if not device.name.startswith("cuda:"):
-            raise DeviceError(f"NCCL: device must be a GPU such as cuda:0, got {device.name}")
-        self._cuda = cuda = importlib.import_module("cupy").cuda
-        self._nccl = nccl = cuda.nccl
-        if not nccl.available:
+    def __init__(self, host: Processes, where: Device) -> None:
+        self.rank, self.size, self.local_rank = host.rank, host.size, host.local_rank
+        self._host, self._device = host, where
+        if not where.name.startswith("cuda:"):
+            raise DeviceError(f"NCCL: where must be a GPU such as cuda:0, got {where.name}")
+        self._cuda = importlib.import_module("cupy").cuda
+        with warnings.catch_warnings(action="ignore"):  # if it does not find the library
+            self._nccl = importlib.import_module("cupy.cuda.nccl")
+        if not self._nccl.available:
             raise DeviceError("NCCL: CuPy finds no NCCL; pip install nvidia-nccl-cu12 (or -cu13, as that of CuPy)")
-        with device.active():
-            # Bytes, or in older versions of CuPy a tuple of signed ones.
-            name = nccl.get_unique_id() if self.rank == 0 else ()
-            came = host.gather_bytes(bytes([isinstance(name, bytes), *(one % 256 for one in name)]))[0]
-            name = came[1:] if came[0] else tuple(np.frombuffer(came[1:], np.int8).tolist())
-            self._communicator = nccl.NcclCommunicator(self.size, name, self.rank)
-            self._stream = cuda.Stream(non_blocking=True)
+        with where.active():
+            name = host.gather_bytes(self._nccl.get_unique_id() if self.rank == 0 else b"")[0]
+            self._communicator = self._nccl.NcclCommunicator(self.size, name, self.rank)
+            self._stream = self._cuda.Stream(non_blocking=True)
         self._held: list[Any] = []  # the arrays of exchanges that the computation has not waited for
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
@@ -116,12 +114,20 @@ class NCCL(Processes):
         return self._cuda.Event(disable_timing=True)
 
 
-def with_gpus(host: Processes, device: Device) -> Processes:
-    """Return processes that exchange the arrays of a device: by NCCL if there are several, and each has a GPU.
+def device_of(processes: Processes, spec: str | Device) -> Device:
+    """Open the device of this process: of several on a host that are given `cuda`, each has the GPU of its number."""
+    opened = device(spec)
+    if processes.size > 1 and opened.name.startswith("cuda:") and spec in ("cuda", "auto"):
+        return device(f"cuda:{processes.local_rank}")
+    return opened
+
+
+def with_gpus(host: Processes, where: Device) -> Processes:
+    """Return processes that exchange the arrays of their devices: by NCCL if these are GPUs of several processes.
 
     Raises
     ------
     DeviceError
         If CuPy finds no NCCL.
     """
-    return NCCL(host, device) if host.size > 1 and device.name.startswith("cuda:") else host
+    return NCCL(host, where) if host.size > 1 and where.name.startswith("cuda:") else host

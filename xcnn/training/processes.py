@@ -35,11 +35,13 @@ class Processes:
     ----------
     rank : the number of this process, from 0.
     size : how many there are.
+    local_rank : the number of this process among those of its host.
     waited : the seconds for which this process has waited for others.
     """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
     waited: float = 0.0
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
