@@ -16,7 +16,6 @@ import numpy as np
 
 from xcnn import data, nn, optim
 from xcnn._files import replacing, sweep
-from xcnn.devices import device
 from xcnn.errors import (
     CheckpointError,
     DivergedError,
@@ -27,6 +26,7 @@ from xcnn.errors import (
     explained,
     making_sense,
 )
+from xcnn.parallel.nccl import device_of, with_gpus
 from xcnn.runs.beginning import Beginning, beginning, freeze, image_size, load_fitting, make_network
 from xcnn.runs.checkpoint import (
     BEST,
@@ -186,8 +186,9 @@ class _Run:
     def __init__(
         self, config: Config, callbacks: Sequence[Callback], source: Beginning | None, parallel: Processes
     ) -> None:
-        self.config, self.callbacks, self.source, self.parallel = config, callbacks, source, parallel
-        self.device = device(config.device)
+        self.config, self.callbacks, self.source = config, callbacks, source
+        self.device = device_of(parallel, config.device)
+        self.parallel = with_gpus(parallel, self.device)
         progress = functools.partial(self.report, "on_download")
         found: list[Any] = []
 
