@@ -88,7 +88,7 @@ app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
 
-ALONE = {"bench", "compare", "export"}
+_ALONE = {"bench", "compare", "export", "search"}
 """The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {
@@ -182,7 +182,7 @@ def _failed(code: int, message: str) -> int:
 
 def _refuse_several(tokens: Sequence[str], size: int) -> None:
     """Raise a UsageError for a command that is for one process, if there are several."""
-    if size > 1 and tokens and tokens[0] in ALONE and not {"--help", "-h"} & set(tokens):
+    if size > 1 and tokens and tokens[0] in _ALONE and not {"--help", "-h"} & set(tokens):
         raise UsageError(f"xcnn {tokens[0]} runs in one process; start it without mpiexec or srun")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from xcnn.parallel.launch import abort, launch
 from xcnn.training.processes import Done, Processes
 
-__all__ = ["TAG", "Ending", "end_together", "fail", "watch"]
+__all__ = ["PATIENCE", "TAG", "Ending", "end_together", "fail", "watch"]
 
 PATIENCE = 1.0
 """Seconds for which a process that has failed waits for the others."""

@@ -27,6 +27,7 @@ from xcnn.errors import (
     unknown,
     wrong_call,
 )
+from xcnn.machine import machine
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
@@ -392,7 +393,10 @@ class Trainer:
         found = hashlib.sha256()
         for name, array in self.model.state_dict().items():
             found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        here = machine()
         facts = {
+            "versions": here["versions"],
+            "processor": here["cpu"],
             "weights": found.hexdigest(),
             "number of steps": self.steps,
             "last epoch": last,
@@ -403,10 +407,14 @@ class Trainer:
             "sync_batch_norm": self._step.sync_batch_norm,
         }
         said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
+        processors = {one.pop("processor") for one in said}
+        if len(processors) > 1 and self.parallel.rank == 0:
+            self.tell(f"the processes have different processors, which may round differently: {processors}")
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
-                    these = "" if name == "weights" else f": {other[name]} and {fact}"
+                    seed = "; draw them from the same seed in all, or load the same file"
+                    these = seed if name == "weights" else f": {other[name]} and {fact}"
                     raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:
