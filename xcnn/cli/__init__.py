@@ -34,6 +34,7 @@ from xcnn.cli.evaluate import evaluate
 from xcnn.cli.export import export
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
+from xcnn.cli.search import search
 from xcnn.cli.train import RUN, fill_in, train
 from xcnn.data import DATASETS
 from xcnn.devices import LIBRARIES
@@ -43,7 +44,7 @@ from xcnn.parallel import fail, processes
 from xcnn.training import terminable
 from xcnn.training.progress import COMPILING
 
-__all__ = ["app", "main"]
+__all__ = ["ALONE", "app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
@@ -82,6 +83,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
 app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
+app.command(search, config=[fill_in, _check_values], group_parameters=RUN)
 for _command in (evaluate, predict, export, compare, bench, models, datasets, devices):
     app.command(_command)
 app.register_install_completion_command(
