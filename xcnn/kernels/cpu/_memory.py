@@ -4,11 +4,9 @@ Every step allocates arrays of the same sizes. At first the C library of Linux t
 the system and returns it when it is freed; so it does with what is free at the end of its own memory. Writing to fresh
 pages then takes up to half of a step. The library adapts to the first: the largest block of up to 32 MiB that was ever
 freed becomes its threshold, so it is enough to free one such block, without writing to it. Larger arrays are returned
-at once as before. To the second it does not adapt; how much may be free is a setting of the process. It does not hold
-for the memory that other threads than the first have of their own, so they get none: all share that of the first.
+at once as before. To the second it does not adapt; how much may be free is a setting of the process.
 
-To prevent all this, set `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_` or `MALLOC_ARENA_MAX` (see mallopt(3)), or
-`GLIBC_TUNABLES`.
+To prevent both, set `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_` (see mallopt(3)) or `GLIBC_TUNABLES`.
 """
 
 import contextlib
@@ -26,17 +24,12 @@ _ROOM = 64 << 10
 _TRIM_THRESHOLD, _FREE = -1, 1 << 30
 """M_TRIM_THRESHOLD of mallopt, and its value."""
 
-_ARENA_MAX = -8
-"""M_ARENA_MAX: how many memories threads share."""
-
-_OWN = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"}
+_OWN = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep freed arrays of up to 32 MiB of all threads, and 1 GiB of free memory in total."""
+    """Make the C library keep freed arrays of up to 32 MiB, and 1 GiB of free memory in total."""
     if _OWN.isdisjoint(os.environ):
         np.empty(_MOST - _ROOM, np.uint8)
         with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-            library = ctypes.CDLL(None)
-            library.mallopt(_TRIM_THRESHOLD, _FREE)
-            library.mallopt(_ARENA_MAX, 1)
+            ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, _FREE)
