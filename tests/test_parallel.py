@@ -1,6 +1,7 @@
 """Training on several processes: the same bits for any number of them, and what they exchange."""
 
 import dataclasses
+import functools
 
 import fake_processes
 import numpy as np
@@ -12,7 +13,7 @@ from xcnn import data, nn, optim, runs
 from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
-from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer
+from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, loss_named
 from xcnn.training.processes import ALONE, Processes
 from xcnn.training.sums import Sum, _levels
 
@@ -259,6 +260,43 @@ def test_processes_that_differ_are_refused():
         UsageError, match=r"differ in their training data: \{.*'batch_size': 8.* and .*'batch_size': 16"
     ):
         fake_processes.run(2, fit(0, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    {
+        "examples": {"seed": 1},
+        "loss": {"loss": loss_named("cross_entropy", label_smoothing=0.1)},
+        "optimizer": {"lr": 0.1},
+        "clip_norm": {"clip_norm": 1.0},
+        "schedule": {"decay": True},
+        "validation data": {"validation": (X[:20], Y[:20])},
+    }.items(),
+)
+def test_processes_with_other_settings_are_refused(name, options):
+    def fit(processes):
+        mine = dict(options) if processes.rank else {}
+        x = np.random.default_rng(mine.pop("seed", 0)).random(X.shape, np.float32)
+        validation, model = mine.pop("validation", None), network(seed=0)
+        optimizer = optim.SGD(model.parameters(), mine.pop("lr", 0.05))
+        schedule = optim.ExponentialLR(optimizer, 0.9) if mine.pop("decay", False) else None
+        Trainer(model, optimizer, parallel=processes, schedule=schedule, **mine).fit((x, Y), validation=validation)
+
+    with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {name}"):
+        fake_processes.run(2, fit)
+
+
+def test_only_the_first_process_tells():
+    told = []
+
+    def fit(processes):
+        model = network(seed=0)
+        optimizer = optim.SGD([model.parameters()[0]], 0.05)  # what it lacks is told
+        tell = functools.partial(lambda rank, sentence: told.append(rank), processes.rank)
+        Trainer(model, optimizer, parallel=processes, tell=tell).fit((X, Y))
+
+    fake_processes.run(2, fit)
+    assert told == [0]
 
 
 def test_more_processes_than_parts_are_refused():

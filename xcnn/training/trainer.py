@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from xcnn import optim
+from xcnn._array import is_array
 from xcnn._check import flag, integer, number, shown
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
@@ -50,6 +51,10 @@ def clock() -> float:
     Kernels are compiled once on a machine, when they are first called, which says nothing about the speed of training.
     """
     return COMPILATION.clock()
+
+
+def _not_told(sentence: str) -> None:
+    """Take the place of `tell` in all processes but the first, which would say the same."""
 
 
 def _takes_data(function: F) -> F:
@@ -164,7 +169,7 @@ class Trainer:
         take no less memory. Layers must not depend on the numbers in which batch norms they call.
     callbacks : `Callback` objects that `fit` calls.
     tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
-        device.
+        device; of several processes only in the first.
 
     Attributes
     ----------
@@ -220,7 +225,7 @@ class Trainer:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self.history: list[dict[str, Any]] = []
         self.stop_reason, self.steps, self.interrupted = "", 0, False
-        self.tell, self._told, self._fitting = tell, False, False
+        self._told, self._fitting = False, False
         self._progress: Callback | None = None
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
@@ -231,6 +236,7 @@ class Trainer:
                 f"Trainer: parallel must be processes such as xcnn.parallel.MPI() or None, got {parallel!r}"
             )
         self.parallel = Processes() if parallel is None else parallel
+        self.tell = tell if self.parallel.rank == 0 else _not_told
         parts = self.parallel.size if accumulate is None else integer("Trainer", "accumulate", accumulate)
         if parts < self.parallel.size:
             raise UsageError(
@@ -354,7 +360,7 @@ class Trainer:
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             if self.parallel.size > 1:
-                self._check_alike(feed, last)
+                self._check_alike(feed, held_out, last)
             self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             together = self.parallel.size > 1
@@ -388,12 +394,13 @@ class Trainer:
         self._end()
         return self.history[first:]
 
-    def _check_alike(self, feed: Feed, last: int) -> None:
+    def _check_alike(self, feed: Feed, held_out: Feed | None, last: int) -> None:
         """Refuse to train together with processes that have something else."""
         found = hashlib.sha256()
         for name, array in self.model.state_dict().items():
             found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        here = machine()
+        here, schedule, step, function = machine(), self.schedule, self._step, self.loss.function
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         facts = {
             "versions": here["versions"],
             "processor": here["cpu"],
@@ -403,18 +410,26 @@ class Trainer:
             "place in the epoch": self.unfinished,
             "training data": feed.settings,
             "number of batches": feed.length,
+            "examples": feed.fingerprint(),
+            "validation data": None if held_out is None else [held_out.settings, held_out.length],
+            "loss": [getattr(function, "__name__", type(function).__name__), dict(self.loss.options)],
+            "schedule": None if schedule is None else [type(schedule).__name__, schedule.state_dict()],
+            "optimizer": [type(self.optimizer).__name__, *groups],
+            "clip_norm": step.clip_norm,
+            "clip_value": step.clip_value,
             "accumulate": self.accumulate,
-            "sync_batch_norm": self._step.sync_batch_norm,
+            "sync_batch_norm": step.sync_batch_norm,
         }
-        said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
+        text = json.dumps(facts, default=lambda one: one.tolist() if is_array(one) else type(one).__name__)
+        said = [json.loads(one) for one in self.parallel.gather_bytes(text.encode())]
         processors = {one.pop("processor") for one in said}
-        if len(processors) > 1 and self.parallel.rank == 0:
+        if len(processors) > 1:
             self.tell(f"the processes have different processors, which may round differently: {processors}")
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
                     seed = "; draw them from the same seed in all, or load the same file"
-                    these = seed if name == "weights" else f": {other[name]} and {fact}"
+                    these = seed if name in ("weights", "examples") else f": {other[name]} and {fact}"
                     raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:
