@@ -1,0 +1,173 @@
+"""`xcnn bench --ranks`: contestants in several processes."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xcnn import compare
+from xcnn.compare import worker
+from xcnn.compare.contestants import refusal
+from xcnn.compare.traffic import Metered
+from xcnn.training.processes import Processes
+
+
+def _missing():
+    try:
+        worker.launch(2, ())
+    except compare.SpeedError:
+        return "mpiexec is missing"
+    return ""
+
+
+needs_mpiexec = pytest.mark.skipif(bool(_missing()), reason="mpiexec is missing")
+needs_mpi = pytest.mark.skipif(
+    bool(_missing()) or importlib.util.find_spec("mpi4py") is None, reason="mpi4py or mpiexec is missing"
+)
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is missing")
+
+TORCH = compare.Contestant("torch", "torch:cpu", "NCHW", 2)
+CASE = compare.Case("report", 6, "train", 1)
+
+
+def test_contestants_of_each_number_of_ranks():
+    found = compare.contestants(["cpu"], ["torch"], ["NCHW"], [1, 2])
+    assert list(map(str, found)) == ["xcnn cpu", "torch NCHW", "xcnn cpu 2 ranks", "torch NCHW 2 ranks"]
+    assert found[2].variant == "cpu 2 ranks"
+    with pytest.raises(compare.SpeedError, match="jax is measured in one process only, not in 3"):
+        compare.contestants(["cpu"], ["jax"], ranks=[1, 3])
+    assert refusal(TORCH, CASE) == ""
+    for case in (compare.Case("report", 1, "train", 1), compare.Case("report", 6, "infer", 1)):
+        assert refusal(TORCH, case) == "2 ranks train, with an image each or more"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--ranks", "1,2", "--mode", "both"], "several ranks train together"),
+        (["--ranks", "4", "--batch-sizes", "8,2"], "4 ranks need a batch of as many images or more, got 2"),
+        (["--ranks", "0"], "ranks must be an integer of at least 1, got 0"),
+        (["--ranks", "two"], "--ranks takes integers separated by commas, got 'two'"),
+        (["--ranks", ""], "--ranks takes values separated by commas"),
+    ],
+)
+def test_requests_that_make_no_sense(xcnn, argv, message):
+    code, _, err = xcnn("bench", *argv)
+    assert code == 2
+    assert message in err
+
+
+def test_efficiency_is_that_of_the_same_contestant_with_the_fewest_ranks():
+    def timing(name, way, ranks, seconds, **more):
+        device = "cpu" if name == "xcnn" else "torch:cpu"
+        one = compare.Contestant(name, device, way, ranks)
+        return compare.Timing(one, 8, 1.0, (seconds, seconds), None, None, **more)
+
+    ours = timing("xcnn", "", 1, 1.0), timing("xcnn", "", 2, 0.625, waiting=0.1, under_way=0.4)
+    peers = timing("torch", "NCHW", 1, 2.0), timing("torch", "channels_last", 1, 1.5), timing("torch", "NCHW", 2, 1.0)
+    result = compare.Result(CASE, ours, peers, 100, 1, {"cpu": {"sgemm": 200.0}})
+    assert [result.efficiency(one) for one in (*ours, *peers)] == [None, 0.8, None, None, 0.75]
+    assert ours[1].overlap == pytest.approx(0.75)
+    assert ours[0].overlap is None
+    assert [ours[1].ratio(one) for one in result.rivals(ours[1])] == [1.6]
+    assert [one.contestant.way for one in result.rivals(ours[0])] == ["NCHW", "channels_last"]
+    assert result.share(ours[1], "sgemm") == pytest.approx(100 / 0.625 / 200 / 2)
+
+
+def test_the_time_of_exchanges_is_metered():
+    class Slow(Processes):
+        size = 2
+
+        def exchange(self, sends, receives, tag=0):
+            end = time.perf_counter() + 0.1
+            return lambda: time.perf_counter() > end
+
+    metered = Metered(Slow())
+    first = metered.exchange([], [])
+    second = metered.exchange([], [])
+    time.sleep(0.06)  # computes meanwhile
+    assert not first()
+    metered.wait(lambda: first() and second())
+    assert first()
+    assert metered.under_way >= 0.1
+    assert 0 < metered.waiting <= metered.under_way - 0.06
+
+
+STEPS = """
+import json, sys
+from xcnn.compare import Case, Contestant
+from xcnn.compare.contestants import Group
+case, rank, folder = Case("report", 6, "train", 1, lr=0.1), int(sys.argv[1]), sys.argv[2]
+one = Contestant("torch", "torch:cpu", "NCHW", 2 if rank >= 0 else 1)
+with one.opened(case, Group(rank, 2, folder) if rank >= 0 else None) as step:
+    print(json.dumps([step() for _ in range(4)]))
+"""
+
+
+@needs_torch
+def test_the_steps_of_pytorch_in_two_processes_are_those_of_one(tmp_path):
+    ranks = (-1, 0, 1)
+    command = [sys.executable, "-c", STEPS]
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(subprocess.Popen([*command, str(k), str(tmp_path)], stdout=subprocess.PIPE, text=True))
+            for k in ranks
+        ]
+        whole, *parts = (json.loads(one.communicate(timeout=120)[0]) for one in running)
+    assert whole[-1] < whole[0]
+    assert [statistics.fmean(losses) for losses in zip(*parts, strict=True)] == pytest.approx(whole, rel=1e-5)
+
+
+def _alive(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@needs_mpiexec
+@needs_torch
+def test_a_team_answers_as_one_and_ends_with_the_context():
+    with worker.Team(TORCH, CASE) as team:
+        assert team.ask("ready") is None
+        assert team.ask("first") > 0
+        seconds, waited, traffic = team.ask("burst", seconds=0.05)
+        assert 0 < seconds < 1
+        assert traffic is None  # PyTorch does not tell
+        assert waited is None or waited >= 0
+        assert team.ask("memory") > 0
+        assert len(team._pids) == 2
+    assert not any(map(_alive, team._pids))
+    assert not os.path.exists(team._folder.name)
+
+
+@needs_mpiexec
+@needs_torch
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the state of a process is not told")
+def test_a_rank_that_dies_ends_the_team_at_once():
+    with worker.Team(TORCH, CASE) as team:
+        team.ask("first")
+        os.kill(team._pids[1], 9)
+        with pytest.raises(compare.SpeedError, match="torch NCHW 2 ranks fails at report, batch 6, train: "):
+            team.ask("burst", seconds=0.1)
+    assert not any(map(_alive, team._pids))
+
+
+@needs_mpiexec
+def test_a_team_that_fails_gives_its_reason():
+    with (
+        worker.Team(compare.Contestant("xcnn", "cdua", "", 2), CASE) as team,
+        pytest.raises(compare.SpeedError, match=r"xcnn cdua 2 ranks fails at .*: .*unknown device 'cdua'; did you"),
+    ):
+        team.ask("ready")
+
+
+def test_mpiexec_may_be_missing(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *a, **k: None)
+    with pytest.raises(compare.SpeedError, match=r"which is missing; pip install mpi4py mpich$"):
+        worker.launch(2, ())
