@@ -39,8 +39,8 @@ STRANGERS = {("ops", "data")}
 """Imports that the floors would allow, but that are forbidden."""
 
 HEAVY = [
-    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime", "requests", "rich",
-    "torch",
+    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime",
+    "requests", "rich", "torch",
 ]  # fmt: skip
 """What `import xcnn` must not load."""
 

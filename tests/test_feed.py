@@ -12,6 +12,7 @@ from xcnn.devices import to_numpy
 from xcnn.errors import DataError, ShapeError, UsageError
 from xcnn.training import Trainer
 from xcnn.training.feed import Feed, place
+from xcnn.training.parts import Cut
 
 N = 20
 RNG = np.random.default_rng(5)
@@ -318,7 +319,7 @@ def test_a_feed_of_a_device_gives_its_dtype():
     strict = pytest.importorskip("array_api_strict")
     trainer = trainer_of("regression", "strict:device1")
     made = Feed("fit", (TABLE, TABLE), trainer.device, print, strict.float32)
-    x, _ = next(iter(made.batches(1, 0)))
+    x = next(iter(made.batches(1, 0, Cut()))).mine[0].x
     assert x.dtype == strict.float32
     order = np.random.default_rng([0, 0]).permutation(N)
     assert np.array_equal(to_numpy(x), TABLE[order].astype(np.float32))

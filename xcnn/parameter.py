@@ -1,5 +1,7 @@
 """The arrays that modules own: parameters, which optimizers update, and buffers."""
 
+from collections.abc import Callable
+
 from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import flag, shown
 from xcnn.errors import DtypeError, ShapeError
@@ -62,6 +64,7 @@ class Parameter(_Slot):
     data : the current value. An optimizer may write the next value into the same array; copy it to keep the numbers.
     updates : number of optimizer steps that have changed it.
     grad : the sum of the gradients since the last `zero_grad`, of the shape of `data`, or None.
+    hook : a function that `accumulate` calls with the parameter after it has added a gradient, or None.
     trainable : True at first. A parameter with False is frozen: it gets no gradient, no backward pass computes one for
         it, and optimizers leave it alone. `Module.freeze` freezes a whole module.
 
@@ -73,12 +76,13 @@ class Parameter(_Slot):
         When `trainable` is set to anything but True or False.
     """
 
-    __slots__ = ("grad", "updates")
+    __slots__ = ("grad", "hook", "updates")
 
     def __init__(self, data: Array) -> None:
         super().__init__(data)
         self.data = namespace_of(data).asarray(data, copy=True)
         self.grad: Array | None = None
+        self.hook: Callable[[Parameter], object] | None = None
         self.updates = 0
 
     def accumulate(self, grad: Array) -> None:
@@ -95,6 +99,8 @@ class Parameter(_Slot):
                     f"accumulate: grad must be an array of shape {tuple(self.data.shape)}, like data, got {shown(grad)}"
                 )
             self.grad = grad if self.grad is None else self.grad + grad
+            if self.hook is not None:
+                self.hook(self)
 
 
 class Buffer(_Slot):

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from xcnn.errors import UsageError, explained, wrong_call
 
 __all__ = ["Loader"]
 
+T = TypeVar("T")
 Batch = tuple[Array, Array]
+Order = npt.NDArray[np.int64] | None
+Rows = Callable[[int], Sequence[tuple[int, int]]]
 
 
 class Loader:
@@ -106,20 +109,52 @@ class Loader:
         yield from self.batches(epoch)
         self.epoch = epoch + 1
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from batch `start` on; both are counted from 0."""
+    def batches(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch from batch `start` on, to before `stop`; all are counted from 0."""
+        return self._yielded(functools.partial(self._batch, epoch), epoch, start, stop)
+
+    def parts(self, epoch: int, start: int, rows: Rows) -> Iterator[tuple[int, list[Batch]]]:
+        """Yield parts of the batches of an epoch from batch `start` on, for instance those of one of several processes.
+
+        Only these are read and augmented, each by itself.
+
+        Parameters
+        ----------
+        epoch, start : as in `batches`.
+        rows : a function that returns for the number of examples of a batch where each part begins and ends.
+
+        Yields
+        ------
+        The number of examples of a batch, and its parts (x, y).
+        """
+        return self._yielded(functools.partial(self._parts, rows, epoch), epoch, start, None)
+
+    def _yielded(self, made: Callable[..., T], epoch: int, start: int, stop: int | None) -> Iterator[T]:
+        """Yield what is made of the order of the examples and the number of a batch."""
         epoch, start = (integer("batches", *pair, minimum=0) for pair in (("epoch", epoch), ("start", start)))
+        stop = len(self) if stop is None else integer("batches", "stop", stop, minimum=0)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset)) if self.shuffle else None
-        make, numbers = functools.partial(self._batch, epoch, order), range(start, len(self))
+        make, numbers = functools.partial(made, order), range(start, min(stop, len(self)))
         if self.workers and self.dataset.device.xp is np:
             threads = min(self.workers, max(1, len(numbers)))
             yield from ahead(make, numbers, threads, self.workers + self.prefetch, "xcnn-loader")
         else:
             yield from map(make, numbers)
 
-    def _batch(self, epoch: int, order: npt.NDArray[np.int64] | None, number: int) -> Batch:
+    def _batch(self, epoch: int, order: Order, number: int) -> Batch:
         """Return a batch of an epoch by its number."""
-        start, stop = number * self.batch_size, min((number + 1) * self.batch_size, len(self.dataset))
+        return self._made(epoch, order, *self._range(number))
+
+    def _parts(self, rows: Rows, epoch: int, order: Order, number: int) -> tuple[int, list[Batch]]:
+        """Return the number of examples of a batch, and parts of it."""
+        start, stop = self._range(number)
+        return stop - start, [self._made(epoch, order, start + a, start + b) for a, b in rows(stop - start)]
+
+    def _range(self, number: int) -> tuple[int, int]:
+        return number * self.batch_size, min((number + 1) * self.batch_size, len(self.dataset))
+
+    def _made(self, epoch: int, order: Order, start: int, stop: int) -> Batch:
+        """Return the examples from place `start` to before `stop` in the order of an epoch."""
         x, y = self.dataset.gather(slice(start, stop) if order is None else order[start:stop])
         with self.dataset.device.active():
             x = to_float(x)  # not before gathering: uint8 takes a quarter of the memory

@@ -91,6 +91,7 @@ class Checkpoints(Callback):
         trainer.fit(loader, until=20)
     """
 
+    writes = True
     comes_last = True  # so that the states of the other callbacks include the current epoch
 
     def __init__(

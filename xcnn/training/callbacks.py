@@ -30,6 +30,8 @@ class HistoryFile(Callback):
     path : a file name that ends in `.csv` or `.jsonl`. Its folder is created if it does not exist.
     """
 
+    writes = True
+
     def __init__(self, path: str | Path) -> None:
         if not isinstance(path, str | Path) or Path(path).suffix not in (".csv", ".jsonl"):
             raise UsageError(f"HistoryFile: path must end in .csv or .jsonl, got {str(path)!r}")
@@ -264,7 +266,7 @@ class KeepBest(_Monitor):
             with trainer.inference_weights():
                 if self.save is None:
                     self.weights = trainer.model.state_dict()
-                else:
+                elif trainer.parallel.rank == 0:
                     self.save(record)
 
     def restore(self, trainer: Trainer) -> None:

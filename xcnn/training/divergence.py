@@ -82,11 +82,14 @@ def _nan_or_inf(value: Any) -> str:
     return ""
 
 
-def divergence(model: Module, loss: Function, value: float, parts: Sequence[tuple[Array, Array]]) -> DivergedError:
+def divergence(
+    model: Module, loss: Function, value: float, parts: Sequence[tuple[Array, Array]], sure: bool = True
+) -> DivergedError | None:
     """Run a batch again with every layer observed, and return the error that names where numbers stop being finite.
 
     Buffers and random streams must be in their state from before the batch, and are changed. All gradients are cleared.
     `value` is the loss; if it is finite, a gradient is not. `parts` are the pairs (x, y) in which the batch is run.
+    Unless it is `sure` that one of them is at fault, None is returned if no layer has such a gradient.
     """
     lost = not math.isfinite(value)
     what = f"the loss is {value}" if lost else f"a gradient is not finite, the loss is {value:.4g}"
@@ -95,7 +98,9 @@ def divergence(model: Module, loss: Function, value: float, parts: Sequence[tupl
             if odd := _nan_or_inf(array):
                 return DivergedError(f"{what}: the {kind} hold {odd}; check the data")
     with np.errstate(all="ignore"):  # NumPy has already warned about the same numbers
-        found = _first_number(model, parts) if lost else _first_gradient(model, loss, parts)
+        found = _first_number(model, parts) if lost else _first_gradient(model, loss, parts, sure)
+    if not found:
+        return None
     return DivergedError(f"{what}: {found}; lower the learning rate, clip the gradients, or check the data")
 
 
@@ -136,8 +141,11 @@ def _reason(layer: Module, x: Any) -> str:
     return ", from finite inputs and weights" if any(layer.named_parameters()) else ", from finite inputs"
 
 
-def _first_gradient(model: Module, loss: Function, parts: Sequence[tuple[Array, Array]]) -> str:
-    """Run a batch forward and back, as in training, and describe the first gradient that is not finite."""
+def _first_gradient(model: Module, loss: Function, parts: Sequence[tuple[Array, Array]], sure: bool) -> str:
+    """Run a batch forward and back, as in training, and describe the first gradient that is not finite.
+
+    If no layer has one, the gradient of the parameters is it if that is `sure`; otherwise the text is empty.
+    """
     bad = [name for name, slot in model.named_parameters() if _nan_or_inf(slot.grad)]
     model.zero_grad()
     found: list[str] = []
@@ -170,7 +178,7 @@ def _first_gradient(model: Module, loss: Function, parts: Sequence[tuple[Array, 
                 found.append("the first one is that of the model's output, from the loss")
             backward(dy, need_dx=False)
     model.zero_grad()
-    return next(iter(found), f"the first one is that of {bad[-1]}")
+    return next(iter(found), f"the first one is that of {bad[-1]}" if sure else "")
 
 
 def _called(name: str, layer: Module) -> str:

@@ -1,6 +1,7 @@
 """Loss and accuracy of a model on a data set, and its predictions, in inference mode."""
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from xcnn.training.divergence import look
 from xcnn.training.feed import Data, dtype_of, in_order, inputs, place
 from xcnn.training.losses import Loss, count_labels
 from xcnn.training.memory import within_memory
+from xcnn.training.processes import ALONE, Processes
 
 __all__ = ["Metric", "Metrics", "PerClass", "evaluate", "metrics_named", "predict"]
 
@@ -154,10 +156,12 @@ def evaluate(
     watch: Callable[[Metrics], None] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     confusion: bool = True,
+    parallel: Processes = ALONE,
 ) -> Metrics:
     """Return loss, accuracy and other figures of a model that is on the device `where`; see `Trainer.evaluate`.
 
     `watch` is called after each batch with the metrics so far. `confusion` says whether to make a confusion matrix.
+    The batches of a data set are dealt out to the processes `parallel`, which all return the same.
     """
     seen, functions, kept = Metrics(), metrics_named("evaluate", metrics), list[tuple[np.ndarray, np.ndarray]]()
     dtype = dtype_of(model)
@@ -175,11 +179,18 @@ def evaluate(
             kept.append((to_numpy(targets), to_numpy(loss.activation(output))))
         return output.shape[0], *look(numbers)[0]
 
-    with where.active(), contextlib.closing(in_order("evaluate: data", data, batch_size, where)) as batches:
+    made, divided = in_order("evaluate: data", data, batch_size, where, parallel=parallel)
+    rows: list[tuple[Any, ...]] = []
+    with where.active(), contextlib.closing(made) as batches:
         for x, y in batches:
-            seen.add(*within_memory(test, x, y, where=where))
+            rows.append(within_memory(test, x, y, where=where))
+            seen.add(*rows[-1])
             if watch is not None:
                 watch(seen)
+    if divided:
+        seen, kept = _of_all(seen, rows, kept, parallel)
+        if watch is not None:
+            watch(seen)
     if not seen.samples:
         raise DataError("evaluate: there is no batch to test on (an iterator gives its batches only once)")
     if functions:
@@ -195,6 +206,23 @@ def evaluate(
                 raise
             seen.values[name] = _value(name, value)
     return seen
+
+
+def _of_all(
+    mine: Metrics, rows: list[tuple[Any, ...]], kept: list[tuple[np.ndarray, np.ndarray]], parallel: Processes
+) -> tuple[Metrics, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return the metrics and what is kept of the batches of all processes, from the batches of each."""
+    seen = Metrics()
+    for part in parallel.gather_bytes(json.dumps(rows).encode()):
+        for row in json.loads(part):
+            seen.add(*row)
+    for name in ("confusion", "labels"):
+        counts = getattr(mine, name)
+        found = parallel.gather_rows(None if counts is None else counts[None])
+        setattr(seen, name, None if found is None else found.sum(axis=0))
+    targets, predictions = map(np.concatenate, zip(*kept, strict=True)) if kept else (None, None)
+    targets, predictions = parallel.gather_rows(targets), parallel.gather_rows(predictions)
+    return seen, [] if targets is None or predictions is None else [(targets, predictions)]
 
 
 def _value(name: str, value: Any) -> float:
@@ -235,24 +263,35 @@ def _found(output: Any, targets: Any) -> np.ndarray:
     return np.stack([np.count_nonzero(each, axis=axes) for each in (said & true, said, true)])
 
 
-def predict(model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256) -> np.ndarray:
-    """Return the predictions of a model that is on the device `where`; see `Trainer.predict`."""
+def predict(
+    model: Module, x: Any, loss: Loss, where: Device, batch_size: int = 256, parallel: Processes = ALONE
+) -> np.ndarray:
+    """Return the predictions of a model that is on the device `where`; see `Trainer.predict`.
+
+    The batches of a data set or an array are dealt out to the processes `parallel`, which all return the same.
+    """
     integer("predict", "batch_size", batch_size)
-    dtype = dtype_of(model)
+    dtype, who = dtype_of(model), "predict: x"
 
     def answer(x: Any) -> np.ndarray:
         return to_numpy(loss.activation(model(place(x, where, dtype))))
 
     with where.active():
         try:
-            with contextlib.closing(inputs("predict: x", x, batch_size, where)) as parts:
-                return np.concatenate([within_memory(answer, part, where=where) for part in parts])
+            made, divided = inputs(who, x, batch_size, where, parallel)
+            with contextlib.closing(made) as parts:
+                rows = [within_memory(answer, part, where=where) for part in parts]
+            found = np.concatenate(rows) if rows else None
+            found = parallel.gather_rows(found) if divided else found
+            if found is None:
+                raise DataError(f"{who} has no batch (an iterator gives its batches only once)")
+            return found
         except ShapeError as error:
             if not (isinstance(x, np.ndarray) and x.shape and x.shape[0] <= batch_size):
                 raise
             refused = str(error)
         try:
-            answer(next(inputs("predict: x", x[None], batch_size, where)))
+            answer(next(inputs(who, x[None], batch_size, where)[0]))
         except Exception:
             raise ShapeError(refused) from None
         if "x[None]" in refused:  # the network has said so

@@ -21,6 +21,8 @@ from xcnn.devices import Device, free_memory, to_numpy
 from xcnn.errors import CheckpointError, DataError, OutOfMemoryError, ShapeError, UsageError
 from xcnn.nn import Module
 from xcnn.training.memory import memory_error, ran_out
+from xcnn.training.parts import Cut, Parts
+from xcnn.training.processes import ALONE, Processes
 
 __all__ = ["Batch", "Batches", "Data", "Feed", "as_array", "batches", "dtype_of", "in_order", "inputs", "place"]
 
@@ -63,13 +65,19 @@ def batches(who: str, data: Any, where: Device) -> Batches:
 
 
 def in_order(
-    who: str, data: Data, batch_size: int, where: Device, targets: bool = True
-) -> Generator[Batch, None, None]:
-    """Yield batches to evaluate: every example of a data set once, in order, without augmentation."""
+    who: str, data: Data, batch_size: int, where: Device, targets: bool = True, parallel: Processes = ALONE
+) -> tuple[Generator[Batch, None, None], bool]:
+    """Return batches to evaluate: every example of a data set once, in order, without augmentation.
+
+    The batches of a data set are dealt out to the processes, consecutive ones to each. Whether they are is returned,
+    too: those of an iterable come to all.
+    """
     made = batches(who, data, where)
-    if isinstance(made, Loader):
-        made = Loader(made.dataset, batch_size, shuffle=False, workers=made.workers, prefetch=made.prefetch)
-    return _pairs(who, made, targets)
+    if not isinstance(made, Loader):
+        return _pairs(who, made, targets), False
+    made = Loader(made.dataset, batch_size, shuffle=False, workers=made.workers, prefetch=made.prefetch)
+    mine = parallel.mine(len(made))
+    return _pairs(who, made.batches(0, mine.start, mine.stop), targets), parallel.size > 1
 
 
 def _pairs(who: str, made: Iterable[Any], targets: bool = True) -> Generator[Batch, None, None]:
@@ -92,23 +100,26 @@ def _pairs(who: str, made: Iterable[Any], targets: bool = True) -> Generator[Bat
         yield batch[0], batch[1]
 
 
-def inputs(who: str, x: Any, batch_size: int, where: Device) -> Generator[Array, None, None]:
-    """Yield what `predict` takes in batches, uint8 divided by 255."""
+def inputs(
+    who: str, x: Any, batch_size: int, where: Device, parallel: Processes = ALONE
+) -> tuple[Generator[Array, None, None], bool]:
+    """Return what `predict` takes in batches, uint8 divided by 255, and whether they are dealt out to the processes."""
     if is_table(x) or (isinstance(x, list) and not (x and isinstance(x[0], tuple))):  # which would be batches (x, y)
         x = as_array(x)
-    if not (is_array(x) or is_like_array(x)):  # a Loader or something else that has targets
-        batch = None
-        for batch, _ in in_order(who, x, batch_size, where, targets=False):
-            yield batch
-        if batch is None:
-            raise DataError(f"{who} has no batch (an iterator gives its batches only once)")
-        return
+    if is_array(x) or is_like_array(x):
+        return _blocks(who, x, batch_size, parallel), parallel.size > 1
+    made, divided = in_order(who, x, batch_size, where, targets=False, parallel=parallel)
+    return (x for x, _ in made), divided
+
+
+def _blocks(who: str, x: Any, batch_size: int, parallel: Processes) -> Generator[Array, None, None]:
+    """Yield the batches of an array, uint8 divided by 255."""
     if len(x.shape) == 0 or x.shape[0] == 0:
         raise ShapeError(f"{who} must be (n, ...) with n of at least 1, got {tuple(x.shape)}")
     if isinstance(x, np.ndarray):
         check_scaled(who.partition(":")[0], x, "uint8, or a Dataset if they are correct")
-    for start in range(0, x.shape[0], batch_size):
-        places = slice(start, min(start + batch_size, x.shape[0]))
+    for k in parallel.mine(-(-x.shape[0] // batch_size)):
+        places = slice(k * batch_size, min((k + 1) * batch_size, x.shape[0]))
         part = read(x, places) if is_like_array(x) and is_lazy(x) else x[places, ...]
         yield to_float(part) if part.dtype == namespace_of(part).uint8 else part
 
@@ -231,15 +242,16 @@ class Feed:
             return self.source.description
         return f"{'' if self.length is None else f'{self.length:,} '}batches, in the order in which they come"
 
-    def batches(self, epoch: int, done: int) -> Generator[Batch, None, None]:
-        """Yield the batches of an epoch (counted from 1) after the first `done`."""
+    def batches(self, epoch: int, done: int, cut: Cut) -> Generator[Parts, None, None]:
+        """Yield the batches of an epoch (counted from 1) after the first `done`, cut into parts."""
         if not isinstance(self.source, Loader):
-            yield from itertools.islice(_pairs(self.who, self.source), done, None)
+            for x, y in itertools.islice(_pairs(self.who, self.source), done, None):
+                yield cut.parts(as_array(x), as_array(y))
             return
         while done < len(self.source):
             try:
-                for batch in self.source.batches(epoch - 1, done):
-                    yield batch
+                for samples, pairs in self._read(epoch - 1, done, cut):
+                    yield cut.made(samples, pairs)
                     done += 1
             except Exception as error:
                 if not ran_out(error, self.where):
@@ -248,6 +260,12 @@ class Feed:
                 return
             if not self.give_up():
                 raise memory_error((self.source.batch_size, *self.source.dataset.shape), self.where)
+
+    def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[tuple[int, list[Batch]]]:
+        assert isinstance(self.source, Loader)
+        if not cut.whole:
+            return self.source.parts(epoch, done, cut.rows)
+        return ((x.shape[0], [(x, y)]) for x, y in self.source.batches(epoch, done))
 
     def give_up(self) -> bool:
         """Make batches on the host from now on, report it, and return whether there was a copy on the device."""

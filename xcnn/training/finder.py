@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from xcnn._check import integer, number
 from xcnn.errors import DataError, DivergedError, UsageError, explained
-from xcnn.training.feed import Batch, Data, Feed
+from xcnn.training.feed import Data, Feed
+from xcnn.training.parts import Cut, Parts
 from xcnn.training.trainer import Trainer
 
 __all__ = ["LRFinder", "find_lr"]
@@ -105,8 +106,13 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
     feed = Feed(f"{me}: data", data, trainer.device, trainer.tell)
     lrs: list[float] = []
     losses: list[float] = []
+    cut = trainer._step.cut
     # The trial has the weights that are trained, also inside `with trainer.inference_weights()`, and no callbacks.
-    with trainer.device.active(), trainer._weights(inference=False), contextlib.closing(_batches(feed, steps)) as made:
+    with (
+        trainer.device.active(),
+        trainer._weights(inference=False),
+        contextlib.closing(_batches(feed, cut, steps)) as made,
+    ):
         trial = copy.copy(trainer)
         trial.callbacks = []
         trial.model, trial.optimizer = model, optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
@@ -114,12 +120,12 @@ def find_lr(trainer: Trainer, data: Data, low: float = 1e-7, high: float = 10.0,
         first = optimizer.param_groups[0]["lr"]
         ratios = [group["lr"] / first if first else 1.0 for group in optimizer.param_groups]
         mean, keep = 0.0, math.exp(-1 / (_MEMORY * steps))
-        for x, y in made:
+        for batch in made:
             lr = low * (high / low) ** (len(lrs) / (steps - 1))
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = lr * ratio
             try:
-                loss = trial.step(x, y)
+                loss = trial._step.train_on(batch)[1]
             except DivergedError:
                 if not lrs:
                     raise
@@ -148,11 +154,11 @@ def _suggestion(lrs: list[float], losses: list[float], start: int) -> float | No
     return lrs[losses.index(min(averages), start)] / _BELOW
 
 
-def _batches(feed: Feed, steps: int) -> Generator[Batch, None, None]:
+def _batches(feed: Feed, cut: Cut, steps: int) -> Generator[Parts, None, None]:
     """Yield `steps` batches, from as many epochs as it takes; fewer if an epoch has none."""
     for epoch in itertools.count(1):
         count = 0
-        for batch in itertools.islice(feed.batches(epoch, 0), steps):
+        for batch in itertools.islice(feed.batches(epoch, 0, cut), steps):
             yield batch
             count += 1
         steps -= count

@@ -1,6 +1,6 @@
 """The processes that train together, as a trainer sees them: this one alone, unless it is given others."""
 
-import math
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from xcnn._array import Array
 
-__all__ = ["Done", "Message", "Processes"]
+__all__ = ["ALONE", "Done", "Message", "Processes"]
 
 Message = tuple[int, Array]
 """The number of another process, and a contiguous array that is sent to it or filled by it."""
@@ -31,10 +31,12 @@ class Processes:
     ----------
     rank : the number of this process, from 0.
     size : how many there are.
+    waited : the seconds for which this process has waited for others.
     """
 
     rank: int = 0
     size: int = 1
+    waited: float = 0.0
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
         """Begin to send arrays to other processes and to receive arrays from them.
@@ -74,14 +76,21 @@ class Processes:
             if time.perf_counter() - start > _SPIN:
                 time.sleep(nap)
                 nap = min(1.5 * nap, _LONGEST)
+        self.waited += time.perf_counter() - start
 
-    def gather(self, array: np.ndarray, tag: int = 0) -> list[np.ndarray]:
-        """Return the arrays that the processes pass, of one shape and dtype, in their order."""
+    def begin_gather(self, array: np.ndarray, tag: int = 0) -> tuple[list[np.ndarray], Done]:
+        """Begin to gather arrays, of one shape and dtype; return them, in the order of the processes, and when."""
         array = np.ascontiguousarray(array)
         found = [array if rank == self.rank else np.empty_like(array) for rank in range(self.size)]
         others = [rank for rank in range(self.size) if rank != self.rank]
-        if others:
-            self.wait(self.exchange([(k, array) for k in others], [(k, found[k]) for k in others], tag))
+        if not others:
+            return found, lambda: True
+        return found, self.exchange([(k, array) for k in others], [(k, found[k]) for k in others], tag)
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """Return the arrays that the processes pass, of one shape and dtype, in their order."""
+        found, done = self.begin_gather(array)
+        self.wait(done)
         return found
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
@@ -91,14 +100,15 @@ class Processes:
         room[: len(content)] = np.frombuffer(content, np.uint8)
         return [found[:size].tobytes() for found, size in zip(self.gather(room), sizes, strict=True)]
 
-    def gather_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Return the rows of all processes, one after the other, of which process k has `counts[k]`."""
-        found = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
-        ends = np.cumsum([0, *counts]).tolist()
-        parts = [found[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        parts[self.rank][...] = rows
-        others = [k for k in range(self.size) if k != self.rank]
-        sends = [(k, parts[self.rank]) for k in others if math.prod(parts[self.rank].shape)]
-        if others:
-            self.wait(self.exchange(sends, [(k, parts[k]) for k in others if parts[k].size]))
-        return found
+    def gather_rows(self, rows: np.ndarray | None) -> np.ndarray | None:
+        """Return the rows of all processes, one after the other; None is no row."""
+        file = io.BytesIO()
+        if rows is not None:
+            np.save(file, rows, allow_pickle=False)
+        contents = filter(None, self.gather_bytes(file.getvalue()))
+        found = [np.load(io.BytesIO(content), allow_pickle=False) for content in contents]
+        return np.concatenate(found) if found else None
+
+
+ALONE = Processes()
+"""This process alone."""

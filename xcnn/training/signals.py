@@ -42,21 +42,38 @@ def _in_main_thread() -> bool:
 
 
 class Signals:
-    """The signals that came inside a `with delayed_signals()`."""
+    """The signals that came inside a `with delayed_signals()`.
 
-    def __init__(self) -> None:
+    If several processes train `together`, a signal waits until all have agreed to it, so that they stop at the same
+    step.
+    """
+
+    def __init__(self, together: bool = False) -> None:
         self._came: list[signal.Signals] = []
-        self._at_rest = False
+        self._at_rest, self._waits = False, together
+
+    @property
+    def number(self) -> int:
+        """The number of the first signal that came, or 0."""
+        return self._came[0] if self._came else 0
+
+    def agree(self, number: int) -> None:
+        """Take over the signal that any process has got, if `number` is not 0; it has an effect from now on."""
+        if number:
+            self._came, self._waits = self._came or [signal.Signals(number)], False
 
     def note(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal: at once between two steps, and if it is not the first one."""
         self._came.append(signal.Signals(signum))
-        if self._at_rest or len(self._came) > 1:
+        if len(self._came) > 1:
+            self._waits = False
+            self.check()
+        elif self._at_rest:
             self.check()
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C came, and SystemExit if SIGTERM did."""
-        if self._came:
+        if self._came and not self._waits:
             _SIGNALS[self._came[0]](self._came[0], None)
 
     def at_rest(self, function: Callable[[], T]) -> T:
@@ -70,13 +87,13 @@ class Signals:
 
 
 @contextlib.contextmanager
-def delayed_signals() -> Iterator[Signals]:
+def delayed_signals(together: bool = False) -> Iterator[Signals]:
     """Delay Ctrl-C and SIGTERM inside a `with` to the next `Signals.check`, `Signals.at_rest`, or to its end.
 
     A second signal raises at once. Outside the main thread, and for signals that the program handles itself, nothing
     changes.
     """
-    signals = Signals()
+    signals = Signals(together)
     before = {}
     if _in_main_thread():
         before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -89,4 +106,5 @@ def delayed_signals() -> Iterator[Signals]:
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
+    signals.agree(signals.number)
     signals.check()  # for a signal after the last step

@@ -1,16 +1,17 @@
 """One training step: gradients, clipping and the update. If the step fails, the state from before it is restored."""
 
+import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from xcnn import ops, optim
-from xcnn._array import Array, is_kind, namespace_of
+from xcnn._array import is_kind, namespace_of
 from xcnn.devices import Device, on_host, to_numpy
-from xcnn.errors import ShapeError, UsageError, XcnnError
+from xcnn.errors import DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.nn._members import members
 from xcnn.parameter import Parameter
@@ -18,13 +19,29 @@ from xcnn.training.divergence import divergence, look
 from xcnn.training.feed import place
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
+from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
+from xcnn.training.processes import Done
+from xcnn.training.sums import Gradients
 
 __all__ = ["Step"]
+
+BUCKET = 1 << 20
+"""The size from which gradients are sent to other processes while the backward pass still runs, in bytes."""
+
+_FIGURES = 1
+"""The tag of the exchange of losses and counts."""
+
+Gathered = tuple[list[np.ndarray], Done]
 
 
 @dataclass
 class Step:
-    """The step of a `Trainer`; the fields are its arguments."""
+    """The step of a `Trainer`; the fields are its arguments.
+
+    Attributes
+    ----------
+    notice : a number that the next step passes to all processes, and afterwards the largest that any has passed.
+    """
 
     model: Module
     optimizer: optim.Optimizer
@@ -33,7 +50,8 @@ class Step:
     schedule: optim.Schedule | None
     clip_norm: float | None
     clip_value: float | None
-    accumulate: int = 1
+    cut: Cut = field(default_factory=Cut)
+    notice: int = 0
 
     def __post_init__(self) -> None:
         model = self.model
@@ -44,20 +62,30 @@ class Step:
         self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = [one for _, one in model.modules() if members(one._entries(), np.random.Generator)]
+        self._sums = Gradients(self.cut.processes, BUCKET)
 
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
+    ) -> tuple[Any, ...]:
+        """Train on a batch and return its number of samples and its loss, as `train_on` does."""
+        dtype = self._parameters()[0].data.dtype
+        x, y = place(x, self.device, dtype), place(y, self.device, dtype)
+        return self.train_on(self.cut.parts(x, y), count, make_room)
+
+    def train_on(
+        self, batch: Parts, count: bool = False, make_room: Callable[[], bool] = lambda: False
     ) -> tuple[Any, ...]:
         """Train on a batch and return its number of samples and its loss.
 
         If `count`, the number of correct answers, that of answers that count, and the size of the mean follow, as
         `Metrics.add` takes them.
 
-        If memory runs out before the update, `make_room` is called; if it returns True, the step is repeated.
+        If memory runs out before the update, `make_room` is called; if it returns True, the step is repeated, unless
+        other processes wait for it.
         """
         put_back, updating = self._remember(), False
         try:
-            seen = self._gradients(x, y, count, put_back)
+            seen = self._gradients(batch, count, put_back)
             updating = True
             self.optimizer.step()
             if self.schedule is not None and self.schedule.unit == "step":
@@ -70,119 +98,189 @@ class Step:
                 raise
         # Outside the except block nothing refers to the exception any more, nor to the arrays that the layers saved.
         self.model.zero_grad()
-        if not updating and make_room():
-            return self(x, y, count, make_room)
-        raise memory_error(
-            np.shape(x) if isinstance(x, list) else x.shape, self.device, updating, accumulate=self.accumulate
-        )
+        if not updating and self.cut.processes.size == 1 and make_room():
+            return self.train_on(batch, count, make_room)
+        shape = batch.samples, *np.shape(batch.mine[0].x)[1:]
+        raise memory_error(shape, self.device, updating, accumulate=self.cut.most)
 
-    def _gradients(self, x: Any, y: Any, count: bool, put_back: Callable[[], None]) -> tuple[Any, ...]:
-        """Compute and clip all gradients and return what `__call__` returns, waiting for the device once.
+    def _gradients(self, batch: Parts, count: bool, put_back: Callable[[], None]) -> tuple[Any, ...]:
+        """Compute and clip all gradients and return what `train_on` returns, waiting for the device once.
 
         If the loss or a gradient is not finite, everything but the gradients is restored before the error is raised.
         """
         parameters = self._parameters()
-        dtype = parameters[0].data.dtype
-        parts = self._parts(place(x, self.device, dtype), place(y, self.device, dtype))
-        samples, classes = 0, 0
-        losses: list[Any] = []
-        counts: list[Any] = []
-        for (images, targets), share in zip(parts, self._shares(parts), strict=True):
-            output, backward = self.model.forward(images, train=True)
-            loss, loss_backward = self.loss(output, targets)
-            samples, classes = samples + output.shape[0], output.shape[min(1, output.ndim - 1)]
-            losses.append(loss if share is None else _weighed(loss, share))
-            if count:
-                counts += self.loss.counts(output, targets)
-            like = output.shape, output.dtype
-            del output
-            if on_host(losses[-1]) and not math.isfinite(losses[-1]):
-                del backward, loss_backward
-                break
-            if len(losses) == 1:
-                self.optimizer.zero_grad()
-                for parameter in self._untrained:  # their gradients would add up for ever
-                    parameter.grad = None
-            dy = self.loss.gradient(loss_backward, like)
-            if share is not None:
-                dy = dy * (share if on_host(share) else namespace_of(share).astype(share, dy.dtype))
-            backward(dy, need_dx=False)
-            del backward, loss_backward, dy  # frees the saved arrays before the next part, or a second run
+        if self.cut.whole:
+            figures, classes = self._whole(batch.mine[0], count)
+            gradients = [p.grad for p in parameters]
+            seen, finite = look(figures, gradients)
+            value = seen[0]
         else:
-            if all(p.grad is None for p in parameters):
-                raise UsageError(
-                    "Trainer: no parameter of the optimizer got a gradient; if all are frozen, call unfreeze() on a "
-                    "part of the model, such as model[-1].unfreeze()"
-                )
-        gradients = [p.grad for p in parameters]
-        seen, finite = look([*losses, *counts], gradients)
-        value, counted = sum(seen[: len(losses)]), seen[len(losses) :]
+            figures, classes = self._in_parts(batch, count)
+            gradients = [p.grad for p in parameters]
+            first = _total(figures[3::4])  # not a loss, as that of no answers is NaN
+            first = first if on_host(first) else namespace_of(first).astype(first, figures[0].dtype)
+            (_, *seen), finite = look([first, *figures], gradients)
+            value = _mean(seen[::4], seen[3::4])
         if not (math.isfinite(value) and finite):
-            raise self._diverged(value, classes, parts, put_back)
+            raise self._diverged(value, classes, batch, seen, put_back)
+        if all(grad is None for grad in gradients):
+            raise UsageError(
+                "Trainer: no parameter of the optimizer got a gradient; if all are frozen, call unfreeze() on a "
+                "part of the model, such as model[-1].unfreeze()"
+            )
         if self.clip_value is not None:
             optim.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
             optim.clip_grad_norm_(parameters, self.clip_norm)
-        return samples, value, *(_added(counted[column::3]) for column in range(3 if count else 0))
+        return batch.samples, value, *(_added(seen[column::4]) for column in (1, 2, 3) if count)
 
-    def _parts(self, x: Array, y: Array) -> list[tuple[Array, Array]]:
-        """Cut a batch into parts that are computed one after the other, by its shape alone."""
-        n = x.shape[0] if self.accumulate > 1 and x.ndim and y.ndim else 0
-        if n < 2:
-            return [(x, y)]
-        if y.shape[0] != n:
-            raise ShapeError(f"step: x has {n} samples, y has {y.shape[0]}")
-        size = -(-n // self.accumulate)
-        return [(x[i:j, ...], y[i:j, ...]) for i, j in ((i, min(i + size, n)) for i in range(0, n, size))]
+    def _whole(self, part: Part, count: bool) -> tuple[list[Any], int]:
+        """Compute the gradients of a batch of one part; return the figures of `_forward`, and the number of classes."""
+        figures, classes, backward = self._forward(part, count)
+        if not on_host(figures[0]) or math.isfinite(figures[0]):
+            self._zero_grad()
+            backward(None)
+        return figures, classes
 
-    def _shares(self, parts: list[tuple[Array, Array]]) -> list[Any]:
-        """Return the share of each part in the mean over the batch, numbers or 0-d arrays; None for a single part."""
-        if len(parts) == 1:
-            return [None]
-        sizes = [_entries(self.loss.size(targets)) for _, targets in parts]
-        if all(map(on_host, sizes)):
-            total = float(sum(sizes))
-            return [float(size) / total if total else math.nan for size in sizes]
-        xp, weight = namespace_of(sizes[0]), self._parameters()[0].data
-        dtype = xp.float64 if weight.dtype == xp.float64 else xp.float32
-        sizes = [xp.astype(size, dtype) for size in sizes]
-        return [size / sum(sizes[1:], sizes[0]) for size in sizes]
+    def _in_parts(self, batch: Parts, count: bool) -> tuple[list[Any], int]:
+        """Do what `_whole` does for a batch in parts, of which this process computes its own."""
+        processes, several = self.cut.processes, batch.count > 1
+        streams = Streams(self._streams())
+        statistics = Statistics(self._buffers, processes, batch.count)
+        self._zero_grad()
+        self._sums.begin(self._parameters(), batch.count)
+        figures, classes = list[Any](), 0
+        numbers = None if batch.mine else self._numbers([], batch.count)
+        for part in batch.mine:
+            last = part is batch.mine[-1]
+            streams.go_to(part.number)
+            statistics.reset()
+            found, classes, backward = self._forward(part, count or several)
+            figures += found
+            if processes.size == 1 and _lost(found):
+                return figures, classes
+            statistics.take(part.number, last)
+            if last and processes.size > 1:  # so that the numbers travel during the last backward pass
+                numbers = self._numbers(look([0, *figures])[0][1:], batch.count)
+            with self._sums.part(part.number, last):
+                backward(_entries(found[3]) if several else None)  # the gradient of the sum of the losses
+        if numbers is not None:
+            figures = self._all_figures(numbers, batch.count)
+        self._sums.finish(_total(figures[3::4]) if several else None)
+        statistics.finish(processes, bool(batch.mine))
+        streams.go_to(batch.count)
+        return figures, classes
+
+    def _forward(self, part: Part, count: bool) -> tuple[list[Any], int, Callable[[Any], None]]:
+        """Compute a part forward, in training.
+
+        Returns
+        -------
+        figures : the loss, and if `count` the right answers, the answers that count, and the size of the mean.
+        classes : the number of classes.
+        backward : a function of the weight of the loss, or None, that computes the part backward, once.
+        """
+        dtype = self._parameters()[0].data.dtype
+        images, targets = place(part.x, self.device, dtype), place(part.y, self.device, dtype)
+        output, back = self.model.forward(images, train=True)
+        loss, loss_back = self.loss(output, targets)
+        figures = [loss, *(self.loss.counts(output, targets) if count else (None, None, None))]
+        like = output.shape, output.dtype
+        passes = [back, loss_back]
+
+        def backward(weight: Any) -> None:
+            back, loss_back = passes
+            passes.clear()  # so that what the layers keep is freed on the way
+            dy = self.loss.gradient(loss_back, like)
+            if weight is not None:
+                dy = dy * (float(weight) if on_host(weight) else namespace_of(dy).astype(weight, dy.dtype))
+            del loss_back
+            back(dy, need_dx=False)
+
+        return figures, output.shape[min(1, output.ndim - 1)], backward
+
+    def _zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+        for parameter in self._untrained:  # their gradients would add up for ever
+            parameter.grad = None
+
+    def _numbers(self, figures: Sequence[Any], count: int) -> Gathered:
+        """Begin to exchange the figures of the parts, and the notice, with the other processes."""
+        processes = self.cut.processes
+        row = np.full((1 + -(-count // processes.size), 4), np.nan)  # NaN for None; no loss of a part is None
+        row[0, 0] = self.notice
+        known = np.asarray([math.nan if one is None else one for one in figures], np.float64).reshape(-1, 4)
+        row[1 : 1 + len(known)] = known
+        return processes.begin_gather(row, _FIGURES)
+
+    def _all_figures(self, numbers: Gathered, count: int) -> list[Any]:
+        """Return the figures of all parts, and set the notice to the largest of all processes."""
+        rows, done = numbers
+        processes = self.cut.processes
+        processes.wait(done)
+        self.notice = int(max(row[0, 0] for row in rows))
+        of_each = [row[1 : 1 + len(processes.share(count, rank))] for rank, row in enumerate(rows)]
+        losses, *counts = np.concatenate(of_each).T.tolist()
+        right, answers = ([None if math.isnan(one) else int(one) for one in column] for column in counts[:2])
+        sizes = [None if math.isnan(one) else one for one in counts[2]]
+        return [one for four in zip(losses, right, answers, sizes, strict=True) for one in four]
 
     def _diverged(
-        self, value: float, classes: int, parts: list[tuple[Array, Array]], put_back: Callable[[], None]
+        self, value: float, classes: int, batch: Parts, figures: Sequence[Any], put_back: Callable[[], None]
     ) -> XcnnError:
-        """Restore the state from before the step and return the error that names the layer at fault."""
+        """Restore the state from before the step and return the error that names the layer at fault.
+
+        It is the same error in all processes, that of the first one which finds a fault in its parts.
+        """
+        processes, found = self.cut.processes, None
         put_back()
         try:
-            # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
-            indices = self.loss.classifies and is_kind(namespace_of(parts[0][1]), parts[0][1].dtype, "integral")
-            if indices:
-                labels, ignored = np.concatenate([to_numpy(y).ravel() for _, y in parts]), self.loss.ignore_index
-                wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
-                if wrong.size:
-                    return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
-                if labels.size == 0:
-                    return UsageError("the batch is empty; a batch needs at least one example")
-                if (labels == ignored).all():
-                    return UsageError(f"every label of the batch is {ignored}, which is ignored")
-            for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
-                targets = to_numpy(y)
-                outside = targets[(targets < 0.0) | (targets > 1.0)]
-                if outside.size:
-                    return UsageError(f"the targets hold {outside[0]}, the loss takes probabilities from 0 to 1")
-            return divergence(self.model, self.loss, value, parts)
+            lost = processes.size == 1 or any(_lost(figures[4 * part.number :]) for part in batch.mine)
+            if batch.mine and (lost or math.isfinite(value)):
+                found = self._fault(value, classes, batch, sure=processes.size == 1)
         finally:
             self.model.zero_grad()
             put_back()
+        if processes.size > 1:
+            said = {} if found is None else {"kind": type(found).__name__, "says": str(found)}
+            said = next(filter(None, map(json.loads, processes.gather_bytes(json.dumps(said).encode()))), {})
+            kind = UsageError if said.get("kind") == "UsageError" else DivergedError
+            return kind(said.get("says", f"a gradient is not finite, the loss is {value:.4g}; lower the learning rate"))
+        assert found is not None
+        return found
+
+    def _fault(self, value: float, classes: int, batch: Parts, sure: bool) -> XcnnError | None:
+        """Return the error that names what is wrong in the parts of this process; None if that is not `sure` there."""
+        dtype = self._parameters()[0].data.dtype
+        parts = [(place(one.x, self.device, dtype), place(one.y, self.device, dtype)) for one in batch.mine]
+        # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
+        if self.loss.classifies and is_kind(namespace_of(parts[0][1]), parts[0][1].dtype, "integral"):
+            labels, ignored = np.concatenate([to_numpy(y).ravel() for _, y in parts]), self.loss.ignore_index
+            wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
+            if wrong.size:
+                return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
+            if labels.size == 0:
+                return UsageError("the batch is empty; a batch needs at least one example")
+            if (labels == ignored).all():
+                return UsageError(f"every label of the batch is {ignored}, which is ignored")
+        for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
+            targets = to_numpy(y)
+            outside = targets[(targets < 0.0) | (targets > 1.0)]
+            if outside.size:
+                return UsageError(f"the targets hold {outside[0]}, the loss takes probabilities from 0 to 1")
+        return divergence(self.model, self.loss, value, parts, sure)
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def _streams(self) -> list[Any]:
+        drawn = [stream for one in self._random for _, stream in members(one._entries(), np.random.Generator)]
+        return [stream.bit_generator for stream in drawn]
+
     def _remember(self) -> Callable[[], None]:
         """Return a function that restores the current running statistics and random streams."""
         arrays = [buffer.data for buffer in self._buffers]
-        drawn = [stream for one in self._random for _, stream in members(one._entries(), np.random.Generator)]
-        streams = [stream.bit_generator for stream in drawn]
+        streams = self._streams()
         states = [stream.state for stream in streams]
 
         def put_back() -> None:
@@ -194,12 +292,25 @@ class Step:
         return put_back
 
 
-def _weighed(loss: Any, share: Any) -> Any:
-    """Return a loss times its share in the mean; 0 if the share is 0, as the mean of no answers is NaN."""
-    if on_host(share):
-        return loss * share if share else 0.0
-    xp = namespace_of(share)
-    return xp.where(share == 0.0, xp.zeros_like(loss), loss * xp.astype(share, loss.dtype))
+def _lost(figures: Sequence[Any]) -> bool:
+    """Return whether the loss of a part is known not to be finite, and counts."""
+    loss, size = figures[0], figures[3]
+    return on_host(loss) and not math.isfinite(loss) and not (on_host(size) and not np.any(size))
+
+
+def _mean(losses: Sequence[float], sizes: Sequence[Any]) -> float:
+    """Return the mean of the losses of parts, by the sizes of their means; the loss of no answers is NaN."""
+    if len(losses) == 1:
+        return losses[0]
+    weighed = [loss * size for loss, size in zip(losses, sizes, strict=True) if size]
+    return float(sum(weighed) / sum(sizes)) if weighed else math.nan
+
+
+def _total(sizes: Sequence[Any]) -> Any:
+    """Return the sum of the sizes of the parts: a float, or a 0-d array of the device."""
+    entries = [_entries(size) for size in sizes if size is not None]
+    total = sum(entries[1:], entries[0]) if entries else 1.0
+    return float(total) if on_host(total) else total
 
 
 def _entries(numbers: Any) -> Any:

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import functools
+import hashlib
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -29,7 +31,9 @@ from xcnn.nn import Module
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
-from xcnn.training.signals import delayed_signals
+from xcnn.training.parts import Cut
+from xcnn.training.processes import Processes
+from xcnn.training.signals import Signals, delayed_signals
 from xcnn.training.state import Epoch, count, plain, record
 from xcnn.training.step import Step
 from xcnn.training.terminal import watched
@@ -71,11 +75,14 @@ class Callback:
     Attributes
     ----------
     comes_last : whether callbacks of this class are called after all others.
+    writes : whether callbacks of this class write or show something, so that of several processes only the first calls
+        them.
     shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
 
     comes_last = False
+    writes = False
     shows_progress = False
     events: ClassVar[tuple[str, ...]] = ()
 
@@ -142,10 +149,15 @@ class Trainer:
         `val_iou` in the records. A function takes the targets and the predictions of the whole data set, which are
         those of `predict`, and returns a number; functions of scikit-learn that take both arrays can be passed. For
         them, the predictions of the whole data set are kept in the memory of the host.
-    accumulate : the number of parts in which a step computes its batch, one after the other, to take less memory. The
-        parts have `ceil(n / accumulate)` samples, the last perhaps fewer. Their gradients are added, each with its
-        share in the mean (`Loss.size`: samples, class indices that count, or class weights), so that but for rounding
-        the result is that of the whole batch; except that batch norm computes with the statistics of each part.
+    accumulate : the number of parts in which a step computes its batch, one after the other, to take less memory, or on
+        several processes. By default it is the number of processes. Part p of P begins with sample `p * n // P`. The
+        gradients are added in an order that depends on P alone, each with its share in the mean (`Loss.size`: samples,
+        class indices that count, or class weights), so that but for rounding the result is that of the whole batch;
+        except that batch norm computes with the statistics of each part, and moves its running ones to their mean,
+        that dropout draws other numbers for each part, and that augmentations that mix examples do so within a part.
+    parallel : the processes that train together, such as `xcnn.parallel.MPI()`; None for this one alone. Each has the
+        same model, data and arguments, computes its share of the parts, and makes the same update. The result depends
+        on `accumulate`, but not on the number of processes.
     callbacks : `Callback` objects that `fit` calls.
     tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
         device.
@@ -157,6 +169,7 @@ class Trainer:
     stop_reason : why a callback ended the last `fit` before its last epoch; empty if none did.
     steps : the number of batches that the model has been trained on.
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
+    parallel : the processes that train together.
     make_progress : of the class: function that makes the callback with which `fit` shows progress.
     """
 
@@ -174,7 +187,8 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         metrics: Mapping[str, Metric] | None = None,
-        accumulate: int = 1,
+        accumulate: int | None = None,
+        parallel: Processes | None = None,
         callbacks: Sequence[Callback] = (),
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
@@ -204,9 +218,21 @@ class Trainer:
         self._progress: Callback | None = None
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
+        self._signals = Signals()
         self._feeds: list[Feed] = []  # the training and validation data of the current `fit`
-        accumulate = integer("Trainer", "accumulate", accumulate)
-        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, accumulate)
+        if not isinstance(parallel, Processes | None):
+            raise UsageError(
+                f"Trainer: parallel must be processes such as xcnn.parallel.MPI() or None, got {parallel!r}"
+            )
+        self.parallel = Processes() if parallel is None else parallel
+        parts = self.parallel.size if accumulate is None else integer("Trainer", "accumulate", accumulate)
+        if parts < self.parallel.size:
+            raise UsageError(
+                f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}",
+                setting="accumulate",
+            )
+        cut = Cut(parts, self.parallel)
+        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut)
         self._exchanged = False  # whether the model holds the weights of inference
         model.to(self.device)
 
@@ -320,9 +346,13 @@ class Trainer:
             self._show(watched() if progress is None else progress)
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
+            if self.parallel.size > 1:
+                self._check_alike(feed, last)
             self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
-            with self.device.active(), delayed_signals() as signals:
+            together = self.parallel.size > 1
+            with self.device.active(), delayed_signals(together) as signals:
+                self._signals = signals
 
                 def between_steps(function: Callable[[], Any]) -> Any:
                     try:
@@ -339,6 +369,8 @@ class Trainer:
                         before = dict(record)
                         callback.on_epoch_end(self, record)
                         plain(record, before, type(callback).__name__)
+                    if together:
+                        self._agree()
                     between_steps(lambda: None)
                     if self.stop_reason:
                         break
@@ -348,6 +380,34 @@ class Trainer:
             raise
         self._end()
         return self.history[first:]
+
+    def _check_alike(self, feed: Feed, last: int) -> None:
+        """Refuse to train together with processes that have something else."""
+        found = hashlib.sha256()
+        for name, array in self.model.state_dict().items():
+            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        facts = {
+            "weights": found.hexdigest(),
+            "number of steps": self.steps,
+            "last epoch": last,
+            "place in the epoch": self.unfinished,
+            "training data": feed.settings,
+            "number of batches": feed.length,
+            "accumulate": self._step.cut.most,
+        }
+        said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
+        for rank, other in enumerate(said):
+            for name, fact in said[0].items():
+                if other[name] != fact:
+                    these = "" if name == "weights" else f": {other[name]} and {fact}"
+                    raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
+
+    def _agree(self) -> None:
+        """Stop for the reason of any process, and for the signal that any has got."""
+        said = self.parallel.gather_bytes(json.dumps([self.stop_reason, self._signals.number]).encode())
+        reasons, numbers = zip(*map(json.loads, said), strict=True)
+        self.stop_reason = next(filter(None, reasons), "")
+        self._signals.agree(max(numbers))
 
     def _tell_untrained(self) -> None:
         """Tell once if parameters get gradients that no optimizer uses."""
@@ -381,7 +441,8 @@ class Trainer:
             getattr(callback, event)(self, *arguments)
 
     def _all_callbacks(self) -> list[Callback]:
-        return self.callbacks if self._progress is None else [*self.callbacks, self._progress]
+        made = self.callbacks if self._progress is None else [*self.callbacks, self._progress]
+        return [callback for callback in made if not callback.writes] if self.parallel.rank else made
 
     def _show(self, progress: bool) -> None:
         """Show the progress of this `fit` or not; the callback that does so remembers what it has said."""
@@ -403,19 +464,21 @@ class Trainer:
         self, epoch: int, feed: Feed, validation: Feed | None, between_steps: Callable[[Callable[[], Any]], Any]
     ) -> dict[str, Any]:
         now = self._epoch = self._epoch or Epoch(feed.settings)
-        metrics, start = now.metrics, clock() - now.seconds
-        with contextlib.closing(feed.batches(epoch, now.batch)) as batches:  # ends the workers also after an error
+        metrics, start, step = now.metrics, clock() - now.seconds, self._step
+        made = feed.batches(epoch, now.batch, step.cut)
+        with contextlib.closing(made) as batches:  # ends the workers also after an error
             while True:
                 asked = clock()
                 batch = between_steps(lambda: next(batches, None))
                 if batch is None:
                     break
                 now.data_seconds += clock() - asked
-                x, y = batch
+                step.notice = self._signals.number
                 try:
-                    seen = self._step(x, y, count=True, make_room=self._make_room)
+                    seen = step.train_on(batch, count=True, make_room=self._make_room)
                 except DivergedError as error:
                     raise DivergedError(f"epoch {epoch}, batch {now.batch + 1}: {error}") from None
+                self._signals.agree(step.notice)
                 metrics.add(*seen)
                 now.batch, now.seconds = now.batch + 1, clock() - start
                 self.steps += 1
@@ -470,7 +533,14 @@ class Trainer:
     def _evaluate(self, data: Data, batch_size: int = 256, confusion: bool = True) -> Metrics:
         with self.inference_weights():
             return evaluate(
-                self.model, data, self.loss, self.device, batch_size, metrics=self.metrics, confusion=confusion
+                self.model,
+                data,
+                self.loss,
+                self.device,
+                batch_size,
+                metrics=self.metrics,
+                confusion=confusion,
+                parallel=self.parallel,
             )
 
     @explained
@@ -490,7 +560,7 @@ class Trainer:
         outputs.
         """
         with self.inference_weights():
-            return predict(self.model, x, self.loss, self.device, batch_size)
+            return predict(self.model, x, self.loss, self.device, batch_size, self.parallel)
 
     @contextlib.contextmanager
     def inference_weights(self) -> Iterator[None]:
