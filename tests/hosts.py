@@ -1,18 +1,39 @@
 """Hosts on this machine: network namespaces with a link each to a switch, of a given rate and delay. Needs root.
 
-The kernel's own `netem` may be missing, so a program of user space, `delayed_switch.c`, forwards the frames.
-`python tests/hosts.py -- COMMAND` runs a command with `mpiexec`, one process per host; `--measure` measures the links.
+`python tests/hosts.py` trains networks on four hosts, one process on each, and prints the measured time of a step beside
+the predicted one and that of PyTorch's `DistributedDataParallel`. The weights must have the bits of a single process,
+and the bytes that the links carry must be those of the gradients: nothing may go through memory.
+
+The kernel's own `netem` may be missing, so a program in user space, `delayed_switch.c`, forwards the frames. The hosts
+share the cores of this machine, which is why the time that they compute is measured on all of them at once.
 """
 
+import argparse
 import contextlib
+import hashlib
+import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+
+from xcnn import optim
+from xcnn.compare import Case, Contestant
+from xcnn.compare.contestants import Group
+from xcnn.compare.worker import THREADS
+from xcnn.parallel import prediction, processes
+from xcnn.threads import set_num_threads
+from xcnn.training import Trainer
+from xcnn.training import step as training_step
 
 SWITCH = Path(__file__).with_name("delayed_switch.c")
 
@@ -70,8 +91,6 @@ class Hosts:
                     [switch, str(self.rate), str(self.delay), *devices], stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 )
             )
-            assert running.stdin is not None
-            assert running.stdout is not None
             assert running.stdout.readline() == b"ready\n"
             with contextlib.suppress(PermissionError):  # the hosts leave it little time of the cores otherwise
                 os.sched_setscheduler(running.pid, os.SCHED_FIFO, os.sched_param(1))
@@ -111,16 +130,141 @@ class Hosts:
     def environment(self) -> dict[str, str]:
         """Return the environment with which MPICH and gloo use the links, and not the memory that the hosts share."""
         tcp = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": DEVICE}
-        return os.environ | tcp | {"GLOO_SOCKET_IFNAME": DEVICE}
-
-    def sent(self) -> list[int]:
-        """Return the bytes that each host has sent so far."""
-        path = f"/sys/class/net/{DEVICE}/statistics/tx_bytes"
-        return [
-            int(subprocess.run(self.inside(k, "cat", path), capture_output=True, check=True).stdout)
-            for k in range(self.count)
-        ]
+        return os.environ | tcp | dict.fromkeys(THREADS, "1") | {"GLOO_SOCKET_IFNAME": DEVICE}
 
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
+
+
+def measure(networks: list[str], batch: int, steps: int, against: str, folder: Path) -> None:
+    """Measure on all hosts at once, of which this process is one. The first one prints a line of JSON per network."""
+    together = processes()
+    set_num_threads(1)
+    for name in networks:
+        case = Case(name, batch, "train", 1, lr=0.05)
+        part = replace(case, batch=batch // together.size)
+        gradients = prediction.gradients(case.network(), case.shape)
+        nbytes = sum(size for _, size in gradients)
+        link = prediction.measure(together, min(nbytes, training_step.BUCKET) // together.size, 20)
+        alone, _ = _trainer(part)
+        computing = _timed(together, alone, steps)
+        run, trainer = _trainer(case, together)
+        sent = _sent()
+        measured = _timed(together, run, steps)
+        sent = (_sent() - sent) // (steps + _WARM)
+        work = prediction.Work(batch, 0.0, computing / part.batch, gradients)
+        facts = {"network": name, "batch": batch, "computing": computing, "link": asdict(link), "step": measured}
+        for way in prediction.WAYS:
+            facts[way] = prediction.step(work, link, together.size, training_step.BUCKET, way).seconds
+        facts |= {"nbytes": nbytes, "sent": sent, "bits": _bits(trainer)}
+        if together.rank == 0:
+            one, reference = _trainer(case, accumulate=together.size)
+            for _ in range(steps + _WARM):
+                one()
+            facts["same"] = _bits(reference) == facts["bits"]
+        together.gather(np.zeros(1))
+        if against == "torch":
+            own = folder / name
+            own.mkdir(exist_ok=True)
+            contestant = Contestant("torch", "torch:cpu", "channels_last", together.size)
+            with contestant.opened(case, Group(together.rank, together.size, str(own))) as step:
+                facts["torch"] = _timed(together, step, steps)
+        if together.rank == 0:
+            print(json.dumps(facts), flush=True)
+
+
+_WARM = 3
+"""Steps before the measured ones."""
+
+
+def _trainer(case: Case, together: Any = None, accumulate: int | None = None) -> tuple[Callable[[], object], Trainer]:
+    network = case.network()
+    optimizer = optim.SGD(network.parameters(), lr=case.lr, momentum=0.9)
+    trainer = Trainer(network, optimizer, parallel=together, accumulate=accumulate)
+    x, y = case.arrays()
+    return lambda: trainer.step(x, y), trainer
+
+
+def _timed(together: Any, step: Callable[[], object], steps: int) -> float:
+    """Return the median time of a step, of the slowest process; they all begin together."""
+    for _ in range(_WARM):
+        step()
+    together.gather(np.zeros(1))
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return max(float(one[0]) for one in together.gather(np.asarray([statistics.median(times)])))
+
+
+def _bits(trainer: Trainer) -> str:
+    digest = hashlib.sha256()
+    for _, array in sorted(trainer.model.state_dict().items()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _sent() -> int:
+    return int(Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes").read_text())
+
+
+def _shown(facts: dict[str, Any], count: int) -> bool:
+    """Print what was measured, and return whether the bits are those of one process and the links carried all bytes."""
+    link, need = facts["link"], 2 * (count - 1) * facts["nbytes"] // count
+    print(
+        f"{facts['network']}, batch {facts['batch']}, {facts['nbytes'] / 1e6:.2f} MB of gradients: "
+        f"step {1e3 * facts['step']:.1f} ms, predicted {1e3 * facts['direct']:.1f} ms "
+        f"({facts['direct'] / facts['step'] - 1:+.0%}), of which {1e3 * facts['computing']:.1f} ms compute"
+    )
+    print(
+        f"  link: {1e3 * link['latency']:.2f} ms, {8e-6 * link['bandwidth']:.1f} Mbit/s, "
+        f"{1e6 * link['message']:.1f} us per message, adding {1e-9 * link['adding']:.1f} GB/s"
+    )
+    others = ", ".join(f"{way} {1e3 * facts[way]:.1f} ms" for way in prediction.WAYS[1:])
+    print(f"  predicted for other ways: {others}")
+    if "torch" in facts:
+        print(f"  PyTorch: {1e3 * facts['torch']:.1f} ms, ratio {facts['torch'] / facts['step']:.2f}")
+    same, carried = facts["same"], facts["sent"] >= need
+    print(f"  bits of one process: {'the same' if same else 'OTHERS'} ({facts['bits'][:16]})")
+    print(
+        f"  sent per step and host: {facts['sent']:,} bytes, at least {need:,} are needed{'' if carried else ': NOT ALL'}"
+    )
+    return bool(same and carried)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", default="lenet5,resnet20", help="separated by commas")
+    parser.add_argument("--batch", type=int, default=128, help="images of the whole batch")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=100e6, help="bits per second of each link")
+    parser.add_argument("--delay", type=float, default=1e-3, help="seconds from host to host")
+    parser.add_argument("--bucket", type=int, default=training_step.BUCKET, help="bytes of a bucket of gradients")
+    parser.add_argument("--against", default="", help="torch to measure PyTorch too")
+    parser.add_argument("--member", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    training_step.BUCKET = given.bucket
+    if given.member:
+        measure(given.networks.split(","), given.batch, given.steps, given.against, Path(given.member))
+        return 0
+    if reason := missing():
+        print(f"skipped: {reason}")
+        return 0
+    fine = True
+    with Hosts(given.hosts, given.rate, given.delay) as hosts, tempfile.TemporaryDirectory() as folder:
+        print(
+            f"{given.hosts} hosts, links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms, bucket {given.bucket:,}"
+        )
+        command = hosts.mpiexec(sys.executable, __file__, *sys.argv[1:], "--member", folder)
+        with subprocess.Popen(command, env=hosts.environment(), stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                fine &= _shown(json.loads(line), given.hosts)
+    return int(running.returncode != 0 or not fine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
