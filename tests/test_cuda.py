@@ -246,7 +246,7 @@ def test_the_command_shows_every_gpu(machine: Fake, xcnn) -> None:
     machine.broken |= {(1, what): RuntimeError("lost") for what in ("matmul", "memory", "properties")}
     code, out, err = xcnn("devices")
     assert (code, err) == (0, "")
-    libraries, facts, abilities = (
+    libraries, facts, abilities, _ = (
         [re.sub(" +", " ", row).strip() for row in part.splitlines()] for part in out.split("\n\n")
     )
     assert "cuda yes CuPy 14.2.0 on NVIDIA Pretence 0" in libraries
@@ -267,6 +267,7 @@ def test_the_command_gives_a_json_line_for_every_gpu(machine: Fake, xcnn) -> Non
     code, out, _ = xcnn("devices", "--json")
     assert code == 0
     lines = [json.loads(line) for line in out.splitlines()]
+    assert lines.pop()["processes"] == "mpi"
     assert [line["device"] for line in lines] == ["cpu", "cuda", "torch", "jax", "strict", "cuda:0", "cuda:1"]
     assert all(line.keys() == {"device", "usable", "detail"} for line in lines[:5])
     works = dict.fromkeys([*NEEDED, "graph_capture"], True)
@@ -291,7 +292,7 @@ def test_the_command_gives_a_json_line_for_every_gpu(machine: Fake, xcnn) -> Non
 def test_without_a_gpu_the_command_shows_no_table_of_them(machine: Fake, xcnn) -> None:
     machine.no_driver = RuntimeError("none")
     assert "GPU " not in xcnn("devices")[1].replace("NVIDIA GPU", "")
-    assert len(xcnn("devices", "--json")[1].splitlines()) == 5
+    assert len(xcnn("devices", "--json")[1].splitlines()) == 5 + 1
 
 
 @pytest.mark.parametrize("backend", ["cupy"], indirect=True)

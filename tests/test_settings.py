@@ -34,7 +34,7 @@ WRONG = {
     "label_smoothing": [1.0, -0.1, None],
     "class_weight": ["balance", 3, ["balanced"]],
     "ema": [1, -0.1, "x"],
-    "accumulate": [0, 1.5, None],
+    "accumulate": [0, 1.5, "2"],
     "clip_norm": [0, -1, "x"],
     "augment": ["flip", ["shft"], [3], None],
     "validation": [1, -0.1, None],

@@ -1,10 +1,11 @@
 """Convolutional networks with hand-written forward and backward passes, for any array library.
 
 `xcnn.ops` has the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
-and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.runs` whole runs and their files,
-`xcnn.onnx` networks to and from ONNX, `xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains
-a network, `xcnn.save` and `xcnn.load` keep it in one file, `xcnn.device` opens a device by its string, and
-`xcnn.set_num_threads` sets the number of CPU threads. Each subpackage is imported when it is first used.
+and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.parallel` several processes for it,
+`xcnn.runs` whole runs and their files, `xcnn.onnx` networks to and from ONNX, `xcnn.testing` the checks for ops and
+layers of your own. `xcnn.Trainer` trains a network, `xcnn.save` and `xcnn.load` keep it in one file, `xcnn.device`
+opens a device by its string, and `xcnn.set_num_threads` sets the number of CPU threads. Each subpackage is imported
+when it is first used.
 """
 
 import importlib
@@ -13,7 +14,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing `typing` takes longer than the rest of this file
     from typing import Any
 
-    from xcnn import compare, data, devices, errors, models, nn, onnx, ops, optim, plots, runs, testing, training
+    from xcnn import (
+        compare,
+        data,
+        devices,
+        errors,
+        models,
+        nn,
+        onnx,
+        ops,
+        optim,
+        parallel,
+        plots,
+        runs,
+        testing,
+        training,
+    )
     from xcnn.devices import device
     from xcnn.errors import XcnnError
     from xcnn.runs import load, save
@@ -36,6 +52,7 @@ __all__ = [
     "onnx",
     "ops",
     "optim",
+    "parallel",
     "plots",
     "runs",
     "save",

@@ -16,7 +16,7 @@ from typing import Any
 
 from xcnn._check import integer
 
-__all__ = ["get_num_threads", "longer", "parallel", "parts", "serially", "set_num_threads"]
+__all__ = ["get_num_threads", "longer", "parallel", "parts", "serially", "set_num_threads", "share_cores"]
 
 _PART_MICROSECONDS = 50
 """The least work of a part."""
@@ -28,6 +28,7 @@ _MOST_PARTS = 16
 
 _pool: "_Pool | None" = None
 _threads = 0
+_sharing = 1
 _lock = threading.Lock()
 
 
@@ -41,8 +42,11 @@ _here = _Here()
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that kernels use; by default, the number of cores available to the process."""
-    return _threads or _cores()
+    """Return the number of threads that kernels use; by default, the number of cores available to the process.
+
+    The processes of a host that train together share its cores.
+    """
+    return _threads or max(1, _cores() // _sharing)
 
 
 @functools.cache
@@ -67,6 +71,15 @@ def set_num_threads(n: int) -> None:
         if _pool is not None:
             _pool.end()
         _threads, _pool = n, None
+
+
+def share_cores(processes: int) -> None:
+    """Use a share of the cores by default, as that many processes use the same ones."""
+    global _sharing, _pool
+    with _lock:
+        if _pool is not None:
+            _pool.end()
+        _sharing, _pool = processes, None
 
 
 def parts(most: int, microseconds: float) -> int:

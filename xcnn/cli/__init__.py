@@ -10,6 +10,8 @@ Results go to stdout; progress, notes and errors go to stderr. Exit codes:
 - 143: terminated by SIGTERM.
 
 If stderr breaks, progress is no longer shown, and the work continues.
+
+Of the processes that `mpiexec` starts, the first prints; an error that only one of them meets ends all.
 """
 
 import difflib
@@ -23,7 +25,7 @@ import cyclopts
 import numpy as np
 
 from xcnn._dispatch import COMPILATION
-from xcnn.cli._console import OutputError, error_line, help_console, in_flags, leave_terminal, note
+from xcnn.cli._console import OutputError, error_line, help_console, in_flags, leave_terminal, note, one_voice
 from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
@@ -37,6 +39,7 @@ from xcnn.data import DATASETS
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError
 from xcnn.models import MODELS
+from xcnn.parallel import fail, processes
 from xcnn.training import terminable
 from xcnn.training.progress import COMPILING
 
@@ -84,6 +87,9 @@ for _command in (evaluate, predict, export, compare, bench, models, datasets, de
 app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
+
+ALONE = {"bench", "compare", "export"}
+"""The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {
     "--dataset": DATASETS,
@@ -138,36 +144,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        if getattr(sys, "stdout", None) is None:  # refused before anything is computed
-            raise OutputError(ValueError("it is closed"))
         # xcnn reports overflow and invalid numbers itself.
         with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(COMPILING)):
-            result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            together = processes()  # before anything that can fail in one of them alone
+            if getattr(sys, "stdout", None) is None:  # refused before anything is computed
+                raise OutputError(ValueError("it is closed"))
+            _refuse_several(tokens, together.size)
+            with one_voice(together.rank):
+                result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        error_line(_parsing(error))
-        return 2
+        return _failed(2, _parsing(error))
     except KeyboardInterrupt:
-        error_line("interrupted")
-        return 130
+        return _failed(130, "interrupted")
     except SystemExit as error:
-        if error.code == 143:
-            error_line("terminated")
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return _failed(code, "terminated" if code == 143 else "") if code else 0
     except Exception as error:
         if debug:
             raise
+        code = getattr(error, "exit_code", 1)
         if isinstance(error, OutputError) and error.reader_left:
-            return error.exit_code
+            return _failed(code, "")
         if isinstance(error, XcnnError | OSError):
-            error_line(_with_flag(error))
-        elif isinstance(error, MemoryError):
-            error_line(f"out of memory ({error})")
-        else:
-            error_line(f"unexpected {type(error).__name__}: {error} (--debug shows where)")
-        return getattr(error, "exit_code", 1)
+            return _failed(code, _with_flag(error))
+        if isinstance(error, MemoryError):
+            return _failed(code, f"out of memory ({error})")
+        return _failed(code, f"unexpected {type(error).__name__}: {error} (--debug shows where)")
     finally:
         leave_terminal()
     return result if isinstance(result, int) else 0
+
+
+def _failed(code: int, message: str) -> int:
+    """Print an error unless it is "", end the job if there are other processes, and return the exit code."""
+    return fail(code, message, error_line)
+
+
+def _refuse_several(tokens: Sequence[str], size: int) -> None:
+    """Raise a UsageError for a command that is for one process, if there are several."""
+    if size > 1 and tokens and tokens[0] in ALONE and not {"--help", "-h"} & set(tokens):
+        raise UsageError(f"xcnn {tokens[0]} runs in one process; start it without mpiexec or srun")
 
 
 def _with_flag(error: Exception) -> str:

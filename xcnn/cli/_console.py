@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "in_flags",
     "leave_terminal",
     "note",
+    "one_voice",
     "percent",
     "print_json",
     "print_line",
@@ -106,6 +107,16 @@ def in_flags(message: str) -> str:
     for words, flags in _FLAGS.items():
         message = message.replace(words, flags)
     return _PASSED.sub(_BUILDER, message)
+
+
+@contextlib.contextmanager
+def one_voice(rank: int) -> Iterator[None]:
+    """Discard all that is written to stdout and stderr inside a `with`, in all processes of a job but the first."""
+    if rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def error_line(message: str) -> None:

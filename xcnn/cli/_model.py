@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from xcnn.cli._console import Bar, note, use_threads
+from xcnn.parallel import processes
 from xcnn.runs import Restored, restore
 
 __all__ = ["Source"]
@@ -82,4 +83,5 @@ class Source:
             scores=scores,
             progress=bar,
             tell=note,
+            parallel=processes(),
         )

@@ -9,6 +9,7 @@ from xcnn._cuda import ABILITIES
 from xcnn.cli._console import print_json, print_table
 from xcnn.devices import Device, Gpu, gpus
 from xcnn.devices import devices as try_devices
+from xcnn.parallel import mpi_status
 
 __all__ = ["devices"]
 
@@ -16,7 +17,8 @@ __all__ = ["devices"]
 def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     """List the array libraries and devices, whether each can be used here, and if not, the reason and the remedy.
 
-    The GPUs follow, with their properties and which of their abilities work.
+    The GPUs follow, with their properties and which of their abilities work, and MPI, over which several processes
+    train together: its library, and the launchers.
 
     Parameters
     ----------
@@ -34,6 +36,7 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     if json:
         for gpu in found_gpus:
             print_json(_record(gpu))
+        print_json({"processes": "mpi", **mpi_status()})
         return 0
     print_table("device", "usable", "description, or what is missing", rows=rows)
     if found_gpus:
@@ -41,6 +44,7 @@ def devices(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
         print_table(*facts, rows=[_facts(gpu) for gpu in found_gpus], gap=True)
         abilities = [ability.words for ability in ABILITIES.values()]
         print_table("GPU", "usable", *abilities, rows=[_abilities(gpu) for gpu in found_gpus], gap=True)
+    print_table("processes", "usable", "description, or what is missing", rows=[_mpi()], gap=True)
     return 0
 
 
@@ -61,3 +65,13 @@ def _facts(gpu: Gpu) -> tuple[str, ...]:
 
 def _abilities(gpu: Gpu) -> tuple[str, ...]:
     return gpu.device, "yes" if gpu.usable else "no", *(fault or "works" for fault in gpu.faults.values())
+
+
+def _mpi() -> tuple[str, ...]:
+    found = mpi_status()
+    start = "there is no mpiexec in the PATH"
+    if found["launcher"]:
+        start = f"process {found['rank']} of {found['size'] or 'several'} of {found['launcher']}"
+    elif found["mpiexec"]:
+        start = f"start with {found['mpiexec']} -n 2 xcnn train ..."
+    return "mpi", "yes" if found["usable"] else "no", found["detail"] + (f"; {start}" if found["usable"] else "")

@@ -22,7 +22,7 @@ from xcnn.runs import Prediction
 __all__ = ["predict"]
 
 _AT_ONCE = 256
-"""Images in memory at a time."""
+"""Images at a time, on each process."""
 
 _TOP = {False: 10, True: 3}
 """The default of `top`: for one image, and for several."""
@@ -78,9 +78,11 @@ def predict(
     inverted: list[str] = []
     names: dict[str, str] = {}
     records = []
-    for start in range(0, max(1, len(files)), _AT_ONCE):
+    together = restored.parallel
+    first, at_once = together.rank == 0, _AT_ONCE * together.size
+    for start in range(0, max(1, len(files)), at_once):
         for one in restored.predict(
-            files[start : start + _AT_ONCE],
+            files[start : start + at_once],
             () if start else index,
             invert=invert,
             broken=broken.append if several else None,
@@ -88,17 +90,17 @@ def predict(
             record = _record(one, classes, top)
             records.append(record)
             inverted += [one.name] * one.inverted
-            if pictures is not None:
+            if pictures is not None and first:
                 record["picture"] = str(_draw(pictures, one, classes, names))
             if json:
                 print_json(record)
             elif not several:
                 _print_one(record)
-        if len(files) > _AT_ONCE:
-            bar("images", min(start + _AT_ONCE, len(files)), len(files))
+        if len(files) > at_once:
+            bar("images", min(start + at_once, len(files)), len(files))
     if several and records and not json:
         _print_all(records)
-    if write is not None:
+    if write is not None and first:
         write(records)
     if names:
         note(f"pictures: {pictures}/")

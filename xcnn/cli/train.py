@@ -18,6 +18,7 @@ from xcnn._plugins import is_foreign, refuse_foreign
 from xcnn.cli._console import EpochReport, note, percent, print_json, print_table, program, use_threads
 from xcnn.devices import device as open_device
 from xcnn.errors import UsageError
+from xcnn.parallel import processes
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
@@ -123,8 +124,11 @@ def train(
     if resume is not None and out is not None:
         raise UsageError("--out cannot be given with --resume: the run continues in its own folder")
     folder = out if resume is None else _folder(resume)
-    result = run_training(settings, folder, [EpochReport(json, settings.network)], resume=resume is not None)
-    _draw(result, settings)
+    together = processes()
+    callbacks = [EpochReport(json, settings.network)]
+    result = run_training(settings, folder, callbacks, resume=resume is not None, parallel=together)
+    if together.rank == 0:
+        _draw(result, settings)
     if result.interrupted:
         note(f"{result.note}; the weights are in {result.checkpoint}")
         again = _again(result.folder, settings, "dataset", "model", "opt", "schedule")

@@ -1,3 +1,7 @@
 """Several processes: MPI, and NCCL for GPUs, as the `parallel` of a trainer."""
 
-__all__: list[str] = []
+from xcnn.parallel.failure import fail
+from xcnn.parallel.launch import Launch, launch, launch_command, mpi_status
+from xcnn.parallel.mpi import MPI, processes
+
+__all__ = ["MPI", "Launch", "fail", "launch", "launch_command", "mpi_status", "processes"]

@@ -8,6 +8,7 @@ __all__ = ["Reporter"]
 class Reporter(Callback):
     """Base class of callbacks that report a run to its user; pass it to `xcnn.runs.train` among the callbacks."""
 
+    writes = True
     events = ("on_note", "on_download", "on_test_batch")
 
     def on_note(self, message: str) -> None:

@@ -1,6 +1,8 @@
 """Trained models restored from files, for evaluation and prediction."""
 
 import functools
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from xcnn.runs.resume import require_images
 from xcnn.runs.structure import Makers
 from xcnn.training import LOSSES, Metrics
 from xcnn.training.evaluation import evaluate, predict
+from xcnn.training.processes import ALONE, Processes
 
 __all__ = ["Prediction", "Restored", "restore"]
 
@@ -69,6 +72,7 @@ class Restored:
     title : what it is called in titles: a folder of images by its own name.
     load : function that loads the images of a part of the data set, `train` or `test`, in the given size if the data
         set has no size of its own.
+    parallel : the processes to which images are dealt out, which all get all results.
     """
 
     checkpoint: Checkpoint
@@ -77,6 +81,7 @@ class Restored:
     dataset: str
     title: str
     load: Callable[[str, int | None], Dataset] = field(repr=False)
+    parallel: Processes = field(default=ALONE, repr=False)
 
     def test_set(self) -> Dataset:
         """Load the test images, and check that their shape and classes are those of the model."""
@@ -101,7 +106,7 @@ class Restored:
         test = self.test_set()
         told = None if watch is None else functools.partial(watch, len(test))
         batches = Loader(test, shuffle=False, workers=2 * test.lazy)
-        return evaluate(self.model, batches, _LOSS, self.device, watch=told)
+        return evaluate(self.model, batches, _LOSS, self.device, watch=told, parallel=self.parallel)
 
     def predict(
         self,
@@ -132,17 +137,7 @@ class Restored:
         if files and len(self.checkpoint.shape) != 3:
             raise UsageError(f"the network takes inputs of shape {self.checkpoint.shape}, not images (c, h, w)")
         c, h, w = self.checkpoint.shape if files else (1, 1, 1)
-        read, images, made = [], [], _recorded(self.checkpoint, "resize", "background")
-        for path in files:
-            try:
-                pixels = read_image(path, (c, h, w), **made)
-            except DataError as error:
-                if broken is None:
-                    raise
-                broken(error)
-            else:
-                read.append(path)
-                images.append(to_float((255 - pixels if invert else pixels)[None])[0])
+        read, images = self._read(files, (c, h, w), invert, broken)
         names, truths, found = [str(path) for path in read], [None] * len(read), [*read, *[None] * len(indices)]
         if indices:
             test = self.test_set()
@@ -158,7 +153,7 @@ class Restored:
         if not images:
             return []
         stack = np.stack(images)
-        results = predict(self.model, stack, _LOSS, self.device)
+        results = predict(self.model, stack, _LOSS, self.device, parallel=self.parallel)
         count = len(self.checkpoint.classes)
         if results.shape != (len(stack), count):
             came = tuple(results.shape)
@@ -166,6 +161,38 @@ class Restored:
         expected = self.checkpoint.statistics.get("border")
         odd = [path is not None and looks_inverted(one, expected) for path, one in zip(found, stack, strict=True)]
         return [Prediction(*parts) for parts in zip(names, stack, results, truths, found, odd, strict=True)]
+
+    def _read(
+        self,
+        files: Sequence[Path],
+        shape: tuple[int, int, int],
+        invert: bool,
+        broken: Callable[[DataError], object] | None,
+    ) -> tuple[list[Path], list[np.ndarray]]:
+        """Return the files that can be read and their images, of which each process reads some."""
+        read: list[int] = []
+        images: list[np.ndarray] = []
+        faults: list[str] = []
+        options, mine = _recorded(self.checkpoint, "resize", "background"), self.parallel.mine(len(files))
+        for k in mine:
+            try:
+                pixels = read_image(files[k], shape, **options)
+            except DataError as error:
+                if broken is None:
+                    raise
+                faults.append(str(error))
+            else:
+                read.append(k)
+                images.append(to_float((255 - pixels if invert else pixels)[None])[0])
+        if self.parallel.size > 1:
+            said = map(json.loads, self.parallel.gather_bytes(json.dumps([read, faults]).encode()))
+            read, faults = (list(itertools.chain.from_iterable(parts)) for parts in zip(*said, strict=True))
+            rows = self.parallel.gather_rows(np.stack(images) if images else None)
+            images = [] if rows is None else list(rows)
+        for fault in faults:
+            if broken is not None:
+                broken(DataError(fault))
+        return [files[k] for k in read], images
 
 
 def _recorded(checkpoint: Checkpoint, *names: str) -> dict[str, Any]:
@@ -203,6 +230,7 @@ def restore(
     scores: bool = True,
     progress: Callable[[str, int, int | None], None] | None = None,
     tell: Callable[[str], object] = lambda message: None,
+    parallel: Processes = ALONE,
 ) -> Restored:
     """Load a checkpoint for evaluation and prediction.
 
@@ -226,6 +254,7 @@ def restore(
     scores : whether the network must have classes, which predictions and evaluations need.
     progress : called during a download; see `data.load`.
     tell : called with sentences on what a folder of images holds; its classes may be some of the network's.
+    parallel : the processes among which images are dealt out, such as `xcnn.parallel.MPI()`, which all call this.
 
     Raises
     ------
@@ -297,4 +326,4 @@ def restore(
         network = Sequential(
             Normalize(shift, _for_channels("std", 1.0 if std is None else std, "(0, inf)", channels)), network
         )
-    return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_part)
+    return Restored(checkpoint, network.to(opened), opened, chosen, title(chosen, data_dir), load_part, parallel)

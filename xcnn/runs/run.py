@@ -56,6 +56,7 @@ from xcnn.training import (
 )
 from xcnn.training.evaluation import evaluate
 from xcnn.training.feed import Feed
+from xcnn.training.processes import ALONE, Processes
 
 __all__ = ["Result", "train"]
 
@@ -100,7 +101,12 @@ class Result:
 
 @explained
 def train(
-    config: Config, folder: str | Path | None = None, callbacks: Sequence[Callback] = (), *, resume: bool = False
+    config: Config,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool = False,
+    parallel: Processes = ALONE,
 ) -> Result:
     """Train, test and save.
 
@@ -113,6 +119,9 @@ def train(
     resume : whether to continue the run in the folder from its newest complete checkpoint, or from the beginning if it
         has no checkpoint. On the same device, with the same versions and settings, the results are bitwise identical
         to those without the interruption. Reporters receive a note for each difference.
+    parallel : the processes that train together, such as `xcnn.parallel.MPI()`, which all call this with the same
+        arguments and see the same files. The first one writes them, and its callbacks report. A run may be resumed on
+        another number of processes, with the same results.
 
     Returns
     -------
@@ -129,29 +138,42 @@ def train(
     if not isinstance(callbacks, Sequence):
         raise UsageError(f"callbacks must be a list of Callback objects, got {callbacks!r}")
     where = None if folder is None else Path(folder)
-    config = check(config)
+    config, parts = check(config), parallel.size
     if resume and where is not None:
-        changes(recorded_settings(where), config)  # before a data set is loaded
+        recorded = recorded_settings(where)
+        parts = recorded.get("accumulate", 1)
+        config = replace(config, accumulate=parts if config.accumulate is None else config.accumulate)
+        changes(recorded, config)  # before a data set is loaded
         require_images(config.data_dir)
-    run = _Run(config, callbacks, beginning(config, where if resume else None))
+    config = replace(config, accumulate=parts if config.accumulate is None else config.accumulate)
+    run = _Run(config, callbacks, beginning(config, where if resume else None), parallel)
     if not resume:
         run.begin()
-        where = make_run_folder(where, config)
     elif where is None:
         raise UsageError("folder must be that of the run to resume, got None", setting="resume")
-    with alone_in(where, f"another run is using {where}; wait for it, or stop it"):
-        if not resume and holds_run(where):
-            raise UsageError(f"{where} already holds a run; resume it, or choose another folder", setting="out")
-        sweep(where)  # temporary files of killed processes; `Checkpoints` sweeps its own folder
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> str:
+            chosen = where if resume and where is not None else make_run_folder(where, config)
+            stack.enter_context(alone_in(chosen, f"another run is using {chosen}; wait for it, or stop it"))
+            if not resume and holds_run(chosen):
+                raise UsageError(f"{chosen} already holds a run; resume it, or choose another folder", setting="out")
+            sweep(chosen)  # temporary files of killed processes; `Checkpoints` sweeps its own folder
+            return str(chosen)
+
+        where = Path(parallel.of_first(prepare))
         run.open(where)
         if resume:
             run.resume()
-        with replacing(where / CONFIG) as temporary:
-            temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
+        first = parallel.rank == 0
+        if first:
+            with replacing(where / CONFIG) as temporary:
+                temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
         try:
             return run.train_and_test()
         except XcnnError as error:
-            if not resume and not run.has_learned() and not isinstance(error, WriteError):  # such as a full disk
+            kept = resume or run.has_learned() or isinstance(error, WriteError)  # such as a full disk
+            if first and not kept:
                 remove_run(where)
             raise
 
@@ -159,11 +181,22 @@ def train(
 class _Run:
     """The parts of a run, built from its settings. Nothing is written before all of them are valid."""
 
-    def __init__(self, config: Config, callbacks: Sequence[Callback], source: Beginning | None) -> None:
-        self.config, self.callbacks, self.source = config, callbacks, source
+    def __init__(
+        self, config: Config, callbacks: Sequence[Callback], source: Beginning | None, parallel: Processes
+    ) -> None:
+        self.config, self.callbacks, self.source, self.parallel = config, callbacks, source, parallel
         self.device = device(config.device)
         progress = functools.partial(self.report, "on_download")
-        train, self.test, self.validation = data_sets(config, image_size(config, source), progress, self.tell)
+        found: list[Any] = []
+
+        def load() -> str:
+            found.extend(data_sets(config, image_size(config, source), progress, self.tell))
+            return ""
+
+        parallel.of_first(load)  # which may download files
+        if not found:
+            load()
+        train, self.test, self.validation = found
         if not train.classes:
             raise UsageError(
                 f"{config.dataset} has no names of classes, and runs train classifiers: return data sets "
@@ -206,8 +239,8 @@ class _Run:
         return None if dataset is None else data.Loader(dataset, shuffle=False, workers=self.workers)
 
     def report(self, event: str, *arguments: Any) -> None:
-        """Pass an event to every reporter."""
-        for callback in self.callbacks:
+        """Pass an event to every reporter, of several processes only in the first."""
+        for callback in () if self.parallel.rank else self.callbacks:
             if isinstance(callback, Reporter):
                 getattr(callback, event)(*arguments)
 
@@ -236,6 +269,7 @@ class _Run:
             schedule=self.schedule,
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
+            parallel=self.parallel,
             callbacks=[*ours, self.checkpoints],
             tell=self.tell,
         )
@@ -296,12 +330,9 @@ class _Run:
                 raise  # a second signal, inside a step
             stopped, code = f"interrupted after {len(trainer.history)} of {self.config.epochs} epochs", _code(stop)
         except DivergedError as error:
-            kept = (
-                f"the last checkpoint is {self.newest}"
-                if self.has_learned()
-                else "no checkpoint was saved since the start"
-            )
-            raise DivergedError(f"{error}; {kept}") from None
+            none = "no checkpoint was saved since the start"
+            newest = lambda: f"the last checkpoint is {self.newest}" if self.has_learned() else none  # noqa: E731
+            raise DivergedError(f"{error}; {self.parallel.of_first(newest)}") from None
         except OutOfMemoryError as error:
             raise OutOfMemoryError(f"{error}; to change the batch size, start a new run") from None
         result = Result(
@@ -324,7 +355,7 @@ class _Run:
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
             # The best weights are those of inference already.
             with contextlib.nullcontext() if result.best_epoch else trainer.inference_weights():
-                metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch)
+                metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch, parallel=self.parallel)
         except (KeyboardInterrupt, SystemExit) as stop:
             best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))
@@ -333,7 +364,7 @@ class _Run:
     def _load_best(self) -> dict[str, Any]:
         """Load the best weights, or keep the last ones if there are none, and return what the result says of them."""
         done = len(self.trainer.history)
-        if self.best.exists():
+        if self.parallel.of_first(lambda: str(self.best) if self.best.exists() else ""):
             try:
                 found = read_checkpoint(self.best)
                 self.model.load_state_dict(found.state)

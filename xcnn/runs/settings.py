@@ -194,8 +194,9 @@ class Config:
     ema: float | None = _row(None,
         "decay of an exponential moving average of the weights, such as 0.999, which is validated, kept and tested.",
         _real("[0, 1)"), change=_ON)
-    accumulate: int = _row(1,
-        "number of parts in which a step computes its images, one after the other, to take less memory.",
+    accumulate: int | None = _row(None,
+        "number of parts in which a step computes its images, one after the other, to take less memory, or on several "
+        "processes; by default the number of processes.",
         _whole(1), change=_ON)
     clip_norm: float | None = _row(None,
         "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)

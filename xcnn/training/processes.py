@@ -1,6 +1,7 @@
 """The processes that train together, as a trainer sees them: this one alone, unless it is given others."""
 
 import io
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,9 @@ from typing import NoReturn
 
 import numpy as np
 
+from xcnn import errors
 from xcnn._array import Array
+from xcnn.errors import XcnnError
 
 __all__ = ["ALONE", "Done", "Message", "Processes"]
 
@@ -99,6 +102,29 @@ class Processes:
         room = np.zeros(max(sizes), np.uint8)
         room[: len(content)] = np.frombuffer(content, np.uint8)
         return [found[:size].tobytes() for found, size in zip(self.gather(room), sizes, strict=True)]
+
+    def of_first(self, function: Callable[[], str]) -> str:
+        """Return in all processes what `function()` returns in the first one, the only one that calls it.
+
+        An XcnnError that it raises there is raised in all.
+        """
+        if self.size == 1:
+            return function()
+        said: dict[str, str] = {}
+        error: XcnnError | None = None
+        if self.rank == 0:
+            try:
+                said = {"returns": function()}
+            except XcnnError as raised:
+                error = raised
+                said = {"kind": type(error).__name__, "says": str(error), "setting": getattr(error, "setting", "")}
+        said = json.loads(self.gather_bytes(json.dumps(said).encode())[0])
+        if error is not None:
+            raise error
+        if "says" in said:
+            kind = getattr(errors, said["kind"], XcnnError)
+            raise errors.UsageError(said["says"], setting=said["setting"]) if said["setting"] else kind(said["says"])
+        return said["returns"]
 
     def gather_rows(self, rows: np.ndarray | None) -> np.ndarray | None:
         """Return the rows of all processes, one after the other; None is no row."""

@@ -153,7 +153,7 @@ def _header(trainer: Trainer, name: str) -> list[str]:
         "network": f"{name or type(model).__name__}: {total:,} parameters{frozen} in {layers}",
         "data": _data(trainer.feeds),
         "training": f"{_loss(trainer)}, {type(trainer.optimizer).__name__}{rate}",
-        "device": device.name + (f", {get_num_threads()} threads" if device.name == "cpu" else ""),
+        "device": device.name + _share_of_work(trainer),
     }
     return [f"{label:<9}{text}" for label, text in rows.items()]
 
@@ -175,6 +175,19 @@ def _loss(trainer: Trainer) -> str:
     function = getattr(function, "func", function)
     shown = [f"{name} {value}" for name, value in options.items() if value and isinstance(value, str | int | float)]
     return " ".join([getattr(function, "__name__", type(function).__name__), *shown])
+
+
+def _share_of_work(trainer: Trainer) -> str:
+    """Return how many processes and threads compute, and in how many parts."""
+    texts, size, parts = [], trainer.parallel.size, trainer.accumulate
+    if size > 1:
+        texts.append(f"{size} processes")
+    if trainer.device.name == "cpu":
+        threads = get_num_threads()
+        texts.append(f"{threads} thread{'s' * (threads > 1)}{' each' * (size > 1)}")
+    if parts > 1:
+        texts.append(f"each batch in {parts} parts")
+    return "".join(f", {text}" for text in texts)
 
 
 def _share(trainer: Trainer) -> float:

@@ -23,7 +23,7 @@ from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
 from xcnn.training.processes import Done
 from xcnn.training.sums import Gradients
 
-__all__ = ["Step"]
+__all__ = ["BUCKET", "Step"]
 
 BUCKET = 1 << 20
 """The size from which gradients are sent to other processes while the backward pass still runs, in bytes."""

@@ -170,6 +170,7 @@ class Trainer:
     steps : the number of batches that the model has been trained on.
     interrupted : whether Ctrl-C or SIGTERM ended the last `fit`.
     parallel : the processes that train together.
+    accumulate : the number of parts of a batch.
     make_progress : of the class: function that makes the callback with which `fit` shows progress.
     """
 
@@ -231,7 +232,7 @@ class Trainer:
                 f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}",
                 setting="accumulate",
             )
-        cut = Cut(parts, self.parallel)
+        self.accumulate, cut = parts, Cut(parts, self.parallel)
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut)
         self._exchanged = False  # whether the model holds the weights of inference
         model.to(self.device)
@@ -393,7 +394,7 @@ class Trainer:
             "place in the epoch": self.unfinished,
             "training data": feed.settings,
             "number of batches": feed.length,
-            "accumulate": self._step.cut.most,
+            "accumulate": self.accumulate,
         }
         said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
         for rank, other in enumerate(said):

@@ -1,0 +1,330 @@
+"""Several processes over MPI: what they exchange, and that they end together, however one of them ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+from commands import PORTABLE
+
+from xcnn.cli.devices import _mpi
+from xcnn.errors import DtypeError
+from xcnn.parallel import Launch, launch, mpi, mpi_status, processes
+
+needs_mpi = pytest.mark.skipif(bool(ranks.missing()), reason=ranks.missing() or "-")
+
+OPEN = """
+import os, sys, time
+import numpy as np
+from xcnn.parallel import failure, mpi, processes
+failure.PATIENCE = float(os.environ.get("PATIENCE", failure.PATIENCE))
+p = processes()
+others = [k for k in range(p.size) if k != p.rank]
+"""
+"""The beginning of a program."""
+
+
+def program(text: str, count: int = 2, patience: float = 0.3, **options) -> ranks.Ended:
+    """Run a program; one of its processes that fails waits `patience` for the others."""
+    return ranks.run(count, "-c", OPEN + text, env=os.environ | {"PATIENCE": str(patience)}, **options)
+
+
+BUSY = 60.0
+"""For processes that end together: on a machine that is so busy that one of them is late."""
+
+
+# Exchanges
+
+EXCHANGES = """
+mpi._MOST = 1000  # bytes of a message
+
+def numbers(sender, receiver, size, dtype, turn):
+    rng = np.random.default_rng([sender, receiver, size, turn])
+    return rng.integers(0, 256, (size, np.dtype(dtype).itemsize)).astype(np.uint8).view(dtype).reshape(size, 1)
+
+cases = [(size, dtype, tag) for size in (0, 1, 3, 125, 40_000) for dtype in ("f4", "f8", "u1", "?") for tag in (0, 7)]
+cases *= 2  # two exchanges of the same tag are matched in order
+pending = []
+for turn, (size, dtype, tag) in enumerate(cases):
+    sent = [(k, numbers(p.rank, k, size, dtype, turn)) for k in others]
+    rooms = [(k, np.empty((size, 1), dtype)) for k in others]
+    pending.append((turn, p.exchange(sent, rooms, tag), rooms))
+    del sent
+for turn, done, rooms in pending[::-1]:
+    p.wait(done)
+    assert done() and done()
+    size, dtype, tag = cases[turn]
+    for k, room in rooms:
+        assert room.tobytes() == numbers(k, p.rank, size, dtype, turn).tobytes(), (turn, k)
+assert [int(x[0]) for x in p.gather(np.array([p.rank**2]))] == [k**2 for k in range(p.size)]
+assert p.gather_bytes(bytes([p.rank]) * p.rank) == [bytes([k]) * k for k in range(p.size)]
+counts = [k % 3 for k in range(p.size)]
+rows = p.gather_rows(np.full((counts[p.rank], 2), p.rank))
+assert rows.tolist() == [[k, k] for k in range(p.size) for _ in range(counts[k])]
+p.exchange([(k, np.arange(5000)) for k in others], [], 3)  # what it sends lives on
+room = [np.empty(5000, np.int64) for _ in others]
+time.sleep(0.1)
+p.wait(p.exchange([], list(zip(others, room)), 3))
+assert all((one == np.arange(5000)).all() for one in room)
+assert 0 <= p.local_rank < p.local_size == p.size and p.library
+import xcnn
+
+print(xcnn.get_num_threads())
+"""
+
+
+@needs_mpi
+def test_exchanges_bring_each_array_to_its_process_and_cores_are_shared() -> None:
+    found = program(EXCHANGES, 4)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert (found.code, "".join(found.out.split())) == (0, str(max(1, cores // 4)) * 4), found
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4))[:, 1:], [1.0], 3, np.zeros((3, 2)).T])
+def test_only_contiguous_numpy_arrays_are_exchanged(array: object) -> None:
+    with pytest.raises(DtypeError, match=r"^MPI: exchange takes [^\n]*, got [^\n]*$"):
+        list(mpi._parts(array))
+
+
+# Ends
+
+FOREVER = "\ntime.sleep(0.1 * p.rank); p.gather(np.zeros(3))\n"
+"""Waits for a process that never comes, if one does not."""
+
+
+@needs_mpi
+def test_an_exception_in_one_process_ends_all() -> None:
+    found = program("if p.rank == 1: raise KeyError('lost')" + FOREVER)
+    assert found.code == 1
+    assert "rank 1: Traceback (most recent call last):" in found.err
+    assert found.err.count("KeyError: 'lost'") == 1
+
+
+@needs_mpi
+def test_an_exception_in_all_processes_is_printed_once() -> None:
+    found = program("raise KeyError('lost')", 3, BUSY)
+    assert found.code == 1
+    assert found.err.startswith("Traceback")
+    assert found.err.count("KeyError: 'lost'") == 1
+
+
+@needs_mpi
+def test_different_exceptions_are_all_printed() -> None:
+    found = program("raise KeyError('lost', p.rank % 2)", 3, BUSY)
+    assert found.code == 1
+    assert sorted(re.findall(r"(?:rank \d: )?Traceback|KeyError: .*", found.err)) == [
+        "KeyError: ('lost', 0)", "KeyError: ('lost', 1)", "rank 0: Traceback", "rank 1: Traceback"
+    ]  # fmt: skip
+
+
+@needs_mpi
+def test_a_process_that_has_ended_is_not_waited_for() -> None:
+    found = program("if p.rank == 1: sys.exit(3)" + FOREVER)
+    assert found.code & 1
+    assert "process 0 waits for process 1, which has ended: all processes must take the same steps" in found.err
+
+
+@needs_mpi
+def test_a_process_that_ends_first_waits_for_the_others(tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    found = program(f"if p.rank == 0:\n    time.sleep(1)\n    open({str(last)!r}, 'w').write('written')")
+    assert (found.code, found.err) == (0, "")
+    assert last.read_text() == "written"
+
+
+@needs_mpi
+def test_a_second_interruption_ends_a_process_that_waits_for_the_others() -> None:
+    found = program(
+        """
+import signal, threading
+if p.rank == 1:
+    failure.PATIENCE = 600
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    raise KeyError("lost")
+"""
+        + FOREVER
+    )
+    assert found.code == 1
+    assert "rank 1: Traceback" in found.err
+
+
+def started(text: str, folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a program of two processes, and return it with their ids when both are ready."""
+    ready = """
+with open(f"{sys.argv[1]}/{p.rank}.new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, file.name.removesuffix(".new"))
+"""
+    running = ranks.start(2, "-c", OPEN + ready + text, str(folder))
+    files, deadline = [folder / "0", folder / "1"], time.monotonic() + ranks.LONGEST
+    while not all(file.exists() for file in files) and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.02)
+    return running, [int(file.read_text()) for file in files]
+
+
+@needs_mpi
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0), (signal.SIGSEGV, 1)])
+def test_a_killed_process_ends_all(number: signal.Signals, who: int, tmp_path: Path) -> None:
+    running, ids = started("while True: p.gather(np.zeros(3)); time.sleep(0.01)", tmp_path)
+    os.kill(ids[who], number)
+    assert ranks.wait(running).code != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(ids[1 - who], 0)
+
+
+@needs_mpi
+def test_ctrl_c_ends_all(tmp_path: Path) -> None:
+    running, ids = started("while True: p.gather(np.zeros(3)); time.sleep(0.01)", tmp_path)
+    running.send_signal(signal.SIGINT)
+    assert ranks.wait(running).code != 0
+    for number in ids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+@needs_mpi
+def test_a_fork_has_no_part_in_the_job() -> None:
+    found = program(
+        """
+child = os.fork()
+if not child:
+    raise KeyError("in the fork")
+_, status = os.waitpid(child, 0)
+p.gather(np.zeros(1000))
+print(os.waitstatus_to_exitcode(status))
+"""
+    )
+    assert (found.code, "".join(found.out.split())) == (0, "11"), found
+
+
+# The command
+
+COMMAND = """
+import os, sys
+from xcnn.parallel import failure
+failure.PATIENCE = float(os.environ.get("PATIENCE", failure.PATIENCE))
+from xcnn.__main__ import main
+sys.exit(main())
+"""
+
+
+def xcnn(*argv: str, before: str = "", patience: float = BUSY) -> ranks.Ended:
+    environment = PORTABLE | {"PATIENCE": str(patience)}
+    return ranks.run(2, "-c", before + COMMAND, *argv, env=environment)
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines on stderr without those that Open MPI's `mpiexec` adds for each exit code but 0."""
+    return [line for line in text.split("-" * 60)[0].splitlines() if line]
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--lr", "-1"], "--lr must be a number in (0, inf), got -1.0"),
+        (["bench"], "xcnn bench runs in one process; start it without mpiexec or srun"),
+    ],
+)
+def test_a_mistake_is_reported_once(argv: list[str], message: str) -> None:
+    found = xcnn(*argv)
+    assert (found.code, found.out, lines(found.err)) == (2, "", [f"error: {message}"])
+
+
+@needs_mpi
+def test_a_list_is_printed_once() -> None:
+    found = xcnn("models")
+    assert (found.code, found.err, found.out.count("lenet5")) == (0, "", 1)
+
+
+LOST = """
+import numpy as np
+from xcnn import cli
+from xcnn.errors import DataError
+from xcnn.parallel import processes
+
+def lost():
+    if processes().rank == 1:
+        raise DataError("no such disk")
+    processes().gather(np.zeros(3))
+
+cli.app.command(lost)
+"""
+
+
+@needs_mpi
+def test_an_error_of_one_process_ends_all() -> None:
+    found = xcnn("lost", before=LOST, patience=0.3)
+    assert (found.code, found.out, found.err.count("error: rank 1: no such disk\n")) == (1, "", 1)
+    found = xcnn("lost", "--debug", before=LOST, patience=0.3)
+    assert (found.code, found.err.count("rank 1: Traceback")) == (1, 1)
+
+
+@needs_mpi
+def test_without_mpi4py_one_sentence_says_what_to_install() -> None:
+    found = xcnn("models", before="import sys; sys.modules['mpi4py'] = None\n")
+    assert found.code == 2
+    assert lines(found.err) == ["error: MPI: mpi4py is not installed; pip install mpi4py mpich"]
+
+
+@needs_mpi
+def test_the_devices_tell_of_mpi() -> None:
+    name, usable, text = _mpi()
+    assert (name, usable) == ("mpi", "yes")
+    assert re.fullmatch(r"\S.* [\d.]+, mpi4py [\d.]+; start with \S*mpiexec -n 2 xcnn train \.\.\.", text)
+    found = program("from xcnn.cli.devices import _mpi; print(p.rank, _mpi()[2])")
+    one, other = sorted(found.out.splitlines())
+    assert re.fullmatch(r"0 \S.* [\d.]+, mpi4py [\d.]+; process 0 of 2 of mpiexec of (Open MPI|MPICH)", one)
+    assert "; process 1 of 2 of " in other
+
+
+@needs_mpi
+def test_a_launcher_of_another_library_is_named() -> None:
+    other = "PMI" if mpi_status()["library"].startswith("Open MPI") else "OMPI_COMM_WORLD"
+    environment = PORTABLE | {f"{other}_RANK": "0", f"{other}_SIZE": "2"}
+    command = [sys.executable, "-m", "xcnn", "models"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=ranks.LONGEST)
+    assert found.returncode == 2
+    launcher, library = r"mpiexec of \S+( MPI)?", r"\S+( MPI)? [\d.]+"
+    begin = f"error: MPI: {launcher} has started 2 processes, but mpi4py uses {library}, in which each is alone; start "
+    assert re.search(
+        begin + "them with the mpiexec of that library, or install the library of the launcher\n", found.stderr
+    )
+
+
+# Launchers
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"PMI_RANK": "1", "PMI_SIZE": "4"}, Launch("mpiexec of MPICH", 1, 4)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "PMIX_RANK": "2"},
+         Launch("mpiexec of Open MPI", 2, 3)),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}, None),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "PMIX_RANK": "3"}, Launch("srun", 3, 8)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # in a script of sbatch, outside srun
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"PMIX_RANK": "1"}, Launch("PMIx", 1, 0)),
+        ({"PMI_RANK": "", "PMI_SIZE": "many"}, None),
+    ],
+)  # fmt: skip
+def test_a_launcher_is_known_by_its_environment(environment: dict[str, str], expected: Launch | None) -> None:
+    assert launch(environment) == expected
+
+
+def test_without_a_launcher_there_is_one_process_and_no_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PMI", "OMPI", "SLURM"))]:
+        monkeypatch.delenv(name)
+    code = "import sys; from xcnn.parallel import processes; p = processes(); print(p.size, 'mpi4py' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "False"]
+    assert processes().size == 1
